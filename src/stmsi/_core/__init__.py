@@ -1,0 +1,1 @@
+"""Numerics: arrays in, arrays out; nothing here knows AnnData or SpatialData."""

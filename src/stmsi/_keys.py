@@ -1,0 +1,116 @@
+"""Every name of the data model, in one place: no other module spells a field as a string."""
+
+from typing import Final
+
+
+class Key:
+    """Names of tables, elements and fields (see the data-model page of the user guide)."""
+
+    class table:  # noqa: N801
+        """Tables of a SpatialData."""
+
+        ST: Final = "st"
+        MSI: Final = "msi"
+
+    class obs:  # noqa: N801
+        """Columns of ``obs``."""
+
+        SAMPLE: Final = "sample"
+        PATIENT: Final = "patient"
+        CLUSTER: Final = "cluster"
+        ROW: Final = "row"
+        COL: Final = "col"
+        REGION: Final = "region"
+        INSTANCE: Final = "instance_id"
+        COVERAGE: Final = "msi_coverage"
+
+    class var:  # noqa: N801
+        """Columns of ``var`` (and of the feature table)."""
+
+        MZ: Final = "mz"
+        NAME: Final = "name"
+        FORMULA: Final = "formula"
+        ADDUCT: Final = "adduct"
+        FDR: Final = "fdr"
+        GENE_IDS: Final = "gene_ids"
+
+    class obsm:  # noqa: N801
+        """Keys of ``obsm``."""
+
+        SPATIAL: Final = "spatial"
+        MSI: Final = "msi"
+        PRESENCE: Final = "msi_presence"
+        PRED: Final = "msi_pred"
+        TRUTH_INTENSITY: Final = "truth_intensity"
+        TRUTH_PRESENCE: Final = "truth_presence"
+
+    class obsp:  # noqa: N801
+        """Keys of ``obsp``."""
+
+        CONNECTIVITIES: Final = "spatial_connectivities"
+
+    class varm:  # noqa: N801
+        """Keys of ``varm``."""
+
+        SIGNATURE: Final = "signature"
+        MEASURED: Final = "measured"
+
+    class layers:  # noqa: N801
+        """Keys of ``layers``."""
+
+        RAW: Final = "raw"
+
+    class uns:  # noqa: N801
+        """Keys of ``uns``."""
+
+        MSI: Final = "msi"
+        NORMALIZE: Final = "normalize_msi"
+        ALIGNMENT: Final = "alignment"
+        SIGNATURE: Final = "signature"
+        SETUP: Final = "_stmsi_setup"
+        TRUTH: Final = "truth"
+
+    @staticmethod
+    def spots(sample: str) -> str:
+        """Shapes element that holds the spots of a section."""
+        return f"{sample}_spots"
+
+    @staticmethod
+    def pixels(sample: str) -> str:
+        """Shapes element that holds the MSI pixels of a section."""
+        return f"{sample}_pixels"
+
+    @staticmethod
+    def image(sample: str) -> str:
+        """Image element that holds the histology of a section."""
+        return f"{sample}_he"
+
+    @staticmethod
+    def st_frame(sample: str) -> str:
+        """Coordinate system of a section: micrometres, the ST frame."""
+        return sample
+
+    @staticmethod
+    def msi_frame(sample: str) -> str:
+        """Coordinate system of the MSI raster of a section before alignment, in micrometres."""
+        return f"{sample}_msi"
+
+    @staticmethod
+    def landmarks(sample: str, modality: str) -> str:
+        """Points element with the landmarks of a section; `modality` is ``"st"`` or ``"msi"``."""
+        return f"{sample}_landmarks_{modality}"
+
+    @staticmethod
+    def presence_of(key_added: str) -> str:
+        """Where the presence probabilities that belong to a prediction are written."""
+        return f"{key_added}_presence"
+
+    @staticmethod
+    def bounds_of(key_added: str) -> tuple[str, str]:
+        """Where the prediction interval that belongs to a prediction is written."""
+        return f"{key_added}_lower", f"{key_added}_upper"
+
+    @staticmethod
+    def ood_of(key_added: str) -> str:
+        """Column of ``obs`` with the out-of-distribution score that belongs to a prediction."""
+        return f"{key_added}_ood"

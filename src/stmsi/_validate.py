@@ -1,0 +1,159 @@
+"""Checks of user input, with messages that say what was expected, what was found and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stmsi._keys import Key
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    Data: TypeAlias = AnnData | SpatialData
+
+_SHOWN = 10
+
+
+def listing(names: Iterable[Any]) -> str:
+    """Names for a message, shortened when there are many."""
+    names = [repr(str(n)) for n in names]
+    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more if names else "none"
+
+
+def suggest(name: str, available: Iterable[Any]) -> str:
+    """`` Did you mean 'x'?`` where a name is close to one that exists, else an empty string."""
+    close = get_close_matches(str(name), [str(a) for a in available], n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def check_choice(value: Any, options: Iterable[Any], name: str) -> None:
+    """Raise a `ValueError` where `value` is not one of `options`."""
+    options = list(options)
+    if value not in options:
+        msg = f"{name}={value!r} is not known; choose one of {listing(options)}.{suggest(value, options)}"
+        raise ValueError(msg)
+
+
+def is_spatialdata(data: object) -> bool:
+    """Whether `data` is a SpatialData, without importing spatialdata for an AnnData."""
+    return not isinstance(data, AnnData) and type(data).__name__ == "SpatialData"
+
+
+def get_table(data: Data, table_key: str) -> AnnData:
+    """The AnnData to work on: `data` itself, or its table `table_key`."""
+    if isinstance(data, AnnData):
+        return data
+    if not is_spatialdata(data):
+        msg = f"Expected an AnnData or a SpatialData, found {type(data).__name__}."
+        raise TypeError(msg)
+    if table_key not in data.tables:
+        msg = (
+            f"The SpatialData has no table {table_key!r}; its tables: {listing(data.tables)}. "
+            f"Name another one, or make it with stmsi.pp.combine.{suggest(table_key, data.tables)}"
+        )
+        raise KeyError(msg)
+    return data.tables[table_key]
+
+
+def require_spatialdata(data: object) -> None:
+    """Raise a `TypeError` where `data` is not a SpatialData."""
+    if not is_spatialdata(data):
+        msg = f"Expected a SpatialData, found {type(data).__name__}. stmsi.pp.combine makes one."
+        raise TypeError(msg)
+
+
+def refuse_view(adata: AnnData) -> None:
+    """Raise where an AnnData is a view: writing into it would copy it behind the user's back."""
+    if adata.is_view:
+        msg = "The AnnData is a view of another one; call .copy() on it first (adata = adata[...].copy())."
+        raise ValueError(msg)
+
+
+def require_rows(adata: AnnData, what: str = "spots") -> None:
+    """Raise where a table is empty."""
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        msg = f"The table is empty ({adata.n_obs} {what} x {adata.n_vars} variables)."
+        raise ValueError(msg)
+
+
+def require_obs(adata: AnnData, key: str, remedy: str = "") -> pd.Series:
+    """A column of ``obs``."""
+    if key not in adata.obs:
+        msg = f"obs has no column {key!r}; found {listing(adata.obs.columns)}. {remedy}{suggest(key, adata.obs.columns)}"
+        raise KeyError(msg.strip())
+    return adata.obs[key]
+
+
+def require_sample(adata: AnnData, key: str) -> NDArray[np.str_]:
+    """The section label of each observation, as strings; no label may be missing."""
+    label = require_obs(adata, key, "It names the section of each spot; set adata.obs[...] or pass sample_key=.")
+    if label.isna().any():
+        msg = f"obs[{key!r}] has {int(label.isna().sum())} missing values; every spot needs a section."
+        raise ValueError(msg)
+    return label.astype(str).to_numpy().astype(str)
+
+
+def require_frame(adata: AnnData, key: str, remedy: str = "") -> pd.DataFrame:
+    """A DataFrame of ``obsm``; an array is wrapped with column names ``0, 1, ...``."""
+    if key not in adata.obsm:
+        found = listing(adata.obsm.keys())
+        msg = f"obsm has no {key!r}; found {found}. {remedy}{suggest(key, adata.obsm.keys())}"
+        raise KeyError(msg.strip())
+    value = adata.obsm[key]
+    if isinstance(value, pd.DataFrame):
+        return value
+    value = value.toarray() if hasattr(value, "toarray") else np.asarray(value)
+    return pd.DataFrame(value, index=adata.obs_names, columns=[str(j) for j in range(value.shape[1])])
+
+
+def require_unique(names: pd.Index | Sequence[str], what: str) -> None:
+    """Raise where names repeat."""
+    index = pd.Index(names)
+    if not index.is_unique:
+        repeated = index[index.duplicated()].unique()
+        msg = f"{what} must be unique; repeated: {listing(repeated)}. Call .var_names_make_unique() or rename them."
+        raise ValueError(msg)
+
+
+def check_nonnegative(values: Any, what: str, *, allow_nan: bool = False) -> None:
+    """Raise where intensities or counts are negative, infinite or (unless allowed) NaN."""
+    array = values.data if hasattr(values, "indptr") else np.asarray(values)
+    if array.size == 0:
+        return
+    if not np.issubdtype(array.dtype, np.number) and array.dtype != bool:
+        msg = f"{what} must be numbers, found dtype {array.dtype}."
+        raise ValueError(msg)
+    if np.isinf(array).any():
+        msg = f"{what} contain {int(np.isinf(array).sum())} infinite values; remove or cap them first."
+        raise ValueError(msg)
+    if not allow_nan and np.isnan(array).any():
+        msg = f"{what} contain {int(np.isnan(array).sum())} NaN; fill or drop them first."
+        raise ValueError(msg)
+    if np.nanmin(array, initial=0) < 0:
+        msg = f"{what} contain {int((array < 0).sum())} negative values; intensities and counts are at least 0."
+        raise ValueError(msg)
+
+
+def require_metabolites(names: Sequence[str], available: pd.Index, names_of: pd.Series | None = None) -> list[str]:
+    """Ids of the metabolites asked for by id or by readable name."""
+    by_name = {} if names_of is None else {str(v): str(k) for k, v in names_of.items()}
+    ids = [n if n in available else by_name.get(n, n) for n in names]
+    unknown = [n for n in ids if n not in available]
+    if unknown:
+        hint = suggest(unknown[0], [*available, *by_name])
+        msg = f"No metabolite {listing(unknown)}; available: {listing(available)}.{hint}"
+        raise KeyError(msg)
+    return ids
+
+
+def sample_names(data: Data, table_key: str = Key.table.ST, sample_key: str = Key.obs.SAMPLE) -> list[str]:
+    """Sections of a table, in order of appearance."""
+    return list(dict.fromkeys(require_sample(get_table(data, table_key), sample_key)))
