@@ -12,7 +12,8 @@ def safe_ids(names: Iterable[object]) -> list[str]:
     """Unique names made of letters, digits, ``_ . -`` only, in the order given.
 
     Lipid names such as ``PC(34:1)`` or ``18:1/16:0`` cannot name a column in a zarr store; their safe id can.
-    Names that are safe and unique already are kept as they are; the others get a running number where they clash.
+    Names that are safe and unique (whatever their case, as some file systems need) are kept as they are; the others get
+    a running number where they clash.
 
     Parameters
     ----------

@@ -1,0 +1,195 @@
+"""Configuration of the documentation (https://www.sphinx-doc.org/en/master/usage/configuration.html)."""
+
+import inspect
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime
+from importlib import import_module
+from importlib.metadata import metadata
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.request import Request, urlopen
+
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE / "_ext"))
+log = logging.getLogger(__name__)
+
+# -- Project ------------------------------------------------------------------
+
+info = metadata("stmsi")
+project = info["Name"]
+author = "The stmsi developers"
+copyright = f"{datetime.now(tz=UTC):%Y}, {author}"
+version = release = info["Version"]
+repository_url = "https://github.com/stmsi/stmsi"
+
+# -- General ------------------------------------------------------------------
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "sphinx.ext.intersphinx",
+    "sphinx.ext.mathjax",
+    "sphinx.ext.napoleon",
+    "sphinx_autodoc_typehints",  # after napoleon
+    "sphinx_copybutton",
+    "sphinx_design",
+    "prose_returns",  # docs/_ext
+]
+templates_path = ["_templates"]
+exclude_patterns = ["_build", "Thumbs.db", ".DS_Store", "**.ipynb_checkpoints", "generated/cli.md"]
+source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
+nitpicky = True
+
+# -- API pages ----------------------------------------------------------------
+
+autosummary_generate = True
+autodoc_member_order = "bysource"
+napoleon_google_docstring = False
+napoleon_numpy_docstring = True
+napoleon_include_init_with_doc = False
+napoleon_use_rtype = True
+napoleon_use_param = True
+typehints_defaults = "braces"
+typehints_document_rtype_none = False
+always_use_bars_union = True
+
+# -- Pages and notebooks ------------------------------------------------------
+
+myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # notebooks are committed with their outputs
+nb_merge_streams = True
+copybutton_prompt_text = r">>> |\.\.\. |\$ "
+copybutton_prompt_is_regexp = True
+
+# -- HTML ---------------------------------------------------------------------
+
+html_theme = "sphinx_book_theme"
+html_title = "stmsi"
+html_static_path = ["_static"]
+html_theme_options = {
+    "repository_url": repository_url,
+    "repository_branch": "main",
+    "path_to_docs": "docs/",
+    "use_repository_button": True,
+    "use_issues_button": True,
+    "navigation_with_keys": False,
+    "show_navbar_depth": 1,
+}
+
+# -- Links to other packages --------------------------------------------------
+
+INVENTORIES = {
+    "anndata": "https://anndata.readthedocs.io/en/stable/",
+    "geopandas": "https://geopandas.org/en/stable/",
+    "lightning": "https://lightning.ai/docs/pytorch/stable/",
+    "matplotlib": "https://matplotlib.org/stable/",
+    "numpy": "https://numpy.org/doc/stable/",
+    "pandas": "https://pandas.pydata.org/docs/",
+    "python": "https://docs.python.org/3/",
+    "scanpy": "https://scanpy.readthedocs.io/en/stable/",
+    "scipy": "https://docs.scipy.org/doc/scipy/",
+    "scvi-tools": "https://docs.scvi-tools.org/en/stable/",
+    "sklearn": "https://scikit-learn.org/stable/",
+    "spatialdata": "https://spatialdata.scverse.org/en/stable/",
+    "squidpy": "https://squidpy.readthedocs.io/en/stable/",
+    "torch": "https://docs.pytorch.org/docs/stable/",
+    "xarray": "https://docs.xarray.dev/en/stable/",
+}
+FOREIGN = ("anndata", "dask", "geopandas", "joblib", "lightning", "matplotlib", "np", "numpy", "numpy.typing", "pandas")
+FOREIGN += ("pytorch_lightning", "scanpy", "scipy", "scvi", "shapely", "sklearn", "spatialdata", "squidpy", "torch")
+FOREIGN += ("typer", "xarray", *sys.stdlib_module_names)
+
+# Links into stmsi must always resolve. A link into another package is made where its inventory can be read and stays
+# plain text elsewhere, so that the verdict of a build does not hang on the network or on somebody else's site.
+nitpick_ignore_regex = [(r"py:.*", rf"(?:{'|'.join(sorted(FOREIGN))})(?:\..+)?")]
+
+
+def reachable(urls: Iterable[str], timeout: float = 5) -> set[str]:
+    """Those sites whose inventory can be read now."""
+
+    def probe(url: str) -> bool:
+        try:
+            with urlopen(Request(f"{url}objects.inv", method="HEAD"), timeout=timeout) as answer:
+                return answer.status == 200
+        except (URLError, OSError, ValueError):
+            return False
+
+    urls = list(urls)
+    with ThreadPoolExecutor(len(urls)) as pool:
+        return {url for url, found in zip(urls, pool.map(probe, urls), strict=True) if found}
+
+
+# STMSI_DOCS_OFFLINE=1 saves the look
+online = set() if os.environ.get("STMSI_DOCS_OFFLINE") == "1" else reachable(INVENTORIES.values())
+intersphinx_mapping = {name: (url, None) for name, url in INVENTORIES.items() if url in online}
+intersphinx_timeout = 20
+if missing := sorted(INVENTORIES.keys() - intersphinx_mapping.keys()):
+    log.info("No links to the documentation of: %s", ", ".join(missing))
+
+# -- Files made at build time -------------------------------------------------
+
+
+def copy_tutorials() -> None:
+    """Bring the notebooks of tutorials/ into the source tree of Sphinx."""
+    source, target = HERE.parent / "tutorials", HERE / "tutorials"
+    wanted = {path.name: path for path in source.glob("*.ipynb")}
+    for old in target.glob("*.ipynb"):
+        if old.name not in wanted:
+            old.unlink()
+    for name, path in wanted.items():
+        copy = target / name
+        if not copy.exists() or copy.stat().st_mtime != path.stat().st_mtime:  # an unchanged page is not built again
+            shutil.copy2(path, copy)
+
+
+def write_cli_page() -> None:
+    """Write the reference of the command line from the commands themselves."""
+    target = HERE / "generated" / "cli.md"
+    target.parent.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "typer", "stmsi.cli", "utils", "docs", "--name", "stmsi", "--output", str(target)]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+
+
+copy_tutorials()
+write_cli_page()
+
+# -- Members of classes -------------------------------------------------------
+
+
+def defined_in(obj: Any) -> str:
+    """Module that defines a member of a class; empty where that cannot be told."""
+    obj = getattr(obj, "fget", None) or getattr(obj, "func", None) or inspect.unwrap(getattr(obj, "__func__", obj))
+    return getattr(obj, "__module__", None) or ""
+
+
+def inherited_elsewhere(fullname: str) -> list[str]:
+    """Public methods that a class takes over from a class outside stmsi."""
+    module, _, name = fullname.rpartition(".")
+    cls = getattr(import_module(module), name)
+    members = inspect.getmembers(cls, callable)
+    return [m for m, value in members if not m.startswith("_") and not defined_in(value).startswith("stmsi")]
+
+
+def skip_foreign(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out members that other packages define: they are documented there."""
+    module = defined_in(obj) if callable(obj) or isinstance(obj, property | classmethod | staticmethod) else ""
+    return True if module and not module.startswith("stmsi") else None
+
+
+autosummary_context = {"inherited_elsewhere": inherited_elsewhere}
+
+
+def setup(app: Sphinx) -> None:
+    """Register what this file adds to Sphinx."""
+    app.connect("autodoc-skip-member", skip_foreign)

@@ -1,0 +1,67 @@
+"""Folds inside the training data that keep neighbours together."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.cluster import KMeans
+
+_MIN_GROUPS = 3
+
+
+def inner_groups(
+    sample: NDArray[np.str_], xy: NDArray[np.float64] | None, *, n_groups: int = 5, seed: int = 0
+) -> NDArray[np.int64]:
+    """Group of each spot for inner cross-validation: whole sections, or spatial blocks where there are few sections.
+
+    Parameters
+    ----------
+    sample
+        Section of each spot.
+    xy
+        Positions, shape (spots, 2); needed with fewer than three sections.
+    n_groups
+        Groups at most.
+    seed
+        For the blocks.
+
+    Returns
+    -------
+    Group numbers 0, 1, ..., shape (spots,); at least two groups.
+
+    Raises
+    ------
+    ValueError
+        Fewer than three sections and no positions, or too few spots to make two groups.
+    """
+    names, code = np.unique(sample, return_inverse=True)
+    if len(names) >= _MIN_GROUPS:
+        # spread the sections over the groups by size, largest first
+        order = np.argsort(-np.bincount(code), kind="stable")
+        load = np.zeros(min(n_groups, len(names)))
+        group_of = np.empty(len(names), np.int64)
+        for section in order:
+            group_of[section] = load.argmin()
+            load[group_of[section]] += (code == section).sum()
+        return group_of[code]
+    if xy is None:
+        msg = (
+            f"With {len(names)} section(s) the inner folds are spatial blocks, which need the spots' positions in "
+            'obsm["spatial"].'
+        )
+        raise ValueError(msg)
+    per_section = int(np.ceil(n_groups / len(names)))
+    group = np.zeros(len(sample), np.int64)
+    for s in range(len(names)):
+        own = np.flatnonzero(code == s)
+        k = min(per_section, len(own))
+        if k > 1:
+            block = KMeans(k, n_init=3, random_state=seed).fit_predict(np.nan_to_num(xy[own]))
+        else:
+            block = np.zeros(len(own), np.int64)
+        group[own] = s * per_section + block
+    group = np.unique(group, return_inverse=True)[1]
+    if group.max(initial=0) < 1:
+        msg = f"{len(sample)} spot(s) cannot be split for inner cross-validation; train on more spots or sections."
+        raise ValueError(msg)
+    return group

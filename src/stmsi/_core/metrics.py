@@ -1,0 +1,321 @@
+"""Scores per metabolite: columns of arrays in, one number per column out."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import rankdata
+
+_FLAT = 1e-9
+"""Relative spread under which a column counts as constant."""
+
+
+def _paired(truth: ArrayLike, prediction: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Both as (n, m) floats with NaN in the same places."""
+    y, p = (np.asarray(v, dtype=np.float64) for v in (truth, prediction))
+    if y.ndim == 1:
+        y, p = y[:, None], p.reshape(len(p), -1)
+    if y.shape != p.shape:
+        msg = f"Truth and prediction must have the same shape, found {y.shape} and {p.shape}."
+        raise ValueError(msg)
+    missing = np.isnan(y) | np.isnan(p)
+    return np.where(missing, np.nan, y), np.where(missing, np.nan, p)
+
+
+def _sum(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.nansum(values, axis=0)
+
+
+def _ratio(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`top / bottom`, NaN where `bottom` is 0."""
+    return np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1), np.nan)
+
+
+def mse(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
+    r"""Mean squared error of each metabolite.
+
+    Parameters
+    ----------
+    truth, prediction
+        Intensities, shape (spots, metabolites); pairs with NaN are left out.
+
+    Returns
+    -------
+    Shape (metabolites,); NaN where no pair is left.
+
+    Examples
+    --------
+    >>> mse([[1.0], [3.0]], [[1.0], [1.0]])
+    array([2.])
+    """
+    y, p = _paired(truth, prediction)
+    return _ratio(_sum((y - p) ** 2), _sum(~np.isnan(y)))
+
+
+def mae(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
+    """Mean absolute error of each metabolite.
+
+    Parameters
+    ----------
+    truth, prediction
+        Intensities, shape (spots, metabolites); pairs with NaN are left out.
+
+    Returns
+    -------
+    Shape (metabolites,); NaN where no pair is left.
+
+    Examples
+    --------
+    >>> mae([[1.0], [3.0]], [[1.0], [1.0]])
+    array([1.])
+    """
+    y, p = _paired(truth, prediction)
+    return _ratio(_sum(np.abs(y - p)), _sum(~np.isnan(y)))
+
+
+def r2(truth: ArrayLike, prediction: ArrayLike, reference: ArrayLike | None = None) -> NDArray[np.float64]:
+    r"""Explained share of the squared error that the *training* mean makes.
+
+    .. math:: R^2 = 1 - \sum_i (y_i - \hat y_i)^2 / \sum_i (y_i - \bar y_\text{train})^2
+
+    The mean of the held-out section itself is not known when predicting; measured against it, a constant shift of a
+    section would look like a failure of the model.
+
+    Parameters
+    ----------
+    truth, prediction
+        Intensities, shape (spots, metabolites); pairs with NaN are left out.
+    reference
+        Training mean of each metabolite, shape (metabolites,); `None`: the mean of `truth`.
+
+    Returns
+    -------
+    Shape (metabolites,); NaN where the truth never differs from the reference.
+
+    Examples
+    --------
+    >>> r2([[1.0], [3.0]], [[1.0], [2.0]], reference=[2.0])
+    array([0.5])
+    """
+    y, p = _paired(truth, prediction)
+    n = _sum(~np.isnan(y))
+    mean = _ratio(_sum(y), n) if reference is None else np.asarray(reference, dtype=np.float64).reshape(-1)
+    return 1 - _ratio(_sum((y - p) ** 2), _sum((y - mean) ** 2))
+
+
+def pearson(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
+    """Pearson correlation of each metabolite.
+
+    Parameters
+    ----------
+    truth, prediction
+        Intensities, shape (spots, metabolites); pairs with NaN are left out.
+
+    Returns
+    -------
+    Shape (metabolites,); NaN where truth or prediction is constant, for which a correlation does not exist.
+
+    Examples
+    --------
+    >>> pearson([[1.0], [2.0], [3.0]], [[2.0], [4.0], [6.0]]).round(6)
+    array([1.])
+    """
+    y, p = _paired(truth, prediction)
+    n = np.maximum(_sum(~np.isnan(y)), 1)
+    size = [np.abs(np.where(np.isnan(v), 0, v)).max(axis=0, initial=0) for v in (y, p)]
+    y, p = y - _sum(y) / n, p - _sum(p) / n
+    spread = [np.sqrt(_sum(v**2) / n) for v in (y, p)]
+    flat = (spread[0] <= _FLAT * size[0]) | (spread[1] <= _FLAT * size[1])
+    return np.where(flat, np.nan, _ratio(_sum(y * p) / n, spread[0] * spread[1]))
+
+
+def spearman(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
+    """Spearman rank correlation of each metabolite, ties at their mean rank.
+
+    Parameters
+    ----------
+    truth, prediction
+        Intensities, shape (spots, metabolites); pairs with NaN are left out.
+
+    Returns
+    -------
+    Shape (metabolites,); NaN where truth or prediction is constant.
+
+    Examples
+    --------
+    >>> spearman([[1.0], [2.0], [3.0]], [[1.0], [8.0], [9.0]]).round(6)
+    array([1.])
+    """
+    y, p = _paired(truth, prediction)
+    if len(y) == 0:
+        return np.full(y.shape[1], np.nan)
+    return pearson(rankdata(y, axis=0, nan_policy="omit"), rankdata(p, axis=0, nan_policy="omit"))
+
+
+def prevalence(present: ArrayLike) -> NDArray[np.float64]:
+    """Share of covered spots in which each metabolite is present: what AUPRC must be compared with.
+
+    Parameters
+    ----------
+    present
+        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
+
+    Returns
+    -------
+    Shape (metabolites,).
+
+    Examples
+    --------
+    >>> prevalence([[1.0], [0.0], [float("nan")]])
+    array([0.5])
+    """
+    y, _ = _paired(present, present)
+    return _ratio(_sum(y > 0), _sum(~np.isnan(y)))
+
+
+def _confusion(present: ArrayLike, called: ArrayLike) -> tuple[NDArray[np.float64], ...]:
+    y, p = _paired(present, called)
+    hit = _sum((y > 0) & (p > 0))
+    return hit, _sum((y == 0) & (p > 0)), _sum((y > 0) & (p == 0))
+
+
+def precision(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
+    """Share of the spots called present in which a metabolite is present.
+
+    Parameters
+    ----------
+    present, called
+        1 present, 0 absent; shape (spots, metabolites); pairs with NaN are left out.
+
+    Returns
+    -------
+    Shape (metabolites,); NaN where none is called present.
+
+    Examples
+    --------
+    >>> precision([[1.0], [0.0]], [[1.0], [1.0]])
+    array([0.5])
+    """
+    hit, false_call, _ = _confusion(present, called)
+    return _ratio(hit, hit + false_call)
+
+
+def recall(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
+    """Share of the spots with a metabolite that are called present.
+
+    Parameters
+    ----------
+    present, called
+        1 present, 0 absent; shape (spots, metabolites); pairs with NaN are left out.
+
+    Returns
+    -------
+    Shape (metabolites,); NaN where it is present nowhere.
+
+    Examples
+    --------
+    >>> recall([[1.0], [1.0]], [[1.0], [0.0]])
+    array([0.5])
+    """
+    hit, _, missed = _confusion(present, called)
+    return _ratio(hit, hit + missed)
+
+
+def f1(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
+    """Harmonic mean of precision and recall.
+
+    Parameters
+    ----------
+    present, called
+        1 present, 0 absent; shape (spots, metabolites); pairs with NaN are left out.
+
+    Returns
+    -------
+    Shape (metabolites,); NaN where a metabolite is neither present nor called anywhere.
+
+    Examples
+    --------
+    >>> f1([[1.0], [1.0]], [[1.0], [0.0]]).round(3)
+    array([0.667])
+    """
+    hit, false_call, missed = _confusion(present, called)
+    return _ratio(2 * hit, 2 * hit + false_call + missed)
+
+
+def auroc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
+    """Area under the ROC curve: the chance that a spot with the metabolite scores above one without; ties half.
+
+    Parameters
+    ----------
+    present
+        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
+    score
+        Anything that rises with the chance of presence, likewise.
+
+    Returns
+    -------
+    Shape (metabolites,); NaN where only one class occurs.
+
+    Examples
+    --------
+    >>> auroc([[0.0], [1.0], [1.0]], [[0.1], [0.7], [0.9]])
+    array([1.])
+    """
+    y, p = _paired(present, score)
+    if len(y) == 0:
+        return np.full(y.shape[1], np.nan)
+    n1, n0 = _sum(y > 0), _sum(y == 0)
+    rank = rankdata(p, axis=0, nan_policy="omit")
+    return _ratio(_sum(np.where(y > 0, rank, 0)) - n1 * (n1 + 1) / 2, n1 * n0)
+
+
+def auprc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
+    r"""Average precision, :math:`\sum_k (R_k - R_{k-1}) P_k` over the distinct scores; compare it with prevalence.
+
+    Parameters
+    ----------
+    present
+        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
+    score
+        Anything that rises with the chance of presence, likewise.
+
+    Returns
+    -------
+    Shape (metabolites,), as :func:`sklearn.metrics.average_precision_score`; NaN where only one class occurs.
+
+    Examples
+    --------
+    >>> auprc([[0.0], [1.0], [1.0]], [[0.1], [0.7], [0.9]])
+    array([1.])
+    """
+    hits, called, last, n1, n0 = ranked_hits(present, score)
+    if len(hits) == 0:
+        return np.full(hits.shape[1], np.nan)
+    before = np.maximum.accumulate(np.where(last, hits, 0), axis=0)
+    before = np.vstack([np.zeros((1, hits.shape[1])), before[:-1]])
+    area = np.where(last, (hits - before) * hits / np.maximum(called, 1), 0).sum(axis=0)
+    return np.where(n0 > 0, _ratio(area, n1), np.nan)
+
+
+def ranked_hits(present: ArrayLike, score: ArrayLike) -> tuple[NDArray[np.float64], ...]:
+    """Running counts when spots are called from the highest score down.
+
+    Parameters
+    ----------
+    present, score
+        As for :func:`auprc`.
+
+    Returns
+    -------
+    ``hits`` and ``called`` after each spot, ``last`` (whether the next score is lower, so that a threshold can lie
+    there), all of shape (spots, metabolites); numbers of spots with and without the metabolite.
+    """
+    y, p = _paired(present, score)
+    order = np.argsort(np.where(np.isnan(p), np.inf, -p), axis=0, kind="stable")
+    y, p = np.take_along_axis(y, order, axis=0), np.take_along_axis(p, order, axis=0)
+    known = ~np.isnan(y)
+    hits, called = np.cumsum(known & (y > 0), axis=0), np.cumsum(known, axis=0)
+    last = known.copy()
+    if len(y):
+        last[:-1] &= (p[:-1] != p[1:]) | ~known[1:]
+    return hits, called, last, _sum(y > 0), _sum(y == 0)

@@ -1,0 +1,18 @@
+"""Readers: files of the instruments and of public deposits become SpatialData objects."""
+
+from typing import TYPE_CHECKING, Any
+
+from stmsi._lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from stmsi.io._read_imzml import read_imzml
+    from stmsi.io._read_msi_table import read_msi_table
+    from stmsi.io._read_visium import read_visium
+
+__all__ = ["read_imzml", "read_msi_table", "read_visium"]
+
+_getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
+
+
+def __getattr__(name: str) -> Any:  # an explicit function, so that type checkers see a module attribute hook
+    return _getattr(name)

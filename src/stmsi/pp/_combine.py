@@ -1,0 +1,307 @@
+"""One SpatialData from the sections of both modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from scipy.spatial import cKDTree
+
+from stmsi._elements import VISIUM_SPOT_DIAMETER, msi_section, st_section
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import (
+    check_choice,
+    is_spatialdata,
+    listing,
+    require_obs,
+    require_rows,
+    require_sample,
+    require_unique,
+    sample_names,
+)
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    Section: TypeAlias = AnnData | SpatialData
+    Sections: TypeAlias = Section | Iterable[Section] | Mapping[str, Section]
+
+_MZ_TOLERANCE = 20e-6
+"""Relative m/z difference above which one id means two different ions."""
+
+
+def combine(
+    st: Sections,
+    msi: Sections | None = None,
+    *,
+    sample_key: str = Key.obs.SAMPLE,
+    um_per_unit: float = 1.0,
+    spot_diameter: float = VISIUM_SPOT_DIAMETER,
+    pixel_size: float | tuple[float, float] | None = None,
+    join: Literal["inner", "outer"] = "inner",
+) -> SpatialData:
+    """Combine ST and MSI sections into one SpatialData.
+
+    Parameters
+    ----------
+    st
+        The ST sections: what :func:`stmsi.io.read_visium` returns, or AnnData of spots x genes with raw counts and
+        ``obsm["spatial"]``. One object (which may hold several sections), several, or a mapping from section name to
+        object.
+    msi
+        The MSI sections, likewise: what the readers of :mod:`stmsi.io` return, or AnnData of pixels x ions with
+        integer ``obs["row"]`` and ``obs["col"]``. Not every ST section needs one; every MSI section needs its ST
+        section. `None` makes an object for prediction only.
+    sample_key
+        Column of ``obs`` with the section name, for AnnData that hold several sections.
+    um_per_unit
+        Micrometres per unit of ``obsm["spatial"]`` of ST given as AnnData (for example 100 for array positions with
+        a pitch of one).
+    spot_diameter
+        Diameter of the spots of ST given as AnnData, in micrometres.
+    pixel_size
+        Side of a pixel of MSI given as AnnData, in micrometres, or ``(x, y)``.
+    join
+        Whether genes must be in every section (``"inner"``) or in any (``"outer"``, missing counts are 0). Ions are
+        always kept from every section; which section measured which ion is in ``varm["measured"]``.
+
+    Returns
+    -------
+    SpatialData with the tables ``st`` and ``msi``, shapes ``<sample>_spots`` and ``<sample>_pixels``, and the images
+    and points of the inputs. The inputs are not changed.
+
+    Raises
+    ------
+    ValueError
+        Names that clash, MSI without its ST section, coordinates that cannot be micrometres.
+    KeyError
+        Missing columns or tables.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, stmsi
+    >>> from anndata import AnnData
+    >>> xy = np.array([[0.0, 0.0], [100.0, 0.0], [50.0, 86.6]])
+    >>> st = AnnData(np.ones((3, 4)), obsm={"spatial": xy})
+    >>> msi = AnnData(np.ones((4, 2)), obs=pd.DataFrame({"row": [0, 0, 1, 1], "col": [0, 1, 0, 1]}))
+    >>> sdata = stmsi.pp.combine({"s1": st}, {"s1": msi}, pixel_size=50)
+    >>> sorted(sdata.tables)
+    ['msi', 'st']
+    """
+    from spatialdata import SpatialData
+
+    check_choice(join, ("inner", "outer"), "join")
+    st_sections = [
+        s for section in _iterate(st) for s in _as_st(*section, sample_key, um_per_unit, spot_diameter)
+    ]
+    msi_sections = (
+        [] if msi is None else [s for section in _iterate(msi) for s in _as_msi(*section, sample_key, pixel_size)]
+    )
+    if not st_sections:
+        msg = "No ST section was given."
+        raise ValueError(msg)
+    st_names = _unique_sections(st_sections, Key.table.ST)
+    msi_names = _unique_sections(msi_sections, Key.table.MSI)
+    orphans = [name for name in msi_names if name not in st_names]
+    if orphans:
+        msg = (
+            f"MSI sections without an ST section of the same name: {listing(orphans)}; ST sections: {listing(st_names)}. "
+            "Pass mappings {name: section} with the same names on both sides."
+        )
+        raise ValueError(msg)
+    without = [name for name in st_names if name not in msi_names]
+    if without:
+        logger.info("Sections without MSI (for prediction only): %s", listing(without))
+
+    elements: dict[str, Any] = {}
+    for section in [*st_sections, *msi_sections]:
+        for kind, name, element in section.gen_elements():
+            if kind == "tables":
+                continue
+            if name in elements:
+                msg = f"Two sections hold an element {name!r}; rename one of them."
+                raise ValueError(msg)
+            # shapes and points carry their transformations, which stmsi.pp.align changes: not those of the input
+            elements[name] = element.copy() if kind in ("shapes", "points") else element
+    tables = {Key.table.ST: _concat_st([s.tables[Key.table.ST] for s in st_sections], join)}
+    if msi_sections:
+        tables[Key.table.MSI] = _concat_msi([s.tables[Key.table.MSI] for s in msi_sections])
+    return SpatialData.init_from_elements(elements | tables)
+
+
+def _iterate(sections: Sections) -> Iterable[tuple[str | None, Section]]:
+    if isinstance(sections, AnnData) or is_spatialdata(sections):
+        return [(None, sections)]
+    if isinstance(sections, Mapping):
+        return [(str(name), section) for name, section in sections.items()]
+    return [(None, section) for section in sections]
+
+
+def _as_st(
+    name: str | None, section: Section, sample_key: str, um_per_unit: float, spot_diameter: float
+) -> list[SpatialData]:
+    if is_spatialdata(section):
+        return [_check_spatialdata(name, section, Key.table.ST, Key.spots, "stmsi.io.read_visium")]
+    out = []
+    for sample, part in _split(name, section, sample_key):
+        require_unique(part.var_names, "Gene names")
+        if Key.obsm.SPATIAL not in part.obsm:
+            found = listing(part.obsm.keys())
+            msg = f'Section {sample!r} has no obsm["spatial"] (found {found}); it holds the spot centres.'
+            raise KeyError(msg)
+        xy = np.asarray(part.obsm[Key.obsm.SPATIAL], dtype=float)[:, :2] * um_per_unit
+        _check_pitch(sample, xy, spot_diameter)
+        out.append(st_section(part, xy, sample=sample, spot_diameter=spot_diameter))
+    return out
+
+
+def _as_msi(
+    name: str | None, section: Section, sample_key: str, pixel_size: float | tuple[float, float] | None
+) -> list[SpatialData]:
+    if is_spatialdata(section):
+        return [_check_spatialdata(name, section, Key.table.MSI, Key.pixels, "a reader of stmsi.io")]
+    if pixel_size is None:
+        msg = "MSI given as AnnData needs pixel_size= (micrometres)."
+        raise ValueError(msg)
+    out = []
+    for sample, part in _split(name, section, sample_key):
+        remedy = "MSI pixels need their integer raster position."
+        row, col = (require_obs(part, key, remedy).to_numpy() for key in (Key.obs.ROW, Key.obs.COL))
+        extra = part.obs.drop(columns=[Key.obs.ROW, Key.obs.COL])
+        out.append(msi_section(part.X, part.var, row, col, sample=sample, pixel_size=pixel_size, obs=extra))
+    return out
+
+
+def _split(name: str | None, adata: AnnData, sample_key: str) -> list[tuple[str, AnnData]]:
+    """Sections of an AnnData with their names."""
+    require_rows(adata, "observations")
+    if sample_key not in adata.obs:
+        if name is None:
+            msg = f"Name the section: pass a mapping {{name: section}} or add obs[{sample_key!r}]."
+            raise KeyError(msg)
+        return [(name, adata)]
+    label = require_sample(adata, sample_key)
+    names = list(dict.fromkeys(label))
+    if name is not None and len(names) == 1:
+        return [(name, adata)]
+    if name is not None:
+        msg = f"Section {name!r} holds several sections in obs[{sample_key!r}] ({listing(names)}); pass it unnamed."
+        raise ValueError(msg)
+    return [(n, adata[label == n].copy()) for n in names]
+
+
+def _check_spatialdata(name: str | None, section: Any, table: str, element: Any, remedy: str) -> SpatialData:
+    """A SpatialData in the data model; the name it was given must be its own."""
+    missing = table not in section.tables or any(
+        element(s) not in section.shapes for s in sample_names(section, table)
+    )
+    if missing:
+        msg = (
+            f"The SpatialData does not follow stmsi's data model: expected a table {table!r} and shapes "
+            f"{element('<sample>')!r}; found {listing(n for _, n, _ in section.gen_elements())}. Make it with {remedy}."
+        )
+        raise ValueError(msg)
+    names = sample_names(section, table)
+    if name is not None and names != [name]:
+        msg = f"The SpatialData given as {name!r} holds the sections {listing(names)}; read it with sample={name!r}."
+        raise ValueError(msg)
+    return section
+
+
+def _unique_sections(sections: list[SpatialData], table: str) -> list[str]:
+    names = [name for s in sections for name in sample_names(s, table)]
+    if len(set(names)) < len(names):
+        msg = f"Section names of table {table!r} repeat: {listing(names)}. Give each section its own name."
+        raise ValueError(msg)
+    return names
+
+
+def _check_pitch(sample: str, xy: np.ndarray, spot_diameter: float) -> None:
+    """Spots that overlap give away coordinates in another unit than micrometres."""
+    if len(xy) < 2:
+        return
+    pitch = float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
+    if pitch < 0.8 * spot_diameter:
+        msg = (
+            f"Section {sample!r}: neighbouring spots are {pitch:.3g} um apart but {spot_diameter:g} um wide. "
+            'Is obsm["spatial"] in another unit? Pass um_per_unit= (or the right spot_diameter=).'
+        )
+        raise ValueError(msg)
+    if pitch > 10 * spot_diameter:
+        logger.warning(
+            "Section %r: neighbouring spots are %.4g um apart but %g um wide; check um_per_unit.",
+            sample,
+            pitch,
+            spot_diameter,
+        )
+
+
+def _relink(table: AnnData) -> AnnData:
+    """Annotate all regions of a concatenated table."""
+    from spatialdata.models import TableModel
+
+    table.obs[Key.obs.REGION] = table.obs[Key.obs.REGION].astype("category")
+    table.obs[Key.obs.SAMPLE] = table.obs[Key.obs.SAMPLE].astype("category")
+    table.uns[TableModel.ATTRS_KEY] = {
+        TableModel.REGION_KEY: list(dict.fromkeys(table.obs[Key.obs.REGION].astype(str))),
+        TableModel.REGION_KEY_KEY: Key.obs.REGION,
+        TableModel.INSTANCE_KEY: Key.obs.INSTANCE,
+    }
+    return TableModel.validate(table) or table
+
+
+def _concat_st(tables: list[AnnData], join: str) -> AnnData:
+    tables = [_with_sparse_x(t) for t in tables]
+    genes = set.intersection(*(set(t.var_names) for t in tables))
+    if not genes:
+        msg = (
+            "The ST sections share no gene. First names of each: "
+            f"{'; '.join(listing(t.var_names[:3]) for t in tables)}. Use one kind of id (symbols or Ensembl) in all."
+        )
+        raise ValueError(msg)
+    names = pd.Index(np.concatenate([t.obs_names for t in tables]))
+    if not names.is_unique:  # 10x barcodes repeat from section to section
+        for t in tables:
+            t.obs_names = [f"{s}_{n}" for s, n in zip(require_sample(t, Key.obs.SAMPLE), t.obs_names, strict=True)]
+    merged = ad.concat(tables, join=join, merge="first", uns_merge="first", fill_value=0)
+    merged.X = sp.csr_matrix(merged.X)
+    return _relink(merged)
+
+
+def _with_sparse_x(table: AnnData) -> AnnData:
+    table = table.copy()
+    if not sp.issparse(table.X):
+        table.X = sp.csr_matrix(np.asarray(table.X))
+    return table
+
+
+def _concat_msi(tables: list[AnnData]) -> AnnData:
+    var = tables[0].var
+    for t in tables[1:]:
+        shared = var.index.intersection(t.var_names)
+        mz, other = var.loc[shared, Key.var.MZ], t.var.loc[shared, Key.var.MZ]
+        apart = shared[((mz - other).abs() > _MZ_TOLERANCE * mz).to_numpy()]
+        if len(apart):
+            msg = (
+                f"Ions with the same name have different m/z in different sections: {listing(apart)}. "
+                "Rename them, or read all sections with one list of m/z."
+            )
+            raise ValueError(msg)
+        var = var.combine_first(t.var).loc[var.index.union(t.var_names, sort=False)]
+    measured = pd.DataFrame(
+        {s: var.index.isin(t.var_names) for t in tables for s in dict.fromkeys(require_sample(t, Key.obs.SAMPLE))},
+        index=var.index,
+    )
+    attrs = {k: v for t in tables for k, v in t.uns.get(Key.uns.MSI, {}).get("attrs", {}).items()}
+    merged = ad.concat(tables, join="outer", fill_value=0)[:, var.index].copy()
+    merged.X = sp.csr_matrix(merged.X)
+    merged.var = var
+    merged.varm[Key.varm.MEASURED] = measured
+    merged.uns[Key.uns.MSI] = {"attrs": attrs}
+    return _relink(merged)

@@ -1,0 +1,131 @@
+"""Make pixels comparable."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import scipy.sparse as sp
+
+from stmsi._core.spectra_stats import pixel_factors, section_quantiles
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import check_choice, check_nonnegative, get_table, refuse_view, require_rows, require_sample
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+Method = Literal["tic", "rms", "median", "none"]
+
+
+def normalize_msi(
+    data: SpatialData | AnnData,
+    *,
+    method: Method = "tic",
+    log1p: bool = True,
+    winsorize: float | None = None,
+    target: float | None = None,
+    sample_key: str = Key.obs.SAMPLE,
+    table_key: str = Key.table.MSI,
+    copy: bool = False,
+) -> SpatialData | AnnData | None:
+    """Normalise the ion intensities of each pixel.
+
+    Parameters
+    ----------
+    data
+        SpatialData with an MSI table, or that table. ``X`` sparse or dense.
+    method
+        What a pixel is divided by: its total ion current (``"tic"``), the root mean square (``"rms"``) or the median
+        (``"median"``) of its ions above zero, or nothing (``"none"``).
+    log1p
+        Whether to take ``log(1 + x)`` afterwards.
+    winsorize
+        Quantile (for example 0.99) of each ion's values above zero in each section at which hot spots are capped,
+        before normalisation.
+    target
+        What normalised pixels are scaled to; `None`: the mean over sections of the median factor, so that intensities
+        keep their order of magnitude and sections share one scale.
+    sample_key
+        Column of ``obs`` with the section name.
+    table_key
+        The MSI table.
+    copy
+        Return a changed copy instead of working in place.
+
+    Returns
+    -------
+    `None`, or with ``copy=True`` the changed copy. Replaces ``X`` (float32 CSR), keeps the measured values in
+    ``layers["raw"]`` and records ``uns["normalize_msi"]["params"]``. Called again it starts from ``layers["raw"]``.
+    Pixels without any signal stay 0.
+
+    Raises
+    ------
+    ValueError
+        Negative, infinite or NaN intensities, or an unknown method.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.normalize_msi(sdata, method="tic")
+    >>> sdata.tables["msi"].uns["normalize_msi"]["params"]["method"]
+    'tic'
+    """
+    check_choice(method, get_args(Method), "method")
+    if winsorize is not None and not 0 < winsorize <= 1:
+        msg = f"winsorize is a quantile in (0, 1], found {winsorize!r}."
+        raise ValueError(msg)
+    if target is not None and not (np.isfinite(target) and target > 0):
+        msg = f"target must be a positive number, found {target!r}."
+        raise ValueError(msg)
+    out = copy_of(data) if copy else data
+    msi = get_table(out, table_key)
+    refuse_view(msi)
+    require_rows(msi, "pixels")
+    raw = sp.csr_matrix(msi.layers[Key.layers.RAW] if Key.layers.RAW in msi.layers else msi.X, dtype=np.float32)
+    check_nonnegative(raw, "MSI intensities")
+    sample = require_sample(msi, sample_key)
+    X = raw.astype(np.float64)
+    if winsorize is not None:
+        for name in dict.fromkeys(sample):
+            rows = np.flatnonzero(sample == name)
+            part = X[rows].tocsc()
+            cap = section_quantiles(part, winsorize)
+            part.data = np.minimum(part.data, np.repeat(cap, np.diff(part.indptr)))
+            X[rows] = part.tocsr()
+    factor = pixel_factors(X, method)
+    silent = factor <= 0
+    if method != "none":
+        if silent.all():
+            msg = "No pixel has any signal."
+            raise ValueError(msg)
+        if silent.any():
+            logger.info("%d pixels have no signal; they stay 0.", int(silent.sum()))
+        if target is None:
+            medians = [
+                np.median(factor[(sample == s) & ~silent])
+                for s in dict.fromkeys(sample)
+                if ((sample == s) & ~silent).any()
+            ]
+            target = float(np.mean(medians))
+        X = sp.diags(np.where(silent, 0.0, target / np.where(silent, 1.0, factor))) @ X
+    if log1p:
+        X = X.log1p()
+    msi.layers[Key.layers.RAW] = raw
+    msi.X = sp.csr_matrix(X, dtype=np.float32)
+    params = {"method": method, "log1p": log1p, "winsorize": winsorize, "target": target}
+    msi.uns[Key.uns.NORMALIZE] = {"params": {k: v for k, v in params.items() if v is not None}}
+    return out if copy else None
+
+
+def copy_of(data: SpatialData | AnnData) -> SpatialData | AnnData:
+    """A deep copy of either container."""
+    from anndata import AnnData
+
+    if isinstance(data, AnnData):
+        return data.copy()
+    from spatialdata import deepcopy
+
+    return deepcopy(data)

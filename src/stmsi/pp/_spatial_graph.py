@@ -1,0 +1,89 @@
+"""Which spots are neighbours."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+
+from stmsi._keys import Key
+from stmsi._validate import check_choice, get_table, listing, refuse_view, require_rows, require_sample
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+def spatial_graph(
+    data: SpatialData | AnnData,
+    *,
+    coord_type: Literal["grid", "generic"] = "grid",
+    n_neighs: int = 6,
+    n_rings: int = 1,
+    sample_key: str = Key.obs.SAMPLE,
+    table_key: str = Key.table.ST,
+) -> None:
+    """Connect each spot with its neighbours inside its section.
+
+    A thin shell over :func:`squidpy.gr.spatial_neighbors`, block-diagonal over sections.
+
+    Parameters
+    ----------
+    data
+        SpatialData or its ST table; positions in ``obsm["spatial"]``.
+    coord_type
+        ``"grid"`` for Visium's hexagon or square bins, ``"generic"`` for any positions (k nearest).
+    n_neighs
+        Neighbours of a spot: 6 on a hexagon, 4 or 8 on squares, k for generic positions.
+    n_rings
+        Rings of neighbours on a grid.
+    sample_key
+        Column of ``obs`` with the section name.
+    table_key
+        The ST table.
+
+    Returns
+    -------
+    `None`. Writes ``obsp["spatial_connectivities"]``, ``obsp["spatial_distances"]`` and ``uns["spatial_neighbors"]``.
+
+    Raises
+    ------
+    KeyError
+        No ``obsm["spatial"]`` or section column.
+    ValueError
+        A section has a single spot, which can have no neighbours.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.spatial_graph(sdata)
+    >>> int(sdata.tables["st"].obsp["spatial_connectivities"].sum(axis=1).max())
+    6
+    """
+    check_choice(coord_type, ("grid", "generic"), "coord_type")
+    st = get_table(data, table_key)
+    refuse_view(st)
+    require_rows(st)
+    if Key.obsm.SPATIAL not in st.obsm:
+        msg = f'obsm has no "spatial" with the spot positions; found {listing(st.obsm.keys())}.'
+        raise KeyError(msg)
+    sample = require_sample(st, sample_key)
+    names, count = np.unique(sample, return_counts=True)
+    if (count < 2).any():
+        msg = f"Sections with a single spot have no neighbours: {listing(names[count < 2])}. Leave them out."
+        raise ValueError(msg)
+    import squidpy as sq
+
+    if not isinstance(st.obs[sample_key].dtype, pd.CategoricalDtype):
+        st.obs[sample_key] = pd.Categorical(st.obs[sample_key].astype(str))
+    st.obs[sample_key] = st.obs[sample_key].cat.remove_unused_categories()
+    sq.gr.spatial_neighbors(
+        st,
+        spatial_key=Key.obsm.SPATIAL,
+        library_key=sample_key,
+        coord_type=coord_type,
+        n_neighs=min(n_neighs, int(count.min()) - 1) if coord_type == "generic" else n_neighs,
+        n_rings=n_rings,
+    )
