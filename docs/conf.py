@@ -1,21 +1,17 @@
 """Configuration of the documentation (https://www.sphinx-doc.org/en/master/usage/configuration.html)."""
 
-import inspect
 import os
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
-from importlib import import_module
-from importlib.metadata import metadata
+from importlib.metadata import metadata, packages_distributions
 from pathlib import Path
-from typing import Any
-from urllib.error import URLError
 from urllib.request import Request, urlopen
 
-from sphinx.application import Sphinx
 from sphinx.util import logging
 
 HERE = Path(__file__).parent
@@ -43,7 +39,9 @@ extensions = [
     "sphinx_autodoc_typehints",  # after napoleon
     "sphinx_copybutton",
     "sphinx_design",
-    "prose_returns",  # docs/_ext
+    "own_members",  # from here on: docs/_ext
+    "prose_docstrings",
+    "short_types",
 ]
 templates_path = ["_templates"]
 exclude_patterns = ["_build", "Thumbs.db", ".DS_Store", "**.ipynb_checkpoints", "generated/cli.md"]
@@ -57,6 +55,7 @@ autodoc_member_order = "bysource"
 napoleon_google_docstring = False
 napoleon_numpy_docstring = True
 napoleon_include_init_with_doc = False
+napoleon_use_ivar = True
 napoleon_use_rtype = True
 napoleon_use_param = True
 typehints_defaults = "braces"
@@ -106,13 +105,11 @@ INVENTORIES = {
     "torch": "https://docs.pytorch.org/docs/stable/",
     "xarray": "https://docs.xarray.dev/en/stable/",
 }
-FOREIGN = ("anndata", "dask", "geopandas", "joblib", "lightning", "matplotlib", "np", "numpy", "numpy.typing", "pandas")
-FOREIGN += ("pytorch_lightning", "scanpy", "scipy", "scvi", "shapely", "sklearn", "spatialdata", "squidpy", "torch")
-FOREIGN += ("typer", "xarray", *sys.stdlib_module_names)
+FOREIGN = (set(packages_distributions()) | sys.stdlib_module_names | {"Ellipsis", "np"}) - {"stmsi"}
 
 # Links into stmsi must always resolve. A link into another package is made where its inventory can be read and stays
 # plain text elsewhere, so that the verdict of a build does not hang on the network or on somebody else's site.
-nitpick_ignore_regex = [(r"py:.*", rf"(?:{'|'.join(sorted(FOREIGN))})(?:\..+)?")]
+nitpick_ignore_regex = [(r"py:.*", rf"(?:{'|'.join(map(re.escape, sorted(FOREIGN)))})(?:\..+)?")]
 
 
 def reachable(urls: Iterable[str], timeout: float = 5) -> set[str]:
@@ -120,9 +117,11 @@ def reachable(urls: Iterable[str], timeout: float = 5) -> set[str]:
 
     def probe(url: str) -> bool:
         try:
-            with urlopen(Request(f"{url}objects.inv", method="HEAD"), timeout=timeout) as answer:
+            # some sites turn down the name that Python gives itself
+            request = Request(f"{url}objects.inv", headers={"User-Agent": "Mozilla/5.0 (compatible; Sphinx)"})
+            with urlopen(request, timeout=timeout) as answer:
                 return answer.status == 200
-        except (URLError, OSError, ValueError):
+        except OSError:
             return False
 
     urls = list(urls)
@@ -163,33 +162,3 @@ def write_cli_page() -> None:
 
 copy_tutorials()
 write_cli_page()
-
-# -- Members of classes -------------------------------------------------------
-
-
-def defined_in(obj: Any) -> str:
-    """Module that defines a member of a class; empty where that cannot be told."""
-    obj = getattr(obj, "fget", None) or getattr(obj, "func", None) or inspect.unwrap(getattr(obj, "__func__", obj))
-    return getattr(obj, "__module__", None) or ""
-
-
-def inherited_elsewhere(fullname: str) -> list[str]:
-    """Public methods that a class takes over from a class outside stmsi."""
-    module, _, name = fullname.rpartition(".")
-    cls = getattr(import_module(module), name)
-    members = inspect.getmembers(cls, callable)
-    return [m for m, value in members if not m.startswith("_") and not defined_in(value).startswith("stmsi")]
-
-
-def skip_foreign(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:
-    """Leave out members that other packages define: they are documented there."""
-    module = defined_in(obj) if callable(obj) or isinstance(obj, property | classmethod | staticmethod) else ""
-    return True if module and not module.startswith("stmsi") else None
-
-
-autosummary_context = {"inherited_elsewhere": inherited_elsewhere}
-
-
-def setup(app: Sphinx) -> None:
-    """Register what this file adds to Sphinx."""
-    app.connect("autodoc-skip-member", skip_foreign)

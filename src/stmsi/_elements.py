@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
 from stmsi._keys import Key
-from stmsi._validate import check_nonnegative, listing, require_unique
+from stmsi._validate import as_csr, check_nonnegative, listing, require_unique
 
 if TYPE_CHECKING:
+    import scipy.sparse as sp
     from geopandas import GeoDataFrame
     from numpy.typing import ArrayLike, NDArray
     from spatialdata import SpatialData
@@ -132,7 +132,7 @@ def msi_section(
     from spatialdata.transformations import Identity
 
     sample = check_sample_name(sample)
-    row, col = np.asarray(row, dtype=np.int64), np.asarray(col, dtype=np.int64)
+    row, col = _raster_index(row, sample), _raster_index(col, sample)
     size = np.broadcast_to(np.asarray(pixel_size, dtype=float), 2)
     if not (np.isfinite(size).all() and (size > 0).all()):
         msg = f"pixel_size must be a positive number of micrometres, found {pixel_size!r}."
@@ -144,7 +144,7 @@ def msi_section(
     if not position.is_unique:
         msg = f"Several pixels of section {sample!r} share a position (row, col): {listing(position[position.duplicated()])}."
         raise ValueError(msg)
-    X = sp.csr_matrix(X, dtype=np.float32)
+    X = as_csr(X, np.float32)
     check_nonnegative(X, f"MSI intensities of section {sample!r}")
     obs = pd.DataFrame(index=pd.RangeIndex(len(row))) if obs is None else obs.copy()
     obs.index = pd.Index([f"{sample}_{r}_{c}" for r, c in zip(row, col, strict=True)])
@@ -157,6 +157,15 @@ def msi_section(
     table.obsm[Key.obsm.SPATIAL] = np.column_stack([(col + 0.5) * size[0], (row + 0.5) * size[1]])
     element = ShapesModel.parse(shapes, transformations={Key.msi_frame(sample): Identity()})
     return SpatialData(shapes={Key.pixels(sample): element}, tables={Key.table.MSI: table})
+
+
+def _raster_index(values: ArrayLike, sample: str) -> NDArray[np.int64]:
+    """Rows or columns of pixels; numbers that are not whole would put pixels on top of each other."""
+    number = pd.to_numeric(pd.Series(np.asarray(values)), errors="coerce").to_numpy(dtype=np.float64)
+    if not (np.isfinite(number) & (number == np.round(number))).all():
+        msg = f"Pixels of section {sample!r} need integer row and col; divide coordinates in micrometres by pixel_size."
+        raise ValueError(msg)
+    return number.astype(np.int64)
 
 
 def st_section(adata: AnnData, xy: ArrayLike, *, sample: str, spot_diameter: float) -> SpatialData:

@@ -29,7 +29,11 @@ class Settings:
 
     @verbosity.setter
     def verbosity(self, level: int | str) -> None:
-        logger.setLevel(logging.getLevelName(level.upper()) if isinstance(level, str) else level)
+        known = logging.getLevelNamesMapping()
+        if isinstance(level, str) and level.upper() not in known:
+            msg = f"verbosity={level!r} is not known; choose one of {', '.join(known)} or a number."
+            raise ValueError(msg)
+        logger.setLevel(level.upper() if isinstance(level, str) else level)
 
     @property
     def progress_bar(self) -> bool:

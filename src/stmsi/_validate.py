@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 from anndata import AnnData
 
 from stmsi._keys import Key
@@ -23,7 +24,7 @@ _SHOWN = 10
 
 def listing(names: Iterable[Any]) -> str:
     """Names for a message, shortened when there are many."""
-    names = [repr(str(n)) for n in names]
+    names = [repr(str(n)) for n in names if n is not None]  # anndata lists X among the layers, as None
     more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
     return ", ".join(names[:_SHOWN]) + more if names else "none"
 
@@ -92,13 +93,14 @@ def require_obs(adata: AnnData, key: str, remedy: str = "") -> pd.Series:
     return adata.obs[key]
 
 
-def require_sample(adata: AnnData, key: str) -> NDArray[np.str_]:
+def require_sample(adata: AnnData, key: str) -> NDArray[Any]:
     """The section label of each observation, as strings; no label may be missing."""
     label = require_obs(adata, key, "It names the section of each spot; set adata.obs[...] or pass sample_key=.")
     if label.isna().any():
         msg = f"obs[{key!r}] has {int(label.isna().sum())} missing values; every spot needs a section."
         raise ValueError(msg)
-    return label.astype(str).to_numpy().astype(str)
+    # of plain strings: numpy's own would show up as np.str_('...') in messages and names of coordinate systems
+    return label.astype(str).to_numpy(dtype=object)
 
 
 def require_frame(adata: AnnData, key: str, remedy: str = "") -> pd.DataFrame:
@@ -114,12 +116,14 @@ def require_frame(adata: AnnData, key: str, remedy: str = "") -> pd.DataFrame:
     return pd.DataFrame(value, index=adata.obs_names, columns=[str(j) for j in range(value.shape[1])])
 
 
-def require_unique(names: pd.Index | Sequence[str], what: str) -> None:
+def require_unique(
+    names: pd.Index | Sequence[str], what: str, remedy: str = "Call .var_names_make_unique() or rename them."
+) -> None:
     """Raise where names repeat."""
     index = pd.Index(names)
     if not index.is_unique:
         repeated = index[index.duplicated()].unique()
-        msg = f"{what} must be unique; repeated: {listing(repeated)}. Call .var_names_make_unique() or rename them."
+        msg = f"{what} must be unique; repeated: {listing(repeated)}. {remedy}"
         raise ValueError(msg)
 
 
@@ -140,6 +144,17 @@ def check_nonnegative(values: Any, what: str, *, allow_nan: bool = False) -> Non
     if np.nanmin(array, initial=0) < 0:
         msg = f"{what} contain {int((array < 0).sum())} negative values; intensities and counts are at least 0."
         raise ValueError(msg)
+
+
+def as_csr(values: Any, dtype: Any = None) -> sp.csr_matrix:
+    """A matrix of an AnnData as CSR in memory, whether it is dense, sparse, dask (of either) or backed.
+
+    A CSR matrix of the right type is returned as it is: copy before writing into it.
+    """
+    for load in ("to_memory", "compute"):
+        if hasattr(values, load):
+            values = getattr(values, load)()
+    return sp.csr_matrix(values if sp.issparse(values) else np.asarray(values), dtype=dtype)
 
 
 def require_metabolites(names: Sequence[str], available: pd.Index, names_of: pd.Series | None = None) -> list[str]:

@@ -2,7 +2,17 @@ import zlib
 
 import numpy as np
 import pytest
-from stmsi._core.spectra import decode, mz_labels, reference_mz, sorted_spectrum, sum_windows, windows
+
+from stmsi._core.spectra import (
+    decode,
+    mz_from_names,
+    mz_labels,
+    reference_mz,
+    sorted_spectrum,
+    stack_rows,
+    sum_windows,
+    windows,
+)
 
 REDUCERS = {"sum": np.sum, "max": np.max, "mean": np.mean}
 
@@ -111,3 +121,28 @@ def test_mz_labels_take_as_many_decimals_as_needed():
     assert mz_labels([100.0, 200.5]) == ["mz_100.0000", "mz_200.5000"]
     assert mz_labels([100.000001, 100.000002]) == ["mz_100.000001", "mz_100.000002"]
     assert mz_labels([100.0, 100.0]) == ["mz_100.0000", "mz_100.0000"]
+
+
+def test_mz_from_names():
+    names = [
+        "104.107",
+        "mz-426.928863525391",
+        "mz_426.92",
+        "m/z 426.93",
+        "X88.5",
+        "104",
+        "PC(34:1)",
+        "lactate",
+        "18:1/16:0",
+    ]
+    found = mz_from_names(names)
+    assert found[:6].tolist() == [104.107, 426.928863525391, 426.92, 426.93, 88.5, 104.0]
+    assert np.isnan(found[6:]).all()
+
+
+def test_stack_rows_drops_zeros_and_keeps_empty_rows():
+    rows = np.array([[0, 1, 2], [0, 0, 0], [3, 0, 0]])
+    X = stack_rows(iter(rows), 3)
+    assert X.dtype == np.float32
+    assert X.nnz == 3
+    assert X.toarray().tolist() == rows.tolist()

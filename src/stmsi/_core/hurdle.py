@@ -1,4 +1,4 @@
-"""The two stages put together: thresholds, masked intensities, draws, intervals."""
+"""The two stages put together: thresholds, means, intervals."""
 
 from __future__ import annotations
 
@@ -43,11 +43,23 @@ def best_f1_threshold(present: NDArray[np.float64], probability: NDArray[np.floa
     return np.where(usable, (at + below) / 2, threshold)
 
 
-def mask_intensity(
-    intensity: NDArray[np.float32], probability: NDArray[np.float32], threshold: NDArray[np.float64]
+def hurdle_mean(
+    intensity: NDArray[np.floating], probability: NDArray[np.floating], threshold: NDArray[np.float64]
 ) -> NDArray[np.float32]:
-    """Intensity where the metabolite is called present, exactly 0 elsewhere."""
-    return np.where(probability >= threshold, np.maximum(intensity, 0), 0).astype(np.float32)
+    r"""Mean of the hurdle model where the metabolite is called present, exactly 0 elsewhere.
+
+    .. math:: \hat y = p\,\mu \; [p \ge t]
+
+    Parameters
+    ----------
+    intensity
+        Intensity given presence :math:`\mu`, shape (spots, metabolites); negative values count as 0.
+    probability
+        Probability of presence :math:`p`, likewise.
+    threshold
+        :math:`t` of each metabolite.
+    """
+    return np.where(probability >= threshold, probability * np.maximum(intensity, 0), 0).astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,12 @@ def safe_ids(names: Iterable[object]) -> list[str]:
     """
     names = [str(name) for name in names]
     base = [_UNSAFE.sub("_", name).strip("_.") or "feature" for name in names]
-    kept = {name for name, b in zip(names, base, strict=True) if name == b}
+    kept = {name.lower() for name, b in zip(names, base, strict=True) if name == b}
     seen: set[str] = set()
     ids = []
     for name, candidate in zip(names, base, strict=True):
         unique, n = candidate, 1
-        while unique.lower() in seen or (unique != name and unique in kept):
+        while unique.lower() in seen or (unique != name and unique.lower() in kept):
             n += 1
             unique = f"{candidate}_{n}"
         seen.add(unique.lower())

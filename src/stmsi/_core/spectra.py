@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 import numpy as np
+import scipy.sparse as sp
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from numpy.typing import ArrayLike, NDArray
 
@@ -16,6 +18,8 @@ Reduce: TypeAlias = Literal["sum", "max", "mean"]
 Unit: TypeAlias = Literal["ppm", "Da"]
 
 _PPM = 1e6
+# "104.107", "mz-426.9288", "mz_426.92", "m/z 426.93", and "X426.93" as R renames it
+_MZ_NAME = re.compile(r"^\s*(?:m/?z|x)?[\s_:=-]*(\d+(?:\.\d+)?)\s*(?:da)?\s*$", re.IGNORECASE)
 
 
 class ReferenceIons(NamedTuple):
@@ -251,6 +255,35 @@ def _ion_starts(scale: NDArray[np.float64], tolerance: float) -> NDArray[np.bool
     return opens | np.concatenate([[False], np.diff(part) != 0])
 
 
+def stack_rows(rows: Iterable[NDArray[Any]], n_columns: int) -> sp.csr_matrix:
+    """Sparse matrix from dense rows that come one by one, so that only one is in memory at a time.
+
+    Parameters
+    ----------
+    rows
+        Intensities of one spectrum each, shape (ions,).
+    n_columns
+        Number of ions.
+
+    Returns
+    -------
+    float32 CSR, shape (rows, ions), without explicit zeros.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> stack_rows([np.array([0.0, 2.0]), np.zeros(2)], 2).toarray().tolist()
+    [[0.0, 2.0], [0.0, 0.0]]
+    """
+    data, indices, indptr = [np.empty(0, np.float32)], [np.empty(0, np.intp)], [0]
+    for row in rows:
+        hit = np.flatnonzero(row)
+        data.append(row[hit].astype(np.float32))
+        indices.append(hit)
+        indptr.append(indptr[-1] + hit.size)
+    return sp.csr_matrix((np.concatenate(data), np.concatenate(indices), indptr), shape=(len(indptr) - 1, n_columns))
+
+
 def mz_labels(mz: Sequence[float] | NDArray[np.float64], prefix: str = "mz_") -> list[str]:
     """Readable names of m/z values, with as many decimals (4 to 9) as it takes to tell them apart.
 
@@ -278,3 +311,24 @@ def mz_labels(mz: Sequence[float] | NDArray[np.float64], prefix: str = "mz_") ->
         if len(set(labels)) >= distinct:
             break
     return labels
+
+
+def mz_from_names(names: Iterable[object]) -> NDArray[np.float64]:
+    """m/z that names such as ``104.107``, ``mz-104.107`` or ``m/z 104.107`` tell, NaN for the others.
+
+    Parameters
+    ----------
+    names
+        Of the ions.
+
+    Returns
+    -------
+    In Da, shape (ions,).
+
+    Examples
+    --------
+    >>> mz_from_names(["mz-426.9288", "104.107", "lactate"]).tolist()
+    [426.9288, 104.107, nan]
+    """
+    found = (_MZ_NAME.match(str(name)) for name in names)
+    return np.array([float(match[1]) if match else np.nan for match in found], dtype=np.float64)

@@ -56,8 +56,8 @@ def simulate(
     spots, 100 um pitch).
 
     **Metabolites.** The drive of a metabolite follows the true expression :math:`g_j = \log \mu_j - b_j` of its three
-    enzymes: ``linear`` (weighted sum :math:`z`), ``saturating`` (:math:`\log \sigma(2z)`), ``product`` of the
-    activities of two programmes (:math:`\mathrm{softplus}(z_1)\,\mathrm{softplus}(z_2)`), or ``unpredictable`` (a
+    enzymes: ``linear`` (weighted sum :math:`z`), ``saturating`` (:math:`\log \sigma(z)`), ``product`` of the
+    activities of two programmes (:math:`\mathrm{softplus}(0.7 z_1)\,\mathrm{softplus}(0.7 z_2)`), or ``unpredictable`` (a
     random field of its own, which no gene knows of). Every second predictable one is diffused over its surroundings
     (Gaussian, 100 um). Standardised, the drive :math:`f` gives the noiseless intensity :math:`\exp(\mu_m + s_m f)`.
 
@@ -295,11 +295,11 @@ def _draw_section(
             field = own_fields[m]
         elif kind == "product":
             first, second = (sum(terms[i : i + _ENZYMES_PER_METABOLITE]) for i in (0, _ENZYMES_PER_METABOLITE))
-            field = np.logaddexp(0, first) * np.logaddexp(0, second)
+            field = np.logaddexp(0, 0.7 * first) * np.logaddexp(0, 0.7 * second)
         else:
             field = np.asarray(sum(terms))
             if kind == "saturating":
-                field = -np.logaddexp(0, -2 * field)
+                field = -np.logaddexp(0, -field)
         drive[m] = raster.diffuse(field, _DIFFUSION, tissue) if diffused else field
     angle = rng.uniform(-np.pi, np.pi)
     matrix = np.eye(3)

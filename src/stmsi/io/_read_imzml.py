@@ -5,22 +5,22 @@ from __future__ import annotations
 import uuid
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, get_args
 from xml.etree.ElementTree import ParseError, iterparse
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from stmsi._core.ids import safe_ids
 from stmsi._core.spectra import (
-    ReferenceIons,
     Reduce,
+    ReferenceIons,
     Unit,
     decode,
     mz_labels,
     reference_mz,
     sorted_spectrum,
+    stack_rows,
     sum_windows,
     windows,
 )
@@ -32,6 +32,7 @@ from stmsi._validate import check_choice, listing
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
+    import scipy.sparse as sp
     from numpy.typing import NDArray
     from pyimzml.ImzMLParser import ImzMLParser
     from spatialdata import SpatialData
@@ -82,7 +83,7 @@ def read_imzml(
         The ``.imzML`` file; its ``.ibd`` lies beside it under the same name.
     mz
         Ions to extract: m/z in Da, or a Series of them, or a DataFrame with a column ``mz``; the index holds the names
-        unless it is a plain range, and further columns are kept in ``var``. `None` takes every bin of the m/z axis of a
+        unless it is numeric, and further columns are kept in ``var``. `None` takes every bin of the m/z axis of a
         continuous file. In a processed file it looks for common ions: peaks no further apart than `tolerance` are
         one ion (at most twice that wide), and its intensity is that of its own peaks; the spectra are read twice then.
     tolerance
@@ -130,9 +131,8 @@ def read_imzml(
     >>> sdata = read_imzml("section.imzML", mz=[104.1070, 760.5851], tolerance=5)  # doctest: +SKIP
     >>> sdata.tables["msi"].var["mz"]  # doctest: +SKIP
     """
-    check_choice(unit, get_args(Unit), "unit")
-    check_choice(reduce, get_args(Reduce), "reduce")
-    _check_options(tolerance, min_frequency)
+    options = _Options(float(tolerance), unit, reduce, float(min_frequency), show_progress_bar)
+    options.check()
     targets = None if mz is None else _target_frame(mz)
     path = _check_file(Path(path))
     ibd = _find_ibd(path)
@@ -143,7 +143,7 @@ def read_imzml(
     with ibd.open("rb") as handle:
         spectra = _Spectra(parser, handle, ibd)
         identifier = _check_uuid(spectra, parser, check=check_uuid)
-        X, var, how = _extract(spectra, chosen, targets, tolerance, unit, reduce, min_frequency, show_progress_bar)
+        X, var, how = _extract(spectra, chosen, targets, options)
     attrs = {
         "format": "imzML",
         "file": path.name,
@@ -154,12 +154,33 @@ def read_imzml(
         "instrument": _instrument(parser),
         "origin": origin,
         "ions": how,
-        "tolerance": float(tolerance),
+        "tolerance": options.tolerance,
         "unit": unit,
         "reduce": reduce,
     }
     logger.info("%s: %d pixels x %d ions (%s)", path.name, X.shape[0], X.shape[1], how)
     return msi_section(X, var, row, col, sample=sample, pixel_size=size, attrs=attrs)
+
+
+class _Options(NamedTuple):
+    """How ions are taken from spectra."""
+
+    tolerance: float
+    unit: Unit
+    reduce: Reduce
+    min_frequency: float
+    show: bool | None
+
+    def check(self) -> None:
+        """Raise where a value is out of range."""
+        check_choice(self.unit, get_args(Unit), "unit")
+        check_choice(self.reduce, get_args(Reduce), "reduce")
+        if not (np.isfinite(self.tolerance) and self.tolerance > 0):
+            msg = f"tolerance must be a positive number, found {self.tolerance!r}."
+            raise ValueError(msg)
+        if not 0 <= self.min_frequency <= 1:
+            msg = f"min_frequency is a share between 0 and 1, found {self.min_frequency!r}."
+            raise ValueError(msg)
 
 
 class _Spectra:
@@ -182,9 +203,9 @@ class _Spectra:
 
     def _check_size(self) -> None:
         for places, (dtype, compressed) in ((self.mz, self.mz_type), (self.intensity, self.intensity_type)):
-            least = 1 if compressed else dtype.itemsize
-            end = max((offset + length * least for offset, length in places if length and not compressed), default=0)
-            end = max(end, max((offset + 1 for offset, length in places if length), default=0))
+            # how long a compressed array is shows only when it is decoded
+            ends = [offset + (1 if compressed else n * dtype.itemsize) for offset, n in places if n > 0]
+            end = max(ends, default=0)
             if end > self.size:
                 msg = f"{self.path} is truncated: {self.size} bytes, at least {end} expected. Copy the file again."
                 raise ValueError(msg)
@@ -246,15 +267,6 @@ class _Spectra:
             stacklevel=4,
         )
         return None
-
-
-def _check_options(tolerance: float, min_frequency: float) -> None:
-    if not (np.isfinite(tolerance) and tolerance > 0):
-        msg = f"tolerance must be a positive number, found {tolerance!r}."
-        raise ValueError(msg)
-    if not 0 <= min_frequency <= 1:
-        msg = f"min_frequency is a share between 0 and 1, found {min_frequency!r}."
-        raise ValueError(msg)
 
 
 def _check_file(path: Path) -> Path:
@@ -386,7 +398,9 @@ def _raster(
     unique, count = np.unique(xy, axis=0, return_counts=True)
     if (count > 1).any():
         repeated = listing([tuple(place) for place in unique[count > 1].tolist()])
-        msg = f"{path.name}: several spectra share a position (x, y): {repeated}. Export one section and MS level a file."
+        msg = (
+            f"{path.name}: several spectra share a position (x, y): {repeated}. Export one section and MS level a file."
+        )
         raise ValueError(msg)
     origin = xy.min(axis=0)
     return chosen, xy[:, 1] - origin[1], xy[:, 0] - origin[0], origin
@@ -431,27 +445,20 @@ def _ion_frame(mz: NDArray[np.float64], **columns: NDArray[np.float64]) -> pd.Da
 
 
 def _extract(
-    spectra: _Spectra,
-    chosen: NDArray[np.intp],
-    targets: pd.DataFrame | None,
-    tolerance: float,
-    unit: Unit,
-    reduce: Reduce,
-    min_frequency: float,
-    show: bool | None,
+    spectra: _Spectra, chosen: NDArray[np.intp], targets: pd.DataFrame | None, options: _Options
 ) -> tuple[sp.csr_matrix, pd.DataFrame, str]:
     """Intensities, ions, and where the ions come from."""
     if targets is not None:
         order = np.argsort(targets[Key.var.MZ].to_numpy(), kind="stable")
-        low, high = windows(targets[Key.var.MZ].to_numpy()[order], tolerance, unit)
-        X = _stack(_windowed(spectra, chosen, low, high, reduce, show), len(order))
+        low, high = windows(targets[Key.var.MZ].to_numpy()[order], options.tolerance, options.unit)
+        X = stack_rows(_windowed(spectra, chosen, low, high, options), len(order))
         return X[:, np.argsort(order)], targets, "targets"
     axis = spectra.shared_axis(chosen)
     if axis is not None:
-        rows = (spectra.read(int(i))[1] for i in track(chosen, "Reading spectra", total=len(chosen), show=show))
-        return _stack(rows, len(axis)), _ion_frame(axis), "axis"
-    ions = _common_ions(spectra, chosen, tolerance, unit, min_frequency, show)
-    X = _stack(_windowed(spectra, chosen, ions.low, ions.high, reduce, show), len(ions.mz))
+        rows = (spectra.read(int(i))[1] for i in track(chosen, "Reading spectra", total=len(chosen), show=options.show))
+        return stack_rows(rows, len(axis)), _ion_frame(axis), "axis"
+    ions = _common_ions(spectra, chosen, options)
+    X = stack_rows(_windowed(spectra, chosen, ions.low, ions.high, options), len(ions.mz))
     return X, _ion_frame(ions.mz, frequency=ions.frequency), "reference"
 
 
@@ -460,18 +467,15 @@ def _windowed(
     chosen: NDArray[np.intp],
     low: NDArray[np.float64],
     high: NDArray[np.float64],
-    reduce: Reduce,
-    show: bool | None,
+    options: _Options,
 ) -> Iterator[NDArray[np.float64]]:
-    for index in track(chosen, "Reading spectra", total=len(chosen), show=show):
-        yield sum_windows(*spectra.read(int(index)), low, high, reduce)
+    for index in track(chosen, "Reading spectra", total=len(chosen), show=options.show):
+        yield sum_windows(*spectra.read(int(index)), low, high, options.reduce)
 
 
-def _common_ions(
-    spectra: _Spectra, chosen: NDArray[np.intp], tolerance: float, unit: Unit, min_frequency: float, show: bool | None
-) -> ReferenceIons:
+def _common_ions(spectra: _Spectra, chosen: NDArray[np.intp], options: _Options) -> ReferenceIons:
     peaks, owner = [], []
-    for number, index in enumerate(track(chosen, "Looking for common ions", total=len(chosen), show=show)):
+    for number, index in enumerate(track(chosen, "Looking for ions", total=len(chosen), show=options.show)):
         mz, intensity = spectra.read(int(index))
         mz = mz[intensity > 0]
         peaks.append(mz)
@@ -479,23 +483,13 @@ def _common_ions(
     ions = reference_mz(
         np.concatenate(peaks),
         np.concatenate(owner),
-        tolerance,
-        unit,
-        min_frequency=min_frequency,
+        options.tolerance,
+        options.unit,
+        min_frequency=options.min_frequency,
         n_spectra=len(chosen),
     )
     if ions.mz.size == 0:
-        msg = f"No ion occurs in {min_frequency:.2%} of the {len(chosen)} spectra; lower min_frequency or pass mz=."
+        share = f"{options.min_frequency:.2%} of the {len(chosen)} spectra"
+        msg = f"{spectra.path.name}: no ion occurs in {share}; lower min_frequency or pass mz=."
         raise ValueError(msg)
     return ions
-
-
-def _stack(rows: Iterator[NDArray[Any]], n_columns: int) -> sp.csr_matrix:
-    """Sparse float32 matrix from dense rows, one in memory at a time."""
-    data, indices, indptr = [], [], [0]
-    for row in rows:
-        hit = np.flatnonzero(row)
-        data.append(row[hit].astype(np.float32))
-        indices.append(hit)
-        indptr.append(indptr[-1] + hit.size)
-    return sp.csr_matrix((np.concatenate(data), np.concatenate(indices), indptr), shape=(len(data), n_columns))

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 from sklearn.model_selection import LeaveOneGroupOut
+from sklearn.utils import check_consistent_length
 
 from stmsi._keys import Key
 from stmsi._validate import require_sample
@@ -27,6 +28,7 @@ class _LeaveOneOut(LeaveOneGroupOut):
         if groups is None:
             msg = f"Pass an AnnData with obs[{self.key!r}], or groups=."
             raise ValueError(msg)
+        check_consistent_length(X, groups)
         found = np.unique(np.asarray(groups))
         if len(found) < 2:
             msg = (

@@ -95,6 +95,7 @@ def align(
     given = landmarks if landmarks is not None else transformation
     samples = _samples(sample, given, available)
     fits: dict[str, tuple[Fit, str]] = {}
+    to_msi: dict[str, NDArray[np.float64]] = {}
     for name in samples:
         own = given[name] if isinstance(given, Mapping) else given
         try:
@@ -103,14 +104,14 @@ def align(
             else:
                 fits[name] = fit_landmarks(*_landmark_arrays(sdata, name, own), model), model
             _check_scale(fits[name][0].matrix, max_scale)
+            to_msi[name] = _to_msi_frame(sdata, name)
         except ValueError as error:
             msg = f"Section {name!r}: {error}"
             raise ValueError(msg) from error
 
     record = dict(table.uns.get(Key.uns.ALIGNMENT, {}))
     for name, (fit, used) in fits.items():
-        to_msi = _to_msi_frame(sdata, name)
-        pixels_to_st = Affine(fit.matrix @ to_msi, input_axes=("x", "y"), output_axes=("x", "y"))
+        pixels_to_st = Affine(fit.matrix @ to_msi[name], input_axes=("x", "y"), output_axes=("x", "y"))
         set_transformation(sdata.shapes[Key.pixels(name)], pixels_to_st, to_coordinate_system=Key.st_frame(name))
         scale = _scale(fit.matrix)
         record[name] = {
@@ -229,6 +230,7 @@ def _given(transformation: Any) -> Fit:
 
 def _landmark_arrays(sdata: SpatialData, name: str, pair: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     from spatialdata import transform
+    from spatialdata.transformations import get_transformation
 
     if pair is None:
         pair = Key.landmarks(name, "msi"), Key.landmarks(name, "st")
@@ -246,6 +248,10 @@ def _landmark_arrays(sdata: SpatialData, name: str, pair: Any) -> tuple[NDArray[
                 "Pass landmarks={section: (msi_xy, st_xy)} or transformation=."
             )
             raise KeyError(msg)
+        frames = get_transformation(sdata.points[side], get_all=True)
+        if frame not in frames:
+            msg = f"points {side!r} lie in {listing(frames)}, not in {frame!r}; landmarks are (in the MSI, in the ST frame)."
+            raise ValueError(msg)
         element = transform(sdata.points[side], to_coordinate_system=frame)
         arrays.append(element[["x", "y"]].compute().to_numpy(dtype=float))
     return arrays[0], arrays[1]

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 from stmsi._core.spectra_stats import section_quantiles
 from stmsi._keys import Key
 from stmsi._validate import (
+    as_csr,
     check_choice,
     check_nonnegative,
     get_table,
@@ -19,7 +20,9 @@ from stmsi._validate import (
     listing,
     refuse_view,
     require_frame,
+    require_rows,
     require_sample,
+    require_unique,
 )
 
 if TYPE_CHECKING:
@@ -79,7 +82,7 @@ def call_presence(
     Raises
     ------
     ValueError
-        Negative or infinite intensities, thresholds for unknown metabolites.
+        An empty table, negative or infinite intensities, thresholds for unknown metabolites or that are no limit.
     KeyError
         The intensities are not there.
 
@@ -98,7 +101,9 @@ def call_presence(
     check_choice(method, get_args(Method), "method")
     st = get_table(data, table_key)
     refuse_view(st)
+    require_rows(st)
     frame = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
+    require_unique(frame.columns, "Metabolite names", "Rename the columns.")
     check_nonnegative(frame.to_numpy(), "Metabolite intensities", allow_nan=True)
     sample = require_sample(st, sample_key)
     values = frame.to_numpy(dtype=np.float64)
@@ -124,12 +129,16 @@ def call_presence(
 
 def _given(threshold: float | Mapping[str, float], ids: pd.Index) -> NDArray[np.float64]:
     if not isinstance(threshold, Mapping):
-        return np.full(len(ids), float(threshold))
+        threshold = dict.fromkeys(ids, threshold)
     unknown, missing = set(threshold) - set(ids), [i for i in ids if i not in threshold]
     if unknown or missing:
         msg = f"Thresholds are needed for each metabolite: unknown {listing(sorted(unknown))}, missing {listing(missing)}."
         raise ValueError(msg)
-    return np.array([float(threshold[i]) for i in ids])
+    limit = np.array([float(threshold[i]) for i in ids])
+    if not (np.isfinite(limit) & (limit >= 0)).all():
+        msg = f"Thresholds must be finite and not negative: {listing(ids[~(np.isfinite(limit) & (limit >= 0))])}."
+        raise ValueError(msg)
+    return limit
 
 
 def _pixels(
@@ -150,7 +159,7 @@ def _pixels(
         return None
     layer = st.uns.get(Key.uns.MSI, {}).get("params", {}).get("layer", "X")
     values = msi.X if layer == "X" else msi.layers[layer]
-    return sp.csr_matrix(values)[rows][:, msi.var_names.get_indexer(frame.columns)]
+    return as_csr(values)[rows][:, msi.var_names.get_indexer(frame.columns)]
 
 
 def _detection_limit(pixels: sp.csr_matrix | None, spots: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -12,10 +12,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 from scipy.spatial import cKDTree
 
-from stmsi._elements import VISIUM_SPOT_DIAMETER, msi_section, st_section
+from stmsi._elements import VISIUM_SPOT_DIAMETER, feature_frame, msi_section, st_section
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import (
+    as_csr,
     check_choice,
     is_spatialdata,
     listing,
@@ -151,6 +152,7 @@ def _as_st(
     out = []
     for sample, part in _split(name, section, sample_key):
         require_unique(part.var_names, "Gene names")
+        require_unique(part.obs_names, f"Spot names of section {sample!r}", "Call .obs_names_make_unique() first.")
         if Key.obsm.SPATIAL not in part.obsm:
             found = listing(part.obsm.keys())
             msg = f'Section {sample!r} has no obsm["spatial"] (found {found}); it holds the spot centres.'
@@ -180,6 +182,9 @@ def _as_msi(
 
 def _split(name: str | None, adata: AnnData, sample_key: str) -> list[tuple[str, AnnData]]:
     """Sections of an AnnData with their names."""
+    if not isinstance(adata, AnnData):
+        msg = f"A section is an AnnData or a SpatialData, found {type(adata).__name__}. Read files with stmsi.io first."
+        raise TypeError(msg)
     require_rows(adata, "observations")
     if sample_key not in adata.obs:
         if name is None:
@@ -224,7 +229,7 @@ def _unique_sections(sections: list[SpatialData], table: str) -> list[str]:
 
 def _check_pitch(sample: str, xy: np.ndarray, spot_diameter: float) -> None:
     """Spots that overlap give away coordinates in another unit than micrometres."""
-    if len(xy) < 2:
+    if len(xy) < 2 or not np.isfinite(xy).all():  # the latter is refused where the section is made
         return
     pitch = float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
     if pitch < 0.8 * spot_diameter:
@@ -276,8 +281,7 @@ def _concat_st(tables: list[AnnData], join: str) -> AnnData:
 
 def _with_sparse_x(table: AnnData) -> AnnData:
     table = table.copy()
-    if not sp.issparse(table.X):
-        table.X = sp.csr_matrix(np.asarray(table.X))
+    table.X = as_csr(table.X)
     return table
 
 
@@ -301,7 +305,7 @@ def _concat_msi(tables: list[AnnData]) -> AnnData:
     attrs = {k: v for t in tables for k, v in t.uns.get(Key.uns.MSI, {}).get("attrs", {}).items()}
     merged = ad.concat(tables, join="outer", fill_value=0)[:, var.index].copy()
     merged.X = sp.csr_matrix(merged.X)
-    merged.var = var
+    merged.var = feature_frame(var)  # columns that some sections lack have gaps now
     merged.varm[Key.varm.MEASURED] = measured
     merged.uns[Key.uns.MSI] = {"attrs": attrs}
     return _relink(merged)

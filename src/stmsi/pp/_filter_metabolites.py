@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from stmsi._keys import Key
 from stmsi._logging import logger
-from stmsi._validate import get_table, refuse_view, require_rows, require_sample
+from stmsi._validate import as_csr, check_nonnegative, get_table, listing, refuse_view, require_rows, require_sample
 from stmsi.pp._normalize_msi import copy_of
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def filter_metabolites(
     Raises
     ------
     ValueError
-        Nothing would be left, or parameters are out of range.
+        Nothing would be left, parameters are out of range, or intensities are negative, infinite or NaN.
 
     Examples
     --------
@@ -84,7 +84,8 @@ def filter_metabolites(
     if not 1 <= min_samples <= len(names):
         msg = f"min_samples must lie between 1 and the number of sections ({len(names)}), found {min_samples!r}."
         raise ValueError(msg)
-    X = sp.csr_matrix(msi.X)
+    X = as_csr(msi.X)
+    check_nonnegative(X, "MSI intensities")
     indicator = sp.csr_matrix(np.stack([sample == n for n in names]).astype(np.float64))
     detected = (indicator @ (X > 0).astype(np.float64)).toarray()
     total = (indicator @ X).toarray()
@@ -93,6 +94,9 @@ def filter_metabolites(
     enough = (detected / n_pixels >= min_prevalence) & (detected > 0) & intense
     keep = enough.sum(axis=0) >= min_samples
     if exclude_mz is not None and len(exclude_mz):
+        if Key.var.MZ not in msi.var:
+            msg = f"exclude_mz needs var[{Key.var.MZ!r}] with the m/z of each ion; found {listing(msi.var.columns)}."
+            raise KeyError(msg)
         mz = pd.to_numeric(msi.var[Key.var.MZ]).to_numpy(dtype=float)
         away = np.abs(mz[:, None] - np.asarray(exclude_mz, dtype=float)) > ppm * 1e-6 * np.asarray(exclude_mz)
         keep &= away.all(axis=1) | np.isnan(mz)

@@ -8,12 +8,20 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from stmsi._core.ids import safe_ids
 from stmsi._keys import Key
 from stmsi._logging import logger
-from stmsi._validate import check_nonnegative, get_table, listing, refuse_view, require_obs, require_rows, require_unique
+from stmsi._validate import (
+    as_csr,
+    check_nonnegative,
+    get_table,
+    listing,
+    refuse_view,
+    require_obs,
+    require_rows,
+    require_unique,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -65,7 +73,7 @@ def gene_signatures(
     Raises
     ------
     KeyError
-        The clusters are not there, or gene sets miss a cluster.
+        The clusters or the layer are not there, or gene sets miss a cluster.
     ValueError
         Fewer than two clusters, clusters with fewer than two spots, gene sets that share no gene with the data.
 
@@ -85,6 +93,9 @@ def gene_signatures(
     cluster = label.astype(object).where(label.notna(), None)
     names = [str(c) for c in pd.unique(cluster.dropna())]
     names = sorted(names, key=lambda n: (len(n), n)) if all(n.isdigit() for n in names) else sorted(names)
+    if not names:
+        msg = f"obs[{cluster_key!r}] holds no cluster: every label is missing. Cluster the spots first."
+        raise ValueError(msg)
     if gene_sets is not None:
         mask = _from_sets(gene_sets, names, st.var_names)
     else:
@@ -118,9 +129,12 @@ def signature_mask(
         msg = f"n_genes must lie between 1 and the number of genes ({st.n_vars}), found {n_genes!r}."
         raise ValueError(msg)
     known = cluster.notna().to_numpy()
-    counts = st.X if layer is None else st.layers[layer]
+    if layer is not None and layer not in st.layers:
+        msg = f"The ST table has no layer {layer!r}; layers: {listing(st.layers)}."
+        raise KeyError(msg)
+    counts = as_csr(st.X if layer is None else st.layers[layer], np.float32)
     check_nonnegative(counts, "Gene counts")
-    work = AnnData(sp.csr_matrix(counts, dtype=np.float32)[known], var=pd.DataFrame(index=st.var_names))
+    work = AnnData(counts[known], var=pd.DataFrame(index=st.var_names))
     work.obs["cluster"] = pd.Categorical(cluster[known].astype(str).to_numpy(), categories=list(names))
     sc.pp.normalize_total(work, target_sum=1e4)
     sc.pp.log1p(work)

@@ -9,12 +9,15 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stmsi._core.overlap import circle_polygon_overlap, weighted_mean
+from stmsi._core.registration import apply_affine
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import (
+    as_csr,
     check_nonnegative,
     get_table,
     listing,
+    refuse_view,
     require_obs,
     require_rows,
     require_sample,
@@ -93,12 +96,13 @@ def map_to_spots(
         msg = f"min_coverage is a share between 0 and 1, found {min_coverage!r}."
         raise ValueError(msg)
     st, msi = get_table(sdata, table_key), get_table(sdata, msi_table_key)
+    refuse_view(st)
     require_rows(st)
     require_rows(msi, "pixels")
     if layer is not None and layer not in msi.layers:
         msg = f"The MSI table has no layer {layer!r}; layers: {listing(msi.layers)}."
         raise KeyError(msg)
-    values = sp.csr_matrix(msi.X if layer is None else msi.layers[layer])
+    values = as_csr(msi.X if layer is None else msi.layers[layer])
     check_nonnegative(values, "MSI intensities")
     st_sample, msi_sample = require_sample(st, sample_key), require_sample(msi, sample_key)
     measured = msi.varm.get(Key.varm.MEASURED)
@@ -153,8 +157,7 @@ def _overlap(sdata: SpatialData, name: str, st: AnnData, msi: AnnData) -> tuple[
         raise ValueError(msg)
     matrix = to_st.to_affine_matrix(("x", "y"), ("x", "y"))
     outline = pixels.geometry.to_numpy()[_rows(pixels.index, msi, name)]
-    vertices, polygon = shapely.get_coordinates(outline, return_index=True)
-    vertices = vertices @ matrix[:2, :2].T + matrix[:2, 2]
+    outline = shapely.transform(outline, lambda xy: apply_affine(matrix, xy))
 
     spots = transform(sdata.shapes[Key.spots(name)], to_coordinate_system=frame)
     if "radius" in spots:
@@ -163,12 +166,12 @@ def _overlap(sdata: SpatialData, name: str, st: AnnData, msi: AnnData) -> tuple[
         radii = spots["radius"].to_numpy(dtype=float)[rows]
         # relative to the section, so that far-off coordinates cost no precision
         origin = centres.mean(axis=0)
+        vertices, polygon = shapely.get_coordinates(outline, return_index=True)
         areas = circle_polygon_overlap(centres - origin, radii, vertices - origin, polygon, len(outline))
         return areas, np.pi * radii**2
     shapes = spots.geometry.to_numpy()[_rows(spots.index, st, name)]
-    moved = shapely.polygons([vertices[polygon == p] for p in range(len(outline))])
-    pixel, spot = shapely.STRtree(shapes).query(moved, predicate="intersects")
-    shared = shapely.area(shapely.intersection(shapes[spot], moved[pixel]))
+    pixel, spot = shapely.STRtree(shapes).query(outline, predicate="intersects")
+    shared = shapely.area(shapely.intersection(shapes[spot], outline[pixel]))
     return sp.csr_matrix((shared, (spot, pixel)), shape=(len(shapes), len(outline))), shapely.area(shapes)
 
 

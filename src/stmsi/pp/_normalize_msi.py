@@ -10,7 +10,15 @@ import scipy.sparse as sp
 from stmsi._core.spectra_stats import pixel_factors, section_quantiles
 from stmsi._keys import Key
 from stmsi._logging import logger
-from stmsi._validate import check_choice, check_nonnegative, get_table, refuse_view, require_rows, require_sample
+from stmsi._validate import (
+    as_csr,
+    check_choice,
+    check_nonnegative,
+    get_table,
+    refuse_view,
+    require_rows,
+    require_sample,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,17 +92,14 @@ def normalize_msi(
     msi = get_table(out, table_key)
     refuse_view(msi)
     require_rows(msi, "pixels")
-    raw = sp.csr_matrix(msi.layers[Key.layers.RAW] if Key.layers.RAW in msi.layers else msi.X, dtype=np.float32)
+    raw = as_csr(msi.layers[Key.layers.RAW] if Key.layers.RAW in msi.layers else msi.X, np.float32)
     check_nonnegative(raw, "MSI intensities")
     sample = require_sample(msi, sample_key)
     X = raw.astype(np.float64)
     if winsorize is not None:
-        for name in dict.fromkeys(sample):
-            rows = np.flatnonzero(sample == name)
-            part = X[rows].tocsc()
-            cap = section_quantiles(part, winsorize)
-            part.data = np.minimum(part.data, np.repeat(cap, np.diff(part.indptr)))
-            X[rows] = part.tocsr()
+        names, section = np.unique(sample, return_inverse=True)
+        cap = np.stack([section_quantiles(X[sample == name].tocsc(), winsorize) for name in names])
+        X.data = np.minimum(X.data, cap[np.repeat(section, np.diff(X.indptr)), X.indices])
     factor = pixel_factors(X, method)
     silent = factor <= 0
     if method != "none":

@@ -26,7 +26,8 @@ def spatial_graph(
 ) -> None:
     """Connect each spot with its neighbours inside its section.
 
-    A thin shell over :func:`squidpy.gr.spatial_neighbors`, block-diagonal over sections.
+    A thin shell over :func:`squidpy.gr.spatial_neighbors_grid` and :func:`squidpy.gr.spatial_neighbors_knn`,
+    block-diagonal over sections.
 
     Parameters
     ----------
@@ -52,7 +53,7 @@ def spatial_graph(
     KeyError
         No ``obsm["spatial"]`` or section column.
     ValueError
-        A section has a single spot, which can have no neighbours.
+        A section has a single spot, which can have no neighbours; positions are NaN or infinite.
 
     Examples
     --------
@@ -69,6 +70,9 @@ def spatial_graph(
     if Key.obsm.SPATIAL not in st.obsm:
         msg = f'obsm has no "spatial" with the spot positions; found {listing(st.obsm.keys())}.'
         raise KeyError(msg)
+    if not np.isfinite(np.asarray(st.obsm[Key.obsm.SPATIAL], dtype=float)).all():
+        msg = 'obsm["spatial"] contains NaN or infinite positions; drop those spots first.'
+        raise ValueError(msg)
     sample = require_sample(st, sample_key)
     names, count = np.unique(sample, return_counts=True)
     if (count < 2).any():
@@ -79,11 +83,10 @@ def spatial_graph(
     if not isinstance(st.obs[sample_key].dtype, pd.CategoricalDtype):
         st.obs[sample_key] = pd.Categorical(st.obs[sample_key].astype(str))
     st.obs[sample_key] = st.obs[sample_key].cat.remove_unused_categories()
-    sq.gr.spatial_neighbors(
-        st,
-        spatial_key=Key.obsm.SPATIAL,
-        library_key=sample_key,
-        coord_type=coord_type,
-        n_neighs=min(n_neighs, int(count.min()) - 1) if coord_type == "generic" else n_neighs,
-        n_rings=n_rings,
-    )
+    if coord_type == "grid":
+        sq.gr.spatial_neighbors_grid(
+            st, spatial_key=Key.obsm.SPATIAL, library_key=sample_key, n_neighs=n_neighs, n_rings=n_rings
+        )
+    else:
+        n_neighs = min(n_neighs, int(count.min()) - 1)
+        sq.gr.spatial_neighbors_knn(st, spatial_key=Key.obsm.SPATIAL, library_key=sample_key, n_neighs=n_neighs)

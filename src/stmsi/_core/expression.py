@@ -1,0 +1,112 @@
+"""From counts to features, fitted on training spots only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+
+TARGET_SUM = 1e4
+"""Counts that every spot is scaled to before the logarithm."""
+_CLIP = 10.0
+_CHUNK = 4096
+
+
+def log_normalize(counts: sp.csr_matrix) -> sp.csr_matrix:
+    """``log(1 + counts / library size x 10,000)``, sparse; spots without counts stay 0."""
+    library = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    scale = TARGET_SUM / np.where(library > 0, library, 1.0)
+    return sp.csr_matrix(sp.diags(scale) @ counts, dtype=np.float32).log1p()
+
+
+def pool_counts(counts: sp.csr_matrix, graph: sp.csr_matrix) -> sp.csr_matrix:
+    """Counts of each spot and its neighbours added up (before any normalisation)."""
+    adjacency = sp.csr_matrix(graph, dtype=np.float32)
+    adjacency.data = np.ones_like(adjacency.data)
+    return sp.csr_matrix(counts + adjacency @ counts)
+
+
+@dataclass(frozen=True)
+class ExpressionSpace:
+    """Variable genes, their scaling, and the principal components of the training spots.
+
+    Attributes
+    ----------
+    selected
+        Columns of the genes used.
+    mean, scale
+        Of their log-normalised expression over the training spots.
+    components
+        Principal axes, shape (components, genes used).
+    deviation
+        Standard deviation of the training spots along each component.
+    """
+
+    selected: NDArray[np.int64]
+    mean: NDArray[np.float32]
+    scale: NDArray[np.float32]
+    components: NDArray[np.float32]
+    deviation: NDArray[np.float32]
+
+    @classmethod
+    def fit(cls, counts: sp.csr_matrix, *, n_top_genes: int, n_components: int, seed: int = 0) -> ExpressionSpace:
+        """Choose the most variable genes, scale them, find the components.
+
+        Parameters
+        ----------
+        counts
+            Training spots x genes.
+        n_top_genes
+            Genes with the largest variance of log-normalised expression that are kept.
+        n_components
+            Components at most.
+        seed
+            For the randomised solver.
+        """
+        from sklearn.decomposition import PCA
+
+        X = log_normalize(counts)
+        mean, variance = column_moments(X)
+        usable = variance > 1e-12
+        if not usable.any():
+            msg = "No gene varies over the training spots; are these raw counts of more than one spot?"
+            raise ValueError(msg)
+        order = np.argsort(-np.where(usable, variance, -1), kind="stable")
+        selected = np.sort(order[: min(n_top_genes, int(usable.sum()))])
+        space = cls(
+            selected,
+            mean[selected].astype(np.float32),
+            np.sqrt(variance[selected]).astype(np.float32),
+            np.empty((0, len(selected)), np.float32),
+            np.empty(0, np.float32),
+        )
+        Z = space.scaled(counts)
+        n = min(n_components, len(selected), max(1, len(Z) - 1))
+        pca = PCA(n, random_state=seed).fit(Z)
+        components = pca.components_.astype(np.float32)
+        deviation = np.sqrt(np.maximum(pca.explained_variance_, 1e-12)).astype(np.float32)
+        return cls(space.selected, space.mean, space.scale, components, deviation)
+
+    def scaled(self, counts: sp.csr_matrix) -> NDArray[np.float32]:
+        """Log-normalised, z-scored expression of the genes used, clipped at +-10; shape (spots, genes used)."""
+        X = log_normalize(counts)[:, self.selected].toarray()
+        X -= self.mean
+        X /= self.scale
+        return np.clip(X, -_CLIP, _CLIP, out=X)
+
+    def transform(self, counts: sp.csr_matrix) -> NDArray[np.float32]:
+        """Components of spots, shape (spots, components), worked through in pieces."""
+        parts = [self.scaled(counts[i : i + _CHUNK]) @ self.components.T for i in range(0, counts.shape[0], _CHUNK)]
+        return np.vstack(parts) if parts else np.empty((0, len(self.components)), np.float32)
+
+
+def column_moments(X: sp.csr_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and variance of every column of a sparse matrix."""
+    n = X.shape[0]
+    mean = np.asarray(X.mean(axis=0), dtype=np.float64).ravel()
+    square = X.copy()
+    square.data = square.data.astype(np.float64) ** 2
+    second = np.asarray(square.sum(axis=0), dtype=np.float64).ravel() / n
+    return mean, np.maximum(second - mean**2, 0)

@@ -1,0 +1,418 @@
+"""Read mass-spectrometry imaging from a table of pixels x ions."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import warnings
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_matrix
+
+from stmsi._core.ids import safe_ids
+from stmsi._core.spectra import mz_from_names
+from stmsi._elements import check_sample_name, msi_section
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import check_choice, listing, suggest
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import scipy.sparse as sp
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+TableFormat: TypeAlias = Literal["csv", "tsv", "parquet", "h5ad"]
+
+_SUFFIXES: dict[str, TableFormat] = {
+    ".csv": "csv",
+    ".tsv": "tsv",
+    ".txt": "tsv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".h5ad": "h5ad",
+}
+_SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+_MZ_COLUMN = re.compile(r"(?:^|[_. ])m/?zs?(?:$|[_. ])", re.IGNORECASE)
+_MZ_PREFERRED = ("mz", "m/z", "observed_mz", "raw_mz")
+_DECIMAL_COMMA = re.compile(r"^\s*-?\d*,\d+\s*$")
+_DEFAULT_X, _DEFAULT_Y = "x", "y"
+_RESERVED = (Key.obs.SAMPLE, Key.obs.ROW, Key.obs.COL, Key.obs.REGION, Key.obs.INSTANCE)
+_NEAR, _FILLED = 0.1, 0.02
+
+
+class _Pixels(NamedTuple):
+    """What a file holds, whatever its format."""
+
+    X: NDArray[np.float64] | sp.csr_matrix
+    var: pd.DataFrame
+    x: NDArray[np.float64]
+    y: NDArray[np.float64]
+    obs: pd.DataFrame
+
+
+def read_msi_table(
+    path: str | Path,
+    *,
+    sample: str | None = None,
+    pixel_size: float | tuple[float, float] | None = None,
+    x_key: str = _DEFAULT_X,
+    y_key: str = _DEFAULT_Y,
+    table_format: TableFormat | None = None,
+    separator: str | None = None,
+    decimal: str = ".",
+    obs_keys: Sequence[str] = (),
+    mz_key: str | None = None,
+    layer: str | None = None,
+) -> SpatialData:
+    """Read one MSI section from a wide table (csv, tsv, parquet) or an AnnData file (h5ad).
+
+    Row and column of each pixel follow from its coordinates: their pitch is the usual smallest step along each axis,
+    and every coordinate must be near a multiple of it. Gaps in the raster are fine.
+
+    Parameters
+    ----------
+    path
+        ``.csv``, ``.tsv``, ``.txt`` (tab), each also ``.gz``, ``.parquet`` or ``.h5ad``. A wide table has one row a
+        pixel: `x_key`, `y_key`, then one column an ion, named by its m/z (``104.107``, ``mz-104.107``, ``m/z 104.107``)
+        or by anything else.
+    sample
+        Name of the section; by default the name of the file.
+    pixel_size
+        Side of a pixel in micrometres, or ``(x, y)``. By default the pitch of the coordinates where it is above 1;
+        coordinates with a pitch of 1 are raster indices, which do not tell the size.
+    x_key, y_key
+        Columns with the coordinates. In an h5ad file the defaults mean ``obsm["spatial"]`` where there is one, else
+        these columns of ``obs``.
+    table_format
+        ``"csv"``, ``"tsv"``, ``"parquet"`` or ``"h5ad"``; by default what the suffix says.
+    separator
+        Between fields; by default a comma (csv) or a tab (tsv).
+    decimal
+        Decimal sign of the numbers in a text file.
+    obs_keys
+        Columns of a wide table that are not ions and are kept in ``obs``.
+    mz_key
+        Column of ``var`` of an h5ad file with the m/z; by default ``mz``, else ``observed_mz``, ``raw_mz`` or another
+        whose name says m/z, else the names of the variables are parsed.
+    layer
+        Layer of an h5ad file to read instead of ``X``.
+
+    Returns
+    -------
+    SpatialData with table ``msi`` (pixels x ions, float32 CSR; `var` with ``mz`` in Da, NaN where the name holds none)
+    and squares ``<sample>_pixels`` in micrometres, coordinate system ``<sample>_msi``. Row and column count from
+    the smallest y and x. ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``file``, ``format``, and ``origin``
+    and ``pitch`` of the coordinates.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where the file is missing.
+    ValueError
+        Where the file is empty, has an unknown suffix or the wrong separator or decimal sign, lacks coordinates,
+        repeats ions or positions, holds text, NaN, infinite or negative intensities, where the coordinates are not a
+        raster, or the pixel size is unknown.
+
+    Warns
+    -----
+    UserWarning
+        Where most columns are m/z but some are not: these may not be ions.
+
+    Examples
+    --------
+    >>> from stmsi.io import read_msi_table
+    >>> sdata = read_msi_table("section_smamsi.csv", pixel_size=100)  # doctest: +SKIP
+    >>> sdata.tables["msi"].var["mz"]  # doctest: +SKIP
+    """
+    path = _check_file(Path(path))
+    kind = _format(path, table_format)
+    sample = safe_ids([_stem(path)])[0] if sample is None else check_sample_name(sample)
+    if kind == "h5ad":
+        pixels = _from_h5ad(path, x_key, y_key, mz_key, layer)
+    else:
+        frame = _parquet(path) if kind == "parquet" else _text(path, kind, separator, decimal)
+        pixels = _from_frame(frame, path, x_key, y_key, obs_keys)
+    _check_intensities(pixels, path)
+    col, pitch_x = _raster(pixels.x, f"{path.name}: x")
+    row, pitch_y = _raster(pixels.y, f"{path.name}: y")
+    _check_positions(pixels, row, col, path)
+    pitch = (pitch_x or pitch_y or 1.0, pitch_y or pitch_x or 1.0)  # a single line tells only one of them
+    size = _size_from_pitch(pitch, path) if pixel_size is None else pixel_size
+    attrs = {
+        "file": path.name,
+        "format": kind,
+        "origin": np.array([pixels.x.min(), pixels.y.min()]),
+        "pitch": np.array(pitch),
+    }
+    return msi_section(pixels.X, pixels.var, row, col, sample=sample, pixel_size=size, obs=pixels.obs, attrs=attrs)
+
+
+def _check_file(path: Path) -> Path:
+    if not path.exists():
+        msg = f"There is no file {path}."
+        raise FileNotFoundError(msg)
+    if path.is_dir():
+        msg = f"{path} is a directory; pass one file. In it: {listing(sorted(p.name for p in path.iterdir()))}."
+        raise ValueError(msg)
+    if path.stat().st_size == 0:
+        msg = f"{path} is empty (0 bytes); copy or export it again."
+        raise ValueError(msg)
+    return path
+
+
+def _stem(path: Path) -> str:
+    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+
+
+def _format(path: Path, table_format: TableFormat | None) -> TableFormat:
+    if table_format is not None:
+        check_choice(table_format, get_args(TableFormat), "table_format")
+        return table_format
+    suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
+    found = _SUFFIXES.get(suffix.lower())
+    if found is None or (path.suffix.lower() == ".gz" and found not in ("csv", "tsv")):
+        msg = (
+            f"Cannot tell the format of {path.name} from its suffix; known: {listing(_SUFFIXES)}, and .csv.gz, "
+            ".tsv.gz. Say it by table_format= (imzML files: stmsi.io.read_imzml)."
+        )
+        raise ValueError(msg)
+    return found
+
+
+def _text(path: Path, kind: TableFormat, separator: str | None, decimal: str) -> pd.DataFrame:
+    """A text table with its columns as they are called in the file."""
+    separator = separator or {"csv": ",", "tsv": "\t"}[kind]
+    # by its first bytes, because a gzip file is not always called so
+    with path.open("rb") as handle:
+        compression: Literal["gzip"] | None = "gzip" if handle.read(2) == b"\x1f\x8b" else None
+    if compression is None and path.suffix.lower() == ".gz":
+        msg = f"{path} is called .gz but is not compressed by gzip; rename or copy it again."
+        raise ValueError(msg)
+    options: dict[str, Any] = {"sep": separator, "compression": compression, "encoding": "utf-8-sig"}
+    try:
+        # two lines, because pandas takes a first field without a name for an index, silently; here it is an error
+        head = pd.read_csv(path, header=None, nrows=2, dtype=str, keep_default_na=False, **options)
+        names = head.iloc[0].tolist()
+        _check_columns(names, path, separator)
+        frame = pd.read_csv(path, low_memory=False, decimal=decimal, **options)
+    except pd.errors.EmptyDataError as error:
+        msg = f"{path} holds no table; copy or export it again."
+        raise ValueError(msg) from error
+    except pd.errors.ParserError as error:
+        msg = (
+            f"{path} has rows of unequal length ({str(error).strip()}). Check the separator ({separator!r}) and that every "
+            "column has a name; numbers with a decimal comma need another separator, and decimal=','."
+        )
+        raise ValueError(msg) from error
+    except UnicodeDecodeError as error:
+        msg = f"{path} is not a text table in UTF-8 ({error}); say its format by table_format=."
+        raise ValueError(msg) from error
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        msg = f"{path} is truncated or damaged ({error}); copy it again."
+        raise ValueError(msg) from error
+    # a nameless first column is the index that pandas and R write
+    return frame.iloc[:, 1:] if not names[0].strip() else frame
+
+
+def _check_columns(names: list[str], path: Path, separator: str) -> None:
+    if len(names) == 1:
+        other = [s for s in _SEPARATORS if s != separator and s in names[0]]
+        hint = f"Its header holds a {_SEPARATORS[other[0]]}: pass separator={other[0]!r}." if other else ""
+        msg = f"{path} has only one column with the separator {separator!r} ({names[0][:60]!r}). {hint}".strip()
+        raise ValueError(msg)
+    index = pd.Index([str(name).strip() for name in names])
+    if not index.is_unique:
+        msg = f"{path} repeats columns: {listing(index[index.duplicated()].unique())}; every ion needs its own name."
+        raise ValueError(msg)
+
+
+def _parquet(path: Path) -> pd.DataFrame:
+    import pyarrow as pa
+
+    try:
+        frame = pd.read_parquet(path)
+    except pa.ArrowInvalid as error:
+        msg = f"{path} is not a readable parquet file ({str(error).splitlines()[0]}); copy or export it again."
+        raise ValueError(msg) from error
+    if isinstance(frame.columns, pd.MultiIndex) or frame.shape[1] == 0:
+        msg = f"{path} must have plain columns x, y and one per ion."
+        raise ValueError(msg)
+    frame = frame if isinstance(frame.index, pd.RangeIndex) else frame.reset_index()
+    # pandas calls an index without a name so
+    return frame.drop(columns="index", errors="ignore")
+
+
+def _from_frame(frame: pd.DataFrame, path: Path, x_key: str, y_key: str, obs_keys: Sequence[str]) -> _Pixels:
+    frame = frame.rename(columns=lambda name: str(name).strip())
+    absent = [key for key in (x_key, y_key, *obs_keys) if key not in frame]
+    if absent:
+        msg = (
+            f"{path} has no column {listing(absent)}; found {listing(frame.columns)}. Name the coordinates by x_key= "
+            f"and y_key=.{suggest(absent[0], frame.columns)}"
+        )
+        raise ValueError(msg)
+    taken = [key for key in obs_keys if key in _RESERVED]
+    if taken:
+        msg = f"obs_keys names {listing(taken)}, which stmsi writes itself; rename the column in {path.name}."
+        raise ValueError(msg)
+    if len(frame) == 0:
+        msg = f"{path} has a header but no pixels."
+        raise ValueError(msg)
+    obs = frame[list(obs_keys)]
+    ions = frame.drop(columns=list({x_key, y_key, *obs_keys}))
+    if ions.shape[1] == 0:
+        msg = f"{path} has no ion: its only columns are {listing(frame.columns)}."
+        raise ValueError(msg)
+    _check_numbers(frame[[x_key, y_key]], path)
+    _check_numbers(ions, path)
+    var = pd.DataFrame({Key.var.MZ: mz_from_names(ions.columns)}, index=ions.columns)
+    no_mz = var[Key.var.MZ].isna()
+    if 0 < no_mz.sum() < len(var) / 2:
+        warnings.warn(
+            f"{path.name}: most columns are m/z, but {listing(var.index[no_mz])} are not; they are read as ions. Pass "
+            "obs_keys= where they are not.",
+            stacklevel=3,
+        )
+    x, y = (frame[key].to_numpy(dtype=np.float64) for key in (x_key, y_key))
+    return _Pixels(ions.to_numpy(dtype=np.float64), var, x, y, obs)
+
+
+def _check_numbers(frame: pd.DataFrame, path: Path) -> None:
+    """Raise with the first column that holds something else than numbers, and what it holds."""
+    for name, column in frame.items():
+        if pd.api.types.is_numeric_dtype(column):
+            continue
+        text = column[column.notna()].astype(str)
+        bad = text[pd.to_numeric(text, errors="coerce").isna()]
+        if len(bad) == 0 and not pd.api.types.is_datetime64_any_dtype(column):
+            msg = f"{path}: column {name!r} has type {column.dtype}, not a number; convert it first."
+        elif bad.str.match(_DECIMAL_COMMA).any():
+            msg = f"{path}: column {name!r} has decimal commas ({listing(bad[:3])}); pass decimal=','."
+        else:
+            msg = (
+                f"{path}: column {name!r} must hold numbers; in {len(bad)} rows it holds text: {listing(bad[:3])}. "
+                "Correct them, or pass obs_keys= where the column is no ion."
+            )
+        raise ValueError(msg)
+
+
+def _from_h5ad(path: Path, x_key: str, y_key: str, mz_key: str | None, layer: str | None) -> _Pixels:
+    import anndata as ad
+
+    try:
+        adata = ad.read_h5ad(path)
+    except OSError as error:
+        msg = f"{path} is not a readable h5ad file ({error}); copy or export it again."
+        raise ValueError(msg) from error
+    if layer is not None and layer not in adata.layers:
+        msg = f"{path} has no layer {layer!r}; found {listing(k for k in adata.layers if k is not None)}."
+        raise ValueError(msg)
+    X = adata.X if layer is None else adata.layers[layer]
+    if X is None or 0 in adata.shape:
+        msg = f"{path} holds no intensities (shape {adata.shape}); name a layer by layer=."
+        raise ValueError(msg)
+    if not adata.var_names.is_unique:
+        repeated = adata.var_names[adata.var_names.duplicated()].unique()
+        msg = f"{path} repeats ions: {listing(repeated)}; every ion needs its own name."
+        raise ValueError(msg)
+    obs, var = adata.obs.copy(), adata.var.copy()
+    if (x_key, y_key) == (_DEFAULT_X, _DEFAULT_Y) and Key.obsm.SPATIAL in adata.obsm:
+        xy = np.asarray(adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2]
+    elif x_key in obs and y_key in obs:
+        _check_numbers(obs[[x_key, y_key]], path)
+        xy = obs[[x_key, y_key]].to_numpy(dtype=np.float64)
+    else:
+        msg = (
+            f"{path} has no positions: neither obsm[{Key.obsm.SPATIAL!r}] nor the columns {x_key!r} and {y_key!r} of "
+            f"obs; found {listing(obs.columns)}. Name them by x_key= and y_key=."
+        )
+        raise ValueError(msg)
+    var[Key.var.MZ] = _mz_of(var, mz_key, path)
+    obs.columns = pd.Index(safe_ids(obs.columns))
+    return _Pixels(X, var, xy[:, 0], xy[:, 1], obs)
+
+
+def _mz_of(var: pd.DataFrame, mz_key: str | None, path: Path) -> NDArray[np.float64]:
+    """m/z of the variables: a column that says so, else their names."""
+    if mz_key is not None and mz_key not in var:
+        msg = f"{path}: var has no column {mz_key!r}; found {listing(var.columns)}.{suggest(mz_key, var.columns)}"
+        raise ValueError(msg)
+    named = [c for c in var if _MZ_COLUMN.search(str(c)) and pd.api.types.is_numeric_dtype(var[c])]
+    ranked = [*(c for c in _MZ_PREFERRED if c in named), *named] if mz_key is None else [mz_key]
+    if not ranked:
+        return mz_from_names(var.index)
+    logger.info("%s: m/z from var[%r]", path.name, ranked[0])
+    return pd.to_numeric(var[ranked[0]], errors="coerce").to_numpy(dtype=np.float64)
+
+
+def _check_intensities(pixels: _Pixels, path: Path) -> None:
+    """Raise where intensities cannot be: name the ions."""
+    values = coo_matrix(pixels.X)
+    names = np.asarray(pixels.var.index.astype(str))
+    for what, wrong, remedy in (
+        ("NaN", np.isnan(values.data), "fill them with 0 if they mean absent, else drop these pixels"),
+        ("infinite", np.isinf(values.data), "remove them"),
+        ("negative", np.less(values.data, 0), "clip them at 0; log or scaled values must be turned back"),
+    ):
+        if wrong.any():
+            ions = listing(names[np.unique(values.col[wrong])])
+            msg = f"{path}: {int(wrong.sum())} intensities are {what}, in {ions}; {remedy}."
+            raise ValueError(msg)
+
+
+def _raster(values: NDArray[np.float64], what: str) -> tuple[NDArray[np.int64], float | None]:
+    """Index of each coordinate on its raster, and the pitch (`None` where all are the same)."""
+    if not np.isfinite(values).all():
+        msg = (
+            f"{what} has {int((~np.isfinite(values)).sum())} coordinates that are missing or infinite; drop these rows."
+        )
+        raise ValueError(msg)
+    unique, inverse = np.unique(values, return_inverse=True)
+    step = np.diff(unique)
+    # equal positions may differ by a rounding error of their file
+    real = step > 1e-6 * max(unique[-1] - unique[0], 1e-12)
+    if not real.any():
+        return np.zeros(len(values), dtype=np.int64), None
+    smallest = step[real].min()
+    pitch = float(np.median(step[real][step[real] < 1.5 * smallest]))
+    # counted step by step, so that an error of the pitch does not add up
+    index = np.concatenate([[0], np.cumsum(np.where(real, np.maximum(np.rint(step / pitch), 1), 0))])
+    pitch, start = np.polyfit(index, unique, 1)
+    off = np.abs(unique - start - index * pitch) / pitch
+    filled = (real.sum() + 1) / (index[-1] + 1)
+    if off.max() > _NEAR or (filled < _FILLED and len(unique) > 1 / _FILLED):
+        worst = listing(unique[np.argsort(-off)[:3]])
+        msg = (
+            f"{what} coordinates are not on a raster of pitch {pitch:.4g} (worst: {worst}). Rotated or registered "
+            "coordinates cannot be read as pixels: use the raster coordinates, or name them by x_key= and y_key=."
+        )
+        raise ValueError(msg)
+    return index[inverse].astype(np.int64), float(f"{pitch:.9g}")  # without the rounding errors of the fit
+
+
+def _check_positions(pixels: _Pixels, row: NDArray[np.int64], col: NDArray[np.int64], path: Path) -> None:
+    repeated = pd.DataFrame({"row": row, "col": col}).duplicated().to_numpy()
+    if repeated.any():
+        places = listing(zip(pixels.x[repeated].tolist(), pixels.y[repeated].tolist(), strict=True))
+        msg = (
+            f"{path}: {int(repeated.sum())} pixels share the position (x, y) of another one: {places}. Write one file per "
+            "section, or average them."
+        )
+        raise ValueError(msg)
+
+
+def _size_from_pitch(pitch: tuple[float, float], path: Path) -> tuple[float, float]:
+    if min(pitch) <= 1 + 1e-6:
+        msg = (
+            f"The coordinates of {path.name} have a pitch of {pitch[0]:.4g} x {pitch[1]:.4g}, so they are raster indices "
+            "(or not micrometres) and do not tell the size of a pixel; pass pixel_size= (micrometres)."
+        )
+        raise ValueError(msg)
+    logger.info("%s: pixels of %.4g x %.4g um, the pitch of the coordinates", path.name, *pitch)
+    return pitch

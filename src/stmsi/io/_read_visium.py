@@ -1,0 +1,247 @@
+"""Read a Space Ranger output folder."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.sparse as sp
+
+from stmsi._core.ids import safe_ids
+from stmsi._elements import VISIUM_PITCH, VISIUM_SPOT_DIAMETER, check_sample_name, st_section
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import listing
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import ArrayLike
+    from spatialdata import SpatialData
+
+SCALE_FACTOR_SPOT = 65.0
+"""10x defines ``spot_diameter_fullres`` by a theoretical spot of 65 micrometres, not by the 55 of the printed one."""
+
+_IN_TISSUE, _ARRAY_ROW, _ARRAY_COL = "in_tissue", "array_row", "array_col"
+_POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv")
+_SCALE_FACTORS = "scalefactors_json.json"
+_TOLERATED = 0.2
+
+
+def read_visium(
+    path: str | Path,
+    *,
+    sample: str | None = None,
+    spot_diameter: float = VISIUM_SPOT_DIAMETER,
+    images: bool = True,
+    keep_off_tissue: bool = False,
+    counts_file: str | None = None,
+) -> SpatialData:
+    """Read the spots, counts and histology of a Space Ranger ``outs`` folder (Visium, versions 1 to 3).
+
+    Positions become micrometres by the pitch of the array: neighbouring spots lie 100 um apart, which an affine
+    least-squares fit of the pixel positions to the array positions measures to a fraction of a percent.
+
+    Parameters
+    ----------
+    path
+        Folder with ``spatial/`` and the count matrix, as ``.h5`` or as a folder with ``matrix.mtx.gz``.
+    sample
+        Name of the section; by default the name of the folder (of its parent where it is called ``outs``).
+    spot_diameter
+        In micrometres.
+    images
+        Whether to keep the histology (the hires image, else the lowres one).
+    keep_off_tissue
+        Whether to keep spots outside the tissue; then the raw matrix is preferred to the filtered one.
+    counts_file
+        The count matrix inside `path`, where its name is not the usual one: an ``.h5`` file, or a folder that holds
+        ``matrix.mtx.gz``, ``features.tsv.gz`` and ``barcodes.tsv.gz``.
+
+    Returns
+    -------
+    SpatialData with table ``st`` (spots x genes, raw counts, float32 CSR; `var`: unique gene symbols as index,
+    ``gene_ids``; `obs`: ``sample``, ``in_tissue``, ``array_row``, ``array_col``), circles ``<sample>_spots`` and, where
+    there is one, the image ``<sample>_he``; all in micrometres in the coordinate system ``<sample>``.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where the folder, the counts, the positions or the scale factors are missing.
+    ValueError
+        Where a file is broken, barcodes have no position, or no spot lies in the tissue.
+
+    Warns
+    -----
+    UserWarning
+        Where pitch and scale factor disagree about the size of a pixel by more than 20 %.
+
+    Notes
+    -----
+    The files are read by :func:`spatialdata_io.visium`. Scale factors:
+    https://www.10xgenomics.com/support/software/space-ranger/latest/analysis/outputs/spatial-outputs
+
+    Examples
+    --------
+    >>> from stmsi.io import read_visium
+    >>> sdata = read_visium("section_1/outs", sample="section_1")  # doctest: +SKIP
+    >>> sdata.tables["st"].obsm["spatial"]  # micrometres  # doctest: +SKIP
+    """
+    path = _check_folder(Path(path))
+    sample = _default_name(path) if sample is None else check_sample_name(sample)
+    counts = _find_counts(path, counts_file, prefer_raw=keep_off_tissue)
+    scale = _scale_factors(path)
+    table, elements = _read(path, counts, sample)
+    xy = np.asarray(table.obsm[Key.obsm.SPATIAL], dtype=float)
+    um_per_px = _micrometres_per_pixel(table, xy, scale, sample)
+    if not keep_off_tissue:
+        inside = table.obs[_IN_TISSUE].to_numpy() == 1
+        if not inside.any():
+            msg = f"No spot of {path} lies in the tissue; pass keep_off_tissue=True to read the others."
+            raise ValueError(msg)
+        table, xy = table[inside].copy(), xy[inside]
+    sdata = st_section(table, xy * um_per_px, sample=sample, spot_diameter=spot_diameter)
+    if images:
+        _add_image(sdata, elements, scale, um_per_px, sample)
+    logger.info("%s: %d spots x %d genes, %.4g um per pixel", sample, *table.shape, um_per_px)
+    return sdata
+
+
+def _check_folder(path: Path) -> Path:
+    if not path.exists():
+        msg = f"There is no folder {path}."
+        raise FileNotFoundError(msg)
+    if not path.is_dir():
+        msg = f"{path} is a file; pass the Space Ranger output folder that holds it (outs)."
+        raise ValueError(msg)
+    if not (path / "spatial").is_dir():
+        hint = f" Try {path / 'outs'}." if (path / "outs" / "spatial").is_dir() else ""
+        found = listing(sorted(p.name for p in path.iterdir()))
+        msg = f"{path} is no Space Ranger output: it has no folder 'spatial'; found {found}.{hint}"
+        raise FileNotFoundError(msg)
+    if not any((path / "spatial" / name).exists() for name in _POSITIONS):
+        hint = " Visium HD (tissue_positions.parquet) is not read here." if list(path.glob("**/*.parquet")) else ""
+        msg = f"{path / 'spatial'} has none of {listing(_POSITIONS)}.{hint}"
+        raise FileNotFoundError(msg)
+    return path
+
+
+def _default_name(path: Path) -> str:
+    resolved = path.resolve()
+    return safe_ids([resolved.parent.name if resolved.name == "outs" else resolved.name])[0]
+
+
+def _find_counts(path: Path, counts_file: str | None, *, prefer_raw: bool) -> str:
+    """Name of the count matrix, relative to the folder, as spatialdata-io takes it."""
+    kinds = ("raw", "filtered") if prefer_raw else ("filtered",)
+    for name in [counts_file] if counts_file is not None else [f"{kind}_feature_bc_matrix" for kind in kinds]:
+        if (path / name).is_dir():
+            if (path / name / "matrix.mtx.gz").exists():
+                return f"{name}/matrix.mtx.gz"
+        elif (path / name).is_file():
+            return name
+        if counts_file is None:
+            h5 = sorted(p.name for p in path.glob(f"*{name}.h5"))
+            if len(h5) == 1:
+                return h5[0]
+            if h5:
+                msg = f"{path} holds several count matrices: {listing(h5)}; name one by counts_file=."
+                raise ValueError(msg)
+    wanted = counts_file or "filtered_feature_bc_matrix.h5 (or a folder of that name with matrix.mtx.gz)"
+    found = listing(sorted(p.name for p in path.iterdir()))
+    msg = f"{path} has no counts {wanted}; found {found}. Name the file by counts_file=."
+    raise FileNotFoundError(msg)
+
+
+def _scale_factors(path: Path) -> dict[str, float]:
+    file = path / "spatial" / _SCALE_FACTORS
+    if not file.exists():
+        msg = f"There is no {file}; Space Ranger writes it beside the tissue positions."
+        raise FileNotFoundError(msg)
+    try:
+        scale = json.loads(file.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        msg = f"{file} is not valid JSON ({error})."
+        raise ValueError(msg) from error
+    missing = [k for k in ("spot_diameter_fullres", "tissue_hires_scalef", "tissue_lowres_scalef") if k not in scale]
+    if missing:
+        msg = f"{file} lacks {listing(missing)}; found {listing(scale)}."
+        raise ValueError(msg)
+    return {key: float(value) for key, value in scale.items() if isinstance(value, int | float)}
+
+
+def _read(path: Path, counts: str, sample: str) -> tuple[AnnData, dict[str, Any]]:
+    """Counts with positions in full-resolution pixels, and the images, by spatialdata-io."""
+    import spatialdata_io
+
+    with warnings.catch_warnings():
+        # repeated gene symbols (made unique below) and the deprecations inside scanpy, spatialdata and spatialdata-io
+        warnings.simplefilter("ignore")
+        try:
+            sdata = spatialdata_io.visium(path, dataset_id=sample, counts_file=counts)
+        except (OSError, EOFError) as error:
+            msg = f"{path / counts} or a file in {path / 'spatial'} cannot be read ({error}); copy it again."
+            raise ValueError(msg) from error
+    source = sdata.tables["table"]
+    xy = np.asarray(source.obsm[Key.obsm.SPATIAL], dtype=float)
+    lost = ~np.isfinite(xy).all(axis=1)
+    if lost.any():
+        msg = f"{path}: {int(lost.sum())} barcodes have no tissue position: {listing(source.obs_names[lost])}."
+        raise ValueError(msg)
+    from anndata import AnnData
+
+    obs = source.obs[[_IN_TISSUE, _ARRAY_ROW, _ARRAY_COL]].astype(int)
+    table = AnnData(sp.csr_matrix(source.X, dtype=np.float32), obs=obs, var=source.var.copy())
+    table.var_names_make_unique()
+    table.obsm[Key.obsm.SPATIAL] = xy
+    return table, dict(sdata.images)
+
+
+def array_positions(row: ArrayLike, col: ArrayLike) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Micrometres of Visium array positions: a hexagonal array whose column number steps by two between neighbours."""
+    x = np.asarray(col, dtype=float) * (VISIUM_PITCH / 2)
+    return np.column_stack([x, np.asarray(row, dtype=float) * (VISIUM_PITCH * np.sqrt(3) / 2)])
+
+
+def _micrometres_per_pixel(table: AnnData, xy: ArrayLike, scale: dict[str, float], sample: str) -> float:
+    """Size of a full-resolution pixel, from the pitch of the array."""
+    by_spot = SCALE_FACTOR_SPOT / scale["spot_diameter_fullres"]
+    um = array_positions(table.obs[_ARRAY_ROW], table.obs[_ARRAY_COL])
+    design = np.column_stack([um, np.ones(len(um))])
+    fit, _, rank, _ = np.linalg.lstsq(design, np.asarray(xy, dtype=float), rcond=None)
+    area = abs(np.linalg.det(fit[:2]))
+    if rank < 3 or not area > 0:
+        warnings.warn(
+            f"Section {sample!r}: too few spots to measure the pitch of the array; the size of a pixel comes from "
+            f"spot_diameter_fullres ({by_spot:.4g} um).",
+            stacklevel=3,
+        )
+        return by_spot
+    # an affine fit also holds for rotated and mirrored slides; its determinant is the area of a square micrometre
+    by_pitch = float(1 / np.sqrt(area))
+    if abs(by_spot / by_pitch - 1) > _TOLERATED:
+        warnings.warn(
+            f"Section {sample!r}: the array pitch gives {by_pitch:.4g} um per pixel, spot_diameter_fullres "
+            f"{by_spot:.4g}; the pitch is used. Check that {_SCALE_FACTORS} and the positions belong together.",
+            stacklevel=3,
+        )
+    return by_pitch
+
+
+def _add_image(
+    sdata: SpatialData, elements: dict[str, Any], scale: dict[str, float], um_per_px: float, sample: str
+) -> None:
+    """Add the finest histology image there is, placed in the frame of the spots."""
+    from spatialdata.transformations import Scale, set_transformation
+
+    for kind in ("hires", "lowres"):
+        image = elements.get(f"{sample}_{kind}_image")
+        if image is None:
+            continue
+        factor = um_per_px / scale[f"tissue_{kind}_scalef"]
+        set_transformation(image, {Key.st_frame(sample): Scale([factor, factor], axes=("x", "y"))}, set_all=True)
+        sdata.images[Key.image(sample)] = image
+        return
+    logger.info("%s: no histology image in the folder", sample)

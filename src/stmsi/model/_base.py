@@ -1,0 +1,432 @@
+"""What all models share: targets, calibration on held-out spots, and the calls that predict."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtr, ndtri
+
+from stmsi._core import metrics
+from stmsi._core.hurdle import ResidualQuantiles, best_f1_threshold, hurdle_mean
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import check_choice, listing, require_frame, require_sample
+from stmsi.model._panel import GenePanel, gene_names
+from stmsi.model._spots import Spots, read_spots
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import xarray as xr
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
+
+    from stmsi.model._features import SpotFeatures
+    from stmsi.model._setup import Setup
+
+MIN_GENES = 0.5
+"""Share of the training genes that a query must have when nothing else is said."""
+
+
+@dataclass
+class FittedState:
+    """Everything that training leaves behind beside the estimators themselves.
+
+    Attributes
+    ----------
+    setup, panel, features
+        Names of the fields, genes, and the feature space.
+    metabolites
+        Ids of the metabolites that are predicted.
+    feature_table
+        Their rows of the feature table, with the evidence from held-out training spots: ``prevalence``,
+        ``training_mean``, ``n_spots``, ``held_out_pearson``, ``held_out_auroc``.
+    threshold
+        Probability from which each metabolite is called present.
+    residuals
+        Quantiles of held-out residuals of the prediction.
+    spread
+        Standard deviation of held-out residuals of the intensity where present.
+    training
+        Summary of the training data: numbers of spots and genes, sections.
+    """
+
+    setup: Setup
+    panel: GenePanel
+    features: SpotFeatures
+    metabolites: pd.Index
+    feature_table: pd.DataFrame = field(default_factory=pd.DataFrame)
+    threshold: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    residuals: ResidualQuantiles | None = None
+    spread: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
+    training: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Both stages and what follows from them, each a DataFrame spots x metabolites; `ood` one value a spot."""
+
+    presence: pd.DataFrame
+    intensity: pd.DataFrame
+    expected: pd.DataFrame
+    lower: pd.DataFrame
+    upper: pd.DataFrame
+    ood: NDArray[np.float64]
+    missing_genes: float
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Measured intensities and presence of the spots, NaN where not covered; ids of their columns."""
+
+    intensity: NDArray[np.float64]
+    presence: NDArray[np.float64]
+    metabolites: pd.Index
+
+    @property
+    def covered(self) -> NDArray[np.bool_]:
+        """Spots with any measured metabolite."""
+        return np.asarray(~np.isnan(self.intensity).all(axis=1))
+
+    def where_present(self) -> NDArray[np.float64]:
+        """Intensity where present, NaN elsewhere."""
+        return np.where(self.presence > 0, self.intensity, np.nan)
+
+
+class HurdleModel:
+    """The calls that every model answers; the families differ in how they train and in `_stages`."""
+
+    state_: FittedState | None = None
+    adata: AnnData | None
+
+    @abstractmethod
+    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Probability of presence and intensity given presence, each of shape (spots, metabolites)."""
+
+    @abstractmethod
+    def _contains_training_profiles(self) -> bool:
+        """Whether a saved model holds training spots as they are."""
+
+    @abstractmethod
+    def _write(self, directory: Path) -> None:
+        """Write everything but the model card."""
+
+    @property
+    def state(self) -> FittedState:
+        """What training left behind."""
+        if self.state_ is None:
+            msg = f"The {type(self).__name__} is not trained; call .train() first."
+            raise RuntimeError(msg)
+        return self.state_
+
+    @property
+    def metabolites(self) -> list[str]:
+        """Ids of the metabolites that the model predicts."""
+        return list(self.state.metabolites)
+
+    def predict_presence(self, adata: AnnData | None = None, *, min_genes: float = MIN_GENES) -> pd.DataFrame:
+        """Calibrated probability that each metabolite is present in each spot.
+
+        Parameters
+        ----------
+        adata
+            Spots to predict; `None`: the training data. Any gene order, symbols or Ensembl ids; no MSI is needed.
+            Genes that are missing are imputed at their training mean.
+        min_genes
+            Share of the training genes that must be there.
+
+        Returns
+        -------
+        DataFrame spots x metabolites, float32, 0 to 1.
+
+        Raises
+        ------
+        RuntimeError
+            The model is not trained.
+        ValueError
+            Too few genes, or no genes in common.
+        KeyError
+            A graph or covariate that the model uses is not there.
+        """
+        return self._predict_all(adata, min_genes=min_genes).presence
+
+    def predict_intensity(self, adata: AnnData | None = None, *, min_genes: float = MIN_GENES) -> pd.DataFrame:
+        """Mean intensity given that the metabolite is present, on the scale of the training intensities.
+
+        Parameters
+        ----------
+        adata, min_genes
+            As for :meth:`predict_presence`.
+
+        Returns
+        -------
+        DataFrame spots x metabolites, float32, at least 0.
+        """
+        return self._predict_all(adata, min_genes=min_genes).intensity
+
+    def predict(
+        self, adata: AnnData | None = None, *, how: Literal["expected", "mask"] = "expected", min_genes: float = MIN_GENES
+    ) -> pd.DataFrame:
+        """Predicted intensity, exactly 0 where the presence stage says absent.
+
+        Parameters
+        ----------
+        adata, min_genes
+            As for :meth:`predict_presence`.
+        how
+            ``"expected"``: where presence is called, the probability of presence times the intensity given presence
+            (the mean of the hurdle model); ``"mask"``: the intensity given presence itself, undamped.
+
+        Returns
+        -------
+        DataFrame spots x metabolites, float32.
+        """
+        prediction = self._predict_all(adata, min_genes=min_genes)
+        check_choice(how, ("expected", "mask"), "how")
+        return prediction.expected if how == "expected" else prediction.intensity.where(prediction.expected > 0, 0)
+
+    def predict_interval(
+        self, adata: AnnData | None = None, coverage: float = 0.9, *, min_genes: float = MIN_GENES
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Interval that holds the measured intensity with the given chance.
+
+        Quantiles of the residuals that held-out sections (or blocks) of the training data left, for each metabolite,
+        separately for spots called present and absent.
+
+        Parameters
+        ----------
+        adata, min_genes
+            As for :meth:`predict_presence`.
+        coverage
+            Between 0 and 1.
+
+        Returns
+        -------
+        Lower and upper bound, each a DataFrame spots x metabolites, float32, at least 0.
+        """
+        prediction = self._predict_all(adata, coverage=coverage, min_genes=min_genes)
+        return prediction.lower, prediction.upper
+
+    def sample(
+        self,
+        adata: AnnData | None = None,
+        n_samples: int = 1,
+        rng: int | np.random.Generator | None = None,
+        *,
+        min_genes: float = MIN_GENES,
+    ) -> xr.DataArray:
+        """Draw from the fitted hurdle model, spot by spot.
+
+        Presence is drawn with the predicted probability, the intensity from a normal around its prediction with the
+        spread of held-out residuals, cut at 0.
+
+        Parameters
+        ----------
+        adata, min_genes
+            As for :meth:`predict_presence`.
+        n_samples
+            Number of draws.
+        rng
+            Seed or generator.
+
+        Returns
+        -------
+        DataArray with the dimensions ``draw``, ``spot``, ``metabolite``, float32.
+        """
+        import xarray as xr
+
+        if n_samples < 1:
+            msg = f"n_samples must be at least 1, found {n_samples!r}."
+            raise ValueError(msg)
+        random = np.random.default_rng(rng)
+        prediction = self._predict_all(adata, min_genes=min_genes)
+        p, mean = prediction.presence.to_numpy(np.float64), prediction.intensity.to_numpy(np.float64)
+        sd = np.maximum(self.state.spread, 1e-9)
+        draws = np.empty((n_samples, *p.shape), dtype=np.float32)
+        for i in range(n_samples):
+            floor = ndtr(-mean / sd)
+            u = floor + (1 - floor) * random.random(p.shape)
+            value = mean + sd * ndtri(np.clip(u, 1e-12, 1 - 1e-12))
+            draws[i] = np.where(random.random(p.shape) < p, np.maximum(value, 0), 0)
+        coords = {"spot": list(prediction.presence.index), "metabolite": self.metabolites}
+        return xr.DataArray(draws, dims=("draw", "spot", "metabolite"), coords=coords, name="intensity")
+
+    def _predict_all(
+        self, adata: AnnData | None, *, coverage: float = 0.9, min_genes: float = MIN_GENES
+    ) -> Prediction:
+        state = self.state
+        if not 0 < coverage < 1:
+            msg = f"coverage is a share between 0 and 1, found {coverage!r}."
+            raise ValueError(msg)
+        if adata is None and self.adata is None:
+            msg = "The model was loaded without data; pass the AnnData to predict."
+            raise ValueError(msg)
+        own = adata is None or adata is self.adata
+        spots = read_spots(
+            self.adata if own else adata,  # type: ignore[arg-type]
+            state.setup,
+            state.panel,
+            min_genes=min_genes,
+            with_cluster=own,
+        )
+        if spots.missing > 0:
+            logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
+        probability, intensity = (np.asarray(v, dtype=np.float32) for v in self._stages(spots))
+        intensity = np.maximum(intensity, 0)
+        expected = hurdle_mean(intensity, probability, state.threshold)
+        assert state.residuals is not None  # noqa: S101  set by training
+        lower, upper = state.residuals.interval(expected, coverage)
+
+        def frame(values: NDArray[np.float32]) -> pd.DataFrame:
+            return pd.DataFrame(values, index=spots.names, columns=state.metabolites)
+
+        return Prediction(
+            frame(probability), frame(intensity), frame(expected), frame(lower), frame(upper),
+            state.features.ood(spots), spots.missing,
+        )  # fmt: skip
+
+    def _calibrate(
+        self, targets: Targets, probability: NDArray[np.float64], intensity: NDArray[np.float64]
+    ) -> None:
+        """Thresholds, intervals and evidence from held-out predictions of training spots."""
+        state = self.state
+        state.threshold = best_f1_threshold(targets.presence, probability)
+        known = ~np.isnan(probability) & ~np.isnan(intensity)
+        expected = np.where(
+            known, hurdle_mean(np.nan_to_num(intensity), np.nan_to_num(probability), state.threshold), np.nan
+        )
+        state.residuals = ResidualQuantiles.fit(targets.intensity, expected)
+        residual = targets.where_present() - intensity
+        count = np.maximum((~np.isnan(residual)).sum(axis=0), 1)
+        state.spread = np.sqrt(np.nansum(residual**2, axis=0) / count)
+        evidence = {
+            "prevalence": metrics.prevalence(targets.presence),
+            "training_mean": np.nansum(targets.intensity, axis=0)
+            / np.maximum((~np.isnan(targets.intensity)).sum(axis=0), 1),
+            "n_spots": (~np.isnan(targets.intensity)).sum(axis=0),
+            "held_out_pearson": metrics.pearson(targets.intensity, expected),
+            "held_out_auroc": metrics.auroc(targets.presence, probability),
+        }
+        state.feature_table = state.feature_table.assign(**evidence)
+
+    def __repr__(self) -> str:
+        name, params = type(self).__name__, ", ".join(f"{k}={v!r}" for k, v in self._params().items())
+        if self.state_ is None:
+            return f"{name}({params}), not trained"
+        t = self.state_.training
+        return (
+            f"{name}({params}), trained on {t['n_spots']} spots of {len(t['samples'])} section(s): "
+            f"{t['n_genes']} genes -> {len(self.state_.metabolites)} metabolites"
+        )
+
+    @abstractmethod
+    def _params(self) -> dict[str, Any]:
+        """Hyper-parameters as plain values."""
+
+
+def read_targets(adata: AnnData, setup: Setup) -> Targets:
+    """Measured intensities and presence; metabolites that were measured nowhere are left out with a warning."""
+    frame = require_frame(adata, setup.metabolite_key, "stmsi.pp.map_to_spots writes it.")
+    Y = frame.to_numpy(dtype=np.float64)
+    if setup.presence_key is None:
+        P = np.where(np.isnan(Y), np.nan, Y > 0)
+    else:
+        P = require_frame(adata, setup.presence_key).to_numpy(dtype=np.float64)
+        P = np.where(np.isnan(Y), np.nan, P)
+    return Targets(Y, P, pd.Index(frame.columns.astype(str)))
+
+
+def drop_unmeasured(targets: Targets, rows: NDArray[np.int64]) -> Targets:
+    """The targets of some spots, without metabolites that none of them has measured."""
+    Y, P = targets.intensity[rows], targets.presence[rows]
+    measured = ~np.isnan(Y).all(axis=0)
+    if not measured.any():
+        msg = "No metabolite was measured in any training spot: all intensities are NaN. Check alignment and mapping."
+        raise ValueError(msg)
+    if not measured.all():
+        left_out = targets.metabolites[~measured]
+        logger.warning("Metabolites never measured in the training spots are left out: %s", listing(left_out))
+    return Targets(Y[:, measured], P[:, measured], targets.metabolites[measured])
+
+
+def resolve_rows(index: ArrayLike | None, n: int, name: str) -> NDArray[np.int64] | None:
+    """Row numbers from positions or a boolean mask."""
+    if index is None:
+        return None
+    rows = np.asarray(index)
+    if rows.dtype == bool:
+        if rows.shape != (n,):
+            msg = f"{name} as a mask must have length {n}, found {rows.shape}."
+            raise ValueError(msg)
+        rows = np.flatnonzero(rows)
+    rows = rows.astype(np.int64)
+    if len(rows) == 0 or rows.min() < 0 or rows.max() >= n or len(np.unique(rows)) < len(rows):
+        msg = f"{name} must be distinct positions from 0 to {n - 1} (or a mask), at least one."
+        raise ValueError(msg)
+    return rows
+
+
+def training_rows(
+    targets: Targets, train_idx: ArrayLike | None, validation_idx: ArrayLike | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Rows to train and validate on; spots without MSI are left out."""
+    n = len(targets.intensity)
+    train, validation = resolve_rows(train_idx, n, "train_idx"), resolve_rows(validation_idx, n, "validation_idx")
+    if train is None:
+        train = np.setdiff1d(np.arange(n), [] if validation is None else validation)
+    elif validation is not None and np.isin(validation, train).any():
+        msg = f"{int(np.isin(validation, train).sum())} spots are in train_idx and in validation_idx; split them."
+        raise ValueError(msg)
+    covered = targets.covered
+    if not covered[train].any():
+        msg = (
+            "None of the training spots has MSI (all intensities are NaN). Train on sections with MSI and pass the "
+            "others to predict; check pp.alignment_report where MSI was expected."
+        )
+        raise ValueError(msg)
+    train = train[covered[train]]
+    if validation is not None:
+        validation = validation[covered[validation]]
+        if len(validation) == 0:
+            msg = "None of the validation spots has MSI (all intensities are NaN)."
+            raise ValueError(msg)
+    return train, validation
+
+
+def start_state(
+    adata: AnnData, setup: Setup, spots: Spots, targets: Targets, features: SpotFeatures, mean_log: NDArray[np.float64]
+) -> FittedState:
+    """State of a model whose features are fitted."""
+    table = adata.uns.get(Key.uns.MSI, {}).get("features")
+    table = (
+        table.reindex(targets.metabolites)
+        if isinstance(table, pd.DataFrame) and targets.metabolites.isin(table.index).all()
+        else pd.DataFrame({Key.var.NAME: targets.metabolites}, index=targets.metabolites)
+    )
+    panel = GenePanel(gene_names(adata.var), mean_log)
+    return FittedState(setup, panel, features, targets.metabolites, table)
+
+
+def summarise_training(adata: AnnData, setup: Setup, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Plain summary of the training data for the model card."""
+    samples: Sequence[str] = sorted(set(require_sample(adata, setup.sample_key)[rows]))
+    return {"n_spots": len(rows), "n_genes": adata.n_vars, "samples": list(samples)}
+
+
+def signature_of(adata: AnnData, setup: Setup) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None]:
+    """Cluster labels and their masks (clusters x genes), where the setup names a signature."""
+    if setup.signature_key is None:
+        return None, None
+    signature = adata.varm[setup.signature_key]
+    record = adata.uns.get(setup.signature_key, {})
+    labels = record.get("clusters", getattr(signature, "columns", None))
+    mask = np.asarray(signature, dtype=bool).T
+    if labels is None or len(labels) != len(mask):
+        msg = f"varm[{setup.signature_key!r}] has no cluster labels; write it with stmsi.pp.gene_signatures."
+        raise ValueError(msg)
+    return np.asarray([str(c) for c in labels], dtype=object), mask

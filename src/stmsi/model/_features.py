@@ -1,0 +1,169 @@
+"""Features of spots for models on fixed features, fitted on training spots only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stmsi._core.expression import ExpressionSpace, pool_counts
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stmsi.model._spots import Spots
+
+_OOD_COMPONENTS = 30
+_PRESENCE_COMPONENTS = 64
+"""Components of each kind that the presence stage sees."""
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """Signatures of the training clusters, and the centroids by which other spots are assigned.
+
+    Attributes
+    ----------
+    labels
+        Cluster labels.
+    signature
+        Boolean, shape (clusters, panel genes).
+    centroids
+        In whitened component space, shape (clusters, components).
+    """
+
+    labels: NDArray[Any]
+    signature: NDArray[np.bool_]
+    centroids: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, labels: NDArray[Any], signature: NDArray[np.bool_], cluster: NDArray[Any], Z: NDArray[Any]) -> Clusters:
+        """Centroids of the clusters that occur among the training spots."""
+        present = np.array([bool((cluster == c).any()) for c in labels])
+        if present.sum() < 1:
+            msg = "No training spot belongs to a cluster of the signature; call stmsi.pp.gene_signatures on these data."
+            raise ValueError(msg)
+        labels, signature = labels[present], signature[present]
+        return cls(labels, signature, np.stack([Z[cluster == c].mean(axis=0) for c in labels]))
+
+    def assign(self, Z: NDArray[Any], cluster: NDArray[Any] | None) -> NDArray[np.int64]:
+        """Cluster number of each spot: its label where known, else the nearest centroid."""
+        distance = ((Z[:, None, :] - self.centroids[None]) ** 2).sum(axis=2)
+        code = distance.argmin(axis=1)
+        if cluster is not None:
+            known = pd.Index(self.labels).get_indexer(pd.Index(cluster))
+            code = np.where(known >= 0, known, code)
+        return code
+
+
+@dataclass
+class SpotFeatures:
+    """Principal components of a spot and of its neighbourhood, its signature mask, and covariates.
+
+    Own and pooled expression are two inputs: neighbours add information, they do not replace the spot's own.
+
+    Parameters
+    ----------
+    n_top_genes
+        Variable genes kept.
+    n_components
+        Principal components, of the spot and again of its neighbourhood.
+    seed
+        For the randomised solver.
+    """
+
+    n_top_genes: int = 2000
+    n_components: int = 128
+    seed: int = 0
+    own: ExpressionSpace = field(init=False)
+    pooled: ExpressionSpace | None = field(init=False, default=None)
+    clusters: Clusters | None = field(init=False, default=None)
+    categories: dict[str, NDArray[Any] | tuple[float, float]] = field(init=False, default_factory=dict)
+    usual_distance: float = field(init=False, default=1.0)
+
+    def fit(
+        self, spots: Spots, labels: NDArray[Any] | None = None, signature: NDArray[np.bool_] | None = None
+    ) -> SpotFeatures:
+        """Fit on training spots; `labels` and `signature` (clusters x genes) where the mask is an input."""
+        sizes = {"n_top_genes": self.n_top_genes, "n_components": self.n_components, "seed": self.seed}
+        self.own = ExpressionSpace.fit(spots.counts, **sizes)
+        if spots.graph is not None:
+            self.pooled = ExpressionSpace.fit(pool_counts(spots.counts, spots.graph), **sizes)
+        if spots.covariates is not None:
+            for name, column in spots.covariates.items():
+                if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+                    values = column.to_numpy(dtype=float)
+                    self.categories[str(name)] = (float(values.mean()), float(values.std()) or 1.0)
+                else:
+                    self.categories[str(name)] = np.unique(column.astype(str).to_numpy().astype(str))
+        components = self.own.transform(spots.counts)
+        if labels is not None and signature is not None and spots.cluster is not None:
+            self.clusters = Clusters.fit(labels, signature, spots.cluster, self._white(components))
+        self.usual_distance = float(np.quantile(self._distance(components), 0.95)) or 1.0
+        return self
+
+    def _white(self, components: NDArray[Any]) -> NDArray[np.float64]:
+        k = min(_OOD_COMPONENTS, components.shape[1])
+        return components[:, :k] / self.own.deviation[:k].astype(np.float64)
+
+    def _distance(self, components: NDArray[Any]) -> NDArray[np.float64]:
+        return np.sqrt((self._white(components) ** 2).mean(axis=1))
+
+    def ood(self, spots: Spots) -> NDArray[np.float64]:
+        """Out-of-distribution score: distance from the training mean in units of its 95 % quantile there."""
+        return self._distance(self.own.transform(spots.counts)) / self.usual_distance
+
+    def cluster_codes(self, spots: Spots) -> NDArray[np.int64]:
+        """Cluster number of each spot."""
+        if self.clusters is None:
+            return np.zeros(len(spots), np.int64)
+        return self.clusters.assign(self._white(self.own.transform(spots.counts)), spots.cluster)
+
+    def covariates(self, spots: Spots) -> NDArray[np.float32]:
+        """Covariates as columns: numbers z-scored, categories one-hot; shape (spots, columns)."""
+        columns: list[NDArray[Any]] = []
+        for name, known in self.categories.items():
+            column = spots.covariates[name]  # type: ignore[index]
+            if isinstance(known, tuple):
+                columns.append((column.to_numpy(dtype=float)[:, None] - known[0]) / known[1])
+                continue
+            values = column.astype(str).to_numpy().astype(str)
+            unknown = sorted(set(values) - set(known))
+            if unknown:
+                msg = f"Covariate {name!r} has categories that training did not: {unknown[:5]}; known: {list(known)[:10]}."
+                raise ValueError(msg)
+            columns.append(values[:, None] == known[None])
+        return np.hstack([*columns, np.empty((len(spots), 0))]).astype(np.float32)
+
+    def transform(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Features of both stages.
+
+        Returns
+        -------
+        For the intensity stage, shape (spots, features); for the presence stage, with the signature mask in addition.
+        Both scaled by one number, so that the components keep their relative weight under a penalty.
+        """
+        blocks = [self.own.transform(spots.counts) / _rms(self.own)]
+        if self.pooled is not None:
+            if spots.graph is None:
+                msg = "The model uses neighbourhoods, but the spots have no graph."
+                raise ValueError(msg)
+            blocks.append(self.pooled.transform(pool_counts(spots.counts, spots.graph)) / _rms(self.pooled))
+        covariates = self.covariates(spots)
+        intensity = np.hstack([*blocks, covariates]).astype(np.float64)
+        # the cost of a classifier grows with the square of its features, and presence needs fewer
+        presence = np.hstack([*(b[:, :_PRESENCE_COMPONENTS] for b in blocks), covariates]).astype(np.float64)
+        if self.clusters is None:
+            return intensity, presence
+        # A mask takes one value per cluster, so its columns span at most as many dimensions: their SVD holds all of it
+        mask = self.clusters.signature[:, self.own.selected].astype(np.float64)
+        u, s, _ = np.linalg.svd(mask - mask.mean(axis=0), full_matrices=False)
+        embedded = (u * s)[self.cluster_codes(spots)]
+        embedded /= max(float(np.sqrt((((u * s) ** 2).mean()))), 1e-12)
+        return intensity, np.hstack([presence, embedded])
+
+
+def _rms(space: ExpressionSpace) -> float:
+    return float(np.sqrt((space.deviation**2).mean()))

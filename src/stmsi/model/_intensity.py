@@ -1,0 +1,202 @@
+"""Stage 2: intensity where present, one regression per metabolite."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+IntensityFamily: TypeAlias = Literal["mean", "linear", "ridge", "lasso", "pls", "kernel_ridge", "boosting", "mlp"]
+
+_RIDGE = np.logspace(-1, 6, 15)
+_GRID: dict[str, tuple[float, ...]] = {
+    "lasso": tuple(np.logspace(-3, 0, 10)),
+    "pls": (1, 2, 3, 5, 8, 12, 20),
+    "mlp": (0.1, 3.0, 30.0),
+}
+_BOOSTING_ROUNDS = (10, 25, 50, 100)
+
+
+@dataclass(frozen=True)
+class Regression:
+    """A fitted regression of one metabolite.
+
+    Attributes
+    ----------
+    estimator
+        Has ``predict``; `None`: the prediction is `mean` everywhere.
+    mean
+        Mean intensity of the training spots with the metabolite (0 where there are none).
+    strength
+        Regularisation chosen.
+    held_out
+        Held-out prediction for every training row, also those without the metabolite (NaN where there was none).
+    """
+
+    estimator: Any
+    mean: float
+    strength: float
+    held_out: NDArray[np.float64]
+
+    def predict(self, F: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Intensity given presence, shape (spots,)."""
+        if self.estimator is None:
+            return np.full(len(F), self.mean)
+        return np.asarray(self.estimator.predict(F), dtype=np.float64).reshape(-1)
+
+
+@dataclass(frozen=True)
+class _Affine:
+    weights: NDArray[np.float64]
+    offset: float
+
+    def predict(self, F: NDArray[np.float64]) -> NDArray[np.float64]:
+        return F @ self.weights + self.offset
+
+
+def fit_regression(
+    F: NDArray[np.float64], y: NDArray[np.float64], groups: NDArray[np.int64], family: IntensityFamily, seed: int
+) -> Regression:
+    """Fit the regression of one metabolite on the spots that have it.
+
+    Parameters
+    ----------
+    F
+        Features, shape (spots, features).
+    y
+        Intensity where present, NaN elsewhere, shape (spots,).
+    groups
+        Groups of the inner folds, which choose the regularisation.
+    family
+        See :class:`stmsi.model.HurdleLinear`.
+    seed
+        For the solvers that draw.
+    """
+    known = ~np.isnan(y)
+    mean = float(y[known].mean()) if known.any() else 0.0
+    held_out = np.full(len(y), np.nan)
+    folds = []
+    for g in np.unique(groups):
+        test, train = groups == g, (groups != g) & known
+        held_out[test] = y[train].mean() if train.any() else mean
+        if train.sum() >= 3 and np.ptp(y[train]) > 0:
+            folds.append((train, test))
+    if family == "mean" or not folds or known.sum() < 5 or np.ptp(y[known]) <= 0:
+        return Regression(None, mean, np.nan, held_out)
+
+    paths = [_path(F[train], y[train], F[test], family, seed) for train, test in folds]
+    error = sum(
+        (((path.T - y[test]) ** 2)[:, known[test]]).sum(axis=1) for path, (_, test) in zip(paths, folds, strict=True)
+    )
+    best = int(np.argmin(error))
+    for path, (_, test) in zip(paths, folds, strict=True):
+        held_out[test] = path[:, best]
+    strength = float(_strengths(family)[best])
+    return Regression(_fit(F[known], y[known], family, strength, seed), mean, strength, held_out)
+
+
+def _strengths(family: IntensityFamily) -> tuple[float, ...]:
+    if family == "linear":
+        return (0.0,)
+    if family in ("ridge", "kernel_ridge"):
+        return tuple(_RIDGE)
+    return tuple(float(r) for r in _BOOSTING_ROUNDS) if family == "boosting" else _GRID[family]
+
+
+def _path(
+    X: NDArray[Any], y: NDArray[Any], X_test: NDArray[Any], family: IntensityFamily, seed: int
+) -> NDArray[np.float64]:
+    """Predictions for every strength, shape (test spots, strengths)."""
+    if family in ("linear", "ridge", "kernel_ridge"):
+        weights, offset = _ridge_weights(X, y, np.array(_strengths(family)))
+        return X_test @ weights.T + offset
+    if family == "boosting":
+        stages = list(_boosting(_BOOSTING_ROUNDS[-1], seed).fit(X, y).staged_predict(X_test))
+        return np.column_stack([stages[min(r, len(stages)) - 1] for r in _BOOSTING_ROUNDS])
+    fits = [_fit(X, y, family, s, seed) for s in _strengths(family)]
+    return np.column_stack([np.asarray(f.predict(X_test)).reshape(-1) for f in fits])
+
+
+def _fit(X: NDArray[Any], y: NDArray[Any], family: IntensityFamily, strength: float, seed: int) -> Any:
+    from sklearn.cross_decomposition import PLSRegression
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import Lasso
+    from sklearn.neural_network import MLPRegressor
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    if family in ("linear", "ridge", "kernel_ridge"):
+        weights, offset = _ridge_weights(X, y, np.array([strength]))
+        return _Affine(weights[0], float(offset[0]))
+    if family == "boosting":
+        return _boosting(int(strength), seed).fit(X, y)
+    build: dict[str, Callable[[], Any]] = {
+        "lasso": lambda: Lasso(alpha=strength * float(y.std()), max_iter=2000),
+        "pls": lambda: PLSRegression(max(1, min(int(strength), X.shape[1], len(y) - 1)), scale=False),
+        "mlp": lambda: _Standardised(
+            make_pipeline(
+                StandardScaler(),
+                MLPRegressor(
+                    hidden_layer_sizes=(64,), alpha=strength, learning_rate_init=3e-3, batch_size=min(64, len(y)), max_iter=40,
+                    random_state=seed,
+                ),
+            )
+        ),
+    }  # fmt: skip
+    with warnings.catch_warnings():
+        # stopping early is a form of regularisation here, not a failure
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return build[family]().fit(X, y)
+
+
+class _Standardised:
+    """A regression on the standardised target."""
+
+    def __init__(self, inner: Any) -> None:
+        self.inner = inner
+
+    def fit(self, X: NDArray[Any], y: NDArray[Any]) -> _Standardised:
+        self.mean, self.scale = float(y.mean()), float(y.std()) or 1.0
+        self.inner.fit(X, (y - self.mean) / self.scale)
+        return self
+
+    def predict(self, X: NDArray[Any]) -> NDArray[np.float64]:
+        return self.inner.predict(X) * self.scale + self.mean
+
+
+def _boosting(rounds: int, seed: int) -> Any:
+    from sklearn.ensemble import HistGradientBoostingRegressor
+
+    return HistGradientBoostingRegressor(
+        max_iter=rounds, learning_rate=0.08, max_leaf_nodes=8, min_samples_leaf=10, l2_regularization=1.0,
+        early_stopping=False, random_state=seed,
+    )  # fmt: skip
+
+
+def _ridge_weights(
+    X: NDArray[Any], y: NDArray[Any], alphas: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ridge solutions for all penalties from one eigendecomposition: weights (alphas, features), offsets (alphas,)."""
+    centre, level = X.mean(axis=0), y.mean()
+    X, y = X - centre, y - level
+    if len(X) >= X.shape[1]:
+        values, vectors = np.linalg.eigh(X.T @ X)
+        rotated = vectors.T @ (X.T @ y)
+    else:
+        # fewer spots than features: the same from the smaller Gram matrix
+        values, left = np.linalg.eigh(X @ X.T)
+        keep = values > 1e-10 * values[-1]
+        values, left = values[keep], left[:, keep]
+        vectors = X.T @ left / np.sqrt(values)
+        rotated = np.sqrt(values) * (left.T @ y)
+    values = np.maximum(values, 0)
+    floor = 1e-10 * max(float(values.max(initial=0)), 1e-300)
+    shrunk = np.where(values > floor, rotated / (np.maximum(values, floor) + alphas[:, None]), 0)
+    weights = shrunk @ vectors.T
+    return weights, level - weights @ centre

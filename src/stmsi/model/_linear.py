@@ -1,0 +1,348 @@
+"""Two-stage prediction with scikit-learn estimators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, get_args
+
+import joblib
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from stmsi._core.expression import column_moments, log_normalize
+from stmsi._core.folds import inner_groups
+from stmsi._keys import Key
+from stmsi._logging import track
+from stmsi._settings import settings
+from stmsi._validate import check_choice, require_sample
+from stmsi.model._base import (
+    HurdleModel,
+    Targets,
+    drop_unmeasured,
+    read_targets,
+    signature_of,
+    start_state,
+    summarise_training,
+    training_rows,
+)
+from stmsi.model._features import SpotFeatures
+from stmsi.model._intensity import IntensityFamily, Regression, fit_regression
+from stmsi.model._persist import save_model
+from stmsi.model._presence import Classifier, PresenceFamily, fit_classifier
+from stmsi.model._setup import Setup
+from stmsi.model._spots import Spots, read_spots
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
+
+_KERNEL_LANDMARKS = 500
+ESTIMATORS = "estimators.joblib"
+
+
+class HurdleLinear(HurdleModel):
+    """Presence, then intensity, each by one scikit-learn estimator per metabolite.
+
+    Genes become the principal components of the most variable ones (and, with a graph, those of the counts pooled
+    over each spot's neighbourhood); the presence stage also sees the signature mask of the spot's cluster. Everything
+    is fitted on the training spots. Regularisation is chosen by inner cross-validation over whole sections (spatial
+    blocks where there are fewer than three), whose held-out predictions also calibrate the probabilities, set each
+    metabolite's threshold (best F1) and give the prediction intervals.
+
+    Parameters
+    ----------
+    adata
+        Spots x genes after :meth:`setup_anndata`.
+    presence
+        First stage: ``"prior"`` (training prevalence), ``"logistic"``, ``"svm"`` (linear) or ``"mlp"`` (a network with
+        one output), with balanced classes and Platt-calibrated probabilities.
+    intensity
+        Second stage, fitted where the metabolite is present: ``"mean"``, ``"linear"`` (least squares), ``"ridge"``,
+        ``"lasso"``, ``"pls"``, ``"kernel_ridge"`` (RBF on unit-variance rows, at most 500 Nystroem landmarks),
+        ``"boosting"`` (histogram gradient boosting) or ``"mlp"``.
+    n_top_genes
+        Most variable genes that are used.
+    n_components
+        Principal components of the spot's own expression, and again of its neighbourhood's.
+    n_folds
+        Inner folds at most.
+    n_jobs
+        Processes; `None` follows ``stmsi.settings.n_jobs``. Results do not depend on it.
+    rng
+        Seed of the solvers that draw.
+
+    Raises
+    ------
+    ValueError
+        Unknown families, or an AnnData that is not set up.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> st = sdata.tables["st"]
+    >>> stmsi.model.HurdleLinear.setup_anndata(st)
+    >>> model = stmsi.model.HurdleLinear(st, intensity="ridge", n_components=20)
+    >>> model.train(show_progress_bar=False)
+    >>> model.predict().shape
+    (344, 12)
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        *,
+        presence: PresenceFamily = "logistic",
+        intensity: IntensityFamily = "ridge",
+        n_top_genes: int = 2000,
+        n_components: int = 128,
+        n_folds: int = 5,
+        n_jobs: int | None = None,
+        rng: int = 0,
+    ) -> None:
+        check_choice(presence, get_args(PresenceFamily), "presence")
+        check_choice(intensity, get_args(IntensityFamily), "intensity")
+        for name, value, least in (("n_top_genes", n_top_genes, 1), ("n_components", n_components, 1), ("n_folds", n_folds, 2)):
+            if value < least:
+                msg = f"{name} must be at least {least}, found {value!r}."
+                raise ValueError(msg)
+        self.presence, self.intensity = presence, intensity
+        self.n_top_genes, self.n_components, self.n_folds = n_top_genes, n_components, n_folds
+        self.n_jobs, self.rng = n_jobs, rng
+        self.adata: AnnData | None = adata
+        self._setup = Setup.read(adata, type(self).__name__)
+        self.classifiers_: list[Classifier] = []
+        self.regressions_: list[Regression] = []
+        self.kernel_: _KernelMap | None = None
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        metabolite_key: str = Key.obsm.MSI,
+        presence_key: str | None = None,
+        signature_key: str | None = None,
+        cluster_key: str | None = None,
+        sample_key: str = Key.obs.SAMPLE,
+        graph_key: str | None = None,
+        covariate_keys: Sequence[str] | None = None,
+    ) -> None:
+        """Say which fields of an AnnData the model uses.
+
+        Parameters
+        ----------
+        adata
+            Spots x genes.
+        layer
+            Layer with raw counts; `None`: ``X``.
+        metabolite_key
+            Intensities in ``obsm`` (DataFrame; NaN where not covered).
+        presence_key
+            Presence in ``obsm``; `None`: present where the intensity is above 0.
+        signature_key, cluster_key
+            Signature in ``varm`` and clusters in ``obs``, as :func:`stmsi.pp.gene_signatures` writes them. Spots of
+            other data are assigned to the nearest training cluster.
+        sample_key
+            Section of each spot in ``obs``.
+        graph_key
+            Neighbourhood graph in ``obsp``, as :func:`stmsi.pp.spatial_graph` writes it; used for features of the
+            neighbourhood.
+        covariate_keys
+            Columns of ``obs``: numbers are z-scored, categories become indicators.
+
+        Returns
+        -------
+        `None`. Writes the names into ``uns["_stmsi_setup"]``.
+
+        Raises
+        ------
+        KeyError
+            A field is not there.
+        ValueError
+            A view, an empty table, duplicate names, negative or infinite intensities.
+        """
+        Setup.create(
+            adata, layer=layer, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
+            cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
+        )  # fmt: skip
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether :meth:`train` has been called."""
+        return self.state_ is not None
+
+    def train(
+        self,
+        train_idx: ArrayLike | None = None,
+        validation_idx: ArrayLike | None = None,
+        *,
+        show_progress_bar: bool | None = None,
+    ) -> None:
+        """Fit both stages.
+
+        Parameters
+        ----------
+        train_idx
+            Spots to train on (positions or mask); `None`: all with MSI that are not in `validation_idx`.
+        validation_idx
+            Spots that set thresholds and intervals; `None`: the held-out predictions of the inner folds do.
+        show_progress_bar
+            `None` follows ``stmsi.settings.progress_bar``.
+
+        Raises
+        ------
+        ValueError
+            No training spot has MSI, or too few spots for inner folds.
+        """
+        if self.adata is None:
+            msg = "The model was loaded without data and cannot be trained; make a new one from the AnnData."
+            raise ValueError(msg)
+        setup = self._setup
+        spots, all_targets = read_spots(self.adata, setup), read_targets(self.adata, setup)
+        rows, validation = training_rows(all_targets, train_idx, validation_idx)
+        targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
+        labels, signature = signature_of(self.adata, setup)
+        features = SpotFeatures(self.n_top_genes, self.n_components, self.rng).fit(train, labels, signature)
+        mean_log, _ = column_moments(log_normalize(train.counts))
+        state = start_state(self.adata, setup, train, targets, features, mean_log)
+        sample = require_sample(self.adata, setup.sample_key)[rows]
+        groups = inner_groups(sample, train.xy, n_groups=self.n_folds, seed=self.rng)
+
+        for_intensity, for_presence = features.transform(train)
+        kernel = _KernelMap.fit(for_intensity, self.rng) if self.intensity == "kernel_ridge" else None
+        for_intensity = for_intensity if kernel is None else kernel.transform(for_intensity)
+        present = targets.where_present()
+        n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
+        jobs = (
+            joblib.delayed(_fit_both)(
+                for_presence, for_intensity, targets.presence[:, m], present[:, m], groups,
+                self.presence, self.intensity, self.rng,
+            )
+            for m in range(len(targets.metabolites))
+        )  # fmt: skip
+        fitted = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
+        description = f"{self.presence} + {self.intensity}"
+        both = list(track(fitted, description, total=len(targets.metabolites), show=show_progress_bar))
+        self.classifiers_, self.regressions_ = [b[0] for b in both], [b[1] for b in both]
+        self.kernel_ = kernel
+        self.state_ = state
+        state.training = summarise_training(self.adata, setup, rows)
+        if validation is None:
+            probability = np.column_stack([c.held_out for c in self.classifiers_])
+            intensity = np.column_stack([r.held_out for r in self.regressions_])
+            self._calibrate(targets, probability, intensity)
+            return
+        keep = all_targets.metabolites.isin(targets.metabolites)
+        held_out = Targets(
+            all_targets.intensity[validation][:, keep], all_targets.presence[validation][:, keep], targets.metabolites
+        )
+        self._calibrate(held_out, *self._stages(spots.take(validation)))
+
+    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        for_intensity, for_presence = self.state.features.transform(spots)
+        if self.kernel_ is not None:
+            for_intensity = self.kernel_.transform(for_intensity)
+        probability = np.column_stack([c.predict(for_presence) for c in self.classifiers_])
+        return probability, np.column_stack([r.predict(for_intensity) for r in self.regressions_])
+
+    def save(self, dir_path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model to a folder; :func:`stmsi.model.load` reads it.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to make. It appears whole or not at all.
+        overwrite
+            Replace a model that is there.
+
+        Raises
+        ------
+        FileExistsError
+            The folder exists and `overwrite` is false.
+        RuntimeError
+            The model is not trained.
+        """
+        save_model(self, dir_path, overwrite=overwrite)
+
+    def _write(self, directory: Path) -> None:
+        nothing = np.empty(0)
+        payload = {
+            "params": self._params(),
+            "state": self.state,
+            "classifiers": [replace(c, held_out=nothing) for c in self.classifiers_],
+            "regressions": [replace(r, held_out=nothing) for r in self.regressions_],
+            "kernel": self.kernel_,
+        }
+        joblib.dump(payload, directory / ESTIMATORS, compress=3)
+
+    @classmethod
+    def _read(cls, directory: Path, adata: AnnData | None) -> HurdleLinear:
+        payload = joblib.load(directory / ESTIMATORS)
+        model = cls.__new__(cls)
+        for name, value in payload["params"].items():
+            setattr(model, name, value)
+        model.n_jobs, model.adata, model.state_ = None, adata, payload["state"]
+        model._setup = payload["state"].setup
+        model.classifiers_, model.regressions_ = payload["classifiers"], payload["regressions"]
+        model.kernel_ = payload["kernel"]
+        return model
+
+    def _contains_training_profiles(self) -> bool:
+        return self.kernel_ is not None
+
+    def _params(self) -> dict[str, Any]:
+        names = ("presence", "intensity", "n_top_genes", "n_components", "n_folds", "rng")
+        return {name: getattr(self, name) for name in names}
+
+
+class _KernelMap:
+    """RBF features of spots: similarities to landmark training spots."""
+
+    def __init__(self, nystroem: Any) -> None:
+        self.nystroem = nystroem
+
+    @classmethod
+    def fit(cls, F: NDArray[np.float64], seed: int) -> _KernelMap:
+        from sklearn.kernel_approximation import Nystroem
+        from sklearn.metrics import pairwise_distances
+
+        Z = _unit_rows(F)
+        some = np.random.default_rng(seed).permutation(len(Z))[:500]
+        distance = pairwise_distances(Z[some], metric="sqeuclidean")
+        gamma = 1.0 / max(float(np.median(distance[distance > 0], axis=None)), 1e-12) if (distance > 0).any() else 1.0
+        n = min(_KERNEL_LANDMARKS, len(Z))
+        return cls(Nystroem(kernel="rbf", gamma=gamma, n_components=n, random_state=seed).fit(Z))
+
+    def transform(self, F: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.asarray(self.nystroem.transform(_unit_rows(F)))
+
+
+def _unit_rows(F: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows with mean 0 and variance 1, so that a spot's depth does not set its distance to all others."""
+    centred = F - F.mean(axis=1, keepdims=True)
+    return centred / np.maximum(F.std(axis=1, keepdims=True), 1e-12)
+
+
+def _fit_both(
+    for_presence: NDArray[np.float64],
+    for_intensity: NDArray[np.float64],
+    presence: NDArray[np.float64],
+    intensity: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    presence_family: PresenceFamily,
+    intensity_family: IntensityFamily,
+    seed: int,
+) -> tuple[Classifier, Regression]:
+    # the fits are small: threads would cost more than they bring, and sums would depend on their number
+    with threadpool_limits(1):
+        return (
+            fit_classifier(for_presence, presence, groups, presence_family, seed),
+            fit_regression(for_intensity, intensity, groups, intensity_family, seed),
+        )

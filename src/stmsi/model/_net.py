@@ -1,0 +1,464 @@
+"""Two-stage prediction with a neural network: a scvi-tools model."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import torch
+from anndata import AnnData
+from scipy.special import expit
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.data.fields import CategoricalJointObsField, CategoricalObsField, LayerField, NumericalJointObsField
+from scvi.dataloaders import AnnDataLoader
+from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
+
+from stmsi._core.expression import column_moments, log_normalize
+from stmsi._core.folds import inner_groups
+from stmsi._keys import Key
+from stmsi._settings import settings
+from stmsi._validate import check_choice, require_sample
+from stmsi.model._base import (
+    HurdleModel,
+    Targets,
+    drop_unmeasured,
+    read_targets,
+    signature_of,
+    start_state,
+    summarise_training,
+    training_rows,
+)
+from stmsi.model._callbacks import KeepBestWeights
+from stmsi.model._features import SpotFeatures
+from stmsi.model._fields import OptionalObsmField
+from stmsi.model._persist import save_model
+from stmsi.model._presence import platt
+from stmsi.model._setup import Setup
+from stmsi.model._spots import Spots, read_spots
+from stmsi.model.encoders import ENCODERS
+from stmsi.model.modules import HurdleModule
+from stmsi.model.modules._hurdle import CLUSTER_KEY, METABOLITES_KEY, PRESENCE_KEY
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import ArrayLike, NDArray
+
+_PREDICT_BATCH = 4096
+_COMPONENTS = 50
+"""Components of the space in which clusters are assigned and out-of-distribution spots found."""
+
+
+class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
+    """Presence and intensity of all metabolites from one network.
+
+    An encoder embeds the spot; one head gives the log-odds of presence (it also sees the signature mask of the spot's
+    cluster), another the intensity given presence. The loss is a class-balanced cross-entropy plus the squared error
+    of the standardised intensity where present; entries without MSI never count. Training stops early on whole held-out
+    sections (spatial blocks where there are fewer than three), keeps the weights that were best there, and calibrates
+    probabilities, thresholds and intervals on them.
+
+    Parameters
+    ----------
+    adata
+        Spots x genes after :meth:`setup_anndata`.
+    registry
+        Used by scvi-tools when a model is loaded without data.
+    encoder
+        ``"mlp"``: the spot by itself.
+    n_top_genes
+        Most variable genes (over the training spots) that are used.
+    intensity_weight
+        Weight of the intensity loss beside the presence loss.
+    encoder_kwargs
+        Options of the encoder; ``"mlp"``: ``n_hidden``, ``n_layers``, ``dropout``, ``input_dropout``.
+    rng
+        Seed. On a CPU the same seed gives the same bits.
+
+    Raises
+    ------
+    ValueError
+        Unknown encoder, or an AnnData that is not set up.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> st = sdata.tables["st"]
+    >>> stmsi.model.HurdleNet.setup_anndata(st)
+    >>> model = stmsi.model.HurdleNet(st, encoder="mlp")
+    >>> model.train(max_epochs=2, show_progress_bar=False)
+    >>> model.predict().shape
+    (344, 12)
+    """
+
+    _module_cls = HurdleModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        encoder: str = "mlp",
+        n_top_genes: int = 2000,
+        intensity_weight: float = 1.0,
+        encoder_kwargs: dict[str, Any] | None = None,
+        rng: int = 0,
+    ) -> None:
+        check_choice(encoder, ENCODERS, "encoder")
+        if adata is not None:
+            self._setup = Setup.read(adata, type(self).__name__)
+            if self._setup.graph_key is not None and not ENCODERS[encoder].uses_graph:
+                msg = f"encoder={encoder!r} reads no neighbourhood; set up without graph_key, or use another model."
+                raise ValueError(msg)
+        BaseModelClass.__init__(self, adata, registry)
+        stats = self.summary_stats
+        covariates = self.registry_["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
+        self._hyper = {
+            "encoder": encoder,
+            "n_top_genes": n_top_genes,
+            "intensity_weight": intensity_weight,
+            "encoder_kwargs": dict(encoder_kwargs or {}),
+            "rng": rng,
+        }
+        with _seeded(rng):
+            self.module = self._module_cls(
+                n_genes=stats.n_vars,
+                n_selected=min(n_top_genes, stats.n_vars),
+                n_metabolites=stats[f"n_{METABOLITES_KEY}"],
+                n_clusters=int(stats.get(f"n_{CLUSTER_KEY}", 0)),
+                n_cats_per_cov=tuple(int(n) for n in covariates.get("n_cats_per_key", ())),
+                n_continuous=int(stats.get("n_extra_continuous_covs", 0)),
+                encoder=encoder,
+                intensity_weight=intensity_weight,
+                encoder_kwargs=encoder_kwargs,
+            )
+        self.platt_: NDArray[np.float64] | None = None
+        self.init_params_ = self._get_init_params(locals())
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        metabolite_key: str = Key.obsm.MSI,
+        presence_key: str | None = None,
+        signature_key: str | None = None,
+        cluster_key: str | None = None,
+        sample_key: str = Key.obs.SAMPLE,
+        graph_key: str | None = None,
+        covariate_keys: Sequence[str] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Say which fields of an AnnData the model uses.
+
+        Parameters
+        ----------
+        adata
+            Spots x genes.
+        layer
+            Layer with raw counts; `None`: ``X``.
+        metabolite_key
+            Intensities in ``obsm`` (DataFrame; NaN where not covered).
+        presence_key
+            Presence in ``obsm``; `None`: present where the intensity is above 0.
+        signature_key, cluster_key
+            Signature in ``varm`` and clusters in ``obs``, as :func:`stmsi.pp.gene_signatures` writes them. Spots of
+            other data are assigned to the nearest training cluster.
+        sample_key
+            Section of each spot in ``obs``.
+        graph_key
+            Neighbourhood graph in ``obsp``, for encoders that read it.
+        covariate_keys
+            Columns of ``obs``: numbers are z-scored, categories become indicators.
+        **kwargs
+            For scvi-tools, which replays the setup when a model is loaded.
+
+        Returns
+        -------
+        `None`. Writes the names into ``uns["_stmsi_setup"]`` and, as scvi-tools does, ``uns["_scvi_uuid"]``,
+        ``uns["_scvi_manager_uuid"]`` and ``_scvi_*`` columns for clusters and covariates.
+
+        Raises
+        ------
+        KeyError
+            A field is not there.
+        ValueError
+            A view, an empty table, duplicate names, negative or infinite intensities.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        setup = Setup.create(
+            adata, layer=layer, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
+            cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
+        )  # fmt: skip
+        manager = AnnDataManager(fields=_fields(adata, setup), setup_method_args=setup_method_args)
+        manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    def train(  # type: ignore[override]
+        self,
+        train_idx: ArrayLike | None = None,
+        validation_idx: ArrayLike | None = None,
+        *,
+        max_epochs: int = 150,
+        early_stopping: bool = True,
+        patience: int = 20,
+        batch_size: int = 128,
+        lr: float = 1e-3,
+        weight_decay: float = 1e-3,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        show_progress_bar: bool | None = None,
+        plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train both stages together.
+
+        Parameters
+        ----------
+        train_idx
+            Spots to train on (positions or mask); `None`: all with MSI that are not in `validation_idx`.
+        validation_idx
+            Spots for early stopping, thresholds and intervals; `None`: one group of whole sections (a spatial block of
+            each section where there are fewer than three) is taken out of the training spots.
+        max_epochs
+            Passes over the training spots at most.
+        early_stopping
+            Stop when the validation loss has not fallen for `patience` epochs.
+        patience
+            See `early_stopping`.
+        batch_size
+            Spots in a step.
+        lr, weight_decay
+            Of AdamW.
+        accelerator, devices
+            As for Lightning.
+        show_progress_bar
+            `None` follows ``stmsi.settings.progress_bar``.
+        plan_kwargs
+            Passed on to :class:`scvi.train.TrainingPlan`.
+        **trainer_kwargs
+            Passed on to :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        ValueError
+            No training spot has MSI, or none is left for validation.
+        """
+        if self.adata is None:
+            msg = "The model was loaded without data and cannot be trained; make a new one from the AnnData."
+            raise ValueError(msg)
+        setup = self._setup
+        spots, all_targets = read_spots(self.adata, setup), read_targets(self.adata, setup)
+        rows, validation = training_rows(all_targets, train_idx, validation_idx)
+        if validation is None:
+            sample = require_sample(self.adata, setup.sample_key)[rows]
+            xy = None if spots.xy is None else spots.xy[rows]
+            held_out = inner_groups(sample, xy, seed=self._hyper["rng"]) == 0
+            rows, validation = rows[~held_out], rows[held_out]
+        targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
+        labels, signature = signature_of(self.adata, setup)
+        features = SpotFeatures(self._hyper["n_top_genes"], _COMPONENTS, self._hyper["rng"])
+        features.fit(train, labels, signature)
+        mean_log, _ = column_moments(log_normalize(train.counts))
+        state = start_state(self.adata, setup, train, targets, features, mean_log)
+        keep = all_targets.metabolites.isin(targets.metabolites)
+        self._set_buffers(features, labels, signature, targets, keep)
+
+        best = KeepBestWeights()
+        show = settings.progress_bar if show_progress_bar is None else show_progress_bar
+        rest = np.setdiff1d(np.arange(self.adata.n_obs), np.concatenate([rows, validation]))
+        # one or two spots left over for the last step would make its gradient noise
+        while 0 < len(rows) % batch_size < 3 and len(rows) > batch_size:
+            batch_size += 1
+        with _seeded(self._hyper["rng"]), warnings.catch_warnings():
+            # Lightning's advice on workers and log intervals does not apply to data in memory
+            warnings.filterwarnings("ignore", module="lightning")
+            UnsupervisedTrainingMixin.train(
+                self,
+                max_epochs=max_epochs,
+                accelerator=accelerator,
+                devices=devices,
+                batch_size=batch_size,
+                early_stopping=early_stopping,
+                early_stopping_monitor="validation_loss",
+                early_stopping_patience=patience,
+                check_val_every_n_epoch=1,
+                datasplitter_kwargs={"external_indexing": [rows, validation, rest]},
+                plan_kwargs={"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay} | (plan_kwargs or {}),
+                callbacks=[best, *trainer_kwargs.pop("callbacks", [])],
+                enable_progress_bar=show,
+                **trainer_kwargs,
+            )
+        best.restore(self.module)
+        self.module.eval()
+        state.training = summarise_training(self.adata, setup, np.concatenate([rows, validation])) | {
+            "best_epoch": best.best_epoch
+        }
+        self.state_, self.platt_ = state, None
+        self._fit_calibration(spots.take(validation), all_targets, validation, keep)
+
+    def _set_buffers(
+        self,
+        features: SpotFeatures,
+        labels: NDArray[Any] | None,
+        signature: NDArray[np.bool_] | None,
+        targets: Targets,
+        keep: NDArray[np.bool_],
+    ) -> None:
+        """Statistics of the training spots that the module normalises with."""
+        module = self.module
+        present = targets.where_present()
+        count = np.maximum((~np.isnan(present)).sum(axis=0), 1)
+        mean = np.nansum(present, axis=0) / count
+        scale = np.sqrt(np.nansum((present - mean) ** 2, axis=0) / count)
+        n1, n0 = (targets.presence > 0).sum(axis=0), (targets.presence == 0).sum(axis=0)
+        full = {name: np.full(len(keep), fill) for name, fill in (("mean", 0.0), ("scale", 1.0), ("weight", 1.0))}
+        full["mean"][keep] = mean
+        full["scale"][keep] = np.where(scale > 1e-6, scale, 1.0)
+        full["weight"][keep] = np.where((n1 > 0) & (n0 > 0), np.clip(n0 / np.maximum(n1, 1), 0.05, 20), 1.0)
+        index = np.zeros(len(module.gene_index), np.int64)
+        gene_mean, gene_scale = np.zeros(len(index)), np.full(len(index), 1e6)  # slots left over stay near 0
+        n = len(features.own.selected)
+        index[:n], gene_mean[:n], gene_scale[:n] = features.own.selected, features.own.mean, features.own.scale
+        values = {
+            "gene_index": index, "gene_mean": gene_mean, "gene_scale": gene_scale,
+            "target_mean": full["mean"], "target_scale": full["scale"], "positive_weight": full["weight"],
+        }  # fmt: skip
+        numbers = [v for v in features.categories.values() if isinstance(v, tuple)]
+        if numbers:
+            values |= {"covariate_mean": np.array([v[0] for v in numbers])}
+            values |= {"covariate_scale": np.array([v[1] for v in numbers])}
+        if labels is not None and signature is not None:
+            order = [list(labels).index(str(c)) for c in self._cluster_categories()]
+            mask = signature[order][:, index].astype(np.float32)
+            mask[:, n:] = 0
+            values["signature"] = mask
+        module.set_buffers(**values)
+
+    def _cluster_categories(self) -> list[str]:
+        state = self.registry_["field_registries"][CLUSTER_KEY]["state_registry"]
+        return [str(c) for c in state["categorical_mapping"]]
+
+    def _fit_calibration(
+        self, spots: Spots, all_targets: Targets, validation: NDArray[np.int64], keep: NDArray[np.bool_]
+    ) -> None:
+        """Platt's sigmoid of each metabolite, thresholds and intervals from the validation spots."""
+        targets = Targets(
+            all_targets.intensity[validation][:, keep], all_targets.presence[validation][:, keep], self.state.metabolites
+        )
+        logit, intensity = self._forward(spots)
+        self.platt_ = np.array([platt(s, p) for s, p in zip(logit.T, targets.presence.T, strict=True)])
+        self._calibrate(targets, expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity)
+
+    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        logit, intensity = self._forward(spots)
+        assert self.platt_ is not None  # noqa: S101  set by training
+        return expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity
+
+    def _forward(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Log-odds and intensity given presence of the metabolites that the model predicts."""
+        setup, state = self._setup, self.state
+        obs = pd.DataFrame(index=spots.names)
+        if spots.covariates is not None:
+            state.features.covariates(spots)  # refuses categories that training did not have
+            obs = obs.join(spots.covariates)
+        if setup.cluster_key is not None:
+            clusters = state.features.clusters
+            assert clusters is not None  # noqa: S101  fitted with the signature
+            obs[setup.cluster_key] = clusters.labels[state.features.cluster_codes(spots)]
+        query = AnnData(spots.counts, obs=obs)
+        query.var_names = [str(n) for n in state.panel.names["var_names"]]
+        if setup.layer is not None:
+            query.layers[setup.layer] = query.X
+        manager = AnnDataManager(fields=_fields(query, setup), setup_method_args={})
+        manager.register_fields(query, source_registry=self.registry_)
+        inputs = [k for k in manager.data_registry if k not in (METABOLITES_KEY, PRESENCE_KEY)]
+        loader = AnnDataLoader(manager, batch_size=_PREDICT_BATCH, data_and_attributes=inputs)
+        logits, means = [], []
+        self.module.eval()
+        with torch.inference_mode():
+            for tensors in loader:
+                outputs = self.module.inference(**self.module._get_inference_input(tensors))
+                heads = self.module.generative(**outputs)
+                logits.append(heads["logit"].cpu())
+                means.append((heads["mean"] * self.module.target_scale + self.module.target_mean).cpu())
+        columns = [str(c) for c in self.registry_["field_registries"][METABOLITES_KEY]["state_registry"]["column_names"]]
+        take = pd.Index(columns).get_indexer(state.metabolites)
+        return tuple(torch.cat(v).numpy().astype(np.float64)[:, take] for v in (logits, means))  # type: ignore[return-value]
+
+    def save(self, dir_path: str | Path, *, overwrite: bool = False) -> None:  # type: ignore[override]
+        """Write the model to a folder; :func:`stmsi.model.load` reads it.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to make. It appears whole or not at all.
+        overwrite
+            Replace a model that is there.
+
+        Raises
+        ------
+        FileExistsError
+            The folder exists and `overwrite` is false.
+        RuntimeError
+            The model is not trained.
+        """
+        save_model(self, dir_path, overwrite=overwrite)
+
+    def _write(self, directory: Path) -> None:
+        BaseModelClass.save(self, str(directory), overwrite=True)
+
+    @classmethod
+    def _read(cls, directory: Path, adata: AnnData | None) -> HurdleNet:
+        model = BaseModelClass.load.__func__(cls, str(directory), adata=False if adata is None else adata)  # type: ignore[attr-defined]
+        model._setup = model.state.setup
+        return model
+
+    def _contains_training_profiles(self) -> bool:
+        return False
+
+    def _params(self) -> dict[str, Any]:
+        return dict(self._hyper)
+
+    __repr__ = HurdleModel.__repr__
+
+
+def _fields(adata: AnnData, setup: Setup) -> list[Any]:
+    """The fields of the setup, as scvi-tools registers them."""
+    fields: list[Any] = [
+        LayerField(REGISTRY_KEYS.X_KEY, setup.layer, is_count_data=False),
+        OptionalObsmField(METABOLITES_KEY, setup.metabolite_key),
+    ]
+    if setup.presence_key is not None:
+        fields.append(OptionalObsmField(PRESENCE_KEY, setup.presence_key))
+    if setup.cluster_key is not None:
+        fields.append(CategoricalObsField(CLUSTER_KEY, setup.cluster_key))
+    numeric = [k for k in setup.covariate_keys if _is_number(adata.obs[k])]
+    categorical = [k for k in setup.covariate_keys if k not in numeric]
+    if categorical:
+        fields.append(CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical))
+    if numeric:
+        fields.append(NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, numeric))
+    return fields
+
+
+def _is_number(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Torch's generators seeded inside, as they were outside."""
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield

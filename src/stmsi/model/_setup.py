@@ -1,0 +1,97 @@
+"""What a model reads from an AnnData."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING
+
+from stmsi._keys import Key
+from stmsi._validate import (
+    check_nonnegative,
+    listing,
+    refuse_view,
+    require_frame,
+    require_obs,
+    require_rows,
+    require_sample,
+    require_unique,
+)
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Names of the fields that a model uses; see ``setup_anndata`` of the models."""
+
+    layer: str | None = None
+    metabolite_key: str = Key.obsm.MSI
+    presence_key: str | None = None
+    signature_key: str | None = None
+    cluster_key: str | None = None
+    sample_key: str = Key.obs.SAMPLE
+    graph_key: str | None = None
+    covariate_keys: tuple[str, ...] = ()
+
+    @classmethod
+    def create(cls, adata: AnnData, *, covariate_keys: Sequence[str] | None = None, **fields: str | None) -> Setup:
+        """Check the fields and write their names into ``uns``."""
+        covariate_keys = [covariate_keys] if isinstance(covariate_keys, str) else covariate_keys
+        setup = cls(covariate_keys=tuple(covariate_keys or ()), **fields)  # type: ignore[arg-type]
+        refuse_view(adata)
+        require_rows(adata)
+        require_unique(adata.var_names, "Gene names")
+        setup._check(adata)
+        plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(setup).items()}
+        adata.uns[Key.uns.SETUP] = {k: v for k, v in plain.items() if v is not None and v != []}
+        return setup
+
+    @classmethod
+    def read(cls, adata: AnnData, model: str) -> Setup:
+        """The fields that ``setup_anndata`` wrote."""
+        if Key.uns.SETUP not in adata.uns:
+            msg = f"The AnnData is not set up; call {model}.setup_anndata(adata) first."
+            raise ValueError(msg)
+        fields = dict(adata.uns[Key.uns.SETUP])
+        fields["covariate_keys"] = tuple(str(k) for k in fields.get("covariate_keys", ()))
+        return cls(**fields)
+
+    def _check(self, adata: AnnData) -> None:
+        if self.layer is not None and self.layer not in adata.layers:
+            msg = f"No layer {self.layer!r}; layers: {listing(adata.layers.keys())}."
+            raise KeyError(msg)
+        frame = require_frame(adata, self.metabolite_key, "stmsi.pp.map_to_spots writes it.")
+        require_unique(frame.columns, "Metabolite names")
+        if frame.shape[1] == 0:
+            msg = f"obsm[{self.metabolite_key!r}] has no metabolites."
+            raise ValueError(msg)
+        check_nonnegative(frame.to_numpy(), f"obsm[{self.metabolite_key!r}]", allow_nan=True)
+        require_sample(adata, self.sample_key)
+        if self.presence_key is not None:
+            presence = require_frame(adata, self.presence_key, "stmsi.pp.call_presence writes it.")
+            if list(presence.columns) != list(frame.columns):
+                msg = f"obsm[{self.presence_key!r}] and obsm[{self.metabolite_key!r}] have different metabolites."
+                raise ValueError(msg)
+        if (self.signature_key is None) != (self.cluster_key is None):
+            msg = "signature_key and cluster_key go together: a spot's mask is its cluster's column of the signature."
+            raise ValueError(msg)
+        if self.signature_key is not None and self.cluster_key is not None:
+            require_obs(adata, self.cluster_key, "stmsi.pp.gene_signatures was called with it.")
+            if self.signature_key not in adata.varm:
+                msg = (
+                    f"varm has no {self.signature_key!r}; found {listing(adata.varm.keys())}. "
+                    "stmsi.pp.gene_signatures writes it."
+                )
+                raise KeyError(msg)
+        if self.graph_key is not None and self.graph_key not in adata.obsp:
+            msg = (
+                f"obsp has no {self.graph_key!r}; found {listing(adata.obsp.keys())}. "
+                "stmsi.pp.spatial_graph writes it."
+            )
+            raise KeyError(msg)
+        for key in self.covariate_keys:
+            if require_obs(adata, key).isna().any():
+                msg = f"Covariate obs[{key!r}] has missing values; fill them first."
+                raise ValueError(msg)

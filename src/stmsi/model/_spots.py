@@ -1,0 +1,146 @@
+"""The input side of a model: spots with aligned genes and what else the setup names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from stmsi._keys import Key
+from stmsi._validate import check_nonnegative, listing, require_obs, require_rows, require_unique
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from stmsi.model._panel import GenePanel
+    from stmsi.model._setup import Setup
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Inputs of n spots.
+
+    Attributes
+    ----------
+    names
+        ``obs_names``.
+    counts
+        Raw counts over the panel, shape (n, genes), CSR.
+    graph
+        Neighbourhood graph, shape (n, n), where the model uses one.
+    covariates
+        Columns of ``obs``, where the model uses some.
+    cluster
+        Cluster label of each spot (`None` where unknown), where the model uses signatures.
+    xy
+        Positions, shape (n, 2), where known.
+    missing
+        Share of the panel genes that were imputed.
+    """
+
+    names: pd.Index
+    counts: sp.csr_matrix
+    graph: sp.csr_matrix | None = None
+    covariates: pd.DataFrame | None = None
+    cluster: NDArray[Any] | None = None
+    xy: NDArray[np.float64] | None = None
+    missing: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, rows: NDArray[np.int64]) -> Spots:
+        """Some of the spots; edges to the others are cut."""
+        return replace(
+            self,
+            names=self.names[rows],
+            counts=self.counts[rows],
+            graph=None if self.graph is None else self.graph[rows][:, rows],
+            covariates=None if self.covariates is None else self.covariates.iloc[rows],
+            cluster=None if self.cluster is None else self.cluster[rows],
+            xy=None if self.xy is None else self.xy[rows],
+        )
+
+
+def read_counts(adata: AnnData, layer: str | None) -> sp.csr_matrix:
+    """Raw counts as CSR from a dense, sparse, backed or dask-backed matrix."""
+    X = adata.X if layer is None else adata.layers[layer]
+    if X is None:
+        msg = "The AnnData has no X; put the raw counts there or name a layer."
+        raise ValueError(msg)
+    if hasattr(X, "compute"):
+        X = X.compute()
+    elif not isinstance(X, np.ndarray) and not sp.issparse(X):
+        X = X[:] if hasattr(X, "__getitem__") else X
+    counts = sp.csr_matrix(X, dtype=np.float32)
+    check_nonnegative(counts, "Gene counts")
+    return counts
+
+
+def read_spots(
+    adata: AnnData,
+    setup: Setup,
+    panel: GenePanel | None = None,
+    *,
+    min_genes: float = 0.0,
+    with_cluster: bool = True,
+) -> Spots:
+    """Inputs of all spots of an AnnData.
+
+    Parameters
+    ----------
+    adata
+        Training or query data.
+    setup
+        Names of the fields.
+    panel
+        The model's genes; `None` takes the genes of `adata` as they are.
+    min_genes
+        Share of the panel that must be found.
+    with_cluster
+        Whether the cluster labels may be read. Those of a query come from another clustering, whose labels mean
+        something else, and are not.
+    """
+    require_rows(adata)
+    if setup.layer is not None and setup.layer not in adata.layers:
+        msg = f"The counts are in layer {setup.layer!r}, which the data lack; layers: {listing(adata.layers.keys())}."
+        raise KeyError(msg)
+    counts = read_counts(adata, setup.layer)
+    missing = 0.0
+    if panel is not None:
+        columns = panel.locate(adata.var)
+        missing = float((columns < 0).mean())
+        if 1 - missing < min_genes:
+            msg = (
+                f"Only {1 - missing:.1%} of the {len(panel)} training genes are in the data; at least {min_genes:.0%} "
+                "are needed (min_genes=). Missing genes would be imputed at their training mean."
+            )
+            raise ValueError(msg)
+        counts = panel.align(counts, columns)
+    else:
+        require_unique(adata.var_names, "Gene names")
+    graph = None
+    if setup.graph_key is not None:
+        if setup.graph_key not in adata.obsp:
+            msg = (
+                f"The model uses the graph obsp[{setup.graph_key!r}], which the data lack; found "
+                f"{listing(adata.obsp.keys())}. Call stmsi.pp.spatial_graph on them."
+            )
+            raise KeyError(msg)
+        graph = sp.csr_matrix(adata.obsp[setup.graph_key])
+    covariates = None
+    if setup.covariate_keys:
+        columns_of = {k: require_obs(adata, k, "The model uses it as a covariate.") for k in setup.covariate_keys}
+        covariates = pd.DataFrame(columns_of)
+    cluster = None
+    if setup.cluster_key is not None and with_cluster and setup.cluster_key in adata.obs:
+        label = adata.obs[setup.cluster_key]
+        cluster = label.astype(object).where(label.notna(), None).map(lambda c: c if c is None else str(c)).to_numpy()
+    xy = adata.obsm.get(Key.obsm.SPATIAL)
+    xy = None if xy is None else np.asarray(xy, dtype=np.float64)[:, :2]
+    return Spots(adata.obs_names.copy(), counts, graph, covariates, cluster, xy, missing)
+

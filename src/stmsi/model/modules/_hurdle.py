@@ -1,0 +1,151 @@
+"""The hurdle model as a scvi-tools module."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch import nn
+from torch.nn.functional import one_hot
+
+from stmsi._core.expression import TARGET_SUM
+from stmsi.model.encoders import ENCODERS
+from stmsi.model.modules._losses import intensity_loss, presence_loss
+
+METABOLITES_KEY = "metabolites"
+PRESENCE_KEY = "presence"
+CLUSTER_KEY = "cluster"
+_CLIP = 10.0
+_SIGNATURE_WIDTH = 32
+
+
+class HurdleModule(BaseModuleClass):
+    """An encoder and two heads: presence (with the signature mask as an input of its own) and intensity.
+
+    What is fitted to the training spots before the gradient steps (genes used, their scaling, target statistics,
+    signatures) are buffers, set by the model and saved with the weights.
+
+    Parameters
+    ----------
+    n_genes
+        Genes of the panel.
+    n_selected
+        Genes used.
+    n_metabolites
+        Outputs.
+    n_clusters
+        Clusters with a signature; 0 without.
+    n_cats_per_cov
+        Categories of each categorical covariate.
+    n_continuous
+        Numerical covariates.
+    encoder
+        Name in the registry of encoders.
+    intensity_weight
+        Weight of the intensity loss beside the presence loss.
+    encoder_kwargs
+        Options of the encoder.
+    """
+
+    def __init__(
+        self,
+        n_genes: int,
+        n_selected: int,
+        n_metabolites: int,
+        n_clusters: int = 0,
+        n_cats_per_cov: tuple[int, ...] = (),
+        n_continuous: int = 0,
+        encoder: str = "mlp",
+        intensity_weight: float = 1.0,
+        encoder_kwargs: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.n_cats_per_cov = tuple(n_cats_per_cov)
+        self.n_clusters = n_clusters
+        self.intensity_weight = intensity_weight
+        self.register_buffer("gene_index", torch.zeros(n_selected, dtype=torch.long))
+        self.register_buffer("gene_mean", torch.zeros(n_selected))
+        self.register_buffer("gene_scale", torch.ones(n_selected))
+        self.register_buffer("covariate_mean", torch.zeros(n_continuous))
+        self.register_buffer("covariate_scale", torch.ones(n_continuous))
+        self.register_buffer("signature", torch.zeros(max(n_clusters, 1), n_selected))
+        self.register_buffer("target_mean", torch.zeros(n_metabolites))
+        self.register_buffer("target_scale", torch.ones(n_metabolites))
+        self.register_buffer("positive_weight", torch.ones(n_metabolites))
+        self.encoder = ENCODERS[encoder](n_selected, sum(n_cats_per_cov) + n_continuous, **(encoder_kwargs or {}))
+        width = self.encoder.n_output
+        self.signature_layer = nn.Linear(n_selected, _SIGNATURE_WIDTH) if n_clusters else None
+        self.presence_head = nn.Linear(width + (_SIGNATURE_WIDTH if n_clusters else 0), n_metabolites)
+        self.intensity_head = nn.Linear(width, n_metabolites)
+
+    def set_buffers(self, **values: Any) -> None:
+        """Fill buffers with statistics of the training spots."""
+        for name, value in values.items():
+            buffer = getattr(self, name)
+            buffer.copy_(torch.as_tensor(value, dtype=buffer.dtype))
+
+    def _get_inference_input(self, tensors: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, Any]:
+        return {
+            "x": tensors[REGISTRY_KEYS.X_KEY],
+            "cluster": tensors.get(CLUSTER_KEY),
+            "categorical": tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
+            "continuous": tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
+        }
+
+    def _get_generative_input(
+        self, tensors: dict[str, torch.Tensor], inference_outputs: dict[str, Any], **kwargs: Any
+    ) -> dict[str, Any]:
+        return inference_outputs
+
+    @auto_move_data
+    def inference(
+        self,
+        x: torch.Tensor,
+        cluster: torch.Tensor | None = None,
+        categorical: torch.Tensor | None = None,
+        continuous: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor | None]:
+        """Embed spots from raw counts over the panel."""
+        library = x.sum(dim=1, keepdim=True)
+        scaled = x[:, self.gene_index] * (TARGET_SUM / torch.where(library > 0, library, torch.ones_like(library)))
+        expression = ((torch.log1p(scaled) - self.gene_mean) / self.gene_scale).clamp(-_CLIP, _CLIP)
+        columns = [expression.new_zeros(len(x), 0)]
+        if categorical is not None:
+            columns += [
+                one_hot(categorical[:, i].long(), n).to(expression.dtype) for i, n in enumerate(self.n_cats_per_cov)
+            ]
+        if continuous is not None:
+            columns.append((continuous - self.covariate_mean) / self.covariate_scale)
+        embedding = self.encoder(expression, torch.cat(columns, dim=1))
+        mask = self.signature[cluster.reshape(-1).long()] if self.n_clusters and cluster is not None else None
+        return {"embedding": embedding, "mask": mask}
+
+    @auto_move_data
+    def generative(self, embedding: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+        """Both stages from the embedding: log-odds of presence, standardised intensity given presence."""
+        inputs = embedding if self.signature_layer is None else torch.cat([embedding, self.signature_layer(mask)], dim=1)
+        return {"logit": self.presence_head(inputs), "mean": self.intensity_head(embedding)}
+
+    def loss(
+        self,
+        tensors: dict[str, torch.Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, torch.Tensor],
+    ) -> LossOutput:
+        """Presence loss plus weighted intensity loss."""
+        measured = tensors[METABOLITES_KEY]
+        if PRESENCE_KEY in tensors:
+            present = torch.where(torch.isnan(measured), measured, tensors[PRESENCE_KEY])
+        else:
+            present = torch.where(torch.isnan(measured), measured, (measured > 0).to(measured.dtype))
+        target = (measured - self.target_mean) / self.target_scale
+        presence = presence_loss(generative_outputs["logit"], present, self.positive_weight)
+        intensity = intensity_loss(generative_outputs["mean"], target, present)
+        return LossOutput(
+            loss=presence + self.intensity_weight * intensity,
+            reconstruction_loss=intensity.expand(len(measured)),
+            n_obs_minibatch=len(measured),
+            extra_metrics={"presence_loss": presence.detach(), "intensity_loss": intensity.detach()},
+        )

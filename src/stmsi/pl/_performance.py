@@ -1,0 +1,276 @@
+"""Scores of models, metabolite by metabolite."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from matplotlib.colors import to_rgba
+from matplotlib.patches import Patch
+
+from stmsi._validate import check_choice, listing, suggest
+from stmsi.pl._panels import STYLE, as_list, get_axes, hand_back
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+    from numpy.typing import NDArray
+
+_METABOLITE, _STAGE, _MODEL, _PREVALENCE = "metabolite", "stage", "model", "prevalence"
+_DEFAULT = {"intensity": "pearson", "presence": "auroc"}
+_OF_STAGE = {
+    "presence": ("prevalence", "precision", "recall", "f1", "auroc", "auprc"),
+    "intensity": ("mse", "mae", "r2", "pearson", "spearman", "pearson_present"),
+}
+_READABLE = {
+    "pearson": "Pearson correlation",
+    "spearman": "Spearman correlation",
+    "pearson_present": "Pearson correlation where present",
+    "r2": "R²",
+    "mse": "mean squared error",
+    "mae": "mean absolute error",
+    "auroc": "AUROC",
+    "auprc": "AUPRC",
+    "f1": "F1",
+}
+_REFERENCE = {"pearson": 0.0, "spearman": 0.0, "pearson_present": 0.0, "r2": 0.0, "auroc": 0.5}
+_LOWER_IS_BETTER = ("mse", "mae")
+_R2_FLOOR = -1.0
+"""R2 has no lower bound: a few failures would squeeze all else against the right edge."""
+_PALETTE = (
+    "#0173b2",
+    "#de8f05",
+    "#029e73",
+    "#cc78bc",
+    "#ca9161",
+    "#949494",
+    "#ece133",
+    "#56b4e9",
+    "#d55e00",
+    "#fbafe4",
+)
+"""seaborn's "colorblind"."""
+_ROW_INCHES = 0.34
+_BOX_PERCENTILES = (5, 25, 50, 75, 95)
+
+
+@dataclass(frozen=True)
+class _Box:
+    """The values of one group."""
+
+    at: float
+    height: float
+    values: NDArray[np.float64]
+    colour: str
+    prevalence: float
+
+
+def performance(
+    scores: pd.DataFrame,
+    *,
+    metric: str | Sequence[str] | None = None,
+    stage: Literal["presence", "intensity"] = "intensity",
+    by: str = "model",
+    hue: str | None = None,
+    ncols: int = 3,
+    ax: Axes | Sequence[Axes] | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure | SubFigure:
+    """Draw how well models predict, with one point per metabolite.
+
+    A metabolite counts once: its value is the mean over sections and folds. The box spans the quartiles, its line is
+    the median (written at the right with the number of metabolites), whiskers reach the 5th and 95th percentile. The
+    best group is on top. Dashed lines mark what a prediction without skill reaches: 0 for correlations and R2, 0.5 for
+    AUROC, and for AUPRC the median prevalence of the metabolites.
+
+    Parameters
+    ----------
+    scores
+        What `stmsi.tl.cross_validate` or `stmsi.tl.evaluate` returns: one row per section, metabolite and stage (and
+        model and fold), one column per metric.
+    metric
+        One or several metrics, a panel each; `None`: ``"pearson"`` for intensity, ``"auroc"`` for presence.
+    stage
+        Which rows to draw: of the intensity or of the presence stage.
+    by
+        Column that makes the groups, ``"model"`` by default; without that column all rows are one group.
+    hue
+        Another column (``"sample"``, ``"fold"``, ...) that splits each group by colour.
+    ncols
+        Panels in a row.
+    ax
+        Axes to draw into, one per metric; `None`: a new figure.
+    show
+        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
+    return_fig
+        Whether to return the figure instead of the axes.
+
+    Returns
+    -------
+    The axes, or a list of them where there are several metrics; with `return_fig` the figure. Scores that do not exist
+    (NaN) are left out; their number is told under the axis.
+
+    Raises
+    ------
+    KeyError
+        A column is missing.
+    ValueError
+        Unknown stage, no rows of the stage, or a metric without a finite value.
+
+    Examples
+    --------
+    >>> import pandas as pd
+    >>> import stmsi
+    >>> scores = pd.DataFrame(
+    ...     {
+    ...         "model": ["a", "a", "b", "b"],
+    ...         "sample": "P1S1",
+    ...         "metabolite": ["m1", "m2", "m1", "m2"],
+    ...         "stage": "intensity",
+    ...         "pearson": [0.1, 0.2, 0.7, 0.6],
+    ...     }
+    ... )
+    >>> ax = stmsi.pl.performance(scores)
+    >>> [label.get_text() for label in ax.get_yticklabels()]
+    ['b', 'a']
+    """
+    check_choice(stage, _DEFAULT, "stage")
+    rows = _rows_of(scores, stage)
+    if by not in rows and by == _MODEL:
+        rows[by] = ""
+    for name in (_METABOLITE, by, *([] if hue is None else [hue])):
+        _require_column(rows, name)
+    metrics = as_list(_DEFAULT[stage] if metric is None else metric, "metric")
+    for m in metrics:
+        _check_metric(rows, m, stage)
+    levels = [None] if hue is None else list(dict.fromkeys(rows[hue].dropna()))
+    n_rows = rows[by].nunique() * max(1.0, 0.7 * len(levels))
+    size = (4.2 + 0.055 * max(len(str(v)) for v in rows[by].unique()), 0.9 + _ROW_INCHES * n_rows)
+    figure, axes = get_axes(len(metrics), ncols, ax, size)
+    for place, m in zip(axes, metrics, strict=True):
+        _draw(place, rows, m, by, hue, levels)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+
+
+def _rows_of(scores: pd.DataFrame, stage: str) -> pd.DataFrame:
+    """The rows of a stage."""
+    if not isinstance(scores, pd.DataFrame):
+        msg = f"scores must be the DataFrame of stmsi.tl.cross_validate or tl.evaluate, found {type(scores).__name__}."
+        raise TypeError(msg)
+    rows = scores.copy() if _STAGE not in scores else scores[scores[_STAGE].astype(str) == stage].copy()
+    if len(rows) == 0:
+        found = listing(scores[_STAGE].unique()) if _STAGE in scores else "no rows"
+        msg = f"scores has no rows of stage {stage!r}; found {found}."
+        raise ValueError(msg)
+    return rows
+
+
+def _require_column(rows: pd.DataFrame, name: str) -> None:
+    if name not in rows:
+        msg = f"scores has no column {name!r}; found {listing(rows.columns)}.{suggest(name, rows.columns)}"
+        raise KeyError(msg)
+
+
+def _check_metric(rows: pd.DataFrame, metric: str, stage: str) -> None:
+    """Raise where a metric cannot be drawn."""
+    _require_column(rows, metric)
+    if not pd.api.types.is_numeric_dtype(rows[metric]):
+        msg = f"Column {metric!r} of scores is not numeric ({rows[metric].dtype}); metrics are {listing(_OF_STAGE[stage])}."
+        raise ValueError(msg)
+    if not np.isfinite(rows[metric].to_numpy(dtype=float, na_value=np.nan)).any():
+        other = [s for s, known in _OF_STAGE.items() if metric in known and s != stage]
+        remedy = f"It belongs to stage={other[0]!r}." if other else "No score of it exists."
+        msg = f"Metric {metric!r} has no finite value in stage {stage!r}. {remedy}"
+        raise ValueError(msg)
+
+
+def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, levels: list[Any]) -> None:
+    """One metric: a row per group, in it a box per level of `hue`."""
+    rows = rows.assign(**{metric: rows[metric].astype(float)}).replace({metric: {np.inf: np.nan, -np.inf: np.nan}})
+    left_out = int(rows[metric].isna().sum())
+    rows = rows[rows[metric].notna()]
+    means = rows.groupby([by, _METABOLITE], observed=True, sort=False)[metric].mean()
+    medians = means.groupby(level=0, observed=True, sort=False).median()
+    groups = list(medians.sort_values(ascending=metric in _LOWER_IS_BETTER, kind="stable").index)
+    boxes = []
+    for i, group in enumerate(groups):
+        of_group = rows[rows[by] == group]
+        for j, level in enumerate(levels):
+            part = of_group if hue is None else of_group[of_group[hue] == level]
+            if len(part) == 0:
+                continue
+            per_metabolite = part.groupby(_METABOLITE, observed=True)
+            prevalence = np.nan
+            if metric == "auprc" and _PREVALENCE in part:
+                prevalence = float(per_metabolite[_PREVALENCE].mean().median())
+            height = 0.8 / len(levels)
+            at = i - 0.4 + (j + 0.5) * height
+            colour = _PALETTE[j % len(_PALETTE)]
+            boxes.append(_Box(at, height, per_metabolite[metric].mean().to_numpy(dtype=float), colour, prevalence))
+    clip = metric == "r2" and min(b.values.min() for b in boxes) < _R2_FLOOR < max(b.values.max() for b in boxes)
+    for box in boxes:
+        _draw_box(ax, box)
+    if metric in _REFERENCE:
+        ax.axvline(_REFERENCE[metric], color="0.4", linestyle="--", linewidth=0.9, zorder=1)
+    note = [_READABLE.get(metric, metric)]
+    if any(np.isfinite(b.prevalence) for b in boxes):
+        note.append("dashed: median prevalence")
+    if clip:
+        below = sum(int((b.values < _R2_FLOOR).sum()) for b in boxes)
+        ax.set_xlim(left=_R2_FLOOR - 0.05)
+        note.append(f"{below} below {_R2_FLOOR:g} not shown")
+    if left_out:
+        note.append(f"{left_out} NaN score{'s' * (left_out > 1)} left out")
+    ax.set_xlabel("\n".join(note), fontsize=STYLE.title_size)
+    ax.set_ylim(len(groups) - 0.5, -0.5)
+    ax.set_yticks(range(len(groups)), [str(g) for g in groups])
+    ax.tick_params(axis="x", labelsize=STYLE.label_size)
+    ax.tick_params(axis="y", labelsize=STYLE.title_size, length=0)
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)
+    if hue is not None:
+        handles = [Patch(color=_PALETTE[j % len(_PALETTE)], label=str(v)) for j, v in enumerate(levels)]
+        ax.legend(
+            handles=handles,
+            title=hue,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=min(4, len(handles)),
+            frameon=False,
+            fontsize=STYLE.label_size,
+            title_fontsize=STYLE.label_size,
+            handlelength=1,
+        )
+
+
+def _draw_box(ax: Axes, box: _Box) -> None:
+    """Box, points and the numbers of one group."""
+    values = np.sort(box.values)
+    # golden-ratio steps spread the points evenly, and alike in every run
+    spread = (np.arange(len(values)) * 0.618034) % 1 - 0.5
+    ax.scatter(values, box.at + 0.6 * box.height * spread, s=9, color=box.colour, alpha=0.45, linewidths=0, zorder=2)
+    low, lower, median, upper, high = np.percentile(values, _BOX_PERCENTILES)
+    thick = 0.75 * box.height
+    # by hand: the argument that lays boxplot on its side changed its name in matplotlib 3.10
+    ax.hlines([box.at] * 2, [low, upper], [lower, high], color="0.15", linewidth=1.0, zorder=3)
+    face, edge = to_rgba(box.colour, 0.25), "0.15"
+    ax.barh(box.at, upper - lower, thick, left=lower, facecolor=face, edgecolor=edge, linewidth=1.0, zorder=3)
+    ax.vlines(median, box.at - thick / 2, box.at + thick / 2, color="0.05", linewidth=2.0, zorder=4)
+    if np.isfinite(box.prevalence):
+        half = box.height / 2
+        ax.plot(
+            [box.prevalence] * 2, [box.at - half, box.at + half], color="0.4", linestyle="--", linewidth=1.2, zorder=4
+        )
+    ax.text(
+        1.01,
+        box.at,
+        f"{median:.2f} (n={len(values)})",
+        transform=ax.get_yaxis_transform(),
+        va="center",
+        fontsize=STYLE.label_size if box.height > 0.3 else STYLE.tick_size,
+    )

@@ -1,0 +1,220 @@
+"""Metabolites on the tissue."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stmsi._keys import Key
+from stmsi._validate import get_table, listing, require_frame, require_metabolites, require_rows, suggest
+from stmsi.get._feature_table import written_by
+from stmsi.pl._panels import (
+    INTENSITY_CMAP,
+    PERCENTILES,
+    Layer,
+    as_list,
+    check_percentiles,
+    column,
+    draw_spots,
+    fill_norm,
+    get_axes,
+    get_cmap,
+    hand_back,
+    intensity_label,
+    is_presence,
+    load_section,
+    make_norm,
+    panel_size,
+    readable_names,
+    table_samples,
+    wrap,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
+    from matplotlib.figure import Figure, SubFigure
+
+    from stmsi._validate import Data
+
+
+def spatial(
+    data: Data,
+    metabolite: str | Sequence[str],
+    *,
+    key: str = Key.obsm.MSI,
+    sample: str | Sequence[str] | None = None,
+    table_key: str = Key.table.ST,
+    sample_key: str = Key.obs.SAMPLE,
+    ncols: int = 4,
+    norm: Normalize | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    percentiles: tuple[float, float] = PERCENTILES,
+    share_norm: bool = True,
+    cmap: str | Colormap | None = None,
+    spot_diameter: float | None = None,
+    image: bool = False,
+    alpha: float = 1.0,
+    scalebar: bool = True,
+    ax: Axes | Sequence[Axes] | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure | SubFigure:
+    """Draw metabolites on the tissue, with spots true to size.
+
+    One panel per metabolite and section. Light grey spots are not covered by MSI (NaN); the colour of 0 means covered
+    and absent. y points down, as in images.
+
+    Parameters
+    ----------
+    data
+        SpatialData or AnnData with metabolites in ``obsm``.
+    metabolite
+        One or several ids or readable names, or numeric columns of ``obs`` such as ``"msi_coverage"`` or
+        ``"msi_pred_ood"``. A metabolite goes before a column of the same name.
+    key
+        The layer in ``obsm`` to draw: ``"msi"``, ``"msi_presence"``, ``"msi_pred"``, ``"msi_pred_presence"``,
+        ``"msi_pred_lower"``, ...
+    sample
+        Sections to draw; `None`: all.
+    table_key
+        The ST table of a SpatialData.
+    sample_key
+        Column of ``obs`` with the section name.
+    ncols
+        Panels in a row.
+    norm
+        A norm for all panels; its open limits are filled from all that is drawn. Not with `vmin` or `vmax`.
+    vmin, vmax
+        Colour limits of all panels; `None`: `percentiles`, and 0 to 1 for presence and coverage.
+    percentiles
+        Percentiles at which colours are clipped, so that a few hot spots do not hide the rest. Arrows on the colour
+        bar tell that values lie beyond.
+    share_norm
+        Whether the sections share the norm of a metabolite and can be compared; `False`: each panel has its own.
+    cmap
+        Colour map; `None`: viridis.
+    spot_diameter
+        In micrometres; `None`: the size in ``shapes["<sample>_spots"]``, and 55 um for an AnnData.
+    image
+        Whether to draw the histology ``images["<sample>_he"]`` behind the spots.
+    alpha
+        Opacity of the spots.
+    scalebar
+        Whether to draw a scale bar.
+    ax
+        Axes to draw into, one per panel; `None`: a new figure.
+    show
+        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib (a notebook
+        shows the figure at the end of the cell).
+    return_fig
+        Whether to return the figure instead of the axes.
+
+    Returns
+    -------
+    The axes, or a list of them where there are several panels (metabolite by metabolite, within each section by
+    section); with `return_fig` the figure.
+
+    Raises
+    ------
+    KeyError
+        Unknown metabolite (near names are suggested), section, table, layer or image.
+    ValueError
+        A column of ``obs`` is not numeric, the number of axes is not the number of panels, or limits contradict.
+    TypeError
+        `image` with an AnnData, which holds none.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> axes = stmsi.pl.spatial(sdata, ["simPC(28:0)", "msi_coverage"], sample="P1S1")
+    >>> [ax.get_title() for ax in axes]
+    ['simPC(28:0)', 'msi_coverage']
+    """
+    if norm is not None and not (vmin is None and vmax is None):
+        msg = "Give either norm or vmin and vmax: a norm has limits of its own."
+        raise ValueError(msg)
+    percentiles = check_percentiles(percentiles)
+    adata = get_table(data, table_key)
+    require_rows(adata)
+    layers = _layers(adata, as_list(metabolite), key)
+    samples = table_samples(adata, sample_key, sample)
+    several = adata.obs[sample_key].nunique() > 1 and (sample is None or len(samples) > 1)
+    sections = [
+        load_section(data, adata, name, sample_key=sample_key, spot_diameter=spot_diameter, image=image)
+        for name in samples
+    ]
+    n = len(layers) * len(sections)
+    if len(layers) > 1 and 1 < len(sections) <= ncols:
+        # the sections of a metabolite stay in one row
+        ncols = ncols // len(sections) * len(sections)
+    figure, axes = get_axes(n, ncols, ax, panel_size(sections, 1 + several))
+
+    colours = get_cmap(cmap, INTENSITY_CMAP)
+    drawn = np.concatenate([s.rows for s in sections])
+    if norm is not None:
+        fill_norm(norm, np.concatenate([layer.values[drawn] for layer in layers]), percentiles)
+    place = iter(axes)
+    for layer in layers:
+        limits = {"vmin": vmin, "vmax": vmax, "bounds": layer.bounds, "percentiles": percentiles}
+        shared = make_norm(layer.values[drawn], **limits)  # type: ignore[arg-type]
+        for section in sections:
+            values = layer.values[section.rows]
+            own = shared if share_norm else make_norm(values, **limits)  # type: ignore[arg-type]
+            draw_spots(
+                next(place),
+                section,
+                values,
+                norm=own if norm is None else norm,
+                cmap=colours,
+                label=layer.label,
+                title=wrap(layer.title, section.name if several else ""),
+                scalebar=scalebar,
+                alpha=alpha,
+                missing="no values" if layer.label == "" else "not measured",
+            )
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+
+
+def _layers(adata: AnnData, names: list[str], key: str) -> list[Layer]:
+    """What to draw: metabolites of a layer, or columns of ``obs``."""
+    in_obs = [n for n in names if n in adata.obs]
+    if key not in adata.obsm and len(in_obs) == len(names):
+        return [_obs_layer(adata, n) for n in names]
+    frame = require_frame(adata, key, f"{written_by(key)} ")
+    readable = readable_names(adata, key, frame.columns)
+    label, bounds = intensity_label(adata, key), (0.0, 1.0) if is_presence(key) else None
+    known = {*readable.index, *readable}
+    out = []
+    for name in names:
+        if name not in known and name in adata.obs:
+            out.append(_obs_layer(adata, name))
+            continue
+        if name not in known and (near := suggest(name, adata.obs.columns)) and not suggest(name, known):
+            msg = f"{name!r} is neither a metabolite of obsm[{key!r}] nor a column of obs.{near}"
+            raise KeyError(msg)
+        (identifier,) = require_metabolites([name], readable.index, readable)
+        out.append(Layer(str(readable[identifier]), column(frame, identifier), label, bounds))
+    return out
+
+
+def _obs_layer(adata: AnnData, name: str) -> Layer:
+    values = adata.obs[name]
+    if not (pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)):
+        numeric = [c for c in adata.obs if pd.api.types.is_numeric_dtype(adata.obs[c])]
+        msg = (
+            f"obs[{name!r}] is not numeric ({values.dtype}); numeric columns: {listing(numeric)}. "
+            "Draw categories with squidpy.pl.spatial_scatter or spatialdata-plot."
+        )
+        raise ValueError(msg)
+    bounds = (0.0, 1.0) if name == Key.obs.COVERAGE else None
+    return Layer(name, values.to_numpy(dtype=np.float64, na_value=np.nan), "", bounds)
