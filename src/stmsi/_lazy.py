@@ -26,7 +26,7 @@ def lazy_attributes(
     """
     modules, origin = set(submodules), dict(names or {})
 
-    def __getattr__(name: str) -> Any:
+    def getattr_(name: str) -> Any:
         if name in modules:
             value = import_module(f"{package}.{name}")
         elif name in origin:
@@ -37,10 +37,10 @@ def lazy_attributes(
         setattr(sys.modules[package], name, value)
         return value
 
-    def __dir__() -> list[str]:
+    def dir_() -> list[str]:
         return sorted({*vars(sys.modules[package]), *modules, *origin})
 
-    return __getattr__, __dir__
+    return getattr_, dir_
 
 
 def missing_extra(package: str, extra: str) -> ImportError:

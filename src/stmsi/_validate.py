@@ -88,7 +88,9 @@ def require_rows(adata: AnnData, what: str = "spots") -> None:
 def require_obs(adata: AnnData, key: str, remedy: str = "") -> pd.Series:
     """A column of ``obs``."""
     if key not in adata.obs:
-        msg = f"obs has no column {key!r}; found {listing(adata.obs.columns)}. {remedy}{suggest(key, adata.obs.columns)}"
+        msg = (
+            f"obs has no column {key!r}; found {listing(adata.obs.columns)}. {remedy}{suggest(key, adata.obs.columns)}"
+        )
         raise KeyError(msg.strip())
     return adata.obs[key]
 

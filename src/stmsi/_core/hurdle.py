@@ -102,7 +102,9 @@ class ResidualQuantiles:
             values[k] = np.where(count[k] >= min_count, own, pooled)
         return cls(levels, values, count)
 
-    def interval(self, prediction: NDArray[np.float32], coverage: float) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def interval(
+        self, prediction: NDArray[np.float32], coverage: float
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Lower and upper bound around predictions, not below 0; levels widened for the finite number of residuals."""
         tail = (1 - coverage) / 2
         present = (prediction > 0).astype(int)

@@ -42,9 +42,7 @@ def apply_affine(matrix: NDArray[np.float64], xy: NDArray[np.float64]) -> NDArra
     return xy @ matrix[:2, :2].T + matrix[:2, 2]
 
 
-def fit_landmarks(
-    moving: NDArray[np.float64], fixed: NDArray[np.float64], model: TransformModel = "similarity"
-) -> Fit:
+def fit_landmarks(moving: NDArray[np.float64], fixed: NDArray[np.float64], model: TransformModel = "similarity") -> Fit:
     """Transformation that maps the moving onto the fixed landmarks.
 
     Mirrored sections are found by fitting both handednesses and keeping the better one; a tie (landmarks that lie on

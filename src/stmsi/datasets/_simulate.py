@@ -116,7 +116,9 @@ def simulate(
     """
     from stmsi.pp import combine
 
-    _check(n_patients, sections_per_patient, n_genes, n_metabolites, size, pixel_size, noise, coverage)
+    _check(
+        n_patients, sections_per_patient, n_genes, n_metabolites, size, pixel_size, noise, dispersion, library_size, coverage
+    )  # fmt: skip
     params = {
         "n_patients": n_patients, "sections_per_patient": sections_per_patient, "n_genes": n_genes,
         "n_metabolites": n_metabolites, "size": size, "pixel_size": pixel_size, "noise": noise,
@@ -198,7 +200,9 @@ class _Biology:
 
     @classmethod
     def draw(cls, n_genes: int, n_metabolites: int, rng: np.random.Generator) -> _Biology:
-        programme = rng.permutation(np.where(np.arange(n_genes) < 0.6 * n_genes, np.arange(n_genes) % _N_PROGRAMMES, -1))
+        programme = rng.permutation(
+            np.where(np.arange(n_genes) < 0.6 * n_genes, np.arange(n_genes) % _N_PROGRAMMES, -1)
+        )
         loading = np.zeros((n_genes, _N_PROGRAMMES))
         member = np.flatnonzero(programme >= 0)
         loading[member, programme[member]] = rng.uniform(0.4, 1.0, len(member))
@@ -216,7 +220,9 @@ class _Biology:
             own = (
                 np.empty(0, np.int64)
                 if k == "unpredictable"
-                else np.concatenate([rng.choice(np.flatnonzero(programme == g), _ENZYMES_PER_METABOLITE, replace=False) for g in groups])
+                else np.concatenate(
+                    [rng.choice(np.flatnonzero(programme == g), _ENZYMES_PER_METABOLITE, replace=False) for g in groups]
+                )
             )
             w = rng.uniform(0.6, 1.4, len(own)) * (-1 if k == "linear" and i % 4 == 3 else 1)
             enzymes.append(own)
@@ -266,7 +272,7 @@ def _draw_section(
     raster: LatentRaster,
     biology: _Biology,
     shift: NDArray[np.float64],
-    mirrored: bool,  # noqa: FBT001
+    mirrored: bool,
     rng: np.random.Generator,
 ) -> _Section:
     tissue = tissue_mask(raster, rng, share=0.68)
@@ -389,14 +395,12 @@ def _st_table(
 
 
 def _msi_table(s: _Section, biology: _Biology, log_lod: NDArray[np.float64], pixel_size: float) -> SpatialData:
-    assert s.log_intensity is not None  # noqa: S101  set by _measure
+    assert s.log_intensity is not None
     intensity = np.where(s.log_intensity > log_lod, np.exp(s.log_intensity) * s.batch_scale, 0)
     var = biology.var.assign(lod=np.exp(log_lod))
     obs = pd.DataFrame({Key.obs.PATIENT: pd.Categorical([s.patient] * len(intensity))})
     attrs = {"simulated": True}
-    return msi_section(
-        intensity, var, s.row, s.col, sample=s.name, pixel_size=pixel_size, obs=obs, attrs=attrs
-    )
+    return msi_section(intensity, var, s.row, s.col, sample=s.name, pixel_size=pixel_size, obs=obs, attrs=attrs)
 
 
 def _add_landmarks(sdata: Any, s: _Section, raster: LatentRaster, rng: np.random.Generator, n: int = 8) -> None:
@@ -425,6 +429,8 @@ def _check(
     size: float,
     pixel_size: float,
     noise: float,
+    dispersion: float,
+    library_size: float,
     coverage: float,
 ) -> None:
     conditions = {
@@ -435,6 +441,8 @@ def _check(
         "size must be at least 600 um": size >= 600,
         "pixel_size must lie between 5 and 500 um": 5 <= pixel_size <= 500,
         "noise must not be negative": noise >= 0,
+        "dispersion must be positive": dispersion > 0,
+        "library_size must be positive": library_size > 0,
         "coverage must lie in (0, 1]": 0 < coverage <= 1,
     }
     for message, holds in conditions.items():

@@ -170,7 +170,11 @@ class HurdleModel:
         return self._predict_all(adata, min_genes=min_genes).intensity
 
     def predict(
-        self, adata: AnnData | None = None, *, how: Literal["expected", "mask"] = "expected", min_genes: float = MIN_GENES
+        self,
+        adata: AnnData | None = None,
+        *,
+        how: Literal["expected", "mask"] = "expected",
+        min_genes: float = MIN_GENES,
     ) -> pd.DataFrame:
         """Predicted intensity, exactly 0 where the presence stage says absent.
 
@@ -256,9 +260,7 @@ class HurdleModel:
         coords = {"spot": list(prediction.presence.index), "metabolite": self.metabolites}
         return xr.DataArray(draws, dims=("draw", "spot", "metabolite"), coords=coords, name="intensity")
 
-    def _predict_all(
-        self, adata: AnnData | None, *, coverage: float = 0.9, min_genes: float = MIN_GENES
-    ) -> Prediction:
+    def _predict_all(self, adata: AnnData | None, *, coverage: float = 0.9, min_genes: float = MIN_GENES) -> Prediction:
         state = self.state
         if not 0 < coverage < 1:
             msg = f"coverage is a share between 0 and 1, found {coverage!r}."
@@ -279,7 +281,7 @@ class HurdleModel:
         probability, intensity = (np.asarray(v, dtype=np.float32) for v in self._stages(spots))
         intensity = np.maximum(intensity, 0)
         expected = hurdle_mean(intensity, probability, state.threshold)
-        assert state.residuals is not None  # noqa: S101  set by training
+        assert state.residuals is not None
         lower, upper = state.residuals.interval(expected, coverage)
 
         def frame(values: NDArray[np.float32]) -> pd.DataFrame:
@@ -290,9 +292,7 @@ class HurdleModel:
             state.features.ood(spots), spots.missing,
         )  # fmt: skip
 
-    def _calibrate(
-        self, targets: Targets, probability: NDArray[np.float64], intensity: NDArray[np.float64]
-    ) -> None:
+    def _calibrate(self, targets: Targets, probability: NDArray[np.float64], intensity: NDArray[np.float64]) -> None:
         """Thresholds, intervals and evidence from held-out predictions of training spots."""
         state = self.state
         state.threshold = best_f1_threshold(targets.presence, probability)
@@ -399,7 +399,7 @@ def training_rows(
 
 
 def start_state(
-    adata: AnnData, setup: Setup, spots: Spots, targets: Targets, features: SpotFeatures, mean_log: NDArray[np.float64]
+    adata: AnnData, setup: Setup, targets: Targets, features: SpotFeatures, mean_log: NDArray[np.float64]
 ) -> FittedState:
     """State of a model whose features are fitted."""
     table = adata.uns.get(Key.uns.MSI, {}).get("features")

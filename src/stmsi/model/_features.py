@@ -39,7 +39,9 @@ class Clusters:
     centroids: NDArray[np.float64]
 
     @classmethod
-    def fit(cls, labels: NDArray[Any], signature: NDArray[np.bool_], cluster: NDArray[Any], Z: NDArray[Any]) -> Clusters:
+    def fit(
+        cls, labels: NDArray[Any], signature: NDArray[np.bool_], cluster: NDArray[Any], Z: NDArray[Any]
+    ) -> Clusters:
         """Centroids of the clusters that occur among the training spots."""
         present = np.array([bool((cluster == c).any()) for c in labels])
         if present.sum() < 1:
@@ -161,7 +163,7 @@ class SpotFeatures:
         mask = self.clusters.signature[:, self.own.selected].astype(np.float64)
         u, s, _ = np.linalg.svd(mask - mask.mean(axis=0), full_matrices=False)
         embedded = (u * s)[self.cluster_codes(spots)]
-        embedded /= max(float(np.sqrt((((u * s) ** 2).mean()))), 1e-12)
+        embedded /= max(float(np.sqrt(((u * s) ** 2).mean())), 1e-12)
         return intensity, np.hstack([presence, embedded])
 
 

@@ -107,7 +107,11 @@ class HurdleLinear(HurdleModel):
     ) -> None:
         check_choice(presence, get_args(PresenceFamily), "presence")
         check_choice(intensity, get_args(IntensityFamily), "intensity")
-        for name, value, least in (("n_top_genes", n_top_genes, 1), ("n_components", n_components, 1), ("n_folds", n_folds, 2)):
+        for name, value, least in (
+            ("n_top_genes", n_top_genes, 1),
+            ("n_components", n_components, 1),
+            ("n_folds", n_folds, 2),
+        ):
             if value < least:
                 msg = f"{name} must be at least {least}, found {value!r}."
                 raise ValueError(msg)
@@ -211,7 +215,7 @@ class HurdleLinear(HurdleModel):
         labels, signature = signature_of(self.adata, setup)
         features = SpotFeatures(self.n_top_genes, self.n_components, self.rng).fit(train, labels, signature)
         mean_log, _ = column_moments(log_normalize(train.counts))
-        state = start_state(self.adata, setup, train, targets, features, mean_log)
+        state = start_state(self.adata, setup, targets, features, mean_log)
         sample = require_sample(self.adata, setup.sample_key)[rows]
         groups = inner_groups(sample, train.xy, n_groups=self.n_folds, seed=self.rng)
 

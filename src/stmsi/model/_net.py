@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,10 +21,12 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from stmsi._core.expression import column_moments, log_normalize
 from stmsi._core.folds import inner_groups
+from stmsi._core.hurdle import ResidualQuantiles
 from stmsi._keys import Key
 from stmsi._settings import settings
 from stmsi._validate import check_choice, require_sample
 from stmsi.model._base import (
+    FittedState,
     HurdleModel,
     Targets,
     drop_unmeasured,
@@ -119,8 +122,6 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                 msg = f"encoder={encoder!r} reads no neighbourhood; set up without graph_key, or use another model."
                 raise ValueError(msg)
         BaseModelClass.__init__(self, adata, registry)
-        stats = self.summary_stats
-        covariates = self.registry_["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
         self._hyper = {
             "encoder": encoder,
             "n_top_genes": n_top_genes,
@@ -128,20 +129,25 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             "encoder_kwargs": dict(encoder_kwargs or {}),
             "rng": rng,
         }
-        with _seeded(rng):
-            self.module = self._module_cls(
-                n_genes=stats.n_vars,
-                n_selected=min(n_top_genes, stats.n_vars),
+        self.module = self._new_module()
+        self.platt_: NDArray[np.float64] | None = None
+        self.init_params_ = self._get_init_params(locals())
+
+    def _new_module(self) -> HurdleModule:
+        """A module with fresh weights, the same for the same seed."""
+        stats = self.summary_stats
+        covariates = self.registry_["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
+        with _seeded(self._hyper["rng"]):
+            return self._module_cls(
+                n_selected=min(self._hyper["n_top_genes"], stats.n_vars),
                 n_metabolites=stats[f"n_{METABOLITES_KEY}"],
                 n_clusters=int(stats.get(f"n_{CLUSTER_KEY}", 0)),
                 n_cats_per_cov=tuple(int(n) for n in covariates.get("n_cats_per_key", ())),
                 n_continuous=int(stats.get("n_extra_continuous_covs", 0)),
-                encoder=encoder,
-                intensity_weight=intensity_weight,
-                encoder_kwargs=encoder_kwargs,
+                encoder=self._hyper["encoder"],
+                intensity_weight=self._hyper["intensity_weight"],
+                encoder_kwargs=self._hyper["encoder_kwargs"],
             )
-        self.platt_: NDArray[np.float64] | None = None
-        self.init_params_ = self._get_init_params(locals())
 
     @classmethod
     def setup_anndata(
@@ -199,8 +205,9 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             adata, layer=layer, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
             cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
         )  # fmt: skip
-        manager = AnnDataManager(fields=_fields(adata, setup), setup_method_args=setup_method_args)
-        manager.register_fields(adata, **kwargs)
+        with _quiet():
+            manager = AnnDataManager(fields=_fields(adata, setup), setup_method_args=setup_method_args)
+            manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
     def train(  # type: ignore[override]
@@ -212,8 +219,9 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         early_stopping: bool = True,
         patience: int = 20,
         batch_size: int = 128,
-        lr: float = 1e-3,
+        lr: float = 3e-3,
         weight_decay: float = 1e-3,
+        refit: bool = True,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         show_progress_bar: bool | None = None,
@@ -239,6 +247,9 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             Spots in a step.
         lr, weight_decay
             Of AdamW.
+        refit
+            Where the validation spots were taken out of the training spots: train once more on all of them, from the
+            start, for as many epochs as were best. Calibration stays that of the held-out spots.
         accelerator, devices
             As for Lightning.
         show_progress_bar
@@ -257,54 +268,86 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             msg = "The model was loaded without data and cannot be trained; make a new one from the AnnData."
             raise ValueError(msg)
         setup = self._setup
-        spots, all_targets = read_spots(self.adata, setup), read_targets(self.adata, setup)
-        rows, validation = training_rows(all_targets, train_idx, validation_idx)
+        spots, targets = read_spots(self.adata, setup), read_targets(self.adata, setup)
+        rows, validation = training_rows(targets, train_idx, validation_idx)
+        given = validation is not None
         if validation is None:
             sample = require_sample(self.adata, setup.sample_key)[rows]
             xy = None if spots.xy is None else spots.xy[rows]
             held_out = inner_groups(sample, xy, seed=self._hyper["rng"]) == 0
             rows, validation = rows[~held_out], rows[held_out]
+        plan_kwargs = {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay} | (plan_kwargs or {})
+        options = {
+            "accelerator": accelerator, "devices": devices, "batch_size": batch_size, "plan_kwargs": plan_kwargs,
+            "enable_progress_bar": settings.progress_bar if show_progress_bar is None else show_progress_bar,
+            **trainer_kwargs,
+        }  # fmt: skip
+        best = KeepBestWeights()
+        self._fit(
+            spots, targets, rows, validation, max_epochs=max_epochs, early_stopping=early_stopping,
+            early_stopping_monitor="validation_loss", early_stopping_patience=patience, check_val_every_n_epoch=1,
+            **options | {"callbacks": [best, *options.get("callbacks", [])]},
+        )  # fmt: skip
+        best.restore(self.module)
+        self._fit_calibration(spots.take(validation), targets, validation)
+        if not given and refit:
+            history, calibrated = self.history_, self.state
+            rows = np.sort(np.concatenate([rows, validation]))
+            self._fit(spots, targets, rows, rows[:0], max_epochs=best.best_epoch + 1, early_stopping=False, **options)
+            self._carry_over(calibrated)
+            self.history_ = history
+        self.module.eval()
+        self.state.training = summarise_training(self.adata, setup, rows) | {"epochs": best.best_epoch + 1}
+
+    def _fit(
+        self,
+        spots: Spots,
+        all_targets: Targets,
+        rows: NDArray[np.int64],
+        validation: NDArray[np.int64],
+        *,
+        batch_size: int,
+        **options: Any,
+    ) -> None:
+        """Train fresh weights on some spots; sets the module and the state, but nothing that needs calibration."""
+        assert self.adata is not None
+        setup = self._setup
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
         labels, signature = signature_of(self.adata, setup)
         features = SpotFeatures(self._hyper["n_top_genes"], _COMPONENTS, self._hyper["rng"])
         features.fit(train, labels, signature)
         mean_log, _ = column_moments(log_normalize(train.counts))
-        state = start_state(self.adata, setup, train, targets, features, mean_log)
-        keep = all_targets.metabolites.isin(targets.metabolites)
-        self._set_buffers(features, labels, signature, targets, keep)
-
-        best = KeepBestWeights()
-        show = settings.progress_bar if show_progress_bar is None else show_progress_bar
+        self.module = self._new_module()
+        self._set_buffers(features, labels, signature, targets, all_targets.metabolites.isin(targets.metabolites))
         rest = np.setdiff1d(np.arange(self.adata.n_obs), np.concatenate([rows, validation]))
         # one or two spots left over for the last step would make its gradient noise
         while 0 < len(rows) % batch_size < 3 and len(rows) > batch_size:
             batch_size += 1
-        with _seeded(self._hyper["rng"]), warnings.catch_warnings():
-            # Lightning's advice on workers and log intervals does not apply to data in memory
-            warnings.filterwarnings("ignore", module="lightning")
+        with _seeded(self._hyper["rng"]), _quiet():
             UnsupervisedTrainingMixin.train(
                 self,
-                max_epochs=max_epochs,
-                accelerator=accelerator,
-                devices=devices,
                 batch_size=batch_size,
-                early_stopping=early_stopping,
-                early_stopping_monitor="validation_loss",
-                early_stopping_patience=patience,
-                check_val_every_n_epoch=1,
                 datasplitter_kwargs={"external_indexing": [rows, validation, rest]},
-                plan_kwargs={"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay} | (plan_kwargs or {}),
-                callbacks=[best, *trainer_kwargs.pop("callbacks", [])],
-                enable_progress_bar=show,
-                **trainer_kwargs,
+                **options,
             )
-        best.restore(self.module)
         self.module.eval()
-        state.training = summarise_training(self.adata, setup, np.concatenate([rows, validation])) | {
-            "best_epoch": best.best_epoch
-        }
-        self.state_, self.platt_ = state, None
-        self._fit_calibration(spots.take(validation), all_targets, validation, keep)
+        self.state_ = start_state(self.adata, setup, targets, features, mean_log)
+
+    def _carry_over(self, calibrated: FittedState) -> None:
+        """Calibration of the run with held-out spots for the one on all spots, metabolite by metabolite."""
+        state = self.state
+        at = calibrated.metabolites.get_indexer(state.metabolites)
+        kept = at >= 0
+        if not kept.all():  # measured only in the spots that were held out: nothing is known of them
+            state.metabolites, state.feature_table = state.metabolites[kept], state.feature_table.loc[kept]
+            at = at[kept]
+        assert self.platt_ is not None
+        assert calibrated.residuals is not None
+        self.platt_ = self.platt_[at]
+        state.threshold, state.spread = calibrated.threshold[at], calibrated.spread[at]
+        old = calibrated.residuals
+        state.residuals = ResidualQuantiles(old.levels, old.values[:, :, at], old.count[:, at])
+        state.feature_table = calibrated.feature_table.iloc[at]
 
     def _set_buffers(
         self,
@@ -348,12 +391,13 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         state = self.registry_["field_registries"][CLUSTER_KEY]["state_registry"]
         return [str(c) for c in state["categorical_mapping"]]
 
-    def _fit_calibration(
-        self, spots: Spots, all_targets: Targets, validation: NDArray[np.int64], keep: NDArray[np.bool_]
-    ) -> None:
+    def _fit_calibration(self, spots: Spots, all_targets: Targets, validation: NDArray[np.int64]) -> None:
         """Platt's sigmoid of each metabolite, thresholds and intervals from the validation spots."""
+        keep = all_targets.metabolites.isin(self.state.metabolites)
         targets = Targets(
-            all_targets.intensity[validation][:, keep], all_targets.presence[validation][:, keep], self.state.metabolites
+            all_targets.intensity[validation][:, keep],
+            all_targets.presence[validation][:, keep],
+            self.state.metabolites,
         )
         logit, intensity = self._forward(spots)
         self.platt_ = np.array([platt(s, p) for s, p in zip(logit.T, targets.presence.T, strict=True)])
@@ -361,7 +405,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         logit, intensity = self._forward(spots)
-        assert self.platt_ is not None  # noqa: S101  set by training
+        assert self.platt_ is not None
         return expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity
 
     def _forward(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -373,14 +417,15 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             obs = obs.join(spots.covariates)
         if setup.cluster_key is not None:
             clusters = state.features.clusters
-            assert clusters is not None  # noqa: S101  fitted with the signature
+            assert clusters is not None
             obs[setup.cluster_key] = clusters.labels[state.features.cluster_codes(spots)]
         query = AnnData(spots.counts, obs=obs)
         query.var_names = [str(n) for n in state.panel.names["var_names"]]
         if setup.layer is not None:
             query.layers[setup.layer] = query.X
-        manager = AnnDataManager(fields=_fields(query, setup), setup_method_args={})
-        manager.register_fields(query, source_registry=self.registry_)
+        with _quiet():
+            manager = AnnDataManager(fields=_fields(query, setup), setup_method_args={})
+            manager.register_fields(query, source_registry=self.registry_)
         inputs = [k for k in manager.data_registry if k not in (METABOLITES_KEY, PRESENCE_KEY)]
         loader = AnnDataLoader(manager, batch_size=_PREDICT_BATCH, data_and_attributes=inputs)
         logits, means = [], []
@@ -391,7 +436,9 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                 heads = self.module.generative(**outputs)
                 logits.append(heads["logit"].cpu())
                 means.append((heads["mean"] * self.module.target_scale + self.module.target_mean).cpu())
-        columns = [str(c) for c in self.registry_["field_registries"][METABOLITES_KEY]["state_registry"]["column_names"]]
+        columns = [
+            str(c) for c in self.registry_["field_registries"][METABOLITES_KEY]["state_registry"]["column_names"]
+        ]
         take = pd.Index(columns).get_indexer(state.metabolites)
         return tuple(torch.cat(v).numpy().astype(np.float64)[:, take] for v in (logits, means))  # type: ignore[return-value]
 
@@ -453,6 +500,22 @@ def _fields(adata: AnnData, setup: Setup) -> list[Any]:
 
 def _is_number(column: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without scvi-tools' and Lightning's notes on columns, workers and accelerators, which ask nothing of a user."""
+    logs = [logging.getLogger(name) for name in ("scvi", "lightning.pytorch")]
+    levels = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.setLevel(level)
 
 
 @contextmanager

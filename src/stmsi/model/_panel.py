@@ -75,7 +75,7 @@ class GenePanel:
             )
             raise ValueError(msg)
         used = gene_names(var)[best_kind]
-        require_unique(used[used.isin(pd.Index(np.concatenate([v for v in self.names.values()])))], "Gene names")
+        require_unique(used[used.isin(pd.Index(np.concatenate(list(self.names.values()))))], "Gene names")
         return best
 
     def _examples(self) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from importlib import import_module
@@ -43,8 +42,8 @@ def save_model(model: HurdleModel, dir_path: str | Path, *, overwrite: bool) -> 
         old = None
         if target.exists():
             old = target.with_name(f"{scratch.name}-old")
-            os.replace(target, old)
-        os.replace(scratch, target)
+            target.replace(old)
+        scratch.replace(target)
         if old is not None:
             shutil.rmtree(old)
     finally:

@@ -93,7 +93,7 @@ def fit_classifier(
         better = best is None or quality > best[0] + 1e-3 or (family == "mlp" and quality >= best[0])
         if better:
             best = quality, strength, score
-    assert best is not None  # noqa: S101  every family has strengths
+    assert best is not None
     _, strength, score = best
     slope, offset = platt(score, y.astype(np.float64))
     held_out[known] = np.where(np.isnan(score), prior, expit(slope * np.nan_to_num(score) + offset))

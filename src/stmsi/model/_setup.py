@@ -78,7 +78,9 @@ class Setup:
             msg = "signature_key and cluster_key go together: a spot's mask is its cluster's column of the signature."
             raise ValueError(msg)
         if self.signature_key is not None and self.cluster_key is not None:
-            require_obs(adata, self.cluster_key, "stmsi.pp.gene_signatures was called with it.")
+            if require_obs(adata, self.cluster_key, "stmsi.pp.gene_signatures was called with it.").isna().any():
+                msg = f"obs[{self.cluster_key!r}] has missing values; every spot needs a cluster."
+                raise ValueError(msg)
             if self.signature_key not in adata.varm:
                 msg = (
                     f"varm has no {self.signature_key!r}; found {listing(adata.varm.keys())}. "
@@ -87,8 +89,7 @@ class Setup:
                 raise KeyError(msg)
         if self.graph_key is not None and self.graph_key not in adata.obsp:
             msg = (
-                f"obsp has no {self.graph_key!r}; found {listing(adata.obsp.keys())}. "
-                "stmsi.pp.spatial_graph writes it."
+                f"obsp has no {self.graph_key!r}; found {listing(adata.obsp.keys())}. stmsi.pp.spatial_graph writes it."
             )
             raise KeyError(msg)
         for key in self.covariate_keys:

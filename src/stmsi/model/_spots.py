@@ -143,4 +143,3 @@ def read_spots(
     xy = adata.obsm.get(Key.obsm.SPATIAL)
     xy = None if xy is None else np.asarray(xy, dtype=np.float64)[:, :2]
     return Spots(adata.obs_names.copy(), counts, graph, covariates, cluster, xy, missing)
-

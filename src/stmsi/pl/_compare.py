@@ -185,7 +185,16 @@ def compare(
             panels.append((w, make_norm(w, vmin=0.0, percentiles=percentiles), widths, label, wrap("interval width")))
         for place, (values, own, palette, what, title) in zip(axes[i * ncols : (i + 1) * ncols], panels, strict=True):
             draw_spots(
-                place, section, values, norm=own, cmap=palette, label=what, title=title, scalebar=scalebar, alpha=alpha
+                place,
+                section,
+                values,
+                norm=own,
+                cmap=palette,
+                label=what,
+                title=title,
+                scalebar=scalebar,
+                alpha=alpha,
+                outlined=palette is diverging,
             )
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 

@@ -34,8 +34,10 @@ if TYPE_CHECKING:
 
 INTENSITY_CMAP = "viridis"
 RESIDUAL_CMAP = "RdBu_r"
-WIDTH_CMAP = "cividis"
+WIDTH_CMAP = "plasma"
 PERCENTILES = (1.0, 99.0)
+PRESENT_LABEL = "present"
+"""Colour bar of measured presence, which is 0 or 1 and nothing between."""
 _IMAGE_PIXELS = 1500
 """Longer side to which histology is thinned: a panel shows no more."""
 
@@ -165,7 +167,7 @@ def is_presence(key: str) -> bool:
 def intensity_label(adata: AnnData, key: str) -> str:
     """What the colours of a layer mean."""
     if is_presence(key):
-        return "present" if key in (Key.obsm.PRESENCE, Key.obsm.TRUTH_PRESENCE) else "P(present)"
+        return PRESENT_LABEL if key in (Key.obsm.PRESENCE, Key.obsm.TRUTH_PRESENCE) else "P(present)"
     if key == Key.obsm.TRUTH_INTENSITY:
         return "intensity"
     params: Any = adata.uns.get(Key.uns.MSI, {})
@@ -344,18 +346,21 @@ def draw_spots(
     title: str,
     scalebar: bool,
     alpha: float = 1.0,
+    outlined: bool = False,
     missing: str = "not measured",
 ) -> None:
-    """Spots of a section, true to size, coloured by one value each; `values` are those of the section."""
+    """Spots of a section, true to size, coloured by one value each; `values` are those of the section.
+
+    `outlined` draws a hairline around each, for colour maps that are white in the middle.
+    """
     _prepare(ax, section, title)
     lowest, highest = float(norm.vmin or 0.0), float(norm.vmax or 0.0)
     if isinstance(norm, LogNorm):
         # zero is covered and absent: the darkest colour, not the grey of NaN
         values = np.where(values <= 0, lowest, values)
     shown = np.ma.masked_invalid(values)
-    paint: dict[str, Any] = {
-        "array": shown, "cmap": cmap, "norm": norm, "linewidths": 0, "alpha": alpha, "zorder": 2,
-    }  # fmt: skip
+    paint: dict[str, Any] = {"array": shown, "cmap": cmap, "norm": norm, "alpha": alpha, "zorder": 2}
+    paint |= {"linewidths": 0.3, "edgecolors": "0.6"} if outlined else {"linewidths": 0}
     spots: PolyCollection | EllipseCollection
     if section.outlines:
         spots = PolyCollection(section.outlines, **paint)
@@ -367,7 +372,15 @@ def draw_spots(
     ax.add_collection(spots, autolim=False)
     if shown.count() == 0:
         ax.text(
-            0.5, 0.5, missing, transform=ax.transAxes, ha="center", va="center", fontsize=STYLE.label_size, zorder=3
+            0.5,
+            0.5,
+            missing,
+            transform=ax.transAxes,
+            ha="center",
+            va="center",
+            fontsize=STYLE.label_size,
+            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2},
+            zorder=3,
         )
     else:
         low, high = bool(shown.min() < lowest), bool(shown.max() > highest)
@@ -375,6 +388,8 @@ def draw_spots(
         extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
         bar = ax.figure.colorbar(spots, cax=cax, extend=extend[low, high])
         bar.set_label(label, fontsize=STYLE.label_size)
+        if label == PRESENT_LABEL:
+            bar.set_ticks([0, 1])
         bar.ax.tick_params(labelsize=STYLE.tick_size, length=2)
         bar.outline.set_visible(False)  # type: ignore[operator]
     if scalebar:

@@ -150,7 +150,10 @@ def performance(
         _check_metric(rows, m, stage)
     levels = [None] if hue is None else list(dict.fromkeys(rows[hue].dropna()))
     n_rows = rows[by].nunique() * max(1.0, 0.7 * len(levels))
-    size = (4.2 + 0.055 * max(len(str(v)) for v in rows[by].unique()), 0.9 + _ROW_INCHES * n_rows)
+    size = (
+        4.2 + 0.055 * max(len(str(v)) for v in rows[by].unique()),
+        0.9 + 0.45 * (hue is not None) + _ROW_INCHES * n_rows,
+    )
     figure, axes = get_axes(len(metrics), ncols, ax, size)
     for place, m in zip(axes, metrics, strict=True):
         _draw(place, rows, m, by, hue, levels)

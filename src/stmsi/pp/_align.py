@@ -129,7 +129,11 @@ def align(
 
 
 def alignment_report(
-    sdata: SpatialData, *, sample_key: str = Key.obs.SAMPLE, table_key: str = Key.table.MSI, st_table_key: str = Key.table.ST
+    sdata: SpatialData,
+    *,
+    sample_key: str = Key.obs.SAMPLE,
+    table_key: str = Key.table.MSI,
+    st_table_key: str = Key.table.ST,
 ) -> pd.DataFrame:
     """How well each section is aligned.
 

@@ -117,7 +117,9 @@ def call_presence(
                 threshold_otsu(v[np.isfinite(v)]) if len(np.unique(v[np.isfinite(v)])) > 1 else 0.0 for v in own.T
             ]
         elif method == "lod":
-            limits[name] = _detection_limit(_pixels(data, msi_table_key, sample_key, name, frame, st, metabolite_key), own)
+            limits[name] = _detection_limit(
+                _pixels(data, msi_table_key, sample_key, name, frame, st, metabolite_key), own
+            )
     above = values > limits[list(sample)].T.to_numpy()
     presence = np.where(np.isnan(values), np.nan, above).astype(np.float32)
     st.obsm[key_added] = pd.DataFrame(presence, index=frame.index, columns=frame.columns)

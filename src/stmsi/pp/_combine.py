@@ -98,9 +98,7 @@ def combine(
     from spatialdata import SpatialData
 
     check_choice(join, ("inner", "outer"), "join")
-    st_sections = [
-        s for section in _iterate(st) for s in _as_st(*section, sample_key, um_per_unit, spot_diameter)
-    ]
+    st_sections = [s for section in _iterate(st) for s in _as_st(*section, sample_key, um_per_unit, spot_diameter)]
     msi_sections = (
         [] if msi is None else [s for section in _iterate(msi) for s in _as_msi(*section, sample_key, pixel_size)]
     )
@@ -203,9 +201,7 @@ def _split(name: str | None, adata: AnnData, sample_key: str) -> list[tuple[str,
 
 def _check_spatialdata(name: str | None, section: Any, table: str, element: Any, remedy: str) -> SpatialData:
     """A SpatialData in the data model; the name it was given must be its own."""
-    missing = table not in section.tables or any(
-        element(s) not in section.shapes for s in sample_names(section, table)
-    )
+    missing = table not in section.tables or any(element(s) not in section.shapes for s in sample_names(section, table))
     if missing:
         msg = (
             f"The SpatialData does not follow stmsi's data model: expected a table {table!r} and shapes "

@@ -147,7 +147,9 @@ def _from_sets(gene_sets: GeneSets, names: Sequence[str], genes: pd.Index) -> np
     sets = dict(gene_sets) if isinstance(gene_sets, Mapping) else _read_gmt(Path(gene_sets))
     missing = [n for n in names if n not in sets]
     if missing:
-        msg = f"No gene set for the clusters {listing(missing)}; sets: {listing(sets)}. Name the sets like the clusters."
+        msg = (
+            f"No gene set for the clusters {listing(missing)}; sets: {listing(sets)}. Name the sets like the clusters."
+        )
         raise KeyError(msg)
     mask = np.column_stack([genes.isin(list(sets[n])) for n in names])
     empty = [n for n, hits in zip(names, mask.sum(axis=0), strict=True) if hits == 0]

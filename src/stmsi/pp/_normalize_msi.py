@@ -92,7 +92,7 @@ def normalize_msi(
     msi = get_table(out, table_key)
     refuse_view(msi)
     require_rows(msi, "pixels")
-    raw = as_csr(msi.layers[Key.layers.RAW] if Key.layers.RAW in msi.layers else msi.X, np.float32)
+    raw = as_csr(msi.layers.get(Key.layers.RAW, msi.X), np.float32)
     check_nonnegative(raw, "MSI intensities")
     sample = require_sample(msi, sample_key)
     X = raw.astype(np.float64)

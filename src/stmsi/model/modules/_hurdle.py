@@ -29,8 +29,6 @@ class HurdleModule(BaseModuleClass):
 
     Parameters
     ----------
-    n_genes
-        Genes of the panel.
     n_selected
         Genes used.
     n_metabolites
@@ -51,7 +49,6 @@ class HurdleModule(BaseModuleClass):
 
     def __init__(
         self,
-        n_genes: int,
         n_selected: int,
         n_metabolites: int,
         n_clusters: int = 0,
@@ -125,7 +122,9 @@ class HurdleModule(BaseModuleClass):
     @auto_move_data
     def generative(self, embedding: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
         """Both stages from the embedding: log-odds of presence, standardised intensity given presence."""
-        inputs = embedding if self.signature_layer is None else torch.cat([embedding, self.signature_layer(mask)], dim=1)
+        inputs = (
+            embedding if self.signature_layer is None else torch.cat([embedding, self.signature_layer(mask)], dim=1)
+        )
         return {"logit": self.presence_head(inputs), "mean": self.intensity_head(embedding)}
 
     def loss(

@@ -1,0 +1,48 @@
+"""Models by name, for functions that take a model or the name of a family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any, get_args
+
+from stmsi._validate import check_choice
+from stmsi.model._intensity import IntensityFamily
+
+ModelSpec = str | Mapping[str, Any]
+"""A family's name, or ``{"model": class name or family, "setup": {...}, "train": {...}, **hyper-parameters}``."""
+
+_LINEAR = {
+    name: {"model": "HurdleLinear", "presence": "prior" if name == "mean" else "logistic", "intensity": name}
+    for name in get_args(IntensityFamily)
+    if name != "mlp"
+}
+FAMILIES: dict[str, dict[str, Any]] = {**_LINEAR, "mlp": {"model": "HurdleNet", "encoder": "mlp"}}
+"""Name of a family -> class and hyper-parameters."""
+_CLASSES = {"HurdleLinear": "stmsi.model._linear", "HurdleNet": "stmsi.model._net"}
+
+
+def resolve(spec: ModelSpec) -> tuple[type[Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
+    """Class, hyper-parameters, setup arguments and training arguments of a model given by name or mapping."""
+    params = {"model": spec} if isinstance(spec, str) else dict(spec)
+    if "model" not in params:
+        msg = f"A model given as a mapping needs the entry 'model', found {sorted(params)}."
+        raise ValueError(msg)
+    name = params.pop("model")
+    if isinstance(name, type):
+        name = name.__name__
+    check_choice(name, [*FAMILIES, *_CLASSES], "model")
+    setup, train = dict(params.pop("setup", {})), dict(params.pop("train", {}))
+    if name in FAMILIES:
+        params = FAMILIES[name] | params
+        name = params.pop("model")
+    return getattr(import_module(_CLASSES[name]), name), params, setup, train
+
+
+def named_models(models: ModelSpec | Sequence[str] | Mapping[str, ModelSpec]) -> dict[str, ModelSpec]:
+    """Models as a mapping from the name shown in score tables."""
+    if isinstance(models, str):
+        return {models: models}
+    if isinstance(models, Mapping):
+        return {str(k): v if isinstance(v, str | Mapping) else {"model": v} for k, v in models.items()}
+    return {str(m): m for m in models}

@@ -1,0 +1,18 @@
+"""Tools: predict metabolites and score the predictions honestly."""
+
+from typing import TYPE_CHECKING, Any
+
+from stmsi._lazy import lazy_attributes
+
+if TYPE_CHECKING:
+    from stmsi.tl._cross_validate import cross_validate
+    from stmsi.tl._evaluate import evaluate
+    from stmsi.tl._predict_metabolites import predict_metabolites
+
+__all__ = ["cross_validate", "evaluate", "predict_metabolites"]
+
+_getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
+
+
+def __getattr__(name: str) -> Any:
+    return _getattr(name)

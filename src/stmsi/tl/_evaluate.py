@@ -1,0 +1,152 @@
+"""Scores of predictions against measurements, per section and metabolite."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stmsi._core import metrics
+from stmsi._keys import Key
+from stmsi._validate import get_table, listing, require_frame, require_sample
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+PRESENCE_SCORES = ("precision", "recall", "f1", "auroc", "auprc", "prevalence")
+INTENSITY_SCORES = ("mse", "mae", "r2", "pearson", "spearman", "pearson_present")
+
+
+def evaluate(
+    data: SpatialData | AnnData,
+    *,
+    pred_key: str = Key.obsm.PRED,
+    metabolite_key: str = Key.obsm.MSI,
+    presence_key: str | None = None,
+    sample_key: str = Key.obs.SAMPLE,
+    table_key: str = Key.table.ST,
+) -> pd.DataFrame:
+    """Score predicted against measured metabolites.
+
+    Scores are per metabolite **within each section** and never flattened over metabolites. They speak of skill only
+    where the model did not see the section while training.
+
+    Parameters
+    ----------
+    data
+        SpatialData or its ST table, after :func:`stmsi.tl.predict_metabolites`.
+    pred_key
+        Prediction in ``obsm``.
+    metabolite_key
+        Measured intensities in ``obsm``.
+    presence_key
+        Measured presence in ``obsm``; `None`: ``obsm["msi_presence"]`` where it is there, else intensity above 0.
+    sample_key
+        Column of ``obs`` with the section name.
+    table_key
+        The ST table.
+
+    Returns
+    -------
+    One row per section x metabolite x stage: ``sample``, ``metabolite``, ``stage`` (``"presence"`` or
+    ``"intensity"``), ``n`` (covered spots), and the scores of the stage (NaN for those of the other): ``precision``,
+    ``recall``, ``f1``, ``auroc``, ``auprc`` (compare with ``prevalence``); ``mse``, ``mae``, ``r2`` (against the
+    training mean), ``pearson``, ``spearman`` (over all covered spots) and ``pearson_present`` (where present).
+    Sections without MSI have no rows. A score that does not exist (a constant column, one class only) is NaN.
+
+    Raises
+    ------
+    KeyError
+        Prediction or measurement is not there.
+    ValueError
+        They share no metabolite, or no section has MSI.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> stmsi.tl.predict_metabolites(sdata, "ridge", show_progress_bar=False)
+    >>> scores = stmsi.tl.evaluate(sdata)
+    >>> scores.groupby("stage").size().to_dict()
+    {'intensity': 36, 'presence': 36}
+    """
+    st = get_table(data, table_key)
+    predicted = require_frame(st, pred_key, "stmsi.tl.predict_metabolites writes it.")
+    measured = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
+    ids = [m for m in predicted.columns if m in measured.columns]
+    if not ids:
+        msg = (
+            f"Prediction and measurement share no metabolite: {listing(predicted.columns[:3])} against "
+            f"{listing(measured.columns[:3])}."
+        )
+        raise ValueError(msg)
+    probability = require_frame(st, Key.presence_of(pred_key), "stmsi.tl.predict_metabolites writes it.")
+    if presence_key is None and metabolite_key == Key.obsm.MSI and Key.obsm.PRESENCE in st.obsm:
+        presence_key = Key.obsm.PRESENCE
+    presence = (measured > 0) if presence_key is None else require_frame(st, presence_key)
+    features = st.uns.get(pred_key, {}).get("features")
+    if not isinstance(features, pd.DataFrame) or "training_mean" not in features:
+        msg = f"uns[{pred_key!r}] has no training means; predict again with stmsi.tl.predict_metabolites."
+        raise KeyError(msg)
+    y = measured[ids].to_numpy(np.float64)
+    return score_sections(
+        ids,
+        require_sample(st, sample_key),
+        y,
+        np.where(np.isnan(y), np.nan, presence[ids].to_numpy(np.float64)),
+        predicted[ids].to_numpy(np.float64),
+        probability[ids].to_numpy(np.float64),
+        features.loc[ids, "training_mean"].to_numpy(np.float64),
+    )
+
+
+def score_sections(
+    ids: list[str],
+    sample: NDArray[np.str_],
+    y: NDArray[np.float64],
+    present: NDArray[np.float64],
+    predicted: NDArray[np.float64],
+    probability: NDArray[np.float64],
+    training_mean: NDArray[np.float64],
+) -> pd.DataFrame:
+    """The table of :func:`evaluate` from arrays of shape (spots, metabolites)."""
+    parts = []
+    for name in dict.fromkeys(sample):
+        rows = sample == name
+        if np.isnan(y[rows]).all():
+            continue
+        truth, pred, there, p = y[rows], predicted[rows], present[rows], probability[rows]
+        called = np.where(np.isnan(pred), np.nan, pred > 0)
+        n = (~np.isnan(truth)).sum(axis=0)
+        base = {"sample": name, "metabolite": ids, "n": n}
+        presence = {
+            "precision": metrics.precision(there, called),
+            "recall": metrics.recall(there, called),
+            "f1": metrics.f1(there, called),
+            "auroc": metrics.auroc(there, p),
+            "auprc": metrics.auprc(there, p),
+            "prevalence": metrics.prevalence(there),
+        }
+        intensity = {
+            "mse": metrics.mse(truth, pred),
+            "mae": metrics.mae(truth, pred),
+            "r2": metrics.r2(truth, pred, training_mean),
+            "pearson": metrics.pearson(truth, pred),
+            "spearman": metrics.spearman(truth, pred),
+            "pearson_present": metrics.pearson(np.where(there > 0, truth, np.nan), pred),
+        }
+        parts += [
+            pd.DataFrame({**base, "stage": stage, **scores})
+            for stage, scores in (("presence", presence), ("intensity", intensity))
+        ]
+    if not parts:
+        msg = "No section has MSI to score against: all measured intensities are NaN."
+        raise ValueError(msg)
+    columns = ["sample", "metabolite", "stage", "n", *PRESENCE_SCORES, *INTENSITY_SCORES]
+    table = pd.concat([part.reindex(columns=columns) for part in parts if len(part)], ignore_index=True)
+    return table.loc[table["n"] > 0].reset_index(drop=True)

@@ -1,0 +1,178 @@
+"""Synthetic metabolite layers for any ST section."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import get_table, refuse_view
+from stmsi.model._base import MIN_GENES, HurdleModel
+from stmsi.model._registry import FAMILIES, resolve
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+
+def predict_metabolites(
+    data: SpatialData | AnnData,
+    model: HurdleModel | str | Path | Mapping[str, Any] = "ridge",
+    *,
+    table_key: str = Key.table.ST,
+    key_added: str = Key.obsm.PRED,
+    coverage: float = 0.9,
+    min_genes: float = MIN_GENES,
+    setup: Mapping[str, Any] | None = None,
+    show_progress_bar: bool | None = None,
+    copy: bool = False,
+) -> SpatialData | AnnData | None:
+    """Predict presence and intensity of metabolites for every spot.
+
+    Parameters
+    ----------
+    data
+        ST section(s), with or without MSI. SpatialData, or AnnData of spots x genes with raw counts.
+    model
+        A trained model, the folder of a saved one, or the name of a family (``"mean"``, ``"linear"``, ``"ridge"``,
+        ``"lasso"``, ``"pls"``, ``"kernel_ridge"``, ``"boosting"``, ``"mlp"``) or a mapping with its hyper-parameters.
+        By name, the model is trained on the spots of `data` that have MSI and predicts all; predictions of spots that
+        it was trained on are **not** evidence of its skill: see :func:`stmsi.tl.cross_validate`.
+    table_key
+        The ST table.
+    key_added
+        Where to write.
+    coverage
+        Chance with which the interval holds the measured intensity.
+    min_genes
+        Share of the training genes that must be in the data; missing ones are imputed at their training mean.
+    setup
+        Fields for ``setup_anndata`` when training by name (``presence_key``, ``signature_key``, ...); `None`: presence
+        from ``obsm["msi_presence"]`` and the signature from ``varm["signature"]`` where they are there.
+    show_progress_bar
+        `None` follows ``stmsi.settings.progress_bar``.
+    copy
+        Return a changed copy instead of working in place.
+
+    Returns
+    -------
+    `None`, or with ``copy=True`` the changed copy. Writes into the ST table (for ``key_added="msi_pred"``):
+
+    - ``obsm["msi_pred"]``: predicted intensity, DataFrame spots x metabolites, float32, exactly 0 where absent;
+    - ``obsm["msi_pred_presence"]``: calibrated probability of presence;
+    - ``obsm["msi_pred_lower"]``, ``obsm["msi_pred_upper"]``: prediction interval;
+    - ``obs["msi_pred_ood"]``: out-of-distribution score; above 1, the spot is further from the training data than 95 %
+      of the training spots;
+    - ``uns["msi_pred"]``: ``params``, ``model`` (name and version), ``features`` (feature table with the evidence from
+      held-out training spots, the threshold of each metabolite and its training mean) and ``missing_genes``.
+
+    Raises
+    ------
+    ValueError
+        Too few genes, or no spot with MSI to train on.
+    KeyError
+        A field that the model uses is not there.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> stmsi.tl.predict_metabolites(sdata, "ridge", show_progress_bar=False)
+    >>> sdata.tables["st"].obsm["msi_pred"].shape
+    (344, 12)
+    """
+    from stmsi.pp._normalize_msi import copy_of
+
+    out = copy_of(data) if copy else data
+    adata = get_table(out, table_key)
+    refuse_view(adata)
+    fitted = model if isinstance(model, HurdleModel) else _obtain(model, adata, setup, show_progress_bar)
+    prediction = fitted._predict_all(adata, coverage=coverage, min_genes=min_genes)
+    outside = float((prediction.ood > 1).mean())
+    if outside > 0.5:
+        logger.warning(
+            "%.0f %% of the spots lie outside what the model was trained on (obs[%r] > 1); trust them less.",
+            100 * outside,
+            Key.ood_of(key_added),
+        )
+    lower, upper = Key.bounds_of(key_added)
+    state = fitted.state
+    written: dict[str, pd.DataFrame] = {
+        key_added: prediction.expected,
+        Key.presence_of(key_added): prediction.presence,
+        lower: prediction.lower,
+        upper: prediction.upper,
+    }
+    for key, frame in written.items():
+        adata.obsm[key] = frame
+    adata.obs[Key.ood_of(key_added)] = prediction.ood
+    name = model.name if isinstance(model, Path) else model if isinstance(model, str) else type(fitted).__name__
+    adata.uns[key_added] = {
+        "params": {"coverage": coverage, "min_genes": min_genes, "model": str(name)},
+        "model": {"class": type(fitted).__name__, "stmsi": version("stmsi"), "params": _plain(fitted._params())},
+        "features": state.feature_table.assign(threshold=state.threshold),
+        "missing_genes": prediction.missing_genes,
+    }
+    return out if copy else None
+
+
+def train_model(
+    adata: AnnData, spec: str | Mapping[str, Any], setup: Mapping[str, Any] | None, *, show_progress_bar: bool | None
+) -> HurdleModel:
+    """Set up and train a model given by name or mapping."""
+    cls, params, own_setup, train = resolve(spec)
+    fields = default_setup(adata) if setup is None and not own_setup else {**(setup or {}), **own_setup}
+    cls.setup_anndata(adata, **fields)
+    fitted = cls(adata, **params)
+    fitted.train(show_progress_bar=show_progress_bar, **train)
+    return fitted
+
+
+def default_setup(adata: AnnData) -> dict[str, Any]:
+    """Presence and signature from where :mod:`stmsi.pp` writes them, as far as they are there."""
+    fields: dict[str, Any] = {}
+    if Key.obsm.PRESENCE in adata.obsm:
+        fields["presence_key"] = Key.obsm.PRESENCE
+    record = adata.uns.get(Key.uns.SIGNATURE, {})
+    cluster_key = record.get("params", {}).get("cluster_key")
+    if Key.varm.SIGNATURE in adata.varm and cluster_key in adata.obs:
+        fields |= {"signature_key": Key.varm.SIGNATURE, "cluster_key": str(cluster_key)}
+    return fields
+
+
+def _obtain(
+    model: str | Path | Mapping[str, Any],
+    adata: AnnData,
+    setup: Mapping[str, Any] | None,
+    show_progress_bar: bool | None,
+) -> HurdleModel:
+    """Load the model of a folder, or train the one named, on a copy so that the data keep no trace of it."""
+    if isinstance(model, str | Path) and str(model) not in FAMILIES:
+        from stmsi.model import load
+
+        if Path(model).exists():
+            return load(model)
+        msg = f"model={str(model)!r} is neither a folder nor a family; families: {', '.join(FAMILIES)}."
+        raise ValueError(msg)
+    return train_model(adata.copy(), model, setup, show_progress_bar=show_progress_bar)  # type: ignore[arg-type]
+
+
+def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that h5ad and zarr can hold."""
+    plain: dict[str, Any] = {}
+    for key, value in params.items():
+        if isinstance(value, dict):
+            if value:
+                plain[key] = _plain(value)
+        elif value is not None:
+            plain[key] = list(value) if isinstance(value, tuple) else np.asarray(value).item()
+    return plain

@@ -1,0 +1,96 @@
+"""Predictions and scores made by hand, and pictures compared with their baselines."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from matplotlib.testing.compare import compare_images
+from matplotlib.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from anndata import AnnData
+    from matplotlib.figure import Figure
+
+BASELINES = Path(__file__).parent / "_baselines"
+TOLERANCE = 20
+DPI = 50
+
+
+@pytest.fixture(autouse=True)
+def _tidy() -> Iterator[None]:
+    """No plot changes rcParams; no figure outlives its test."""
+    before = dict(mpl.rcParams)
+    yield
+    plt.close("all")
+    assert {k for k, v in before.items() if mpl.rcParams[k] != v} == set()
+
+
+@pytest.fixture
+def same_picture(tmp_path: Path) -> Callable[[Figure, str], None]:
+    """Compare a figure with ``_baselines/<name>.png``."""
+
+    def check(figure: Figure, name: str) -> None:
+        # text is left to the other tests: its size differs between versions of matplotlib, and moves the layout
+        for text in figure.findobj(Text):
+            text.set_visible(False)
+        figure.set_layout_engine(None)
+        figure.subplots_adjust(left=0.02, right=0.92, bottom=0.15, top=0.9, wspace=0.35, hspace=0.2)
+        actual = tmp_path / f"{name}.png"
+        figure.savefig(actual, dpi=DPI)
+        difference = compare_images(str(BASELINES / actual.name), str(actual), TOLERANCE)
+        assert difference is None, difference
+
+    return check
+
+
+@pytest.fixture
+def predicted() -> Callable[[AnnData], None]:
+    """Write predictions into a table in the layout of the data model."""
+
+    def write(st: AnnData, *, bounds: bool = False) -> None:
+        rng = np.random.default_rng(0)
+        y = st.obsm["msi"].to_numpy(dtype=float)
+        z = np.log(st.obsm["truth_intensity"].to_numpy(dtype=float))
+        z = (z - z.mean(axis=0)) / z.std(axis=0)
+        guess = np.clip(np.nanmean(y, axis=0) + np.nanstd(y, axis=0) * (z + 0.3 * rng.normal(size=z.shape)), 0, None)
+
+        def frame(values: np.ndarray) -> pd.DataFrame:
+            return pd.DataFrame(values.astype(np.float32), index=st.obs_names, columns=st.obsm["msi"].columns)
+
+        st.obsm["msi_pred"] = frame(guess)
+        st.obsm["msi_pred_presence"] = frame(1 / (1 + np.exp(-2 * z)))
+        if bounds:
+            st.obsm["msi_pred_lower"] = frame(np.clip(guess - 0.5, 0, None))
+            st.obsm["msi_pred_upper"] = frame(guess + 0.5 + rng.random(guess.shape))
+        st.obs["msi_pred_ood"] = rng.random(st.n_obs)
+        st.uns["msi_pred"] = {"features": st.uns["msi"]["features"].copy()}
+
+    return write
+
+
+@pytest.fixture
+def scores() -> pd.DataFrame:
+    """Scores of three models, as cross_validate writes them."""
+    rng = np.random.default_rng(1)
+    rows = []
+    for model, skill in {"baseline": 0.0, "HurdleLinear": 0.45, "HurdleNet": 0.6}.items():
+        for sample in ("P1S1", "P2S1"):
+            for m in range(20):
+                value = float(np.tanh(skill + 0.3 * np.sin(m) + 0.1 * rng.normal()))
+                share = (m % 10 + 1) / 11
+                about = {"model": model, "fold": 0, "sample": sample, "metabolite": f"m{m}", "n": 100}
+                undefined = model == "baseline" and m % 4 == 0
+                pearson = np.nan if undefined else value
+                rows.append({**about, "stage": "intensity", "pearson": pearson, "r2": value**2 - 0.1, "mse": 1 - value})
+                auprc = share + (1 - share) * max(value, 0)
+                auroc = 0.5 + 0.45 * value
+                rows.append({**about, "stage": "presence", "prevalence": share, "auroc": auroc, "auprc": auprc})
+    return pd.DataFrame(rows)
