@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+
 import stmsi
 from stmsi._lazy import lazy_attributes, missing_extra
 

@@ -5,10 +5,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-import stmsi
 from anndata import AnnData
 from spatialdata import deepcopy, read_zarr
 from spatialdata.transformations import get_transformation
+
+import stmsi
 
 LIPIDS = ["PC(34:1)", "18:1/16:0", "PC 34:1", "Cer d18:1/24:0", "lactate"]
 
@@ -39,7 +40,7 @@ def processed():
 
 def _same(found, expected, where=""):
     """Equal after a round trip; text and its containers may change their type, numbers may not."""
-    if isinstance(expected, dict) or hasattr(expected, "keys") and not isinstance(expected, pd.DataFrame):
+    if isinstance(expected, dict) or (hasattr(expected, "keys") and not isinstance(expected, pd.DataFrame)):
         expected = {k: v for k, v in expected.items() if k is not None}  # anndata lists X among the layers
         assert set(found.keys()) - {None} == set(expected), where
         for key, value in expected.items():

@@ -2,6 +2,7 @@ import logging
 from pathlib import Path
 
 import pytest
+
 import stmsi
 from stmsi._logging import logger
 from stmsi._settings import Settings
@@ -28,7 +29,7 @@ def test_verbosity_is_the_level_of_the_package_logger(settings, level, number):
 
 def test_an_unknown_verbosity_names_those_that_exist(settings):
     before = settings.verbosity
-    with pytest.raises(ValueError, match="verbosity='loud' is not known; choose one of .*INFO.* or a number"):
+    with pytest.raises(ValueError, match=r"verbosity='loud' is not known; choose one of .*INFO.* or a number"):
         settings.verbosity = "loud"
     assert settings.verbosity == before
 

@@ -4,6 +4,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
+
 from stmsi import _validate as v
 
 
@@ -26,14 +27,14 @@ def test_suggest():
 
 def test_check_choice():
     v.check_choice("tic", ["tic", "rms"], "method")
-    with pytest.raises(ValueError, match="method='tik' is not known; choose one of 'tic', 'rms'. Did you mean 'tic'"):
+    with pytest.raises(ValueError, match=r"method='tik' is not known; choose one of 'tic', 'rms'. Did you mean 'tic'"):
         v.check_choice("tik", ["tic", "rms"], "method")
 
 
 def test_get_table(toy, adata):
     assert v.get_table(adata, "whatever") is adata
     assert v.get_table(toy, "st") is toy.tables["st"]
-    with pytest.raises(KeyError, match="no table 'mzi'; its tables: .*stmsi.pp.combine.*Did you mean 'msi'"):
+    with pytest.raises(KeyError, match=r"no table 'mzi'; its tables: .*stmsi.pp.combine.*Did you mean 'msi'"):
         v.get_table(toy, "mzi")
     with pytest.raises(TypeError, match="Expected an AnnData or a SpatialData, found DataFrame"):
         v.get_table(adata.obs, "st")
@@ -41,7 +42,7 @@ def test_get_table(toy, adata):
 
 def test_require_spatialdata(toy, adata):
     v.require_spatialdata(toy)
-    with pytest.raises(TypeError, match="found AnnData. stmsi.pp.combine makes one"):
+    with pytest.raises(TypeError, match=r"found AnnData. stmsi.pp.combine makes one"):
         v.require_spatialdata(adata)
 
 
@@ -60,7 +61,7 @@ def test_require_rows(adata, index):
 
 def test_require_obs(adata):
     assert v.require_obs(adata, "number").tolist() == [1, 2, 1]
-    with pytest.raises(KeyError, match="no column 'smaple'; found 'sample', 'number'. Do this. Did you mean 'sample'"):
+    with pytest.raises(KeyError, match=r"no column 'smaple'; found 'sample', 'number'. Do this. Did you mean 'sample'"):
         v.require_obs(adata, "smaple", "Do this.")
 
 
@@ -84,7 +85,7 @@ def test_require_frame(adata, container):
     frame = pd.DataFrame(values, index=adata.obs_names, columns=["0", "1"])
     adata.obsm["msi"] = frame if container is None else container(values)
     pd.testing.assert_frame_equal(v.require_frame(adata, "msi"), frame)
-    with pytest.raises(KeyError, match="obsm has no 'msj'; found 'msi'. Map first. Did you mean 'msi'"):
+    with pytest.raises(KeyError, match=r"obsm has no 'msj'; found 'msi'. Map first. Did you mean 'msi'"):
         v.require_frame(adata, "msj", "Map first.")
 
 
@@ -99,7 +100,11 @@ def test_require_unique():
 @pytest.mark.parametrize("container", [np.asarray, sp.csr_matrix, sp.csc_matrix, sp.csr_array])
 @pytest.mark.parametrize(
     ("bad", "message"),
-    [(-1.0, "1 negative values; .* at least 0"), (np.inf, "1 infinite values; remove or cap"), (np.nan, "1 NaN; fill or drop")],
+    [
+        (-1.0, "1 negative values; .* at least 0"),
+        (np.inf, "1 infinite values; remove or cap"),
+        (np.nan, "1 NaN; fill or drop"),
+    ],
 )
 def test_check_nonnegative(container, bad, message):
     values = np.array([[0.0, 2.0], [3.0, 0.0]])
@@ -153,5 +158,5 @@ def test_require_metabolites():
     available = pd.Index(["PC_34_1", "glc"])
     names = pd.Series(["PC(34:1)", "glucose"], index=available)
     assert v.require_metabolites(["PC(34:1)", "glc"], available, names) == ["PC_34_1", "glc"]
-    with pytest.raises(KeyError, match="No metabolite 'PC34:1'; available: 'PC_34_1', 'glc'. Did you mean"):
+    with pytest.raises(KeyError, match=r"No metabolite 'PC34:1'; available: 'PC_34_1', 'glc'. Did you mean"):
         v.require_metabolites(["PC34:1"], available, names)

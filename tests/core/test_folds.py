@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from stmsi._core.folds import inner_groups
 
 

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import f1_score
-from stmsi._core.hurdle import ALWAYS, NEVER, ResidualQuantiles, best_f1_threshold, mask_intensity
+
+from stmsi._core.hurdle import ALWAYS, NEVER, ResidualQuantiles, best_f1_threshold, hurdle_mean
 
 
 def _f1(present, probability, threshold):
@@ -40,7 +41,7 @@ def test_never_and_always():
     probability = np.full((3, 4), 0.5)
     threshold = best_f1_threshold(present, probability)
     assert threshold[:3].tolist() == [NEVER, ALWAYS, NEVER]
-    called = mask_intensity(np.ones((3, 4)), np.ones((3, 4)), threshold) > 0
+    called = hurdle_mean(np.ones((3, 4)), np.ones((3, 4)), threshold) > 0
     assert called.all(axis=0).tolist() == [False, True, False, True]
     assert best_f1_threshold(present[:, :2], probability[:, :2]).tolist() == [NEVER, ALWAYS]
 
@@ -50,11 +51,12 @@ def test_absent_is_exactly_zero_and_nothing_is_negative():
     intensity = rng.normal(0.2, 1, (50, 6)).astype(np.float32)
     probability = rng.random((50, 6)).astype(np.float32)
     threshold = np.array([ALWAYS, NEVER, 0.5, 0.9, 0.1, 0.3])
-    masked = mask_intensity(intensity, probability, threshold)
+    masked = hurdle_mean(intensity, probability, threshold)
     assert masked.dtype == np.float32
     called = probability >= threshold
     np.testing.assert_array_equal(masked[~called], 0)
-    np.testing.assert_array_equal(masked[called], np.maximum(intensity, 0)[called])
+    expected = probability * np.maximum(intensity, 0)
+    np.testing.assert_allclose(masked[called], expected[called], rtol=1e-6)
     assert masked.min() == 0
 
 

@@ -3,6 +3,7 @@ import re
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+
 from stmsi._core.ids import safe_ids
 
 NAMES = st.lists(st.one_of(st.text(max_size=8), st.text("aAbB_2.:/( )", max_size=6)), max_size=12)

@@ -6,11 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn.metrics as skm
-import stmsi
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import pearsonr, spearmanr
+
+import stmsi
 from stmsi import metrics
 
 PAIRS = ["mse", "mae", "r2", "pearson", "spearman"]
@@ -66,7 +67,9 @@ def test_intensity_scores_agree_with_their_oracle(name, ties, nan):
     truth, prediction = _intensities(rng, ties)
     if nan:
         truth, prediction = _masked(rng, truth), _masked(rng, prediction)
-    np.testing.assert_allclose(getattr(metrics, name)(truth, prediction), _per_column(name, truth, prediction), rtol=1e-9)
+    np.testing.assert_allclose(
+        getattr(metrics, name)(truth, prediction), _per_column(name, truth, prediction), rtol=1e-9
+    )
 
 
 @pytest.mark.parametrize("nan", [False, True], ids=["complete", "nan"])
@@ -158,7 +161,9 @@ def test_scores_that_do_not_exist_are_nan(name, present, called):
     assert np.isnan(getattr(metrics, name)(present, called)).all()
 
 
-@pytest.mark.parametrize(("name", "present", "called"), [("recall", [1, 1], [0, 0]), ("precision", [0, 0], [1, 1]), ("f1", [1, 0], [0, 1])])
+@pytest.mark.parametrize(
+    ("name", "present", "called"), [("recall", [1, 1], [0, 0]), ("precision", [0, 0], [1, 1]), ("f1", [1, 0], [0, 1])]
+)
 def test_scores_that_are_zero_are_not_nan(name, present, called):
     assert getattr(metrics, name)(present, called).tolist() == [0.0]
 

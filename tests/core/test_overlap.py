@@ -4,6 +4,7 @@ import scipy.sparse as sp
 import shapely
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from stmsi._core import overlap as module
 from stmsi._core.overlap import circle_edge_area, circle_polygon_overlap, weighted_mean
 
@@ -15,7 +16,9 @@ def _squares(n, side=1.0):
 
 def _overlap(centres, radii, polygons):
     vertices, polygon = shapely.get_coordinates(polygons, return_index=True)
-    return circle_polygon_overlap(np.asarray(centres, float), np.asarray(radii, float), vertices, polygon, len(polygons))
+    return circle_polygon_overlap(
+        np.asarray(centres, float), np.asarray(radii, float), vertices, polygon, len(polygons)
+    )
 
 
 def _oracle(centres, radii, polygons):
@@ -70,9 +73,13 @@ def test_any_affine(entries, radius, x, y):
 
 def test_hexagons_and_triangles_may_be_mixed():
     angle = np.linspace(0, 2 * np.pi, 7)[:-1]
-    polygons = np.array([shapely.Polygon(np.column_stack([np.cos(angle), np.sin(angle)])), shapely.Polygon([(1, 1), (3, 1), (2, 4)])])
+    polygons = np.array(
+        [shapely.Polygon(np.column_stack([np.cos(angle), np.sin(angle)])), shapely.Polygon([(1, 1), (3, 1), (2, 4)])]
+    )
     centres, radii = [[0.7, 0.4], [2.0, 2.0], [1.0, 1.0]], [0.9, 0.8, 5.0]
-    np.testing.assert_allclose(_overlap(centres, radii, polygons).toarray(), _oracle(centres, radii, polygons), atol=1e-5)
+    np.testing.assert_allclose(
+        _overlap(centres, radii, polygons).toarray(), _oracle(centres, radii, polygons), atol=1e-5
+    )
 
 
 def test_inside_outside_and_touching():

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from stmsi._core.registration import MODELS, apply_affine, fit_landmarks
 
 POINTS = np.array([[0.0, 0], [1000, 100], [900, 1200], [-100, 800], [400, 500]])

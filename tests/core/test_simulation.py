@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy.spatial import cKDTree
+
 from stmsi._core.simulation import MARGIN, SPACING, LatentRaster, negative_binomial, tissue_mask, visium_positions
 
 
@@ -20,7 +21,9 @@ def test_the_raster_reaches_beyond_the_capture_area(raster):
 def test_fields_are_read_off_where_they_are(raster):
     x, y = raster.positions().T.reshape(2, *raster.shape)
     where = np.array([[0.0, 0.0], [1500, 1000], [333.3, 77.7], [-50, 1100]])
-    np.testing.assert_allclose(raster.at(np.stack([x, y, 2 * x - y]), where), np.c_[where, 2 * where[:, 0] - where[:, 1]])
+    np.testing.assert_allclose(
+        raster.at(np.stack([x, y, 2 * x - y]), where), np.c_[where, 2 * where[:, 0] - where[:, 1]]
+    )
 
 
 def test_smooth_fields_have_unit_variance_and_a_length(raster):

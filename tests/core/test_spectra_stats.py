@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import scipy.sparse as sp
+
 from stmsi._core.spectra_stats import pixel_factors, section_quantiles
 
 

@@ -3,9 +3,9 @@ import pandas as pd
 import pytest
 from anndata import AnnData
 from sklearn.base import clone
-from sklearn.linear_model import LinearRegression
+from sklearn.linear_model import LinearRegression, Ridge
 from sklearn.model_selection import GridSearchCV, LeaveOneGroupOut, cross_val_score
-from sklearn.linear_model import Ridge
+
 from stmsi.model_selection import LeaveOnePatientOut, LeaveOneSampleOut
 
 SPLITTERS = [(LeaveOneSampleOut, "sample"), (LeaveOnePatientOut, "patient")]
@@ -61,7 +61,9 @@ def test_in_scikit_learn(splitter):
     X, groups = rng.normal(size=(40, 3)), np.repeat(list("abcd"), 10)
     y = X @ [1.0, 2, 3] + rng.normal(0, 0.1, 40)
     scores = cross_val_score(LinearRegression(), X, y, groups=groups, cv=splitter)
-    np.testing.assert_array_equal(scores, cross_val_score(LinearRegression(), X, y, groups=groups, cv=LeaveOneGroupOut()))
+    np.testing.assert_array_equal(
+        scores, cross_val_score(LinearRegression(), X, y, groups=groups, cv=LeaveOneGroupOut())
+    )
     assert len(scores) == 4
     search = GridSearchCV(Ridge(), {"alpha": [0.1, 1]}, cv=splitter).fit(X, y, groups=groups)
     assert search.n_splits_ == 4
@@ -86,7 +88,7 @@ def test_errors_name_the_remedy(adata, splitter, key):
         next(splitter().split(None, groups=["only"] * 3))
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         next(splitter().split(adata, groups=["a", "b"]))
-    with pytest.raises(KeyError, match="no column 'slides'; found .*Did you mean 'slide'"):
+    with pytest.raises(KeyError, match=r"no column 'slides'; found .*Did you mean 'slide'"):
         next(splitter("slides").split(adata))
     adata.obs[key] = [None, *"abcdefg"]
     with pytest.raises(ValueError, match="1 missing values"):

@@ -2,8 +2,9 @@ import logging
 
 import numpy as np
 import pytest
-import stmsi
 from spatialdata.transformations import Affine, Identity, get_transformation
+
+import stmsi
 from stmsi._core.registration import apply_affine
 
 SECTIONS = ["P1S1", "P2S1", "P3S1"]
@@ -20,7 +21,9 @@ def _found(sdata, sample):
 
 def _state(sdata):
     frames = {n: get_transformation(sdata.shapes[n], get_all=True) for n in sdata.shapes}
-    return {n: {k: t.to_affine_matrix(("x", "y"), ("x", "y")).tolist() for k, t in f.items()} for n, f in frames.items()}
+    return {
+        n: {k: t.to_affine_matrix(("x", "y"), ("x", "y")).tolist() for k, t in f.items()} for n, f in frames.items()
+    }
 
 
 @pytest.mark.parametrize("model", ["rigid", "similarity", "affine"])
@@ -128,25 +131,61 @@ def _points(sdata, sample="P1S1"):
 
 BAD = {
     "both": (lambda s: {"landmarks": {}, "transformation": {}}, ValueError, "landmarks or transformation, not both"),
-    "which section": (lambda s: {"transformation": np.eye(3)}, ValueError, "several sections .*pass a mapping from section, or sample="),
+    "which section": (
+        lambda s: {"transformation": np.eye(3)},
+        ValueError,
+        "several sections .*pass a mapping from section, or sample=",
+    ),
     "unknown section": (lambda s: {"sample": "X"}, KeyError, "Sections 'X' have no MSI.*known: 'P1S1', 'P2S1', 'P3S1'"),
-    "section without landmarks": (lambda s: {"landmarks": {"P1S1": _points(s)}, "sample": "P2S1"}, KeyError, "'P2S1'.*known: 'P1S1'"),
-    "no points": (lambda s: {"landmarks": {"P1S1": ("x", "y")}}, KeyError, "No points 'x'; points elements: .*Pass landmarks="),
+    "section without landmarks": (
+        lambda s: {"landmarks": {"P1S1": _points(s)}, "sample": "P2S1"},
+        KeyError,
+        "'P2S1'.*known: 'P1S1'",
+    ),
+    "no points": (
+        lambda s: {"landmarks": {"P1S1": ("x", "y")}},
+        KeyError,
+        "No points 'x'; points elements: .*Pass landmarks=",
+    ),
     "sides swapped": (
         lambda s: {"landmarks": {"P1S1": ("P1S1_landmarks_st", "P1S1_landmarks_msi")}},
         ValueError,
         "'P1S1_landmarks_st' lie in 'P1S1', not in 'P1S1_msi'; landmarks are",
     ),
     "not a pair": (lambda s: {"landmarks": {"P1S1": (1, 2, 3)}}, ValueError, "Section 'P1S1': Landmarks are a pair"),
-    "too few": (lambda s: {"landmarks": {"P1S1": tuple(p[:2] for p in _points(s))}}, ValueError, "Section 'P1S1': A similarity .*needs 3"),
-    "unequal": (lambda s: {"landmarks": {"P1S1": (_points(s)[0], _points(s)[1][1:])}}, ValueError, "Landmarks come in pairs"),
-    "nan": (lambda s: {"landmarks": {"P1S1": (_points(s)[0] * np.nan, _points(s)[1])}}, ValueError, "MSI landmarks contain NaN"),
-    "pixels, not um": (lambda s: {"landmarks": {"P1S1": (_points(s)[0] / 50, _points(s)[1])}}, ValueError, "both frames are in micrometres.*raise max_scale"),
+    "too few": (
+        lambda s: {"landmarks": {"P1S1": tuple(p[:2] for p in _points(s))}},
+        ValueError,
+        "Section 'P1S1': A similarity .*needs 3",
+    ),
+    "unequal": (
+        lambda s: {"landmarks": {"P1S1": (_points(s)[0], _points(s)[1][1:])}},
+        ValueError,
+        "Landmarks come in pairs",
+    ),
+    "nan": (
+        lambda s: {"landmarks": {"P1S1": (_points(s)[0] * np.nan, _points(s)[1])}},
+        ValueError,
+        "MSI landmarks contain NaN",
+    ),
+    "pixels, not um": (
+        lambda s: {"landmarks": {"P1S1": (_points(s)[0] / 50, _points(s)[1])}},
+        ValueError,
+        "both frames are in micrometres.*raise max_scale",
+    ),
     "model": (lambda s: {"model": "elastic"}, ValueError, "model='elastic' is not known"),
     "scale": (lambda s: {"transformation": {"P1S1": np.diag([0.1, 0.1, 1])}}, ValueError, "scales by 0.1"),
-    "singular": (lambda s: {"transformation": {"P1S1": np.diag([1.0, 0, 1])}}, ValueError, "Section 'P1S1': The transformation is singular"),
+    "singular": (
+        lambda s: {"transformation": {"P1S1": np.diag([1.0, 0, 1])}},
+        ValueError,
+        "Section 'P1S1': The transformation is singular",
+    ),
     "nan matrix": (lambda s: {"transformation": {"P1S1": np.full((3, 3), np.nan)}}, ValueError, "finite affine matrix"),
-    "perspective": (lambda s: {"transformation": {"P1S1": [[1, 0, 0], [0, 1, 0], [0.1, 0, 1]]}}, ValueError, "finite affine matrix"),
+    "perspective": (
+        lambda s: {"transformation": {"P1S1": [[1, 0, 0], [0, 1, 0], [0.1, 0, 1]]}},
+        ValueError,
+        "finite affine matrix",
+    ),
     "shape": (lambda s: {"transformation": {"P1S1": np.eye(2)}}, ValueError, r"found shape \(2, 2\)"),
     "table": (lambda s: {"table_key": "mis"}, KeyError, "no table 'mis'.*Did you mean 'msi'"),
     "sample_key": (lambda s: {"sample_key": "section"}, KeyError, "no column 'section'"),

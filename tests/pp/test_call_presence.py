@@ -3,9 +3,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-import stmsi
 from anndata import AnnData
 from skimage.filters import threshold_otsu
+
+import stmsi
 
 
 def _table(frame, sample=None):
@@ -149,8 +150,18 @@ BAD = {
     "method": (_table([[1.0]]), {"method": "lods"}, ValueError, "method='lods' is not known.*Did you mean 'lod'"),
     "threshold names": (_table([[1.0]]), {"threshold": {"x": 1.0}}, ValueError, "unknown 'x', missing 'm0'"),
     "threshold nan": (_table([[1.0]]), {"threshold": np.nan}, ValueError, "must be finite and not negative: 'm0'"),
-    "threshold negative": (_table([[1.0]]), {"threshold": {"m0": -1}}, ValueError, "must be finite and not negative: 'm0'"),
-    "key": (_table([[1.0]]), {"metabolite_key": "mis"}, KeyError, "obsm has no 'mis'; found 'msi'. stmsi.pp.map_to_spots writes it"),
+    "threshold negative": (
+        _table([[1.0]]),
+        {"threshold": {"m0": -1}},
+        ValueError,
+        "must be finite and not negative: 'm0'",
+    ),
+    "key": (
+        _table([[1.0]]),
+        {"metabolite_key": "mis"},
+        KeyError,
+        "obsm has no 'mis'; found 'msi'. stmsi.pp.map_to_spots writes it",
+    ),
     "sample_key": (_table([[1.0]]), {"sample_key": "x"}, KeyError, "no column 'x'; found 'sample'"),
     "view": (_table([[1.0], [2.0]])[:1], {}, ValueError, r"call \.copy\(\) on it first"),
 }

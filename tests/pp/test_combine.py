@@ -6,11 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-import stmsi
 from anndata import AnnData
 from spatialdata import read_zarr
 from spatialdata.models import TableModel
 from spatialdata.transformations import get_transformation
+
+import stmsi
 from stmsi._elements import msi_section, st_section
 
 XY = np.array([[0.0, 0.0], [100.0, 0.0], [50.0, 86.6]])
@@ -26,7 +27,10 @@ CONTAINERS = {
 def _st(genes=("g1", "g2", "g3"), **obs):
     counts = np.arange(3 * len(genes), dtype=np.float32).reshape(3, -1)
     return AnnData(
-        counts, obs=pd.DataFrame(obs, index=["s1", "s2", "s3"]), var=pd.DataFrame(index=list(genes)), obsm={"spatial": XY.copy()}
+        counts,
+        obs=pd.DataFrame(obs, index=["s1", "s2", "s3"]),
+        var=pd.DataFrame(index=list(genes)),
+        obsm={"spatial": XY.copy()},
     )
 
 
@@ -112,7 +116,9 @@ def test_spatialdata_sections():
     assert list(get_transformation(msi.shapes["A_pixels"], get_all=True)) == ["A_msi"]
     with pytest.raises(ValueError, match="given as 'X' holds the sections 'A'; read it with sample='X'"):
         stmsi.pp.combine({"X": st})
-    with pytest.raises(ValueError, match="expected a table 'msi' and shapes '<sample>_pixels'.*Make it with a reader of stmsi.io"):
+    with pytest.raises(
+        ValueError, match=r"expected a table 'msi' and shapes '<sample>_pixels'.*Make it with a reader of stmsi.io"
+    ):
         stmsi.pp.combine(st, st)
 
 
@@ -145,7 +151,9 @@ def test_ions_of_every_section_are_kept_and_who_measured_them():
 def test_columns_that_only_some_sections_have_can_be_written(tmp_path):
     second = _msi(("b", "c"), (200.0, 300.0))
     second.var["good"] = True
-    sdata = stmsi.pp.combine({"A": _st(), "B": _st()}, {"A": _msi(("a", "b"), (1.0, 200.0)), "B": second}, pixel_size=50)
+    sdata = stmsi.pp.combine(
+        {"A": _st(), "B": _st()}, {"A": _msi(("a", "b"), (1.0, 200.0)), "B": second}, pixel_size=50
+    )
     sdata.tables["msi"].write_h5ad(tmp_path / "a.h5ad")
     sdata.write(tmp_path / "a.zarr")
     assert read_zarr(tmp_path / "a.zarr").tables["msi"].var["good"].tolist() == ["", "True", "True"]
@@ -167,7 +175,7 @@ def test_inputs_stay_untouched():
 def test_units_of_array_positions():
     st = _st()
     st.obsm["spatial"] = XY / 100
-    with pytest.raises(ValueError, match="'A': neighbouring spots are 1 um apart but 55 um wide.*um_per_unit="):
+    with pytest.raises(ValueError, match=r"'A': neighbouring spots are 1 um apart but 55 um wide.*um_per_unit="):
         _combine(st)
     np.testing.assert_allclose(_combine(st, um_per_unit=100).tables["st"].obsm["spatial"], XY)
     assert (_combine(st, spot_diameter=0.5).shapes["A_spots"]["radius"] == 0.25).all()
@@ -196,7 +204,10 @@ def _with(adata, **changes):
     ("st", "message"),
     [
         (_with(_st(), spatial=np.array([[0, 0], [np.nan, 0], [1, 1]])), "Spot positions of section 'A' must be finite"),
-        (_with(_st(), var_names=["a", "a", "b"]), "Gene names must be unique; repeated: 'a'. Call .var_names_make_unique"),
+        (
+            _with(_st(), var_names=["a", "a", "b"]),
+            "Gene names must be unique; repeated: 'a'. Call .var_names_make_unique",
+        ),
         (_st()[:0].copy(), r"table is empty \(0 observations x 3 variables\)"),
         (_st()[:, :0].copy(), "table is empty"),
         (_st(sample=["A", "A", "B"]), r"'A' holds several sections in obs\['sample'\] \('A', 'B'\); pass it unnamed"),
@@ -210,7 +221,9 @@ def test_bad_st(st, message):
 
 @pytest.mark.filterwarnings("ignore:Observation names are not unique")
 def test_duplicate_spot_names():
-    with pytest.raises(ValueError, match="Spot names of section 'A' must be unique; repeated: 's1'. Call .obs_names_make_unique"):
+    with pytest.raises(
+        ValueError, match=r"Spot names of section 'A' must be unique; repeated: 's1'. Call .obs_names_make_unique"
+    ):
         _combine(_with(_st(), obs_names=["s1", "s1", "s3"]))
 
 
@@ -222,12 +235,25 @@ def test_duplicate_spot_names():
         (_with(_msi(), X=np.full((4, 2), np.nan)), "contain 8 NaN; fill or drop them"),
         (_with(_msi(), var_names=["a", "a"]), "Metabolite names must be unique; repeated: 'a'"),
         (_with(_msi(), row=[0, 0, 0, 0], col=[0, 0, 1, 1]), r"share a position \(row, col\): '\(0, 0\)', '\(0, 1\)'"),
-        (_with(_msi(), row=[0.5, 0, 1, 1]), "need integer row and col; divide coordinates in micrometres by pixel_size"),
+        (
+            _with(_msi(), row=[0.5, 0, 1, 1]),
+            "need integer row and col; divide coordinates in micrometres by pixel_size",
+        ),
         (_with(_msi(), col=[np.nan, 0, 1, 1]), "need integer row and col"),
         (_with(_msi(), col=["x", "0", "1", "1"]), "need integer row and col"),
         (_msi()[:0].copy(), "table is empty"),
     ],
-    ids=["negative", "infinite", "nan", "duplicate ions", "same place", "fractions", "nan place", "text place", "empty"],
+    ids=[
+        "negative",
+        "infinite",
+        "nan",
+        "duplicate ions",
+        "same place",
+        "fractions",
+        "nan place",
+        "text place",
+        "empty",
+    ],
 )
 def test_bad_msi(msi, message):
     with pytest.raises(ValueError, match=message):
@@ -241,7 +267,7 @@ def test_wrong_keys():
         _combine(no_position)
     no_row = _msi()
     del no_row.obs["row"]
-    with pytest.raises(KeyError, match="no column 'row'; found 'col'. MSI pixels need their integer raster position"):
+    with pytest.raises(KeyError, match=r"no column 'row'; found 'col'. MSI pixels need their integer raster position"):
         _combine(msi=no_row)
     with pytest.raises(KeyError, match=r"pass a mapping \{name: section\} or add obs\['sample'\]"):
         stmsi.pp.combine(_st())
@@ -258,7 +284,10 @@ def test_wrong_keys():
         (lambda: _combine(pixel_size=(50, np.nan)), "pixel_size must be a positive number"),
         (lambda: stmsi.pp.combine([]), "No ST section was given"),
         (lambda: stmsi.pp.combine({"A 1": _st()}), r"'A 1' has characters that SpatialData refuses; .*\('A_1'\)"),
-        (lambda: stmsi.pp.combine({"A": _st()}, {"B": _msi()}, pixel_size=50), "without an ST section of the same name: 'B'"),
+        (
+            lambda: stmsi.pp.combine({"A": _st()}, {"B": _msi()}, pixel_size=50),
+            "without an ST section of the same name: 'B'",
+        ),
         (lambda: stmsi.pp.combine([_st(sample="A"), _st(sample="A")]), "names of table 'st' repeat.*its own name"),
         (
             lambda: stmsi.pp.combine({"A": _st(), "B": _st(("x", "y"))}),
@@ -279,5 +308,5 @@ def test_errors_name_the_remedy(call, message):
 
 @pytest.mark.parametrize("thing", ["a.h5ad", [np.ones((3, 2))]])
 def test_other_things_are_refused(thing):
-    with pytest.raises(TypeError, match="A section is an AnnData or a SpatialData, found .*Read files with stmsi.io"):
+    with pytest.raises(TypeError, match=r"A section is an AnnData or a SpatialData, found .*Read files with stmsi.io"):
         stmsi.pp.combine(thing)

@@ -3,8 +3,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-import stmsi
 from anndata import AnnData
+
+import stmsi
 
 CONTAINERS = {
     "dense": np.asarray,
@@ -116,11 +117,21 @@ BAD = {
     "negative": (_bad(-1), {}, ValueError, "MSI intensities contain 1 negative values"),
     "infinite": (_bad(np.inf), {}, ValueError, "1 infinite values; remove or cap"),
     "an ion of nan": (np.where(np.arange(6) == 1, np.nan, VALUES), {}, ValueError, "8 NaN; fill or drop"),
-    "nothing left": (VALUES, {"min_intensity": 99}, ValueError, r"No ion passes \(largest prevalence 1\); lower min_prevalence"),
+    "nothing left": (
+        VALUES,
+        {"min_intensity": 99},
+        ValueError,
+        r"No ion passes \(largest prevalence 1\); lower min_prevalence",
+    ),
     "silent": (VALUES * 0, {"min_prevalence": 0}, ValueError, "No ion passes"),
     "no ions": (VALUES[:, :0], {}, ValueError, "table is empty"),
     "min_prevalence": (VALUES, {"min_prevalence": 5}, ValueError, "min_prevalence is a share between 0 and 1, found 5"),
-    "too many sections": (VALUES, {"min_samples": 3}, ValueError, r"between 1 and the number of sections \(2\), found 3"),
+    "too many sections": (
+        VALUES,
+        {"min_samples": 3},
+        ValueError,
+        r"between 1 and the number of sections \(2\), found 3",
+    ),
     "no sections": (VALUES, {"min_samples": 0}, ValueError, "min_samples must lie between 1"),
     "sample_key": (VALUES, {"sample_key": "x"}, KeyError, "no column 'x'; found 'sample'"),
 }

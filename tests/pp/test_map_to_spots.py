@@ -7,10 +7,11 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import shapely
-import stmsi
 from anndata import AnnData
 from spatialdata.models import ShapesModel, TableModel
 from spatialdata.transformations import Affine, Identity, Scale, Sequence, get_transformation, set_transformation
+
+import stmsi
 
 SECTIONS = ["P1S1", "P2S1", "P3S1"]
 CONTAINERS = {
@@ -47,13 +48,17 @@ def test_agrees_with_spatialdata_aggregate(aligned, sample, fine):
     X = sp.hstack([table.X, np.ones((table.n_obs, 1), np.float32)], format="csr")
     var = pd.DataFrame(index=[*table.var_names, "one"])
     del aligned.tables["msi"]
-    aligned.tables["msi"] = AnnData(X, obs=table.obs, var=var, uns={TableModel.ATTRS_KEY: table.uns[TableModel.ATTRS_KEY]})
+    aligned.tables["msi"] = AnnData(
+        X, obs=table.obs, var=var, uns={TableModel.ATTRS_KEY: table.uns[TableModel.ATTRS_KEY]}
+    )
     stmsi.pp.map_to_spots(aligned)
     ours, coverage = _section(aligned, sample)
     by = f"{sample}_spots"
     if fine:
         spots = aligned.shapes[by]
-        circles = gpd.GeoDataFrame(geometry=shapely.buffer(spots.geometry.to_numpy(), 27.5, quad_segs=1024), index=spots.index)
+        circles = gpd.GeoDataFrame(
+            geometry=shapely.buffer(spots.geometry.to_numpy(), 27.5, quad_segs=1024), index=spots.index
+        )
         by = ShapesModel.parse(circles, transformations={sample: Identity()})
     summed = aligned.aggregate(
         values=f"{sample}_pixels", by=by, value_key=var.index.tolist(), table_name="msi", fractions=True, agg_func="sum",
@@ -84,7 +89,11 @@ def test_what_is_written(aligned):
     assert 0 < (coverage < 0.5).mean() < 0.5
     assert (frame == 0).any(axis=None), "covered and absent is 0, not NaN"
     params = st.uns["msi"]["params"]
-    assert {k: params[k] for k in ("min_coverage", "layer", "method")} == {"min_coverage": 0.5, "layer": "X", "method": "area"}
+    assert {k: params[k] for k in ("min_coverage", "layer", "method")} == {
+        "min_coverage": 0.5,
+        "layer": "X",
+        "method": "area",
+    }
     assert params["normalize_msi"]["method"] == "rms"
     pd.testing.assert_frame_equal(st.uns["msi"]["features"], msi.var)
 
@@ -139,8 +148,12 @@ def test_spots_in_pixels_of_an_image_are_scaled(aligned):
     stmsi.pp.map_to_spots(aligned)
     before = aligned.tables["st"].obsm["msi"].copy()
     spots = aligned.shapes["P1S1_spots"]
-    small = gpd.GeoDataFrame({"radius": spots["radius"] / 4}, geometry=gpd.points_from_xy(spots.geometry.x / 4, spots.geometry.y / 4))
-    aligned.shapes["P1S1_spots"] = ShapesModel.parse(small, transformations={"P1S1": Scale([4.0, 4.0], axes=("x", "y"))})
+    small = gpd.GeoDataFrame(
+        {"radius": spots["radius"] / 4}, geometry=gpd.points_from_xy(spots.geometry.x / 4, spots.geometry.y / 4)
+    )
+    aligned.shapes["P1S1_spots"] = ShapesModel.parse(
+        small, transformations={"P1S1": Scale([4.0, 4.0], axes=("x", "y"))}
+    )
     stmsi.pp.map_to_spots(aligned)
     pd.testing.assert_frame_equal(aligned.tables["st"].obsm["msi"], before, rtol=1e-4)
 
@@ -168,10 +181,14 @@ def test_pixels_of_any_shape(spots):
     angle = np.linspace(0, 2 * np.pi, 7)[:-1]
     hexagon = shapely.Polygon(np.c_[-250 + 40 * np.cos(angle), 40 * np.sin(angle)])
     shapes = [shapely.Polygon([(-40, -40), (40, -40), (0, 40)]), shapely.box(-160, -60, -60, 40), hexagon]
-    sdata.shapes["A_pixels"] = ShapesModel.parse(gpd.GeoDataFrame(geometry=shapes), transformations={"A_msi": Identity()})
+    sdata.shapes["A_pixels"] = ShapesModel.parse(
+        gpd.GeoDataFrame(geometry=shapes), transformations={"A_msi": Identity()}
+    )
     if spots == "polygons":
         circles = shapely.buffer(sdata.shapes["A_spots"].geometry.to_numpy(), 27.5, quad_segs=256)
-        sdata.shapes["A_spots"] = ShapesModel.parse(gpd.GeoDataFrame(geometry=circles), transformations={"A": Identity()})
+        sdata.shapes["A_spots"] = ShapesModel.parse(
+            gpd.GeoDataFrame(geometry=circles), transformations={"A": Identity()}
+        )
     stmsi.pp.align(sdata, transformation=np.diag([-1.0, 1, 1]))
     stmsi.pp.map_to_spots(sdata)
     circles = shapely.buffer(shapely.points([[0, 0], [100, 0], [200, 0]]), 27.5, quad_segs=256)
@@ -313,7 +330,7 @@ def test_errors_name_the_remedy_and_change_nothing(aligned, change, kwargs, erro
 def test_a_coverage_that_nothing_reaches():
     sdata = _tiny([[1.0]], xy=[[25.0, 25.0], [125.0, 25.0]])
     stmsi.pp.align(sdata, transformation=np.eye(3))
-    with pytest.raises(ValueError, match="min_coverage=0.99; the largest coverage is 0.9"):
+    with pytest.raises(ValueError, match=r"min_coverage=0.99; the largest coverage is 0.9"):
         stmsi.pp.map_to_spots(sdata, min_coverage=0.99)
 
 
@@ -329,7 +346,7 @@ def test_a_table_is_not_enough(toy):
 
 def test_no_msi_at_all(toy):
     sdata = stmsi.pp.combine(toy.tables["st"])
-    with pytest.raises(KeyError, match="has no table 'msi'.*make it with stmsi.pp.combine"):
+    with pytest.raises(KeyError, match=r"has no table 'msi'.*make it with stmsi.pp.combine"):
         stmsi.pp.map_to_spots(sdata)
 
 

@@ -3,8 +3,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-import stmsi
 from anndata import AnnData
+
+import stmsi
 
 CONTAINERS = {
     "dense": np.asarray,
@@ -129,7 +130,7 @@ def test_copy(toy, container):
     assert "raw" in table.layers
     assert "raw" not in toy.tables["msi"].layers
     assert "normalize_msi" not in toy.tables["msi"].uns
-    assert (toy.tables["msi"].X != before).nnz == 0
+    assert (before != toy.tables["msi"].X).nnz == 0
     assert stmsi.pp.normalize_msi(data) is None
     assert (toy.tables["msi"].X != table.X).nnz == 0
 
@@ -157,7 +158,12 @@ BAD = {
     "silent": (VALUES * 0, {}, ValueError, "No pixel has any signal"),
     "no pixels": (VALUES[:0], {}, ValueError, r"table is empty \(0 pixels x 6 variables\)"),
     "no ions": (VALUES[:, :0], {}, ValueError, r"table is empty \(30 pixels x 0 variables\)"),
-    "method": (VALUES, {"method": "tik"}, ValueError, "method='tik' is not known; choose one of 'tic'.*Did you mean 'tic'"),
+    "method": (
+        VALUES,
+        {"method": "tik"},
+        ValueError,
+        "method='tik' is not known; choose one of 'tic'.*Did you mean 'tic'",
+    ),
     "winsorize": (VALUES, {"winsorize": 99}, ValueError, r"winsorize is a quantile in \(0, 1\], found 99"),
     "target": (VALUES, {"target": 0}, ValueError, "target must be a positive number, found 0"),
     "target nan": (VALUES, {"target": np.nan}, ValueError, "target must be a positive number"),

@@ -1,10 +1,11 @@
 import numpy as np
 import pandas as pd
 import pytest
-import stmsi
 from anndata import AnnData
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
+
+import stmsi
 
 
 def _table(xy, sample="A"):
@@ -104,14 +105,29 @@ def _without_positions():
 
 
 BAD = {
-    "no positions": (_without_positions(), {}, KeyError, 'obsm has no .*spatial.* found .*position'),
+    "no positions": (_without_positions(), {}, KeyError, "obsm has no .*spatial.* found .*position"),
     "nan": (_table(_positions(np.nan)), {}, ValueError, "contains NaN or infinite positions; drop those spots first"),
     "infinite": (_table(_positions(np.inf)), {}, ValueError, "contains NaN or infinite positions"),
-    "lonely spot": (_table(_hexagon(), ["a"] * 35 + ["b"]), {}, ValueError, "single spot have no neighbours: 'b'. Leave them out"),
-    "coord_type": (_table(_hexagon()), {"coord_type": "gird"}, ValueError, "coord_type='gird' is not known.*Did you mean 'grid'"),
+    "lonely spot": (
+        _table(_hexagon(), ["a"] * 35 + ["b"]),
+        {},
+        ValueError,
+        "single spot have no neighbours: 'b'. Leave them out",
+    ),
+    "coord_type": (
+        _table(_hexagon()),
+        {"coord_type": "gird"},
+        ValueError,
+        "coord_type='gird' is not known.*Did you mean 'grid'",
+    ),
     "n_neighs": (_table(_hexagon()), {"n_neighs": 0}, ValueError, "n_neighs"),
     "sample_key": (_table(_hexagon()), {"sample_key": "smaple"}, KeyError, "no column 'smaple'.*Did you mean 'sample'"),
-    "missing section": (_table(_hexagon(), [None] + ["a"] * 35), {}, ValueError, "1 missing values; every spot needs a section"),
+    "missing section": (
+        _table(_hexagon(), [None] + ["a"] * 35),
+        {},
+        ValueError,
+        "1 missing values; every spot needs a section",
+    ),
     "empty": (_table(_hexagon())[:0].copy(), {}, ValueError, "table is empty"),
     "view": (_table(_hexagon())[:9], {}, ValueError, r"call \.copy\(\) on it first"),
 }

@@ -29,12 +29,12 @@ def safe_ids(names: Iterable[object]) -> list[str]:
     >>> safe_ids(["PC(34:1)", "PC 34:1", "lactate"])
     ['PC_34_1', 'PC_34_1_2', 'lactate']
     """
-    names = [str(name) for name in names]
-    base = [_UNSAFE.sub("_", name).strip("_.") or "feature" for name in names]
-    kept = {name.lower() for name, b in zip(names, base, strict=True) if name == b}
+    readable = [str(name) for name in names]
+    base = [_UNSAFE.sub("_", name).strip("_.") or "feature" for name in readable]
+    kept = {name.lower() for name, b in zip(readable, base, strict=True) if name == b}
     seen: set[str] = set()
     ids = []
-    for name, candidate in zip(names, base, strict=True):
+    for name, candidate in zip(readable, base, strict=True):
         unique, n = candidate, 1
         while unique.lower() in seen or (unique != name and unique.lower() in kept):
             n += 1

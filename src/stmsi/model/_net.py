@@ -222,6 +222,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         lr: float = 3e-3,
         weight_decay: float = 1e-3,
         refit: bool = True,
+        n_threads: int = 1,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
         show_progress_bar: bool | None = None,
@@ -250,6 +251,9 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         refit
             Where the validation spots were taken out of the training spots: train once more on all of them, from the
             start, for as many epochs as were best. Calibration stays that of the held-out spots.
+        n_threads
+            CPU threads of torch. The steps are small, so that on a busy machine more threads cost up to ten times
+            what they bring; one also makes sums independent of the machine.
         accelerator, devices
             As for Lightning.
         show_progress_bar
@@ -278,7 +282,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             rows, validation = rows[~held_out], rows[held_out]
         plan_kwargs = {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay} | (plan_kwargs or {})
         options = {
-            "accelerator": accelerator, "devices": devices, "batch_size": batch_size, "plan_kwargs": plan_kwargs,
+            "accelerator": accelerator, "devices": devices, "n_threads": n_threads, "batch_size": batch_size, "plan_kwargs": plan_kwargs,
             "enable_progress_bar": settings.progress_bar if show_progress_bar is None else show_progress_bar,
             **trainer_kwargs,
         }  # fmt: skip
@@ -307,6 +311,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         validation: NDArray[np.int64],
         *,
         batch_size: int,
+        n_threads: int,
         **options: Any,
     ) -> None:
         """Train fresh weights on some spots; sets the module and the state, but nothing that needs calibration."""
@@ -323,7 +328,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         # one or two spots left over for the last step would make its gradient noise
         while 0 < len(rows) % batch_size < 3 and len(rows) > batch_size:
             batch_size += 1
-        with _seeded(self._hyper["rng"]), _quiet():
+        with _seeded(self._hyper["rng"]), _quiet(), _threads(n_threads):
             UnsupervisedTrainingMixin.train(
                 self,
                 batch_size=batch_size,
@@ -516,6 +521,17 @@ def _quiet() -> Iterator[None]:
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
+
+
+@contextmanager
+def _threads(n: int) -> Iterator[None]:
+    """Torch limited to some threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -90,7 +90,8 @@ def combine(
     >>> from anndata import AnnData
     >>> xy = np.array([[0.0, 0.0], [100.0, 0.0], [50.0, 86.6]])
     >>> st = AnnData(np.ones((3, 4)), obsm={"spatial": xy})
-    >>> msi = AnnData(np.ones((4, 2)), obs=pd.DataFrame({"row": [0, 0, 1, 1], "col": [0, 1, 0, 1]}))
+    >>> obs = pd.DataFrame({"row": [0, 0, 1, 1], "col": [0, 1, 0, 1]}, index=list("abcd"))
+    >>> msi = AnnData(np.ones((4, 2)), obs=obs)
     >>> sdata = stmsi.pp.combine({"s1": st}, {"s1": msi}, pixel_size=50)
     >>> sorted(sdata.tables)
     ['msi', 'st']
