@@ -64,7 +64,7 @@ def run_demo(out: Path, *, seed: int, small: bool, console: Console) -> pd.DataF
     return scores
 
 
-def _run(folder: Path, seed: int, small: bool, console: Console) -> pd.DataFrame:  # noqa: FBT001
+def _run(folder: Path, seed: int, small: bool, console: Console) -> pd.DataFrame:
     step = _steps(console)
     with step("Simulating paired sections (ST + MSI, known truth)"):
         sdata = stmsi.datasets.toy(rng=seed) if small else stmsi.datasets.simulate(rng=seed)
@@ -80,7 +80,8 @@ def _run(folder: Path, seed: int, small: bool, console: Console) -> pd.DataFrame
         stmsi.pp.call_presence(sdata)
         report = stmsi.pp.alignment_report(sdata)
         report.to_csv(folder / "alignment.csv")
-    train = st[(st.obs[Key.obs.SAMPLE] != held_out).to_numpy()].copy()
+    is_test = (st.obs[Key.obs.SAMPLE] == held_out).to_numpy()
+    train, test = st[~is_test].copy(), st[is_test].copy()
     with step("Clusters and gene signatures (training sections only)"):
         cluster_spots(train, seed)
         stmsi.pp.gene_signatures(train, cluster_key=Key.obs.CLUSTER, n_genes=min(50, train.n_vars // 4))
@@ -88,12 +89,12 @@ def _run(folder: Path, seed: int, small: bool, console: Console) -> pd.DataFrame
 
     tables, models = [], {}
     for name in MODELS:
-        with step(f"Training {name!r} (presence, then intensity) and predicting all sections"):
+        with step(f"Training {name!r} (presence, then intensity), predicting the held-out section"):
             models[name] = train_named(train, name, seed)
-            key = Key.obsm.PRED if name == SHOWN else f"{Key.obsm.PRED}_{name}"
-            stmsi.tl.predict_metabolites(sdata, models[name], key_added=key)
-            scores = stmsi.tl.evaluate(sdata, pred_key=key)
-            tables.append(scores.loc[scores["sample"] == held_out].assign(model=name))
+            tables.append(
+                stmsi.tl.evaluate(stmsi.tl.predict_metabolites(test, models[name], copy=True)).assign(model=name)
+            )
+    stmsi.tl.predict_metabolites(sdata, models[SHOWN])
     scores = pd.concat(tables, ignore_index=True)
     scores["kind"] = scores["metabolite"].map(msi.var["kind"].astype(str))
     scores["predictable"] = scores["metabolite"].map(msi.var["predictable"])
@@ -115,9 +116,7 @@ def cluster_spots(adata: AnnData, seed: int) -> None:
     sc.pp.log1p(work)
     sc.pp.pca(work, n_comps=min(20, work.n_vars - 1, work.n_obs - 1), random_state=seed)
     sc.pp.neighbors(work, random_state=seed)
-    sc.tl.leiden(
-        work, resolution=0.5, key_added=Key.obs.CLUSTER, flavor="igraph", n_iterations=2, random_state=seed
-    )
+    sc.tl.leiden(work, resolution=0.5, key_added=Key.obs.CLUSTER, flavor="igraph", n_iterations=2, random_state=seed)
     adata.obs[Key.obs.CLUSTER] = work.obs[Key.obs.CLUSTER]
 
 
@@ -168,26 +167,28 @@ def draw(sdata: SpatialData, scores: pd.DataFrame, held_out: str, folder: Path) 
 
 def summary(scores: pd.DataFrame) -> pd.DataFrame:
     """Means over metabolites of the held-out section: one row per model, predictable and unpredictable apart."""
-    wide = scores.groupby(["model", "predictable", "stage"], sort=False)[["auroc", "auprc", "f1", "prevalence"]].mean()
+    wide = scores.groupby(["model", "predictable", "stage"], sort=False)[["auroc", "auprc", "prevalence", "f1"]].mean()
     intensity = scores.groupby(["model", "predictable", "stage"], sort=False)[["pearson", "spearman", "r2"]].mean()
     return wide.xs("presence", level="stage").join(intensity.xs("intensity", level="stage"))
 
 
 def _report(scores: pd.DataFrame, out: Path, console: Console) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console as Printer
     from rich.table import Table
 
-    table = Table(title="Held-out section, means over metabolites (simulated data)")
-    means = summary(scores)
-    for name in ("model", "metabolites", *means.columns):
-        table.add_column(name, justify="left" if name in ("model", "metabolites") else "right")
+    table = Table(
+        title="Held-out section, means over metabolites (simulated data)", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
+    )
+    means = summary(scores).rename(columns={"prevalence": "(base)", "r2": "R2"})
+    for name in ("model", "driven by", *means.columns):
+        table.add_column(name, justify="left" if name in ("model", "driven by") else "right", no_wrap=True)
     for (model, predictable), row in means.iterrows():
-        kind = "follow genes" if predictable else "follow no gene"
-        table.add_row(model, kind, *("–" if np.isnan(v) else f"{v:.3f}" for v in row))
+        table.add_row(model, "genes" if predictable else "no gene", *("–" if np.isnan(v) else f"{v:.3f}" for v in row))
     Printer().print(table)
     console.print(
-        "Half of what a score needs is a baseline: 'mean' knows no gene. Metabolites that follow no gene must not be "
-        "predictable; if they were, something leaked."
+        "'mean' is the baseline that knows no gene; (base) is the prevalence, to which auprc compares. Metabolites driven "
+        "by no gene must not be predictable: if they were, something leaked."
     )
     console.print(f"Written to {out}/: demo.zarr, model/, scores.csv, alignment.csv and figures (*.png).")
     console.print(f'Next: spatialdata.read_zarr("{out}/demo.zarr"), or stmsi predict --help for your own sections.')

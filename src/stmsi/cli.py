@@ -207,7 +207,7 @@ def show_scores(scores: pd.DataFrame, by: list[str], title: str = "") -> None:
         table.add_column(name, justify="right")
     for key, row in medians.iterrows():
         labels = key if isinstance(key, tuple) else (key,)
-        values = [f"{row['n']:.0f}", *("–" if v != v else f"{v:.3f}" for v in row[shown[1:]])]  # noqa: PLR0124
+        values = [f"{row['n']:.0f}", *("–" if v != v else f"{v:.3f}" for v in row[shown[1:]])]
         table.add_row(*map(str, labels), str(metabolites[key]), *values)
     Console().print(table)
 

@@ -517,6 +517,8 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
+            # said of every query that holds few spots of a cluster, which does no harm
+            warnings.filterwarnings("ignore", message=".*has fewer than 3 cells")
             yield
     finally:
         for log, level in zip(logs, levels, strict=True):

@@ -26,8 +26,9 @@ _VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
 
 
 def gene_names(var: pd.DataFrame) -> dict[str, pd.Index]:
-    """All kinds of gene names that a ``var`` offers; Ensembl versions are cut off."""
-    kinds = {"var_names": var.index} | {a: pd.Index(var[a].astype(str)) for a in _ALIASES if a in var}
+    """All kinds of gene names that a ``var`` offers; Ensembl versions are cut off, missing names are empty."""
+    kinds = {"var_names": var.index}
+    kinds |= {a: pd.Index(var[a].astype(object).where(var[a].notna(), "")) for a in _ALIASES if a in var}
     return {k: pd.Index([_VERSION.sub(r"\1", str(n)) for n in names]) for k, names in kinds.items()}
 
 
@@ -60,12 +61,12 @@ class GenePanel:
         best, best_hits, best_kind = np.full(len(self), -1), 0, ""
         for kind, names in gene_names(var).items():
             for own in self.names.values():
-                unique = names.drop_duplicates()
+                unique = names.drop_duplicates().difference([""])
                 hits = int(own.isin(unique).sum())
                 if hits > best_hits:
                     # columns of a repeated name: refused below, once it is clear that this kind is used
                     best_hits, best_kind = hits, kind
-                    first = pd.Series(np.arange(len(names)), index=names)[~names.duplicated()]
+                    first = pd.Series(np.arange(len(names)), index=names)[~names.duplicated() & (names != "")]
                     best = first.reindex(own).fillna(-1).to_numpy().astype(np.int64)
         if best_hits == 0:
             msg = (
@@ -75,7 +76,8 @@ class GenePanel:
             )
             raise ValueError(msg)
         used = gene_names(var)[best_kind]
-        require_unique(used[used.isin(pd.Index(np.concatenate(list(self.names.values()))))], "Gene names")
+        wanted = pd.Index(np.concatenate(list(self.names.values()))).difference([""])
+        require_unique(used[used.isin(wanted)], "Gene names")
         return best
 
     def _examples(self) -> list[str]:

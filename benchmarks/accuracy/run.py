@@ -1,0 +1,85 @@
+"""Score models on the tasks, every test section predicted by models that never saw it.
+
+    python benchmarks/accuracy/run.py                      # all tasks: mean, ridge, mlp
+    python benchmarks/accuracy/run.py --tasks simulator --models mean ridge lasso mlp
+
+Writes, for each task, ``results/<task>.csv`` (model x metabolite x stage, means over test sections) and
+``results/summary.csv`` (model x task: mean and quartiles over metabolites).
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import warnings
+from datetime import date
+from pathlib import Path
+from time import perf_counter
+
+import pandas as pd
+
+import stmsi
+
+try:
+    from benchmarks.accuracy.tasks import TASKS, tasks
+except ModuleNotFoundError:  # run as a script
+    from tasks import TASKS, tasks
+
+RESULTS = Path(__file__).parent / "results"
+SCORES = ["pearson", "spearman", "r2", "pearson_present", "auroc", "auprc", "prevalence"]
+
+
+def summarise(per_target: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean and quartiles over metabolites of the mean over test sections."""
+    rows = []
+    for key, part in per_target.groupby(by, sort=False):
+        row = dict(zip(by, key if isinstance(key, tuple) else (key,), strict=True))
+        row["metabolites"] = part["metabolite"].nunique()
+        for score in SCORES:
+            values = part[score].dropna()
+            row[score] = values.mean()
+            if score in ("pearson", "auroc"):
+                row[f"{score}_q25"], row[f"{score}_q75"] = values.quantile(0.25), values.quantile(0.75)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument("--models", nargs="+", default=["mean", "ridge", "mlp"])
+    parser.add_argument("--n-jobs", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    args.out.mkdir(parents=True, exist_ok=True)
+    for task in tasks(args.tasks):
+        start = perf_counter()
+        scores = stmsi.tl.cross_validate(
+            task.adata, args.models, splitter=task.splitter, n_jobs=args.n_jobs, show_progress_bar=False
+        )
+        scores["kind"] = scores["metabolite"].map(task.adata.uns.get("kind", {})).fillna("all").astype(str)
+        per_target = scores.groupby(["model", "kind", "metabolite", "stage"], sort=False)[SCORES].mean().reset_index()
+        per_target.round(4).to_csv(args.out / f"{task.name}.csv", index=False)
+        by_kind = summarise(per_target, ["model", "kind"])
+        seconds = scores.drop_duplicates(["model", "fold"]).groupby("model")["seconds"].sum()
+        by_kind.insert(0, "task", task.name)
+        by_kind.insert(1, "what", task.kind)
+        by_kind["folds"] = scores["fold"].nunique()
+        by_kind["seconds"] = by_kind["model"].map(seconds)
+        by_kind["machine"] = f"{platform.machine()}, {args.n_jobs} processes"
+        by_kind["python"], by_kind["stmsi"] = platform.python_version(), stmsi.__version__
+        by_kind["date"] = date.today().isoformat()
+        path = args.out / "summary.csv"
+        if path.exists():
+            old = pd.read_csv(path)
+            again = (old["task"] == task.name) & old["model"].isin(by_kind["model"])
+            by_kind = pd.concat([old[~again], by_kind], ignore_index=True)
+        by_kind.round(4).to_csv(path, index=False)
+        print(f"{task.name} ({task.kind}), {perf_counter() - start:.0f} s")
+        own = by_kind[by_kind["task"] == task.name]
+        print(own[["model", "kind", "metabolites", *SCORES, "seconds"]].round(3).to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Tasks with fixed splits: the simulator, and stand-ins on real ST whose second modality is not MSI.
+
+No public paired ST + MSI section is small enough to be run here. A stand-in shows that the functions work on real
+expression data and how models compare there; it is **not** evidence of skill on metabolites.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+
+import stmsi
+
+DATA = Path(os.environ.get("STMSI_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
+
+
+@dataclass(frozen=True)
+class Task:
+    """Data, what they are, and how they are split."""
+
+    name: str
+    kind: str
+    adata: ad.AnnData
+    splitter: Any
+
+
+def simulator() -> Task:
+    """Simulated sections with known truth, leave one section out."""
+    sdata = stmsi.datasets.simulate(rng=0)
+    stmsi.pp.normalize_msi(sdata)
+    stmsi.pp.align(sdata)
+    stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
+    stmsi.pp.call_presence(sdata)
+    st = sdata.tables["st"]
+    st.uns["kind"] = sdata.tables["msi"].var["kind"].astype(str).to_dict()
+    return Task("simulator", "simulated", st, stmsi.model_selection.LeaveOneSampleOut())
+
+
+def her2st_histology() -> Task:
+    """Breast-tumour ST -> 14 histology features measured at the same spots (6 sections, 2 patients)."""
+    he = pd.read_csv(DATA / "her2st" / "he_features_6sections.csv", index_col="spot")
+    rna = ad.read_h5ad(DATA / "her2st" / "her2st_36_sections.h5ad")[he.index].copy()
+    features = he.drop(columns=["section", "patient"]).clip(lower=0).astype(np.float32)
+    rna.obsm["msi"] = features
+    rna.obs["sample"] = rna.obs["section"].astype(str)
+    kind = "stand-in: histology features, not metabolites"
+    return Task("her2st_histology", kind, rna, stmsi.model_selection.LeaveOneSampleOut())
+
+
+def her2st_panel(n: int = 100, seed: int = 0, min_umi: int = 500) -> Task:
+    """Genes -> a hidden random panel of genes detected in 15 to 80 % of spots (36 sections, 8 patients)."""
+    rna = ad.read_h5ad(DATA / "her2st" / "her2st_36_sections.h5ad")
+    rna = rna[np.asarray(rna.X.sum(axis=1)).ravel() >= min_umi].copy()
+    detected = np.asarray((rna.X > 0).mean(axis=0)).ravel()
+    hidden = np.random.default_rng(seed).choice(np.flatnonzero((detected > 0.15) & (detected < 0.80)), n, replace=False)
+    is_hidden = np.isin(np.arange(rna.n_vars), hidden)
+    rest, panel = rna[:, ~is_hidden].copy(), rna[:, is_hidden]
+    target = np.log1p(panel.X.toarray() / np.asarray(rest.X.sum(axis=1)) * 1e4)
+    rest.obsm["msi"] = pd.DataFrame(target.astype(np.float32), rest.obs_names, panel.var_names)
+    rest.obs["sample"] = rest.obs["section"].astype(str)
+    return Task("her2st_panel", "stand-in: RNA -> hidden RNA", rest, stmsi.model_selection.LeaveOnePatientOut())
+
+
+TASKS = {"simulator": simulator, "her2st_histology": her2st_histology, "her2st_panel": her2st_panel}
+
+
+def tasks(names: list[str]) -> Iterator[Task]:
+    """The tasks asked for; those whose data are not there are named and left out."""
+    for name in names:
+        if name != "simulator" and not DATA.is_dir():
+            print(f"{name}: no data at {DATA}; set STMSI_DATA. Left out.")
+            continue
+        yield TASKS[name]()
