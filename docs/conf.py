@@ -76,6 +76,7 @@ copybutton_prompt_is_regexp = True
 html_theme = "sphinx_book_theme"
 html_title = "stmsi"
 html_static_path = ["_static"]
+html_css_files = ["custom.css"]
 html_theme_options = {
     "repository_url": repository_url,
     "repository_branch": "main",
@@ -84,6 +85,7 @@ html_theme_options = {
     "use_issues_button": True,
     "navigation_with_keys": False,
     "show_navbar_depth": 1,
+    "navbar_persistent": [],  # the sidebar has the search field already
 }
 
 # -- Links to other packages --------------------------------------------------
@@ -109,7 +111,10 @@ FOREIGN = (set(packages_distributions()) | sys.stdlib_module_names | {"Ellipsis"
 
 # Links into stmsi must always resolve. A link into another package is made where its inventory can be read and stays
 # plain text elsewhere, so that the verdict of a build does not hang on the network or on somebody else's site.
-nitpick_ignore_regex = [(r"py:.*", rf"(?:{'|'.join(map(re.escape, sorted(FOREIGN)))})(?:\..+)?")]
+nitpick_ignore_regex = [
+    (r"py:.*", rf"(?:{'|'.join(map(re.escape, sorted(FOREIGN)))})(?:\..+)?"),
+    (r"py:class", r"stmsi\..*\b_\w+\..+"),  # types of private modules, such as the base of the models, have no page
+]
 
 
 def reachable(urls: Iterable[str], timeout: float = 5) -> set[str]:

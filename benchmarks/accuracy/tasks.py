@@ -34,7 +34,7 @@ class Task:
 def simulator() -> Task:
     """Simulated sections with known truth, leave one section out."""
     sdata = stmsi.datasets.simulate(rng=0)
-    stmsi.pp.normalize_msi(sdata)
+    stmsi.pp.normalize_msi(sdata, tic_key="tic")
     stmsi.pp.align(sdata)
     stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
     stmsi.pp.call_presence(sdata)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pandas as pd
@@ -71,8 +71,8 @@ def _run(folder: Path, seed: int, small: bool, console: Console) -> pd.DataFrame
     st, msi = sdata.tables[Key.table.ST], sdata.tables[Key.table.MSI]
     sections = list(dict.fromkeys(st.obs[Key.obs.SAMPLE].astype(str)))
     held_out = sections[-1]
-    with step("Normalising MSI (total ion current, log)"):
-        stmsi.pp.normalize_msi(sdata)
+    with step("Normalising MSI (total ion current of the whole spectrum, log)"):
+        stmsi.pp.normalize_msi(sdata, tic_key=Key.obs.TIC)
         stmsi.pp.filter_metabolites(sdata, min_prevalence=0.01)
     with step("Aligning by landmarks and mapping pixels to spots"):
         stmsi.pp.align(sdata)
@@ -183,7 +183,8 @@ def _report(scores: pd.DataFrame, out: Path, console: Console) -> None:
     means = summary(scores).rename(columns={"prevalence": "(base)", "r2": "R2"})
     for name in ("model", "driven by", *means.columns):
         table.add_column(name, justify="left" if name in ("model", "driven by") else "right", no_wrap=True)
-    for (model, predictable), row in means.iterrows():
+    for key, row in means.iterrows():
+        model, predictable = cast("tuple[str, bool]", key)
         table.add_row(model, "genes" if predictable else "no gene", *("–" if np.isnan(v) else f"{v:.3f}" for v in row))
     Printer().print(table)
     console.print(

@@ -23,6 +23,7 @@ class Key:
         REGION: Final = "region"
         INSTANCE: Final = "instance_id"
         COVERAGE: Final = "msi_coverage"
+        TIC: Final = "tic"
 
     class var:  # noqa: N801
         """Columns of ``var`` (and of the feature table)."""

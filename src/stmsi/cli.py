@@ -208,7 +208,7 @@ def show_scores(scores: pd.DataFrame, by: list[str], title: str = "") -> None:
     for key, row in medians.iterrows():
         labels = key if isinstance(key, tuple) else (key,)
         values = [f"{row['n']:.0f}", *("–" if v != v else f"{v:.3f}" for v in row[shown[1:]])]
-        table.add_row(*map(str, labels), str(metabolites[key]), *values)
+        table.add_row(*map(str, labels), str(metabolites.loc[key]), *values)  # type: ignore[index,call-overload,unused-ignore]
     Console().print(table)
 
 

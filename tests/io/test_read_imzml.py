@@ -10,6 +10,7 @@ from pyimzml.ImzMLParser import ImzMLParser
 from pyimzml.ImzMLWriter import ImzMLWriter
 
 from stmsi.io import read_imzml
+from stmsi.pp import normalize_msi
 
 AXIS = np.array([100.0, 150.25, 200.5, 300.75])
 
@@ -108,6 +109,44 @@ def test_targets_equal_the_slow_extraction(tmp_path, write, unit, reduce):
     np.testing.assert_array_equal(table.var["mz"], mz)
 
 
+@pytest.mark.parametrize("intensity_dtype", [np.float32, np.float64, np.int32, np.int64])
+@pytest.mark.parametrize("compression", [NoCompression(), ZlibCompression()])
+@pytest.mark.parametrize("mode", ["continuous", "processed"])
+def test_tic_is_the_sum_of_the_whole_spectrum(tmp_path, mode, compression, intensity_dtype):
+    spectra = _continuous() if mode == "continuous" else _processed()
+    options = {"mode": mode, "intensity_compression": compression, "intensity_dtype": intensity_dtype}
+    path = _write(tmp_path / "a.imzML", spectra, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with ImzMLParser(str(path)) as parser:
+            sums = [parser.getspectrum(i)[1].sum(dtype=np.float64) for i in range(len(spectra))]
+    assert min(sums) > 0
+    everything = _msi(path, min_frequency=0.0)
+    assert everything.obs["tic"].dtype == np.float64
+    np.testing.assert_allclose(everything.obs["tic"], sums, rtol=1e-12)
+    np.testing.assert_allclose(np.asarray(everything.X.sum(axis=1)).ravel(), sums, rtol=1e-6)
+    for reduce in ("sum", "max", "mean"):  # neither which ions are asked for nor their windows matter
+        few = _msi(path, mz=[104.107, 150.25, 999.0], tolerance=30, unit="Da", reduce=reduce)
+        np.testing.assert_allclose(few.obs["tic"], sums, rtol=1e-12)
+    none = _msi(path, mz=[999.0])
+    assert none.X.nnz == 0
+    np.testing.assert_allclose(none.obs["tic"], sums, rtol=1e-12)
+
+
+def test_tic_is_that_of_the_slice(tmp_path):
+    spectra = {(x, 1, z): (AXIS, np.full(4, 10.0 * z + x)) for z in (1, 2) for x in (1, 2, 3)}
+    table = _msi(_write(tmp_path / "a.imzML", spectra, mode="continuous"), z=2)
+    assert table.obs["tic"].tolist() == [84, 88, 92]
+
+
+def test_tic_normalizes(tmp_path):
+    spectra = _processed()
+    table = _msi(_write(tmp_path / "a.imzML", spectra, mode="processed"), mz=[426.9288])
+    ion, whole = table.X.toarray().ravel(), np.array([i.sum() for _, i in spectra.values()])
+    normalize_msi(table, tic_key="tic", log1p=False, target=1.0)
+    np.testing.assert_allclose(table.X.toarray().ravel(), ion / whole, rtol=1e-6)
+
+
 def test_processed_finds_the_common_ions_and_sums_their_own_peaks(tmp_path):
     spectra = _processed()
     table = _msi(_write(tmp_path / "a.imzML", spectra, mode="processed"), min_frequency=0.5)
@@ -131,6 +170,7 @@ def test_unsorted_and_empty_spectra(tmp_path):
     for options in ({"mz": [100, 200, 300]}, {}):
         table = _msi(path, **options)
         assert table.X.toarray().tolist() == [[1, 2, 3], [0, 0, 0], [0, 5, 0]]
+        assert table.obs["tic"].tolist() == [6, 0, 5]
         assert table.obs["col"].tolist() == [0, 1, 3]
 
 
@@ -340,6 +380,8 @@ def test_real_files_equal_pyimzml(data_dir, name):
     np.testing.assert_array_equal(table.obs["row"], place[:, 1] - place[:, 1].min())
     total, _ = _oracle(path, [0], [np.inf])
     np.testing.assert_allclose(np.asarray(everything.X.sum(axis=1)), total, rtol=1e-4)
+    for read in (everything, table):
+        np.testing.assert_allclose(read.obs["tic"], total.ravel(), rtol=1e-9)
 
 
 @pytest.mark.realdata

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 TARGET_SUM = 1e4
 """Counts that every spot is scaled to before the logarithm."""
-_CLIP = 10.0
 _CHUNK = 4096
 
 
@@ -30,7 +29,7 @@ def pool_counts(counts: sp.csr_matrix, graph: sp.csr_matrix) -> sp.csr_matrix:
 
 @dataclass(frozen=True)
 class ExpressionSpace:
-    """Variable genes, their scaling, and the principal components of the training spots.
+    """Variable genes, their moments, and the principal components of the training spots.
 
     Attributes
     ----------
@@ -52,7 +51,7 @@ class ExpressionSpace:
 
     @classmethod
     def fit(cls, counts: sp.csr_matrix, *, n_top_genes: int, n_components: int, seed: int = 0) -> ExpressionSpace:
-        """Choose the most variable genes, scale them, find the components.
+        """Choose the most variable genes and find the components.
 
         Parameters
         ----------
@@ -82,23 +81,25 @@ class ExpressionSpace:
             np.empty((0, len(selected)), np.float32),
             np.empty(0, np.float32),
         )
-        Z = space.scaled(counts)
+        Z = space.centred(counts)
         n = min(n_components, len(selected), max(1, len(Z) - 1))
         pca = PCA(n, random_state=seed).fit(Z)
         components = pca.components_.astype(np.float32)
         deviation = np.sqrt(np.maximum(pca.explained_variance_, 1e-12)).astype(np.float32)
         return cls(space.selected, space.mean, space.scale, components, deviation)
 
-    def scaled(self, counts: sp.csr_matrix) -> NDArray[np.float32]:
-        """Log-normalised, z-scored expression of the genes used, clipped at +-10; shape (spots, genes used)."""
+    def centred(self, counts: sp.csr_matrix) -> NDArray[np.float32]:
+        """Log-normalised expression of the genes used less its training mean; shape (spots, genes used).
+
+        Genes are not scaled to one variance: on real ST that lifts the counting noise of weak genes.
+        """
         X = log_normalize(counts)[:, self.selected].toarray()
         X -= self.mean
-        X /= self.scale
-        return np.clip(X, -_CLIP, _CLIP, out=X)
+        return X
 
     def transform(self, counts: sp.csr_matrix) -> NDArray[np.float32]:
         """Components of spots, shape (spots, components), worked through in pieces."""
-        parts = [self.scaled(counts[i : i + _CHUNK]) @ self.components.T for i in range(0, counts.shape[0], _CHUNK)]
+        parts = [self.centred(counts[i : i + _CHUNK]) @ self.components.T for i in range(0, counts.shape[0], _CHUNK)]
         return np.vstack(parts) if parts else np.empty((0, len(self.components)), np.float32)
 
 

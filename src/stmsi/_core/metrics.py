@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.stats import rankdata
@@ -22,7 +24,7 @@ def _paired(truth: ArrayLike, prediction: ArrayLike) -> tuple[NDArray[np.float64
     return np.where(missing, np.nan, y), np.where(missing, np.nan, p)
 
 
-def _sum(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def _sum(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
     return np.nansum(values, axis=0)
 
 
@@ -45,6 +47,7 @@ def mse(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
 
     Examples
     --------
+    >>> from stmsi.metrics import mse
     >>> mse([[1.0], [3.0]], [[1.0], [1.0]])
     array([2.])
     """
@@ -66,6 +69,7 @@ def mae(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
 
     Examples
     --------
+    >>> from stmsi.metrics import mae
     >>> mae([[1.0], [3.0]], [[1.0], [1.0]])
     array([1.])
     """
@@ -94,6 +98,7 @@ def r2(truth: ArrayLike, prediction: ArrayLike, reference: ArrayLike | None = No
 
     Examples
     --------
+    >>> from stmsi.metrics import r2
     >>> r2([[1.0], [3.0]], [[1.0], [2.0]], reference=[2.0])
     array([0.5])
     """
@@ -117,6 +122,7 @@ def pearson(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
 
     Examples
     --------
+    >>> from stmsi.metrics import pearson
     >>> pearson([[1.0], [2.0], [3.0]], [[2.0], [4.0], [6.0]]).round(6)
     array([1.])
     """
@@ -143,6 +149,7 @@ def spearman(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
 
     Examples
     --------
+    >>> from stmsi.metrics import spearman
     >>> spearman([[1.0], [2.0], [3.0]], [[1.0], [8.0], [9.0]]).round(6)
     array([1.])
     """
@@ -166,6 +173,7 @@ def prevalence(present: ArrayLike) -> NDArray[np.float64]:
 
     Examples
     --------
+    >>> from stmsi.metrics import prevalence
     >>> prevalence([[1.0], [0.0], [float("nan")]])
     array([0.5])
     """
@@ -193,6 +201,7 @@ def precision(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
 
     Examples
     --------
+    >>> from stmsi.metrics import precision
     >>> precision([[1.0], [0.0]], [[1.0], [1.0]])
     array([0.5])
     """
@@ -214,6 +223,7 @@ def recall(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
 
     Examples
     --------
+    >>> from stmsi.metrics import recall
     >>> recall([[1.0], [1.0]], [[1.0], [0.0]])
     array([0.5])
     """
@@ -235,6 +245,7 @@ def f1(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
 
     Examples
     --------
+    >>> from stmsi.metrics import f1
     >>> f1([[1.0], [1.0]], [[1.0], [0.0]]).round(3)
     array([0.667])
     """
@@ -258,6 +269,7 @@ def auroc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
 
     Examples
     --------
+    >>> from stmsi.metrics import auroc
     >>> auroc([[0.0], [1.0], [1.0]], [[0.1], [0.7], [0.9]])
     array([1.])
     """
@@ -285,6 +297,7 @@ def auprc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
 
     Examples
     --------
+    >>> from stmsi.metrics import auprc
     >>> auprc([[0.0], [1.0], [1.0]], [[0.1], [0.7], [0.9]])
     array([1.])
     """
@@ -297,7 +310,7 @@ def auprc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
     return np.where(n0 > 0, _ratio(area, n1), np.nan)
 
 
-def ranked_hits(present: ArrayLike, score: ArrayLike) -> tuple[NDArray[np.float64], ...]:
+def ranked_hits(present: ArrayLike, score: ArrayLike) -> tuple[NDArray[Any], ...]:
     """Running counts when spots are called from the highest score down.
 
     Parameters

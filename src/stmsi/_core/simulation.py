@@ -35,7 +35,7 @@ class LatentRaster:
     def positions(self) -> NDArray[np.float64]:
         """Raster points in micrometres, shape (points, 2)."""
         rows, cols = np.indices(self.shape)
-        return np.column_stack([cols.ravel(), rows.ravel()]) * SPACING - MARGIN
+        return np.asarray(np.column_stack([cols.ravel(), rows.ravel()]) * SPACING - MARGIN, dtype=np.float64)
 
     def smooth_field(self, length: float, rng: np.random.Generator, n: int = 1) -> NDArray[np.float64]:
         """Gaussian random fields of unit variance with a correlation length in micrometres, shape (n, rows, cols)."""

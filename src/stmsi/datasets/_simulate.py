@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,9 @@ _N_DOMAINS = 4
 _ENZYMES_PER_METABOLITE = 3
 _LANDMARK_ERROR = 10.0
 _DIFFUSION = 100.0
+_BACKGROUND = 20.0
+"""Background of a spectrum in units of the summed ions."""
+_BACKGROUND_NOISE = 0.05
 
 
 def simulate(
@@ -63,7 +66,8 @@ def simulate(
 
     **MSI.** Pixels lie on a raster of their own: rotated, shifted, every second section **mirrored**, part of the
     tissue not measured. Pixel values have lognormal noise; values under the ion's detection limit are 0, with limits
-    such that prevalence spans 5 to 100 %; every section is multiplied by a batch scale of its own.
+    such that prevalence spans 5 to 100 %; every section is multiplied by a batch scale of its own. ``obs["tic"]`` is the
+    total ion current of the whole spectrum, most of which is background that no ion of the table holds.
 
     Parameters
     ----------
@@ -136,7 +140,7 @@ def simulate(
             sections.append(_draw_section(name, f"P{patient + 1}", raster, biology, shift, mirrored, random))
 
     # standardised over all tissue, so that a section's level is part of the biology
-    level = np.stack([f[:, s.tissue].mean(axis=1) for s in sections for f in [s.drive]]).mean(axis=0)
+    level = np.stack([s.drive[:, s.tissue].mean(axis=1) for s in sections]).mean(axis=0)
     spread = np.sqrt(np.stack([((s.drive[:, s.tissue].T - level) ** 2).mean(axis=0) for s in sections]).mean(axis=0))
     for s in sections:
         s.drive = (s.drive - level[:, None, None]) / spread[:, None, None]
@@ -146,7 +150,7 @@ def simulate(
     st, msi = {}, {}
     for s in sections:
         st[s.name] = _st_table(s, raster, biology, log_lod, dispersion, library_size, random)
-        msi[s.name] = _msi_table(s, biology, log_lod, pixel_size)
+        msi[s.name] = _msi_table(s, biology, log_lod, pixel_size, random)
     sdata = combine(st.values(), msi.values())
     for s in sections:
         _add_landmarks(sdata, s, raster, random)
@@ -261,9 +265,10 @@ class _Section:
     drive: NDArray[np.float64]  # metabolites x rows x cols
     matrix: NDArray[np.float64]  # MSI -> ST
     batch_scale: float
-    row: NDArray[np.int64] | None = None
-    col: NDArray[np.int64] | None = None
-    log_intensity: NDArray[np.float64] | None = None  # pixels x metabolites, noisy
+    # set by _measure
+    row: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    col: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    log_intensity: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))  # pixels x metabolites, noisy
 
 
 def _draw_section(
@@ -394,11 +399,18 @@ def _st_table(
     return st_section(adata, xy, sample=s.name, spot_diameter=VISIUM_SPOT_DIAMETER)
 
 
-def _msi_table(s: _Section, biology: _Biology, log_lod: NDArray[np.float64], pixel_size: float) -> SpatialData:
-    assert s.log_intensity is not None
+def _msi_table(
+    s: _Section, biology: _Biology, log_lod: NDArray[np.float64], pixel_size: float, rng: np.random.Generator
+) -> SpatialData:
     intensity = np.where(s.log_intensity > log_lod, np.exp(s.log_intensity) * s.batch_scale, 0)
     var = biology.var.assign(lod=np.exp(log_lod))
-    obs = pd.DataFrame({Key.obs.PATIENT: pd.Categorical([s.patient] * len(intensity))})
+    # most of a spectrum is matrix and chemical background, which no ion of the table holds
+    background = (
+        _BACKGROUND * intensity.sum(axis=1).mean() * np.exp(_BACKGROUND_NOISE * rng.standard_normal(len(intensity)))
+    )
+    obs = pd.DataFrame(
+        {Key.obs.PATIENT: pd.Categorical([s.patient] * len(intensity)), Key.obs.TIC: background + intensity.sum(axis=1)}
+    )
     attrs = {"simulated": True}
     return msi_section(intensity, var, s.row, s.col, sample=s.name, pixel_size=pixel_size, obs=obs, attrs=attrs)
 
@@ -412,7 +424,7 @@ def _add_landmarks(sdata: Any, s: _Section, raster: LatentRaster, rng: np.random
     angle = np.arctan2(*(inside - inside.mean(axis=0)).T[::-1])
     slices = np.array_split(np.argsort(angle), n)
     st = inside[[rng.choice(part) for part in slices]]
-    msi = apply_affine(np.linalg.inv(s.matrix), st)
+    msi = apply_affine(np.asarray(np.linalg.inv(s.matrix), np.float64), st)
     for xy, modality, frame in (
         (st, "st", Key.st_frame(s.name)),
         (msi, "msi", Key.msi_frame(s.name)),

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import uuid
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, TypeAlias, get_args
-from xml.etree.ElementTree import ParseError, iterparse
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,10 +13,8 @@ from stmsi._core.spectra import (
     Reduce,
     ReferenceIons,
     Unit,
-    decode,
     mz_labels,
     reference_mz,
-    sorted_spectrum,
     stack_rows,
     sum_windows,
     windows,
@@ -28,33 +23,27 @@ from stmsi._elements import check_sample_name, msi_section
 from stmsi._keys import Key
 from stmsi._logging import logger, track
 from stmsi._validate import check_choice, listing
+from stmsi.io._imzml_file import (
+    UNKNOWN,
+    LazySpectra,
+    check_imzml,
+    find_ibd,
+    instrument_name,
+    matched_uuid,
+    parse_imzml,
+    stated_pixel_size,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     import scipy.sparse as sp
     from numpy.typing import NDArray
-    from pyimzml.ImzMLParser import ImzMLParser
     from spatialdata import SpatialData
 
-    Targets: TypeAlias = Sequence[float] | NDArray[np.floating[Any]] | pd.Series | pd.DataFrame
-    Spectrum: TypeAlias = tuple[NDArray[np.float64], NDArray[Any]]
+    from stmsi.io._imzml_file import Spectrum
 
-_DTYPES = {
-    "MS:1000519": "<i4",
-    "MS:1000520": "<f2",
-    "MS:1000521": "<f4",
-    "MS:1000522": "<i8",
-    "MS:1000523": "<f8",
-    "IMS:1000141": "<i4",
-    "IMS:1000142": "<i8",
-}
-_ZLIB, _UNCOMPRESSED = "MS:1000574", "MS:1000576"
-_NUMPRESS = tuple(f"MS:{code}" for code in (1002312, 1002313, 1002314, 1002746, 1002747, 1002748))
-_CONTINUOUS, _PROCESSED, _UUID = "IMS:1000030", "IMS:1000031", "IMS:1000080"
-_PIXEL_X, _PIXEL_Y = "IMS:1000046", "IMS:1000047"
-_MICROMETRES = {"UO:0000017": 1.0, "UO:0000016": 1000.0, "UO:0000015": 10000.0, "UO:0000018": 0.001}
-_UNKNOWN = "unknown"
+    Targets: TypeAlias = Sequence[float] | NDArray[np.floating[Any]] | pd.Series | pd.DataFrame
 
 
 def read_imzml(
@@ -109,8 +98,10 @@ def read_imzml(
     -------
     SpatialData with table ``msi`` (pixels x ions, float32 CSR, `var` with ``mz`` in Da; for common ions also
     ``frequency``) and squares ``<sample>_pixels`` in micrometres, coordinate system ``<sample>_msi``. Row and column
-    count from the smallest y and x. ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``origin`` (the smallest x
-    and y), ``file``, ``uuid``, ``mode``, ``spectrum_type``, ``polarity``, ``instrument`` and how the ions were taken.
+    count from the smallest y and x. ``obs["tic"]`` (float64) is the total ion current of each pixel: the sum of its
+    whole spectrum, whichever ions were asked for; ``stmsi.pp.normalize_msi(tic_key="tic")`` divides by it.
+    ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``origin`` (the smallest x and y), ``file``, ``uuid``,
+    ``mode``, ``spectrum_type``, ``polarity``, ``instrument`` and how the ions were taken.
 
     Raises
     ------
@@ -127,31 +118,41 @@ def read_imzml(
 
     Examples
     --------
-    >>> from stmsi.io import read_imzml
-    >>> sdata = read_imzml("section.imzML", mz=[104.1070, 760.5851], tolerance=5)  # doctest: +SKIP
-    >>> sdata.tables["msi"].var["mz"]  # doctest: +SKIP
+    Two ions of a file of four spectra, which pyimzML writes first:
+
+    >>> import tempfile, stmsi
+    >>> from pyimzml.ImzMLWriter import ImzMLWriter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with ImzMLWriter(f"{folder}/section.imzML", mode="processed") as writer:
+    ...         for x, y in [(1, 1), (2, 1), (1, 2), (2, 2)]:
+    ...             writer.addSpectrum([104.1071, 500.25, 760.5850], [x, 7.0, y], (x, y))
+    ...     sdata = stmsi.io.read_imzml(f"{folder}/section.imzML", mz=[104.1070, 760.5851], pixel_size=50)
+    >>> sdata.tables["msi"].X.toarray().tolist()
+    [[1.0, 1.0], [2.0, 1.0], [1.0, 2.0], [2.0, 2.0]]
+    >>> sdata.tables["msi"].obs["tic"].tolist()
+    [9.0, 10.0, 10.0, 11.0]
     """
     options = _Options(float(tolerance), unit, reduce, float(min_frequency), show_progress_bar)
     options.check()
     targets = None if mz is None else _target_frame(mz)
-    path = _check_file(Path(path))
-    ibd = _find_ibd(path)
+    path = check_imzml(Path(path))
+    ibd = find_ibd(path)
     sample = safe_ids([path.stem])[0] if sample is None else check_sample_name(sample)
-    parser = _parse(path)
-    size = _pixel_size(parser, path) if pixel_size is None else pixel_size
+    parser = parse_imzml(path)
+    size = stated_pixel_size(parser, path) if pixel_size is None else pixel_size
     chosen, row, col, origin = _raster(np.asarray(parser.coordinates), z, path)
     with ibd.open("rb") as handle:
-        spectra = _Spectra(parser, handle, ibd)
-        identifier = _check_uuid(spectra, parser, check=check_uuid)
-        X, var, how = _extract(spectra, chosen, targets, options)
+        spectra = LazySpectra(parser, handle, ibd)
+        identifier = matched_uuid(spectra, parser, check=check_uuid)
+        X, var, tic, how = _extract(spectra, chosen, targets, options)
     attrs = {
         "format": "imzML",
         "file": path.name,
         "uuid": identifier,
         "mode": spectra.mode,
-        "spectrum_type": parser.spectrum_mode or _UNKNOWN,
-        "polarity": parser.polarity or _UNKNOWN,
-        "instrument": _instrument(parser),
+        "spectrum_type": parser.spectrum_mode or UNKNOWN,
+        "polarity": parser.polarity or UNKNOWN,
+        "instrument": instrument_name(parser),
         "origin": origin,
         "ions": how,
         "tolerance": options.tolerance,
@@ -159,7 +160,8 @@ def read_imzml(
         "reduce": reduce,
     }
     logger.info("%s: %d pixels x %d ions (%s)", path.name, X.shape[0], X.shape[1], how)
-    return msi_section(X, var, row, col, sample=sample, pixel_size=size, attrs=attrs)
+    obs = pd.DataFrame({Key.obs.TIC: tic})
+    return msi_section(X, var, row, col, sample=sample, pixel_size=size, obs=obs, attrs=attrs)
 
 
 class _Options(NamedTuple):
@@ -181,205 +183,6 @@ class _Options(NamedTuple):
         if not 0 <= self.min_frequency <= 1:
             msg = f"min_frequency is a share between 0 and 1, found {self.min_frequency!r}."
             raise ValueError(msg)
-
-
-class _Spectra:
-    """The spectra behind a parsed imzML, decoded one by one."""
-
-    def __init__(self, parser: ImzMLParser, handle: BinaryIO, path: Path) -> None:
-        self.handle, self.path, self.coordinates = handle, path, parser.coordinates
-        content = parser.metadata.file_description
-        declared = [name for code, name in ((_CONTINUOUS, "continuous"), (_PROCESSED, "processed")) if code in content]
-        self.mode = declared[0] if len(declared) == 1 else _UNKNOWN
-        self.mz = list(zip(parser.mzOffsets, parser.mzLengths, strict=True))
-        self.intensity = list(zip(parser.intensityOffsets, parser.intensityLengths, strict=True))
-        self.mz_type = _array_type(parser, parser.mzGroupId, "m/z", path)
-        self.intensity_type = _array_type(parser, parser.intGroupId, "intensity", path)
-        self.size = handle.seek(0, 2)
-        self._last: tuple[tuple[int, int], NDArray[Any]] | None = None
-        # a compressed array ends before the next one begins: pyimzML does not keep its encoded length
-        self._starts = np.unique([offset for offset, _ in [*self.mz, *self.intensity]] + [self.size])
-        self._check_size()
-
-    def _check_size(self) -> None:
-        for places, (dtype, compressed) in ((self.mz, self.mz_type), (self.intensity, self.intensity_type)):
-            # how long a compressed array is shows only when it is decoded
-            ends = [offset + (1 if compressed else n * dtype.itemsize) for offset, n in places if n > 0]
-            end = max(ends, default=0)
-            if end > self.size:
-                msg = f"{self.path} is truncated: {self.size} bytes, at least {end} expected. Copy the file again."
-                raise ValueError(msg)
-
-    def _array(self, place: tuple[int, int], kind: tuple[np.dtype[Any], bool], index: int) -> NDArray[Any]:
-        (offset, length), (dtype, compressed) = place, kind
-        n_bytes = length * dtype.itemsize
-        if compressed:
-            n_bytes = int(self._starts[np.searchsorted(self._starts, offset, side="right")]) - offset if length else 0
-        self.handle.seek(offset)
-        try:
-            return decode(self.handle.read(n_bytes), dtype, length, compressed=compressed)
-        except ValueError as error:
-            msg = f"{self.path}: the spectrum at {self.place(index)} cannot be read: {error}. Copy the file again."
-            raise ValueError(msg) from error
-
-    def place(self, index: int) -> str:
-        """Position of a spectrum for a message."""
-        x, y, _ = self.coordinates[index]
-        return f"x={x}, y={y}"
-
-    def read(self, index: int) -> Spectrum:
-        """m/z (float64, ascending) and intensities of a spectrum, checked."""
-        if self.mz[index][1] != self.intensity[index][1]:
-            msg = (
-                f"{self.path}: the spectrum at {self.place(index)} has {self.mz[index][1]} m/z but "
-                f"{self.intensity[index][1]} intensities; export the file again."
-            )
-            raise ValueError(msg)
-        if self._last is None or self._last[0] != self.mz[index]:
-            self._last = self.mz[index], self._array(self.mz[index], self.mz_type, index)
-        mz = self._last[1]
-        intensity = self._array(self.intensity[index], self.intensity_type, index)
-        if not (np.isfinite(mz).all() and (mz > 0).all()):
-            msg = f"{self.path}: the spectrum at {self.place(index)} has m/z that are not positive finite numbers."
-            raise ValueError(msg)
-        bad = ~(np.isfinite(intensity) & (intensity >= 0))
-        if bad.any():
-            msg = (
-                f"{self.path}: the spectrum at {self.place(index)} has {int(bad.sum())} intensities that are negative, "
-                f"NaN or infinite ({listing(intensity[bad][:3])}); export it without baseline subtraction or clip it "
-                "at 0."
-            )
-            raise ValueError(msg)
-        return sorted_spectrum(mz, intensity)
-
-    def shared_axis(self, chosen: NDArray[np.intp]) -> NDArray[np.float64] | None:
-        """The m/z axis where all spectra have the same one, else `None`; what the header says does not decide."""
-        places = {self.mz[i] for i in chosen}
-        if len(places) == 1 and not (len(chosen) == 1 and self.mode == "processed"):
-            return self.read(int(chosen[0]))[0]
-        if self.mode != "continuous":
-            return None
-        axis = self.read(int(chosen[0]))[0]
-        if all(np.array_equal(axis, self.read(int(i))[0]) for i in chosen[1:]):
-            return axis
-        warnings.warn(
-            f"{self.path.name} calls itself continuous, but its spectra differ in m/z; it is read as processed.",
-            stacklevel=4,
-        )
-        return None
-
-
-def _check_file(path: Path) -> Path:
-    if path.suffix.lower() == ".ibd":
-        msg = f"{path} holds the binary part; pass the .imzML file beside it."
-        raise ValueError(msg)
-    if not path.exists():
-        msg = f"There is no file {path}."
-        raise FileNotFoundError(msg)
-    if path.is_dir():
-        found = listing(sorted(p.name for p in path.glob("*.[iI][mM][zZ][mM][lL]")))
-        msg = f"{path} is a directory; pass one imzML file. In it: {found}."
-        raise ValueError(msg)
-    if path.stat().st_size == 0:
-        msg = f"{path} is empty (0 bytes); copy or export it again."
-        raise ValueError(msg)
-    return path
-
-
-def _find_ibd(path: Path) -> Path:
-    found = sorted(p for p in path.parent.iterdir() if p.stem == path.stem and p.suffix.lower() == ".ibd")
-    if not found:
-        msg = f"The binary part of {path} is missing: put {path.stem}.ibd beside it."
-        raise FileNotFoundError(msg)
-    if found[0].stat().st_size == 0:
-        msg = f"{found[0]} is empty (0 bytes); copy or export it again."
-        raise ValueError(msg)
-    return found[0]
-
-
-def _parse(path: Path) -> ImzMLParser:
-    """Metadata, positions and offsets, by pyimzML; nothing is read from the binary file."""
-    from pyimzml.ImzMLParser import ImzMLParser
-
-    with path.open("rb") as handle:
-        try:
-            root = next(iter(iterparse(handle, events=("start",))))[1].tag.rpartition("}")[2]
-        except ParseError as error:
-            msg = f"{path} is not an imzML file: it is not XML ({error})."
-            raise ValueError(msg) from error
-        if root != "mzML":
-            msg = f"{path} is not an imzML file: its outermost element is <{root}>, expected <mzML>."
-            raise ValueError(msg)
-        handle.seek(0)
-        with warnings.catch_warnings():
-            # it warns of every term whose spelling is not that of its ontology, which no user can mend
-            warnings.filterwarnings("ignore", category=Warning, module=r"pyimzml\.")
-            try:
-                parser = ImzMLParser(handle, ibd_file=None, include_spectra_metadata=[_ZLIB])
-            except ParseError as error:
-                msg = f"{path} is broken or truncated XML ({error}). Copy or export it again."
-                raise ValueError(msg) from error
-            # what pyimzML trips over where an element that imzML requires is not there
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-                msg = f"{path} is not a complete imzML file: no spectra with position, offset and length ({error})."
-                raise ValueError(msg) from error
-    if any(value is not None for value in parser.spectrum_metadata_fields[_ZLIB]):
-        msg = f"{path} declares compression spectrum by spectrum, which is not supported; export it uncompressed."
-        raise ValueError(msg)
-    return parser
-
-
-def _array_type(parser: ImzMLParser, group: str | None, what: str, path: Path) -> tuple[np.dtype[Any], bool]:
-    """Type of the stored values and whether they are zlib-compressed."""
-    params = parser.metadata.referenceable_param_groups[group].param_by_accession if group is not None else {}
-    codes = [code for code in _DTYPES if code in params]
-    if len(codes) != 1:
-        known = "16-, 32- or 64-bit float, 32- or 64-bit integer"
-        msg = f"{path.name}: the imzML does not name a supported number type of the {what} arrays ({known})."
-        raise ValueError(msg)
-    if any(code in params for code in _NUMPRESS):
-        msg = f"{path.name}: the {what} arrays are compressed with MS-Numpress; export them uncompressed or with zlib."
-        raise ValueError(msg)
-    return np.dtype(_DTYPES[codes[0]]), _ZLIB in params and _UNCOMPRESSED not in params
-
-
-def _check_uuid(spectra: _Spectra, parser: ImzMLParser, *, check: bool) -> str:
-    """The identifier both files carry; the binary one begins with its 16 bytes."""
-    text = parser.metadata.file_description.param_by_accession.get(_UUID)
-    try:
-        declared = uuid.UUID(str(text))
-    except ValueError:
-        logger.info("%s: no valid identifier to check the binary file against", spectra.path.name)
-        return _UNKNOWN
-    spectra.handle.seek(0)
-    head = spectra.handle.read(16)
-    if check and head not in (declared.bytes, declared.bytes_le):
-        msg = (
-            f"{spectra.path} does not belong to the imzML beside it: its identifier is {head.hex()}, expected "
-            f"{declared.hex}. Find the right file, or pass check_uuid=False if you are sure."
-        )
-        raise ValueError(msg)
-    return str(declared)
-
-
-def _pixel_size(parser: ImzMLParser, path: Path) -> tuple[float, float]:
-    """Pixel size (x, y) in micrometres from the metadata."""
-    sizes: dict[str, float] = {}
-    for settings in parser.metadata.scan_settings.values():
-        for _, accession, value, _, _, _, unit in settings.cv_params:
-            if accession in (_PIXEL_X, _PIXEL_Y) and isinstance(value, int | float) and value > 0:
-                sizes[accession] = float(value) * _MICROMETRES.get(unit, 1.0)
-    if not sizes:
-        msg = f"{path.name} does not say how large a pixel is; pass pixel_size= (micrometres)."
-        raise ValueError(msg)
-    x, y = sizes.get(_PIXEL_X, sizes.get(_PIXEL_Y, 0.0)), sizes.get(_PIXEL_Y, sizes.get(_PIXEL_X, 0.0))
-    if 1.0 in (x, y):
-        warnings.warn(
-            f"{path.name} gives a pixel size of {x:g} x {y:g} um, which programs write where they do not know it. "
-            "Pass pixel_size= (micrometres).",
-            stacklevel=3,
-        )
-    return x, y
 
 
 def _raster(
@@ -404,17 +207,6 @@ def _raster(
         raise ValueError(msg)
     origin = xy.min(axis=0)
     return chosen, xy[:, 1] - origin[1], xy[:, 0] - origin[0], origin
-
-
-def _instrument(parser: ImzMLParser) -> str:
-    """Name of the instrument, where the file has one: the first term without a value."""
-    for configuration in parser.metadata.instrument_configurations.values():
-        for name, _, _, _, raw_value, _, _ in configuration.cv_params:
-            if not raw_value and name and name != "instrument model":
-                return str(name)
-            if raw_value and name == "instrument model":
-                return str(raw_value)
-    return _UNKNOWN
 
 
 def _target_frame(mz: Targets) -> pd.DataFrame:
@@ -445,35 +237,47 @@ def _ion_frame(mz: NDArray[np.float64], **columns: NDArray[np.float64]) -> pd.Da
 
 
 def _extract(
-    spectra: _Spectra, chosen: NDArray[np.intp], targets: pd.DataFrame | None, options: _Options
-) -> tuple[sp.csr_matrix, pd.DataFrame, str]:
-    """Intensities, ions, and where the ions come from."""
+    spectra: LazySpectra, chosen: NDArray[np.intp], targets: pd.DataFrame | None, options: _Options
+) -> tuple[sp.csr_matrix, pd.DataFrame, NDArray[np.float64], str]:
+    """Intensities, ions, total ion current of each spectrum, and where the ions come from."""
+    tic = np.zeros(len(chosen))
     if targets is not None:
         order = np.argsort(targets[Key.var.MZ].to_numpy(), kind="stable")
         low, high = windows(targets[Key.var.MZ].to_numpy()[order], options.tolerance, options.unit)
-        X = stack_rows(_windowed(spectra, chosen, low, high, options), len(order))
-        return X[:, np.argsort(order)], targets, "targets"
+        X = stack_rows(_windowed(spectra, chosen, low, high, tic, options), len(order))
+        return X[:, np.argsort(order)], targets, tic, "targets"
     axis = spectra.shared_axis(chosen)
     if axis is not None:
-        rows = (spectra.read(int(i))[1] for i in track(chosen, "Reading spectra", total=len(chosen), show=options.show))
-        return stack_rows(rows, len(axis)), _ion_frame(axis), "axis"
+        rows = (intensity for _, intensity in _read_all(spectra, chosen, tic, options))
+        return stack_rows(rows, len(axis)), _ion_frame(axis), tic, "axis"
     ions = _common_ions(spectra, chosen, options)
-    X = stack_rows(_windowed(spectra, chosen, ions.low, ions.high, options), len(ions.mz))
-    return X, _ion_frame(ions.mz, frequency=ions.frequency), "reference"
+    X = stack_rows(_windowed(spectra, chosen, ions.low, ions.high, tic, options), len(ions.mz))
+    return X, _ion_frame(ions.mz, frequency=ions.frequency), tic, "reference"
+
+
+def _read_all(
+    spectra: LazySpectra, chosen: NDArray[np.intp], tic: NDArray[np.float64], options: _Options
+) -> Iterator[Spectrum]:
+    """The spectra one by one; writes the total ion current of each into `tic`."""
+    for number, index in enumerate(track(chosen, "Reading spectra", total=len(chosen), show=options.show)):
+        mz, intensity = spectra.read(int(index))
+        tic[number] = intensity.sum(dtype=np.float64)
+        yield mz, intensity
 
 
 def _windowed(
-    spectra: _Spectra,
+    spectra: LazySpectra,
     chosen: NDArray[np.intp],
     low: NDArray[np.float64],
     high: NDArray[np.float64],
+    tic: NDArray[np.float64],
     options: _Options,
 ) -> Iterator[NDArray[np.float64]]:
-    for index in track(chosen, "Reading spectra", total=len(chosen), show=options.show):
-        yield sum_windows(*spectra.read(int(index)), low, high, options.reduce)
+    for mz, intensity in _read_all(spectra, chosen, tic, options):
+        yield sum_windows(mz, intensity, low, high, options.reduce)
 
 
-def _common_ions(spectra: _Spectra, chosen: NDArray[np.intp], options: _Options) -> ReferenceIons:
+def _common_ions(spectra: LazySpectra, chosen: NDArray[np.intp], options: _Options) -> ReferenceIons:
     peaks, owner = [], []
     for number, index in enumerate(track(chosen, "Looking for ions", total=len(chosen), show=options.show)):
         mz, intensity = spectra.read(int(index))

@@ -126,9 +126,17 @@ def read_msi_table(
 
     Examples
     --------
-    >>> from stmsi.io import read_msi_table
-    >>> sdata = read_msi_table("section_smamsi.csv", pixel_size=100)  # doctest: +SKIP
-    >>> sdata.tables["msi"].var["mz"]  # doctest: +SKIP
+    Coordinates with a pitch of 1 are raster indices, so the size of a pixel must be told:
+
+    >>> import tempfile, stmsi
+    >>> from pathlib import Path
+    >>> rows = ["x,y,104.107,760.5851", "1,1,0.5,3", "2,1,0,4", "1,2,0.25,0", "2,2,0,1"]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = Path(folder, "section.csv")
+    ...     n = path.write_text("\\n".join(rows))
+    ...     sdata = stmsi.io.read_msi_table(path, pixel_size=100)
+    >>> sdata.tables["msi"].var["mz"].tolist()
+    [104.107, 760.5851]
     """
     path = _check_file(Path(path))
     kind = _format(path, table_format)

@@ -295,7 +295,13 @@ class HurdleModel:
     def _calibrate(self, targets: Targets, probability: NDArray[np.float64], intensity: NDArray[np.float64]) -> None:
         """Thresholds, intervals and evidence from held-out predictions of training spots."""
         state = self.state
-        state.threshold = best_f1_threshold(targets.presence, probability)
+        unseen = np.isnan(targets.presence).all(axis=0)
+        if unseen.any():
+            logger.warning(
+                "Metabolites not measured in the spots held out for calibration get the threshold 0.5 and no interval: %s",
+                listing(state.metabolites[unseen]),
+            )
+        state.threshold = np.where(unseen, 0.5, best_f1_threshold(targets.presence, probability))
         known = ~np.isnan(probability) & ~np.isnan(intensity)
         expected = np.where(
             known, hurdle_mean(np.nan_to_num(intensity), np.nan_to_num(probability), state.threshold), np.nan
@@ -344,7 +350,7 @@ def read_targets(adata: AnnData, setup: Setup) -> Targets:
 def drop_unmeasured(targets: Targets, rows: NDArray[np.int64]) -> Targets:
     """The targets of some spots, without metabolites that none of them has measured."""
     Y, P = targets.intensity[rows], targets.presence[rows]
-    measured = ~np.isnan(Y).all(axis=0)
+    measured = np.asarray(~np.isnan(Y).all(axis=0))
     if not measured.any():
         msg = "No metabolite was measured in any training spot: all intensities are NaN. Check alignment and mapping."
         raise ValueError(msg)

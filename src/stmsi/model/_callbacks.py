@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from lightning.pytorch.callbacks import Callback
@@ -32,9 +32,9 @@ class KeepBestWeights(Callback):
         value = trainer.callback_metrics.get(self.monitor)
         if value is not None and torch.isfinite(value) and float(value) < self.best:
             self.best, self.best_epoch = float(value), trainer.current_epoch
-            self._state = deepcopy(pl_module.module.state_dict())
+            self._state = deepcopy(cast("torch.nn.Module", pl_module.module).state_dict())
 
-    def restore(self, module: torch.nn.Module) -> None:
+    def restore(self, module: Any) -> None:
         """Put the best weights back."""
         if self._state is not None:
             module.load_state_dict(self._state)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.expression import ExpressionSpace, pool_counts
+from stmsi._validate import listing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -134,7 +135,7 @@ class SpotFeatures:
             values = column.astype(str).to_numpy().astype(str)
             unknown = sorted(set(values) - set(known))
             if unknown:
-                msg = f"Covariate {name!r} has categories that training did not: {unknown[:5]}; known: {list(known)[:10]}."
+                msg = f"Covariate {name!r} has categories that training did not: {listing(unknown)}; known: {listing(known)}."
                 raise ValueError(msg)
             columns.append(values[:, None] == known[None])
         return np.hstack([*columns, np.empty((len(spots), 0))]).astype(np.float32)

@@ -179,7 +179,7 @@ class HurdleLinear(HurdleModel):
 
     @property
     def is_trained(self) -> bool:
-        """Whether :meth:`train` has been called."""
+        """Whether :meth:`~stmsi.model.HurdleLinear.train` has been called."""
         return self.state_ is not None
 
     def train(

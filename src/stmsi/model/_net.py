@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from scipy.special import expit
@@ -122,7 +123,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                 msg = f"encoder={encoder!r} reads no neighbourhood; set up without graph_key, or use another model."
                 raise ValueError(msg)
         BaseModelClass.__init__(self, adata, registry)
-        self._hyper = {
+        self._hyper: dict[str, Any] = {
             "encoder": encoder,
             "n_top_genes": n_top_genes,
             "intensity_weight": intensity_weight,
@@ -198,9 +199,17 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         KeyError
             A field is not there.
         ValueError
-            A view, an empty table, duplicate names, negative or infinite intensities.
+            A view, an empty table, duplicate names, negative or infinite intensities, a dask array of sparse pieces.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
+        counts = adata.X if layer is None else adata.layers.get(layer)
+        if sp.issparse(getattr(counts, "_meta", None)):
+            name = "X" if layer is None else f"layers[{layer!r}]"
+            msg = (
+                f"{name} is a dask array of sparse pieces, which cannot be read in batches; load it: "
+                f"adata.{name} = adata.{name}.compute()."
+            )
+            raise ValueError(msg)
         setup = Setup.create(
             adata, layer=layer, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
             cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
@@ -295,7 +304,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         best.restore(self.module)
         self._fit_calibration(spots.take(validation), targets, validation)
         if not given and refit:
-            history, calibrated = self.history_, self.state
+            history, calibrated = self.history, self.state
             rows = np.sort(np.concatenate([rows, validation]))
             self._fit(spots, targets, rows, rows[:0], max_epochs=best.best_epoch + 1, early_stopping=False, **options)
             self._carry_over(calibrated)
@@ -406,9 +415,15 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         )
         logit, intensity = self._forward(spots)
         self.platt_ = np.array([platt(s, p) for s, p in zip(logit.T, targets.presence.T, strict=True)])
+        unseen = np.isnan(targets.presence).all(axis=0)
+        # nothing to calibrate on: the class weights of the loss are taken back, and that is all
+        weight = self.module.positive_weight.cpu().numpy()[keep]
+        self.platt_[unseen] = np.column_stack([np.ones(len(weight)), -np.log(weight)])[unseen]
         self._calibrate(targets, expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity)
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        if spots.covariates is not None:
+            self.state.features.covariates(spots)  # refuses categories that training did not have
         logit, intensity = self._forward(spots)
         assert self.platt_ is not None
         return expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity
@@ -416,10 +431,8 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
     def _forward(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Log-odds and intensity given presence of the metabolites that the model predicts."""
         setup, state = self._setup, self.state
-        obs = pd.DataFrame(index=spots.names)
-        if spots.covariates is not None:
-            state.features.covariates(spots)  # refuses categories that training did not have
-            obs = obs.join(spots.covariates)
+        index = pd.RangeIndex(len(spots)).astype(str)  # names of query spots may repeat
+        obs = pd.DataFrame(index=index) if spots.covariates is None else spots.covariates.set_axis(index)
         if setup.cluster_key is not None:
             clusters = state.features.clusters
             assert clusters is not None
@@ -435,7 +448,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         loader = AnnDataLoader(manager, batch_size=_PREDICT_BATCH, data_and_attributes=inputs)
         logits, means = [], []
         self.module.eval()
-        with torch.inference_mode():
+        with torch.inference_mode(), _seeded(self._hyper["rng"]):  # loaders draw from torch's global generator
             for tensors in loader:
                 outputs = self.module.inference(**self.module._get_inference_input(tensors))
                 heads = self.module.generative(**outputs)
@@ -517,6 +530,7 @@ def _quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", module="lightning")
+            warnings.filterwarnings("ignore", message="Category .* has fewer than")
             # said of every query that holds few spots of a cluster, which does no harm
             warnings.filterwarnings("ignore", message=".*has fewer than 3 cells")
             yield

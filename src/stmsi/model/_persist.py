@@ -36,16 +36,20 @@ def save_model(model: HurdleModel, dir_path: str | Path, *, overwrite: bool) -> 
         raise FileExistsError(msg)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    new, old = scratch / "new", scratch / "old"
     try:
-        model._write(scratch)
-        (scratch / CARD).write_text(json.dumps(card, indent=2), encoding="utf-8")
-        old = None
+        new.mkdir()  # with the permissions of any other folder, which mkdtemp's own has not
+        model._write(new)
+        card["files"] = {p.name: p.stat().st_size for p in sorted(new.iterdir())}
+        (new / CARD).write_text(json.dumps(card, indent=2), encoding="utf-8")
         if target.exists():
-            old = target.with_name(f"{scratch.name}-old")
             target.replace(old)
-        scratch.replace(target)
-        if old is not None:
-            shutil.rmtree(old)
+        try:
+            new.replace(target)
+        except OSError:
+            if old.exists():
+                old.replace(target)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
@@ -95,7 +99,7 @@ def load(dir_path: str | Path, adata: AnnData | None = None) -> HurdleModel:
     FileNotFoundError
         No such folder.
     ValueError
-        Not a folder that stmsi wrote, or one of a newer version.
+        Not a folder that stmsi wrote, one of a newer version, or a damaged one.
 
     Examples
     --------
@@ -132,4 +136,9 @@ def load(dir_path: str | Path, adata: AnnData | None = None) -> HurdleModel:
     if name not in _CLASSES:
         msg = f"{path} holds a {name!r}, which this version does not know; known: {listing(_CLASSES)}."
         raise ValueError(msg)
+    for file, size in card.get("files", {}).items():
+        found = (path / file).stat().st_size if (path / file).is_file() else 0
+        if found != size:
+            msg = f"{path} is damaged: {file} has {found} of {size} bytes; copy it again or save the model again."
+            raise ValueError(msg)
     return getattr(import_module(_CLASSES[name]), name)._read(path, adata)

@@ -24,7 +24,7 @@ _CLASSES = {"HurdleLinear": "stmsi.model._linear", "HurdleNet": "stmsi.model._ne
 
 def resolve(spec: ModelSpec) -> tuple[type[Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Class, hyper-parameters, setup arguments and training arguments of a model given by name or mapping."""
-    params = {"model": spec} if isinstance(spec, str) else dict(spec)
+    params: dict[str, Any] = {"model": spec} if isinstance(spec, str) else dict(spec)
     if "model" not in params:
         msg = f"A model given as a mapping needs the entry 'model', found {sorted(params)}."
         raise ValueError(msg)

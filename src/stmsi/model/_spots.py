@@ -135,6 +135,10 @@ def read_spots(
     covariates = None
     if setup.covariate_keys:
         columns_of = {k: require_obs(adata, k, "The model uses it as a covariate.") for k in setup.covariate_keys}
+        for key, column in columns_of.items():
+            if column.isna().any():
+                msg = f"Covariate obs[{key!r}] has missing values; fill them first."
+                raise ValueError(msg)
         covariates = pd.DataFrame(columns_of)
     cluster = None
     if setup.cluster_key is not None and with_cluster and setup.cluster_key in adata.obs:

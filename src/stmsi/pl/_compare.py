@@ -231,4 +231,4 @@ def _scores(
 ) -> str:
     """Scores for the title; a score that does not exist is left out."""
     scores = {"Pearson": pearson(y, p)[0], "AUROC": auroc(present, chance)[0]}
-    return ", ".join(f"{name} {value:.2f}" for name, value in scores.items() if np.isfinite(value))
+    return ", ".join(f"{name} {value:z.2f}" for name, value in scores.items() if np.isfinite(value))

@@ -272,7 +272,7 @@ def _draw_box(ax: Axes, box: _Box) -> None:
     ax.text(
         1.01,
         box.at,
-        f"{median:.2f} (n={len(values)})",
+        f"{median:z.2f} (n={len(values)})",
         transform=ax.get_yaxis_transform(),
         va="center",
         fontsize=STYLE.label_size if box.height > 0.3 else STYLE.tick_size,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
+import pandas as pd
 import scipy.sparse as sp
 
 from stmsi._core.spectra_stats import pixel_factors, section_quantiles
@@ -16,12 +17,14 @@ from stmsi._validate import (
     check_nonnegative,
     get_table,
     refuse_view,
+    require_obs,
     require_rows,
     require_sample,
 )
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
 Method = Literal["tic", "rms", "median", "none"]
@@ -34,6 +37,7 @@ def normalize_msi(
     log1p: bool = True,
     winsorize: float | None = None,
     target: float | None = None,
+    tic_key: str | None = None,
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.MSI,
     copy: bool = False,
@@ -55,6 +59,10 @@ def normalize_msi(
     target
         What normalised pixels are scaled to; `None`: the mean over sections of the median factor, so that intensities
         keep their order of magnitude and sections share one scale.
+    tic_key
+        Column of ``obs`` with the total ion current of the *whole* spectrum, for ``method="tic"``; `None`: the sum of
+        the ions in the table. Give it where the table holds a few ions only: their sum makes each of them depend on
+        all others (closure), so that an ion without any pattern of its own takes on the inverse of theirs.
     sample_key
         Column of ``obs`` with the section name.
     table_key
@@ -85,6 +93,9 @@ def normalize_msi(
     if winsorize is not None and not 0 < winsorize <= 1:
         msg = f"winsorize is a quantile in (0, 1], found {winsorize!r}."
         raise ValueError(msg)
+    if tic_key is not None and method != "tic":
+        msg = f"tic_key goes with method='tic', found method={method!r}."
+        raise ValueError(msg)
     if target is not None and not (np.isfinite(target) and target > 0):
         msg = f"target must be a positive number, found {target!r}."
         raise ValueError(msg)
@@ -100,7 +111,7 @@ def normalize_msi(
         names, section = np.unique(sample, return_inverse=True)
         cap = np.stack([section_quantiles(X[sample == name].tocsc(), winsorize) for name in names])
         X.data = np.minimum(X.data, cap[np.repeat(section, np.diff(X.indptr)), X.indices])
-    factor = pixel_factors(X, method)
+    factor = pixel_factors(X, method) if tic_key is None else _whole_spectrum(msi, tic_key)
     silent = factor <= 0
     if method != "none":
         if silent.all():
@@ -120,9 +131,19 @@ def normalize_msi(
         X = X.log1p()
     msi.layers[Key.layers.RAW] = raw
     msi.X = sp.csr_matrix(X, dtype=np.float32)
-    params = {"method": method, "log1p": log1p, "winsorize": winsorize, "target": target}
+    params = {"method": method, "log1p": log1p, "winsorize": winsorize, "target": target, "tic_key": tic_key}
     msi.uns[Key.uns.NORMALIZE] = {"params": {k: v for k, v in params.items() if v is not None}}
     return out if copy else None
+
+
+def _whole_spectrum(msi: AnnData, tic_key: str) -> NDArray[np.float64]:
+    """Total ion current of each pixel from ``obs``."""
+    column = require_obs(msi, tic_key, "It holds the total ion current of each pixel.")
+    tic = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    if not np.isfinite(tic).all() or (tic < 0).any():
+        msg = f"obs[{tic_key!r}] must hold finite total ion currents of at least 0."
+        raise ValueError(msg)
+    return tic
 
 
 def copy_of(data: SpatialData | AnnData) -> SpatialData | AnnData:

@@ -89,7 +89,7 @@ def cross_validate(
     named = named_models(models)
     for spec in named.values():
         resolve(spec)
-    fields = default_setup(st) if setup is None else dict(setup)
+    fields = {"sample_key": sample_key} | (default_setup(st) if setup is None else dict(setup))
     measured = require_frame(st, fields.get("metabolite_key", Key.obsm.MSI), "stmsi.pp.map_to_spots writes it.")
     covered = np.flatnonzero(measured.notna().any(axis=1).to_numpy())
     if len(covered) == 0:

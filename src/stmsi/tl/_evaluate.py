@@ -149,4 +149,5 @@ def score_sections(
         raise ValueError(msg)
     columns = ["sample", "metabolite", "stage", "n", *PRESENCE_SCORES, *INTENSITY_SCORES]
     table = pd.concat([part.reindex(columns=columns) for part in parts if len(part)], ignore_index=True)
+    table = table.astype(dict.fromkeys((*PRESENCE_SCORES, *INTENSITY_SCORES), np.float64))
     return table.loc[table["n"] > 0].reset_index(drop=True)

@@ -1,0 +1,356 @@
+"""The command line, in this process."""
+
+import logging
+import re
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+import spatialdata
+from typer.testing import CliRunner
+
+import stmsi
+from stmsi.cli import app
+from stmsi.model import HurdleLinear
+
+
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch):
+    """The command line sets up logging and settings for its own process; here they come back."""
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("TERMINAL_WIDTH", "200")
+    log = logging.getLogger("stmsi")
+    handlers, level, bar = log.handlers, log.level, stmsi.settings.progress_bar
+    yield
+    log.handlers, stmsi.settings.progress_bar = handlers, bar
+    log.setLevel(level)
+
+
+def run(*args, code=0):
+    """Run a command; its whole output, whitespace collapsed and colours gone."""
+    result = CliRunner().invoke(app, ["--quiet", *map(str, args)])
+    text = re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;]*m", "", result.output))
+    assert result.exit_code == code, (text, result.exception)
+    return text
+
+
+@pytest.fixture(scope="module")
+def folder(_mapped, tmp_path_factory) -> Path:
+    """A saved model of two sections, and the data as h5ad and as store."""
+    folder = tmp_path_factory.mktemp("cli")
+    st = _mapped.tables["st"]
+    train = st[(st.obs["sample"] != "P3S1").to_numpy()].copy()
+    HurdleLinear.setup_anndata(train, presence_key="msi_presence")
+    model = HurdleLinear(train, n_components=8, n_folds=2)
+    model.train()
+    model.save(folder / "model")
+    st.copy().write_h5ad(folder / "st.h5ad")
+    _mapped.write(folder / "s.zarr")
+    return folder
+
+
+def read(path):
+    return ad.read_h5ad(path) if path.suffix == ".h5ad" else spatialdata.read_zarr(path).tables["st"]
+
+
+# ------------------------------------------------------------------------------------------------- predict, evaluate
+
+
+@pytest.mark.parametrize("name", ["st.h5ad", "s.zarr"])
+def test_predict_then_evaluate(folder, tmp_path, name):
+    out = tmp_path / "new" / f"pred{Path(name).suffix}"
+    text = run("predict", folder / name, "--model", folder / "model", "--out", out)
+    assert "Predicted 12 metabolites in 344 spots" in text
+    st = read(out)
+    expected = stmsi.model.load(folder / "model").predict(read(folder / name))
+    np.testing.assert_allclose(st.obsm["msi_pred"], expected, rtol=1e-5)
+    assert [p.name for p in out.parent.iterdir()] == [out.name]
+
+    table = tmp_path / "scores" / "scores.csv"
+    text = run("evaluate", out, "--out", table)
+    scores = pd.read_csv(table)
+    wanted = stmsi.tl.evaluate(st)
+    assert list(scores) == list(wanted)
+    assert len(scores) == len(wanted) == 3 * 12 * 2
+    np.testing.assert_allclose(scores["pearson"], wanted["pearson"], rtol=1e-6)
+    assert [p.name for p in table.parent.iterdir()] == ["scores.csv"]
+    # what is printed are the medians
+    median = wanted[wanted["sample"] == "P3S1"]["pearson"].median()
+    assert re.search(rf"P3S1 .*{median:.3f}", text)
+    assert "not evidence" in text
+
+
+def test_the_input_is_not_changed(folder, tmp_path):
+    before = (folder / "st.h5ad").read_bytes()
+    run("predict", folder / "st.h5ad", "--model", folder / "model", "--out", tmp_path / "p.h5ad")
+    assert (folder / "st.h5ad").read_bytes() == before
+
+
+def test_a_family_is_trained_on_the_spot(folder, tmp_path):
+    run("predict", folder / "st.h5ad", "--model", "mean", "--out", tmp_path / "p.h5ad")
+    assert read(tmp_path / "p.h5ad").uns["msi_pred"]["params"]["model"] == "mean"
+
+
+def test_options_are_passed_on(folder, tmp_path):
+    out = tmp_path / "p.h5ad"
+    options = ["--key-added", "lipids", "--coverage", "0.5", "--min-genes", "0.9"]
+    run("predict", folder / "st.h5ad", "--model", folder / "model", "--out", out, *options)
+    st = read(out)
+    assert "lipids" in st.obsm
+    assert "msi_pred" not in st.obsm
+    assert {k: float(st.uns["lipids"]["params"][k]) for k in ("coverage", "min_genes")} == {"coverage": 0.5, "min_genes": 0.9}
+    run("evaluate", out, "--pred-key", "lipids")
+    text = run("evaluate", out, code=1)
+    assert "obsm has no 'msi_pred'" in text
+
+
+def test_a_table_of_another_name(mapped, folder, tmp_path):
+    mapped.tables["visium"] = mapped.tables["st"].copy()
+    del mapped.tables["st"]
+    mapped.write(tmp_path / "v.zarr")
+    out = tmp_path / "p.zarr"
+    run("predict", tmp_path / "v.zarr", "--model", folder / "model", "--out", out, "--table-key", "visium")
+    assert "msi_pred" in spatialdata.read_zarr(out).tables["visium"].obsm
+    assert "no table 'st'" in run("evaluate", out, code=1)
+    run("evaluate", out, "--table-key", "visium")
+
+
+# ------------------------------------------------------------------------------------------------------------ errors
+
+
+def fails(*args):
+    text = run(*args, code=1)
+    assert "Error:" in text
+    assert "Traceback" not in text
+    return text
+
+
+def predict_fails(folder, tmp_path, data, *, model="model", out="p.h5ad"):
+    out = tmp_path / "out" / out
+    text = fails("predict", data, "--model", folder / model if model == "model" else model, "--out", out)
+    assert not out.exists()
+    assert not out.parent.exists() or not list(out.parent.iterdir()), "nothing half-written"
+    return text
+
+
+def test_a_missing_file(folder, tmp_path):
+    text = predict_fails(folder, tmp_path, tmp_path / "no.h5ad")
+    assert "No such file or folder" in text
+    assert "no.h5ad" in text
+
+
+def test_names_with_brackets_are_shown_as_they_are(folder, tmp_path):
+    text = predict_fails(folder, tmp_path, tmp_path / "slide[old][/b].h5ad")
+    assert "slide[old][/b].h5ad" in text
+    # and a command that succeeds says where it wrote
+    out = tmp_path / "out[red].h5ad"
+    assert "out[red].h5ad" in run("predict", folder / "st.h5ad", "--model", folder / "model", "--out", out)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"),
+    [
+        ("fake.h5ad", "is not an h5ad file"),
+        ("fake.zarr", "is not a zarr store: it has no zarr.json"),
+        ("file.zarr", "Expected a SpatialData store (.zarr) or an AnnData file (.h5ad), found 'file.zarr'"),
+        ("table.csv", "Expected a SpatialData store (.zarr) or an AnnData file (.h5ad), found 'table.csv'"),
+    ],
+)
+def test_a_file_that_is_not_what_it_claims(folder, tmp_path, name, match):
+    path = tmp_path / name
+    if name == "fake.zarr":
+        path.mkdir()
+    else:
+        path.write_text("a,b\n1,2\n")
+    assert match in predict_fails(folder, tmp_path, path, out=f"p{path.suffix}")
+    assert match in fails("evaluate", path)
+
+
+def test_an_h5_file_of_something_else(folder, tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "x.h5ad", "w") as file:
+        file["numbers"] = [1, 2, 3]
+    text = predict_fails(folder, tmp_path, tmp_path / "x.h5ad")
+    assert "x.h5ad" in text
+
+
+def test_an_unknown_model(folder, tmp_path):
+    text = predict_fails(folder, tmp_path, folder / "st.h5ad", model="rigde")
+    assert "model='rigde' is neither a folder nor a family; families: mean, linear, ridge" in text
+
+
+def test_a_folder_that_is_no_model(folder, tmp_path):
+    text = predict_fails(folder, tmp_path, folder / "st.h5ad", model=folder / "s.zarr")
+    assert "is not a saved stmsi model: it has no stmsi.json" in text
+
+
+def test_genes_that_share_nothing(folder, tmp_path):
+    st = read(folder / "st.h5ad")
+    st.var_names = [f"Mus{i}" for i in range(st.n_vars)]
+    del st.var["gene_ids"]
+    st.write_h5ad(tmp_path / "mouse.h5ad")
+    assert "share no gene with the training panel" in predict_fails(folder, tmp_path, tmp_path / "mouse.h5ad")
+
+
+def test_outputs_are_never_overwritten(folder, tmp_path):
+    out = tmp_path / "p.h5ad"
+    out.write_text("mine")
+    text = fails("predict", folder / "st.h5ad", "--model", folder / "model", "--out", out)
+    assert "exists already; name another output" in text
+    assert out.read_text() == "mine"
+
+
+def test_the_kind_of_the_output_is_checked_first(folder, tmp_path):
+    text = predict_fails(folder, tmp_path, folder / "st.h5ad", model="no such model", out="p.zarr")
+    assert "The output must be of the same kind as the input (.h5ad), found 'p.zarr'" in text
+
+
+@pytest.mark.parametrize("name", ["st.h5ad", "s.zarr"])
+def test_a_write_that_fails_leaves_nothing(folder, tmp_path, monkeypatch, name):
+    def broken(self, path, *args, **kwargs):
+        Path(path).mkdir() if Path(path).suffix == ".zarr" else Path(path).write_text("half")
+        msg = "disk full"
+        raise OSError(msg)
+
+    monkeypatch.setattr(ad.AnnData, "write_h5ad", broken)
+    monkeypatch.setattr(spatialdata.SpatialData, "write", broken)
+    assert "disk full" in predict_fails(folder, tmp_path, folder / name, out=f"p{Path(name).suffix}")
+
+
+def test_a_table_that_cannot_be_written_leaves_nothing(folder, tmp_path, monkeypatch):
+    run("predict", folder / "st.h5ad", "--model", folder / "model", "--out", tmp_path / "p.h5ad")
+
+    def broken(self, path, *args, **kwargs):
+        Path(path).write_text("half")
+        msg = "disk full"
+        raise OSError(msg)
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", broken)
+    assert "disk full" in fails("evaluate", tmp_path / "p.h5ad", "--out", tmp_path / "new" / "s.csv")
+    assert not list((tmp_path / "new").iterdir())
+
+
+def test_evaluate_without_predictions_names_the_call(folder):
+    assert "stmsi.tl.predict_metabolites writes it" in fails("evaluate", folder / "st.h5ad")
+
+
+# -------------------------------------------------------------------------------------------------------------- help
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        ([], ["demo", "predict", "evaluate", "version", "--quiet", "Start with"]),
+        (["demo"], ["--out", "--seed", "--small", "held-out section"]),
+        (["predict"], ["--model", "--out", "--key-added", "--coverage", "--min-genes", ".h5ad"]),
+        (["evaluate"], ["--out", "--pred-key", "--table-key", "per section and metabolite"]),
+    ],
+)
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help(command, expected, flag):
+    text = run(*command, flag)
+    for part in expected:
+        assert part in text
+
+
+def test_no_command_shows_the_help():
+    result = CliRunner().invoke(app, [])
+    assert "predict" in result.output
+    assert result.exit_code in (0, 2)  # click changed its mind
+
+
+def test_version():
+    assert run("version").strip() == stmsi.__version__
+
+
+@pytest.mark.parametrize("args", [["predict"], ["predict", "x.h5ad", "--model", "mean"], ["predikt"], ["demo", "--seed", "x"]])
+def test_wrong_usage_has_code_2(args):
+    run(*args, code=2)
+
+
+def test_quiet_sets_the_settings(folder):
+    CliRunner().invoke(app, ["version"])
+    assert stmsi.settings.progress_bar
+    assert stmsi.settings.verbosity == logging.INFO
+    run("version")
+    assert not stmsi.settings.progress_bar
+    assert stmsi.settings.verbosity == logging.WARNING
+
+
+# -------------------------------------------------------------------------------------------------------------- demo
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo") / "out"
+    log = logging.getLogger("stmsi")
+    handlers, level, bar = log.handlers, log.level, stmsi.settings.progress_bar
+    result = CliRunner().invoke(app, ["--quiet", "demo", "--small", "--out", str(folder)])
+    log.handlers, stmsi.settings.progress_bar = handlers, bar
+    log.setLevel(level)
+    assert result.exit_code == 0, (result.output, result.exception)
+    return folder, result
+
+
+@pytest.mark.slow
+def test_the_demo_writes_its_folder(demo):
+    folder, result = demo
+    assert [p.name for p in folder.parent.iterdir()] == ["out"], "no scratch folder is left"
+    names = {p.name for p in folder.iterdir()}
+    assert {"demo.zarr", "model", "scores.csv", "alignment.csv"} <= names
+    for name in ("compare", "presence", "coverage", "performance", "performance_presence"):
+        assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert "ridge" in result.output
+
+
+@pytest.mark.slow
+def test_the_demo_scores_baselines_beside_models(demo):
+    scores = pd.read_csv(demo[0] / "scores.csv")
+    columns = {"model", "sample", "metabolite", "stage", "n", "auroc", "auprc", "prevalence", "f1", "pearson", "r2"}
+    assert columns | {"kind", "predictable"} <= set(scores)
+    assert set(scores["model"]) == {"mean", "ridge", "mlp"}
+    assert set(scores["sample"]) == {"P3S1"}, "only the held-out section"
+    intensity = scores[(scores["stage"] == "intensity") & scores["predictable"]].groupby("model")["pearson"].mean()
+    assert intensity["ridge"] > 0.3
+    presence = scores[(scores["stage"] == "presence") & scores["predictable"]].groupby("model")["auroc"].mean()
+    assert presence["mean"] == pytest.approx(0.5)
+    assert min(presence["ridge"], presence["mlp"]) > 0.6
+
+
+@pytest.mark.slow
+def test_what_the_demo_wrote_can_be_used(demo, tmp_path):
+    sdata = spatialdata.read_zarr(demo[0] / "demo.zarr")
+    assert "msi_pred" in sdata.tables["st"].obsm
+    model = stmsi.model.load(demo[0] / "model")
+    assert model.state.training["samples"] == ["P1S1", "P2S1"], "the held-out section was never trained on"
+    np.testing.assert_allclose(model.predict(sdata.tables["st"]), sdata.tables["st"].obsm["msi_pred"], rtol=1e-4, atol=1e-5)
+    run("evaluate", demo[0] / "demo.zarr")
+
+
+@pytest.mark.slow
+def test_a_demo_folder_may_be_replaced_after_a_failure_it_stays(demo, monkeypatch):
+    """A run that fails leaves the earlier demo as it was."""
+    before = (demo[0] / "scores.csv").read_bytes()
+
+    def broken(*args, **kwargs):
+        msg = "planted"
+        raise ValueError(msg)
+
+    monkeypatch.setattr(stmsi.datasets, "toy", broken)
+    assert "planted" in fails("demo", "--small", "--out", demo[0])
+    assert (demo[0] / "scores.csv").read_bytes() == before
+    assert [p.name for p in demo[0].parent.iterdir()] == ["out"]
+
+
+def test_the_demo_refuses_foreign_folders(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").write_text("words")
+    text = fails("demo", "--small", "--out", tmp_path / "thesis")
+    assert "was not written by the demo; pass another --out" in text
+    assert (tmp_path / "thesis" / "chapter1.tex").read_text() == "words"
+    (tmp_path / "file").write_text("words")
+    assert "was not written by the demo" in fails("demo", "--small", "--out", tmp_path / "file")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "thesis"]

@@ -1,0 +1,229 @@
+import numpy as np
+import pytest
+from anndata import AnnData
+from pandas.testing import assert_frame_equal
+
+import stmsi
+from stmsi.model import HurdleLinear
+from stmsi.tl import _cross_validate
+from stmsi.tl._evaluate import INTENSITY_SCORES, PRESENCE_SCORES
+
+METABOLITES = ["simPC_28_0", "simPC_31_3", "simPC_36_0"]
+PRESENCE = {"presence_key": "msi_presence"}
+RIDGE = {"ridge": {"model": "ridge", "n_components": 8}}
+
+
+@pytest.fixture
+def data(st) -> AnnData:
+    for key in ("msi", "msi_presence"):
+        st.obsm[key] = st.obsm[key][METABOLITES]
+    return st
+
+
+@pytest.fixture
+def spy(monkeypatch):
+    """What each fold trained on and predicted."""
+    folds = []
+    train_model, score_sections = _cross_validate.train_model, _cross_validate.score_sections
+
+    def train(adata, *args, **kwargs):
+        model = train_model(adata, *args, **kwargs)
+        folds.append({"train": adata.copy(), "model": model})
+        return model
+
+    def score(ids, sample, y, present, predicted, probability, training_mean):
+        folds[-1] |= {"test": sample, "predicted": predicted, "training_mean": training_mean}
+        return score_sections(ids, sample, y, present, predicted, probability, training_mean)
+
+    monkeypatch.setattr(_cross_validate, "train_model", train)
+    monkeypatch.setattr(_cross_validate, "score_sections", score)
+    return folds
+
+
+def test_the_table_is_tidy(data):
+    table = stmsi.tl.cross_validate(data, ["mean", "linear"], setup=PRESENCE)
+    assert list(table)[:7] == ["model", "fold", "seconds", "sample", "metabolite", "stage", "n"]
+    assert list(table)[7:] == [*PRESENCE_SCORES, *INTENSITY_SCORES]
+    assert len(table) == 2 * 3 * 3 * 2
+    assert not table.duplicated(["model", "fold", "sample", "metabolite", "stage"]).any()
+    assert table["model"].drop_duplicates().tolist() == ["mean", "linear"]
+    assert (table["seconds"] > 0).all()
+    assert table.groupby("fold")["sample"].nunique().eq(1).all()
+    assert set(table["sample"]) == {"P1S1", "P2S1", "P3S1"}
+
+
+def test_no_test_section_is_ever_trained_on(data, spy):
+    stmsi.tl.cross_validate(data, RIDGE, setup=PRESENCE)
+    assert len(spy) == 3
+    for fold in spy:
+        assert len(set(fold["test"])) == 1
+        assert not set(fold["train"].obs["sample"]) & set(fold["test"])
+        assert fold["train"].obs["sample"].nunique() == 2
+        assert fold["model"].state.training["samples"] == sorted(set(fold["train"].obs["sample"]))
+    assert {fold["test"][0] for fold in spy} == {"P1S1", "P2S1", "P3S1"}
+
+
+def test_the_measurements_of_the_test_section_have_no_say(data, spy):
+    """Turned around, they change its scores but not one bit of its predictions."""
+    base = stmsi.tl.cross_validate(data, RIDGE, setup=PRESENCE)
+    rows = (data.obs["sample"] == "P3S1").to_numpy()
+    for key in ("msi", "msi_presence"):
+        frame = data.obsm[key].copy()
+        known = rows & frame.notna().all(axis=1).to_numpy()
+        frame.loc[known] = frame.loc[known].to_numpy()[::-1]
+        data.obsm[key] = frame
+    other = stmsi.tl.cross_validate(data, RIDGE, setup=PRESENCE)
+    assert spy[2]["test"][0] == spy[5]["test"][0] == "P3S1"
+    np.testing.assert_array_equal(spy[2]["predicted"], spy[5]["predicted"])
+    np.testing.assert_array_equal(spy[2]["training_mean"], spy[5]["training_mean"])
+    own = base["sample"] == "P3S1"
+    assert (base.loc[own, "pearson"].dropna() != other.loc[own, "pearson"].dropna()).all()
+
+
+def test_the_genes_of_the_test_section_have_no_say_in_training(data, spy):
+    stmsi.tl.cross_validate(data, RIDGE, setup=PRESENCE)
+    X = data.X.toarray()
+    rows = (data.obs["sample"] == "P3S1").to_numpy()
+    X[rows] = X[rows][:, ::-1]
+    data.X = X
+    stmsi.tl.cross_validate(data, RIDGE, setup=PRESENCE)
+    a, b = spy[2]["model"].state, spy[5]["model"].state
+    np.testing.assert_array_equal(a.panel.mean_log, b.panel.mean_log)
+    np.testing.assert_array_equal(a.features.own.components, b.features.own.components)
+    np.testing.assert_array_equal(a.threshold, b.threshold)
+
+
+def test_signatures_are_found_again_in_each_fold(data, spy):
+    stmsi.tl.cross_validate(data, RIDGE)
+    whole = np.asarray(data.varm["signature"])
+    for fold in spy:
+        part = data[data.obs_names.isin(fold["train"].obs_names)].copy()
+        stmsi.pp.gene_signatures(part, cluster_key="domain", n_genes=10)
+        np.testing.assert_array_equal(np.asarray(fold["train"].varm["signature"]), np.asarray(part.varm["signature"]))
+        assert fold["model"].state.features.clusters is not None
+    assert any((np.asarray(fold["train"].varm["signature"]) != whole).any() for fold in spy)
+
+
+def test_signatures_from_gene_sets_stay(data, spy):
+    sets = {str(c): list(data.var_names[i * 5 : i * 5 + 5]) for i, c in enumerate(data.obs["domain"].cat.categories)}
+    stmsi.pp.gene_signatures(data, gene_sets=sets, cluster_key="domain")
+    stmsi.tl.cross_validate(data, RIDGE)
+    for fold in spy:
+        np.testing.assert_array_equal(np.asarray(fold["train"].varm["signature"]), np.asarray(data.varm["signature"]))
+
+
+def test_scores_are_those_of_a_model_trained_by_hand(data):
+    table = stmsi.tl.cross_validate(data, {"m": {"model": "ridge", "n_components": 8}}, setup={})
+    rest = data[(data.obs["sample"] != "P3S1").to_numpy() & data.obsm["msi"].notna().any(axis=1).to_numpy()].copy()
+    HurdleLinear.setup_anndata(rest)
+    model = HurdleLinear(rest, n_components=8)
+    model.train()
+    held = data[data.obs["sample"] == "P3S1"].copy()
+    stmsi.tl.predict_metabolites(held, model)
+    del held.obsm["msi_presence"]
+    expected = stmsi.tl.evaluate(held)
+    got = table[table["sample"] == "P3S1"].drop(columns=["model", "fold", "seconds"]).reset_index(drop=True)
+    assert_frame_equal(got, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_leave_one_patient_out(data, spy):
+    data.obs["patient"] = data.obs["sample"].astype(str).map({"P1S1": "A", "P2S1": "A", "P3S1": "B"})
+    splitter = stmsi.model_selection.LeaveOnePatientOut()
+    table = stmsi.tl.cross_validate(data, "mean", splitter=splitter)
+    assert table.groupby("fold")["sample"].unique().map(sorted).to_dict() == {0: ["P1S1", "P2S1"], 1: ["P3S1"]}
+    assert [set(f["train"].obs["patient"]) for f in spy] == [{"B"}, {"A"}]
+
+
+def test_spots_without_msi_are_neither_trained_on_nor_scored(data, spy):
+    frame = data.obsm["msi"].copy()
+    frame.loc[(data.obs["sample"] == "P2S1").to_numpy()] = np.nan
+    data.obsm["msi"] = frame
+    table = stmsi.tl.cross_validate(data, "mean")
+    assert set(table["sample"]) == {"P1S1", "P3S1"}
+    assert all(set(f["train"].obs["sample"]) <= {"P1S1", "P3S1"} for f in spy)
+
+
+def test_results_do_not_depend_on_the_number_of_processes(data):
+    one, two = (stmsi.tl.cross_validate(data, RIDGE, setup={}, n_jobs=n).drop(columns="seconds") for n in (1, 2))
+    assert_frame_equal(one, two, check_exact=True)
+
+
+def test_the_data_are_not_changed(mapped):
+    before = mapped.tables["st"].copy()
+    stmsi.tl.cross_validate(mapped, "mean")
+    st = mapped.tables["st"]
+    assert set(st.uns) == set(before.uns)
+    assert set(st.obsm) == set(before.obsm)
+    assert_frame_equal(st.obs, before.obs)
+    assert (st.X != before.X).nnz == 0
+    np.testing.assert_array_equal(np.asarray(st.varm["signature"]), np.asarray(before.varm["signature"]))
+
+
+def test_models_by_mapping_have_the_names_shown(data):
+    models = {
+        "prior": {"model": "mean"},
+        "of class": {"model": HurdleLinear, "presence": "prior", "intensity": "mean"},
+        "own setup": {"model": "mean", "setup": {"covariate_keys": ["msi_coverage"]}},
+    }
+    table = stmsi.tl.cross_validate(data, models, setup=PRESENCE)
+    assert table["model"].drop_duplicates().tolist() == list(models)
+    same = [table[table["model"] == m].drop(columns=["model", "seconds"]).reset_index(drop=True) for m in models]
+    assert_frame_equal(same[0], same[1])
+
+
+def test_the_net_answers_too(data):
+    spec = {"model": "mlp", "train": {"max_epochs": 1, "refit": False}, "encoder_kwargs": {"n_hidden": 8}}
+    table = stmsi.tl.cross_validate(data, {"net": spec})
+    assert len(table) == 3 * 3 * 2
+    assert table.loc[table["stage"] == "intensity", "mse"].notna().all()
+
+
+def test_a_failure_names_model_and_fold(data):
+    del data.obsm["spatial"]
+    with pytest.raises(RuntimeError, match=r"Model 'ridge' failed in fold 0 \(\d+ training spots\): With 2 section\(s\)"):
+        stmsi.tl.cross_validate(data, RIDGE)
+
+
+def test_a_failure_while_predicting_names_model_and_fold(data):
+    data.obs["batch"] = data.obs["sample"].astype(str)
+    with pytest.raises(RuntimeError, match=r"Model 'mean' failed in fold 0 .*Covariate 'batch' has categories"):
+        stmsi.tl.cross_validate(data, "mean", setup={"covariate_keys": ["batch"]})
+
+
+def test_unknown_models_are_refused_before_any_is_trained(data, spy):
+    with pytest.raises(ValueError, match=r"model='rigde' is not known; choose one of .*Did you mean 'ridge'"):
+        stmsi.tl.cross_validate(data, ["mean", "rigde"])
+    assert not spy
+
+
+def test_one_section_is_refused(data):
+    one = data[data.obs["sample"] == "P1S1"].copy()
+    with pytest.raises(ValueError, match=r"Leaving one sample out needs at least two, found \['P1S1'\]"):
+        stmsi.tl.cross_validate(one, "mean")
+
+
+def test_no_msi_is_refused(data):
+    data.obsm["msi"] = data.obsm["msi"] * np.nan
+    with pytest.raises(ValueError, match=r"No spot has MSI.*align and map"):
+        stmsi.tl.cross_validate(data, "mean")
+    del data.obsm["msi"]
+    with pytest.raises(KeyError, match=r"obsm has no 'msi'.*map_to_spots writes it"):
+        stmsi.tl.cross_validate(data, "mean")
+
+
+def test_a_wrong_sample_key_is_refused(data):
+    with pytest.raises(KeyError, match="obs has no column 'slide'"):
+        stmsi.tl.cross_validate(data, "mean", sample_key="slide")
+
+
+def test_another_sample_key(data):
+    data.obs = data.obs.rename(columns={"sample": "slide"})
+    table = stmsi.tl.cross_validate(data, "mean", sample_key="slide")
+    assert set(table["sample"]) == {"P1S1", "P2S1", "P3S1"}
+
+
+def test_scores_show_what_was_learnt(data):
+    table = stmsi.tl.cross_validate(data, {"mean": "mean", **RIDGE}, setup=PRESENCE)
+    presence = table[table["stage"] == "presence"].groupby("model")["auroc"].mean()
+    assert presence["ridge"] > presence["mean"] + 0.1
+    assert presence["mean"] == pytest.approx(0.5)

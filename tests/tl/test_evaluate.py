@@ -1,0 +1,189 @@
+import numpy as np
+import pandas as pd
+import pytest
+from anndata import AnnData
+from pandas.testing import assert_frame_equal
+from scipy import stats
+from sklearn import metrics as sk
+
+import stmsi
+
+PRESENCE = ["precision", "recall", "f1", "auroc", "auprc", "prevalence"]
+INTENSITY = ["mse", "mae", "r2", "pearson", "spearman", "pearson_present"]
+
+
+@pytest.fixture
+def predicted(st) -> AnnData:
+    """Invented predictions: scores do not depend on a model."""
+    rng = np.random.default_rng(0)
+    names = ["simPC_28_0", "simPC_31_3", "simPC_36_0"]
+    measured = st.obsm["msi"][names]
+    st.obsm["msi"], st.obsm["msi_presence"] = measured, st.obsm["msi_presence"][names]
+    p = pd.DataFrame(rng.random(measured.shape).astype(np.float32), index=st.obs_names, columns=names)
+    mean = measured.fillna(1) + rng.gamma(1, 1, measured.shape)
+    st.obsm["msi_pred_presence"] = p
+    st.obsm["msi_pred"] = (mean * p).where(p > 0.4, 0).astype(np.float32)
+    st.uns["msi_pred"] = {"features": pd.DataFrame({"training_mean": [1.0, 2.0, 3.0]}, index=names)}
+    return st
+
+
+def row(table, stage, sample="P2S1", metabolite="simPC_28_0"):
+    found = table[(table["sample"] == sample) & (table["metabolite"] == metabolite) & (table["stage"] == stage)]
+    assert len(found) == 1
+    return found.iloc[0]
+
+
+def test_one_row_per_section_metabolite_and_stage(predicted):
+    table = stmsi.tl.evaluate(predicted)
+    assert list(table) == ["sample", "metabolite", "stage", "n", *PRESENCE, *INTENSITY]
+    assert len(table) == 3 * 3 * 2
+    assert not table.duplicated(["sample", "metabolite", "stage"]).any()
+    assert table.loc[table["stage"] == "presence", INTENSITY].isna().to_numpy().all()
+    assert table.loc[table["stage"] == "intensity", PRESENCE].isna().to_numpy().all()
+    assert (table[[*PRESENCE, *INTENSITY]].dtypes == np.float64).all()
+
+
+@pytest.fixture
+def arrays(predicted):
+    """Covered spots of one section and metabolite: truth, presence, prediction, probability."""
+    own = (predicted.obs["sample"] == "P2S1").to_numpy() & predicted.obsm["msi"]["simPC_28_0"].notna().to_numpy()
+    keys = ("msi", "msi_presence", "msi_pred", "msi_pred_presence")
+    return [predicted.obsm[k].loc[own, "simPC_28_0"].to_numpy(float) for k in keys]
+
+
+def test_presence_scores_by_hand(predicted, arrays):
+    _, present, pred, p = arrays
+    got = row(stmsi.tl.evaluate(predicted), "presence")
+    called = pred > 0
+    expected = {
+        "n": len(present),
+        "precision": sk.precision_score(present, called),
+        "recall": sk.recall_score(present, called),
+        "f1": sk.f1_score(present, called),
+        "auroc": sk.roc_auc_score(present, p),
+        "auprc": sk.average_precision_score(present, p),
+        "prevalence": present.mean(),
+    }
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_intensity_scores_by_hand(predicted, arrays):
+    y, present, pred, _ = arrays
+    got = row(stmsi.tl.evaluate(predicted), "intensity")
+    there = present > 0
+    expected = {
+        "n": len(y),
+        "mse": sk.mean_squared_error(y, pred),
+        "mae": sk.mean_absolute_error(y, pred),
+        "r2": 1 - ((y - pred) ** 2).sum() / ((y - 1.0) ** 2).sum(),
+        "pearson": stats.pearsonr(y, pred)[0],
+        "spearman": stats.spearmanr(y, pred)[0],
+        "pearson_present": stats.pearsonr(y[there], pred[there])[0],
+    }
+    for name, value in expected.items():
+        assert got[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_scores_are_inside_sections(predicted):
+    """The level of another section changes nothing in this one."""
+    base = stmsi.tl.evaluate(predicted)
+    frame = predicted.obsm["msi"].copy()
+    frame.loc[(predicted.obs["sample"] == "P1S1").to_numpy()] *= 100
+    predicted.obsm["msi"] = frame
+    got = stmsi.tl.evaluate(predicted)
+    others = base["sample"] != "P1S1"
+    assert_frame_equal(got[others], base[others])
+    assert not got[~others].equals(base[~others])
+
+
+def test_sections_without_msi_have_no_rows(predicted):
+    frame = predicted.obsm["msi"].copy()
+    frame.loc[(predicted.obs["sample"] == "P1S1").to_numpy()] = np.nan
+    predicted.obsm["msi"] = frame
+    table = stmsi.tl.evaluate(predicted)
+    assert set(table["sample"]) == {"P2S1", "P3S1"}
+
+
+def test_a_metabolite_that_a_section_lacks_has_no_row_there(predicted):
+    frame = predicted.obsm["msi"].copy()
+    frame.loc[(predicted.obs["sample"] == "P1S1").to_numpy(), "simPC_31_3"] = np.nan
+    predicted.obsm["msi"] = frame
+    table = stmsi.tl.evaluate(predicted)
+    assert table.groupby("sample")["metabolite"].nunique().to_dict() == {"P1S1": 2, "P2S1": 3, "P3S1": 3}
+
+
+def test_scores_that_do_not_exist_are_nan(predicted):
+    predicted.obsm["msi_pred"] = predicted.obsm["msi_pred"].assign(simPC_28_0=np.float32(2))
+    got = row(stmsi.tl.evaluate(predicted), "intensity")
+    assert np.isnan(got["pearson"])
+    assert np.isnan(got["spearman"])
+    assert np.isfinite(got["mse"])
+    always = row(stmsi.tl.evaluate(predicted), "presence", metabolite="simPC_36_0")
+    assert always["prevalence"] == 1
+    assert np.isnan(always["auroc"])
+
+
+def test_presence_comes_from_the_table_or_from_the_intensity(predicted):
+    default = stmsi.tl.evaluate(predicted)
+    assert_frame_equal(stmsi.tl.evaluate(predicted, presence_key="msi_presence"), default)
+    predicted.obsm["other"] = (1 - predicted.obsm["msi_presence"]).astype(np.float32)
+    other = row(stmsi.tl.evaluate(predicted, presence_key="other"), "presence")
+    assert other["prevalence"] == pytest.approx(1 - row(default, "presence")["prevalence"])
+    del predicted.obsm["msi_presence"]
+    y = predicted.obsm["msi"].loc[(predicted.obs["sample"] == "P2S1").to_numpy(), "simPC_28_0"].dropna()
+    assert row(stmsi.tl.evaluate(predicted), "presence")["prevalence"] == pytest.approx((y > 0).mean())
+
+
+def test_other_keys_and_tables(predicted, mapped):
+    expected = stmsi.tl.evaluate(predicted)
+    mapped.tables["st"] = predicted
+    assert_frame_equal(stmsi.tl.evaluate(mapped), expected)
+    for key in ("", "_presence"):
+        predicted.obsm[f"lipids{key}"] = predicted.obsm.pop(f"msi_pred{key}")
+    predicted.uns["lipids"] = predicted.uns.pop("msi_pred")
+    predicted.obsm["truth"] = predicted.obsm["msi"]
+    predicted.obs["slide"] = predicted.obs["sample"]
+    got = stmsi.tl.evaluate(
+        predicted, pred_key="lipids", metabolite_key="truth", presence_key="msi_presence", sample_key="slide"
+    )
+    assert_frame_equal(got, expected)
+
+
+def test_only_shared_metabolites_are_scored(predicted):
+    predicted.obsm["msi"] = predicted.obsm["msi"].rename(columns={"simPC_31_3": "other"})
+    predicted.obsm["msi_presence"] = predicted.obsm["msi_presence"].rename(columns={"simPC_31_3": "other"})
+    assert set(stmsi.tl.evaluate(predicted)["metabolite"]) == {"simPC_28_0", "simPC_36_0"}
+    predicted.obsm["msi_pred"] = predicted.obsm["msi_pred"][["simPC_31_3"]]
+    with pytest.raises(ValueError, match=r"share no metabolite: 'simPC_31_3' against 'simPC_28_0', 'other'"):
+        stmsi.tl.evaluate(predicted)
+
+
+@pytest.mark.parametrize(
+    ("key", "call"),
+    [("msi_pred", "tl.predict_metabolites"), ("msi_pred_presence", "tl.predict_metabolites"), ("msi", "pp.map_to_spots")],
+)
+def test_what_is_missing_names_the_call_that_writes_it(predicted, key, call):
+    del predicted.obsm[key]
+    with pytest.raises(KeyError, match=rf"obsm has no '{key}'.*stmsi\.{call} writes it"):
+        stmsi.tl.evaluate(predicted)
+
+
+def test_missing_training_means_name_the_call(predicted):
+    del predicted.uns["msi_pred"]
+    with pytest.raises(KeyError, match=r"uns\['msi_pred'\] has no training means; predict again with stmsi\.tl"):
+        stmsi.tl.evaluate(predicted)
+
+
+def test_nothing_to_score_against(predicted):
+    predicted.obsm["msi"] = predicted.obsm["msi"] * np.nan
+    with pytest.raises(ValueError, match="No section has MSI to score against"):
+        stmsi.tl.evaluate(predicted)
+
+
+def test_the_data_are_not_changed(predicted):
+    before = predicted.copy()
+    stmsi.tl.evaluate(predicted)
+    assert set(predicted.obsm) == set(before.obsm)
+    assert_frame_equal(predicted.obsm["msi"], before.obsm["msi"])
+    assert_frame_equal(predicted.obs, before.obs)
