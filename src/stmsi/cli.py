@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 app = typer.Typer(
     name="stmsi",
-    help="Predict spatial metabolomics from spatial transcriptomics.",
     no_args_is_help=True,
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
@@ -90,9 +90,10 @@ def predict(
         )
         write_data(content, out)
         frame = (content if data.suffix == ".h5ad" else content.tables[table_key]).obsm[key_added]  # type: ignore[union-attr]
-        console.print(f"Predicted {frame.shape[1]} metabolites in {frame.shape[0]} spots -> {out}")
+        console.print(f"Predicted {frame.shape[1]} metabolites in {frame.shape[0]} spots -> {out}", markup=False)
         console.print(
-            f"Next: stmsi evaluate {out}, or stmsi.pl.spatial(data, metabolite, key={key_added!r}) in Python."
+            f"Next: stmsi evaluate {out}, or stmsi.pl.spatial(data, metabolite, key={key_added!r}) in Python.",
+            markup=False,
         )
 
 
@@ -132,7 +133,7 @@ def _errors() -> Iterator[None]:
         yield
     except _USER_ERRORS as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        console.print(f"[bold red]Error:[/] {text}", markup=True)
+        console.print(f"[bold red]Error:[/] {escape(str(text))}")
         raise typer.Exit(1) from error
 
 
@@ -188,8 +189,11 @@ def write_csv(table: pd.DataFrame, out: Path) -> None:
     """Write a csv, whole or not at all."""
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = out.with_name(f".{out.name}.part")
-    table.to_csv(scratch, index=False)
-    scratch.replace(out)
+    try:
+        table.to_csv(scratch, index=False)
+        scratch.replace(out)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def show_scores(scores: pd.DataFrame, by: list[str], title: str = "") -> None:

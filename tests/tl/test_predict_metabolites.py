@@ -218,9 +218,16 @@ def test_it_survives_the_disk(st, tmp_path, name):
     np.testing.assert_array_equal(a, b)
 
 
-def test_it_survives_a_store(mapped, model, tmp_path):
-    stmsi.tl.predict_metabolites(mapped, model)
-    mapped.write(tmp_path / "s.zarr")
+def test_it_survives_a_store(st, model, tmp_path):
+    del st.uns["spatialdata_attrs"]  # the spots themselves are not written, to save time
+    sdata = spatialdata.SpatialData(tables={"st": st})
+    stmsi.tl.predict_metabolites(sdata, model)
+    sdata.write(tmp_path / "s.zarr")
     back = spatialdata.read_zarr(tmp_path / "s.zarr").tables["st"]
-    np.testing.assert_array_equal(back.obsm["msi_pred"], mapped.tables["st"].obsm["msi_pred"])
-    np.testing.assert_array_equal(back.obs["msi_pred_ood"], mapped.tables["st"].obs["msi_pred_ood"])
+    for key in WRITTEN:
+        np.testing.assert_array_equal(back.obsm[key], st.obsm[key])
+        assert list(back.obsm[key].columns) == list(st.obsm[key].columns)
+    np.testing.assert_array_equal(back.obs["msi_pred_ood"], st.obs["msi_pred_ood"])
+    np.testing.assert_array_equal(
+        back.uns["msi_pred"]["features"]["threshold"].to_numpy(float), st.uns["msi_pred"]["features"]["threshold"]
+    )

@@ -19,6 +19,7 @@ from stmsi._elements import check_sample_name, msi_section
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import check_choice, listing, suggest
+from stmsi.io._raster import find_raster, size_from_pitch
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,7 +44,6 @@ _MZ_PREFERRED = ("mz", "m/z", "observed_mz", "raw_mz")
 _DECIMAL_COMMA = re.compile(r"^\s*-?\d*,\d+\s*$")
 _DEFAULT_X, _DEFAULT_Y = "x", "y"
 _RESERVED = (Key.obs.SAMPLE, Key.obs.ROW, Key.obs.COL, Key.obs.REGION, Key.obs.INSTANCE)
-_NEAR, _FILLED = 0.1, 0.02
 
 
 class _Pixels(NamedTuple):
@@ -70,7 +70,7 @@ def read_msi_table(
     mz_key: str | None = None,
     layer: str | None = None,
 ) -> SpatialData:
-    """Read one MSI section from a wide table (csv, tsv, parquet) or an AnnData file (h5ad).
+    r"""Read one MSI section from a wide table (csv, tsv, parquet) or an AnnData file (h5ad).
 
     Row and column of each pixel follow from its coordinates: their pitch is the usual smallest step along each axis,
     and every coordinate must be near a multiple of it. Gaps in the raster are fine.
@@ -133,7 +133,7 @@ def read_msi_table(
     >>> rows = ["x,y,104.107,760.5851", "1,1,0.5,3", "2,1,0,4", "1,2,0.25,0", "2,2,0,1"]
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     path = Path(folder, "section.csv")
-    ...     n = path.write_text("\\n".join(rows))
+    ...     n = path.write_text("\n".join(rows))
     ...     sdata = stmsi.io.read_msi_table(path, pixel_size=100)
     >>> sdata.tables["msi"].var["mz"].tolist()
     [104.107, 760.5851]
@@ -147,17 +147,9 @@ def read_msi_table(
         frame = _parquet(path) if kind == "parquet" else _text(path, kind, separator, decimal)
         pixels = _from_frame(frame, path, x_key, y_key, obs_keys)
     _check_intensities(pixels, path)
-    col, pitch_x = _raster(pixels.x, f"{path.name}: x")
-    row, pitch_y = _raster(pixels.y, f"{path.name}: y")
-    _check_positions(pixels, row, col, path)
-    pitch = (pitch_x or pitch_y or 1.0, pitch_y or pitch_x or 1.0)  # a single line tells only one of them
-    size = _size_from_pitch(pitch, path) if pixel_size is None else pixel_size
-    attrs = {
-        "file": path.name,
-        "format": kind,
-        "origin": np.array([pixels.x.min(), pixels.y.min()]),
-        "pitch": np.array(pitch),
-    }
+    row, col, pitch, origin = find_raster(pixels.x, pixels.y, path)
+    size = size_from_pitch(pitch, path) if pixel_size is None else pixel_size
+    attrs = {"file": path.name, "format": kind, "origin": origin, "pitch": np.array(pitch)}
     return msi_section(pixels.X, pixels.var, row, col, sample=sample, pixel_size=size, obs=pixels.obs, attrs=attrs)
 
 
@@ -372,55 +364,3 @@ def _check_intensities(pixels: _Pixels, path: Path) -> None:
             ions = listing(names[np.unique(values.col[wrong])])
             msg = f"{path}: {int(wrong.sum())} intensities are {what}, in {ions}; {remedy}."
             raise ValueError(msg)
-
-
-def _raster(values: NDArray[np.float64], what: str) -> tuple[NDArray[np.int64], float | None]:
-    """Index of each coordinate on its raster, and the pitch (`None` where all are the same)."""
-    if not np.isfinite(values).all():
-        msg = (
-            f"{what} has {int((~np.isfinite(values)).sum())} coordinates that are missing or infinite; drop these rows."
-        )
-        raise ValueError(msg)
-    unique, inverse = np.unique(values, return_inverse=True)
-    step = np.diff(unique)
-    # equal positions may differ by a rounding error of their file
-    real = step > 1e-6 * max(unique[-1] - unique[0], 1e-12)
-    if not real.any():
-        return np.zeros(len(values), dtype=np.int64), None
-    smallest = step[real].min()
-    pitch = float(np.median(step[real][step[real] < 1.5 * smallest]))
-    # counted step by step, so that an error of the pitch does not add up
-    index = np.concatenate([[0], np.cumsum(np.where(real, np.maximum(np.rint(step / pitch), 1), 0))])
-    pitch, start = np.polyfit(index, unique, 1)
-    off = np.abs(unique - start - index * pitch) / pitch
-    filled = (real.sum() + 1) / (index[-1] + 1)
-    if off.max() > _NEAR or (filled < _FILLED and len(unique) > 1 / _FILLED):
-        worst = listing(unique[np.argsort(-off)[:3]])
-        msg = (
-            f"{what} coordinates are not on a raster of pitch {pitch:.4g} (worst: {worst}). Rotated or registered "
-            "coordinates cannot be read as pixels: use the raster coordinates, or name them by x_key= and y_key=."
-        )
-        raise ValueError(msg)
-    return index[inverse].astype(np.int64), float(f"{pitch:.9g}")  # without the rounding errors of the fit
-
-
-def _check_positions(pixels: _Pixels, row: NDArray[np.int64], col: NDArray[np.int64], path: Path) -> None:
-    repeated = pd.DataFrame({"row": row, "col": col}).duplicated().to_numpy()
-    if repeated.any():
-        places = listing(zip(pixels.x[repeated].tolist(), pixels.y[repeated].tolist(), strict=True))
-        msg = (
-            f"{path}: {int(repeated.sum())} pixels share the position (x, y) of another one: {places}. Write one file per "
-            "section, or average them."
-        )
-        raise ValueError(msg)
-
-
-def _size_from_pitch(pitch: tuple[float, float], path: Path) -> tuple[float, float]:
-    if min(pitch) <= 1 + 1e-6:
-        msg = (
-            f"The coordinates of {path.name} have a pitch of {pitch[0]:.4g} x {pitch[1]:.4g}, so they are raster indices "
-            "(or not micrometres) and do not tell the size of a pixel; pass pixel_size= (micrometres)."
-        )
-        raise ValueError(msg)
-    logger.info("%s: pixels of %.4g x %.4g um, the pitch of the coordinates", path.name, *pitch)
-    return pitch

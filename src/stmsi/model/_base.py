@@ -292,16 +292,26 @@ class HurdleModel:
             state.features.ood(spots), spots.missing,
         )  # fmt: skip
 
-    def _calibrate(self, targets: Targets, probability: NDArray[np.float64], intensity: NDArray[np.float64]) -> None:
-        """Thresholds, intervals and evidence from held-out predictions of training spots."""
+    def _calibrate(
+        self,
+        targets: Targets,
+        probability: NDArray[np.float64],
+        intensity: NDArray[np.float64],
+        few: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Thresholds, intervals and evidence from held-out predictions of training spots.
+
+        Metabolites in `few` have too few held-out spots with or without them to choose a threshold by.
+        """
         state = self.state
-        unseen = np.isnan(targets.presence).all(axis=0)
+        unseen = np.asarray(np.isnan(targets.presence).all(axis=0))
         if unseen.any():
             logger.warning(
                 "Metabolites not measured in the spots held out for calibration get the threshold 0.5 and no interval: %s",
                 listing(state.metabolites[unseen]),
             )
-        state.threshold = np.where(unseen, 0.5, best_f1_threshold(targets.presence, probability))
+        undecided = unseen if few is None else unseen | few
+        state.threshold = np.where(undecided, 0.5, best_f1_threshold(targets.presence, probability))
         known = ~np.isnan(probability) & ~np.isnan(intensity)
         expected = np.where(
             known, hurdle_mean(np.nan_to_num(intensity), np.nan_to_num(probability), state.threshold), np.nan

@@ -54,6 +54,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 _PREDICT_BATCH = 4096
+_MIN_EVIDENCE = 10
+"""Held-out spots with, and without, a metabolite that its calibration needs."""
 _COMPONENTS = 50
 """Components of the space in which clusters are assigned and out-of-distribution spots found."""
 
@@ -415,11 +417,13 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         )
         logit, intensity = self._forward(spots)
         self.platt_ = np.array([platt(s, p) for s, p in zip(logit.T, targets.presence.T, strict=True)])
-        unseen = np.isnan(targets.presence).all(axis=0)
-        # nothing to calibrate on: the class weights of the loss are taken back, and that is all
-        weight = self.module.positive_weight.cpu().numpy()[keep]
-        self.platt_[unseen] = np.column_stack([np.ones(len(weight)), -np.log(weight)])[unseen]
-        self._calibrate(targets, expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity)
+        # A sigmoid and a threshold fitted to a handful of spots are noise. The logits of a class-balanced loss, shifted
+        # by the base rate of the training spots, are the better guess.
+        n1, n0 = (targets.presence > 0).sum(axis=0), (targets.presence == 0).sum(axis=0)
+        weight = self.module.positive_weight.cpu().numpy().astype(np.float64)[keep]
+        few = ((n1 < _MIN_EVIDENCE) | (n0 < _MIN_EVIDENCE)) & (weight != 1)
+        self.platt_[few] = np.column_stack([np.ones(len(weight)), -np.log(weight)])[few]
+        self._calibrate(targets, expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity, few)
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if spots.covariates is not None:
