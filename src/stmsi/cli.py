@@ -90,10 +90,13 @@ def predict(
         )
         write_data(content, out)
         frame = (content if data.suffix == ".h5ad" else content.tables[table_key]).obsm[key_added]  # type: ignore[union-attr]
-        console.print(f"Predicted {frame.shape[1]} metabolites in {frame.shape[0]} spots -> {out}", markup=False)
+        console.print(
+            f"Predicted {frame.shape[1]} metabolites in {frame.shape[0]} spots -> {out}", markup=False, soft_wrap=True
+        )
         console.print(
             f"Next: stmsi evaluate {out}, or stmsi.pl.spatial(data, metabolite, key={key_added!r}) in Python.",
             markup=False,
+            soft_wrap=True,
         )
 
 
@@ -133,7 +136,7 @@ def _errors() -> Iterator[None]:
         yield
     except _USER_ERRORS as error:
         text = error.args[0] if isinstance(error, KeyError) and error.args else error
-        console.print(f"[bold red]Error:[/] {escape(str(text))}")
+        console.print(f"[bold red]Error:[/] {escape(str(text))}", soft_wrap=True)  # paths must stay whole
         raise typer.Exit(1) from error
 
 
@@ -146,6 +149,7 @@ def read_data(path: Path) -> SpatialData | AnnData:
         import anndata
 
         try:
+            _require_anndata(path)
             return anndata.read_h5ad(path)
         except OSError as error:
             msg = f"{path} is not an h5ad file ({error})."
@@ -159,6 +163,17 @@ def read_data(path: Path) -> SpatialData | AnnData:
         return spatialdata.read_zarr(path)
     msg = f"Expected a SpatialData store (.zarr) or an AnnData file (.h5ad), found {path.name!r}."
     raise ValueError(msg)
+
+
+def _require_anndata(path: Path) -> None:
+    """Refuse an HDF5 file that holds something else, of which anndata would make an empty table."""
+    import h5py
+
+    with h5py.File(path) as file:
+        if "obs" not in file or "var" not in file:
+            found = ", ".join(map(str, file)) or "nothing"
+            msg = f"{path} is an HDF5 file but not an AnnData: it has no 'obs' and 'var'; found: {found}."
+            raise ValueError(msg)
 
 
 def check_output(out: Path, source: Path) -> None:
@@ -198,22 +213,24 @@ def write_csv(table: pd.DataFrame, out: Path) -> None:
 
 def show_scores(scores: pd.DataFrame, by: list[str], title: str = "") -> None:
     """Print medians over metabolites of the main scores of both stages."""
+    from rich import box
     from rich.table import Table
 
     shown = ["n", "prevalence", "auroc", "auprc", "f1", "pearson", "spearman", "r2", "pearson_present"]
     medians = scores.groupby(by, sort=False)[shown].median(numeric_only=True)
     metabolites = scores.groupby(by, sort=False)["metabolite"].nunique()
-    table = Table(title=title or None)
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in by:
-        table.add_column(name)
-    table.add_column("metabolites", justify="right")
-    for name in shown:
-        table.add_column(name, justify="right")
+        table.add_column(name, overflow="fold")
+    for name in ["metabolites", *shown]:
+        table.add_column(name.replace("_", "\n"), justify="right")
     for key, row in medians.iterrows():
         labels = key if isinstance(key, tuple) else (key,)
         values = [f"{row['n']:.0f}", *("–" if v != v else f"{v:.3f}" for v in row[shown[1:]])]
         table.add_row(*map(str, labels), str(metabolites.loc[key]), *values)  # type: ignore[index,call-overload,unused-ignore]
-    Console().print(table)
+    # a file or a pipe has no width that numbers could be cut to
+    out = Console()
+    out.print(table, width=None if out.is_terminal else max(out.width, 120), crop=out.is_terminal)
 
 
 if __name__ == "__main__":

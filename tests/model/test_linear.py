@@ -83,10 +83,10 @@ def test_the_mean_is_that_of_the_present(split):
     np.testing.assert_allclose(model.predict_intensity(split[1]).iloc[0], there.mean(), rtol=1e-5)
 
 
-def test_no_family_finds_what_is_not_there(_mapped):
+def test_no_family_finds_what_is_not_there(mapped):
     """Metabolites that no gene knows of are not predicted in a held-out section."""
-    st = _mapped.tables["st"].copy()
-    hidden = _mapped.tables["msi"].var.index[~_mapped.tables["msi"].var["predictable"].to_numpy(bool)].tolist()
+    st, features = mapped.tables["st"], mapped.tables["msi"].var
+    hidden = features.index[~features["predictable"].to_numpy(bool)].tolist()
     for key in ("msi", "msi_presence"):
         st.obsm[key] = st.obsm[key][hidden]
     held = (st.obs["sample"] == HELD_OUT).to_numpy()

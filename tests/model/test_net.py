@@ -377,7 +377,9 @@ def test_fewer_variable_genes_than_slots(st):
 
 def test_signature_rows_follow_the_registered_clusters(st):
     model = fit(st, {**FIELDS, "signature_key": "signature", "cluster_key": "domain"}, max_epochs=1)
-    signature = pd.DataFrame(np.asarray(st.varm["signature"]), columns=[str(c) for c in st.uns["signature"]["clusters"]])
+    signature = pd.DataFrame(
+        np.asarray(st.varm["signature"]), columns=[str(c) for c in st.uns["signature"]["clusters"]]
+    )
     selected = model.module.gene_index.numpy()
     for row, cluster in zip(model.module.signature.numpy(), model._cluster_categories(), strict=True):
         np.testing.assert_array_equal(row, signature[cluster].to_numpy()[selected])

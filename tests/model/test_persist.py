@@ -74,7 +74,9 @@ def test_a_folder_of_something_else(tmp_path):
         stmsi.model.load(tmp_path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"class": "HurdleLinear"}', '{"class": "x", "format": "new"}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "null", '{"class": "HurdleLinear"}', '{"class": "x", "format": "new"}']
+)
 def test_a_damaged_card(folder, text):
     (folder / "stmsi.json").write_text(text)
     with pytest.raises(ValueError, match=r"stmsi\.json is damaged \(.*\); save the model again"):
@@ -106,7 +108,9 @@ def test_a_damaged_payload(folder, how):
     payload.unlink()
     if how == "cut":
         payload.write_bytes(content[: len(content) // 2])
-    with pytest.raises(ValueError, match=r"model is damaged: estimators\.joblib has \d+ of \d+ bytes; .*save the model"):
+    with pytest.raises(
+        ValueError, match=r"model is damaged: estimators\.joblib has \d+ of \d+ bytes; .*save the model"
+    ):
         stmsi.model.load(folder)
 
 

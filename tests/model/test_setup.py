@@ -27,7 +27,10 @@ def refused(model_cls, adata, error, match, **fields):
         ({"presence_key": "msi_presense"}, r"obsm has no 'msi_presense'.*call_presence.*Did you mean 'msi_presence'"),
         ({"sample_key": "smaple"}, r"obs has no column 'smaple'; found .*'sample'.*sample_key=.*Did you mean 'sample'"),
         ({"signature_key": "sig", "cluster_key": "domain"}, r"varm has no 'sig'; found 'signature'.*gene_signatures"),
-        ({"signature_key": "signature", "cluster_key": "domains"}, r"obs has no column 'domains'.*Did you mean 'domain'"),
+        (
+            {"signature_key": "signature", "cluster_key": "domains"},
+            r"obs has no column 'domains'.*Did you mean 'domain'",
+        ),
         ({"graph_key": "graph"}, r"obsp has no 'graph'; found .*'spatial_connectivities'.*spatial_graph writes it"),
         ({"covariate_keys": ["patient", "pateint"]}, r"obs has no column 'pateint'.*Did you mean 'patient'"),
     ],
@@ -71,7 +74,8 @@ def test_no_metabolite_at_all_is_refused(model_cls, st):
 
 
 @pytest.mark.parametrize(
-    ("value", "match"), [(-1.0, r"obsm\['msi'\] contain 1 negative values"), (np.inf, r"obsm\['msi'\] contain 1 infinite")]
+    ("value", "match"),
+    [(-1.0, r"obsm\['msi'\] contain 1 negative values"), (np.inf, r"obsm\['msi'\] contain 1 infinite")],
 )
 def test_impossible_intensities_are_refused(model_cls, st, value, match):
     frame = st.obsm["msi"].copy()

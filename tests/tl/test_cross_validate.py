@@ -180,7 +180,9 @@ def test_the_net_answers_too(data):
 
 def test_a_failure_names_model_and_fold(data):
     del data.obsm["spatial"]
-    with pytest.raises(RuntimeError, match=r"Model 'ridge' failed in fold 0 \(\d+ training spots\): With 2 section\(s\)"):
+    with pytest.raises(
+        RuntimeError, match=r"Model 'ridge' failed in fold 0 \(\d+ training spots\): With 2 section\(s\)"
+    ):
         stmsi.tl.cross_validate(data, RIDGE)
 
 

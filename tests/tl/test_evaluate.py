@@ -161,7 +161,11 @@ def test_only_shared_metabolites_are_scored(predicted):
 
 @pytest.mark.parametrize(
     ("key", "call"),
-    [("msi_pred", "tl.predict_metabolites"), ("msi_pred_presence", "tl.predict_metabolites"), ("msi", "pp.map_to_spots")],
+    [
+        ("msi_pred", "tl.predict_metabolites"),
+        ("msi_pred_presence", "tl.predict_metabolites"),
+        ("msi", "pp.map_to_spots"),
+    ],
 )
 def test_what_is_missing_names_the_call_that_writes_it(predicted, key, call):
     del predicted.obsm[key]

@@ -47,7 +47,9 @@ def test_everything_documented_is_written(mapped, model):
     assert record["missing_genes"] == 0
     features = record["features"]
     assert list(features.index) == model.metabolites
-    assert {"name", "mz", "prevalence", "training_mean", "held_out_pearson", "held_out_auroc", "threshold"} <= set(features)
+    assert {"name", "mz", "prevalence", "training_mean", "held_out_pearson", "held_out_auroc", "threshold"} <= set(
+        features
+    )
     np.testing.assert_array_equal(features["threshold"], model.state.threshold)
 
 
@@ -211,7 +213,9 @@ def test_it_survives_the_disk(st, tmp_path, name):
     st.write_h5ad(tmp_path / "st.h5ad")
     back = ad.read_h5ad(tmp_path / "st.h5ad")
     for key in WRITTEN:
-        assert_frame_equal(back.obsm[key], st.obsm[key], check_names=False, check_index_type=False, check_column_type=False)
+        assert_frame_equal(
+            back.obsm[key], st.obsm[key], check_names=False, check_index_type=False, check_column_type=False
+        )
     assert back.uns["msi_pred"]["model"]["class"] == st.uns["msi_pred"]["model"]["class"]
     numbers = ["threshold", "training_mean", "prevalence"]
     a, b = (pd.DataFrame(d.uns["msi_pred"]["features"])[numbers].to_numpy(float) for d in (st, back))

@@ -45,8 +45,9 @@ def circle_edge_area(
     t0, t1 = np.clip(middle - half, 0.0, 1.0), np.clip(middle + half, 0.0, 1.0)
     px, py, qx, qy = ax + t0 * dx, ay + t0 * dy, ax + t1 * dx, ay + t1 * dy
     triangle = px * qy - py * qx
-    sector_a = np.arctan2(ax * py - ay * px, ax * px + ay * py)
-    sector_b = np.arctan2(qx * by - qy * bx, qx * bx + qy * by)
+    # an end inside the circle has no sector; asked for, the angle of a vertex that lies on the centre would be noise
+    sector_a = np.where(t0 > 0, np.arctan2(ax * py - ay * px, ax * px + ay * py), 0.0)
+    sector_b = np.where(t1 < 1, np.arctan2(qx * by - qy * bx, qx * bx + qy * by), 0.0)
     return np.where(length2 > 0, 0.5 * (triangle + radius * radius * (sector_a + sector_b)), 0.0)
 
 

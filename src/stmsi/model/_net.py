@@ -304,7 +304,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             **options | {"callbacks": [best, *options.get("callbacks", [])]},
         )  # fmt: skip
         best.restore(self.module)
-        self._fit_calibration(spots.take(validation), targets, validation)
+        self._fit_calibration(spots.take(validation), targets, rows, validation)
         if not given and refit:
             history, calibrated = self.history, self.state
             rows = np.sort(np.concatenate([rows, validation]))
@@ -379,7 +379,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         count = np.maximum((~np.isnan(present)).sum(axis=0), 1)
         mean = np.nansum(present, axis=0) / count
         scale = np.sqrt(np.nansum((present - mean) ** 2, axis=0) / count)
-        n1, n0 = (targets.presence > 0).sum(axis=0), (targets.presence == 0).sum(axis=0)
+        n1, n0 = _counts(targets.presence)
         full = {name: np.full(len(keep), fill) for name, fill in (("mean", 0.0), ("scale", 1.0), ("weight", 1.0))}
         full["mean"][keep] = mean
         full["scale"][keep] = np.where(scale > 1e-6, scale, 1.0)
@@ -407,7 +407,9 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         state = self.registry_["field_registries"][CLUSTER_KEY]["state_registry"]
         return [str(c) for c in state["categorical_mapping"]]
 
-    def _fit_calibration(self, spots: Spots, all_targets: Targets, validation: NDArray[np.int64]) -> None:
+    def _fit_calibration(
+        self, spots: Spots, all_targets: Targets, rows: NDArray[np.int64], validation: NDArray[np.int64]
+    ) -> None:
         """Platt's sigmoid of each metabolite, thresholds and intervals from the validation spots."""
         keep = all_targets.metabolites.isin(self.state.metabolites)
         targets = Targets(
@@ -418,12 +420,17 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         logit, intensity = self._forward(spots)
         self.platt_ = np.array([platt(s, p) for s, p in zip(logit.T, targets.presence.T, strict=True)])
         # A sigmoid and a threshold fitted to a handful of spots are noise. The logits of a class-balanced loss, shifted
-        # by the base rate of the training spots, are the better guess.
-        n1, n0 = (targets.presence > 0).sum(axis=0), (targets.presence == 0).sum(axis=0)
+        # by the base rate of the training spots, are the better guess; where training has one class only, so is that.
+        n1, n0 = _counts(targets.presence)
+        trained1, trained0 = _counts(all_targets.presence[rows][:, keep])
+        few = (n1 < _MIN_EVIDENCE) | (n0 < _MIN_EVIDENCE)
+        one_class = few & ((trained1 == 0) | (trained0 == 0))
+        shift = few & ~one_class
         weight = self.module.positive_weight.cpu().numpy().astype(np.float64)[keep]
-        few = ((n1 < _MIN_EVIDENCE) | (n0 < _MIN_EVIDENCE)) & (weight != 1)
-        self.platt_[few] = np.column_stack([np.ones(len(weight)), -np.log(weight)])[few]
-        self._calibrate(targets, expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity, few)
+        self.platt_[shift] = np.column_stack([np.ones(len(weight)), -np.log(weight)])[shift]
+        odds = np.log((trained1 + n1 + 1) / (trained0 + n0 + 1))
+        self.platt_[one_class] = np.column_stack([np.full(len(odds), 1e-6), odds])[one_class]
+        self._calibrate(targets, expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity, shift)
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if spots.covariates is not None:
@@ -522,6 +529,11 @@ def _fields(adata: AnnData, setup: Setup) -> list[Any]:
 
 def _is_number(column: pd.Series) -> bool:
     return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+
+
+def _counts(presence: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Spots with, and without, each metabolite; NaN counts as neither."""
+    return (presence > 0).sum(axis=0), (presence == 0).sum(axis=0)
 
 
 @contextmanager

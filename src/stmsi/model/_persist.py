@@ -137,8 +137,8 @@ def load(dir_path: str | Path, adata: AnnData | None = None) -> HurdleModel:
         msg = f"{path} holds a {name!r}, which this version does not know; known: {listing(_CLASSES)}."
         raise ValueError(msg)
     for file, size in card.get("files", {}).items():
-        found = (path / file).stat().st_size if (path / file).is_file() else 0
-        if found != size:
-            msg = f"{path} is damaged: {file} has {found} of {size} bytes; copy it again or save the model again."
+        n_bytes = (path / file).stat().st_size if (path / file).is_file() else 0
+        if n_bytes != size:
+            msg = f"{path} is damaged: {file} has {n_bytes} of {size} bytes; copy it again or save the model again."
             raise ValueError(msg)
     return getattr(import_module(_CLASSES[name]), name)._read(path, adata)
