@@ -12,6 +12,7 @@ from importlib.metadata import metadata, packages_distributions
 from pathlib import Path
 from urllib.request import Request, urlopen
 
+import pandas as pd
 from sphinx.util import logging
 
 HERE = Path(__file__).parent
@@ -44,7 +45,14 @@ extensions = [
     "short_types",
 ]
 templates_path = ["_templates"]
-exclude_patterns = ["_build", "Thumbs.db", ".DS_Store", "**.ipynb_checkpoints", "generated/cli.md"]
+exclude_patterns = [
+    "_build",
+    "Thumbs.db",
+    ".DS_Store",
+    "**.ipynb_checkpoints",
+    "generated/cli.md",
+    "generated/accuracy_*.md",
+]
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 nitpicky = True
 
@@ -165,5 +173,34 @@ def write_cli_page() -> None:
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
 
 
+def write_accuracy_tables() -> None:
+    """Write a table for each task of benchmarks/accuracy from its results."""
+    target = HERE / "generated"
+    target.mkdir(exist_ok=True)
+    results = pd.read_csv(HERE.parent / "benchmarks" / "accuracy" / "results" / "summary.csv")
+    for task, rows in results.groupby("task"):
+        columns = {"model": rows["model"]} | ({} if set(rows["kind"]) == {"all"} else {"kind": rows["kind"]})
+        columns["targets"] = rows["metabolites"].astype(str)
+        if rows["auroc"].notna().any():
+            columns["AUROC"] = rows["auroc"].map("{:.3f}".format)
+            columns["AUPRC (prevalence)"] = rows["auprc"].map("{:.3f}".format) + rows["prevalence"].map(
+                " ({:.3f})".format
+            )
+        columns["Pearson (quartiles)"] = [
+            "–" if pd.isna(mean) else f"{mean:.3f} ({low:.2f} to {high:.2f})"
+            for mean, low, high in zip(rows["pearson"], rows["pearson_q25"], rows["pearson_q75"], strict=True)
+        ]
+        columns["R²"] = rows["r2"].map("{:.3f}".format)
+        columns["seconds"] = rows["seconds"].map("{:.0f}".format)
+        lines = [list(columns), ["---" if name in ("model", "kind") else "---:" for name in columns]]
+        lines += map(list, zip(*columns.values(), strict=True))
+        first = rows.iloc[0]
+        note = f"Means over targets; *seconds*: training and prediction, {first['folds']} folds. {first['machine']}, "
+        note += f"Python {first['python']}, stmsi {first['stmsi']}, {first['date']}."
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        (target / f"accuracy_{task}.md").write_text(f"{table}\n\n{note}\n", encoding="utf-8")
+
+
 copy_tutorials()
 write_cli_page()
+write_accuracy_tables()

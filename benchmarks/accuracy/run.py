@@ -67,7 +67,7 @@ def main() -> None:
         by_kind.insert(1, "what", task.kind)
         by_kind["folds"] = scores["fold"].nunique()
         by_kind["seconds"] = by_kind["model"].map(seconds)
-        by_kind["machine"] = f"{platform.machine()}, {args.n_jobs} processes"
+        by_kind["machine"] = f"{platform.machine()}, processes: {args.n_jobs}"
         by_kind["python"], by_kind["stmsi"] = platform.python_version(), stmsi.__version__
         by_kind["date"] = date.today().isoformat()
         path = args.out / "summary.csv"

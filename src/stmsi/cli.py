@@ -117,8 +117,8 @@ def evaluate(
         scores = stmsi.tl.evaluate(read_data(data), pred_key=pred_key, table_key=table_key)
         if out is not None:
             write_csv(scores, out)
-        show_scores(scores.assign(model=pred_key), ["model", "sample"])
-        console.print("Medians over metabolites. Scores of sections that the model was trained on are not evidence.")
+        show_scores(scores, ["sample"], title=f"obsm[{pred_key!r}], medians over metabolites")
+        console.print("Scores of sections that the model was trained on are not evidence.")
 
 
 @app.command()
@@ -216,21 +216,19 @@ def show_scores(scores: pd.DataFrame, by: list[str], title: str = "") -> None:
     from rich import box
     from rich.table import Table
 
-    shown = ["n", "prevalence", "auroc", "auprc", "f1", "pearson", "spearman", "r2", "pearson_present"]
+    shown = ["prevalence", "auroc", "auprc", "f1", "pearson", "r2"]  # what 80 columns hold; the csv has all
     medians = scores.groupby(by, sort=False)[shown].median(numeric_only=True)
     metabolites = scores.groupby(by, sort=False)["metabolite"].nunique()
     table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in by:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, no_wrap=True)
     for name in ["metabolites", *shown]:
-        table.add_column(name.replace("_", "\n"), justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     for key, row in medians.iterrows():
         labels = key if isinstance(key, tuple) else (key,)
-        values = [f"{row['n']:.0f}", *("–" if v != v else f"{v:.3f}" for v in row[shown[1:]])]
+        values = ["–" if v != v else f"{v:.3f}" for v in row]
         table.add_row(*map(str, labels), str(metabolites.loc[key]), *values)  # type: ignore[index,call-overload,unused-ignore]
-    # a file or a pipe has no width that numbers could be cut to
-    out = Console()
-    out.print(table, width=None if out.is_terminal else max(out.width, 120), crop=out.is_terminal)
+    Console().print(table)
 
 
 if __name__ == "__main__":

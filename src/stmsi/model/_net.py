@@ -13,6 +13,7 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
+from lightning.pytorch.callbacks import EarlyStopping
 from scipy.special import expit
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
@@ -24,6 +25,7 @@ from stmsi._core.expression import column_moments, log_normalize
 from stmsi._core.folds import inner_groups
 from stmsi._core.hurdle import ResidualQuantiles
 from stmsi._keys import Key
+from stmsi._logging import logger
 from stmsi._settings import settings
 from stmsi._validate import check_choice, require_sample
 from stmsi.model._base import (
@@ -298,17 +300,22 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             **trainer_kwargs,
         }  # fmt: skip
         best = KeepBestWeights()
+        callbacks = [best, *options.pop("callbacks", [])]
+        # Lightning's own, as that of scvi-tools prints its verdict past every logger
+        stop = [EarlyStopping("validation_loss", patience=patience)] if early_stopping else []
         self._fit(
-            spots, targets, rows, validation, max_epochs=max_epochs, early_stopping=early_stopping,
-            early_stopping_monitor="validation_loss", early_stopping_patience=patience, check_val_every_n_epoch=1,
-            **options | {"callbacks": [best, *options.get("callbacks", [])]},
+            spots, targets, rows, validation, max_epochs=max_epochs, check_val_every_n_epoch=1,
+            callbacks=[*callbacks, *stop], **options,
         )  # fmt: skip
+        logger.info("Best validation loss in epoch %d of %d.", best.best_epoch + 1, len(self.history["validation_loss"]))
         best.restore(self.module)
         self._fit_calibration(spots.take(validation), targets, rows, validation)
         if not given and refit:
             history, calibrated = self.history, self.state
             rows = np.sort(np.concatenate([rows, validation]))
-            self._fit(spots, targets, rows, rows[:0], max_epochs=best.best_epoch + 1, early_stopping=False, **options)
+            self._fit(
+                spots, targets, rows, rows[:0], max_epochs=best.best_epoch + 1, callbacks=callbacks[1:], **options
+            )
             self._carry_over(calibrated)
             self.history_ = history
         self.module.eval()
