@@ -160,3 +160,12 @@ def test_require_metabolites():
     assert v.require_metabolites(["PC(34:1)", "glc"], available, names) == ["PC_34_1", "glc"]
     with pytest.raises(KeyError, match=r"No metabolite 'PC34:1'; available: 'PC_34_1', 'glc'. Did you mean"):
         v.require_metabolites(["PC34:1"], available, names)
+
+
+def test_a_name_that_several_metabolites_share():
+    names = pd.Series({"m1": "PC(34:1)", "m2": "PC(34:1)", "m3": "other"})
+    with pytest.raises(
+        ValueError, match=r"Several metabolites are called 'PC\(34:1\)': 'm1', 'm2'. Name one by its id"
+    ):
+        v.require_metabolites(["PC(34:1)"], names.index, names)
+    assert v.require_metabolites(["m2", "other"], names.index, names) == ["m2", "m3"]

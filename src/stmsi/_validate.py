@@ -159,10 +159,22 @@ def as_csr(values: Any, dtype: Any = None) -> sp.csr_matrix:
     return sp.csr_matrix(values if sp.issparse(values) else np.asarray(values), dtype=dtype)
 
 
+def instances(table: AnnData) -> pd.Index:
+    """What each observation annotates in its shapes element, from the column that the table names."""
+    key = table.uns.get("spatialdata_attrs", {}).get("instance_key", Key.obs.INSTANCE)
+    return pd.Index(require_obs(table, key, "The table must say which shape each observation annotates."))
+
+
 def require_metabolites(names: Sequence[str], available: pd.Index, names_of: pd.Series | None = None) -> list[str]:
     """Ids of the metabolites asked for by id or by readable name."""
-    by_name = {} if names_of is None else {str(v): str(k) for k, v in names_of.items()}
-    ids = [n if n in available else by_name.get(n, n) for n in names]
+    by_name: dict[str, list[str]] = {}
+    for key, value in () if names_of is None else names_of.items():
+        by_name.setdefault(str(value), []).append(str(key))
+    for name in names:
+        if name not in available and len(by_name.get(name, ())) > 1:
+            msg = f"Several metabolites are called {name!r}: {listing(by_name[name])}. Name one by its id."
+            raise ValueError(msg)
+    ids = [n if n in available else by_name.get(n, [n])[0] for n in names]
     unknown = [n for n in ids if n not in available]
     if unknown:
         hint = suggest(unknown[0], [*available, *by_name])

@@ -310,3 +310,65 @@ def test_errors_name_the_remedy(call, message):
 def test_other_things_are_refused(thing):
     with pytest.raises(TypeError, match=r"A section is an AnnData or a SpatialData, found .*Read files with stmsi.io"):
         stmsi.pp.combine(thing)
+
+
+# ------------------------------------------------------------------------------------- what the user had is not lost
+
+
+def test_layers_and_notes_of_ions_are_kept():
+    msi = _msi()
+    msi.layers["counts"] = sp.csr_matrix(msi.X * 2)
+    msi.obsm["embedding"] = np.arange(8.0).reshape(4, 2)
+    msi.varm["loadings"] = np.ones((2, 3))
+    msi.uns["instrument"] = {"matrix": "DHB"}
+    table = _combine(msi=msi).tables["msi"]
+    np.testing.assert_array_equal(table.layers["counts"].toarray(), msi.layers["counts"].toarray())
+    np.testing.assert_array_equal(table.obsm["embedding"], msi.obsm["embedding"])
+    np.testing.assert_array_equal(table.varm["loadings"], np.ones((2, 3)))
+    assert table.uns["instrument"] == {"matrix": "DHB"}
+
+
+def test_layers_of_some_sections_only_are_named(caplog):
+    msi = {"A": _msi(), "B": _msi()}
+    msi["A"].layers["counts"] = msi["A"].X.copy()
+    sdata = stmsi.pp.combine({"A": _st(), "B": _st()}, msi, pixel_size=50)
+    assert "counts" not in sdata.tables["msi"].layers
+    assert "Layers that only some MSI sections have are left out: 'counts'" in caplog.text
+
+
+def _paired(name, ions=("PC(34:1)", "18:1/16:0"), mz=(760.585, 522.2)):
+    sdata = stmsi.pp.combine({name: _st()}, {name: _msi(ions, mz)}, pixel_size=50)
+    stmsi.pp.align(sdata, transformation={name: np.diag([1.0, 1.0, 1.0])})
+    return sdata
+
+
+def test_objects_that_hold_both_modalities():
+    a, b = _paired("A"), _paired("B", ions=("PC(34:1)",), mz=(760.585,))
+    for sdata in (stmsi.pp.combine([a, b]), stmsi.pp.combine([a, b], [a, b])):
+        assert sorted(sdata.shapes) == ["A_pixels", "A_spots", "B_pixels", "B_spots"]
+        assert sdata.tables["msi"].obs["sample"].tolist() == ["A"] * 4 + ["B"] * 4
+        assert stmsi.pp.alignment_report(sdata)["aligned"].tolist() == [True, True]
+        stmsi.pp.map_to_spots(sdata)
+    # a combination of combinations still knows who measured what
+    again = stmsi.pp.combine([stmsi.pp.combine([a, b]), _paired("C")])
+    assert again.tables["msi"].varm["measured"].loc["18:1_16:0".replace(":", "_")].tolist() == [True, False, True]
+    same = stmsi.pp.combine(a, a)
+    assert same.tables["msi"].n_obs == 4
+
+
+def test_sections_on_different_scales_are_refused():
+    a, b = _paired("A"), _paired("B")
+    stmsi.pp.normalize_msi(a)
+    with pytest.raises(ValueError, match=r"normalised differently \(A: \{.*; B: as measured\).*as measured"):
+        stmsi.pp.combine([a, b])
+
+
+def test_a_table_that_names_its_instances_otherwise():
+    a = _paired("A")
+    for table in a.tables.values():
+        table.obs["spot_id"] = table.obs.pop("instance_id").to_numpy()
+        table.uns["spatialdata_attrs"]["instance_key"] = "spot_id"
+    stmsi.pp.map_to_spots(a)
+    sdata = stmsi.pp.combine(a)
+    stmsi.pp.map_to_spots(sdata)
+    np.testing.assert_array_equal(sdata.tables["st"].obsm["msi"], a.tables["st"].obsm["msi"])

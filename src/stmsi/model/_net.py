@@ -307,7 +307,9 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             spots, targets, rows, validation, max_epochs=max_epochs, check_val_every_n_epoch=1,
             callbacks=[*callbacks, *stop], **options,
         )  # fmt: skip
-        logger.info("Best validation loss in epoch %d of %d.", best.best_epoch + 1, len(self.history["validation_loss"]))
+        logger.info(
+            "Best validation loss in epoch %d of %d.", best.best_epoch + 1, len(self.history["validation_loss"])
+        )
         best.restore(self.module)
         self._fit_calibration(spots.take(validation), targets, rows, validation)
         if not given and refit:
@@ -466,7 +468,11 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         loader = AnnDataLoader(manager, batch_size=_PREDICT_BATCH, data_and_attributes=inputs)
         logits, means = [], []
         self.module.eval()
-        with torch.inference_mode(), _seeded(self._hyper["rng"]):  # loaders draw from torch's global generator
+        with (
+            torch.inference_mode(),
+            _quiet(),
+            _seeded(self._hyper["rng"]),
+        ):  # loaders draw from torch's global generator
             for tensors in loader:
                 outputs = self.module.inference(**self.module._get_inference_input(tensors))
                 heads = self.module.generative(**outputs)
@@ -556,6 +562,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="Category .* has fewer than")
             # said of every query that holds few spots of a cluster, which does no harm
             warnings.filterwarnings("ignore", message=".*has fewer than 3 cells")
+            # pandas 3 hands out read-only arrays; nothing here writes into a batch
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             yield
     finally:
         for log, level in zip(logs, levels, strict=True):

@@ -19,7 +19,15 @@ from matplotlib_scalebar.scalebar import ScaleBar
 
 from stmsi._elements import VISIUM_SPOT_DIAMETER
 from stmsi._keys import Key
-from stmsi._validate import is_spatialdata, listing, require_frame, require_metabolites, require_sample, suggest
+from stmsi._validate import (
+    instances,
+    is_spatialdata,
+    listing,
+    require_frame,
+    require_metabolites,
+    require_sample,
+    suggest,
+)
 from stmsi.get._feature_table import base_key, find_features
 
 if TYPE_CHECKING:
@@ -212,13 +220,11 @@ def _true_size(
 ) -> tuple[NDArray[np.float64], tuple[NDArray[np.float64], ...]]:
     """Radii (um) or outlines of spots from their shapes element; the default where it does not hold them."""
     import shapely
-    from spatialdata.models import TableModel
 
     element = sdata.shapes.get(Key.spots(sample)) if Key.spots(sample) in sdata.shapes else None
-    instance = adata.uns.get(TableModel.ATTRS_KEY, {}).get(TableModel.INSTANCE_KEY, Key.obs.INSTANCE)
-    if element is None or instance not in adata.obs:
+    if element is None or "spatialdata_attrs" not in adata.uns:
         return default, ()
-    at = element.index.get_indexer(pd.Index(adata.obs[instance].to_numpy()[rows]))
+    at = element.index.get_indexer(instances(adata)[rows])
     if (at < 0).any():
         return default, ()
     matrix = _to_frame(element, sample)

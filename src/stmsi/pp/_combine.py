@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import anndata as ad
@@ -18,6 +19,7 @@ from stmsi._logging import logger
 from stmsi._validate import (
     as_csr,
     check_choice,
+    instances,
     is_spatialdata,
     listing,
     require_obs,
@@ -54,11 +56,11 @@ def combine(
     st
         The ST sections: what :func:`stmsi.io.read_visium` returns, or AnnData of spots x genes with raw counts and
         ``obsm["spatial"]``. One object (which may hold several sections), several, or a mapping from section name to
-        object.
+        object. A SpatialData that holds both modalities, such as an earlier result, brings its MSI along.
     msi
         The MSI sections, likewise: what the readers of :mod:`stmsi.io` return, or AnnData of pixels x ions with
         integer ``obs["row"]`` and ``obs["col"]``. Not every ST section needs one; every MSI section needs its ST
-        section. `None` makes an object for prediction only.
+        section. `None` with ST alone makes an object for prediction only.
     sample_key
         Column of ``obs`` with the section name, for AnnData that hold several sections.
     um_per_unit
@@ -100,9 +102,9 @@ def combine(
 
     check_choice(join, ("inner", "outer"), "join")
     st_sections = [s for section in _iterate(st) for s in _as_st(*section, sample_key, um_per_unit, spot_diameter)]
-    msi_sections = (
-        [] if msi is None else [s for section in _iterate(msi) for s in _as_msi(*section, sample_key, pixel_size)]
-    )
+    brought = [(None, s) for s in st_sections if Key.table.MSI in s.tables]
+    given = [] if msi is None else [pair for pair in _iterate(msi) if not any(pair[1] is s for _, s in brought)]
+    msi_sections = [s for section in [*brought, *given] for s in _as_msi(*section, sample_key, pixel_size)]
     if not st_sections:
         msg = "No ST section was given."
         raise ValueError(msg)
@@ -120,14 +122,18 @@ def combine(
         logger.info("Sections without MSI (for prediction only): %s", listing(without))
 
     elements: dict[str, Any] = {}
+    taken: dict[str, Any] = {}
     for section in [*st_sections, *msi_sections]:
         for kind, name, element in section.gen_elements():
             if kind == "tables":
                 continue
-            if name in elements:
+            if name in taken and taken[name] is element:  # one object that was given as ST and as MSI
+                continue
+            if name in taken:
                 msg = f"Two sections hold an element {name!r}; rename one of them."
                 raise ValueError(msg)
             # shapes and points carry their transformations, which stmsi.pp.align changes: not those of the input
+            taken[name] = element
             elements[name] = element.copy() if kind in ("shapes", "points") else element
     tables = {Key.table.ST: _concat_st([s.tables[Key.table.ST] for s in st_sections], join)}
     if msi_sections:
@@ -175,8 +181,23 @@ def _as_msi(
         remedy = "MSI pixels need their integer raster position."
         row, col = (require_obs(part, key, remedy).to_numpy() for key in (Key.obs.ROW, Key.obs.COL))
         extra = part.obs.drop(columns=[Key.obs.ROW, Key.obs.COL])
-        out.append(msi_section(part.X, part.var, row, col, sample=sample, pixel_size=pixel_size, obs=extra))
+        made = msi_section(part.X, part.var, row, col, sample=sample, pixel_size=pixel_size, obs=extra)
+        _carry_over(part, made.tables[Key.table.MSI])
+        out.append(made)
     return out
+
+
+def _carry_over(source: AnnData, table: AnnData) -> None:
+    """What an AnnData of ions holds beside the data model: layers, further arrays, unstructured notes."""
+    for key in source.layers:
+        table.layers[key] = as_csr(source.layers[key], np.float32)
+    for key in source.obsm.keys() - table.obsm.keys():
+        table.obsm[key] = source.obsm[key].copy()
+    for key in source.varm:
+        value = source.varm[key].copy()
+        table.varm[key] = value.set_axis(table.var_names) if isinstance(value, pd.DataFrame) else value
+    for key in source.uns.keys() - table.uns.keys():
+        table.uns[key] = deepcopy(source.uns[key])
 
 
 def _split(name: str | None, adata: AnnData, sample_key: str) -> list[tuple[str, AnnData]]:
@@ -258,8 +279,32 @@ def _relink(table: AnnData) -> AnnData:
     return TableModel.validate(table) or table
 
 
+def _with_own_keys(table: AnnData) -> AnnData:
+    """A copy whose annotated element and instance stand in the columns of the data model, and with sparse X."""
+    from spatialdata.models import TableModel
+
+    table = table.copy()
+    attrs = table.uns[TableModel.ATTRS_KEY]
+    table.obs[Key.obs.REGION] = table.obs[attrs[TableModel.REGION_KEY_KEY]].astype(str)
+    table.obs[Key.obs.INSTANCE] = instances(table)
+    table.X = as_csr(table.X)
+    return table
+
+
+def _keep_shared_layers(tables: list[AnnData], what: str) -> None:
+    """Drop layers that some sections lack, which a concatenation would fill with zeros that nobody measured."""
+    layers = [set(t.layers) for t in tables]
+    lost = sorted(set.union(*layers) - set.intersection(*layers))
+    if lost:
+        logger.warning("Layers that only some %s sections have are left out: %s", what, listing(lost))
+    for table in tables:
+        for key in lost:
+            table.layers.pop(key, None)
+
+
 def _concat_st(tables: list[AnnData], join: str) -> AnnData:
-    tables = [_with_sparse_x(t) for t in tables]
+    tables = [_with_own_keys(t) for t in tables]
+    _keep_shared_layers(tables, "ST")
     genes = set.intersection(*(set(t.var_names) for t in tables))
     if not genes:
         msg = (
@@ -276,13 +321,10 @@ def _concat_st(tables: list[AnnData], join: str) -> AnnData:
     return _relink(merged)
 
 
-def _with_sparse_x(table: AnnData) -> AnnData:
-    table = table.copy()
-    table.X = as_csr(table.X)
-    return table
-
-
 def _concat_msi(tables: list[AnnData]) -> AnnData:
+    tables = [_with_own_keys(t) for t in tables]
+    _keep_shared_layers(tables, "MSI")
+    _check_normalised_alike(tables)
     var = tables[0].var
     for t in tables[1:]:
         shared = var.index.intersection(t.var_names)
@@ -295,14 +337,33 @@ def _concat_msi(tables: list[AnnData]) -> AnnData:
             )
             raise ValueError(msg)
         var = var.combine_first(t.var).loc[var.index.union(t.var_names, sort=False)]
-    measured = pd.DataFrame(
-        {s: var.index.isin(t.var_names) for t in tables for s in dict.fromkeys(require_sample(t, Key.obs.SAMPLE))},
-        index=var.index,
-    )
+    measured = pd.DataFrame({s: _measured(t, s, var.index) for t in tables for s in sample_names(t)}, index=var.index)
     attrs = {k: v for t in tables for k, v in t.uns.get(Key.uns.MSI, {}).get("attrs", {}).items()}
-    merged = ad.concat(tables, join="outer", fill_value=0)[:, var.index].copy()
+    merged = ad.concat(tables, join="outer", fill_value=0, merge="unique", uns_merge="unique")[:, var.index].copy()
     merged.X = sp.csr_matrix(merged.X)
     merged.var = feature_frame(var)  # columns that some sections lack have gaps now
     merged.varm[Key.varm.MEASURED] = measured
     merged.uns[Key.uns.MSI] = {"attrs": attrs}
     return _relink(merged)
+
+
+def _measured(table: AnnData, sample: str, ions: pd.Index) -> np.ndarray:
+    """Which ions a section measured: those of its table, less those that an earlier combination had filled up."""
+    known = table.varm.get(Key.varm.MEASURED)
+    own = table.var_names
+    if isinstance(known, pd.DataFrame) and sample in known:
+        own = own[known[sample].to_numpy(bool)]
+    return ions.isin(own)
+
+
+def _check_normalised_alike(tables: list[AnnData]) -> None:
+    """Refuse to put intensities on different scales into one matrix."""
+    params = [t.uns.get(Key.uns.NORMALIZE, {}).get("params") for t in tables]
+    if any(str(p) != str(params[0]) for p in params):
+        names = [", ".join(sample_names(t)) for t in tables]
+        found = "; ".join(f"{n}: {'as measured' if p is None else p}" for n, p in zip(names, params, strict=True))
+        msg = (
+            f"The MSI sections were normalised differently ({found}). Combine the sections as measured (their "
+            'layers["raw"], where it is kept) and call stmsi.pp.normalize_msi on the whole.'
+        )
+        raise ValueError(msg)

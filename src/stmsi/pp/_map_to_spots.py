@@ -16,9 +16,9 @@ from stmsi._validate import (
     as_csr,
     check_nonnegative,
     get_table,
+    instances,
     listing,
     refuse_view,
-    require_obs,
     require_rows,
     require_sample,
     require_spatialdata,
@@ -177,7 +177,7 @@ def _overlap(sdata: SpatialData, name: str, st: AnnData, msi: AnnData) -> tuple[
 
 def _rows(index: pd.Index, table: AnnData, name: str) -> NDArray[np.int64]:
     """Rows of an element that a table's observations annotate."""
-    rows = index.get_indexer(pd.Index(require_obs(table, Key.obs.INSTANCE)))
+    rows = index.get_indexer(instances(table))
     if (rows < 0).any():
         msg = f"{int((rows < 0).sum())} observations of section {name!r} annotate nothing in its shapes element."
         raise ValueError(msg)
