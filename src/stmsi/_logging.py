@@ -1,21 +1,7 @@
-"""The one logger of the package, and progress bars."""
+"""The one logger of the package."""
 
 import logging
-from collections.abc import Iterable, Iterator
-from typing import TypeVar
-
-T = TypeVar("T")
 
 logger = logging.getLogger("stmsi")
 if logger.level == logging.NOTSET:
     logger.setLevel(logging.INFO)
-
-
-def track(items: Iterable[T], description: str, *, total: int | None = None, show: bool | None = None) -> Iterator[T]:
-    """Iterate with a progress bar; `show=None` follows ``stmsi.settings.progress_bar``."""
-    from tqdm.auto import tqdm
-
-    from stmsi._settings import settings
-
-    visible = settings.progress_bar if show is None else show
-    yield from tqdm(items, desc=description, total=total, disable=not visible, leave=False)

@@ -21,7 +21,8 @@ from stmsi._core.spectra import (
 )
 from stmsi._elements import check_sample_name, msi_section
 from stmsi._keys import Key
-from stmsi._logging import logger, track
+from stmsi._logging import logger
+from stmsi._progress import track
 from stmsi._validate import check_choice, listing
 from stmsi.io._imzml_file import (
     UNKNOWN,

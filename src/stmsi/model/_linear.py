@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from stmsi._core.expression import column_moments, log_normalize
 from stmsi._core.folds import inner_groups
 from stmsi._keys import Key
-from stmsi._logging import track
+from stmsi._progress import track
 from stmsi._settings import settings
 from stmsi._validate import check_choice, require_sample
 from stmsi.model._base import (

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stmsi._keys import Key
-from stmsi._logging import track
+from stmsi._progress import track
 from stmsi._settings import settings
 from stmsi._validate import get_table, require_frame, require_sample
 from stmsi.model._registry import ModelSpec, named_models, resolve
