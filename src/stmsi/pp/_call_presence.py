@@ -93,7 +93,7 @@ def call_presence(
     >>> stmsi.pp.align(sdata)
     >>> stmsi.pp.map_to_spots(sdata)
     >>> stmsi.pp.call_presence(sdata)
-    >>> sorted(sdata.tables["st"].obsm["msi_presence"].stack().unique().tolist())
+    >>> sorted(sdata.tables["st"].obsm["msi_presence"].stack().dropna().unique().tolist())
     [0.0, 1.0]
     """
     from skimage.filters import threshold_otsu
