@@ -2,6 +2,7 @@
 
 import logging
 import re
+import warnings
 from pathlib import Path
 
 import anndata as ad
@@ -159,7 +160,7 @@ def test_names_with_brackets_are_shown_as_they_are(folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("fake.h5ad", "is not an h5ad file"),
+        ("fake.h5ad", "is not a readable h5ad file"),
         ("fake.zarr", "is not a zarr store: it has no zarr.json"),
         ("file.zarr", "Expected a SpatialData store (.zarr) or an AnnData file (.h5ad), found 'file.zarr'"),
         ("table.csv", "Expected a SpatialData store (.zarr) or an AnnData file (.h5ad), found 'table.csv'"),
@@ -181,7 +182,7 @@ def test_an_h5_file_of_something_else(folder, tmp_path):
     with h5py.File(tmp_path / "x.h5ad", "w") as file:
         file["numbers"] = [1, 2, 3]
     text = predict_fails(folder, tmp_path, tmp_path / "x.h5ad")
-    assert "x.h5ad is an HDF5 file but not an AnnData: it has no 'obs' and 'var'; found: numbers" in text
+    assert "x.h5ad is an HDF5 file but not an AnnData: it has no 'obs' and 'var'; found 'numbers'" in text
 
 
 def test_an_unknown_model(folder, tmp_path):
@@ -365,3 +366,33 @@ def test_the_demo_refuses_foreign_folders(tmp_path):
     (tmp_path / "file").write_text("words")
     assert "was not written by the demo" in fails("demo", "--small", "--out", tmp_path / "file")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["file", "thesis"]
+
+
+def test_scores_never_replace_the_data(folder, tmp_path):
+    out = tmp_path / "p.h5ad"
+    run("predict", folder / "st.h5ad", "--model", folder / "model", "--out", out)
+    before = out.read_bytes()
+    assert "must end in .csv" in fails("evaluate", out, "--out", out)
+    (tmp_path / "old.csv").write_text("mine")
+    assert "exists already" in fails("evaluate", out, "--out", tmp_path / "old.csv")
+    assert (out.read_bytes(), (tmp_path / "old.csv").read_text()) == (before, "mine")
+
+
+def test_no_output_inside_the_input(folder):
+    inner = folder / "s.zarr" / "inner.zarr"
+    assert "lies inside the input" in fails("predict", folder / "s.zarr", "--model", "mean", "--out", inner)
+    assert not inner.exists()
+
+
+def test_zarr_stores_of_something_else(folder, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # anndata on the zarr version that it writes
+        ad.read_h5ad(folder / "st.h5ad").write_zarr(tmp_path / "ann.zarr")
+    text = predict_fails(folder, tmp_path, tmp_path / "ann.zarr", out="p.zarr")
+    assert "ann.zarr is an AnnData, not a SpatialData; write it as .h5ad" in text
+    import zarr
+
+    zarr.open_group(tmp_path / "other.zarr", mode="w").create_group("numbers")
+    assert "is not a SpatialData store; it holds numbers" in predict_fails(
+        folder, tmp_path, tmp_path / "other.zarr", out="p.zarr"
+    )

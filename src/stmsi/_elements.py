@@ -133,7 +133,11 @@ def msi_section(
 
     sample = check_sample_name(sample)
     row, col = _raster_index(row, sample), _raster_index(col, sample)
-    size = np.broadcast_to(np.asarray(pixel_size, dtype=float), 2)
+    size = np.asarray(pixel_size, dtype=float)
+    if size.shape not in ((), (1,), (2,)):
+        msg = f"pixel_size is one number of micrometres or a pair (x, y), found {pixel_size!r}."
+        raise ValueError(msg)
+    size = np.broadcast_to(size, 2)
     if not (np.isfinite(size).all() and (size > 0).all()):
         msg = f"pixel_size must be a positive number of micrometres, found {pixel_size!r}."
         raise ValueError(msg)

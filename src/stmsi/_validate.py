@@ -11,9 +11,12 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from stmsi._core.ids import safe_ids
 from stmsi._keys import Key
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -43,6 +46,13 @@ def check_choice(value: Any, options: Iterable[Any], name: str) -> None:
         raise ValueError(msg)
 
 
+def check_share(value: float, name: str) -> None:
+    """Raise a `ValueError` where `value` is not between 0 and 1."""
+    if not 0 <= value <= 1:
+        msg = f"{name} is a share between 0 and 1, found {value!r}."
+        raise ValueError(msg)
+
+
 def is_spatialdata(data: object) -> bool:
     """Whether `data` is a SpatialData, without importing spatialdata for an AnnData."""
     return not isinstance(data, AnnData) and type(data).__name__ == "SpatialData"
@@ -69,6 +79,38 @@ def require_spatialdata(data: object) -> None:
     if not is_spatialdata(data):
         msg = f"Expected a SpatialData, found {type(data).__name__}. stmsi.pp.combine makes one."
         raise TypeError(msg)
+
+
+def require_anndata(data: object) -> None:
+    """Raise a `TypeError` where `data` is not an AnnData."""
+    if not isinstance(data, AnnData):
+        remedy = ' Pass its table: sdata.tables["st"].' if is_spatialdata(data) else ""
+        msg = f"Expected an AnnData of spots x genes, found {type(data).__name__}.{remedy}"
+        raise TypeError(msg)
+
+
+def require_anndata_file(path: Path) -> None:
+    """Refuse an HDF5 file that holds something else, of which anndata would make an empty table or a riddle."""
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            if "obs" in file and "var" in file:
+                return
+            found = listing(file)
+    except OSError as error:
+        msg = f"{path} is not a readable h5ad file ({error}); copy or export it again."
+        raise ValueError(msg) from error
+    msg = f"{path} is an HDF5 file but not an AnnData: it has no 'obs' and 'var'; found {found}."
+    raise ValueError(msg)
+
+
+def check_key(key: str, what: str = "key_added") -> None:
+    """Raise where a name to write under would not survive zarr and h5ad."""
+    safe = safe_ids([key])[0]
+    if key != safe:
+        msg = f"{what}={key!r} cannot be stored: use letters, digits, _ . - and no other character ({safe!r})."
+        raise ValueError(msg)
 
 
 def refuse_view(adata: AnnData) -> None:
@@ -113,7 +155,9 @@ def require_frame(adata: AnnData, key: str, remedy: str = "") -> pd.DataFrame:
         raise KeyError(msg.strip())
     value = adata.obsm[key]
     if isinstance(value, pd.DataFrame):
-        return value
+        # ids are text: columns named by numbers (m/z) would match nothing that went through a file
+        text = all(isinstance(c, str) for c in value.columns)
+        return value if text else value.set_axis(value.columns.astype(str), axis=1)
     value = value.toarray() if hasattr(value, "toarray") else np.asarray(value)
     return pd.DataFrame(value, index=adata.obs_names, columns=[str(j) for j in range(value.shape[1])])
 

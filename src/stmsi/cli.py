@@ -114,6 +114,8 @@ def evaluate(
     import stmsi
 
     with _errors():
+        if out is not None:
+            check_output(out, data, suffix=".csv")
         scores = stmsi.tl.evaluate(read_data(data), pred_key=pred_key, table_key=table_key)
         if out is not None:
             write_csv(scores, out)
@@ -148,8 +150,10 @@ def read_data(path: Path) -> SpatialData | AnnData:
     if path.suffix == ".h5ad":
         import anndata
 
+        from stmsi._validate import require_anndata_file
+
         try:
-            _require_anndata(path)
+            require_anndata_file(path)
             return anndata.read_h5ad(path)
         except OSError as error:
             msg = f"{path} is not an h5ad file ({error})."
@@ -160,26 +164,40 @@ def read_data(path: Path) -> SpatialData | AnnData:
         if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
             msg = f"{path} is not a zarr store: it has no zarr.json."
             raise ValueError(msg)
+        _refuse_other_stores(path)
         return spatialdata.read_zarr(path)
     msg = f"Expected a SpatialData store (.zarr) or an AnnData file (.h5ad), found {path.name!r}."
     raise ValueError(msg)
 
 
-def _require_anndata(path: Path) -> None:
-    """Refuse an HDF5 file that holds something else, of which anndata would make an empty table."""
-    import h5py
+def _refuse_other_stores(path: Path) -> None:
+    """Tell what a zarr store holds that is no SpatialData."""
+    import zarr
 
-    with h5py.File(path) as file:
-        if "obs" not in file or "var" not in file:
-            found = ", ".join(map(str, file)) or "nothing"
-            msg = f"{path} is an HDF5 file but not an AnnData: it has no 'obs' and 'var'; found: {found}."
-            raise ValueError(msg)
+    try:
+        group = zarr.open_group(path, mode="r")
+        attrs, members = dict(group.attrs), sorted(group.keys())
+    except Exception as error:
+        msg = f"{path} is not a readable zarr store ({error})."
+        raise ValueError(msg) from error
+    if attrs.get("encoding-type") == "anndata":
+        msg = f"{path} is an AnnData, not a SpatialData; write it as .h5ad (adata.write_h5ad) and pass that."
+        raise ValueError(msg)
+    if "spatialdata_attrs" not in attrs and "tables" not in members:
+        msg = f"{path} is not a SpatialData store; it holds {', '.join(members) or 'nothing'}."
+        raise ValueError(msg)
 
 
-def check_output(out: Path, source: Path) -> None:
+def check_output(out: Path, source: Path, suffix: str | None = None) -> None:
     """Refuse outputs that would overwrite something, before the work is done."""
-    if out.suffix != source.suffix:
+    if suffix is None and out.suffix != source.suffix:
         msg = f"The output must be of the same kind as the input ({source.suffix}), found {out.name!r}."
+        raise ValueError(msg)
+    if suffix is not None and out.suffix != suffix:
+        msg = f"The output must end in {suffix}, found {out.name!r}."
+        raise ValueError(msg)
+    if source.resolve() in out.resolve().parents:
+        msg = f"{out} lies inside the input {source}; name an output elsewhere."
         raise ValueError(msg)
     if out.exists():
         msg = f"{out} exists already; name another output."

@@ -234,3 +234,16 @@ def test_bladder(data_dir):
     np.testing.assert_array_equal(table.obs["col"].to_numpy() + 1, source.obs["x_coord"])
     assert (table.X != source.X).nnz == 0
     assert sdata.shapes["bladder_msi_pixels"].total_bounds.tolist() == [0, 0, 2600, 1340]
+
+
+def test_other_hdf5_files_and_positions_of_one_column(adata, tmp_path):
+    import h5py
+
+    with h5py.File(tmp_path / "tenx.h5ad", "w") as file:
+        file.create_group("matrix")
+    with pytest.raises(ValueError, match=r"tenx\.h5ad is an HDF5 file but not an AnnData.*found 'matrix'"):
+        read_msi_table(tmp_path / "tenx.h5ad", pixel_size=10)
+    adata.obsm["spatial"] = np.ones((adata.n_obs, 1))
+    adata.write_h5ad(tmp_path / "one.h5ad")
+    with pytest.raises(ValueError, match=r"obsm\['spatial'\] must have the columns x and y, found shape"):
+        read_msi_table(tmp_path / "one.h5ad", pixel_size=10)

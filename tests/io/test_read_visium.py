@@ -190,6 +190,10 @@ def test_bad_folders_raise(tmp_path):
     scale.write_text(text)
     (counts / "matrix.mtx.gz").write_bytes(b"not compressed")
     fails("cannot be read", ValueError)
+    h5 = folder.path / "other.h5"
+    with h5py.File(h5, "w") as file:
+        file["numbers"] = [1, 2]
+    fails("other.h5 .*cannot be read", ValueError, counts_file="other.h5")
     shutil.rmtree(counts)
     fails("has no counts filtered_feature_bc_matrix.h5", FileNotFoundError)
     (spatial / "tissue_positions.csv").rename(spatial / "tissue_positions.parquet")

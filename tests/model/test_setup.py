@@ -143,3 +143,22 @@ def test_unknown_encoder_is_refused(st):
     HurdleNet.setup_anndata(st)
     with pytest.raises(ValueError, match=r"encoder='mpl' is not known; choose one of 'mlp'"):
         HurdleNet(st, encoder="mpl")
+
+
+@pytest.mark.parametrize("cls", [HurdleLinear, HurdleNet])
+def test_a_spatialdata_is_sent_to_its_table(cls, toy):
+    with pytest.raises(TypeError, match=r'found SpatialData. Pass its table: sdata.tables\["st"\]'):
+        cls.setup_anndata(toy)
+
+
+@pytest.mark.parametrize("value", [2, -7, 0.5])
+def test_presence_is_yes_or_no(st, value):
+    st.obsm["msi_presence"].iloc[0, 0] = value
+    with pytest.raises(ValueError, match=r"must hold 1 \(present\), 0 \(absent\) or NaN"):
+        HurdleLinear.setup_anndata(st, presence_key="msi_presence")
+
+
+def test_presence_of_other_metabolites_names_them(st):
+    st.obsm["msi_presence"] = st.obsm["msi_presence"].iloc[:, 1:]
+    with pytest.raises(ValueError, match=r"not in both: 'simPC_28_0'\); call stmsi.pp.call_presence again"):
+        HurdleLinear.setup_anndata(st, presence_key="msi_presence")

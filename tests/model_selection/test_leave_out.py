@@ -84,7 +84,9 @@ def test_errors_name_the_remedy(adata, splitter, key):
         splitter().get_n_splits(np.zeros((8, 1)))
     with pytest.raises(ValueError, match=rf"Pass an AnnData with obs\['{key}'\]"):
         next(splitter().split(np.zeros((8, 1))))
-    with pytest.raises(ValueError, match=rf"one {key} out needs at least two, found \['only'\].*spatial blocks"):
+    with pytest.raises(
+        ValueError, match=rf"one {key} out needs at least two, found \['only'\].*no honest split of a single one"
+    ):
         next(splitter().split(None, groups=["only"] * 3))
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
         next(splitter().split(adata, groups=["a", "b"]))
@@ -93,3 +95,11 @@ def test_errors_name_the_remedy(adata, splitter, key):
     adata.obs[key] = [None, *"abcdefg"]
     with pytest.raises(ValueError, match="1 missing values"):
         next(splitter().split(adata))
+
+
+def test_patients_are_spoken_of_as_patients(st):
+    with pytest.raises(KeyError, match=r"obs has no column 'pat'.*The folds follow it.*Did you mean 'patient'"):
+        next(LeaveOnePatientOut("pat").split(st))
+    st.obs["patient"] = st.obs["patient"].astype(object).where(st.obs["sample"] != "P1S1", None)
+    with pytest.raises(ValueError, match=r"obs\['patient'\] has \d+ missing values; every spot needs a label"):
+        next(LeaveOnePatientOut().split(st))

@@ -372,3 +372,38 @@ def test_a_table_that_names_its_instances_otherwise():
     sdata = stmsi.pp.combine(a)
     stmsi.pp.map_to_spots(sdata)
     np.testing.assert_array_equal(sdata.tables["st"].obsm["msi"], a.tables["st"].obsm["msi"])
+
+
+def test_two_lipids_with_one_safe_id_stay_two(tmp_path):
+    """Ids are made section by section; what an ion is, its readable name says."""
+    a, b = ("PC 18:1/16:0", "PC 18:1_16:0"), ("PC 18:1_16:0", "PC 18:1/16:0")
+    msi = {"A": _msi(a, (700.0, 700.0)), "B": _msi(b, (700.0, 700.0))}
+    msi["A"].X[:], msi["B"].X[:] = [10, 1], [1, 10]
+    table = stmsi.pp.combine({"A": _st(), "B": _st()}, msi, pixel_size=50).tables["msi"]
+    assert table.var["name"].tolist() == list(a)
+    np.testing.assert_array_equal(table.X.toarray(), np.tile([10, 1], (8, 1)))
+    # each in one section only: two ions, each measured in its own
+    msi = {"A": _msi(a[:1], (700.0,)), "B": _msi(b[:1], (700.0,))}
+    table = stmsi.pp.combine({"A": _st(), "B": _st()}, msi, pixel_size=50).tables["msi"]
+    assert table.var["name"].tolist() == list(a)
+    assert table.var_names.is_unique
+    np.testing.assert_array_equal(table.varm["measured"], [[True, False], [False, True]])
+
+
+@pytest.mark.parametrize(
+    ("change", "options", "match"),
+    [
+        ({}, {"um_per_unit": -1}, "um_per_unit must be a positive number, found -1"),
+        ({}, {"spot_diameter": 0}, "spot_diameter must be a positive number, found 0"),
+        ({}, {"pixel_size": (1, 2, 3)}, r"pixel_size is one number of micrometres or a pair \(x, y\)"),
+        ({"X": np.full((3, 3), -1.0)}, {}, "Gene counts of section 'A' contain 9 negative values"),
+        ({"X": np.full((3, 3), np.nan)}, {}, "Gene counts of section 'A' contain 9 NaN"),
+        ({"X": None}, {}, "Section 'A' has no X; put the raw gene counts there"),
+    ],
+)
+def test_numbers_that_cannot_be(change, options, match):
+    st = _st()
+    for key, value in change.items():
+        setattr(st, key, value)
+    with pytest.raises(ValueError, match=match):
+        stmsi.pp.combine({"A": st}, {"A": _msi()}, **{"pixel_size": 50, **options})

@@ -212,3 +212,9 @@ def test_views_and_empty_tables_are_refused(st):
         stmsi.pp.gene_signatures(st[:30])
     with pytest.raises(ValueError, match="table is empty"):
         stmsi.pp.gene_signatures(st[:, :0].copy())
+
+
+def test_a_binary_file_is_no_gmt(st, tmp_path):
+    (tmp_path / "x.gmt").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(ValueError, match=r"x\.gmt is not a text file in UTF-8"):
+        stmsi.pp.gene_signatures(st, cluster_key=str(st.obs.columns[0]), gene_sets=tmp_path / "x.gmt")

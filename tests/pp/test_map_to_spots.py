@@ -111,7 +111,7 @@ def test_containers_and_layers(aligned, container, layer):
         msi.X = container(msi.X)
     stmsi.pp.map_to_spots(aligned, layer=layer, key_added="again")
     pd.testing.assert_frame_equal(aligned.tables["st"].obsm["again"], expected, rtol=1e-5)
-    assert aligned.tables["st"].uns["msi"]["params"]["layer"] == (layer or "X")
+    assert aligned.tables["st"].uns["again"]["params"]["layer"] == (layer or "X")
 
 
 def test_rows_may_be_in_any_order(aligned):
@@ -356,3 +356,47 @@ def test_a_view_is_refused(aligned):
     aligned.tables["st"] = view
     with pytest.raises(ValueError, match=r"call \.copy\(\) on it first"):
         stmsi.pp.map_to_spots(aligned)
+
+
+def test_presence_of_an_earlier_mapping_goes(aligned, caplog):
+    stmsi.pp.map_to_spots(aligned)
+    stmsi.pp.call_presence(aligned)
+    with caplog.at_level(logging.INFO, "stmsi"):
+        stmsi.pp.map_to_spots(aligned, min_coverage=0.5)
+    st = aligned.tables["st"]
+    assert "msi_presence" not in st.obsm
+    assert "call stmsi.pp.call_presence again" in caplog.text
+    assert set(st.uns["msi"]) == {"features", "params"}
+
+
+def test_two_mappings_side_by_side(aligned):
+    stmsi.pp.map_to_spots(aligned)
+    stmsi.pp.call_presence(aligned)
+    st = aligned.tables["st"]
+    limits = st.uns["msi"]["detection_limit"].copy()
+    stmsi.pp.filter_metabolites(aligned, min_prevalence=0.5)
+    stmsi.pp.map_to_spots(aligned, key_added="common")
+    stmsi.pp.call_presence(aligned, metabolite_key="common", key_added="common_presence")
+    n = st.obsm["common"].shape[1]
+    assert 0 < n < st.obsm["msi"].shape[1] == 12
+    assert len(stmsi.get.feature_table(aligned, key="msi")) == 12
+    assert len(stmsi.get.feature_table(aligned, key="common")) == n
+    assert stmsi.get.as_table(aligned, key="common").n_vars == n
+    pd.testing.assert_frame_equal(st.uns["msi"]["detection_limit"], limits)
+    assert len(st.uns["common"]["detection_limit"]) == n
+    assert "msi_presence" in st.obsm
+    shared = st.obsm["common"].columns
+    pd.testing.assert_frame_equal(st.obsm["common_presence"], st.obsm["msi_presence"][shared])
+
+
+def test_a_section_that_lost_all_its_msi_is_named(aligned, caplog):
+    stmsi.pp.align(aligned, transformation={"P1S1": [[1, 0, 1e5], [0, 1, 0], [0, 0, 1]]})
+    stmsi.pp.map_to_spots(aligned)
+    assert "Section 'P1S1' has MSI, but no spot of it is covered" in caplog.text
+    assert "'P2S1'" not in caplog.text
+
+
+@pytest.mark.parametrize("key", ["", "a/b", "a b"])
+def test_keys_that_no_file_can_hold(aligned, key):
+    with pytest.raises(ValueError, match=f"key_added='{key}' cannot be stored: use letters, digits"):
+        stmsi.pp.map_to_spots(aligned, key_added=key)

@@ -139,3 +139,11 @@ def test_errors_name_the_remedy_and_change_nothing(table, kwargs, error, message
         stmsi.pp.spatial_graph(table, **kwargs)
     assert not table.obsp
     assert "spatial_neighbors" not in table.uns
+
+
+def test_fewer_neighbours_are_told(caplog):
+    xy = np.random.default_rng(0).random((13, 2))
+    table = _table(xy)
+    table.obs["sample"] = ["A"] * 10 + ["B"] * 3
+    stmsi.pp.spatial_graph(table, coord_type="generic", n_neighs=6)
+    assert "n_neighs=6 is lowered to 2 in all sections, as 'B' have no more spots" in caplog.text

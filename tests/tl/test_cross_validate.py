@@ -229,3 +229,14 @@ def test_scores_show_what_was_learnt(data):
     presence = table[table["stage"] == "presence"].groupby("model")["auroc"].mean()
     assert presence["ridge"] > presence["mean"] + 0.1
     assert presence["mean"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("splitter", ["patient", stmsi.model_selection.LeaveOnePatientOut, 5])
+def test_what_is_no_splitter(st, splitter):
+    with pytest.raises(TypeError, match="is no splitter; pass an object such as"):
+        stmsi.tl.cross_validate(st, "mean", splitter=splitter)
+
+
+def test_no_model_at_all(st):
+    with pytest.raises(ValueError, match="No model was given; name at least one"):
+        stmsi.tl.cross_validate(st, [])

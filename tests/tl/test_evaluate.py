@@ -191,3 +191,22 @@ def test_the_data_are_not_changed(predicted):
     assert set(predicted.obsm) == set(before.obsm)
     assert_frame_equal(predicted.obsm["msi"], before.obsm["msi"])
     assert_frame_equal(predicted.obs, before.obs)
+
+
+def test_a_prediction_is_not_scored_against_itself(predicted):
+    with pytest.raises(ValueError, match="cannot be scored against itself"):
+        stmsi.tl.evaluate(predicted, pred_key="msi", metabolite_key="msi")
+
+
+@pytest.mark.parametrize("key", ["msi", "msi_pred"])
+@pytest.mark.parametrize(("value", "match"), [(np.inf, "infinite"), (-1.0, "negative")])
+def test_intensities_that_cannot_be(predicted, key, value, match):
+    predicted.obsm[key].iloc[0, 0] = value
+    with pytest.raises(ValueError, match=rf"obsm\['{key}'\] contain 1 {match}"):
+        stmsi.tl.evaluate(predicted)
+
+
+def test_presence_of_other_metabolites(predicted):
+    predicted.obsm["some"] = predicted.obsm["msi_presence"].iloc[:, 1:]
+    with pytest.raises(ValueError, match=r"obsm\['some'\] lacks the metabolites 'simPC_28_0'; it holds"):
+        stmsi.tl.evaluate(predicted, presence_key="some")

@@ -235,3 +235,64 @@ def test_it_survives_a_store(st, model, tmp_path):
     np.testing.assert_array_equal(
         back.uns["msi_pred"]["features"]["threshold"].to_numpy(float), st.uns["msi_pred"]["features"]["threshold"]
     )
+
+
+@pytest.mark.parametrize("key", ["msi", "msi_presence", "spatial", "signature"])
+def test_nothing_but_a_prediction_is_replaced(st, model, key):
+    before = st.copy()
+    with pytest.raises(
+        ValueError, match=rf"key_added='{key}' would replace (obsm|uns)\['{key}'\], which is no prediction"
+    ):
+        stmsi.tl.predict_metabolites(st, model, key_added=key)
+    assert set(st.obsm) == set(before.obsm)
+    stmsi.tl.predict_metabolites(st, model)
+    stmsi.tl.predict_metabolites(st, model)  # an earlier prediction may be
+
+
+@pytest.mark.parametrize("key", ["pred/ridge", "a b", ""])
+def test_keys_that_no_file_can_hold(query, model, key):
+    with pytest.raises(ValueError, match=f"key_added='{key}' cannot be stored"):
+        stmsi.tl.predict_metabolites(query, model, key_added=key)
+
+
+@pytest.mark.parametrize("option", ["coverage", "min_genes"])
+@pytest.mark.parametrize("value", [50, -1, float("nan")])
+def test_shares_are_looked_at_before_the_work(st, option, value):
+    with pytest.raises(ValueError, match=f"{option} is a share between 0 and 1"):
+        stmsi.tl.predict_metabolites(st, "mean", **{option: value})
+
+
+def test_a_setup_in_the_mapping_adds_to_what_is_there(st):
+    """The model that is cross-validated and the one that predicts have the same presence."""
+    stmsi.tl.predict_metabolites(st, "mean")
+    spec = {"model": "mean", "setup": {"graph_key": "spatial_connectivities"}}
+    stmsi.tl.predict_metabolites(st, spec, key_added="with_graph")
+    prevalence = [st.uns[k]["features"]["prevalence"] for k in ("msi_pred", "with_graph")]
+    np.testing.assert_allclose(*prevalence)
+    np.testing.assert_allclose(prevalence[0], st.obsm["msi_presence"].mean())
+
+
+@pytest.mark.parametrize("what", [None, 3, 0.5])
+def test_what_is_no_model(st, what):
+    with pytest.raises(TypeError, match=r"A model is a family's name .*; found"):
+        stmsi.tl.predict_metabolites(st, what)
+
+
+def test_columns_named_by_numbers(st):
+    """m/z as column names: text from the first call on."""
+    for key in ("msi", "msi_presence"):
+        st.obsm[key] = st.obsm[key].set_axis(np.arange(12) + 100.5, axis=1)
+    stmsi.tl.predict_metabolites(st, "mean")
+    assert list(st.obsm["msi_pred"])[:2] == ["100.5", "101.5"]
+    assert len(stmsi.tl.evaluate(st)) == 3 * 12 * 2
+    assert len(stmsi.tl.cross_validate(st, "mean", show_progress_bar=False)) == 3 * 12 * 2
+    assert st.obsm["msi"].columns[0] == 100.5, "the user's own frame is left as it was"
+
+
+def test_counts_that_are_normalised_are_told(query, model, caplog):
+    import scanpy as sc
+
+    sc.pp.normalize_total(query)
+    sc.pp.log1p(query)
+    stmsi.tl.predict_metabolites(query, model)
+    assert "X holds numbers that are not whole, as after normalisation; models expect raw counts" in caplog.text

@@ -9,7 +9,7 @@ import numpy as np
 from anndata import AnnData
 
 from stmsi._keys import Key
-from stmsi._validate import get_table, is_spatialdata, listing, require_frame, require_unique
+from stmsi._validate import check_key, get_table, is_spatialdata, listing, require_frame, require_unique
 from stmsi.get._feature_table import feature_table, written_by
 
 if TYPE_CHECKING:
@@ -70,6 +70,8 @@ def as_table(
     if key_added is not None and not is_spatialdata(data):
         msg = f"key_added={key_added!r} needs a SpatialData; found {type(data).__name__}. Use the returned table."
         raise TypeError(msg)
+    if key_added is not None:
+        check_key(key_added)
     if key_added in (table_key, Key.table.ST, Key.table.MSI):
         msg = f"key_added={key_added!r} would replace the {key_added!r} table itself; choose another name."
         raise ValueError(msg)

@@ -18,7 +18,7 @@ from stmsi._core.spectra import mz_from_names
 from stmsi._elements import check_sample_name, msi_section
 from stmsi._keys import Key
 from stmsi._logging import logger
-from stmsi._validate import check_choice, listing, suggest
+from stmsi._validate import check_choice, listing, require_anndata_file, suggest
 from stmsi.io._raster import find_raster, size_from_pitch
 
 if TYPE_CHECKING:
@@ -305,6 +305,7 @@ def _check_numbers(frame: pd.DataFrame, path: Path) -> None:
 def _from_h5ad(path: Path, x_key: str, y_key: str, mz_key: str | None, layer: str | None) -> _Pixels:
     import anndata as ad
 
+    require_anndata_file(path)
     try:
         adata = ad.read_h5ad(path)
     except OSError as error:
@@ -323,7 +324,10 @@ def _from_h5ad(path: Path, x_key: str, y_key: str, mz_key: str | None, layer: st
         raise ValueError(msg)
     obs, var = adata.obs.copy(), adata.var.copy()
     if (x_key, y_key) == (_DEFAULT_X, _DEFAULT_Y) and Key.obsm.SPATIAL in adata.obsm:
-        xy = np.asarray(adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2]
+        xy = np.asarray(adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)
+        if xy.ndim != 2 or xy.shape[1] < 2:
+            msg = f"{path}: obsm[{Key.obsm.SPATIAL!r}] must have the columns x and y, found shape {xy.shape}."
+            raise ValueError(msg)
     elif x_key in obs and y_key in obs:
         _check_numbers(obs[[x_key, y_key]], path)
         xy = obs[[x_key, y_key]].to_numpy(dtype=np.float64)

@@ -181,7 +181,7 @@ def _read(path: Path, counts: str, sample: str) -> tuple[AnnData, dict[str, Any]
         warnings.simplefilter("ignore")
         try:
             sdata = spatialdata_io.visium(path, dataset_id=sample, counts_file=counts)
-        except (OSError, EOFError) as error:
+        except (OSError, EOFError, AttributeError, KeyError, ValueError) as error:
             msg = f"{path / counts} or a file in {path / 'spatial'} cannot be read ({error}); copy it again."
             raise ValueError(msg) from error
     source = sdata.tables["table"]

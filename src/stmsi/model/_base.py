@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -418,7 +418,8 @@ def start_state(
     adata: AnnData, setup: Setup, targets: Targets, features: SpotFeatures, mean_log: NDArray[np.float64]
 ) -> FittedState:
     """State of a model whose features are fitted."""
-    table = adata.uns.get(Key.uns.MSI, {}).get("features")
+    record = adata.uns.get(setup.metabolite_key)
+    table = record.get("features") if isinstance(record, Mapping) else None
     table = (
         table.reindex(targets.metabolites)
         if isinstance(table, pd.DataFrame) and targets.metabolites.isin(table.index).all()

@@ -27,7 +27,7 @@ from stmsi._core.hurdle import ResidualQuantiles
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._settings import settings
-from stmsi._validate import check_choice, require_sample
+from stmsi._validate import check_choice, require_anndata, require_sample
 from stmsi.model._base import (
     FittedState,
     HurdleModel,
@@ -206,6 +206,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             A view, an empty table, duplicate names, negative or infinite intensities, a dask array of sparse pieces.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
+        require_anndata(adata)
         counts = adata.X if layer is None else adata.layers.get(layer)
         if sp.issparse(getattr(counts, "_meta", None)):
             name = "X" if layer is None else f"layers[{layer!r}]"

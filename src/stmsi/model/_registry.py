@@ -24,7 +24,13 @@ _CLASSES = {"HurdleLinear": "stmsi.model._linear", "HurdleNet": "stmsi.model._ne
 
 def resolve(spec: ModelSpec) -> tuple[type[Any], dict[str, Any], dict[str, Any], dict[str, Any]]:
     """Class, hyper-parameters, setup arguments and training arguments of a model given by name or mapping."""
-    params: dict[str, Any] = {"model": spec} if isinstance(spec, str) else dict(spec)
+    if not isinstance(spec, str | type | Mapping):
+        msg = (
+            f"A model is a family's name ({', '.join(FAMILIES)}), a model class or a mapping with the entry 'model'; "
+            f"found {type(spec).__name__}."
+        )
+        raise TypeError(msg)
+    params: dict[str, Any] = {"model": spec} if isinstance(spec, str | type) else dict(spec)
     if "model" not in params:
         msg = f"A model given as a mapping needs the entry 'model', found {sorted(params)}."
         raise ValueError(msg)

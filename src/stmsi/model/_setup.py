@@ -6,11 +6,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from stmsi._keys import Key
 from stmsi._validate import (
     check_nonnegative,
     listing,
     refuse_view,
+    require_anndata,
     require_frame,
     require_obs,
     require_rows,
@@ -39,6 +42,7 @@ class Setup:
     def create(cls, adata: AnnData, *, covariate_keys: Sequence[str] | None = None, **fields: str | None) -> Setup:
         """Check the fields and write their names into ``uns``."""
         covariate_keys = [covariate_keys] if isinstance(covariate_keys, str) else covariate_keys
+        require_anndata(adata)
         setup = cls(covariate_keys=tuple(covariate_keys or ()), **fields)  # type: ignore[arg-type]
         refuse_view(adata)
         require_rows(adata)
@@ -72,7 +76,16 @@ class Setup:
         if self.presence_key is not None:
             presence = require_frame(adata, self.presence_key, "stmsi.pp.call_presence writes it.")
             if list(presence.columns) != list(frame.columns):
-                msg = f"obsm[{self.presence_key!r}] and obsm[{self.metabolite_key!r}] have different metabolites."
+                apart = presence.columns.symmetric_difference(frame.columns)
+                what = f"not in both: {listing(apart)}" if len(apart) else "they stand in another order"
+                msg = (
+                    f"obsm[{self.presence_key!r}] and obsm[{self.metabolite_key!r}] have different metabolites ({what}); "
+                    "call stmsi.pp.call_presence again."
+                )
+                raise ValueError(msg)
+            values = presence.to_numpy(dtype=np.float64)
+            if not np.isin(values[~np.isnan(values)], (0, 1)).all():
+                msg = f"obsm[{self.presence_key!r}] must hold 1 (present), 0 (absent) or NaN (not covered)."
                 raise ValueError(msg)
         if (self.signature_key is None) != (self.cluster_key is None):
             msg = "signature_key and cluster_key go together: a spot's mask is its cluster's column of the signature."

@@ -10,7 +10,16 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stmsi._keys import Key
-from stmsi._validate import check_nonnegative, listing, require_obs, require_rows, require_unique
+from stmsi._logging import logger
+from stmsi._validate import (
+    check_nonnegative,
+    check_share,
+    listing,
+    require_anndata,
+    require_obs,
+    require_rows,
+    require_unique,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -18,6 +27,10 @@ if TYPE_CHECKING:
 
     from stmsi.model._panel import GenePanel
     from stmsi.model._setup import Setup
+
+
+_LOOKED_AT = 10_000
+"""Counts that are looked at to tell raw ones from normalised ones."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +91,13 @@ def read_counts(adata: AnnData, layer: str | None) -> sp.csr_matrix:
         X = X[:] if hasattr(X, "__getitem__") else X
     counts = sp.csr_matrix(X, dtype=np.float32)
     check_nonnegative(counts, "Gene counts")
+    some = counts.data[:_LOOKED_AT]
+    if (some != np.round(some)).any():
+        logger.warning(
+            "%s holds numbers that are not whole, as after normalisation; models expect raw counts and normalise them "
+            "themselves: name the layer that holds the counts.",
+            "X" if layer is None else f"layers[{layer!r}]",
+        )
     return counts
 
 
@@ -105,7 +125,9 @@ def read_spots(
         Whether the cluster labels may be read. Those of a query come from another clustering, whose labels mean
         something else, and are not.
     """
+    require_anndata(adata)
     require_rows(adata)
+    check_share(min_genes, "min_genes")
     if setup.layer is not None and setup.layer not in adata.layers:
         msg = f"The counts are in layer {setup.layer!r}, which the data lack; layers: {listing(adata.layers.keys())}."
         raise KeyError(msg)

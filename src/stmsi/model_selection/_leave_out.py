@@ -11,7 +11,7 @@ from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.utils import check_consistent_length
 
 from stmsi._keys import Key
-from stmsi._validate import require_sample
+from stmsi._validate import require_obs
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -24,7 +24,7 @@ class _LeaveOneOut(LeaveOneGroupOut):
 
     def _groups(self, X: Any, groups: ArrayLike | None) -> NDArray[Any]:
         if isinstance(X, AnnData):
-            groups = require_sample(X, self.key) if groups is None else groups
+            groups = self._labels(X) if groups is None else groups
         if groups is None:
             msg = f"Pass an AnnData with obs[{self.key!r}], or groups=."
             raise ValueError(msg)
@@ -33,10 +33,19 @@ class _LeaveOneOut(LeaveOneGroupOut):
         if len(found) < 2:
             msg = (
                 f"Leaving one {self.key} out needs at least two, found {found.tolist()}. "
-                "Add sections, or split one section into spatial blocks."
+                "Add data: there is no honest split of a single one in this release."
             )
             raise ValueError(msg)
         return np.asarray(groups)
+
+    def _labels(self, adata: AnnData) -> NDArray[Any]:
+        label = require_obs(
+            adata, self.key, f"The folds follow it; set adata.obs[{self.key!r}] or name another column."
+        )
+        if label.isna().any():
+            msg = f"obs[{self.key!r}] has {int(label.isna().sum())} missing values; every spot needs a label."
+            raise ValueError(msg)
+        return label.astype(str).to_numpy(dtype=object)
 
     def split(
         self, X: Any, y: Any = None, groups: ArrayLike | None = None

@@ -14,6 +14,7 @@ from stmsi._keys import Key
 from stmsi._validate import (
     as_csr,
     check_choice,
+    check_key,
     check_nonnegative,
     get_table,
     is_spatialdata,
@@ -99,6 +100,7 @@ def call_presence(
     from skimage.filters import threshold_otsu
 
     check_choice(method, get_args(Method), "method")
+    check_key(key_added)
     st = get_table(data, table_key)
     refuse_view(st)
     require_rows(st)
@@ -123,7 +125,7 @@ def call_presence(
     above = values > limits[list(sample)].T.to_numpy()
     presence = np.where(np.isnan(values), np.nan, above).astype(np.float32)
     st.obsm[key_added] = pd.DataFrame(presence, index=frame.index, columns=frame.columns)
-    st.uns[Key.uns.MSI] = dict(st.uns.get(Key.uns.MSI, {})) | {
+    st.uns[metabolite_key] = dict(st.uns.get(metabolite_key, {})) | {
         "detection_limit": limits,
         "presence": {"method": "threshold" if threshold is not None else method},
     }
@@ -153,13 +155,15 @@ def _pixels(
     metabolite_key: str,
 ) -> sp.csr_matrix | None:
     """Pixel values of a section on the scale of the mapped ones; `None` where they are not at hand."""
-    if not is_spatialdata(data) or msi_table_key not in data.tables or metabolite_key != Key.obsm.MSI:  # type: ignore[union-attr]
+    if not is_spatialdata(data) or msi_table_key not in data.tables:  # type: ignore[union-attr]
         return None
     msi = data.tables[msi_table_key]  # type: ignore[union-attr]
     rows = np.flatnonzero(require_sample(msi, sample_key) == name)
     if len(rows) == 0 or not frame.columns.isin(msi.var_names).all():
         return None
-    layer = st.uns.get(Key.uns.MSI, {}).get("params", {}).get("layer", "X")
+    layer = st.uns.get(metabolite_key, {}).get("params", {}).get("layer")
+    if layer is None:  # not written by stmsi.pp.map_to_spots, so on a scale of its own
+        return None
     values = msi.X if layer == "X" else msi.layers[layer]
     return as_csr(values)[rows][:, msi.var_names.get_indexer(frame.columns)]
 

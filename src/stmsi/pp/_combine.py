@@ -13,12 +13,14 @@ import scipy.sparse as sp
 from anndata import AnnData
 from scipy.spatial import cKDTree
 
+from stmsi._core.ids import safe_ids
 from stmsi._elements import VISIUM_SPOT_DIAMETER, feature_frame, msi_section, st_section
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import (
     as_csr,
     check_choice,
+    check_nonnegative,
     instances,
     is_spatialdata,
     listing,
@@ -101,6 +103,10 @@ def combine(
     from spatialdata import SpatialData
 
     check_choice(join, ("inner", "outer"), "join")
+    for option, value in (("um_per_unit", um_per_unit), ("spot_diameter", spot_diameter)):
+        if not (np.isfinite(value) and value > 0):
+            msg = f"{option} must be a positive number, found {value!r}."
+            raise ValueError(msg)
     st_sections = [s for section in _iterate(st) for s in _as_st(*section, sample_key, um_per_unit, spot_diameter)]
     brought = [(None, s) for s in st_sections if Key.table.MSI in s.tables]
     given = [] if msi is None else [pair for pair in _iterate(msi) if not any(pair[1] is s for _, s in brought)]
@@ -157,6 +163,10 @@ def _as_st(
     out = []
     for sample, part in _split(name, section, sample_key):
         require_unique(part.var_names, "Gene names")
+        if part.X is None:
+            msg = f"Section {sample!r} has no X; put the raw gene counts there."
+            raise ValueError(msg)
+        check_nonnegative(as_csr(part.X), f"Gene counts of section {sample!r}")
         require_unique(part.obs_names, f"Spot names of section {sample!r}", "Call .obs_names_make_unique() first.")
         if Key.obsm.SPATIAL not in part.obsm:
             found = listing(part.obsm.keys())
@@ -180,6 +190,9 @@ def _as_msi(
     for sample, part in _split(name, section, sample_key):
         remedy = "MSI pixels need their integer raster position."
         row, col = (require_obs(part, key, remedy).to_numpy() for key in (Key.obs.ROW, Key.obs.COL))
+        if part.X is None:
+            msg = f"MSI section {sample!r} has no X; put the intensities there."
+            raise ValueError(msg)
         extra = part.obs.drop(columns=[Key.obs.ROW, Key.obs.COL])
         made = msi_section(part.X, part.var, row, col, sample=sample, pixel_size=pixel_size, obs=extra)
         _carry_over(part, made.tables[Key.table.MSI])
@@ -325,6 +338,7 @@ def _concat_msi(tables: list[AnnData]) -> AnnData:
     tables = [_with_own_keys(t) for t in tables]
     _keep_shared_layers(tables, "MSI")
     _check_normalised_alike(tables)
+    _match_ions(tables)
     var = tables[0].var
     for t in tables[1:]:
         shared = var.index.intersection(t.var_names)
@@ -345,6 +359,27 @@ def _concat_msi(tables: list[AnnData]) -> AnnData:
     merged.varm[Key.varm.MEASURED] = measured
     merged.uns[Key.uns.MSI] = {"attrs": attrs}
     return _relink(merged)
+
+
+def _match_ions(tables: list[AnnData]) -> None:
+    """Give ions that carry one readable name in several sections one id, and those that do not, different ones.
+
+    Ids are made section by section, and two names can have the same one: ``18:1/16:0`` and ``18:1_16:0``.
+    """
+    identities = []
+    for table in tables:
+        name = table.var[Key.var.NAME].astype(str)
+        # a name that a section uses twice (isomers) says less than the id
+        identities.append(
+            [i if twice else n for i, n, twice in zip(table.var_names, name, name.duplicated(keep=False), strict=True)]
+        )
+    first: dict[str, str] = {}
+    for table, own in zip(tables, identities, strict=True):
+        for identity, ion in zip(own, table.var_names, strict=True):
+            first.setdefault(identity, str(ion))
+    ids = dict(zip(first, safe_ids(first.values()), strict=True))
+    for table, own in zip(tables, identities, strict=True):
+        table.var_names = [ids[identity] for identity in own]
 
 
 def _measured(table: AnnData, sample: str, ions: pd.Index) -> np.ndarray:

@@ -167,7 +167,12 @@ def _read_gmt(path: Path) -> dict[str, list[str]]:
     if not path.is_file():
         msg = f"No GMT file at {path}."
         raise FileNotFoundError(msg)
-    rows = [line.rstrip("\n").split("\t") for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        msg = f"{path} is not a text file in UTF-8 ({error.reason}); a GMT file holds name, description and genes."
+        raise ValueError(msg) from error
+    rows = [line.rstrip("\n").split("\t") for line in lines if line.strip()]
     bad = [i + 1 for i, row in enumerate(rows) if len(row) < 3]
     if bad or not rows:
         msg = f"{path} is not a GMT file: expected name, description and genes separated by tabs (lines {bad[:5]})."

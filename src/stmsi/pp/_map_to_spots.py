@@ -14,6 +14,7 @@ from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import (
     as_csr,
+    check_key,
     check_nonnegative,
     get_table,
     instances,
@@ -75,6 +76,8 @@ def map_to_spots(
     - ``obs["msi_coverage"]``: covered share of the spot's area, 0 to 1;
     - ``uns["msi"]``: ``features`` (the metabolites: ``name``, ``mz``, ...) and ``params``.
 
+    Presence that was called from an earlier mapping (``obsm["msi_presence"]``) is removed.
+
     Raises
     ------
     ValueError
@@ -92,6 +95,7 @@ def map_to_spots(
     (344, 12)
     """
     require_spatialdata(sdata)
+    check_key(key_added)
     if not 0 <= min_coverage <= 1:
         msg = f"min_coverage is a share between 0 and 1, found {min_coverage!r}."
         raise ValueError(msg)
@@ -121,6 +125,12 @@ def map_to_spots(
             msg = f"Section {name!r}: pixels overlap each other (a spot is covered {share.max():.3f} times)."
             raise ValueError(msg)
         coverage[spots] = np.minimum(share, 1.0)
+        if not (share >= max(min_coverage, 1e-9)).any():
+            logger.warning(
+                "Section %r has MSI, but no spot of it is covered (largest coverage %.3f, min_coverage=%g): check its "
+                "alignment (stmsi.pp.alignment_report). It takes no part in training.",
+                name, share.max(initial=0), min_coverage,
+            )  # fmt: skip
         mean[share < min_coverage] = np.nan
         if measured is not None and name in measured:
             mean[:, ~measured[name].to_numpy(bool)] = np.nan
@@ -136,7 +146,12 @@ def map_to_spots(
     params: dict[str, Any] = {"method": "area", "min_coverage": min_coverage, "layer": layer or "X"}
     if Key.uns.NORMALIZE in msi.uns:
         params["normalize_msi"] = dict(msi.uns[Key.uns.NORMALIZE]["params"])
-    st.uns[Key.uns.MSI] = {"features": msi.var.copy(), "params": params}
+    st.uns[key_added] = {"features": msi.var.copy(), "params": params}
+    if st.obsm.pop(Key.presence_of(key_added), None) is not None:
+        logger.info(
+            "obsm[%r] was called from the earlier mapping and is removed; call stmsi.pp.call_presence again.",
+            Key.presence_of(key_added),
+        )
 
 
 def _overlap(sdata: SpatialData, name: str, st: AnnData, msi: AnnData) -> tuple[sp.csr_matrix, NDArray[np.float64]]:

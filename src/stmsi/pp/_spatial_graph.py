@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from stmsi._keys import Key
+from stmsi._logging import logger
 from stmsi._validate import check_choice, get_table, listing, refuse_view, require_rows, require_sample
 
 if TYPE_CHECKING:
@@ -88,5 +89,10 @@ def spatial_graph(
             st, spatial_key=Key.obsm.SPATIAL, library_key=sample_key, n_neighs=n_neighs, n_rings=n_rings
         )
     else:
-        n_neighs = min(n_neighs, int(count.min()) - 1)
+        if count.min() <= n_neighs:
+            logger.warning(
+                "n_neighs=%d is lowered to %d in all sections, as %s have no more spots; leave them out to keep it.",
+                n_neighs, count.min() - 1, listing(names[count <= n_neighs]),
+            )  # fmt: skip
+            n_neighs = int(count.min()) - 1
         sq.gr.spatial_neighbors_knn(st, spatial_key=Key.obsm.SPATIAL, library_key=sample_key, n_neighs=n_neighs)

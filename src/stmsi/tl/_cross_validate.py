@@ -87,8 +87,19 @@ def cross_validate(
     """
     st = get_table(data, table_key)
     named = named_models(models)
+    if not named:
+        msg = "No model was given; name at least one, such as 'ridge'."
+        raise ValueError(msg)
     for spec in named.values():
         resolve(spec)
+    if splitter is not None and (
+        isinstance(splitter, type) or not hasattr(splitter, "split") or isinstance(splitter, str)
+    ):
+        msg = (
+            f"splitter={splitter!r} is no splitter; pass an object such as stmsi.model_selection.LeaveOnePatientOut() "
+            "(with the brackets)."
+        )
+        raise TypeError(msg)
     fields = {"sample_key": sample_key} | (default_setup(st) if setup is None else dict(setup))
     measured = require_frame(st, fields.get("metabolite_key", Key.obsm.MSI), "stmsi.pp.map_to_spots writes it.")
     covered = np.flatnonzero(measured.notna().any(axis=1).to_numpy())

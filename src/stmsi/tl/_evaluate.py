@@ -9,7 +9,7 @@ import pandas as pd
 
 from stmsi._core import metrics
 from stmsi._keys import Key
-from stmsi._validate import get_table, listing, require_frame, require_sample
+from stmsi._validate import check_nonnegative, get_table, listing, require_frame, require_sample
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -76,8 +76,13 @@ def evaluate(
     {'intensity': 36, 'presence': 36}
     """
     st = get_table(data, table_key)
+    if pred_key == metabolite_key:
+        msg = f"pred_key and metabolite_key are both {pred_key!r}: a prediction cannot be scored against itself."
+        raise ValueError(msg)
     predicted = require_frame(st, pred_key, "stmsi.tl.predict_metabolites writes it.")
     measured = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
+    check_nonnegative(measured.to_numpy(), f"obsm[{metabolite_key!r}]", allow_nan=True)
+    check_nonnegative(predicted.to_numpy(), f"obsm[{pred_key!r}]", allow_nan=True)
     ids = [m for m in predicted.columns if m in measured.columns]
     if not ids:
         msg = (
@@ -89,6 +94,14 @@ def evaluate(
     if presence_key is None and metabolite_key == Key.obsm.MSI and Key.obsm.PRESENCE in st.obsm:
         presence_key = Key.obsm.PRESENCE
     presence = (measured > 0) if presence_key is None else require_frame(st, presence_key)
+    for name, frame in ((Key.presence_of(pred_key), probability), (presence_key, presence)):
+        missing = [m for m in ids if m not in frame.columns]
+        if missing:
+            msg = (
+                f"obsm[{name!r}] lacks the metabolites {listing(missing)}; it holds {listing(frame.columns)}. Write it "
+                "again from the same table."
+            )
+            raise ValueError(msg)
     features = st.uns.get(pred_key, {}).get("features")
     if not isinstance(features, pd.DataFrame) or "training_mean" not in features:
         msg = f"uns[{pred_key!r}] has no training means; predict again with stmsi.tl.predict_metabolites."

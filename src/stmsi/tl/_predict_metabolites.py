@@ -11,7 +11,7 @@ import pandas as pd
 
 from stmsi._keys import Key
 from stmsi._logging import logger
-from stmsi._validate import get_table, refuse_view
+from stmsi._validate import check_key, check_share, get_table, refuse_view
 from stmsi.model._base import MIN_GENES, HurdleModel
 from stmsi.model._registry import FAMILIES, resolve
 
@@ -76,7 +76,7 @@ def predict_metabolites(
     Raises
     ------
     ValueError
-        Too few genes, or no spot with MSI to train on.
+        Too few genes, no spot with MSI to train on, or a `key_added` that would replace something else.
     KeyError
         A field that the model uses is not there.
 
@@ -95,6 +95,9 @@ def predict_metabolites(
     out = copy_of(data) if copy else data
     adata = get_table(out, table_key)
     refuse_view(adata)
+    _check_target(adata, key_added)
+    check_share(coverage, "coverage")
+    check_share(min_genes, "min_genes")
     fitted = model if isinstance(model, HurdleModel) else _obtain(model, adata, setup, show_progress_bar)
     prediction = fitted._predict_all(adata, coverage=coverage, min_genes=min_genes)
     outside = float((prediction.ood > 1).mean())
@@ -125,12 +128,23 @@ def predict_metabolites(
     return out if copy else None
 
 
+def _check_target(adata: AnnData, key: str) -> None:
+    """Refuse to write a prediction over anything but an earlier prediction."""
+    check_key(key)
+    record = adata.uns.get(key)
+    earlier = isinstance(record, dict) and "model" in record
+    if (key in adata.obsm or key in adata.uns) and not earlier:
+        where = "obsm" if key in adata.obsm else "uns"
+        msg = f"key_added={key!r} would replace {where}[{key!r}], which is no prediction; choose another name."
+        raise ValueError(msg)
+
+
 def train_model(
     adata: AnnData, spec: str | Mapping[str, Any], setup: Mapping[str, Any] | None, *, show_progress_bar: bool | None
 ) -> HurdleModel:
     """Set up and train a model given by name or mapping."""
     cls, params, own_setup, train = resolve(spec)
-    fields = default_setup(adata) if setup is None and not own_setup else {**(setup or {}), **own_setup}
+    fields = {**(default_setup(adata) if setup is None else setup), **own_setup}
     cls.setup_anndata(adata, **fields)
     fitted = cls(adata, **params)
     fitted.train(show_progress_bar=show_progress_bar, **train)
