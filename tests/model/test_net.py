@@ -14,7 +14,7 @@ from stmsi.model import HurdleNet
 from stmsi.model._base import drop_unmeasured, read_targets
 from stmsi.model._callbacks import KeepBestWeights
 from stmsi.model._fields import OptionalObsmField
-from stmsi.model.encoders import ENCODERS, Encoder, MLPEncoder
+from stmsi.model.encoders import MLPEncoder, Sizes
 from stmsi.model.modules import HurdleModule
 from stmsi.model.modules._losses import intensity_loss, presence_loss
 
@@ -385,16 +385,8 @@ def test_signature_rows_follow_the_registered_clusters(st):
         np.testing.assert_array_equal(row, signature[cluster].to_numpy()[selected])
 
 
-def test_encoders_share_one_interface():
-    assert all(issubclass(e, Encoder) for e in ENCODERS.values())
-    encoder = MLPEncoder(7, 2, n_hidden=5, n_layers=3)
-    assert encoder(torch.ones(4, 7), torch.ones(4, 2)).shape == (4, encoder.n_output) == (4, 5)
-    with pytest.raises(TypeError, match="n_heads"):
-        MLPEncoder(7, 2, n_heads=3)
-
-
 def test_input_dropout_only_while_training():
-    encoder = MLPEncoder(7, 0, dropout=0.0, input_dropout=0.5)
+    encoder = MLPEncoder(Sizes(7, 0), dropout=0.0, input_dropout=0.5)
     x, none = torch.ones(50, 7), torch.empty(50, 0)
     assert encoder.train()(x, none).std(dim=0).max() > 1e-4
     assert encoder.eval()(x, none).std(dim=0).max() < 1e-6

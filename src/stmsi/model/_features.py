@@ -140,6 +140,10 @@ class SpotFeatures:
             columns.append(values[:, None] == known[None])
         return np.hstack([*columns, np.empty((len(spots), 0))]).astype(np.float32)
 
+    def components(self, spots: Spots) -> NDArray[np.float32]:
+        """Components of the spots' own expression, scaled by one number to a mean square of 1."""
+        return self.own.transform(spots.counts) / np.float32(_rms(self.own))
+
     def transform(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Features of both stages.
 
@@ -148,7 +152,7 @@ class SpotFeatures:
         For the intensity stage, shape (spots, features); for the presence stage, with the signature mask in addition.
         Both scaled by one number, so that the components keep their relative weight under a penalty.
         """
-        blocks = [self.own.transform(spots.counts) / _rms(self.own)]
+        blocks = [self.components(spots)]
         if self.pooled is not None:
             if spots.graph is None:
                 msg = "The model uses neighbourhoods, but the spots have no graph."

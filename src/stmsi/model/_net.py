@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,17 +18,24 @@ from lightning.pytorch.callbacks import EarlyStopping
 from scipy.special import expit
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
-from scvi.data.fields import CategoricalJointObsField, CategoricalObsField, LayerField, NumericalJointObsField
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+)
 from scvi.dataloaders import AnnDataLoader
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from stmsi._core.expression import column_moments, log_normalize
 from stmsi._core.folds import inner_groups
+from stmsi._core.graphs import neighbour_rings, relative_positions
 from stmsi._core.hurdle import ResidualQuantiles
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._settings import settings
-from stmsi._validate import check_choice, require_anndata, require_sample
+from stmsi._validate import check_choice, listing, require_anndata, require_sample
 from stmsi.model._base import (
     FittedState,
     HurdleModel,
@@ -60,6 +68,10 @@ _MIN_EVIDENCE = 10
 """Held-out spots with, and without, a metabolite that its calibration needs."""
 _COMPONENTS = 50
 """Components of the space in which clusters are assigned and out-of-distribution spots found."""
+_CONTEXT_COMPONENTS = 128
+"""Components in which encoders see a spot's neighbourhood."""
+_ROW_KEY = "_indices"
+"""Column of ``obs`` with the row of each spot, as scvi-tools calls it."""
 
 
 class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
@@ -78,13 +90,17 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
     registry
         Used by scvi-tools when a model is loaded without data.
     encoder
-        ``"mlp"``: the spot by itself.
+        What turns a spot into an embedding. ``"mlp"``: the spot by itself. With the neighbours of ``graph_key``:
+        ``"graph"`` (the spot, corrected by graph convolutions over two rings, as SEPAL does), ``"deepset"`` (the spot and
+        the maximum over its neighbours, as DeepSpot does), ``"niche"`` (self-attention over the spot and its rings, as
+        NicheTrans does).
     n_top_genes
         Most variable genes (over the training spots) that are used.
     intensity_weight
         Weight of the intensity loss beside the presence loss.
     encoder_kwargs
-        Options of the encoder; ``"mlp"``: ``n_hidden``, ``n_layers``, ``dropout``, ``input_dropout``.
+        Options of the encoder. ``"mlp"``: ``n_hidden``, ``n_layers``, ``dropout``, ``input_dropout``; ``"graph"``:
+        ``n_hidden``, ``n_graph``, ``n_layers``, ``dropout``, ``input_dropout``; ``"deepset"``: ``n_hidden``, ``dropout``; ``"niche"``: ``n_hidden``, ``n_heads``, ``dropout``, ``neighbour_dropout``.
     rng
         Seed. On a CPU the same seed gives the same bits.
 
@@ -124,7 +140,16 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         if adata is not None:
             self._setup = Setup.read(adata, type(self).__name__)
             if self._setup.graph_key is not None and not ENCODERS[encoder].uses_graph:
-                msg = f"encoder={encoder!r} reads no neighbourhood; set up without graph_key, or use another model."
+                with_graph = listing(name for name, kind in ENCODERS.items() if kind.uses_graph)
+                msg = (
+                    f"encoder={encoder!r} reads no neighbourhood; set up without graph_key, or use one of {with_graph}."
+                )
+                raise ValueError(msg)
+            if self._setup.graph_key is None and ENCODERS[encoder].uses_graph:
+                msg = (
+                    f"encoder={encoder!r} reads the neighbourhood: call stmsi.pp.spatial_graph(adata), then "
+                    f'setup_anndata(adata, graph_key="{Key.obsp.CONNECTIVITIES}").'
+                )
                 raise ValueError(msg)
         BaseModelClass.__init__(self, adata, registry)
         self._hyper: dict[str, Any] = {
@@ -149,10 +174,15 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                 n_clusters=int(stats.get(f"n_{CLUSTER_KEY}", 0)),
                 n_cats_per_cov=tuple(int(n) for n in covariates.get("n_cats_per_key", ())),
                 n_continuous=int(stats.get("n_extra_continuous_covs", 0)),
+                n_components=_CONTEXT_COMPONENTS if self._uses_graph else 0,
                 encoder=self._hyper["encoder"],
                 intensity_weight=self._hyper["intensity_weight"],
                 encoder_kwargs=self._hyper["encoder_kwargs"],
             )
+
+    @property
+    def _uses_graph(self) -> bool:
+        return ENCODERS[self._hyper["encoder"]].uses_graph
 
     @classmethod
     def setup_anndata(
@@ -196,7 +226,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         Returns
         -------
         `None`. Writes the names into ``uns["_stmsi_setup"]`` and, as scvi-tools does, ``uns["_scvi_uuid"]``,
-        ``uns["_scvi_manager_uuid"]`` and ``_scvi_*`` columns for clusters and covariates.
+        ``uns["_scvi_manager_uuid"]``, ``_scvi_*`` columns for clusters and covariates and, with a graph, ``obs["_indices"]``.
 
         Raises
         ------
@@ -219,6 +249,8 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             adata, layer=layer, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
             cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
         )  # fmt: skip
+        if setup.graph_key is not None:
+            adata.obs[_ROW_KEY] = np.arange(adata.n_obs)
         with _quiet():
             manager = AnnDataManager(fields=_fields(adata, setup), setup_method_args=setup_method_args)
             manager.register_fields(adata, **kwargs)
@@ -340,12 +372,15 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         setup = self._setup
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
         labels, signature = signature_of(self.adata, setup)
-        features = SpotFeatures(self._hyper["n_top_genes"], _COMPONENTS, self._hyper["rng"])
-        features.fit(train, labels, signature)
+        n_components = _CONTEXT_COMPONENTS if self._uses_graph else _COMPONENTS
+        features = SpotFeatures(self._hyper["n_top_genes"], n_components, self._hyper["rng"])
+        features.fit(replace(train, graph=None), labels, signature)
         mean_log, _ = column_moments(log_normalize(train.counts))
         self.module = self._new_module()
         self._set_buffers(features, labels, signature, targets, all_targets.metabolites.isin(targets.metabolites))
         rest = np.setdiff1d(np.arange(self.adata.n_obs), np.concatenate([rows, validation]))
+        if self._uses_graph:
+            self._set_context(spots, features, [rows, validation, rest])
         # one or two spots left over for the last step would make its gradient noise
         while 0 < len(rows) % batch_size < 3 and len(rows) > batch_size:
             batch_size += 1
@@ -413,6 +448,27 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             values["signature"] = mask
         module.set_buffers(**values)
 
+    def _set_context(self, spots: Spots, features: SpotFeatures, parts: Sequence[NDArray[np.int64]]) -> None:
+        """Neighbourhoods of all spots; edges between the parts are cut."""
+        assert spots.graph is not None
+        part = np.zeros(len(spots), np.int64)
+        for number, rows in enumerate(parts):
+            part[rows] = number
+        edges = spots.graph.tocoo()
+        inside = part[edges.row] == part[edges.col]
+        cut = sp.csr_matrix((edges.data[inside], (edges.row[inside], edges.col[inside])), shape=edges.shape)
+        index, ring = neighbour_rings(cut)
+        if spots.xy is None and ENCODERS[self._hyper["encoder"]].uses_positions:
+            msg = f'encoder={self._hyper["encoder"]!r} needs the positions of the spots in obsm["{Key.obsm.SPATIAL}"].'
+            raise KeyError(msg)
+        offset = np.zeros((*index.shape, 2), np.float32)
+        if spots.xy is not None:
+            offset = relative_positions(spots.xy, index, ring)
+        components = features.components(spots)
+        padded = np.zeros((len(spots), _CONTEXT_COMPONENTS), np.float32)  # few training spots have fewer components
+        padded[:, : components.shape[1]] = components
+        self.module.set_context(padded, index, ring, offset)
+
     def _cluster_categories(self) -> list[str]:
         state = self.registry_["field_registries"][CLUSTER_KEY]["state_registry"]
         return [str(c) for c in state["categorical_mapping"]]
@@ -458,6 +514,9 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             clusters = state.features.clusters
             assert clusters is not None
             obs[setup.cluster_key] = clusters.labels[state.features.cluster_codes(spots)]
+        if setup.graph_key is not None:
+            obs[_ROW_KEY] = np.arange(len(spots))
+            self._set_context(spots, state.features, [np.arange(len(spots))])
         query = AnnData(spots.counts, obs=obs)
         query.var_names = [str(n) for n in state.panel.names["var_names"]]
         if setup.layer is not None:
@@ -530,6 +589,8 @@ def _fields(adata: AnnData, setup: Setup) -> list[Any]:
     ]
     if setup.presence_key is not None:
         fields.append(OptionalObsmField(PRESENCE_KEY, setup.presence_key))
+    if setup.graph_key is not None:
+        fields.append(NumericalObsField(REGISTRY_KEYS.INDICES_KEY, _ROW_KEY))
     if setup.cluster_key is not None:
         fields.append(CategoricalObsField(CLUSTER_KEY, setup.cluster_key))
     numeric = [k for k in setup.covariate_keys if _is_number(adata.obs[k])]

@@ -1,9 +1,17 @@
 """Encoders: what turns a spot into an embedding. Adding one takes a file here and a line in the registry."""
 
-from stmsi.model.encoders._base import Encoder
+from stmsi.model.encoders._base import Context, Encoder, Sizes
+from stmsi.model.encoders._deepset import DeepSetEncoder
+from stmsi.model.encoders._graph import GraphEncoder
 from stmsi.model.encoders._mlp import MLPEncoder
+from stmsi.model.encoders._niche import NicheEncoder
 
-ENCODERS: dict[str, type[Encoder]] = {"mlp": MLPEncoder}
+ENCODERS: dict[str, type[Encoder]] = {
+    "mlp": MLPEncoder,
+    "graph": GraphEncoder,
+    "deepset": DeepSetEncoder,
+    "niche": NicheEncoder,
+}
 """Name for ``HurdleNet(encoder=...)`` -> class."""
 
-__all__ = ["ENCODERS", "Encoder", "MLPEncoder"]
+__all__ = ["ENCODERS", "Context", "DeepSetEncoder", "Encoder", "GraphEncoder", "MLPEncoder", "NicheEncoder", "Sizes"]

@@ -3,10 +3,52 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Widths of what an encoder is given.
+
+    Attributes
+    ----------
+    n_genes
+        Genes of the input.
+    n_covariates
+        Columns of the covariates.
+    n_components
+        Components of spots and neighbours in the :class:`Context`; 0 without a graph.
+    """
+
+    n_genes: int
+    n_covariates: int
+    n_components: int = 0
+
+
+@dataclass(frozen=True)
+class Context:
+    """The neighbourhood of a batch of spots.
+
+    Attributes
+    ----------
+    own
+        Components of the spots, shape (spots, components).
+    neighbours
+        Components of their neighbours, shape (spots, K, components); 0 where there is none.
+    ring
+        Ring of each neighbour, 1 or 2, shape (spots, K); 0 where there is none.
+    offset
+        Position of each neighbour relative to the spot, in steps of the graph, shape (spots, K, 2).
+    """
+
+    own: torch.Tensor
+    neighbours: torch.Tensor
+    ring: torch.Tensor
+    offset: torch.Tensor
 
 
 class Encoder(nn.Module):
@@ -14,10 +56,8 @@ class Encoder(nn.Module):
 
     Parameters
     ----------
-    n_genes
-        Genes of the input.
-    n_covariates
-        Columns of the covariates.
+    sizes
+        Widths of the input.
 
     Attributes
     ----------
@@ -25,19 +65,22 @@ class Encoder(nn.Module):
         Width of the embedding.
     uses_graph
         Whether the encoder reads the neighbourhood.
+    uses_positions
+        Whether it also reads where the neighbours lie.
     """
 
     n_output: int
     uses_graph: ClassVar[bool] = False
+    uses_positions: ClassVar[bool] = False
 
-    def __init__(self, n_genes: int, n_covariates: int, **kwargs: Any) -> None:
+    def __init__(self, sizes: Sizes, **kwargs: Any) -> None:
         if kwargs:
             msg = f"{type(self).__name__} does not take {sorted(kwargs)}."
             raise TypeError(msg)
         super().__init__()
 
     @abstractmethod
-    def forward(self, x: torch.Tensor, covariates: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, covariates: torch.Tensor, context: Context | None = None) -> torch.Tensor:
         """Embed spots.
 
         Parameters
@@ -46,6 +89,8 @@ class Encoder(nn.Module):
             Scaled expression, shape (spots, genes).
         covariates
             Shape (spots, covariates).
+        context
+            The neighbourhood, for encoders that use it.
 
         Returns
         -------

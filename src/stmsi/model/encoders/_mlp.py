@@ -7,7 +7,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from stmsi.model.encoders._base import Encoder
+from stmsi.model.encoders._base import Context, Encoder, Sizes
 
 
 class MLPEncoder(Encoder):
@@ -15,7 +15,7 @@ class MLPEncoder(Encoder):
 
     Parameters
     ----------
-    n_genes, n_covariates
+    sizes
         As for :class:`Encoder`.
     n_hidden
         Width of the layers.
@@ -28,17 +28,11 @@ class MLPEncoder(Encoder):
     """
 
     def __init__(
-        self,
-        n_genes: int,
-        n_covariates: int,
-        n_hidden: int = 256,
-        n_layers: int = 2,
-        dropout: float = 0.3,
-        input_dropout: float = 0.3,
+        self, sizes: Sizes, n_hidden: int = 256, n_layers: int = 2, dropout: float = 0.3, input_dropout: float = 0.3
     ) -> None:
-        super().__init__(n_genes, n_covariates)
+        super().__init__(sizes)
         self.input_dropout = nn.Dropout(input_dropout)
-        widths = [n_genes + n_covariates, *[n_hidden] * n_layers]
+        widths = [sizes.n_genes + sizes.n_covariates, *[n_hidden] * n_layers]
         self.layers = nn.Sequential(
             *(
                 nn.Sequential(nn.Linear(a, b), nn.LayerNorm(b), nn.GELU(), nn.Dropout(dropout))
@@ -47,6 +41,6 @@ class MLPEncoder(Encoder):
         )
         self.n_output = widths[-1]
 
-    def forward(self, x: torch.Tensor, covariates: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, covariates: torch.Tensor, context: Context | None = None) -> torch.Tensor:
         """Embed spots; see :class:`Encoder`."""
         return self.layers(torch.cat([self.input_dropout(x), covariates], dim=1))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from scvi import REGISTRY_KEYS
@@ -11,8 +11,12 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from stmsi._core.expression import TARGET_SUM
-from stmsi.model.encoders import ENCODERS
+from stmsi.model.encoders import ENCODERS, Context, Sizes
 from stmsi.model.modules._losses import intensity_loss, presence_loss
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 METABOLITES_KEY = "metabolites"
 PRESENCE_KEY = "presence"
@@ -39,6 +43,8 @@ class HurdleModule(BaseModuleClass):
         Categories of each categorical covariate.
     n_continuous
         Numerical covariates.
+    n_components
+        Components of spots and neighbours, for encoders that read the neighbourhood.
     encoder
         Name in the registry of encoders.
     intensity_weight
@@ -54,6 +60,7 @@ class HurdleModule(BaseModuleClass):
         n_clusters: int = 0,
         n_cats_per_cov: tuple[int, ...] = (),
         n_continuous: int = 0,
+        n_components: int = 0,
         encoder: str = "mlp",
         intensity_weight: float = 1.0,
         encoder_kwargs: dict[str, Any] | None = None,
@@ -71,7 +78,13 @@ class HurdleModule(BaseModuleClass):
         self.register_buffer("target_mean", torch.zeros(n_metabolites))
         self.register_buffer("target_scale", torch.ones(n_metabolites))
         self.register_buffer("positive_weight", torch.ones(n_metabolites))
-        self.encoder = ENCODERS[encoder](n_selected, sum(n_cats_per_cov) + n_continuous, **(encoder_kwargs or {}))
+        # of the spots at hand, whoever they are: set anew for each data set and not saved
+        self.register_buffer("components", torch.empty(0, n_components), persistent=False)
+        self.register_buffer("neighbours", torch.empty(0, 0, dtype=torch.long), persistent=False)
+        self.register_buffer("ring", torch.empty(0, 0, dtype=torch.long), persistent=False)
+        self.register_buffer("offset", torch.empty(0, 0, 2), persistent=False)
+        sizes = Sizes(n_selected, sum(n_cats_per_cov) + n_continuous, n_components)
+        self.encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {}))
         width = self.encoder.n_output
         self.signature_layer = nn.Linear(n_selected, _SIGNATURE_WIDTH) if n_clusters else None
         self.presence_head = nn.Linear(width + (_SIGNATURE_WIDTH if n_clusters else 0), n_metabolites)
@@ -83,12 +96,39 @@ class HurdleModule(BaseModuleClass):
             buffer = getattr(self, name)
             buffer.copy_(torch.as_tensor(value, dtype=buffer.dtype))
 
+    def set_context(
+        self,
+        components: NDArray[np.float32],
+        neighbours: NDArray[np.int64],
+        ring: NDArray[np.int64],
+        offset: NDArray[np.float32],
+    ) -> None:
+        """The neighbourhoods of all spots that batches will name by their row.
+
+        Parameters
+        ----------
+        components
+            Shape (spots, components).
+        neighbours, ring, offset
+            Row, ring and relative position of each spot's neighbours; shapes (spots, K), (spots, K), (spots, K, 2).
+        """
+        for name, value in (("components", components), ("neighbours", neighbours), ("ring", ring), ("offset", offset)):
+            old = getattr(self, name)
+            setattr(self, name, torch.as_tensor(value, dtype=old.dtype, device=old.device))
+
+    def _context(self, row: torch.Tensor) -> Context:
+        row = row.reshape(-1).long()
+        neighbours, ring = self.neighbours[row], self.ring[row]
+        around = self.components[neighbours.clamp(min=0)] * (ring > 0).unsqueeze(-1)
+        return Context(self.components[row], around, ring, self.offset[row])
+
     def _get_inference_input(self, tensors: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, Any]:
         return {
             "x": tensors[REGISTRY_KEYS.X_KEY],
             "cluster": tensors.get(CLUSTER_KEY),
             "categorical": tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
             "continuous": tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
+            "row": tensors.get(REGISTRY_KEYS.INDICES_KEY),
         }
 
     def _get_generative_input(
@@ -103,6 +143,7 @@ class HurdleModule(BaseModuleClass):
         cluster: torch.Tensor | None = None,
         categorical: torch.Tensor | None = None,
         continuous: torch.Tensor | None = None,
+        row: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor | None]:
         """Embed spots from raw counts over the panel."""
         library = x.sum(dim=1, keepdim=True)
@@ -115,7 +156,8 @@ class HurdleModule(BaseModuleClass):
             ]
         if continuous is not None:
             columns.append((continuous - self.covariate_mean) / self.covariate_scale)
-        embedding = self.encoder(expression, torch.cat(columns, dim=1))
+        context = self._context(row) if self.encoder.uses_graph and row is not None else None
+        embedding = self.encoder(expression, torch.cat(columns, dim=1), context)
         mask = self.signature[cluster.reshape(-1).long()] if self.n_clusters and cluster is not None else None
         return {"embedding": embedding, "mask": mask}
 
