@@ -191,7 +191,7 @@ def integrated_gradients(
                     k: None if v is None else v.to(module.device)
                     for k, v in module._get_inference_input(tensors).items()
                 }
-                x = module.expression(given.pop("x"))
+                x = module.expression(given.pop("x"))  # type: ignore[arg-type]
                 rows = slice(start, start + len(x))
                 start += len(x)
                 for i, m in enumerate(columns):

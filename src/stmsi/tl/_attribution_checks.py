@@ -230,7 +230,7 @@ def _deletion(case: _Case, n_top: Sequence[int], n_random: int, rng: np.random.G
     model, stage = case.model, case.params["stage"]
     spots, at = case.spots(rng)
     section, n_used = section_codes(model, case.adata, at), len(case.positions)
-    sizes = [k for k in dict.fromkeys(min(int(k), n_used) for k in n_top)]
+    sizes = list(dict.fromkeys(min(int(k), n_used) for k in n_top))
     plain = stage_scores(model, spots, stage)[:, case.columns]
     defined = ~np.isnan(within_sections(plain, plain, section))
     sets = {
@@ -270,11 +270,8 @@ def _random_labels(case: _Case, n_models: int, rng: np.random.Generator) -> list
     section = section_codes(model, case.adata, covered)
     found = [case.effects]
     fields = {k: v for k, v in vars(setup).items() if v is not None}
-    options = {
-        k: case.params[k]
-        for k in ("method", "stage", "n_steps", "n_repeats", "n_blocks", "min_genes")
-        if k in case.params
-    }
+    asked = ("method", "stage", "n_steps", "n_repeats", "n_blocks", "min_genes")
+    options: dict[str, Any] = {k: case.params[k] for k in asked if k in case.params}
     options["n_spots"] = case.params.get("n_spots")
     for _ in track(range(n_models), "random labels", total=n_models, show=case.show):
         shuffled = case.adata[covered].copy()
@@ -348,22 +345,20 @@ def _spatial(case: _Case, n_shifts: int, rng: np.random.Generator) -> list[dict[
         null[i] = scores(np.where(source[:, None] >= 0, y[source], np.nan))
     # a shift in which the correlation does not exist counts against the gene
     beaten = (np.nan_to_num(np.abs(null), nan=np.inf) >= np.abs(observed)).sum(axis=0)
-    rows = []
-    for m, name in enumerate(names):
-        for i in range(k):
-            if not np.isnan(observed[i, m]):
-                rows.append(
-                    _row(
-                        "spatial",
-                        name,
-                        gene=case.effects.index[best[i, m]],
-                        k=i + 1,
-                        value=observed[i, m],
-                        baseline=_mean(np.abs(null[:, i, m])),
-                        p_value=(1 + beaten[i, m]) / (1 + n_shifts),
-                    )  # fmt: skip
-                )
-    return rows
+    return [
+        _row(
+            "spatial",
+            name,
+            gene=case.effects.index[best[i, m]],
+            k=i + 1,
+            value=observed[i, m],
+            baseline=_mean(np.abs(null[:, i, m])),
+            p_value=(1 + beaten[i, m]) / (1 + n_shifts),
+        )
+        for m, name in enumerate(names)
+        for i in range(k)
+        if not np.isnan(observed[i, m])
+    ]
 
 
 def _row(check: str, metabolite: str, **values: Any) -> dict[str, Any]:

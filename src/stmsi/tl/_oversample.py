@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -109,7 +109,8 @@ def oversample(
     if missing:
         msg = f"obs[{cluster_key!r}] has {missing} missing values; every training spot needs a cluster."
         raise ValueError(msg)
-    repeats = _draw(cluster.iloc[rows].astype(str).to_numpy(), sample[rows].astype(str), np.random.default_rng(rng))
+    labels = cluster.iloc[rows].astype(str).to_numpy(dtype=object)
+    repeats = _draw(labels, sample[rows], np.random.default_rng(rng))
     source = np.concatenate([rows, rows[repeats]])
     logger.info("%d training spots and %d repeats.", len(rows), len(repeats))
 
@@ -123,7 +124,7 @@ def oversample(
     return out
 
 
-def _draw(cluster: NDArray[np.str_], sample: NDArray[np.str_], rng: np.random.Generator) -> NDArray[np.int64]:
+def _draw(cluster: NDArray[Any], sample: NDArray[Any], rng: np.random.Generator) -> NDArray[np.int64]:
     """Positions drawn again, so that all clusters are of one size."""
     names, size = np.unique(cluster, return_counts=True)
     drawn = [np.empty(0, np.int64)]
@@ -156,7 +157,7 @@ def _take(adata: AnnData, rows: NDArray[np.int64]) -> AnnData:
     return out
 
 
-def _repeat_names(origin: pd.Index, number: NDArray[np.int64], taken: set[str]) -> list[str]:
+def _repeat_names(origin: pd.Index, number: NDArray[Any], taken: set[str]) -> list[str]:
     names = []
     for name, n in zip(origin, number, strict=True):
         new = name if n == 0 else f"{name}-repeat{n}"
