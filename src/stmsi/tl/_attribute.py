@@ -35,6 +35,8 @@ Method = Literal["auto", "coefficients", "integrated_gradients", "permutation"]
 METHODS = ("auto", "coefficients", "integrated_gradients", "permutation")
 TOP = "top_genes"
 _N_TOP = 20
+_CONSTANT = 1e-4
+"""Log-odds by which no gene moves a probability that is called constant."""
 
 
 def attribute(
@@ -121,7 +123,7 @@ def attribute(
     `None`, or with ``copy=True`` the changed copy. Writes into the ST table (for ``key_added="attribution"``):
 
     - ``varm["attribution"]``: DataFrame genes x metabolites (safe ids), float32; **NaN: the model does not use this
-      gene; 0: it does, to no effect** (all genes of a metabolite whose stage is a constant);
+      gene; 0: it does, to no effect** (all genes of a metabolite whose stage is all but a constant);
     - ``varm["attribution_<group>"]``: likewise, mean contribution in each group of `groupby`;
     - ``uns["attribution"]``: ``params`` (with the method that was used), ``metabolites`` (``name`` and, for integrated
       gradients, ``integration_error``: the share of the change in prediction that the sum of the genes misses),
@@ -328,21 +330,18 @@ def _compute(
         group = label.astype(str).to_numpy(dtype=object)
         groups = sorted(set(group))
     if method == "coefficients":
-        return methods.coefficients(model, spots, columns, stage, group), groups
-    if method == "integrated_gradients":
+        found = methods.coefficients(model, spots, columns, stage, group)
+    elif method == "integrated_gradients":
         n_steps = params["n_steps"]
         found = methods.integrated_gradients(model, spots, columns, stage, group, n_steps=n_steps, show=show)
-        return found, groups
-    section = section_codes(model, adata, rows)
-    found = methods.permutation(
-        model,
-        spots,
-        columns,
-        stage,
-        section,
-        n_repeats=params["n_repeats"],
-        n_blocks=params["n_blocks"],
-        rng=rng,
-        show=show,
-    )
+    else:
+        section, n_repeats, n_blocks = section_codes(model, adata, rows), params["n_repeats"], params["n_blocks"]
+        found = methods.permutation(
+            model, spots, columns, stage, section, n_repeats=n_repeats, n_blocks=n_blocks, rng=rng, show=show
+        )
+    if stage == "presence":
+        # where calibration found no evidence, the slope of its sigmoid is next to nothing, and the genes' order chance
+        constant = np.nanmax(np.abs(found.values), axis=0) < _CONSTANT
+        for values in (found.values, *found.groups.values()):
+            values[:, constant] *= 0
     return found, groups

@@ -113,7 +113,8 @@ def attribution_checks(
     .. [1] Samek et al., *Evaluating the Visualization of What a Deep Neural Network Has Learned*, IEEE TNNLS 2017,
        https://doi.org/10.1109/TNNLS.2016.2599820
     .. [2] Adebayo et al., *Sanity Checks for Saliency Maps*, NeurIPS 2018, https://arxiv.org/abs/1810.03292
-    .. [3] Upton, Fingleton, *Spatial Data Analysis by Example*, Wiley 1985 (toroidal shifts)
+    .. [3] Lotwick, Silverman, *Methods for Analysing Spatial Processes of Several Types of Points*, JRSS B 44 (1982),
+       406-413 (toroidal shifts)
 
     Examples
     --------

@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from stmsi._keys import Key
 from stmsi._logging import logger
-from stmsi._validate import get_table, listing, require_frame, require_obs, require_rows, require_sample
+from stmsi._validate import get_table, listing, require_frame, require_obs, require_rows, require_sample, require_unique
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -95,6 +95,7 @@ def oversample(
 
     adata = get_table(data, table_key)
     require_rows(adata)
+    require_unique(adata.obs_names, "Spot names", "Call .obs_names_make_unique().")
     cluster = require_obs(adata, cluster_key, "cluster_key= names the tissue states.")
     sample = require_sample(adata, sample_key)
     rows = resolve_rows(train_idx, adata.n_obs, "train_idx")
@@ -163,6 +164,7 @@ def _repeat_names(origin: pd.Index, number: NDArray[Any], taken: set[str]) -> li
         new = name if n == 0 else f"{name}-repeat{n}"
         while n and new in taken:
             new += "_"
+        taken.add(new)
         names.append(new)
     return names
 
