@@ -173,7 +173,7 @@ def attribution_checks(
             rows += _spatial(case, n_shifts, own)
     table = pd.DataFrame(rows, columns=COLUMNS)
     numbers = dict.fromkeys(("k", "value", "baseline", "p_value"), np.float64)
-    return table.astype(numbers).assign(gene=table["gene"].fillna("").astype(str))
+    return table.astype(numbers)
 
 
 @dataclass
@@ -363,7 +363,7 @@ def _spatial(case: _Case, n_shifts: int, rng: np.random.Generator) -> list[dict[
 
 
 def _row(check: str, metabolite: str, **values: Any) -> dict[str, Any]:
-    return {"check": check, "metabolite": metabolite, **values}
+    return {"check": check, "metabolite": metabolite, "gene": "", **values}
 
 
 def _mean(values: NDArray[np.float64]) -> float:
