@@ -23,6 +23,7 @@ class Key:
         REGION: Final = "region"
         INSTANCE: Final = "instance_id"
         COVERAGE: Final = "msi_coverage"
+        OVERSAMPLED: Final = "oversampled_from"
         TIC: Final = "tic"
 
     class var:  # noqa: N801
@@ -54,6 +55,7 @@ class Key:
         """Keys of ``varm``."""
 
         SIGNATURE: Final = "signature"
+        ATTRIBUTION: Final = "attribution"
         MEASURED: Final = "measured"
 
     class layers:  # noqa: N801
@@ -110,6 +112,11 @@ class Key:
     def bounds_of(key_added: str) -> tuple[str, str]:
         """Where the prediction interval that belongs to a prediction is written."""
         return f"{key_added}_lower", f"{key_added}_upper"
+
+    @staticmethod
+    def group_of(key_added: str, group: str) -> str:
+        """Where what drives a metabolite in one group of spots is written; `group` is a safe id."""
+        return f"{key_added}_{group}"
 
     @staticmethod
     def ood_of(key_added: str) -> str:

@@ -507,6 +507,23 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
 
     def _forward(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Log-odds and intensity given presence of the metabolites that the model predicts."""
+        logits, means = [], []
+        self.module.eval()
+        with (
+            torch.inference_mode(),
+            _quiet(),
+            _seeded(self._hyper["rng"]),
+        ):  # loaders draw from torch's global generator
+            for tensors in self._batches(spots, _PREDICT_BATCH):
+                outputs = self.module.inference(**self.module._get_inference_input(tensors))
+                heads = self.module.generative(**outputs)
+                logits.append(heads["logit"].cpu())
+                means.append((heads["mean"] * self.module.target_scale + self.module.target_mean).cpu())
+        take = self._outputs()
+        return tuple(torch.cat(v).numpy().astype(np.float64)[:, take] for v in (logits, means))  # type: ignore[return-value]
+
+    def _batches(self, spots: Spots, batch_size: int) -> AnnDataLoader:
+        """The spots in batches of tensors, without what is measured."""
         setup, state = self._setup, self.state
         index = pd.RangeIndex(len(spots)).astype(str)  # names of query spots may repeat
         obs = pd.DataFrame(index=index) if spots.covariates is None else spots.covariates.set_axis(index)
@@ -525,24 +542,14 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             manager = AnnDataManager(fields=_fields(query, setup), setup_method_args={})
             manager.register_fields(query, source_registry=self.registry_)
         inputs = [k for k in manager.data_registry if k not in (METABOLITES_KEY, PRESENCE_KEY)]
-        loader = AnnDataLoader(manager, batch_size=_PREDICT_BATCH, data_and_attributes=inputs)
-        logits, means = [], []
-        self.module.eval()
-        with (
-            torch.inference_mode(),
-            _quiet(),
-            _seeded(self._hyper["rng"]),
-        ):  # loaders draw from torch's global generator
-            for tensors in loader:
-                outputs = self.module.inference(**self.module._get_inference_input(tensors))
-                heads = self.module.generative(**outputs)
-                logits.append(heads["logit"].cpu())
-                means.append((heads["mean"] * self.module.target_scale + self.module.target_mean).cpu())
+        return AnnDataLoader(manager, batch_size=batch_size, data_and_attributes=inputs)
+
+    def _outputs(self) -> NDArray[np.int64]:
+        """Output of the module that belongs to each metabolite that the model predicts."""
         columns = [
             str(c) for c in self.registry_["field_registries"][METABOLITES_KEY]["state_registry"]["column_names"]
         ]
-        take = pd.Index(columns).get_indexer(state.metabolites)
-        return tuple(torch.cat(v).numpy().astype(np.float64)[:, take] for v in (logits, means))  # type: ignore[return-value]
+        return np.asarray(pd.Index(columns).get_indexer(self.state.metabolites))
 
     def save(self, dir_path: str | Path, *, overwrite: bool = False) -> None:  # type: ignore[override]
         """Write the model to a folder; :func:`stmsi.model.load` reads it.

@@ -146,10 +146,23 @@ class HurdleModule(BaseModuleClass):
         row: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor | None]:
         """Embed spots from raw counts over the panel."""
+        return self.embed(self.expression(x), cluster, categorical, continuous)
+
+    def expression(self, x: torch.Tensor) -> torch.Tensor:
+        """Log-normalised expression of the genes used, standardised by the training spots: 0 is their mean."""
         library = x.sum(dim=1, keepdim=True)
         scaled = x[:, self.gene_index] * (TARGET_SUM / torch.where(library > 0, library, torch.ones_like(library)))
-        expression = ((torch.log1p(scaled) - self.gene_mean) / self.gene_scale).clamp(-_CLIP, _CLIP)
-        columns = [expression.new_zeros(len(x), 0)]
+        return ((torch.log1p(scaled) - self.gene_mean) / self.gene_scale).clamp(-_CLIP, _CLIP)
+
+    def embed(
+        self,
+        expression: torch.Tensor,
+        cluster: torch.Tensor | None = None,
+        categorical: torch.Tensor | None = None,
+        continuous: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor | None]:
+        """Embed spots from standardised expression."""
+        columns = [expression.new_zeros(len(expression), 0)]
         if categorical is not None:
             columns += [
                 one_hot(categorical[:, i].long(), n).to(expression.dtype) for i, n in enumerate(self.n_cats_per_cov)

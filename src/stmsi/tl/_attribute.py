@@ -1,0 +1,347 @@
+"""Which genes drive which metabolite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from stmsi._core.ids import safe_ids
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import (
+    check_choice,
+    get_table,
+    listing,
+    refuse_view,
+    require_metabolites,
+    require_obs,
+    require_sample,
+)
+from stmsi.model._base import MIN_GENES, HurdleModel
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from stmsi.model._attribution import Attribution, Stage
+    from stmsi.model._spots import Spots
+
+Method = Literal["auto", "coefficients", "integrated_gradients", "permutation"]
+METHODS = ("auto", "coefficients", "integrated_gradients", "permutation")
+TOP = "top_genes"
+_N_TOP = 20
+_CONSTANT = 1e-4
+"""Log-odds by which no gene moves a probability that is called constant."""
+
+
+def attribute(
+    data: SpatialData | AnnData,
+    model: HurdleModel | str | Path,
+    *,
+    metabolites: str | Sequence[str] | None = None,
+    stage: Stage = "intensity",
+    method: Method = "auto",
+    groupby: str | None = None,
+    n_spots: int | None = 300,
+    n_steps: int = 32,
+    n_repeats: int = 3,
+    n_blocks: int | None = None,
+    min_genes: float = MIN_GENES,
+    table_key: str = Key.table.ST,
+    key_added: str = Key.varm.ATTRIBUTION,
+    rng: int | np.random.Generator = 0,
+    show_progress_bar: bool | None = None,
+    copy: bool = False,
+) -> SpatialData | AnnData | None:
+    r"""Tell which genes drive the prediction of which metabolite, for any trained model.
+
+    All methods answer in one unit, the **standardised effect**: by how much the prediction changes with one standard
+    deviation of the gene's log-normalised expression, on the scale of the intensities, or of log-odds for the presence
+    stage. So genes compare with one another, and on a linear model the three methods agree.
+
+    - ``"coefficients"``, for :class:`stmsi.model.HurdleLinear` with a linear family in the stage asked for: weights on
+      principal components, mapped back to genes, times the standard deviation of the gene over the training spots.
+      Where the model also reads the neighbourhood, the effects in the spot and around it are added. Exact, at no cost.
+    - ``"integrated_gradients"`` [1]_, for :class:`stmsi.model.HurdleNet`: the prediction's difference to that for the
+      mean of the training spots, :math:`f(x) - f(\bar x) = \sum_j a_j`, is divided among the genes by integrating
+      gradients along the straight line. Over the spots, :math:`\operatorname{sign}\bigl(\sum_i a_{ij} (x_{ij} -
+      \bar x_j)\bigr) \sqrt{\operatorname{mean}_i a_{ij}^2}`.
+    - ``"permutation"`` [2]_, for every model: the gene's share of the counts is shuffled between the spots of each
+      section, and :math:`\sqrt{\operatorname{mean}_i (f_i - f_i')^2 / 2}` is how far the prediction moves. It has no sign.
+
+    An attribution describes the model, not the tissue: see the page on interpretation in the user guide, and check it
+    with :func:`stmsi.tl.attribution_checks`.
+
+    Parameters
+    ----------
+    data
+        SpatialData, or AnnData of spots x genes with raw counts, to which the model can be applied; as a rule the
+        training data.
+    model
+        A trained model, or the folder of a saved one.
+    metabolites
+        Ids or readable names; `None`: all that the model predicts.
+    stage
+        ``"intensity"`` (given presence) or ``"presence"``.
+    method
+        See above; ``"auto"``: coefficients where the stage is linear, integrated gradients for networks, else
+        permutation.
+    groupby
+        Column of ``obs`` with groups of spots: the mean contribution of every gene in each group is written too, with
+        sign, compared with the mean of the training spots. Not for ``"permutation"``.
+    n_spots
+        Spots, drawn at random, over which gradients are averaged or genes shuffled; `None`: all. A model that reads a
+        graph always gets all, so that no spot loses its neighbours.
+    n_steps
+        Steps of the integral (Gauss-Legendre).
+    n_repeats
+        Shuffles of each gene.
+    n_blocks
+        For ``"permutation"``: genes are grouped into so many blocks that rise and fall together (average linkage on
+        correlation), each block is shuffled as a whole and its genes share its value. A single gene of a correlated group
+        may look idle because the others stand in for it. It also costs less: one prediction per block and shuffle.
+    min_genes
+        Share of the training genes that must be in the data.
+    table_key
+        The ST table.
+    key_added
+        Where to write.
+    rng
+        Seed or generator, for drawing spots and shuffling.
+    show_progress_bar
+        `None` follows ``stmsi.settings.progress_bar``.
+    copy
+        Return a changed copy instead of working in place.
+
+    Returns
+    -------
+    `None`, or with ``copy=True`` the changed copy. Writes into the ST table (for ``key_added="attribution"``):
+
+    - ``varm["attribution"]``: DataFrame genes x metabolites (safe ids), float32; **NaN: the model does not use this
+      gene; 0: it does, to no effect** (all genes of a metabolite whose stage is all but a constant);
+    - ``varm["attribution_<group>"]``: likewise, mean contribution in each group of `groupby`;
+    - ``uns["attribution"]``: ``params`` (with the method that was used), ``metabolites`` (``name`` and, for integrated
+      gradients, ``integration_error``: the share of the change in prediction that the sum of the genes misses),
+      ``top_genes`` (the 20 genes with the largest effect on each metabolite: ``metabolite``, ``rank``, ``gene``,
+      ``attribution``) and, with `groupby`, ``groups`` (label and the key in ``varm``).
+
+    Raises
+    ------
+    RuntimeError
+        The model is not trained.
+    KeyError
+        Unknown metabolites (the message names the nearest), or a field that is not there.
+    ValueError
+        A method that does not fit the model, a view, numbers out of range.
+
+    References
+    ----------
+    .. [1] Sundararajan, Taly, Yan, *Axiomatic Attribution for Deep Networks*, ICML 2017, https://arxiv.org/abs/1703.01365
+    .. [2] Fisher, Rudin, Dominici, *All Models are Wrong, but Many are Useful*, JMLR 20 (2019),
+       https://arxiv.org/abs/1801.01489
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> st = sdata.tables["st"]
+    >>> stmsi.model.HurdleLinear.setup_anndata(st)
+    >>> model = stmsi.model.HurdleLinear(st, intensity="ridge")
+    >>> model.train(show_progress_bar=False)
+    >>> stmsi.tl.attribute(st, model)
+    >>> st.varm["attribution"].shape
+    (120, 12)
+    >>> top = st.varm["attribution"]["simPC_28_0"].abs().nlargest(10).index  # ten genes for one metabolite
+    >>> len(top)
+    10
+    """
+    from stmsi.pp._normalize_msi import copy_of
+
+    check_choice(stage, ("intensity", "presence"), "stage")
+    check_choice(method, METHODS, "method")
+    for name, value in (("n_spots", n_spots), ("n_steps", n_steps), ("n_repeats", n_repeats), ("n_blocks", n_blocks)):
+        if value is not None and value < 1:
+            msg = f"{name} must be at least 1, found {value!r}."
+            raise ValueError(msg)
+    fitted = trained_model(model)
+    method = choose_method(fitted, method, stage)
+    if groupby is not None and method == "permutation":
+        msg = "groupby needs contributions of single spots, which method='permutation' does not have; leave it out."
+        raise ValueError(msg)
+    out = copy_of(data) if copy else data
+    adata = get_table(out, table_key)
+    refuse_view(adata)
+    ids = wanted_metabolites(fitted, metabolites)
+    params: dict[str, Any] = {
+        "method": method, "stage": stage, "n_spots": n_spots, "n_steps": n_steps, "n_repeats": n_repeats,
+        "n_blocks": n_blocks, "groupby": groupby, "min_genes": min_genes, "rng": rng if isinstance(rng, int) else None,
+        "model": type(fitted).__name__,
+    }  # fmt: skip
+    found, groups = _compute(adata, fitted, ids, params, np.random.default_rng(rng), show_progress_bar)
+
+    columns = safe_ids(ids)
+    at = fitted.state.panel.locate(adata.var)
+
+    def frame(values: NDArray[np.float64]) -> pd.DataFrame:
+        full = np.full((adata.n_vars, len(ids)), np.nan, dtype=np.float32)
+        full[at[at >= 0]] = values[at >= 0]
+        return pd.DataFrame(full, index=adata.var_names, columns=columns)
+
+    table = fitted.state.feature_table.loc[ids]
+    names = table[Key.var.NAME] if Key.var.NAME in table else pd.Series(ids, index=ids)
+    adata.varm[key_added] = effects = frame(found.values)
+    record: dict[str, Any] = {
+        "params": {k: v for k, v in params.items() if v is not None},
+        "metabolites": pd.DataFrame({Key.var.NAME: names.astype(str).to_numpy(), **found.info}, index=columns),
+        TOP: top_genes(effects),
+    }
+    if groups:
+        keys = [Key.group_of(key_added, g) for g in safe_ids(groups)]
+        for key, label in zip(keys, groups, strict=True):
+            adata.varm[key] = frame(found.groups[label])
+        record["groups"] = pd.DataFrame({"label": groups, "key": keys}, index=pd.RangeIndex(len(keys)).astype(str))
+    adata.uns[key_added] = record
+    return out if copy else None
+
+
+def trained_model(model: HurdleModel | str | Path) -> HurdleModel:
+    """The model itself or the one saved in a folder; it must be trained."""
+    if isinstance(model, str | Path):
+        from stmsi.model import load
+
+        if not Path(model).exists():
+            msg = f"model={str(model)!r} is not a folder; pass a trained model or the folder of a saved one."
+            raise ValueError(msg)
+        model = load(model)
+    if not isinstance(model, HurdleModel):
+        msg = f"Expected a trained model of stmsi.model or the folder of a saved one, found {type(model).__name__}."
+        raise TypeError(msg)
+    model.state  # noqa: B018  raises where it is not trained
+    return model
+
+
+def wanted_metabolites(model: HurdleModel, metabolites: str | Sequence[str] | None) -> list[str]:
+    """Ids of the metabolites asked for."""
+    if metabolites is None:
+        return model.metabolites
+    asked = [metabolites] if isinstance(metabolites, str) else list(metabolites)
+    ids = require_metabolites(asked, model.state.metabolites, model.state.feature_table.get(Key.var.NAME))
+    return list(dict.fromkeys(ids))
+
+
+def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
+    """The method to use, refused where it does not fit the model."""
+    from stmsi.model._attribution import LINEAR_FAMILIES
+
+    kind = type(model).__name__
+    family = getattr(model, stage, None) if kind == "HurdleLinear" else None
+    linear, network = family in LINEAR_FAMILIES[stage], kind == "HurdleNet"
+    if method == "auto":
+        return "coefficients" if linear else "integrated_gradients" if network else "permutation"
+    if method == "coefficients" and not linear:
+        has = f"a {kind}" if family is None else f"{stage}={family!r}"
+        msg = (
+            f"method='coefficients' needs a linear {stage} stage (HurdleLinear with {stage}= one of "
+            f"{listing(LINEAR_FAMILIES[stage])}), but the model is {has}. Use method='permutation'."
+        )
+        raise ValueError(msg)
+    if method == "integrated_gradients" and not network:
+        msg = f"method='integrated_gradients' needs the gradients of a HurdleNet; for a {kind} use method='auto'."
+        raise ValueError(msg)
+    return method
+
+
+def top_genes(effects: pd.DataFrame, n: int = _N_TOP) -> pd.DataFrame:
+    """The genes with the largest effect on each metabolite, as a tidy table."""
+    parts = []
+    for metabolite, column in effects.items():
+        order = column.abs().sort_values(ascending=False, kind="stable", na_position="last").index[:n]
+        best = column[order]
+        best = best[best.abs() > 0]
+        parts.append(
+            pd.DataFrame(
+                {
+                    "metabolite": str(metabolite),
+                    "rank": np.arange(1, len(best) + 1),
+                    "gene": best.index.astype(str),
+                    "attribution": best.to_numpy(),
+                }
+            )
+        )
+    table = pd.concat(parts, ignore_index=True)
+    table.index = table.index.astype(str)
+    return table
+
+
+def draw_spots(
+    model: HurdleModel, adata: AnnData, n_spots: int | None, min_genes: float, rng: np.random.Generator
+) -> tuple[Spots, NDArray[np.int64]]:
+    """Spots to look at, and their rows."""
+    from stmsi.model._attribution import attribution_spots
+
+    spots = attribution_spots(model, adata, min_genes)
+    if spots.missing > 0:
+        logger.warning("%.1f %% of the training genes are missing; nothing can be said of them.", 100 * spots.missing)
+    rows = np.arange(len(spots))
+    if n_spots is None or n_spots >= len(spots):
+        return spots, rows
+    if spots.graph is not None:
+        logger.info("The model reads a graph: all %d spots are used, as n_spots=%d would cut it.", len(spots), n_spots)
+        return spots, rows
+    rows = np.sort(rng.choice(rows, n_spots, replace=False))
+    return spots.take(rows), rows
+
+
+def section_codes(model: HurdleModel, adata: AnnData, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Number of the section of each spot."""
+    sample = require_sample(adata, model.state.setup.sample_key)[rows]
+    return np.unique(sample.astype(str), return_inverse=True)[1].astype(np.int64)
+
+
+def _compute(
+    adata: AnnData,
+    model: Any,
+    ids: list[str],
+    params: dict[str, Any],
+    rng: np.random.Generator,
+    show: bool | None,
+) -> tuple[Attribution, list[str]]:
+    """Call the method; also the groups in order."""
+    from stmsi.model import _attribution as methods
+
+    method, stage, groupby = params["method"], params["stage"], params["groupby"]
+    columns = np.asarray(model.state.metabolites.get_indexer(pd.Index(ids)))
+    # weights need no spots but for groups, and then all of them are cheap
+    n_spots = None if method == "coefficients" else params["n_spots"]
+    spots, rows = draw_spots(model, adata, n_spots, params["min_genes"], rng)
+    group, groups = None, []
+    if groupby is not None:
+        label = require_obs(adata, groupby, "groupby= names the groups of spots.").iloc[rows]
+        if label.isna().any():
+            msg = f"obs[{groupby!r}] has {int(label.isna().sum())} missing values; every spot needs a group."
+            raise ValueError(msg)
+        group = label.astype(str).to_numpy(dtype=object)
+        groups = sorted(set(group))
+    if method == "coefficients":
+        found = methods.coefficients(model, spots, columns, stage, group)
+    elif method == "integrated_gradients":
+        n_steps = params["n_steps"]
+        found = methods.integrated_gradients(model, spots, columns, stage, group, n_steps=n_steps, show=show)
+    else:
+        section, n_repeats, n_blocks = section_codes(model, adata, rows), params["n_repeats"], params["n_blocks"]
+        found = methods.permutation(
+            model, spots, columns, stage, section, n_repeats=n_repeats, n_blocks=n_blocks, rng=rng, show=show
+        )
+    if stage == "presence":
+        # where calibration found no evidence, the slope of its sigmoid is next to nothing, and the genes' order chance
+        constant = np.nanmax(np.abs(found.values), axis=0) < _CONSTANT
+        for values in (found.values, *found.groups.values()):
+            values[:, constant] *= 0
+    return found, groups
