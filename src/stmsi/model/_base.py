@@ -118,7 +118,7 @@ class HurdleModel:
         """Write everything but the model card."""
 
     @classmethod
-    def _reads_graph(cls, params: Mapping[str, Any]) -> bool:
+    def _reads_graph(cls, params: Mapping[str, Any]) -> bool:  # noqa: ARG003
         """Whether a model with these hyper-parameters can be set up with a neighbourhood graph."""
         return True
 

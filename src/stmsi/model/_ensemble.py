@@ -199,10 +199,9 @@ class HurdleEnsemble(HurdleModel):
         models = [_Member.create(name, spec, setup, self.rng).fit(own.copy(), n_jobs=n_jobs) for name, spec in todo]
 
         predicted = np.stack([targets.metabolites.isin(m.metabolites) for m in models])
-        if not predicted.any(axis=0).all():
-            lost = targets.metabolites[~predicted.any(axis=0)]
-            logger.warning("Metabolites that no member predicts are left out: %s", listing(lost))
-            kept = predicted.any(axis=0)
+        kept = np.asarray(predicted.any(axis=0))
+        if not kept.all():
+            logger.warning("Metabolites that no member predicts are left out: %s", listing(targets.metabolites[~kept]))
             targets = Targets(targets.intensity[:, kept], targets.presence[:, kept], targets.metabolites[kept])
             held_out, predicted = held_out[..., kept], predicted[:, kept]
             state.metabolites, state.feature_table = targets.metabolites, state.feature_table.loc[kept]
@@ -212,7 +211,7 @@ class HurdleEnsemble(HurdleModel):
         state.training = summarise_training(self.adata, setup, rows)
         if validation is None:
             probability, intensity = (_weighted(h, w) for h, w in zip(held_out, stack, strict=True))
-            without = (np.isnan(probability) | np.isnan(targets.presence)).all(axis=0)
+            without = np.asarray((np.isnan(probability) | np.isnan(targets.presence)).all(axis=0))
             self._calibrate(targets, probability, intensity, without)
             self._borrow_calibration(without)
             return
@@ -252,10 +251,10 @@ class HurdleEnsemble(HurdleModel):
             return
         assert state.residuals is not None
         values, count = state.residuals.values.copy(), state.residuals.count.copy()
-        for m in np.flatnonzero(columns):
+        for m, metabolite in zip(np.flatnonzero(columns), state.metabolites[columns], strict=True):
             member = self.models_[int(self.stack_["intensity"][:, m].argmax())].state
             assert member.residuals is not None
-            at = member.metabolites.get_loc(state.metabolites[m])
+            at = member.metabolites.get_loc(metabolite)
             state.threshold[m], state.spread[m] = member.threshold[at], member.spread[at]
             values[:, :, m], count[:, m] = member.residuals.values[:, :, at], member.residuals.count[:, at]
         state.residuals = ResidualQuantiles(state.residuals.levels, values, count)
@@ -309,8 +308,11 @@ class _Member:
             raise ValueError(msg)
         fields = dict(vars(setup))
         for key, value in off.items():
-            kept = set(value or ()) <= set(fields[key]) if key == "covariate_keys" else value in (None, fields.get(key))
-            if key not in fields or not kept:
+            if key == "covariate_keys":
+                kept = set([value] if isinstance(value, str) else value or ()) <= set(setup.covariate_keys)
+            else:
+                kept = key in fields and value in (None, fields[key])
+            if not kept:
                 msg = (
                     f"Member {name!r} has setup {key}={value!r}, which is not part of the ensemble's: set the ensemble "
                     "up with every input; members can only switch inputs off (None)."
@@ -352,7 +354,7 @@ def _named(members: Sequence[ModelSpec] | Mapping[str, ModelSpec]) -> dict[str, 
     if not named:
         msg = "An ensemble needs at least one member."
         raise ValueError(msg)
-    plain = {
+    plain: dict[str, ModelSpec] = {
         name: spec if isinstance(spec, str) else {k: v.__name__ if isinstance(v, type) else v for k, v in spec.items()}
         for name, spec in named.items()
     }
