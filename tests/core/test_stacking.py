@@ -89,23 +89,24 @@ def test_a_metabolite_has_its_own_weights_where_the_evidence_is_clear(truth, gro
 
 
 def test_a_metabolite_with_few_spots_leans_on_the_others(truth, groups):
-    """Its spots all but one group say the opposite of the other metabolites, by chance."""
+    """One metabolite prefers the other member: with 600 spots it is believed, with 6 only in part."""
     predictions = members(truth, [0.3, 1.0])
+    predictions[:, :, 0] = predictions[::-1, :, 0]
     sparse = truth.copy()
-    sparse[:, 0] = np.nan
-    sparse[::100, 0] = truth[::100, 0]
-    predictions[:, ::100, 0] = predictions[::-1, ::100, 0]
-    few, many = stacking_weights(sparse, predictions, groups), stacking_weights(truth, members(truth, [1.0, 0.3]), groups)
-    assert few[0, 0] > 0.5
+    sparse[np.arange(600) % 100 > 0, 0] = np.nan
+    few, many = stacking_weights(sparse, predictions, groups), stacking_weights(truth, predictions, groups)
+    assert many[0, 0] < 0.15
+    assert few[0, 0] > many[0, 0] + 0.15
     assert (few[0, 1:] > 0.8).all()
-    assert (many[0] < 0.2).all()
 
 
 def test_the_scale_of_a_metabolite_does_not_matter(truth, groups):
     predictions = members(truth, [0.5, 1, 2])
     scale = 10.0 ** np.arange(-4, 4)
     np.testing.assert_allclose(
-        stacking_weights(truth * scale, predictions * scale, groups), stacking_weights(truth, predictions, groups), atol=1e-6
+        stacking_weights(truth * scale, predictions * scale, groups),
+        stacking_weights(truth, predictions, groups),
+        atol=1e-6,
     )
 
 

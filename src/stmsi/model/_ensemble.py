@@ -347,7 +347,8 @@ def _named(members: Sequence[ModelSpec] | Mapping[str, ModelSpec]) -> dict[str, 
     else:
         named = {}
         for spec in members:
-            name = family = str(spec if isinstance(spec, str) else spec.get("model", "member"))
+            family = spec if isinstance(spec, str) else spec.get("model", "member")
+            name = family = family.__name__ if isinstance(family, type) else str(family)
             while name in named:
                 name = f"{family}_{len(named) + 1}"
             named[name] = spec
