@@ -50,6 +50,7 @@ STACK = "ensemble.joblib"
 MEMBERS = "members"
 STAGES = ("presence", "intensity")
 DEFAULT_MEMBERS = ("ridge", "kernel_ridge", "mlp")
+"""Two that differ in stage 2 and cost seconds, and the network, the one family whose stage 1 is not logistic."""
 _COMPONENTS = 50
 """Components of the space in which out-of-distribution spots are found."""
 
@@ -101,7 +102,8 @@ class HurdleEnsemble(HurdleModel):
     >>> stmsi.pp.map_to_spots(sdata)
     >>> st = sdata.tables["st"]
     >>> stmsi.model.HurdleEnsemble.setup_anndata(st)
-    >>> model = stmsi.model.HurdleEnsemble(st, members=("mean", "ridge"))
+    >>> members = ["mean", {"model": "ridge", "n_components": 10, "n_folds": 2}]
+    >>> model = stmsi.model.HurdleEnsemble(st, members=members, n_folds=2)
     >>> model.train(show_progress_bar=False)
     >>> model.predict().shape
     (344, 12)
