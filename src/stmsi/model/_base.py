@@ -17,6 +17,7 @@ from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import check_choice, listing, require_frame, require_sample
 from stmsi.model._panel import GenePanel, gene_names
+from stmsi.model._persist import save_model
 from stmsi.model._spots import Spots, read_spots
 
 if TYPE_CHECKING:
@@ -115,6 +116,11 @@ class HurdleModel:
     @abstractmethod
     def _write(self, directory: Path) -> None:
         """Write everything but the model card."""
+
+    @classmethod
+    def _reads_graph(cls, params: Mapping[str, Any]) -> bool:  # noqa: ARG003
+        """Whether a model with these hyper-parameters can be set up with a neighbourhood graph."""
+        return True
 
     @property
     def state(self) -> FittedState:
@@ -259,6 +265,25 @@ class HurdleModel:
             draws[i] = np.where(random.random(p.shape) < p, np.maximum(value, 0), 0)
         coords = {"spot": list(prediction.presence.index), "metabolite": self.metabolites}
         return xr.DataArray(draws, dims=("draw", "spot", "metabolite"), coords=coords, name="intensity")
+
+    def save(self, dir_path: str | Path, *, overwrite: bool = False) -> None:
+        """Write the model to a folder; :func:`stmsi.model.load` reads it.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to make. It appears whole or not at all.
+        overwrite
+            Replace a model that is there.
+
+        Raises
+        ------
+        FileExistsError
+            The folder exists and `overwrite` is false.
+        RuntimeError
+            The model is not trained.
+        """
+        save_model(self, dir_path, overwrite=overwrite)
 
     def _predict_all(self, adata: AnnData | None, *, coverage: float = 0.9, min_genes: float = MIN_GENES) -> Prediction:
         state = self.state

@@ -28,7 +28,6 @@ from stmsi.model._base import (
 )
 from stmsi.model._features import SpotFeatures
 from stmsi.model._intensity import IntensityFamily, Regression, fit_regression
-from stmsi.model._persist import save_model
 from stmsi.model._presence import Classifier, PresenceFamily, fit_classifier
 from stmsi.model._setup import Setup
 from stmsi.model._spots import Spots, read_spots
@@ -255,25 +254,6 @@ class HurdleLinear(HurdleModel):
             for_intensity = self.kernel_.transform(for_intensity)
         probability = np.column_stack([c.predict(for_presence) for c in self.classifiers_])
         return probability, np.column_stack([r.predict(for_intensity) for r in self.regressions_])
-
-    def save(self, dir_path: str | Path, *, overwrite: bool = False) -> None:
-        """Write the model to a folder; :func:`stmsi.model.load` reads it.
-
-        Parameters
-        ----------
-        dir_path
-            Folder to make. It appears whole or not at all.
-        overwrite
-            Replace a model that is there.
-
-        Raises
-        ------
-        FileExistsError
-            The folder exists and `overwrite` is false.
-        RuntimeError
-            The model is not trained.
-        """
-        save_model(self, dir_path, overwrite=overwrite)
 
     def _write(self, directory: Path) -> None:
         nothing = np.empty(0)

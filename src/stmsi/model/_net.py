@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -50,7 +50,6 @@ from stmsi.model._base import (
 from stmsi.model._callbacks import KeepBestWeights
 from stmsi.model._features import SpotFeatures
 from stmsi.model._fields import OptionalObsmField
-from stmsi.model._persist import save_model
 from stmsi.model._presence import platt
 from stmsi.model._setup import Setup
 from stmsi.model._spots import Spots, read_spots
@@ -551,25 +550,6 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         ]
         return np.asarray(pd.Index(columns).get_indexer(self.state.metabolites))
 
-    def save(self, dir_path: str | Path, *, overwrite: bool = False) -> None:  # type: ignore[override]
-        """Write the model to a folder; :func:`stmsi.model.load` reads it.
-
-        Parameters
-        ----------
-        dir_path
-            Folder to make. It appears whole or not at all.
-        overwrite
-            Replace a model that is there.
-
-        Raises
-        ------
-        FileExistsError
-            The folder exists and `overwrite` is false.
-        RuntimeError
-            The model is not trained.
-        """
-        save_model(self, dir_path, overwrite=overwrite)
-
     def _write(self, directory: Path) -> None:
         BaseModelClass.save(self, str(directory), overwrite=True)
 
@@ -581,6 +561,10 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
 
     def _contains_training_profiles(self) -> bool:
         return False
+
+    @classmethod
+    def _reads_graph(cls, params: Mapping[str, Any]) -> bool:
+        return ENCODERS[params.get("encoder", "mlp")].uses_graph
 
     def _params(self) -> dict[str, Any]:
         return dict(self._hyper)

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 CARD = "stmsi.json"
 FORMAT = 1
-_CLASSES = {"HurdleLinear": "stmsi.model._linear", "HurdleNet": "stmsi.model._net"}
+_CLASSES = {
+    "HurdleLinear": "stmsi.model._linear",
+    "HurdleNet": "stmsi.model._net",
+    "HurdleEnsemble": "stmsi.model._ensemble",
+}
 
 
 def save_model(model: HurdleModel, dir_path: str | Path, *, overwrite: bool) -> None:
@@ -40,7 +44,8 @@ def save_model(model: HurdleModel, dir_path: str | Path, *, overwrite: bool) -> 
     try:
         new.mkdir()  # with the permissions of any other folder, which mkdtemp's own has not
         model._write(new)
-        card["files"] = {p.name: p.stat().st_size for p in sorted(new.iterdir())}
+        files = [p for p in sorted(new.rglob("*")) if p.is_file()]  # members of an ensemble are folders inside
+        card["files"] = {p.relative_to(new).as_posix(): p.stat().st_size for p in files}
         (new / CARD).write_text(json.dumps(card, indent=2), encoding="utf-8")
         if target.exists():
             target.replace(old)

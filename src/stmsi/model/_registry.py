@@ -17,9 +17,17 @@ _LINEAR = {
     for name in get_args(IntensityFamily)
     if name != "mlp"
 }
-FAMILIES: dict[str, dict[str, Any]] = {**_LINEAR, "mlp": {"model": "HurdleNet", "encoder": "mlp"}}
+FAMILIES: dict[str, dict[str, Any]] = {
+    **_LINEAR,
+    "mlp": {"model": "HurdleNet", "encoder": "mlp"},
+    "ensemble": {"model": "HurdleEnsemble"},
+}
 """Name of a family -> class and hyper-parameters."""
-_CLASSES = {"HurdleLinear": "stmsi.model._linear", "HurdleNet": "stmsi.model._net"}
+_CLASSES = {
+    "HurdleLinear": "stmsi.model._linear",
+    "HurdleNet": "stmsi.model._net",
+    "HurdleEnsemble": "stmsi.model._ensemble",
+}
 
 
 def resolve(spec: ModelSpec) -> tuple[type[Any], dict[str, Any], dict[str, Any], dict[str, Any]]:

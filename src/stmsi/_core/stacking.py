@@ -1,0 +1,151 @@
+"""Weights that stack the held-out predictions of several models."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import nnls
+
+_SHRINKAGE = (np.inf, 3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0)
+"""Strengths to choose from, in spots: how many of them the weights of all metabolites count for. Strongest first."""
+_TO_EQUAL = 1e-4
+"""Pull of the weights of all metabolites towards equal ones, so that members that agree share their weight."""
+
+
+def simplex_weights(
+    moments: NDArray[np.float64], prior: NDArray[np.float64], strength: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    r"""Non-negative weights with sum 1 that make the error of a weighted mean small.
+
+    .. math:: \min_w \; w^\top E w + \lambda \lVert w - w_0 \rVert^2 \quad\text{with } w \ge 0,\; 1^\top w = 1
+
+    With weights that sum to 1 the second term is :math:`\lambda \lVert (I - w_0 1^\top) w \rVert^2`, so that the
+    whole is one quadratic form :math:`Q`. The minimum of :math:`u^\top Q u + (1^\top u - 1)^2` over :math:`u \ge 0`,
+    which is a non-negative least-squares problem, is a multiple of the solution.
+
+    Parameters
+    ----------
+    moments
+        Products of the members' errors :math:`E`, shape (problems, members, members).
+    prior
+        Weights :math:`w_0` to shrink to, shape (members,).
+    strength
+        :math:`\lambda` of each problem, shape (problems,); infinite gives the prior.
+
+    Returns
+    -------
+    Shape (problems, members).
+    """
+    k = len(prior)
+    finite = np.isfinite(strength)
+    pull = np.eye(k) - np.outer(prior, np.ones(k))
+    Q = moments + np.where(finite, strength, 0)[:, None, None] * (pull.T @ pull)
+    size = np.trace(Q, axis1=1, axis2=2)
+    solvable = finite & (size > 0)
+    values, vectors = np.linalg.eigh(Q / np.where(size > 0, size, 1)[:, None, None])
+    roots = np.sqrt(np.maximum(values, 0))[:, :, None] * vectors.transpose(0, 2, 1)
+    weights = np.tile(prior, (len(Q), 1))
+    target = np.zeros(k + 1)
+    target[-1] = 1
+    for i in np.flatnonzero(solvable):
+        weights[i] = nnls(np.vstack([roots[i], np.ones(k)]), target)[0]
+    return weights / weights.sum(axis=1, keepdims=True)
+
+
+def stacking_weights(
+    truth: NDArray[np.float64],
+    predictions: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    eligible: NDArray[np.bool_] | None = None,
+) -> NDArray[np.float64]:
+    """Weights of each metabolite, shrunk to those of all metabolites as far as held-out groups advise.
+
+    The weights minimise the squared error of the weighted mean of the members. Those of one metabolite rest on few
+    spots, so they are pulled to the weights that are best for all metabolites together, the more the fewer its spots.
+    How strongly is chosen by leaving out one group after the other.
+
+    Parameters
+    ----------
+    truth
+        Shape (spots, metabolites); NaN does not count.
+    predictions
+        Held-out predictions, shape (members, spots, metabolites), NaN where a member made none. A spot counts for a
+        metabolite where all members that predict it at all did.
+    groups
+        Group of each spot, shape (spots,).
+    eligible
+        Members that may have weight, shape (members, metabolites); `None`: all.
+
+    Returns
+    -------
+    Shape (members, metabolites), never NaN; columns sum to 1, or to 0 where no member is eligible. A metabolite without
+    evidence, or whose truth does not vary, has the weights of all metabolites.
+    """
+    n_members, _, n_metabolites = predictions.shape
+    eligible = np.ones((n_members, n_metabolites), bool) if eligible is None else eligible
+    made = ~np.isnan(predictions) & ~np.isnan(truth)
+    compared = eligible & made.any(axis=1)
+    # members that no held-out spot can tell anything of have weight only where there is no other
+    candidates = np.where(compared.any(axis=0), compared, eligible)
+    moments, count = _error_moments(truth, predictions, groups, made, candidates)
+    total, n = moments.sum(axis=0), count.sum(axis=0)
+    best = 0
+    if len(moments) > 1:
+        # the error of each strength on groups that had no say in the weights, every metabolite counting the same
+        error = np.zeros(len(_SHRINKAGE))
+        for own, own_n in zip(moments, count, strict=True):
+            for i, w in enumerate(_weights(total - own, n - own_n, candidates)):
+                error[i] += (np.einsum("mk,mkl,ml->m", w, own, w) / np.maximum(n, 1)).sum()
+        best = int(error.argmin())
+    return _weights(total, n, candidates, _SHRINKAGE[best : best + 1])[0].T
+
+
+def _error_moments(
+    truth: NDArray[np.float64],
+    predictions: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    made: NDArray[np.bool_],
+    candidates: NDArray[np.bool_],
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Sums over the spots of each group of products of errors, in units of the truth's variance, and their numbers.
+
+    Of shape (groups, metabolites, members, members) and (groups, metabolites).
+    """
+    known = (made | ~candidates[:, None]).all(axis=0) & candidates.any(axis=0) & ~np.isnan(truth)
+    n = np.maximum(known.sum(axis=0), 1)
+    mean = np.where(known, truth, 0).sum(axis=0) / n
+    variance = np.where(known, (truth - mean) ** 2, 0).sum(axis=0) / n
+    varies = variance > 1e-12 * mean**2
+    known &= varies
+    unit = np.sqrt(np.where(varies, variance, 1))
+    error = np.where(known & candidates[:, None], (predictions - truth) / unit, 0)
+    by_group = [groups == g for g in np.unique(groups)]
+    moments = [np.einsum("knm,lnm->mkl", error[:, g], error[:, g], optimize=True) for g in by_group]
+    return np.stack(moments), np.stack([known[g].sum(axis=0) for g in by_group])
+
+
+def _weights(
+    moments: NDArray[np.float64],
+    n: NDArray[np.int64],
+    candidates: NDArray[np.bool_],
+    strengths: tuple[float, ...] = _SHRINKAGE,
+) -> list[NDArray[np.float64]]:
+    """Weights for each strength of shrinkage, shape (metabolites, members)."""
+    k = len(candidates)
+    prior = np.full(k, 1 / k)
+    common = candidates.all(axis=0) & (n > 0)
+    if common.any():
+        mean = (moments[common] / n[common, None, None]).mean(axis=0)
+        prior = simplex_weights(mean[None], prior, np.array([_TO_EQUAL * np.trace(mean) / k]))[0]
+    patterns, pattern_of = np.unique(candidates, axis=1, return_inverse=True)
+    weights = [np.zeros((len(moments), k)) for _ in strengths]
+    for p, pattern in enumerate(patterns.T):
+        own, members = np.flatnonzero(pattern_of.ravel() == p), np.flatnonzero(pattern)
+        if len(members) == 0:
+            continue
+        share = prior[members]
+        share = share / share.sum() if share.sum() > 0 else np.full(len(members), 1 / len(members))
+        block = moments[np.ix_(own, members, members)]
+        for w, strength in zip(weights, strengths, strict=True):
+            w[np.ix_(own, members)] = simplex_weights(block, share, np.full(len(own), strength))
+    return weights

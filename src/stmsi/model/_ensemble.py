@@ -1,0 +1,438 @@
+"""Several models as one: stacked on predictions of spots that they were not trained on."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import joblib
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stmsi._core.expression import column_moments, log_normalize
+from stmsi._core.folds import inner_groups
+from stmsi._core.hurdle import ResidualQuantiles
+from stmsi._core.stacking import stacking_weights
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._progress import track
+from stmsi._settings import settings
+from stmsi._validate import listing, require_sample
+from stmsi.model._base import (
+    HurdleModel,
+    Targets,
+    drop_unmeasured,
+    read_targets,
+    signature_of,
+    start_state,
+    summarise_training,
+    training_rows,
+)
+from stmsi.model._features import SpotFeatures
+from stmsi.model._linear import HurdleLinear
+from stmsi.model._persist import load, save_model
+from stmsi.model._registry import ModelSpec, named_models, resolve
+from stmsi.model._setup import Setup
+from stmsi.model._spots import Spots, read_spots
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import ArrayLike, NDArray
+
+STACK = "ensemble.joblib"
+MEMBERS = "members"
+STAGES = ("presence", "intensity")
+DEFAULT_MEMBERS = ("ridge", "kernel_ridge", "mlp")
+"""Two that differ in stage 2 and cost seconds, and the network, the one family whose stage 1 is not logistic."""
+_COMPONENTS = 50
+"""Components of the space in which out-of-distribution spots are found."""
+
+
+class HurdleEnsemble(HurdleModel):
+    """Several models, stacked: for each metabolite and each stage, a weighted mean of their predictions.
+
+    The training spots are split into groups of whole sections (spatial blocks where there are fewer than three). Every
+    member is trained without each group and predicts it, both stages, as it would predict new data. The weights
+    minimise the squared error of these predictions: of the calibrated probability of presence (Brier score), and of the
+    intensity where present. They are not negative and sum to 1. The weights of a metabolite are shrunk to those of all
+    metabolites together, the more the fewer spots they rest on; how much, is decided by groups that had no say in them.
+    Then every member is trained on all training spots. Thresholds, intervals and the evidence in the feature table come
+    from the stacked predictions of the groups, so that they rest on every training section.
+
+    Training costs as much as training each member once for every group and once more.
+
+    Parameters
+    ----------
+    adata
+        Spots x genes after :meth:`setup_anndata`.
+    members
+        Families by name, or mappings ``{"model": family or class, "train": {...}, **hyper-parameters}``, as a sequence
+        or as a mapping from the name to show. The entry ``"setup"`` of a member can switch inputs of the ensemble off:
+        ``{"model": "ridge", "setup": {"graph_key": None}}``. Members that cannot read a graph are given none.
+    n_folds
+        Groups at most.
+    n_jobs
+        Processes for groups x members; `None` follows ``stmsi.settings.n_jobs``. Results do not depend on it.
+    rng
+        Seed of the blocks, and of members that are not given one.
+
+    Raises
+    ------
+    ValueError
+        No or unknown members, an ensemble as a member, options that cannot be saved, or an AnnData that is not set up.
+
+    Notes
+    -----
+    A metabolite that a member leaves out is predicted by the others. A metabolite without held-out evidence (measured
+    in one group only), or that never varies (constant, always or never present), has the weights of all metabolites. If
+    no held-out spot can be predicted, its threshold and interval are those of the member with the largest weight.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> st = sdata.tables["st"]
+    >>> stmsi.model.HurdleEnsemble.setup_anndata(st)
+    >>> members = ["mean", {"model": "ridge", "n_components": 10, "n_folds": 2}]
+    >>> model = stmsi.model.HurdleEnsemble(st, members=members, n_folds=2)
+    >>> model.train(show_progress_bar=False)
+    >>> model.predict().shape
+    (344, 12)
+    >>> model.weights.columns.tolist()
+    ['metabolite', 'stage', 'member', 'weight']
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        *,
+        members: Sequence[ModelSpec] | Mapping[str, ModelSpec] = DEFAULT_MEMBERS,
+        n_folds: int = 5,
+        n_jobs: int | None = None,
+        rng: int = 0,
+    ) -> None:
+        if n_folds < 2:
+            msg = f"n_folds must be at least 2, found {n_folds!r}."
+            raise ValueError(msg)
+        self.adata: AnnData | None = adata
+        self._setup = Setup.read(adata, type(self).__name__)
+        self.members = _named(members)
+        self.n_folds, self.n_jobs, self.rng = n_folds, n_jobs, rng
+        for name, spec in self.members.items():
+            _Member.create(name, spec, self._setup, rng)
+        self.models_: list[HurdleModel] = []
+        self.stack_: dict[str, NDArray[np.float64]] = {}
+
+    # the same fields for every member
+    setup_anndata = HurdleLinear.setup_anndata
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether :meth:`~stmsi.model.HurdleEnsemble.train` has been called."""
+        return self.state_ is not None
+
+    @property
+    def weights(self) -> pd.DataFrame:
+        """Weight of each member: tidy table with ``metabolite``, ``stage``, ``member``, ``weight``.
+
+        Raises
+        ------
+        RuntimeError
+            The model is not trained.
+        """
+        index = pd.MultiIndex.from_product(
+            [self.metabolites, STAGES, self.members], names=["metabolite", "stage", "member"]
+        )
+        values = np.stack([self.stack_[stage] for stage in STAGES]).transpose(2, 0, 1)
+        return pd.DataFrame({"weight": values.ravel()}, index=index).reset_index()
+
+    def train(
+        self,
+        train_idx: ArrayLike | None = None,
+        validation_idx: ArrayLike | None = None,
+        *,
+        show_progress_bar: bool | None = None,
+    ) -> None:
+        """Train all members, and the weights that stack them.
+
+        Parameters
+        ----------
+        train_idx
+            Spots to train on (positions or mask); `None`: all with MSI that are not in `validation_idx`.
+        validation_idx
+            Spots that set thresholds and intervals; `None`: the stacked held-out predictions of the groups do.
+        show_progress_bar
+            `None` follows ``stmsi.settings.progress_bar``.
+
+        Raises
+        ------
+        ValueError
+            No training spot has MSI, or too few spots or positions for groups within groups. A member that fails is
+            named.
+        """
+        if self.adata is None:
+            msg = "The model was loaded without data and cannot be trained; make a new one from the AnnData."
+            raise ValueError(msg)
+        setup = self._setup
+        spots, all_targets = read_spots(self.adata, setup), read_targets(self.adata, setup)
+        rows, validation = training_rows(all_targets, train_idx, validation_idx)
+        targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
+        labels, signature = signature_of(self.adata, setup)
+        features = SpotFeatures(n_components=_COMPONENTS, seed=self.rng).fit(train, labels, signature)
+        mean_log, _ = column_moments(log_normalize(train.counts))
+        state = start_state(self.adata, setup, targets, features, mean_log)
+        groups = inner_groups(
+            require_sample(self.adata, setup.sample_key)[rows], train.xy, n_groups=self.n_folds, seed=self.rng
+        )
+
+        own = _training_data(self.adata, setup, train, rows)
+        n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
+        held_out = self._held_out(own, train, targets.metabolites, groups, n_jobs, show_progress_bar)
+        todo = track(self.members.items(), "members", total=len(self.members), show=show_progress_bar)
+        models = [_Member.create(name, spec, setup, self.rng).fit(own.copy(), n_jobs=n_jobs) for name, spec in todo]
+
+        predicted = np.stack([targets.metabolites.isin(m.metabolites) for m in models])
+        kept = np.asarray(predicted.any(axis=0))
+        if not kept.all():
+            logger.warning("Metabolites that no member predicts are left out: %s", listing(targets.metabolites[~kept]))
+            targets = Targets(targets.intensity[:, kept], targets.presence[:, kept], targets.metabolites[kept])
+            held_out, predicted = held_out[..., kept], predicted[:, kept]
+            state.metabolites, state.feature_table = targets.metabolites, state.feature_table.loc[kept]
+        truth = (targets.presence, targets.where_present())
+        stack = [stacking_weights(y, h, groups, predicted) for y, h in zip(truth, held_out, strict=True)]
+        self.models_, self.stack_, self.state_ = models, dict(zip(STAGES, stack, strict=True)), state
+        state.training = summarise_training(self.adata, setup, rows)
+        if validation is None:
+            probability, intensity = (_weighted(h, w) for h, w in zip(held_out, stack, strict=True))
+            without = np.asarray((np.isnan(probability) | np.isnan(targets.presence)).all(axis=0))
+            self._calibrate(targets, probability, intensity, without)
+            self._borrow_calibration(without)
+            return
+        keep = all_targets.metabolites.isin(targets.metabolites)
+        other = Targets(
+            all_targets.intensity[validation][:, keep], all_targets.presence[validation][:, keep], targets.metabolites
+        )
+        self._calibrate(other, *self._stages(spots.take(validation)))
+
+    def _held_out(
+        self,
+        own: AnnData,
+        train: Spots,
+        metabolites: pd.Index,
+        groups: NDArray[np.int64],
+        n_jobs: int,
+        show_progress_bar: bool | None,
+    ) -> NDArray[np.float64]:
+        """Predictions of every training spot by members trained without its group.
+
+        Of shape (stages, members, spots, metabolites), NaN where a member predicts none.
+        """
+        members = [_Member.create(name, spec, self._setup, self.rng) for name, spec in self.members.items()]
+        tasks = [(k, g) for g in np.unique(groups) for k in range(len(members))]
+        jobs = (joblib.delayed(_predict_group)(members[k], own, train, groups == g, metabolites) for k, g in tasks)
+        done = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
+        held_out = np.full((len(STAGES), len(members), len(train), len(metabolites)), np.nan)
+        parts = track(done, "held-out predictions", total=len(tasks), show=show_progress_bar)
+        for (k, g), part in zip(tasks, parts, strict=True):
+            held_out[:, k, groups == g] = part
+        return held_out
+
+    def _borrow_calibration(self, columns: NDArray[np.bool_]) -> None:
+        """Threshold, interval and spread of some metabolites from the member with the largest weight."""
+        state = self.state
+        if not columns.any():
+            return
+        assert state.residuals is not None
+        values, count = state.residuals.values.copy(), state.residuals.count.copy()
+        for m, metabolite in zip(np.flatnonzero(columns), state.metabolites[columns], strict=True):
+            member = self.models_[int(self.stack_["intensity"][:, m].argmax())].state
+            assert member.residuals is not None
+            at = member.metabolites.get_loc(metabolite)
+            state.threshold[m], state.spread[m] = member.threshold[at], member.spread[at]
+            values[:, :, m], count[:, m] = member.residuals.values[:, :, at], member.residuals.count[:, at]
+        state.residuals = ResidualQuantiles(state.residuals.levels, values, count)
+
+    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        parts = np.stack([_stages_of(m, spots, self.state.metabolites) for m in self.models_], axis=1)
+        probability, intensity = (_weighted(p, self.stack_[stage]) for p, stage in zip(parts, STAGES, strict=True))
+        return np.clip(probability, 0, 1), intensity
+
+    def _write(self, directory: Path) -> None:
+        joblib.dump(
+            {"params": self._params(), "state": self.state, "stack": self.stack_}, directory / STACK, compress=3
+        )
+        for k, model in enumerate(self.models_):  # by number: names may hold anything
+            save_model(model, directory / MEMBERS / str(k), overwrite=False)
+
+    @classmethod
+    def _read(cls, directory: Path, adata: AnnData | None) -> HurdleEnsemble:
+        payload = joblib.load(directory / STACK)
+        model = cls.__new__(cls)
+        for name, value in payload["params"].items():
+            setattr(model, name, value)
+        model.n_jobs, model.adata, model.state_ = None, adata, payload["state"]
+        model._setup, model.stack_ = payload["state"].setup, payload["stack"]
+        model.models_ = [load(directory / MEMBERS / str(k)) for k in range(len(model.members))]
+        return model
+
+    def _contains_training_profiles(self) -> bool:
+        return any(m._contains_training_profiles() for m in self.models_)
+
+    def _params(self) -> dict[str, Any]:
+        return {"members": self.members, "n_folds": self.n_folds, "rng": self.rng}
+
+
+@dataclass(frozen=True)
+class _Member:
+    """How to make one member."""
+
+    name: str
+    cls: type[Any]
+    params: dict[str, Any]
+    fields: dict[str, Any]
+    train: dict[str, Any]
+
+    @classmethod
+    def create(cls, name: str, spec: ModelSpec, setup: Setup, seed: int) -> _Member:
+        """Check a specification, and fill in what the ensemble decides."""
+        model, params, off, train = resolve(spec)
+        if model is HurdleEnsemble:
+            msg = f"Member {name!r} is an ensemble itself; list its members instead."
+            raise ValueError(msg)
+        fields = dict(vars(setup))
+        for key, value in off.items():
+            if key == "covariate_keys":
+                kept = set([value] if isinstance(value, str) else value or ()) <= set(setup.covariate_keys)
+            else:
+                kept = key in fields and value in (None, fields[key])
+            if not kept:
+                msg = (
+                    f"Member {name!r} has setup {key}={value!r}, which is not part of the ensemble's: set the ensemble "
+                    "up with every input; members can only switch inputs off (None)."
+                )
+                raise ValueError(msg)
+            fields[key] = value
+        if not model._reads_graph(params):
+            fields["graph_key"] = None
+        return cls(name, model, {"rng": seed} | params, fields, train)
+
+    def fit(self, adata: AnnData, *, n_jobs: int = 1) -> HurdleModel:
+        """Train on all spots of an AnnData, which gets the marks of the setup."""
+        takes_jobs = "n_jobs" in inspect.signature(self.cls).parameters
+        params = ({"n_jobs": n_jobs} if takes_jobs else {}) | self.params
+        try:
+            with _only_errors():
+                self.cls.setup_anndata(adata, **self.fields)
+                model: HurdleModel = self.cls(adata, **params)
+                model.train(show_progress_bar=False, **self.train)  # type: ignore[attr-defined]
+        except ValueError as error:
+            msg = f"Member {self.name!r} failed on {adata.n_obs} training spots: {error}"
+            raise ValueError(msg) from error
+        return model
+
+
+def _named(members: Sequence[ModelSpec] | Mapping[str, ModelSpec]) -> dict[str, ModelSpec]:
+    """Members by name, as plain values; those of a sequence are called by their family, numbered where it repeats."""
+    if isinstance(members, str) or (isinstance(members, Mapping) and "model" in members):
+        members = [members]
+    if isinstance(members, Mapping):
+        named = named_models(members)
+    else:
+        named = {}
+        for spec in members:
+            family = spec if isinstance(spec, str) else spec.get("model", "member")
+            name = family = family.__name__ if isinstance(family, type) else str(family)
+            while name in named:
+                name = f"{family}_{len(named) + 1}"
+            named[name] = spec
+    if not named:
+        msg = "An ensemble needs at least one member."
+        raise ValueError(msg)
+    plain: dict[str, ModelSpec] = {
+        name: spec if isinstance(spec, str) else {k: v.__name__ if isinstance(v, type) else v for k, v in spec.items()}
+        for name, spec in named.items()
+    }
+    try:
+        json.dumps(plain)
+    except TypeError as error:
+        msg = f"Options of members must be plain values, so that the model can be saved ({error})."
+        raise ValueError(msg) from error
+    return plain
+
+
+def _training_data(adata: AnnData, setup: Setup, train: Spots, rows: NDArray[np.int64]) -> AnnData:
+    """The training spots with what the setup names and nothing else, so that the user's object is left alone."""
+    named = {n for v in vars(setup).values() for n in ([v] if isinstance(v, str) else v or ())}
+    obs = adata.obs.iloc[rows][[c for c in adata.obs if c in named]].copy()
+    # names may repeat, of which anndata would warn at every copy
+    obs.index = pd.RangeIndex(len(rows)).astype(str)
+    own = AnnData(
+        X=train.counts if setup.layer is None else None,
+        obs=obs,
+        var=adata.var,
+        uns={k: v for k, v in adata.uns.items() if k in named | {Key.uns.MSI} - {Key.uns.SETUP}},
+        varm={k: v for k, v in adata.varm.items() if k in named},
+        layers={} if setup.layer is None else {setup.layer: train.counts},
+    )
+    for key, value in adata.obsm.items():
+        if key in named | {Key.obsm.SPATIAL}:
+            own.obsm[key] = value.iloc[rows].set_axis(obs.index) if isinstance(value, pd.DataFrame) else value[rows]
+    if setup.graph_key is not None:
+        own.obsp[setup.graph_key] = train.graph
+    return own
+
+
+def _predict_group(
+    member: _Member, own: AnnData, train: Spots, group: NDArray[np.bool_], metabolites: pd.Index
+) -> NDArray[np.float64]:
+    """Both stages for the spots of one group by a member trained on the others, shape (2, spots, metabolites)."""
+    inside = np.flatnonzero(~group)
+    model = member.fit(own[inside].copy())
+    held_out = train.take(np.flatnonzero(group))
+    covariates = held_out.covariates
+    if covariates is not None:
+        covariates = covariates.copy()
+        for name, known in model.state.features.categories.items():
+            if not isinstance(known, tuple):
+                # A category of this group alone (a batch, say) would be refused: the most frequent other one stands in
+                values, usual = covariates[name].astype(str), own.obs[name].iloc[inside].astype(str).mode()[0]
+                covariates[name] = values.where(values.isin(known), usual)
+    # clusters are assigned, as they are in new data
+    held_out = replace(held_out, covariates=covariates, cluster=None)
+    with _only_errors():
+        return _stages_of(model, held_out, metabolites)
+
+
+def _stages_of(model: HurdleModel, spots: Spots, metabolites: pd.Index) -> NDArray[np.float64]:
+    """Both stages of a member, shape (2, spots, metabolites), NaN for metabolites that it leaves out."""
+    at = model.state.metabolites.get_indexer(metabolites)
+    stages = np.full((len(STAGES), len(spots), len(metabolites)), np.nan)
+    stages[:, :, at >= 0] = np.stack(model._stages(spots))[:, :, at[at >= 0]]
+    return stages
+
+
+def _weighted(predictions: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weighted mean over the members that made a prediction, NaN where none with weight did; (spots, metabolites)."""
+    share = np.where(np.isnan(predictions), 0, weights[:, None])
+    total = share.sum(axis=0)
+    return np.where(total > 0, (share * np.nan_to_num(predictions)).sum(axis=0) / np.where(total > 0, total, 1), np.nan)
+
+
+@contextmanager
+def _only_errors() -> Iterator[None]:
+    """Without what members note about their part of the data, which the ensemble says once for all of it."""
+    before = logger.level
+    logger.setLevel(max(before, logging.ERROR))
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
