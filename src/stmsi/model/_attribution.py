@@ -298,4 +298,5 @@ def stack(copies: Sequence[Spots]) -> Spots:
         graph=None if first.graph is None else sp.block_diag([c.graph for c in copies], format="csr"),
         covariates=None if first.covariates is None else pd.concat([c.covariates for c in copies], ignore_index=True),
         cluster=None if first.cluster is None else np.concatenate([c.cluster for c in copies]),  # type: ignore[misc]
+        xy=None if first.xy is None else np.vstack([c.xy for c in copies]),  # type: ignore[misc]
     )

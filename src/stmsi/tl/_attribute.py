@@ -242,7 +242,9 @@ def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
 
     kind = type(model).__name__
     family = getattr(model, stage, None) if kind == "HurdleLinear" else None
-    linear, network = family in LINEAR_FAMILIES[stage], kind == "HurdleNet"
+    linear = family in LINEAR_FAMILIES[stage]
+    # encoders with neighbours see genes through components, which the gradients of genes do not reach
+    network = kind == "HurdleNet" and model.state.setup.graph_key is None
     if method == "auto":
         return "coefficients" if linear else "integrated_gradients" if network else "permutation"
     if method == "coefficients" and not linear:
@@ -253,7 +255,8 @@ def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
         )
         raise ValueError(msg)
     if method == "integrated_gradients" and not network:
-        msg = f"method='integrated_gradients' needs the gradients of a HurdleNet; for a {kind} use method='auto'."
+        what = "HurdleNet with a graph" if kind == "HurdleNet" else kind
+        msg = f"method='integrated_gradients' needs the gradients of a HurdleNet without a graph; for a {what} use method='auto'."
         raise ValueError(msg)
     return method
 

@@ -146,7 +146,7 @@ class HurdleModule(BaseModuleClass):
         row: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor | None]:
         """Embed spots from raw counts over the panel."""
-        return self.embed(self.expression(x), cluster, categorical, continuous)
+        return self.embed(self.expression(x), cluster, categorical, continuous, row)
 
     def expression(self, x: torch.Tensor) -> torch.Tensor:
         """Log-normalised expression of the genes used, standardised by the training spots: 0 is their mean."""
@@ -160,8 +160,9 @@ class HurdleModule(BaseModuleClass):
         cluster: torch.Tensor | None = None,
         categorical: torch.Tensor | None = None,
         continuous: torch.Tensor | None = None,
+        row: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor | None]:
-        """Embed spots from standardised expression."""
+        """Embed spots from standardised expression; `row` names them in the context."""
         columns = [expression.new_zeros(len(expression), 0)]
         if categorical is not None:
             columns += [
