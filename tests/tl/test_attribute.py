@@ -10,6 +10,7 @@ from scipy.ndimage import gaussian_filter
 from spatialdata import deepcopy
 
 import stmsi
+from stmsi.model import HurdleNet
 from stmsi.tl import _attribution_checks
 
 N, G = 11, 40
