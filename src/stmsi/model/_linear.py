@@ -46,10 +46,11 @@ ESTIMATORS = "estimators.joblib"
 class HurdleLinear(HurdleModel):
     """Presence, then intensity, each by one scikit-learn estimator per metabolite.
 
-    Genes become the principal components of the most variable ones (and, with a graph, those of the counts pooled
-    over each spot's neighbourhood); the presence stage also sees the signature mask of the spot's cluster. Everything
-    is fitted on the training spots. Regularisation is chosen by inner cross-validation over whole sections (spatial
-    blocks where there are fewer than three), whose held-out predictions also calibrate the probabilities, set each
+    Genes become the principal components of the most variable ones (with a graph, a spot's neighbourhood is a second
+    input; features named at setup are appended); the presence stage also sees the signature mask of the spot's cluster.
+    Everything is fitted on the training spots. Regularisation is chosen by inner cross-validation over whole sections
+    (spatial blocks where there are fewer than three): for presence the best AUROC, for intensity the best mean
+    correlation within the held-out sections. The same held-out predictions calibrate the probabilities, set each
     metabolite's threshold (best F1) and give the prediction intervals.
 
     Parameters
@@ -62,11 +63,16 @@ class HurdleLinear(HurdleModel):
     intensity
         Second stage, fitted where the metabolite is present: ``"mean"``, ``"linear"`` (least squares), ``"ridge"``,
         ``"lasso"``, ``"pls"``, ``"kernel_ridge"`` (RBF on unit-variance rows, at most 500 Nystroem landmarks),
-        ``"boosting"`` (histogram gradient boosting) or ``"mlp"``.
+        ``"knn"`` (mean of the most similar training spots, weighted by similarity), ``"poisson"`` and
+        ``"negative_binomial"`` (log link), ``"boosting"`` (histogram gradient boosting) or ``"mlp"``. A saved
+        ``"kernel_ridge"`` or ``"knn"`` contains training spots.
     n_top_genes
         Most variable genes that are used.
     n_components
         Principal components of the spot's own expression, and again of its neighbourhood's.
+    context
+        What of the neighbourhood, where a graph is set up: ``"pooled"`` (components of the counts of a spot and its
+        neighbours added up) or ``"diffused"`` (the components averaged over the neighbours, and over theirs).
     n_folds
         Inner folds at most.
     n_jobs
@@ -220,7 +226,9 @@ class HurdleLinear(HurdleModel):
         rows, validation = training_rows(all_targets, train_idx, validation_idx)
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
         labels, signature = signature_of(self.adata, setup)
-        features = SpotFeatures(self.n_top_genes, self.n_components, self.rng, self.context).fit(train, labels, signature)
+        features = SpotFeatures(self.n_top_genes, self.n_components, self.rng, self.context).fit(
+            train, labels, signature
+        )
         mean_log, _ = column_moments(log_normalize(train.counts))
         state = start_state(self.adata, setup, targets, features, mean_log)
         sample = require_sample(self.adata, setup.sample_key)[rows]

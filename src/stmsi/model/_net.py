@@ -126,6 +126,12 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             if self._setup.graph_key is not None and not ENCODERS[encoder].uses_graph:
                 msg = f"encoder={encoder!r} reads no neighbourhood; set up without graph_key, or use another model."
                 raise ValueError(msg)
+            if self._setup.feature_key:
+                msg = (
+                    "HurdleNet reads genes and covariates only; set up without feature_key, name single numbers in "
+                    "covariate_keys, or use HurdleLinear."
+                )
+                raise ValueError(msg)
         BaseModelClass.__init__(self, adata, registry)
         self._hyper: dict[str, Any] = {
             "encoder": encoder,
@@ -167,6 +173,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         sample_key: str = Key.obs.SAMPLE,
         graph_key: str | None = None,
         covariate_keys: Sequence[str] | None = None,
+        feature_key: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         """Say which fields of an AnnData the model uses.
@@ -190,6 +197,8 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             Neighbourhood graph in ``obsp``, for encoders that read it.
         covariate_keys
             Columns of ``obs``: numbers are z-scored, categories become indicators.
+        feature_key
+            Further features in ``obsm``. No encoder reads them yet: :class:`~stmsi.model.HurdleLinear` does.
         **kwargs
             For scvi-tools, which replays the setup when a model is loaded.
 
@@ -217,6 +226,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         setup = Setup.create(
             adata, layer=layer, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
             cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
+            feature_key=feature_key,
         )  # fmt: skip
         with _quiet():
             manager = AnnDataManager(fields=_fields(adata, setup), setup_method_args=setup_method_args)
