@@ -51,7 +51,7 @@ class HurdleLinear(HurdleModel):
     Everything is fitted on the training spots. Regularisation is chosen by inner cross-validation over whole sections
     (spatial blocks where there are fewer than three): for presence the best AUROC, for intensity the best mean
     correlation within the held-out sections. The same held-out predictions calibrate the probabilities, set each
-    metabolite's threshold (best F1) and give the prediction intervals.
+    metabolite's threshold (by F1) and give the prediction intervals.
 
     Parameters
     ----------
