@@ -31,7 +31,7 @@ def neighbour_mean(values: NDArray[np.float32], graph: sp.csr_matrix) -> NDArray
     """Mean over the neighbours of each spot, itself left out; 0 where it has none. Shape as `values`."""
     adjacency = sp.csr_matrix(graph != 0, dtype=np.float32)
     count = np.asarray(adjacency.sum(axis=1), dtype=np.float32)
-    return np.asarray(adjacency @ values, dtype=np.float32) / np.maximum(count, 1)
+    return np.asarray((adjacency @ values) / np.maximum(count, 1), dtype=np.float32)
 
 
 @dataclass(frozen=True)

@@ -165,6 +165,7 @@ def _read_features(adata: AnnData, key: str) -> pd.DataFrame:
     columns = values.columns.astype(str) if isinstance(values, pd.DataFrame) else None
     array = np.asarray(values.toarray() if sp.issparse(values) else values, dtype=np.float64)
     frame = pd.DataFrame(array.reshape(len(array), -1), columns=columns)
+    require_unique(frame.columns, f"Columns of obsm[{key!r}]", "Rename them.")
     bad = int((~np.isfinite(frame.to_numpy())).any(axis=1).sum())
     if bad:
         msg = f"Features obsm[{key!r}] are NaN or infinite in {bad} spots; fill them or leave the spots out."
