@@ -31,6 +31,12 @@ class Task:
     splitter: Any
 
 
+def _with_graph(adata: ad.AnnData) -> ad.AnnData:
+    """Neighbours on the square array of the first ST slides: the 8 around each spot (fewer where spots are missing)."""
+    stmsi.pp.spatial_graph(adata, n_neighs=8)
+    return adata
+
+
 def simulator() -> Task:
     """Simulated sections with known truth, leave one section out."""
     sdata = stmsi.datasets.simulate(rng=0)
@@ -38,6 +44,7 @@ def simulator() -> Task:
     stmsi.pp.align(sdata)
     stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
     stmsi.pp.call_presence(sdata)
+    stmsi.pp.spatial_graph(sdata)
     st = sdata.tables["st"]
     st.uns["kind"] = sdata.tables["msi"].var["kind"].astype(str).to_dict()
     return Task("simulator", "simulated", st, stmsi.model_selection.LeaveOneSampleOut())
@@ -51,7 +58,7 @@ def her2st_histology() -> Task:
     rna.obsm["msi"] = features
     rna.obs["sample"] = rna.obs["section"].astype(str)
     kind = "stand-in: histology features, not metabolites"
-    return Task("her2st_histology", kind, rna, stmsi.model_selection.LeaveOneSampleOut())
+    return Task("her2st_histology", kind, _with_graph(rna), stmsi.model_selection.LeaveOneSampleOut())
 
 
 def her2st_panel(n: int = 100, seed: int = 0, min_umi: int = 500) -> Task:
@@ -65,7 +72,9 @@ def her2st_panel(n: int = 100, seed: int = 0, min_umi: int = 500) -> Task:
     target = np.log1p(panel.X.toarray() / np.asarray(rest.X.sum(axis=1)) * 1e4)
     rest.obsm["msi"] = pd.DataFrame(target.astype(np.float32), rest.obs_names, panel.var_names)
     rest.obs["sample"] = rest.obs["section"].astype(str)
-    return Task("her2st_panel", "stand-in: RNA -> hidden RNA", rest, stmsi.model_selection.LeaveOnePatientOut())
+    return Task(
+        "her2st_panel", "stand-in: RNA -> hidden RNA", _with_graph(rest), stmsi.model_selection.LeaveOnePatientOut()
+    )
 
 
 TASKS = {"simulator": simulator, "her2st_histology": her2st_histology, "her2st_panel": her2st_panel}

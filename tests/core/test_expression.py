@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from stmsi._core.expression import ExpressionSpace, column_moments, log_normalize, pool_counts
+from stmsi._core.expression import ExpressionSpace, column_moments, log_normalize, neighbour_mean, pool_counts
 
 
 @pytest.fixture
@@ -40,6 +40,13 @@ def test_pool_counts_adds_neighbours_whatever_the_edge_weights():
     before = graph.toarray()
     np.testing.assert_array_equal(pool_counts(counts, graph).toarray(), [[11, 5], [111, 5], [110, 5]])
     np.testing.assert_array_equal(graph.toarray(), before)
+
+
+def test_neighbour_mean_leaves_the_spot_out_whatever_the_edge_weights():
+    graph = sp.csr_matrix(np.array([[0, 5.0, 2], [5, 0, 0], [2, 0, 0]]))
+    values = np.array([[1.0], [2], [6]], np.float32)
+    np.testing.assert_allclose(neighbour_mean(values, graph), [[4], [1], [1]])
+    np.testing.assert_array_equal(neighbour_mean(values, sp.csr_matrix((3, 3))), 0)
 
 
 def test_column_moments_against_numpy(counts):

@@ -30,6 +30,20 @@ def test_the_threshold_has_the_best_f1(seed, digits, nan):
         assert 0 <= threshold[j] <= 1
 
 
+@pytest.mark.parametrize("tolerance", [0.02, 0.1])
+def test_the_lowest_threshold_within_tolerance(tolerance):
+    rng = np.random.default_rng(0)
+    present = (rng.random((60, 3)) < [0.2, 0.5, 0.8]).astype(float)
+    probability = 1 / (1 + np.exp(-(2 * present - 1 + rng.normal(0, 1, present.shape))))
+    threshold = best_f1_threshold(present, probability, tolerance)
+    for j in range(3):
+        candidates = np.unique(probability[:, j])
+        f1 = np.array([_f1(present[:, j], probability[:, j], t) for t in candidates])
+        lowest = candidates[f1 >= (1 - tolerance) * f1.max()][0]
+        np.testing.assert_array_equal(probability[:, j] >= threshold[j], probability[:, j] >= lowest)
+    assert (threshold <= best_f1_threshold(present, probability)).all()
+
+
 def test_the_threshold_lies_halfway():
     present = np.array([[0.0], [0], [1], [1]])
     probability = np.array([[0.1], [0.2], [0.6], [0.9]])

@@ -899,3 +899,100 @@ def test_an_encoder_without_neighbours_refuses_a_graph(data):
     HurdleNet.setup_anndata(data, **GRAPH)
     with pytest.raises(ValueError, match="encoder='mlp' reads no neighbourhood; set up without graph_key"):
         HurdleNet(data)
+
+
+# ------------------------------------------------------------------------------------------------- further features
+
+
+@pytest.fixture
+def with_histology(data) -> AnnData:
+    """A metabolite that genes know nothing of, and an image feature that tells it."""
+    rng = np.random.default_rng(0)
+    data.obsm["he"] = pd.DataFrame(
+        {"gland": rng.normal(50, 10, 344), "noise": rng.normal(size=344), "flat": 1.0}, index=data.obs_names
+    )
+    frame = data.obsm["msi"].copy()
+    frame["simPC_36_0"] = np.float32(10) + data.obsm["he"]["gland"].to_numpy(np.float32) / 10
+    data.obsm["msi"] = frame
+    return data
+
+
+FEATURES = {"feature_key": "he"}
+
+
+def test_features_are_inputs(with_histology):
+    data = with_histology
+    model = CASES["linear"].fit(data, FEATURES)
+    assert np.corrcoef(model.predict_intensity()["simPC_36_0"], data.obsm["he"]["gland"])[0, 1] > 0.95
+    without = CASES["linear"].fit(data.copy(), {})
+    assert abs(np.corrcoef(without.predict_intensity()["simPC_36_0"], data.obsm["he"]["gland"])[0, 1]) < 0.5
+
+
+def test_features_are_found_by_name_and_z_scored_on_training_spots(with_histology):
+    data = with_histology
+    train = np.flatnonzero(data.obs["sample"] != "P3S1")
+    model = CASES["linear"].fit(data, FEATURES, train_idx=train)
+    query = data.copy()
+    query.obsm["he"] = query.obsm["he"].iloc[:, ::-1]
+    assert_same(both(model, query), both(model), exact=True)
+    alone = data[data.obs["sample"] == "P3S1"].copy()
+    assert_same(both(model, alone), [f.loc[alone.obs_names] for f in both(model)])
+    rescaled = data.copy()
+    rescaled.obsm["he"] = rescaled.obsm["he"] * 1000 + 7
+    assert_same(both(CASES["linear"].fit(rescaled, FEATURES, train_idx=train)), both(model))
+
+
+@pytest.mark.parametrize("as_type", [np.asarray, sp.csr_matrix], ids=["array", "sparse"])
+def test_features_of_any_kind(with_histology, as_type):
+    expected = both(CASES["linear"].fit(with_histology.copy(), FEATURES))
+    with_histology.obsm["he"] = as_type(with_histology.obsm["he"].to_numpy())
+    assert_same(both(CASES["linear"].fit(with_histology, FEATURES)), expected, exact=True)
+
+
+def test_several_features_and_save_and_load(with_histology, tmp_path):
+    with_histology.obsm["deep"] = np.random.default_rng(1).normal(size=(344, 5))
+    model = CASES["linear"].fit(with_histology, {"feature_key": ["he", "deep"]})
+    model.save(tmp_path / "model")
+    query = with_histology[::5].copy()
+    assert_same(both(stmsi.model.load(tmp_path / "model"), query), both(model, query), exact=True)
+
+
+def test_features_of_the_query_are_checked(with_histology):
+    model = CASES["linear"].fit(with_histology, FEATURES)
+    query = with_histology[:20].copy()
+    query.obsm["he"] = query.obsm["he"].drop(columns="gland")
+    with pytest.raises(ValueError, match=r"obsm\['he'\] had 3 columns in training, found 2; missing: 'gland'"):
+        model.predict(query)
+    query.obsm["he"] = with_histology.obsm["he"].iloc[:20].assign(gland=np.nan)
+    with pytest.raises(ValueError, match=r"obsm\['he'\] are NaN or infinite in 20 spots"):
+        model.predict(query)
+    del query.obsm["he"]
+    with pytest.raises(KeyError, match=r"uses the features obsm\['he'\], which the data lack; found .*'msi'"):
+        model.predict(query)
+
+
+def test_the_network_refuses_features(with_histology):
+    HurdleNet.setup_anndata(with_histology, **FEATURES)
+    with pytest.raises(ValueError, match=r"reads genes and covariates only; set up without feature_key.*HurdleLinear"):
+        HurdleNet(with_histology)
+
+
+# ------------------------------------------------------------------------------------------------ families of one class
+
+
+@pytest.mark.parametrize("intensity", ["kernel_ridge", "knn", "poisson", "negative_binomial"])
+def test_every_family_answers_the_calls(data, query, tmp_path, intensity):
+    data.obsm["msi"] = data.obsm["msi"].assign(
+        absent=data.obsm["msi"].iloc[:, 0] * 0, constant=data.obsm["msi"].iloc[:, 0] * 0 + 2
+    )
+    model = CASES["linear"].fit(data, {}, {"intensity": intensity})
+    frames = [*both(model, query), model.predict(query), *model.predict_interval(query)]
+    assert all(np.isfinite(f.to_numpy()).all() and (f.to_numpy() >= 0).all() for f in frames)
+    assert (model.predict(query)["absent"] == 0).all()
+    np.testing.assert_allclose(model.predict_intensity(query)["constant"], 2, rtol=1e-5)
+    shuffled = query[::-1].copy()
+    assert_same([f.loc[query.obs_names] for f in both(model, shuffled)], both(model, query))
+    again = CASES["linear"].fit(data.copy(), {}, {"intensity": intensity, "n_jobs": 2})
+    assert_same(both(again, query), both(model, query), exact=True)
+    model.save(tmp_path / "model")
+    assert_same(both(stmsi.model.load(tmp_path / "model"), query), both(model, query), exact=True)

@@ -1,15 +1,22 @@
 """The families of HurdleLinear: each learns what genes tell, and none more."""
 
+from typing import get_args
+
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 from scipy.special import expit
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor, Ridge
 
 from stmsi._core import metrics
 from stmsi.model import HurdleLinear
-from stmsi.model._intensity import _RIDGE, _ridge_weights, fit_regression
+from stmsi.model._counts import CountRegression
+from stmsi.model._features import SpotFeatures
+from stmsi.model._intensity import _RIDGE, IntensityFamily, _best, _ridge_weights, fit_regression
 from stmsi.model._presence import fit_classifier, platt
+from stmsi.model._similarity import KernelMap, NeighbourMap, unit_rows
+from stmsi.model._spots import Spots
 
 HELD_OUT = "P3S1"
 
@@ -63,7 +70,7 @@ def test_presence_families_rank_and_calibrate_on_a_held_out_section(split, basel
     assert got["brier"].mean() < 0.97 * baseline["brier"].mean(), "better than the prevalence: ranked and calibrated"
 
 
-@pytest.mark.parametrize("intensity", ["linear", "ridge", "lasso", "pls", "kernel_ridge", "boosting", "mlp"])
+@pytest.mark.parametrize("intensity", [f for f in get_args(IntensityFamily) if f != "mean"])
 def test_intensity_families_beat_the_mean_on_a_held_out_section(split, baseline, intensity):
     got = scores(fit(split[0], presence="logistic", intensity=intensity), split[1])
     assert got["pearson"].mean() > 0.4
@@ -147,23 +154,66 @@ def test_constant_features_do_no_harm():
     assert (weights[0][4:] == 0).all()
 
 
-def test_the_penalty_is_the_best_over_groups_and_the_fit_is_that_of_scikit_learn(regression):
+def test_the_penalty_follows_the_pattern_inside_groups_and_the_fit_is_that_of_scikit_learn(regression):
     F, y = regression
     groups = np.arange(len(y)) % 4
     fitted = fit_regression(F, y, groups, "ridge", 0)
-    error = [
-        sum(
-            ((Ridge(alpha=a, solver="svd").fit(F[groups != g], y[groups != g]).predict(F[groups == g]) - y[groups == g]) ** 2).sum()
-            for g in range(4)
+    r = [
+        np.mean(
+            [
+                np.corrcoef(Ridge(alpha=a, solver="svd").fit(F[groups != g], y[groups != g]).predict(F[groups == g]), y[groups == g])[0, 1]
+                for g in range(4)
+            ]
         )
         for a in _RIDGE
     ]  # fmt: skip
-    best = _RIDGE[int(np.argmin(error))]
+    best = _RIDGE[int(np.argmax(r))]
     assert fitted.strength == best
     np.testing.assert_allclose(fitted.predict(F), Ridge(alpha=best, solver="svd").fit(F, y).predict(F), rtol=1e-6)
     own = groups == 2
     oracle = Ridge(alpha=best, solver="svd").fit(F[~own], y[~own])
     np.testing.assert_allclose(fitted.held_out[own], oracle.predict(F[own]), rtol=1e-6)
+
+
+def test_levels_of_sections_do_not_choose_the_penalty():
+    """Sections whose level genes do not tell: squared error would shrink the pattern inside them away."""
+    rng = np.random.default_rng(0)
+    section = np.repeat(np.arange(4), 60)
+    F = rng.normal(size=(240, 5))
+    pattern = F[:, 0]
+    y = pattern + np.array([0.0, 8, 16, 24])[section]
+    F[:, 1] += np.array([0.0, 4, -4, 1])[section]  # batch effect that pretends to tell the level
+    fitted = fit_regression(F, y, section, "ridge", 0)
+    by_error = _RIDGE[
+        np.argmin(
+            sum(
+                (
+                    (
+                        np.stack([Ridge(a).fit(F[section != s], y[section != s]).predict(F[section == s]) for a in _RIDGE])
+                        - y[section == s]
+                    )
+                    ** 2
+                ).sum(axis=1)
+                for s in range(4)
+            )
+        )
+    ]  # fmt: skip
+    assert fitted.strength < by_error / 10
+
+
+def test_what_follows_nothing_is_chosen_by_squared_error():
+    rng = np.random.default_rng(0)
+    y, units = rng.normal(size=60), np.arange(60) % 2
+    paths = np.column_stack([-y, -0.1 * y, np.zeros(60)])
+    assert _best(y, paths, units) == 2
+    assert _best(y, np.column_stack([paths, 0.01 * y]), units) == 3, "a right order wins at any scale"
+
+
+def test_units_too_small_for_a_correlation_do_not_choose():
+    y = np.r_[np.arange(10.0), 0, 1]
+    good, bad = y.copy(), -y
+    good[10:], bad[10:] = [1, 0], [0, 1]
+    assert _best(y, np.column_stack([bad, good]), np.r_[np.zeros(10), 1, 1].astype(int)) == 1
 
 
 def test_absent_spots_do_not_count_but_are_predicted(regression):
@@ -178,7 +228,7 @@ def test_absent_spots_do_not_count_but_are_predicted(regression):
     assert np.isfinite(fitted.held_out).all()
 
 
-@pytest.mark.parametrize("family", ["mean", "ridge", "pls", "boosting"])
+@pytest.mark.parametrize("family", ["mean", "ridge", "pls", "boosting", "poisson", "negative_binomial"])
 @pytest.mark.parametrize("n_known", [0, 1, 4])
 def test_few_values_fall_back_to_their_mean(family, n_known):
     y = np.full(30, np.nan)
@@ -195,6 +245,149 @@ def test_a_group_without_values_is_predicted_from_the_others():
     y = np.where(groups == 0, np.nan, F[:, 0])
     fitted = fit_regression(F, y, groups, "ridge", 0)
     assert np.corrcoef(fitted.held_out[groups == 0], F[groups == 0, 0])[0, 1] > 0.9
+
+
+# ------------------------------------------------------------------------------------------------------------- counts
+
+
+@pytest.fixture(scope="module")
+def counts():
+    rng = np.random.default_rng(0)
+    F = rng.normal(size=(400, 3))
+    mean = np.exp(F @ [0.5, -0.3, 0.0] + 2)
+    return F, mean, rng
+
+
+def test_poisson_against_scikit_learn(counts):
+    F, mean, rng = counts
+    y = rng.poisson(mean).astype(float)
+    fitted = CountRegression("poisson", 0.1).fit(F, y)
+    oracle = PoissonRegressor(alpha=0.1 * y.mean(), tol=1e-8).fit(F, y)  # the penalty is per unit of mean intensity
+    np.testing.assert_allclose(fitted.weights, oracle.coef_, atol=1e-3)
+    assert np.log(fitted.predict(np.zeros((1, 3)))[0]) == pytest.approx(oracle.intercept_, abs=1e-3)
+
+
+def test_the_unit_of_intensity_does_not_change_a_poisson_regression(counts):
+    F, mean, rng = counts
+    y = rng.poisson(mean).astype(float)
+    a, b = (CountRegression("poisson", 0.1).fit(F, unit * y).predict(F) / unit for unit in (1, 1e4))
+    np.testing.assert_allclose(a, b, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["poisson", "negative_binomial"])
+def test_count_regressions_find_what_made_the_counts(counts, family):
+    F, mean, _ = counts
+    y = np.random.default_rng(1).negative_binomial(2, 2 / (2 + mean)).astype(float)
+    fitted = CountRegression(family, 1e-4).fit(F, y)
+    np.testing.assert_allclose(fitted.weights, [0.5, -0.3, 0.0], atol=0.15)
+    assert CountRegression(family, 100.0).fit(F, y).predict(F).std() < 0.1 * y.mean()
+
+
+def test_a_log_link_does_not_explode(counts):
+    F, mean, rng = counts
+    y = rng.poisson(mean).astype(float)
+    for family in ("poisson", "negative_binomial"):
+        assert CountRegression(family, 1e-3).fit(F, y).predict(1e3 * F).max() <= y.max() * (1 + 1e-9)
+
+
+# --------------------------------------------------------------------------------------------------------- similarity
+
+
+def test_unit_rows_work_block_by_block():
+    F = np.random.default_rng(0).normal(size=(6, 9))
+    got = unit_rows(F, [4, 3])
+    for block in (np.s_[:, :4], np.s_[:, 4:7]):
+        np.testing.assert_allclose(got[block].mean(axis=1), 0, atol=1e-12)
+        np.testing.assert_allclose(got[block].std(axis=1), 1)
+    np.testing.assert_array_equal(got[:, 7:], F[:, 7:])
+    assert np.isfinite(unit_rows(np.zeros((2, 3)), [3])).all()
+
+
+def test_neighbours_against_brute_force():
+    rng = np.random.default_rng(0)
+    F, query = rng.normal(size=(30, 6)), rng.normal(size=(5, 6))
+    got = NeighbourMap.fit(F, [6]).transform(query)
+    r = np.corrcoef(query, F)[:5, 5:]
+    np.testing.assert_array_equal(got[:, :30], np.argsort(-r, axis=1))
+    np.testing.assert_allclose(got[:, 30:], np.maximum(-np.sort(-r, axis=1), 0), atol=1e-5)
+
+
+def test_held_out_neighbours_are_of_other_groups():
+    F, groups = np.random.default_rng(0).normal(size=(30, 6)), np.arange(30) % 3
+    got = NeighbourMap.fit(F, [6]).held_out(F, groups)
+    assert got.shape == (30, 40)
+    assert (groups[got[:, :20].astype(int)] != groups[:, None]).all()
+
+
+def test_retrieval_is_the_weighted_mean_of_the_nearest():
+    rng = np.random.default_rng(0)
+    F, groups = rng.normal(size=(40, 6)), np.arange(40) % 4
+    y = np.where(np.arange(40) % 5 == 0, np.nan, F[:, 0] + 5)
+    neighbours = NeighbourMap.fit(F, [6])
+    fitted = fit_regression(neighbours.held_out(F, groups), y, groups, "knn", 0)
+    query = rng.normal(size=(3, 6))
+    r = np.corrcoef(query, F)[:3, 3:]
+    for i in range(3):
+        near = np.argsort(-r[i])[: int(fitted.strength)]
+        near = near[~np.isnan(y[near])]
+        weight = np.maximum(r[i, near], 0)
+        expected = (weight * y[near]).sum() / weight.sum()
+        assert fitted.predict(neighbours.transform(query))[i] == pytest.approx(expected, abs=1e-4)
+
+
+def test_retrieval_holds_out_whole_groups():
+    """Twins in the same group must not vouch for each other."""
+    rng = np.random.default_rng(0)
+    F = np.repeat(rng.normal(size=(60, 6)), 2, axis=0)
+    y, groups = np.repeat(rng.normal(size=60), 2), np.repeat(np.arange(60) % 3, 2)
+    fitted = fit_regression(NeighbourMap.fit(F, [6]).held_out(F, groups), y, groups, "knn", 0)
+    assert abs(np.corrcoef(fitted.held_out, y)[0, 1]) < 0.4
+
+
+def test_kernel_features_do_not_see_the_depth_of_a_spot():
+    F = np.random.default_rng(0).normal(size=(40, 6))
+    kernel = KernelMap.fit(F, [6], 0)
+    np.testing.assert_allclose(kernel.transform(3 * F + 1), kernel.transform(F), atol=1e-6)
+
+
+# ------------------------------------------------------------------------------------------------------- neighbourhood
+
+
+def _spots(n=50, graph=None, features=None):
+    counts = sp.csr_matrix(np.random.default_rng(0).poisson(2, (n, 20)).astype(np.float32))
+    return Spots(pd.RangeIndex(n).astype(str), counts, graph, features=features)
+
+
+def test_diffused_components_are_means_over_the_neighbours():
+    dense = np.triu(np.random.default_rng(0).random((50, 50)) < 0.1, 1) * 7.0
+    dense[0] = 0  # a spot without neighbours
+    dense[:, 0] = 0
+    spots = _spots(graph=sp.csr_matrix(dense + dense.T))
+    features = SpotFeatures(20, 4, context="diffused").fit(spots)
+    F, _ = features.transform(spots)
+    A = (dense + dense.T > 0).astype(float)
+    A /= np.maximum(A.sum(axis=1, keepdims=True), 1)
+    P = F[:, :4]
+    np.testing.assert_allclose(F, np.hstack([P, A @ P, A @ A @ P]), atol=1e-5)
+    assert features.widths == [4, 4, 4]
+    assert (F[0, 4:] == 0).all()
+
+
+@pytest.mark.parametrize("context", ["pooled", "diffused"])
+def test_without_a_graph_there_is_no_context(context):
+    features = SpotFeatures(20, 4, context=context).fit(_spots())
+    assert features.transform(_spots())[0].shape == (50, 4)
+    assert features.widths == [4]
+
+
+def test_the_context_is_an_input_of_the_model(st):
+    HurdleLinear.setup_anndata(st, graph_key="spatial_connectivities")
+    predictions = []
+    for context in ("pooled", "diffused"):
+        model = HurdleLinear(st, presence="prior", n_components=10, context=context)
+        model.train()
+        predictions.append(model.predict_intensity().to_numpy())
+    assert np.abs(predictions[0] - predictions[1]).max() > 0.01
 
 
 # ------------------------------------------------------------------------------------------------------- classifiers

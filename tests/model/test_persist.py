@@ -49,9 +49,10 @@ def test_the_card_says_what_is_inside(folder):
     assert "trust" in card["note"]
 
 
-def test_the_card_warns_of_training_profiles(st, tmp_path):
+@pytest.mark.parametrize("intensity", ["kernel_ridge", "knn"])
+def test_the_card_warns_of_training_profiles(st, tmp_path, intensity):
     HurdleLinear.setup_anndata(st)
-    model = HurdleLinear(st, presence="prior", intensity="kernel_ridge", n_components=5)
+    model = HurdleLinear(st, presence="prior", intensity=intensity, n_components=5)
     model.train()
     model.save(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "stmsi.json").read_text())["contains_training_profiles"]

@@ -33,11 +33,18 @@ def refused(model_cls, adata, error, match, **fields):
         ),
         ({"graph_key": "graph"}, r"obsp has no 'graph'; found .*'spatial_connectivities'.*spatial_graph writes it"),
         ({"covariate_keys": ["patient", "pateint"]}, r"obs has no column 'pateint'.*Did you mean 'patient'"),
+        ({"feature_key": ["spatial", "sptial"]}, r"obsm has no 'sptial'; found .*'spatial'.*Did you mean 'spatial'"),
     ],
     ids=lambda v: next(iter(v)) if isinstance(v, dict) else "",
 )
 def test_a_wrong_key_is_named_with_what_is_there(model_cls, st, fields, match):
     refused(model_cls, st, KeyError, match, **fields)
+
+
+@pytest.mark.parametrize("key", ["msi", "msi_presence"])
+def test_what_is_predicted_is_no_feature(model_cls, st, key):
+    match = rf"obsm\['{key}'\] is what the model predicts; it cannot be a feature"
+    refused(model_cls, st, ValueError, match, presence_key="msi_presence", feature_key=key)
 
 
 @pytest.mark.parametrize("fields", [{"signature_key": "signature"}, {"cluster_key": "domain"}])
@@ -110,12 +117,13 @@ def test_a_model_needs_the_setup(model_cls, st):
 
 
 def test_the_setup_is_written_as_plain_values(model_cls, st):
-    model_cls.setup_anndata(st, presence_key="msi_presence", covariate_keys="patient")
+    model_cls.setup_anndata(st, presence_key="msi_presence", covariate_keys="patient", feature_key="spatial")
     assert st.uns["_stmsi_setup"] == {
         "metabolite_key": "msi",
         "presence_key": "msi_presence",
         "sample_key": "sample",
         "covariate_keys": ["patient"],
+        "feature_key": ["spatial"],
     }
 
 
@@ -125,7 +133,7 @@ def test_a_second_setup_replaces_the_first(model_cls, st):
     assert model_cls(st)._setup.presence_key is None
 
 
-@pytest.mark.parametrize("params", [{"presence": "logit"}, {"intensity": "rigde"}])
+@pytest.mark.parametrize("params", [{"presence": "logit"}, {"intensity": "rigde"}, {"context": "poold"}])
 def test_unknown_families_are_refused(st, params):
     HurdleLinear.setup_anndata(st)
     with pytest.raises(ValueError, match=r"is not known; choose one of .*(Did you mean)?"):

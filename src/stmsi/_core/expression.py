@@ -27,6 +27,13 @@ def pool_counts(counts: sp.csr_matrix, graph: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix(counts + adjacency @ counts)
 
 
+def neighbour_mean(values: NDArray[np.float32], graph: sp.csr_matrix) -> NDArray[np.float32]:
+    """Mean over the neighbours of each spot, itself left out; 0 where it has none. Shape as `values`."""
+    adjacency = sp.csr_matrix(graph != 0, dtype=np.float32)
+    count = np.asarray(adjacency.sum(axis=1), dtype=np.float32)
+    return np.asarray((adjacency @ values) / np.maximum(count, 1), dtype=np.float32)
+
+
 @dataclass(frozen=True)
 class ExpressionSpace:
     """Variable genes, their moments, and the principal components of the training spots.

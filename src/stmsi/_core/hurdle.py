@@ -13,7 +13,9 @@ ALWAYS, NEVER = 0.0, 2.0
 """Thresholds on a probability that every spot, or none, reaches."""
 
 
-def best_f1_threshold(present: NDArray[np.float64], probability: NDArray[np.float64]) -> NDArray[np.float64]:
+def best_f1_threshold(
+    present: NDArray[np.float64], probability: NDArray[np.float64], tolerance: float = 0.0
+) -> NDArray[np.float64]:
     """Threshold of each metabolite with the best F1 on held-out spots.
 
     Parameters
@@ -22,6 +24,8 @@ def best_f1_threshold(present: NDArray[np.float64], probability: NDArray[np.floa
         1 present, 0 absent, NaN not covered; shape (spots, metabolites).
     probability
         Held-out probabilities of presence, likewise.
+    tolerance
+        The lowest threshold is taken whose F1 falls short of the best by no more than this share.
 
     Returns
     -------
@@ -34,7 +38,9 @@ def best_f1_threshold(present: NDArray[np.float64], probability: NDArray[np.floa
     if not usable.any():
         return threshold
     score = np.where(last, 2 * hits / np.maximum(called + n1, 1), -1.0)
-    best = score.argmax(axis=0)
+    good = score >= (1 - tolerance) * score.max(axis=0) if tolerance > 0 else score == score.max(axis=0)
+    # ordered from the most probable: the last good one is the lowest threshold; without tolerance, ties keep the highest
+    best = len(score) - 1 - good[::-1].argmax(axis=0) if tolerance > 0 else good.argmax(axis=0)
     ordered = -np.sort(np.where(np.isnan(present) | np.isnan(probability), np.inf, -probability), axis=0)
     column = np.arange(ordered.shape[1])
     at = ordered[best, column]

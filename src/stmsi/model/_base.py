@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 MIN_GENES = 0.5
 """Share of the training genes that a query must have when nothing else is said."""
 
+_F1_TOLERANCE = 0.05
+"""Share of the best F1 given up for a lower threshold. F1 is flat at its best, and a false zero costs all that the
+probability tells there."""
+
 
 @dataclass
 class FittedState:
@@ -336,7 +340,8 @@ class HurdleModel:
                 listing(state.metabolites[unseen]),
             )
         undecided = unseen if few is None else unseen | few
-        state.threshold = np.where(undecided, 0.5, best_f1_threshold(targets.presence, probability))
+        threshold = best_f1_threshold(targets.presence, probability, _F1_TOLERANCE)
+        state.threshold = np.where(undecided, 0.5, threshold)
         known = ~np.isnan(probability) & ~np.isnan(intensity)
         expected = np.where(
             known, hurdle_mean(np.nan_to_num(intensity), np.nan_to_num(probability), state.threshold), np.nan

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from stmsi._core.expression import ExpressionSpace, pool_counts
+from stmsi._core.expression import ExpressionSpace, neighbour_mean, pool_counts
 from stmsi._validate import listing
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 
     from stmsi.model._spots import Spots
 
+Context: TypeAlias = Literal["pooled", "diffused"]
+
+_DIFFUSION_STEPS = 2
 _OOD_COMPONENTS = 30
 _PRESENCE_COMPONENTS = 64
 """Components of each kind that the presence stage sees."""
@@ -61,9 +64,37 @@ class Clusters:
         return code
 
 
+@dataclass(frozen=True)
+class Standardisation:
+    """Mean and scale of the columns of further features over the training spots."""
+
+    columns: pd.Index
+    mean: NDArray[np.float64]
+    scale: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, frame: pd.DataFrame) -> Standardisation:
+        """Moments of the training spots; columns that do not vary become 0."""
+        values = frame.to_numpy()
+        scale = values.std(axis=0)
+        return cls(frame.columns, values.mean(axis=0), np.where(scale > 1e-12, scale, np.inf))
+
+    def transform(self, features: dict[str, pd.DataFrame] | None, key: str) -> NDArray[np.float32]:
+        """Z-scores of the features `key`, columns found by name."""
+        frame = (features or {})[key]
+        lacking = self.columns.difference(frame.columns, sort=False)
+        if len(lacking) or (isinstance(self.columns, pd.RangeIndex) and len(frame.columns) != len(self.columns)):
+            msg = (
+                f"Features obsm[{key!r}] had {len(self.columns)} columns in training, found {len(frame.columns)}; "
+                f"missing: {listing(lacking)}."
+            )
+            raise ValueError(msg)
+        return ((frame[self.columns].to_numpy() - self.mean) / self.scale).astype(np.float32)
+
+
 @dataclass
 class SpotFeatures:
-    """Principal components of a spot and of its neighbourhood, its signature mask, and covariates.
+    """Principal components of a spot and of its neighbourhood, its signature mask, covariates and further features.
 
     Own and pooled expression are two inputs: neighbours add information, they do not replace the spot's own.
 
@@ -75,15 +106,21 @@ class SpotFeatures:
         Principal components, of the spot and again of its neighbourhood.
     seed
         For the randomised solver.
+    context
+        What of the neighbourhood, where spots have a graph: components of its pooled counts, or the spots' own
+        components averaged over neighbours once and twice (diffused).
     """
 
     n_top_genes: int = 2000
     n_components: int = 128
     seed: int = 0
+    context: Context = "pooled"
     own: ExpressionSpace = field(init=False)
     pooled: ExpressionSpace | None = field(init=False, default=None)
     clusters: Clusters | None = field(init=False, default=None)
     categories: dict[str, NDArray[Any] | tuple[float, float]] = field(init=False, default_factory=dict)
+    extra: dict[str, Standardisation] = field(init=False, default_factory=dict)
+    uses_graph: bool = field(init=False, default=False)
     usual_distance: float = field(init=False, default=1.0)
 
     def fit(
@@ -92,7 +129,8 @@ class SpotFeatures:
         """Fit on training spots; `labels` and `signature` (clusters x genes) where the mask is an input."""
         sizes = {"n_top_genes": self.n_top_genes, "n_components": self.n_components, "seed": self.seed}
         self.own = ExpressionSpace.fit(spots.counts, **sizes)
-        if spots.graph is not None:
+        self.uses_graph = spots.graph is not None
+        if spots.graph is not None and self.context == "pooled":
             self.pooled = ExpressionSpace.fit(pool_counts(spots.counts, spots.graph), **sizes)
         if spots.covariates is not None:
             for name, column in spots.covariates.items():
@@ -101,6 +139,7 @@ class SpotFeatures:
                     self.categories[str(name)] = (float(values.mean()), float(values.std()) or 1.0)
                 else:
                     self.categories[str(name)] = np.unique(column.astype(str).to_numpy().astype(str))
+        self.extra = {key: Standardisation.fit(frame) for key, frame in (spots.features or {}).items()}
         components = self.own.transform(spots.counts)
         if labels is not None and signature is not None and spots.cluster is not None:
             self.clusters = Clusters.fit(labels, signature, spots.cluster, self._white(components))
@@ -152,16 +191,11 @@ class SpotFeatures:
         For the intensity stage, shape (spots, features); for the presence stage, with the signature mask in addition.
         Both scaled by one number, so that the components keep their relative weight under a penalty.
         """
-        blocks = [self.components(spots)]
-        if self.pooled is not None:
-            if spots.graph is None:
-                msg = "The model uses neighbourhoods, but the spots have no graph."
-                raise ValueError(msg)
-            blocks.append(self.pooled.transform(pool_counts(spots.counts, spots.graph)) / _rms(self.pooled))
-        covariates = self.covariates(spots)
-        intensity = np.hstack([*blocks, covariates]).astype(np.float64)
+        blocks = self._component_blocks(spots)
+        further = [self.covariates(spots), *(e.transform(spots.features, key) for key, e in self.extra.items())]
+        intensity = np.hstack([*blocks, *further]).astype(np.float64)
         # the cost of a classifier grows with the square of its features, and presence needs fewer
-        presence = np.hstack([*(b[:, :_PRESENCE_COMPONENTS] for b in blocks), covariates]).astype(np.float64)
+        presence = np.hstack([*(b[:, :_PRESENCE_COMPONENTS] for b in blocks), *further]).astype(np.float64)
         if self.clusters is None:
             return intensity, presence
         # A mask takes one value per cluster, so its columns span at most as many dimensions: their SVD holds all of it
@@ -170,6 +204,27 @@ class SpotFeatures:
         embedded = (u * s)[self.cluster_codes(spots)]
         embedded /= max(float(np.sqrt(((u * s) ** 2).mean())), 1e-12)
         return intensity, np.hstack([presence, embedded])
+
+    @property
+    def widths(self) -> list[int]:
+        """Widths of the blocks of components that the intensity stage's features begin with."""
+        own = [len(self.own.components)]
+        if not self.uses_graph:
+            return own
+        return own * (1 + _DIFFUSION_STEPS) if self.pooled is None else [*own, len(self.pooled.components)]
+
+    def _component_blocks(self, spots: Spots) -> list[NDArray[np.float32]]:
+        blocks = [self.components(spots)]
+        if not self.uses_graph:
+            return blocks
+        if spots.graph is None:
+            msg = "The model uses neighbourhoods, but the spots have no graph."
+            raise ValueError(msg)
+        if self.pooled is not None:
+            return [*blocks, self.pooled.transform(pool_counts(spots.counts, spots.graph)) / _rms(self.pooled)]
+        for _ in range(_DIFFUSION_STEPS):
+            blocks.append(neighbour_mean(blocks[-1], spots.graph))
+        return blocks
 
 
 def _rms(space: ExpressionSpace) -> float:

@@ -9,18 +9,28 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from stmsi._core.metrics import pearson
+from stmsi.model._counts import CountRegression
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-IntensityFamily: TypeAlias = Literal["mean", "linear", "ridge", "lasso", "pls", "kernel_ridge", "boosting", "mlp"]
+IntensityFamily: TypeAlias = Literal[
+    "mean", "linear", "ridge", "lasso", "pls", "kernel_ridge", "knn", "poisson", "negative_binomial", "boosting", "mlp"
+]
 
 _RIDGE = np.logspace(-1, 6, 15)
 _GRID: dict[str, tuple[float, ...]] = {
     "lasso": tuple(np.logspace(-3, 0, 10)),
     "pls": (1, 2, 3, 5, 8, 12, 20),
     "mlp": (0.1, 3.0, 30.0),
+    "poisson": (1e-3, 1e-2, 1e-1, 1.0, 10.0),
+    "negative_binomial": (1e-3, 1e-2, 1e-1, 1.0, 10.0),
+    "knn": (5, 10, 20, 50, 100, 200),
 }
 _BOOSTING_ROUNDS = (10, 25, 50, 100)
+_MIN_UNIT = 5
+"""Spots below which a correlation says nothing."""
 
 
 @dataclass(frozen=True)
@@ -60,15 +70,50 @@ class _Affine:
         return F @ self.weights + self.offset
 
 
+@dataclass(frozen=True)
+class _Retrieval:
+    """Similarity-weighted mean of the nearest training spots.
+
+    Attributes
+    ----------
+    values
+        Intensity of the training spots, NaN where absent.
+    k
+        Spots that are looked at; those without the metabolite are passed over.
+    mean
+        Given where none of them has it.
+    """
+
+    values: NDArray[np.float64]
+    k: int
+    mean: float
+
+    def predict(self, F: NDArray[np.float64]) -> NDArray[np.float64]:
+        """From the output of :class:`stmsi.model._similarity.NeighbourMap`."""
+        n = F.shape[1] // 2
+        k = min(self.k, n)
+        y = self.values[F[:, :k].astype(np.int64)]
+        weight = np.where(np.isnan(y), 0, F[:, n : n + k])
+        total = weight.sum(axis=1)
+        average = (weight * np.nan_to_num(y)).sum(axis=1) / np.where(total > 0, total, 1)
+        return np.where(total > 0, average, self.mean)
+
+
 def fit_regression(
-    F: NDArray[np.float64], y: NDArray[np.float64], groups: NDArray[np.int64], family: IntensityFamily, seed: int
+    F: NDArray[np.float64],
+    y: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    family: IntensityFamily,
+    seed: int,
+    units: NDArray[np.int64] | None = None,
 ) -> Regression:
     """Fit the regression of one metabolite on the spots that have it.
 
     Parameters
     ----------
     F
-        Features, shape (spots, features).
+        Features, shape (spots, features); for ``"knn"`` the neighbours of each spot in other groups, see
+        :class:`stmsi.model._similarity.NeighbourMap`.
     y
         Intensity where present, NaN elsewhere, shape (spots,).
     groups
@@ -77,6 +122,8 @@ def fit_regression(
         See :class:`stmsi.model.HurdleLinear`.
     seed
         For the solvers that draw.
+    units
+        Section of each spot, within which held-out predictions are compared with the truth; `None`: `groups`.
     """
     known = ~np.isnan(y)
     mean = float(y[known].mean()) if known.any() else 0.0
@@ -90,15 +137,42 @@ def fit_regression(
     if family == "mean" or not folds or known.sum() < 5 or np.ptp(y[known]) <= 0:
         return Regression(None, mean, np.nan, held_out)
 
-    paths = [_path(F[train], y[train], F[test], family, seed) for train, test in folds]
-    error = sum(
-        (((path.T - y[test]) ** 2)[:, known[test]]).sum(axis=1) for path, (_, test) in zip(paths, folds, strict=True)
+    strengths = _strengths(family)
+    paths = np.full((len(y), len(strengths)), np.nan)
+    for train, test in folds:
+        if family == "knn":
+            fits = [_Retrieval(y, int(k), float(y[train].mean())) for k in strengths]
+            paths[test] = np.column_stack([f.predict(F[test]) for f in fits])
+        else:
+            paths[test] = _path(F[train], y[train], F[test], family, seed)
+    best = _best(y, paths, groups if units is None else units)
+    predicted = ~np.isnan(paths[:, best])
+    held_out[predicted] = paths[predicted, best]
+    strength = float(strengths[best])
+    estimator = (
+        _Retrieval(y, int(strength), mean) if family == "knn" else _fit(F[known], y[known], family, strength, seed)
     )
-    best = int(np.argmin(error))
-    for path, (_, test) in zip(paths, folds, strict=True):
-        held_out[test] = path[:, best]
-    strength = float(_strengths(family)[best])
-    return Regression(_fit(F[known], y[known], family, strength, seed), mean, strength, held_out)
+    return Regression(estimator, mean, strength, held_out)
+
+
+def _best(y: NDArray[np.float64], paths: NDArray[np.float64], units: NDArray[np.int64]) -> int:
+    """Which column of held-out predictions follows the truth best.
+
+    That is the mean Pearson correlation within the units. Squared error would mostly judge the level of each section,
+    which genes tell little about, and choose penalties that are far too strong for the pattern inside it. Where nothing
+    correlates, squared error decides, and so leads to the mean.
+    """
+    usable = ~np.isnan(y) & ~np.isnan(paths[:, 0])
+    total, weight = np.zeros(paths.shape[1]), 0
+    for unit in np.unique(units[usable]):
+        own = usable & (units == unit)
+        if own.sum() >= _MIN_UNIT and np.ptp(y[own]) > 0:
+            truth = np.broadcast_to(y[own, None], (int(own.sum()), paths.shape[1]))
+            total += own.sum() * np.nan_to_num(pearson(truth, paths[own]))
+            weight += int(own.sum())
+    if weight and total.max() > 0:
+        return int(np.argmax(total))
+    return int(np.argmin(((paths[usable] - y[usable, None]) ** 2).sum(axis=0)))
 
 
 def _strengths(family: IntensityFamily) -> tuple[float, ...]:
@@ -136,6 +210,8 @@ def _fit(X: NDArray[Any], y: NDArray[Any], family: IntensityFamily, strength: fl
         return _Affine(weights[0], float(offset[0]))
     if family == "boosting":
         return _boosting(int(strength), seed).fit(X, y)
+    if family in ("poisson", "negative_binomial"):
+        return CountRegression(family, strength).fit(X, y)
     build: dict[str, Callable[[], Any]] = {
         "lasso": lambda: Lasso(alpha=strength * float(y.std()), max_iter=2000),
         "pls": lambda: PLSRegression(max(1, min(int(strength), X.shape[1], len(y) - 1)), scale=False),

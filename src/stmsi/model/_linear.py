@@ -26,10 +26,11 @@ from stmsi.model._base import (
     summarise_training,
     training_rows,
 )
-from stmsi.model._features import SpotFeatures
+from stmsi.model._features import Context, SpotFeatures
 from stmsi.model._intensity import IntensityFamily, Regression, fit_regression
 from stmsi.model._presence import Classifier, PresenceFamily, fit_classifier
 from stmsi.model._setup import Setup
+from stmsi.model._similarity import KernelMap, NeighbourMap
 from stmsi.model._spots import Spots, read_spots
 
 if TYPE_CHECKING:
@@ -38,18 +39,18 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
-_KERNEL_LANDMARKS = 500
 ESTIMATORS = "estimators.joblib"
 
 
 class HurdleLinear(HurdleModel):
     """Presence, then intensity, each by one scikit-learn estimator per metabolite.
 
-    Genes become the principal components of the most variable ones (and, with a graph, those of the counts pooled
-    over each spot's neighbourhood); the presence stage also sees the signature mask of the spot's cluster. Everything
-    is fitted on the training spots. Regularisation is chosen by inner cross-validation over whole sections (spatial
-    blocks where there are fewer than three), whose held-out predictions also calibrate the probabilities, set each
-    metabolite's threshold (best F1) and give the prediction intervals.
+    Genes become the principal components of the most variable ones (with a graph, a spot's neighbourhood is a second
+    input; features named at setup are appended); the presence stage also sees the signature mask of the spot's cluster.
+    Everything is fitted on the training spots. Regularisation is chosen by inner cross-validation over whole sections
+    (spatial blocks where there are fewer than three): for presence the best AUROC, for intensity the best mean
+    correlation within the held-out sections. The same held-out predictions calibrate the probabilities, set each
+    metabolite's threshold (by F1) and give the prediction intervals.
 
     Parameters
     ----------
@@ -61,11 +62,16 @@ class HurdleLinear(HurdleModel):
     intensity
         Second stage, fitted where the metabolite is present: ``"mean"``, ``"linear"`` (least squares), ``"ridge"``,
         ``"lasso"``, ``"pls"``, ``"kernel_ridge"`` (RBF on unit-variance rows, at most 500 Nystroem landmarks),
-        ``"boosting"`` (histogram gradient boosting) or ``"mlp"``.
+        ``"knn"`` (mean of the most similar training spots, weighted by similarity), ``"poisson"`` and
+        ``"negative_binomial"`` (log link), ``"boosting"`` (histogram gradient boosting) or ``"mlp"``. A saved
+        ``"kernel_ridge"`` or ``"knn"`` contains training spots.
     n_top_genes
         Most variable genes that are used.
     n_components
         Principal components of the spot's own expression, and again of its neighbourhood's.
+    context
+        What of the neighbourhood, where a graph is set up: ``"pooled"`` (components of the counts of a spot and its
+        neighbours added up) or ``"diffused"`` (the components averaged over the neighbours, and over theirs).
     n_folds
         Inner folds at most.
     n_jobs
@@ -100,12 +106,14 @@ class HurdleLinear(HurdleModel):
         intensity: IntensityFamily = "ridge",
         n_top_genes: int = 2000,
         n_components: int = 128,
+        context: Context = "pooled",
         n_folds: int = 5,
         n_jobs: int | None = None,
         rng: int = 0,
     ) -> None:
         check_choice(presence, get_args(PresenceFamily), "presence")
         check_choice(intensity, get_args(IntensityFamily), "intensity")
+        check_choice(context, get_args(Context), "context")
         for name, value, least in (
             ("n_top_genes", n_top_genes, 1),
             ("n_components", n_components, 1),
@@ -116,12 +124,12 @@ class HurdleLinear(HurdleModel):
                 raise ValueError(msg)
         self.presence, self.intensity = presence, intensity
         self.n_top_genes, self.n_components, self.n_folds = n_top_genes, n_components, n_folds
-        self.n_jobs, self.rng = n_jobs, rng
+        self.context, self.n_jobs, self.rng = context, n_jobs, rng
         self.adata: AnnData | None = adata
         self._setup = Setup.read(adata, type(self).__name__)
         self.classifiers_: list[Classifier] = []
         self.regressions_: list[Regression] = []
-        self.kernel_: _KernelMap | None = None
+        self.map_: KernelMap | NeighbourMap | None = None
 
     @classmethod
     def setup_anndata(
@@ -136,6 +144,7 @@ class HurdleLinear(HurdleModel):
         sample_key: str = Key.obs.SAMPLE,
         graph_key: str | None = None,
         covariate_keys: Sequence[str] | None = None,
+        feature_key: str | Sequence[str] | None = None,
     ) -> None:
         """Say which fields of an AnnData the model uses.
 
@@ -159,6 +168,9 @@ class HurdleLinear(HurdleModel):
             neighbourhood.
         covariate_keys
             Columns of ``obs``: numbers are z-scored, categories become indicators.
+        feature_key
+            Features to append to the genes, such as those of the histology image: keys of ``obsm`` (array or
+            DataFrame), z-scored on the training spots. Spots to be predicted need them too.
 
         Returns
         -------
@@ -174,6 +186,7 @@ class HurdleLinear(HurdleModel):
         Setup.create(
             adata, layer=layer, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
             cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
+            feature_key=feature_key,
         )  # fmt: skip
 
     @property
@@ -212,21 +225,30 @@ class HurdleLinear(HurdleModel):
         rows, validation = training_rows(all_targets, train_idx, validation_idx)
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
         labels, signature = signature_of(self.adata, setup)
-        features = SpotFeatures(self.n_top_genes, self.n_components, self.rng).fit(train, labels, signature)
+        features = SpotFeatures(self.n_top_genes, self.n_components, self.rng, self.context).fit(
+            train, labels, signature
+        )
         mean_log, _ = column_moments(log_normalize(train.counts))
         state = start_state(self.adata, setup, targets, features, mean_log)
         sample = require_sample(self.adata, setup.sample_key)[rows]
         groups = inner_groups(sample, train.xy, n_groups=self.n_folds, seed=self.rng)
+        # blocks of one section are held out from different models, whose predictions are not compared with each other
+        units = np.unique(np.unique(sample, return_inverse=True)[1] * len(groups) + groups, return_inverse=True)[1]
 
         for_intensity, for_presence = features.transform(train)
-        kernel = _KernelMap.fit(for_intensity, self.rng) if self.intensity == "kernel_ridge" else None
-        for_intensity = for_intensity if kernel is None else kernel.transform(for_intensity)
+        shared: KernelMap | NeighbourMap | None = None
+        if self.intensity == "kernel_ridge":
+            shared = KernelMap.fit(for_intensity, features.widths, self.rng)
+            for_intensity = shared.transform(for_intensity)
+        elif self.intensity == "knn":
+            shared = NeighbourMap.fit(for_intensity, features.widths)
+            for_intensity = shared.held_out(for_intensity, groups)
         present = targets.where_present()
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
         jobs = (
             joblib.delayed(_fit_both)(
                 for_presence, for_intensity, targets.presence[:, m], present[:, m], groups,
-                self.presence, self.intensity, self.rng,
+                self.presence, self.intensity, self.rng, units,
             )
             for m in range(len(targets.metabolites))
         )  # fmt: skip
@@ -234,7 +256,7 @@ class HurdleLinear(HurdleModel):
         description = f"{self.presence} + {self.intensity}"
         both = list(track(fitted, description, total=len(targets.metabolites), show=show_progress_bar))
         self.classifiers_, self.regressions_ = [b[0] for b in both], [b[1] for b in both]
-        self.kernel_ = kernel
+        self.map_ = shared
         self.state_ = state
         state.training = summarise_training(self.adata, setup, rows)
         if validation is None:
@@ -250,8 +272,8 @@ class HurdleLinear(HurdleModel):
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         for_intensity, for_presence = self.state.features.transform(spots)
-        if self.kernel_ is not None:
-            for_intensity = self.kernel_.transform(for_intensity)
+        if self.map_ is not None:
+            for_intensity = self.map_.transform(for_intensity)
         probability = np.column_stack([c.predict(for_presence) for c in self.classifiers_])
         return probability, np.column_stack([r.predict(for_intensity) for r in self.regressions_])
 
@@ -262,7 +284,7 @@ class HurdleLinear(HurdleModel):
             "state": self.state,
             "classifiers": [replace(c, held_out=nothing) for c in self.classifiers_],
             "regressions": [replace(r, held_out=nothing) for r in self.regressions_],
-            "kernel": self.kernel_,
+            "map": self.map_,
         }
         joblib.dump(payload, directory / ESTIMATORS, compress=3)
 
@@ -275,43 +297,15 @@ class HurdleLinear(HurdleModel):
         model.n_jobs, model.adata, model.state_ = None, adata, payload["state"]
         model._setup = payload["state"].setup
         model.classifiers_, model.regressions_ = payload["classifiers"], payload["regressions"]
-        model.kernel_ = payload["kernel"]
+        model.map_ = payload["map"]
         return model
 
     def _contains_training_profiles(self) -> bool:
-        return self.kernel_ is not None
+        return self.map_ is not None
 
     def _params(self) -> dict[str, Any]:
-        names = ("presence", "intensity", "n_top_genes", "n_components", "n_folds", "rng")
+        names = ("presence", "intensity", "n_top_genes", "n_components", "context", "n_folds", "rng")
         return {name: getattr(self, name) for name in names}
-
-
-class _KernelMap:
-    """RBF features of spots: similarities to landmark training spots."""
-
-    def __init__(self, nystroem: Any) -> None:
-        self.nystroem = nystroem
-
-    @classmethod
-    def fit(cls, F: NDArray[np.float64], seed: int) -> _KernelMap:
-        from sklearn.kernel_approximation import Nystroem
-        from sklearn.metrics import pairwise_distances
-
-        Z = _unit_rows(F)
-        some = np.random.default_rng(seed).permutation(len(Z))[:500]
-        distance = pairwise_distances(Z[some], metric="sqeuclidean")
-        gamma = 1.0 / max(float(np.median(distance[distance > 0], axis=None)), 1e-12) if (distance > 0).any() else 1.0
-        n = min(_KERNEL_LANDMARKS, len(Z))
-        return cls(Nystroem(kernel="rbf", gamma=gamma, n_components=n, random_state=seed).fit(Z))
-
-    def transform(self, F: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.asarray(self.nystroem.transform(_unit_rows(F)))
-
-
-def _unit_rows(F: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows with mean 0 and variance 1, so that a spot's depth does not set its distance to all others."""
-    centred = F - F.mean(axis=1, keepdims=True)
-    return centred / np.maximum(F.std(axis=1, keepdims=True), 1e-12)
 
 
 def _fit_both(
@@ -323,10 +317,11 @@ def _fit_both(
     presence_family: PresenceFamily,
     intensity_family: IntensityFamily,
     seed: int,
+    units: NDArray[np.int64],
 ) -> tuple[Classifier, Regression]:
     # the fits are small: threads would cost more than they bring, and sums would depend on their number
     with threadpool_limits(1):
         return (
             fit_classifier(for_presence, presence, groups, presence_family, seed),
-            fit_regression(for_intensity, intensity, groups, intensity_family, seed),
+            fit_regression(for_intensity, intensity, groups, intensity_family, seed, units),
         )

@@ -150,6 +150,12 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                     f'setup_anndata(adata, graph_key="{Key.obsp.CONNECTIVITIES}").'
                 )
                 raise ValueError(msg)
+            if self._setup.feature_key:
+                msg = (
+                    "HurdleNet reads genes and covariates only; set up without feature_key, name single numbers in "
+                    "covariate_keys, or use HurdleLinear."
+                )
+                raise ValueError(msg)
         BaseModelClass.__init__(self, adata, registry)
         self._hyper: dict[str, Any] = {
             "encoder": encoder,
@@ -196,6 +202,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         sample_key: str = Key.obs.SAMPLE,
         graph_key: str | None = None,
         covariate_keys: Sequence[str] | None = None,
+        feature_key: str | Sequence[str] | None = None,
         **kwargs: Any,
     ) -> None:
         """Say which fields of an AnnData the model uses.
@@ -219,6 +226,8 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             Neighbourhood graph in ``obsp``, for encoders that read it.
         covariate_keys
             Columns of ``obs``: numbers are z-scored, categories become indicators.
+        feature_key
+            Further features in ``obsm``. No encoder reads them yet: :class:`~stmsi.model.HurdleLinear` does.
         **kwargs
             For scvi-tools, which replays the setup when a model is loaded.
 
@@ -247,6 +256,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         setup = Setup.create(
             adata, layer=layer, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
             cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
+            feature_key=feature_key,
         )  # fmt: skip
         if setup.graph_key is not None:
             adata.obs[_ROW_KEY] = np.arange(adata.n_obs)

@@ -19,6 +19,7 @@ from stmsi._validate import (
     require_rows,
     require_sample,
     require_unique,
+    suggest,
 )
 
 if TYPE_CHECKING:
@@ -37,13 +38,20 @@ class Setup:
     sample_key: str = Key.obs.SAMPLE
     graph_key: str | None = None
     covariate_keys: tuple[str, ...] = ()
+    feature_key: tuple[str, ...] = ()
 
     @classmethod
-    def create(cls, adata: AnnData, *, covariate_keys: Sequence[str] | None = None, **fields: str | None) -> Setup:
+    def create(
+        cls,
+        adata: AnnData,
+        *,
+        covariate_keys: Sequence[str] | None = None,
+        feature_key: str | Sequence[str] | None = None,
+        **fields: str | None,
+    ) -> Setup:
         """Check the fields and write their names into ``uns``."""
-        covariate_keys = [covariate_keys] if isinstance(covariate_keys, str) else covariate_keys
         require_anndata(adata)
-        setup = cls(covariate_keys=tuple(covariate_keys or ()), **fields)  # type: ignore[arg-type]
+        setup = cls(covariate_keys=_names(covariate_keys), feature_key=_names(feature_key), **fields)  # type: ignore[arg-type]
         refuse_view(adata)
         require_rows(adata)
         require_unique(adata.var_names, "Gene names")
@@ -59,7 +67,8 @@ class Setup:
             msg = f"The AnnData is not set up; call {model}.setup_anndata(adata) first."
             raise ValueError(msg)
         fields = dict(adata.uns[Key.uns.SETUP])
-        fields["covariate_keys"] = tuple(str(k) for k in fields.get("covariate_keys", ()))
+        for name in ("covariate_keys", "feature_key"):
+            fields[name] = tuple(str(k) for k in fields.get(name, ()))
         return cls(**fields)
 
     def _check(self, adata: AnnData) -> None:
@@ -109,3 +118,14 @@ class Setup:
             if require_obs(adata, key).isna().any():
                 msg = f"Covariate obs[{key!r}] has missing values; fill them first."
                 raise ValueError(msg)
+        for key in self.feature_key:
+            if key in (self.metabolite_key, self.presence_key):
+                msg = f"obsm[{key!r}] is what the model predicts; it cannot be a feature."
+                raise ValueError(msg)
+            if key not in adata.obsm:
+                msg = f"obsm has no {key!r}; found {listing(adata.obsm.keys())}.{suggest(key, adata.obsm.keys())}"
+                raise KeyError(msg)
+
+
+def _names(keys: str | Sequence[str] | None) -> tuple[str, ...]:
+    return (keys,) if isinstance(keys, str) else tuple(keys or ())

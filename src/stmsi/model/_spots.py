@@ -47,6 +47,8 @@ class Spots:
         Neighbourhood graph, shape (n, n), where the model uses one.
     covariates
         Columns of ``obs``, where the model uses some.
+    features
+        Further features by key, each a DataFrame of n rows, where the model uses some.
     cluster
         Cluster label of each spot (`None` where unknown), where the model uses signatures.
     xy
@@ -59,6 +61,7 @@ class Spots:
     counts: sp.csr_matrix
     graph: sp.csr_matrix | None = None
     covariates: pd.DataFrame | None = None
+    features: dict[str, pd.DataFrame] | None = None
     cluster: NDArray[Any] | None = None
     xy: NDArray[np.float64] | None = None
     missing: float = 0.0
@@ -74,6 +77,7 @@ class Spots:
             counts=self.counts[rows],
             graph=None if self.graph is None else self.graph[rows][:, rows],
             covariates=None if self.covariates is None else self.covariates.iloc[rows],
+            features=None if self.features is None else {k: v.iloc[rows] for k, v in self.features.items()},
             cluster=None if self.cluster is None else self.cluster[rows],
             xy=None if self.xy is None else self.xy[rows],
         )
@@ -162,10 +166,30 @@ def read_spots(
                 msg = f"Covariate obs[{key!r}] has missing values; fill them first."
                 raise ValueError(msg)
         covariates = pd.DataFrame(columns_of)
+    features = {key: _read_features(adata, key) for key in setup.feature_key} or None
     cluster = None
     if setup.cluster_key is not None and with_cluster and setup.cluster_key in adata.obs:
         label = adata.obs[setup.cluster_key]
         cluster = label.astype(object).where(label.notna(), None).map(lambda c: c if c is None else str(c)).to_numpy()
     xy = adata.obsm.get(Key.obsm.SPATIAL)
     xy = None if xy is None else np.asarray(xy, dtype=np.float64)[:, :2]
-    return Spots(adata.obs_names.copy(), counts, graph, covariates, cluster, xy, missing)
+    return Spots(adata.obs_names.copy(), counts, graph, covariates, features, cluster, xy, missing)
+
+
+def _read_features(adata: AnnData, key: str) -> pd.DataFrame:
+    if key not in adata.obsm:
+        msg = (
+            f"The model uses the features obsm[{key!r}], which the data lack; found {listing(adata.obsm.keys())}. "
+            "Compute them for these spots too, or train without feature_key."
+        )
+        raise KeyError(msg)
+    values = adata.obsm[key]
+    columns = values.columns.astype(str) if isinstance(values, pd.DataFrame) else None
+    array = np.asarray(values.toarray() if sp.issparse(values) else values, dtype=np.float64)
+    frame = pd.DataFrame(array.reshape(len(array), -1), columns=columns)
+    require_unique(frame.columns, f"Columns of obsm[{key!r}]", "Rename them.")
+    bad = int((~np.isfinite(frame.to_numpy())).any(axis=1).sum())
+    if bad:
+        msg = f"Features obsm[{key!r}] are NaN or infinite in {bad} spots; fill them or leave the spots out."
+        raise ValueError(msg)
+    return frame

@@ -242,13 +242,15 @@ def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
 
     kind = type(model).__name__
     family = getattr(model, stage, None) if kind == "HurdleLinear" else None
-    linear = family in LINEAR_FAMILIES[stage]
+    # diffused components mix the genes of many spots: no weight of theirs belongs to a gene of the spot
+    diffused = model.state.features.uses_graph and model.state.features.pooled is None
+    linear = family in LINEAR_FAMILIES[stage] and not diffused
     # encoders with neighbours see genes through components, which the gradients of genes do not reach
     network = kind == "HurdleNet" and model.state.setup.graph_key is None
     if method == "auto":
         return "coefficients" if linear else "integrated_gradients" if network else "permutation"
     if method == "coefficients" and not linear:
-        has = f"a {kind}" if family is None else f"{stage}={family!r}"
+        has = f"a {kind}" if family is None else f"{stage}={family!r}" + (" with context='diffused'" if diffused else "")
         msg = (
             f"method='coefficients' needs a linear {stage} stage (HurdleLinear with {stage}= one of "
             f"{listing(LINEAR_FAMILIES[stage])}), but the model is {has}. Use method='permutation'."
