@@ -250,7 +250,9 @@ def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
     if method == "auto":
         return "coefficients" if linear else "integrated_gradients" if network else "permutation"
     if method == "coefficients" and not linear:
-        has = f"a {kind}" if family is None else f"{stage}={family!r}" + (" with context='diffused'" if diffused else "")
+        has = (
+            f"a {kind}" if family is None else f"{stage}={family!r}" + (" with context='diffused'" if diffused else "")
+        )
         msg = (
             f"method='coefficients' needs a linear {stage} stage (HurdleLinear with {stage}= one of "
             f"{listing(LINEAR_FAMILIES[stage])}), but the model is {has}. Use method='permutation'."
