@@ -971,6 +971,12 @@ def test_features_of_the_query_are_checked(with_histology):
         model.predict(query)
 
 
+def test_features_with_repeated_columns_are_refused(with_histology):
+    with_histology.obsm["he"].columns = ["gland", "gland", "flat"]
+    with pytest.raises(ValueError, match=r"Columns of obsm\['he'\] must be unique; repeated: 'gland'"):
+        CASES["linear"].fit(with_histology, FEATURES)
+
+
 def test_the_network_refuses_features(with_histology):
     HurdleNet.setup_anndata(with_histology, **FEATURES)
     with pytest.raises(ValueError, match=r"reads genes and covariates only; set up without feature_key.*HurdleLinear"):
