@@ -26,6 +26,15 @@ except ModuleNotFoundError:  # run as a script
     from tasks import TASKS, tasks
 
 RESULTS = Path(__file__).parent / "results"
+GRAPH = {"setup": {"graph_key": "spatial_connectivities"}}
+MODELS = {
+    **{name: name for name in ("mean", "ridge", "lasso", "pls", "knn", "kernel_ridge", "boosting")},
+    "ridge, diffused": {"model": "ridge", "context": "diffused", **GRAPH},
+    "kernel_ridge, diffused": {"model": "kernel_ridge", "context": "diffused", **GRAPH},
+    "mlp": "mlp",
+    **{name: {"model": "HurdleNet", "encoder": name, **GRAPH} for name in ("graph", "deepset", "niche")},
+    "ensemble": "ensemble",
+}
 SCORES = ["pearson", "spearman", "r2", "pearson_present", "auroc", "auprc", "prevalence"]
 
 
@@ -44,10 +53,25 @@ def summarise(per_target: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def update(path: Path, rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Write rows into a table, in the place of those of the same models; the others stay as they were measured."""
+    if path.exists():
+        old = pd.read_csv(path)
+        again = pd.MultiIndex.from_frame(old[by]).isin(pd.MultiIndex.from_frame(rows[by]))
+        rows = pd.concat([old[~again], rows], ignore_index=True)
+    place = [rows["model"].map({name: i for i, name in enumerate(MODELS)})]
+    if "task" in by:
+        place.insert(0, rows["task"].map({name: i for i, name in enumerate(TASKS)}))
+    order = pd.concat(place, axis=1).apply(tuple, axis=1)
+    rows = rows.loc[order.sort_values(kind="stable").index]
+    rows.to_csv(path, index=False)
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
-    parser.add_argument("--models", nargs="+", default=["mean", "ridge", "mlp"])
+    parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["mean", "ridge", "mlp"])
     parser.add_argument("--n-jobs", type=int, default=2)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
@@ -56,11 +80,15 @@ def main() -> None:
     for task in tasks(args.tasks):
         start = perf_counter()
         scores = stmsi.tl.cross_validate(
-            task.adata, args.models, splitter=task.splitter, n_jobs=args.n_jobs, show_progress_bar=False
+            task.adata,
+            {name: MODELS[name] for name in args.models},
+            splitter=task.splitter,
+            n_jobs=args.n_jobs,
+            show_progress_bar=False,
         )
         scores["kind"] = scores["metabolite"].map(task.adata.uns.get("kind", {})).fillna("all").astype(str)
         per_target = scores.groupby(["model", "kind", "metabolite", "stage"], sort=False)[SCORES].mean().reset_index()
-        per_target.round(4).to_csv(args.out / f"{task.name}.csv", index=False)
+        update(args.out / f"{task.name}.csv", per_target.round(4), ["model"])
         by_kind = summarise(per_target, ["model", "kind"])
         seconds = scores.drop_duplicates(["model", "fold"]).groupby("model")["seconds"].sum()
         by_kind.insert(0, "task", task.name)
@@ -70,12 +98,7 @@ def main() -> None:
         by_kind["machine"] = f"{platform.machine()}, processes: {args.n_jobs}"
         by_kind["python"], by_kind["stmsi"] = platform.python_version(), stmsi.__version__
         by_kind["date"] = date.today().isoformat()
-        path = args.out / "summary.csv"
-        if path.exists():
-            old = pd.read_csv(path)
-            again = (old["task"] == task.name) & old["model"].isin(by_kind["model"])
-            by_kind = pd.concat([old[~again], by_kind], ignore_index=True)
-        by_kind.round(4).to_csv(path, index=False)
+        by_kind = update(args.out / "summary.csv", by_kind.round(4), ["task", "model"])
         print(f"{task.name} ({task.kind}), {perf_counter() - start:.0f} s")
         own = by_kind[by_kind["task"] == task.name]
         print(own[["model", "kind", "metabolites", *SCORES, "seconds"]].round(3).to_string(index=False))
