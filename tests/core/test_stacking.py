@@ -159,3 +159,10 @@ def test_spots_that_a_member_missed_do_not_count(truth, groups):
 def test_one_group_is_enough(truth):
     w = stacking_weights(truth, members(truth, [0.5, 1.0]), np.zeros(600, int))
     np.testing.assert_allclose(w, np.array([[0.8], [0.2]]) * np.ones(8), atol=0.05)
+
+
+def test_the_level_of_a_section_does_not_count_within_units(truth, groups):
+    follows, level = truth + np.repeat([5.0, -5, 5, -5], 150)[:, None], np.zeros_like(truth)
+    predictions = np.stack([follows, level])
+    assert stacking_weights(truth, predictions, groups)[0].max() < 0.1
+    np.testing.assert_allclose(stacking_weights(truth, predictions, groups, units=groups)[0], 1, atol=1e-3)

@@ -30,9 +30,11 @@ def data(st) -> AnnData:
     return st
 
 
-def fit(adata: AnnData, members: Any = CHEAP, fields: dict[str, Any] | None = None, **train: Any) -> HurdleEnsemble:
+def fit(
+    adata: AnnData, members: Any = CHEAP, fields: dict[str, Any] | None = None, nested: bool = False, **train: Any
+) -> HurdleEnsemble:
     HurdleEnsemble.setup_anndata(adata, **{"presence_key": "msi_presence", **(fields or {})})
-    model = HurdleEnsemble(adata, members=members, n_folds=3)
+    model = HurdleEnsemble(adata, members=members, n_folds=3, nested=nested)
     model.train(**train)
     return model
 
@@ -138,9 +140,9 @@ def spy(monkeypatch):
     seen: list[dict[str, Any]] = []
     original = _ensemble.stacking_weights
 
-    def record(truth, predictions, groups, eligible):
-        seen.append({"truth": truth, "predictions": predictions, "groups": groups, "eligible": eligible})
-        return original(truth, predictions, groups, eligible)
+    def record(truth, predictions, groups, eligible, units):
+        seen.append({"truth": truth, "predictions": predictions, "groups": groups, "units": units})
+        return original(truth, predictions, groups, eligible, units)
 
     monkeypatch.setattr(_ensemble, "stacking_weights", record)
     return seen
@@ -156,15 +158,34 @@ def test_groups_are_whole_sections(data, spy):
     assert pairs["group"].nunique() == 3
 
 
-def test_labels_of_a_held_out_group_have_no_say_in_its_predictions(data, spy):
-    fit(data.copy())
+def test_linear_members_stack_on_the_predictions_of_their_own_folds(data, spy):
+    model = fit(data)
+    for stage, seen in enumerate(spy):
+        for member, made in zip(model.models_, seen["predictions"], strict=True):
+            np.testing.assert_array_equal(made, member.held_out_[stage])
+    assert spy[0]["units"] is None
+    covered = data.obsm["msi"].notna().any(axis=1).to_numpy()
+    sections = pd.factorize(data.obs["sample"].to_numpy()[covered])[0]
+    assert len(set(zip(spy[1]["units"], sections, strict=True))) == 3
+
+
+def test_members_that_trained_on_part_of_the_spots_are_predicted_group_by_group(data, spy):
+    part = {**RIDGE, "train": {"train_idx": list(range(200))}}
+    fit(data, {"ridge": RIDGE, "part": part})
+    made = spy[0]["predictions"]
+    assert made.shape[0] == 2
+    assert np.isfinite(made).all()
+
+
+def test_labels_of_a_held_out_group_have_no_say_in_its_nested_predictions(data, spy):
+    fit(data.copy(), nested=True)
     rows = (data.obs["sample"] == "P3S1").to_numpy()
     for key in ("msi", "msi_presence"):
         frame = data.obsm[key].copy()
         known = rows & frame.notna().all(axis=1).to_numpy()
         frame.loc[known] = frame.loc[known].to_numpy()[::-1]
         data.obsm[key] = frame
-    fit(data)
+    fit(data, nested=True)
     first, second = spy[:2], spy[2:]
     covered = data.obsm["msi"].notna().any(axis=1).to_numpy()
     own = rows[covered]
@@ -241,7 +262,7 @@ def test_a_metabolite_that_no_member_predicts_is_left_out_with_a_warning(data, m
     def train_without_one(self, *args, **kwargs):
         train(self, *args, **kwargs)
         self.classifiers_, self.regressions_ = self.classifiers_[1:], self.regressions_[1:]
-        self.state.metabolites = self.state.metabolites[1:]
+        self.state.metabolites, self.held_out_ = self.state.metabolites[1:], self.held_out_[:, :, 1:]
 
     monkeypatch.setattr(HurdleLinear, "train", train_without_one)
     with caplog.at_level(logging.WARNING, "stmsi"):
@@ -330,6 +351,13 @@ def test_members_have_names(ready, members, names):
 def test_impossible_members_are_refused(ready, members, match):
     with pytest.raises(ValueError, match=match):
         HurdleEnsemble(ready, members=members)
+
+
+def test_the_default_reads_the_neighbours_where_there_is_a_graph(ready):
+    assert list(HurdleEnsemble(ready).members) == ["ridge", "kernel_ridge"]
+    HurdleEnsemble.setup_anndata(ready, graph_key="spatial_connectivities")
+    members = HurdleEnsemble(ready).members
+    assert {spec["context"] for spec in members.values()} == {"diffused", "pooled"}
 
 
 def test_too_few_folds_are_refused(ready):

@@ -169,10 +169,30 @@ def test_the_penalty_follows_the_pattern_inside_groups_and_the_fit_is_that_of_sc
     ]  # fmt: skip
     best = _RIDGE[int(np.argmax(r))]
     assert fitted.strength == best
-    np.testing.assert_allclose(fitted.predict(F), Ridge(alpha=best, solver="svd").fit(F, y).predict(F), rtol=1e-6)
+
+    def drawn_in(predicted):
+        return y.mean() + fitted.slope * (predicted - y.mean())
+
+    whole = Ridge(alpha=best, solver="svd").fit(F, y).predict(F)
+    np.testing.assert_allclose(fitted.predict(F), drawn_in(whole), rtol=1e-6)
     own = groups == 2
     oracle = Ridge(alpha=best, solver="svd").fit(F[~own], y[~own])
-    np.testing.assert_allclose(fitted.held_out[own], oracle.predict(F[own]), rtol=1e-6)
+    np.testing.assert_allclose(fitted.held_out[own], drawn_in(oracle.predict(F[own])), rtol=1e-6)
+
+
+def test_predictions_spread_as_far_as_held_out_spots_bear_out():
+    rng = np.random.default_rng(1)
+    groups = np.arange(300) % 3
+    F = rng.normal(size=(300, 60))
+    y = F[:, 0] + 3 * rng.normal(size=300)
+    fitted = fit_regression(F, y, groups, "pls", 0)
+    assert fitted.slope < 0.8, "nothing to draw in: the test shows little"
+    inside = [v - np.array([v[groups == g].mean() for g in range(3)])[groups] for v in (fitted.held_out, y)]
+    assert inside[0] @ inside[1] == pytest.approx(inside[0] @ inside[0]), (
+        "held-out predictions are on the truth's scale"
+    )
+    nothing = fit_regression(rng.normal(size=(300, 60)), rng.normal(size=300), groups, "pls", 0)
+    assert 0 < nothing.slope < 0.3, "noise is drawn in to the mean, and still orders the spots"
 
 
 def test_levels_of_sections_do_not_choose_the_penalty():

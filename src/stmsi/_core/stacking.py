@@ -57,6 +57,7 @@ def stacking_weights(
     predictions: NDArray[np.float64],
     groups: NDArray[np.int64],
     eligible: NDArray[np.bool_] | None = None,
+    units: NDArray[np.int64] | None = None,
 ) -> NDArray[np.float64]:
     """Weights of each metabolite, shrunk to those of all metabolites as far as held-out groups advise.
 
@@ -75,6 +76,9 @@ def stacking_weights(
         Group of each spot, shape (spots,).
     eligible
         Members that may have weight, shape (members, metabolites); `None`: all.
+    units
+        Unit (section) of each spot, shape (spots,), within which errors are centred, so that only the pattern inside
+        counts; `None`: errors as they are.
 
     Returns
     -------
@@ -87,7 +91,7 @@ def stacking_weights(
     compared = eligible & made.any(axis=1)
     # members that no held-out spot can tell anything of have weight only where there is no other
     candidates = np.where(compared.any(axis=0), compared, eligible)
-    moments, count = _error_moments(truth, predictions, groups, made, candidates)
+    moments, count = _error_moments(truth, predictions, groups, made, candidates, units)
     total, n = moments.sum(axis=0), count.sum(axis=0)
     best = 0
     if len(moments) > 1:
@@ -106,6 +110,7 @@ def _error_moments(
     groups: NDArray[np.int64],
     made: NDArray[np.bool_],
     candidates: NDArray[np.bool_],
+    units: NDArray[np.int64] | None,
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Sums over the spots of each group of products of errors, in units of the truth's variance, and their numbers.
 
@@ -119,6 +124,10 @@ def _error_moments(
     known &= varies
     unit = np.sqrt(np.where(varies, variance, 1))
     error = np.where(known & candidates[:, None], (predictions - truth) / unit, 0)
+    for u in [] if units is None else np.unique(units):
+        own = units == u
+        level = error[:, own].sum(axis=1) / np.maximum(known[own].sum(axis=0), 1)
+        error[:, own] -= np.where(known[own] & candidates[:, None], level[:, None], 0)
     by_group = [groups == g for g in np.unique(groups)]
     moments = [np.einsum("knm,lnm->mkl", error[:, g], error[:, g], optimize=True) for g in by_group]
     return np.stack(moments), np.stack([known[g].sum(axis=0) for g in by_group])

@@ -113,6 +113,13 @@ class HurdleModel:
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Probability of presence and intensity given presence, each of shape (spots, metabolites)."""
 
+    def _held_out_stages(self) -> NDArray[np.float64] | None:
+        """Both stages for every training spot, predicted without it, where training has left them behind.
+
+        Of shape (2, spots, metabolites), NaN where there was none.
+        """
+        return None
+
     @abstractmethod
     def _contains_training_profiles(self) -> bool:
         """Whether a saved model holds training spots as they are."""

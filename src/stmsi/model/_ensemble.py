@@ -49,8 +49,14 @@ if TYPE_CHECKING:
 STACK = "ensemble.joblib"
 MEMBERS = "members"
 STAGES = ("presence", "intensity")
-DEFAULT_MEMBERS = ("ridge", "kernel_ridge", "mlp")
-"""Two that differ in stage 2 and cost seconds, and the network, the one family whose stage 1 is not logistic."""
+DEFAULT_MEMBERS: dict[str, ModelSpec] = {"ridge": "ridge", "kernel_ridge": "kernel_ridge"}
+"""Two that differ in stage 2 and cost seconds."""
+NEIGHBOUR_MEMBERS: dict[str, ModelSpec] = {
+    "ridge, diffused": {"model": "ridge", "context": "diffused"},
+    "kernel_ridge, diffused": {"model": "kernel_ridge", "context": "diffused"},
+    "kernel_ridge, pooled": {"model": "kernel_ridge", "context": "pooled"},
+}
+"""The same where there is a graph, which they read in two ways."""
 _COMPONENTS = 50
 """Components of the space in which out-of-distribution spots are found."""
 
@@ -58,15 +64,14 @@ _COMPONENTS = 50
 class HurdleEnsemble(HurdleModel):
     """Several models, stacked: for each metabolite and each stage, a weighted mean of their predictions.
 
-    The training spots are split into groups of whole sections (spatial blocks where there are fewer than three). Every
-    member is trained without each group and predicts it, both stages, as it would predict new data. The weights
-    minimise the squared error of these predictions: of the calibrated probability of presence (Brier score), and of the
-    intensity where present. They are not negative and sum to 1. The weights of a metabolite are shrunk to those of all
-    metabolites together, the more the fewer spots they rest on; how much, is decided by groups that had no say in them.
-    Then every member is trained on all training spots. Thresholds, intervals and the evidence in the feature table come
-    from the stacked predictions of the groups, so that they rest on every training section.
-
-    Training costs as much as training each member once for every group and once more.
+    The training spots are split into groups of whole sections (spatial blocks where there are fewer than three), and
+    every member predicts each group without having been trained on it. Members of :class:`HurdleLinear` have made such
+    predictions in their inner folds; the others are trained once more for every group. The weights minimise the squared
+    error of these predictions: of the calibrated probability of presence (Brier score), and of the intensity where
+    present, as far as it varies within the sections. They are not negative and sum to 1. The weights of a metabolite are
+    shrunk to those of all metabolites together, the more the fewer spots they rest on; how much, is decided by groups
+    that had no say in them. Thresholds, intervals and the evidence in the feature table come from the stacked
+    predictions of the groups, so that they rest on every training section.
 
     Parameters
     ----------
@@ -75,7 +80,12 @@ class HurdleEnsemble(HurdleModel):
     members
         Families by name, or mappings ``{"model": family or class, "train": {...}, **hyper-parameters}``, as a sequence
         or as a mapping from the name to show. The entry ``"setup"`` of a member can switch inputs of the ensemble off:
-        ``{"model": "ridge", "setup": {"graph_key": None}}``. Members that cannot read a graph are given none.
+        ``{"model": "ridge", "setup": {"graph_key": None}}``. Members that cannot read a graph are given none. `None`:
+        ridge and kernel ridge; with a graph, both on diffused components and kernel ridge on pooled counts.
+    nested
+        Train every member once more for each group. The inner folds of :class:`HurdleLinear` have chosen penalties and
+        calibrated with the spots that they then predict, and its components have seen their genes; nested predictions are
+        free of that, for several times the cost.
     n_folds
         Groups at most.
     n_jobs
@@ -115,7 +125,8 @@ class HurdleEnsemble(HurdleModel):
         self,
         adata: AnnData,
         *,
-        members: Sequence[ModelSpec] | Mapping[str, ModelSpec] = DEFAULT_MEMBERS,
+        members: Sequence[ModelSpec] | Mapping[str, ModelSpec] | None = None,
+        nested: bool = False,
         n_folds: int = 5,
         n_jobs: int | None = None,
         rng: int = 0,
@@ -125,8 +136,10 @@ class HurdleEnsemble(HurdleModel):
             raise ValueError(msg)
         self.adata: AnnData | None = adata
         self._setup = Setup.read(adata, type(self).__name__)
+        if members is None:
+            members = DEFAULT_MEMBERS if self._setup.graph_key is None else NEIGHBOUR_MEMBERS
         self.members = _named(members)
-        self.n_folds, self.n_jobs, self.rng = n_folds, n_jobs, rng
+        self.nested, self.n_folds, self.n_jobs, self.rng = nested, n_folds, n_jobs, rng
         for name, spec in self.members.items():
             _Member.create(name, spec, self._setup, rng)
         self.models_: list[HurdleModel] = []
@@ -190,15 +203,15 @@ class HurdleEnsemble(HurdleModel):
         features = SpotFeatures(n_components=_COMPONENTS, seed=self.rng).fit(train, labels, signature)
         mean_log, _ = column_moments(log_normalize(train.counts))
         state = start_state(self.adata, setup, targets, features, mean_log)
-        groups = inner_groups(
-            require_sample(self.adata, setup.sample_key)[rows], train.xy, n_groups=self.n_folds, seed=self.rng
-        )
+        sample = require_sample(self.adata, setup.sample_key)[rows]
+        groups = inner_groups(sample, train.xy, n_groups=self.n_folds, seed=self.rng)
+        sections = np.unique(sample, return_inverse=True)[1]
 
         own = _training_data(self.adata, setup, train, rows)
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
-        held_out = self._held_out(own, train, targets.metabolites, groups, n_jobs, show_progress_bar)
         todo = track(self.members.items(), "members", total=len(self.members), show=show_progress_bar)
         models = [_Member.create(name, spec, setup, self.rng).fit(own.copy(), n_jobs=n_jobs) for name, spec in todo]
+        held_out = self._held_out(models, own, train, targets.metabolites, groups, n_jobs, show_progress_bar)
 
         predicted = np.stack([targets.metabolites.isin(m.metabolites) for m in models])
         kept = np.asarray(predicted.any(axis=0))
@@ -208,7 +221,12 @@ class HurdleEnsemble(HurdleModel):
             held_out, predicted = held_out[..., kept], predicted[:, kept]
             state.metabolites, state.feature_table = targets.metabolites, state.feature_table.loc[kept]
         truth = (targets.presence, targets.where_present())
-        stack = [stacking_weights(y, h, groups, predicted) for y, h in zip(truth, held_out, strict=True)]
+        # the level of a section is the same guess for all members: what tells them apart is the pattern inside
+        units = (None, sections * len(groups) + groups)
+        stack = [
+            stacking_weights(y, h, groups, predicted, within)
+            for y, h, within in zip(truth, held_out, units, strict=True)
+        ]
         self.models_, self.stack_, self.state_ = models, dict(zip(STAGES, stack, strict=True)), state
         state.training = summarise_training(self.adata, setup, rows)
         if validation is None:
@@ -225,6 +243,7 @@ class HurdleEnsemble(HurdleModel):
 
     def _held_out(
         self,
+        models: Sequence[HurdleModel],
         own: AnnData,
         train: Spots,
         metabolites: pd.Index,
@@ -236,11 +255,20 @@ class HurdleEnsemble(HurdleModel):
 
         Of shape (stages, members, spots, metabolites), NaN where a member predicts none.
         """
+        held_out = np.full((len(STAGES), len(models), len(train), len(metabolites)), np.nan)
+        missing = []
+        for k, model in enumerate(models):
+            made = None if self.nested else model._held_out_stages()
+            if made is None or made.shape[1] != len(train):  # a member may be told to train on part of the spots
+                missing.append(k)
+                continue
+            _place(held_out[:, k], made, model.state.metabolites, metabolites)
         members = [_Member.create(name, spec, self._setup, self.rng) for name, spec in self.members.items()]
-        tasks = [(k, g) for g in np.unique(groups) for k in range(len(members))]
+        tasks = [(k, g) for g in np.unique(groups) for k in missing]
+        if not tasks:
+            return held_out
         jobs = (joblib.delayed(_predict_group)(members[k], own, train, groups == g, metabolites) for k, g in tasks)
         done = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
-        held_out = np.full((len(STAGES), len(members), len(train), len(metabolites)), np.nan)
         parts = track(done, "held-out predictions", total=len(tasks), show=show_progress_bar)
         for (k, g), part in zip(tasks, parts, strict=True):
             held_out[:, k, groups == g] = part
@@ -288,7 +316,7 @@ class HurdleEnsemble(HurdleModel):
         return any(m._contains_training_profiles() for m in self.models_)
 
     def _params(self) -> dict[str, Any]:
-        return {"members": self.members, "n_folds": self.n_folds, "rng": self.rng}
+        return {"members": self.members, "nested": self.nested, "n_folds": self.n_folds, "rng": self.rng}
 
 
 @dataclass(frozen=True)
@@ -414,10 +442,15 @@ def _predict_group(
 
 def _stages_of(model: HurdleModel, spots: Spots, metabolites: pd.Index) -> NDArray[np.float64]:
     """Both stages of a member, shape (2, spots, metabolites), NaN for metabolites that it leaves out."""
-    at = model.state.metabolites.get_indexer(metabolites)
     stages = np.full((len(STAGES), len(spots), len(metabolites)), np.nan)
-    stages[:, :, at >= 0] = np.stack(model._stages(spots))[:, :, at[at >= 0]]
+    _place(stages, np.stack(model._stages(spots)), model.state.metabolites, metabolites)
     return stages
+
+
+def _place(into: NDArray[np.float64], stages: NDArray[np.float64], own: pd.Index, metabolites: pd.Index) -> None:
+    """Put the columns of a member's metabolites where they belong among all."""
+    at = own.get_indexer(metabolites)
+    into[:, :, at >= 0] = stages[:, :, at[at >= 0]]
 
 
 def _weighted(predictions: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -130,6 +130,7 @@ class HurdleLinear(HurdleModel):
         self.classifiers_: list[Classifier] = []
         self.regressions_: list[Regression] = []
         self.map_: KernelMap | NeighbourMap | None = None
+        self.held_out_: NDArray[np.float64] | None = None
 
     @classmethod
     def setup_anndata(
@@ -259,9 +260,10 @@ class HurdleLinear(HurdleModel):
         self.map_ = shared
         self.state_ = state
         state.training = summarise_training(self.adata, setup, rows)
+        probability = np.column_stack([c.held_out for c in self.classifiers_])
+        intensity = np.column_stack([r.held_out for r in self.regressions_])
+        self.held_out_ = np.stack([probability, intensity])
         if validation is None:
-            probability = np.column_stack([c.held_out for c in self.classifiers_])
-            intensity = np.column_stack([r.held_out for r in self.regressions_])
             self._calibrate(targets, probability, intensity)
             return
         keep = all_targets.metabolites.isin(targets.metabolites)
@@ -276,6 +278,9 @@ class HurdleLinear(HurdleModel):
             for_intensity = self.map_.transform(for_intensity)
         probability = np.column_stack([c.predict(for_presence) for c in self.classifiers_])
         return probability, np.column_stack([r.predict(for_intensity) for r in self.regressions_])
+
+    def _held_out_stages(self) -> NDArray[np.float64] | None:
+        return self.held_out_
 
     def _write(self, directory: Path) -> None:
         nothing = np.empty(0)
@@ -297,7 +302,7 @@ class HurdleLinear(HurdleModel):
         model.n_jobs, model.adata, model.state_ = None, adata, payload["state"]
         model._setup = payload["state"].setup
         model.classifiers_, model.regressions_ = payload["classifiers"], payload["regressions"]
-        model.map_ = payload["map"]
+        model.map_, model.held_out_ = payload["map"], None
         return model
 
     def _contains_training_profiles(self) -> bool:
