@@ -246,7 +246,7 @@ def test_a_metabolite_that_a_member_leaves_out_is_predicted_by_the_others(data, 
         train(self, *args, **kwargs)
         if self.intensity == "ridge":  # as a network does that saw none of a metabolite but for validation
             self.classifiers_, self.regressions_ = self.classifiers_[1:], self.regressions_[1:]
-            self.state.metabolites = self.state.metabolites[1:]
+            self.state.metabolites, self.held_out_ = self.state.metabolites[1:], self.held_out_[:, :, 1:]
 
     monkeypatch.setattr(HurdleLinear, "train", train_without_one)
     model = fit(data)
