@@ -16,6 +16,8 @@ _LANDMARKS = 500
 _NEIGHBOURS = 200
 """Training spots that are looked up for every spot."""
 _CHUNK = 1024
+_BANDWIDTH = 2.0
+"""Factor on the inverse median distance: a little narrower than the usual 1 was better on every stand-in."""
 
 
 def unit_rows(F: NDArray[np.float64], widths: Sequence[int]) -> NDArray[np.float64]:
@@ -55,14 +57,15 @@ class KernelMap:
 
     @classmethod
     def fit(cls, F: NDArray[np.float64], widths: Sequence[int], seed: int) -> KernelMap:
-        """Choose landmarks, and the bandwidth from the median distance."""
+        """Choose landmarks, and the bandwidth from the median squared distance."""
         from sklearn.kernel_approximation import Nystroem
         from sklearn.metrics import pairwise_distances
 
         Z = unit_rows(F, widths)
         some = np.random.default_rng(seed).permutation(len(Z))[:500]
         distance = pairwise_distances(Z[some], metric="sqeuclidean")
-        gamma = 1.0 / max(float(np.median(distance[distance > 0], axis=None)), 1e-12) if (distance > 0).any() else 1.0
+        apart = distance[distance > 0]
+        gamma = _BANDWIDTH / float(np.median(apart)) if len(apart) else 1.0
         n = min(_LANDMARKS, len(Z))
         return cls(Nystroem(kernel="rbf", gamma=gamma, n_components=n, random_state=seed).fit(Z), tuple(widths))
 
