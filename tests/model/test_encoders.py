@@ -452,7 +452,7 @@ def test_a_net_of_sections(of_sections, query, tmp_path, caplog):
     np.testing.assert_array_equal(again.predict(query), found)
     with_data = load_model(tmp_path / "model", of_sections.adata.copy())
     np.testing.assert_array_equal(with_data.predict(), own)
-    assert not {"components", "position", "section"} & set(of_sections.module.state_dict())
+    assert not {"components", "position", "in_section"} & set(of_sections.module.state_dict())
     del query.obs["sample"]
     with caplog.at_level("WARNING", logger="stmsi"):
         np.testing.assert_array_equal(again.predict(query), found)

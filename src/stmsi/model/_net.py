@@ -164,8 +164,6 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                 )
                 raise ValueError(msg)
         BaseModelClass.__init__(self, adata, registry)
-        if adata is not None and ENCODERS[encoder].uses_section:
-            self._register_rows(adata)
         self._hyper: dict[str, Any] = {
             "encoder": encoder,
             "n_top_genes": n_top_genes,
@@ -199,12 +197,6 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         """Whether the encoder sees other spots."""
         encoder = ENCODERS[self._hyper["encoder"]]
         return encoder.uses_graph or encoder.uses_section
-
-    def _register_rows(self, adata: AnnData) -> None:
-        """Have batches say which spots they hold, as they do where the setup names a graph."""
-        adata.obs[_ROW_KEY] = np.arange(adata.n_obs)
-        if REGISTRY_KEYS.INDICES_KEY not in self.adata_manager.data_registry:
-            self.adata_manager.register_new_fields([NumericalObsField(REGISTRY_KEYS.INDICES_KEY, _ROW_KEY)])
 
     @classmethod
     def setup_anndata(
@@ -251,7 +243,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         Returns
         -------
         `None`. Writes the names into ``uns["_stmsi_setup"]`` and, as scvi-tools does, ``uns["_scvi_uuid"]``,
-        ``uns["_scvi_manager_uuid"]``, ``_scvi_*`` columns for clusters and covariates and, with a graph, ``obs["_indices"]``.
+        ``uns["_scvi_manager_uuid"]``, ``_scvi_*`` columns for clusters and covariates and ``obs["_indices"]``.
 
         Raises
         ------
@@ -275,11 +267,9 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
             feature_key=feature_key,
         )  # fmt: skip
-        if setup.graph_key is not None:
-            adata.obs[_ROW_KEY] = np.arange(adata.n_obs)
+        adata.obs[_ROW_KEY] = np.arange(adata.n_obs)
         with _quiet():
-            fields = _fields(adata, setup, with_row=setup.graph_key is not None)
-            manager = AnnDataManager(fields=fields, setup_method_args=setup_method_args)
+            manager = AnnDataManager(fields=_fields(adata, setup), setup_method_args=setup_method_args)
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
@@ -371,7 +361,6 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             "Best validation loss in epoch %d of %d.", best.best_epoch + 1, len(self.history["validation_loss"])
         )
         best.restore(self.module)
-        self._remember(rows)
         self._fit_calibration(spots.take(validation), targets, rows, validation)
         if not given and refit:
             history, calibrated = self.history, self.state
@@ -429,7 +418,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         if module.encoder.bank is None:
             return
         module.eval()
-        with torch.inference_mode(), _quiet():
+        with torch.no_grad(), _quiet(), _seeded(self._hyper["rng"]):
             loader = self._make_data_loader(adata=self.adata, indices=rows, batch_size=_PREDICT_BATCH)
             parts = [module.targets({k: v.to(module.device) for k, v in tensors.items()}) for tensors in loader]
             module.encoder.remember(*(torch.cat(values) for values in zip(*parts, strict=True)))
@@ -504,7 +493,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             assert spots.xy is not None
             section = self._section_codes(spots)
             _, seen = np.unique(np.column_stack([section, part]), axis=0, return_inverse=True)
-            self.module.set_sections(padded, section_positions(spots.xy, section), seen.ravel())
+            self.module.set_section_context(padded, section_positions(spots.xy, section), seen.ravel())
             return
         assert spots.graph is not None
         edges = spots.graph.tocoo()
@@ -536,6 +525,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         self, spots: Spots, all_targets: Targets, rows: NDArray[np.int64], validation: NDArray[np.int64]
     ) -> None:
         """Platt's sigmoid of each metabolite, thresholds and intervals from the validation spots."""
+        self._remember(rows)
         keep = all_targets.metabolites.isin(self.state.metabolites)
         targets = Targets(
             all_targets.intensity[validation][:, keep],
@@ -578,7 +568,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             stack.enter_context(self.module.sections_summed_up())
             for tensors in batches:
                 outputs = self.module.inference(**self.module._get_inference_input(tensors))
-                heads = self.module.generative(**outputs)
+                heads = self.module.read_out(**outputs)
                 logits.append(heads["logit"].cpu())
                 means.append((heads["mean"] * self.module.target_scale + self.module.target_mean).cpu())
         take = self._outputs()
@@ -593,15 +583,15 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             clusters = state.features.clusters
             assert clusters is not None
             obs[setup.cluster_key] = clusters.labels[state.features.cluster_codes(spots)]
+        obs[_ROW_KEY] = np.arange(len(spots))
         if self._uses_context:
-            obs[_ROW_KEY] = np.arange(len(spots))
             self._set_context(spots, state.features, [np.arange(len(spots))])
         query = AnnData(spots.counts, obs=obs)
         query.var_names = [str(n) for n in state.panel.names["var_names"]]
         if setup.layer is not None:
             query.layers[setup.layer] = query.X
         with _quiet():
-            manager = AnnDataManager(fields=_fields(query, setup, with_row=self._uses_context), setup_method_args={})
+            manager = AnnDataManager(fields=_fields(query, setup), setup_method_args={})
             manager.register_fields(query, source_registry=self.registry_)
         inputs = [k for k in manager.data_registry if k not in (METABOLITES_KEY, PRESENCE_KEY)]
         return AnnDataLoader(manager, batch_size=batch_size, data_and_attributes=inputs)
@@ -635,7 +625,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
     __repr__ = HurdleModel.__repr__
 
 
-def _fields(adata: AnnData, setup: Setup, *, with_row: bool) -> list[Any]:
+def _fields(adata: AnnData, setup: Setup) -> list[Any]:
     """The fields of the setup, as scvi-tools registers them."""
     fields: list[Any] = [
         LayerField(REGISTRY_KEYS.X_KEY, setup.layer, is_count_data=False),
@@ -643,8 +633,7 @@ def _fields(adata: AnnData, setup: Setup, *, with_row: bool) -> list[Any]:
     ]
     if setup.presence_key is not None:
         fields.append(OptionalObsmField(PRESENCE_KEY, setup.presence_key))
-    if with_row:
-        fields.append(NumericalObsField(REGISTRY_KEYS.INDICES_KEY, _ROW_KEY))
+    fields.append(NumericalObsField(REGISTRY_KEYS.INDICES_KEY, _ROW_KEY))
     if setup.cluster_key is not None:
         fields.append(CategoricalObsField(CLUSTER_KEY, setup.cluster_key))
     numeric = [k for k in setup.covariate_keys if _is_number(adata.obs[k])]

@@ -29,7 +29,7 @@ class Sizes:
     n_components
         Components of spots and neighbours in the :class:`Context`; 0 without a graph.
     n_metabolites
-        Metabolites that the model predicts.
+        Metabolites of the training data.
     """
 
     n_genes: int

@@ -91,7 +91,7 @@ class HurdleModule(BaseModuleClass):
         self.register_buffer("ring", torch.empty(0, 0, dtype=torch.long), persistent=False)
         self.register_buffer("offset", torch.empty(0, 0, 2), persistent=False)
         self.register_buffer("position", torch.empty(0, 2), persistent=False)
-        for name in ("section", "section_order", "section_start", "section_count"):
+        for name in ("in_section", "section_rows", "section_start", "section_count"):
             self.register_buffer(name, torch.empty(0, dtype=torch.long), persistent=False)
         self._summary: list[Summary] | None = None
         sizes = Sizes(n_selected, sum(n_cats_per_cov) + n_continuous, n_components, n_metabolites)
@@ -123,9 +123,9 @@ class HurdleModule(BaseModuleClass):
         neighbours, ring, offset
             Row, ring and relative position of each spot's neighbours; shapes (spots, K), (spots, K), (spots, K, 2).
         """
-        self._replace(components=components, neighbours=neighbours, ring=ring, offset=offset)
+        self._set_rows(components=components, neighbours=neighbours, ring=ring, offset=offset)
 
-    def set_sections(
+    def set_section_context(
         self, components: NDArray[np.float32], position: NDArray[np.float32], section: NDArray[np.int64]
     ) -> None:
         """The sections of all spots that batches will name by their row.
@@ -141,12 +141,12 @@ class HurdleModule(BaseModuleClass):
         """
         code = torch.as_tensor(section)
         count = code.bincount()
-        self._replace(
-            components=components, position=position, section=code, section_order=code.argsort(stable=True),
+        self._set_rows(
+            components=components, position=position, in_section=code, section_rows=code.argsort(stable=True),
             section_start=count.cumsum(0) - count, section_count=count,
         )  # fmt: skip
 
-    def _replace(self, **values: Any) -> None:
+    def _set_rows(self, **values: Any) -> None:
         for name, value in values.items():
             old = getattr(self, name)
             setattr(self, name, torch.as_tensor(value, dtype=old.dtype, device=old.device))
@@ -166,13 +166,13 @@ class HurdleModule(BaseModuleClass):
         start, count = self.section_start[sections], self.section_count[sections]
         return encoder.summarise(
             section_keys(
-                self.components, self.position, self.section_order, start, count, encoder.n_keys, draw=self.training
+                self.components, self.position, self.section_rows, start, count, encoder.n_keys, draw=self.training
             )
         )
 
     def _section_context(self, row: torch.Tensor) -> SectionContext:
         row = row.reshape(-1).long()
-        section, summary = self.section[row], self._summary
+        section, summary = self.in_section[row], self._summary
         if summary is None:
             sections, section = section.unique(return_inverse=True)
             summary = self._summarise(sections)
@@ -247,12 +247,16 @@ class HurdleModule(BaseModuleClass):
         inputs = (
             embedding if self.signature_layer is None else torch.cat([embedding, self.signature_layer(mask)], dim=1)
         )
-        bank = self.encoder.bank
-        if bank is not None and len(bank) and not self.training:
-            logit, mean = bank.look_up(embedding)
-            # as the log-odds of the head are, which a class-balanced loss trains
-            return {"logit": logit + self.positive_weight.log(), "mean": mean}
         return {"logit": self.presence_head(inputs), "mean": self.intensity_head(embedding)}
+
+    def read_out(self, **outputs: Any) -> dict[str, torch.Tensor]:
+        """What is predicted from embeddings: retrieved where the encoder keeps training spots, else that of the heads."""
+        bank = self.encoder.bank
+        if bank is None:
+            return self.generative(**outputs)
+        logit, mean = bank.look_up(outputs["embedding"])
+        # on the scale of the head, which a class-balanced loss trains
+        return {"logit": logit + self.positive_weight.log(), "mean": mean}
 
     def targets(self, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
         """Standardised intensity and presence of a batch, NaN where not covered; each of shape (spots, metabolites)."""
