@@ -511,6 +511,10 @@ def test_sections_need_positions_and_no_graph(data):
     HurdleNet.setup_anndata(data, **FIELDS)
     with pytest.raises(ValueError, match=r"encoder='section' reads no neighbourhood; set up without graph_key"):
         HurdleNet(data, encoder="section")
+    placed = data.obsm["spatial"].astype(float)
+    data.obsm["spatial"] = np.where(np.arange(data.n_obs)[:, None] < 2, np.nan, placed)
+    with pytest.raises(ValueError, match=r'obsm\["spatial"\] is NaN or infinite in 2 spots'):
+        fit(data, "section", max_epochs=1)
     del data.obsm["spatial"]
     with pytest.raises(KeyError, match=r"encoder=.*section.* needs the positions of the spots in obsm"):
         fit(data, "section", train_idx=np.arange(200), validation_idx=np.arange(200, data.n_obs))

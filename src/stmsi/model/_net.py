@@ -483,6 +483,10 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         if spots.xy is None and encoder.uses_positions:
             msg = f'encoder={self._hyper["encoder"]!r} needs the positions of the spots in obsm["{Key.obsm.SPATIAL}"].'
             raise KeyError(msg)
+        if spots.xy is not None and encoder.uses_positions and not np.isfinite(spots.xy).all():
+            n_bad = int((~np.isfinite(spots.xy)).any(axis=1).sum())
+            msg = f'obsm["{Key.obsm.SPATIAL}"] is NaN or infinite in {n_bad} spots; leave them out or place them.'
+            raise ValueError(msg)
         part = np.zeros(len(spots), np.int64)
         for number, rows in enumerate(parts):
             part[rows] = number
