@@ -571,8 +571,8 @@ def test_genes_of_context_and_retrieval_are_attributed_by_permutation(of_section
     from stmsi.tl._attribute import choose_method
 
     retrieval = fit(data, "crossmodal", {"output": "retrieval"}, max_epochs=1)
-    for model in (of_sections, retrieval):
+    for model, what in ((of_sections, "sections"), (retrieval, "retrieval")):
         assert choose_method(model, "auto", "intensity") == "permutation"
-        with pytest.raises(ValueError, match="with a graph, sections or retrieval"):
+        with pytest.raises(ValueError, match=f"for a HurdleNet with {what} use method='auto'"):
             choose_method(model, "integrated_gradients", "intensity")
     assert choose_method(fit(data, "crossmodal", max_epochs=1), "auto", "intensity") == "integrated_gradients"

@@ -259,8 +259,15 @@ def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
         )
         raise ValueError(msg)
     if method == "integrated_gradients" and not network:
-        what = "HurdleNet with a graph, sections or retrieval" if kind == "HurdleNet" else kind
-        msg = f"method='integrated_gradients' needs the gradients of a HurdleNet without these; for a {what} use method='auto'."
+        what = kind
+        if kind == "HurdleNet":
+            with_graph = model.state.setup.graph_key is not None
+            seen = "a graph" if with_graph else "sections" if model._uses_context else "retrieval"  # type: ignore[attr-defined]
+            what = f"HurdleNet with {seen}"
+        msg = (
+            "method='integrated_gradients' needs the gradients of a HurdleNet without a graph, sections or retrieval; "
+            f"for a {what} use method='auto'."
+        )
         raise ValueError(msg)
     return method
 
