@@ -33,6 +33,12 @@ MODELS = {
     "kernel_ridge, diffused": {"model": "kernel_ridge", "context": "diffused", **GRAPH},
     "mlp": "mlp",
     **{name: {"model": "HurdleNet", "encoder": name, **GRAPH} for name in ("graph", "deepset", "niche")},
+    **{name: {"model": "HurdleNet", "encoder": name} for name in ("section", "crossmodal")},
+    "crossmodal, retrieval": {
+        "model": "HurdleNet",
+        "encoder": "crossmodal",
+        "encoder_kwargs": {"output": "retrieval"},
+    },
     "ensemble": "ensemble",
 }
 SCORES = ["pearson", "spearman", "r2", "pearson_present", "auroc", "auprc", "prevalence"]

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import shortest_path
 
-from stmsi._core.graphs import neighbour_rings, relative_positions
+from stmsi._core.graphs import neighbour_rings, relative_positions, section_positions
 
 
 def _grid(side):
@@ -79,3 +79,11 @@ def test_positions_are_in_steps_of_the_grid():
 def test_spots_on_one_place_have_no_direction(xy):
     index, ring = neighbour_rings(sp.csr_matrix(np.ones((4, 4)) - np.eye(4)))
     assert not relative_positions(xy, index, ring).any()
+
+
+def test_positions_in_steps_of_each_section():
+    grid = np.stack(np.meshgrid(np.arange(3), np.arange(4)), axis=-1).reshape(-1, 2).astype(float)
+    xy = np.vstack([grid * 100 + 5000, grid * 0.5, [[7.0, 7.0]], np.full((2, 2), 3.0)])
+    section = np.repeat([4, 0, 1, 2], [12, 12, 1, 2])
+    expected = np.vstack([grid - grid.mean(axis=0)] * 2 + [np.zeros((3, 2))])
+    np.testing.assert_allclose(section_positions(xy, section), expected, atol=1e-5)

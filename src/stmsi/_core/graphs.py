@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
 MOST_IN_RING = (8, 16)
 """Neighbours kept of the first and of the second ring: all of them on hexagons (6, 12) and squares (8, 16)."""
@@ -67,6 +68,30 @@ def relative_positions(
     length = np.hypot(*np.moveaxis(offset, -1, 0))[ring == 1]
     step = float(np.median(length)) if len(length) else 1.0
     return (offset / (step or 1.0)).astype(np.float32)
+
+
+def section_positions(xy: NDArray[np.float64], section: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Position of each spot relative to the middle of its section, in units of the median distance to the nearest spot.
+
+    Parameters
+    ----------
+    xy
+        Positions, shape (n, 2).
+    section
+        Section of each spot.
+
+    Returns
+    -------
+    Shape (n, 2); 0 for a section with one position.
+    """
+    position = np.zeros(xy.shape, np.float32)
+    for number in np.unique(section):
+        rows = np.flatnonzero(section == number)
+        own = np.unique(xy[rows], axis=0)
+        if len(own) > 1:
+            step = np.median(KDTree(own).query(own, k=2)[0][:, 1])
+            position[rows] = (xy[rows] - xy[rows].mean(axis=0)) / step
+    return position
 
 
 def _first(matrix: sp.csr_matrix, limit: int) -> NDArray[np.int64]:

@@ -290,8 +290,9 @@ def without_genes(model: HurdleModel, spots: Spots, genes: NDArray[np.int64]) ->
 
 
 def stack(copies: Sequence[Spots]) -> Spots:
-    """Several sets of spots as one; no edge joins two of them."""
+    """Several sets of spots as one; no edge joins two of them, and no section holds spots of two."""
     first = copies[0]
+    labels = [np.zeros(len(c), np.int64) if c.sample is None else c.sample for c in copies]
     return Spots(
         names=pd.RangeIndex(sum(map(len, copies))).astype(str),
         counts=sp.vstack([c.counts for c in copies], format="csr"),
@@ -299,4 +300,5 @@ def stack(copies: Sequence[Spots]) -> Spots:
         covariates=None if first.covariates is None else pd.concat([c.covariates for c in copies], ignore_index=True),
         cluster=None if first.cluster is None else np.concatenate([c.cluster for c in copies]),  # type: ignore[misc]
         xy=None if first.xy is None else np.vstack([c.xy for c in copies]),  # type: ignore[misc]
+        sample=np.array([f"{i} {label}" for i, label_of in enumerate(labels) for label in label_of], dtype=object),
     )

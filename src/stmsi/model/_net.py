@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +30,7 @@ from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from stmsi._core.expression import column_moments, log_normalize
 from stmsi._core.folds import inner_groups
-from stmsi._core.graphs import neighbour_rings, relative_positions
+from stmsi._core.graphs import neighbour_rings, relative_positions, section_positions
 from stmsi._core.hurdle import ResidualQuantiles
 from stmsi._keys import Key
 from stmsi._logging import logger
@@ -68,7 +68,7 @@ _MIN_EVIDENCE = 10
 _COMPONENTS = 50
 """Components of the space in which clusters are assigned and out-of-distribution spots found."""
 _CONTEXT_COMPONENTS = 128
-"""Components in which encoders see a spot's neighbourhood."""
+"""Components in which encoders see a spot's neighbourhood or section."""
 _ROW_KEY = "_indices"
 """Column of ``obs`` with the row of each spot, as scvi-tools calls it."""
 
@@ -92,14 +92,21 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         What turns a spot into an embedding. ``"mlp"``: the spot by itself. With the neighbours of ``graph_key``:
         ``"graph"`` (the spot, corrected by graph convolutions over two rings, as SEPAL does), ``"deepset"`` (the spot and
         the maximum over its neighbours, as DeepSpot does), ``"niche"`` (self-attention over the spot and its rings, as
-        NicheTrans does).
+        NicheTrans does). With the sections of ``sample_key`` and positions in ``obsm["spatial"]``: ``"section"`` (the spot,
+        corrected by linear attention over all spots of its section, after HisToGene). ``"crossmodal"``: the spot by
+        itself, in a space shared with its metabolites (after CMRCNet; BLEEP and mclSTExp by options), read out by the heads or
+        by retrieval of training spots, which are then saved with the model.
     n_top_genes
         Most variable genes (over the training spots) that are used.
     intensity_weight
         Weight of the intensity loss beside the presence loss.
     encoder_kwargs
         Options of the encoder. ``"mlp"``: ``n_hidden``, ``n_layers``, ``dropout``, ``input_dropout``; ``"graph"``:
-        ``n_hidden``, ``n_graph``, ``n_layers``, ``dropout``, ``input_dropout``; ``"deepset"``: ``n_hidden``, ``dropout``; ``"niche"``: ``n_hidden``, ``n_heads``, ``dropout``, ``neighbour_dropout``.
+        ``n_hidden``, ``n_graph``, ``n_layers``, ``dropout``, ``input_dropout``; ``"deepset"``: ``n_hidden``, ``dropout``, ``n_phi``, ``n_rho``; ``"niche"``: ``n_hidden``, ``n_heads``, ``dropout``, ``neighbour_dropout``;
+        ``"section"``: ``n_hidden``, ``n_context``, ``n_heads``, ``n_layers``, ``n_keys`` (spots of a section that a training
+        step attends to at most), ``dropout``, ``input_dropout``; ``"crossmodal"``: ``output`` (``"decoder"`` or ``"retrieval"``),
+        ``n_hidden``, ``n_neighbours``, ``weighting`` (``"uniform"`` or ``"softmax"``), ``contrastive_weight``,
+        ``reconstruction_weight``, ``temperature``, ``hard_labels``, ``dropout``, ``input_dropout``.
     rng
         Seed. On a CPU the same seed gives the same bits.
 
@@ -179,15 +186,17 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                 n_clusters=int(stats.get(f"n_{CLUSTER_KEY}", 0)),
                 n_cats_per_cov=tuple(int(n) for n in covariates.get("n_cats_per_key", ())),
                 n_continuous=int(stats.get("n_extra_continuous_covs", 0)),
-                n_components=_CONTEXT_COMPONENTS if self._uses_graph else 0,
+                n_components=_CONTEXT_COMPONENTS if self._uses_context else 0,
                 encoder=self._hyper["encoder"],
                 intensity_weight=self._hyper["intensity_weight"],
                 encoder_kwargs=self._hyper["encoder_kwargs"],
             )
 
     @property
-    def _uses_graph(self) -> bool:
-        return ENCODERS[self._hyper["encoder"]].uses_graph
+    def _uses_context(self) -> bool:
+        """Whether the encoder sees other spots."""
+        encoder = ENCODERS[self._hyper["encoder"]]
+        return encoder.uses_graph or encoder.uses_section
 
     @classmethod
     def setup_anndata(
@@ -234,7 +243,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         Returns
         -------
         `None`. Writes the names into ``uns["_stmsi_setup"]`` and, as scvi-tools does, ``uns["_scvi_uuid"]``,
-        ``uns["_scvi_manager_uuid"]``, ``_scvi_*`` columns for clusters and covariates and, with a graph, ``obs["_indices"]``.
+        ``uns["_scvi_manager_uuid"]``, ``_scvi_*`` columns for clusters and covariates and ``obs["_indices"]``.
 
         Raises
         ------
@@ -258,8 +267,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
             feature_key=feature_key,
         )  # fmt: skip
-        if setup.graph_key is not None:
-            adata.obs[_ROW_KEY] = np.arange(adata.n_obs)
+        adata.obs[_ROW_KEY] = np.arange(adata.n_obs)
         with _quiet():
             manager = AnnDataManager(fields=_fields(adata, setup), setup_method_args=setup_method_args)
             manager.register_fields(adata, **kwargs)
@@ -360,6 +368,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             self._fit(
                 spots, targets, rows, rows[:0], max_epochs=best.best_epoch + 1, callbacks=callbacks[1:], **options
             )
+            self._remember(rows)
             self._carry_over(calibrated)
             self.history_ = history
         self.module.eval()
@@ -381,14 +390,14 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         setup = self._setup
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
         labels, signature = signature_of(self.adata, setup)
-        n_components = _CONTEXT_COMPONENTS if self._uses_graph else _COMPONENTS
+        n_components = _CONTEXT_COMPONENTS if self._uses_context else _COMPONENTS
         features = SpotFeatures(self._hyper["n_top_genes"], n_components, self._hyper["rng"])
         features.fit(replace(train, graph=None), labels, signature)
         mean_log, _ = column_moments(log_normalize(train.counts))
         self.module = self._new_module()
         self._set_buffers(features, labels, signature, targets, all_targets.metabolites.isin(targets.metabolites))
         rest = np.setdiff1d(np.arange(self.adata.n_obs), np.concatenate([rows, validation]))
-        if self._uses_graph:
+        if self._uses_context:
             self._set_context(spots, features, [rows, validation, rest])
         # one or two spots left over for the last step would make its gradient noise
         while 0 < len(rows) % batch_size < 3 and len(rows) > batch_size:
@@ -402,6 +411,17 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             )
         self.module.eval()
         self.state_ = start_state(self.adata, setup, targets, features, mean_log)
+
+    def _remember(self, rows: NDArray[np.int64]) -> None:
+        """Put training spots into the bank of a retrieval encoder."""
+        module = self.module
+        if module.encoder.bank is None:
+            return
+        module.eval()
+        with torch.no_grad(), _quiet(), _seeded(self._hyper["rng"]):
+            loader = self._make_data_loader(adata=self.adata, indices=rows, batch_size=_PREDICT_BATCH)
+            parts = [module.targets({k: v.to(module.device) for k, v in tensors.items()}) for tensors in loader]
+            module.encoder.remember(*(torch.cat(values) for values in zip(*parts, strict=True)))
 
     def _carry_over(self, calibrated: FittedState) -> None:
         """Calibration of the run with held-out spots for the one on all spots, metabolite by metabolite."""
@@ -458,25 +478,48 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         module.set_buffers(**values)
 
     def _set_context(self, spots: Spots, features: SpotFeatures, parts: Sequence[NDArray[np.int64]]) -> None:
-        """Neighbourhoods of all spots; edges between the parts are cut."""
-        assert spots.graph is not None
+        """Neighbourhoods or sections of all spots; edges between the parts are cut, as are sections that they share."""
+        encoder = ENCODERS[self._hyper["encoder"]]
+        if spots.xy is None and encoder.uses_positions:
+            msg = f'encoder={self._hyper["encoder"]!r} needs the positions of the spots in obsm["{Key.obsm.SPATIAL}"].'
+            raise KeyError(msg)
+        if spots.xy is not None and encoder.uses_positions and not np.isfinite(spots.xy).all():
+            n_bad = int((~np.isfinite(spots.xy)).any(axis=1).sum())
+            msg = f'obsm["{Key.obsm.SPATIAL}"] is NaN or infinite in {n_bad} spots; leave them out or place them.'
+            raise ValueError(msg)
         part = np.zeros(len(spots), np.int64)
         for number, rows in enumerate(parts):
             part[rows] = number
+        components = features.components(spots)
+        padded = np.zeros((len(spots), _CONTEXT_COMPONENTS), np.float32)  # few training spots have fewer components
+        padded[:, : components.shape[1]] = components
+        if encoder.uses_section:
+            assert spots.xy is not None
+            section = self._section_codes(spots)
+            _, seen = np.unique(np.column_stack([section, part]), axis=0, return_inverse=True)
+            self.module.set_section_context(padded, section_positions(spots.xy, section), seen.ravel())
+            return
+        assert spots.graph is not None
         edges = spots.graph.tocoo()
         inside = part[edges.row] == part[edges.col]
         cut = sp.csr_matrix((edges.data[inside], (edges.row[inside], edges.col[inside])), shape=edges.shape)
         index, ring = neighbour_rings(cut)
-        if spots.xy is None and ENCODERS[self._hyper["encoder"]].uses_positions:
-            msg = f'encoder={self._hyper["encoder"]!r} needs the positions of the spots in obsm["{Key.obsm.SPATIAL}"].'
-            raise KeyError(msg)
         offset = np.zeros((*index.shape, 2), np.float32)
         if spots.xy is not None:
             offset = relative_positions(spots.xy, index, ring)
-        components = features.components(spots)
-        padded = np.zeros((len(spots), _CONTEXT_COMPONENTS), np.float32)  # few training spots have fewer components
-        padded[:, : components.shape[1]] = components
         self.module.set_context(padded, index, ring, offset)
+
+    def _section_codes(self, spots: Spots) -> NDArray[np.int64]:
+        """Number of each spot's section."""
+        key = self._setup.sample_key
+        if spots.sample is None:
+            logger.warning("obs has no column %r: all %d spots are taken to be of one section.", key, len(spots))
+            return np.zeros(len(spots), np.int64)
+        codes, _ = pd.factorize(spots.sample)
+        if (codes < 0).any():
+            msg = f"obs[{key!r}] has {int((codes < 0).sum())} missing values; every spot needs a section."
+            raise ValueError(msg)
+        return codes.astype(np.int64)
 
     def _cluster_categories(self) -> list[str]:
         state = self.registry_["field_registries"][CLUSTER_KEY]["state_registry"]
@@ -486,6 +529,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         self, spots: Spots, all_targets: Targets, rows: NDArray[np.int64], validation: NDArray[np.int64]
     ) -> None:
         """Platt's sigmoid of each metabolite, thresholds and intervals from the validation spots."""
+        self._remember(rows)
         keep = all_targets.metabolites.isin(self.state.metabolites)
         targets = Targets(
             all_targets.intensity[validation][:, keep],
@@ -522,10 +566,13 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             torch.inference_mode(),
             _quiet(),
             _seeded(self._hyper["rng"]),
+            ExitStack() as stack,
         ):  # loaders draw from torch's global generator
-            for tensors in self._batches(spots, _PREDICT_BATCH):
+            batches = self._batches(spots, _PREDICT_BATCH)
+            stack.enter_context(self.module.sections_summed_up())
+            for tensors in batches:
                 outputs = self.module.inference(**self.module._get_inference_input(tensors))
-                heads = self.module.generative(**outputs)
+                heads = self.module.read_out(**outputs)
                 logits.append(heads["logit"].cpu())
                 means.append((heads["mean"] * self.module.target_scale + self.module.target_mean).cpu())
         take = self._outputs()
@@ -540,8 +587,8 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             clusters = state.features.clusters
             assert clusters is not None
             obs[setup.cluster_key] = clusters.labels[state.features.cluster_codes(spots)]
-        if setup.graph_key is not None:
-            obs[_ROW_KEY] = np.arange(len(spots))
+        obs[_ROW_KEY] = np.arange(len(spots))
+        if self._uses_context:
             self._set_context(spots, state.features, [np.arange(len(spots))])
         query = AnnData(spots.counts, obs=obs)
         query.var_names = [str(n) for n in state.panel.names["var_names"]]
@@ -570,7 +617,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         return model
 
     def _contains_training_profiles(self) -> bool:
-        return False
+        return self.module.encoder.bank is not None
 
     @classmethod
     def _reads_graph(cls, params: Mapping[str, Any]) -> bool:
@@ -590,8 +637,7 @@ def _fields(adata: AnnData, setup: Setup) -> list[Any]:
     ]
     if setup.presence_key is not None:
         fields.append(OptionalObsmField(PRESENCE_KEY, setup.presence_key))
-    if setup.graph_key is not None:
-        fields.append(NumericalObsField(REGISTRY_KEYS.INDICES_KEY, _ROW_KEY))
+    fields.append(NumericalObsField(REGISTRY_KEYS.INDICES_KEY, _ROW_KEY))
     if setup.cluster_key is not None:
         fields.append(CategoricalObsField(CLUSTER_KEY, setup.cluster_key))
     numeric = [k for k in setup.covariate_keys if _is_number(adata.obs[k])]

@@ -53,6 +53,8 @@ class Spots:
         Cluster label of each spot (`None` where unknown), where the model uses signatures.
     xy
         Positions, shape (n, 2), where known.
+    sample
+        Section of each spot (`None` where unknown), where the data say it.
     missing
         Share of the panel genes that were imputed.
     """
@@ -64,6 +66,7 @@ class Spots:
     features: dict[str, pd.DataFrame] | None = None
     cluster: NDArray[Any] | None = None
     xy: NDArray[np.float64] | None = None
+    sample: NDArray[Any] | None = None
     missing: float = 0.0
 
     def __len__(self) -> int:
@@ -80,6 +83,7 @@ class Spots:
             features=None if self.features is None else {k: v.iloc[rows] for k, v in self.features.items()},
             cluster=None if self.cluster is None else self.cluster[rows],
             xy=None if self.xy is None else self.xy[rows],
+            sample=None if self.sample is None else self.sample[rows],
         )
 
 
@@ -169,11 +173,16 @@ def read_spots(
     features = {key: _read_features(adata, key) for key in setup.feature_key} or None
     cluster = None
     if setup.cluster_key is not None and with_cluster and setup.cluster_key in adata.obs:
-        label = adata.obs[setup.cluster_key]
-        cluster = label.astype(object).where(label.notna(), None).map(lambda c: c if c is None else str(c)).to_numpy()
+        cluster = _labels(adata.obs[setup.cluster_key])
     xy = adata.obsm.get(Key.obsm.SPATIAL)
     xy = None if xy is None else np.asarray(xy, dtype=np.float64)[:, :2]
-    return Spots(adata.obs_names.copy(), counts, graph, covariates, features, cluster, xy, missing)
+    sample = _labels(adata.obs[setup.sample_key]) if setup.sample_key in adata.obs else None
+    return Spots(adata.obs_names.copy(), counts, graph, covariates, features, cluster, xy, sample, missing)
+
+
+def _labels(column: pd.Series) -> NDArray[Any]:
+    """Labels as strings, `None` where there is none."""
+    return column.astype(object).where(column.notna(), None).map(lambda c: c if c is None else str(c)).to_numpy()
 
 
 def _read_features(adata: AnnData, key: str) -> pd.DataFrame:

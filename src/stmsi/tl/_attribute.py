@@ -245,8 +245,8 @@ def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
     # diffused components mix the genes of many spots: no weight of theirs belongs to a gene of the spot
     diffused = model.state.features.uses_graph and model.state.features.pooled is None
     linear = family in LINEAR_FAMILIES[stage] and not diffused
-    # encoders with neighbours see genes through components, which the gradients of genes do not reach
-    network = kind == "HurdleNet" and model.state.setup.graph_key is None
+    # encoders with neighbours or sections see genes through components, which the gradients of genes do not reach
+    network = kind == "HurdleNet" and not model._uses_context and not model._contains_training_profiles()  # type: ignore[attr-defined]
     if method == "auto":
         return "coefficients" if linear else "integrated_gradients" if network else "permutation"
     if method == "coefficients" and not linear:
@@ -259,8 +259,15 @@ def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
         )
         raise ValueError(msg)
     if method == "integrated_gradients" and not network:
-        what = "HurdleNet with a graph" if kind == "HurdleNet" else kind
-        msg = f"method='integrated_gradients' needs the gradients of a HurdleNet without a graph; for a {what} use method='auto'."
+        what = kind
+        if kind == "HurdleNet":
+            with_graph = model.state.setup.graph_key is not None
+            seen = "a graph" if with_graph else "sections" if model._uses_context else "retrieval"  # type: ignore[attr-defined]
+            what = f"HurdleNet with {seen}"
+        msg = (
+            "method='integrated_gradients' needs the gradients of a HurdleNet without a graph, sections or retrieval; "
+            f"for a {what} use method='auto'."
+        )
         raise ValueError(msg)
     return method
 

@@ -1,17 +1,34 @@
 """Encoders: what turns a spot into an embedding. Adding one takes a file here and a line in the registry."""
 
-from stmsi.model.encoders._base import Context, Encoder, Sizes
+from stmsi.model.encoders._base import Context, Encoder, SectionContext, SectionKeys, Sizes
+from stmsi.model.encoders._crossmodal import CrossModalEncoder
 from stmsi.model.encoders._deepset import DeepSetEncoder
 from stmsi.model.encoders._graph import GraphEncoder
 from stmsi.model.encoders._mlp import MLPEncoder
 from stmsi.model.encoders._niche import NicheEncoder
+from stmsi.model.encoders._section import SectionEncoder
 
 ENCODERS: dict[str, type[Encoder]] = {
     "mlp": MLPEncoder,
     "graph": GraphEncoder,
     "deepset": DeepSetEncoder,
     "niche": NicheEncoder,
+    "section": SectionEncoder,
+    "crossmodal": CrossModalEncoder,
 }
 """Name for ``HurdleNet(encoder=...)`` -> class."""
 
-__all__ = ["ENCODERS", "Context", "DeepSetEncoder", "Encoder", "GraphEncoder", "MLPEncoder", "NicheEncoder", "Sizes"]
+__all__ = [
+    "ENCODERS",
+    "Context",
+    "CrossModalEncoder",
+    "DeepSetEncoder",
+    "Encoder",
+    "GraphEncoder",
+    "MLPEncoder",
+    "NicheEncoder",
+    "SectionContext",
+    "SectionEncoder",
+    "SectionKeys",
+    "Sizes",
+]

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
 import torch
 from torch import nn
+
+if TYPE_CHECKING:
+    from stmsi.model.encoders._bank import ProfileBank
+
+Summary: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+"""What attention needs of a section: sums of keys times values, and of keys."""
 
 
 @dataclass(frozen=True)
@@ -22,11 +28,14 @@ class Sizes:
         Columns of the covariates.
     n_components
         Components of spots and neighbours in the :class:`Context`; 0 without a graph.
+    n_metabolites
+        Metabolites of the training data.
     """
 
     n_genes: int
     n_covariates: int
     n_components: int = 0
+    n_metabolites: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,6 +60,53 @@ class Context:
     offset: torch.Tensor
 
 
+@dataclass(frozen=True)
+class SectionKeys:
+    """Spots that are attended to, in pieces of one section each.
+
+    Attributes
+    ----------
+    components
+        Components of the spots, shape (pieces, spots, components).
+    position
+        In steps between spots, shape (pieces, spots, 2).
+    there
+        False for the places that a piece leaves empty, shape (pieces, spots).
+    section
+        Section of each piece, shape (pieces,).
+    n_sections
+        Number of sections.
+    """
+
+    components: torch.Tensor
+    position: torch.Tensor
+    there: torch.Tensor
+    section: torch.Tensor
+    n_sections: int
+
+
+@dataclass(frozen=True)
+class SectionContext:
+    """The sections of a batch of spots.
+
+    Attributes
+    ----------
+    own
+        Components of the spots, shape (spots, components).
+    position
+        In steps between spots, shape (spots, 2).
+    section
+        Section of each spot, shape (spots,).
+    summary
+        Of each attention block, for each section.
+    """
+
+    own: torch.Tensor
+    position: torch.Tensor
+    section: torch.Tensor
+    summary: list[Summary]
+
+
 class Encoder(nn.Module):
     """A batch of spots in, one embedding per spot out.
 
@@ -65,12 +121,18 @@ class Encoder(nn.Module):
         Width of the embedding.
     uses_graph
         Whether the encoder reads the neighbourhood.
+    uses_section
+        Whether it reads all spots of the section.
     uses_positions
-        Whether it also reads where the neighbours lie.
+        Whether it also reads where these lie.
+    bank
+        Training spots from which a retrieval encoder predicts; `None` for all others.
     """
 
     n_output: int
+    bank: ProfileBank | None
     uses_graph: ClassVar[bool] = False
+    uses_section: ClassVar[bool] = False
     uses_positions: ClassVar[bool] = False
 
     def __init__(self, sizes: Sizes, **kwargs: Any) -> None:
@@ -78,6 +140,7 @@ class Encoder(nn.Module):
             msg = f"{type(self).__name__} does not take {sorted(kwargs)}."
             raise TypeError(msg)
         super().__init__()
+        self.bank = None
 
     @abstractmethod
     def forward(self, x: torch.Tensor, covariates: torch.Tensor, context: Context | None = None) -> torch.Tensor:
@@ -96,3 +159,26 @@ class Encoder(nn.Module):
         -------
         Shape (spots, ``n_output``).
         """
+
+    def auxiliary_loss(
+        self, embedding: torch.Tensor, target: torch.Tensor, present: torch.Tensor
+    ) -> torch.Tensor | None:
+        """A loss of the encoder's own, added to those of the two stages.
+
+        Parameters
+        ----------
+        embedding
+            Of the spots, as :meth:`forward` returned it.
+        target
+            Standardised intensity, shape (spots, metabolites), NaN where not covered.
+        present
+            1, 0 or NaN, likewise.
+
+        Returns
+        -------
+        One number, `None` where the encoder has no such loss.
+        """
+        return None
+
+    def remember(self, target: torch.Tensor, present: torch.Tensor) -> None:
+        """Put training spots into the bank, for encoders that have one; arguments as for :meth:`auxiliary_loss`."""

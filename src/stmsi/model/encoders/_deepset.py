@@ -7,14 +7,13 @@ from torch import nn
 
 from stmsi.model.encoders._base import Context, Encoder, Sizes
 
-_MEMBERS = 3
-
 
 class DeepSetEncoder(Encoder):
     """One function for the spot and for each of its neighbours, whose results are joined by their maximum.
 
-    Three such functions are trained together, and the median of their results counts, as do three ways to join them,
-    whose mean counts: an ensemble for the price of wider matrices.
+    Several such functions are trained together, and the median of their results counts, as do several ways to join them,
+    whose mean counts: an ensemble for the price of wider matrices. DeepSpot's inner set, sub-spots of a spot, has no
+    counterpart: a spot is its own only member.
 
     Parameters
     ----------
@@ -24,6 +23,8 @@ class DeepSetEncoder(Encoder):
         Width of the functions.
     dropout
         Share of hidden units left out while training.
+    n_phi, n_rho
+        Functions of one spot, and ways to join them. DeepSpot has ten of each.
 
     References
     ----------
@@ -32,20 +33,23 @@ class DeepSetEncoder(Encoder):
 
     uses_graph = True
 
-    def __init__(self, sizes: Sizes, n_hidden: int = 128, dropout: float = 0.3) -> None:
+    def __init__(self, sizes: Sizes, n_hidden: int = 128, dropout: float = 0.3, n_phi: int = 3, n_rho: int = 3) -> None:
         super().__init__(sizes)
+        if min(n_phi, n_rho) < 1:
+            msg = f"n_phi and n_rho must be at least 1, found {n_phi} and {n_rho}."
+            raise ValueError(msg)
         self.n_hidden = n_hidden
         # of all members in one matrix
         self.phi = nn.Sequential(
-            nn.LayerNorm(sizes.n_components), nn.Linear(sizes.n_components, n_hidden * _MEMBERS), nn.Dropout(dropout), nn.ReLU()
+            nn.LayerNorm(sizes.n_components), nn.Linear(sizes.n_components, n_hidden * n_phi), nn.Dropout(dropout), nn.ReLU()
         )  # fmt: skip
         self.rho = nn.Sequential(
-            nn.Dropout(dropout), nn.Linear(2 * n_hidden + sizes.n_covariates, n_hidden * _MEMBERS), nn.GELU()
+            nn.Dropout(dropout), nn.Linear(2 * n_hidden + sizes.n_covariates, n_hidden * n_rho), nn.GELU()
         )
         self.n_output = n_hidden
 
     def _members(self, values: torch.Tensor) -> torch.Tensor:
-        return values.unflatten(-1, (_MEMBERS, self.n_hidden))
+        return values.unflatten(-1, (-1, self.n_hidden))
 
     def forward(self, x: torch.Tensor, covariates: torch.Tensor, context: Context | None = None) -> torch.Tensor:
         """Embed spots; see :class:`Encoder`."""
@@ -59,6 +63,11 @@ class DeepSetEncoder(Encoder):
 
 
 def _median(members: torch.Tensor) -> torch.Tensor:
-    """Median over three members; torch's own sorts, which takes many times as long."""
+    """Median over the members, the mean of the middle two where their number is even."""
+    n = members.shape[-2]
+    if n != 3:
+        ordered = members.sort(dim=-2).values
+        return (ordered[..., (n - 1) // 2, :] + ordered[..., n // 2, :]) / 2
+    # of three without a sort, which takes longer
     a, b, c = members.unbind(dim=-2)
     return torch.maximum(torch.minimum(a, b), torch.minimum(torch.maximum(a, b), c))

@@ -17,7 +17,8 @@ class GraphEncoder(Encoder):
     """The spot's own embedding plus a correction from graph convolutions over its two rings.
 
     Nodes are the spot and its neighbours, with their components and a sine and cosine encoding of their position relative
-    to the spot; attention pools them. The correction starts at 0, so that training begins with the spot alone.
+    to the spot; attention pools them. The correction starts at 0, so that training begins with the spot alone. SEPAL trains
+    the local stage first, fixes it, and adds two predictions; here both are trained together and added as embeddings.
 
     Parameters
     ----------

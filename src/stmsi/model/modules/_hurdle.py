@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from scvi import REGISTRY_KEYS
@@ -11,12 +12,18 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from stmsi._core.expression import TARGET_SUM
-from stmsi.model.encoders import ENCODERS, Context, Sizes
+from stmsi.model.encoders import ENCODERS, Context, SectionContext, Sizes
+from stmsi.model.encoders._section import section_keys
 from stmsi.model.modules._losses import intensity_loss, presence_loss
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy as np
     from numpy.typing import NDArray
+
+    from stmsi.model.encoders import SectionEncoder
+    from stmsi.model.encoders._base import Summary
 
 METABOLITES_KEY = "metabolites"
 PRESENCE_KEY = "presence"
@@ -44,7 +51,7 @@ class HurdleModule(BaseModuleClass):
     n_continuous
         Numerical covariates.
     n_components
-        Components of spots and neighbours, for encoders that read the neighbourhood.
+        Components of spots and neighbours, for encoders that read the neighbourhood or the section.
     encoder
         Name in the registry of encoders.
     intensity_weight
@@ -83,7 +90,11 @@ class HurdleModule(BaseModuleClass):
         self.register_buffer("neighbours", torch.empty(0, 0, dtype=torch.long), persistent=False)
         self.register_buffer("ring", torch.empty(0, 0, dtype=torch.long), persistent=False)
         self.register_buffer("offset", torch.empty(0, 0, 2), persistent=False)
-        sizes = Sizes(n_selected, sum(n_cats_per_cov) + n_continuous, n_components)
+        self.register_buffer("position", torch.empty(0, 2), persistent=False)
+        for name in ("in_section", "section_rows", "section_start", "section_count"):
+            self.register_buffer(name, torch.empty(0, dtype=torch.long), persistent=False)
+        self._summary: list[Summary] | None = None
+        sizes = Sizes(n_selected, sum(n_cats_per_cov) + n_continuous, n_components, n_metabolites)
         self.encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {}))
         width = self.encoder.n_output
         self.signature_layer = nn.Linear(n_selected, _SIGNATURE_WIDTH) if n_clusters else None
@@ -112,9 +123,60 @@ class HurdleModule(BaseModuleClass):
         neighbours, ring, offset
             Row, ring and relative position of each spot's neighbours; shapes (spots, K), (spots, K), (spots, K, 2).
         """
-        for name, value in (("components", components), ("neighbours", neighbours), ("ring", ring), ("offset", offset)):
+        self._set_rows(components=components, neighbours=neighbours, ring=ring, offset=offset)
+
+    def set_section_context(
+        self, components: NDArray[np.float32], position: NDArray[np.float32], section: NDArray[np.int64]
+    ) -> None:
+        """The sections of all spots that batches will name by their row.
+
+        Parameters
+        ----------
+        components
+            Shape (spots, components).
+        position
+            In steps between spots, shape (spots, 2).
+        section
+            Number of each spot's section from 0, none left out; spots see those of the same number.
+        """
+        code = torch.as_tensor(section)
+        count = code.bincount()
+        self._set_rows(
+            components=components, position=position, in_section=code, section_rows=code.argsort(stable=True),
+            section_start=count.cumsum(0) - count, section_count=count,
+        )  # fmt: skip
+
+    def _set_rows(self, **values: Any) -> None:
+        for name, value in values.items():
             old = getattr(self, name)
             setattr(self, name, torch.as_tensor(value, dtype=old.dtype, device=old.device))
+
+    @contextmanager
+    def sections_summed_up(self) -> Iterator[None]:
+        """Sum up all sections once for all batches inside, in which neither weights nor spots may change."""
+        if self.encoder.uses_section:
+            self._summary = self._summarise(torch.arange(len(self.section_count), device=self.section_count.device))
+        try:
+            yield
+        finally:
+            self._summary = None
+
+    def _summarise(self, sections: torch.Tensor) -> list[Summary]:
+        encoder = cast("SectionEncoder", self.encoder)
+        start, count = self.section_start[sections], self.section_count[sections]
+        return encoder.summarise(
+            section_keys(
+                self.components, self.position, self.section_rows, start, count, encoder.n_keys, draw=self.training
+            )
+        )
+
+    def _section_context(self, row: torch.Tensor) -> SectionContext:
+        row = row.reshape(-1).long()
+        section, summary = self.in_section[row], self._summary
+        if summary is None:
+            sections, section = section.unique(return_inverse=True)
+            summary = self._summarise(sections)
+        return SectionContext(self.components[row], self.position[row], section, summary)
 
     def _context(self, row: torch.Tensor) -> Context:
         row = row.reshape(-1).long()
@@ -170,7 +232,11 @@ class HurdleModule(BaseModuleClass):
             ]
         if continuous is not None:
             columns.append((continuous - self.covariate_mean) / self.covariate_scale)
-        context = self._context(row) if self.encoder.uses_graph and row is not None else None
+        context: Context | SectionContext | None = None
+        if row is not None and self.encoder.uses_graph:
+            context = self._context(row)
+        elif row is not None and self.encoder.uses_section:
+            context = self._section_context(row)
         embedding = self.encoder(expression, torch.cat(columns, dim=1), context)
         mask = self.signature[cluster.reshape(-1).long()] if self.n_clusters and cluster is not None else None
         return {"embedding": embedding, "mask": mask}
@@ -183,24 +249,43 @@ class HurdleModule(BaseModuleClass):
         )
         return {"logit": self.presence_head(inputs), "mean": self.intensity_head(embedding)}
 
+    def read_out(self, **outputs: Any) -> dict[str, torch.Tensor]:
+        """What is predicted from embeddings: retrieved where the encoder keeps training spots, else that of the heads."""
+        bank = self.encoder.bank
+        if bank is None:
+            return self.generative(**outputs)
+        logit, mean = bank.look_up(outputs["embedding"])
+        # on the scale of the head, which a class-balanced loss trains
+        return {"logit": logit + self.positive_weight.log(), "mean": mean}
+
+    def targets(self, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Standardised intensity and presence of a batch, NaN where not covered; each of shape (spots, metabolites)."""
+        measured = tensors[METABOLITES_KEY]
+        if PRESENCE_KEY in tensors:
+            present = torch.where(torch.isnan(measured), measured, tensors[PRESENCE_KEY])
+        else:
+            present = torch.where(torch.isnan(measured), measured, (measured > 0).to(measured.dtype))
+        return (measured - self.target_mean) / self.target_scale, present
+
     def loss(
         self,
         tensors: dict[str, torch.Tensor],
         inference_outputs: dict[str, Any],
         generative_outputs: dict[str, torch.Tensor],
     ) -> LossOutput:
-        """Presence loss plus weighted intensity loss."""
-        measured = tensors[METABOLITES_KEY]
-        if PRESENCE_KEY in tensors:
-            present = torch.where(torch.isnan(measured), measured, tensors[PRESENCE_KEY])
-        else:
-            present = torch.where(torch.isnan(measured), measured, (measured > 0).to(measured.dtype))
-        target = (measured - self.target_mean) / self.target_scale
+        """Presence loss plus weighted intensity loss, plus the encoder's own where it has one."""
+        target, present = self.targets(tensors)
         presence = presence_loss(generative_outputs["logit"], present, self.positive_weight)
         intensity = intensity_loss(generative_outputs["mean"], target, present)
+        loss = presence + self.intensity_weight * intensity
+        metrics = {"presence_loss": presence.detach(), "intensity_loss": intensity.detach()}
+        auxiliary = self.encoder.auxiliary_loss(inference_outputs["embedding"], target, present)
+        if auxiliary is not None:
+            loss = loss + auxiliary
+            metrics["auxiliary_loss"] = auxiliary.detach()
         return LossOutput(
-            loss=presence + self.intensity_weight * intensity,
-            reconstruction_loss=intensity.expand(len(measured)),
-            n_obs_minibatch=len(measured),
-            extra_metrics={"presence_loss": presence.detach(), "intensity_loss": intensity.detach()},
+            loss=loss,
+            reconstruction_loss=intensity.expand(len(target)),
+            n_obs_minibatch=len(target),
+            extra_metrics=metrics,
         )
