@@ -39,7 +39,8 @@ MODELS = {
         "encoder": "crossmodal",
         "encoder_kwargs": {"output": "retrieval"},
     },
-    "ensemble": "ensemble",
+    "ensemble, own": "ensemble",
+    "ensemble": {"model": "ensemble", **GRAPH},
 }
 SCORES = ["pearson", "spearman", "r2", "pearson_present", "auroc", "auprc", "prevalence"]
 
