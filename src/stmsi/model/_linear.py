@@ -28,6 +28,7 @@ from stmsi.model._base import (
 )
 from stmsi.model._features import Context, SpotFeatures
 from stmsi.model._intensity import IntensityFamily, Regression, fit_regression
+from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._presence import Classifier, PresenceFamily, fit_classifier
 from stmsi.model._setup import Setup
 from stmsi.model._similarity import KernelMap, NeighbourMap
@@ -38,8 +39,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
-
-ESTIMATORS = "estimators.joblib"
 
 
 class HurdleLinear(HurdleModel):
@@ -286,11 +285,11 @@ class HurdleLinear(HurdleModel):
             "regressions": [replace(r, held_out=nothing) for r in self.regressions_],
             "map": self.map_,
         }
-        joblib.dump(payload, directory / ESTIMATORS, compress=3)
+        write_payload(directory, payload)
 
     @classmethod
     def _read(cls, directory: Path, adata: AnnData | None) -> HurdleLinear:
-        payload = joblib.load(directory / ESTIMATORS)
+        payload = read_payload(directory)
         model = cls.__new__(cls)
         for name, value in payload["params"].items():
             setattr(model, name, value)

@@ -50,6 +50,7 @@ from stmsi.model._base import (
 from stmsi.model._callbacks import KeepBestWeights
 from stmsi.model._features import SpotFeatures
 from stmsi.model._fields import OptionalObsmField
+from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._presence import platt
 from stmsi.model._setup import Setup
 from stmsi.model._spots import Spots, read_spots
@@ -561,11 +562,25 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         return np.asarray(pd.Index(columns).get_indexer(self.state.metabolites))
 
     def _write(self, directory: Path) -> None:
-        BaseModelClass.save(self, str(directory), overwrite=True)
+        # the attributes that scvi-tools saves, but without its pickle
+        names = [n for n in vars(self) if n.endswith("_") and not n.endswith("__") and n != "init_params_"]
+        weights = {name: value.detach().cpu().numpy() for name, value in self.module.state_dict().items()}
+        attributes = {name: getattr(self, name) for name in names}
+        write_payload(directory, {"params": self._params(), "attributes": attributes, "weights": weights})
 
     @classmethod
     def _read(cls, directory: Path, adata: AnnData | None) -> HurdleNet:
-        model = BaseModelClass.load.__func__(cls, str(directory), adata=False if adata is None else adata)  # type: ignore[attr-defined]
+        payload = read_payload(directory)
+        attributes = payload["attributes"]
+        registry = attributes.pop("registry_")
+        if adata is not None:
+            cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+        model = cls(adata, registry, **payload["params"])
+        for name, value in attributes.items():
+            setattr(model, name, value)
+        model.module.load_state_dict({name: torch.as_tensor(value) for name, value in payload["weights"].items()})
+        model.to_device("cuda" if torch.cuda.is_available() else "cpu")
+        model.module.eval()
         model._setup = model.state.setup
         return model
 
