@@ -113,7 +113,8 @@ def model_card(model: HurdleModel) -> dict[str, Any]:
             "Held-out scores are of training spots left out of the fit (inner folds or validation spots), not of new "
             "patients. The files hold numbers and text, no pickled objects."
         ),
-    } | model._about
+        **model._about,
+    }
 
 
 def training_record(adata: AnnData, metabolite_key: str) -> dict[str, Any]:
