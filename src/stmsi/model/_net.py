@@ -29,7 +29,7 @@ from scvi.dataloaders import AnnDataLoader
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from stmsi._core.expression import column_moments, log_normalize
-from stmsi._core.folds import inner_groups
+from stmsi._core.folds import held_out_group
 from stmsi._core.graphs import neighbour_rings, relative_positions
 from stmsi._core.hurdle import ResidualQuantiles
 from stmsi._keys import Key
@@ -334,7 +334,8 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         if validation is None:
             sample = require_sample(self.adata, setup.sample_key)[rows]
             xy = None if spots.xy is None else spots.xy[rows]
-            held_out = inner_groups(sample, xy, seed=self._hyper["rng"]) == 0
+            measured = ~np.isnan(targets.intensity[rows])
+            held_out = held_out_group(sample, xy, measured, seed=self._hyper["rng"])
             rows, validation = rows[~held_out], rows[held_out]
         plan_kwargs = {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay} | (plan_kwargs or {})
         options = {
@@ -409,7 +410,11 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         state = self.state
         at = calibrated.metabolites.get_indexer(state.metabolites)
         kept = at >= 0
-        if not kept.all():  # measured only in the spots that were held out: nothing is known of them
+        if not kept.all():
+            logger.warning(
+                "Metabolites measured only in the spots held out for calibration are left out: %s",
+                listing(state.metabolites[~kept]),
+            )
             state.metabolites, state.feature_table = state.metabolites[kept], state.feature_table.loc[kept]
             at = at[kept]
         assert self.platt_ is not None
