@@ -2,6 +2,7 @@ import json
 import pickle
 import shutil
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -218,3 +219,25 @@ def test_a_net_needs_what_its_setup_names_in_the_data_to_attach(st, tmp_path):
     del st.obsm["msi"]
     with pytest.raises(KeyError, match=r"obsm has no 'msi'.*map_to_spots writes it"):
         stmsi.model.load(tmp_path / "model", st)
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("step", ["write", "rename"])
+def test_an_interrupted_save_leaves_the_old_model(folder, monkeypatch, error, step):
+    model = stmsi.model.load(folder)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def stop(*args):
+        raise error
+
+    if step == "write":
+        monkeypatch.setattr(model, "_write", stop)
+    else:
+        rename = Path.replace
+        monkeypatch.setattr(Path, "replace", lambda p, to: stop() if p.name == "new" else rename(p, to))
+    with pytest.raises(error):
+        model.save(folder, overwrite=True, license="other")
+    monkeypatch.undo()
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+    assert model.card["license"] == "CC-BY-4.0", "the model in memory says what was saved"

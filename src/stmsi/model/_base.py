@@ -461,7 +461,10 @@ def resolve_rows(index: ArrayLike | None, n: int, name: str) -> NDArray[np.int64
         rows = np.flatnonzero(rows)
     rows = rows.astype(np.int64)
     if len(rows) == 0 or rows.min() < 0 or rows.max() >= n or len(np.unique(rows)) < len(rows):
-        msg = f"{name} must be distinct positions from 0 to {n - 1} (or a mask), at least one."
+        msg = (
+            f"{name} must be distinct positions from 0 to {n - 1} (or a mask), at least one. To let rare spots weigh more, "
+            "train on what stmsi.tl.oversample returns."
+        )
         raise ValueError(msg)
     return rows
 

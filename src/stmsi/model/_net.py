@@ -645,6 +645,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="Category .* has fewer than")
             # said of every query that holds few spots of a cluster, which does no harm
             warnings.filterwarnings("ignore", message=".*has fewer than 3 cells")
+            # of a handful of training spots
+            warnings.filterwarnings("ignore", message="Last batch will have a small size")
             # pandas 3 hands out read-only arrays; nothing here writes into a batch
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             yield
