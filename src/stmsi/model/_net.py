@@ -571,7 +571,8 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         names = [n for n in vars(self) if n.endswith("_") and not n.endswith("__") and n != "init_params_"]
         weights = {name: value.detach().cpu().numpy() for name, value in self.module.state_dict().items()}
         attributes = {name: getattr(self, name) for name in names}
-        write_payload(directory, {"params": self._params(), "attributes": attributes, "weights": weights})
+        given = {k: v for k, v in self.init_params_["non_kwargs"].items() if k not in ("adata", "registry")}
+        write_payload(directory, {"params": given, "attributes": attributes, "weights": weights})
 
     @classmethod
     def _read(cls, directory: Path, adata: AnnData | None) -> HurdleNet:

@@ -57,9 +57,9 @@ def save_model(
         about["license"] = license
     if card is not None:
         about["about"] = {"description": card} if isinstance(card, str) else dict(card)
-    content = _plain(model_card(model) | about)
+    content = model_card(model) | about
     try:
-        json.dumps(content, allow_nan=False)
+        json.dumps(about, allow_nan=False)
     except (TypeError, ValueError) as error:
         msg = f"license= and card= take text, numbers and mappings of them ({error})."
         raise TypeError(msg) from error
@@ -78,12 +78,12 @@ def save_model(
         files = [p for p in sorted(new.rglob("*")) if p.is_file()]  # members of an ensemble are folders inside
         content["files"] = {p.relative_to(new).as_posix(): p.stat().st_size for p in files}
         (new / CARD).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-        if target.exists():
-            target.replace(old)
         try:
+            if target.exists():
+                target.replace(old)
             new.replace(target)
         except BaseException:
-            if old.exists():
+            if old.exists() and not target.exists():
                 old.replace(target)
             raise
     finally:
@@ -94,7 +94,7 @@ def save_model(
 def model_card(model: HurdleModel) -> dict[str, Any]:
     """What a model is, what it was trained on and how well held-out training spots were predicted."""
     state = model.state
-    return {
+    card = {
         "format": FORMAT,
         "class": type(model).__name__,
         "stmsi": version("stmsi"),
@@ -115,6 +115,7 @@ def model_card(model: HurdleModel) -> dict[str, Any]:
         ),
         **model._about,
     }
+    return _plain(card)
 
 
 def training_record(adata: AnnData, metabolite_key: str) -> dict[str, Any]:
