@@ -57,6 +57,7 @@ class Key:
         SIGNATURE: Final = "signature"
         ATTRIBUTION: Final = "attribution"
         MEASURED: Final = "measured"
+        SECTION_MZ: Final = "section_mz"
 
     class layers:  # noqa: N801
         """Keys of ``layers``."""

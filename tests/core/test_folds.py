@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stmsi._core.folds import inner_groups
+from stmsi._core.folds import groups_where_measured, held_out_group, inner_groups
 
 
 def test_sections_stay_whole_and_are_spread_by_size():
@@ -56,3 +56,30 @@ def test_blocks_need_positions():
 def test_one_spot_cannot_be_split():
     with pytest.raises(ValueError, match=r"1 spot\(s\) cannot be split.*train on more spots"):
         inner_groups(np.array(["a"]), np.zeros((1, 2)))
+
+
+def test_a_held_out_group_leaves_every_metabolite_something():
+    rng = np.random.default_rng(0)
+    sample = np.repeat(["a", "b", "c"], [40, 30, 30])
+    xy = rng.uniform(size=(100, 2))
+    measured = np.ones((100, 3), bool)
+    whole = held_out_group(sample, xy, measured)
+    assert whole.sum() == 40
+    measured[40:, 2] = False
+    part = held_out_group(sample, xy, measured)
+    assert set(sample[part]) == {"a"}
+    assert 0 < part.sum() < 20
+    np.testing.assert_array_equal(held_out_group(sample, None, measured), whole)
+
+
+def test_a_metabolite_of_one_group_has_groups_of_its_own():
+    rng = np.random.default_rng(0)
+    sample, xy = np.repeat(["a", "b", "c"], 20), rng.uniform(size=(60, 2))
+    groups = inner_groups(sample, xy)
+    measured = np.repeat([True, False, False], 20)
+    own = groups_where_measured(sample, xy, groups, measured)
+    assert (own[~measured] == -1).all()
+    assert set(own[measured]) == {0, 1, 2, 3, 4}
+    assert groups_where_measured(sample, xy, groups, np.repeat([True, True, False], 20)) is None
+    assert groups_where_measured(sample, None, groups, measured) is None
+    assert groups_where_measured(sample, xy, groups, np.arange(60) == 3) is None

@@ -296,12 +296,12 @@ def test_networks_and_linear_models_stack_without_a_trace_on_the_data(data, tmp_
     card = json.loads((tmp_path / "model" / "stmsi.json").read_text())
     assert card["class"] == "HurdleEnsemble"
     assert card["params"]["members"]["net"]["model"] == "HurdleNet"
-    assert {"members/0/stmsi.json", "members/1/model.pt"} <= set(card["files"])
+    assert {"members/0/stmsi.json", "members/1/model.npz"} <= set(card["files"])
     loaded = stmsi.model.load(tmp_path / "model", data)
     assert_frame_equal(loaded.predict(), model.predict(), check_exact=True)
     assert_frame_equal(loaded.weights, model.weights, check_exact=True)
-    (tmp_path / "model" / "members" / "1" / "model.pt").unlink()
-    with pytest.raises(ValueError, match=r"model is damaged: members/1/model\.pt has 0 of \d+ bytes"):
+    (tmp_path / "model" / "members" / "1" / "model.npz").unlink()
+    with pytest.raises(ValueError, match=r"model is damaged: members/1/model\.npz has 0 of \d+ bytes"):
         stmsi.model.load(tmp_path / "model")
 
 

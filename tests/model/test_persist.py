@@ -1,5 +1,10 @@
 import json
+import pickle
+import shutil
+from datetime import UTC, datetime
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import stmsi
@@ -14,14 +19,12 @@ def saved(_mapped, tmp_path_factory):
     model = HurdleLinear(st, presence="prior", intensity="mean", n_components=5)
     model.train()
     folder = tmp_path_factory.mktemp("saved") / "model"
-    model.save(folder)
+    model.save(folder, license="CC-BY-4.0", card={"tissue": "simulated", "pixels": 50})
     return folder
 
 
 @pytest.fixture
 def folder(saved, tmp_path):
-    import shutil
-
     return shutil.copytree(saved, tmp_path / "model")
 
 
@@ -33,20 +36,58 @@ def edit(folder, **entries):
 def test_the_card_says_what_is_inside(folder):
     card = json.loads((folder / "stmsi.json").read_text())
     assert card["class"] == "HurdleLinear"
-    assert card["format"] == 1
+    assert card["format"] == 2
     assert card["stmsi"] == stmsi.__version__
     assert card["params"]["intensity"] == "mean"
+    assert card["params"]["rng"] == 0
     assert card["setup"] == {
         "metabolite_key": "msi",
         "presence_key": "msi_presence",
         "sample_key": "sample",
         "covariate_keys": ["patient"],
     }
-    assert card["training"]["samples"] == ["P1S1", "P2S1", "P3S1"]
+    training = card["training"]
+    assert training["samples"] == ["P1S1", "P2S1", "P3S1"]
+    assert training["n_patients"] == 3
+    assert sum(training["spots_per_sample"].values()) == training["n_spots"] == 323
+    assert training["software"]["numpy"] == np.__version__
+    assert abs((datetime.now(UTC) - datetime.fromisoformat(training["date"])).total_seconds()) < 3600
+    assert training["intensities"]["normalize_msi"]["log1p"] is True
+    assert card["genes"]["n"] == card["genes"]["n_used"] == 120
+    assert card["genes"]["ids"]["var_names"][0] == "SIMG0001"
+    assert card["genes"]["species"] == "Homo sapiens"
     assert len(card["metabolites"]) == 12
-    assert set(card["held_out"]) == {"median_pearson", "median_auroc"}
+    first = card["metabolites"][0]
+    assert (first["id"], first["name"], first["adduct"]) == ("simPC_28_0", "simPC(28:0)", "[M+H]+")
+    assert first["mz"] == pytest.approx(518.9531)
+    assert 0 < first["prevalence"] < 1
+    assert first["n_spots"] == 323
+    assert set(card["held_out"]) == {"mean_pearson", "median_pearson", "mean_auroc", "median_auroc"}
+    scores = [m["held_out_auroc"] for m in card["metabolites"] if m["held_out_auroc"] is not None]
+    assert card["held_out"]["mean_auroc"] == pytest.approx(np.mean(scores))
     assert not card["contains_training_profiles"]
-    assert "trust" in card["note"]
+    assert card["license"] == "CC-BY-4.0"
+    assert card["about"] == {"tissue": "simulated", "pixels": 50}
+
+
+def test_what_the_user_says_of_a_model_stays_with_it(folder, tmp_path):
+    model = stmsi.model.load(folder)
+    card = json.loads((folder / "stmsi.json").read_text())
+    del card["files"]
+    assert json.loads(json.dumps(model.card)) == card, "a loaded model has the card of the saved one"
+    model.save(tmp_path / "same")
+    model.save(tmp_path / "other", license="none", card="for teaching")
+    same, other = (stmsi.model.load(tmp_path / name).card for name in ("same", "other"))
+    assert (same["license"], same["about"]["tissue"]) == ("CC-BY-4.0", "simulated")
+    assert (other["license"], other["about"]) == ("none", {"description": "for teaching"})
+
+
+def test_a_card_takes_plain_values_only(folder, tmp_path):
+    model = stmsi.model.load(folder)
+    with pytest.raises(TypeError, match=r"license= and card= take text, numbers.*not JSON serializable"):
+        model.save(tmp_path / "new", card={"model": model})
+    assert not (tmp_path / "new").exists()
+    assert "tissue" in model.card["about"]
 
 
 @pytest.mark.parametrize("intensity", ["kernel_ridge", "knn"])
@@ -71,8 +112,21 @@ def test_a_file_is_not_a_folder(tmp_path):
 
 def test_a_folder_of_something_else(tmp_path):
     (tmp_path / "model.pt").write_text("x")
-    with pytest.raises(ValueError, match=r"not a saved stmsi model: it has no stmsi\.json; found 'model\.pt'"):
+    with pytest.raises(
+        ValueError, match=r"not a saved stmsi model: it has no stmsi\.json; found 'model\.pt'.*scvi-tools"
+    ):
         stmsi.model.load(tmp_path)
+
+
+def test_an_empty_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"not a saved stmsi model: it has no stmsi\.json; found none\.$"):
+        stmsi.model.load(tmp_path)
+
+
+def test_a_class_reads_its_own_models_only(folder, st):
+    assert isinstance(HurdleLinear.load(folder), HurdleLinear)
+    with pytest.raises(ValueError, match=r"holds a HurdleLinear, not a HurdleNet; load it with stmsi\.model\.load or"):
+        HurdleNet.load(folder, st)
 
 
 @pytest.mark.parametrize(
@@ -91,8 +145,19 @@ def test_a_card_that_is_no_text(folder):
 
 
 def test_a_newer_format(folder):
-    edit(folder, format=2, stmsi="9.1.0")
-    with pytest.raises(ValueError, match=r"written by stmsi 9\.1\.0, which is newer than .*; upgrade stmsi"):
+    edit(folder, format=3, stmsi="9.1.0")
+    with pytest.raises(
+        ValueError,
+        match=r"by stmsi 9\.1\.0 in format 3; this version, .*, reads format 2\. Upgrade stmsi to 9\.1\.0 or",
+    ):
+        stmsi.model.load(folder)
+
+
+def test_a_format_that_pickled(folder):
+    edit(folder, format=1, stmsi="0.0.9")
+    with pytest.raises(
+        ValueError, match=r"0\.0\.9 in format 1, whose pickled objects can run any code.*Train the model"
+    ):
         stmsi.model.load(folder)
 
 
@@ -102,17 +167,48 @@ def test_an_unknown_class(folder):
         stmsi.model.load(folder)
 
 
+@pytest.mark.parametrize("name", ["model.json", "model.npz"])
 @pytest.mark.parametrize("how", ["missing", "cut"])
-def test_a_damaged_payload(folder, how):
-    payload = folder / "estimators.joblib"
+def test_a_damaged_payload(folder, name, how):
+    payload = folder / name
     content = payload.read_bytes()
     payload.unlink()
     if how == "cut":
         payload.write_bytes(content[: len(content) // 2])
-    with pytest.raises(
-        ValueError, match=r"model is damaged: estimators\.joblib has \d+ of \d+ bytes; .*save the model"
-    ):
+    with pytest.raises(ValueError, match=rf"model is damaged: {name} has \d+ of \d+ bytes; .*save the model"):
         stmsi.model.load(folder)
+    edit(folder, files={})
+    with pytest.raises(ValueError, match=r"model is damaged \(\w+: .*save the model again"):
+        stmsi.model.load(folder)
+
+
+def test_a_pickle_in_the_place_of_numbers_is_not_read(folder, tmp_path):
+    class Code:
+        def __reduce__(self):
+            return (tmp_path.joinpath("was_run").mkdir, ())
+
+    edit(folder, files={})
+    np.savez(folder / "model.npz", **{"0": np.array([Code()], dtype=object)}, allow_pickle=True)
+    with pytest.raises(ValueError, match="model is damaged"):
+        stmsi.model.load(folder)
+    (folder / "model.npz").write_bytes(pickle.dumps(Code()))
+    with pytest.raises(ValueError, match="model is damaged"):
+        stmsi.model.load(folder)
+    assert not (tmp_path / "was_run").exists()
+
+
+def test_estimators_of_another_scikit_learn_are_warned_of(st, tmp_path, caplog):
+    HurdleLinear.setup_anndata(st)
+    model = HurdleLinear(st, n_components=5, n_folds=2)
+    model.train()
+    model.save(tmp_path / "model")
+    stmsi.model.load(tmp_path / "model")
+    assert "scikit-learn" not in caplog.text
+    content = json.loads((tmp_path / "model" / "model.json").read_text())
+    (tmp_path / "model" / "model.json").write_text(json.dumps(content | {"scikit-learn": "0.9.0"}))
+    edit(tmp_path / "model", files={})
+    stmsi.model.load(tmp_path / "model")
+    assert "estimators of scikit-learn 0.9.0, and " in caplog.text
 
 
 def test_a_net_needs_what_its_setup_names_in_the_data_to_attach(st, tmp_path):
@@ -123,3 +219,25 @@ def test_a_net_needs_what_its_setup_names_in_the_data_to_attach(st, tmp_path):
     del st.obsm["msi"]
     with pytest.raises(KeyError, match=r"obsm has no 'msi'.*map_to_spots writes it"):
         stmsi.model.load(tmp_path / "model", st)
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize("step", ["write", "rename"])
+def test_an_interrupted_save_leaves_the_old_model(folder, monkeypatch, error, step):
+    model = stmsi.model.load(folder)
+    before = {p.name: p.read_bytes() for p in folder.iterdir()}
+
+    def stop(*args):
+        raise error
+
+    if step == "write":
+        monkeypatch.setattr(model, "_write", stop)
+    else:
+        rename = Path.replace
+        monkeypatch.setattr(Path, "replace", lambda p, to: stop() if p.name == "new" else rename(p, to))
+    with pytest.raises(error):
+        model.save(folder, overwrite=True, license="other")
+    monkeypatch.undo()
+    assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+    assert model.card["license"] == "CC-BY-4.0", "the model in memory says what was saved"

@@ -407,3 +407,96 @@ def test_numbers_that_cannot_be(change, options, match):
         setattr(st, key, value)
     with pytest.raises(ValueError, match=match):
         stmsi.pp.combine({"A": st}, {"A": _msi()}, **{"pixel_size": 50, **options})
+
+
+# ----------------------------------------------------------------------------------------------- several lists of m/z
+
+
+def _two_panels(first=None, second=None, **kwargs):
+    first = _msi(("PC", "ion_522"), (760.5850, 522.2000)) if first is None else first
+    second = _msi(("ion_522.2012", "ion_300"), (522.2012, 300.0)) if second is None else second
+    return stmsi.pp.combine({"A": _st(), "B": _st()}, {"A": first, "B": second}, pixel_size=50, **kwargs)
+
+
+def test_ions_are_matched_by_mass(tmp_path):
+    assert _two_panels().tables["msi"].n_vars == 4, "by name they are all different"
+    sdata = _two_panels(mz_tolerance=5)
+    msi = sdata.tables["msi"]
+    assert msi.var_names.tolist() == ["PC", "ion_522", "ion_300"]
+    assert msi.var["mz"].tolist() == [760.585, 522.2, 300]
+    assert msi.varm["measured"].to_numpy().tolist() == [[True, False], [True, True], [False, True]]
+    np.testing.assert_array_equal(msi.varm["section_mz"], [[760.585, np.nan], [522.2, 522.2012], [np.nan, 300]])
+    np.testing.assert_array_equal(msi.X.toarray()[:, 1], [1, 3, 5, 7, 0, 2, 4, 6])
+    sdata.write(tmp_path / "a.zarr")
+    found = read_zarr(tmp_path / "a.zarr").tables["msi"]
+    pd.testing.assert_frame_equal(found.varm["section_mz"], msi.varm["section_mz"], check_names=False)
+
+
+def test_what_a_section_did_not_measure_is_unknown_and_not_absent():
+    sdata = _two_panels(mz_tolerance=5)
+    stmsi.pp.align(sdata, transformation={"A": np.eye(3), "B": np.eye(3)})
+    stmsi.pp.map_to_spots(sdata)
+    st = sdata.tables["st"]
+    in_a, in_b = (st.obsm["msi"][(st.obs["sample"] == s).to_numpy()] for s in "AB")
+    covered = in_a["ion_522"].notna().to_numpy()
+    assert covered.any()
+    assert in_a["ion_300"].isna().all()
+    assert in_b["PC"].isna().all()
+    assert in_b["ion_300"].notna().to_numpy().tolist() == covered.tolist()
+    pd.testing.assert_frame_equal(st.uns["msi"]["section_mz"], sdata.tables["msi"].varm["section_mz"])
+    stmsi.pp.call_presence(sdata)
+    assert st.obsm["msi_presence"].isna().equals(st.obsm["msi"].isna())
+
+
+def test_prevalence_is_of_the_sections_that_measured_the_ion():
+    sdata = _two_panels(mz_tolerance=5)
+    stmsi.pp.filter_metabolites(sdata, min_prevalence=0)
+    assert sdata.tables["msi"].var["prevalence"].to_dict() == {"PC": 0.75, "ion_522": 0.875, "ion_300": 1.0}
+
+
+def test_united_sections_can_be_united_again():
+    third = stmsi.pp.combine({"C": _st()}, {"C": _msi(("x", "y"), (300.0006, 522.1995))}, pixel_size=50)
+    msi = stmsi.pp.combine([_two_panels(mz_tolerance=5), third], mz_tolerance=5).tables["msi"]
+    assert msi.var_names.tolist() == ["PC", "ion_522", "ion_300"]
+    assert msi.varm["measured"]["B"].tolist() == [False, True, True]
+    np.testing.assert_array_equal(msi.varm["section_mz"]["B"], [np.nan, 522.2012, 300])
+    np.testing.assert_array_equal(msi.varm["section_mz"]["C"], [np.nan, 522.1995, 300.0006])
+
+
+@pytest.mark.parametrize("column", ["adduct", "formula"])
+def test_ions_that_are_known_to_differ_stay_two(column):
+    first, second = _msi(("a",), (100.0,)), _msi(("b",), (100.0,))
+    first.var[column], second.var[column] = "x", "y"
+    assert _two_panels(first, second, mz_tolerance=5).tables["msi"].n_vars == 2
+    second.var[column] = ""
+    assert _two_panels(first, second, mz_tolerance=5).tables["msi"].n_vars == 1
+
+
+def test_polarities_are_not_mixed():
+    def section(name, polarity):
+        own = _msi(("a",), (100.0,))
+        attrs = {"polarity": polarity}
+        return msi_section(own.X, own.var, own.obs["row"], own.obs["col"], sample=name, pixel_size=50, attrs=attrs)
+
+    for polarity, n in (("negative", 2), ("positive", 1), ("unknown", 1)):
+        msi = {"A": section("A", "positive"), "B": section("B", polarity)}
+        sdata = stmsi.pp.combine({"A": _st(), "B": _st()}, msi, mz_tolerance=5)
+        assert sdata.tables["msi"].n_vars == n
+        assert sdata.tables["msi"].var_names.is_unique
+
+
+@pytest.mark.parametrize(
+    ("second", "tolerance", "message"),
+    [
+        (
+            _msi(("b", "c"), (522.1990, 522.2010)),
+            5,
+            r"Ion 'ion_522' of A \(m/z 522\.20000\) is as near to '[bc]' .* of B, within 5 ppm \(1 such cases\)\. Lower",
+        ),
+        (_msi(("PC", "c"), (760.6, 100.0)), 5, "same name have m/z that differ by more than 5 ppm: 'PC'. Raise"),
+        (_msi(("b", "c"), (100.0, 200.0)), 0, "mz_tolerance must be a positive number, found 0"),
+    ],
+)
+def test_masses_that_cannot_be_matched(second, tolerance, message):
+    with pytest.raises(ValueError, match=message):
+        _two_panels(second=second, mz_tolerance=tolerance)

@@ -6,6 +6,8 @@ import scipy.sparse as sp
 
 import stmsi
 from stmsi._core.expression import pool_counts
+from stmsi._core.folds import inner_groups
+from stmsi.model.encoders import ENCODERS
 
 
 def test_clusters_become_equal(st):
@@ -90,17 +92,41 @@ def test_edges_to_other_spots_are_cut(st):
         np.testing.assert_array_equal(kept.toarray() if sp.issparse(kept) else kept, expected)
 
 
-@pytest.mark.parametrize("family", [{"model": "ridge"}, {"model": "mlp", "train": {"max_epochs": 1}}])
-def test_models_train_on_it(st, family):
+NET = {"model": "HurdleNet", "train": {"max_epochs": 1}}
+
+
+@pytest.mark.parametrize(
+    ("family", "graph"),
+    [
+        ({"model": "ridge"}, True),
+        ({"model": "ridge", "context": "diffused"}, True),
+        (NET, False),
+        *[({**NET, "encoder": name}, True) for name, kind in ENCODERS.items() if kind.uses_graph],
+    ],
+)
+def test_models_train_on_it(st, family, graph):
     from stmsi.tl._predict_metabolites import train_model
 
-    train_model(st, {"model": "mlp", "train": {"max_epochs": 1, "refit": False}}, {}, show_progress_bar=False)
-    out = stmsi.tl.oversample(st, cluster_key="domain")
+    st.obsm["msi"] = st.obsm["msi"].iloc[:, :3]
+    st.uns["_scvi_uuid"] = "of a model that was trained on the spots"
+    train = np.flatnonzero((st.obs["sample"] != "P3S1").to_numpy())
+    out = stmsi.tl.oversample(st, cluster_key="domain", train_idx=train)
     assert not [k for k in out.uns if k.startswith("_scvi")]
-    graph = {"graph_key": "spatial_connectivities"} if family["model"] == "ridge" else {}
-    model = train_model(out, family, graph, show_progress_bar=False)
-    assert model.state.training["n_spots"] == out.n_obs
-    assert model.predict(st).shape == (st.n_obs, 12)
+    fields = {"graph_key": "spatial_connectivities"} if graph else {}
+    model = train_model(out, family, fields, show_progress_bar=False)
+    covered = out.obsm["msi"].notna().any(axis=1)
+    assert model.state.training["n_spots"] == covered.sum() > len(train) - 20
+    predicted = model.predict(st)
+    assert predicted.shape == (st.n_obs, 3)
+    assert np.isfinite(predicted.to_numpy()).all()
+
+
+def test_repeats_and_their_spot_are_held_out_together(st):
+    out = stmsi.tl.oversample(st[st.obs["sample"] == "P1S1"].copy(), cluster_key="domain")
+    groups = inner_groups(out.obs["sample"].to_numpy(str), out.obsm["spatial"])
+    per_spot = pd.Series(groups).groupby(out.obs["oversampled_from"].to_numpy()).nunique()
+    assert (out.obs["oversampled_from"].value_counts() > 1).any()
+    assert (per_spot == 1).all()
 
 
 def test_it_survives_writing(st, tmp_path):

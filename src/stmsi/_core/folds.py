@@ -65,3 +65,66 @@ def inner_groups(
         msg = f"{len(sample)} spot(s) cannot be split for inner cross-validation; train on more spots or sections."
         raise ValueError(msg)
     return group
+
+
+def held_out_group(
+    sample: NDArray[np.str_], xy: NDArray[np.float64] | None, measured: NDArray[np.bool_], *, seed: int = 0
+) -> NDArray[np.bool_]:
+    """One group of spots to hold out, of which every metabolite keeps spots to learn from.
+
+    The first group of :func:`inner_groups`. Of a section that alone measured some metabolite, one spatial block is held
+    out instead of the whole, where positions are known.
+
+    Parameters
+    ----------
+    sample, xy, seed
+        As for :func:`inner_groups`.
+    measured
+        Whether each spot has a measurement of each metabolite, shape (spots, metabolites).
+
+    Returns
+    -------
+    Mask, shape (spots,).
+    """
+    out = inner_groups(sample, xy, seed=seed) == 0
+    lost = measured[out].any(axis=0) & ~measured[~out].any(axis=0)
+    if xy is not None:
+        for section in np.unique(sample[measured[:, lost].any(axis=1)]):
+            own = np.flatnonzero(sample == section)
+            if len(own) > 1:
+                out[own] = inner_groups(sample[own], xy[own], seed=seed) == 0
+    return out
+
+
+def groups_where_measured(
+    sample: NDArray[np.str_],
+    xy: NDArray[np.float64] | None,
+    groups: NDArray[np.int64],
+    measured: NDArray[np.bool_],
+    *,
+    n_groups: int = 5,
+    seed: int = 0,
+) -> NDArray[np.int64] | None:
+    """Groups for a metabolite that was measured in one group only, with which no fold could be trained.
+
+    Parameters
+    ----------
+    sample, xy, n_groups, seed
+        As for :func:`inner_groups`.
+    groups
+        Groups of all metabolites.
+    measured
+        Spots that have a measurement of this one, shape (spots,).
+
+    Returns
+    -------
+    Its own groups, -1 where it was not measured; `None` where `groups` serve, or where no others can be made.
+    """
+    known = np.flatnonzero(measured)
+    if len(known) < 2 or len(np.unique(groups[known])) > 1:
+        return None
+    if xy is None and len(np.unique(sample[known])) < _MIN_GROUPS:
+        return None
+    own = np.full(len(groups), -1, np.int64)
+    own[known] = inner_groups(sample[known], None if xy is None else xy[known], n_groups=n_groups, seed=seed)
+    return own

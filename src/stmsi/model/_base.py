@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -17,7 +17,7 @@ from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import check_choice, listing, require_frame, require_sample
 from stmsi.model._panel import GenePanel, gene_names
-from stmsi.model._persist import save_model
+from stmsi.model._persist import load_as, model_card, save_model, training_record
 from stmsi.model._spots import Spots, read_spots
 
 if TYPE_CHECKING:
@@ -108,6 +108,7 @@ class HurdleModel:
 
     state_: FittedState | None = None
     adata: AnnData | None
+    _about: Mapping[str, Any] = {}  # what the user says of the model: licence, notes
 
     @abstractmethod
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -145,6 +146,17 @@ class HurdleModel:
     def metabolites(self) -> list[str]:
         """Ids of the metabolites that the model predicts."""
         return list(self.state.metabolites)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The model card: what the model is, what it was trained on, and how well held-out spots were predicted.
+
+        A saved model has it as ``stmsi.json`` in its folder. The entries are ``format``, ``class``, ``stmsi``, ``params``
+        (hyper-parameters and seed), ``setup``, ``training`` (spots, sections, date, versions, how intensities were
+        made), ``genes``, ``metabolites`` (each with m/z and held-out scores), ``held_out``,
+        ``contains_training_profiles``, ``note`` and, where they were given to :meth:`save`, ``license`` and ``about``.
+        """
+        return model_card(self)
 
     def predict_presence(self, adata: AnnData | None = None, *, min_genes: float = MIN_GENES) -> pd.DataFrame:
         """Calibrated probability that each metabolite is present in each spot.
@@ -277,7 +289,14 @@ class HurdleModel:
         coords = {"spot": list(prediction.presence.index), "metabolite": self.metabolites}
         return xr.DataArray(draws, dims=("draw", "spot", "metabolite"), coords=coords, name="intensity")
 
-    def save(self, dir_path: str | Path, *, overwrite: bool = False) -> None:
+    def save(
+        self,
+        dir_path: str | Path,
+        *,
+        overwrite: bool = False,
+        license: str | None = None,
+        card: str | Mapping[str, Any] | None = None,
+    ) -> None:
         """Write the model to a folder; :func:`stmsi.model.load` reads it.
 
         Parameters
@@ -286,6 +305,10 @@ class HurdleModel:
             Folder to make. It appears whole or not at all.
         overwrite
             Replace a model that is there.
+        license
+            Licence of use, for the model card; `None`: what the model was loaded with, if anything.
+        card
+            What else the card should say, under ``about``: a text, or a mapping such as ``{"tissue": "breast"}``.
 
         Raises
         ------
@@ -293,8 +316,34 @@ class HurdleModel:
             The folder exists and `overwrite` is false.
         RuntimeError
             The model is not trained.
+        TypeError
+            Values for the card that JSON cannot hold.
         """
-        save_model(self, dir_path, overwrite=overwrite)
+        save_model(self, dir_path, overwrite=overwrite, license=license, card=card)
+
+    @classmethod
+    def load(cls, dir_path: str | Path, adata: AnnData | None = None) -> Self:
+        """Load a saved model of this class; see :func:`stmsi.model.load`, which takes any.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that ``model.save`` wrote.
+        adata
+            Training data to attach; `None`: the model predicts data that are passed to it.
+
+        Returns
+        -------
+        The model.
+
+        Raises
+        ------
+        FileNotFoundError
+            No such folder.
+        ValueError
+            Another class, another format, or damaged files.
+        """
+        return load_as(dir_path, adata, cls.__name__)  # type: ignore[return-value]
 
     def _predict_all(self, adata: AnnData | None, *, coverage: float = 0.9, min_genes: float = MIN_GENES) -> Prediction:
         state = self.state
@@ -419,7 +468,10 @@ def resolve_rows(index: ArrayLike | None, n: int, name: str) -> NDArray[np.int64
         rows = np.flatnonzero(rows)
     rows = rows.astype(np.int64)
     if len(rows) == 0 or rows.min() < 0 or rows.max() >= n or len(np.unique(rows)) < len(rows):
-        msg = f"{name} must be distinct positions from 0 to {n - 1} (or a mask), at least one."
+        msg = (
+            f"{name} must be distinct positions from 0 to {n - 1} (or a mask), at least one. To let rare spots weigh more, "
+            "train on what stmsi.tl.oversample returns."
+        )
         raise ValueError(msg)
     return rows
 
@@ -467,9 +519,17 @@ def start_state(
 
 
 def summarise_training(adata: AnnData, setup: Setup, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """Plain summary of the training data for the model card."""
-    samples: Sequence[str] = sorted(set(require_sample(adata, setup.sample_key)[rows]))
-    return {"n_spots": len(rows), "n_genes": adata.n_vars, "samples": list(samples)}
+    """Plain summary of the training data for the model card; patients are counted, not named."""
+    names, size = np.unique(require_sample(adata, setup.sample_key)[rows].astype(str), return_counts=True)
+    samples = [str(name) for name in names]
+    patients = adata.obs[Key.obs.PATIENT].iloc[rows].nunique() if Key.obs.PATIENT in adata.obs else None
+    return {
+        "n_spots": len(rows),
+        "n_genes": adata.n_vars,
+        "samples": samples,
+        "spots_per_sample": dict(zip(samples, size.tolist(), strict=True)),
+        "n_patients": patients,
+    } | training_record(adata, setup.metabolite_key)
 
 
 def signature_of(adata: AnnData, setup: Setup) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None]:

@@ -36,6 +36,7 @@ from stmsi.model._base import (
 )
 from stmsi.model._features import SpotFeatures
 from stmsi.model._linear import HurdleLinear
+from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._persist import load, save_model
 from stmsi.model._registry import ModelSpec, named_models, resolve
 from stmsi.model._setup import Setup
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import ArrayLike, NDArray
 
-STACK = "ensemble.joblib"
 MEMBERS = "members"
 STAGES = ("presence", "intensity")
 DEFAULT_MEMBERS: dict[str, ModelSpec] = {"ridge": "ridge", "kernel_ridge": "kernel_ridge"}
@@ -295,15 +295,13 @@ class HurdleEnsemble(HurdleModel):
         return np.clip(probability, 0, 1), intensity
 
     def _write(self, directory: Path) -> None:
-        joblib.dump(
-            {"params": self._params(), "state": self.state, "stack": self.stack_}, directory / STACK, compress=3
-        )
+        write_payload(directory, {"params": self._params(), "state": self.state, "stack": self.stack_})
         for k, model in enumerate(self.models_):  # by number: names may hold anything
             save_model(model, directory / MEMBERS / str(k), overwrite=False)
 
     @classmethod
     def _read(cls, directory: Path, adata: AnnData | None) -> HurdleEnsemble:
-        payload = joblib.load(directory / STACK)
+        payload = read_payload(directory)
         model = cls.__new__(cls)
         for name, value in payload["params"].items():
             setattr(model, name, value)

@@ -174,7 +174,10 @@ class SpotFeatures:
             values = column.astype(str).to_numpy().astype(str)
             unknown = sorted(set(values) - set(known))
             if unknown:
-                msg = f"Covariate {name!r} has categories that training did not: {listing(unknown)}; known: {listing(known)}."
+                msg = (
+                    f"Covariate {name!r} has categories that training did not: {listing(unknown)}; known: {listing(known)}. "
+                    f"Set obs[{name!r}] of these spots to a known one, or train without this covariate."
+                )
                 raise ValueError(msg)
             columns.append(values[:, None] == known[None])
         return np.hstack([*columns, np.empty((len(spots), 0))]).astype(np.float32)

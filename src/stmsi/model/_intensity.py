@@ -140,7 +140,9 @@ def fit_regression(
         held_out[test] = y[train].mean() if train.any() else mean
         if train.sum() >= 3 and np.ptp(y[train]) > 0:
             folds.append((train, test))
-    if family == "mean" or not folds or known.sum() < 5 or np.ptp(y[known]) <= 0:
+    # held-out spots without a measured intensity cannot choose a penalty
+    judged = any((test & known).any() for _, test in folds)
+    if family == "mean" or not judged or known.sum() < 5 or np.ptp(y[known]) <= 0:
         return Regression(None, mean, np.nan, held_out)
 
     strengths = _strengths(family)

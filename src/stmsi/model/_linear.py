@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import joblib
@@ -11,11 +11,12 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from stmsi._core.expression import column_moments, log_normalize
-from stmsi._core.folds import inner_groups
+from stmsi._core.folds import groups_where_measured, inner_groups
 from stmsi._keys import Key
+from stmsi._logging import logger
 from stmsi._progress import track
 from stmsi._settings import settings
-from stmsi._validate import check_choice, require_sample
+from stmsi._validate import check_choice, listing, require_sample
 from stmsi.model._base import (
     HurdleModel,
     Targets,
@@ -28,6 +29,7 @@ from stmsi.model._base import (
 )
 from stmsi.model._features import Context, SpotFeatures
 from stmsi.model._intensity import IntensityFamily, Regression, fit_regression
+from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._presence import Classifier, PresenceFamily, fit_classifier
 from stmsi.model._setup import Setup
 from stmsi.model._similarity import KernelMap, NeighbourMap
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
-
-ESTIMATORS = "estimators.joblib"
 
 
 class HurdleLinear(HurdleModel):
@@ -233,9 +233,6 @@ class HurdleLinear(HurdleModel):
         state = start_state(self.adata, setup, targets, features, mean_log)
         sample = require_sample(self.adata, setup.sample_key)[rows]
         groups = inner_groups(sample, train.xy, n_groups=self.n_folds, seed=self.rng)
-        # blocks of one section are held out from different models, whose predictions are not compared with each other
-        units = np.unique(np.unique(sample, return_inverse=True)[1] * len(groups) + groups, return_inverse=True)[1]
-
         for_intensity, for_presence = features.transform(train)
         shared: KernelMap | NeighbourMap | None = None
         if self.intensity == "kernel_ridge":
@@ -243,15 +240,19 @@ class HurdleLinear(HurdleModel):
             for_intensity = shared.transform(for_intensity)
         elif self.intensity == "knn":
             shared = NeighbourMap.fit(for_intensity, features.widths)
-            for_intensity = shared.held_out(for_intensity, groups)
+        folds = self._folds(targets, sample, train.xy, groups)
+        inputs = [
+            shared.held_out(for_intensity, own) if isinstance(shared, NeighbourMap) else for_intensity
+            for own, _ in folds.kinds
+        ]
         present = targets.where_present()
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
         jobs = (
             joblib.delayed(_fit_both)(
-                for_presence, for_intensity, targets.presence[:, m], present[:, m], groups,
-                self.presence, self.intensity, self.rng, units,
+                for_presence, inputs[k], targets.presence[:, m], present[:, m], folds.kinds[k][0],
+                self.presence, self.intensity, self.rng, folds.kinds[k][1],
             )
-            for m in range(len(targets.metabolites))
+            for m, k in enumerate(folds.of)
         )  # fmt: skip
         fitted = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
         description = f"{self.presence} + {self.intensity}"
@@ -272,6 +273,37 @@ class HurdleLinear(HurdleModel):
         )
         self._calibrate(held_out, *self._stages(spots.take(validation)))
 
+    def _folds(
+        self,
+        targets: Targets,
+        sample: NDArray[Any],
+        xy: NDArray[np.float64] | None,
+        groups: NDArray[np.int64],
+    ) -> _Folds:
+        """Inner folds of each metabolite: those of all, but for the ones measured in one group only."""
+        kinds, of, stuck = [groups], [], []
+        number: dict[bytes, int] = {}
+        measured = ~np.isnan(targets.presence)
+        for m, metabolite in enumerate(targets.metabolites):
+            known = measured[:, m].tobytes()
+            if known not in number:
+                own = groups_where_measured(sample, xy, groups, measured[:, m], n_groups=self.n_folds, seed=self.rng)
+                number[known] = 0 if own is None else len(kinds)
+                kinds += [] if own is None else [own]
+            of.append(number[known])
+            if of[-1] == 0 and len(np.unique(groups[measured[:, m]])) < 2:
+                stuck.append(metabolite)
+        if stuck:
+            logger.warning(
+                "Metabolites measured in one section only, whose spots cannot be split into blocks, are predicted with "
+                "their mean: %s",
+                listing(stuck),
+            )
+        code = np.unique(sample, return_inverse=True)[1]
+        # blocks of one section are held out from different models, whose predictions are not compared with each other
+        units = [np.unique(code * (len(own) + 1) + own, return_inverse=True)[1] for own in kinds]
+        return _Folds(list(zip(kinds, units, strict=True)), of)
+
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         for_intensity, for_presence = self.state.features.transform(spots)
         if self.map_ is not None:
@@ -291,11 +323,11 @@ class HurdleLinear(HurdleModel):
             "regressions": [replace(r, held_out=nothing) for r in self.regressions_],
             "map": self.map_,
         }
-        joblib.dump(payload, directory / ESTIMATORS, compress=3)
+        write_payload(directory, payload)
 
     @classmethod
     def _read(cls, directory: Path, adata: AnnData | None) -> HurdleLinear:
-        payload = joblib.load(directory / ESTIMATORS)
+        payload = read_payload(directory)
         model = cls.__new__(cls)
         for name, value in payload["params"].items():
             setattr(model, name, value)
@@ -311,6 +343,14 @@ class HurdleLinear(HurdleModel):
     def _params(self) -> dict[str, Any]:
         names = ("presence", "intensity", "n_top_genes", "n_components", "context", "n_folds", "rng")
         return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class _Folds:
+    """Kinds of inner folds, each the groups and the units within which predictions are compared; that of each metabolite."""
+
+    kinds: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    of: list[int]
 
 
 def _fit_both(

@@ -29,7 +29,7 @@ from scvi.dataloaders import AnnDataLoader
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
 
 from stmsi._core.expression import column_moments, log_normalize
-from stmsi._core.folds import inner_groups
+from stmsi._core.folds import held_out_group
 from stmsi._core.graphs import neighbour_rings, relative_positions, section_positions
 from stmsi._core.hurdle import ResidualQuantiles
 from stmsi._keys import Key
@@ -50,6 +50,7 @@ from stmsi.model._base import (
 from stmsi.model._callbacks import KeepBestWeights
 from stmsi.model._features import SpotFeatures
 from stmsi.model._fields import OptionalObsmField
+from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._presence import platt
 from stmsi.model._setup import Setup
 from stmsi.model._spots import Spots, read_spots
@@ -341,7 +342,8 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         if validation is None:
             sample = require_sample(self.adata, setup.sample_key)[rows]
             xy = None if spots.xy is None else spots.xy[rows]
-            held_out = inner_groups(sample, xy, seed=self._hyper["rng"]) == 0
+            measured = ~np.isnan(targets.intensity[rows])
+            held_out = held_out_group(sample, xy, measured, seed=self._hyper["rng"])
             rows, validation = rows[~held_out], rows[held_out]
         plan_kwargs = {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay} | (plan_kwargs or {})
         options = {
@@ -428,7 +430,11 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         state = self.state
         at = calibrated.metabolites.get_indexer(state.metabolites)
         kept = at >= 0
-        if not kept.all():  # measured only in the spots that were held out: nothing is known of them
+        if not kept.all():
+            logger.warning(
+                "Metabolites measured only in the spots held out for calibration are left out: %s",
+                listing(state.metabolites[~kept]),
+            )
             state.metabolites, state.feature_table = state.metabolites[kept], state.feature_table.loc[kept]
             at = at[kept]
         assert self.platt_ is not None
@@ -608,11 +614,26 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         return np.asarray(pd.Index(columns).get_indexer(self.state.metabolites))
 
     def _write(self, directory: Path) -> None:
-        BaseModelClass.save(self, str(directory), overwrite=True)
+        # the attributes that scvi-tools saves, but without its pickle
+        names = [n for n in vars(self) if n.endswith("_") and not n.endswith("__") and n != "init_params_"]
+        weights = {name: value.detach().cpu().numpy() for name, value in self.module.state_dict().items()}
+        attributes = {name: getattr(self, name) for name in names}
+        given = {k: v for k, v in self.init_params_["non_kwargs"].items() if k not in ("adata", "registry")}
+        write_payload(directory, {"params": given, "attributes": attributes, "weights": weights})
 
     @classmethod
     def _read(cls, directory: Path, adata: AnnData | None) -> HurdleNet:
-        model = BaseModelClass.load.__func__(cls, str(directory), adata=False if adata is None else adata)  # type: ignore[attr-defined]
+        payload = read_payload(directory)
+        attributes = payload["attributes"]
+        registry = attributes.pop("registry_")
+        if adata is not None:
+            cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+        model = cls(adata, registry, **payload["params"])
+        for name, value in attributes.items():
+            setattr(model, name, value)
+        model.module.load_state_dict({name: torch.as_tensor(value) for name, value in payload["weights"].items()})
+        model.to_device("cuda" if torch.cuda.is_available() else "cpu")
+        model.module.eval()
         model._setup = model.state.setup
         return model
 
@@ -671,6 +692,8 @@ def _quiet() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="Category .* has fewer than")
             # said of every query that holds few spots of a cluster, which does no harm
             warnings.filterwarnings("ignore", message=".*has fewer than 3 cells")
+            # of a handful of training spots
+            warnings.filterwarnings("ignore", message="Last batch will have a small size")
             # pandas 3 hands out read-only arrays; nothing here writes into a batch
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             yield

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from stmsi.pp._filter_metabolites import filter_metabolites
     from stmsi.pp._gene_signatures import gene_signatures
     from stmsi.pp._map_to_spots import map_to_spots
+    from stmsi.pp._match_metabolites import match_metabolites
     from stmsi.pp._normalize_msi import normalize_msi
     from stmsi.pp._spatial_graph import spatial_graph
 
@@ -22,6 +23,7 @@ __all__ = [
     "filter_metabolites",
     "gene_signatures",
     "map_to_spots",
+    "match_metabolites",
     "normalize_msi",
     "spatial_graph",
 ]

@@ -30,6 +30,7 @@ from stmsi._validate import (
     require_unique,
     sample_names,
 )
+from stmsi.pp._match_metabolites import identities_of, united_ids
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
 
 _MZ_TOLERANCE = 20e-6
 """Relative m/z difference above which one id means two different ions."""
+
+_UNKNOWN = "unknown"
+"""Polarity of a file that does not tell it."""
 
 
 def combine(
@@ -50,6 +54,7 @@ def combine(
     spot_diameter: float = VISIUM_SPOT_DIAMETER,
     pixel_size: float | tuple[float, float] | None = None,
     join: Literal["inner", "outer"] = "inner",
+    mz_tolerance: float | None = None,
 ) -> SpatialData:
     """Combine ST and MSI sections into one SpatialData.
 
@@ -75,16 +80,26 @@ def combine(
     join
         Whether genes must be in every section (``"inner"``) or in any (``"outer"``, missing counts are 0). Ions are
         always kept from every section; which section measured which ion is in ``varm["measured"]``.
+    mz_tolerance
+        How to tell which ions of different MSI sections are the same. `None`: they have the same name. A number: their
+        m/z differ by no more than so many ppm, whatever their names; each ion goes with its mutual nearest, and ions
+        whose adduct, formula or polarity are given and differ are never joined.
 
     Returns
     -------
     SpatialData with the tables ``st`` and ``msi``, shapes ``<sample>_spots`` and ``<sample>_pixels``, and the images
-    and points of the inputs. The inputs are not changed.
+    and points of the inputs. The inputs are not changed. In the table ``msi``:
+
+    - ``var``: id, name and m/z of an ion are those of the first section that measured it;
+    - ``varm["measured"]``: ions x sections, whether the section measured the ion. Where it did not, ``X`` holds nothing,
+      which is not a measured 0: :func:`stmsi.pp.map_to_spots` writes NaN there;
+    - ``varm["section_mz"]``: ions x sections, the m/z in each section (Da), NaN where it was not measured.
 
     Raises
     ------
     ValueError
-        Names that clash, MSI without its ST section, coordinates that cannot be micrometres.
+        Names that clash, MSI without its ST section, coordinates that cannot be micrometres, ions that two others
+        are equally near to within `mz_tolerance`.
     KeyError
         Missing columns or tables.
 
@@ -103,7 +118,11 @@ def combine(
     from spatialdata import SpatialData
 
     check_choice(join, ("inner", "outer"), "join")
-    for option, value in (("um_per_unit", um_per_unit), ("spot_diameter", spot_diameter)):
+    for option, value in (
+        ("um_per_unit", um_per_unit),
+        ("spot_diameter", spot_diameter),
+        ("mz_tolerance", 1.0 if mz_tolerance is None else mz_tolerance),
+    ):
         if not (np.isfinite(value) and value > 0):
             msg = f"{option} must be a positive number, found {value!r}."
             raise ValueError(msg)
@@ -143,7 +162,7 @@ def combine(
             elements[name] = element.copy() if kind in ("shapes", "points") else element
     tables = {Key.table.ST: _concat_st([s.tables[Key.table.ST] for s in st_sections], join)}
     if msi_sections:
-        tables[Key.table.MSI] = _concat_msi([s.tables[Key.table.MSI] for s in msi_sections])
+        tables[Key.table.MSI] = _concat_msi([s.tables[Key.table.MSI] for s in msi_sections], mz_tolerance)
     return SpatialData.init_from_elements(elements | tables)
 
 
@@ -334,29 +353,36 @@ def _concat_st(tables: list[AnnData], join: str) -> AnnData:
     return _relink(merged)
 
 
-def _concat_msi(tables: list[AnnData]) -> AnnData:
+def _concat_msi(tables: list[AnnData], mz_tolerance: float | None) -> AnnData:
     tables = [_with_own_keys(t) for t in tables]
     _keep_shared_layers(tables, "MSI")
     _check_normalised_alike(tables)
-    _match_ions(tables)
+    if mz_tolerance is None:
+        _match_ions(tables)
+    else:
+        _match_ions_by_mz(tables, mz_tolerance)
     var = tables[0].var
     for t in tables[1:]:
         shared = var.index.intersection(t.var_names)
         mz, other = var.loc[shared, Key.var.MZ], t.var.loc[shared, Key.var.MZ]
         apart = shared[((mz - other).abs() > _MZ_TOLERANCE * mz).to_numpy()]
-        if len(apart):
+        if mz_tolerance is None and len(apart):
             msg = (
                 f"Ions with the same name have different m/z in different sections: {listing(apart)}. "
-                "Rename them, or read all sections with one list of m/z."
+                "Rename them, read all sections with one list of m/z, or match ions by m/z (mz_tolerance=)."
             )
             raise ValueError(msg)
         var = var.combine_first(t.var).loc[var.index.union(t.var_names, sort=False)]
     measured = pd.DataFrame({s: _measured(t, s, var.index) for t in tables for s in sample_names(t)}, index=var.index)
+    section_mz = pd.DataFrame(
+        {s: _section_mz(t, s, var.index) for t in tables for s in sample_names(t)}, index=var.index
+    )
     attrs = {k: v for t in tables for k, v in t.uns.get(Key.uns.MSI, {}).get("attrs", {}).items()}
     merged = ad.concat(tables, join="outer", fill_value=0, merge="unique", uns_merge="unique")[:, var.index].copy()
     merged.X = sp.csr_matrix(merged.X)
     merged.var = feature_frame(var)  # columns that some sections lack have gaps now
     merged.varm[Key.varm.MEASURED] = measured
+    merged.varm[Key.varm.SECTION_MZ] = section_mz.where(measured)
     merged.uns[Key.uns.MSI] = {"attrs": attrs}
     return _relink(merged)
 
@@ -366,13 +392,7 @@ def _match_ions(tables: list[AnnData]) -> None:
 
     Ids are made section by section, and two names can have the same one: ``18:1/16:0`` and ``18:1_16:0``.
     """
-    identities = []
-    for table in tables:
-        name = table.var[Key.var.NAME].astype(str)
-        # a name that a section uses twice (isomers) says less than the id
-        identities.append(
-            [i if twice else n for i, n, twice in zip(table.var_names, name, name.duplicated(keep=False), strict=True)]
-        )
+    identities = [identities_of(t.var) for t in tables]
     first: dict[str, str] = {}
     for table, own in zip(tables, identities, strict=True):
         for identity, ion in zip(own, table.var_names, strict=True):
@@ -380,6 +400,26 @@ def _match_ions(tables: list[AnnData]) -> None:
     ids = dict(zip(first, safe_ids(first.values()), strict=True))
     for table, own in zip(tables, identities, strict=True):
         table.var_names = [ids[identity] for identity in own]
+
+
+def _match_ions_by_mz(tables: list[AnnData], ppm: float) -> None:
+    """Give ions of different sections one id where their m/z agree."""
+    features = []
+    for table in tables:
+        attrs = table.uns.get(Key.uns.MSI, {}).get("attrs", {})
+        polarity = {str(attrs.get(s, {}).get("polarity", _UNKNOWN)) for s in sample_names(table)}
+        known = len(polarity) == 1 and polarity != {_UNKNOWN}
+        features.append(table.var.assign(polarity=polarity.pop() if known else ""))
+    labels = [", ".join(sample_names(t)) for t in tables]
+    for table, ids in zip(tables, united_ids(features, labels, ppm), strict=True):
+        table.var_names = ids
+
+
+def _section_mz(table: AnnData, sample: str, ions: pd.Index) -> np.ndarray:
+    """m/z of each ion in a section, also where an earlier combination had united it with others."""
+    known = table.varm.get(Key.varm.SECTION_MZ)
+    own = known[sample] if isinstance(known, pd.DataFrame) and sample in known else table.var[Key.var.MZ]
+    return pd.Series(own.to_numpy(float), index=table.var_names).reindex(ions).to_numpy()
 
 
 def _measured(table: AnnData, sample: str, ions: pd.Index) -> np.ndarray:

@@ -57,7 +57,7 @@ def filter_metabolites(
     Returns
     -------
     `None`, or with ``copy=True`` the changed copy. Subsets the ions of the table and adds ``var["prevalence"]``, the
-    share of all pixels above zero.
+    share of pixels above zero in the sections that measured the ion.
 
     Raises
     ------
@@ -81,6 +81,7 @@ def filter_metabolites(
     require_rows(msi, "pixels")
     sample = require_sample(msi, sample_key)
     names = list(dict.fromkeys(sample))
+    whole = np.ones(msi.n_vars, bool)
     if not 1 <= min_samples <= len(names):
         msg = f"min_samples must lie between 1 and the number of sections ({len(names)}), found {min_samples!r}."
         raise ValueError(msg)
@@ -106,7 +107,9 @@ def filter_metabolites(
             "min_intensity or min_samples."
         )
         raise ValueError(msg)
-    msi.var["prevalence"] = detected.sum(axis=0) / n_pixels.sum()
+    measured = msi.varm.get(Key.varm.MEASURED)
+    known = np.stack([measured[n].to_numpy(bool) if measured is not None and n in measured else whole for n in names])
+    msi.var["prevalence"] = detected.sum(axis=0) / np.maximum((n_pixels * known).sum(axis=0), 1)
     logger.info("Keeping %d of %d ions.", int(keep.sum()), len(keep))
     msi._inplace_subset_var(keep)
     return out if copy else None

@@ -74,7 +74,8 @@ def map_to_spots(
     - ``obsm["msi"]``: DataFrame spots x metabolites, float32; **NaN where MSI did not cover the spot** (or the section
       did not measure the ion), 0 where it did and found nothing;
     - ``obs["msi_coverage"]``: covered share of the spot's area, 0 to 1;
-    - ``uns["msi"]``: ``features`` (the metabolites: ``name``, ``mz``, ...) and ``params``.
+    - ``uns["msi"]``: ``features`` (the metabolites: ``name``, ``mz``, ...), ``params`` and, after
+      :func:`stmsi.pp.combine`, ``section_mz`` (metabolites x sections, NaN where a section did not measure the ion).
 
     Presence that was called from an earlier mapping (``obsm["msi_presence"]``) is removed.
 
@@ -147,6 +148,8 @@ def map_to_spots(
     if Key.uns.NORMALIZE in msi.uns:
         params["normalize_msi"] = dict(msi.uns[Key.uns.NORMALIZE]["params"])
     st.uns[key_added] = {"features": msi.var.copy(), "params": params}
+    if Key.varm.SECTION_MZ in msi.varm:
+        st.uns[key_added][Key.varm.SECTION_MZ] = msi.varm[Key.varm.SECTION_MZ].copy()
     if st.obsm.pop(Key.presence_of(key_added), None) is not None:
         logger.info(
             "obsm[%r] was called from the earlier mapping and is removed; call stmsi.pp.call_presence again.",

@@ -36,7 +36,8 @@ def oversample(
 
     Train on the result, and predict and score on the spots as they are: thresholds, calibrated probabilities and the
     evidence that a model keeps of its held-out training spots refer to the balanced mixture. Repeats share the section
-    and the position of their spot, so that inner folds (sections or spatial blocks) never part them.
+    and the position of their spot, so that inner folds (sections or spatial blocks) never part them. Do not split the
+    result by hand: give the training spots as `train_idx`.
 
     Parameters
     ----------
@@ -64,7 +65,7 @@ def oversample(
     - ``obs["oversampled_from"]``: name of the spot in `data`.
     - ``obsp``: the row of a repeat is that of its spot, and leads to spots, never to repeats: sums and means over the
       neighbours of a row are those of the spot. The matrices are **not symmetric** any more; edges to spots outside of
-      the training spots are cut.
+      the training spots are cut. Encoders that read two rings find the spot itself in the second ring of its repeat.
     - All else follows the spots, but for the links to a SpatialData and to scvi-tools' registries in ``uns``, which
       are dropped: the table is for training, not for a SpatialData, whose shapes it would annotate twice.
 
