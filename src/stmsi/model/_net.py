@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.callbacks import Callback, EarlyStopping
 from scipy.special import expit
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
@@ -24,6 +28,7 @@ from scvi.data.fields import (
     LayerField,
     NumericalJointObsField,
     NumericalObsField,
+    ObsmField,
 )
 from scvi.dataloaders import AnnDataLoader
 from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
@@ -47,19 +52,28 @@ from stmsi.model._base import (
     summarise_training,
     training_rows,
 )
-from stmsi.model._callbacks import KeepBestWeights
+from stmsi.model._callbacks import AverageWeights, KeepBestWeights
 from stmsi.model._features import SpotFeatures
 from stmsi.model._fields import OptionalObsmField
+from stmsi.model._net_parts import (
+    check_checkpoint,
+    linear_path,
+    merge_calibration,
+    panel_data,
+    section_moments,
+    some_metabolites,
+    target_moments,
+)
+from stmsi.model._persist import save_model
 from stmsi.model._presence import platt
 from stmsi.model._setup import Setup
 from stmsi.model._spots import Spots, read_spots
 from stmsi.model.encoders import ENCODERS
 from stmsi.model.modules import HurdleModule
-from stmsi.model.modules._hurdle import CLUSTER_KEY, METABOLITES_KEY, PRESENCE_KEY
+from stmsi.model.modules._hurdle import CLUSTER_KEY, FEATURES_KEY, METABOLITES_KEY, PRESENCE_KEY, Stage
+from stmsi.model.modules._losses import INTENSITY_LOSSES, PRESENCE_LOSSES, IntensityLoss, PresenceLoss
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from numpy.typing import ArrayLike, NDArray
 
 _PREDICT_BATCH = 4096
@@ -69,6 +83,10 @@ _COMPONENTS = 50
 """Components of the space in which clusters are assigned and out-of-distribution spots found."""
 _CONTEXT_COMPONENTS = 128
 """Components in which encoders see a spot's neighbourhood."""
+_LINEAR_COMPONENTS = 128
+"""Components from which the linear path of a residual network predicts."""
+_DECAY = 0.98
+"""Of averaged weights: they reach back some 50 steps."""
 _ROW_KEY = "_indices"
 """Column of ``obs`` with the row of each spot, as scvi-tools calls it."""
 
@@ -78,7 +96,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
 
     An encoder embeds the spot; one head gives the log-odds of presence (it also sees the signature mask of the spot's
     cluster), another the intensity given presence. The loss is a class-balanced cross-entropy plus the squared error
-    of the standardised intensity where present; entries without MSI never count. Training stops early on whole held-out
+    of the standardised intensity where present (or others, see below); entries without MSI never count. Training stops early on whole held-out
     sections (spatial blocks where there are fewer than three), keeps the weights that were best there, and calibrates
     probabilities, thresholds and intervals on them.
 
@@ -97,8 +115,25 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         Most variable genes (over the training spots) that are used.
     intensity_weight
         Weight of the intensity loss beside the presence loss.
+    presence_loss
+        ``"bce"`` (cross-entropy) or ``"focal"`` (the same with less weight on what is right for sure, exponent 2). Both
+        balance the classes.
+    intensity_loss
+        Over the spots that have the metabolite: ``"mse"``, ``"huber"``, or one less the ``"pearson"`` correlation or
+        ``"cosine"`` of each metabolite within a batch. The last two know no level, and have a tenth of the squared error
+        added.
+    standardise
+        Intensities are learnt as differences to the training mean over its standard deviation: of each ``"metabolite"``,
+        or of each metabolite in each section (``"sample"``). With the latter the differences between sections are not
+        learnt; every prediction, also of a training section, is put on the mean scale of the training sections.
+    training
+        ``"joint"``: both stages at once; ``"two_stage"``: first encoder and presence, then, with these fixed, the
+        intensity with an encoder of its own that starts from the other.
+    residual
+        ``"ridge"``: both heads correct ridge regressions on the principal components of the genes, fitted beforehand.
     encoder_kwargs
-        Options of the encoder. ``"mlp"``: ``n_hidden``, ``n_layers``, ``dropout``, ``input_dropout``; ``"graph"``:
+        Options of the encoder. ``"mlp"``: ``n_hidden``, ``n_layers``, ``dropout``, ``input_dropout``, ``per_metabolite`` (one
+        small network for each metabolite); ``"graph"``:
         ``n_hidden``, ``n_graph``, ``n_layers``, ``dropout``, ``input_dropout``; ``"deepset"``: ``n_hidden``, ``dropout``; ``"niche"``: ``n_hidden``, ``n_heads``, ``dropout``, ``neighbour_dropout``.
     rng
         Seed. On a CPU the same seed gives the same bits.
@@ -132,10 +167,21 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         encoder: str = "mlp",
         n_top_genes: int = 2000,
         intensity_weight: float = 1.0,
+        presence_loss: PresenceLoss = "bce",
+        intensity_loss: IntensityLoss = "mse",
+        standardise: Literal["metabolite", "sample"] = "metabolite",
+        training: Literal["joint", "two_stage"] = "joint",
+        residual: Literal["ridge"] | None = None,
         encoder_kwargs: dict[str, Any] | None = None,
         rng: int = 0,
     ) -> None:
         check_choice(encoder, ENCODERS, "encoder")
+        check_choice(presence_loss, PRESENCE_LOSSES, "presence_loss")
+        check_choice(intensity_loss, INTENSITY_LOSSES, "intensity_loss")
+        check_choice(standardise, ("metabolite", "sample"), "standardise")
+        check_choice(training, ("joint", "two_stage"), "training")
+        if residual is not None:
+            check_choice(residual, ("ridge",), "residual")
         if adata is not None:
             self._setup = Setup.read(adata, type(self).__name__)
             if self._setup.graph_key is not None and not ENCODERS[encoder].uses_graph:
@@ -150,17 +196,16 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                     f'setup_anndata(adata, graph_key="{Key.obsp.CONNECTIVITIES}").'
                 )
                 raise ValueError(msg)
-            if self._setup.feature_key:
-                msg = (
-                    "HurdleNet reads genes and covariates only; set up without feature_key, name single numbers in "
-                    "covariate_keys, or use HurdleLinear."
-                )
-                raise ValueError(msg)
         BaseModelClass.__init__(self, adata, registry)
         self._hyper: dict[str, Any] = {
             "encoder": encoder,
             "n_top_genes": n_top_genes,
             "intensity_weight": intensity_weight,
+            "presence_loss": presence_loss,
+            "intensity_loss": intensity_loss,
+            "standardise": standardise,
+            "training": training,
+            "residual": residual,
             "encoder_kwargs": dict(encoder_kwargs or {}),
             "rng": rng,
         }
@@ -183,7 +228,17 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                 encoder=self._hyper["encoder"],
                 intensity_weight=self._hyper["intensity_weight"],
                 encoder_kwargs=self._hyper["encoder_kwargs"],
+                n_features=self._feature_widths(),
+                presence_loss=self._hyper["presence_loss"],
+                intensity_loss=self._hyper["intensity_loss"],
+                two_stage=self._hyper["training"] == "two_stage",
+                linear_path=self._hyper["residual"] is not None,
             )
+
+    def _feature_widths(self) -> tuple[int, ...]:
+        """Columns of each further set of features."""
+        names = (f"n_{FEATURES_KEY}_{i}" for i in range(len(self.registry_["field_registries"])))
+        return tuple(int(self.summary_stats[n]) for n in names if n in self.summary_stats)
 
     @property
     def _uses_graph(self) -> bool:
@@ -227,14 +282,15 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         covariate_keys
             Columns of ``obs``: numbers are z-scored, categories become indicators.
         feature_key
-            Further features in ``obsm``. No encoder reads them yet: :class:`~stmsi.model.HurdleLinear` does.
+            Further features in ``obsm`` (arrays or DataFrames), such as those of the histology image; z-scored on the
+            training spots and appended to the genes. Several keys are allowed.
         **kwargs
             For scvi-tools, which replays the setup when a model is loaded.
 
         Returns
         -------
         `None`. Writes the names into ``uns["_stmsi_setup"]`` and, as scvi-tools does, ``uns["_scvi_uuid"]``,
-        ``uns["_scvi_manager_uuid"]``, ``_scvi_*`` columns for clusters and covariates and, with a graph, ``obs["_indices"]``.
+        ``uns["_scvi_manager_uuid"]``, ``_scvi_*`` columns for clusters and covariates and ``obs["_indices"]``.
 
         Raises
         ------
@@ -258,8 +314,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
             feature_key=feature_key,
         )  # fmt: skip
-        if setup.graph_key is not None:
-            adata.obs[_ROW_KEY] = np.arange(adata.n_obs)
+        adata.obs[_ROW_KEY] = np.arange(adata.n_obs)
         with _quiet():
             manager = AnnDataManager(fields=_fields(adata, setup), setup_method_args=setup_method_args)
             manager.register_fields(adata, **kwargs)
@@ -276,15 +331,20 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         batch_size: int = 128,
         lr: float = 3e-3,
         weight_decay: float = 1e-3,
+        weight_averaging: bool = False,
         refit: bool = True,
+        warm_start: bool = False,
+        checkpoint_dir: str | Path | None = None,
         n_threads: int = 1,
         accelerator: str = "auto",
         devices: int | list[int] | str = "auto",
+        precision: str = "32-true",
+        compile: bool = False,
         show_progress_bar: bool | None = None,
         plan_kwargs: dict[str, Any] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
-        """Train both stages together.
+        """Train both stages.
 
         Parameters
         ----------
@@ -294,7 +354,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             Spots for early stopping, thresholds and intervals; `None`: one group of whole sections (a spatial block of
             each section where there are fewer than three) is taken out of the training spots.
         max_epochs
-            Passes over the training spots at most.
+            Passes over the training spots at most; with ``training="two_stage"`` of each stage.
         early_stopping
             Stop when the validation loss has not fallen for `patience` epochs.
         patience
@@ -303,14 +363,28 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             Spots in a step.
         lr, weight_decay
             Of AdamW.
+        weight_averaging
+            Validate and keep an exponential moving average of the weights (over some 50 steps).
         refit
             Where the validation spots were taken out of the training spots: train once more on all of them, from the
             start, for as many epochs as were best. Calibration stays that of the held-out spots.
+        warm_start
+            Go on from the weights that the model has, with its genes and scaling, after an interrupted training or from a
+            checkpoint. The optimizer begins anew. Pass the same `train_idx` and `validation_idx`.
+        checkpoint_dir
+            Folder into which the model is saved, calibrated, whenever the validation loss has fallen (with
+            ``training="two_stage"`` in the second stage); it replaces the one before, whole or not at all.
+            :func:`stmsi.model.load` reads it. It is not the refitted model: save that one yourself.
         n_threads
             CPU threads of torch. The steps are small, so that on a busy machine more threads cost up to ten times
             what they bring; one also makes sums independent of the machine.
         accelerator, devices
             As for Lightning.
+        precision
+            As for Lightning, such as ``"bf16-mixed"`` or ``"16-mixed"`` on a GPU. Losses and predictions are always computed
+            in 32 bits.
+        compile
+            Compile the module with :func:`torch.compile`, which takes a C++ compiler and a minute, and pays off on a GPU only.
         show_progress_bar
             `None` follows ``stmsi.settings.progress_bar``.
         plan_kwargs
@@ -321,10 +395,32 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         Raises
         ------
         ValueError
-            No training spot has MSI, or none is left for validation.
+            No training spot has MSI, or none is left for validation; `warm_start` where no held-out spots are left.
+        RuntimeError
+            The validation loss was never finite, or `warm_start` without a trained model.
+        FileExistsError
+            `checkpoint_dir` holds something else.
+
+        Notes
+        -----
+        When an interrupt (Ctrl+C, the stop button of a notebook) or an error ends training early, the model keeps the
+        weights that were best so far and is calibrated on the held-out spots, as with ``refit=False``; then the exception
+        is raised. It can predict, be saved, or go on with ``train(warm_start=True)``. Only if no epoch was validated before (with
+        ``training="two_stage"`` none of the second stage) is it left untrained. Interrupted while it is refitted, it is the
+        model before that.
         """
         if self.adata is None:
             msg = "The model was loaded without data and cannot be trained; make a new one from the AnnData."
+            raise ValueError(msg)
+        if max_epochs < 1:
+            msg = f"max_epochs must be at least 1, found {max_epochs!r}."
+            raise ValueError(msg)
+        directory = check_checkpoint(checkpoint_dir)
+        if warm_start and self.state.training.get("refit", True):
+            msg = (
+                "The model was refitted on all its spots (refit=True), so that none are left which decide when to stop and "
+                "calibrate. Go on from an interrupted training, a checkpoint or train(refit=False), or use fine_tune for new data."
+            )
             raise ValueError(msg)
         setup = self._setup
         spots, targets = read_spots(self.adata, setup), read_targets(self.adata, setup)
@@ -335,73 +431,221 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             xy = None if spots.xy is None else spots.xy[rows]
             held_out = inner_groups(sample, xy, seed=self._hyper["rng"]) == 0
             rows, validation = rows[~held_out], rows[held_out]
-        plan_kwargs = {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay} | (plan_kwargs or {})
+        plan_kwargs = {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay, "compile": compile} | (
+            plan_kwargs or {}
+        )
         options = {
             "accelerator": accelerator, "devices": devices, "n_threads": n_threads, "batch_size": batch_size, "plan_kwargs": plan_kwargs,
             "enable_progress_bar": settings.progress_bar if show_progress_bar is None else show_progress_bar,
-            **trainer_kwargs,
+            "precision": precision, "decay": _DECAY if weight_averaging else None, **trainer_kwargs,
         }  # fmt: skip
-        best = KeepBestWeights()
-        callbacks = [best, *options.pop("callbacks", [])]
-        # Lightning's own, as that of scvi-tools prints its verdict past every logger
-        stop = [EarlyStopping("validation_loss", patience=patience)] if early_stopping else []
-        self._fit(
-            spots, targets, rows, validation, max_epochs=max_epochs, check_val_every_n_epoch=1,
-            callbacks=[*callbacks, *stop], **options,
-        )  # fmt: skip
-        logger.info(
-            "Best validation loss in epoch %d of %d.", best.best_epoch + 1, len(self.history["validation_loss"])
-        )
-        best.restore(self.module)
-        self._fit_calibration(spots.take(validation), targets, rows, validation)
-        if not given and refit:
-            history, calibrated = self.history, self.state
-            rows = np.sort(np.concatenate([rows, validation]))
-            self._fit(
-                spots, targets, rows, rows[:0], max_epochs=best.best_epoch + 1, callbacks=callbacks[1:], **options
-            )
-            self._carry_over(calibrated)
-            self.history_ = history
+        start = _Start(deepcopy(self.module.state_dict()), self.state, self.platt_) if warm_start else None
+        run = _Run(spots, targets, rows, validation, start, directory)
+        best_epochs = self._learn(run, max_epochs=max_epochs, patience=patience if early_stopping else None, **options)
+        if not given and refit and max(best_epochs):
+            self._refit(run, best_epochs, **options)
+
+    def _learn(self, run: _Run, *, max_epochs: int, patience: int | None, **options: Any) -> list[int]:
+        """Train, stop early, keep the best weights, calibrate; the number of epochs that was best for each stage."""
+        self._prepare(run, run.rows, run.validation)
+        callbacks = options.pop("callbacks", [])
+        stages, epochs = self._passes(run), list[int]()
+        # a correction, or better weights, must first beat what training begins with
+        has_start = run.start is not None or self._hyper["residual"] is not None
+        for stage in stages:
+            last = stage == stages[-1]
+            best = KeepBestWeights(on_better=self._checkpointer(run, sum(epochs)) if last else None)
+            # Lightning's own, as that of scvi-tools prints its verdict past every logger
+            stop = [] if patience is None else [EarlyStopping("validation_loss", patience=patience)]
+            try:
+                self._fit(
+                    stage, run.rows, run.validation, best, max_epochs=max_epochs, callbacks=[*callbacks, *stop],
+                    check_val_every_n_epoch=1, num_sanity_val_steps=-1 if has_start and stage != "presence" else 0, **options,
+                )  # fmt: skip
+            except BaseException:
+                if last and best.found:
+                    best.restore(self.module)
+                    self._settle(run, sum(epochs) + best.best_epoch + 1)
+                    logger.warning(
+                        "Training ended early; the model keeps the weights of epoch %d and is calibrated.",
+                        best.best_epoch + 1,
+                    )
+                else:
+                    self.state_, self.platt_, self.is_trained_ = None, None, False
+                raise
+            best.restore(self.module)
+            if not best.found or not all(bool(torch.isfinite(p).all()) for p in self.module.parameters()):
+                self.state_, self.platt_, self.is_trained_ = None, None, False
+                msg = "The validation loss was never finite; lower lr, and look for extreme intensities."
+                raise RuntimeError(msg)
+            epochs.append(best.best_epoch + 1)
+            n_epochs = len(self.history["validation_loss"]) if epochs[-1] or stage == stages[0] else 0
+            logger.info("Best validation loss in epoch %d of %d.", epochs[-1], n_epochs)
+        self._settle(run, sum(epochs))
+        return epochs
+
+    def _refit(self, run: _Run, epochs: list[int], **options: Any) -> None:
+        """Train once more on all spots, from the start; calibration stays."""
+        module, state, platt, history = self.module, self.state, self.platt_, self.history
+        try:
+            rows = np.sort(np.concatenate([run.rows, run.validation]))
+            self._prepare(run, rows, rows[:0])
+            for stage, n in zip(self._passes(run), epochs, strict=True):
+                self._fit(stage, rows, rows[:0], KeepBestWeights(), max_epochs=n, **options)
+            self.platt_ = platt
+            self._carry_over(state)
+            if not all(bool(torch.isfinite(p).all()) for p in self.module.parameters()):
+                msg = "The weights left all bounds when training once more on all spots; lower lr, or pass refit=False."
+                raise RuntimeError(msg)
+            assert self.adata is not None
+            self.state.training = state.training | summarise_training(self.adata, self._setup, rows) | {"refit": True}
+        except BaseException:
+            self.module, self.state_, self.platt_ = module, state, platt
+            logger.warning("Training on all spots did not end; the model is the one before that.")
+            raise
+        finally:
+            self.history_, self.is_trained_ = history, True
+            self.module.eval()
+
+    def _passes(self, run: _Run) -> tuple[Stage, ...]:
+        """What is trained, one after the other."""
+        # trained once, the two encoders no longer depend on each other
+        two = self._hyper["training"] == "two_stage" and run.start is None
+        return ("presence", "intensity") if two else ("joint",)
+
+    def _checkpointer(self, run: _Run, epochs: int) -> Callable[[int], None] | None:
+        """Function that writes the model as it is."""
+        if run.directory is None:
+            return None
+
+        def write(n: int) -> None:
+            trained = self.is_trained_
+            with self.module.kept_rows():
+                self._settle(run, epochs + n)
+                assert run.directory is not None
+                save_model(self, run.directory, overwrite=True)
+            self.is_trained_ = trained
+
+        return write
+
+    def _settle(self, run: _Run, epochs: int) -> None:
+        """Calibrate the weights as they are, and say what they were trained on."""
+        assert self.adata is not None
         self.module.eval()
-        self.state.training = summarise_training(self.adata, setup, rows) | {"epochs": best.best_epoch + 1}
+        validation = run.spots.take(run.validation)
+        earlier: dict[str, Any] = {}
+        if run.start is None:
+            self._fit_calibration(validation, run.targets, run.rows, run.validation)
+        else:
+            old, platt = run.start.state, run.start.platt
+            assert platt is not None
+            columns = run.targets.metabolites.get_indexer(old.metabolites)
+            at = ~np.isnan(run.targets.presence[run.validation][:, columns]).all(axis=0)
+            self.state_ = some_metabolites(old, at)
+            self._fit_calibration(validation, run.targets, run.rows, run.validation)
+            self.state_, fitted, self.platt_ = merge_calibration(old, self.state, at), self.platt_, platt.copy()
+            self.platt_[at] = fitted
+            earlier = {k: v for k, v in old.training.items() if k == "fine_tuned_from"}
+        summary = summarise_training(self.adata, self._setup, run.rows)
+        self.state.training = summary | {"epochs": epochs, "refit": False} | earlier
+        self.is_trained_ = True
+
+    def _prepare(self, run: _Run, rows: NDArray[np.int64], validation: NDArray[np.int64]) -> None:
+        """Module and state before the first step: fitted to the training spots, or those that training starts from."""
+        assert self.adata is not None
+        setup, start, all_targets = self._setup, run.start, run.targets
+        sample = require_sample(self.adata, setup.sample_key)
+        if start is None:
+            targets, train = drop_unmeasured(all_targets, rows), run.spots.take(rows)
+            labels, signature = signature_of(self.adata, setup)
+            many = self._uses_graph or self._hyper["residual"] is not None
+            n_components = _CONTEXT_COMPONENTS if many else _COMPONENTS
+            features = SpotFeatures(self._hyper["n_top_genes"], n_components, self._hyper["rng"])
+            features.fit(replace(train, graph=None), labels, signature)
+            mean_log, _ = column_moments(log_normalize(train.counts))
+            self.module = self._new_module()
+            self._set_buffers(features, labels, signature, targets, all_targets.metabolites.isin(targets.metabolites))
+            self.state_ = start_state(self.adata, setup, targets, features, mean_log)
+        else:
+            self.module = self._new_module()
+            self.module.load_state_dict(start.weights)
+            self.state_ = start.state
+        present = all_targets.where_present()
+        if self._hyper["standardise"] == "sample":
+            code, mean, scale, trained = section_moments(present, sample, rows, validation)
+            self.module.set_sections(code, mean, scale)
+            self._set_target_moments(mean[trained], scale[trained], present[rows], fresh=start is None)
+            present = (present - mean[code]) / scale[code]
+        else:
+            present = (present - self.module.target_mean.numpy()) / self.module.target_scale.numpy()
+        if self._hyper["residual"] is not None and start is None:
+            groups = inner_groups(sample[rows], train.xy, seed=self._hyper["rng"])
+            units = np.unique(sample[rows], return_inverse=True)[1]
+            weight, bias = linear_path(
+                self.state.features,
+                train,
+                all_targets.presence[rows],
+                present[rows],
+                groups,
+                units,
+                len(self.module.gene_index),
+            )
+            self.module.linear_path.weight.copy_(torch.as_tensor(weight))
+            self.module.linear_path.bias.copy_(torch.as_tensor(bias))
+        if self._uses_graph:
+            rest = np.setdiff1d(np.arange(self.adata.n_obs), np.concatenate([rows, validation]))
+            self._set_context(run.spots, self.state.features, [rows, validation, rest])
+        self.is_trained_, self.history_ = False, None
+
+    def _set_target_moments(
+        self, mean: NDArray[np.float64], scale: NDArray[np.float64], present: NDArray[np.float64], *, fresh: bool
+    ) -> None:
+        """The scale of predictions: the mean over the training sections, where these have the metabolite."""
+        module, known = self.module, ~np.isnan(present).all(axis=0)
+        if fresh:
+            module.set_buffers(target_mean=mean.mean(axis=0), target_scale=scale.mean(axis=0))
+            return
+        module.set_buffers(
+            target_mean=np.where(known, mean.mean(axis=0), module.target_mean.numpy()),
+            target_scale=np.where(known, scale.mean(axis=0), module.target_scale.numpy()),
+        )
 
     def _fit(
         self,
-        spots: Spots,
-        all_targets: Targets,
+        stage: Stage,
         rows: NDArray[np.int64],
         validation: NDArray[np.int64],
+        best: KeepBestWeights,
         *,
         batch_size: int,
         n_threads: int,
+        decay: float | None,
+        callbacks: Sequence[Callback] = (),
         **options: Any,
     ) -> None:
-        """Train fresh weights on some spots; sets the module and the state, but nothing that needs calibration."""
+        """Gradient steps on the module as it is."""
         assert self.adata is not None
-        setup = self._setup
-        targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
-        labels, signature = signature_of(self.adata, setup)
-        n_components = _CONTEXT_COMPONENTS if self._uses_graph else _COMPONENTS
-        features = SpotFeatures(self._hyper["n_top_genes"], n_components, self._hyper["rng"])
-        features.fit(replace(train, graph=None), labels, signature)
-        mean_log, _ = column_moments(log_normalize(train.counts))
-        self.module = self._new_module()
-        self._set_buffers(features, labels, signature, targets, all_targets.metabolites.isin(targets.metabolites))
         rest = np.setdiff1d(np.arange(self.adata.n_obs), np.concatenate([rows, validation]))
-        if self._uses_graph:
-            self._set_context(spots, features, [rows, validation, rest])
         # one or two spots left over for the last step would make its gradient noise
         while 0 < len(rows) % batch_size < 3 and len(rows) > batch_size:
             batch_size += 1
-        with _seeded(self._hyper["rng"]), _quiet(), _threads(n_threads):
-            UnsupervisedTrainingMixin.train(
-                self,
-                batch_size=batch_size,
-                datasplitter_kwargs={"external_indexing": [rows, validation, rest]},
-                **options,
-            )
-        self.module.eval()
-        self.state_ = start_state(self.adata, setup, targets, features, mean_log)
+        # the average must still be in place when the best weights are looked for
+        average = [] if decay is None else [AverageWeights(decay)]
+        self.module.begin(stage)
+        try:
+            with _seeded(self._hyper["rng"]), _quiet(), _threads(n_threads), _plain_interrupts():
+                UnsupervisedTrainingMixin.train(
+                    self,
+                    batch_size=batch_size,
+                    datasplitter_kwargs={"external_indexing": [rows, validation, rest]},
+                    callbacks=[best, *average, *callbacks],
+                    **options,
+                )
+            if best.exception is not None:  # some versions of Lightning keep an interrupt to themselves
+                raise best.exception
+        finally:
+            self.module.begin("joint")
+            self.module.eval()
 
     def _carry_over(self, calibrated: FittedState) -> None:
         """Calibration of the run with held-out spots for the one on all spots, metabolite by metabolite."""
@@ -429,14 +673,10 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
     ) -> None:
         """Statistics of the training spots that the module normalises with."""
         module = self.module
-        present = targets.where_present()
-        count = np.maximum((~np.isnan(present)).sum(axis=0), 1)
-        mean = np.nansum(present, axis=0) / count
-        scale = np.sqrt(np.nansum((present - mean) ** 2, axis=0) / count)
+        mean, scale = target_moments(targets.where_present())
         n1, n0 = _counts(targets.presence)
         full = {name: np.full(len(keep), fill) for name, fill in (("mean", 0.0), ("scale", 1.0), ("weight", 1.0))}
-        full["mean"][keep] = mean
-        full["scale"][keep] = np.where(scale > 1e-6, scale, 1.0)
+        full["mean"][keep], full["scale"][keep] = mean, scale
         full["weight"][keep] = np.where((n1 > 0) & (n0 > 0), np.clip(n0 / np.maximum(n1, 1), 0.05, 20), 1.0)
         index = np.zeros(len(module.gene_index), np.int64)
         gene_mean, gene_scale = np.zeros(len(index)), np.full(len(index), 1e6)  # slots left over stay near 0
@@ -450,6 +690,9 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         if numbers:
             values |= {"covariate_mean": np.array([v[0] for v in numbers])}
             values |= {"covariate_scale": np.array([v[1] for v in numbers])}
+        if features.extra:
+            values |= {"feature_mean": np.concatenate([e.mean for e in features.extra.values()])}
+            values |= {"feature_scale": np.concatenate([e.scale for e in features.extra.values()])}
         if labels is not None and signature is not None:
             order = [list(labels).index(str(c)) for c in self._cluster_categories()]
             mask = signature[order][:, index].astype(np.float32)
@@ -534,19 +777,11 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
     def _batches(self, spots: Spots, batch_size: int) -> AnnDataLoader:
         """The spots in batches of tensors, without what is measured."""
         setup, state = self._setup, self.state
-        index = pd.RangeIndex(len(spots)).astype(str)  # names of query spots may repeat
-        obs = pd.DataFrame(index=index) if spots.covariates is None else spots.covariates.set_axis(index)
-        if setup.cluster_key is not None:
-            clusters = state.features.clusters
-            assert clusters is not None
-            obs[setup.cluster_key] = clusters.labels[state.features.cluster_codes(spots)]
+        names = pd.RangeIndex(len(spots)).astype(str)  # names of query spots may repeat
+        query = panel_data(spots, setup, state, names)
+        query.obs[_ROW_KEY] = np.arange(len(spots))
         if setup.graph_key is not None:
-            obs[_ROW_KEY] = np.arange(len(spots))
             self._set_context(spots, state.features, [np.arange(len(spots))])
-        query = AnnData(spots.counts, obs=obs)
-        query.var_names = [str(n) for n in state.panel.names["var_names"]]
-        if setup.layer is not None:
-            query.layers[setup.layer] = query.X
         with _quiet():
             manager = AnnDataManager(fields=_fields(query, setup), setup_method_args={})
             manager.register_fields(query, source_registry=self.registry_)
@@ -582,6 +817,27 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
     __repr__ = HurdleModel.__repr__
 
 
+@dataclass(frozen=True)
+class _Start:
+    """Where a warm start begins."""
+
+    weights: dict[str, Any]
+    state: FittedState
+    platt: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one call of ``train`` works on: all spots and targets, the rows used, the start, the folder for checkpoints."""
+
+    spots: Spots
+    targets: Targets
+    rows: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    start: _Start | None
+    directory: Path | None
+
+
 def _fields(adata: AnnData, setup: Setup) -> list[Any]:
     """The fields of the setup, as scvi-tools registers them."""
     fields: list[Any] = [
@@ -590,8 +846,8 @@ def _fields(adata: AnnData, setup: Setup) -> list[Any]:
     ]
     if setup.presence_key is not None:
         fields.append(OptionalObsmField(PRESENCE_KEY, setup.presence_key))
-    if setup.graph_key is not None:
-        fields.append(NumericalObsField(REGISTRY_KEYS.INDICES_KEY, _ROW_KEY))
+    fields.append(NumericalObsField(REGISTRY_KEYS.INDICES_KEY, _ROW_KEY))
+    fields += [ObsmField(f"{FEATURES_KEY}_{i}", key) for i, key in enumerate(setup.feature_key)]
     if setup.cluster_key is not None:
         fields.append(CategoricalObsField(CLUSTER_KEY, setup.cluster_key))
     numeric = [k for k in setup.covariate_keys if _is_number(adata.obs[k])]
@@ -631,6 +887,22 @@ def _quiet() -> Iterator[None]:
     finally:
         for log, level in zip(logs, levels, strict=True):
             log.setLevel(level)
+
+
+@contextmanager
+def _plain_interrupts() -> Iterator[None]:
+    """An interrupt stays a `KeyboardInterrupt`; Lightning ignores all further ones and leaves Python."""
+    main = threading.current_thread() is threading.main_thread()
+    handler = signal.getsignal(signal.SIGINT) if main else None
+    try:
+        yield
+    except SystemExit as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGINT, handler)
 
 
 @contextmanager

@@ -22,11 +22,14 @@ class Sizes:
         Columns of the covariates.
     n_components
         Components of spots and neighbours in the :class:`Context`; 0 without a graph.
+    n_metabolites
+        Metabolites of the training data.
     """
 
     n_genes: int
     n_covariates: int
     n_components: int = 0
+    n_metabolites: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,9 +70,12 @@ class Encoder(nn.Module):
         Whether the encoder reads the neighbourhood.
     uses_positions
         Whether it also reads where the neighbours lie.
+    is_grouped
+        Whether each metabolite has units of the embedding of its own, which lie one group after the other.
     """
 
     n_output: int
+    is_grouped: bool = False
     uses_graph: ClassVar[bool] = False
     uses_positions: ClassVar[bool] = False
 
