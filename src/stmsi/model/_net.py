@@ -40,8 +40,9 @@ from stmsi._core.hurdle import ResidualQuantiles
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._settings import settings
-from stmsi._validate import check_choice, listing, require_anndata, require_sample
+from stmsi._validate import check_choice, listing, require_anndata, require_sample, require_unique
 from stmsi.model._base import (
+    MIN_GENES,
     FittedState,
     HurdleModel,
     Targets,
@@ -58,9 +59,11 @@ from stmsi.model._fields import OptionalObsmField
 from stmsi.model._net_parts import (
     check_checkpoint,
     linear_path,
+    measured_data,
     merge_calibration,
     panel_data,
     section_moments,
+    setup_arguments,
     some_metabolites,
     target_moments,
 )
@@ -445,6 +448,115 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         if not given and refit and max(best_epochs):
             self._refit(run, best_epochs, **options)
 
+    def fine_tune(
+        self,
+        adata: AnnData,
+        train_idx: ArrayLike | None = None,
+        validation_idx: ArrayLike | None = None,
+        *,
+        lr: float = 3e-4,
+        max_epochs: int = 50,
+        patience: int = 10,
+        min_genes: float = MIN_GENES,
+        **train_kwargs: Any,
+    ) -> HurdleNet:
+        """Go on training on new sections that have MSI, as a new model; this one stays as it is.
+
+        The new model has the genes, scaling and metabolites of this one, and begins with its weights. It is trained and
+        calibrated on the new spots alone: early stopping, thresholds and intervals come from held-out sections or blocks of
+        them. If no step makes the held-out loss lower, the weights stay. Metabolites that the new sections lack are
+        still predicted, with the calibration that they had; those that this model does not know are left out.
+
+        Parameters
+        ----------
+        adata
+            Spots x genes with the fields that the model was set up with (signatures and clusters are those of this model).
+            Genes and metabolites are found by name; missing genes are imputed, missing metabolites do not count. It is
+            not changed, and the new model keeps a copy of what it needs.
+        train_idx, validation_idx
+            As for :meth:`train`.
+        lr, max_epochs, patience
+            As for :meth:`train`, with smaller steps and fewer of them.
+        min_genes
+            Share of the training genes that must be there.
+        **train_kwargs
+            Further arguments of :meth:`train`.
+
+        Returns
+        -------
+        The new model. Its model card says from how many spots and which sections it started (``fine_tuned_from``).
+
+        Raises
+        ------
+        RuntimeError
+            This model is not trained.
+        ValueError
+            No metabolite or too few genes in common, repeated spot names, or no spot with MSI.
+        KeyError
+            A field of the setup is not there.
+
+        Examples
+        --------
+        >>> import stmsi
+        >>> sdata = stmsi.datasets.toy()
+        >>> stmsi.pp.align(sdata)
+        >>> stmsi.pp.map_to_spots(sdata)
+        >>> st = sdata.tables["st"]
+        >>> old, new = st[st.obs["sample"] != "P3S1"].copy(), st[st.obs["sample"] == "P3S1"].copy()
+        >>> stmsi.model.HurdleNet.setup_anndata(old)
+        >>> model = stmsi.model.HurdleNet(old)
+        >>> model.train(max_epochs=2, show_progress_bar=False)
+        >>> tuned = model.fine_tune(new, max_epochs=2, show_progress_bar=False)
+        >>> tuned.state.training["fine_tuned_from"]["samples"]
+        ['P1S1', 'P2S1']
+        """
+        state, setup = self.state, self._setup
+        spots = read_spots(adata, setup, state.panel, min_genes=min_genes, with_cluster=False)
+        require_unique(spots.names, "Names of spots", "Call adata.obs_names_make_unique().")
+        if spots.missing > 0:
+            logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
+        replace(setup, signature_key=None, cluster_key=None)._check(adata)
+        targets = read_targets(adata, setup)
+        known = targets.metabolites.isin(state.metabolites)
+        if not known.any():
+            msg = (
+                f"The data share no metabolite with the model. It predicts {listing(state.metabolites)}; "
+                f"obsm[{setup.metabolite_key!r}] has {listing(targets.metabolites)}. Ids must be the same."
+            )
+            raise ValueError(msg)
+        if not known.all():
+            logger.warning(
+                "Metabolites that the model does not know are left out: %s", listing(targets.metabolites[~known])
+            )
+        columns = self._registered_metabolites()
+        at = targets.metabolites.get_indexer(columns)
+        at[~columns.isin(state.metabolites)] = -1
+        intensity, presence = (
+            pd.DataFrame(np.where(at >= 0, values[:, at], np.nan).astype(np.float32), columns=columns)
+            for values in (targets.intensity, targets.presence)
+        )
+        data = panel_data(spots, setup, state, spots.names)
+        measured_data(
+            data,
+            spots,
+            setup,
+            state,
+            sample=require_sample(adata, setup.sample_key),
+            intensity=intensity,
+            presence=presence,
+        )
+        type(self).setup_anndata(data, **setup_arguments(setup), source_registry=self.registry_)
+        with _quiet():
+            model = type(self)(data, **self._hyper)
+        model.module.load_state_dict(self.module.state_dict())
+        origin = {k: state.training[k] for k in ("n_spots", "samples")}
+        model.state_ = replace(state, training={**state.training, "refit": False, "fine_tuned_from": origin})
+        model.platt_ = self.platt_
+        model.train(
+            train_idx, validation_idx, lr=lr, max_epochs=max_epochs, patience=patience, warm_start=True, **train_kwargs
+        )
+        return model
+
     def _learn(self, run: _Run, *, max_epochs: int, patience: int | None, **options: Any) -> list[int]:
         """Train, stop early, keep the best weights, calibrate; the number of epochs that was best for each stage."""
         self._prepare(run, run.rows, run.validation)
@@ -540,7 +652,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             old, platt = run.start.state, run.start.platt
             assert platt is not None
             columns = run.targets.metabolites.get_indexer(old.metabolites)
-            at = ~np.isnan(run.targets.presence[run.validation][:, columns]).all(axis=0)
+            at = np.asarray(~np.isnan(run.targets.presence[run.validation][:, columns]).all(axis=0))
             self.state_ = some_metabolites(old, at)
             self._fit_calibration(validation, run.targets, run.rows, run.validation)
             self.state_, fitted, self.platt_ = merge_calibration(old, self.state, at), self.platt_, platt.copy()
@@ -590,8 +702,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                 units,
                 len(self.module.gene_index),
             )
-            self.module.linear_path.weight.copy_(torch.as_tensor(weight))
-            self.module.linear_path.bias.copy_(torch.as_tensor(bias))
+            self.module.set_linear_path(weight, bias)
         if self._uses_graph:
             rest = np.setdiff1d(np.arange(self.adata.n_obs), np.concatenate([rows, validation]))
             self._set_context(run.spots, self.state.features, [rows, validation, rest])
@@ -790,10 +901,12 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
 
     def _outputs(self) -> NDArray[np.int64]:
         """Output of the module that belongs to each metabolite that the model predicts."""
-        columns = [
-            str(c) for c in self.registry_["field_registries"][METABOLITES_KEY]["state_registry"]["column_names"]
-        ]
-        return np.asarray(pd.Index(columns).get_indexer(self.state.metabolites))
+        return np.asarray(self._registered_metabolites().get_indexer(self.state.metabolites))
+
+    def _registered_metabolites(self) -> pd.Index:
+        """Ids of the outputs of the module."""
+        state = self.registry_["field_registries"][METABOLITES_KEY]["state_registry"]
+        return pd.Index([str(c) for c in state["column_names"]])
 
     def _write(self, directory: Path) -> None:
         BaseModelClass.save(self, str(directory), overwrite=True)

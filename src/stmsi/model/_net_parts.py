@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stmsi._core.hurdle import ResidualQuantiles
+from stmsi._keys import Key
 from stmsi.model._features import _rms
 from stmsi.model._intensity import fit_regression
 from stmsi.model._persist import CARD
@@ -166,7 +167,7 @@ def measured_data(data: AnnData, spots: Spots, setup: Setup, state: FittedState,
     if setup.presence_key is not None:
         data.obsm[setup.presence_key] = measured["presence"].set_axis(data.obs_names)
     if spots.xy is not None:
-        data.obsm["spatial"] = spots.xy
+        data.obsm[Key.obsm.SPATIAL] = spots.xy
     if setup.graph_key is not None:
         data.obsp[setup.graph_key] = spots.graph
     if setup.signature_key is not None:

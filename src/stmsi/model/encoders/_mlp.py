@@ -89,6 +89,6 @@ class _GroupedLayer(nn.Module):
 
     def forward(self, h: torch.Tensor) -> torch.Tensor:
         """Shape (spots, groups, hidden), kept."""
-        if self.weight is not None:
+        if self.weight is not None and self.bias is not None:
             h = torch.einsum("bmh,mhk->bmk", h, self.weight) + self.bias
         return self.after(h)

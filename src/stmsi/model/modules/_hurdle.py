@@ -147,6 +147,12 @@ class HurdleModule(BaseModuleClass):
         """
         self._set_rows(section=code, section_mean=mean, section_scale=scale)
 
+    def set_linear_path(self, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
+        """Weights on genes, shape (genes, 2 x metabolites), and offsets of the prediction that the heads correct."""
+        assert self.linear_path is not None
+        self.linear_path.weight.copy_(torch.as_tensor(weight))
+        self.linear_path.bias.copy_(torch.as_tensor(bias))
+
     def begin(self, stage: Stage) -> None:
         """What the next gradient steps train: both stages, or one of them while the other is fixed.
 
@@ -159,9 +165,9 @@ class HurdleModule(BaseModuleClass):
             self.intensity_encoder.load_state_dict(self.encoder.state_dict())
         for part in (self.intensity_encoder, self.intensity_head):
             part.requires_grad_(stage != "presence")
-        for part in (self.encoder, self.presence_head, self.signature_layer):
-            if part is not None:
-                part.requires_grad_(stage != "intensity")
+        presence = [self.encoder, self.presence_head, *([] if self.signature_layer is None else [self.signature_layer])]
+        for part in presence:
+            part.requires_grad_(stage != "intensity")
 
     def set_context(
         self,
