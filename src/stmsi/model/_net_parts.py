@@ -95,7 +95,7 @@ def linear_path(
     units: NDArray[np.int64],
     n_slots: int,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Ridge regressions of both stages as weights on standardised genes.
+    """Ridge regressions of both stages as weights on standardised genes and further features.
 
     Parameters
     ----------
@@ -114,20 +114,23 @@ def linear_path(
 
     Returns
     -------
-    Weights, shape (slots, 2 x metabolites), and offsets, shape (2 x metabolites,): log-odds of presence, intensity.
+    Weights, shape (slots + features, 2 x metabolites), and offsets, shape (2 x metabolites,): log-odds of presence, intensity.
     """
     Z = features.components(train).astype(np.float64)
-    n = len(features.own.selected)
+    further = [e.transform(train.features, key) for key, e in features.extra.items()]
+    Z = np.hstack([Z, *further])
+    n, n_components = len(features.own.selected), len(features.own.components)
     to_genes = features.own.components.T.astype(np.float64) / _rms(features.own) * features.own.scale[:, None]
     n_metabolites = presence.shape[1]
-    weight, bias = np.zeros((n_slots, 2 * n_metabolites)), np.zeros(2 * n_metabolites)
+    weight, bias = np.zeros((n_slots + Z.shape[1] - n_components, 2 * n_metabolites)), np.zeros(2 * n_metabolites)
     for j, y in enumerate(np.hstack([presence, intensity]).T):
         fitted = fit_regression(Z, y, groups, "ridge", features.seed, units).estimator
         if fitted is None:
             continue
         # a regression of 0 and 1 rises as the probability does; class balance puts log-odds of 0 at the prevalence
         slope, level = (_LOGIT_SLOPE, float(np.nanmean(y))) if j < n_metabolites else (1.0, 0.0)
-        weight[:n, j] = slope * (to_genes @ fitted.weights)
+        weight[:n, j] = slope * (to_genes @ fitted.weights[:n_components])
+        weight[n_slots:, j] = slope * fitted.weights[n_components:]
         bias[j] = slope * (fitted.offset - level)
     return weight, bias
 

@@ -36,12 +36,12 @@ class GroupedHead(nn.Module):
 
 
 class LinearPath(nn.Module):
-    """Linear predictions of both stages from expression, fitted before the gradient steps and fixed during them.
+    """Linear predictions of both stages, fitted before the gradient steps and fixed during them.
 
     Parameters
     ----------
-    n_genes
-        Genes of the input.
+    n_inputs
+        Standardised genes and further features.
     n_metabolites
         Outputs of each stage.
     """
@@ -49,11 +49,11 @@ class LinearPath(nn.Module):
     weight: torch.Tensor
     bias: torch.Tensor
 
-    def __init__(self, n_genes: int, n_metabolites: int) -> None:
+    def __init__(self, n_inputs: int, n_metabolites: int) -> None:
         super().__init__()
-        self.register_buffer("weight", torch.zeros(n_genes, 2 * n_metabolites))
+        self.register_buffer("weight", torch.zeros(n_inputs, 2 * n_metabolites))
         self.register_buffer("bias", torch.zeros(2 * n_metabolites))
 
-    def forward(self, expression: torch.Tensor) -> torch.Tensor:
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Log-odds of presence, then standardised intensity; shape (spots, 2 x metabolites)."""
-        return expression @ self.weight + self.bias
+        return inputs @ self.weight + self.bias

@@ -124,7 +124,7 @@ class HurdleModule(BaseModuleClass):
         else:
             self.presence_head = nn.Linear(width + shared, n_metabolites)
             self.intensity_head = nn.Linear(width, n_metabolites)
-        self.linear_path = LinearPath(n_selected, n_metabolites) if linear_path else None
+        self.linear_path = LinearPath(n_selected + sum(n_features), n_metabolites) if linear_path else None
         if linear_path:
             for parameter in (*self.presence_head.parameters(), *self.intensity_head.parameters()):
                 nn.init.zeros_(parameter)
@@ -148,7 +148,7 @@ class HurdleModule(BaseModuleClass):
         self._set_rows(section=code, section_mean=mean, section_scale=scale)
 
     def set_linear_path(self, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
-        """Weights on genes, shape (genes, 2 x metabolites), and offsets of the prediction that the heads correct."""
+        """Weights on genes and features, shape (inputs, 2 x metabolites), and offsets of the prediction that the heads correct."""
         assert self.linear_path is not None
         self.linear_path.weight.copy_(torch.as_tensor(weight))
         self.linear_path.bias.copy_(torch.as_tensor(bias))
@@ -263,8 +263,11 @@ class HurdleModule(BaseModuleClass):
             ]
         if continuous is not None:
             columns.append((continuous - self.covariate_mean) / self.covariate_scale)
+        linear = [expression]
         if features is not None:
-            columns.append((features - self.feature_mean) / self.feature_scale)
+            features = (features - self.feature_mean) / self.feature_scale
+            columns.append(features)
+            linear.append(features)
         context = self._context(row) if self.encoder.uses_graph and row is not None else None
         covariates = torch.cat(columns, dim=1)
         embedding = self.encoder(expression, covariates, context)
@@ -273,7 +276,7 @@ class HurdleModule(BaseModuleClass):
         if self.intensity_encoder is not None and self.stage != "presence":
             outputs["intensity_embedding"] = self.intensity_encoder(expression, covariates, context)
         if self.linear_path is not None:
-            outputs["linear"] = self.linear_path(expression)
+            outputs["linear"] = self.linear_path(torch.cat(linear, dim=1))
         return outputs
 
     @auto_move_data
