@@ -86,8 +86,6 @@ _COMPONENTS = 50
 """Components of the space in which clusters are assigned and out-of-distribution spots found."""
 _CONTEXT_COMPONENTS = 128
 """Components in which encoders see a spot's neighbourhood."""
-_LINEAR_COMPONENTS = 128
-"""Components from which the linear path of a residual network predicts."""
 _DECAY = 0.98
 """Of averaged weights: they reach back some 50 steps."""
 _ROW_KEY = "_indices"
@@ -445,7 +443,8 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         start = _Start(deepcopy(self.module.state_dict()), self.state, self.platt_) if warm_start else None
         run = _Run(spots, targets, rows, validation, start, directory)
         best_epochs = self._learn(run, max_epochs=max_epochs, patience=patience if early_stopping else None, **options)
-        if not given and refit and max(best_epochs):
+        # a linear path wants all spots even where no epoch beat it
+        if not given and refit and (start is None or max(best_epochs)):
             self._refit(run, best_epochs, **options)
 
     def fine_tune(
@@ -603,7 +602,8 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             rows = np.sort(np.concatenate([run.rows, run.validation]))
             self._prepare(run, rows, rows[:0])
             for stage, n in zip(self._passes(run), epochs, strict=True):
-                self._fit(stage, rows, rows[:0], KeepBestWeights(), max_epochs=n, **options)
+                if n:
+                    self._fit(stage, rows, rows[:0], KeepBestWeights(), max_epochs=n, **options)
             self.platt_ = platt
             self._carry_over(state)
             if not all(bool(torch.isfinite(p).all()) for p in self.module.parameters()):
@@ -687,17 +687,18 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             code, mean, scale, trained = section_moments(present, sample, rows, validation)
             self.module.set_sections(code, mean, scale)
             self._set_target_moments(mean[trained], scale[trained], present[rows], fresh=start is None)
-            present = (present - mean[code]) / scale[code]
         else:
-            present = (present - self.module.target_mean.numpy()) / self.module.target_scale.numpy()
+            code = np.zeros(len(present), np.int64)
+            mean, scale = (b.numpy()[None] for b in (self.module.target_mean, self.module.target_scale))
         if self._hyper["residual"] is not None and start is None:
+            standardised = ((present - mean[code]) / scale[code])[rows]
             groups = inner_groups(sample[rows], train.xy, seed=self._hyper["rng"])
             units = np.unique(sample[rows], return_inverse=True)[1]
             weight, bias = linear_path(
                 self.state.features,
                 train,
                 all_targets.presence[rows],
-                present[rows],
+                standardised,
                 groups,
                 units,
                 len(self.module.gene_index),
