@@ -51,7 +51,7 @@ def make(adata, fields=FIELDS, **params):
 
 def fit(adata, fields=FIELDS, params=None, **train):
     model = make(adata, fields, **(params or {}))
-    model.train(**{"max_epochs": 3, **train})
+    model.train(**{"max_epochs": 2, "refit": False, **train})
     return model
 
 
@@ -75,7 +75,7 @@ def test_a_model_learns_a_new_section(parts, tmp_path):
     # another level: the weights that it starts from are wrong by far
     new.obsm["msi"] = new.obsm["msi"] * 2
     seen = new.copy()
-    tuned = model.fine_tune(new, lr=0.01, max_epochs=10, batch_size=16)
+    tuned = model.fine_tune(new, lr=0.01, max_epochs=6, batch_size=16)
     truth = new.obsm["msi"].where(new.obsm["msi_presence"] > 0)
     error = [float(((m.predict_intensity(new) - truth) ** 2).mean().mean()) for m in (model, tuned)]
     assert error[1] < 0.9 * error[0]
@@ -105,7 +105,7 @@ def test_metabolites_are_matched_by_id(parts, caplog):
     for key in ("msi", "msi_presence"):
         new.obsm[key] = new.obsm[key][[names[3], names[0]]].assign(unknown=1.0)
     new = new[:, ::-1].copy()
-    tuned = model.fine_tune(new, lr=0.01)
+    tuned = model.fine_tune(new, lr=0.01, max_epochs=2, refit=False)
     assert "does not know are left out: 'unknown'" in caplog.text
     assert tuned.metabolites == names
     assert finite(tuned)
@@ -147,7 +147,7 @@ def test_signatures_covariates_neighbours_and_features_go_along(parts):
     )
     model.train(max_epochs=1)
     del new.varm["signature"], new.obs["domain"]
-    tuned = model.fine_tune(new, max_epochs=1)
+    tuned = model.fine_tune(new, max_epochs=1, refit=False)
     assert finite(tuned)
     pd.testing.assert_frame_equal(tuned.predict(), tuned.predict(new), check_exact=True)
     del new.obsm["he"]
@@ -181,13 +181,13 @@ def test_a_training_that_ends_early_leaves_a_usable_model(data, tmp_path, error,
     handler = signal.getsignal(signal.SIGINT)
     model = make(data)
     with pytest.raises(type(error)):
-        model.train(max_epochs=9, callbacks=[Raise(error, 3)], checkpoint_dir=tmp_path / "best")
+        model.train(max_epochs=9, callbacks=[Raise(error, 2)], checkpoint_dir=tmp_path / "best")
     assert signal.getsignal(signal.SIGINT) is handler
     assert "Training ended early; the model keeps the weights of epoch" in caplog.text
     assert model.is_trained
     assert finite(model)
-    # what three epochs without a refit come to, down to the bits
-    expected = fit(data.copy(), refit=False, max_epochs=3)
+    # what two epochs without a refit come to, down to the bits
+    expected = fit(data.copy())
     pd.testing.assert_frame_equal(model.predict(), expected.predict(), check_exact=True)
     assert model.state.training == expected.state.training
     # the same stands on disk
@@ -196,7 +196,7 @@ def test_a_training_that_ends_early_leaves_a_usable_model(data, tmp_path, error,
     pd.testing.assert_frame_equal(again.predict(), model.predict(), check_exact=True)
     # and from both training can go on
     for part in (model, again):
-        part.train(max_epochs=2, warm_start=True)
+        part.train(max_epochs=1, warm_start=True)
         assert part.state.training["refit"]
         assert finite(part)
     pd.testing.assert_frame_equal(again.predict(), model.predict(), check_exact=True)
@@ -215,13 +215,13 @@ def test_interrupted_before_the_first_epoch(data, tmp_path):
 
 
 def test_interrupted_while_it_is_refitted(data):
-    expected = fit(data.copy(), refit=False)
+    expected = fit(data.copy())
     model = make(data)
     with pytest.raises(KeyboardInterrupt):
-        model.train(max_epochs=3, callbacks=[Raise(KeyboardInterrupt(), 4)])
+        model.train(max_epochs=2, callbacks=[Raise(KeyboardInterrupt(), 3)])
     pd.testing.assert_frame_equal(model.predict(), expected.predict(), check_exact=True)
     assert not model.state.training["refit"]
-    assert len(losses(model)) == 3
+    assert len(losses(model)) == 2
 
 
 def test_interrupted_in_the_second_stage(data):
@@ -234,8 +234,8 @@ def test_interrupted_in_the_second_stage(data):
 
 
 def test_the_checkpoint_is_the_best_so_far_and_changes_nothing(data, tmp_path):
-    plain = fit(data.copy(), refit=False, max_epochs=4)
-    model = fit(data, refit=False, max_epochs=4, checkpoint_dir=tmp_path / "best")
+    plain = fit(data.copy())
+    model = fit(data, checkpoint_dir=tmp_path / "best")
     pd.testing.assert_frame_equal(model.predict(), plain.predict(), check_exact=True)
     pd.testing.assert_frame_equal(load_model(tmp_path / "best").predict(data), model.predict(), check_exact=True)
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
@@ -296,7 +296,7 @@ def test_odd_metabolites_never_leave_weights_that_are_no_number(data, params, tm
     odd = {"absent": 0.0, "constant": 2.0, "rare": 0.0, "nowhere": np.nan}
     data.obsm["msi"] = frame.assign(**{k: frame.iloc[:, 0] * 0 + v for k, v in odd.items()})
     data.obsm["msi"].iloc[np.flatnonzero(frame.iloc[:, 0].notna())[:1], 7] = 1.0
-    model = fit(data, {}, params, batch_size=64, max_epochs=2)
+    model = fit(data, {}, params, batch_size=64, refit=True)
     assert all(torch.isfinite(p).all() for p in model.module.parameters())
     assert finite(model)
     assert (model.predict()["absent"] == 0).all()
@@ -308,7 +308,7 @@ def test_odd_metabolites_never_leave_weights_that_are_no_number(data, params, tm
 
 def test_the_same_seed_gives_the_same_bits(data):
     params = {"residual": "ridge", "training": "two_stage", "standardise": "sample", "intensity_loss": "pearson"}
-    a, b = (fit(data.copy(), FIELDS, params, max_epochs=1, weight_averaging=True) for _ in range(2))
+    a, b = (fit(data.copy(), FIELDS, params, weight_averaging=True, refit=True) for _ in range(2))
     pd.testing.assert_frame_equal(a.predict(), b.predict(), check_exact=True)
 
 
@@ -319,7 +319,7 @@ def test_two_stages_train_one_after_the_other(data):
         def on_train_start(self, trainer, pl_module):
             self.states.append({k: v.clone() for k, v in pl_module.module.state_dict().items()})
 
-    model = fit(data, FIELDS, {"training": "two_stage"}, refit=False, callbacks=[Look()])
+    model = fit(data, FIELDS, {"training": "two_stage"}, callbacks=[Look()])
     first, second = Look.states
     last = model.module.state_dict()
     presence = [k for k in last if k.startswith(("encoder", "presence_head")) and first[k].is_floating_point()]
@@ -328,7 +328,7 @@ def test_two_stages_train_one_after_the_other(data):
     assert any(not torch.equal(first[k], second[k]) for k in presence)
     assert all(torch.equal(second[k], last[k.replace("intensity_", "")]) for k in intensity if "encoder" in k)
     assert all(not torch.equal(second[k], last[k]) for k in intensity)
-    assert len(losses(model)) == 6
+    assert len(losses(model)) == 4
     assert all(p.requires_grad for p in model.module.parameters())
 
 
@@ -417,12 +417,12 @@ def test_unknown_options(data, option, value):
 
 @pytest.mark.slow
 def test_half_precision_and_a_compiled_module(data):
-    exact = fit(data.copy(), refit=False)
-    half = fit(data.copy(), refit=False, precision="bf16-mixed")
+    exact = fit(data.copy())
+    half = fit(data.copy(), precision="bf16-mixed")
     assert all(p.dtype == torch.float32 for p in half.module.parameters())
     assert (half.predict_intensity() != exact.predict_intensity()).to_numpy().any()
     np.testing.assert_allclose(losses(half), losses(exact), rtol=0.05)
-    compiled = fit(data, refit=False, compile=True, plan_kwargs={"compile_kwargs": {"backend": "eager"}})
+    compiled = fit(data, compile=True, plan_kwargs={"compile_kwargs": {"backend": "eager"}})
     np.testing.assert_allclose(compiled.predict_intensity(), exact.predict_intensity(), rtol=1e-3, atol=1e-3)
     assert isinstance(compiled.module, type(exact.module))
 
@@ -507,7 +507,7 @@ def test_networks_of_their_own_share_nothing(data):
     assert (first[[0, 2]] == 0).all()
 
     model = HurdleNet(data, encoder_kwargs={"per_metabolite": True, "n_hidden": 4})
-    model.train(max_epochs=3)
+    model.train(max_epochs=2, refit=False)
     assert finite(model)
     last = losses(model)
     assert last[-1] < last[0]
