@@ -384,7 +384,7 @@ def test_targets_standardised_in_each_section(data):
     shift = pd.Series(section).map({"P1S1": 0.0, "P2S1": 10.0, "P3S1": 20.0}).to_numpy()
     frame = data.obsm["msi"]
     data.obsm["msi"] = (frame + np.where(frame > 0, shift[:, None], 0)).astype(np.float32)
-    model = fit(data, {}, {"standardise": "sample"}, max_epochs=6)
+    model = fit(data, {}, {"standardise": "sample"}, max_epochs=6, refit=True)
     per_section = model.predict_intensity().groupby(section).mean()
     assert (per_section.max() - per_section.min()).max() < 4
     present = data.obsm["msi"].where(data.obsm["msi"] > 0)
