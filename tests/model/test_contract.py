@@ -977,12 +977,6 @@ def test_features_with_repeated_columns_are_refused(with_histology):
         CASES["linear"].fit(with_histology, FEATURES)
 
 
-def test_the_network_refuses_features(with_histology):
-    HurdleNet.setup_anndata(with_histology, **FEATURES)
-    with pytest.raises(ValueError, match=r"reads genes and covariates only; set up without feature_key.*HurdleLinear"):
-        HurdleNet(with_histology)
-
-
 # ------------------------------------------------------------------------------------------------ families of one class
 
 

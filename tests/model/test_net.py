@@ -111,6 +111,7 @@ def test_the_callback_restores_however_training_ends():
 
     class Trainer:
         current_epoch = 0
+        sanity_checking = False
         callback_metrics: dict[str, torch.Tensor] = {}  # noqa: RUF012
 
     keep, plan, trainer = KeepBestWeights(), Plan(), Trainer()

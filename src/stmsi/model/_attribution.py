@@ -298,6 +298,9 @@ def stack(copies: Sequence[Spots]) -> Spots:
         counts=sp.vstack([c.counts for c in copies], format="csr"),
         graph=None if first.graph is None else sp.block_diag([c.graph for c in copies], format="csr"),
         covariates=None if first.covariates is None else pd.concat([c.covariates for c in copies], ignore_index=True),
+        features=None
+        if first.features is None
+        else {k: pd.concat([c.features[k] for c in copies], ignore_index=True) for k in first.features},  # type: ignore[index, misc]
         cluster=None if first.cluster is None else np.concatenate([c.cluster for c in copies]),  # type: ignore[misc]
         xy=None if first.xy is None else np.vstack([c.xy for c in copies]),  # type: ignore[misc]
         sample=np.array([f"{i} {label}" for i, label_of in enumerate(labels) for label in label_of], dtype=object),

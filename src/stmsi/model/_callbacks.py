@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
@@ -19,20 +21,40 @@ class KeepBestWeights(Callback):
     ----------
     monitor
         Name of the logged loss.
+    on_better
+        Called whenever the loss has fallen, with the number of epochs so far.
+
+    Attributes
+    ----------
+    best, best_epoch
+        The lowest loss and its epoch from 0; -1: the weights that training began with, where these were validated.
+    found
+        Whether there was a finite validation loss.
+    exception
+        What ended training early.
     """
 
-    def __init__(self, monitor: str = "validation_loss") -> None:
-        self.monitor = monitor
+    def __init__(self, monitor: str = "validation_loss", on_better: Callable[[int], None] | None = None) -> None:
+        self.monitor, self.on_better = monitor, on_better
         self.best = float("inf")
         self.best_epoch = -1
+        self.exception: BaseException | None = None
         self._state: dict[str, Any] | None = None
+
+    @property
+    def found(self) -> bool:
+        """Whether there was a finite validation loss."""
+        return self._state is not None
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare with the best so far."""
         value = trainer.callback_metrics.get(self.monitor)
         if value is not None and torch.isfinite(value) and float(value) < self.best:
-            self.best, self.best_epoch = float(value), trainer.current_epoch
-            self._state = deepcopy(cast("torch.nn.Module", pl_module.module).state_dict())
+            # validated before the first step, training has not begun
+            self.best, self.best_epoch = float(value), -1 if trainer.sanity_checking else trainer.current_epoch
+            self._state = deepcopy(trained_module(pl_module).state_dict())
+            if self.on_better is not None:
+                self.on_better(self.best_epoch + 1)
 
     def restore(self, module: Any) -> None:
         """Put the best weights back."""
@@ -41,8 +63,63 @@ class KeepBestWeights(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Put the best weights back after training."""
-        self.restore(pl_module.module)
+        self.restore(trained_module(pl_module))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Put the best weights back when training is interrupted."""
-        self.restore(pl_module.module)
+        self.exception = exception
+        self.restore(trained_module(pl_module))
+
+
+class AverageWeights(Callback):
+    """Exponential moving average of the weights: what is validated, and what is left when training ends.
+
+    Parameters
+    ----------
+    decay
+        Share of the average kept at each step. The average of the first steps reaches back less far.
+    """
+
+    def __init__(self, decay: float) -> None:
+        self.decay = decay
+        self.n_steps = 0
+        self._average: list[torch.Tensor] = []
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Move the average towards the weights."""
+        weights = self._weights(pl_module)
+        if not self._average:
+            self._average = [w.clone() for w in weights]
+        decay = min(self.decay, (1 + self.n_steps) / (10 + self.n_steps))
+        get_ema_multi_avg_fn(decay)(self._average, weights, None)
+        self.n_steps += 1
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Validate the average."""
+        self._swap(pl_module)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Go on with the weights."""
+        self._swap(pl_module)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Leave the average."""
+        self._swap(pl_module)
+        self._average = []
+
+    def _weights(self, pl_module: LightningModule) -> list[torch.Tensor]:
+        return [p.detach() for p in trained_module(pl_module).parameters()]
+
+    def _swap(self, pl_module: LightningModule) -> None:
+        for average, weight in zip(self._average, self._weights(pl_module), strict=bool(self._average)):
+            kept = weight.clone()
+            weight.copy_(average)
+            average.copy_(kept)
+
+
+def trained_module(pl_module: LightningModule) -> torch.nn.Module:
+    """The module inside a training plan, also where it is compiled."""
+    module: Any = pl_module.module
+    return getattr(module, "_orig_mod", module)

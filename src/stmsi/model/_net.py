@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from lightning.pytorch.callbacks import EarlyStopping
 from scipy.special import expit
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
@@ -24,39 +21,42 @@ from scvi.data.fields import (
     LayerField,
     NumericalJointObsField,
     NumericalObsField,
+    ObsmField,
 )
 from scvi.dataloaders import AnnDataLoader
-from scvi.model.base import BaseModelClass, UnsupervisedTrainingMixin
+from scvi.model.base import BaseModelClass
 
-from stmsi._core.expression import column_moments, log_normalize
-from stmsi._core.folds import held_out_group
 from stmsi._core.graphs import neighbour_rings, relative_positions, section_positions
 from stmsi._core.hurdle import ResidualQuantiles
 from stmsi._keys import Key
 from stmsi._logging import logger
-from stmsi._settings import settings
-from stmsi._validate import check_choice, listing, require_anndata, require_sample
+from stmsi._validate import check_choice, listing, require_anndata, require_sample, require_unique
 from stmsi.model._base import (
+    MIN_GENES,
     FittedState,
     HurdleModel,
     Targets,
-    drop_unmeasured,
     read_targets,
-    signature_of,
-    start_state,
-    summarise_training,
-    training_rows,
 )
-from stmsi.model._callbacks import KeepBestWeights
 from stmsi.model._features import SpotFeatures
 from stmsi.model._fields import OptionalObsmField
+from stmsi.model._net_parts import (
+    measured_data,
+    panel_data,
+    setup_arguments,
+    target_moments,
+)
+from stmsi.model._net_training import CONTEXT_COMPONENTS, NetTraining
 from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._presence import platt
+from stmsi.model._runtime import quiet as _quiet
+from stmsi.model._runtime import seeded as _seeded
 from stmsi.model._setup import Setup
 from stmsi.model._spots import Spots, read_spots
 from stmsi.model.encoders import ENCODERS
 from stmsi.model.modules import HurdleModule
-from stmsi.model.modules._hurdle import CLUSTER_KEY, METABOLITES_KEY, PRESENCE_KEY
+from stmsi.model.modules._hurdle import CLUSTER_KEY, FEATURES_KEY, METABOLITES_KEY, PRESENCE_KEY
+from stmsi.model.modules._losses import INTENSITY_LOSSES, PRESENCE_LOSSES, IntensityLoss, PresenceLoss
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -66,22 +66,18 @@ if TYPE_CHECKING:
 _PREDICT_BATCH = 4096
 _MIN_EVIDENCE = 10
 """Held-out spots with, and without, a metabolite that its calibration needs."""
-_COMPONENTS = 50
-"""Components of the space in which clusters are assigned and out-of-distribution spots found."""
-_CONTEXT_COMPONENTS = 128
-"""Components in which encoders see a spot's neighbourhood or section."""
 _ROW_KEY = "_indices"
 """Column of ``obs`` with the row of each spot, as scvi-tools calls it."""
 
 
-class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
+class HurdleNet(NetTraining, BaseModelClass):
     """Presence and intensity of all metabolites from one network.
 
     An encoder embeds the spot; one head gives the log-odds of presence (it also sees the signature mask of the spot's
     cluster), another the intensity given presence. The loss is a class-balanced cross-entropy plus the squared error
-    of the standardised intensity where present; entries without MSI never count. Training stops early on whole held-out
-    sections (spatial blocks where there are fewer than three), keeps the weights that were best there, and calibrates
-    probabilities, thresholds and intervals on them.
+    of the standardised intensity where present (others see below); entries without MSI never count. Training stops
+    early on whole held-out sections (spatial blocks where there are fewer than three), keeps the weights that were best
+    there, and calibrates probabilities, thresholds and intervals on them.
 
     Parameters
     ----------
@@ -101,8 +97,25 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         Most variable genes (over the training spots) that are used.
     intensity_weight
         Weight of the intensity loss beside the presence loss.
+    presence_loss
+        ``"bce"`` (cross-entropy) or ``"focal"`` (the same with less weight on what is right for sure, exponent 2). Both
+        balance the classes.
+    intensity_loss
+        Over the spots that have the metabolite: ``"mse"``, ``"huber"``, or one less the ``"pearson"`` correlation or
+        ``"cosine"`` of each metabolite within a batch. The last two know no level, and have a tenth of the squared error
+        added.
+    standardise
+        Intensities are learnt as differences to the training mean over its standard deviation: of each ``"metabolite"``,
+        or of each metabolite in each section (``"sample"``). With the latter the differences between sections are not
+        learnt; every prediction, also of a training section, is put on the mean scale of the training sections.
+    training
+        ``"joint"``: both stages at once; ``"two_stage"``: first encoder and presence, then, with these fixed, the
+        intensity with an encoder of its own that starts from the other.
+    residual
+        ``"ridge"``: both heads correct ridge regressions on the principal components of the genes, fitted beforehand.
     encoder_kwargs
-        Options of the encoder. ``"mlp"``: ``n_hidden``, ``n_layers``, ``dropout``, ``input_dropout``; ``"graph"``:
+        Options of the encoder. ``"mlp"``: ``n_hidden``, ``n_layers``, ``dropout``, ``input_dropout``, ``per_metabolite`` (one
+        small network for each metabolite); ``"graph"``:
         ``n_hidden``, ``n_graph``, ``n_layers``, ``dropout``, ``input_dropout``; ``"deepset"``: ``n_hidden``, ``dropout``, ``n_phi``, ``n_rho``; ``"niche"``: ``n_hidden``, ``n_heads``, ``dropout``, ``neighbour_dropout``;
         ``"section"``: ``n_hidden``, ``n_context``, ``n_heads``, ``n_layers``, ``n_keys`` (spots of a section that a training
         step attends to at most), ``dropout``, ``input_dropout``; ``"crossmodal"``: ``output`` (``"decoder"`` or ``"retrieval"``),
@@ -140,10 +153,21 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         encoder: str = "mlp",
         n_top_genes: int = 2000,
         intensity_weight: float = 1.0,
+        presence_loss: PresenceLoss = "bce",
+        intensity_loss: IntensityLoss = "mse",
+        standardise: Literal["metabolite", "sample"] = "metabolite",
+        training: Literal["joint", "two_stage"] = "joint",
+        residual: Literal["ridge"] | None = None,
         encoder_kwargs: dict[str, Any] | None = None,
         rng: int = 0,
     ) -> None:
         check_choice(encoder, ENCODERS, "encoder")
+        check_choice(presence_loss, PRESENCE_LOSSES, "presence_loss")
+        check_choice(intensity_loss, INTENSITY_LOSSES, "intensity_loss")
+        check_choice(standardise, ("metabolite", "sample"), "standardise")
+        check_choice(training, ("joint", "two_stage"), "training")
+        if residual is not None:
+            check_choice(residual, ("ridge",), "residual")
         if adata is not None:
             self._setup = Setup.read(adata, type(self).__name__)
             if self._setup.graph_key is not None and not ENCODERS[encoder].uses_graph:
@@ -158,17 +182,16 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                     f'setup_anndata(adata, graph_key="{Key.obsp.CONNECTIVITIES}").'
                 )
                 raise ValueError(msg)
-            if self._setup.feature_key:
-                msg = (
-                    "HurdleNet reads genes and covariates only; set up without feature_key, name single numbers in "
-                    "covariate_keys, or use HurdleLinear."
-                )
-                raise ValueError(msg)
         BaseModelClass.__init__(self, adata, registry)
         self._hyper: dict[str, Any] = {
             "encoder": encoder,
             "n_top_genes": n_top_genes,
             "intensity_weight": intensity_weight,
+            "presence_loss": presence_loss,
+            "intensity_loss": intensity_loss,
+            "standardise": standardise,
+            "training": training,
+            "residual": residual,
             "encoder_kwargs": dict(encoder_kwargs or {}),
             "rng": rng,
         }
@@ -187,11 +210,21 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                 n_clusters=int(stats.get(f"n_{CLUSTER_KEY}", 0)),
                 n_cats_per_cov=tuple(int(n) for n in covariates.get("n_cats_per_key", ())),
                 n_continuous=int(stats.get("n_extra_continuous_covs", 0)),
-                n_components=_CONTEXT_COMPONENTS if self._uses_context else 0,
+                n_components=CONTEXT_COMPONENTS if self._uses_context else 0,
                 encoder=self._hyper["encoder"],
                 intensity_weight=self._hyper["intensity_weight"],
                 encoder_kwargs=self._hyper["encoder_kwargs"],
+                n_features=self._feature_widths(),
+                presence_loss=self._hyper["presence_loss"],
+                intensity_loss=self._hyper["intensity_loss"],
+                two_stage=self._hyper["training"] == "two_stage",
+                linear_path=self._hyper["residual"] is not None,
             )
+
+    def _feature_widths(self) -> tuple[int, ...]:
+        """Columns of each further set of features."""
+        names = (f"n_{FEATURES_KEY}_{i}" for i in range(len(self.registry_["field_registries"])))
+        return tuple(int(self.summary_stats[n]) for n in names if n in self.summary_stats)
 
     @property
     def _uses_context(self) -> bool:
@@ -237,7 +270,8 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         covariate_keys
             Columns of ``obs``: numbers are z-scored, categories become indicators.
         feature_key
-            Further features in ``obsm``. No encoder reads them yet: :class:`~stmsi.model.HurdleLinear` does.
+            Further features in ``obsm`` (arrays or DataFrames), such as those of the histology image; z-scored on the
+            training spots and appended to the genes. Several keys are allowed.
         **kwargs
             For scvi-tools, which replays the setup when a model is loaded.
 
@@ -274,145 +308,114 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
-    def train(  # type: ignore[override]
+    def fine_tune(
         self,
+        adata: AnnData,
         train_idx: ArrayLike | None = None,
         validation_idx: ArrayLike | None = None,
         *,
-        max_epochs: int = 150,
-        early_stopping: bool = True,
-        patience: int = 20,
-        batch_size: int = 128,
-        lr: float = 3e-3,
-        weight_decay: float = 1e-3,
-        refit: bool = True,
-        n_threads: int = 1,
-        accelerator: str = "auto",
-        devices: int | list[int] | str = "auto",
-        show_progress_bar: bool | None = None,
-        plan_kwargs: dict[str, Any] | None = None,
-        **trainer_kwargs: Any,
-    ) -> None:
-        """Train both stages together.
+        lr: float = 3e-4,
+        max_epochs: int = 50,
+        patience: int = 10,
+        min_genes: float = MIN_GENES,
+        **train_kwargs: Any,
+    ) -> HurdleNet:
+        """Go on training on new sections that have MSI, as a new model; this one stays as it is.
+
+        The new model has the genes, scaling and metabolites of this one, and begins with its weights. It is trained and
+        calibrated on the new spots alone: early stopping, thresholds and intervals come from held-out sections or blocks of
+        them. If no step makes the held-out loss lower, the weights stay. Metabolites that the new sections lack are
+        still predicted, with the calibration that they had; those that this model does not know are left out.
 
         Parameters
         ----------
-        train_idx
-            Spots to train on (positions or mask); `None`: all with MSI that are not in `validation_idx`.
-        validation_idx
-            Spots for early stopping, thresholds and intervals; `None`: one group of whole sections (a spatial block of
-            each section where there are fewer than three) is taken out of the training spots.
-        max_epochs
-            Passes over the training spots at most.
-        early_stopping
-            Stop when the validation loss has not fallen for `patience` epochs.
-        patience
-            See `early_stopping`.
-        batch_size
-            Spots in a step.
-        lr, weight_decay
-            Of AdamW.
-        refit
-            Where the validation spots were taken out of the training spots: train once more on all of them, from the
-            start, for as many epochs as were best. Calibration stays that of the held-out spots.
-        n_threads
-            CPU threads of torch. The steps are small, so that on a busy machine more threads cost up to ten times
-            what they bring; one also makes sums independent of the machine.
-        accelerator, devices
-            As for Lightning.
-        show_progress_bar
-            `None` follows ``stmsi.settings.progress_bar``.
-        plan_kwargs
-            Passed on to :class:`scvi.train.TrainingPlan`.
-        **trainer_kwargs
-            Passed on to :class:`scvi.train.Trainer`.
+        adata
+            Spots x genes with the fields that the model was set up with (signatures and clusters are those of this model).
+            Genes and metabolites are found by name; missing genes are imputed, missing metabolites do not count. It is
+            not changed, and the new model keeps a copy of what it needs.
+        train_idx, validation_idx
+            As for :meth:`train`.
+        lr, max_epochs, patience
+            As for :meth:`train`, with smaller steps and fewer of them.
+        min_genes
+            Share of the training genes that must be there.
+        **train_kwargs
+            Further arguments of :meth:`train`.
+
+        Returns
+        -------
+        The new model. Its model card says from how many spots and which sections it started (``fine_tuned_from``).
 
         Raises
         ------
+        RuntimeError
+            This model is not trained.
         ValueError
-            No training spot has MSI, or none is left for validation.
-        """
-        if self.adata is None:
-            msg = "The model was loaded without data and cannot be trained; make a new one from the AnnData."
-            raise ValueError(msg)
-        setup = self._setup
-        spots, targets = read_spots(self.adata, setup), read_targets(self.adata, setup)
-        rows, validation = training_rows(targets, train_idx, validation_idx)
-        given = validation is not None
-        if validation is None:
-            sample = require_sample(self.adata, setup.sample_key)[rows]
-            xy = None if spots.xy is None else spots.xy[rows]
-            measured = ~np.isnan(targets.intensity[rows])
-            held_out = held_out_group(sample, xy, measured, seed=self._hyper["rng"])
-            rows, validation = rows[~held_out], rows[held_out]
-        plan_kwargs = {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay} | (plan_kwargs or {})
-        options = {
-            "accelerator": accelerator, "devices": devices, "n_threads": n_threads, "batch_size": batch_size, "plan_kwargs": plan_kwargs,
-            "enable_progress_bar": settings.progress_bar if show_progress_bar is None else show_progress_bar,
-            **trainer_kwargs,
-        }  # fmt: skip
-        best = KeepBestWeights()
-        callbacks = [best, *options.pop("callbacks", [])]
-        # Lightning's own, as that of scvi-tools prints its verdict past every logger
-        stop = [EarlyStopping("validation_loss", patience=patience)] if early_stopping else []
-        self._fit(
-            spots, targets, rows, validation, max_epochs=max_epochs, check_val_every_n_epoch=1,
-            callbacks=[*callbacks, *stop], **options,
-        )  # fmt: skip
-        logger.info(
-            "Best validation loss in epoch %d of %d.", best.best_epoch + 1, len(self.history["validation_loss"])
-        )
-        best.restore(self.module)
-        self._fit_calibration(spots.take(validation), targets, rows, validation)
-        if not given and refit:
-            history, calibrated = self.history, self.state
-            rows = np.sort(np.concatenate([rows, validation]))
-            self._fit(
-                spots, targets, rows, rows[:0], max_epochs=best.best_epoch + 1, callbacks=callbacks[1:], **options
-            )
-            self._remember(rows)
-            self._carry_over(calibrated)
-            self.history_ = history
-        self.module.eval()
-        self.state.training = summarise_training(self.adata, setup, rows) | {"epochs": best.best_epoch + 1}
+            No metabolite or too few genes in common, repeated spot names, or no spot with MSI.
+        KeyError
+            A field of the setup is not there.
 
-    def _fit(
-        self,
-        spots: Spots,
-        all_targets: Targets,
-        rows: NDArray[np.int64],
-        validation: NDArray[np.int64],
-        *,
-        batch_size: int,
-        n_threads: int,
-        **options: Any,
-    ) -> None:
-        """Train fresh weights on some spots; sets the module and the state, but nothing that needs calibration."""
-        assert self.adata is not None
-        setup = self._setup
-        targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
-        labels, signature = signature_of(self.adata, setup)
-        n_components = _CONTEXT_COMPONENTS if self._uses_context else _COMPONENTS
-        features = SpotFeatures(self._hyper["n_top_genes"], n_components, self._hyper["rng"])
-        features.fit(replace(train, graph=None), labels, signature)
-        mean_log, _ = column_moments(log_normalize(train.counts))
-        self.module = self._new_module()
-        self._set_buffers(features, labels, signature, targets, all_targets.metabolites.isin(targets.metabolites))
-        rest = np.setdiff1d(np.arange(self.adata.n_obs), np.concatenate([rows, validation]))
-        if self._uses_context:
-            self._set_context(spots, features, [rows, validation, rest])
-        # one or two spots left over for the last step would make its gradient noise
-        while 0 < len(rows) % batch_size < 3 and len(rows) > batch_size:
-            batch_size += 1
-        with _seeded(self._hyper["rng"]), _quiet(), _threads(n_threads):
-            UnsupervisedTrainingMixin.train(
-                self,
-                batch_size=batch_size,
-                datasplitter_kwargs={"external_indexing": [rows, validation, rest]},
-                **options,
+        Examples
+        --------
+        >>> import stmsi
+        >>> sdata = stmsi.datasets.toy()
+        >>> stmsi.pp.align(sdata)
+        >>> stmsi.pp.map_to_spots(sdata)
+        >>> st = sdata.tables["st"]
+        >>> old, new = st[st.obs["sample"] != "P3S1"].copy(), st[st.obs["sample"] == "P3S1"].copy()
+        >>> stmsi.model.HurdleNet.setup_anndata(old)
+        >>> model = stmsi.model.HurdleNet(old)
+        >>> model.train(max_epochs=2, show_progress_bar=False)
+        >>> tuned = model.fine_tune(new, max_epochs=2, show_progress_bar=False)
+        >>> tuned.state.training["fine_tuned_from"]["samples"]
+        ['P1S1', 'P2S1']
+        """
+        state, setup = self.state, self._setup
+        spots = read_spots(adata, setup, state.panel, min_genes=min_genes, with_cluster=False)
+        require_unique(spots.names, "Names of spots", "Call adata.obs_names_make_unique().")
+        if spots.missing > 0:
+            logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
+        replace(setup, signature_key=None, cluster_key=None)._check(adata)
+        targets = read_targets(adata, setup)
+        known = targets.metabolites.isin(state.metabolites)
+        if not known.any():
+            msg = (
+                f"The data share no metabolite with the model. It predicts {listing(state.metabolites)}; "
+                f"obsm[{setup.metabolite_key!r}] has {listing(targets.metabolites)}. Ids must be the same."
             )
-        self.module.eval()
-        self.state_ = start_state(self.adata, setup, targets, features, mean_log)
+            raise ValueError(msg)
+        if not known.all():
+            logger.warning(
+                "Metabolites that the model does not know are left out: %s", listing(targets.metabolites[~known])
+            )
+        columns = self._registered_metabolites()
+        at = targets.metabolites.get_indexer(columns)
+        at[~columns.isin(state.metabolites)] = -1
+        intensity, presence = (
+            pd.DataFrame(np.where(at >= 0, values[:, at], np.nan).astype(np.float32), columns=columns)
+            for values in (targets.intensity, targets.presence)
+        )
+        data = panel_data(spots, setup, state, spots.names)
+        measured_data(
+            data,
+            spots,
+            setup,
+            state,
+            sample=require_sample(adata, setup.sample_key),
+            intensity=intensity,
+            presence=presence,
+        )
+        type(self).setup_anndata(data, **setup_arguments(setup), source_registry=self.registry_)
+        with _quiet():
+            model = type(self)(data, **self._hyper)
+        model.module.load_state_dict(self.module.state_dict())
+        origin = {k: state.training[k] for k in ("n_spots", "samples")}
+        model.state_ = replace(state, training={**state.training, "refit": False, "fine_tuned_from": origin})
+        model.platt_ = self.platt_
+        model.train(
+            train_idx, validation_idx, lr=lr, max_epochs=max_epochs, patience=patience, warm_start=True, **train_kwargs
+        )
+        return model
 
     def _remember(self, rows: NDArray[np.int64]) -> None:
         """Put training spots into the bank of a retrieval encoder."""
@@ -455,14 +458,10 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
     ) -> None:
         """Statistics of the training spots that the module normalises with."""
         module = self.module
-        present = targets.where_present()
-        count = np.maximum((~np.isnan(present)).sum(axis=0), 1)
-        mean = np.nansum(present, axis=0) / count
-        scale = np.sqrt(np.nansum((present - mean) ** 2, axis=0) / count)
+        mean, scale = target_moments(targets.where_present())
         n1, n0 = _counts(targets.presence)
         full = {name: np.full(len(keep), fill) for name, fill in (("mean", 0.0), ("scale", 1.0), ("weight", 1.0))}
-        full["mean"][keep] = mean
-        full["scale"][keep] = np.where(scale > 1e-6, scale, 1.0)
+        full["mean"][keep], full["scale"][keep] = mean, scale
         full["weight"][keep] = np.where((n1 > 0) & (n0 > 0), np.clip(n0 / np.maximum(n1, 1), 0.05, 20), 1.0)
         index = np.zeros(len(module.gene_index), np.int64)
         gene_mean, gene_scale = np.zeros(len(index)), np.full(len(index), 1e6)  # slots left over stay near 0
@@ -476,6 +475,9 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         if numbers:
             values |= {"covariate_mean": np.array([v[0] for v in numbers])}
             values |= {"covariate_scale": np.array([v[1] for v in numbers])}
+        if features.extra:
+            values |= {"feature_mean": np.concatenate([e.mean for e in features.extra.values()])}
+            values |= {"feature_scale": np.concatenate([e.scale for e in features.extra.values()])}
         if labels is not None and signature is not None:
             order = [list(labels).index(str(c)) for c in self._cluster_categories()]
             mask = signature[order][:, index].astype(np.float32)
@@ -497,7 +499,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         for number, rows in enumerate(parts):
             part[rows] = number
         components = features.components(spots)
-        padded = np.zeros((len(spots), _CONTEXT_COMPONENTS), np.float32)  # few training spots have fewer components
+        padded = np.zeros((len(spots), CONTEXT_COMPONENTS), np.float32)  # few training spots have fewer components
         padded[:, : components.shape[1]] = components
         if encoder.uses_section:
             assert spots.xy is not None
@@ -587,19 +589,11 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
     def _batches(self, spots: Spots, batch_size: int) -> AnnDataLoader:
         """The spots in batches of tensors, without what is measured."""
         setup, state = self._setup, self.state
-        index = pd.RangeIndex(len(spots)).astype(str)  # names of query spots may repeat
-        obs = pd.DataFrame(index=index) if spots.covariates is None else spots.covariates.set_axis(index)
-        if setup.cluster_key is not None:
-            clusters = state.features.clusters
-            assert clusters is not None
-            obs[setup.cluster_key] = clusters.labels[state.features.cluster_codes(spots)]
-        obs[_ROW_KEY] = np.arange(len(spots))
+        names = pd.RangeIndex(len(spots)).astype(str)  # names of query spots may repeat
+        query = panel_data(spots, setup, state, names)
+        query.obs[_ROW_KEY] = np.arange(len(spots))
         if self._uses_context:
             self._set_context(spots, state.features, [np.arange(len(spots))])
-        query = AnnData(spots.counts, obs=obs)
-        query.var_names = [str(n) for n in state.panel.names["var_names"]]
-        if setup.layer is not None:
-            query.layers[setup.layer] = query.X
         with _quiet():
             manager = AnnDataManager(fields=_fields(query, setup), setup_method_args={})
             manager.register_fields(query, source_registry=self.registry_)
@@ -608,10 +602,12 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
 
     def _outputs(self) -> NDArray[np.int64]:
         """Output of the module that belongs to each metabolite that the model predicts."""
-        columns = [
-            str(c) for c in self.registry_["field_registries"][METABOLITES_KEY]["state_registry"]["column_names"]
-        ]
-        return np.asarray(pd.Index(columns).get_indexer(self.state.metabolites))
+        return np.asarray(self._registered_metabolites().get_indexer(self.state.metabolites))
+
+    def _registered_metabolites(self) -> pd.Index:
+        """Ids of the outputs of the module."""
+        state = self.registry_["field_registries"][METABOLITES_KEY]["state_registry"]
+        return pd.Index([str(c) for c in state["column_names"]])
 
     def _write(self, directory: Path) -> None:
         # the attributes that scvi-tools saves, but without its pickle
@@ -659,6 +655,7 @@ def _fields(adata: AnnData, setup: Setup) -> list[Any]:
     if setup.presence_key is not None:
         fields.append(OptionalObsmField(PRESENCE_KEY, setup.presence_key))
     fields.append(NumericalObsField(REGISTRY_KEYS.INDICES_KEY, _ROW_KEY))
+    fields += [ObsmField(f"{FEATURES_KEY}_{i}", key) for i, key in enumerate(setup.feature_key)]
     if setup.cluster_key is not None:
         fields.append(CategoricalObsField(CLUSTER_KEY, setup.cluster_key))
     numeric = [k for k in setup.covariate_keys if _is_number(adata.obs[k])]
@@ -677,46 +674,3 @@ def _is_number(column: pd.Series) -> bool:
 def _counts(presence: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Spots with, and without, each metabolite; NaN counts as neither."""
     return (presence > 0).sum(axis=0), (presence == 0).sum(axis=0)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Without scvi-tools' and Lightning's notes on columns, workers and accelerators, which ask nothing of a user."""
-    logs = [logging.getLogger(name) for name in ("scvi", "lightning.pytorch")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            warnings.filterwarnings("ignore", message="Category .* has fewer than")
-            # said of every query that holds few spots of a cluster, which does no harm
-            warnings.filterwarnings("ignore", message=".*has fewer than 3 cells")
-            # of a handful of training spots
-            warnings.filterwarnings("ignore", message="Last batch will have a small size")
-            # pandas 3 hands out read-only arrays; nothing here writes into a batch
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    """Torch limited to some threads inside."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(n)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Torch's generators seeded inside, as they were outside."""
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield

@@ -125,11 +125,14 @@ class Encoder(nn.Module):
         Whether it reads all spots of the section.
     uses_positions
         Whether it also reads where these lie.
+    is_grouped
+        Whether each metabolite has units of the embedding of its own, which lie one group after the other.
     bank
         Training spots from which a retrieval encoder predicts; `None` for all others.
     """
 
     n_output: int
+    is_grouped: bool = False
     bank: ProfileBank | None
     uses_graph: ClassVar[bool] = False
     uses_section: ClassVar[bool] = False

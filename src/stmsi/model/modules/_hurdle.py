@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import torch
 from scvi import REGISTRY_KEYS
@@ -14,7 +14,8 @@ from torch.nn.functional import one_hot
 from stmsi._core.expression import TARGET_SUM
 from stmsi.model.encoders import ENCODERS, Context, SectionContext, Sizes
 from stmsi.model.encoders._section import section_keys
-from stmsi.model.modules._losses import intensity_loss, presence_loss
+from stmsi.model.modules._heads import GroupedHead, LinearPath
+from stmsi.model.modules._losses import IntensityLoss, PresenceLoss, intensity_loss, presence_loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,8 +29,13 @@ if TYPE_CHECKING:
 METABOLITES_KEY = "metabolites"
 PRESENCE_KEY = "presence"
 CLUSTER_KEY = "cluster"
+FEATURES_KEY = "features"
+Stage: TypeAlias = Literal["joint", "presence", "intensity"]
 _CLIP = 10.0
 _SIGNATURE_WIDTH = 32
+_OF_SECTIONS = ("in_section", "section_rows", "section_start", "section_count")
+_OF_ROWS = ("components", "neighbours", "ring", "offset", "position", *_OF_SECTIONS)
+"""Buffers about the spots at hand."""
 
 
 class HurdleModule(BaseModuleClass):
@@ -58,6 +64,14 @@ class HurdleModule(BaseModuleClass):
         Weight of the intensity loss beside the presence loss.
     encoder_kwargs
         Options of the encoder.
+    n_features
+        Columns of each further set of features.
+    presence_loss, intensity_loss
+        See :mod:`stmsi.model.modules._losses`.
+    two_stage
+        Whether the intensity has an encoder of its own.
+    linear_path
+        Whether the heads correct a linear prediction; they then begin at 0.
     """
 
     def __init__(
@@ -71,8 +85,16 @@ class HurdleModule(BaseModuleClass):
         encoder: str = "mlp",
         intensity_weight: float = 1.0,
         encoder_kwargs: dict[str, Any] | None = None,
+        n_features: tuple[int, ...] = (),
+        presence_loss: PresenceLoss = "bce",
+        intensity_loss: IntensityLoss = "mse",
+        two_stage: bool = False,
+        linear_path: bool = False,
     ) -> None:
         super().__init__()
+        self.n_features = tuple(n_features)
+        self.presence_loss, self.intensity_loss = presence_loss, intensity_loss
+        self.stage: Stage = "joint"
         self.n_cats_per_cov = tuple(n_cats_per_cov)
         self.n_clusters = n_clusters
         self.intensity_weight = intensity_weight
@@ -81,6 +103,8 @@ class HurdleModule(BaseModuleClass):
         self.register_buffer("gene_scale", torch.ones(n_selected))
         self.register_buffer("covariate_mean", torch.zeros(n_continuous))
         self.register_buffer("covariate_scale", torch.ones(n_continuous))
+        self.register_buffer("feature_mean", torch.zeros(sum(n_features)))
+        self.register_buffer("feature_scale", torch.ones(sum(n_features)))
         self.register_buffer("signature", torch.zeros(max(n_clusters, 1), n_selected))
         self.register_buffer("target_mean", torch.zeros(n_metabolites))
         self.register_buffer("target_scale", torch.ones(n_metabolites))
@@ -91,21 +115,71 @@ class HurdleModule(BaseModuleClass):
         self.register_buffer("ring", torch.empty(0, 0, dtype=torch.long), persistent=False)
         self.register_buffer("offset", torch.empty(0, 0, 2), persistent=False)
         self.register_buffer("position", torch.empty(0, 2), persistent=False)
-        for name in ("in_section", "section_rows", "section_start", "section_count"):
+        for name in _OF_SECTIONS:
             self.register_buffer(name, torch.empty(0, dtype=torch.long), persistent=False)
         self._summary: list[Summary] | None = None
-        sizes = Sizes(n_selected, sum(n_cats_per_cov) + n_continuous, n_components, n_metabolites)
+        # of the training sections, where targets are standardised in each
+        self.register_buffer("section", torch.empty(0, dtype=torch.long), persistent=False)
+        self.register_buffer("section_mean", torch.empty(0, n_metabolites), persistent=False)
+        self.register_buffer("section_scale", torch.empty(0, n_metabolites), persistent=False)
+        n_covariates = sum(n_cats_per_cov) + n_continuous + sum(n_features)
+        sizes = Sizes(n_selected, n_covariates, n_components, n_metabolites)
         self.encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {}))
-        width = self.encoder.n_output
+        self.intensity_encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {})) if two_stage else None
+        width, shared = self.encoder.n_output, _SIGNATURE_WIDTH if n_clusters else 0
         self.signature_layer = nn.Linear(n_selected, _SIGNATURE_WIDTH) if n_clusters else None
-        self.presence_head = nn.Linear(width + (_SIGNATURE_WIDTH if n_clusters else 0), n_metabolites)
-        self.intensity_head = nn.Linear(width, n_metabolites)
+        self.presence_head: nn.Module
+        self.intensity_head: nn.Module
+        if self.encoder.is_grouped:
+            self.presence_head = GroupedHead(width, n_metabolites, shared)
+            self.intensity_head = GroupedHead(width, n_metabolites)
+        else:
+            self.presence_head = nn.Linear(width + shared, n_metabolites)
+            self.intensity_head = nn.Linear(width, n_metabolites)
+        self.linear_path = LinearPath(n_selected + sum(n_features), n_metabolites) if linear_path else None
+        if linear_path:
+            for parameter in (*self.presence_head.parameters(), *self.intensity_head.parameters()):
+                nn.init.zeros_(parameter)
 
     def set_buffers(self, **values: Any) -> None:
         """Fill buffers with statistics of the training spots."""
         for name, value in values.items():
             buffer = getattr(self, name)
             buffer.copy_(torch.as_tensor(value, dtype=buffer.dtype))
+
+    def set_sections(self, code: NDArray[np.int64], mean: NDArray[np.float64], scale: NDArray[np.float64]) -> None:
+        """Section of all spots that batches will name by their row, and statistics by which targets are standardised there.
+
+        Parameters
+        ----------
+        code
+            Shape (spots,).
+        mean, scale
+            Shape (sections, metabolites).
+        """
+        self._set_rows(section=code, section_mean=mean, section_scale=scale)
+
+    def set_linear_path(self, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
+        """Weights on genes and features, shape (inputs, 2 x metabolites), and offsets of the prediction that the heads correct."""
+        assert self.linear_path is not None
+        self.linear_path.weight.copy_(torch.as_tensor(weight))
+        self.linear_path.bias.copy_(torch.as_tensor(bias))
+
+    def begin(self, stage: Stage) -> None:
+        """What the next gradient steps train: both stages, or one of them while the other is fixed.
+
+        The encoder of the intensity begins as that of the presence.
+        """
+        self.stage = stage
+        if self.intensity_encoder is None:
+            return
+        if stage == "intensity":
+            self.intensity_encoder.load_state_dict(self.encoder.state_dict())
+        for part in (self.intensity_encoder, self.intensity_head):
+            part.requires_grad_(stage != "presence")
+        presence = [self.encoder, self.presence_head, *([] if self.signature_layer is None else [self.signature_layer])]
+        for part in presence:
+            part.requires_grad_(stage != "intensity")
 
     def set_context(
         self,
@@ -145,6 +219,16 @@ class HurdleModule(BaseModuleClass):
             components=components, position=position, in_section=code, section_rows=code.argsort(stable=True),
             section_start=count.cumsum(0) - count, section_count=count,
         )  # fmt: skip
+
+    @contextmanager
+    def kept_rows(self) -> Iterator[None]:
+        """What is known of the spots by row, as it was afterwards, whatever other spots are embedded inside."""
+        kept = {name: getattr(self, name) for name in _OF_ROWS}
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                setattr(self, name, value)
 
     def _set_rows(self, **values: Any) -> None:
         for name, value in values.items():
@@ -191,7 +275,12 @@ class HurdleModule(BaseModuleClass):
             "categorical": tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
             "continuous": tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
             "row": tensors.get(REGISTRY_KEYS.INDICES_KEY),
+            "features": self._features(tensors),
         }
+
+    def _features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        parts = [tensors[f"{FEATURES_KEY}_{i}"] for i in range(len(self.n_features))]
+        return torch.cat(parts, dim=1) if parts else None
 
     def _get_generative_input(
         self, tensors: dict[str, torch.Tensor], inference_outputs: dict[str, Any], **kwargs: Any
@@ -206,9 +295,10 @@ class HurdleModule(BaseModuleClass):
         categorical: torch.Tensor | None = None,
         continuous: torch.Tensor | None = None,
         row: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor | None]:
         """Embed spots from raw counts over the panel."""
-        return self.embed(self.expression(x), cluster, categorical, continuous, row)
+        return self.embed(self.expression(x), cluster, categorical, continuous, row, features)
 
     def expression(self, x: torch.Tensor) -> torch.Tensor:
         """Log-normalised expression of the genes used, standardised by the training spots: 0 is their mean."""
@@ -223,6 +313,7 @@ class HurdleModule(BaseModuleClass):
         categorical: torch.Tensor | None = None,
         continuous: torch.Tensor | None = None,
         row: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor | None]:
         """Embed spots from standardised expression; `row` names them in the context."""
         columns = [expression.new_zeros(len(expression), 0)]
@@ -232,22 +323,44 @@ class HurdleModule(BaseModuleClass):
             ]
         if continuous is not None:
             columns.append((continuous - self.covariate_mean) / self.covariate_scale)
+        linear = [expression]
+        if features is not None:
+            features = (features - self.feature_mean) / self.feature_scale
+            columns.append(features)
+            linear.append(features)
         context: Context | SectionContext | None = None
         if row is not None and self.encoder.uses_graph:
             context = self._context(row)
         elif row is not None and self.encoder.uses_section:
             context = self._section_context(row)
-        embedding = self.encoder(expression, torch.cat(columns, dim=1), context)
+        covariates = torch.cat(columns, dim=1)
+        embedding = self.encoder(expression, covariates, context)
         mask = self.signature[cluster.reshape(-1).long()] if self.n_clusters and cluster is not None else None
-        return {"embedding": embedding, "mask": mask}
+        outputs: dict[str, torch.Tensor | None] = {"embedding": embedding, "mask": mask}
+        if self.intensity_encoder is not None and self.stage != "presence":
+            outputs["intensity_embedding"] = self.intensity_encoder(expression, covariates, context)
+        if self.linear_path is not None:
+            outputs["linear"] = self.linear_path(torch.cat(linear, dim=1))
+        return outputs
 
     @auto_move_data
-    def generative(self, embedding: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    def generative(
+        self,
+        embedding: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        intensity_embedding: torch.Tensor | None = None,
+        linear: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
         """Both stages from the embedding: log-odds of presence, standardised intensity given presence."""
         inputs = (
             embedding if self.signature_layer is None else torch.cat([embedding, self.signature_layer(mask)], dim=1)
         )
-        return {"logit": self.presence_head(inputs), "mean": self.intensity_head(embedding)}
+        logit = self.presence_head(inputs)
+        mean = self.intensity_head(embedding if intensity_embedding is None else intensity_embedding)
+        if linear is not None:
+            linear_logit, linear_mean = linear.chunk(2, dim=1)
+            logit, mean = logit + linear_logit, mean + linear_mean
+        return {"logit": logit, "mean": mean}
 
     def read_out(self, **outputs: Any) -> dict[str, torch.Tensor]:
         """What is predicted from embeddings: retrieved where the encoder keeps training spots, else that of the heads."""
@@ -265,7 +378,11 @@ class HurdleModule(BaseModuleClass):
             present = torch.where(torch.isnan(measured), measured, tensors[PRESENCE_KEY])
         else:
             present = torch.where(torch.isnan(measured), measured, (measured > 0).to(measured.dtype))
-        return (measured - self.target_mean) / self.target_scale, present
+        mean, scale = self.target_mean, self.target_scale
+        if len(self.section):
+            section = self.section[tensors[REGISTRY_KEYS.INDICES_KEY].reshape(-1).long()]
+            mean, scale = self.section_mean[section], self.section_scale[section]
+        return (measured - mean) / scale, present
 
     def loss(
         self,
@@ -273,11 +390,14 @@ class HurdleModule(BaseModuleClass):
         inference_outputs: dict[str, Any],
         generative_outputs: dict[str, torch.Tensor],
     ) -> LossOutput:
-        """Presence loss plus weighted intensity loss, plus the encoder's own where it has one."""
+        """Presence loss plus weighted intensity loss (while one stage is trained, that of this stage), plus the encoder's own."""
         target, present = self.targets(tensors)
-        presence = presence_loss(generative_outputs["logit"], present, self.positive_weight)
-        intensity = intensity_loss(generative_outputs["mean"], target, present)
-        loss = presence + self.intensity_weight * intensity
+        # in full precision, also where the network runs in half
+        logit, predicted = generative_outputs["logit"].float(), generative_outputs["mean"].float()
+        presence = presence_loss(logit, present, self.positive_weight, self.presence_loss)
+        intensity = intensity_loss(predicted, target, present, self.intensity_loss)
+        weighted = self.intensity_weight * intensity
+        loss = {"joint": presence + weighted, "presence": presence, "intensity": weighted}[self.stage]
         metrics = {"presence_loss": presence.detach(), "intensity_loss": intensity.detach()}
         auxiliary = self.encoder.auxiliary_loss(inference_outputs["embedding"], target, present)
         if auxiliary is not None:
