@@ -74,7 +74,7 @@ class HurdleNet(NetTraining, BaseModelClass):
     """Presence and intensity of all metabolites from one network.
 
     An encoder embeds the spot; one head gives the log-odds of presence (it also sees the signature mask of the spot's
-    cluster), another the intensity given presence. The loss is a class-balanced cross-entropy plus the squared error
+    cluster), another the intensity given presence. Both correct what ridge regressions say. The loss is a class-balanced cross-entropy plus the squared error
     of the standardised intensity where present (others see below); entries without MSI never count. Training stops
     early on whole held-out sections (spatial blocks where there are fewer than three), keeps the weights that were best
     there, and calibrates probabilities, thresholds and intervals on them.
@@ -112,7 +112,8 @@ class HurdleNet(NetTraining, BaseModelClass):
         ``"joint"``: both stages at once; ``"two_stage"``: first encoder and presence, then, with these fixed, the
         intensity with an encoder of its own that starts from the other.
     residual
-        ``"ridge"``: both heads correct ridge regressions on the principal components of the genes, fitted beforehand.
+        ``"ridge"``: both heads correct ridge regressions on the principal components of the genes, fitted beforehand;
+        `None`: the network alone.
     encoder_kwargs
         Options of the encoder. ``"mlp"``: ``n_hidden``, ``n_layers``, ``dropout``, ``input_dropout``, ``per_metabolite`` (one
         small network for each metabolite); ``"graph"``:
@@ -157,7 +158,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         intensity_loss: IntensityLoss = "mse",
         standardise: Literal["metabolite", "sample"] = "metabolite",
         training: Literal["joint", "two_stage"] = "joint",
-        residual: Literal["ridge"] | None = None,
+        residual: Literal["ridge"] | None = "ridge",
         encoder_kwargs: dict[str, Any] | None = None,
         rng: int = 0,
     ) -> None:
