@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from stmsi._core.expression import column_moments, log_normalize
-from stmsi._core.folds import inner_groups
+from stmsi._core.folds import held_out_units, inner_groups, sections_or_blocks
 from stmsi._keys import Key
 from stmsi._progress import track
 from stmsi._settings import settings
@@ -232,8 +232,7 @@ class HurdleLinear(HurdleModel):
         state = start_state(self.adata, setup, targets, features, mean_log)
         sample = require_sample(self.adata, setup.sample_key)[rows]
         groups = inner_groups(sample, train.xy, n_groups=self.n_folds, seed=self.rng)
-        # blocks of one section are held out from different models, whose predictions are not compared with each other
-        units = np.unique(np.unique(sample, return_inverse=True)[1] * len(groups) + groups, return_inverse=True)[1]
+        units = held_out_units(sample, groups)
 
         for_intensity, for_presence = features.transform(train)
         shared: KernelMap | NeighbourMap | None = None
@@ -262,13 +261,15 @@ class HurdleLinear(HurdleModel):
         if validation is None:
             probability = np.column_stack([c.held_out for c in self.classifiers_])
             intensity = np.column_stack([r.held_out for r in self.regressions_])
-            self._calibrate(targets, probability, intensity)
+            self._calibrate(targets, probability, intensity, units)
             return
         keep = all_targets.metabolites.isin(targets.metabolites)
         held_out = Targets(
             all_targets.intensity[validation][:, keep], all_targets.presence[validation][:, keep], targets.metabolites
         )
-        self._calibrate(held_out, *self._stages(spots.take(validation)))
+        judges = spots.take(validation)
+        units = sections_or_blocks(require_sample(self.adata, setup.sample_key)[validation], judges.xy, seed=self.rng)
+        self._calibrate(held_out, *self._stages(judges), units)
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         for_intensity, for_presence = self.state.features.transform(spots)
