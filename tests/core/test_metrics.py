@@ -197,7 +197,7 @@ def test_prevalence_counts_covered_spots():
 
 
 def test_every_public_score_is_tested_here():
-    assert set(stmsi.metrics.__all__) == {*ORACLE, "prevalence"}
+    assert set(stmsi.metrics.__all__) == {*ORACLE, "prevalence", "ece"}
 
 
 @pytest.fixture(scope="module")

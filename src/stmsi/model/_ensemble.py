@@ -256,7 +256,7 @@ class HurdleEnsemble(HurdleModel):
         for m, metabolite in zip(np.flatnonzero(columns), state.metabolites[columns], strict=True):
             member = self.models_[int(self.stack_["intensity"][:, m].argmax())].state
             assert member.residuals is not None
-            at = int(member.metabolites.get_indexer([metabolite])[0])
+            at = int(member.metabolites.get_indexer(pd.Index([metabolite]))[0])
             state.threshold[m], state.spread[m] = member.threshold[at], member.spread[at]
             state.residuals = state.residuals.with_column(int(m), member.residuals, at)
 
