@@ -37,6 +37,7 @@ COVERAGES = (0.5, 0.8, 0.9, 0.95)
 N_BINS = 10
 MODELS: Mapping[str, Any] = {
     "ridge": "ridge",
+    "ridge, patients as sections": {"model": "ridge", "setup": {"sample_key": "patient"}},
     "mlp": "mlp",
     "mlp, all groups": {"model": "ensemble", "members": ["mlp"], "n_folds": 3},
     "ensemble of three": {"model": "ensemble", "members": ["ridge", "kernel_ridge", "knn"]},

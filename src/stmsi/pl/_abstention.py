@@ -39,7 +39,7 @@ def abstention(
     """Draw how the error falls as uncertain spots are left out.
 
     A metabolite counts once: its value is the mean over sections. Lines are the mean over metabolites, bands reach from
-    the lower to the upper quartile. The dashed line is the error of all spots.
+    the lower to the upper quartile. The dashed line is the error at the largest share.
 
     Parameters
     ----------
