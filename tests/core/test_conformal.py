@@ -216,6 +216,16 @@ def test_data_without_error_or_without_measurements_give_finite_intervals():
     np.testing.assert_array_equal(upper, 0)
 
 
+def test_a_metabolite_that_is_predicted_as_0_has_an_interval_of_what_was_measured():
+    rng = np.random.default_rng(8)
+    truth, zeros, ones = rng.uniform(1, 2, (100, 1)), np.zeros((100, 1)), np.ones((100, 1))
+    for probability in (ones, zeros):
+        model = GroupConformal.fit(truth, ones, probability, zeros, zeros, np.repeat([0, 1], 50))
+        lower, upper = model.interval(zeros.astype(np.float32), probability, zeros, 0.9)
+        np.testing.assert_array_equal(lower, 0)
+        assert 1.85 < upper.max() < 2.01
+
+
 def test_columns_are_taken_and_replaced():
     rng = np.random.default_rng(7)
     data = draw(rng, m=3)

@@ -49,7 +49,7 @@ def spread_coefficients(
         there = known & (presence[:, m] > 0)
         if there.any():
             mu, error = intensity[there, m], (truth[there, m] - intensity[there, m]) ** 2
-            size, square = max(float(np.abs(mu).max()), 1e-300), max(float(error.max()), 1e-300)
+            size, square = (float(v) if v > 1e-100 else 1.0 for v in (np.abs(mu).max(), error.max()))
             a, b = nnls(np.column_stack([np.ones(len(mu)), (mu / size) ** 2]), error / square)[0] * square
             coefficients[:2, m] = a, b / size**2
         level = (truth[known, m] ** 2).mean() + 1e-24
