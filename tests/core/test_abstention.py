@@ -30,3 +30,4 @@ def test_entropy():
     p = np.array([0.0, 1e-3, 0.25, 0.5, 0.75, 1.0, np.nan])
     np.testing.assert_allclose(binary_entropy(p)[:6], [0, 0.0114, 0.8113, 1, 0.8113, 0], atol=1e-4)
     assert np.isnan(binary_entropy(p)[-1])
+    np.testing.assert_allclose(binary_entropy(p.astype(np.float32)), binary_entropy(p), atol=1e-6)

@@ -32,8 +32,7 @@ def kept_errors(
     return kept, np.where(kept > 0, mean, np.nan)
 
 
-def binary_entropy(probability: NDArray[np.float64]) -> NDArray[np.float64]:
+def binary_entropy(probability: NDArray[np.floating]) -> NDArray[np.float64]:
     """Entropy of a yes-or-no question in bits: 1 at one half, 0 where the answer is sure."""
-    p = np.clip(probability, 1e-12, 1 - 1e-12)
-    entropy = -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
-    return np.where((probability <= 0) | (probability >= 1), 0.0, entropy)
+    p = np.clip(np.asarray(probability, np.float64), 1e-300, 1 - 1e-16)
+    return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))
