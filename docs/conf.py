@@ -201,6 +201,38 @@ def write_accuracy_tables() -> None:
         (target / f"accuracy_{task}.md").write_text(f"{table}\n\n{note}\n", encoding="utf-8")
 
 
+def write_calibration_table() -> None:
+    """Write the table of benchmarks/accuracy/calibration.py: means and quartiles over metabolites."""
+    results = pd.read_csv(HERE.parent / "benchmarks" / "accuracy" / "results" / "calibration.csv")
+    lines = [
+        [
+            "task",
+            "model",
+            "50 %",
+            "80 %",
+            "90 % (quartiles)",
+            "95 %",
+            "called absent",
+            "called present",
+            "width",
+            "ECE (floor)",
+        ]
+    ]
+    lines.append(["---", "---", *["---:"] * (len(lines[0]) - 2)])
+    for (task, model), rows in results.groupby(["task", "model"], sort=False):
+        mean, low, high = rows.mean(numeric_only=True), *(rows["coverage_90"].quantile(q) for q in (0.25, 0.75))
+        ece = "–" if rows["prevalence"].mean() > 0.999 else f"{mean['ece']:.3f} ({mean['ece_floor']:.3f})"
+        of_part = [mean[f"coverage_90_{part}"] for part in ("absent", "present")]
+        lines.append([
+            f"`{task}`", model, *(f"{mean[f'coverage_{c}']:.3f}" for c in (50, 80)),
+            f"{mean['coverage_90']:.3f} ({low:.2f} to {high:.2f})", f"{mean['coverage_95']:.3f}",
+            *("–" if pd.isna(v) else f"{v:.3f}" for v in of_part), f"{mean['width_90']:.2f}", ece,
+        ])  # fmt: skip
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    (HERE / "generated" / "accuracy_calibration.md").write_text(f"{table}\n", encoding="utf-8")
+
+
 copy_tutorials()
 write_cli_page()
 write_accuracy_tables()
+write_calibration_table()

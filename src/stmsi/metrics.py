@@ -4,6 +4,34 @@ Score each section by itself and summarise afterwards; flattened over metabolite
 for skill.
 """
 
-from stmsi._core.metrics import auprc, auroc, f1, mae, mse, pearson, precision, prevalence, r2, recall, spearman
+from stmsi._core.metrics import (
+    auprc,
+    auroc,
+    brier,
+    ece,
+    f1,
+    mae,
+    mse,
+    pearson,
+    precision,
+    prevalence,
+    r2,
+    recall,
+    spearman,
+)
 
-__all__ = ["auprc", "auroc", "f1", "mae", "mse", "pearson", "precision", "prevalence", "r2", "recall", "spearman"]
+__all__ = [
+    "auprc",
+    "auroc",
+    "brier",
+    "ece",
+    "f1",
+    "mae",
+    "mse",
+    "pearson",
+    "precision",
+    "prevalence",
+    "r2",
+    "recall",
+    "spearman",
+]

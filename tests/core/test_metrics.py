@@ -16,7 +16,7 @@ from stmsi import metrics
 
 PAIRS = ["mse", "mae", "r2", "pearson", "spearman"]
 CALLS = ["precision", "recall", "f1"]
-SCORES = ["auroc", "auprc"]
+SCORES = ["auroc", "auprc", "brier"]
 
 ORACLE = {
     "mse": skm.mean_squared_error,
@@ -29,6 +29,7 @@ ORACLE = {
     "f1": skm.f1_score,
     "auroc": skm.roc_auc_score,
     "auprc": skm.average_precision_score,
+    "brier": skm.brier_score_loss,
 }
 
 
@@ -196,7 +197,7 @@ def test_prevalence_counts_covered_spots():
 
 
 def test_every_public_score_is_tested_here():
-    assert set(stmsi.metrics.__all__) == {*ORACLE, "prevalence"}
+    assert set(stmsi.metrics.__all__) == {*ORACLE, "prevalence", "ece"}
 
 
 @pytest.fixture(scope="module")
@@ -227,3 +228,56 @@ def test_scores_agree_with_the_shared_benchmark(bench, ties):
     np.testing.assert_allclose(metrics.auroc(present, prediction), theirs["auroc"], atol=1e-6)
     gain = metrics.auprc(present, prediction) - metrics.prevalence(present)
     np.testing.assert_allclose(gain, theirs["auprc_gain"], atol=1e-6)
+
+
+def test_calibration_error_by_hand():
+    probability = np.array([0.1, 0.1, 0.1, 0.1, 0.6, 0.6, 0.6, 0.6, 0.6])
+    present = np.array([0, 0, 0, 1, 1, 1, 1, 0, 0])
+    expected = (4 * abs(0.1 - 0.25) + 5 * abs(0.6 - 0.6)) / 9
+    assert metrics.ece(present, probability)[0] == pytest.approx(expected)
+    assert metrics.ece(present, probability, n_bins=1)[0] == pytest.approx(abs(probability.mean() - present.mean()))
+    with_gaps = metrics.ece([*present, np.nan, 1], [*probability, 0.9, np.nan])[0]
+    assert with_gaps == pytest.approx(expected)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(0, 2**31), st.integers(1, 15))
+def test_calibration_error_does_not_depend_on_the_order(seed, n_bins):
+    rng = np.random.default_rng(seed)
+    probability = np.round(rng.random(50), 1)
+    present = (rng.random(50) < probability).astype(float)
+    order = rng.permutation(50)
+    assert metrics.ece(present, probability, n_bins)[0] == pytest.approx(
+        metrics.ece(present[order], probability[order], n_bins)[0]
+    )
+
+
+def test_calibration_error_of_right_and_of_wrong_probabilities():
+    rng = np.random.default_rng(0)
+    probability = rng.random((20_000, 4))
+    present = (rng.random(probability.shape) < probability).astype(float)
+    assert metrics.ece(present, probability).max() < 0.02
+    assert metrics.ece(present, np.full_like(probability, 0.5)).max() < 0.02  # useless, and calibrated
+    sure = np.clip(1.6 * (probability - 0.5) + 0.5, 0, 1)
+    assert metrics.ece(present, sure).min() > 0.08
+    assert (metrics.brier(present, probability) < metrics.brier(present, sure)).all()
+
+
+def test_calibration_error_of_finite_spots_is_what_its_docstring_says():
+    rng = np.random.default_rng(1)
+    present = (rng.random((1000, 300)) < 0.5).astype(float)
+    probability = 0.5 + 1e-3 * rng.random(present.shape)
+    expected = np.sqrt(2 * 0.25 * 10 / (np.pi * 1000))
+    assert metrics.ece(present, probability).mean() == pytest.approx(expected, rel=0.03)
+
+
+@pytest.mark.parametrize("name", ["brier", "ece"])
+def test_probabilities_are_probabilities(name):
+    with pytest.raises(ValueError, match=r"between 0 and 1, found 0\.5 to 1\.5"):
+        getattr(metrics, name)([0, 1], [0.5, 1.5])
+    assert np.isnan(getattr(metrics, name)([[np.nan]], [[0.5]])).all()
+
+
+def test_calibration_error_needs_bins():
+    with pytest.raises(ValueError, match="n_bins must be at least 1"):
+        metrics.ece([0, 1], [0.5, 0.5], n_bins=0)

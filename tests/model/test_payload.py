@@ -6,7 +6,7 @@ import pytest
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression
 
-from stmsi._core.hurdle import ResidualQuantiles
+from stmsi._core.conformal import GroupConformal
 from stmsi.model._base import FittedState
 from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._setup import Setup
@@ -98,9 +98,9 @@ def test_tables(tmp_path):
 
 
 def test_objects_of_stmsi_and_fields_that_came_later(tmp_path):
-    value = ResidualQuantiles(np.arange(2.0), np.zeros((2, 2, 1)), np.ones((2, 1), np.int64))
+    value = GroupConformal(np.arange(2.0), np.zeros((3, 2, 1)), np.ones((2, 1), np.int64), np.zeros((3, 1)))
     found = there_and_back(tmp_path, value)
-    assert isinstance(found, ResidualQuantiles)
+    assert isinstance(found, GroupConformal)
     np.testing.assert_array_equal(found.count, value.count)
     state = FittedState(Setup(), None, None, pd.Index(["a"]))
     del state.training  # as if an older version had written it

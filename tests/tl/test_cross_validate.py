@@ -31,9 +31,9 @@ def spy(monkeypatch):
         folds.append({"train": adata.copy(), "model": model})
         return model
 
-    def score(ids, sample, y, present, predicted, probability, training_mean):
+    def score(ids, sample, y, present, predicted, probability, training_mean, bounds):
         folds[-1] |= {"test": sample, "predicted": predicted, "training_mean": training_mean}
-        return score_sections(ids, sample, y, present, predicted, probability, training_mean)
+        return score_sections(ids, sample, y, present, predicted, probability, training_mean, bounds)
 
     monkeypatch.setattr(_cross_validate, "train_model", train)
     monkeypatch.setattr(_cross_validate, "score_sections", score)
@@ -50,6 +50,13 @@ def test_the_table_is_tidy(data):
     assert (table["seconds"] > 0).all()
     assert table.groupby("fold")["sample"].nunique().eq(1).all()
     assert set(table["sample"]) == {"P1S1", "P2S1", "P3S1"}
+    intensity = table[table["stage"] == "intensity"]
+    assert intensity["coverage"].between(0, 1).all()
+    assert intensity["coverage"].mean() > 0.7
+    assert (intensity["interval_width"] > 0).all()
+    presence = table[table["stage"] == "presence"]
+    assert presence["brier"].between(0, 1).all()
+    assert presence["ece"].between(0, 1).all()
 
 
 def test_no_test_section_is_ever_trained_on(data, spy):

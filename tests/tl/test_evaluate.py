@@ -8,8 +8,8 @@ from sklearn import metrics as sk
 
 import stmsi
 
-PRESENCE = ["precision", "recall", "f1", "auroc", "auprc", "prevalence"]
-INTENSITY = ["mse", "mae", "r2", "pearson", "spearman", "pearson_present"]
+PRESENCE = ["precision", "recall", "f1", "auroc", "auprc", "prevalence", "brier", "ece"]
+INTENSITY = ["mse", "mae", "r2", "pearson", "spearman", "pearson_present", "coverage", "interval_width"]
 
 
 @pytest.fixture
@@ -63,6 +63,8 @@ def test_presence_scores_by_hand(predicted, arrays):
         "auroc": sk.roc_auc_score(present, p),
         "auprc": sk.average_precision_score(present, p),
         "prevalence": present.mean(),
+        "brier": ((p - present) ** 2).mean(),
+        "ece": stmsi.metrics.ece(present, p)[0],
     }
     for name, value in expected.items():
         assert got[name] == pytest.approx(value, rel=1e-5), name
@@ -83,6 +85,17 @@ def test_intensity_scores_by_hand(predicted, arrays):
     }
     for name, value in expected.items():
         assert got[name] == pytest.approx(value, rel=1e-5), name
+
+
+def test_coverage_and_width_by_hand(predicted, arrays):
+    y, _, pred, _ = arrays
+    assert np.isnan(row(stmsi.tl.evaluate(predicted), "intensity")["coverage"])  # no bounds were written
+    predicted.obsm["msi_pred_lower"] = 0.5 * predicted.obsm["msi_pred"]
+    predicted.obsm["msi_pred_upper"] = 1.5 * predicted.obsm["msi_pred"]
+    got = row(stmsi.tl.evaluate(predicted), "intensity")
+    assert 0 < got["coverage"] < 1
+    assert got["coverage"] == pytest.approx(((0.5 * pred <= y) & (y <= 1.5 * pred)).mean())
+    assert got["interval_width"] == pytest.approx(pred.mean(), rel=1e-6)
 
 
 def test_scores_are_inside_sections(predicted):

@@ -34,6 +34,29 @@ def neighbour_mean(values: NDArray[np.float32], graph: sp.csr_matrix) -> NDArray
     return np.asarray((adjacency @ values) / np.maximum(count, 1), dtype=np.float32)
 
 
+def profile_distance(counts: sp.csr_matrix, profile: NDArray[np.float64]) -> NDArray[np.float64]:
+    """One less the Pearson correlation over genes of each spot's log-normalised expression with a profile.
+
+    Parameters
+    ----------
+    counts
+        Spots x genes.
+    profile
+        Of the same genes, shape (genes,).
+
+    Returns
+    -------
+    Shape (spots,), 0 to 2; 1 where a spot, or the profile, does not vary.
+    """
+    X, n = log_normalize(counts), len(profile)
+    centred = profile - profile.mean()
+    total = np.asarray(X.sum(axis=1), dtype=np.float64).ravel()
+    square = np.asarray(X.multiply(X).sum(axis=1), dtype=np.float64).ravel()
+    size = np.sqrt(np.maximum(square - total**2 / n, 0) * (centred**2).sum())
+    varies = size > 1e-9 * np.sqrt(np.maximum(square, 1e-300) * max(float((profile**2).sum()), 1e-300))
+    return 1 - np.where(varies, np.asarray(X @ centred) / np.where(varies, size, 1), 0)
+
+
 @dataclass(frozen=True)
 class ExpressionSpace:
     """Variable genes, their moments, and the principal components of the training spots.

@@ -128,3 +128,39 @@ def groups_where_measured(
     own = np.full(len(groups), -1, np.int64)
     own[known] = inner_groups(sample[known], None if xy is None else xy[known], n_groups=n_groups, seed=seed)
     return own
+
+
+def held_out_units(sample: NDArray[np.str_], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sections, those that are split over several groups in pieces.
+
+    Pieces of one section are predicted by different models, and a group can hold several sections.
+
+    Parameters
+    ----------
+    sample, groups
+        Section and group of inner cross-validation of each spot.
+
+    Returns
+    -------
+    Numbers 0, 1, ..., shape (spots,).
+    """
+    section = np.unique(sample, return_inverse=True)[1]
+    return np.unique(section * (int(groups.max(initial=0)) + 1) + groups, return_inverse=True)[1]
+
+
+def sections_or_blocks(sample: NDArray[np.str_], xy: NDArray[np.float64] | None, *, seed: int = 0) -> NDArray[np.int64]:
+    """Units of spots that one model predicts: sections, or spatial blocks of them where there are few.
+
+    Parameters
+    ----------
+    sample, xy, seed
+        As for :func:`inner_groups`; without positions, and where spots are too few for blocks, sections stay whole.
+
+    Returns
+    -------
+    Numbers 0, 1, ..., shape (spots,).
+    """
+    section = np.unique(sample, return_inverse=True)[1]
+    if xy is None or section.max(initial=0) + 1 >= _MIN_GROUPS or len(sample) < 2:
+        return section
+    return held_out_units(sample, inner_groups(sample, xy, seed=seed))

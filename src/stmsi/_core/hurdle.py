@@ -1,8 +1,6 @@
-"""The two stages put together: thresholds, means, intervals."""
+"""The two stages put together: thresholds and means."""
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -66,73 +64,3 @@ def hurdle_mean(
         :math:`t` of each metabolite.
     """
     return np.where(probability >= threshold, probability * np.maximum(intensity, 0), 0).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class ResidualQuantiles:
-    """Quantiles of held-out residuals, per metabolite and by what stage 1 called.
-
-    Attributes
-    ----------
-    levels
-        Levels of the quantiles, shape (levels,).
-    values
-        Residuals (measured minus predicted), shape (2, levels, metabolites): called absent, called present.
-    count
-        Residuals behind each, shape (2, metabolites).
-    """
-
-    levels: NDArray[np.float64]
-    values: NDArray[np.float64]
-    count: NDArray[np.int64]
-
-    @classmethod
-    def fit(cls, truth: NDArray[np.float64], prediction: NDArray[np.float64], min_count: int = 20) -> ResidualQuantiles:
-        """Quantiles of held-out residuals.
-
-        Parameters
-        ----------
-        truth, prediction
-            Shape (spots, metabolites); pairs with NaN are left out.
-        min_count
-            A stratum with fewer residuals takes those of both.
-        """
-        levels = np.linspace(0, 1, 401)
-        residual = truth - prediction
-        strata = [prediction == 0, prediction > 0]
-        count = np.stack([(s & ~np.isnan(residual)).sum(axis=0) for s in strata])
-        values = np.zeros((2, len(levels), truth.shape[1]))
-        pooled = _nan_quantiles(residual, levels)
-        for k, stratum in enumerate(strata):
-            own = _nan_quantiles(np.where(stratum, residual, np.nan), levels)
-            values[k] = np.where(count[k] >= min_count, own, pooled)
-        return cls(levels, values, count)
-
-    def interval(
-        self, prediction: NDArray[np.float32], coverage: float
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Lower and upper bound around predictions, not below 0; levels widened for the finite number of residuals."""
-        tail = (1 - coverage) / 2
-        present = (prediction > 0).astype(int)
-        column = np.arange(prediction.shape[1])
-        bounds = []
-        for side in (-1, 1):
-            shift = np.empty((2, prediction.shape[1]))
-            for k in range(2):
-                n = np.maximum(self.count[k], 1)
-                level = np.clip(np.ceil((n + 1) * (1 - tail)) / n, 0, 1)
-                level = level if side > 0 else 1 - level
-                at = np.rint(level * (len(self.levels) - 1)).astype(int)
-                shift[k] = self.values[k][at, column]
-            bounds.append(np.maximum(prediction + shift[present, column], 0).astype(np.float32))
-        return np.minimum(bounds[0], prediction), np.maximum(bounds[1], prediction)
-
-
-def _nan_quantiles(values: NDArray[np.float64], levels: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Quantiles of each column without NaN; 0 where a column has none."""
-    ordered = np.sort(values, axis=0)  # NaN last
-    n = (~np.isnan(values)).sum(axis=0)
-    at = levels[:, None] * np.maximum(n - 1, 0)
-    low, high = np.floor(at).astype(int), np.ceil(at).astype(int)
-    a, b = np.take_along_axis(ordered, low, axis=0), np.take_along_axis(ordered, high, axis=0)
-    return np.where(n > 0, a + (at - low) * (b - a), 0.0)

@@ -310,6 +310,96 @@ def auprc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
     return np.where(n0 > 0, _ratio(area, n1), np.nan)
 
 
+def brier(present: ArrayLike, probability: ArrayLike) -> NDArray[np.float64]:
+    """Brier score: mean squared difference between the probability and what was found.
+
+    It falls with calibration and with discrimination; the share of spots with the metabolite, predicted everywhere,
+    reaches prevalence x (1 - prevalence).
+
+    Parameters
+    ----------
+    present
+        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
+    probability
+        Probability of presence, likewise.
+
+    Returns
+    -------
+    Shape (metabolites,); NaN where no pair is left.
+
+    Raises
+    ------
+    ValueError
+        Probabilities below 0 or above 1.
+
+    Examples
+    --------
+    >>> from stmsi.metrics import brier
+    >>> brier([[0.0], [1.0]], [[0.5], [1.0]])
+    array([0.125])
+    """
+    y, p = _paired(present, probability)
+    _check_probability(p)
+    return _ratio(_sum((p - (y > 0)) ** 2), _sum(~np.isnan(y)))
+
+
+def ece(present: ArrayLike, probability: ArrayLike, n_bins: int = 10) -> NDArray[np.float64]:
+    r"""Expected calibration error: how far probabilities are from the shares of spots with the metabolite.
+
+    .. math:: \sum_b \frac{n_b}{n} \, \bigl| \bar p_b - \bar y_b \bigr|
+
+    over bins with equally many spots, bounded by quantiles of the probability; equal probabilities share a bin.
+
+    The shares are those of finitely many spots, so that probabilities without fault do not score 0 but about
+    :math:`\sqrt{2 \bar p (1 - \bar p) B / (\pi n)}` with :math:`B` bins: 0.03 for 10 bins, 1000 spots and a prevalence
+    of one half where the probability varies little. Compare scores of the same number of spots only.
+
+    Parameters
+    ----------
+    present
+        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
+    probability
+        Probability of presence, likewise.
+    n_bins
+        Number of bins at most.
+
+    Returns
+    -------
+    Shape (metabolites,); NaN where no pair is left.
+
+    Raises
+    ------
+    ValueError
+        Probabilities below 0 or above 1, or no bins.
+
+    Examples
+    --------
+    >>> from stmsi.metrics import ece
+    >>> ece([[0.0], [1.0], [1.0], [1.0]], [[0.5], [0.5], [0.9], [0.9]], n_bins=2).round(3)
+    array([0.05])
+    """
+    y, p = _paired(present, probability)
+    _check_probability(p)
+    if n_bins < 1:
+        msg = f"n_bins must be at least 1, found {n_bins!r}."
+        raise ValueError(msg)
+    error = np.full(y.shape[1], np.nan)
+    for m in range(y.shape[1]):
+        known = ~np.isnan(y[:, m])
+        if known.any():
+            q = p[known, m]
+            edges = np.unique(np.quantile(q, np.arange(1, n_bins) / n_bins))
+            gap = np.bincount(np.searchsorted(edges, q, side="right"), q - (y[known, m] > 0))
+            error[m] = np.abs(gap).sum() / len(q)
+    return error
+
+
+def _check_probability(p: NDArray[np.float64]) -> None:
+    if (p < 0).any() or (p > 1).any():
+        msg = f"Probabilities lie between 0 and 1, found {np.nanmin(p):.3g} to {np.nanmax(p):.3g}."
+        raise ValueError(msg)
+
+
 def ranked_hits(present: ArrayLike, score: ArrayLike) -> tuple[NDArray[Any], ...]:
     """Running counts when spots are called from the highest score down.
 

@@ -12,7 +12,8 @@ import pandas as pd
 from scipy.special import ndtr, ndtri
 
 from stmsi._core import metrics
-from stmsi._core.hurdle import ResidualQuantiles, best_f1_threshold, hurdle_mean
+from stmsi._core.conformal import GroupConformal
+from stmsi._core.hurdle import best_f1_threshold, hurdle_mean
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import check_choice, listing, require_frame, require_sample
@@ -54,7 +55,7 @@ class FittedState:
     threshold
         Probability from which each metabolite is called present.
     residuals
-        Quantiles of held-out residuals of the prediction.
+        Quantiles of held-out residuals of the prediction, in units of the hurdle model's standard deviation.
     spread
         Standard deviation of held-out residuals of the intensity where present.
     training
@@ -67,7 +68,7 @@ class FittedState:
     metabolites: pd.Index
     feature_table: pd.DataFrame = field(default_factory=pd.DataFrame)
     threshold: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    residuals: ResidualQuantiles | None = None
+    residuals: GroupConformal | None = None
     spread: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     training: dict[str, Any] = field(default_factory=dict)
 
@@ -228,8 +229,10 @@ class HurdleModel:
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Interval that holds the measured intensity with the given chance.
 
-        Quantiles of the residuals that held-out sections (or blocks) of the training data left, for each metabolite,
-        separately for spots called present and absent.
+        Quantiles of the residuals that held-out sections (or blocks) of the training data left, in units of the hurdle
+        model's own standard deviation of the spot; for each metabolite, separately for spots called present and absent.
+        Where absent is called, the lower bound is 0 and all of the tail is above. The chance is that of a random spot of
+        a new section which is exchangeable with the training sections.
 
         Parameters
         ----------
@@ -367,7 +370,7 @@ class HurdleModel:
         intensity = np.maximum(intensity, 0)
         expected = hurdle_mean(intensity, probability, state.threshold)
         assert state.residuals is not None
-        lower, upper = state.residuals.interval(expected, coverage)
+        lower, upper = state.residuals.interval(expected, probability, intensity, coverage)
 
         def frame(values: NDArray[np.float32]) -> pd.DataFrame:
             return pd.DataFrame(values, index=spots.names, columns=state.metabolites)
@@ -382,11 +385,13 @@ class HurdleModel:
         targets: Targets,
         probability: NDArray[np.float64],
         intensity: NDArray[np.float64],
+        groups: NDArray[Any],
         few: NDArray[np.bool_] | None = None,
     ) -> None:
         """Thresholds, intervals and evidence from held-out predictions of training spots.
 
-        Metabolites in `few` have too few held-out spots with or without them to choose a threshold by.
+        `groups` are the sections (or blocks) of the spots, which weigh the same in the intervals. Metabolites in `few` have too few held-out spots with or
+        without them to choose a threshold by.
         """
         state = self.state
         unseen = np.asarray(np.isnan(targets.presence).all(axis=0))
@@ -402,7 +407,9 @@ class HurdleModel:
         expected = np.where(
             known, hurdle_mean(np.nan_to_num(intensity), np.nan_to_num(probability), state.threshold), np.nan
         )
-        state.residuals = ResidualQuantiles.fit(targets.intensity, expected)
+        state.residuals = GroupConformal.fit(
+            targets.intensity, targets.presence, probability, np.maximum(intensity, 0), expected, groups
+        )
         residual = targets.where_present() - intensity
         count = np.maximum((~np.isnan(residual)).sum(axis=0), 1)
         state.spread = np.sqrt(np.nansum(residual**2, axis=0) / count)

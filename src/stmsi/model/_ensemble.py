@@ -16,8 +16,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stmsi._core.expression import column_moments, log_normalize
-from stmsi._core.folds import inner_groups
-from stmsi._core.hurdle import ResidualQuantiles
+from stmsi._core.folds import held_out_units, inner_groups, sections_or_blocks
 from stmsi._core.stacking import stacking_weights
 from stmsi._keys import Key
 from stmsi._logging import logger
@@ -208,7 +207,7 @@ class HurdleEnsemble(HurdleModel):
         state = start_state(self.adata, setup, targets, features, mean_log)
         sample = require_sample(self.adata, setup.sample_key)[rows]
         groups = inner_groups(sample, train.xy, n_groups=self.n_folds, seed=self.rng)
-        sections = np.unique(sample, return_inverse=True)[1]
+        units = held_out_units(sample, groups)
 
         own = _training_data(self.adata, setup, train, rows)
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
@@ -225,24 +224,25 @@ class HurdleEnsemble(HurdleModel):
             state.metabolites, state.feature_table = targets.metabolites, state.feature_table.loc[kept]
         truth = (targets.presence, targets.where_present())
         # the level of a section is the same guess for all members: what tells them apart is the pattern inside
-        units = (None, sections * len(groups) + groups)
         stack = [
             stacking_weights(y, h, groups, predicted, within)
-            for y, h, within in zip(truth, held_out, units, strict=True)
+            for y, h, within in zip(truth, held_out, (None, units), strict=True)
         ]
         self.models_, self.stack_, self.state_ = models, dict(zip(STAGES, stack, strict=True)), state
         state.training = summarise_training(self.adata, setup, rows)
         if validation is None:
             probability, intensity = (_weighted(h, w) for h, w in zip(held_out, stack, strict=True))
             without = np.asarray((np.isnan(probability) | np.isnan(targets.presence)).all(axis=0))
-            self._calibrate(targets, probability, intensity, without)
+            self._calibrate(targets, probability, intensity, units, without)
             self._borrow_calibration(without)
             return
         keep = all_targets.metabolites.isin(targets.metabolites)
         other = Targets(
             all_targets.intensity[validation][:, keep], all_targets.presence[validation][:, keep], targets.metabolites
         )
-        self._calibrate(other, *self._stages(spots.take(validation)))
+        judges = spots.take(validation)
+        units = sections_or_blocks(require_sample(self.adata, setup.sample_key)[validation], judges.xy, seed=self.rng)
+        self._calibrate(other, *self._stages(judges), units)
 
     def _held_out(
         self,
@@ -283,14 +283,12 @@ class HurdleEnsemble(HurdleModel):
         if not columns.any():
             return
         assert state.residuals is not None
-        values, count = state.residuals.values.copy(), state.residuals.count.copy()
         for m, metabolite in zip(np.flatnonzero(columns), state.metabolites[columns], strict=True):
             member = self.models_[int(self.stack_["intensity"][:, m].argmax())].state
             assert member.residuals is not None
-            at = member.metabolites.get_loc(metabolite)
-            state.threshold[m], state.spread[m] = member.threshold[at], member.spread[at]
-            values[:, :, m], count[:, m] = member.residuals.values[:, :, at], member.residuals.count[:, at]
-        state.residuals = ResidualQuantiles(state.residuals.levels, values, count)
+            at = member.metabolites.get_indexer(pd.Index([metabolite]))
+            state.threshold[m], state.spread[m] = member.threshold[at[0]], member.spread[at[0]]
+            state.residuals = state.residuals.with_columns(np.array([m]), member.residuals.take(at))
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         parts = np.stack([_stages_of(m, spots, self.state.metabolites) for m in self.models_], axis=1)

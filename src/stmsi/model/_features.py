@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import pandas as pd
 
-from stmsi._core.expression import ExpressionSpace, neighbour_mean, pool_counts
+from stmsi._core.expression import (
+    ExpressionSpace,
+    column_moments,
+    log_normalize,
+    neighbour_mean,
+    pool_counts,
+    profile_distance,
+)
 from stmsi._validate import listing
 
 if TYPE_CHECKING:
@@ -121,7 +128,8 @@ class SpotFeatures:
     categories: dict[str, NDArray[Any] | tuple[float, float]] = field(init=False, default_factory=dict)
     extra: dict[str, Standardisation] = field(init=False, default_factory=dict)
     uses_graph: bool = field(init=False, default=False)
-    usual_distance: float = field(init=False, default=1.0)
+    profile: NDArray[np.float64] = field(init=False)
+    usual_distances: NDArray[np.float64] = field(init=False, default_factory=lambda: np.ones(3))
 
     def fit(
         self, spots: Spots, labels: NDArray[Any] | None = None, signature: NDArray[np.bool_] | None = None
@@ -143,19 +151,30 @@ class SpotFeatures:
         components = self.own.transform(spots.counts)
         if labels is not None and signature is not None and spots.cluster is not None:
             self.clusters = Clusters.fit(labels, signature, spots.cluster, self._white(components))
-        self.usual_distance = float(np.quantile(self._distance(components), 0.95)) or 1.0
+        self.profile, _ = column_moments(log_normalize(spots.counts))
+        parts = self._distances(spots, components)
+        usual = _positive(np.quantile(parts, 0.95, axis=0))
+        self.usual_distances = np.append(usual, _positive(np.quantile((parts / usual).max(axis=1), 0.95)))
         return self
 
     def _white(self, components: NDArray[Any]) -> NDArray[np.float64]:
         k = min(_OOD_COMPONENTS, components.shape[1])
         return components[:, :k] / self.own.deviation[:k].astype(np.float64)
 
-    def _distance(self, components: NDArray[Any]) -> NDArray[np.float64]:
-        return np.sqrt((self._white(components) ** 2).mean(axis=1))
+    def _distances(self, spots: Spots, components: NDArray[Any]) -> NDArray[np.float64]:
+        within = np.sqrt((self._white(components) ** 2).mean(axis=1))
+        return np.column_stack([within, profile_distance(spots.counts, self.profile)])
 
     def ood(self, spots: Spots) -> NDArray[np.float64]:
-        """Out-of-distribution score: distance from the training mean in units of its 95 % quantile there."""
-        return self._distance(self.own.transform(spots.counts)) / self.usual_distance
+        """Out-of-distribution score: how far a spot is from the training spots, in units of their 95 % quantile.
+
+        The larger of two distances, each in units of its own quantile: from the mean of the components, in units of
+        their standard deviation, and of the profile of all genes from the mean profile (one less their correlation).
+        Components alone miss spots that vary along none of them: to scramble the genes of a spot moves it little there.
+        """
+        parts = self._distances(spots, self.own.transform(spots.counts))
+        *usual, overall = self.usual_distances
+        return (parts / usual).max(axis=1) / overall
 
     def cluster_codes(self, spots: Spots) -> NDArray[np.int64]:
         """Cluster number of each spot."""
@@ -232,3 +251,8 @@ class SpotFeatures:
 
 def _rms(space: ExpressionSpace) -> float:
     return float(np.sqrt((space.deviation**2).mean()))
+
+
+def _positive(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Values to divide by, 1 where there is nothing to measure with."""
+    return np.where(values > 1e-9, values, 1.0)

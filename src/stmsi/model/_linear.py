@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from stmsi._core.expression import column_moments, log_normalize
-from stmsi._core.folds import groups_where_measured, inner_groups
+from stmsi._core.folds import groups_where_measured, held_out_units, inner_groups, sections_or_blocks
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._progress import track
@@ -265,13 +265,15 @@ class HurdleLinear(HurdleModel):
         intensity = np.column_stack([r.held_out for r in self.regressions_])
         self.held_out_ = np.stack([probability, intensity])
         if validation is None:
-            self._calibrate(targets, probability, intensity)
+            self._calibrate(targets, probability, intensity, held_out_units(sample, groups))
             return
         keep = all_targets.metabolites.isin(targets.metabolites)
         held_out = Targets(
             all_targets.intensity[validation][:, keep], all_targets.presence[validation][:, keep], targets.metabolites
         )
-        self._calibrate(held_out, *self._stages(spots.take(validation)))
+        judges = spots.take(validation)
+        units = sections_or_blocks(require_sample(self.adata, setup.sample_key)[validation], judges.xy, seed=self.rng)
+        self._calibrate(held_out, *self._stages(judges), units)
 
     def _folds(
         self,
@@ -299,10 +301,7 @@ class HurdleLinear(HurdleModel):
                 "their mean: %s",
                 listing(stuck),
             )
-        code = np.unique(sample, return_inverse=True)[1]
-        # blocks of one section are held out from different models, whose predictions are not compared with each other
-        units = [np.unique(code * (len(own) + 1) + own, return_inverse=True)[1] for own in kinds]
-        return _Folds(list(zip(kinds, units, strict=True)), of)
+        return _Folds([(own, held_out_units(sample, own + 1)) for own in kinds], of)
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         for_intensity, for_presence = self.state.features.transform(spots)

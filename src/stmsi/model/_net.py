@@ -26,8 +26,8 @@ from scvi.data.fields import (
 from scvi.dataloaders import AnnDataLoader
 from scvi.model.base import BaseModelClass
 
+from stmsi._core.folds import sections_or_blocks
 from stmsi._core.graphs import neighbour_rings, relative_positions, section_positions
-from stmsi._core.hurdle import ResidualQuantiles
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import check_choice, listing, require_anndata, require_sample, require_unique
@@ -445,8 +445,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         assert calibrated.residuals is not None
         self.platt_ = self.platt_[at]
         state.threshold, state.spread = calibrated.threshold[at], calibrated.spread[at]
-        old = calibrated.residuals
-        state.residuals = ResidualQuantiles(old.levels, old.values[:, :, at], old.count[:, at])
+        state.residuals = calibrated.residuals.take(at)
         state.feature_table = calibrated.feature_table.iloc[at]
 
     def _set_buffers(
@@ -558,7 +557,10 @@ class HurdleNet(NetTraining, BaseModelClass):
         self.platt_[shift] = np.column_stack([np.ones(len(weight)), -np.log(weight)])[shift]
         odds = np.log((trained1 + n1 + 1) / (trained0 + n0 + 1))
         self.platt_[one_class] = np.column_stack([np.full(len(odds), 1e-6), odds])[one_class]
-        self._calibrate(targets, expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity, shift)
+        assert self.adata is not None
+        sample = require_sample(self.adata, self._setup.sample_key)[validation]
+        units = sections_or_blocks(sample, spots.xy, seed=self._hyper["rng"])
+        self._calibrate(targets, expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity, units, shift)
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if spots.covariates is not None:

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stmsi._core.hurdle import ResidualQuantiles
 from stmsi._keys import Key
 from stmsi.model._features import _rms
 from stmsi.model._intensity import fit_regression
@@ -201,15 +200,13 @@ def merge_calibration(old: FittedState, new: FittedState, at: NDArray[np.bool_])
     assert new.residuals is not None
     threshold, spread = old.threshold.copy(), old.spread.copy()
     threshold[at], spread[at] = new.threshold, new.spread
-    values, count = old.residuals.values.copy(), old.residuals.count.copy()
-    values[:, :, at], count[:, at] = new.residuals.values, new.residuals.count
     table = old.feature_table.copy()
     table.loc[at, new.feature_table.columns] = new.feature_table.to_numpy()
     return replace(
         old,
         threshold=threshold,
         spread=spread,
-        residuals=ResidualQuantiles(old.residuals.levels, values, count),
+        residuals=old.residuals.with_columns(at, new.residuals),
         feature_table=table,
     )
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 _METABOLITE, _STAGE, _MODEL, _PREVALENCE = "metabolite", "stage", "model", "prevalence"
 _DEFAULT = {"intensity": "pearson", "presence": "auroc"}
 _OF_STAGE = {
-    "presence": ("prevalence", "precision", "recall", "f1", "auroc", "auprc"),
-    "intensity": ("mse", "mae", "r2", "pearson", "spearman", "pearson_present"),
+    "presence": ("prevalence", "precision", "recall", "f1", "auroc", "auprc", "brier", "ece"),
+    "intensity": ("mse", "mae", "r2", "pearson", "spearman", "pearson_present", "coverage", "interval_width"),
 }
 _READABLE = {
     "pearson": "Pearson correlation",
@@ -36,12 +36,16 @@ _READABLE = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "f1": "F1",
+    "brier": "Brier score",
+    "ece": "expected calibration error",
+    "coverage": "coverage of the interval",
+    "interval_width": "width of the interval",
 }
 _REFERENCE = {"pearson": 0.0, "spearman": 0.0, "pearson_present": 0.0, "r2": 0.0, "auroc": 0.5}
-_LOWER_IS_BETTER = ("mse", "mae")
+_LOWER_IS_BETTER = ("mse", "mae", "brier", "ece", "interval_width")
 _R2_FLOOR = -1.0
 """R2 has no lower bound: a few failures would squeeze all else against the right edge."""
-_PALETTE = (
+PALETTE = (
     "#0173b2",
     "#de8f05",
     "#029e73",
@@ -213,7 +217,7 @@ def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, l
                 prevalence = float(per_metabolite[_PREVALENCE].mean().median())
             height = 0.8 / len(levels)
             at = i - 0.4 + (j + 0.5) * height
-            colour = _PALETTE[j % len(_PALETTE)]
+            colour = PALETTE[j % len(PALETTE)]
             boxes.append(_Box(at, height, per_metabolite[metric].mean().to_numpy(dtype=float), colour, prevalence))
     clip = metric == "r2" and min(b.values.min() for b in boxes) < _R2_FLOOR < max(b.values.max() for b in boxes)
     for box in boxes:
@@ -237,7 +241,7 @@ def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, l
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
     if hue is not None:
-        handles = [Patch(color=_PALETTE[j % len(_PALETTE)], label=str(v)) for j, v in enumerate(levels)]
+        handles = [Patch(color=PALETTE[j % len(PALETTE)], label=str(v)) for j, v in enumerate(levels)]
         ax.legend(
             handles=handles,
             title=hue,

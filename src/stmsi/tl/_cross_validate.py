@@ -66,7 +66,8 @@ def cross_validate(
     Returns
     -------
     Tidy table, one row per model x fold x section x metabolite x stage: ``model``, ``fold``, ``seconds`` (training
-    and predicting) and the columns of :func:`stmsi.tl.evaluate`. `data` is not changed.
+    and predicting) and the columns of :func:`stmsi.tl.evaluate`; ``coverage`` and ``interval_width`` are those of the
+    90 % interval. `data` is not changed.
 
     Raises
     ------
@@ -154,6 +155,7 @@ def _run(
         prediction.expected.to_numpy(np.float64),
         prediction.presence.to_numpy(np.float64),
         state.feature_table["training_mean"].to_numpy(np.float64),
+        (prediction.lower.to_numpy(np.float64), prediction.upper.to_numpy(np.float64)),
     )
     table.insert(0, "model", name)
     table.insert(1, "fold", fold)

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-PRESENCE_SCORES = ("precision", "recall", "f1", "auroc", "auprc", "prevalence")
-INTENSITY_SCORES = ("mse", "mae", "r2", "pearson", "spearman", "pearson_present")
+PRESENCE_SCORES = ("precision", "recall", "f1", "auroc", "auprc", "prevalence", "brier", "ece")
+INTENSITY_SCORES = ("mse", "mae", "r2", "pearson", "spearman", "pearson_present", "coverage", "interval_width")
 
 
 def evaluate(
@@ -53,8 +53,9 @@ def evaluate(
     -------
     One row per section x metabolite x stage: ``sample``, ``metabolite``, ``stage`` (``"presence"`` or
     ``"intensity"``), ``n`` (covered spots), and the scores of the stage (NaN for those of the other): ``precision``,
-    ``recall``, ``f1``, ``auroc``, ``auprc`` (compare with ``prevalence``); ``mse``, ``mae``, ``r2`` (against the
-    training mean), ``pearson``, ``spearman`` (over all covered spots) and ``pearson_present`` (where present).
+    ``recall``, ``f1``, ``auroc``, ``auprc`` (compare with ``prevalence``), ``brier``, ``ece``; ``mse``, ``mae``, ``r2``
+    (against the training mean), ``pearson``, ``spearman`` (over all covered spots), ``pearson_present`` (where present),
+    ``coverage`` (share of the spots whose intensity lies in the prediction interval) and ``interval_width`` (its mean).
     Sections without MSI have no rows. A score that does not exist (a constant column, one class only) is NaN.
 
     Raises
@@ -115,6 +116,7 @@ def evaluate(
         predicted[ids].to_numpy(np.float64),
         probability[ids].to_numpy(np.float64),
         features.loc[ids, "training_mean"].to_numpy(np.float64),
+        _bounds(st, pred_key, ids),
     )
 
 
@@ -126,8 +128,12 @@ def score_sections(
     predicted: NDArray[np.float64],
     probability: NDArray[np.float64],
     training_mean: NDArray[np.float64],
+    bounds: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
 ) -> pd.DataFrame:
     """The table of :func:`evaluate` from arrays of shape (spots, metabolites)."""
+    lower, upper = (np.full_like(y, np.nan),) * 2 if bounds is None else bounds
+    covered = np.where(np.isnan(y) | np.isnan(lower) | np.isnan(upper), np.nan, (lower <= y) & (y <= upper))
+    width = np.where(np.isnan(y), np.nan, upper - lower)
     parts = []
     for name in dict.fromkeys(sample):
         rows = sample == name
@@ -144,6 +150,8 @@ def score_sections(
             "auroc": metrics.auroc(there, p),
             "auprc": metrics.auprc(there, p),
             "prevalence": metrics.prevalence(there),
+            "brier": metrics.brier(there, p),
+            "ece": metrics.ece(there, p),
         }
         intensity = {
             "mse": metrics.mse(truth, pred),
@@ -152,6 +160,8 @@ def score_sections(
             "pearson": metrics.pearson(truth, pred),
             "spearman": metrics.spearman(truth, pred),
             "pearson_present": metrics.pearson(np.where(there > 0, truth, np.nan), pred),
+            "coverage": _mean(covered[rows]),
+            "interval_width": _mean(width[rows]),
         }
         parts += [
             pd.DataFrame({**base, "stage": stage, **scores})
@@ -164,3 +174,18 @@ def score_sections(
     table = pd.concat([part.reindex(columns=columns) for part in parts if len(part)], ignore_index=True)
     table = table.astype(dict.fromkeys((*PRESENCE_SCORES, *INTENSITY_SCORES), np.float64))
     return table.loc[table["n"] > 0].reset_index(drop=True)
+
+
+def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of each column without NaN, NaN where there is nothing else."""
+    n = (~np.isnan(values)).sum(axis=0)
+    return np.where(n > 0, np.nansum(values, axis=0) / np.maximum(n, 1), np.nan)
+
+
+def _bounds(st: AnnData, pred_key: str, ids: list[str]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+    """Bounds of the prediction, where they were written for these metabolites."""
+    keys = Key.bounds_of(pred_key)
+    if any(key not in st.obsm for key in keys):
+        return None
+    lower, upper = (require_frame(st, key).reindex(columns=ids).to_numpy(np.float64) for key in keys)
+    return lower, upper
