@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from scvi.model.base import UnsupervisedTrainingMixin
 
 from stmsi._core.expression import column_moments, log_normalize
-from stmsi._core.folds import held_out_group, inner_groups
+from stmsi._core.folds import held_out_group, inner_groups, sections_or_blocks
 from stmsi._logging import logger
 from stmsi._settings import settings
 from stmsi._validate import require_sample
@@ -351,7 +351,8 @@ class NetTraining(HurdleModel, UnsupervisedTrainingMixin):
             mean, scale = (b.numpy()[None] for b in (self.module.target_mean, self.module.target_scale))
         if self._hyper["residual"] is not None and start is None:
             standardised = ((present - mean[code]) / scale[code])[rows]
-            groups = inner_groups(sample[rows], train.xy, seed=self._hyper["rng"])
+            make_groups = sections_or_blocks if train.xy is None else inner_groups
+            groups = make_groups(sample[rows], train.xy, seed=self._hyper["rng"])
             units = np.unique(sample[rows], return_inverse=True)[1]
             weight, bias = linear_path(
                 self.state.features,
