@@ -57,6 +57,7 @@ class Key:
         SIGNATURE: Final = "signature"
         ATTRIBUTION: Final = "attribution"
         MEASURED: Final = "measured"
+        PRIOR: Final = "msi_prior"
 
     class layers:  # noqa: N801
         """Keys of ``layers``."""
@@ -72,6 +73,7 @@ class Key:
         SIGNATURE: Final = "signature"
         SETUP: Final = "_stmsi_setup"
         TRUTH: Final = "truth"
+        PRIOR: Final = "msi_prior"
 
     @staticmethod
     def spots(sample: str) -> str:
