@@ -48,7 +48,9 @@ def parse_formula(formula: str) -> dict[str, int]:
         atoms[element] += int(count or 1)
     unknown = sorted(set(atoms) - set(MONOISOTOPIC))
     if not parts or unknown or "".join(e + c for e, c in parts) != formula:
-        msg = f"{formula!r} is not a molecular formula such as 'C6H12O6'" + (f": unknown {unknown}." if unknown else ".")
+        msg = f"{formula!r} is not a molecular formula such as 'C6H12O6'" + (
+            f": unknown {unknown}." if unknown else "."
+        )
         raise ValueError(msg)
     return dict(atoms)
 

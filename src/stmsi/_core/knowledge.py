@@ -70,7 +70,9 @@ class EntryIndex:
     """
 
     def __init__(self, entries: Sequence[Entry]) -> None:
-        self.by: dict[str, dict[object, list[int]]] = {k: defaultdict(list) for k in ("exact", "name", "formula", *_IDS)}
+        self.by: dict[str, dict[object, list[int]]] = {
+            k: defaultdict(list) for k in ("exact", "name", "formula", *_IDS)
+        }
         self.mass = np.full(len(entries), np.nan)
         for i, entry in enumerate(entries):
             for name in dict.fromkeys(entry.names):
@@ -87,7 +89,9 @@ class EntryIndex:
 
     def by_id(self, ids: dict[str, str]) -> list[int]:
         """Entries that share an id."""
-        return _distinct(i for kind, text in ids.items() for one in read_ids(kind, text) for i in self.by[kind].get(one, ()))
+        return _distinct(
+            i for kind, text in ids.items() for one in read_ids(kind, text) for i in self.by[kind].get(one, ())
+        )
 
     def by_name(self, names: Iterable[str]) -> list[int]:
         """Entries that bear one of the names as it is, or else in its normal form."""

@@ -169,9 +169,7 @@ def _best(y: NDArray[np.float64], paths: NDArray[np.float64], units: NDArray[np.
     return int(np.argmin(((paths[usable] - y[usable, None]) ** 2).sum(axis=0)))
 
 
-def within_units(
-    y: NDArray[np.float64], paths: NDArray[np.float64], units: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def within_units(y: NDArray[np.float64], paths: NDArray[np.float64], units: NDArray[np.int64]) -> NDArray[np.float64]:
     """Mean Pearson correlation of each column of held-out predictions with the truth inside the units, by their spots.
 
     0 where no unit has spots enough.

@@ -248,9 +248,9 @@ class HurdleLinear(HurdleModel):
         rows, validation = training_rows(all_targets, train_idx, validation_idx)
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
         labels, signature = signature_of(self.adata, setup)
-        features = SpotFeatures(
-            self.n_top_genes, self.n_components, self.rng, self.context, self.signature_stages
-        ).fit(train, labels, signature)
+        features = SpotFeatures(self.n_top_genes, self.n_components, self.rng, self.context, self.signature_stages).fit(
+            train, labels, signature
+        )
         mean_log, _ = column_moments(log_normalize(train.counts))
         state = start_state(self.adata, setup, targets, features, mean_log)
         sample = require_sample(self.adata, setup.sample_key)[rows]
@@ -375,7 +375,11 @@ def _fit_both(
     with threadpool_limits(1):
         if columns is None:
             classifier = fit_classifier(for_presence, presence, groups, presence_family, seed)
-            return classifier, fit_regression(for_intensity, intensity, groups, intensity_family, seed, units), (0.0, 0.0)
+            return (
+                classifier,
+                fit_regression(for_intensity, intensity, groups, intensity_family, seed, units),
+                (0.0, 0.0),
+            )
         classifier, first = fit_classifier_with(for_presence, columns, presence, groups, presence_family, seed)
         regression, second = fit_regression_with(
             for_intensity, columns, intensity, groups, intensity_family, seed, units

@@ -48,7 +48,7 @@ from stmsi.model._base import (
     training_rows,
 )
 from stmsi.model._callbacks import KeepBestWeights
-from stmsi.model._features import SpotFeatures
+from stmsi.model._features import SignatureStage, SpotFeatures, check_stages
 from stmsi.model._fields import OptionalObsmField
 from stmsi.model._presence import platt
 from stmsi.model._setup import Setup
@@ -97,6 +97,8 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         Most variable genes (over the training spots) that are used.
     intensity_weight
         Weight of the intensity loss beside the presence loss.
+    signature_stages
+        Heads that see the signature mask, where a signature is set up: of ``"presence"`` and ``"intensity"``.
     encoder_kwargs
         Options of the encoder. ``"mlp"``: ``n_hidden``, ``n_layers``, ``dropout``, ``input_dropout``; ``"graph"``:
         ``n_hidden``, ``n_graph``, ``n_layers``, ``dropout``, ``input_dropout``; ``"deepset"``: ``n_hidden``, ``dropout``; ``"niche"``: ``n_hidden``, ``n_heads``, ``dropout``, ``neighbour_dropout``.
@@ -132,10 +134,12 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         encoder: str = "mlp",
         n_top_genes: int = 2000,
         intensity_weight: float = 1.0,
+        signature_stages: Sequence[SignatureStage] = ("presence",),
         encoder_kwargs: dict[str, Any] | None = None,
         rng: int = 0,
     ) -> None:
         check_choice(encoder, ENCODERS, "encoder")
+        signature_stages = check_stages(signature_stages)
         if adata is not None:
             self._setup = Setup.read(adata, type(self).__name__)
             if self._setup.graph_key is not None and not ENCODERS[encoder].uses_graph:
@@ -161,6 +165,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             "encoder": encoder,
             "n_top_genes": n_top_genes,
             "intensity_weight": intensity_weight,
+            "signature_stages": signature_stages,
             "encoder_kwargs": dict(encoder_kwargs or {}),
             "rng": rng,
         }
@@ -183,6 +188,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                 encoder=self._hyper["encoder"],
                 intensity_weight=self._hyper["intensity_weight"],
                 encoder_kwargs=self._hyper["encoder_kwargs"],
+                signature_stages=self._hyper["signature_stages"],
             )
 
     @property

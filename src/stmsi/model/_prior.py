@@ -122,9 +122,7 @@ def fit_classifier_with(
         held_out = np.column_stack([f.held_out for f in fits])
         return auroc(np.repeat(present[:, None], len(fits), axis=1), held_out)
 
-    return _choose(
-        lambda X: fit_classifier(X, present, groups, family, seed), score, F, columns, off=family == "prior"
-    )
+    return _choose(lambda X: fit_classifier(X, present, groups, family, seed), score, F, columns, off=family == "prior")
 
 
 def fit_regression_with(
@@ -141,9 +139,7 @@ def fit_regression_with(
     def score(fits: list[Regression]) -> NDArray[np.float64]:
         return within_units(y, np.column_stack([f.held_out for f in fits]), units)
 
-    return _choose(
-        lambda X: fit_regression(X, y, groups, family, seed, units), score, F, columns, off=family == "mean"
-    )
+    return _choose(lambda X: fit_regression(X, y, groups, family, seed, units), score, F, columns, off=family == "mean")
 
 
 def _choose(
@@ -158,8 +154,9 @@ def _choose(
     if off or without.estimator is None or columns.shape[1] == 0:
         return without, 0.0
     unit = max(float(np.sqrt(F.var(axis=0).mean())), 1e-12)
-    strengths = [s * unit for s in STRENGTHS]
-    fits = [without, *(fit(np.hstack([F, s * columns])) for s in strengths[1:])]
+    strengths: list[float] = [s * unit for s in STRENGTHS]
+    fits: list[_Fitted] = [without]
+    fits += [fit(np.hstack([F, s * columns])) for s in strengths[1:]]
     quality = np.nan_to_num(score(fits), nan=-np.inf)
     best = int(np.argmax(quality))
     if not quality[best] > quality[0] + _GAIN or fits[best].estimator is None:

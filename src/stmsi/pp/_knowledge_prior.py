@@ -190,25 +190,29 @@ def _match(features: pd.DataFrame, entries: Sequence[Entry], ppm: float | None, 
         text = {str(k): str(v).strip() for k, v in row.items() if pd.notna(v)}
         ids = {kind: text.get(kind) or text.get(f"{kind}_id", "") for kind in _IDS}
         name = text.get(Key.var.NAME, "")
-        mz = pd.to_numeric(row.get(Key.var.MZ), errors="coerce")
+        mz = float(row[Key.var.MZ]) if Key.var.MZ in text else np.nan
         ion = text.get(Key.var.ADDUCT, "")
         hits = {
             "id": index.by_id(ids),
             "name": index.by_name([name, *_SPLIT.split(name), str(metabolite)]),
             "formula": index.by_formula(text.get(Key.var.FORMULA, "")),
-            "m/z": [] if ppm is None or pd.isna(mz) else index.by_mz(float(mz), [ion] if ion in ADDUCTS else adducts, ppm),
+            "m/z": [] if ppm is None or np.isnan(mz) else index.by_mz(mz, [ion] if ion in ADDUCTS else adducts, ppm),
         }
         matched_by = next((how for how, some in hits.items() if some), "")
         by.append(matched_by)
         found.append(hits.get(matched_by, []))
-    return pd.DataFrame({"found": pd.Series(found, features.index, dtype=object), "matched_by": by}, index=features.index)
+    return pd.DataFrame(
+        {"found": pd.Series(found, features.index, dtype=object), "matched_by": by}, index=features.index
+    )
 
 
 def _entries(table: Knowledge, *, transporters: bool) -> list[Entry]:
     if isinstance(table, str | Path):
         table = read_gmt(Path(table))
     if isinstance(table, Mapping):
-        return [Entry((str(name),), _genes([genes] if isinstance(genes, str) else genes)) for name, genes in table.items()]
+        return [
+            Entry((str(name),), _genes([genes] if isinstance(genes, str) else genes)) for name, genes in table.items()
+        ]
     if not isinstance(table, pd.DataFrame):
         msg = f"table is a DataFrame, a mapping from metabolite to genes or the path of a GMT file, found {type(table).__name__}."
         raise TypeError(msg)

@@ -15,6 +15,8 @@ from stmsi.model.encoders import ENCODERS, Context, Sizes
 from stmsi.model.modules._losses import intensity_loss, presence_loss
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     from numpy.typing import NDArray
 
@@ -26,7 +28,7 @@ _SIGNATURE_WIDTH = 32
 
 
 class HurdleModule(BaseModuleClass):
-    """An encoder and two heads: presence (with the signature mask as an input of its own) and intensity.
+    """An encoder and two heads: presence and intensity, where asked for with the signature mask as an input of its own.
 
     What is fitted to the training spots before the gradient steps (genes used, their scaling, target statistics,
     signatures) are buffers, set by the model and saved with the weights.
@@ -51,6 +53,8 @@ class HurdleModule(BaseModuleClass):
         Weight of the intensity loss beside the presence loss.
     encoder_kwargs
         Options of the encoder.
+    signature_stages
+        Heads that see the signature mask.
     """
 
     def __init__(
@@ -64,6 +68,7 @@ class HurdleModule(BaseModuleClass):
         encoder: str = "mlp",
         intensity_weight: float = 1.0,
         encoder_kwargs: dict[str, Any] | None = None,
+        signature_stages: Sequence[str] = ("presence",),
     ) -> None:
         super().__init__()
         self.n_cats_per_cov = tuple(n_cats_per_cov)
@@ -87,8 +92,10 @@ class HurdleModule(BaseModuleClass):
         self.encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {}))
         width = self.encoder.n_output
         self.signature_layer = nn.Linear(n_selected, _SIGNATURE_WIDTH) if n_clusters else None
-        self.presence_head = nn.Linear(width + (_SIGNATURE_WIDTH if n_clusters else 0), n_metabolites)
-        self.intensity_head = nn.Linear(width, n_metabolites)
+        self.signature_stages = tuple(signature_stages) if n_clusters else ()
+        wider = dict.fromkeys(self.signature_stages, width + _SIGNATURE_WIDTH)
+        self.presence_head = nn.Linear(wider.get("presence", width), n_metabolites)
+        self.intensity_head = nn.Linear(wider.get("intensity", width), n_metabolites)
 
     def set_buffers(self, **values: Any) -> None:
         """Fill buffers with statistics of the training spots."""
@@ -181,7 +188,10 @@ class HurdleModule(BaseModuleClass):
         inputs = (
             embedding if self.signature_layer is None else torch.cat([embedding, self.signature_layer(mask)], dim=1)
         )
-        return {"logit": self.presence_head(inputs), "mean": self.intensity_head(embedding)}
+        presence, intensity = (
+            inputs if stage in self.signature_stages else embedding for stage in ("presence", "intensity")
+        )
+        return {"logit": self.presence_head(presence), "mean": self.intensity_head(intensity)}
 
     def loss(
         self,
