@@ -1,10 +1,6 @@
 """The shipped table: formulas that are right, ids that look like ids, genes that look like genes."""
 
 import re
-import subprocess
-import sys
-import zipfile
-from pathlib import Path
 
 import pandas as pd
 import pytest
