@@ -132,6 +132,8 @@ def summarise(scores: pd.DataFrame) -> pd.DataFrame:
     unit = ["seed", "fold"]
     for stage, names in SCORES.items():
         own = scores[scores["stage"] == stage]
+        if stage == "presence":  # stage 1 of the prior's models knows no gene
+            own = own[own["ablation"] != "prior"]
         for (ablation, model, kind), part in own.groupby(["ablation", "model", "kind"], sort=False):
             per_unit = part.groupby(["variant", *unit], sort=False)[names].mean()
             base = per_unit.loc[BASE]
