@@ -227,7 +227,7 @@ def test_an_ensemble_passes_the_prior_to_those_that_read_it(data):
     data = data.copy()
     HurdleEnsemble.setup_anndata(data, **SETUP)
     members = {
-        "ridge": {"model": "ridge", **SMALL, "n_folds": 2},
+        "ridge": {"model": "ridge", "presence": "prior", **SMALL, "n_folds": 2},
         "mlp": {"model": "mlp", "train": {"max_epochs": 1}},
     }
     model = HurdleEnsemble(data, members=members, n_folds=2)

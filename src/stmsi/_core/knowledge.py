@@ -37,9 +37,9 @@ def normal_name(name: str) -> str:
     return re.sub(r"[^\w:]|_", "", text)
 
 
-def read_ids(kind: str, text: str) -> set[str]:
+def read_ids(kind: str, text: str) -> list[str]:
     """Ids of a kind (``"hmdb"``, ``"kegg"``, ``"chebi"``) in a text that may hold several, zeros in front cut off."""
-    return set(_IDS[kind].findall(text))
+    return list(dict.fromkeys(_IDS[kind].findall(text)))
 
 
 def formula_key(text: str) -> tuple[tuple[str, int], ...] | None:

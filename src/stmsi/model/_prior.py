@@ -22,7 +22,7 @@ PriorUse: TypeAlias = Literal["penalty", "features"]
 
 STRENGTHS = (0.0, 1.0, 3.0, 10.0)
 """Weights of the prior columns to choose from, in units of the average spread of the other features; 0: off."""
-_GAIN = 0.01
+_GAIN = 0.02
 """AUROC or correlation on held-out spots that a prior must bring to be used. What random genes bring by chance when the
 best of several strengths is taken is mostly less."""
 _Fitted = TypeVar("_Fitted", Classifier, Regression)
