@@ -52,6 +52,7 @@ exclude_patterns = [
     "**.ipynb_checkpoints",
     "generated/cli.md",
     "generated/accuracy_*.md",
+    "generated/ablation_*.md",
 ]
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 nitpicky = True
@@ -232,7 +233,34 @@ def write_calibration_table() -> None:
     (HERE / "generated" / "accuracy_calibration.md").write_text(f"{table}\n", encoding="utf-8")
 
 
+def write_ablation_tables() -> None:
+    """Write a table for each ablation of benchmarks/accuracy: what an input brings, with its standard error."""
+    scores = {"auroc": "AUROC", "auprc": "AUPRC", "f1": "F1", "pearson": "Pearson", "pearson_present": "where present"}
+    results = pd.read_csv(HERE.parent / "benchmarks" / "accuracy" / "results" / "ablations.csv")
+    results = results[results["kind"] == "all"]
+    for ablation, part in results.groupby("ablation"):
+        per_stage = [rows.set_index(["model", "variant"]) for _, rows in part.groupby("stage", sort=False)]
+        lines: dict[tuple[str, str], list[str]] = {key: [] for key in per_stage[0].index}
+        head = ["model", "input"]
+        for rows in per_stage:
+            for score, title in scores.items():
+                if score not in rows or rows[score].isna().all():
+                    continue
+                head.append(title)
+                for key, row in rows.iterrows():
+                    gain = "" if key[1] == "none" else f" ({row[f'{score}_gain']:+.3f} ± {row[f'{score}_se']:.3f})"
+                    lines[key].append(f"{row[score]:.3f}{gain}")
+            if ablation == "prior":
+                head.append("used")
+                for key, row in rows.iterrows():
+                    lines[key].append("–" if pd.isna(row["used"]) else f"{row['used']:.0%}")
+        table = [head, ["---", "---", *["---:"] * (len(head) - 2)], *([*key, *line] for key, line in lines.items())]
+        text = "\n".join(f"| {' | '.join(line)} |" for line in table)
+        (HERE / "generated" / f"ablation_{ablation}.md").write_text(text + "\n", encoding="utf-8")
+
+
 copy_tutorials()
 write_cli_page()
 write_accuracy_tables()
 write_calibration_table()
+write_ablation_tables()

@@ -35,6 +35,7 @@ def processed():
     stmsi.pp.spatial_graph(sdata)
     sdata.tables["st"].obs["cluster"] = sdata.tables["st"].obs["domain"].astype(str) + "/x"
     stmsi.pp.gene_signatures(sdata, n_genes=10)
+    stmsi.pp.knowledge_prior(sdata, {"PC 34:1": st.var_names[:3].tolist(), "lactic acid": [st.var_names[7]]}, ppm=5)
     return sdata
 
 

@@ -58,6 +58,7 @@ class Key:
         ATTRIBUTION: Final = "attribution"
         MEASURED: Final = "measured"
         SECTION_MZ: Final = "section_mz"
+        PRIOR: Final = "msi_prior"
 
     class layers:  # noqa: N801
         """Keys of ``layers``."""
@@ -73,6 +74,7 @@ class Key:
         SIGNATURE: Final = "signature"
         SETUP: Final = "_stmsi_setup"
         TRUTH: Final = "truth"
+        PRIOR: Final = "msi_prior"
 
     @staticmethod
     def spots(sample: str) -> str:

@@ -1,15 +1,18 @@
-"""Data to try stmsi on: simulated sections with known truth."""
+"""Data to try stmsi on, simulated with known truth, and what is known of metabolites."""
 
 from typing import TYPE_CHECKING, Any
 
 from stmsi._lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from stmsi.datasets._core_metabolites import core_metabolites
     from stmsi.datasets._simulate import simulate, toy
 
-__all__ = ["simulate", "toy"]
+__all__ = ["core_metabolites", "simulate", "toy"]
 
-_getattr, __dir__ = lazy_attributes(__name__, names=dict.fromkeys(__all__, "_simulate"))
+_getattr, __dir__ = lazy_attributes(
+    __name__, names={"core_metabolites": "_core_metabolites", "simulate": "_simulate", "toy": "_simulate"}
+)
 
 
 def __getattr__(name: str) -> Any:

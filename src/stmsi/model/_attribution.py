@@ -68,7 +68,10 @@ def used_genes(model: HurdleModel) -> NDArray[np.int64]:
     """Positions in the panel of the genes that the model uses."""
     features = model.state.features
     spaces = [features.own] if features.pooled is None else [features.own, features.pooled]
-    return np.unique(np.concatenate([space.selected for space in spaces]))
+    prior = getattr(model, "prior_", None)
+    return np.unique(
+        np.concatenate([*(space.selected for space in spaces), [] if prior is None else prior.genes])
+    ).astype(np.int64)
 
 
 def stage_scores(model: HurdleModel, spots: Spots, stage: Stage) -> NDArray[np.float64]:
@@ -108,7 +111,36 @@ def coefficients(
             centred = space.centred(counts)
             for g in names:
                 groups[str(g)][space.selected] += weights * centred[group == g].mean(axis=0)[:, None]
+    if model.prior_ is not None:
+        _add_prior(model, spots, columns, stage, group, values, groups)
     return Attribution(values, groups, {})
+
+
+def _add_prior(
+    model: HurdleLinear,
+    spots: Spots,
+    columns: NDArray[np.int64],
+    stage: Stage,
+    group: NDArray[Any] | None,
+    values: NDArray[np.float64],
+    groups: dict[str, NDArray[np.float64]],
+) -> None:
+    """Add what the genes of the prior do by their own columns, which stand behind all other features."""
+    prior = model.prior_
+    assert prior is not None
+    fitted = model.regressions_ if stage == "intensity" else model.classifiers_
+    z_scores = prior.values(spots) if groups else []
+    means = {g: [z[np.asarray(group, str) == g].mean(axis=0) for z in z_scores] for g in groups}
+    for i, m in enumerate(columns):
+        weights = _weights(fitted[m])
+        if weights is None or prior.strength[stage][m] == 0:
+            continue
+        width = len(prior.spread[m])
+        effects = prior.gene_effects(weights[-width:], stage, m)
+        genes = prior.genes[prior.members[m]]
+        values[genes, i] += effects.sum(axis=0)
+        for g, mean in means.items():
+            groups[g][genes, i] += sum(e * z[prior.members[m]] for e, z in zip(effects, mean, strict=True))
 
 
 def _gene_weights(

@@ -135,6 +135,11 @@ class HurdleModel:
         """Whether a model with these hyper-parameters can be set up with a neighbourhood graph."""
         return True
 
+    @classmethod
+    def _reads_prior(cls, params: Mapping[str, Any]) -> bool:  # noqa: ARG003
+        """Whether a model with these hyper-parameters can be set up with a knowledge prior."""
+        return False
+
     @property
     def state(self) -> FittedState:
         """What training left behind."""

@@ -350,6 +350,8 @@ class _Member:
             fields[key] = value
         if not model._reads_graph(params):
             fields["graph_key"] = None
+        if not model._reads_prior(params):
+            del fields["prior_key"]
         return cls(name, model, {"rng": seed} | params, fields, train)
 
     def fit(self, adata: AnnData, *, n_jobs: int = 1) -> HurdleModel:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from stmsi._core.expression import (
     pool_counts,
     profile_distance,
 )
-from stmsi._validate import listing
+from stmsi._validate import check_choice, listing
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from stmsi.model._spots import Spots
 
 Context: TypeAlias = Literal["pooled", "diffused"]
+SignatureStage: TypeAlias = Literal["presence", "intensity"]
 
 _DIFFUSION_STEPS = 2
 _OOD_COMPONENTS = 30
@@ -116,12 +118,15 @@ class SpotFeatures:
     context
         What of the neighbourhood, where spots have a graph: components of its pooled counts, or the spots' own
         components averaged over neighbours once and twice (diffused).
+    signature_stages
+        Stages that see the signature mask.
     """
 
     n_top_genes: int = 2000
     n_components: int = 128
     seed: int = 0
     context: Context = "pooled"
+    signature_stages: tuple[SignatureStage, ...] = ("presence",)
     own: ExpressionSpace = field(init=False)
     pooled: ExpressionSpace | None = field(init=False, default=None)
     clusters: Clusters | None = field(init=False, default=None)
@@ -210,22 +215,26 @@ class SpotFeatures:
 
         Returns
         -------
-        For the intensity stage, shape (spots, features); for the presence stage, with the signature mask in addition.
-        Both scaled by one number, so that the components keep their relative weight under a penalty.
+        For the intensity stage, shape (spots, features), and for the presence stage; the signature mask behind them in
+        those that see it. Both scaled by one number, so that the components keep their relative weight under a penalty.
         """
         blocks = self._component_blocks(spots)
         further = [self.covariates(spots), *(e.transform(spots.features, key) for key, e in self.extra.items())]
         intensity = np.hstack([*blocks, *further]).astype(np.float64)
         # the cost of a classifier grows with the square of its features, and presence needs fewer
         presence = np.hstack([*(b[:, :_PRESENCE_COMPONENTS] for b in blocks), *further]).astype(np.float64)
-        if self.clusters is None:
+        if self.clusters is None or not self.signature_stages:
             return intensity, presence
         # A mask takes one value per cluster, so its columns span at most as many dimensions: their SVD holds all of it
         mask = self.clusters.signature[:, self.own.selected].astype(np.float64)
         u, s, _ = np.linalg.svd(mask - mask.mean(axis=0), full_matrices=False)
         embedded = (u * s)[self.cluster_codes(spots)]
         embedded /= max(float(np.sqrt(((u * s) ** 2).mean())), 1e-12)
-        return intensity, np.hstack([presence, embedded])
+        with_mask = [
+            np.hstack([F, embedded]) if stage in self.signature_stages else F
+            for stage, F in (("intensity", intensity), ("presence", presence))
+        ]
+        return with_mask[0], with_mask[1]
 
     @property
     def widths(self) -> list[int]:
@@ -247,6 +256,14 @@ class SpotFeatures:
         for _ in range(_DIFFUSION_STEPS):
             blocks.append(neighbour_mean(blocks[-1], spots.graph))
         return blocks
+
+
+def check_stages(stages: Sequence[SignatureStage]) -> tuple[SignatureStage, ...]:
+    """The stages that see the signature mask, each once."""
+    given = [stages] if isinstance(stages, str) else list(stages)
+    for stage in given:
+        check_choice(stage, get_args(SignatureStage), "signature_stages")
+    return tuple(stage for stage in get_args(SignatureStage) if stage in given)
 
 
 def _rms(space: ExpressionSpace) -> float:

@@ -192,6 +192,18 @@ def _best(y: NDArray[np.float64], paths: NDArray[np.float64], units: NDArray[np.
     which genes tell little about, and choose penalties that are far too strong for the pattern inside it. Where nothing
     correlates, squared error decides, and so leads to the mean.
     """
+    score = within_units(y, paths, units)
+    if score.max() > 0:
+        return int(np.argmax(score))
+    usable = ~np.isnan(y) & ~np.isnan(paths[:, 0])
+    return int(np.argmin(((paths[usable] - y[usable, None]) ** 2).sum(axis=0)))
+
+
+def within_units(y: NDArray[np.float64], paths: NDArray[np.float64], units: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Mean Pearson correlation of each column of held-out predictions with the truth inside the units, by their spots.
+
+    0 where no unit has spots enough.
+    """
     usable = ~np.isnan(y) & ~np.isnan(paths[:, 0])
     total, weight = np.zeros(paths.shape[1]), 0
     for unit in np.unique(units[usable]):
@@ -200,9 +212,7 @@ def _best(y: NDArray[np.float64], paths: NDArray[np.float64], units: NDArray[np.
             truth = np.broadcast_to(y[own, None], (int(own.sum()), paths.shape[1]))
             total += own.sum() * np.nan_to_num(pearson(truth, paths[own]))
             weight += int(own.sum())
-    if weight and total.max() > 0:
-        return int(np.argmax(total))
-    return int(np.argmin(((paths[usable] - y[usable, None]) ** 2).sum(axis=0)))
+    return total / max(weight, 1)
 
 
 def _strengths(family: IntensityFamily) -> tuple[float, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -27,11 +27,12 @@ from stmsi.model._base import (
     summarise_training,
     training_rows,
 )
-from stmsi.model._features import Context, SpotFeatures
+from stmsi.model._features import Context, SignatureStage, SpotFeatures, check_stages
 from stmsi.model._intensity import IntensityFamily, Regression, fit_regression
 from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._presence import Classifier, PresenceFamily, fit_classifier
-from stmsi.model._setup import Setup
+from stmsi.model._prior import GenePrior, PriorUse, fit_classifier_with, fit_regression_with
+from stmsi.model._setup import Setup, read_prior
 from stmsi.model._similarity import KernelMap, NeighbourMap
 from stmsi.model._spots import Spots, read_spots
 
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
+
+STAGES: tuple[SignatureStage, SignatureStage] = ("presence", "intensity")
 
 
 class HurdleLinear(HurdleModel):
@@ -72,6 +75,14 @@ class HurdleLinear(HurdleModel):
     context
         What of the neighbourhood, where a graph is set up: ``"pooled"`` (components of the counts of a spot and its
         neighbours added up) or ``"diffused"`` (the components averaged over the neighbours, and over theirs).
+    signature_stages
+        Stages that see the signature mask, where a signature is set up: of ``"presence"`` and ``"intensity"``.
+    prior
+        How the genes that a knowledge prior names for a metabolite enter its two estimators, where a prior is set up:
+        ``"penalty"`` (each gene as a column of its own, with a smaller penalty than the components have) or
+        ``"features"`` (their mean as one column); with a graph, their mean over the neighbours as well. How much
+        smaller is chosen in the inner folds, for each metabolite and stage, and the prior is left out where it does not
+        raise the held-out AUROC or correlation by 0.02. Families without a penalty see the columns or do not.
     n_folds
         Inner folds at most.
     n_jobs
@@ -82,7 +93,7 @@ class HurdleLinear(HurdleModel):
     Raises
     ------
     ValueError
-        Unknown families, or an AnnData that is not set up.
+        Unknown families, an AnnData that is not set up, or ``intensity="knn"`` with a prior.
 
     Examples
     --------
@@ -107,6 +118,8 @@ class HurdleLinear(HurdleModel):
         n_top_genes: int = 2000,
         n_components: int = 128,
         context: Context = "pooled",
+        signature_stages: Sequence[SignatureStage] = ("presence",),
+        prior: PriorUse = "penalty",
         n_folds: int = 5,
         n_jobs: int | None = None,
         rng: int = 0,
@@ -114,6 +127,8 @@ class HurdleLinear(HurdleModel):
         check_choice(presence, get_args(PresenceFamily), "presence")
         check_choice(intensity, get_args(IntensityFamily), "intensity")
         check_choice(context, get_args(Context), "context")
+        check_choice(prior, get_args(PriorUse), "prior")
+        self.signature_stages = check_stages(signature_stages)
         for name, value, least in (
             ("n_top_genes", n_top_genes, 1),
             ("n_components", n_components, 1),
@@ -125,12 +140,17 @@ class HurdleLinear(HurdleModel):
         self.presence, self.intensity = presence, intensity
         self.n_top_genes, self.n_components, self.n_folds = n_top_genes, n_components, n_folds
         self.context, self.n_jobs, self.rng = context, n_jobs, rng
+        self.prior = prior
         self.adata: AnnData | None = adata
         self._setup = Setup.read(adata, type(self).__name__)
+        if self._setup.prior_key is not None and not self._reads_prior({"intensity": intensity}):
+            msg = f"intensity={intensity!r} compares whole spots and reads no prior; set up without prior_key."
+            raise ValueError(msg)
         self.classifiers_: list[Classifier] = []
         self.regressions_: list[Regression] = []
         self.map_: KernelMap | NeighbourMap | None = None
         self.held_out_: NDArray[np.float64] | None = None
+        self.prior_: GenePrior | None = None
 
     @classmethod
     def setup_anndata(
@@ -146,6 +166,7 @@ class HurdleLinear(HurdleModel):
         graph_key: str | None = None,
         covariate_keys: Sequence[str] | None = None,
         feature_key: str | Sequence[str] | None = None,
+        prior_key: str | None = None,
     ) -> None:
         """Say which fields of an AnnData the model uses.
 
@@ -172,6 +193,8 @@ class HurdleLinear(HurdleModel):
         feature_key
             Features to append to the genes, such as those of the histology image: keys of ``obsm`` (array or
             DataFrame), z-scored on the training spots. Spots to be predicted need them too.
+        prior_key
+            Genes known to belong to each metabolite, in ``varm``, as :func:`stmsi.pp.knowledge_prior` writes them.
 
         Returns
         -------
@@ -187,7 +210,7 @@ class HurdleLinear(HurdleModel):
         Setup.create(
             adata, layer=layer, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
             cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
-            feature_key=feature_key,
+            feature_key=feature_key, prior_key=prior_key,
         )  # fmt: skip
 
     @property
@@ -226,7 +249,7 @@ class HurdleLinear(HurdleModel):
         rows, validation = training_rows(all_targets, train_idx, validation_idx)
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
         labels, signature = signature_of(self.adata, setup)
-        features = SpotFeatures(self.n_top_genes, self.n_components, self.rng, self.context).fit(
+        features = SpotFeatures(self.n_top_genes, self.n_components, self.rng, self.context, self.signature_stages).fit(
             train, labels, signature
         )
         mean_log, _ = column_moments(log_normalize(train.counts))
@@ -246,11 +269,17 @@ class HurdleLinear(HurdleModel):
             for own, _ in folds.kinds
         ]
         present = targets.where_present()
+        prior, values = None, []
+        if setup.prior_key is not None:
+            known = read_prior(self.adata, setup.prior_key, all_targets.metabolites)
+            prior = GenePrior.fit(train, known[:, all_targets.metabolites.isin(targets.metabolites)], self.prior)
+            values = prior.values(train)
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
         jobs = (
             joblib.delayed(_fit_both)(
                 for_presence, inputs[k], targets.presence[:, m], present[:, m], folds.kinds[k][0],
                 self.presence, self.intensity, self.rng, folds.kinds[k][1],
+                None if prior is None else prior.columns(values, m),
             )
             for m, k in enumerate(folds.of)
         )  # fmt: skip
@@ -258,7 +287,13 @@ class HurdleLinear(HurdleModel):
         description = f"{self.presence} + {self.intensity}"
         both = list(track(fitted, description, total=len(targets.metabolites), show=show_progress_bar))
         self.classifiers_, self.regressions_ = [b[0] for b in both], [b[1] for b in both]
-        self.map_ = shared
+        self.map_, self.prior_ = shared, prior
+        if prior is not None:
+            prior.strength = {stage: np.array([b[2][i] for b in both]) for i, stage in enumerate(STAGES)}
+            logger.info(
+                "The prior is used for presence of %d and intensity of %d of %d metabolites.",
+                *((prior.strength[stage] > 0).sum() for stage in STAGES), len(both),
+            )  # fmt: skip
         self.state_ = state
         state.training = summarise_training(self.adata, setup, rows)
         probability = np.column_stack([c.held_out for c in self.classifiers_])
@@ -307,8 +342,16 @@ class HurdleLinear(HurdleModel):
         for_intensity, for_presence = self.state.features.transform(spots)
         if self.map_ is not None:
             for_intensity = self.map_.transform(for_intensity)
-        probability = np.column_stack([c.predict(for_presence) for c in self.classifiers_])
-        return probability, np.column_stack([r.predict(for_intensity) for r in self.regressions_])
+        prior = self.prior_
+        if prior is None:
+            probability = np.column_stack([c.predict(for_presence) for c in self.classifiers_])
+            return probability, np.column_stack([r.predict(for_intensity) for r in self.regressions_])
+        values = prior.values(spots)
+        classifiers, regressions = enumerate(self.classifiers_), enumerate(self.regressions_)
+        return (
+            np.column_stack([c.predict(prior.extend(for_presence, values, STAGES[0], m)) for m, c in classifiers]),
+            np.column_stack([r.predict(prior.extend(for_intensity, values, STAGES[1], m)) for m, r in regressions]),
+        )
 
     def _held_out_stages(self) -> NDArray[np.float64] | None:
         return self.held_out_
@@ -321,6 +364,7 @@ class HurdleLinear(HurdleModel):
             "classifiers": [replace(c, held_out=nothing) for c in self.classifiers_],
             "regressions": [replace(r, held_out=nothing) for r in self.regressions_],
             "map": self.map_,
+            "prior": self.prior_,
         }
         write_payload(directory, payload)
 
@@ -333,14 +377,21 @@ class HurdleLinear(HurdleModel):
         model.n_jobs, model.adata, model.state_ = None, adata, payload["state"]
         model._setup = payload["state"].setup
         model.classifiers_, model.regressions_ = payload["classifiers"], payload["regressions"]
-        model.map_, model.held_out_ = payload["map"], None
+        model.map_, model.prior_, model.held_out_ = payload["map"], payload["prior"], None
         return model
 
     def _contains_training_profiles(self) -> bool:
         return self.map_ is not None
 
+    @classmethod
+    def _reads_prior(cls, params: Mapping[str, Any]) -> bool:
+        # retrieval looks up whole spots: a column more has no place in it
+        return params.get("intensity", "ridge") != "knn"
+
     def _params(self) -> dict[str, Any]:
-        names = ("presence", "intensity", "n_top_genes", "n_components", "context", "n_folds", "rng")
+        names = (
+            "presence", "intensity", "n_top_genes", "n_components", "context", "signature_stages", "prior", "n_folds", "rng"
+        )  # fmt: skip
         return {name: getattr(self, name) for name in names}
 
 
@@ -362,10 +413,20 @@ def _fit_both(
     intensity_family: IntensityFamily,
     seed: int,
     units: NDArray[np.int64],
-) -> tuple[Classifier, Regression]:
+    columns: NDArray[np.float64] | None = None,
+) -> tuple[Classifier, Regression, tuple[float, float]]:
+    """Both estimators of a metabolite, and the strength of its prior's `columns` in each."""
     # the fits are small: threads would cost more than they bring, and sums would depend on their number
     with threadpool_limits(1):
-        return (
-            fit_classifier(for_presence, presence, groups, presence_family, seed),
-            fit_regression(for_intensity, intensity, groups, intensity_family, seed, units),
+        if columns is None:
+            classifier = fit_classifier(for_presence, presence, groups, presence_family, seed)
+            return (
+                classifier,
+                fit_regression(for_intensity, intensity, groups, intensity_family, seed, units),
+                (0.0, 0.0),
+            )
+        classifier, first = fit_classifier_with(for_presence, columns, presence, groups, presence_family, seed)
+        regression, second = fit_regression_with(
+            for_intensity, columns, intensity, groups, intensity_family, seed, units
         )
+        return classifier, regression, (first, second)

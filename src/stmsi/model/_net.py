@@ -38,7 +38,7 @@ from stmsi.model._base import (
     Targets,
     read_targets,
 )
-from stmsi.model._features import SpotFeatures
+from stmsi.model._features import SignatureStage, SpotFeatures, check_stages
 from stmsi.model._fields import OptionalObsmField
 from stmsi.model._net_parts import (
     measured_data,
@@ -114,6 +114,8 @@ class HurdleNet(NetTraining, BaseModelClass):
     residual
         ``"ridge"``: both heads correct ridge regressions on the principal components of the genes, fitted beforehand;
         `None`: the network alone.
+    signature_stages
+        Heads that see the signature mask, where a signature is set up: of ``"presence"`` and ``"intensity"``.
     encoder_kwargs
         Options of the encoder. ``"mlp"``: ``n_hidden``, ``n_layers``, ``dropout``, ``input_dropout``, ``per_metabolite`` (one
         small network for each metabolite); ``"graph"``:
@@ -159,6 +161,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         standardise: Literal["metabolite", "sample"] = "metabolite",
         training: Literal["joint", "two_stage"] = "joint",
         residual: Literal["ridge"] | None = "ridge",
+        signature_stages: Sequence[SignatureStage] = ("presence",),
         encoder_kwargs: dict[str, Any] | None = None,
         rng: int = 0,
     ) -> None:
@@ -169,6 +172,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         check_choice(training, ("joint", "two_stage"), "training")
         if residual is not None:
             check_choice(residual, ("ridge",), "residual")
+        signature_stages = check_stages(signature_stages)
         if adata is not None:
             self._setup = Setup.read(adata, type(self).__name__)
             if self._setup.graph_key is not None and not ENCODERS[encoder].uses_graph:
@@ -193,6 +197,7 @@ class HurdleNet(NetTraining, BaseModelClass):
             "standardise": standardise,
             "training": training,
             "residual": residual,
+            "signature_stages": signature_stages,
             "encoder_kwargs": dict(encoder_kwargs or {}),
             "rng": rng,
         }
@@ -220,6 +225,7 @@ class HurdleNet(NetTraining, BaseModelClass):
                 intensity_loss=self._hyper["intensity_loss"],
                 two_stage=self._hyper["training"] == "two_stage",
                 linear_path=self._hyper["residual"] is not None,
+                signature_stages=self._hyper["signature_stages"],
             )
 
     def _feature_widths(self) -> tuple[int, ...]:

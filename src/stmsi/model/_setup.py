@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from stmsi._keys import Key
 from stmsi._validate import (
@@ -24,6 +25,7 @@ from stmsi._validate import (
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Setup:
     graph_key: str | None = None
     covariate_keys: tuple[str, ...] = ()
     feature_key: tuple[str, ...] = ()
+    prior_key: str | None = None
 
     @classmethod
     def create(
@@ -114,6 +117,8 @@ class Setup:
                 f"obsp has no {self.graph_key!r}; found {listing(adata.obsp.keys())}. stmsi.pp.spatial_graph writes it."
             )
             raise KeyError(msg)
+        if self.prior_key is not None:
+            read_prior(adata, self.prior_key, frame.columns)
         for key in self.covariate_keys:
             if require_obs(adata, key).isna().any():
                 msg = f"Covariate obs[{key!r}] has missing values; fill them first."
@@ -125,6 +130,28 @@ class Setup:
             if key not in adata.obsm:
                 msg = f"obsm has no {key!r}; found {listing(adata.obsm.keys())}.{suggest(key, adata.obsm.keys())}"
                 raise KeyError(msg)
+
+
+def read_prior(adata: AnnData, key: str, metabolites: pd.Index) -> NDArray[np.bool_]:
+    """Genes known to belong to each metabolite, shape (genes, metabolites); all false for those the prior lacks."""
+    if key not in adata.varm:
+        msg = (
+            f"varm has no {key!r}; found {listing(adata.varm.keys())}. "
+            f"stmsi.pp.knowledge_prior writes it.{suggest(key, adata.varm.keys())}"
+        )
+        raise KeyError(msg)
+    prior = adata.varm[key]
+    if not isinstance(prior, pd.DataFrame):
+        msg = f"varm[{key!r}] must be a DataFrame genes x metabolites, found {type(prior).__name__}; call stmsi.pp.knowledge_prior."
+        raise ValueError(msg)
+    mask = prior.reindex(columns=metabolites, fill_value=False).to_numpy(dtype=bool)
+    if not mask.any():
+        msg = (
+            f"varm[{key!r}] names no gene for any of the metabolites; it has columns for {listing(prior.columns)}, the "
+            f"metabolites are {listing(metabolites)}. Call stmsi.pp.knowledge_prior on these data."
+        )
+        raise ValueError(msg)
+    return mask
 
 
 def _names(keys: str | Sequence[str] | None) -> tuple[str, ...]:

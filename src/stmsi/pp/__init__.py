@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from stmsi.pp._combine import combine
     from stmsi.pp._filter_metabolites import filter_metabolites
     from stmsi.pp._gene_signatures import gene_signatures
+    from stmsi.pp._knowledge_prior import knowledge_prior
     from stmsi.pp._map_to_spots import map_to_spots
     from stmsi.pp._match_metabolites import match_metabolites
     from stmsi.pp._normalize_msi import normalize_msi
@@ -22,6 +23,7 @@ __all__ = [
     "combine",
     "filter_metabolites",
     "gene_signatures",
+    "knowledge_prior",
     "map_to_spots",
     "match_metabolites",
     "normalize_msi",

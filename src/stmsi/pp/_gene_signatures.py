@@ -144,7 +144,7 @@ def signature_mask(
 
 
 def _from_sets(gene_sets: GeneSets, names: Sequence[str], genes: pd.Index) -> np.ndarray:
-    sets = dict(gene_sets) if isinstance(gene_sets, Mapping) else _read_gmt(Path(gene_sets))
+    sets = dict(gene_sets) if isinstance(gene_sets, Mapping) else read_gmt(Path(gene_sets))
     missing = [n for n in names if n not in sets]
     if missing:
         msg = (
@@ -162,7 +162,7 @@ def _from_sets(gene_sets: GeneSets, names: Sequence[str], genes: pd.Index) -> np
     return mask
 
 
-def _read_gmt(path: Path) -> dict[str, list[str]]:
+def read_gmt(path: Path) -> dict[str, list[str]]:
     """Gene sets of a GMT file: name, description, genes, separated by tabs."""
     if not path.is_file():
         msg = f"No GMT file at {path}."

@@ -18,7 +18,7 @@ from stmsi.model.modules._heads import GroupedHead, LinearPath
 from stmsi.model.modules._losses import IntensityLoss, PresenceLoss, intensity_loss, presence_loss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     import numpy as np
     from numpy.typing import NDArray
@@ -39,7 +39,7 @@ _OF_ROWS = ("components", "neighbours", "ring", "offset", "position", *_OF_SECTI
 
 
 class HurdleModule(BaseModuleClass):
-    """An encoder and two heads: presence (with the signature mask as an input of its own) and intensity.
+    """An encoder and two heads: presence and intensity, where asked for with the signature mask as an input of its own.
 
     What is fitted to the training spots before the gradient steps (genes used, their scaling, target statistics,
     signatures) are buffers, set by the model and saved with the weights.
@@ -72,6 +72,8 @@ class HurdleModule(BaseModuleClass):
         Whether the intensity has an encoder of its own.
     linear_path
         Whether the heads correct a linear prediction; they then begin at 0.
+    signature_stages
+        Heads that see the signature mask.
     """
 
     def __init__(
@@ -90,6 +92,7 @@ class HurdleModule(BaseModuleClass):
         intensity_loss: IntensityLoss = "mse",
         two_stage: bool = False,
         linear_path: bool = False,
+        signature_stages: Sequence[str] = ("presence",),
     ) -> None:
         super().__init__()
         self.n_features = tuple(n_features)
@@ -126,16 +129,18 @@ class HurdleModule(BaseModuleClass):
         sizes = Sizes(n_selected, n_covariates, n_components, n_metabolites)
         self.encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {}))
         self.intensity_encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {})) if two_stage else None
-        width, shared = self.encoder.n_output, _SIGNATURE_WIDTH if n_clusters else 0
+        width = self.encoder.n_output
         self.signature_layer = nn.Linear(n_selected, _SIGNATURE_WIDTH) if n_clusters else None
+        self.signature_stages = tuple(signature_stages) if n_clusters else ()
+        seen = {s: _SIGNATURE_WIDTH if s in self.signature_stages else 0 for s in ("presence", "intensity")}
         self.presence_head: nn.Module
         self.intensity_head: nn.Module
         if self.encoder.is_grouped:
-            self.presence_head = GroupedHead(width, n_metabolites, shared)
-            self.intensity_head = GroupedHead(width, n_metabolites)
+            self.presence_head = GroupedHead(width, n_metabolites, seen["presence"])
+            self.intensity_head = GroupedHead(width, n_metabolites, seen["intensity"])
         else:
-            self.presence_head = nn.Linear(width + shared, n_metabolites)
-            self.intensity_head = nn.Linear(width, n_metabolites)
+            self.presence_head = nn.Linear(width + seen["presence"], n_metabolites)
+            self.intensity_head = nn.Linear(width + seen["intensity"], n_metabolites)
         self.linear_path = LinearPath(n_selected + sum(n_features), n_metabolites) if linear_path else None
         if linear_path:
             for parameter in (*self.presence_head.parameters(), *self.intensity_head.parameters()):
@@ -352,11 +357,11 @@ class HurdleModule(BaseModuleClass):
         linear: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Both stages from the embedding: log-odds of presence, standardised intensity given presence."""
-        inputs = (
-            embedding if self.signature_layer is None else torch.cat([embedding, self.signature_layer(mask)], dim=1)
-        )
-        logit = self.presence_head(inputs)
-        mean = self.intensity_head(embedding if intensity_embedding is None else intensity_embedding)
+        inputs = {"presence": embedding, "intensity": embedding if intensity_embedding is None else intensity_embedding}
+        if self.signature_layer is not None and self.signature_stages:
+            signature = self.signature_layer(mask)
+            inputs |= {stage: torch.cat([inputs[stage], signature], dim=1) for stage in self.signature_stages}
+        logit, mean = self.presence_head(inputs["presence"]), self.intensity_head(inputs["intensity"])
         if linear is not None:
             linear_logit, linear_mean = linear.chunk(2, dim=1)
             logit, mean = logit + linear_logit, mean + linear_mean
