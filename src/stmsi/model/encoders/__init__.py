@@ -5,9 +5,11 @@ from stmsi.model.encoders._deepset import DeepSetEncoder
 from stmsi.model.encoders._graph import GraphEncoder
 from stmsi.model.encoders._mlp import MLPEncoder
 from stmsi.model.encoders._niche import NicheEncoder
+from stmsi.model.encoders._transformer import TransformerEncoder
 
 ENCODERS: dict[str, type[Encoder]] = {
     "mlp": MLPEncoder,
+    "transformer": TransformerEncoder,
     "graph": GraphEncoder,
     "deepset": DeepSetEncoder,
     "niche": NicheEncoder,

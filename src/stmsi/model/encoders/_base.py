@@ -22,11 +22,17 @@ class Sizes:
         Columns of the covariates.
     n_components
         Components of spots and neighbours in the :class:`Context`; 0 without a graph.
+    n_metabolites
+        Metabolites of the training data.
+    has_prior
+        Whether it is known which genes belong to which metabolite.
     """
 
     n_genes: int
     n_covariates: int
     n_components: int = 0
+    n_metabolites: int = 0
+    has_prior: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,6 +78,7 @@ class Encoder(nn.Module):
     n_output: int
     uses_graph: ClassVar[bool] = False
     uses_positions: ClassVar[bool] = False
+    per_metabolite: ClassVar[bool] = False
 
     def __init__(self, sizes: Sizes, **kwargs: Any) -> None:
         if kwargs:

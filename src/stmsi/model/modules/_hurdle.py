@@ -25,6 +25,28 @@ _CLIP = 10.0
 _SIGNATURE_WIDTH = 32
 
 
+class SharedHead(nn.Module):
+    """One linear map for the embeddings of all metabolites, then a scale and a bias for each.
+
+    Parameters
+    ----------
+    width
+        Of the embeddings.
+    n_metabolites
+        Metabolites of the training data.
+    """
+
+    def __init__(self, width: int, n_metabolites: int) -> None:
+        super().__init__()
+        self.shared = nn.Linear(width, 1)
+        self.scale = nn.Parameter(torch.zeros(n_metabolites))  # less 1
+        self.bias = nn.Parameter(torch.zeros(n_metabolites))
+
+    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Shape (spots, metabolites, width) to (spots, metabolites)."""
+        return self.shared(embedding).squeeze(-1) * (1 + self.scale) + self.bias
+
+
 class HurdleModule(BaseModuleClass):
     """An encoder and two heads: presence (with the signature mask as an input of its own) and intensity.
 
@@ -51,6 +73,8 @@ class HurdleModule(BaseModuleClass):
         Weight of the intensity loss beside the presence loss.
     encoder_kwargs
         Options of the encoder.
+    has_prior
+        Whether the encoder is told which genes belong to which metabolite.
     """
 
     def __init__(
@@ -64,6 +88,7 @@ class HurdleModule(BaseModuleClass):
         encoder: str = "mlp",
         intensity_weight: float = 1.0,
         encoder_kwargs: dict[str, Any] | None = None,
+        has_prior: bool = False,
     ) -> None:
         super().__init__()
         self.n_cats_per_cov = tuple(n_cats_per_cov)
@@ -83,12 +108,18 @@ class HurdleModule(BaseModuleClass):
         self.register_buffer("neighbours", torch.empty(0, 0, dtype=torch.long), persistent=False)
         self.register_buffer("ring", torch.empty(0, 0, dtype=torch.long), persistent=False)
         self.register_buffer("offset", torch.empty(0, 0, 2), persistent=False)
-        sizes = Sizes(n_selected, sum(n_cats_per_cov) + n_continuous, n_components)
+        sizes = Sizes(n_selected, sum(n_cats_per_cov) + n_continuous, n_components, n_metabolites, has_prior)
         self.encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {}))
         width = self.encoder.n_output
-        self.signature_layer = nn.Linear(n_selected, _SIGNATURE_WIDTH) if n_clusters else None
-        self.presence_head = nn.Linear(width + (_SIGNATURE_WIDTH if n_clusters else 0), n_metabolites)
-        self.intensity_head = nn.Linear(width, n_metabolites)
+        self.signature_layer: nn.Linear | None = None
+        self.presence_head: nn.Module
+        self.intensity_head: nn.Module
+        if self.encoder.per_metabolite:  # which has seen the mask
+            self.presence_head, self.intensity_head = SharedHead(width, n_metabolites), SharedHead(width, n_metabolites)
+        else:
+            self.signature_layer = nn.Linear(n_selected, _SIGNATURE_WIDTH) if n_clusters else None
+            self.presence_head = nn.Linear(width + (_SIGNATURE_WIDTH if n_clusters else 0), n_metabolites)
+            self.intensity_head = nn.Linear(width, n_metabolites)
 
     def set_buffers(self, **values: Any) -> None:
         """Fill buffers with statistics of the training spots."""
@@ -171,8 +202,11 @@ class HurdleModule(BaseModuleClass):
         if continuous is not None:
             columns.append((continuous - self.covariate_mean) / self.covariate_scale)
         context = self._context(row) if self.encoder.uses_graph and row is not None else None
-        embedding = self.encoder(expression, torch.cat(columns, dim=1), context)
         mask = self.signature[cluster.reshape(-1).long()] if self.n_clusters and cluster is not None else None
+        inputs = (expression, torch.cat(columns, dim=1), context)
+        if self.encoder.per_metabolite:
+            return {"embedding": self.encoder(*inputs, mask=mask)}
+        embedding = self.encoder(*inputs)
         return {"embedding": embedding, "mask": mask}
 
     @auto_move_data
