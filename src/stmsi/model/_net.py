@@ -37,6 +37,7 @@ from stmsi._logging import logger
 from stmsi._settings import settings
 from stmsi._validate import check_choice, listing, require_anndata, require_sample
 from stmsi.model._base import (
+    MIN_GENES,
     FittedState,
     HurdleModel,
     Targets,
@@ -50,10 +51,11 @@ from stmsi.model._base import (
 from stmsi.model._callbacks import KeepBestWeights
 from stmsi.model._features import SpotFeatures
 from stmsi.model._fields import OptionalObsmField
+from stmsi.model._metabolites import Described, gene_prior, training_metabolites
 from stmsi.model._presence import platt
 from stmsi.model._setup import Setup
 from stmsi.model._spots import Spots, read_spots
-from stmsi.model.encoders import ENCODERS
+from stmsi.model.encoders import ENCODERS, MetaboliteEncoder
 from stmsi.model.modules import HurdleModule
 from stmsi.model.modules._hurdle import CLUSTER_KEY, METABOLITES_KEY, PRESENCE_KEY
 
@@ -89,7 +91,8 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
     registry
         Used by scvi-tools when a model is loaded without data.
     encoder
-        What turns a spot into an embedding. ``"mlp"``: the spot by itself. With the neighbours of ``graph_key``:
+        What turns a spot into an embedding. ``"mlp"``: the spot by itself. ``"transformer"``: metabolites attend to the
+        genes of the spot (see :func:`stmsi.tl.attention`). With the neighbours of ``graph_key``:
         ``"graph"`` (the spot, corrected by graph convolutions over two rings, as SEPAL does), ``"deepset"`` (the spot and
         the maximum over its neighbours, as DeepSpot does), ``"niche"`` (self-attention over the spot and its rings, as
         NicheTrans does).
@@ -100,6 +103,13 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
     encoder_kwargs
         Options of the encoder. ``"mlp"``: ``n_hidden``, ``n_layers``, ``dropout``, ``input_dropout``; ``"graph"``:
         ``n_hidden``, ``n_graph``, ``n_layers``, ``dropout``, ``input_dropout``; ``"deepset"``: ``n_hidden``, ``dropout``; ``"niche"``: ``n_hidden``, ``n_heads``, ``dropout``, ``neighbour_dropout``.
+        ``"transformer"``: ``tokens`` (``"programmes"``: learned groups of genes, or ``"genes"``), ``n_tokens``
+        (programmes), ``attention`` (``"softmax"`` or ``"linear"``), ``n_hidden``, ``n_heads``, ``dropout``,
+        ``input_dropout``, ``query_dropout`` (share of metabolites that are asked for by m/z and descriptors alone in a
+        step) and ``descriptors`` (numeric columns of the feature table beside ``mz``).
+    prior_key
+        For ``"transformer"``: DataFrame genes x metabolites in ``varm`` (boolean or weights) of genes that are known to
+        belong to a metabolite. It attends to them more, how much more is learned. Metabolites that it lacks have none.
     rng
         Seed. On a CPU the same seed gives the same bits.
 
@@ -133,9 +143,13 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         n_top_genes: int = 2000,
         intensity_weight: float = 1.0,
         encoder_kwargs: dict[str, Any] | None = None,
+        prior_key: str | None = None,
         rng: int = 0,
     ) -> None:
         check_choice(encoder, ENCODERS, "encoder")
+        if prior_key is not None and not issubclass(ENCODERS[encoder], MetaboliteEncoder):
+            msg = f'encoder={encoder!r} has no attention that a prior could guide; use encoder="transformer" or no prior_key.'
+            raise ValueError(msg)
         if adata is not None:
             self._setup = Setup.read(adata, type(self).__name__)
             if self._setup.graph_key is not None and not ENCODERS[encoder].uses_graph:
@@ -156,12 +170,17 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                     "covariate_keys, or use HurdleLinear."
                 )
                 raise ValueError(msg)
+            if issubclass(ENCODERS[encoder], MetaboliteEncoder):  # bad input is refused before training begins
+                training_metabolites(adata, self._setup, (encoder_kwargs or {}).get("descriptors", ()))
+                if prior_key is not None:
+                    gene_prior(adata, self._setup, prior_key)
         BaseModelClass.__init__(self, adata, registry)
         self._hyper: dict[str, Any] = {
             "encoder": encoder,
             "n_top_genes": n_top_genes,
             "intensity_weight": intensity_weight,
             "encoder_kwargs": dict(encoder_kwargs or {}),
+            "prior_key": prior_key,
             "rng": rng,
         }
         self.module = self._new_module()
@@ -183,6 +202,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
                 encoder=self._hyper["encoder"],
                 intensity_weight=self._hyper["intensity_weight"],
                 encoder_kwargs=self._hyper["encoder_kwargs"],
+                has_prior=self._hyper["prior_key"] is not None,
             )
 
     @property
@@ -456,6 +476,27 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             mask[:, n:] = 0
             values["signature"] = mask
         module.set_buffers(**values)
+        if isinstance(module.encoder, MetaboliteEncoder):
+            self._describe(module.encoder, features)
+
+    def _describe(self, encoder: MetaboliteEncoder, features: SpotFeatures) -> None:
+        """What an encoder of one embedding per metabolite starts from."""
+        assert self.adata is not None
+        known = training_metabolites(self.adata, self._setup, self._descriptors)
+        prior = None
+        if self._hyper["prior_key"] is not None:
+            weight = gene_prior(self.adata, self._setup, self._hyper["prior_key"])[:, features.own.selected]
+            prior = torch.zeros(len(weight), len(self.module.gene_index))
+            prior[:, : weight.shape[1]] = torch.as_tensor(weight)
+        encoder.describe(torch.as_tensor(known.mz), torch.as_tensor(known.descriptors, dtype=torch.float32), prior)
+        space = features.own
+        loadings = space.components * space.deviation[:, None] / space.scale
+        with _seeded(self._hyper["rng"]):
+            encoder.initialise(torch.as_tensor(loadings), self._hyper["rng"])
+
+    @property
+    def _descriptors(self) -> tuple[str, ...]:
+        return tuple(self._hyper["encoder_kwargs"].get("descriptors", ()))
 
     def _set_context(self, spots: Spots, features: SpotFeatures, parts: Sequence[NDArray[np.int64]]) -> None:
         """Neighbourhoods of all spots; edges between the parts are cut."""
@@ -481,6 +522,70 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
     def _cluster_categories(self) -> list[str]:
         state = self.registry_["field_registries"][CLUSTER_KEY]["state_registry"]
         return [str(c) for c in state["categorical_mapping"]]
+
+    def predict_unseen(
+        self, features: pd.DataFrame, adata: AnnData | None = None, *, min_genes: float = MIN_GENES
+    ) -> pd.DataFrame:
+        """Pattern of metabolites that training did not have, from their m/z and descriptors: an experiment.
+
+        For ``encoder="transformer"`` only. Nothing is known of how much of such a metabolite there is, so that it has no
+        presence, no unit and no interval: only where there should be more and where less. Whether that can be believed, must be
+        tried with metabolites left out; see the page on interpretation in the user guide.
+
+        Parameters
+        ----------
+        features
+            One row per metabolite, its id as index: ``mz`` (Da; NaN where unknown) and the ``descriptors`` of the model.
+        adata, min_genes
+            As for :meth:`predict_presence`.
+
+        Returns
+        -------
+        DataFrame spots x metabolites, float32: intensity given presence in standard deviations from its mean, on the scale on
+        which the model learns all metabolites.
+
+        Raises
+        ------
+        ValueError
+            Another encoder, or neither m/z nor descriptors are known of a metabolite.
+        KeyError
+            A descriptor is not there.
+        """
+        state, encoder = self.state, self.module.encoder
+        if not isinstance(encoder, MetaboliteEncoder):
+            msg = (
+                f"encoder={self._hyper['encoder']!r} knows metabolites by their place in the output only; "
+                'use encoder="transformer", which asks for them by m/z.'
+            )
+            raise ValueError(msg)
+        known = Described.read(features, self._descriptors, "features")
+        unknown = np.isnan(known.mz) & np.isnan(known.descriptors).all(axis=1)
+        if unknown.any():
+            msg = f"Nothing is known of {listing(features.index[unknown])}: give each an 'mz' in Da."
+            raise ValueError(msg)
+        own = adata is None or adata is self.adata
+        if own and self.adata is None:
+            msg = "The model was loaded without data; pass the AnnData to predict."
+            raise ValueError(msg)
+        spots = read_spots(
+            self.adata if own else adata, state.setup, state.panel, min_genes=min_genes, with_cluster=own,  # type: ignore[arg-type]
+        )  # fmt: skip
+        device = self.module.device
+        parts = []
+        self.module.eval()
+        with torch.inference_mode(), _quiet(), _seeded(self._hyper["rng"]):
+            queries = encoder.ask_unseen(
+                torch.as_tensor(known.mz, device=device),
+                torch.as_tensor(known.descriptors, dtype=torch.float32, device=device),
+            )
+            at = torch.full((len(features),), -1, device=device)
+            for tensors in self._batches(spots, self._predict_batch):
+                given = self.module._get_inference_input(tensors)
+                inputs = {k: None if v is None else v.to(device) for k, v in given.items()}
+                x = self.module.expression(inputs.pop("x"))  # type: ignore[arg-type]
+                embedded = self.module.embed(x, **inputs, metabolites=at, queries=queries)
+                parts.append(self.module.generative(**embedded)["mean"].cpu().numpy())
+        return pd.DataFrame(np.vstack(parts), index=spots.names, columns=features.index, dtype=np.float32)
 
     def _fit_calibration(
         self, spots: Spots, all_targets: Targets, rows: NDArray[np.int64], validation: NDArray[np.int64]
@@ -523,13 +628,18 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             _quiet(),
             _seeded(self._hyper["rng"]),
         ):  # loaders draw from torch's global generator
-            for tensors in self._batches(spots, _PREDICT_BATCH):
+            for tensors in self._batches(spots, self._predict_batch):
                 outputs = self.module.inference(**self.module._get_inference_input(tensors))
                 heads = self.module.generative(**outputs)
                 logits.append(heads["logit"].cpu())
                 means.append((heads["mean"] * self.module.target_scale + self.module.target_mean).cpu())
         take = self._outputs()
         return tuple(torch.cat(v).numpy().astype(np.float64)[:, take] for v in (logits, means))  # type: ignore[return-value]
+
+    @property
+    def _predict_batch(self) -> int:
+        encoder = self.module.encoder
+        return min(_PREDICT_BATCH, encoder.largest_batch) if isinstance(encoder, MetaboliteEncoder) else _PREDICT_BATCH
 
     def _batches(self, spots: Spots, batch_size: int) -> AnnDataLoader:
         """The spots in batches of tensors, without what is measured."""

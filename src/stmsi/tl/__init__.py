@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 from stmsi._lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from stmsi.tl._attention import attention
     from stmsi.tl._attribute import attribute
     from stmsi.tl._attribution_checks import attribution_checks
     from stmsi.tl._cross_validate import cross_validate
@@ -12,7 +13,15 @@ if TYPE_CHECKING:
     from stmsi.tl._oversample import oversample
     from stmsi.tl._predict_metabolites import predict_metabolites
 
-__all__ = ["attribute", "attribution_checks", "cross_validate", "evaluate", "oversample", "predict_metabolites"]
+__all__ = [
+    "attention",
+    "attribute",
+    "attribution_checks",
+    "cross_validate",
+    "evaluate",
+    "oversample",
+    "predict_metabolites",
+]
 
 _getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
 

@@ -1,6 +1,6 @@
 """Encoders: what turns a spot into an embedding. Adding one takes a file here and a line in the registry."""
 
-from stmsi.model.encoders._base import Context, Encoder, Sizes
+from stmsi.model.encoders._base import Context, Encoder, MetaboliteEncoder, Queries, Sizes
 from stmsi.model.encoders._deepset import DeepSetEncoder
 from stmsi.model.encoders._graph import GraphEncoder
 from stmsi.model.encoders._mlp import MLPEncoder
@@ -16,4 +16,16 @@ ENCODERS: dict[str, type[Encoder]] = {
 }
 """Name for ``HurdleNet(encoder=...)`` -> class."""
 
-__all__ = ["ENCODERS", "Context", "DeepSetEncoder", "Encoder", "GraphEncoder", "MLPEncoder", "NicheEncoder", "Sizes"]
+__all__ = [
+    "ENCODERS",
+    "Context",
+    "DeepSetEncoder",
+    "Encoder",
+    "GraphEncoder",
+    "MLPEncoder",
+    "MetaboliteEncoder",
+    "NicheEncoder",
+    "Queries",
+    "Sizes",
+    "TransformerEncoder",
+]

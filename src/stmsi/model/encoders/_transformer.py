@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import pi, sqrt
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+import numpy as np
 import torch
 from torch import nn
 from torch.nn.functional import elu, gelu, scaled_dot_product_attention
 
-from stmsi.model.encoders._base import Context, Encoder, Sizes
+from stmsi.model.encoders._base import Context, MetaboliteEncoder, Queries, Sizes
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _WAVELENGTHS = (1e-3, 1e4)
 """Shortest and longest wavelength of the encoding of m/z, in Da, as in Casanovo."""
 _ELEMENTS = 2**24
-"""Numbers in the largest array of a prediction; more spots than fit are worked through in pieces."""
+"""Numbers in the largest array of a prediction."""
+
+_SHY = 0.3
+"""Factor on the keys' first weights: attention that hangs on single counts from the start learns their noise."""
 
 Tokens = Literal["programmes", "genes"]
 Attention = Literal["softmax", "linear"]
 
 
-class TransformerEncoder(Encoder):
+class TransformerEncoder(MetaboliteEncoder):
     r"""One embedding per metabolite and spot: metabolite queries attend to gene tokens.
 
     **Tokens.** Token :math:`t` of a spot is :math:`x_t e_t + p_t + m_t\,u`: its expression :math:`x_t` times an embedding,
@@ -64,10 +71,10 @@ class TransformerEncoder(Encoder):
     Yilmaz et al., Casanovo (2024); Pizurica et al., SEQUOIA (2024); Katharopoulos et al., *Transformers are RNNs* (2020).
     """
 
-    per_metabolite = True
-    uses_signature = True
     mz: torch.Tensor
     descriptors: torch.Tensor
+    descriptor_mean: torch.Tensor
+    descriptor_scale: torch.Tensor
     prior: torch.Tensor
 
     def __init__(
@@ -75,7 +82,7 @@ class TransformerEncoder(Encoder):
         sizes: Sizes,
         tokens: Tokens = "programmes",
         n_tokens: int | None = None,
-        attention: Attention = "softmax",
+        attention: Attention = "linear",
         n_hidden: int = 128,
         n_heads: int = 4,
         dropout: float = 0.2,
@@ -97,13 +104,16 @@ class TransformerEncoder(Encoder):
         if n_hidden % (2 * n_heads):
             msg = f"n_hidden={n_hidden} must be a multiple of 2 n_heads={2 * n_heads}."
             raise ValueError(msg)
-        self.tokens, self.kernel, self.n_heads = tokens, attention, n_heads
+        self.tokens_are_genes, self.kernel, self.n_heads = tokens == "genes", attention, n_heads
         self.query_dropout = query_dropout
         n_tokens = sizes.n_genes if tokens == "genes" else n_tokens or min(64, sizes.n_genes)
         self.n_output = n_hidden
+        self.largest_batch = max(1, _ELEMENTS // (max(n_tokens, sizes.n_metabolites) * n_hidden))
         # -- metabolites
-        self.register_buffer("mz", torch.full((sizes.n_metabolites,), torch.nan))
+        self.register_buffer("mz", torch.full((sizes.n_metabolites,), torch.nan, dtype=torch.float64))
         self.register_buffer("descriptors", torch.zeros(sizes.n_metabolites, len(descriptors)))
+        self.register_buffer("descriptor_mean", torch.zeros(len(descriptors)))
+        self.register_buffer("descriptor_scale", torch.ones(len(descriptors)))
         self.register_buffer("prior", torch.zeros(sizes.n_metabolites if sizes.has_prior else 0, sizes.n_genes))
         self.learned = nn.Embedding(sizes.n_metabolites, n_hidden)
         self.from_mz = nn.Linear(n_hidden, n_hidden, bias=False)
@@ -119,6 +129,8 @@ class TransformerEncoder(Encoder):
         self.query = nn.Linear(n_hidden, n_hidden)
         self.key = nn.Linear(n_hidden, n_hidden, bias=False)
         self.value = nn.Linear(n_hidden, n_hidden, bias=False)
+        with torch.no_grad():
+            self.key.weight.mul_(_SHY)
         self.from_covariates = nn.Linear(sizes.n_covariates, n_hidden, bias=False) if sizes.n_covariates else None
         self.gate = nn.Linear(n_hidden, n_hidden)
         self.shift = nn.Linear(n_hidden, n_hidden)
@@ -126,54 +138,61 @@ class TransformerEncoder(Encoder):
         self.dropout = nn.Dropout(dropout)
 
     @torch.no_grad()
-    def initialise(self, loadings: torch.Tensor) -> None:
-        """Let programmes begin as groups of genes; see :class:`Encoder`."""
-        import os
-        if self.programmes is None: return
-        from sklearn.cluster import KMeans
-        L = loadings.T.cpu()
-        norm = L.norm(dim=1)
-        how = os.environ.get("INIT", "kmeans")
-        W = torch.zeros_like(self.programmes.weight).cpu()
-        if how == "kmeans":
-            group = KMeans(len(W), n_init=1, random_state=0).fit_predict((L / norm[:, None]).numpy())
-            W[torch.as_tensor(group).long(), torch.arange(len(L))] = norm
-        else:
-            W[: L.shape[1]] = (L / L.norm(dim=0)).T[: len(W)]
-        S = W @ L
-        sd = (S.square().sum(1) + (W.square() * (1 - norm.square())).sum(1)).sqrt()
-        if how == "kmeans" or how == "white":
-            W = W / sd.clamp(min=1e-6)[:, None]
-        else:
-            W = W / sd.square().mean().sqrt()
-        self.programmes.weight.copy_(W)
+    def initialise(self, loadings: torch.Tensor, seed: int) -> None:
+        """Let programmes begin as groups of genes that rise and fall together; see :class:`MetaboliteEncoder`."""
+        if self.programmes is not None:
+            self.programmes.weight.zero_()
+            weight = gene_groups(loadings.cpu().numpy(), len(self.programmes.weight), seed)
+            self.programmes.weight[:, : weight.shape[1]] = torch.as_tensor(weight).to(self.programmes.weight)
 
     @torch.no_grad()
     def describe(self, mz: torch.Tensor, descriptors: torch.Tensor, prior: torch.Tensor | None = None) -> None:
-        """Set what is known of the metabolites; see :class:`Encoder`."""
+        """Take what is known of the metabolites; see :class:`MetaboliteEncoder`."""
         self.mz.copy_(mz)
+        known = ~descriptors.isnan()
+        count = known.sum(dim=0).clamp(min=1)
+        self.descriptor_mean.copy_(descriptors.nan_to_num(0).sum(dim=0) / count)
+        deviation = (descriptors - self.descriptor_mean).nan_to_num(0)
+        scale = (deviation.square().sum(dim=0) / count).sqrt()
+        self.descriptor_scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
         self.descriptors.copy_(descriptors)
         if prior is not None:
             self.prior.copy_(prior)
 
-    def queries(self) -> torch.Tensor:
-        """Queries of the metabolites of the training data, shape (metabolites, n_hidden)."""
+    def ask(self, metabolites: torch.Tensor | None = None) -> Queries:
+        """Queries of metabolites of the training data; see :class:`MetaboliteEncoder`."""
         learned = self.learned.weight
         if self.training and self.query_dropout:
             learned = learned * (torch.rand(len(learned), 1, device=learned.device) >= self.query_dropout)
-        return learned + self.known(self.mz, self.descriptors)
+        embedding = learned + self._known(self.mz, self.descriptors)
+        bias = self._bias(self.prior) if self.prior_strength is not None else None
+        if metabolites is None:
+            return Queries(embedding, bias)
+        return Queries(embedding[metabolites], None if bias is None else bias[metabolites])
 
-    def known(self, mz: torch.Tensor, descriptors: torch.Tensor) -> torch.Tensor:
-        """What m/z (NaN where unknown) and descriptors add to queries, shape (metabolites, n_hidden)."""
+    def ask_unseen(self, mz: torch.Tensor, descriptors: torch.Tensor) -> Queries:
+        """Queries of other metabolites; see :class:`MetaboliteEncoder`."""
+        return Queries(self._known(mz, descriptors), None)
+
+    def _known(self, mz: torch.Tensor, descriptors: torch.Tensor) -> torch.Tensor:
         known = self.from_mz(encode_mz(mz, self.n_output))
-        return known if self.from_descriptors is None else known + self.from_descriptors(descriptors)
+        if self.from_descriptors is None:
+            return known
+        scaled = (descriptors - self.descriptor_mean) / self.descriptor_scale
+        return known + self.from_descriptors(scaled.nan_to_num(0).to(known.dtype))
+
+    def _bias(self, prior: torch.Tensor) -> torch.Tensor:
+        """The prior of genes as one of tokens, times its strength; the token that it favours most has 1."""
+        assert self.prior_strength is not None
+        of_token = prior if self.programmes is None else prior @ self.shares().T
+        return self.prior_strength * of_token / of_token.amax(dim=1, keepdim=True).clamp(min=1e-12)
 
     def shares(self) -> torch.Tensor:
-        """What share of each token the genes make up, shape (tokens, genes); rows sum to 1."""
+        """Share of each gene in each token, shape (tokens, genes); rows sum to 1."""
         if self.programmes is None:
-            return torch.eye(self.prior.shape[1], device=self.value_of.device)
+            return torch.eye(len(self.value_of), device=self.value_of.device)
         weight = self.programmes.weight.abs()
-        return weight / weight.sum(dim=1, keepdim=True)
+        return weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
     def _tokens(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
         """Tokens of spots, shape (spots, tokens, n_hidden)."""
@@ -184,9 +203,44 @@ class TransformerEncoder(Encoder):
             tokens = tokens + part.unsqueeze(-1) * self.in_signature
         return tokens
 
-    def _heads(self, h: torch.Tensor) -> torch.Tensor:
-        """(..., items, n_hidden) -> (..., heads, items, width of a head)."""
-        return h.unflatten(-1, (self.n_heads, -1)).transpose(-3, -2)
+    def _heads(self, items: torch.Tensor) -> torch.Tensor:
+        """(..., items, n_hidden) as (..., heads, items, width of a head)."""
+        return items.unflatten(-1, (self.n_heads, -1)).transpose(-3, -2)
+
+    def attention(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, queries: Queries | None = None
+    ) -> torch.Tensor:
+        """Mean weights over heads, for the linear variant those of the kernel; see :class:`MetaboliteEncoder`."""
+        queries = queries or self.ask()
+        q, k = self._heads(self.query(queries.embedding)), self._heads(self.key(self._tokens(x, mask)))
+        if self.kernel == "softmax":
+            logit = q @ k.transpose(-1, -2) / sqrt(q.shape[-1])
+            return (logit if queries.bias is None else logit + queries.bias).softmax(dim=-1).mean(dim=1)
+        weight = (elu(q) + 1) @ (elu(k) + 1).transpose(-1, -2)
+        if queries.bias is not None:
+            weight = weight + self._extra(queries.bias)
+        return (weight / weight.sum(dim=-1, keepdim=True)).mean(dim=1)
+
+    def _extra(self, bias: torch.Tensor) -> torch.Tensor:
+        """What the prior adds to the weights of the linear variant, in units of a token without any preference."""
+        return bias.clamp(min=0) * (self.n_output // self.n_heads)
+
+    def _attend(self, tokens: torch.Tensor, queries: Queries) -> torch.Tensor:
+        """What metabolites see, shape (spots, metabolites, n_hidden), without an array spots x metabolites x tokens."""
+        q, k, v = (
+            self._heads(f(items))
+            for f, items in ((self.query, queries.embedding), (self.key, tokens), (self.value, tokens))
+        )
+        if self.kernel == "softmax":
+            seen = scaled_dot_product_attention(q.expand(len(k), *q.shape), k, v, attn_mask=queries.bias)
+        else:
+            q, k = elu(q) + 1, elu(k) + 1
+            seen, total = q @ (k.transpose(-1, -2) @ v), q @ k.sum(dim=-2).unsqueeze(-1)
+            if queries.bias is not None:
+                extra = self._extra(queries.bias)
+                seen, total = seen + extra @ v, total + extra.sum(dim=-1, keepdim=True)
+            seen = seen / total
+        return seen.transpose(-3, -2).flatten(-2)
 
     def forward(
         self,
@@ -195,23 +249,15 @@ class TransformerEncoder(Encoder):
         context: Context | None = None,
         *,
         mask: torch.Tensor | None = None,
-        queries: torch.Tensor | None = None,
+        queries: Queries | None = None,
     ) -> torch.Tensor:
-        """Embed spots; see :class:`Encoder`."""
-        if queries is None:
-            queries = self.queries()
-        tokens = self._tokens(self.input_dropout(x), mask)
-        q, k, v = self._heads(self.query(queries)), self._heads(self.key(tokens)), self._heads(self.value(tokens))
-        if self.kernel == "softmax":
-            seen = scaled_dot_product_attention(q.expand(len(x), *q.shape), k, v)
-        else:
-            q, k = elu(q) + 1, elu(k) + 1
-            summed = q @ (k.transpose(-1, -2) @ v)
-            seen = summed / (q @ k.sum(dim=-2).unsqueeze(-1))
-        seen = seen.transpose(-3, -2).flatten(-2)
+        """Embed spots; see :class:`MetaboliteEncoder`."""
+        queries = queries or self.ask()
+        seen = self._attend(self._tokens(self.input_dropout(x), mask), queries)
         if self.from_covariates is not None:
             seen = seen + self.from_covariates(covariates).unsqueeze(1)
-        h = torch.addcmul(self.shift(queries), self.before(seen), 1 + self.gate(queries))
+        # each metabolite reads what it has seen in its own way, and what it reads from follows from its query alone
+        h = torch.addcmul(self.shift(queries.embedding), self.before(seen), 1 + self.gate(queries.embedding))
         return self.dropout(gelu(h))
 
 
@@ -222,3 +268,33 @@ def encode_mz(mz: torch.Tensor, width: int) -> torch.Tensor:
     wavelength = shortest * (longest / shortest) ** steps
     angle = 2 * pi * mz.to(torch.float64).unsqueeze(-1) / wavelength
     return torch.cat([angle.sin(), angle.cos()], dim=-1).nan_to_num(0.0).to(torch.float32)
+
+
+def gene_groups(loadings: NDArray[np.float32], n_groups: int, seed: int) -> NDArray[np.float32]:
+    """Groups of genes whose expression goes together, as weights of unit variance.
+
+    Parameters
+    ----------
+    loadings
+        Correlation of standardised genes with principal components, shape (components, genes).
+    n_groups
+        Number of groups.
+    seed
+        For k-means.
+
+    Returns
+    -------
+    Shape (groups, genes). A gene weighs by how much the components know of it.
+    """
+    from sklearn.cluster import KMeans
+
+    loadings = loadings.astype(np.float64)
+    known = np.sqrt((loadings**2).sum(axis=0))
+    direction = (loadings / np.maximum(known, 1e-12)).T
+    weight = np.zeros((n_groups, len(known)))
+    n_groups = min(n_groups, len(np.unique(direction, axis=0)))
+    group = KMeans(n_groups, n_init=1, random_state=seed).fit_predict(direction)
+    weight[group, np.arange(len(known))] = known
+    rest = np.maximum(1 - known**2, 0)
+    deviation = np.sqrt(((weight @ loadings.T) ** 2).sum(axis=1) + (weight**2) @ rest)
+    return np.asarray(weight / np.maximum(deviation, 1e-12)[:, None], dtype=np.float32)

@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from stmsi._core.expression import TARGET_SUM
-from stmsi.model.encoders import ENCODERS, Context, Sizes
+from stmsi.model.encoders import ENCODERS, Context, MetaboliteEncoder, Queries, Sizes
 from stmsi.model.modules._losses import intensity_loss, presence_loss
 
 if TYPE_CHECKING:
@@ -42,9 +42,22 @@ class SharedHead(nn.Module):
         self.scale = nn.Parameter(torch.zeros(n_metabolites))  # less 1
         self.bias = nn.Parameter(torch.zeros(n_metabolites))
 
-    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
-        """Shape (spots, metabolites, width) to (spots, metabolites)."""
-        return self.shared(embedding).squeeze(-1) * (1 + self.scale) + self.bias
+    def forward(self, embedding: torch.Tensor, metabolites: torch.Tensor | None = None) -> torch.Tensor:
+        """Read embeddings, shape (spots, metabolites, width), to one value each.
+
+        Parameters
+        ----------
+        embedding
+            The embeddings.
+        metabolites
+            Position of each metabolite, -1 for those that training did not have: they get no scale and bias of their own.
+            `None`: all in their order.
+        """
+        value = self.shared(embedding).squeeze(-1)
+        if metabolites is None:
+            return value * (1 + self.scale) + self.bias
+        seen = (metabolites >= 0).to(value.dtype)
+        return value * (1 + self.scale[metabolites] * seen) + self.bias[metabolites] * seen
 
 
 class HurdleModule(BaseModuleClass):
@@ -114,7 +127,7 @@ class HurdleModule(BaseModuleClass):
         self.signature_layer: nn.Linear | None = None
         self.presence_head: nn.Module
         self.intensity_head: nn.Module
-        if self.encoder.per_metabolite:  # which has seen the mask
+        if isinstance(self.encoder, MetaboliteEncoder):  # whose embeddings have seen the mask
             self.presence_head, self.intensity_head = SharedHead(width, n_metabolites), SharedHead(width, n_metabolites)
         else:
             self.signature_layer = nn.Linear(n_selected, _SIGNATURE_WIDTH) if n_clusters else None
@@ -185,6 +198,10 @@ class HurdleModule(BaseModuleClass):
         scaled = x[:, self.gene_index] * (TARGET_SUM / torch.where(library > 0, library, torch.ones_like(library)))
         return ((torch.log1p(scaled) - self.gene_mean) / self.gene_scale).clamp(-_CLIP, _CLIP)
 
+    def signature_of(self, cluster: torch.Tensor) -> torch.Tensor | None:
+        """Signature mask of each spot's cluster, shape (spots, genes used); `None` where the model has none."""
+        return self.signature[cluster.reshape(-1).long()] if self.n_clusters else None
+
     def embed(
         self,
         expression: torch.Tensor,
@@ -192,8 +209,15 @@ class HurdleModule(BaseModuleClass):
         categorical: torch.Tensor | None = None,
         continuous: torch.Tensor | None = None,
         row: torch.Tensor | None = None,
+        *,
+        metabolites: torch.Tensor | None = None,
+        queries: Queries | None = None,
     ) -> dict[str, torch.Tensor | None]:
-        """Embed spots from standardised expression; `row` names them in the context."""
+        """Embed spots from standardised expression; `row` names them in the context.
+
+        Encoders of one embedding per metabolite can be asked for some `metabolites` by position, or by `queries` for others
+        than those of the training data, whose positions are -1.
+        """
         columns = [expression.new_zeros(len(expression), 0)]
         if categorical is not None:
             columns += [
@@ -202,16 +226,24 @@ class HurdleModule(BaseModuleClass):
         if continuous is not None:
             columns.append((continuous - self.covariate_mean) / self.covariate_scale)
         context = self._context(row) if self.encoder.uses_graph and row is not None else None
-        mask = self.signature[cluster.reshape(-1).long()] if self.n_clusters and cluster is not None else None
+        mask = None if cluster is None else self.signature_of(cluster)
         inputs = (expression, torch.cat(columns, dim=1), context)
-        if self.encoder.per_metabolite:
-            return {"embedding": self.encoder(*inputs, mask=mask)}
+        if isinstance(self.encoder, MetaboliteEncoder):
+            queries = queries or self.encoder.ask(metabolites)
+            return {"embedding": self.encoder(*inputs, mask=mask, queries=queries), "metabolites": metabolites}
         embedding = self.encoder(*inputs)
         return {"embedding": embedding, "mask": mask}
 
     @auto_move_data
-    def generative(self, embedding: torch.Tensor, mask: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
+    def generative(
+        self, embedding: torch.Tensor, mask: torch.Tensor | None = None, metabolites: torch.Tensor | None = None
+    ) -> dict[str, torch.Tensor]:
         """Both stages from the embedding: log-odds of presence, standardised intensity given presence."""
+        if isinstance(self.encoder, MetaboliteEncoder):
+            return {
+                "logit": self.presence_head(embedding, metabolites),
+                "mean": self.intensity_head(embedding, metabolites),
+            }
         inputs = (
             embedding if self.signature_layer is None else torch.cat([embedding, self.signature_layer(mask)], dim=1)
         )
