@@ -81,8 +81,10 @@ def test_the_weights_are_those_that_the_network_uses(models, name):
     encoder = models(name).module.encoder.eval()
     torch.manual_seed(0)
     x = torch.randn(5, 120)
-    queries, tokens = encoder.ask(), encoder._tokens(x, None)
-    seen = encoder._attend(tokens, queries)
+    queries = encoder.ask()
+    seen = encoder._attend(x, None, queries)
+    amount = x if encoder.programmes is None else encoder.programmes(x)
+    tokens = amount.unsqueeze(-1) * encoder.value_of + encoder.identity_of
     value = encoder.value(tokens)
     width = encoder.n_output // encoder.n_heads
     weights = encoder.attention(x, None, queries)

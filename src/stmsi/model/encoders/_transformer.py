@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import elu, gelu, scaled_dot_product_attention
+from torch.nn.functional import elu, scaled_dot_product_attention
 
 from stmsi.model.encoders._base import Context, MetaboliteEncoder, Queries, Sizes
 
@@ -83,7 +83,7 @@ class TransformerEncoder(MetaboliteEncoder):
         tokens: Tokens = "programmes",
         n_tokens: int | None = None,
         attention: Attention = "linear",
-        n_hidden: int = 128,
+        n_hidden: int = 64,
         n_heads: int = 4,
         dropout: float = 0.2,
         input_dropout: float = 0.3,
@@ -194,14 +194,22 @@ class TransformerEncoder(MetaboliteEncoder):
         weight = self.programmes.weight.abs()
         return weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
-    def _tokens(self, x: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
-        """Tokens of spots, shape (spots, tokens, n_hidden)."""
-        amount = x if self.programmes is None else self.programmes(x)
-        tokens = torch.addcmul(self.identity_of, amount.unsqueeze(-1), self.value_of)
-        if mask is not None:
-            part = mask if self.programmes is None else mask @ self.shares().T
-            tokens = tokens + part.unsqueeze(-1) * self.in_signature
-        return tokens
+    def _tokens(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Amount of each token in each spot, and the part of it that is in the signature; shapes (spots, tokens)."""
+        if self.programmes is None:
+            return x, mask
+        return self.programmes(x), None if mask is None else mask @ self.shares().T
+
+    def _project(self, to: nn.Linear, tokens: tuple[torch.Tensor, torch.Tensor | None]) -> torch.Tensor:
+        """Keys or values of tokens, shape (spots, heads, tokens, width of a head).
+
+        A token is a sum of embeddings, so that it is enough to project those, and no spot costs a matrix product.
+        """
+        amount, part = tokens
+        out = torch.addcmul(to(self.identity_of), amount.unsqueeze(-1), to(self.value_of))
+        if part is not None:
+            out = out + part.unsqueeze(-1) * to(self.in_signature)
+        return self._heads(out)
 
     def _heads(self, items: torch.Tensor) -> torch.Tensor:
         """(..., items, n_hidden) as (..., heads, items, width of a head)."""
@@ -212,7 +220,7 @@ class TransformerEncoder(MetaboliteEncoder):
     ) -> torch.Tensor:
         """Mean weights over heads, for the linear variant those of the kernel; see :class:`MetaboliteEncoder`."""
         queries = queries or self.ask()
-        q, k = self._heads(self.query(queries.embedding)), self._heads(self.key(self._tokens(x, mask)))
+        q, k = self._heads(self.query(queries.embedding)), self._project(self.key, self._tokens(x, mask))
         if self.kernel == "softmax":
             logit = q @ k.transpose(-1, -2) / sqrt(q.shape[-1])
             return (logit if queries.bias is None else logit + queries.bias).softmax(dim=-1).mean(dim=1)
@@ -225,12 +233,11 @@ class TransformerEncoder(MetaboliteEncoder):
         """What the prior adds to the weights of the linear variant, in units of a token without any preference."""
         return bias.clamp(min=0) * (self.n_output // self.n_heads)
 
-    def _attend(self, tokens: torch.Tensor, queries: Queries) -> torch.Tensor:
+    def _attend(self, x: torch.Tensor, mask: torch.Tensor | None, queries: Queries) -> torch.Tensor:
         """What metabolites see, shape (spots, metabolites, n_hidden), without an array spots x metabolites x tokens."""
-        q, k, v = (
-            self._heads(f(items))
-            for f, items in ((self.query, queries.embedding), (self.key, tokens), (self.value, tokens))
-        )
+        tokens = self._tokens(x, mask)
+        q = self._heads(self.query(queries.embedding))
+        k, v = self._project(self.key, tokens), self._project(self.value, tokens)
         if self.kernel == "softmax":
             seen = scaled_dot_product_attention(q.expand(len(k), *q.shape), k, v, attn_mask=queries.bias)
         else:
@@ -253,12 +260,13 @@ class TransformerEncoder(MetaboliteEncoder):
     ) -> torch.Tensor:
         """Embed spots; see :class:`MetaboliteEncoder`."""
         queries = queries or self.ask()
-        seen = self._attend(self._tokens(self.input_dropout(x), mask), queries)
+        seen = self._attend(self.input_dropout(x), mask, queries)
         if self.from_covariates is not None:
             seen = seen + self.from_covariates(covariates).unsqueeze(1)
-        # each metabolite reads what it has seen in its own way, and what it reads from follows from its query alone
-        h = torch.addcmul(self.shift(queries.embedding), self.before(seen), 1 + self.gate(queries.embedding))
-        return self.dropout(gelu(h))
+        # each metabolite reads what it has seen in its own way, which follows from its query alone
+        h = torch.addcmul(self.shift(queries.embedding), self.before(seen), 1 + self.gate(queries.embedding)).relu()
+        # the same units for all metabolites of a spot, which is as good and costs next to nothing
+        return h * self.dropout(h.new_ones(len(h), 1, self.n_output)) if self.training else h
 
 
 def encode_mz(mz: torch.Tensor, width: int) -> torch.Tensor:
