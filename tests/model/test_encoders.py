@@ -363,6 +363,7 @@ def test_the_transformer_answers_and_comes_back(data, alone, tmp_path, options):
     data.obs["batch"] = pd.Categorical(np.arange(data.n_obs) % 2)
     alone.obs["batch"] = pd.Categorical(np.arange(alone.n_obs) % 2)
     fields = {"signature_key": "signature", "cluster_key": "domain", "covariate_keys": ["batch"]}
+    options = options | {"query_dropout": 0.2}
     model = fit_transformer(data, options, fields)
     found = model.predict(alone)
     assert np.isfinite(found.to_numpy()).all()
@@ -393,7 +394,7 @@ def test_mass_comes_from_the_feature_table(data):
 def test_a_metabolite_that_training_did_not_have(data):
     features = data.uns["msi"]["features"]
     features["mass_defect"] = features["mz"] % 1
-    model = fit_transformer(data, {"descriptors": ["mass_defect"]})
+    model = fit_transformer(data, {"descriptors": ["mass_defect"], "query_dropout": 0.2})
     new = pd.DataFrame({"mz": [500.0, 700.0], "mass_defect": [0.1, np.nan]}, index=["a", "b"])
     found = model.predict_unseen(new)
     assert found.shape == (data.n_obs, 2)
@@ -423,6 +424,8 @@ def test_only_the_transformer_can_be_asked(data):
     model.train(max_epochs=1, refit=False)
     with pytest.raises(ValueError, match="encoder='mlp' knows metabolites by their place in the output only"):
         model.predict_unseen(pd.DataFrame({"mz": [500.0]}))
+    with pytest.raises(ValueError, match="trained without query_dropout"):
+        fit_transformer(data, max_epochs=1).predict_unseen(pd.DataFrame({"mz": [500.0]}))
 
 
 def test_prior_genes_reach_the_attention(data, tmp_path):

@@ -528,7 +528,8 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
     ) -> pd.DataFrame:
         """Pattern of metabolites that training did not have, from their m/z and descriptors: an experiment.
 
-        For ``encoder="transformer"`` only. Nothing is known of how much of such a metabolite there is, so that it has no
+        For ``encoder="transformer"`` with ``encoder_kwargs={"query_dropout": 0.1}`` or so: without it, training never asks
+        for a metabolite by what is known of it alone. Nothing is known of how much of such a metabolite there is, so that it has no
         presence, no unit and no interval: only where there should be more and where less. Whether that can be believed, must be
         tried with metabolites left out; see the page on interpretation in the user guide.
 
@@ -547,7 +548,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         Raises
         ------
         ValueError
-            Another encoder, or neither m/z nor descriptors are known of a metabolite.
+            Another encoder, no ``query_dropout``, or neither m/z nor descriptors are known of a metabolite.
         KeyError
             A descriptor is not there.
         """
@@ -556,6 +557,12 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             msg = (
                 f"encoder={self._hyper['encoder']!r} knows metabolites by their place in the output only; "
                 'use encoder="transformer", which asks for them by m/z.'
+            )
+            raise ValueError(msg)
+        if not self._hyper["encoder_kwargs"].get("query_dropout"):
+            msg = (
+                "The model was trained without query_dropout, and never asked for a metabolite by its m/z alone; train it with "
+                'encoder_kwargs={"query_dropout": 0.1}.'
             )
             raise ValueError(msg)
         known = Described.read(features, self._descriptors, "features")
