@@ -194,7 +194,7 @@ def test_other_models_are_sent_to_attribute(st):
 def test_attributions_of_the_transformer(st, models):
     """Gradients reach genes through programmes, and add up to the prediction."""
     model = models("softmax")
-    stmsi.tl.attribute(st, model, metabolites=["simPC_29_1", "simPC_28_0"], n_spots=30, n_steps=16)
+    stmsi.tl.attribute(st, model, metabolites=["simPC_29_1", "simPC_28_0"], n_spots=30)
     record = st.uns["attribution"]
     assert record["params"]["method"] == "integrated_gradients"
     assert record["metabolites"]["integration_error"].max() < 0.05
