@@ -385,10 +385,11 @@ def test_batches_do_not_change_the_prediction(data, monkeypatch):
 
 
 def test_mass_comes_from_the_feature_table(data):
-    mz = data.uns["msi"]["features"]["mz"].reindex(data.obsm["msi"].columns)
-    np.testing.assert_array_equal(fit_transformer(data, max_epochs=1).module.encoder.mz, mz)
+    mz = data.uns["msi"]["features"]["mz"].reindex(data.obsm["msi"].columns).to_numpy()
+    encoder = fit_transformer(data, max_epochs=1).module.encoder
+    torch.testing.assert_close(encoder.mass, encode_mz(torch.as_tensor(mz), 16))
     del data.uns["msi"]
-    assert torch.isnan(fit_transformer(data, max_epochs=1).module.encoder.mz).all()
+    assert (fit_transformer(data, max_epochs=1).module.encoder.mass == 0).all()
 
 
 def test_a_metabolite_that_training_did_not_have(data):

@@ -488,7 +488,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
             weight = gene_prior(self.adata, self._setup, self._hyper["prior_key"])[:, features.own.selected]
             prior = torch.zeros(len(weight), len(self.module.gene_index))
             prior[:, : weight.shape[1]] = torch.as_tensor(weight)
-        encoder.describe(torch.as_tensor(known.mz), torch.as_tensor(known.descriptors, dtype=torch.float32), prior)
+        encoder.describe(torch.as_tensor(known.mz), torch.as_tensor(known.descriptors), prior)
         space = features.own
         loadings = space.components * space.deviation[:, None] / space.scale
         with _seeded(self._hyper["rng"]):
@@ -581,10 +581,7 @@ class HurdleNet(HurdleModel, UnsupervisedTrainingMixin, BaseModelClass):
         parts = []
         self.module.eval()
         with torch.inference_mode(), _quiet(), _seeded(self._hyper["rng"]):
-            queries = encoder.ask_unseen(
-                torch.as_tensor(known.mz, device=device),
-                torch.as_tensor(known.descriptors, dtype=torch.float32, device=device),
-            )
+            queries = encoder.ask_unseen(torch.as_tensor(known.mz), torch.as_tensor(known.descriptors))
             at = torch.full((len(features),), -1, device=device)
             for tensors in self._batches(spots, self._predict_batch):
                 given = self.module._get_inference_input(tensors)

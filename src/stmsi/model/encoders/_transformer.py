@@ -72,7 +72,7 @@ class TransformerEncoder(MetaboliteEncoder):
     Yilmaz et al., Casanovo (2024); Pizurica et al., SEQUOIA (2024); Katharopoulos et al., *Transformers are RNNs* (2020).
     """
 
-    mz: torch.Tensor
+    mass: torch.Tensor
     descriptors: torch.Tensor
     descriptor_mean: torch.Tensor
     descriptor_scale: torch.Tensor
@@ -111,13 +111,13 @@ class TransformerEncoder(MetaboliteEncoder):
         self.n_output = n_hidden
         self.largest_batch = max(1, _ELEMENTS // (max(n_tokens, sizes.n_metabolites) * n_hidden))
         # -- metabolites
-        self.register_buffer("mz", torch.full((sizes.n_metabolites,), torch.nan, dtype=torch.float64))
+        self.register_buffer("mass", torch.zeros(sizes.n_metabolites, n_hidden))
         self.register_buffer("descriptors", torch.zeros(sizes.n_metabolites, len(descriptors)))
         self.register_buffer("descriptor_mean", torch.zeros(len(descriptors)))
         self.register_buffer("descriptor_scale", torch.ones(len(descriptors)))
         self.register_buffer("prior", torch.zeros(sizes.n_metabolites if sizes.has_prior else 0, sizes.n_genes))
         self.learned = nn.Embedding(sizes.n_metabolites, n_hidden)
-        self.from_mz = nn.Linear(n_hidden, n_hidden, bias=False)
+        self.from_mass = nn.Linear(n_hidden, n_hidden, bias=False)
         self.from_descriptors = nn.Linear(len(descriptors), n_hidden, bias=False) if descriptors else None
         self.prior_strength = nn.Parameter(torch.ones(())) if sizes.has_prior else None
         # -- tokens
@@ -149,7 +149,7 @@ class TransformerEncoder(MetaboliteEncoder):
     @torch.no_grad()
     def describe(self, mz: torch.Tensor, descriptors: torch.Tensor, prior: torch.Tensor | None = None) -> None:
         """Take what is known of the metabolites; see :class:`MetaboliteEncoder`."""
-        self.mz.copy_(mz)
+        self.mass.copy_(encode_mz(mz, self.n_output))
         known = ~descriptors.isnan()
         count = known.sum(dim=0).clamp(min=1)
         self.descriptor_mean.copy_(descriptors.nan_to_num(0).sum(dim=0) / count)
@@ -165,7 +165,7 @@ class TransformerEncoder(MetaboliteEncoder):
         learned = self.learned.weight
         if self.training and self.query_dropout:
             learned = learned * (torch.rand(len(learned), 1, device=learned.device) >= self.query_dropout)
-        embedding = learned + self._known(self.mz, self.descriptors)
+        embedding = learned + self._known(self.mass, self.descriptors)
         bias = self._bias(self.prior) if self.prior_strength is not None else None
         if metabolites is None:
             return Queries(embedding, bias)
@@ -173,14 +173,14 @@ class TransformerEncoder(MetaboliteEncoder):
 
     def ask_unseen(self, mz: torch.Tensor, descriptors: torch.Tensor) -> Queries:
         """Queries of other metabolites; see :class:`MetaboliteEncoder`."""
-        return Queries(self._known(mz, descriptors), None)
+        return Queries(self._known(encode_mz(mz, self.n_output).to(self.mass), descriptors.to(self.mass)))
 
-    def _known(self, mz: torch.Tensor, descriptors: torch.Tensor) -> torch.Tensor:
-        known = self.from_mz(encode_mz(mz, self.n_output))
+    def _known(self, mass: torch.Tensor, descriptors: torch.Tensor) -> torch.Tensor:
+        known = self.from_mass(mass)
         if self.from_descriptors is None:
             return known
         scaled = (descriptors - self.descriptor_mean) / self.descriptor_scale
-        return known + self.from_descriptors(scaled.nan_to_num(0).to(known.dtype))
+        return known + self.from_descriptors(scaled.nan_to_num(0))
 
     def _bias(self, prior: torch.Tensor) -> torch.Tensor:
         """The prior of genes as one of tokens, times its strength; the token that it favours most has 1."""
@@ -273,9 +273,9 @@ class TransformerEncoder(MetaboliteEncoder):
 def encode_mz(mz: torch.Tensor, width: int) -> torch.Tensor:
     """Sines and cosines of m/z, shape (metabolites, width); 0 where it is NaN."""
     shortest, longest = _WAVELENGTHS
-    steps = torch.linspace(0, 1, width // 2, device=mz.device, dtype=torch.float64)
-    wavelength = shortest * (longest / shortest) ** steps
-    angle = 2 * pi * mz.to(torch.float64).unsqueeze(-1) / wavelength
+    # single precision leaves a tenth of the shortest wavelength undecided
+    wavelength = shortest * (longest / shortest) ** torch.linspace(0, 1, width // 2, dtype=torch.float64)
+    angle = 2 * pi * mz.to("cpu", torch.float64).unsqueeze(-1) / wavelength
     return torch.cat([angle.sin(), angle.cos()], dim=-1).nan_to_num(0.0).to(torch.float32)
 
 
