@@ -32,6 +32,7 @@ MODELS = {
     "ridge, diffused": {"model": "ridge", "context": "diffused", **GRAPH},
     "kernel_ridge, diffused": {"model": "kernel_ridge", "context": "diffused", **GRAPH},
     "mlp": "mlp",
+    "transformer": {"model": "HurdleNet", "encoder": "transformer"},
     **{name: {"model": "HurdleNet", "encoder": name, **GRAPH} for name in ("graph", "deepset", "niche")},
     **{name: {"model": "HurdleNet", "encoder": name} for name in ("section", "crossmodal")},
     "crossmodal, retrieval": {

@@ -56,6 +56,7 @@ class Key:
 
         SIGNATURE: Final = "signature"
         ATTRIBUTION: Final = "attribution"
+        ATTENTION: Final = "msi_attention"
         MEASURED: Final = "measured"
         SECTION_MZ: Final = "section_mz"
         PRIOR: Final = "msi_prior"
@@ -120,6 +121,11 @@ class Key:
     def group_of(key_added: str, group: str) -> str:
         """Where what drives a metabolite in one group of spots is written; `group` is a safe id."""
         return f"{key_added}_{group}"
+
+    @staticmethod
+    def programmes_of(key_added: str) -> str:
+        """Where the genes of each programme that belong to an attention are written."""
+        return f"{key_added}_programmes"
 
     @staticmethod
     def ood_of(key_added: str) -> str:

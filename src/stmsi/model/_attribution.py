@@ -196,14 +196,19 @@ def integrated_gradients(
     from captum.attr import IntegratedGradients
 
     from stmsi.model._net import _quiet, _seeded
+    from stmsi.model.encoders import MetaboliteEncoder
 
     module, genes = model.module, model.state.features.own.selected
     head = "mean" if stage == "intensity" else "logit"
     assert model.platt_ is not None
     scale = module.target_scale.cpu().numpy()[model._outputs()] if stage == "intensity" else model.platt_[:, 0]
 
+    # an encoder of one embedding per metabolite is asked for one metabolite at a time, else all others cost as much again
+    alone = isinstance(module.encoder, MetaboliteEncoder)
+    asked: torch.Tensor | None = None
+
     def forward(expression: torch.Tensor, *inputs: torch.Tensor | None) -> torch.Tensor:
-        return module.generative(**module.embed(expression, *inputs))[head]
+        return module.generative(**module.embed(expression, *inputs, metabolites=asked))[head]
 
     shape = (len(genes), len(columns))
     square, along, delta2, change2 = np.zeros(shape), np.zeros(shape), np.zeros(shape[1]), np.zeros(shape[1])
@@ -227,10 +232,13 @@ def integrated_gradients(
                 rows = slice(start, start + len(x))
                 start += len(x)
                 for i, m in enumerate(columns):
+                    output = int(model._outputs()[m])
+                    asked = torch.tensor([output], device=module.device) if alone else None
                     # the training mean is 0 on this scale
                     part, delta = explain.attribute(
-                        x, baselines=0, target=int(model._outputs()[m]), additional_forward_args=tuple(given.values()),
+                        x, baselines=0, target=0 if alone else output, additional_forward_args=tuple(given.values()),
                         n_steps=n_steps, method="gausslegendre", return_convergence_delta=True,
+                        internal_batch_size=module.encoder.largest_batch if alone else None,
                     )  # fmt: skip
                     ig = part[:, : len(genes)].cpu().numpy().astype(np.float64) * scale[m]
                     off = delta.cpu().numpy().astype(np.float64) * scale[m]

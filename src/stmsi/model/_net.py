@@ -40,6 +40,7 @@ from stmsi.model._base import (
 )
 from stmsi.model._features import SignatureStage, SpotFeatures, check_stages
 from stmsi.model._fields import OptionalObsmField
+from stmsi.model._metabolites import Described, training_metabolites
 from stmsi.model._net_parts import (
     measured_data,
     panel_data,
@@ -51,9 +52,9 @@ from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._presence import platt
 from stmsi.model._runtime import quiet as _quiet
 from stmsi.model._runtime import seeded as _seeded
-from stmsi.model._setup import Setup
+from stmsi.model._setup import Setup, read_prior
 from stmsi.model._spots import Spots, read_spots
-from stmsi.model.encoders import ENCODERS
+from stmsi.model.encoders import ENCODERS, MetaboliteEncoder
 from stmsi.model.modules import HurdleModule
 from stmsi.model.modules._hurdle import CLUSTER_KEY, FEATURES_KEY, METABOLITES_KEY, PRESENCE_KEY
 from stmsi.model.modules._losses import INTENSITY_LOSSES, PRESENCE_LOSSES, IntensityLoss, PresenceLoss
@@ -86,7 +87,8 @@ class HurdleNet(NetTraining, BaseModelClass):
     registry
         Used by scvi-tools when a model is loaded without data.
     encoder
-        What turns a spot into an embedding. ``"mlp"``: the spot by itself. With the neighbours of ``graph_key``:
+        What turns a spot into an embedding. ``"mlp"``: the spot by itself. ``"transformer"``: metabolites attend to the
+        genes of the spot (see :func:`stmsi.tl.attention`). With the neighbours of ``graph_key``:
         ``"graph"`` (the spot, corrected by graph convolutions over two rings, as SEPAL does), ``"deepset"`` (the spot and
         the maximum over its neighbours, as DeepSpot does), ``"niche"`` (self-attention over the spot and its rings, as
         NicheTrans does). With the sections of ``sample_key`` and positions in ``obsm["spatial"]``: ``"section"`` (the spot,
@@ -113,7 +115,8 @@ class HurdleNet(NetTraining, BaseModelClass):
         intensity with an encoder of its own that starts from the other.
     residual
         ``"ridge"``: both heads correct ridge regressions on the principal components of the genes, fitted beforehand;
-        `None`: the network alone.
+        `None`: the network alone; ``"auto"``: ridge, but for ``"transformer"``, whose attention is to explain all of the
+        prediction.
     signature_stages
         Heads that see the signature mask, where a signature is set up: of ``"presence"`` and ``"intensity"``.
     encoder_kwargs
@@ -123,7 +126,11 @@ class HurdleNet(NetTraining, BaseModelClass):
         ``"section"``: ``n_hidden``, ``n_context``, ``n_heads``, ``n_layers``, ``n_keys`` (spots of a section that a training
         step attends to at most), ``dropout``, ``input_dropout``; ``"crossmodal"``: ``output`` (``"decoder"`` or ``"retrieval"``),
         ``n_hidden``, ``n_neighbours``, ``weighting`` (``"uniform"`` or ``"softmax"``), ``contrastive_weight``,
-        ``reconstruction_weight``, ``temperature``, ``hard_labels``, ``dropout``, ``input_dropout``.
+        ``reconstruction_weight``, ``temperature``, ``hard_labels``, ``dropout``, ``input_dropout``;
+        ``"transformer"``: ``tokens`` (``"programmes"``: learned groups of genes, or ``"genes"``), ``n_tokens``
+        (programmes), ``attention`` (``"softmax"`` or ``"linear"``), ``n_hidden``, ``n_heads``, ``dropout``,
+        ``input_dropout``, ``query_dropout`` (share of metabolites that are asked for by m/z and descriptors alone in a
+        step) and ``descriptors`` (numeric columns of the feature table beside ``mz``).
     rng
         Seed. On a CPU the same seed gives the same bits.
 
@@ -160,7 +167,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         intensity_loss: IntensityLoss = "mse",
         standardise: Literal["metabolite", "sample"] = "metabolite",
         training: Literal["joint", "two_stage"] = "joint",
-        residual: Literal["ridge"] | None = "ridge",
+        residual: Literal["auto", "ridge"] | None = "auto",
         signature_stages: Sequence[SignatureStage] = ("presence",),
         encoder_kwargs: dict[str, Any] | None = None,
         rng: int = 0,
@@ -171,7 +178,10 @@ class HurdleNet(NetTraining, BaseModelClass):
         check_choice(standardise, ("metabolite", "sample"), "standardise")
         check_choice(training, ("joint", "two_stage"), "training")
         if residual is not None:
-            check_choice(residual, ("ridge",), "residual")
+            check_choice(residual, ("auto", "ridge"), "residual")
+        if training == "two_stage" and ENCODERS[encoder].is_joint:
+            msg = f'encoder={encoder!r} learns both stages at once; use training="joint".'
+            raise ValueError(msg)
         signature_stages = check_stages(signature_stages)
         if adata is not None:
             self._setup = Setup.read(adata, type(self).__name__)
@@ -187,6 +197,14 @@ class HurdleNet(NetTraining, BaseModelClass):
                     f'setup_anndata(adata, graph_key="{Key.obsp.CONNECTIVITIES}").'
                 )
                 raise ValueError(msg)
+            if self._setup.prior_key is not None and not self._reads_prior({"encoder": encoder}):
+                msg = (
+                    f"encoder={encoder!r} has no attention that a prior could guide; set up without prior_key, or use "
+                    'encoder="transformer" or HurdleLinear.'
+                )
+                raise ValueError(msg)
+            if issubclass(ENCODERS[encoder], MetaboliteEncoder):  # bad input is refused before training begins
+                training_metabolites(adata, self._setup, (encoder_kwargs or {}).get("descriptors", ()))
         BaseModelClass.__init__(self, adata, registry)
         self._hyper: dict[str, Any] = {
             "encoder": encoder,
@@ -196,7 +214,7 @@ class HurdleNet(NetTraining, BaseModelClass):
             "intensity_loss": intensity_loss,
             "standardise": standardise,
             "training": training,
-            "residual": residual,
+            "residual": ENCODERS[encoder].residual if residual == "auto" else residual,
             "signature_stages": signature_stages,
             "encoder_kwargs": dict(encoder_kwargs or {}),
             "rng": rng,
@@ -226,6 +244,7 @@ class HurdleNet(NetTraining, BaseModelClass):
                 two_stage=self._hyper["training"] == "two_stage",
                 linear_path=self._hyper["residual"] is not None,
                 signature_stages=self._hyper["signature_stages"],
+                has_prior=self.registry_["setup_args"].get("prior_key") is not None,
             )
 
     def _feature_widths(self) -> tuple[int, ...]:
@@ -253,6 +272,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         graph_key: str | None = None,
         covariate_keys: Sequence[str] | None = None,
         feature_key: str | Sequence[str] | None = None,
+        prior_key: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Say which fields of an AnnData the model uses.
@@ -279,6 +299,10 @@ class HurdleNet(NetTraining, BaseModelClass):
         feature_key
             Further features in ``obsm`` (arrays or DataFrames), such as those of the histology image; z-scored on the
             training spots and appended to the genes. Several keys are allowed.
+        prior_key
+            Genes known to belong to each metabolite, for ``encoder="transformer"``: DataFrame genes x metabolites in
+            ``varm``, as :func:`stmsi.pp.knowledge_prior` writes it. A metabolite attends to them more; how much more is
+            learned.
         **kwargs
             For scvi-tools, which replays the setup when a model is loaded.
 
@@ -307,7 +331,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         setup = Setup.create(
             adata, layer=layer, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
             cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
-            feature_key=feature_key,
+            feature_key=feature_key, prior_key=prior_key,
         )  # fmt: skip
         adata.obs[_ROW_KEY] = np.arange(adata.n_obs)
         with _quiet():
@@ -412,6 +436,8 @@ class HurdleNet(NetTraining, BaseModelClass):
             intensity=intensity,
             presence=presence,
         )
+        if setup.prior_key is not None:
+            data.varm[setup.prior_key] = self._known_genes(data.var_names)
         type(self).setup_anndata(data, **setup_arguments(setup), source_registry=self.registry_)
         with _quiet():
             model = type(self)(data, **self._hyper)
@@ -490,6 +516,35 @@ class HurdleNet(NetTraining, BaseModelClass):
             mask[:, n:] = 0
             values["signature"] = mask
         module.set_buffers(**values)
+        if isinstance(module.encoder, MetaboliteEncoder):
+            self._describe(module.encoder, features)
+
+    def _describe(self, encoder: MetaboliteEncoder, features: SpotFeatures) -> None:
+        """What an encoder of one embedding per metabolite starts from."""
+        assert self.adata is not None
+        known = training_metabolites(self.adata, self._setup, self._descriptors)
+        prior = None
+        if self._setup.prior_key is not None:
+            metabolites = self.adata.obsm[self._setup.metabolite_key].columns
+            weight = read_prior(self.adata, self._setup.prior_key, metabolites)[features.own.selected].T
+            prior = torch.zeros(len(weight), len(self.module.gene_index))
+            prior[:, : weight.shape[1]] = torch.as_tensor(weight)
+        encoder.describe(torch.as_tensor(known.mz), torch.as_tensor(known.descriptors), prior)
+        space = features.own
+        loadings = space.components * space.deviation[:, None] / space.scale
+        with _seeded(self._hyper["rng"]):
+            encoder.initialise(torch.as_tensor(loadings), self._hyper["rng"])
+
+    def _known_genes(self, genes: pd.Index) -> pd.DataFrame:
+        """The prior as the encoder keeps it, over the genes of the panel."""
+        known = np.zeros((len(genes), len(self._registered_metabolites())), bool)
+        used = self.state.features.own.selected
+        known[used] = self.module.encoder.prior.cpu().numpy()[:, : len(used)].T > 0  # type: ignore[union-attr, operator]
+        return pd.DataFrame(known, index=genes, columns=self._registered_metabolites())
+
+    @property
+    def _descriptors(self) -> tuple[str, ...]:
+        return tuple(self._hyper["encoder_kwargs"].get("descriptors", ()))
 
     def _set_context(self, spots: Spots, features: SpotFeatures, parts: Sequence[NDArray[np.int64]]) -> None:
         """Neighbourhoods or sections of all spots; edges between the parts are cut, as are sections that they share."""
@@ -539,6 +594,77 @@ class HurdleNet(NetTraining, BaseModelClass):
         state = self.registry_["field_registries"][CLUSTER_KEY]["state_registry"]
         return [str(c) for c in state["categorical_mapping"]]
 
+    def predict_unseen(
+        self, features: pd.DataFrame, adata: AnnData | None = None, *, min_genes: float = MIN_GENES
+    ) -> pd.DataFrame:
+        """Pattern of metabolites that training did not have, from their m/z and descriptors: an experiment.
+
+        For ``encoder="transformer"`` with ``encoder_kwargs={"query_dropout": 0.1}`` or so: without it, training never asks
+        for a metabolite by what is known of it alone. Nothing is known of how much of such a metabolite there is, so that it has no
+        presence, no unit and no interval: only where there should be more and where less. Whether that can be believed, must be
+        tried with metabolites left out; see the page on interpretation in the user guide.
+
+        Parameters
+        ----------
+        features
+            One row per metabolite, its id as index: ``mz`` (Da; NaN where unknown) and the ``descriptors`` of the model.
+        adata, min_genes
+            As for :meth:`predict_presence`.
+
+        Returns
+        -------
+        DataFrame spots x metabolites, float32: intensity given presence in standard deviations from its mean, on the scale on
+        which the model learns all metabolites.
+
+        Raises
+        ------
+        ValueError
+            Another encoder, no ``query_dropout``, a model that corrects ridge, or neither m/z nor descriptors are known of a metabolite.
+        KeyError
+            A descriptor is not there.
+        """
+        state, encoder = self.state, self.module.encoder
+        if not isinstance(encoder, MetaboliteEncoder):
+            msg = (
+                f"encoder={self._hyper['encoder']!r} knows metabolites by their place in the output only; "
+                'use encoder="transformer", which asks for them by m/z.'
+            )
+            raise ValueError(msg)
+        if not self._hyper["encoder_kwargs"].get("query_dropout"):
+            msg = (
+                "The model was trained without query_dropout, and never asked for a metabolite by its m/z alone; train it with "
+                'encoder_kwargs={"query_dropout": 0.1}.'
+            )
+            raise ValueError(msg)
+        if self._hyper["residual"] is not None:
+            msg = "The model corrects ridge regressions, which know no other metabolites; train it with residual=None."
+            raise ValueError(msg)
+        known = Described.read(features, self._descriptors, "features")
+        unknown = np.isnan(known.mz) & np.isnan(known.descriptors).all(axis=1)
+        if unknown.any():
+            msg = f"Nothing is known of {listing(features.index[unknown])}: give each an 'mz' in Da."
+            raise ValueError(msg)
+        own = adata is None or adata is self.adata
+        if own and self.adata is None:
+            msg = "The model was loaded without data; pass the AnnData to predict."
+            raise ValueError(msg)
+        spots = read_spots(
+            self.adata if own else adata, state.setup, state.panel, min_genes=min_genes, with_cluster=own,  # type: ignore[arg-type]
+        )  # fmt: skip
+        device = self.module.device
+        parts = []
+        self.module.eval()
+        with torch.inference_mode(), _quiet(), _seeded(self._hyper["rng"]):
+            queries = encoder.ask_unseen(torch.as_tensor(known.mz), torch.as_tensor(known.descriptors))
+            at = torch.full((len(features),), -1, device=device)
+            for tensors in self._batches(spots, self._predict_batch):
+                given = self.module._get_inference_input(tensors)
+                inputs = {k: None if v is None else v.to(device) for k, v in given.items()}
+                x = self.module.expression(inputs.pop("x"))  # type: ignore[arg-type]
+                embedded = self.module.embed(x, **inputs, metabolites=at, queries=queries)
+                parts.append(self.module.generative(**embedded)["mean"].cpu().numpy())
+        return pd.DataFrame(np.vstack(parts), index=spots.names, columns=features.index, dtype=np.float32)
+
     def _fit_calibration(
         self, spots: Spots, all_targets: Targets, rows: NDArray[np.int64], validation: NDArray[np.int64]
     ) -> None:
@@ -585,7 +711,7 @@ class HurdleNet(NetTraining, BaseModelClass):
             _seeded(self._hyper["rng"]),
             ExitStack() as stack,
         ):  # loaders draw from torch's global generator
-            batches = self._batches(spots, _PREDICT_BATCH)
+            batches = self._batches(spots, self._predict_batch)
             stack.enter_context(self.module.sections_summed_up())
             for tensors in batches:
                 outputs = self.module.inference(**self.module._get_inference_input(tensors))
@@ -594,6 +720,11 @@ class HurdleNet(NetTraining, BaseModelClass):
                 means.append((heads["mean"] * self.module.target_scale + self.module.target_mean).cpu())
         take = self._outputs()
         return tuple(torch.cat(v).numpy().astype(np.float64)[:, take] for v in (logits, means))  # type: ignore[return-value]
+
+    @property
+    def _predict_batch(self) -> int:
+        encoder = self.module.encoder
+        return min(_PREDICT_BATCH, encoder.largest_batch) if isinstance(encoder, MetaboliteEncoder) else _PREDICT_BATCH
 
     def _batches(self, spots: Spots, batch_size: int) -> AnnDataLoader:
         """The spots in batches of tensors, without what is measured."""
@@ -648,6 +779,10 @@ class HurdleNet(NetTraining, BaseModelClass):
     @classmethod
     def _reads_graph(cls, params: Mapping[str, Any]) -> bool:
         return ENCODERS[params.get("encoder", "mlp")].uses_graph
+
+    @classmethod
+    def _reads_prior(cls, params: Mapping[str, Any]) -> bool:
+        return issubclass(ENCODERS[params.get("encoder", "mlp")], MetaboliteEncoder)
 
     def _params(self) -> dict[str, Any]:
         return dict(self._hyper)

@@ -6,6 +6,7 @@ from stmsi._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from stmsi.tl._abstention import abstention
+    from stmsi.tl._attention import attention
     from stmsi.tl._attribute import attribute
     from stmsi.tl._attribution_checks import attribution_checks
     from stmsi.tl._cross_validate import cross_validate
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "abstention",
+    "attention",
     "attribute",
     "attribution_checks",
     "cross_validate",

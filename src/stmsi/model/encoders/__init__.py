@@ -1,15 +1,25 @@
 """Encoders: what turns a spot into an embedding. Adding one takes a file here and a line in the registry."""
 
-from stmsi.model.encoders._base import Context, Encoder, SectionContext, SectionKeys, Sizes
+from stmsi.model.encoders._base import (
+    Context,
+    Encoder,
+    MetaboliteEncoder,
+    Queries,
+    SectionContext,
+    SectionKeys,
+    Sizes,
+)
 from stmsi.model.encoders._crossmodal import CrossModalEncoder
 from stmsi.model.encoders._deepset import DeepSetEncoder
 from stmsi.model.encoders._graph import GraphEncoder
 from stmsi.model.encoders._mlp import MLPEncoder
 from stmsi.model.encoders._niche import NicheEncoder
 from stmsi.model.encoders._section import SectionEncoder
+from stmsi.model.encoders._transformer import TransformerEncoder
 
 ENCODERS: dict[str, type[Encoder]] = {
     "mlp": MLPEncoder,
+    "transformer": TransformerEncoder,
     "graph": GraphEncoder,
     "deepset": DeepSetEncoder,
     "niche": NicheEncoder,
@@ -26,9 +36,12 @@ __all__ = [
     "Encoder",
     "GraphEncoder",
     "MLPEncoder",
+    "MetaboliteEncoder",
     "NicheEncoder",
+    "Queries",
     "SectionContext",
     "SectionEncoder",
     "SectionKeys",
     "Sizes",
+    "TransformerEncoder",
 ]

@@ -30,12 +30,15 @@ class Sizes:
         Components of spots and neighbours in the :class:`Context`; 0 without a graph.
     n_metabolites
         Metabolites of the training data.
+    has_prior
+        Whether it is known which genes belong to which metabolite.
     """
 
     n_genes: int
     n_covariates: int
     n_components: int = 0
     n_metabolites: int = 0
+    has_prior: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,6 +128,10 @@ class Encoder(nn.Module):
         Whether it reads all spots of the section.
     uses_positions
         Whether it also reads where these lie.
+    is_joint
+        Whether both stages can only be learned at once.
+    residual
+        What the heads correct when the user does not say; see :class:`stmsi.model.HurdleNet`.
     is_grouped
         Whether each metabolite has units of the embedding of its own, which lie one group after the other.
     bank
@@ -137,6 +144,8 @@ class Encoder(nn.Module):
     uses_graph: ClassVar[bool] = False
     uses_section: ClassVar[bool] = False
     uses_positions: ClassVar[bool] = False
+    is_joint: ClassVar[bool] = False
+    residual: ClassVar[str | None] = "ridge"
 
     def __init__(self, sizes: Sizes, **kwargs: Any) -> None:
         if kwargs:
@@ -185,3 +194,118 @@ class Encoder(nn.Module):
 
     def remember(self, target: torch.Tensor, present: torch.Tensor) -> None:
         """Put training spots into the bank, for encoders that have one; arguments as for :meth:`auxiliary_loss`."""
+
+
+@dataclass(frozen=True)
+class Queries:
+    """Metabolites that are asked for.
+
+    Attributes
+    ----------
+    embedding
+        Shape (metabolites, width).
+    bias
+        By how much each prefers the tokens of a spot before it has seen any, shape (metabolites, tokens); `None`: not at
+        all.
+    """
+
+    embedding: torch.Tensor
+    bias: torch.Tensor | None = None
+
+
+class MetaboliteEncoder(Encoder):
+    """A batch of spots in, one embedding per spot **and metabolite** out, which all metabolites read with one head.
+
+    What such an encoder knows of a metabolite is its query, so that it can be asked for others than those it was trained on.
+
+    Attributes
+    ----------
+    n_heads
+        Attention heads.
+    tokens_are_genes
+        Whether metabolites attend to genes, and not to programmes of them.
+    largest_batch
+        Spots whose arrays fit into memory at once in a prediction.
+    """
+
+    is_joint = True
+    residual = None
+    n_heads: int
+    tokens_are_genes: bool
+    largest_batch: int
+
+    @abstractmethod
+    def initialise(self, loadings: torch.Tensor, seed: int) -> None:
+        """Start from what the training spots tell of genes.
+
+        Parameters
+        ----------
+        loadings
+            Correlation of genes with principal components, shape (components, genes).
+        seed
+            For what is drawn at random.
+        """
+
+    @abstractmethod
+    def describe(self, mz: torch.Tensor, descriptors: torch.Tensor, prior: torch.Tensor | None = None) -> None:
+        """Take what is known of the metabolites of the training data.
+
+        Parameters
+        ----------
+        mz
+            In Da, NaN where unknown, shape (metabolites,).
+        descriptors
+            Further numbers, NaN where unknown, shape (metabolites, descriptors).
+        prior
+            Weights of the genes that are known to belong to each metabolite, shape (metabolites, genes).
+        """
+
+    @abstractmethod
+    def ask(self, metabolites: torch.Tensor | None = None) -> Queries:
+        """Queries of the metabolites of the training data, or of some of them by position."""
+
+    @abstractmethod
+    def ask_unseen(self, mz: torch.Tensor, descriptors: torch.Tensor) -> Queries:
+        """Queries of other metabolites, as in :meth:`describe`."""
+
+    @abstractmethod
+    def shares(self) -> torch.Tensor:
+        """Share of each gene in each token, shape (tokens, genes); rows sum to 1."""
+
+    @abstractmethod
+    def attention(
+        self, x: torch.Tensor, mask: torch.Tensor | None = None, queries: Queries | None = None
+    ) -> torch.Tensor:
+        """Weights with which metabolites attend to tokens, shape (spots, metabolites, tokens); they sum to 1.
+
+        Parameters
+        ----------
+        x, mask, queries
+            As for :meth:`forward`.
+        """
+
+    @abstractmethod
+    def forward(
+        self,
+        x: torch.Tensor,
+        covariates: torch.Tensor,
+        context: Context | None = None,
+        *,
+        mask: torch.Tensor | None = None,
+        queries: Queries | None = None,
+    ) -> torch.Tensor:
+        """Embed spots for each metabolite.
+
+        Parameters
+        ----------
+        x, covariates, context
+            As for :class:`Encoder`.
+        mask
+            Signature of each spot's cluster, shape (spots, genes).
+        queries
+            Who asks; `None`: the metabolites of the training data.
+
+        Returns
+        -------
+        Shape (spots, metabolites, ``n_output``).
+        """

@@ -50,6 +50,8 @@ class CrossModalEncoder(Encoder):
     Liu et al., CMRCNet (2025); Xie et al., BLEEP (2023); Min et al., mclSTExp (2024).
     """
 
+    is_joint = True
+
     def __init__(
         self,
         sizes: Sizes,

@@ -57,3 +57,38 @@ class LinearPath(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Log-odds of presence, then standardised intensity; shape (spots, 2 x metabolites)."""
         return inputs @ self.weight + self.bias
+
+
+class SharedHead(nn.Module):
+    """One linear map for the embeddings of all metabolites, then a scale and a bias for each.
+
+    Parameters
+    ----------
+    width
+        Of the embeddings.
+    n_metabolites
+        Metabolites of the training data.
+    """
+
+    def __init__(self, width: int, n_metabolites: int) -> None:
+        super().__init__()
+        self.shared = nn.Linear(width, 1)
+        self.scale = nn.Parameter(torch.zeros(n_metabolites))  # less 1
+        self.bias = nn.Parameter(torch.zeros(n_metabolites))
+
+    def forward(self, embedding: torch.Tensor, metabolites: torch.Tensor | None = None) -> torch.Tensor:
+        """Read embeddings, shape (spots, metabolites, width), to one value each.
+
+        Parameters
+        ----------
+        embedding
+            The embeddings.
+        metabolites
+            Position of each metabolite, -1 for those that training did not have: they get no scale and bias of their own.
+            `None`: all in their order.
+        """
+        value = self.shared(embedding).squeeze(-1)
+        if metabolites is None:
+            return value * (1 + self.scale) + self.bias
+        seen = (metabolites >= 0).to(value.dtype)
+        return value * (1 + self.scale[metabolites] * seen) + self.bias[metabolites] * seen

@@ -12,9 +12,9 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from stmsi._core.expression import TARGET_SUM
-from stmsi.model.encoders import ENCODERS, Context, SectionContext, Sizes
+from stmsi.model.encoders import ENCODERS, Context, MetaboliteEncoder, Queries, SectionContext, Sizes
 from stmsi.model.encoders._section import section_keys
-from stmsi.model.modules._heads import GroupedHead, LinearPath
+from stmsi.model.modules._heads import GroupedHead, LinearPath, SharedHead
 from stmsi.model.modules._losses import IntensityLoss, PresenceLoss, intensity_loss, presence_loss
 
 if TYPE_CHECKING:
@@ -74,6 +74,8 @@ class HurdleModule(BaseModuleClass):
         Whether the heads correct a linear prediction; they then begin at 0.
     signature_stages
         Heads that see the signature mask.
+    has_prior
+        Whether the encoder is told which genes belong to which metabolite.
     """
 
     def __init__(
@@ -93,6 +95,7 @@ class HurdleModule(BaseModuleClass):
         two_stage: bool = False,
         linear_path: bool = False,
         signature_stages: Sequence[str] = ("presence",),
+        has_prior: bool = False,
     ) -> None:
         super().__init__()
         self.n_features = tuple(n_features)
@@ -126,16 +129,19 @@ class HurdleModule(BaseModuleClass):
         self.register_buffer("section_mean", torch.empty(0, n_metabolites), persistent=False)
         self.register_buffer("section_scale", torch.empty(0, n_metabolites), persistent=False)
         n_covariates = sum(n_cats_per_cov) + n_continuous + sum(n_features)
-        sizes = Sizes(n_selected, n_covariates, n_components, n_metabolites)
+        sizes = Sizes(n_selected, n_covariates, n_components, n_metabolites, has_prior)
         self.encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {}))
         self.intensity_encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {})) if two_stage else None
         width = self.encoder.n_output
-        self.signature_layer = nn.Linear(n_selected, _SIGNATURE_WIDTH) if n_clusters else None
-        self.signature_stages = tuple(signature_stages) if n_clusters else ()
+        masked = n_clusters > 0 and not isinstance(self.encoder, MetaboliteEncoder)
+        self.signature_layer = nn.Linear(n_selected, _SIGNATURE_WIDTH) if masked else None
+        self.signature_stages = tuple(signature_stages) if masked else ()
         seen = {s: _SIGNATURE_WIDTH if s in self.signature_stages else 0 for s in ("presence", "intensity")}
         self.presence_head: nn.Module
         self.intensity_head: nn.Module
-        if self.encoder.is_grouped:
+        if isinstance(self.encoder, MetaboliteEncoder):  # whose embeddings have seen the mask
+            self.presence_head, self.intensity_head = SharedHead(width, n_metabolites), SharedHead(width, n_metabolites)
+        elif self.encoder.is_grouped:
             self.presence_head = GroupedHead(width, n_metabolites, seen["presence"])
             self.intensity_head = GroupedHead(width, n_metabolites, seen["intensity"])
         else:
@@ -311,6 +317,10 @@ class HurdleModule(BaseModuleClass):
         scaled = x[:, self.gene_index] * (TARGET_SUM / torch.where(library > 0, library, torch.ones_like(library)))
         return ((torch.log1p(scaled) - self.gene_mean) / self.gene_scale).clamp(-_CLIP, _CLIP)
 
+    def signature_of(self, cluster: torch.Tensor) -> torch.Tensor | None:
+        """Signature mask of each spot's cluster, shape (spots, genes used); `None` where the model has none."""
+        return self.signature[cluster.reshape(-1).long()] if self.n_clusters else None
+
     def embed(
         self,
         expression: torch.Tensor,
@@ -319,8 +329,15 @@ class HurdleModule(BaseModuleClass):
         continuous: torch.Tensor | None = None,
         row: torch.Tensor | None = None,
         features: torch.Tensor | None = None,
+        *,
+        metabolites: torch.Tensor | None = None,
+        queries: Queries | None = None,
     ) -> dict[str, torch.Tensor | None]:
-        """Embed spots from standardised expression; `row` names them in the context."""
+        """Embed spots from standardised expression; `row` names them in the context.
+
+        Encoders of one embedding per metabolite can be asked for some `metabolites` by position, or by `queries` for others
+        than those of the training data, whose positions are -1.
+        """
         columns = [expression.new_zeros(len(expression), 0)]
         if categorical is not None:
             columns += [
@@ -339,9 +356,13 @@ class HurdleModule(BaseModuleClass):
         elif row is not None and self.encoder.uses_section:
             context = self._section_context(row)
         covariates = torch.cat(columns, dim=1)
-        embedding = self.encoder(expression, covariates, context)
-        mask = self.signature[cluster.reshape(-1).long()] if self.n_clusters and cluster is not None else None
-        outputs: dict[str, torch.Tensor | None] = {"embedding": embedding, "mask": mask}
+        mask = None if cluster is None else self.signature_of(cluster)
+        if isinstance(self.encoder, MetaboliteEncoder):
+            queries = queries or self.encoder.ask(metabolites)
+            embedding = self.encoder(expression, covariates, context, mask=mask, queries=queries)
+            outputs: dict[str, torch.Tensor | None] = {"embedding": embedding, "metabolites": metabolites}
+        else:
+            outputs = {"embedding": self.encoder(expression, covariates, context), "mask": mask}
         if self.intensity_encoder is not None and self.stage != "presence":
             outputs["intensity_embedding"] = self.intensity_encoder(expression, covariates, context)
         if self.linear_path is not None:
@@ -355,17 +376,29 @@ class HurdleModule(BaseModuleClass):
         mask: torch.Tensor | None = None,
         intensity_embedding: torch.Tensor | None = None,
         linear: torch.Tensor | None = None,
+        metabolites: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Both stages from the embedding: log-odds of presence, standardised intensity given presence."""
+        if isinstance(self.encoder, MetaboliteEncoder):
+            logit, mean = self.presence_head(embedding, metabolites), self.intensity_head(embedding, metabolites)
+        else:
+            logit, mean = self._read(embedding, mask, intensity_embedding)
+        if linear is not None:
+            linear_logit, linear_mean = linear.chunk(2, dim=1)
+            if metabolites is not None:
+                linear_logit, linear_mean = linear_logit[:, metabolites], linear_mean[:, metabolites]
+            logit, mean = logit + linear_logit, mean + linear_mean
+        return {"logit": logit, "mean": mean}
+
+    def _read(
+        self, embedding: torch.Tensor, mask: torch.Tensor | None, intensity_embedding: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both heads on one embedding per spot."""
         inputs = {"presence": embedding, "intensity": embedding if intensity_embedding is None else intensity_embedding}
         if self.signature_layer is not None and self.signature_stages:
             signature = self.signature_layer(mask)
             inputs |= {stage: torch.cat([inputs[stage], signature], dim=1) for stage in self.signature_stages}
-        logit, mean = self.presence_head(inputs["presence"]), self.intensity_head(inputs["intensity"])
-        if linear is not None:
-            linear_logit, linear_mean = linear.chunk(2, dim=1)
-            logit, mean = logit + linear_logit, mean + linear_mean
-        return {"logit": logit, "mean": mean}
+        return self.presence_head(inputs["presence"]), self.intensity_head(inputs["intensity"])
 
     def read_out(self, **outputs: Any) -> dict[str, torch.Tensor]:
         """What is predicted from embeddings: retrieved where the encoder keeps training spots, else that of the heads."""

@@ -1,0 +1,116 @@
+"""Seconds and memory that encoders take: 3,000 spots x 2,000 genes x 100 metabolites, simulated.
+
+    python benchmarks/accuracy/cost.py                              # all encoders
+    python benchmarks/accuracy/cost.py --encoders mlp transformer
+
+Prints, for every encoder, seconds of training (to early stopping, and with the second training on all spots), epochs, seconds
+to predict 100,000 spots, CPU seconds of both (which count on a machine that is busy otherwise), and the peak memory of a
+process of its own. With ``--out`` also writes them to a table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+from time import perf_counter, process_time
+from typing import Any
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+import stmsi
+from stmsi.model.encoders import ENCODERS
+
+GRAPH_KEY = "spatial_connectivities"
+
+
+def spots(n_spots: int, n_genes: int, n_metabolites: int) -> ad.AnnData:
+    """Simulated spots; their metabolites are the noiseless truth, cut at the detection limit."""
+    sdata = stmsi.datasets.simulate(
+        n_patients=3, sections_per_patient=2, n_genes=n_genes, n_metabolites=n_metabolites, rng=0
+    )
+    st = sdata.tables["st"]
+    rows = np.sort(np.random.default_rng(0).choice(st.n_obs, min(n_spots, st.n_obs), replace=False))
+    st = st[rows].copy()
+    stmsi.pp.spatial_graph(st)
+    present = st.obsm["truth_presence"]
+    st.obsm["msi"] = np.log1p(st.obsm["truth_intensity"]) * present
+    st.obsm["msi_presence"] = present
+    return st
+
+
+def many(adata: ad.AnnData, n: int) -> ad.AnnData:
+    """The same spots again and again, as a query of `n`."""
+    times = -(-n // adata.n_obs)
+    rows = np.tile(np.arange(adata.n_obs), times)[:n]
+    query = ad.AnnData(adata.X[rows], obs=adata.obs.iloc[rows].set_axis(pd.RangeIndex(n).astype(str)), var=adata.var)
+    query.obsm["spatial"] = np.asarray(adata.obsm["spatial"])[rows]
+    query.obsp[GRAPH_KEY] = sp.block_diag([adata.obsp[GRAPH_KEY]] * times, format="csr")[:n, :n]
+    return query
+
+
+def measure(encoder: str, args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+    """Train and predict in this process."""
+    adata = spots(args.n_spots, args.n_genes, args.n_metabolites)
+    graph = {"graph_key": GRAPH_KEY} if ENCODERS[encoder].uses_graph else {}
+    stmsi.model.HurdleNet.setup_anndata(adata, presence_key="msi_presence", **graph)
+    model = stmsi.model.HurdleNet(adata, encoder=encoder, n_top_genes=args.n_genes, encoder_kwargs=options)
+    start, cpu = perf_counter(), process_time()
+    model.train(refit=False, show_progress_bar=False, n_threads=args.threads)
+    train, train_cpu = perf_counter() - start, process_time() - cpu
+    epochs, best = len(model.history["validation_loss"]), model.state.training["epochs"]
+    query = many(adata, args.n_query)
+    start, cpu = perf_counter(), process_time()
+    model.predict(query)
+    predict, predict_cpu = perf_counter() - start, process_time() - cpu
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    return {
+        "encoder": encoder, "options": json.dumps(options), "spots": adata.n_obs, "epochs": epochs, "train_s": round(train, 1),
+        "train_and_refit_s": round(train * (1 + best / epochs), 1), "predict_s": round(predict, 1),
+        "train_cpu_s": round(train_cpu, 1), "predict_cpu_s": round(predict_cpu, 1), "peak_gib": round(peak, 2),
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoders", nargs="+", choices=list(ENCODERS), default=list(ENCODERS))
+    parser.add_argument("--options", type=json.loads, default={}, help="encoder_kwargs as JSON")
+    parser.add_argument("--n-spots", type=int, default=3000)
+    parser.add_argument("--n-genes", type=int, default=2000)
+    parser.add_argument("--n-metabolites", type=int, default=100)
+    parser.add_argument("--n-query", type=int, default=100_000)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--single", action="store_true", help="measure in this process and print JSON")
+    args = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    if args.single:
+        print(json.dumps(measure(args.encoders[0], args, args.options)))
+        return
+    # a process for each, so that peaks of memory do not mix
+    rows = []
+    shared = ["--options", json.dumps(args.options), "--threads", str(args.threads)]
+    for name in ("n_spots", "n_genes", "n_metabolites", "n_query"):
+        shared += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
+    for encoder in args.encoders:
+        command = [sys.executable, __file__, "--single", "--encoders", encoder, *shared]
+        environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+        if done.returncode:
+            sys.exit(f"{encoder} failed:\n{done.stderr[-2000:]}")
+        rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
+        print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1), flush=True)
+    if args.out is not None:
+        pd.DataFrame(rows).to_csv(args.out, index=False)
+
+
+if __name__ == "__main__":
+    main()

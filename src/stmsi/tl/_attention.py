@@ -1,0 +1,229 @@
+"""Which genes a metabolite attends to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stmsi._core.ids import safe_ids
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import get_table, refuse_view, require_obs
+from stmsi.model._base import MIN_GENES, HurdleModel
+from stmsi.tl._attribute import TOP, top_genes, trained_model, wanted_metabolites
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+PROGRAMMES = "programmes"
+
+
+def attention(
+    data: SpatialData | AnnData,
+    model: HurdleModel | str | Path,
+    *,
+    metabolites: str | Sequence[str] | None = None,
+    groupby: str | None = None,
+    per_spot: str | Sequence[str] | None = None,
+    min_genes: float = MIN_GENES,
+    table_key: str = Key.table.ST,
+    key_added: str = Key.varm.ATTENTION,
+    show_progress_bar: bool | None = None,
+    copy: bool = False,
+) -> SpatialData | AnnData | None:
+    r"""Write which genes and programmes each metabolite attends to, for a `HurdleNet` with ``encoder="transformer"``.
+
+    In every spot, each metabolite divides its attention among tokens: weights of at least 0 that sum to 1, here the mean
+    over heads. Tokens are genes, or programmes, and then the weight :math:`a_{mt}` of a programme is divided among its genes
+    by their share of it: :math:`a_{mj} = \sum_t a_{mt}\,|w_{tj}| / \sum_{j'} |w_{tj'}|`. With ``attention="linear"`` the
+    weights are those of the kernel, over their sum.
+
+    **Attention says where the network looks, not what it makes of it**: it has no sign, and a gene that is looked at may
+    be ignored afterwards. What moves the prediction, tells :func:`stmsi.tl.attribute`.
+
+    Parameters
+    ----------
+    data
+        SpatialData, or AnnData of spots x genes with raw counts, to which the model can be applied: the training data or
+        others.
+    model
+        A trained model, or the folder of a saved one.
+    metabolites
+        Ids or readable names; `None`: all that the model predicts.
+    groupby
+        Column of ``obs`` with groups of spots (clusters): the mean over the spots of each group is written too.
+    per_spot
+        Metabolites of which the attention of every spot is written too.
+    min_genes
+        Share of the training genes that must be in the data.
+    table_key
+        The ST table.
+    key_added
+        Where to write.
+    show_progress_bar
+        `None` follows ``stmsi.settings.progress_bar``.
+    copy
+        Return a changed copy instead of working in place.
+
+    Returns
+    -------
+    `None`, or with ``copy=True`` the changed copy. Writes into the ST table (for ``key_added="msi_attention"``):
+
+    - ``varm["msi_attention"]``: DataFrame genes x metabolites (safe ids), float32, mean over all spots; columns sum to 1
+      over the genes of the model; **NaN: the model does not use this gene**;
+    - ``varm["msi_attention_<group>"]``: likewise, mean over the spots of each group of `groupby`;
+    - ``varm["msi_attention_programmes"]`` (not where tokens are genes): DataFrame genes x programmes, share of each gene in
+      each programme;
+    - ``obsm["msi_attention_<metabolite>"]``: DataFrame spots x programmes (or genes), for `per_spot`;
+    - ``uns["msi_attention"]``: ``params``, ``metabolites`` (``name``), ``top_genes`` (the 20 genes that each metabolite
+      attends to most: ``metabolite``, ``rank``, ``gene``, ``attention``), ``programmes`` (DataFrame metabolites x
+      programmes, mean over all spots; not where tokens are genes) and, with `groupby`, ``groups`` (label and key in
+      ``varm``) and ``programmes_<group>``.
+
+    Raises
+    ------
+    RuntimeError
+        The model is not trained.
+    KeyError
+        Unknown metabolites (the message names the nearest), or a field that is not there.
+    ValueError
+        A model without attention of metabolites to genes (:func:`stmsi.tl.attribute` works for all), a view, keys that
+        coincide.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> st = sdata.tables["st"]
+    >>> stmsi.model.HurdleNet.setup_anndata(st)
+    >>> model = stmsi.model.HurdleNet(st, encoder="transformer", encoder_kwargs={"n_hidden": 16, "n_tokens": 10})
+    >>> model.train(max_epochs=2, show_progress_bar=False)
+    >>> stmsi.tl.attention(st, model, groupby="domain", show_progress_bar=False)
+    >>> st.varm["msi_attention"].shape
+    (120, 12)
+    >>> st.uns["msi_attention"]["programmes"].shape
+    (12, 10)
+    """
+    from stmsi.pp._normalize_msi import copy_of
+
+    fitted = trained_model(model)
+    _require_attention(fitted)
+    out = copy_of(data) if copy else data
+    adata = get_table(out, table_key)
+    refuse_view(adata)
+    ids = wanted_metabolites(fitted, metabolites)
+    shown = [] if per_spot is None else wanted_metabolites(fitted, per_spot)
+    group, groups = _groups(adata, groupby)
+    columns = safe_ids(ids)
+    programmes_key = Key.programmes_of(key_added)
+    group_keys = [Key.group_of(key_added, g) for g in safe_ids(groups)]
+    if programmes_key in group_keys:
+        msg = f"A group of obs[{groupby!r}] is called {PROGRAMMES!r}, and its map would overwrite the programmes; rename it."
+        raise ValueError(msg)
+
+    # those of single spots may lie outside of those asked for
+    asked = list(dict.fromkeys([*ids, *shown]))
+    at = np.asarray(fitted.state.metabolites.get_indexer(pd.Index(asked)))
+    spots = _spots(fitted, adata, min_genes)
+    from stmsi.model._attention import attention_maps
+
+    maps = attention_maps(
+        fitted, spots, at, group, [asked.index(m) for m in shown], show=show_progress_bar  # type: ignore[arg-type]
+    )  # fmt: skip
+    in_panel = fitted.state.panel.locate(adata.var)
+    there = in_panel >= 0
+    n = len(ids)
+
+    def genes(values: NDArray[Any], names: Sequence[str]) -> pd.DataFrame:
+        full = np.full((adata.n_vars, values.shape[1]), np.nan, dtype=np.float32)
+        full[in_panel[there]] = values[there]
+        return pd.DataFrame(full, index=adata.var_names, columns=list(names))
+
+    tokens = _token_names(fitted, maps.are_genes, len(maps.shares))
+    table = fitted.state.feature_table.loc[ids]
+    readable = table[Key.var.NAME] if Key.var.NAME in table else pd.Series(ids, index=ids)
+    params = {
+        "groupby": groupby,
+        "per_spot": safe_ids(shown) or None,
+        "min_genes": min_genes,
+        "model": type(fitted).__name__,
+    }
+    adata.varm[key_added] = mean = genes(maps.genes(maps.tokens[:n]), columns)
+    record: dict[str, Any] = {
+        "params": {k: v for k, v in params.items() if v is not None},
+        "metabolites": pd.DataFrame({Key.var.NAME: readable.astype(str).to_numpy()}, index=columns),
+        TOP: top_genes(mean).rename(columns={"attribution": "attention"}),
+    }
+    if not maps.are_genes:
+        adata.varm[programmes_key] = genes(maps.shares.T, tokens)
+        record[PROGRAMMES] = pd.DataFrame(maps.tokens[:n].astype(np.float32), index=columns, columns=tokens)
+    for safe, key, label in zip(safe_ids(groups), group_keys, groups, strict=True):
+        adata.varm[key] = genes(maps.genes(maps.groups[label][:n]), columns)
+        if not maps.are_genes:
+            record[Key.group_of(PROGRAMMES, safe)] = pd.DataFrame(
+                maps.groups[label][:n].astype(np.float32), index=columns, columns=tokens
+            )
+    if groups:
+        record["groups"] = pd.DataFrame(
+            {"label": groups, "key": group_keys}, index=pd.RangeIndex(len(groups)).astype(str)
+        )
+    for metabolite, name in zip(shown, safe_ids(shown), strict=True):
+        weights = maps.spots[asked.index(metabolite)]
+        adata.obsm[Key.group_of(key_added, name)] = pd.DataFrame(weights, index=adata.obs_names, columns=tokens)
+    adata.uns[key_added] = record
+    return out if copy else None
+
+
+def _require_attention(model: HurdleModel) -> None:
+    """Refuse models in which no metabolite attends to genes."""
+    from stmsi.model._net import HurdleNet
+    from stmsi.model.encoders import MetaboliteEncoder
+
+    if isinstance(model, HurdleNet) and isinstance(model.module.encoder, MetaboliteEncoder):
+        return
+    kind = type(model).__name__
+    if isinstance(model, HurdleNet):
+        kind += f" with encoder={model._hyper['encoder']!r}"
+    msg = (
+        f'Attention of metabolites to genes is what HurdleNet(encoder="transformer") has, but the model is a {kind}; '
+        "use stmsi.tl.attribute, which works for every model."
+    )
+    raise ValueError(msg)
+
+
+def _groups(adata: AnnData, groupby: str | None) -> tuple[NDArray[Any] | None, list[str]]:
+    """Group of each spot, and the groups in order."""
+    if groupby is None:
+        return None, []
+    label = require_obs(adata, groupby, "groupby= names the groups of spots.")
+    if label.isna().any():
+        msg = f"obs[{groupby!r}] has {int(label.isna().sum())} missing values; every spot needs a group."
+        raise ValueError(msg)
+    group = label.astype(str).to_numpy(dtype=object)
+    return group, sorted(set(group))
+
+
+def _spots(model: HurdleModel, adata: AnnData, min_genes: float) -> Any:
+    from stmsi.model._attribution import attribution_spots
+
+    spots = attribution_spots(model, adata, min_genes)
+    if spots.missing > 0:
+        logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
+    return spots
+
+
+def _token_names(model: HurdleModel, are_genes: bool, n: int) -> list[str]:
+    """Names of the tokens: genes as the panel calls them, or numbered programmes."""
+    if not are_genes:
+        width = len(str(n))
+        return [f"programme{i + 1:0{width}d}" for i in range(n)]
+    panel = model.state.panel.names["var_names"]
+    return [str(panel[i]) for i in model.state.features.own.selected]
