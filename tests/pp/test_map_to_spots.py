@@ -366,7 +366,7 @@ def test_presence_of_an_earlier_mapping_goes(aligned, caplog):
     st = aligned.tables["st"]
     assert "msi_presence" not in st.obsm
     assert "call stmsi.pp.call_presence again" in caplog.text
-    assert set(st.uns["msi"]) == {"features", "params"}
+    assert set(st.uns["msi"]) == {"features", "params", "section_mz"}
 
 
 def test_two_mappings_side_by_side(aligned):
