@@ -166,3 +166,15 @@ def test_the_level_of_a_section_does_not_count_within_units(truth, groups):
     predictions = np.stack([follows, level])
     assert stacking_weights(truth, predictions, groups)[0].max() < 0.1
     np.testing.assert_allclose(stacking_weights(truth, predictions, groups, units=groups)[0], 1, atol=1e-3)
+
+
+def test_units_count_the_same_whatever_their_spread(truth, groups):
+    predictions = members(truth, [0.5, 1, 2])
+    as_they_are = stacking_weights(truth, predictions, groups, units=groups)
+    large = np.where(groups == 3, 10.0, 1)[:, None]
+    scaled = stacking_weights(truth * large, predictions * large, groups, units=groups)
+    np.testing.assert_allclose(scaled, as_they_are, atol=0.03)
+    # predictions that spread too far in one unit, as in a batch of its own, are put on its scale
+    too_far = stacking_weights(truth, predictions * large, groups, units=groups)
+    assert np.abs(too_far - as_they_are).max() < 0.2
+    assert np.abs(stacking_weights(truth, predictions * large, groups) - as_they_are).max() > 0.3

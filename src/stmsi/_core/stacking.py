@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.optimize import nnls
 
@@ -77,8 +78,8 @@ def stacking_weights(
     eligible
         Members that may have weight, shape (members, metabolites); `None`: all.
     units
-        Unit (section) of each spot, shape (spots,), within which errors are centred, so that only the pattern inside
-        counts; `None`: errors as they are.
+        Unit (section) of each spot, shape (spots,): only the pattern inside units counts, and as much in each; `None`:
+        errors as they are.
 
     Returns
     -------
@@ -123,14 +124,48 @@ def _error_moments(
     varies = variance > 1e-12 * mean**2
     known &= varies
     unit = np.sqrt(np.where(varies, variance, 1))
-    error = np.where(known & candidates[:, None], (predictions - truth) / unit, 0)
-    for u in [] if units is None else np.unique(units):
-        own = units == u
-        level = error[:, own].sum(axis=1) / np.maximum(known[own].sum(axis=0), 1)
-        error[:, own] -= np.where(known[own] & candidates[:, None], level[:, None], 0)
+    if units is None:
+        error = np.where(known & candidates[:, None], (predictions - truth) / unit, 0)
+    else:
+        error = _errors_within(truth, predictions, known, candidates, units)
     by_group = [groups == g for g in np.unique(groups)]
     moments = [np.einsum("knm,lnm->mkl", error[:, g], error[:, g], optimize=True) for g in by_group]
     return np.stack(moments), np.stack([known[g].sum(axis=0) for g in by_group])
+
+
+def _errors_within(
+    truth: NDArray[np.float64],
+    predictions: NDArray[np.float64],
+    known: NDArray[np.bool_],
+    candidates: NDArray[np.bool_],
+    units: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Errors of the pattern inside each unit, shape (members, spots, metabolites); 0 where they do not count.
+
+    Units differ in level and in spread, and one of another batch would have most of the squared error. So the truth has the same
+    variance in each; and where the members' mean prediction spreads too far or too little there, more than it does
+    everywhere, all members are scaled by the same factor.
+    """
+    code = np.unique(units, return_inverse=True)[1]
+    of_unit = sp.csr_matrix((np.ones(len(code)), (code, np.arange(len(code)))))
+    n = np.maximum(of_unit @ known.astype(float), 1)
+
+    def centred(values: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray[np.float64]:
+        values = np.where(where, values, 0)
+        return np.where(where, values - ((of_unit @ values) / n)[code], 0)
+
+    y = centred(truth, known)
+    h = np.stack([centred(p, known & c) for p, c in zip(predictions, candidates, strict=True)])
+    together = h.sum(axis=0) / np.maximum(candidates.sum(axis=0), 1)
+    agreement, size = of_unit @ (y * together), of_unit @ together**2
+    everywhere = _ratio(agreement.sum(axis=0), size.sum(axis=0), 0.0)
+    factor = np.where(everywhere > 0, np.maximum(_ratio(_ratio(agreement, size, 0.0), everywhere, 1.0), 0), 1)
+    spread = np.sqrt((of_unit @ y**2) / n)
+    return (factor[code] * h - y) * (known & candidates[:, None]) / np.where(spread > 0, spread, 1)[code]
+
+
+def _ratio(a: NDArray[np.float64], b: NDArray[np.float64], otherwise: float) -> NDArray[np.float64]:
+    return np.where(b != 0, a / np.where(b != 0, b, 1), otherwise)
 
 
 def _weights(
