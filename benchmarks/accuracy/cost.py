@@ -33,17 +33,18 @@ GRAPH_KEY = "spatial_connectivities"
 
 
 def spots(n_spots: int, n_genes: int, n_metabolites: int) -> ad.AnnData:
-    """Simulated spots; their metabolites are the noiseless truth, cut at the detection limit."""
+    """Simulated spots of six sections, MSI and all."""
     sdata = stmsi.datasets.simulate(
         n_patients=3, sections_per_patient=2, n_genes=n_genes, n_metabolites=n_metabolites, rng=0
     )
+    stmsi.pp.normalize_msi(sdata, tic_key="tic")
+    stmsi.pp.align(sdata)
+    stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
+    stmsi.pp.call_presence(sdata)
     st = sdata.tables["st"]
     rows = np.sort(np.random.default_rng(0).choice(st.n_obs, min(n_spots, st.n_obs), replace=False))
     st = st[rows].copy()
     stmsi.pp.spatial_graph(st)
-    present = st.obsm["truth_presence"]
-    st.obsm["msi"] = np.log1p(st.obsm["truth_intensity"]) * present
-    st.obsm["msi_presence"] = present
     return st
 
 
