@@ -108,7 +108,9 @@ def test_objects_of_stmsi_and_fields_that_came_later(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "value", [print, object(), RandomForestRegressor(), np.random.default_rng(0), lambda: None, ValueError], ids=repr
+    "value",
+    [print, object(), RandomForestRegressor(), np.random.default_rng(0), lambda: None, ValueError],
+    ids=["function", "object", "unlisted estimator", "generator", "lambda", "class"],
 )
 def test_what_is_no_data_is_refused_with_its_place(tmp_path, value):
     with pytest.raises(TypeError, match=r"\['a'\]\[1\] is a .*, which cannot be saved as plain data"):
