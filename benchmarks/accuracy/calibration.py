@@ -1,7 +1,7 @@
 """Coverage of intervals and calibration of probabilities, every test section predicted by models that never saw it.
 
     python benchmarks/accuracy/calibration.py                    # simulated sections, ridge
-    python benchmarks/accuracy/calibration.py --tasks simulator_patients --models ridge mlp ensemble
+    python benchmarks/accuracy/calibration.py --tasks simulator_4_patients --models ridge mlp ensemble
 
 Writes ``results/calibration.csv``, one row per task x model x metabolite over all test spots: coverage of intervals of
 several levels, of the 90 % interval also for spots called absent and present apart, its width in standard deviations of
@@ -40,7 +40,7 @@ MODELS: Mapping[str, Any] = {
     "ridge, patients as sections": {"model": "ridge", "setup": {"sample_key": "patient"}},
     "mlp": "mlp",
     "mlp, all groups": {"model": "ensemble", "members": ["mlp"], "n_folds": 3},
-    "ensemble of three": {"model": "ensemble", "members": ["ridge", "kernel_ridge", "knn"]},
+    "ensemble": {"model": "ensemble", "setup": {"graph_key": "spatial_connectivities"}},
 }
 
 
@@ -60,6 +60,7 @@ def simulated(n_patients: int, by: str) -> Task:
     stmsi.pp.align(sdata)
     stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
     stmsi.pp.call_presence(sdata)
+    stmsi.pp.spatial_graph(sdata)
     st = sdata.tables["st"]
     st = st[st.obsm["msi"].notna().any(axis=1).to_numpy()].copy()
     splitters = stmsi.model_selection
