@@ -33,7 +33,7 @@ def there_and_back(folder, value):
         {"a": 1, 2: "b", (1, 2): None},
         {"x", "y"},
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_plain_values(tmp_path, value):
     found = there_and_back(tmp_path, value)
