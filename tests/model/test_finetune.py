@@ -44,7 +44,7 @@ def parts(data):
     return data[~new].copy(), data[new].copy()
 
 
-def make(adata, fields=FIELDS, **{"residual": None, **params}):
+def make(adata, fields=FIELDS, **params):
     # without the ridge path, which training would have to beat before any epoch counts
     HurdleNet.setup_anndata(adata, **fields)
     return HurdleNet(adata, **SMALL, **{"residual": None, **params})
