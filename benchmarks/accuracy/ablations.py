@@ -29,6 +29,11 @@ import pandas as pd
 
 import stmsi
 
+try:
+    from benchmarks.accuracy.tasks import simulated_sections
+except ModuleNotFoundError:  # run as a script
+    from tasks import simulated_sections
+
 RESULTS = Path(__file__).parent / "results"
 SIZE: dict[str, Any] = {"n_patients": 3, "sections_per_patient": 1, "n_genes": 400, "n_metabolites": 20, "size": 1800}
 SCORES = {"presence": ["auroc", "auprc", "f1"], "intensity": ["pearson", "pearson_present"]}
@@ -43,13 +48,7 @@ Variants = dict[str, dict[str, Any]]
 
 def section_table(seed: int) -> ad.AnnData:
     """Mapped sections of three simulated patients, with both masks and all priors."""
-    sdata = stmsi.datasets.simulate(**SIZE, rng=seed)
-    stmsi.pp.normalize_msi(sdata, tic_key="tic")
-    stmsi.pp.align(sdata)
-    stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
-    stmsi.pp.call_presence(sdata)
-    stmsi.pp.spatial_graph(sdata)
-    st = sdata.tables["st"]
+    st = simulated_sections(seed, **SIZE)
     rng = np.random.default_rng(seed)
     genes = st.var_names.to_numpy()
     stmsi.pp.gene_signatures(st, cluster_key="domain", n_genes=SIGNATURE_GENES)
@@ -69,7 +68,6 @@ def section_table(seed: int) -> ad.AnnData:
     }
     for name, prior in priors.items():
         stmsi.pp.knowledge_prior(st, prior, key_added=f"prior_{name}")
-    st.uns["kind"] = sdata.tables["msi"].var["kind"].astype(str).to_dict()
     return st
 
 

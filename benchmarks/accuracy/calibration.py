@@ -28,10 +28,10 @@ from stmsi.tl._predict_metabolites import train_model
 
 try:
     from benchmarks.accuracy.run import RESULTS
-    from benchmarks.accuracy.tasks import her2st_histology
+    from benchmarks.accuracy.tasks import her2st_histology, simulated_sections
 except ModuleNotFoundError:  # run as a script
     from run import RESULTS
-    from tasks import her2st_histology
+    from tasks import her2st_histology, simulated_sections
 
 COVERAGES = (0.5, 0.8, 0.9, 0.95)
 N_BINS = 10
@@ -55,17 +55,11 @@ class Task:
 
 def simulated(n_patients: int, by: str) -> Task:
     """Simulated sections, two a patient."""
-    sdata = stmsi.datasets.simulate(n_patients=n_patients, rng=0)
-    stmsi.pp.normalize_msi(sdata, tic_key="tic")
-    stmsi.pp.align(sdata)
-    stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
-    stmsi.pp.call_presence(sdata)
-    stmsi.pp.spatial_graph(sdata)
-    st = sdata.tables["st"]
+    st = simulated_sections(n_patients=n_patients)
     st = st[st.obsm["msi"].notna().any(axis=1).to_numpy()].copy()
     splitters = stmsi.model_selection
     splitter = splitters.LeaveOnePatientOut() if by == "patient" else splitters.LeaveOneSampleOut()
-    return Task(st, splitter, sdata.tables["msi"].var["kind"].astype(str).to_dict())
+    return Task(st, splitter, st.uns["kind"])
 
 
 def histology() -> Task:

@@ -29,19 +29,17 @@ import scipy.sparse as sp
 import stmsi
 from stmsi.model.encoders import ENCODERS
 
+try:
+    from benchmarks.accuracy.tasks import simulated_sections
+except ModuleNotFoundError:  # run as a script
+    from tasks import simulated_sections
+
 GRAPH_KEY = "spatial_connectivities"
 
 
 def spots(n_spots: int, n_genes: int, n_metabolites: int) -> ad.AnnData:
     """Simulated spots of six sections, MSI and all."""
-    sdata = stmsi.datasets.simulate(
-        n_patients=3, sections_per_patient=2, n_genes=n_genes, n_metabolites=n_metabolites, rng=0
-    )
-    stmsi.pp.normalize_msi(sdata, tic_key="tic")
-    stmsi.pp.align(sdata)
-    stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
-    stmsi.pp.call_presence(sdata)
-    st = sdata.tables["st"]
+    st = simulated_sections(n_patients=3, sections_per_patient=2, n_genes=n_genes, n_metabolites=n_metabolites)
     rows = np.sort(np.random.default_rng(0).choice(st.n_obs, min(n_spots, st.n_obs), replace=False))
     st = st[rows].copy()
     stmsi.pp.spatial_graph(st)

@@ -18,15 +18,15 @@ import pandas as pd
 
 import stmsi
 
+try:
+    from benchmarks.accuracy.tasks import simulated_sections
+except ModuleNotFoundError:  # run as a script
+    from tasks import simulated_sections
+
 
 def sections(n_genes: int) -> tuple[ad.AnnData, pd.DataFrame]:
     """Simulated sections ready for training, and their true drivers."""
-    sdata = stmsi.datasets.simulate(n_genes=n_genes, rng=0)
-    stmsi.pp.normalize_msi(sdata, tic_key="tic")
-    stmsi.pp.align(sdata)
-    stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
-    stmsi.pp.call_presence(sdata)
-    st = sdata.tables["st"]
+    st = simulated_sections(n_genes=n_genes)
     return st, st.uns["truth"]["drivers"]
 
 

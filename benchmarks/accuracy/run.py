@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy/run.py                      # all tasks: mean, ridge, mlp
     python benchmarks/accuracy/run.py --tasks simulator --models mean ridge lasso mlp
+    python benchmarks/accuracy/run.py --tasks her2st_panel --targets 30 --folds 1 --out part   # a part, for a first look
 
 Writes, for each task, ``results/<task>.csv`` (model x metabolite x stage, means over test sections) and
 ``results/summary.csv`` (model x task: mean and quartiles over metabolites).
@@ -12,10 +13,15 @@ from __future__ import annotations
 import argparse
 import platform
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import date
+from itertools import islice
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
+import anndata as ad
 import pandas as pd
 
 import stmsi
@@ -44,6 +50,18 @@ MODELS = {
     "ensemble": {"model": "ensemble", **GRAPH},
 }
 SCORES = ["pearson", "spearman", "r2", "pearson_present", "auroc", "auprc", "prevalence"]
+
+
+@dataclass(frozen=True)
+class FirstFolds:
+    """The first folds of a splitter; `None`: all."""
+
+    splitter: Any
+    n: int | None
+
+    def split(self, adata: ad.AnnData) -> Iterator[tuple[Any, Any]]:
+        """Training and test spots of each fold."""
+        yield from islice(self.splitter.split(adata), self.n)
 
 
 def summarise(per_target: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -81,16 +99,22 @@ def main() -> None:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["mean", "ridge", "mlp"])
     parser.add_argument("--n-jobs", type=int, default=2)
+    parser.add_argument("--targets", type=int, help="only the first so many; needs --out")
+    parser.add_argument("--folds", type=int, help="only the first so many; needs --out")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
+    if (args.targets or args.folds) and args.out == RESULTS:
+        parser.error("--targets and --folds score a part of a task; name another folder with --out.")
     warnings.filterwarnings("ignore")
     args.out.mkdir(parents=True, exist_ok=True)
     for task in tasks(args.tasks):
         start = perf_counter()
+        for key in {"msi", "msi_presence"} & set(task.adata.obsm):
+            task.adata.obsm[key] = task.adata.obsm[key].iloc[:, : args.targets]
         scores = stmsi.tl.cross_validate(
             task.adata,
             {name: MODELS[name] for name in args.models},
-            splitter=task.splitter,
+            splitter=FirstFolds(task.splitter, args.folds),
             n_jobs=args.n_jobs,
             show_progress_bar=False,
         )

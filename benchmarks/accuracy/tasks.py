@@ -37,9 +37,9 @@ def _with_graph(adata: ad.AnnData) -> ad.AnnData:
     return adata
 
 
-def simulator() -> Task:
-    """Simulated sections with known truth, leave one section out."""
-    sdata = stmsi.datasets.simulate(rng=0)
+def simulated_sections(rng: int = 0, **options: Any) -> ad.AnnData:
+    """Spots of simulated sections, aligned and mapped, with presence and graph; ``uns["kind"]``: of each metabolite."""
+    sdata = stmsi.datasets.simulate(rng=rng, **options)
     stmsi.pp.normalize_msi(sdata, tic_key="tic")
     stmsi.pp.align(sdata)
     stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
@@ -47,7 +47,12 @@ def simulator() -> Task:
     stmsi.pp.spatial_graph(sdata)
     st = sdata.tables["st"]
     st.uns["kind"] = sdata.tables["msi"].var["kind"].astype(str).to_dict()
-    return Task("simulator", "simulated", st, stmsi.model_selection.LeaveOneSampleOut())
+    return st
+
+
+def simulator() -> Task:
+    """Simulated sections with known truth, leave one section out."""
+    return Task("simulator", "simulated", simulated_sections(), stmsi.model_selection.LeaveOneSampleOut())
 
 
 def her2st_histology() -> Task:
