@@ -26,6 +26,13 @@ def test_log_normalize_takes_depth_out(counts):
     )
 
 
+def test_log_normalize_leaves_the_counts_alone_and_adds_up_repeated_entries():
+    repeated = sp.csr_matrix((np.float32([1, 2, 3]), [0, 0, 1], [0, 3]), shape=(1, 2))
+    np.testing.assert_allclose(log_normalize(repeated).toarray(), np.log1p([[5000, 5000]]), rtol=1e-6)
+    np.testing.assert_array_equal(repeated.data, [1, 2, 3])
+    assert repeated.nnz == 3
+
+
 def test_a_spot_without_counts_stays_zero_and_finite(counts):
     counts = counts.tolil()
     counts[3] = 0

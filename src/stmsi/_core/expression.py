@@ -14,10 +14,18 @@ _CHUNK = 4096
 
 
 def log_normalize(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """``log(1 + counts / library size x 10,000)``, sparse; spots without counts stay 0."""
+    """``log(1 + counts / library size x 10,000)``, sparse; spots without counts stay 0.
+
+    Shares the positions of its entries with `counts`, which are most of its memory.
+    """
+    if not counts.has_canonical_format:
+        counts = counts.copy()
+        counts.sum_duplicates()
     library = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
-    scale = TARGET_SUM / np.where(library > 0, library, 1.0)
-    return sp.csr_matrix(sp.diags(scale) @ counts, dtype=np.float32).log1p()
+    scale = (TARGET_SUM / np.where(library > 0, library, 1.0)).astype(np.float32)
+    data = np.repeat(scale, np.diff(counts.indptr))
+    data *= counts.data
+    return sp.csr_matrix((np.log1p(data, out=data), counts.indices, counts.indptr), shape=counts.shape)
 
 
 def pool_counts(counts: sp.csr_matrix, graph: sp.csr_matrix) -> sp.csr_matrix:
@@ -48,6 +56,11 @@ def profile_distance(counts: sp.csr_matrix, profile: NDArray[np.float64]) -> NDA
     -------
     Shape (spots,), 0 to 2; 1 where a spot, or the profile, does not vary.
     """
+    parts = [_profile_distance(counts[i : i + _CHUNK], profile) for i in range(0, counts.shape[0], _CHUNK)]
+    return np.concatenate([*parts, np.empty(0)])
+
+
+def _profile_distance(counts: sp.csr_matrix, profile: NDArray[np.float64]) -> NDArray[np.float64]:
     X, n = log_normalize(counts), len(profile)
     centred = profile - profile.mean()
     total = np.asarray(X.sum(axis=1), dtype=np.float64).ravel()
@@ -123,7 +136,8 @@ class ExpressionSpace:
 
         Genes are not scaled to one variance: on real ST that lifts the counting noise of weak genes.
         """
-        X = log_normalize(counts)[:, self.selected].toarray()
+        normal = log_normalize(counts)
+        X = (normal if len(self.selected) == counts.shape[1] else normal[:, self.selected]).toarray()
         X -= self.mean
         return X
 

@@ -123,14 +123,16 @@ def linear_path(
     n_metabolites = presence.shape[1]
     weight, bias = np.zeros((n_slots + Z.shape[1] - n_components, 2 * n_metabolites)), np.zeros(2 * n_metabolites)
     for j, y in enumerate(np.hstack([presence, intensity]).T):
-        fitted = fit_regression(Z, y, groups, "ridge", features.seed, units).estimator
-        if fitted is None:
+        fitted = fit_regression(Z, y, groups, "ridge", features.seed, units)
+        if fitted.estimator is None:
             continue
+        weights = fitted.slope * fitted.estimator.weights
+        offset = fitted.mean + fitted.slope * (fitted.estimator.offset - fitted.mean)
         # a regression of 0 and 1 rises as the probability does; class balance puts log-odds of 0 at the prevalence
         slope, level = (_LOGIT_SLOPE, float(np.nanmean(y))) if j < n_metabolites else (1.0, 0.0)
-        weight[:n, j] = slope * (to_genes @ fitted.weights[:n_components])
-        weight[n_slots:, j] = slope * fitted.weights[n_components:]
-        bias[j] = slope * (fitted.offset - level)
+        weight[:n, j] = slope * (to_genes @ weights[:n_components])
+        weight[n_slots:, j] = slope * weights[n_components:]
+        bias[j] = slope * (offset - level)
     return weight, bias
 
 

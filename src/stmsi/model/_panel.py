@@ -101,13 +101,13 @@ class GenePanel:
         -------
         Spots x panel genes.
         """
+        if np.array_equal(columns, np.arange(counts.shape[1])):
+            return sp.csr_matrix(counts, dtype=np.float32)
         found = np.flatnonzero(columns >= 0)
         missing = np.flatnonzero(columns < 0)
         part = counts[:, columns[found]]
         if len(missing) == 0:
-            order = np.empty(len(self), np.int64)
-            order[found] = np.arange(len(found))
-            return sp.csr_matrix(part[:, order], dtype=np.float32)
+            return sp.csr_matrix(part, dtype=np.float32)
         relative = np.expm1(self.mean_log[missing]) / TARGET_SUM
         share = min(float(relative.sum()), 0.99)
         library = np.asarray(part.sum(axis=1), dtype=np.float64).ravel() / (1 - share)
