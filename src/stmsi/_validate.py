@@ -162,6 +162,18 @@ def require_frame(adata: AnnData, key: str, remedy: str = "") -> pd.DataFrame:
     return pd.DataFrame(value, index=adata.obs_names, columns=[str(j) for j in range(value.shape[1])])
 
 
+def shared_metabolites(predicted: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
+    """Metabolites of both frames, in the order of the prediction."""
+    ids = [m for m in predicted.columns if m in measured.columns]
+    if not ids:
+        msg = (
+            f"Prediction and measurement share no metabolite: {listing(predicted.columns[:3])} against "
+            f"{listing(measured.columns[:3])}."
+        )
+        raise ValueError(msg)
+    return ids
+
+
 def require_unique(
     names: pd.Index | Sequence[str], what: str, remedy: str = "Call .var_names_make_unique() or rename them."
 ) -> None:

@@ -528,3 +528,16 @@ def test_networks_of_their_own_see_the_signature(data):
     model.train(max_epochs=1)
     assert model.module.presence_head.shared is not None
     assert finite(model)
+
+
+def test_a_model_with_a_prior_needs_none_in_new_sections(parts):
+    old, new = parts
+    drivers = old.uns["truth"]["drivers"]
+    stmsi.pp.knowledge_prior(old, drivers[drivers["metabolite"].isin(old.obsm["msi"].columns)])
+    HurdleNet.setup_anndata(old, **FIELDS, prior_key="msi_prior")
+    model = HurdleNet(old, encoder="transformer", encoder_kwargs={"n_hidden": 16, "n_tokens": 10})
+    model.train(max_epochs=1, refit=False)
+    assert "msi_prior" not in new.varm
+    tuned = model.fine_tune(new, max_epochs=1)
+    assert torch.equal(tuned.module.encoder.prior > 0, model.module.encoder.prior > 0)
+    assert finite(tuned, new)

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from stmsi._progress import track
+from stmsi.model._runtime import quiet, seeded
 from stmsi.model.encoders import MetaboliteEncoder
 
 if TYPE_CHECKING:
@@ -76,13 +77,11 @@ def attention_maps(
     show
         Progress bar.
     """
-    from stmsi.model._net import _quiet, _seeded
-
     module = model.module
     encoder = module.encoder
     assert isinstance(encoder, MetaboliteEncoder)
     module.eval()
-    with torch.inference_mode(), _quiet(), _seeded(model._hyper["rng"]):
+    with torch.inference_mode(), quiet(), seeded(model._hyper["rng"]):
         queries = encoder.ask(torch.as_tensor(model._outputs()[columns], device=module.device))
         selected = model.state.features.own.selected
         shares = encoder.shares().cpu().numpy()[:, : len(selected)]

@@ -15,7 +15,7 @@ from stmsi._core.attribution import gene_blocks, shuffle_within
 from stmsi._core.expression import ExpressionSpace, log_normalize, pool_counts
 from stmsi._progress import track
 from stmsi.model._features import _PRESENCE_COMPONENTS, _rms
-from stmsi.model._spots import Spots, read_spots
+from stmsi.model._spots import Spots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -55,12 +55,10 @@ class Attribution:
 
 def attribution_spots(model: HurdleModel, adata: AnnData, min_genes: float) -> Spots:
     """The spots as the model sees them, each with its cluster fixed where the model uses signatures."""
-    state, own = model.state, adata is model.adata
-    spots = read_spots(adata, state.setup, state.panel, min_genes=min_genes, with_cluster=own)
-    clusters = state.features.clusters
-    if clusters is not None:
+    features, spots = model.state.features, model._query_spots(adata, min_genes)
+    if features.clusters is not None:
         # else a change of a gene would also move spots between clusters
-        spots = replace(spots, cluster=clusters.labels[state.features.cluster_codes(spots)])
+        spots = replace(spots, cluster=features.clusters.labels[features.cluster_codes(spots)])
     return spots
 
 
@@ -195,7 +193,7 @@ def integrated_gradients(
     import torch
     from captum.attr import IntegratedGradients
 
-    from stmsi.model._net import _quiet, _seeded
+    from stmsi.model._runtime import quiet, seeded
     from stmsi.model.encoders import MetaboliteEncoder
 
     module, genes = model.module, model.state.features.own.selected
@@ -219,7 +217,7 @@ def integrated_gradients(
     for p in frozen:
         p.requires_grad_(False)
     try:
-        with _quiet(), _seeded(model._hyper["rng"]):
+        with quiet(), seeded(model._hyper["rng"]):
             explain = IntegratedGradients(forward)
             start = 0
             batches = model._batches(spots, _GRADIENT_BATCH)

@@ -13,6 +13,7 @@ from scipy.special import ndtr, ndtri
 
 from stmsi._core import metrics
 from stmsi._core.conformal import GroupConformal
+from stmsi._core.folds import sections_or_blocks
 from stmsi._core.hurdle import best_f1_threshold, hurdle_mean
 from stmsi._keys import Key
 from stmsi._logging import logger
@@ -98,6 +99,11 @@ class Targets:
     def covered(self) -> NDArray[np.bool_]:
         """Spots with any measured metabolite."""
         return np.asarray(~np.isnan(self.intensity).all(axis=1))
+
+    def some(self, rows: NDArray[np.int64], metabolites: pd.Index) -> Targets:
+        """Of some spots, the metabolites that are among those given."""
+        kept = self.metabolites.isin(metabolites)
+        return Targets(self.intensity[rows][:, kept], self.presence[rows][:, kept], self.metabolites[kept])
 
     def where_present(self) -> NDArray[np.float64]:
         """Intensity where present, NaN elsewhere."""
@@ -358,19 +364,7 @@ class HurdleModel:
         if not 0 < coverage < 1:
             msg = f"coverage is a share between 0 and 1, found {coverage!r}."
             raise ValueError(msg)
-        if adata is None and self.adata is None:
-            msg = "The model was loaded without data; pass the AnnData to predict."
-            raise ValueError(msg)
-        own = adata is None or adata is self.adata
-        spots = read_spots(
-            self.adata if own else adata,  # type: ignore[arg-type]
-            state.setup,
-            state.panel,
-            min_genes=min_genes,
-            with_cluster=own,
-        )
-        if spots.missing > 0:
-            logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
+        spots = self._query_spots(adata, min_genes)
         probability, intensity = (np.asarray(v, dtype=np.float32) for v in self._stages(spots))
         intensity = np.maximum(intensity, 0)
         expected = hurdle_mean(intensity, probability, state.threshold)
@@ -385,6 +379,26 @@ class HurdleModel:
             state.features.ood(spots), spots.missing,
         )  # fmt: skip
 
+    def _query_spots(self, adata: AnnData | None, min_genes: float) -> Spots:
+        """Inputs of the spots to predict; `None`: the training data, whose cluster labels are known."""
+        if adata is None and self.adata is None:
+            msg = "The model was loaded without data; pass the AnnData to predict."
+            raise ValueError(msg)
+        own = adata is None or adata is self.adata
+        data = self.adata if adata is None else adata
+        spots = read_spots(data, self.state.setup, self.state.panel, min_genes=min_genes, with_cluster=own)  # type: ignore[arg-type]
+        if spots.missing > 0:
+            logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
+        return spots
+
+    def _calibrate_on(self, spots: Spots, targets: Targets, validation: NDArray[np.int64], seed: int) -> None:
+        """Calibrate on spots that took no part in training, given all spots and targets and the rows of these."""
+        assert self.adata is not None
+        judges = spots.take(validation)
+        sample = require_sample(self.adata, self.state.setup.sample_key)[validation]
+        units = sections_or_blocks(sample, judges.xy, seed=seed)
+        self._calibrate(targets.some(validation, self.state.metabolites), *self._stages(judges), units)
+
     def _calibrate(
         self,
         targets: Targets,
@@ -395,8 +409,8 @@ class HurdleModel:
     ) -> None:
         """Thresholds, intervals and evidence from held-out predictions of training spots.
 
-        `groups` are the sections (or blocks) of the spots, which weigh the same in the intervals. Metabolites in `few` have too few held-out spots with or
-        without them to choose a threshold by.
+        `groups` are the sections (or blocks) of the spots, which weigh the same in the intervals. Metabolites in `few`
+        have too few held-out spots with or without them to choose a threshold by.
         """
         state = self.state
         unseen = np.asarray(np.isnan(targets.presence).all(axis=0))

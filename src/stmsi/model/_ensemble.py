@@ -16,7 +16,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stmsi._core.expression import column_moments, log_normalize
-from stmsi._core.folds import held_out_units, inner_groups, sections_or_blocks
+from stmsi._core.folds import held_out_units, inner_groups
 from stmsi._core.stacking import stacking_weights
 from stmsi._keys import Key
 from stmsi._logging import logger
@@ -236,13 +236,7 @@ class HurdleEnsemble(HurdleModel):
             self._calibrate(targets, probability, intensity, units, without)
             self._borrow_calibration(without)
             return
-        keep = all_targets.metabolites.isin(targets.metabolites)
-        other = Targets(
-            all_targets.intensity[validation][:, keep], all_targets.presence[validation][:, keep], targets.metabolites
-        )
-        judges = spots.take(validation)
-        units = sections_or_blocks(require_sample(self.adata, setup.sample_key)[validation], judges.xy, seed=self.rng)
-        self._calibrate(other, *self._stages(judges), units)
+        self._calibrate_on(spots, all_targets, validation, self.rng)
 
     def _held_out(
         self,

@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from stmsi._core.expression import column_moments, log_normalize
-from stmsi._core.folds import groups_where_measured, held_out_units, inner_groups, sections_or_blocks
+from stmsi._core.folds import groups_where_measured, held_out_units, inner_groups
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._progress import track
@@ -302,13 +302,7 @@ class HurdleLinear(HurdleModel):
         if validation is None:
             self._calibrate(targets, probability, intensity, held_out_units(sample, groups))
             return
-        keep = all_targets.metabolites.isin(targets.metabolites)
-        held_out = Targets(
-            all_targets.intensity[validation][:, keep], all_targets.presence[validation][:, keep], targets.metabolites
-        )
-        judges = spots.take(validation)
-        units = sections_or_blocks(require_sample(self.adata, setup.sample_key)[validation], judges.xy, seed=self.rng)
-        self._calibrate(held_out, *self._stages(judges), units)
+        self._calibrate_on(spots, all_targets, validation, self.rng)
 
     def _folds(
         self,
@@ -418,15 +412,14 @@ def _fit_both(
     """Both estimators of a metabolite, and the strength of its prior's `columns` in each."""
     # the fits are small: threads would cost more than they bring, and sums would depend on their number
     with threadpool_limits(1):
+        strength = (0.0, 0.0)
         if columns is None:
             classifier = fit_classifier(for_presence, presence, groups, presence_family, seed)
-            return (
-                classifier,
-                fit_regression(for_intensity, intensity, groups, intensity_family, seed, units),
-                (0.0, 0.0),
+            regression = fit_regression(for_intensity, intensity, groups, intensity_family, seed, units)
+        else:
+            classifier, first = fit_classifier_with(for_presence, columns, presence, groups, presence_family, seed)
+            regression, second = fit_regression_with(
+                for_intensity, columns, intensity, groups, intensity_family, seed, units
             )
-        classifier, first = fit_classifier_with(for_presence, columns, presence, groups, presence_family, seed)
-        regression, second = fit_regression_with(
-            for_intensity, columns, intensity, groups, intensity_family, seed, units
-        )
-        return classifier, regression, (first, second)
+            strength = first, second
+        return classifier, regression, strength

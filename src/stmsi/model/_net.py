@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -27,7 +26,6 @@ from scvi.dataloaders import AnnDataLoader
 from scvi.model.base import BaseModelClass
 
 from stmsi._core.folds import sections_or_blocks
-from stmsi._core.graphs import neighbour_rings, relative_positions, section_positions
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import check_choice, listing, require_anndata, require_sample, require_unique
@@ -38,6 +36,7 @@ from stmsi.model._base import (
     Targets,
     read_targets,
 )
+from stmsi.model._context import CONTEXT_COMPONENTS, set_context
 from stmsi.model._features import SignatureStage, SpotFeatures, check_stages
 from stmsi.model._fields import OptionalObsmField
 from stmsi.model._metabolites import Described, training_metabolites
@@ -47,11 +46,10 @@ from stmsi.model._net_parts import (
     setup_arguments,
     target_moments,
 )
-from stmsi.model._net_training import CONTEXT_COMPONENTS, NetTraining
+from stmsi.model._net_training import NetTraining
 from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._presence import platt
-from stmsi.model._runtime import quiet as _quiet
-from stmsi.model._runtime import seeded as _seeded
+from stmsi.model._runtime import quiet, seeded
 from stmsi.model._setup import Setup, read_prior
 from stmsi.model._spots import Spots, read_spots
 from stmsi.model.encoders import ENCODERS, MetaboliteEncoder
@@ -75,10 +73,10 @@ class HurdleNet(NetTraining, BaseModelClass):
     """Presence and intensity of all metabolites from one network.
 
     An encoder embeds the spot; one head gives the log-odds of presence (it also sees the signature mask of the spot's
-    cluster), another the intensity given presence. Both correct what ridge regressions say. The loss is a class-balanced cross-entropy plus the squared error
-    of the standardised intensity where present (others see below); entries without MSI never count. Training stops
-    early on whole held-out sections (spatial blocks where there are fewer than three), keeps the weights that were best
-    there, and calibrates probabilities, thresholds and intervals on them.
+    cluster), another the intensity given presence. Both correct what ridge regressions say. The loss is a class-balanced
+    cross-entropy plus the squared error of the standardised intensity where present (others see below); entries without
+    MSI never count. Training stops early on whole held-out sections (spatial blocks where there are fewer than three),
+    keeps the weights that were best there, and calibrates probabilities, thresholds and intervals on them.
 
     Parameters
     ----------
@@ -227,7 +225,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         """A module with fresh weights, the same for the same seed."""
         stats = self.summary_stats
         covariates = self.registry_["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
-        with _seeded(self._hyper["rng"]):
+        with seeded(self._hyper["rng"]):
             return self._module_cls(
                 n_selected=min(self._hyper["n_top_genes"], stats.n_vars),
                 n_metabolites=stats[f"n_{METABOLITES_KEY}"],
@@ -334,7 +332,7 @@ class HurdleNet(NetTraining, BaseModelClass):
             feature_key=feature_key, prior_key=prior_key,
         )  # fmt: skip
         adata.obs[_ROW_KEY] = np.arange(adata.n_obs)
-        with _quiet():
+        with quiet():
             manager = AnnDataManager(fields=_fields(adata, setup), setup_method_args=setup_method_args)
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
@@ -406,7 +404,8 @@ class HurdleNet(NetTraining, BaseModelClass):
         require_unique(spots.names, "Names of spots", "Call adata.obs_names_make_unique().")
         if spots.missing > 0:
             logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
-        replace(setup, signature_key=None, cluster_key=None)._check(adata)
+        # signatures and prior are those of the model
+        replace(setup, signature_key=None, cluster_key=None, prior_key=None)._check(adata)
         targets = read_targets(adata, setup)
         known = targets.metabolites.isin(state.metabolites)
         if not known.any():
@@ -439,7 +438,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         if setup.prior_key is not None:
             data.varm[setup.prior_key] = self._known_genes(data.var_names)
         type(self).setup_anndata(data, **setup_arguments(setup), source_registry=self.registry_)
-        with _quiet():
+        with quiet():
             model = type(self)(data, **self._hyper)
         model.module.load_state_dict(self.module.state_dict())
         origin = {k: state.training[k] for k in ("n_spots", "samples")}
@@ -456,7 +455,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         if module.encoder.bank is None:
             return
         module.eval()
-        with torch.no_grad(), _quiet(), _seeded(self._hyper["rng"]):
+        with torch.no_grad(), quiet(), seeded(self._hyper["rng"]):
             loader = self._make_data_loader(adata=self.adata, indices=rows, batch_size=_PREDICT_BATCH)
             parts = [module.targets({k: v.to(module.device) for k, v in tensors.items()}) for tensors in loader]
             module.encoder.remember(*(torch.cat(values) for values in zip(*parts, strict=True)))
@@ -532,7 +531,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         encoder.describe(torch.as_tensor(known.mz), torch.as_tensor(known.descriptors), prior)
         space = features.own
         loadings = space.components * space.deviation[:, None] / space.scale
-        with _seeded(self._hyper["rng"]):
+        with seeded(self._hyper["rng"]):
             encoder.initialise(torch.as_tensor(loadings), self._hyper["rng"])
 
     def _known_genes(self, genes: pd.Index) -> pd.DataFrame:
@@ -548,47 +547,7 @@ class HurdleNet(NetTraining, BaseModelClass):
 
     def _set_context(self, spots: Spots, features: SpotFeatures, parts: Sequence[NDArray[np.int64]]) -> None:
         """Neighbourhoods or sections of all spots; edges between the parts are cut, as are sections that they share."""
-        encoder = ENCODERS[self._hyper["encoder"]]
-        if spots.xy is None and encoder.uses_positions:
-            msg = f'encoder={self._hyper["encoder"]!r} needs the positions of the spots in obsm["{Key.obsm.SPATIAL}"].'
-            raise KeyError(msg)
-        if spots.xy is not None and encoder.uses_positions and not np.isfinite(spots.xy).all():
-            n_bad = int((~np.isfinite(spots.xy)).any(axis=1).sum())
-            msg = f'obsm["{Key.obsm.SPATIAL}"] is NaN or infinite in {n_bad} spots; leave them out or place them.'
-            raise ValueError(msg)
-        part = np.zeros(len(spots), np.int64)
-        for number, rows in enumerate(parts):
-            part[rows] = number
-        components = features.components(spots)
-        padded = np.zeros((len(spots), CONTEXT_COMPONENTS), np.float32)  # few training spots have fewer components
-        padded[:, : components.shape[1]] = components
-        if encoder.uses_section:
-            assert spots.xy is not None
-            section = self._section_codes(spots)
-            _, seen = np.unique(np.column_stack([section, part]), axis=0, return_inverse=True)
-            self.module.set_section_context(padded, section_positions(spots.xy, section), seen.ravel())
-            return
-        assert spots.graph is not None
-        edges = spots.graph.tocoo()
-        inside = part[edges.row] == part[edges.col]
-        cut = sp.csr_matrix((edges.data[inside], (edges.row[inside], edges.col[inside])), shape=edges.shape)
-        index, ring = neighbour_rings(cut)
-        offset = np.zeros((*index.shape, 2), np.float32)
-        if spots.xy is not None:
-            offset = relative_positions(spots.xy, index, ring)
-        self.module.set_context(padded, index, ring, offset)
-
-    def _section_codes(self, spots: Spots) -> NDArray[np.int64]:
-        """Number of each spot's section."""
-        key = self._setup.sample_key
-        if spots.sample is None:
-            logger.warning("obs has no column %r: all %d spots are taken to be of one section.", key, len(spots))
-            return np.zeros(len(spots), np.int64)
-        codes, _ = pd.factorize(spots.sample)
-        if (codes < 0).any():
-            msg = f"obs[{key!r}] has {int((codes < 0).sum())} missing values; every spot needs a section."
-            raise ValueError(msg)
-        return codes.astype(np.int64)
+        set_context(self.module, self._hyper["encoder"], spots, features, parts, self._setup.sample_key)
 
     def _cluster_categories(self) -> list[str]:
         state = self.registry_["field_registries"][CLUSTER_KEY]["state_registry"]
@@ -623,7 +582,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         KeyError
             A descriptor is not there.
         """
-        state, encoder = self.state, self.module.encoder
+        encoder = self.module.encoder
         if not isinstance(encoder, MetaboliteEncoder):
             msg = (
                 f"encoder={self._hyper['encoder']!r} knows metabolites by their place in the output only; "
@@ -644,17 +603,11 @@ class HurdleNet(NetTraining, BaseModelClass):
         if unknown.any():
             msg = f"Nothing is known of {listing(features.index[unknown])}: give each an 'mz' in Da."
             raise ValueError(msg)
-        own = adata is None or adata is self.adata
-        if own and self.adata is None:
-            msg = "The model was loaded without data; pass the AnnData to predict."
-            raise ValueError(msg)
-        spots = read_spots(
-            self.adata if own else adata, state.setup, state.panel, min_genes=min_genes, with_cluster=own,  # type: ignore[arg-type]
-        )  # fmt: skip
+        spots = self._query_spots(adata, min_genes)
         device = self.module.device
         parts = []
         self.module.eval()
-        with torch.inference_mode(), _quiet(), _seeded(self._hyper["rng"]):
+        with torch.inference_mode(), quiet(), seeded(self._hyper["rng"]):
             queries = encoder.ask_unseen(torch.as_tensor(known.mz), torch.as_tensor(known.descriptors))
             at = torch.full((len(features),), -1, device=device)
             for tensors in self._batches(spots, self._predict_batch):
@@ -670,21 +623,17 @@ class HurdleNet(NetTraining, BaseModelClass):
     ) -> None:
         """Platt's sigmoid of each metabolite, thresholds and intervals from the validation spots."""
         self._remember(rows)
-        keep = all_targets.metabolites.isin(self.state.metabolites)
-        targets = Targets(
-            all_targets.intensity[validation][:, keep],
-            all_targets.presence[validation][:, keep],
-            self.state.metabolites,
-        )
+        targets = all_targets.some(validation, self.state.metabolites)
         logit, intensity = self._forward(spots)
         self.platt_ = np.array([platt(s, p) for s, p in zip(logit.T, targets.presence.T, strict=True)])
         # A sigmoid and a threshold fitted to a handful of spots are noise. The logits of a class-balanced loss, shifted
         # by the base rate of the training spots, are the better guess; where training has one class only, so is that.
         n1, n0 = _counts(targets.presence)
-        trained1, trained0 = _counts(all_targets.presence[rows][:, keep])
+        trained1, trained0 = _counts(all_targets.some(rows, self.state.metabolites).presence)
         few = (n1 < _MIN_EVIDENCE) | (n0 < _MIN_EVIDENCE)
         one_class = few & ((trained1 == 0) | (trained0 == 0))
         shift = few & ~one_class
+        keep = all_targets.metabolites.isin(self.state.metabolites)
         weight = self.module.positive_weight.cpu().numpy().astype(np.float64)[keep]
         self.platt_[shift] = np.column_stack([np.ones(len(weight)), -np.log(weight)])[shift]
         odds = np.log((trained1 + n1 + 1) / (trained0 + n0 + 1))
@@ -705,19 +654,15 @@ class HurdleNet(NetTraining, BaseModelClass):
         """Log-odds and intensity given presence of the metabolites that the model predicts."""
         logits, means = [], []
         self.module.eval()
-        with (
-            torch.inference_mode(),
-            _quiet(),
-            _seeded(self._hyper["rng"]),
-            ExitStack() as stack,
-        ):  # loaders draw from torch's global generator
+        # loaders draw from torch's global generator
+        with torch.inference_mode(), quiet(), seeded(self._hyper["rng"]):
             batches = self._batches(spots, self._predict_batch)
-            stack.enter_context(self.module.sections_summed_up())
-            for tensors in batches:
-                outputs = self.module.inference(**self.module._get_inference_input(tensors))
-                heads = self.module.read_out(**outputs)
-                logits.append(heads["logit"].cpu())
-                means.append((heads["mean"] * self.module.target_scale + self.module.target_mean).cpu())
+            with self.module.sections_summed_up():
+                for tensors in batches:
+                    outputs = self.module.inference(**self.module._get_inference_input(tensors))
+                    heads = self.module.read_out(**outputs)
+                    logits.append(heads["logit"].cpu())
+                    means.append((heads["mean"] * self.module.target_scale + self.module.target_mean).cpu())
         take = self._outputs()
         return tuple(torch.cat(v).numpy().astype(np.float64)[:, take] for v in (logits, means))  # type: ignore[return-value]
 
@@ -734,7 +679,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         query.obs[_ROW_KEY] = np.arange(len(spots))
         if self._uses_context:
             self._set_context(spots, state.features, [np.arange(len(spots))])
-        with _quiet():
+        with quiet():
             manager = AnnDataManager(fields=_fields(query, setup), setup_method_args={})
             manager.register_fields(query, source_registry=self.registry_)
         inputs = [k for k in manager.data_registry if k not in (METABOLITES_KEY, PRESENCE_KEY)]

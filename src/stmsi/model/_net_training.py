@@ -30,6 +30,7 @@ from stmsi.model._base import (
     training_rows,
 )
 from stmsi.model._callbacks import AverageWeights, KeepBestWeights
+from stmsi.model._context import CONTEXT_COMPONENTS
 from stmsi.model._features import SpotFeatures
 from stmsi.model._net_parts import (
     check_checkpoint,
@@ -50,8 +51,6 @@ if TYPE_CHECKING:
 
 _COMPONENTS = 50
 """Components of the space in which clusters are assigned and out-of-distribution spots found."""
-CONTEXT_COMPONENTS = 128
-"""Components in which encoders see a spot's neighbourhood, and from which a linear path predicts."""
 _DECAY = 0.98
 """Of averaged weights: they reach back some 50 steps."""
 

@@ -10,7 +10,15 @@ import pandas as pd
 
 from stmsi._core.abstention import binary_entropy, kept_errors
 from stmsi._keys import Key
-from stmsi._validate import check_choice, get_table, listing, require_frame, require_obs, require_sample
+from stmsi._validate import (
+    check_choice,
+    get_table,
+    listing,
+    require_frame,
+    require_obs,
+    require_sample,
+    shared_metabolites,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -99,13 +107,7 @@ def abstention(
         raise ValueError(msg)
     predicted = require_frame(st, pred_key, _REMEDY)
     measured = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
-    ids = [m for m in predicted.columns if m in measured.columns]
-    if not ids:
-        msg = (
-            f"Prediction and measurement share no metabolite: {listing(predicted.columns[:3])} against "
-            f"{listing(measured.columns[:3])}."
-        )
-        raise ValueError(msg)
+    ids = shared_metabolites(predicted, measured)
     difference = predicted[ids].to_numpy(np.float64) - measured[ids].to_numpy(np.float64)
     uncertain = {name: _uncertainty(st, name, pred_key, ids, difference) for name in names}
     sample = require_sample(st, sample_key)

@@ -11,14 +11,21 @@ import pandas as pd
 
 from stmsi._core.ids import safe_ids
 from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import get_table, refuse_view, require_obs
+from stmsi._validate import get_table, refuse_view
 from stmsi.model._base import MIN_GENES, HurdleModel
-from stmsi.tl._attribute import TOP, top_genes, trained_model, wanted_metabolites
+from stmsi.tl._gene_maps import (
+    TOP,
+    GeneFrames,
+    group_table,
+    read_groups,
+    readable_names,
+    top_genes,
+    trained_model,
+    wanted_metabolites,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
 PROGRAMMES = "programmes"
@@ -121,7 +128,7 @@ def attention(
     refuse_view(adata)
     ids = wanted_metabolites(fitted, metabolites)
     shown = [] if per_spot is None else wanted_metabolites(fitted, per_spot)
-    group, groups = _groups(adata, groupby)
+    group, groups = read_groups(adata, groupby)
     columns = safe_ids(ids)
     programmes_key = Key.programmes_of(key_added)
     group_keys = [Key.group_of(key_added, g) for g in safe_ids(groups)]
@@ -132,49 +139,38 @@ def attention(
     # those of single spots may lie outside of those asked for
     asked = list(dict.fromkeys([*ids, *shown]))
     at = np.asarray(fitted.state.metabolites.get_indexer(pd.Index(asked)))
-    spots = _spots(fitted, adata, min_genes)
     from stmsi.model._attention import attention_maps
+    from stmsi.model._attribution import attribution_spots
 
+    spots = attribution_spots(fitted, adata, min_genes)
     maps = attention_maps(
         fitted, spots, at, group, [asked.index(m) for m in shown], show=show_progress_bar  # type: ignore[arg-type]
     )  # fmt: skip
-    in_panel = fitted.state.panel.locate(adata.var)
-    there = in_panel >= 0
-    n = len(ids)
-
-    def genes(values: NDArray[Any], names: Sequence[str]) -> pd.DataFrame:
-        full = np.full((adata.n_vars, values.shape[1]), np.nan, dtype=np.float32)
-        full[in_panel[there]] = values[there]
-        return pd.DataFrame(full, index=adata.var_names, columns=list(names))
-
+    genes, n = GeneFrames(adata, fitted.state.panel), len(ids)
     tokens = _token_names(fitted, maps.are_genes, len(maps.shares))
-    table = fitted.state.feature_table.loc[ids]
-    readable = table[Key.var.NAME] if Key.var.NAME in table else pd.Series(ids, index=ids)
     params = {
         "groupby": groupby,
         "per_spot": safe_ids(shown) or None,
         "min_genes": min_genes,
         "model": type(fitted).__name__,
     }
-    adata.varm[key_added] = mean = genes(maps.genes(maps.tokens[:n]), columns)
+    adata.varm[key_added] = mean = genes.frame(maps.genes(maps.tokens[:n]), columns)
     record: dict[str, Any] = {
         "params": {k: v for k, v in params.items() if v is not None},
-        "metabolites": pd.DataFrame({Key.var.NAME: readable.astype(str).to_numpy()}, index=columns),
-        TOP: top_genes(mean).rename(columns={"attribution": "attention"}),
+        "metabolites": readable_names(fitted, ids),
+        TOP: top_genes(mean, "attention"),
     }
     if not maps.are_genes:
-        adata.varm[programmes_key] = genes(maps.shares.T, tokens)
+        adata.varm[programmes_key] = genes.frame(maps.shares.T, tokens)
         record[PROGRAMMES] = pd.DataFrame(maps.tokens[:n].astype(np.float32), index=columns, columns=tokens)
     for safe, key, label in zip(safe_ids(groups), group_keys, groups, strict=True):
-        adata.varm[key] = genes(maps.genes(maps.groups[label][:n]), columns)
+        adata.varm[key] = genes.frame(maps.genes(maps.groups[label][:n]), columns)
         if not maps.are_genes:
             record[Key.group_of(PROGRAMMES, safe)] = pd.DataFrame(
                 maps.groups[label][:n].astype(np.float32), index=columns, columns=tokens
             )
     if groups:
-        record["groups"] = pd.DataFrame(
-            {"label": groups, "key": group_keys}, index=pd.RangeIndex(len(groups)).astype(str)
-        )
+        record["groups"] = group_table(groups, group_keys)
     for metabolite, name in zip(shown, safe_ids(shown), strict=True):
         weights = maps.spots[asked.index(metabolite)]
         adata.obsm[Key.group_of(key_added, name)] = pd.DataFrame(weights, index=adata.obs_names, columns=tokens)
@@ -197,27 +193,6 @@ def _require_attention(model: HurdleModel) -> None:
         "use stmsi.tl.attribute, which works for every model."
     )
     raise ValueError(msg)
-
-
-def _groups(adata: AnnData, groupby: str | None) -> tuple[NDArray[Any] | None, list[str]]:
-    """Group of each spot, and the groups in order."""
-    if groupby is None:
-        return None, []
-    label = require_obs(adata, groupby, "groupby= names the groups of spots.")
-    if label.isna().any():
-        msg = f"obs[{groupby!r}] has {int(label.isna().sum())} missing values; every spot needs a group."
-        raise ValueError(msg)
-    group = label.astype(str).to_numpy(dtype=object)
-    return group, sorted(set(group))
-
-
-def _spots(model: HurdleModel, adata: AnnData, min_genes: float) -> Any:
-    from stmsi.model._attribution import attribution_spots
-
-    spots = attribution_spots(model, adata, min_genes)
-    if spots.missing > 0:
-        logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
-    return spots
 
 
 def _token_names(model: HurdleModel, are_genes: bool, n: int) -> list[str]:

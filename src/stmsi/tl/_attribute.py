@@ -17,11 +17,19 @@ from stmsi._validate import (
     get_table,
     listing,
     refuse_view,
-    require_metabolites,
-    require_obs,
     require_sample,
 )
 from stmsi.model._base import MIN_GENES, HurdleModel
+from stmsi.tl._gene_maps import (
+    TOP,
+    GeneFrames,
+    group_table,
+    read_groups,
+    readable_names,
+    top_genes,
+    trained_model,
+    wanted_metabolites,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,8 +41,6 @@ if TYPE_CHECKING:
 
 Method = Literal["auto", "coefficients", "integrated_gradients", "permutation"]
 METHODS = ("auto", "coefficients", "integrated_gradients", "permutation")
-TOP = "top_genes"
-_N_TOP = 20
 _CONSTANT = 1e-4
 """Log-odds by which no gene moves a probability that is called constant."""
 
@@ -186,54 +192,21 @@ def attribute(
     }  # fmt: skip
     found, groups = _compute(adata, fitted, ids, params, np.random.default_rng(rng), show_progress_bar)
 
+    genes = GeneFrames(adata, fitted.state.panel)
     columns = safe_ids(ids)
-    at = fitted.state.panel.locate(adata.var)
-
-    def frame(values: NDArray[np.float64]) -> pd.DataFrame:
-        full = np.full((adata.n_vars, len(ids)), np.nan, dtype=np.float32)
-        full[at[at >= 0]] = values[at >= 0]
-        return pd.DataFrame(full, index=adata.var_names, columns=columns)
-
-    table = fitted.state.feature_table.loc[ids]
-    names = table[Key.var.NAME] if Key.var.NAME in table else pd.Series(ids, index=ids)
-    adata.varm[key_added] = effects = frame(found.values)
+    adata.varm[key_added] = effects = genes.frame(found.values, columns)
     record: dict[str, Any] = {
         "params": {k: v for k, v in params.items() if v is not None},
-        "metabolites": pd.DataFrame({Key.var.NAME: names.astype(str).to_numpy(), **found.info}, index=columns),
-        TOP: top_genes(effects),
+        "metabolites": readable_names(fitted, ids).assign(**found.info),
+        TOP: top_genes(effects, "attribution"),
     }
     if groups:
         keys = [Key.group_of(key_added, g) for g in safe_ids(groups)]
         for key, label in zip(keys, groups, strict=True):
-            adata.varm[key] = frame(found.groups[label])
-        record["groups"] = pd.DataFrame({"label": groups, "key": keys}, index=pd.RangeIndex(len(keys)).astype(str))
+            adata.varm[key] = genes.frame(found.groups[label], columns)
+        record["groups"] = group_table(groups, keys)
     adata.uns[key_added] = record
     return out if copy else None
-
-
-def trained_model(model: HurdleModel | str | Path) -> HurdleModel:
-    """The model itself or the one saved in a folder; it must be trained."""
-    if isinstance(model, str | Path):
-        from stmsi.model import load
-
-        if not Path(model).exists():
-            msg = f"model={str(model)!r} is not a folder; pass a trained model or the folder of a saved one."
-            raise ValueError(msg)
-        model = load(model)
-    if not isinstance(model, HurdleModel):
-        msg = f"Expected a trained model of stmsi.model or the folder of a saved one, found {type(model).__name__}."
-        raise TypeError(msg)
-    model.state  # noqa: B018  raises where it is not trained
-    return model
-
-
-def wanted_metabolites(model: HurdleModel, metabolites: str | Sequence[str] | None) -> list[str]:
-    """Ids of the metabolites asked for."""
-    if metabolites is None:
-        return model.metabolites
-    asked = [metabolites] if isinstance(metabolites, str) else list(metabolites)
-    ids = require_metabolites(asked, model.state.metabolites, model.state.feature_table.get(Key.var.NAME))
-    return list(dict.fromkeys(ids))
 
 
 def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
@@ -272,28 +245,6 @@ def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
     return method
 
 
-def top_genes(effects: pd.DataFrame, n: int = _N_TOP) -> pd.DataFrame:
-    """The genes with the largest effect on each metabolite, as a tidy table."""
-    parts = []
-    for metabolite, column in effects.items():
-        order = column.abs().sort_values(ascending=False, kind="stable", na_position="last").index[:n]
-        best = column[order]
-        best = best[best.abs() > 0]
-        parts.append(
-            pd.DataFrame(
-                {
-                    "metabolite": str(metabolite),
-                    "rank": np.arange(1, len(best) + 1),
-                    "gene": best.index.astype(str),
-                    "attribution": best.to_numpy(),
-                }
-            )
-        )
-    table = pd.concat(parts, ignore_index=True)
-    table.index = table.index.astype(str)
-    return table
-
-
 def draw_spots(
     model: HurdleModel, adata: AnnData, n_spots: int | None, min_genes: float, rng: np.random.Generator
 ) -> tuple[Spots, NDArray[np.int64]]:
@@ -301,8 +252,6 @@ def draw_spots(
     from stmsi.model._attribution import attribution_spots
 
     spots = attribution_spots(model, adata, min_genes)
-    if spots.missing > 0:
-        logger.warning("%.1f %% of the training genes are missing; nothing can be said of them.", 100 * spots.missing)
     rows = np.arange(len(spots))
     if n_spots is None or n_spots >= len(spots):
         return spots, rows
@@ -335,14 +284,7 @@ def _compute(
     # weights need no spots but for groups, and then all of them are cheap
     n_spots = None if method == "coefficients" else params["n_spots"]
     spots, rows = draw_spots(model, adata, n_spots, params["min_genes"], rng)
-    group, groups = None, []
-    if groupby is not None:
-        label = require_obs(adata, groupby, "groupby= names the groups of spots.").iloc[rows]
-        if label.isna().any():
-            msg = f"obs[{groupby!r}] has {int(label.isna().sum())} missing values; every spot needs a group."
-            raise ValueError(msg)
-        group = label.astype(str).to_numpy(dtype=object)
-        groups = sorted(set(group))
+    group, groups = read_groups(adata, groupby, rows)
     if method == "coefficients":
         found = methods.coefficients(model, spots, columns, stage, group)
     elif method == "integrated_gradients":

@@ -16,7 +16,8 @@ from stmsi._core.ids import safe_ids
 from stmsi._keys import Key
 from stmsi._progress import track
 from stmsi._validate import check_choice, get_table, listing, require_frame, require_sample, suggest
-from stmsi.tl._attribute import attribute, draw_spots, section_codes, trained_model
+from stmsi.tl._attribute import attribute, draw_spots, section_codes
+from stmsi.tl._gene_maps import trained_model
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,7 +9,7 @@ import pandas as pd
 
 from stmsi._core import metrics
 from stmsi._keys import Key
-from stmsi._validate import check_nonnegative, get_table, listing, require_frame, require_sample
+from stmsi._validate import check_nonnegative, get_table, listing, require_frame, require_sample, shared_metabolites
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -84,13 +84,7 @@ def evaluate(
     measured = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
     check_nonnegative(measured.to_numpy(), f"obsm[{metabolite_key!r}]", allow_nan=True)
     check_nonnegative(predicted.to_numpy(), f"obsm[{pred_key!r}]", allow_nan=True)
-    ids = [m for m in predicted.columns if m in measured.columns]
-    if not ids:
-        msg = (
-            f"Prediction and measurement share no metabolite: {listing(predicted.columns[:3])} against "
-            f"{listing(measured.columns[:3])}."
-        )
-        raise ValueError(msg)
+    ids = shared_metabolites(predicted, measured)
     probability = require_frame(st, Key.presence_of(pred_key), "stmsi.tl.predict_metabolites writes it.")
     if presence_key is None and metabolite_key == Key.obsm.MSI and Key.obsm.PRESENCE in st.obsm:
         presence_key = Key.obsm.PRESENCE
