@@ -56,7 +56,7 @@ def _ranges(n: int, bytes_each: int, step: int = 1) -> list[slice]:
 
 
 def weighted_sums(
-    weights: sp.csr_matrix, values: Any, check: Callable[[Any, slice], None] | None = None
+    weights: sp.csr_matrix, values: Any, check: Callable[[Any], None] | None = None
 ) -> NDArray[np.float32]:
     """Product of sparse weights, shape (spots, pixels), and pixel values, shape (pixels, metabolites).
 
@@ -67,7 +67,7 @@ def weighted_sums(
     values
         Dense, sparse, dask of either, or on disk; read once, block by block.
     check
-        Called with every block and its rows before it is used; raises where the values are not valid.
+        Called with every block before it is used; raises where the values are not valid.
 
     Returns
     -------
@@ -131,14 +131,14 @@ def _stream(
     weights: sp.csr_matrix,
     values: Any,
     add: Callable[[NDArray[np.int64], slice, sp.csr_matrix, Any], None],
-    check: Callable[[Any, slice], None] | None,
+    check: Callable[[Any], None] | None,
 ) -> None:
     """Call `add` with blocks of weights and of the double-precision values that they multiply."""
     by_pixel = sp.csc_matrix(weights, dtype=np.float64)
     count = np.diff(by_pixel.indptr)
     for rows, cols, block in blocks(values):
         if check is not None:
-            check(block, rows)
+            check(block)
         used = np.flatnonzero(count[rows])
         # an entry of the weights asks for at most one row of results, a pixel for one row of values
         cost = np.cumsum((1 + count[rows][used]) * (8 * block.shape[1]))
@@ -152,7 +152,7 @@ def _stream(
 
 
 def weighted_median(
-    weights: sp.csr_matrix, values: Any, check: Callable[[Any, slice], None] | None = None
+    weights: sp.csr_matrix, values: Any, check: Callable[[Any], None] | None = None
 ) -> NDArray[np.float32]:
     """Weighted median of the pixels in each spot.
 
@@ -169,8 +169,8 @@ def weighted_median(
     Medians, shape (spots, metabolites); 0 where a spot has no pixel.
     """
     if check is not None:
-        for rows, _, block in blocks(values):
-            check(block, rows)
+        for _, _, block in blocks(values):
+            check(block)
     weights = sp.csr_matrix(weights, dtype=np.float64)
     out = np.zeros((weights.shape[0], values.shape[1]), dtype=np.float32)
     by_columns = getattr(values, "format", None) == "csc" or (sp.issparse(values) and values.format != "csr")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -38,9 +39,8 @@ class Edges(NamedTuple):
         """Area of each polygon."""
         # from a vertex of its own, so that far-off coordinates cost no precision
         base = _first_vertex(self)[self.owner]
-        return np.bincount(
-            self.owner, weights=0.5 * _cross(self.start - base, self.end - base), minlength=self.n_polygons
-        )
+        twice = _cross(self.start - base, self.end - base)
+        return np.bincount(self.owner, weights=0.5 * twice, minlength=self.n_polygons).astype(np.float64)
 
 
 def oriented_edges(geometries: NDArray[np.object_]) -> Edges:
@@ -279,7 +279,7 @@ def _blocks(cost: NDArray[np.int64]) -> list[slice]:
     total = np.cumsum(cost)
     block = total // _BLOCK if len(total) else total
     cuts = np.concatenate([[0], np.flatnonzero(np.diff(block)) + 1, [len(cost)]])
-    return [slice(int(a), int(b)) for a, b in zip(cuts[:-1], cuts[1:], strict=True) if b > a]
+    return [slice(int(a), int(b)) for a, b in pairwise(cuts) if b > a]
 
 
 def _first_vertex(edges: Edges) -> NDArray[np.float64]:

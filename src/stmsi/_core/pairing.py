@@ -15,9 +15,7 @@ def lattice_pitch(centres: NDArray[np.float64]) -> float:
     return float(np.median(cKDTree(centres).query(centres, k=2)[0][:, 1]))
 
 
-def nearest_spots(
-    pixels: NDArray[np.float64], spots: NDArray[np.float64], max_distance: float
-) -> NDArray[np.int64]:
+def nearest_spots(pixels: NDArray[np.float64], spots: NDArray[np.float64], max_distance: float) -> NDArray[np.int64]:
     """The nearest spot of each pixel.
 
     Parameters

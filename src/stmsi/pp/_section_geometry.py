@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import shapely
@@ -26,6 +26,13 @@ _MAX_RATIO = 500.0
 """Beyond this ratio of spot to pixel size one of them is in another unit: bins of 2 um on pixels of 200 um have 100."""
 
 
+class Circles(NamedTuple):
+    """Spots that are circles."""
+
+    centres: NDArray[np.float64]
+    radii: NDArray[np.float64]
+
+
 @dataclass(frozen=True)
 class SectionGeometry:
     """Outlines of the spots and pixels of a section, in the order of their tables.
@@ -37,8 +44,8 @@ class SectionGeometry:
     name: str
     spots_to_frame: NDArray[np.float64]
     pixels_to_frame: NDArray[np.float64]
-    circles: tuple[NDArray[np.float64], NDArray[np.float64]] | None  # centres, radii
-    outlines: NDArray[np.object_] | None  # of spots that are no circles
+    origin: NDArray[np.float64]  # a place in the section: far-off coordinates cost no precision
+    spots: Circles | Edges  # relative to the origin
     all_centres: NDArray[np.float64]  # of every spot of the element, as stored
     rows: NDArray[np.int64]  # of the table's spots in the element
     vertices: NDArray[np.float64]  # of the pixels, as stored, ring after ring
@@ -51,16 +58,11 @@ class SectionGeometry:
 
     def overlap(self) -> tuple[sp.csr_matrix, NDArray[np.float64], NDArray[np.float64]]:
         """Areas shared by spots and pixels, of the spots and of the pixels, in the squared unit of the spots' frame."""
-        # relative to the section, so that far-off coordinates cost no precision
-        origin = self.all_centres.mean(axis=0)
         into = np.linalg.inv(self.spots_to_frame) @ self.pixels_to_frame
-        pixels = edges_of_rings(apply_affine(into, self.vertices) - origin, self.ring, self.n_pixels)
-        if self.circles is not None:
-            centres, radii = self.circles
-            return circle_polygon_overlap(centres - origin, radii, pixels), np.pi * radii**2, pixels.area
-        assert self.outlines is not None
-        spots = self._spot_edges(origin)
-        return polygon_overlap(spots, pixels), spots.area, pixels.area
+        pixels = edges_of_rings(apply_affine(into, self.vertices) - self.origin, self.ring, self.n_pixels)
+        if isinstance(self.spots, Circles):
+            return circle_polygon_overlap(*self.spots, pixels), np.pi * self.spots.radii**2, pixels.area
+        return polygon_overlap(self.spots, pixels), self.spots.area, pixels.area
 
     def nearest(self, max_distance: float | None) -> tuple[sp.csr_matrix, float]:
         """Weights of 1 for the pixels of each spot, and how far a pixel may lie from its spot (um)."""
@@ -96,10 +98,6 @@ class SectionGeometry:
             (x0, y0), (x1, y1) = placed.min(axis=0), placed.max(axis=0)
             boxes.append(f"{what} x {x0:.4g} to {x1:.4g}, y {y0:.4g} to {y1:.4g}")
         return "; ".join(boxes) + " um"
-
-    def _spot_edges(self, origin: NDArray[np.float64]) -> Edges:
-        edges = oriented_edges(self.outlines)
-        return edges._replace(start=edges.start - origin, end=edges.end - origin)
 
 
 def section_geometry(sdata: SpatialData, name: str, st: AnnData, msi: AnnData, pixel_key: str) -> SectionGeometry:
@@ -140,26 +138,29 @@ def section_geometry(sdata: SpatialData, name: str, st: AnnData, msi: AnnData, p
     vertices, ring = shapely.get_coordinates(shapely.get_exterior_ring(outline), return_index=True)
     rows = _rows(spots.index, st, name)
     geometry = spots.geometry.to_numpy()
-    circles = outlines = None
     if "radius" in spots:
         all_centres = shapely.get_coordinates(geometry)
-        radii = spots["radius"].to_numpy(dtype=float)[rows]
-        circles, spot_area = (all_centres[rows], radii), np.pi * radii**2
-        empty = ~(radii > 0)
     else:
         all_centres = shapely.get_coordinates(shapely.centroid(geometry))
+    origin = all_centres.mean(axis=0)
+    if "radius" in spots:
+        shape: Circles | Edges = Circles(all_centres[rows] - origin, spots["radius"].to_numpy(dtype=float)[rows])
+        spot_area = np.pi * shape[1] * np.abs(shape[1])  # negative with the radius
+    else:
         outlines = geometry[rows]
         crossing = ~shapely.is_valid(outlines)
         if crossing.any():  # a bow tie has no inside that everyone agrees on
             outlines = outlines.copy()
             outlines[crossing] = shapely.make_valid(outlines[crossing])
-        spot_area = shapely.area(outlines)
-        empty = ~(spot_area > 0)
-    if empty.any():
-        msg = f"Section {name!r}: {int(empty.sum())} spots have no area; drop them or correct their radius or outline."
+        edges = oriented_edges(outlines)
+        shape = edges._replace(start=edges.start - origin, end=edges.end - origin)
+        spot_area = shape.area
+    if not (spot_area > 0).all():
+        empty = int((~(spot_area > 0)).sum())
+        msg = f"Section {name!r}: {empty} spots have no area; drop them or correct their radius or outline."
         raise ValueError(msg)
     section = SectionGeometry(
-        name, spots_to_frame, pixels_to_frame, circles, outlines, all_centres, rows, vertices, ring, len(outline)
+        name, spots_to_frame, pixels_to_frame, origin, shape, all_centres, rows, vertices, ring, len(outline)
     )
     _check_sizes(section, spot_area, shapely.area(outline))
     return section
