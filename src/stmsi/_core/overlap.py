@@ -9,11 +9,14 @@ import numpy as np
 import scipy.sparse as sp
 import shapely
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 
 _BLOCK = 500_000
 """Pairs of spot and edge handled at once; bounds the memory, not the result."""
 _TOUCH = 1e-12
 """Overlaps below this share of a spot or pixel are rounding where two shapes only touch."""
+_ALIKE = 2.0
+"""Up to this ratio of the largest to the median box, pairs are found by the distance of their centres."""
 
 
 class Edges(NamedTuple):
@@ -45,6 +48,9 @@ class Edges(NamedTuple):
 
 def oriented_edges(geometries: NDArray[np.object_]) -> Edges:
     """Edges of polygons and multi-polygons, with or without holes."""
+    if (shapely.get_type_id(geometries) == 3).all() and not shapely.get_num_interior_rings(geometries).any():
+        vertices, ring = shapely.get_coordinates(geometries, return_index=True)
+        return edges_of_rings(vertices, ring, len(geometries))
     parts, part_owner = shapely.get_parts(geometries, return_index=True)
     rings, polygon = shapely.get_rings(parts, return_index=True)
     hole = np.concatenate([[False], polygon[1:] == polygon[:-1]])[: len(rings)]  # the outer ring comes first
@@ -70,13 +76,16 @@ def edges_of_rings(vertices: NDArray[np.float64], ring: NDArray[np.int64], n_rin
     """
     start = np.flatnonzero(ring[:-1] == ring[1:])
     edges = Edges(vertices[start], vertices[start + 1], ring[start], n_rings)
-    # a mirrored raster has clockwise pixels: their edges are walked backwards
-    count, first = _counts(edges.owner, n_rings)
-    clockwise = (edges.area < 0)[edges.owner]
-    order = np.arange(len(start))
-    order[clockwise] = (2 * first + count - 1)[edges.owner[clockwise]] - order[clockwise]
-    a, b, back = edges.start[order], edges.end[order], clockwise[:, None]
-    return edges._replace(start=np.where(back, b, a), end=np.where(back, a, b))
+    clockwise = edges.area < 0
+    if not clockwise.any():
+        return edges
+    # a mirrored raster has clockwise pixels: they are walked backwards
+    count, first = _counts(ring, n_rings)
+    back = clockwise[ring]
+    order = np.arange(len(ring))
+    order[back] = (2 * first + count - 1)[ring[back]] - order[back]
+    vertices = vertices[order]
+    return edges._replace(start=vertices[start], end=vertices[start + 1])
 
 
 def circle_edge_area(
@@ -310,6 +319,19 @@ def _near_pairs(
     other_known: NDArray[np.int64],
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Pairs whose bounding boxes meet."""
-    tree = shapely.STRtree(shapely.box(*other_low[other_known].T, *other_high[other_known].T))
-    one, other = tree.query(shapely.box(*low[known].T, *high[known].T))
+    if len(known) == 0 or len(other_known) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    low, high, other_low, other_high = low[known], high[known], other_low[other_known], other_high[other_known]
+    reach, other_reach = (high - low).max(axis=1), (other_high - other_low).max(axis=1)
+    if max(reach.max() / np.median(reach), other_reach.max() / np.median(other_reach)) < _ALIKE:
+        # of one size: centres near each other, without a geometry for each box
+        tree, other_tree = cKDTree(0.5 * (low + high)), cKDTree(0.5 * (other_low + other_high))
+        limit = 0.5 * (reach.max() + other_reach.max()) * (1 + 1e-9)
+        pairs = tree.sparse_distance_matrix(other_tree, limit, p=np.inf, output_type="ndarray")
+        one, other = pairs["i"], pairs["j"]
+        meet = ((low[one] <= other_high[other]) & (other_low[other] <= high[one])).all(axis=1)
+        one, other = one[meet], other[meet]
+    else:
+        boxes = shapely.STRtree(shapely.box(*other_low.T, *other_high.T))
+        one, other = boxes.query(shapely.box(*low.T, *high.T))
     return known[one], other_known[other]

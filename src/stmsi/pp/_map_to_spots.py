@@ -158,7 +158,7 @@ def map_to_spots(
     >>> st.obsm["msi"].shape
     (344, 12)
     >>> int(st.obs["msi_n_pixels"].max())
-    5
+    6
     >>> sorted(key for key in st.obsm if key.startswith("msi"))
     ['msi', 'msi_half_1', 'msi_half_2', 'msi_variance']
     """

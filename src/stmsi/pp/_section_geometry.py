@@ -46,7 +46,7 @@ class SectionGeometry:
     pixels_to_frame: NDArray[np.float64]
     origin: NDArray[np.float64]  # a place in the section: far-off coordinates cost no precision
     spots: Circles | Edges  # relative to the origin
-    all_centres: NDArray[np.float64]  # of every spot of the element, as stored
+    every_spot: NDArray[np.object_]  # of the element, as stored
     rows: NDArray[np.int64]  # of the table's spots in the element
     vertices: NDArray[np.float64]  # of the pixels, as stored, ring after ring
     ring: NDArray[np.int64]
@@ -66,7 +66,8 @@ class SectionGeometry:
 
     def nearest(self, max_distance: float | None) -> tuple[sp.csr_matrix, float]:
         """Weights of 1 for the pixels of each spot, and how far a pixel may lie from its spot (um)."""
-        centres = apply_affine(self.spots_to_frame, self.all_centres)
+        points = self.every_spot if isinstance(self.spots, Circles) else shapely.centroid(self.every_spot)
+        centres = apply_affine(self.spots_to_frame, shapely.get_coordinates(points))
         if max_distance is None:
             max_distance = 0.5 * lattice_pitch(centres)
             if not max_distance > 0:
@@ -91,7 +92,7 @@ class SectionGeometry:
         """Boxes of spots and pixels in the ST frame, for a message."""
         boxes = []
         for what, matrix, xy in (
-            ("spots", self.spots_to_frame, self.all_centres[self.rows]),
+            ("spots", self.spots_to_frame, shapely.get_coordinates(self.every_spot[self.rows])),
             ("pixels", self.pixels_to_frame, self.vertices),
         ):
             placed = apply_affine(matrix, xy)
@@ -135,16 +136,15 @@ def section_geometry(sdata: SpatialData, name: str, st: AnnData, msi: AnnData, p
             f"{sorted(int(k) for k in kinds)} in {pixel_key!r}. Build the section with stmsi.pp.combine."
         )
         raise ValueError(msg)
-    vertices, ring = shapely.get_coordinates(shapely.get_exterior_ring(outline), return_index=True)
+    if shapely.get_num_interior_rings(outline).any():
+        outline = shapely.polygons(shapely.get_exterior_ring(outline))
+    vertices, ring = shapely.get_coordinates(outline, return_index=True)
     rows = _rows(spots.index, st, name)
     geometry = spots.geometry.to_numpy()
+    origin = shapely.total_bounds(geometry[rows]).reshape(2, 2).mean(axis=0)
     if "radius" in spots:
-        all_centres = shapely.get_coordinates(geometry)
-    else:
-        all_centres = shapely.get_coordinates(shapely.centroid(geometry))
-    origin = all_centres.mean(axis=0)
-    if "radius" in spots:
-        shape: Circles | Edges = Circles(all_centres[rows] - origin, spots["radius"].to_numpy(dtype=float)[rows])
+        centres = shapely.get_coordinates(geometry[rows])
+        shape: Circles | Edges = Circles(centres - origin, spots["radius"].to_numpy(dtype=float)[rows])
         spot_area = np.pi * shape[1] * np.abs(shape[1])  # negative with the radius
     else:
         outlines = geometry[rows]
@@ -160,7 +160,7 @@ def section_geometry(sdata: SpatialData, name: str, st: AnnData, msi: AnnData, p
         msg = f"Section {name!r}: {empty} spots have no area; drop them or correct their radius or outline."
         raise ValueError(msg)
     section = SectionGeometry(
-        name, spots_to_frame, pixels_to_frame, origin, shape, all_centres, rows, vertices, ring, len(outline)
+        name, spots_to_frame, pixels_to_frame, origin, shape, geometry, rows, vertices, ring, len(outline)
     )
     _check_sizes(section, spot_area, shapely.area(outline))
     return section
