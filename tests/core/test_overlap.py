@@ -96,6 +96,31 @@ def test_inside_outside_and_touching():
     assert found.nnz == 5, "pairs that only touch are not stored"
 
 
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+@pytest.mark.parametrize("depth", [-0.9, -0.3, 0.0, 1e-3, 0.5, 0.999])
+def test_a_circle_cut_by_one_edge_is_exact(matrix, depth):
+    """A circular segment has a closed form; the edge belongs to a large pixel under any affine."""
+    pixel = _moved(np.array([shapely.box(0, 0, 1000, 1000)]), matrix, [3.0, -7.0])
+    a, b, _, d = shapely.get_coordinates(pixel)[:4]
+    along = (b - a) / np.hypot(*(b - a))
+    inward = np.array([-along[1], along[0]])
+    inward *= np.sign(inward @ (d - a))
+    radius = 27.5
+    centre = a + 0.4 * (b - a) + depth * radius * inward
+    expected = radius**2 * (np.pi - np.arccos(depth) + depth * np.sqrt(1 - depth**2))
+    np.testing.assert_allclose(
+        _overlap([centre], [radius], pixel).toarray(), [[expected]], rtol=1e-12, atol=1e-12 * 2376
+    )
+
+
+def test_boxes_of_unlike_size_are_found(monkeypatch):
+    rng = np.random.default_rng(5)
+    centres, radii = rng.uniform(0, 6, (40, 2)), rng.choice([0.01, 0.1, 3.0], 40)
+    alike = _overlap(centres, radii, _squares(6))
+    monkeypatch.setattr(module, "_ALIKE", np.inf)
+    assert (_overlap(centres, radii, _squares(6)) != alike).nnz == 0
+
+
 def test_blocks_do_not_change_the_result(monkeypatch):
     rng = np.random.default_rng(2)
     centres, radii = rng.uniform(0, 6, (20, 2)), rng.uniform(0.1, 2, 20)

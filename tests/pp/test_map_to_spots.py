@@ -75,6 +75,31 @@ def test_agrees_with_spatialdata_aggregate(aligned, sample, fine):
     assert (np.abs(ours.to_numpy()[covered] - expected) <= atol + 2e-3 * expected).all()
 
 
+def test_is_exact_against_the_same_64_gon(aligned):
+    circles = aligned.shapes["P1S1_spots"]
+    polygons = gpd.GeoDataFrame(
+        geometry=shapely.buffer(circles.geometry.to_numpy(), 27.5, quad_segs=16), index=circles.index
+    )
+    table = aligned.tables["msi"]
+    X = sp.hstack([table.X[:, :3], np.ones((table.n_obs, 1), np.float32)], format="csr")
+    ions = AnnData(X, obs=table.obs, var=pd.DataFrame(index=["a", "b", "c", "one"]), uns=table.uns)
+    del aligned.tables["msi"]
+    aligned.tables["msi"] = ions
+    theirs = aligned.aggregate(
+        values="P1S1_pixels", by="P1S1_spots", value_key=["a", "b", "c", "one"], table_name="msi", fractions=True,
+        agg_func="sum", target_coordinate_system="P1S1",
+    ).tables["msi"].to_df().to_numpy()  # fmt: skip
+    aligned.shapes["P1S1_spots"] = ShapesModel.parse(polygons, transformations={"P1S1": Identity()})
+    stmsi.pp.map_to_spots(aligned)
+    ours, coverage = _section(aligned, "P1S1")
+    covered = theirs[:, 3] > 1e-9
+    np.testing.assert_allclose(ours.to_numpy()[covered], theirs[covered] / theirs[covered, 3:], rtol=2e-6)
+    np.testing.assert_allclose(coverage, theirs[:, 3] * 2500 / polygons.area, rtol=1e-6)
+    stmsi.pp.map_to_spots(aligned, agg="sum")
+    ours, _ = _section(aligned, "P1S1")
+    np.testing.assert_allclose(ours.to_numpy()[covered], theirs[covered], rtol=2e-6)
+
+
 def test_what_is_written(aligned):
     stmsi.pp.normalize_msi(aligned, method="rms")
     stmsi.pp.map_to_spots(aligned, min_coverage=0.5)

@@ -459,3 +459,55 @@ def test_a_section_far_off_in_pixels_of_an_image():
     stmsi.pp.map_to_spots(sdata, method="nearest")
     pd.testing.assert_frame_equal(sdata.tables["st"].obsm["msi"], before)
     assert sdata.tables["st"].uns["msi"]["params"]["max_distance"]["A"] == pytest.approx(50)
+
+
+@pytest.mark.realdata
+def test_published_alignment_of_a_real_section(data_dir):
+    """Positions as ions: what a bin or spot receives is where it lies."""
+    folder = data_dir / "registration" / "jsrs_cs12"
+    before, after, bins = (
+        pd.read_csv(folder / f"{name}_cs12_3.csv") for name in ("msi_coords_before", "msi_coords_aligned", "rna_coords")
+    )
+    raster, placed = before[["x", "y"]].to_numpy(), after[["x", "y"]].to_numpy()
+    fit = np.linalg.lstsq(np.column_stack([raster, np.ones(len(raster))]), placed, rcond=None)[0].T
+    assert np.abs(raster @ fit[:, :2].T + fit[:, 2] - placed).max() < 1e-3, "the published alignment is affine"
+    side = np.sqrt(abs(np.linalg.det(fit[:, :2])))
+    low = placed.min(axis=0) - 100
+    msi = AnnData(
+        (placed - low).astype(np.float32),
+        obs=pd.DataFrame({"row": raster[:, 1], "col": raster[:, 0]}, index=[f"p{i}" for i in range(len(raster))]),
+    )
+    xy = bins[["x", "y"]].to_numpy(float)
+    st = AnnData(np.ones((len(xy), 1), np.float32), obs=pd.DataFrame(index=[f"b{i}" for i in range(len(xy))]))
+    st.obsm["spatial"] = xy
+    sdata = stmsi.pp.combine({"A": st}, {"A": msi}, pixel_size=side, spot_diameter=30.0)
+    linear = fit[:, :2] / side
+    stmsi.pp.align(sdata, transformation=np.column_stack([linear, fit[:, 2] - linear @ np.full(2, side / 2)]))
+    st = sdata.tables["st"]
+    off = {}
+    for outline in ("circles", "bins"):
+        if outline == "bins":
+            square = shapely.box(*(xy - 15).T, *(xy + 15).T)
+            element = ShapesModel.parse(gpd.GeoDataFrame(geometry=square), transformations={"A": Identity()})
+            sdata.shapes["A_spots"] = element
+        stmsi.pp.map_to_spots(sdata, min_coverage=1)
+        covered = st.obsm["msi"].notna().all(axis=1).to_numpy()
+        assert covered.mean() > 0.9
+        off[outline] = np.hypot(*(st.obsm["msi"].to_numpy() + low - xy)[covered].T)
+        assert off[outline].max() < side / np.sqrt(2)
+        np.testing.assert_allclose(st.obs["msi_coverage"][covered], 1, atol=1e-9)
+    # larger outlines lie on more pixels, whose mean is nearer to their own middle
+    assert np.median(off["bins"]) < np.median(off["circles"])
+    stmsi.pp.map_to_spots(sdata, method="nearest", max_distance=side)
+    expected = _all_nearest(placed, xy, side)
+    found = sdata.tables["msi"].obs["msi_spot"].astype(object)
+    assert [None if pd.isna(f) else f for f in found] == [f"b{i}" if i >= 0 else None for i in expected]
+
+
+def _all_nearest(pixels, spots, limit):
+    """In pieces: all pairs at once would take a gigabyte."""
+    found = []
+    for part in np.array_split(pixels, 50):
+        distance = np.hypot(*(part[:, None] - spots[None]).transpose(2, 0, 1))
+        found += np.where(distance.min(axis=1) <= limit, distance.argmin(axis=1), -1).tolist()
+    return found
