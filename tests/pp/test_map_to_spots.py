@@ -365,6 +365,15 @@ def _without(column):
     return change
 
 
+def _repeated(table):
+    def change(sdata):
+        names = sdata.tables[table].obs_names.to_numpy(copy=True)
+        names[1] = names[0]
+        sdata.tables[table].obs_names = names
+
+    return change
+
+
 def _silent_tic(sdata):
     sdata.tables["msi"].obs["tic"] = -1.0
 
@@ -377,6 +386,8 @@ BAD = {
     "tic_key without tic": (None, {"tic_key": "tic"}, ValueError, "tic_key goes with agg='tic', found agg='mean'"),
     "tic_key": (None, {"agg": "tic", "tic_key": "ticc"}, KeyError, "no column 'ticc'.*Did you mean 'tic'"),
     "tic values": (_silent_tic, {"agg": "tic", "tic_key": "tic"}, ValueError, "finite total ion currents"),
+    "pixel names": (_repeated("msi"), {}, ValueError, "Pixel names must be unique; repeated: .*obs_names_make_unique"),
+    "spot names": (_repeated("st"), {"method": "nearest"}, ValueError, "Spot names must be unique"),
     "no raster": (_without("row"), {"replicates": True}, KeyError, "no column 'row'.*pixels of even and odd row"),
     "no perturbations": (None, {"spread": True}, ValueError, "two perturbed alignments or more.*n_perturb="),
     "one perturbation": (_perturbed((1, 3, 3)), {"spread": True}, ValueError, "two perturbed alignments or more"),
@@ -425,7 +436,7 @@ BAD = {
 }
 
 
-@pytest.mark.filterwarnings("ignore:The table is annotating")
+@pytest.mark.filterwarnings("ignore:The table is annotating", "ignore:Observation names are not unique")
 @pytest.mark.parametrize(("change", "kwargs", "error", "message"), BAD.values(), ids=BAD)
 def test_errors_name_the_remedy_and_change_nothing(aligned, change, kwargs, error, message):
     if change is not None:

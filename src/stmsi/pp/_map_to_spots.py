@@ -31,6 +31,7 @@ from stmsi._validate import (
     require_rows,
     require_sample,
     require_spatialdata,
+    require_unique,
 )
 from stmsi.pp._spot_weights import Section, check_coverage, covered_spots, paired_sections, weigh
 
@@ -144,7 +145,7 @@ def map_to_spots(
     ------
     ValueError
         A section is not aligned, no spot is covered, pixels overlap each other, spots and pixels are in different
-        units, intensities are negative or NaN, or there are no perturbed alignments for `spread`.
+        units, names of spots or pixels repeat, intensities are negative or NaN, or there are no perturbed alignments for `spread`.
     KeyError
         Missing tables, elements, layers or columns.
 
@@ -174,6 +175,8 @@ def map_to_spots(
         refuse_view(msi)
     require_rows(st)
     require_rows(msi, "pixels")
+    for table, what in ((st, "Spot names"), (msi, "Pixel names")):
+        require_unique(table.obs_names, what, "Call .obs_names_make_unique() on the table.")
     if layer is not None and layer not in msi.layers:
         msg = f"The MSI table has no layer {layer!r}; layers: {listing(msi.layers)}."
         raise KeyError(msg)
@@ -205,6 +208,7 @@ def map_to_spots(
         for rows, ions in unmeasured:
             matrix[np.ix_(rows, ions)] = np.nan
     columns = _columns(weights.used, kept, msi.obs_names, key_added)
+    pairing = _categorical(dominant(sp.csr_matrix(weights.used.T))[0], st.obs_names)
 
     # from here on nothing can fail
     names = msi.var_names.astype(str)
@@ -220,8 +224,7 @@ def map_to_spots(
         params["tic_key"] = tic_key
     if method == "nearest":
         params["max_distance"] = weights.max_distance
-        spot = dominant(sp.csr_matrix(weights.used.T))[0]
-        msi.obs[Key.spot_of(key_added)] = _categorical(spot, st.obs_names)
+        msi.obs[Key.spot_of(key_added)] = pairing
     elif Key.spot_of(key_added) in msi.obs:
         del msi.obs[Key.spot_of(key_added)]
     if Key.uns.NORMALIZE in msi.uns:
