@@ -30,7 +30,7 @@ def processed():
     points = {s: np.array([[0.0, 0], [500, 0], [0, 500], [400, 600]]) for s in ["P2S1"]}
     moved = points["P2S1"] @ truth["P2S1"][:2, :2].T + truth["P2S1"][:2, 2]
     stmsi.pp.align(sdata, landmarks={"P2S1": (points["P2S1"], moved)})
-    stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
+    stmsi.pp.map_to_spots(sdata, min_coverage=0.5, method="nearest", replicates=True)
     stmsi.pp.call_presence(sdata)
     stmsi.pp.spatial_graph(sdata)
     sdata.tables["st"].obs["cluster"] = sdata.tables["st"].obs["domain"].astype(str) + "/x"
@@ -122,7 +122,7 @@ def test_spatialdata(processed, tmp_path):
             np.testing.assert_array_equal(a, b)
     # and work goes on with what was read
     before = back.tables["st"].obsm["msi"].copy()
-    stmsi.pp.map_to_spots(back, min_coverage=0.5)
+    stmsi.pp.map_to_spots(back, min_coverage=0.5, method="nearest", replicates=True)
     pd.testing.assert_frame_equal(back.tables["st"].obsm["msi"], before)
     stmsi.pp.call_presence(back)
     pd.testing.assert_frame_equal(back.tables["st"].obsm["msi_presence"], processed.tables["st"].obsm["msi_presence"])

@@ -113,6 +113,36 @@ class Key:
         return f"{key_added}_presence"
 
     @staticmethod
+    def variance_of(key_added: str) -> str:
+        """Where the variance between the pixels of each spot is written."""
+        return f"{key_added}_variance"
+
+    @staticmethod
+    def halves_of(key_added: str) -> tuple[str, str]:
+        """Where the values from either half of the pixels are written."""
+        return f"{key_added}_half_1", f"{key_added}_half_2"
+
+    @staticmethod
+    def spread_of(key_added: str) -> str:
+        """Where the standard deviation that the error of the alignment causes is written."""
+        return f"{key_added}_spread"
+
+    @staticmethod
+    def n_pixels_of(key_added: str) -> tuple[str, str]:
+        """Columns of ``obs`` with the number of pixels of each spot, and with the effective number."""
+        return f"{key_added}_n_pixels", f"{key_added}_n_effective"
+
+    @staticmethod
+    def pixel_of(key_added: str) -> tuple[str, str]:
+        """Columns of ``obs`` with the pixel that gives a spot most of its value, and with its share of the weight."""
+        return f"{key_added}_pixel", f"{key_added}_pixel_share"
+
+    @staticmethod
+    def spot_of(key_added: str) -> str:
+        """Column of the MSI table's ``obs`` with the spot that each pixel was paired with."""
+        return f"{key_added}_spot"
+
+    @staticmethod
     def bounds_of(key_added: str) -> tuple[str, str]:
         """Where the prediction interval that belongs to a prediction is written."""
         return f"{key_added}_lower", f"{key_added}_upper"

@@ -1,12 +1,17 @@
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import shapely
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from stmsi._core import overlap as module
-from stmsi._core.overlap import circle_edge_area, circle_polygon_overlap, weighted_mean
+from stmsi._core.overlap import (
+    circle_edge_area,
+    circle_polygon_overlap,
+    edges_of_rings,
+    oriented_edges,
+    polygon_overlap,
+)
 
 
 def _squares(n, side=1.0):
@@ -15,10 +20,11 @@ def _squares(n, side=1.0):
 
 
 def _overlap(centres, radii, polygons):
-    vertices, polygon = shapely.get_coordinates(polygons, return_index=True)
-    return circle_polygon_overlap(
-        np.asarray(centres, float), np.asarray(radii, float), vertices, polygon, len(polygons)
-    )
+    return circle_polygon_overlap(np.asarray(centres, float), np.asarray(radii, float), _edges(polygons))
+
+
+def _edges(polygons):
+    return edges_of_rings(*shapely.get_coordinates(polygons, return_index=True), len(polygons))
 
 
 def _oracle(centres, radii, polygons):
@@ -90,6 +96,31 @@ def test_inside_outside_and_touching():
     assert found.nnz == 5, "pairs that only touch are not stored"
 
 
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+@pytest.mark.parametrize("depth", [-0.9, -0.3, 0.0, 1e-3, 0.5, 0.999])
+def test_a_circle_cut_by_one_edge_is_exact(matrix, depth):
+    """A circular segment has a closed form; the edge belongs to a large pixel under any affine."""
+    pixel = _moved(np.array([shapely.box(0, 0, 1000, 1000)]), matrix, [3.0, -7.0])
+    a, b, _, d = shapely.get_coordinates(pixel)[:4]
+    along = (b - a) / np.hypot(*(b - a))
+    inward = np.array([-along[1], along[0]])
+    inward *= np.sign(inward @ (d - a))
+    radius = 27.5
+    centre = a + 0.4 * (b - a) + depth * radius * inward
+    expected = radius**2 * (np.pi - np.arccos(depth) + depth * np.sqrt(1 - depth**2))
+    np.testing.assert_allclose(
+        _overlap([centre], [radius], pixel).toarray(), [[expected]], rtol=1e-12, atol=1e-12 * 2376
+    )
+
+
+def test_boxes_of_unlike_size_are_found(monkeypatch):
+    rng = np.random.default_rng(5)
+    centres, radii = rng.uniform(0, 6, (40, 2)), rng.choice([0.01, 0.1, 3.0], 40)
+    alike = _overlap(centres, radii, _squares(6))
+    monkeypatch.setattr(module, "_ALIKE", np.inf)
+    assert (_overlap(centres, radii, _squares(6)) != alike).nnz == 0
+
+
 def test_blocks_do_not_change_the_result(monkeypatch):
     rng = np.random.default_rng(2)
     centres, radii = rng.uniform(0, 6, (20, 2)), rng.uniform(0.1, 2, 20)
@@ -100,7 +131,7 @@ def test_blocks_do_not_change_the_result(monkeypatch):
 
 def test_empty():
     assert _overlap(np.empty((0, 2)), [], _squares(2)).shape == (0, 4)
-    none = circle_polygon_overlap(np.zeros((3, 2)), np.ones(3), np.empty((0, 2)), np.empty(0, np.int64), 0)
+    none = circle_polygon_overlap(np.zeros((3, 2)), np.ones(3), _edges(np.array([], dtype=object)))
     assert none.shape == (3, 0)
     assert _overlap([[50.0, 50.0]], [1.0], _squares(2)).nnz == 0
 
@@ -110,11 +141,84 @@ def test_an_edge_without_length_has_no_area():
     assert circle_edge_area(one, one, one, one, one) == 0
 
 
-@pytest.mark.parametrize("container", [np.asarray, sp.csr_matrix, sp.csc_matrix])
-def test_weighted_mean(container):
-    areas = sp.csr_matrix([[2.0, 1.0, 0.0], [0.0, 0.0, 0.0], [0.0, 0.0, 4.0]])
-    values = np.array([[3.0, 0.0], [0.0, 0.0], [5.0, 7.0]], dtype=np.float32)
-    mean, covered = weighted_mean(areas, container(values))
-    np.testing.assert_allclose(mean, [[2, 0], [np.nan, np.nan], [5, 7]])
-    assert mean.dtype == np.float32
-    assert covered.tolist() == [3, 0, 4]
+def _blobs(rng, matrix, n=12):
+    """Outlines with a hole each, and one of two parts."""
+    discs = shapely.buffer(shapely.points(rng.uniform(0.5, 5.5, (n, 2)) @ matrix.T), rng.uniform(0.3, 1.5, n))
+    rings = shapely.difference(discs, shapely.buffer(shapely.centroid(discs), 0.2))
+    rings[0] = shapely.union(rings[0], shapely.box(20, 20, 21, 21))
+    return rings
+
+
+def _warped(polygons):
+    return shapely.transform(polygons, lambda xy: xy + 0.2 * np.sin(3 * xy[:, ::-1]))
+
+
+@pytest.mark.parametrize("pixels", ["affine", "warped", "concave"])
+@pytest.mark.parametrize("spots", ["bins", "large bins", "cells", "aligned"])
+@pytest.mark.parametrize("matrix", MATRICES.values(), ids=MATRICES)
+def test_polygons_agree_with_shapely(matrix, spots, pixels):
+    rng = np.random.default_rng(0)
+    pixel = _moved(_squares(6), matrix, [0.3, -0.2])
+    if pixels == "warped":
+        pixel = _warped(pixel)
+    elif pixels == "concave":
+        arrow = shapely.Polygon([(0, 0), (2, 1), (0, 2), (0.7, 1)])
+        pixel = _moved(np.array([arrow, shapely.transform(arrow, lambda xy: xy[::-1] + 2)]), matrix, [1, 1])
+    spot = {
+        "bins": _moved(_squares(15, 0.4), matrix, [0.1, 0.1]),
+        "large bins": _moved(_squares(2, 2.7), matrix, [0.1, 0.1]),
+        "cells": _blobs(rng, matrix),
+        "aligned": _moved(_squares(6), matrix, [0.3, -0.2]),  # edges and corners coincide
+    }[spots]
+    found = polygon_overlap(oriented_edges(spot), _edges(pixel))
+    expected = shapely.area(shapely.intersection(spot[:, None], pixel[None, :]))
+    np.testing.assert_allclose(found.toarray(), expected, atol=1e-12)
+    assert found.nnz == (expected > 1e-12).sum()
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.lists(st.floats(-2, 2), min_size=8, max_size=8))
+def test_any_bin_on_any_pixel(entries):
+    one, other = (np.array(e).reshape(2, 2) for e in (entries[:4], entries[4:]))
+    one, other = (m if abs(np.linalg.det(m)) > 0.05 else np.eye(2) for m in (one, other))
+    spot, pixel = _moved(_squares(2), one, [0, 0]), _moved(_squares(2), other, [0, 0])
+    found = polygon_overlap(oriented_edges(spot), _edges(pixel)).toarray()
+    np.testing.assert_allclose(found, shapely.area(shapely.intersection(spot[:, None], pixel[None, :])), atol=1e-11)
+
+
+def test_bins_sum_to_their_area_and_to_that_of_the_pixels():
+    turned = _moved(_squares(8, 50.0), MATRICES["rotated"], [40.0, -90.0])
+    bins = _squares(80, 8.0)
+    found = polygon_overlap(oriented_edges(bins), _edges(turned))
+    covered = np.asarray(found.sum(axis=1)).ravel()
+    whole = shapely.covered_by(bins, shapely.union_all(turned).buffer(-1e-6))
+    assert whole.sum() > 1000
+    np.testing.assert_allclose(covered[whole], 64.0, rtol=1e-12)
+    inside = shapely.covered_by(turned, shapely.box(0, 0, 640, 640))
+    assert inside.any()
+    np.testing.assert_allclose(np.asarray(found.sum(axis=0)).ravel()[inside], 2500.0, rtol=1e-12)
+
+
+def test_blocks_do_not_change_overlaps_of_polygons(monkeypatch):
+    spots, pixels = oriented_edges(_blobs(np.random.default_rng(3), np.eye(2))), _edges(_warped(_squares(6)))
+    whole = polygon_overlap(spots, pixels)
+    monkeypatch.setattr(module, "_BLOCK", 50)
+    np.testing.assert_allclose(polygon_overlap(spots, pixels).toarray(), whole.toarray(), atol=1e-14)
+
+
+def test_polygons_that_are_nothing():
+    nothing = np.array([], dtype=object)
+    assert polygon_overlap(oriented_edges(nothing), _edges(_squares(2))).shape == (0, 4)
+    assert polygon_overlap(oriented_edges(_squares(2)), _edges(nothing)).shape == (4, 0)
+    empty = np.array([shapely.Polygon(), shapely.box(0, 0, 1, 1)])
+    found = polygon_overlap(oriented_edges(empty), _edges(_squares(2)))
+    assert found.toarray().tolist() == [[0, 0, 0, 0], [1, 0, 0, 0]]
+    flat = np.array([shapely.Polygon([(0, 0), (1, 1), (2, 2), (1, 1)]), shapely.Polygon([(0, 0), (1, 0), (2, 0)])])
+    assert polygon_overlap(oriented_edges(_squares(2)), _edges(flat)).nnz == 0
+
+
+def test_areas_of_outlines():
+    blobs = _blobs(np.random.default_rng(4), MATRICES["sheared and mirrored"])
+    np.testing.assert_allclose(oriented_edges(blobs).area, shapely.area(blobs), rtol=1e-12)
+    mirrored = _moved(_squares(3, 2.0), MATRICES["mirrored"], [1e7, 1e7])
+    np.testing.assert_allclose(_edges(mirrored).area, 4.0, rtol=1e-7)

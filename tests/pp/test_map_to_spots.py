@@ -21,6 +21,7 @@ CONTAINERS = {
     "float64": lambda x: x.astype(np.float64),
     "dask": lambda x: da.from_array(x.toarray(), chunks=(100, -1)),
     "dask of csr": lambda x: da.from_array(x.toarray(), chunks=(100, -1)).map_blocks(sp.csr_matrix),
+    "dask of tiles": lambda x: da.from_array(x.toarray(), chunks=(90, 5)),
 }
 
 
@@ -31,8 +32,8 @@ def aligned(toy):
 
 
 def _state(sdata):
-    st = sdata.tables["st"]
-    return sorted(st.obsm), sorted(st.uns), sorted(st.obs)
+    st, msi = sdata.tables["st"], sdata.tables["msi"]
+    return sorted(st.obsm), sorted(st.uns), sorted(st.obs), sorted(msi.obs), sorted(msi.uns)
 
 
 def _section(sdata, sample):
@@ -72,6 +73,31 @@ def test_agrees_with_spatialdata_aggregate(aligned, sample, fine):
     # a 64-gon misses slivers of pixels, which a value may consist of: its 0.2 % are those of the ion's range
     atol = 1e-5 if fine else 2e-3 * expected.max(axis=0)
     assert (np.abs(ours.to_numpy()[covered] - expected) <= atol + 2e-3 * expected).all()
+
+
+def test_is_exact_against_the_same_64_gon(aligned):
+    circles = aligned.shapes["P1S1_spots"]
+    polygons = gpd.GeoDataFrame(
+        geometry=shapely.buffer(circles.geometry.to_numpy(), 27.5, quad_segs=16), index=circles.index
+    )
+    table = aligned.tables["msi"]
+    X = sp.hstack([table.X[:, :3], np.ones((table.n_obs, 1), np.float32)], format="csr")
+    ions = AnnData(X, obs=table.obs, var=pd.DataFrame(index=["a", "b", "c", "one"]), uns=table.uns)
+    del aligned.tables["msi"]
+    aligned.tables["msi"] = ions
+    theirs = aligned.aggregate(
+        values="P1S1_pixels", by="P1S1_spots", value_key=["a", "b", "c", "one"], table_name="msi", fractions=True,
+        agg_func="sum", target_coordinate_system="P1S1",
+    ).tables["msi"].to_df().to_numpy()  # fmt: skip
+    aligned.shapes["P1S1_spots"] = ShapesModel.parse(polygons, transformations={"P1S1": Identity()})
+    stmsi.pp.map_to_spots(aligned)
+    ours, coverage = _section(aligned, "P1S1")
+    covered = theirs[:, 3] > 1e-9
+    np.testing.assert_allclose(ours.to_numpy()[covered], theirs[covered] / theirs[covered, 3:], rtol=2e-6)
+    np.testing.assert_allclose(coverage, theirs[:, 3] * 2500 / polygons.area, rtol=1e-6)
+    stmsi.pp.map_to_spots(aligned, agg="sum")
+    ours, _ = _section(aligned, "P1S1")
+    np.testing.assert_allclose(ours.to_numpy()[covered], theirs[covered], rtol=2e-6)
 
 
 def test_what_is_written(aligned):
@@ -298,7 +324,96 @@ def _lost_spots(sdata):
     sdata.tables["st"].obs["instance_id"] += 1000
 
 
+def _no_common_section(sdata):
+    st = sdata.tables["st"]
+    st.obs["sample"] = "other"
+
+
+def _other_units(sdata):
+    sdata.shapes["P2S1_spots"]["radius"] *= 1e4
+
+
+def _no_radius(sdata):
+    sdata.shapes["P2S1_spots"].loc[3:5, "radius"] = [0, -1, np.nan]
+
+
+def _points(sdata):
+    pixels = sdata.shapes["P2S1_pixels"]
+    circles = gpd.GeoDataFrame({"radius": np.full(len(pixels), 25.0)}, geometry=pixels.geometry.centroid)
+    sdata.shapes["P2S1_pixels"] = ShapesModel.parse(circles, transformations=get_transformation(pixels, get_all=True))
+
+
+def _spots_elsewhere(sdata):
+    sdata.shapes["P2S1_spots"].attrs["transform"] = {"global": Identity()}
+
+
+def _lost_element(sdata):
+    sdata.tables["msi"].uns["alignment"]["P2S1"]["element"] = "P2S1_warped"
+
+
+def _perturbed(shape):
+    def change(sdata):
+        sdata.tables["msi"].uns["alignment"]["P2S1"]["perturbations"] = np.zeros(shape)
+
+    return change
+
+
+def _without(column):
+    def change(sdata):
+        del sdata.tables["msi"].obs[column]
+
+    return change
+
+
+def _repeated(table):
+    def change(sdata):
+        names = sdata.tables[table].obs_names.to_numpy(copy=True)
+        names[1] = names[0]
+        sdata.tables[table].obs_names = names
+
+    return change
+
+
+def _silent_tic(sdata):
+    sdata.tables["msi"].obs["tic"] = -1.0
+
+
 BAD = {
+    "method": (None, {"method": "areas"}, ValueError, "method='areas' is not known.*Did you mean 'area'"),
+    "agg": (None, {"agg": "max"}, ValueError, "agg='max' is not known; choose one of 'mean', 'sum', 'median', 'tic'"),
+    "max_distance without nearest": (None, {"max_distance": 50}, ValueError, "max_distance goes with method='nearest'"),
+    "max_distance": (None, {"method": "nearest", "max_distance": -1}, ValueError, "a positive number of micrometres"),
+    "tic_key without tic": (None, {"tic_key": "tic"}, ValueError, "tic_key goes with agg='tic', found agg='mean'"),
+    "tic_key": (None, {"agg": "tic", "tic_key": "ticc"}, KeyError, "no column 'ticc'.*Did you mean 'tic'"),
+    "tic values": (_silent_tic, {"agg": "tic", "tic_key": "tic"}, ValueError, "finite total ion currents"),
+    "pixel names": (_repeated("msi"), {}, ValueError, "Pixel names must be unique; repeated: .*obs_names_make_unique"),
+    "spot names": (_repeated("st"), {"method": "nearest"}, ValueError, "Spot names must be unique"),
+    "no raster": (_without("row"), {"replicates": True}, KeyError, "no column 'row'.*pixels of even and odd row"),
+    "no perturbations": (None, {"spread": True}, ValueError, "two perturbed alignments or more.*n_perturb="),
+    "one perturbation": (_perturbed((1, 3, 3)), {"spread": True}, ValueError, "two perturbed alignments or more"),
+    "wrong perturbations": (
+        _perturbed((4, 2, 3)),
+        {"spread": True},
+        ValueError,
+        r"shape \(n, 3, 3\).*found shape \(4, 2, 3",
+    ),
+    "no common section": (
+        _no_common_section,
+        {},
+        ValueError,
+        "No section has both spots and MSI: the ST table has 'other'",
+    ),
+    "other units": (
+        _other_units,
+        {},
+        ValueError,
+        "Section 'P2S1': spots are about 4.87e\\+05 um wide and pixels 50 um",
+    ),
+    "no radius": (_no_radius, {}, ValueError, "Section 'P2S1': 3 spots have no area"),
+    "pixels are circles": (_points, {}, ValueError, "pixels are polygons .*found geometries of type id \\[0\\]"),
+    "spots elsewhere": (_spots_elsewhere, {}, ValueError, "shapes 'P2S1_spots' have no place in 'P2S1'"),
+    "lost element": (_lost_element, {}, KeyError, "No shapes 'P2S1_warped'"),
+    "negative, median": (_set_x(-1), {"agg": "median"}, ValueError, "MSI intensities contain 1 negative values"),
     "negative": (_set_x(-1), {}, ValueError, "MSI intensities contain 1 negative values"),
     "infinite": (_set_x(np.inf), {}, ValueError, "1 infinite values; remove or cap"),
     "nan": (_set_x(np.nan), {}, ValueError, "1 NaN; fill or drop"),
@@ -311,12 +426,17 @@ BAD = {
     "not aligned": (_unalign, {}, ValueError, "Section 'P2S1' is not aligned.*Call stmsi.pp.align first"),
     "no shapes": (_drop_shapes, {}, KeyError, "No shapes 'P2S1_spots'; shapes elements"),
     "overlapping pixels": (_overlapping, {}, ValueError, "Section 'P2S1': pixels overlap each other"),
-    "nothing covered": (_far_away, {}, ValueError, "No spot is covered by any pixel. Check the alignment"),
+    "nothing covered": (
+        _far_away,
+        {},
+        ValueError,
+        r"No spot is covered by any pixel. Check the alignment.*'P1S1': spots x .* to .*; pixels x 1e\+06 to",
+    ),
     "spots lost": (_lost_spots, {}, ValueError, "observations of section 'P1S1' annotate nothing"),
 }
 
 
-@pytest.mark.filterwarnings("ignore:The table is annotating")
+@pytest.mark.filterwarnings("ignore:The table is annotating", "ignore:Observation names are not unique")
 @pytest.mark.parametrize(("change", "kwargs", "error", "message"), BAD.values(), ids=BAD)
 def test_errors_name_the_remedy_and_change_nothing(aligned, change, kwargs, error, message):
     if change is not None:

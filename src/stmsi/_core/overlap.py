@@ -1,14 +1,91 @@
-"""Exact areas in which circles (spots) and polygons (pixels) overlap."""
+"""Exact areas in which spots (circles or polygons) and pixels (polygons) overlap."""
 
 from __future__ import annotations
 
+from itertools import pairwise
+from typing import NamedTuple
+
 import numpy as np
 import scipy.sparse as sp
+import shapely
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
-_BLOCK = 1_000_000
+_BLOCK = 500_000
 """Pairs of spot and edge handled at once; bounds the memory, not the result."""
+_TOUCH = 1e-12
+"""Overlaps below this share of a spot or pixel are rounding where two shapes only touch."""
+_ALIKE = 2.0
+"""Up to this ratio of the largest to the median box, pairs are found by the distance of their centres."""
+
+
+class Edges(NamedTuple):
+    """Edges of polygons, directed so that the inside lies on their left.
+
+    Attributes
+    ----------
+    start, end
+        Ends of each edge, shape (n, 2).
+    owner
+        Polygon of each edge, sorted.
+    n_polygons
+        Number of polygons.
+    """
+
+    start: NDArray[np.float64]
+    end: NDArray[np.float64]
+    owner: NDArray[np.int64]
+    n_polygons: int
+
+    @property
+    def area(self) -> NDArray[np.float64]:
+        """Area of each polygon."""
+        # from a vertex of its own, so that far-off coordinates cost no precision
+        base = _first_vertex(self)[self.owner]
+        twice = _cross(self.start - base, self.end - base)
+        return np.bincount(self.owner, weights=0.5 * twice, minlength=self.n_polygons).astype(np.float64)
+
+
+def oriented_edges(geometries: NDArray[np.object_]) -> Edges:
+    """Edges of polygons and multi-polygons, with or without holes."""
+    if (shapely.get_type_id(geometries) == 3).all() and not shapely.get_num_interior_rings(geometries).any():
+        vertices, ring = shapely.get_coordinates(geometries, return_index=True)
+        return edges_of_rings(vertices, ring, len(geometries))
+    parts, part_owner = shapely.get_parts(geometries, return_index=True)
+    rings, polygon = shapely.get_rings(parts, return_index=True)
+    hole = np.concatenate([[False], polygon[1:] == polygon[:-1]])[: len(rings)]  # the outer ring comes first
+    xy, ring = shapely.get_coordinates(rings, return_index=True)
+    edges = edges_of_rings(xy, ring, len(rings))
+    # the outside of a hole is the inside of its polygon
+    inner = hole[edges.owner][:, None]
+    start, end = np.where(inner, edges.end, edges.start), np.where(inner, edges.start, edges.end)
+    return Edges(start, end, part_owner[polygon][edges.owner], len(geometries))
+
+
+def edges_of_rings(vertices: NDArray[np.float64], ring: NDArray[np.int64], n_rings: int) -> Edges:
+    """Edges of closed rings (first vertex repeated) that are listed one after another, in either orientation.
+
+    Parameters
+    ----------
+    vertices
+        Vertices of all rings, shape (n, 2).
+    ring
+        Ring of each vertex, sorted.
+    n_rings
+        Number of rings.
+    """
+    start = np.flatnonzero(ring[:-1] == ring[1:])
+    edges = Edges(vertices[start], vertices[start + 1], ring[start], n_rings)
+    clockwise = edges.area < 0
+    if not clockwise.any():
+        return edges
+    # a mirrored raster has clockwise pixels: they are walked backwards
+    count, first = _counts(ring, n_rings)
+    back = clockwise[ring]
+    order = np.arange(len(ring))
+    order[back] = (2 * first + count - 1)[ring[back]] - order[back]
+    vertices = vertices[order]
+    return edges._replace(start=vertices[start], end=vertices[start + 1])
 
 
 def circle_edge_area(
@@ -51,13 +128,7 @@ def circle_edge_area(
     return np.where(length2 > 0, 0.5 * (triangle + radius * radius * (sector_a + sector_b)), 0.0)
 
 
-def circle_polygon_overlap(
-    centres: NDArray[np.float64],
-    radii: NDArray[np.float64],
-    vertices: NDArray[np.float64],
-    polygon: NDArray[np.int64],
-    n_polygons: int,
-) -> sp.csr_matrix:
+def circle_polygon_overlap(centres: NDArray[np.float64], radii: NDArray[np.float64], polygons: Edges) -> sp.csr_matrix:
     """Area shared by every circle and every polygon.
 
     Parameters
@@ -66,83 +137,201 @@ def circle_polygon_overlap(
         Centres of the circles, shape (n, 2).
     radii
         Their radii, shape (n,), in the same unit.
-    vertices
-        Vertices of all polygons one after another, each ring closed (first vertex repeated), either orientation.
-    polygon
-        Polygon of each vertex, sorted.
-    n_polygons
-        Number of polygons.
+    polygons
+        Simple polygons, convex or not.
 
     Returns
     -------
-    Areas, shape (n, n_polygons), in the square of the unit; only overlapping pairs are stored.
+    Areas, shape (circles, polygons), in the square of the unit; only overlapping pairs are stored.
     """
-    same = polygon[:-1] == polygon[1:]
-    start = np.flatnonzero(same)
-    owner = polygon[start]
-    a, b = vertices[start], vertices[start + 1]
-    # orientation: a mirrored raster has clockwise pixels
-    signed = np.bincount(owner, weights=0.5 * (a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0]), minlength=n_polygons)
-    sign = np.where(signed < 0, -1.0, 1.0)
-    n_edges = np.bincount(owner, minlength=n_polygons)
-    middle = np.column_stack(
-        [np.bincount(owner, weights=a[:, k], minlength=n_polygons) / np.maximum(n_edges, 1) for k in range(2)]
-    )
-    reach = np.zeros(n_polygons)
-    np.maximum.at(reach, owner, np.hypot(*(a - middle[owner]).T))
-    first_edge = np.concatenate([[0], np.cumsum(n_edges)])
-
-    spot, pixel = _near_pairs(centres, radii, middle, reach)
+    low, high, known = _bounds(polygons)
+    reach = np.asarray(radii, dtype=np.float64)[:, None]
+    spot, pixel = _near_pairs(centres - reach, centres + reach, np.arange(len(centres)), low, high, known)
+    middle, half = 0.5 * (low + high), 0.5 * np.hypot(*(high - low).T)
+    near = np.hypot(*(centres[spot] - middle[pixel]).T) < radii[spot] + half[pixel]
+    spot, pixel = spot[near], pixel[near]
+    count, first = _counts(polygons.owner, polygons.n_polygons)
     area = np.zeros(len(spot))
-    per_block = max(1, _BLOCK // max(1, int(n_edges.max(initial=1))))
-    for low in range(0, len(spot), per_block):
-        s, p = spot[low : low + per_block], pixel[low : low + per_block]
-        count = n_edges[p]
-        pair = np.repeat(np.arange(len(p)), count)
-        edge = np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + first_edge[p][pair]
-        cx, cy = centres[s[pair]].T
-        part = circle_edge_area(a[edge, 0] - cx, a[edge, 1] - cy, b[edge, 0] - cx, b[edge, 1] - cy, radii[s[pair]])
-        area[low : low + per_block] = np.bincount(pair, weights=part, minlength=len(p)) * sign[p]
-    # rounding leaves areas of about 1e-16 r^2 where two shapes only touch
-    keep = area > 1e-12 * radii[spot] ** 2
-    shape = (len(centres), n_polygons)
-    return sp.csr_matrix((area[keep], (spot[keep], pixel[keep])), shape=shape)
+    for block in _blocks(count[pixel]):
+        s, p = spot[block], pixel[block]
+        pair, edge = _expand(count[p], first[p])
+        c = centres[s[pair]]
+        a, b = polygons.start[edge] - c, polygons.end[edge] - c
+        part = circle_edge_area(a[:, 0], a[:, 1], b[:, 0], b[:, 1], radii[s[pair]])
+        area[block] = np.bincount(pair, weights=part, minlength=len(p))
+    keep = area > _TOUCH * radii[spot] ** 2
+    return sp.csr_matrix((area[keep], (spot[keep], pixel[keep])), shape=(len(centres), polygons.n_polygons))
 
 
-def _near_pairs(
-    centres: NDArray[np.float64], radii: NDArray[np.float64], middle: NDArray[np.float64], reach: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Pairs of circle and polygon whose bounding circles meet."""
-    if len(centres) == 0 or len(middle) == 0:
-        return np.empty(0, np.int64), np.empty(0, np.int64)
-    found = cKDTree(middle).query_ball_point(centres, radii + reach.max())
-    count = np.fromiter((len(f) for f in found), np.int64, len(found))
-    spot = np.repeat(np.arange(len(centres)), count)
-    pixel = np.concatenate([np.asarray(f, np.int64) for f in found]) if count.sum() else np.empty(0, np.int64)
-    near = np.hypot(*(centres[spot] - middle[pixel]).T) < radii[spot] + reach[pixel]
-    return spot[near], pixel[near]
+def polygon_overlap(spots: Edges, pixels: Edges) -> sp.csr_matrix:
+    r"""Area shared by every spot polygon and every pixel polygon.
 
+    A pixel that is a parallelogram becomes the unit square by an affine map of its own, and the area that a polygon
+    shares with the unit square is, by Green's theorem, a sum over its edges alone:
 
-def weighted_mean(
-    overlap: sp.csr_matrix, values: sp.spmatrix | NDArray[np.float32]
-) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    """Area-weighted mean of pixel values in each spot, and the area that counted.
+    .. math:: -\oint \min(\max(y, 0), 1) \, dx, \qquad 0 \le x \le 1
+
+    Any other pixel is a fan of triangles, each of which becomes the half of the unit square below its diagonal. So
+    spots may have any simple outline, holes included, no polygon is clipped vertex by vertex, and every term depends
+    continuously on the vertices: shared edges and corners need no special case.
 
     Parameters
     ----------
-    overlap
-        Areas, shape (spots, pixels).
-    values
-        Pixel values, shape (pixels, metabolites), dense or sparse.
+    spots
+        Outlines of bins or cells.
+    pixels
+        Simple polygons, each of a single ring: squares after any transformation.
 
     Returns
     -------
-    Means, shape (spots, metabolites), NaN where a spot meets no pixel; covered area, shape (spots,).
+    Areas, shape (spots, pixels), in the square of the unit; only overlapping pairs are stored.
     """
-    covered = np.asarray(overlap.sum(axis=1)).ravel()
-    weights = sp.diags(1.0 / np.where(covered > 0, covered, np.nan)) @ overlap
-    mean = weights @ values
-    mean = mean.toarray() if sp.issparse(mean) else np.asarray(mean)
-    mean = mean.astype(np.float32)
-    mean[covered == 0] = np.nan
-    return mean, covered
+    spot, pixel = _near_pairs(*_bounds(spots), *_bounds(pixels))
+    patch = _patches(pixels)
+    n_edges, first_edge = _counts(spots.owner, spots.n_polygons)
+    n_patches, first_patch = _counts(patch.owner, pixels.n_polygons)
+    area = np.zeros(len(spot))
+    for block in _blocks(n_edges[spot] * n_patches[pixel]):
+        s, p = spot[block], pixel[block]
+        pair, k = _expand(n_patches[p], first_patch[p])
+        row, edge = _expand(n_edges[s[pair]], first_edge[s[pair]])
+        k, pair = k[row], pair[row]
+        (ax, ay), (bx, by) = patch.local(spots.start[edge], k), patch.local(spots.end[edge], k)
+        part = patch.weight[k] * _clipped_integral(ax, ay, bx, by, patch.slope[k])
+        area[block] = np.bincount(pair, weights=part, minlength=len(p))
+    keep = area > _TOUCH * np.minimum(spots.area[spot], pixels.area[pixel])
+    return sp.csr_matrix((area[keep], (spot[keep], pixel[keep])), shape=(spots.n_polygons, pixels.n_polygons))
+
+
+class _Patches(NamedTuple):
+    """Parallelograms and triangles that pixels consist of, each with the map to its unit shape."""
+
+    origin: NDArray[np.float64]
+    inverse: NDArray[np.float64]  # (n, 2, 2)
+    weight: NDArray[np.float64]  # area of the unit, with the sign that Green's theorem needs
+    slope: NDArray[np.float64]  # the unit shape is 0 < x < 1, 0 < y < 1 - slope x
+    owner: NDArray[np.int64]
+
+    def local(
+        self, xy: NDArray[np.float64], patch: NDArray[np.int64]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Points in the frame of the unit shape."""
+        x, y = (xy - self.origin[patch]).T
+        m = self.inverse[patch]
+        return m[:, 0, 0] * x + m[:, 0, 1] * y, m[:, 1, 0] * x + m[:, 1, 1] * y
+
+
+def _patches(pixels: Edges) -> _Patches:
+    count, first = _counts(pixels.owner, pixels.n_polygons)
+    quad = np.flatnonzero(count == 4)
+    corner = pixels.start[first[quad][:, None] + np.arange(4)]
+    size = np.abs(corner - corner[:, :1]).max(axis=(1, 2), initial=0)
+    gap = np.abs(corner[:, 0] + corner[:, 2] - corner[:, 1] - corner[:, 3]).max(axis=1, initial=0)
+    square = gap <= 1e-13 * np.maximum(size, np.abs(corner).max(axis=(1, 2), initial=0))
+    box, corner = quad[square], corner[square]
+    fan = np.setdiff1d(np.flatnonzero(count > 2), box)
+    triangle, second = _expand(count[fan] - 2, first[fan] + 1)
+    owner = np.concatenate([box, fan[triangle]])
+    origin = np.concatenate([corner[:, 0], pixels.start[first[fan]][triangle]])
+    x_end = np.concatenate([corner[:, 1], pixels.start[second]])
+    y_end = np.concatenate([corner[:, 3], pixels.start[second + 1]])
+    axes = np.stack([x_end - origin, y_end - origin], axis=2)
+    det = axes[:, 0, 0] * axes[:, 1, 1] - axes[:, 0, 1] * axes[:, 1, 0]
+    slope = np.concatenate([np.zeros(len(box)), np.ones(len(triangle))])
+    flat = np.abs(det) <= 1e-14 * (axes**2).sum(axis=(1, 2))
+    order = np.flatnonzero(~flat)[np.argsort(owner[~flat], kind="stable")]
+    # both shapes run counter-clockwise; a triangle of a fan that runs clockwise lies outside a concave pixel
+    return _Patches(origin[order], np.linalg.inv(axes[order]), -np.abs(det[order]), slope[order], owner[order])
+
+
+def _clipped_integral(
+    ax: NDArray[np.float64],
+    ay: NDArray[np.float64],
+    bx: NDArray[np.float64],
+    by: NDArray[np.float64],
+    slope: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Integral of ``min(max(y, 0), 1 - slope x)`` over x from 0 to 1 along edges, negative where they run back."""
+    dx = bx - ax
+    x0, x1 = np.clip(ax, 0.0, 1.0), np.clip(bx, 0.0, 1.0)
+    steep = (by - ay) / np.where(dx == 0, 1.0, dx)
+    y0, y1 = ay + (x0 - ax) * steep, by + (x1 - bx) * steep
+    above = _mean_positive(y0 - (1 - slope * x0), y1 - (1 - slope * x1))
+    return (x1 - x0) * (_mean_positive(y0, y1) - above)
+
+
+def _mean_positive(u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Mean of the positive part of a line from u to v."""
+    total = np.abs(u) + np.abs(v)
+    # with one end below zero, the share v / (v - u) of the width has the mean v / 2
+    return 0.5 * (np.maximum(u, 0) + np.maximum(v, 0)) ** 2 / np.where(total > 0, total, 1.0)
+
+
+def _cross(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.asarray(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
+
+
+def _counts(owner: NDArray[np.int64], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Number of items of each owner and position of its first one; owners are sorted."""
+    count = np.bincount(owner, minlength=n)
+    return count, np.cumsum(count) - count
+
+
+def _expand(count: NDArray[np.int64], first: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Runs of `count` numbers that begin at `first`: the run of each, and the number."""
+    run = np.repeat(np.arange(len(count)), count)
+    return run, np.arange(len(run)) + np.repeat(first - (np.cumsum(count) - count), count)
+
+
+def _blocks(cost: NDArray[np.int64]) -> list[slice]:
+    """Consecutive slices of at most about `_BLOCK` in cost."""
+    total = np.cumsum(cost)
+    block = total // _BLOCK if len(total) else total
+    cuts = np.concatenate([[0], np.flatnonzero(np.diff(block)) + 1, [len(cost)]])
+    return [slice(int(a), int(b)) for a, b in pairwise(cuts) if b > a]
+
+
+def _first_vertex(edges: Edges) -> NDArray[np.float64]:
+    count, first = _counts(edges.owner, edges.n_polygons)
+    base = np.zeros((edges.n_polygons, 2))
+    base[count > 0] = edges.start[first[count > 0]]
+    return base
+
+
+def _bounds(edges: Edges) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+    """Lower and upper corner of each polygon's box, and which polygons have any edge."""
+    count, first = _counts(edges.owner, edges.n_polygons)
+    known = np.flatnonzero(count)
+    low = np.full((edges.n_polygons, 2), np.nan)
+    high = low.copy()
+    if len(known):
+        low[known] = np.minimum.reduceat(edges.start, first[known])
+        high[known] = np.maximum.reduceat(edges.start, first[known])
+    return low, high, known
+
+
+def _near_pairs(
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+    known: NDArray[np.int64],
+    other_low: NDArray[np.float64],
+    other_high: NDArray[np.float64],
+    other_known: NDArray[np.int64],
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Pairs whose bounding boxes meet."""
+    if len(known) == 0 or len(other_known) == 0:
+        return np.empty(0, np.int64), np.empty(0, np.int64)
+    low, high, other_low, other_high = low[known], high[known], other_low[other_known], other_high[other_known]
+    reach, other_reach = (high - low).max(axis=1), (other_high - other_low).max(axis=1)
+    if max(reach.max() / np.median(reach), other_reach.max() / np.median(other_reach)) < _ALIKE:
+        # of one size: centres near each other, without a geometry for each box
+        tree, other_tree = cKDTree(0.5 * (low + high)), cKDTree(0.5 * (other_low + other_high))
+        limit = 0.5 * (reach.max() + other_reach.max()) * (1 + 1e-9)
+        pairs = tree.sparse_distance_matrix(other_tree, limit, p=np.inf, output_type="ndarray")
+        one, other = pairs["i"], pairs["j"]
+        meet = ((low[one] <= other_high[other]) & (other_low[other] <= high[one])).all(axis=1)
+        one, other = one[meet], other[meet]
+    else:
+        boxes = shapely.STRtree(shapely.box(*other_low.T, *other_high.T))
+        one, other = boxes.query(shapely.box(*low.T, *high.T))
+    return known[one], other_known[other]

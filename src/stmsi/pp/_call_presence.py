@@ -161,8 +161,10 @@ def _pixels(
     rows = np.flatnonzero(require_sample(msi, sample_key) == name)
     if len(rows) == 0 or not frame.columns.isin(msi.var_names).all():
         return None
-    layer = st.uns.get(metabolite_key, {}).get("params", {}).get("layer")
-    if layer is None:  # not written by stmsi.pp.map_to_spots, so on a scale of its own
+    params = st.uns.get(metabolite_key, {}).get("params", {})
+    layer = params.get("layer")
+    # not written by stmsi.pp.map_to_spots, or a sum or share: on a scale of its own
+    if layer is None or params.get("agg", "mean") not in ("mean", "median"):
         return None
     values = msi.X if layer == "X" else msi.layers[layer]
     return as_csr(values)[rows][:, msi.var_names.get_indexer(frame.columns)]

@@ -2,62 +2,114 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._core.overlap import circle_polygon_overlap, weighted_mean
-from stmsi._core.registration import apply_affine
+from stmsi._core.aggregate import (
+    Spread,
+    dominant,
+    effective_number,
+    normalised,
+    weighted_median,
+    weighted_sums,
+    weighted_variance,
+)
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import (
-    as_csr,
+    check_choice,
     check_key,
     check_nonnegative,
+    check_share,
     get_table,
-    instances,
     listing,
     refuse_view,
+    require_obs,
     require_rows,
     require_sample,
     require_spatialdata,
+    require_unique,
 )
+from stmsi.pp._spot_weights import Section, check_coverage, covered_spots, paired_sections, weigh
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+Method = Literal["area", "nearest"]
+Aggregation = Literal["mean", "sum", "median", "tic"]
+
 
 def map_to_spots(
     sdata: SpatialData,
     *,
     layer: str | None = None,
+    method: Method = "area",
+    agg: Aggregation = "mean",
     min_coverage: float = 0.0,
+    max_distance: float | None = None,
+    tic_key: str | None = None,
+    replicates: bool = False,
+    spread: bool = False,
     key_added: str = Key.obsm.MSI,
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.ST,
     msi_table_key: str = Key.table.MSI,
 ) -> None:
-    r"""Map aligned MSI pixels to spots by the exact area that they share.
+    r"""Map aligned MSI pixels to spots, bins or cells by the exact area that they share.
 
     The value of metabolite :math:`m` in spot :math:`i` is the area-weighted mean over the pixels :math:`p`
 
     .. math:: y_{im} = \sum_p A_{ip} x_{pm} / \sum_p A_{ip}
 
-    with :math:`A_{ip}` the exact area that the spot's circle and the pixel's parallelogram (its square after
-    alignment) share. It is one sparse matrix product per section.
+    with :math:`A_{ip}` the exact area that the spot (a circle, a square bin, or a cell of any outline) and the pixel (its
+    square after alignment, also after a non-rigid one) share. It is one sparse matrix product, for which the ions are
+    read in blocks.
+
+    It works in both directions. Where bins are finer than pixels, each takes the value of the pixel that it lies in, and
+    **neighbouring bins share one measurement**: they are no replicates of each other. ``obs["msi_pixel"]`` names the
+    pixel that a bin has most of its value from. Count such groups, not bins, and keep them in one fold.
 
     Parameters
     ----------
     sdata
         After :func:`stmsi.pp.align`. Sections without MSI may be among them.
     layer
-        Layer of the MSI table to map; `None`: ``X``. Sparse or dense.
+        Layer of the MSI table to map; `None`: ``X``. Dense, sparse, dask (of either) or backed by a file. What is not in
+        memory is read block by block.
+    method
+        ``"area"``: every pixel counts with the area that it shares with the spot. ``"nearest"``: every pixel goes, as a
+        whole, to the nearest of *all* spots of the shapes element (also of those that the table has left out, so that
+        the spots at the border of the tissue take nothing from beyond it) whose centre lies within `max_distance` of
+        its own, and counts as 1. Spots without a pixel are NaN.
+    agg
+        What becomes of the pixels of a spot, weighted as `method` says:
+
+        - ``"mean"``: as above;
+        - ``"sum"``: each pixel gives the share of its signal that its overlapping share of its area stands for,
+          :math:`\sum_p (A_{ip} / A_p) x_{pm}` (with ``"nearest"`` the plain sum). It grows with the area covered;
+        - ``"median"``: the weighted median, robust against hot pixels;
+        - ``"tic"``: :math:`\sum_p A_{ip} x_{pm} / \sum_p A_{ip} t_p` with the total ion current :math:`t_p`: pixels count
+          by their signal, and values are shares of the total.
     min_coverage
         Share of a spot's area that pixels must cover; below it the spot counts as not covered.
+    max_distance
+        For ``method="nearest"``, in micrometres; `None`: half the pitch of the spots, the median distance between
+        neighbours.
+    tic_key
+        For ``agg="tic"``: column of the MSI table's ``obs`` with the total ion current of the whole spectrum; `None`: the
+        sum of the ions in the table.
+    replicates
+        Also write the variance between the pixels of each spot, and the values from either half of them: the pixels of
+        even and those of odd ``row + col``, two interleaved sets that share none. The agreement of the halves bounds
+        what any prediction of the values can reach.
+    spread
+        Also write how much the values change within the error of the alignment: the standard deviation over the
+        transformations that ``stmsi.pp.align(n_perturb=)`` has drawn.
     key_added
         Where in ``obsm`` to write.
     sample_key
@@ -74,129 +126,256 @@ def map_to_spots(
     - ``obsm["msi"]``: DataFrame spots x metabolites, float32; **NaN where MSI did not cover the spot** (or the section
       did not measure the ion), 0 where it did and found nothing;
     - ``obs["msi_coverage"]``: covered share of the spot's area, 0 to 1;
+    - ``obs["msi_n_pixels"]``: number of pixels that contribute, and ``obs["msi_n_effective"]``: how many pixels of equal
+      weight average as well, :math:`(\sum A)^2 / \sum A^2`;
+    - ``obs["msi_pixel"]``: the pixel of largest weight (categorical, missing where there is none), and
+      ``obs["msi_pixel_share"]``: its share of the weight, 1 where it is the only one;
     - ``uns["msi"]``: ``features`` (the metabolites: ``name``, ``mz``, ...), ``params`` and, after
-      :func:`stmsi.pp.combine`, ``section_mz`` (metabolites x sections, NaN where a section did not measure the ion).
+      :func:`stmsi.pp.combine`, ``section_mz`` (metabolites x sections, NaN where a section did not measure the ion);
+    - with `replicates` ``obsm["msi_variance"]``: the variance between pixels, weighted, NaN for spots of one pixel
+      (divided by ``msi_n_effective`` it is the squared standard error of the mean); ``obsm["msi_half_1"]`` and
+      ``obsm["msi_half_2"]``, NaN where a half has no pixel;
+    - with `spread` ``obsm["msi_spread"]``: standard deviation over the perturbed alignments.
 
-    Presence that was called from an earlier mapping (``obsm["msi_presence"]``) is removed.
+    With ``method="nearest"`` the pairing is written into the MSI table: ``obs["msi_spot"]``, the spot of each pixel.
+    With another `key_added` all these names begin with it, except for ``msi_coverage``. What an earlier mapping to the
+    same key wrote and this one does not, and the presence called from it (``obsm["msi_presence"]``), is removed.
 
     Raises
     ------
     ValueError
-        A section is not aligned, no spot is covered, pixels overlap each other, or intensities are negative or NaN.
+        A section is not aligned, no spot is covered, pixels overlap each other, spots and pixels are in different
+        units, names of spots or pixels repeat, intensities are negative or NaN, or there are no perturbed alignments for `spread`.
     KeyError
-        Missing tables, elements or layers.
+        Missing tables, elements, layers or columns.
 
     Examples
     --------
     >>> import stmsi
     >>> sdata = stmsi.datasets.toy()
     >>> stmsi.pp.align(sdata)
-    >>> stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
-    >>> sdata.tables["st"].obsm["msi"].shape
+    >>> stmsi.pp.map_to_spots(sdata, min_coverage=0.5, replicates=True)
+    >>> st = sdata.tables["st"]
+    >>> st.obsm["msi"].shape
     (344, 12)
+    >>> int(st.obs["msi_n_pixels"].max())
+    6
+    >>> sorted(key for key in st.obsm if key.startswith("msi"))
+    ['msi', 'msi_half_1', 'msi_half_2', 'msi_variance']
     """
     require_spatialdata(sdata)
     check_key(key_added)
-    if not 0 <= min_coverage <= 1:
-        msg = f"min_coverage is a share between 0 and 1, found {min_coverage!r}."
-        raise ValueError(msg)
+    check_choice(method, get_args(Method), "method")
+    check_choice(agg, get_args(Aggregation), "agg")
+    check_share(min_coverage, "min_coverage")
+    _check_options(method, agg, max_distance, tic_key)
     st, msi = get_table(sdata, table_key), get_table(sdata, msi_table_key)
     refuse_view(st)
+    if method == "nearest":
+        refuse_view(msi)
     require_rows(st)
     require_rows(msi, "pixels")
+    for table, what in ((st, "Spot names"), (msi, "Pixel names")):
+        require_unique(table.obs_names, what, "Call .obs_names_make_unique() on the table.")
     if layer is not None and layer not in msi.layers:
         msg = f"The MSI table has no layer {layer!r}; layers: {listing(msi.layers)}."
         raise KeyError(msg)
-    values = as_csr(msi.X if layer is None else msi.layers[layer])
-    check_nonnegative(values, "MSI intensities")
+    values = msi.X if layer is None else msi.layers[layer]
+    tic = None if tic_key is None else _total_ion_current(msi, tic_key)
+    parity = _parity(msi) if replicates else None
     st_sample, msi_sample = require_sample(st, sample_key), require_sample(msi, sample_key)
-    measured = msi.varm.get(Key.varm.MEASURED)
+    sections = paired_sections(sdata, st, msi, st_sample, msi_sample)
+    perturbations = _perturbations(msi, sections) if spread else {}
 
-    mapped = np.full((st.n_obs, msi.n_vars), np.nan, dtype=np.float32)
-    coverage = np.zeros(st.n_obs)
-    for name in dict.fromkeys(msi_sample):
-        spots, pixels = np.flatnonzero(st_sample == name), np.flatnonzero(msi_sample == name)
-        if len(spots) == 0:
-            logger.warning("Section %r has MSI but no spots; it is left out.", name)
-            continue
-        overlap, area = _overlap(sdata, name, st[spots], msi[pixels])
-        mean, covered = weighted_mean(overlap, values[pixels])
-        share = covered / area
-        if share.max(initial=0) > 1 + 1e-6:
-            msg = f"Section {name!r}: pixels overlap each other (a spot is covered {share.max():.3f} times)."
-            raise ValueError(msg)
-        coverage[spots] = np.minimum(share, 1.0)
-        if not (share >= max(min_coverage, 1e-9)).any():
-            logger.warning(
-                "Section %r has MSI, but no spot of it is covered (largest coverage %.3f, min_coverage=%g): check its "
-                "alignment (stmsi.pp.alignment_report). It takes no part in training.",
-                name, share.max(initial=0), min_coverage,
-            )  # fmt: skip
-        mean[share < min_coverage] = np.nan
-        if measured is not None and name in measured:
-            mean[:, ~measured[name].to_numpy(bool)] = np.nan
-        mapped[spots] = mean
-    if not np.isfinite(mapped).any():
-        msg = (
-            "No spot is covered by any pixel. Check the alignment (stmsi.pp.alignment_report), the pixel size and "
-            f"min_coverage={min_coverage}; the largest coverage is {coverage.max():.3f}."
+    weights = weigh(sections, st.n_obs, msi.n_obs, method, max_distance)
+    coverage, kept = check_coverage(sections, weights, min_coverage)
+    aggregate = _Aggregate(values, agg, tic)
+    stack = [weights.used]
+    if parity is not None:
+        stack += [weights.used @ sp.diags((parity == half).astype(float)) for half in (0, 1)]
+    found = aggregate(sp.vstack(stack, format="csr"), weights.pixel_area, check=True)
+    results = dict(zip((key_added, *Key.halves_of(key_added)), np.split(found, len(stack)), strict=False))
+    if parity is not None:
+        mean = results[key_added] if agg == "mean" else _Aggregate(values, "mean")(weights.used, weights.pixel_area)
+        results[Key.variance_of(key_added)] = weighted_variance(weights.used, values, mean)[0]
+    if spread:
+        results[Key.spread_of(key_added)] = _spread_of(
+            sections, perturbations, aggregate, (st.n_obs, msi.n_obs), method, weights.max_distance, min_coverage
         )
-        raise ValueError(msg)
-    st.obsm[key_added] = pd.DataFrame(mapped, index=st.obs_names, columns=msi.var_names.astype(str))
+    unmeasured = _unmeasured(msi, sections)
+    for matrix in results.values():
+        matrix[~kept] = np.nan
+        for rows, ions in unmeasured:
+            matrix[np.ix_(rows, ions)] = np.nan
+    columns = _columns(weights.used, kept, msi.obs_names, key_added)
+    pairing = _categorical(dominant(sp.csr_matrix(weights.used.T))[0], st.obs_names)
+
+    # from here on nothing can fail
+    names = msi.var_names.astype(str)
+    _forget(st, key_added, keep=set(results))
+    for key, matrix in results.items():
+        st.obsm[key] = pd.DataFrame(matrix, index=st.obs_names, columns=names)
     st.obs[Key.obs.COVERAGE] = coverage
-    params: dict[str, Any] = {"method": "area", "min_coverage": min_coverage, "layer": layer or "X"}
+    for key, column in columns.items():
+        st.obs[key] = column
+    params: dict[str, Any] = {"method": method, "agg": agg, "min_coverage": min_coverage, "layer": layer or "X"}
+    params |= {"replicates": replicates, "n_perturb": max((len(p) for p in perturbations.values()), default=0)}
+    if tic_key is not None:
+        params["tic_key"] = tic_key
+    if method == "nearest":
+        params["max_distance"] = weights.max_distance
+        msi.obs[Key.spot_of(key_added)] = pairing
+    elif Key.spot_of(key_added) in msi.obs:
+        del msi.obs[Key.spot_of(key_added)]
     if Key.uns.NORMALIZE in msi.uns:
         params["normalize_msi"] = dict(msi.uns[Key.uns.NORMALIZE]["params"])
     st.uns[key_added] = {"features": msi.var.copy(), "params": params}
     if Key.varm.SECTION_MZ in msi.varm:
         st.uns[key_added][Key.varm.SECTION_MZ] = msi.varm[Key.varm.SECTION_MZ].copy()
+
+
+class _Aggregate:
+    """Turns weights into values of the spots."""
+
+    def __init__(self, values: Any, agg: Aggregation, tic: NDArray[np.float64] | None = None) -> None:
+        self.values, self.agg, self.tic = values, agg, tic
+
+    def __call__(
+        self, weights: sp.csr_matrix, pixel_area: NDArray[np.float64], *, check: bool = False
+    ) -> NDArray[np.float32]:
+        """Values, shape (spots, metabolites), NaN where a spot has no pixel."""
+        checked = _check_block if check else None
+        share = normalised(weights)
+        if self.agg == "sum":
+            with np.errstate(divide="ignore"):
+                share = sp.csr_matrix(weights @ sp.diags(np.where(pixel_area > 0, 1 / pixel_area, 0.0)))
+        if self.agg == "median":
+            out = weighted_median(weights, self.values, checked)
+        else:
+            out = weighted_sums(share, self.values, checked)
+        if self.agg == "tic":
+            # the totals of the table's ions add up to the sum over its columns
+            total = out.sum(axis=1, dtype=np.float64) if self.tic is None else share @ self.tic
+            out *= np.divide(1.0, total, out=np.zeros_like(total), where=total > 0)[:, None].astype(np.float32)
+        out[np.diff(weights.indptr) == 0] = np.nan
+        return out
+
+
+def _check_options(method: str, agg: str, max_distance: float | None, tic_key: str | None) -> None:
+    if max_distance is not None and method != "nearest":
+        msg = f"max_distance goes with method='nearest', found method={method!r}."
+        raise ValueError(msg)
+    if max_distance is not None and not (np.isfinite(max_distance) and max_distance > 0):
+        msg = f"max_distance is a positive number of micrometres, found {max_distance!r}."
+        raise ValueError(msg)
+    if tic_key is not None and agg != "tic":
+        msg = f"tic_key goes with agg='tic', found agg={agg!r}."
+        raise ValueError(msg)
+
+
+def _check_block(block: Any) -> None:
+    array = block.data if sp.issparse(block) else block
+    if array.size and array.dtype.kind in "fiu" and array.min() >= 0 and array.max() < np.inf:
+        return  # two passes without a copy; NaN fails both
+    check_nonnegative(block, "MSI intensities")
+
+
+def _total_ion_current(msi: AnnData, tic_key: str) -> NDArray[np.float64]:
+    column = require_obs(msi, tic_key, "It holds the total ion current of each pixel.")
+    tic = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
+    if not np.isfinite(tic).all() or (tic < 0).any():
+        msg = f"obs[{tic_key!r}] must hold finite total ion currents of at least 0."
+        raise ValueError(msg)
+    return tic
+
+
+def _parity(msi: AnnData) -> NDArray[np.int64]:
+    """The colour of each pixel on a chess board."""
+    remedy = "The halves of replicates=True are pixels of even and odd row + col."
+    row, col = (require_obs(msi, key, remedy).to_numpy(dtype=np.int64) for key in (Key.obs.ROW, Key.obs.COL))
+    return (row + col) % 2
+
+
+def _perturbations(msi: AnnData, sections: dict[str, Section]) -> dict[str, NDArray[np.float64]]:
+    """Transformations within the ST frame that each section's alignment might as well have had."""
+    record = msi.uns.get(Key.uns.ALIGNMENT, {})
+    found = {}
+    for name in sections:
+        drawn = np.asarray(record.get(name, {}).get("perturbations", np.empty((0, 3, 3))), dtype=np.float64)
+        if drawn.ndim != 3 or drawn.shape[1:] != (3, 3) or not np.isfinite(drawn).all():
+            msg = f"Section {name!r}: perturbations have shape (n, 3, 3) and are finite, found shape {drawn.shape}."
+            raise ValueError(msg)
+        if len(drawn) > 1:
+            found[name] = drawn
+    if not found:
+        msg = "spread=True needs two perturbed alignments or more; call stmsi.pp.align with n_perturb= first."
+        raise ValueError(msg)
+    if missing := [name for name in sections if name not in found]:
+        logger.warning("Sections %s have no perturbed alignments; their spread is NaN.", listing(missing))
+    return found
+
+
+def _spread_of(
+    sections: dict[str, Section],
+    perturbations: dict[str, NDArray[np.float64]],
+    aggregate: _Aggregate,
+    shape: tuple[int, int],
+    method: str,
+    max_distance: dict[str, float],
+    min_coverage: float,
+) -> NDArray[np.float32]:
+    spread = Spread((shape[0], aggregate.values.shape[1]))
+    for k in range(max(len(p) for p in perturbations.values())):
+        moved = {
+            name: Section(sections[name].geometry.moved(drawn[k]), sections[name].spots, sections[name].pixels)
+            for name, drawn in perturbations.items()
+            if k < len(drawn)
+        }
+        weights = weigh(moved, *shape, method, max_distance)
+        share = np.asarray(weights.areas.sum(axis=1)).ravel() / weights.spot_area
+        spread.add(aggregate(weights.used, weights.pixel_area), covered_spots(weights, share, min_coverage))
+    return spread.std()
+
+
+def _unmeasured(msi: AnnData, sections: dict[str, Section]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Spots of each section and the ions that it did not measure."""
+    measured = msi.varm.get(Key.varm.MEASURED)
+    if measured is None:
+        return []
+    return [
+        (section.spots, np.flatnonzero(~measured[name].to_numpy(bool)))
+        for name, section in sections.items()
+        if name in measured
+    ]
+
+
+def _columns(used: sp.csr_matrix, kept: NDArray[np.bool_], pixels: pd.Index, key_added: str) -> dict[str, Any]:
+    """Columns of ``obs`` that say which pixels a spot has its values from."""
+    number, effective = Key.n_pixels_of(key_added)
+    pixel, share = Key.pixel_of(key_added)
+    column, largest = dominant(used)
+    return {
+        number: np.where(kept, np.diff(used.indptr), 0).astype(np.int32),
+        effective: np.where(kept, effective_number(used), 0.0),
+        pixel: _categorical(np.where(kept, column, -1), pixels),
+        share: np.where(kept, largest, 0.0),
+    }
+
+
+def _categorical(position: NDArray[np.int64], names: pd.Index) -> pd.Categorical:
+    """Names by position, missing where it is -1; only names in use are categories."""
+    used, code = np.unique(position, return_inverse=True)
+    first = int(len(used) > 0 and used[0] < 0)
+    return pd.Categorical.from_codes(code - first, categories=names[used[first:]].astype(str))
+
+
+def _forget(st: AnnData, key_added: str, keep: set[str]) -> None:
+    """Drop what an earlier mapping to the same key wrote, and what was made from it."""
+    for key in (Key.variance_of(key_added), Key.spread_of(key_added), *Key.halves_of(key_added)):
+        if key not in keep:
+            st.obsm.pop(key, None)
     if st.obsm.pop(Key.presence_of(key_added), None) is not None:
         logger.info(
             "obsm[%r] was called from the earlier mapping and is removed; call stmsi.pp.call_presence again.",
             Key.presence_of(key_added),
         )
-
-
-def _overlap(sdata: SpatialData, name: str, st: AnnData, msi: AnnData) -> tuple[sp.csr_matrix, NDArray[np.float64]]:
-    """Areas shared by the spots and pixels of a section, in table order, and the areas of the spots (um^2)."""
-    import shapely
-    from spatialdata import transform
-    from spatialdata.transformations import get_transformation
-
-    frame = Key.st_frame(name)
-    for element in (Key.spots(name), Key.pixels(name)):
-        if element not in sdata.shapes:
-            msg = f"No shapes {element!r}; shapes elements: {listing(sdata.shapes)}."
-            raise KeyError(msg)
-    pixels = sdata.shapes[Key.pixels(name)]
-    to_st = get_transformation(pixels, get_all=True).get(frame)
-    if to_st is None:
-        msg = f"Section {name!r} is not aligned: its pixels have no place in {frame!r}. Call stmsi.pp.align first."
-        raise ValueError(msg)
-    matrix = to_st.to_affine_matrix(("x", "y"), ("x", "y"))
-    outline = pixels.geometry.to_numpy()[_rows(pixels.index, msi, name)]
-    outline = shapely.transform(outline, lambda xy: apply_affine(matrix, xy))
-
-    spots = transform(sdata.shapes[Key.spots(name)], to_coordinate_system=frame)
-    if "radius" in spots:
-        rows = _rows(spots.index, st, name)
-        centres = shapely.get_coordinates(spots.geometry.to_numpy()[rows])
-        radii = spots["radius"].to_numpy(dtype=float)[rows]
-        # relative to the section, so that far-off coordinates cost no precision
-        origin = centres.mean(axis=0)
-        vertices, polygon = shapely.get_coordinates(outline, return_index=True)
-        areas = circle_polygon_overlap(centres - origin, radii, vertices - origin, polygon, len(outline))
-        return areas, np.pi * radii**2
-    shapes = spots.geometry.to_numpy()[_rows(spots.index, st, name)]
-    pixel, spot = shapely.STRtree(shapes).query(outline, predicate="intersects")
-    shared = shapely.area(shapely.intersection(shapes[spot], outline[pixel]))
-    return sp.csr_matrix((shared, (spot, pixel)), shape=(len(shapes), len(outline))), shapely.area(shapes)
-
-
-def _rows(index: pd.Index, table: AnnData, name: str) -> NDArray[np.int64]:
-    """Rows of an element that a table's observations annotate."""
-    rows = index.get_indexer(instances(table))
-    if (rows < 0).any():
-        msg = f"{int((rows < 0).sum())} observations of section {name!r} annotate nothing in its shapes element."
-        raise ValueError(msg)
-    return rows
