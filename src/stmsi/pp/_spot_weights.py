@@ -12,7 +12,7 @@ from stmsi._core.aggregate import dominant, effective_number
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import listing
-from stmsi.pp._section_geometry import SectionGeometry, section_geometry
+from stmsi.pp._mapping_geometry import SectionGeometry, section_geometry
 
 if TYPE_CHECKING:
     from anndata import AnnData
