@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +18,8 @@ _UNMEASURED = 0.3
 _N_ANGLES = 36
 _COARSE_CELLS = 48
 _PER_HANDEDNESS = 6
+_JUDGED = 0.85
+_N_JUDGED = 4
 _WIDTHS = (3.0, 1.5, 0.75)
 """Softness of the outline from the first to the last step, in spot pitches (or pixels, where those are larger)."""
 _PRIOR = 0.01
@@ -216,12 +219,18 @@ def steps(moving: TissueRaster, fixed: TissuePoints) -> list[float]:
     return [w * unit for w in _WIDTHS]
 
 
-def coarse_placements(moving: TissueRaster, fixed: TissuePoints, freedom: Freedom) -> list[NDArray[np.float64]]:
+def coarse_placements(
+    moving: TissueRaster,
+    fixed: TissuePoints,
+    freedom: Freedom,
+    judge: Callable[[NDArray[np.float64]], float] | None = None,
+) -> list[NDArray[np.float64]]:
     """Starts ST -> MSI: for both handednesses the best turns, each at its best shift.
 
     Every turn in steps of ten degrees is scored at every shift, by Fourier transforms; so neither round nor square
     tissue, whose principal axes are arbitrary, nor tissue cut by the frame, whose centre is not the centre of the
-    section, can mislead the start.
+    section, can mislead the start. Round tissue has many good turns: of those, `judge` (a matrix MSI -> ST to a number)
+    may add some to the ones with the best overlap.
     """
     low = fixed.xy.min(axis=0)
     # of the smaller of both: a coarse raster must still show the shape of the smaller one
@@ -242,7 +251,7 @@ def coarse_placements(moving: TissueRaster, fixed: TissuePoints, freedom: Freedo
     soft = moving.soft(1.5 * max(step, moving.pixel))
     bounded = bool((moving.measured < 1).any())
     images = np.stack([soft, 1 - moving.measured] if bounded else [soft])
-    found = []
+    found, everything = [], []
     for scale in freedom.scales:
         for hand in (np.eye(2), _MIRROR):
             scores, matrices = np.empty(_N_ANGLES), []
@@ -265,6 +274,7 @@ def coarse_placements(moving: TissueRaster, fixed: TissuePoints, freedom: Freedo
                 matrix[:2, :2] = linear
                 matrix[:2, 2] = centre - linear @ at
                 matrices.append(matrix)
+            everything += list(zip(scores, matrices, strict=True))
             peak = (scores >= np.roll(scores, 1)) & (scores >= np.roll(scores, -1))
             order = np.flatnonzero(peak)[np.argsort(-scores[peak], kind="stable")]
             found += [(scores[k], matrices[k], hand[0, 0]) for k in order[:_PER_HANDEDNESS]]
@@ -272,6 +282,10 @@ def coarse_placements(moving: TissueRaster, fixed: TissuePoints, freedom: Freedo
     for handedness in (1.0, -1.0):
         own = sorted((f for f in found if f[2] == handedness), key=lambda f: -f[0])
         kept += [f[1] for f in own[: _PER_HANDEDNESS * min(2, len(freedom.scales))]]
+    if judge is not None:
+        good = [m for score, m in everything if score > _JUDGED * max(e[0] for e in everything)]
+        value = np.array([judge(np.linalg.inv(m)) for m in good])
+        kept += [good[k] for k in np.argsort(-value, kind="stable")[:_N_JUDGED]]
     return kept
 
 
@@ -282,6 +296,7 @@ def place_masks(
     *,
     affine: bool = True,
     starts: list[NDArray[np.float64]] | None = None,
+    judge: Callable[[NDArray[np.float64]], float] | None = None,
     keep: float = 0.8,
 ) -> list[Placement]:
     """Ways to lay the MSI tissue onto the spots, best first.
@@ -296,10 +311,12 @@ def place_masks(
         Whether to refine a similarity to an affine transformation.
     starts
         Matrices ST -> MSI; `None`: :func:`coarse_placements`.
+    judge
+        Passed to :func:`coarse_placements`.
     keep
         Placements with less than this share of the best score are dropped.
     """
-    starts = coarse_placements(moving, fixed, freedom) if starts is None else starts
+    starts = coarse_placements(moving, fixed, freedom, judge) if starts is None else starts
     centre = fixed.xy[fixed.tissue].mean(axis=0)
     radius = float(np.hypot(*(fixed.xy[fixed.tissue] - centre).T).mean())
     wide, middle, fine = (MaskOverlap(moving, fixed, w) for w in steps(moving, fixed))
