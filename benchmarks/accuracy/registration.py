@@ -33,10 +33,11 @@ from scipy.spatial import cKDTree
 
 from stmsi._core.automatic import Verdict, register_sections
 from stmsi._core.image_registration import CrossModal
-from stmsi._core.mask_registration import FREE, KNOWN, Placement, same_place
+from stmsi._core.placement import FREE, KNOWN, Placement, same_place
 from stmsi._core.registration import apply_affine
 from stmsi._core.spatial_components import spatial_components
 from stmsi._core.tissue import TissuePoints, TissueRaster, frame_points, pixel_raster
+from stmsi.pp._automatic import align_automatically
 
 DATA = Path(os.environ.get("STMSI_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 RESULTS = Path(__file__).parent / "results"
@@ -73,7 +74,7 @@ def embryo_points() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return before, after, pd.read_csv(EMBRYO / "rna_coords_cs12_3.csv")[["x", "y"]].to_numpy(float)
 
 
-def embryo(args: argparse.Namespace) -> pd.DataFrame:
+def embryo(_: argparse.Namespace) -> pd.DataFrame:
     before, after, rna = embryo_points()
     pixel = float(np.sqrt(abs(np.linalg.det(np.linalg.lstsq(np.c_[before, np.ones(len(before))], after)[0][:2]))))
     rows = []
@@ -111,7 +112,7 @@ def brain_points() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return pixels, spots[[5, 4]].to_numpy(float) * um, spots[1].to_numpy() > 0
 
 
-def brain(args: argparse.Namespace) -> pd.DataFrame:
+def brain(_: argparse.Namespace) -> pd.DataFrame:
     pixels, spots, on = brain_points()
     rng = np.random.default_rng(0)
     placed, seconds, rivals = {}, [], []
@@ -152,7 +153,7 @@ def outlines() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
     import anndata as ad
 
     result = {}
-    pixels, spots, on = brain_points()
+    _, spots, on = brain_points()
     result["brain"] = spots[on], spots[~on], spots[on], 100.0
     _, after, _ = embryo_points()
     grid = np.stack(np.meshgrid(*(np.arange(a, b, 100.0) for a, b in zip(after.min(0) - 300, after.max(0) + 300, strict=True))), -1).reshape(-1, 2)  # fmt: skip
@@ -183,7 +184,9 @@ def simulated_section(outline, noise: float, signal: float, rng: np.random.Gener
     distance = (ndimage.distance_transform_edt(solid) - ndimage.distance_transform_edt(~solid)) * FIELD
 
     def fields(n: int, length: float) -> np.ndarray:
-        out = ndimage.gaussian_filter(rng.standard_normal((n, *shape)), (0, length / FIELD, length / FIELD), mode="wrap")
+        out = ndimage.gaussian_filter(
+            rng.standard_normal((n, *shape)), (0, length / FIELD, length / FIELD), mode="wrap"
+        )
         return out / out.std(axis=(1, 2), keepdims=True)
 
     def at(f: np.ndarray, xy: np.ndarray) -> np.ndarray:
@@ -191,7 +194,9 @@ def simulated_section(outline, noise: float, signal: float, rng: np.random.Gener
         return np.column_stack([ndimage.map_coordinates(v, where, order=1, mode="nearest") for v in f])
 
     truth = turn(rng)
-    corners = apply_affine(np.linalg.inv(truth), np.array([[x, y] for x in (low[0], high[0]) for y in (low[1], high[1])]))
+    corners = apply_affine(
+        np.linalg.inv(truth), np.array([[x, y] for x in (low[0], high[0]) for y in (low[1], high[1])])
+    )
     axes = [np.arange(a, b, pixel) for a, b in zip(corners.min(0), corners.max(0), strict=True)]
     raster = np.stack(np.meshgrid(*axes), -1).reshape(-1, 2)
     there = apply_affine(truth, raster)
@@ -230,7 +235,9 @@ def orientation_trial(name, outline, noise, signal, seed) -> dict:
         row |= {f"{stage}_z": v.candidates[v.chosen].z, f"{stage}_z2": z[1] if len(z) > 1 else np.nan}
         score = [c.placement.score for c in v.candidates]
         row |= {f"{stage}_score": score[0], f"{stage}_gap": 1 - score[1] / score[0] if len(score) > 1 else np.nan}
-        row[f"{stage}_truth_listed"] = any(same_place(c.placement, target, moving.xy, fixed.pitch) for c in v.candidates)
+        row[f"{stage}_truth_listed"] = any(
+            same_place(c.placement, target, moving.xy, fixed.pitch) for c in v.candidates
+        )
     return row
 
 
@@ -240,7 +247,7 @@ def orientation(args: argparse.Namespace) -> pd.DataFrame:
     known = outlines()
     jobs = [
         delayed(orientation_trial)(name, known[name], noise, signal, seed)
-        for signal in (0.0, 0.3, 0.6)
+        for signal in (0.0, 0.1, 0.3, 0.6)
         for noise in (50.0, 100.0)
         for name in known
         for seed in range(args.repeats if signal else max(1, args.repeats // 2))
@@ -276,7 +283,7 @@ def simulator(args: argparse.Namespace) -> pd.DataFrame:
             truth = sdata.tables["st"].uns["truth"]["transformation"]
             for name, matrix in truth.items():
                 start = process_time()
-                fit = stmsi.pp._automatic.align_automatically(sdata, name, rng=0)
+                fit = align_automatically(sdata, name, rng=0)
                 seconds = process_time() - start
                 xy = sdata.tables["msi"].obsm["spatial"][(sdata.tables["msi"].obs["sample"] == name).to_numpy()]
                 error = distances(fit.matrix, matrix, xy)
@@ -307,7 +314,9 @@ def main() -> None:
     for task in args.tasks:
         table = TASKS[task](args)
         print(f"\n{task}\n{table.round(3).to_string(index=False)}", flush=True)
-        long = table.melt(id_vars="setting", var_name="figure").assign(task=task)[["task", "setting", "figure", "value"]]
+        long = table.melt(id_vars="setting", var_name="figure").assign(task=task)[
+            ["task", "setting", "figure", "value"]
+        ]
         known = pd.concat([known[known["task"] != task], long], ignore_index=True)
         known.to_csv(file, index=False, float_format="%.4g")
 

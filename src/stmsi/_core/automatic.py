@@ -10,18 +10,8 @@ from scipy import ndimage
 from scipy.spatial import cKDTree
 
 from stmsi._core.image_registration import CrossModal, reference_matrices
-from stmsi._core.mask_registration import (
-    KNOWN,
-    Adjustment,
-    Freedom,
-    MaskOverlap,
-    Placement,
-    hard_iou,
-    place_masks,
-    sample_images,
-    same_place,
-    steps,
-)
+from stmsi._core.mask_registration import MaskOverlap, hard_iou, place_masks, steps
+from stmsi._core.placement import KNOWN, Adjustment, Freedom, Placement, inverse, same_place, sample_images
 from stmsi._core.registration import apply_affine
 from stmsi._core.tissue import TissuePoints, TissueRaster
 
@@ -34,8 +24,6 @@ _LEAD = 3.0
 """The best placement decides when it leads every other one by as much."""
 _SURE_LEAD = 5.0
 """The lead with which intensities overrule masks that are not near-ties."""
-_FITS = 0.7
-"""Masks with less overlap than this do not show the same piece of tissue."""
 _POLISH = Freedom(0.03, 0.02)
 _MAX_PIXELS = 2000
 
@@ -94,6 +82,12 @@ class Verdict:
         Indices of the candidates that the data cannot rule out.
     polished
         Whether intensities refined the matrix.
+    iou
+        Intersection over union of both masks at the points of the ST frame.
+    draws
+        Matrices of refits to perturbed data, shape (n, 3, 3).
+    resolution
+        What their spread means.
     """
 
     matrix: NDArray[np.float64]
@@ -103,6 +97,7 @@ class Verdict:
     rivals: list[int]
     polished: bool
     iou: float
+    draws: NDArray[np.float64]
     resolution: Resolution
 
 
@@ -155,7 +150,7 @@ def register_sections(
         draws = _perturbed_outlines(moving, fixed, matrix, freedom, n_perturb, rng, affine=affine)
     return Verdict(
         matrix, candidates, chosen, decided_by, rivals, polished,
-        hard_iou(matrix, moving, fixed), resolution(matrix, draws, moving, fixed),
+        hard_iou(matrix, moving, fixed), np.array(draws).reshape(-1, 3, 3), resolution(matrix, draws, moving, fixed),
     )  # fmt: skip
 
 
@@ -187,7 +182,7 @@ def _polish(data: CrossModal, placement: Placement, freedom: Freedom) -> tuple[N
     matrix = data.refine(placement.matrix, limits)
     matrix = data.refine(matrix, limits)
     width = steps(data.moving, data.fixed)[-1]
-    score = MaskOverlap(data.moving, data.fixed, width).at(np.linalg.inv(matrix))
+    score = MaskOverlap(data.moving, data.fixed, width).at(inverse(matrix))
     better = data.explained(matrix) >= data.explained(placement.matrix)
     near = same_place(Placement(matrix, score), placement, data.moving.xy, data.fixed.pitch)
     if better and near and score > (1 - NEAR) * placement.score:
@@ -221,7 +216,7 @@ def _perturbed_outlines(
 ) -> list[NDArray[np.float64]]:
     """Refits to outlines displaced as much as the two outlines differ at the placement."""
     error = outline_error(moving, fixed, matrix)
-    to_msi = np.linalg.inv(matrix)
+    to_msi = inverse(matrix)
     centre = fixed.xy[fixed.tissue].mean(axis=0)
     radius = float(np.hypot(*(fixed.xy[fixed.tissue] - centre).T).mean())
     adjustment = Adjustment(to_msi, centre, radius)
@@ -234,7 +229,7 @@ def _perturbed_outlines(
         p = np.array([rng.normal(0, 0.02), 0, 0, 0, *rng.normal(0, 0.5 * fixed.pitch / radius, 2)])
         for width in steps(moving, fixed)[1:]:
             p = MaskOverlap(moving, fixed, width, distance).refine(adjustment, p, freedom, affine=affine)
-        out.append(np.linalg.inv(adjustment.matrix(p)))
+        out.append(inverse(adjustment.matrix(p)))
     return out
 
 
@@ -248,7 +243,7 @@ def outline_error(moving: TissueRaster, fixed: TissuePoints, matrix: NDArray[np.
     middle = (on[edge] + off[nearest[edge]]) / 2  # the outline passes there
     if len(middle) < 5:
         return fixed.pitch
-    at = moving.index(apply_affine(np.linalg.inv(matrix), middle))
+    at = moving.index(apply_affine(inverse(matrix), middle))
     distance = sample_images(moving.distance[None], at)[0][0]
     # 68 % of a normal distribution, so that a torn edge does not count for all
     return max(float(np.quantile(np.abs(distance), 0.68)), 0.25 * fixed.pitch)

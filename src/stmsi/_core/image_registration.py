@@ -10,7 +10,7 @@ from scipy import ndimage
 from scipy.optimize import minimize
 from scipy.spatial import cKDTree
 
-from stmsi._core.mask_registration import Adjustment, Freedom, sample_images
+from stmsi._core.placement import Adjustment, Freedom, inverse, sample_images
 from stmsi._core.registration import apply_affine
 from stmsi._core.tissue import TissuePoints, TissueRaster
 
@@ -62,7 +62,7 @@ class CrossModal:
 
     def sampled(self, matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
         """MSI components at the spots, shape (n, q), and which spots lie on MSI tissue."""
-        at = self.moving.index(apply_affine(np.linalg.inv(matrix), self.spots))
+        at = self.moving.index(apply_affine(inverse(matrix), self.spots))
         stack = np.concatenate([self.images, self.moving.distance[None]])
         value = sample_images(stack, at)[0]
         return value[:-1].T, value[-1] > 0
@@ -95,7 +95,7 @@ class CrossModal:
             Of each spot, shape (n,); `None`: equal.
         """
         # spots well inside the MSI tissue, so that the set stays the same while the placement moves
-        at = self.moving.index(apply_affine(np.linalg.inv(matrix), self.spots))
+        at = self.moving.index(apply_affine(inverse(matrix), self.spots))
         depth = sample_images(self.moving.distance[None], at)[0][0]
         inside = depth > 0.5 * self.fixed.pitch
         if inside.sum() < _MIN_SPOTS:
@@ -106,7 +106,7 @@ class CrossModal:
         x = np.column_stack([np.ones(len(spots)), self.expression[inside]]) * w[:, None]
         q, _ = np.linalg.qr(x)
         centre = spots.mean(axis=0)
-        adjustment = Adjustment(np.linalg.inv(matrix), centre, float(np.hypot(*(spots - centre).T).mean()))
+        adjustment = Adjustment(inverse(matrix), centre, float(np.hypot(*(spots - centre).T).mean()))
         spread = np.array([np.inf, freedom.scale, freedom.stretch, freedom.stretch, np.inf, np.inf])
         first = w / np.linalg.norm(w)
 
@@ -129,7 +129,7 @@ class CrossModal:
             return prior - float(share.mean()), _PRIOR * p / spread**2 - gradient
 
         found = minimize(cost, np.zeros(6), jac=True, method="L-BFGS-B", options={"maxiter": 80, "ftol": 1e-8})
-        return np.asarray(np.linalg.inv(adjustment.matrix(found.x)))
+        return inverse(adjustment.matrix(found.x))
 
 
 def component_images(moving: TissueRaster, values: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:

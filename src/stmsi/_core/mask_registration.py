@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.fft import irfft2, next_fast_len, rfft2
 from scipy.optimize import minimize
 
+from stmsi._core.placement import KNOWN, MIRROR, Adjustment, Freedom, Placement, inverse, same_place, sample_images
 from stmsi._core.registration import apply_affine
 from stmsi._core.tissue import TissuePoints, TissueRaster
 
@@ -23,138 +24,6 @@ _N_JUDGED = 4
 _WIDTHS = (3.0, 1.5, 0.75)
 """Softness of the outline from the first to the last step, in spot pitches (or pixels, where those are larger)."""
 _PRIOR = 0.01
-_MIRROR = np.diag([-1.0, 1.0])
-
-
-@dataclass(frozen=True)
-class Freedom:
-    """How far a section may be stretched: standard deviations of the prior on the logarithms.
-
-    Attributes
-    ----------
-    scale
-        Of the size as a whole.
-    stretch
-        Of one direction against the other, and of the shear.
-    scales
-        Sizes to start from, relative to the given ones.
-    """
-
-    scale: float = 0.03
-    stretch: float = 0.03
-    scales: tuple[float, ...] = (1.0,)
-
-
-KNOWN = Freedom()
-FREE = Freedom(0.5, 0.05, (0.7, 0.8, 0.9, 1.0, 1.12, 1.27))
-SERIAL = Freedom(0.1, 0.1, (0.9, 1.0, 1.1))
-
-
-@dataclass(frozen=True)
-class Placement:
-    """One way to lay the MSI tissue onto the spots.
-
-    Attributes
-    ----------
-    matrix
-        MSI -> ST, shape (3, 3).
-    score
-        Soft IoU at the points of the ST frame.
-    """
-
-    matrix: NDArray[np.float64]
-    score: float
-
-    @property
-    def mirrored(self) -> bool:
-        """Whether it turns the section over."""
-        return bool(np.linalg.det(self.matrix[:2, :2]) < 0)
-
-    @property
-    def scale(self) -> float:
-        """Square root of the change of area."""
-        return float(np.sqrt(abs(np.linalg.det(self.matrix[:2, :2]))))
-
-    @property
-    def rotation(self) -> float:
-        """Degrees, of the matrix after undoing the mirror in x."""
-        u, _, vt = np.linalg.svd(self.matrix[:2, :2] @ (_MIRROR if self.mirrored else np.eye(2)))
-        turn = u @ vt
-        return float(np.degrees(np.arctan2(turn[1, 0], turn[0, 0])))
-
-
-def sample_images(
-    images: NDArray[np.float64], at: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bilinear values of images and their derivatives.
-
-    Parameters
-    ----------
-    images
-        Shape (n, rows, cols).
-    at
-        Positions (col, row), shape (m, 2); those outside take the value of the nearest border and no derivative.
-
-    Returns
-    -------
-    Values, shape (n, m), and derivatives by col and row, shape (n, m, 2).
-    """
-    limit = np.array(images.shape[:0:-1]) - 1.001
-    inside = np.clip(at, 0, limit)
-    free = inside == at
-    corner = inside.astype(np.int64)
-    fx, fy = (inside - corner).T
-    flat = images.reshape(len(images), -1)
-    base = corner[:, 1] * images.shape[2] + corner[:, 0]
-    a, b = flat[:, base], flat[:, base + 1]
-    c, d = flat[:, base + images.shape[2]], flat[:, base + images.shape[2] + 1]
-    value = (a * (1 - fx) + b * fx) * (1 - fy) + (c * (1 - fx) + d * fx) * fy
-    slope = np.stack([(b - a) * (1 - fy) + (d - c) * fy, (c - a) * (1 - fx) + (d - b) * fx], axis=-1)
-    return value, slope * free
-
-
-@dataclass(frozen=True)
-class Adjustment:
-    """A small change of a start, as six numbers: turn, log scale, two of stretch, shift over the radius."""
-
-    start: NDArray[np.float64]  # ST -> MSI
-    centre: NDArray[np.float64]
-    radius: float
-
-    def matrix(self, p: NDArray[np.float64]) -> NDArray[np.float64]:
-        """ST -> MSI."""
-        out = np.eye(3)
-        out[:2, :2] = _linear(p)
-        out[:2, 2] = self.centre - out[:2, :2] @ self.centre + p[4:] * self.radius
-        return np.asarray(self.start @ out)
-
-    def chain(
-        self, p: NDArray[np.float64], xy: NDArray[np.float64], slope: NDArray[np.float64]
-    ) -> NDArray[np.float64]:
-        """Sum of derivatives by position in the MSI frame, shape (n, 2), turned into those by the six numbers."""
-        g = slope @ self.start[:2, :2]
-        u = xy - self.centre
-        moment = g.T @ u  # sum of g_k u_l
-        by = [float((moment * d).sum()) for d in _linear_derivatives(p)]
-        return np.array([*by, *(g.sum(axis=0) * self.radius)])
-
-
-def _linear(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    c, s = np.cos(p[0]), np.sin(p[0])
-    return np.exp(p[1]) * np.array([[c, -s], [s, c]]) @ np.array([[1 + p[2], p[3]], [p[3], 1 - p[2]]])
-
-
-def _linear_derivatives(p: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    c, s = np.cos(p[0]), np.sin(p[0])
-    turn, by_turn = np.array([[c, -s], [s, c]]), np.array([[-s, -c], [c, -s]])
-    stretch = np.array([[1 + p[2], p[3]], [p[3], 1 - p[2]]])
-    size = np.exp(p[1])
-    return [
-        size * by_turn @ stretch,
-        size * turn @ stretch,
-        size * turn @ np.diag([1.0, -1.0]),
-        size * turn @ np.array([[0.0, 1.0], [1.0, 0.0]]),
-    ]
 
 
 class MaskOverlap:
@@ -165,7 +34,9 @@ class MaskOverlap:
     costs nothing; :math:`w_i < 1` where the MSI raster stopped within the tissue.
     """
 
-    def __init__(self, moving: TissueRaster, fixed: TissuePoints, width: float, distance: NDArray[np.float64] | None = None):
+    def __init__(
+        self, moving: TissueRaster, fixed: TissuePoints, width: float, distance: NDArray[np.float64] | None = None
+    ):
         tissue = moving if distance is None else replace(moving, distance=distance)
         self.moving, self.fixed = moving, fixed
         self.bounded = bool((moving.measured < 1).any())
@@ -247,13 +118,15 @@ def coarse_placements(
     np.add.at(off, tuple(cell[~fixed.tissue].T[::-1]), 1)
     f_on, f_off = rfft2(on), rfft2(off)
     n_on = fixed.tissue.sum()
-    offset = (np.stack(np.meshgrid(np.arange(n_moving), np.arange(n_moving)), axis=-1).reshape(-1, 2) - n_moving // 2) * step
+    offset = (
+        np.stack(np.meshgrid(np.arange(n_moving), np.arange(n_moving)), axis=-1).reshape(-1, 2) - n_moving // 2
+    ) * step
     soft = moving.soft(1.5 * max(step, moving.pixel))
     bounded = bool((moving.measured < 1).any())
     images = np.stack([soft, 1 - moving.measured] if bounded else [soft])
     found, everything = [], []
     for scale in freedom.scales:
-        for hand in (np.eye(2), _MIRROR):
+        for hand in (np.eye(2), MIRROR):
             scores, matrices = np.empty(_N_ANGLES), []
             for k, angle in enumerate(np.arange(_N_ANGLES) * 2 * np.pi / _N_ANGLES):
                 c, s = np.cos(angle), np.sin(angle)
@@ -284,7 +157,7 @@ def coarse_placements(
         kept += [f[1] for f in own[: _PER_HANDEDNESS * min(2, len(freedom.scales))]]
     if judge is not None:
         good = [m for score, m in everything if score > _JUDGED * max(e[0] for e in everything)]
-        value = np.array([judge(np.linalg.inv(m)) for m in good])
+        value = np.array([judge(inverse(m)) for m in good])
         kept += [good[k] for k in np.argsort(-value, kind="stable")[:_N_JUDGED]]
     return kept
 
@@ -337,7 +210,7 @@ def place_masks(
         p = middle.refine(adjustment, p, freedom, affine=affine)
         p = fine.refine(adjustment, p, freedom, affine=affine)
         to_msi = adjustment.matrix(p)
-        placements.append(Placement(np.linalg.inv(to_msi), fine.at(to_msi)))
+        placements.append(Placement(inverse(to_msi), fine.at(to_msi)))
     placements.sort(key=lambda c: -c.score)
     result: list[Placement] = []
     for c in placements:
@@ -346,17 +219,11 @@ def place_masks(
     return result
 
 
-def same_place(a: Placement, b: Placement, xy: NDArray[np.float64], pitch: float) -> bool:
-    """Whether two placements put the pixels at about the same places: the median differs by less than three pitches."""
-    distance = np.hypot(*(apply_affine(a.matrix, xy) - apply_affine(b.matrix, xy)).T)
-    return a.mirrored == b.mirrored and bool(np.median(distance) < 3 * pitch)
-
-
 def _distinct(rough: list, moving: TissueRaster, fixed: TissuePoints) -> list:  # type: ignore[type-arg]
     kept: list = []  # type: ignore[type-arg]
     places: list[Placement] = []
     for score, adjustment, p in rough:
-        place = Placement(np.linalg.inv(adjustment.matrix(p)), score)
+        place = Placement(inverse(adjustment.matrix(p)), score)
         if not any(same_place(place, other, moving.xy, fixed.pitch) for other in places):
             kept.append((score, adjustment, p))
             places.append(place)
@@ -372,12 +239,12 @@ def _unit_scale(to_msi: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _shift_of(to_msi: NDArray[np.float64], adjustment: Adjustment) -> NDArray[np.float64]:
     """Shift with which the adjustment takes its centre to where `to_msi` takes it."""
-    target = apply_affine(np.linalg.inv(adjustment.start), apply_affine(to_msi, adjustment.centre[None]))[0]
+    target = apply_affine(inverse(adjustment.start), apply_affine(to_msi, adjustment.centre[None]))[0]
     return np.asarray((target - adjustment.centre) / adjustment.radius)
 
 
 def hard_iou(matrix: NDArray[np.float64], moving: TissueRaster, fixed: TissuePoints) -> float:
     """Intersection over union of both masks at the points of the ST frame."""
-    at = moving.index(apply_affine(np.linalg.inv(matrix), fixed.xy))
+    at = moving.index(apply_affine(inverse(matrix), fixed.xy))
     inside = sample_images(moving.distance[None], at)[0][0] > 0
     return float((inside & fixed.tissue).sum() / max(1, (inside | fixed.tissue).sum()))
