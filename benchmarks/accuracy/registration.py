@@ -287,7 +287,7 @@ def simulator(args: argparse.Namespace) -> pd.DataFrame:
                 seconds = process_time() - start
                 xy = sdata.tables["msi"].obsm["spatial"][(sdata.tables["msi"].obs["sample"] == name).to_numpy()]
                 error = distances(fit.matrix, matrix, xy)
-                rows.append((coverage, seed, name, np.median(error), np.quantile(error, 0.9), fit.ambiguous, fit.resolution.median_um, seconds))  # fmt: skip
+                rows.append((coverage, seed, name, np.median(error), np.quantile(error, 0.9), fit.ambiguous, fit.resolution["median_um"], seconds))  # fmt: skip
     columns = ["coverage", "seed", "section", "tre_median_um", "tre_p90_um", "ambiguous", "spread_median_um", "cpu_s"]
     table = pd.DataFrame(rows, columns=columns)
     table.to_csv(RESULTS / "registration_simulator.csv", index=False, float_format="%.4g")
@@ -310,10 +310,11 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / "registration.csv"
-    known = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["task", "setting", "figure", "value"])
     for task in args.tasks:
         table = TASKS[task](args)
         print(f"\n{task}\n{table.round(3).to_string(index=False)}", flush=True)
+        # read late: tasks may run side by side
+        known = pd.read_csv(file) if file.exists() else pd.DataFrame(columns=["task", "setting", "figure", "value"])
         long = table.melt(id_vars="setting", var_name="figure").assign(task=task)[
             ["task", "setting", "figure", "value"]
         ]

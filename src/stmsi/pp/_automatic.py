@@ -12,13 +12,13 @@ from stmsi._core.automatic import Verdict, register_sections, telling_landmark
 from stmsi._core.image_registration import CrossModal, mutual_information
 from stmsi._core.placement import FREE, KNOWN, SERIAL, Freedom, Placement, inverse
 from stmsi._core.registration import apply_affine
-from stmsi._core.spatial_components import spatial_components, summary_channels
-from stmsi._core.tissue import TissuePoints, TissueRaster, find_background, frame_points, pixel_raster
+from stmsi._core.spatial_components import spatial_components
+from stmsi._core.tissue import TissuePoints, TissueRaster, frame_points, pixel_raster
 from stmsi._keys import Key
-from stmsi._validate import as_csr, check_choice, get_table, instances, listing, require_sample, require_spatialdata
+from stmsi._validate import check_choice, require_spatialdata
+from stmsi.pp._section_input import pixel_centres, pixels_on_tissue, section_table, spot_centres, table_values
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
     from spatialdata import SpatialData
 
@@ -190,11 +190,11 @@ def align_automatically(
             msg = "A crop of unknown extent does not tell the size of a pixel: pass the pixel size and scale='known'."
             raise ValueError(msg)
     random = np.random.default_rng(rng)
-    msi, st = (_section(sdata, key, name, sample_key) for key in (table_key, st_table_key))
-    pixels, size, to_msi = _pixels(sdata, name, msi)
-    spots = _spots(sdata, name, st)
-    ions, counts = _values(msi, msi_layer, "MSI"), _values(st, layer, "ST")
-    on_tissue = _msi_tissue(msi, ions)
+    msi, st = (section_table(sdata, key, name, sample_key) for key in (table_key, st_table_key))
+    pixels, size, to_msi = pixel_centres(sdata, name, msi)
+    spots = spot_centres(sdata, name, st)
+    ions, counts = table_values(msi, msi_layer, "MSI"), table_values(st, layer, "ST")
+    on_tissue = pixels_on_tissue(msi, ions)
     in_tissue = np.ones(len(spots), bool)
     if Key.obs.IN_TISSUE in st.obs:
         in_tissue = st.obs[Key.obs.IN_TISSUE].to_numpy().astype(float) > 0
@@ -228,73 +228,6 @@ def align_automatically(
     return _result(verdict, moving, fixed, data, resize)
 
 
-def _section(sdata: SpatialData, key: str, name: str, sample_key: str) -> AnnData:
-    table = get_table(sdata, key)
-    sample = require_sample(table, sample_key)
-    if not (sample == name).any():
-        msg = f"Table {key!r} has no section {name!r}; its sections: {listing(dict.fromkeys(sample))}."
-        raise KeyError(msg)
-    return table[sample == name]
-
-
-def _element(sdata: SpatialData, element: str, table: AnnData, name: str) -> Any:
-    if element not in sdata.shapes:
-        msg = f"No shapes {element!r}; shapes elements: {listing(sdata.shapes)}."
-        raise KeyError(msg)
-    shapes = sdata.shapes[element]
-    rows = shapes.index.get_indexer(instances(table))
-    if (rows < 0).any():
-        msg = f"{int((rows < 0).sum())} observations of section {name!r} annotate nothing in shapes {element!r}."
-        raise ValueError(msg)
-    return shapes.geometry.to_numpy()[rows]
-
-
-def _frame_matrix(sdata: SpatialData, element: str, frame: str) -> NDArray[np.float64]:
-    from spatialdata.transformations import get_transformation
-
-    known = get_transformation(sdata.shapes[element], get_all=True)
-    if frame not in known:
-        return np.eye(3)
-    return np.asarray(known[frame].to_affine_matrix(("x", "y"), ("x", "y")))
-
-
-def _pixels(
-    sdata: SpatialData, name: str, table: AnnData
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Centres and size of the pixels along their raster, and the matrix from there to the MSI frame."""
-    import shapely
-
-    outline = _element(sdata, Key.pixels(name), table, name)
-    bounds = shapely.bounds(outline)
-    if not np.isfinite(bounds).all():
-        msg = f"Section {name!r}: {int((~np.isfinite(bounds).all(axis=1)).sum())} pixels have NaN coordinates; remove them."
-        raise ValueError(msg)
-    xy = (bounds[:, :2] + bounds[:, 2:]) / 2
-    return (
-        xy,
-        np.median(bounds[:, 2:] - bounds[:, :2], axis=0),
-        _frame_matrix(sdata, Key.pixels(name), Key.msi_frame(name)),
-    )
-
-
-def _spots(sdata: SpatialData, name: str, table: AnnData) -> NDArray[np.float64]:
-    import shapely
-
-    centre = shapely.get_coordinates(shapely.centroid(_element(sdata, Key.spots(name), table, name)))
-    if len(centre) != table.n_obs or not np.isfinite(centre).all():
-        lost = table.n_obs - int(np.isfinite(centre).all(axis=1).sum())
-        msg = f"Section {name!r}: {lost} spots have NaN coordinates; remove them."
-        raise ValueError(msg)
-    return apply_affine(_frame_matrix(sdata, Key.spots(name), Key.st_frame(name)), centre)
-
-
-def _values(table: AnnData, layer: str | None, what: str) -> Any:
-    if layer is not None and layer not in table.layers:
-        msg = f"The {what} table has no layer {layer!r}; layers: {listing(table.layers)}."
-        raise KeyError(msg)
-    return as_csr(table.X if layer is None else table.layers[layer])
-
-
 def _check_number(n: int, name: str, what: str, where: str) -> None:
     if n < _MIN_POINTS:
         msg = (
@@ -302,21 +235,6 @@ def _check_number(n: int, name: str, what: str, where: str) -> None:
             f"Check {where}, or pass landmarks."
         )
         raise ValueError(msg)
-
-
-def _msi_tissue(table: AnnData, ions: Any) -> NDArray[np.bool_]:
-    """Pixels on tissue; all of them where nothing shows that there is a background."""
-    row, col = (table.obs[k].to_numpy().astype(np.int64) for k in (Key.obs.ROW, Key.obs.COL))
-    found = np.asarray((ions > 0).sum(axis=1)).ravel().astype(float)
-    on = find_background(found, row, col)
-    if on.all():
-        total = (
-            table.obs[Key.obs.TIC].to_numpy(float)
-            if Key.obs.TIC in table.obs
-            else np.expm1(summary_channels(ions)[:, 1])
-        )
-        on = find_background(total, row, col)
-    return on & (found > 0) if on.all() and (found > 0).mean() < 0.97 else on
 
 
 def _fixed(spots: NDArray[np.float64], in_tissue: NDArray[np.bool_], frame: Any) -> TissuePoints:
