@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy.ndimage import gaussian_filter
 
 from stmsi._core.simulation import visium_positions
 from stmsi._core.tissue import cut_sides, find_background, frame_points, pixel_raster, spot_pitch
@@ -89,3 +90,13 @@ def test_background_is_found_where_there_is_one():
     assert find_background(rng.poisson(np.where(tissue, 60, 400)).astype(float), row, col).all(), (
         "dark core, bright rim"
     )
+
+
+@pytest.mark.parametrize("length", [3, 6, 12])
+def test_rich_and_poor_regions_are_all_tissue(length):
+    rng = np.random.default_rng(length)
+    row, col = (v.ravel() for v in np.indices((40, 50)))
+    disc = np.hypot(row - 20, (col - 25) * 0.8) < 19
+    field = gaussian_filter(rng.standard_normal((40, 50)), length).ravel()[disc]
+    peaks = rng.poisson(25 * np.exp(0.7 * field / field.std())).astype(float)
+    assert find_background(peaks, row[disc], col[disc]).all()
