@@ -115,7 +115,7 @@ def test_the_pixel_size_may_be_a_placeholder(sections):
 
 def test_pixels_off_the_tissue_are_left_out(sections):
     """The whole raster was measured; the background holds little."""
-    name = "P1S1"
+    name = "P2S1"
     msi, st = (t[t.obs["sample"] == name] for t in (sections.tables["msi"], sections.tables["st"]))
     row, col = msi.obs["row"].to_numpy(), msi.obs["col"].to_numpy()
     full = np.stack(np.meshgrid(np.arange(-8, row.max() + 9), np.arange(-8, col.max() + 9), indexing="ij"), -1)
