@@ -149,9 +149,10 @@ def test_the_published_embryo_alignment(data_dir):
     )
     moving = pixel_raster(before * 40, np.array([40.0, 40.0]))
     best = place_masks(moving, frame_points(rna, crop=True))[0]
-    distance = np.hypot(*(apply_affine(best.matrix, moving.xy) - after).T) / 40.6  # size of an aligned pixel
-    assert np.median(distance) <= 1.5
-    assert np.quantile(distance, 0.9) <= 2.5
+    distance = np.hypot(*(apply_affine(best.matrix, moving.xy) - after).T)
+    distance /= 40.63  # root of the area of an aligned pixel
+    assert np.median(distance) <= 1.4
+    assert np.quantile(distance, 0.9) <= 2.6, "measured: 2.50; another library version may differ in the last digit"
 
 
 @pytest.mark.realdata
