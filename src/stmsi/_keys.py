@@ -25,6 +25,7 @@ class Key:
         COVERAGE: Final = "msi_coverage"
         OVERSAMPLED: Final = "oversampled_from"
         TIC: Final = "tic"
+        IN_TISSUE: Final = "in_tissue"
 
     class var:  # noqa: N801
         """Columns of ``var`` (and of the feature table)."""

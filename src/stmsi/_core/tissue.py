@@ -1,0 +1,271 @@
+"""Tissue masks of both modalities: MSI pixels as a raster of distances, spots as labelled points."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import Delaunay, cKDTree
+
+_LATTICE = 1.4
+"""Spots lie on a lattice where the 90th percentile of the distance to the next one is below this many medians."""
+_CUT = 0.45
+"""Tissue that runs along this share of a side of its bounding box was cut there by the edge of what was measured."""
+_MARGIN = 0.2
+"""Off-tissue points continue the lattice this far beyond the tissue, as a share of its extent."""
+_SEPARATED = 2.8
+"""Tissue and background lie so far apart, in root mean squares of their two standard deviations (Ashman's D)."""
+_RATIO = 1.8
+"""Tissue holds at least so many times what the background holds."""
+_VALLEY = 0.12
+"""At most this share of pixels lies in the middle third between both; of one normal distribution, 21 % would."""
+_COHERENT = 0.9
+_LEAST_TISSUE = 0.1
+
+
+@dataclass(frozen=True)
+class TissueRaster:
+    """MSI tissue on its pixel raster.
+
+    Attributes
+    ----------
+    distance
+        Signed distance to the outline in micrometres, positive inside the tissue, shape (rows, cols).
+    measured
+        1 where a pixel was or could have been measured, 0 beyond a side where the raster stopped within the tissue.
+    origin
+        Position of element (0, 0) in the MSI frame, (x, y).
+    spacing
+        Size of a pixel, (x, y).
+    xy
+        Centres of the tissue pixels, shape (n, 2).
+    """
+
+    distance: NDArray[np.float64]
+    measured: NDArray[np.float64]
+    origin: NDArray[np.float64]
+    spacing: NDArray[np.float64]
+    xy: NDArray[np.float64]
+
+    @property
+    def pixel(self) -> float:
+        """Side of a square of a pixel's area."""
+        return float(np.sqrt(self.spacing.prod()))
+
+    @property
+    def area(self) -> float:
+        """Area of the tissue."""
+        return float(len(self.xy) * self.spacing.prod())
+
+    def soft(self, width: float) -> NDArray[np.float64]:
+        """Membership from 0 to 1 that changes over `width` micrometres on either side of the outline."""
+        return 0.5 * (1 + np.tanh(self.distance / width))
+
+    def index(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Positions as (col, row), not rounded."""
+        return (xy - self.origin) / self.spacing
+
+    def scaled(self, factor: float) -> TissueRaster:
+        """The same tissue in another unit of length."""
+        return TissueRaster(
+            self.distance * factor, self.measured, self.origin * factor, self.spacing * factor, self.xy * factor
+        )
+
+
+@dataclass(frozen=True)
+class TissuePoints:
+    """ST tissue as labelled points: spots, and places known to be off the tissue.
+
+    Attributes
+    ----------
+    xy
+        Shape (n, 2), micrometres.
+    tissue
+        Whether each lies on tissue.
+    pitch
+        Distance between neighbouring spots.
+    """
+
+    xy: NDArray[np.float64]
+    tissue: NDArray[np.bool_]
+    pitch: float
+
+    @property
+    def area(self) -> float:
+        """Approximate area of the tissue."""
+        return float(self.tissue.sum() * self.pitch**2 * np.sqrt(3) / 2)
+
+
+def spot_pitch(xy: NDArray[np.float64]) -> tuple[float, bool]:
+    """Distance between neighbouring spots, and whether they lie on a lattice.
+
+    Points without a lattice (a random subset of bins) get the side of the square that each has to itself: twice the
+    mean distance to the next point of a Poisson pattern.
+    """
+    nearest = cKDTree(xy).query(xy, k=2)[0][:, 1]
+    middle = float(np.median(nearest))
+    if np.quantile(nearest, 0.9) < _LATTICE * middle:
+        return middle, True
+    return 2 * float(nearest.mean()), False
+
+
+def pixel_raster(
+    xy: NDArray[np.float64],
+    spacing: NDArray[np.float64],
+    tissue: NDArray[np.bool_] | None = None,
+) -> TissueRaster:
+    """Raster of the tissue pixels, with room around it.
+
+    Parameters
+    ----------
+    xy
+        Centres of all measured pixels, shape (n, 2); axes along the raster.
+    spacing
+        Size of a pixel, (x, y).
+    tissue
+        Which of them lie on tissue; `None`: all.
+    """
+    tissue = np.ones(len(xy), bool) if tissue is None else tissue
+    col, row = np.round((xy - xy.min(axis=0)) / spacing).astype(int).T
+    pad = max(6, int(0.3 * max(np.ptp(row), np.ptp(col))))
+    shape = (row.max() + 1 + 2 * pad, col.max() + 1 + 2 * pad)
+    on = np.zeros(shape, bool)
+    on[row[tissue] + pad, col[tissue] + pad] = True
+    on = _without_pinholes(on)
+    sampling = (spacing[1], spacing[0])
+    half = spacing.mean() / 2
+    inside, outside = (ndimage.distance_transform_edt(m, sampling=sampling) for m in (on, ~on))
+    distance = np.where(on, inside - half, half - outside)
+    measured = np.ones(shape)
+    own = xy[tissue]
+    low, high = xy.min(axis=0), xy.max(axis=0)
+    for axis, (first, last) in enumerate(cut_sides(own, low, high, float(spacing.max()))):
+        n = shape[1 - axis]
+        beyond = np.zeros(n, bool)
+        if first:
+            beyond[:pad] = True
+        if last:
+            beyond[n - pad :] = True
+        if axis == 0:
+            measured[:, beyond] = 0
+        else:
+            measured[beyond] = 0
+    return TissueRaster(distance, measured, xy.min(axis=0) - pad * spacing, spacing, own)
+
+
+def _without_pinholes(on: NDArray[np.bool_], size: int = 3) -> NDArray[np.bool_]:
+    """Fill holes of at most `size` pixels: lost spectra, not gaps of the tissue."""
+    label, n = ndimage.label(~on)
+    if n:
+        count = np.bincount(label.ravel())
+        small = count <= size
+        small[0] = False
+        on = on | small[label]
+    return on
+
+
+def cut_sides(
+    xy: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], pitch: float, *, lattice: bool = True
+) -> tuple[tuple[bool, bool], tuple[bool, bool]]:
+    """Sides (left, right), (top, bottom) of a box at which tissue was cut: it runs along much of them."""
+    # points without a lattice meet a side less often
+    depth, width = (0.6 * pitch, 1.5 * pitch) if lattice else (pitch, 2 * pitch)
+    result = []
+    for axis in range(2):
+        along = xy[:, 1 - axis]
+        n = max(1, int((high[1 - axis] - low[1 - axis]) / width))
+        flags = []
+        for side in (low[axis], high[axis]):
+            near = np.abs(xy[:, axis] - side) < depth
+            bins = np.clip(((along[near] - low[1 - axis]) / width).astype(int), 0, n - 1)
+            flags.append(len(np.unique(bins)) > _CUT * n)
+        result.append((flags[0], flags[1]))
+    return result[0], result[1]
+
+
+def frame_points(
+    xy: NDArray[np.float64], off_tissue: NDArray[np.float64] | None = None, *, crop: bool = False
+) -> TissuePoints:
+    """Spots on tissue together with places off the tissue.
+
+    Parameters
+    ----------
+    xy
+        Spots on tissue, shape (n, 2).
+    off_tissue
+        Spots of the capture frame that lie off the tissue. `None`: not known; then the lattice is continued around
+        the tissue and in its holes, except beyond a side of the bounding box along which the tissue runs: there the
+        frame ended, not the tissue.
+    crop
+        The spots are a piece cut from the tissue, nobody knows where: only holes and bays, inside the convex hull of the
+        spots, count as off the tissue.
+    """
+    pitch, lattice = spot_pitch(xy)
+    if off_tissue is None:
+        low, high = xy.min(axis=0), xy.max(axis=0)
+        margin = max(6 * pitch, _MARGIN * float((high - low).max()))
+        (left, right), (top, bottom) = cut_sides(xy, low, high, pitch, lattice=lattice)
+        first = low - margin * ~np.array([left, top])
+        last = high + margin * ~np.array([right, bottom])
+        step = pitch * (np.sqrt(np.sqrt(3) / 2) if lattice else 1.0)
+        x, y = (np.arange(a, b + step / 2, step) for a, b in zip(first, last, strict=True))
+        grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+        reach = (0.9 if lattice else 1.25) * pitch
+        off_tissue = grid[cKDTree(xy).query(grid)[0] > reach]
+        if crop:
+            off_tissue = off_tissue[Delaunay(xy).find_simplex(off_tissue) >= 0]
+    tissue = np.repeat([True, False], [len(xy), len(off_tissue)])
+    return TissuePoints(np.vstack([xy, off_tissue]), tissue, pitch)
+
+
+def find_background(value: NDArray[np.float64], row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which pixels lie on tissue, from a summary such as the number of peaks.
+
+    Otsu's threshold always finds two classes, and tissue has rich and poor regions. The classes count as tissue and
+    background only where they differ by a factor of two and by far more than their spread, few pixels lie between them, both
+    are coherent in space, and the edge of what was measured is background. Otherwise every pixel counts as
+    tissue: a few pixels too many cost less than a lost half of the section.
+
+    Parameters
+    ----------
+    value
+        One number a pixel, not negative.
+    row, col
+        Raster positions.
+
+    References
+    ----------
+    K. M. Ashman, C. M. Bird, S. E. Zepf. Detecting bimodality in astronomical datasets. Astron. J. 108, 2348 (1994).
+    N. Otsu. A threshold selection method from gray-level histograms. IEEE Trans. Syst. Man Cybern. 9, 62-66 (1979).
+    """
+    from skimage.filters import threshold_otsu
+
+    everything = np.ones(len(value), bool)
+    level = np.log1p(value)
+    if not np.isfinite(level).all() or np.ptp(level) < 1e-9:
+        return everything
+    # single pixels scatter; the outline of the tissue does not depend on them
+    shape = (row.max() - row.min() + 1, col.max() - col.min() + 1)
+    at = (row - row.min(), col - col.min())
+    image, weight = np.zeros(shape), np.zeros(shape)
+    image[at], weight[at] = level, 1
+    smooth = ndimage.uniform_filter(image, 5)[at] / ndimage.uniform_filter(weight, 5)[at]
+    on = smooth > threshold_otsu(smooth)
+    if not _LEAST_TISSUE < on.mean() < 0.98:
+        return everything
+    high, low = smooth[on], smooth[~on]
+    apart = high.mean() - low.mean()
+    if apart < max(np.log(_RATIO), _SEPARATED * np.sqrt((high.var() + low.var()) / 2)):
+        return everything
+    between = np.abs(smooth - (high.mean() + low.mean()) / 2) < apart / 6
+    if between.mean() > _VALLEY:
+        return everything
+    mask = np.zeros(shape)
+    mask[at] = on
+    agree = ndimage.uniform_filter(mask, 3)[at] / ndimage.uniform_filter(weight, 3)[at]
+    edge = ndimage.uniform_filter(weight, 3, mode="constant")[at] < 1 - 1e-9
+    if np.where(on, agree, 1 - agree).mean() < _COHERENT or on[edge].mean() > 0.5:
+        return everything
+    return on

@@ -1,0 +1,351 @@
+"""Find where a section's MSI belongs on its spots, without landmarks."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+
+from stmsi._core.automatic import Verdict, register_sections, telling_landmark
+from stmsi._core.image_registration import CrossModal, mutual_information
+from stmsi._core.placement import FREE, KNOWN, SERIAL, Freedom, Placement, inverse
+from stmsi._core.registration import apply_affine
+from stmsi._core.spatial_components import spatial_components
+from stmsi._core.tissue import TissuePoints, TissueRaster, frame_points, pixel_raster
+from stmsi._keys import Key
+from stmsi._validate import check_choice, require_spatialdata
+from stmsi.pp._section_input import pixel_centres, pixels_on_tissue, section_table, spot_centres, table_values
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+    from spatialdata import SpatialData
+
+_MIN_POINTS = 20
+_MAX_FACTOR = 5.0
+_NO_OVERLAP = 0.3
+_POOR_OVERLAP = 0.7
+_LOOSE = 3.0
+_N_ION_COMPONENTS, _N_GENE_COMPONENTS = 8, 10
+
+
+@dataclass(frozen=True)
+class AutomaticFit:
+    """An alignment that nobody clicked, and how far to trust it.
+
+    Attributes
+    ----------
+    matrix
+        MSI frame (um) -> ST frame (um), shape (3, 3).
+    mirrored, rotation_deg, scale
+        Of `matrix`; the rotation is the one left after undoing a mirror in x.
+    score
+        Soft IoU of the tissue masks at the spots of the capture frame, of the chosen candidate.
+    iou
+        IoU of the masks there.
+    candidates
+        One row for each placement that fits the masks nearly as well, best first: ``mirrored``, ``rotation_deg``,
+        ``scale``, ``mask_score``, ``intensity_score`` (share of held-out variance that each modality explains of the
+        other), ``intensity_z`` (the same in standard deviations above wrong placements), ``chosen``, ``possible``
+        (cannot be ruled out).
+    ambiguous
+        Whether the data cannot tell; then `message` says why and what would help.
+    message
+        One or two sentences for the user.
+    landmark
+        Where a landmark would tell the choice from its best rival, `None` without a rival: ``msi`` (place in the MSI
+        frame), ``st`` (where it lies in the ST frame if the choice is right), ``st_rival`` (if the rival is), each of
+        shape (2,), um.
+    decided_by
+        ``"masks"`` or ``"intensities"``.
+    refined
+        Whether intensities refined the placement that masks gave.
+    mutual_information
+        Before and after, in nats: of a leading component of either modality, at the spots that pixels cover. NaN where
+        fewer than 20 spots are covered.
+    resolution
+        Spread of refits to perturbed data: ``median_um``, ``p90_um``; and the share of pixels that stay in their spot
+        (``same_spot``), within one ring of spots around it (``one_ring``) or two (``two_rings``).
+    perturbed
+        The matrices of those refits, shape (n, 3, 3).
+    """
+
+    matrix: NDArray[np.float64]
+    mirrored: bool
+    rotation_deg: float
+    scale: float
+    score: float
+    iou: float
+    candidates: pd.DataFrame
+    ambiguous: bool
+    message: str
+    landmark: dict[str, NDArray[np.float64]] | None
+    decided_by: str
+    refined: bool
+    mutual_information: tuple[float, float]
+    resolution: dict[str, float]
+    perturbed: NDArray[np.float64]
+
+
+def align_automatically(
+    sdata: SpatialData,
+    name: str,
+    *,
+    scale: Literal["known", "free"] = "known",
+    model: Literal["similarity", "affine"] = "affine",
+    serial: bool = False,
+    frame: ArrayLike | Literal["auto", "crop"] = "auto",
+    intensities: bool = True,
+    layer: str | None = None,
+    msi_layer: str | None = None,
+    n_perturb: int = 12,
+    table_key: str = Key.table.MSI,
+    st_table_key: str = Key.table.ST,
+    sample_key: str = Key.obs.SAMPLE,
+    rng: int | np.random.Generator | None = 0,
+) -> AutomaticFit:
+    r"""Find where the MSI pixels of a section belong on its spots, from tissue masks and intensities.
+
+    **Masks.** Every turn, in steps of ten degrees, of either side of the section is tried at every shift. The best ones
+    are refined, a similarity first, then an affine transformation, by a soft IoU that is scored at the spots of the
+    capture frame only: tissue that MSI saw outside it costs nothing.
+
+    **Intensities.** Masks cannot tell near-ties apart. Under each candidate, spatial components of one modality predict
+    those of the other by ridge regression on spatial blocks that the fit has not seen; signs are free. What wrong
+    placements reach, the section turned at random, is the reference: a candidate wins where it stands four
+    standard deviations above it and leads every other by three. The winner is then refined by the same
+    components.
+
+    Where neither decides, the result is ``ambiguous`` and names the landmark that would tell.
+
+    Parameters
+    ----------
+    sdata
+        As made by :func:`stmsi.pp.combine`. It is not changed.
+    name
+        The section.
+    scale
+        ``"known"``: pixel size and spot positions are micrometres, and the tissue shrank by a few per cent at
+        most. ``"free"``: the pixel size is a placeholder.
+    model
+        How far masks may go.
+    serial
+        The modalities measured neighbouring sections and not the same one: size and shape may differ by about 10 %.
+    frame
+        Which places without tissue ST has seen. ``"auto"``: spots with ``obs["in_tissue"] == 0`` where there are some,
+        else around the tissue, except beyond a side along which the tissue was cut. ``"crop"``: the spots are a piece
+        cut from the tissue, and only its holes and bays count. An array of shape (n, 2): all positions of the capture
+        frame in the ST frame (um), on tissue or not.
+    intensities
+        Whether to use them; masks alone otherwise.
+    layer, msi_layer
+        Layers of the ST and MSI table with counts and intensities; `None`: ``X``.
+    n_perturb
+        Number of refits to perturbed data from which the resolution is told.
+    table_key, st_table_key
+        The MSI and the ST table.
+    sample_key
+        Column of ``obs`` with the section name.
+    rng
+        Seed or generator.
+
+    Returns
+    -------
+    The alignment. Nothing is written.
+
+    Raises
+    ------
+    ValueError
+        Fewer than 20 pixels or spots, NaN coordinates, empty masks, sizes that show mixed-up units, no overlap.
+    KeyError
+        The section or its elements do not exist.
+
+    Notes
+    -----
+    A resolution is precision, not accuracy: what shifts both masks alike, such as a torn edge that one of them lost, does
+    not show in the spread of refits.
+
+    References
+    ----------
+    Candidates are compared by cross-validated multivariate regression, as in canonical correlation analysis: H. Hotelling.
+    Relations between two sets of variates. Biometrika 28, 321-377 (1936). Components: P. Switzer, A. A. Green. Min/max
+    autocorrelation factors for multivariate spatial imagery. Technical report 6, Stanford University (1984).
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> from stmsi.pp._automatic import align_automatically
+    >>> sdata = stmsi.datasets.simulate(n_patients=2, sections_per_patient=1, n_genes=100, n_metabolites=20, size=2000)
+    >>> fit = align_automatically(sdata, "P2S1", n_perturb=4)
+    >>> fit.mirrored, fit.ambiguous, fit.decided_by
+    (True, False, 'intensities')
+    """
+    require_spatialdata(sdata)
+    check_choice(scale, ("known", "free"), "scale")
+    check_choice(model, ("similarity", "affine"), "model")
+    if isinstance(frame, str):
+        check_choice(frame, ("auto", "crop"), "frame")
+        if frame == "crop" and scale == "free":
+            msg = "A crop of unknown extent does not tell the size of a pixel: pass the pixel size and scale='known'."
+            raise ValueError(msg)
+    random = np.random.default_rng(rng)
+    msi, st = (section_table(sdata, key, name, sample_key) for key in (table_key, st_table_key))
+    pixels, size, to_msi = pixel_centres(sdata, name, msi)
+    spots = spot_centres(sdata, name, st)
+    ions, counts = table_values(msi, msi_layer, "MSI"), table_values(st, layer, "ST")
+    on_tissue = pixels_on_tissue(msi, ions)
+    in_tissue = np.ones(len(spots), bool)
+    if Key.obs.IN_TISSUE in st.obs:
+        in_tissue = st.obs[Key.obs.IN_TISSUE].to_numpy().astype(float) > 0
+    _check_number(int(in_tissue.sum()), name, "spots on tissue", f"obs[{Key.obs.IN_TISSUE!r}]")
+    _check_number(int(on_tissue.sum()), name, "MSI pixels on tissue", "the pixels")
+
+    fixed = _fixed(spots, in_tissue, frame)
+    moving = pixel_raster(pixels, size, on_tissue)
+    factor = _unit(moving, fixed, name, scale)
+    moving = moving.scaled(factor)
+    freedom = SERIAL if serial and scale == "known" else FREE if scale == "free" else KNOWN
+    if serial and scale == "free":
+        freedom = Freedom(FREE.scale, SERIAL.stretch, FREE.scales)
+    data = None
+    if intensities:
+        data = _cross_modal(moving, fixed, ions[on_tissue], counts[in_tissue], random)
+    from threadpoolctl import threadpool_limits
+
+    # thousands of products of a few numbers: threads of BLAS would only wait for one another
+    with threadpool_limits(1, user_api="blas"):
+        verdict = register_sections(
+            moving, fixed, data, random, freedom, affine=model == "affine", polish=not serial, n_perturb=n_perturb
+        )
+    if verdict.iou < _NO_OVERLAP:
+        msg = (
+            f"Section {name!r}: the tissue masks do not overlap in any position (IoU {verdict.iou:.2f}). Are both tables "
+            "of the same section, and is the pixel size right? Look at stmsi.pl.spatial of both; scale='free' also fits the size."
+        )
+        raise ValueError(msg)
+    resize = np.diag([factor, factor, 1.0]) @ inverse(to_msi)
+    return _result(verdict, moving, fixed, data, resize)
+
+
+def _check_number(n: int, name: str, what: str, where: str) -> None:
+    if n < _MIN_POINTS:
+        msg = (
+            f"Section {name!r} has {n} {what}, and an alignment without landmarks needs at least {_MIN_POINTS}. "
+            f"Check {where}, or pass landmarks."
+        )
+        raise ValueError(msg)
+
+
+def _fixed(spots: NDArray[np.float64], in_tissue: NDArray[np.bool_], frame: Any) -> TissuePoints:
+    on = spots[in_tissue]
+    if isinstance(frame, str):
+        off = spots[~in_tissue] if not in_tissue.all() and frame == "auto" else None
+        return frame_points(on, off, crop=frame == "crop")
+    from scipy.spatial import cKDTree
+
+    places = np.asarray(frame, dtype=float)
+    if places.ndim != 2 or places.shape[1] != 2 or not np.isfinite(places).all():
+        msg = f"frame is 'auto', 'crop' or finite positions of shape (n, 2) in micrometres, found shape {places.shape}."
+        raise ValueError(msg)
+    pitch = frame_points(on, on[:0]).pitch
+    return frame_points(on, places[cKDTree(on).query(places)[0] > 0.6 * pitch])
+
+
+def _unit(moving: TissueRaster, fixed: TissuePoints, name: str, scale: str) -> float:
+    """Factor that brings the MSI tissue to about the size of the ST tissue, 1 where the size is known."""
+    ratio = float(np.sqrt(fixed.area / moving.area))
+    if scale == "free":
+        return ratio
+    if not 1 / _MAX_FACTOR < ratio < _MAX_FACTOR:
+        large, small = ("ST", "MSI") if ratio > 1 else ("MSI", "ST")
+        msg = (
+            f"Section {name!r}: the {large} tissue is {max(ratio, 1 / ratio):.3g} times as wide as the {small} tissue, but "
+            "both should be in micrometres. Check the pixel size and the unit of the spots (pixels of the image?), or pass "
+            "scale='free'."
+        )
+        raise ValueError(msg)
+    return 1.0
+
+
+def _cross_modal(
+    moving: TissueRaster, fixed: TissuePoints, ions: Any, counts: Any, rng: np.random.Generator
+) -> CrossModal | None:
+    a, _ = spatial_components(ions, moving.xy, _N_ION_COMPONENTS, rng)
+    b, _ = spatial_components(counts, fixed.xy[fixed.tissue], _N_GENE_COMPONENTS, rng)
+    if a.shape[1] == 0 or b.shape[1] == 0:
+        return None
+    return CrossModal.build(moving, fixed, a, b, rng)
+
+
+def _result(
+    verdict: Verdict, moving: TissueRaster, fixed: TissuePoints, data: CrossModal | None, resize: NDArray[np.float64]
+) -> AutomaticFit:
+    rows = []
+    for k, c in enumerate(verdict.candidates):
+        place = Placement(c.placement.matrix @ resize, c.placement.score)
+        chosen = k == verdict.chosen
+        rows.append(
+            {
+                "mirrored": place.mirrored, "rotation_deg": place.rotation, "scale": place.scale, "mask_score": place.score,
+                "intensity_score": c.explained, "intensity_z": c.z, "chosen": chosen, "possible": chosen or k in verdict.rivals,
+            }
+        )  # fmt: skip
+    final = Placement(verdict.matrix @ resize, verdict.candidates[verdict.chosen].placement.score)
+    reasons, landmark = [], None
+    if verdict.rivals:
+        rival = _strongest(verdict)
+        at, here, there = telling_landmark(verdict, rival, moving, fixed)
+        in_frame = apply_affine(inverse(resize), at[None])[0]
+        landmark = {"msi": in_frame, "st": here, "st_rival": there}
+        sides = ["as measured" if not rows[k]["mirrored"] else "mirrored" for k in (verdict.chosen, rival)]
+        reasons.append(
+            f"{len(verdict.rivals) + 1} placements fit about equally well. One landmark would tell: what lies near "
+            f"({in_frame[0]:.0f}, {in_frame[1]:.0f}) um in the MSI frame lies near ({here[0]:.0f}, {here[1]:.0f}) um of the "
+            f"ST frame if the chosen one is right ({sides[0]}, turned by {rows[verdict.chosen]['rotation_deg']:.0f} degrees), and near "
+            f"({there[0]:.0f}, {there[1]:.0f}) um if it is the next ({sides[1]}, {rows[rival]['rotation_deg']:.0f} degrees)."
+        )
+    if verdict.iou < _POOR_OVERLAP:
+        reasons.append(
+            f"The tissue masks overlap by {verdict.iou:.0%} only: they may not show the same piece of tissue. If the spots are "
+            "a piece cut from it, pass frame='crop'."
+        )
+    if verdict.resolution.p90_um > _LOOSE * fixed.pitch:
+        reasons.append(
+            f"The outlines hold the section loosely: refits move pixels by {verdict.resolution.p90_um:.0f} um (90th "
+            "percentile). Landmarks would hold it."
+        )
+    message = " ".join(reasons) or (
+        f"Placed by {verdict.decided_by}: IoU {verdict.iou:.2f}, pixels move by {verdict.resolution.median_um:.0f} um "
+        "(median) between refits."
+    )
+    return AutomaticFit(
+        final.matrix, final.mirrored, final.rotation, final.scale, final.score, verdict.iou, pd.DataFrame(rows),
+        bool(reasons), message, landmark, verdict.decided_by, verdict.polished,
+        _information(data, verdict.matrix, inverse(resize)), asdict(verdict.resolution), verdict.draws @ resize,
+    )  # fmt: skip
+
+
+def _strongest(verdict: Verdict) -> int:
+    """The rival to tell apart first: by what intensities say where they say something, else by the masks."""
+    z = [verdict.candidates[k].z for k in verdict.rivals]
+    return verdict.rivals[int(np.argmax(z))] if np.isfinite(z).all() and max(z) > _LOOSE else verdict.rivals[0]
+
+
+def _information(
+    data: CrossModal | None, matrix: NDArray[np.float64], unaligned: NDArray[np.float64]
+) -> tuple[float, float]:
+    """Mutual information before and after of the pair of leading components that shares most after."""
+    if data is None:
+        return float("nan"), float("nan")
+
+    def pair(m: NDArray[np.float64], k: int, j: int) -> float:
+        value, covered = data.sampled(m)
+        return mutual_information(value[covered, k], data.expression[covered, j])
+
+    leading = [(k, j) for k in range(min(3, len(data.images))) for j in range(min(3, data.expression.shape[1]))]
+    after = [pair(matrix, k, j) for k, j in leading]
+    if not np.isfinite(after).any():
+        return float("nan"), float("nan")
+    best = int(np.nanargmax(after))
+    return pair(unaligned, *leading[best]), after[best]
