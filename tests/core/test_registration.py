@@ -85,7 +85,7 @@ NAN = np.array([[np.nan, 0.0], *POINTS[1:].tolist()])
 @pytest.mark.parametrize(
     ("moving", "fixed", "model", "message"),
     [
-        (POINTS, POINTS, "projective", "model='projective' is not known; choose one of"),
+        (POINTS, POINTS, "elastic", "model='elastic' is not known; choose one of"),
         (POINTS[:, :1], POINTS, "rigid", r"MSI landmarks must have shape \(n, 2\), found \(5, 1\)"),
         (POINTS, POINTS.ravel(), "rigid", r"ST landmarks must have shape \(n, 2\), found \(10,\)"),
         (NAN, POINTS, "rigid", "MSI landmarks contain NaN.*remove those rows from both sides"),
