@@ -158,7 +158,10 @@ def estimate_flow(
             normal, right = sp.csr_matrix((2 * len(control), 2 * len(control))), np.zeros(2 * len(control))
             for k in range(len(rho)):
                 level = map_coordinates(target[..., k], place[:, seen], order=1)
-                gradient = [map_coordinates(g[..., k], place[:, seen], order=1) for g in target_gradient]
+                # both at one contrast: where the images are flatter than the pixels, hills would shrink to explain it
+                contrast = source[seen, k].std() / max(level.std(), 1e-300)
+                level = (level - level.mean()) * contrast + source[seen, k].mean()
+                gradient = [contrast * map_coordinates(g[..., k], place[:, seen], order=1) for g in target_gradient]
                 jacobian = sp.hstack([rows.multiply(g[:, None]).tocsr() for g in gradient]).tocsr()
                 residual = source[seen, k] - level
                 # a few pixels that disagree wildly must not pull the field

@@ -97,7 +97,7 @@ def align(
         ``"intensity"``: afterwards, look for a smooth displacement that makes genes and ions agree better. It is kept
         only where mutual information rises and nothing folds.
     refine_length
-        Spacing (um) of the displacement's control points; `None`: eight spot pitches.
+        Spacing (um) of the displacement's control points; `None`: five spot pitches.
     n_perturb
         Number of transformations to draw within the error of the alignment, for
         :func:`stmsi.pp.map_to_spots` to pass on: a parametric bootstrap of the landmarks.

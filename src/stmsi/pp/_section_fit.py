@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 MAX_FOLDS = 0.01
 """Share of pixels that may fold; beyond, the alignment is refused."""
-REFINE_PITCHES = 8.0
+REFINE_PITCHES = 5.0
 """Spacing of the control points of a displacement, in spot pitches."""
 _FAR = 1.0
 """Landmarks all lie elsewhere when none is within the section's box, widened by this share of its size on every side."""
