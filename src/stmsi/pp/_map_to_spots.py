@@ -119,7 +119,9 @@ def map_to_spots(
         if len(spots) == 0:
             logger.warning("Section %r has MSI but no spots; it is left out.", name)
             continue
-        overlap, area = _overlap(sdata, name, st[spots], msi[pixels])
+        record = msi.uns.get(Key.uns.ALIGNMENT, {}).get(name, {})
+        element = str(record.get("element", Key.pixels(name)))
+        overlap, area = _overlap(sdata, name, st[spots], msi[pixels], element)
         mean, covered = weighted_mean(overlap, values[pixels])
         share = covered / area
         if share.max(initial=0) > 1 + 1e-6:
@@ -157,18 +159,20 @@ def map_to_spots(
         )
 
 
-def _overlap(sdata: SpatialData, name: str, st: AnnData, msi: AnnData) -> tuple[sp.csr_matrix, NDArray[np.float64]]:
+def _overlap(
+    sdata: SpatialData, name: str, st: AnnData, msi: AnnData, pixel_element: str
+) -> tuple[sp.csr_matrix, NDArray[np.float64]]:
     """Areas shared by the spots and pixels of a section, in table order, and the areas of the spots (um^2)."""
     import shapely
     from spatialdata import transform
     from spatialdata.transformations import get_transformation
 
     frame = Key.st_frame(name)
-    for element in (Key.spots(name), Key.pixels(name)):
+    for element in (Key.spots(name), pixel_element):
         if element not in sdata.shapes:
             msg = f"No shapes {element!r}; shapes elements: {listing(sdata.shapes)}."
             raise KeyError(msg)
-    pixels = sdata.shapes[Key.pixels(name)]
+    pixels = sdata.shapes[pixel_element]
     to_st = get_transformation(pixels, get_all=True).get(frame)
     if to_st is None:
         msg = f"Section {name!r} is not aligned: its pixels have no place in {frame!r}. Call stmsi.pp.align first."
