@@ -12,6 +12,10 @@ _HEXAGON = 0.6
 """Reach of a spot in pitches: the corner of a hexagonal cell is at 0.577."""
 
 
+BINS = 8
+"""Of mutual information, along each variable."""
+
+
 def spot_pitch(xy: NDArray[np.float64]) -> float:
     """Distance between neighbouring spots: the median distance to the nearest one."""
     if len(xy) < 2:
@@ -63,7 +67,7 @@ def mask_iou(tissue_covered: NDArray[np.bool_], others_covered: NDArray[np.bool_
     return float(tissue_covered.sum() / union) if union else float("nan")
 
 
-def mutual_information(x: NDArray[np.float64], y: NDArray[np.float64], bins: int = 8) -> float:
+def mutual_information(x: NDArray[np.float64], y: NDArray[np.float64], bins: int = BINS) -> float:
     """Mutual information of two variables in nats, over bins of equal counts; NaN with fewer than `bins` squared values."""
     from sklearn.metrics import mutual_info_score
 

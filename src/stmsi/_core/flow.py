@@ -11,12 +11,14 @@ from scipy.interpolate import BSpline
 from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial import cKDTree
 
-from stmsi._core.alignment_scores import canonical, held_out_components, mutual_information
+from stmsi._core.alignment_scores import BINS, canonical, held_out_components, mutual_information
 from stmsi._core.warp import Field
 
 _N_COMPONENTS = 4
 _MAX_PIXELS = 6000
 """Pixels that take part: a smooth field needs no more."""
+_MIN_KEPT = 0.97
+"""Share of the covered spots that must stay covered."""
 _MIN_CORRELATION = 0.3
 """Canonical pairs that correlate less are noise."""
 
@@ -73,7 +75,7 @@ def agreement(
     -------
     Of the first canonical pair, each spot from an analysis without its surroundings; NaN with too little overlap.
     """
-    at_spots, covered = _at_spots(spots, pixels, msi, reach)
+    at_spots, covered = values_at_spots(spots, pixels, msi, reach)
     if covered.sum() < 4 * (st.shape[1] + msi.shape[1]):
         return float("nan")
     return mutual_information(*held_out_components(st[covered], at_spots[covered], spots[covered]))
@@ -126,6 +128,7 @@ def estimate_flow(
     before = agreement(spots, st, pixels, msi, reach)
     if not np.isfinite(before):
         return Flow(None, before, before)
+    n_covered = int(values_at_spots(spots, pixels, msi, reach)[1].sum())
     image = _Grid(spots.min(axis=0) - 3 * pitch, pitch / 2, _shape(spots, 3 * pitch, pitch / 2))
     weight, tissue = _splat(image, spots, np.ones((len(spots), 1)))
     step = max(1, len(pixels) // _MAX_PIXELS)
@@ -138,7 +141,7 @@ def estimate_flow(
     best, best_score = control.copy(), before
     for _ in range(n_outer):
         moved = pixels + basis @ control
-        at_spots, covered = _at_spots(spots, moved, msi, reach)
+        at_spots, covered = values_at_spots(spots, moved, msi, reach)
         if covered.sum() < 4 * (st.shape[1] + msi.shape[1]):
             break
         found = canonical(st[covered], at_spots[covered], _N_COMPONENTS)
@@ -179,10 +182,15 @@ def estimate_flow(
             control = control + change * min(1.0, pitch / max(longest, 1e-300))
             if longest < 0.01 * pitch:
                 break
-        score = agreement(spots, st, pixels + basis @ control, msi, reach)
+        moved = pixels + basis @ control
+        # a field that draws the pixels together is judged by fewer spots, and would win by leaving the hard ones out
+        if values_at_spots(spots, moved, msi, reach)[1].sum() < _MIN_KEPT * n_covered:
+            continue
+        score = agreement(spots, st, moved, msi, reach)
         if score > best_score:
             best, best_score = control.copy(), score
-    if best_score <= before:
+    # a gain that the bins alone would make of chance (Miller-Madow) is none
+    if best_score <= before + (BINS - 1) ** 2 / (2 * n_covered):
         return Flow(None, before, before)
     return Flow(_as_field(pixels, low, length, shape, best, pitch), before, best_score)
 
@@ -192,7 +200,7 @@ def _shape(points: NDArray[np.float64], margin: float, spacing: float) -> tuple[
     return int(rows), int(cols)
 
 
-def _at_spots(
+def values_at_spots(
     spots: NDArray[np.float64], pixels: NDArray[np.float64], values: NDArray[np.float64], reach: float
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """Mean of the pixels around each spot, and whether there are any."""

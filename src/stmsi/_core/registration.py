@@ -125,7 +125,7 @@ def fit_landmarks(
                 return None
 
         kept = consensus(
-            mapped, fixed, method=robust, n_min=max(3, _MIN_LANDMARKS[rough]), max_error=max_error, rng=rng
+            mapped, moving, fixed, method=robust, n_min=max(3, _MIN_LANDMARKS[rough]), max_error=max_error, rng=rng
         )
         try:
             _check_landmarks(moving[kept], fixed[kept], model)

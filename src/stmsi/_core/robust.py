@@ -25,6 +25,7 @@ MapOf = Callable[[NDArray[np.int64]], "NDArray[np.float64] | None"]
 
 def consensus(
     mapped: MapOf,
+    moving: NDArray[np.float64],
     fixed: NDArray[np.float64],
     *,
     method: RobustMethod,
@@ -38,8 +39,8 @@ def consensus(
     ----------
     mapped
         Where the transformation fitted to some rows puts all landmarks, shape (n, 2); `None` where it cannot be fitted.
-    fixed
-        Where they belong, shape (n, 2).
+    moving, fixed
+        Where they are and where they belong, shape (n, 2).
     method
         ``"ransac"``: the largest set within `max_error` (Fischler and Bolles 1981,
         https://doi.org/10.1145/358669.358692). ``"lmeds"``: the transformation with the least median error, and the
@@ -71,7 +72,11 @@ def consensus(
     if not max_error > 0:
         msg = f"max_error is a positive number of micrometres, found {max_error!r}."
         raise ValueError(msg)
-    kept = _ransac(mapped, fixed, n_min, max_error, rng) if method == "ransac" else _lmeds(mapped, fixed, n_min, rng)
+    if method == "ransac":
+        kept = _ransac(mapped, fixed, n_min, max_error, rng)
+    else:
+        kept = _lmeds(mapped, fixed, n_min, rng)
+        kept = None if kept is None else _readmit(mapped, moving, fixed, kept)
     if kept is None or kept.sum() < min(n_min + 1, n):
         remedy = "raise max_error, or " if method == "ransac" else ""
         found = 0 if kept is None else int(kept.sum())
@@ -158,6 +163,32 @@ def _lmeds(
     sigma = (1 + 5 / (n - n_min)) * best / _RAYLEIGH_MEDIAN
     size = float(np.ptp(fixed, axis=0).max())
     return best_errors <= max(_RAYLEIGH_99 * sigma, 1e-6 * size)
+
+
+def _readmit(
+    mapped: MapOf, moving: NDArray[np.float64], fixed: NDArray[np.float64], kept: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Take landmarks back that the others do not contradict.
+
+    Where tissue is deformed, the best half can agree by chance, and a landmark far from it is expected to be off: the
+    spread of the kept ones grows with the leverage of the place.
+    """
+    design = np.column_stack([moving - moving.mean(axis=0), np.ones(len(moving))])
+    for _ in range(len(moving)):
+        moved = mapped(np.flatnonzero(kept))
+        free = 2 * kept.sum() - 6
+        if moved is None or free <= 0 or kept.all():
+            break
+        errors = np.hypot(*(moved - fixed).T)
+        sigma = np.sqrt((errors[kept] ** 2).sum() / free)
+        leverage = np.einsum("ij,jk,ik->i", design, np.linalg.pinv(design[kept].T @ design[kept]), design)
+        fine = ~kept & (errors <= _RAYLEIGH_99 * sigma * np.sqrt(1 + leverage))
+        if not fine.any():
+            break
+        # one at a time, the best first: each changes what the others are judged by
+        kept = kept.copy()
+        kept[np.flatnonzero(fine)[np.argmin(errors[fine])]] = True
+    return kept
 
 
 def _samples(n: int, size: int, rng: np.random.Generator | int | None) -> list[tuple[int, ...]]:
