@@ -62,7 +62,9 @@ def test_the_report_tells_the_rotation(toy, degrees, mirror):
     a = np.radians(degrees)
     matrix = np.eye(3)
     matrix[:2, :2] = [[np.cos(a) * mirror, -np.sin(a)], [np.sin(a) * mirror, np.cos(a)]]
-    pixels, spots = (shapely.get_coordinates(toy.shapes[f"P1S1_{k}"].centroid).mean(axis=0) for k in ("pixels", "spots"))
+    pixels, spots = (
+        shapely.get_coordinates(toy.shapes[f"P1S1_{k}"].centroid).mean(axis=0) for k in ("pixels", "spots")
+    )
     matrix[:2, 2] = spots - matrix[:2, :2] @ pixels
     stmsi.pp.align(toy, transformation=matrix, sample="P1S1")
     row = stmsi.pp.alignment_report(toy).loc["P1S1"]

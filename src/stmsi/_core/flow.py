@@ -130,7 +130,7 @@ def estimate_flow(
         return Flow(None, before, before)
     n_covered = int(values_at_spots(spots, pixels, msi, reach)[1].sum())
     image = _Grid(spots.min(axis=0) - 3 * pitch, pitch / 2, _shape(spots, 3 * pitch, pitch / 2))
-    weight, tissue = _splat(image, spots, np.ones((len(spots), 1)))
+    _, tissue = _splat(image, spots, np.ones((len(spots), 1)))
     step = max(1, len(pixels) // _MAX_PIXELS)
     used = np.arange(0, len(pixels), step)
     low = pixels.min(axis=0)
@@ -151,7 +151,8 @@ def estimate_flow(
         rho = found.correlation[strong]
         target, _ = _splat(image, spots, found.of_x(st)[:, strong] * rho)
         source = found.of_y(smooth_msi)[used][:, strong]
-        target_gradient = np.stack(np.gradient(target, image.spacing, axis=(0, 1)))[::-1]  # x, y
+        by_row, by_col = np.gradient(target, image.spacing, axis=(0, 1))
+        target_gradient = (by_col, by_row)  # x, y
         for _ in range(n_inner):
             place = image.index(pixels[used] + basis[used] @ control)
             seen = map_coordinates(tissue, place, order=1, cval=0.0) > 0.5
@@ -221,7 +222,8 @@ def _splat(
     size = grid.shape[0] * grid.shape[1]
     weight = gaussian_filter(np.bincount(flat, minlength=size).reshape(grid.shape).astype(float), sigma)
     images = [
-        gaussian_filter(np.bincount(flat, weights=v[inside], minlength=size).reshape(grid.shape), sigma) for v in values.T
+        gaussian_filter(np.bincount(flat, weights=v[inside], minlength=size).reshape(grid.shape), sigma)
+        for v in values.T
     ]
     level = np.median(weight[weight > 0.05 * weight.max()])
     return np.stack(images, axis=-1) / np.maximum(weight, 1e-3 * level)[..., None], np.minimum(weight / level, 1.0)
@@ -231,7 +233,9 @@ def _smoothed(pixels: NDArray[np.float64], values: NDArray[np.float64], pitch: f
     """Pixel values blended over a pitch, as the spots' image is."""
     grid = _Grid(pixels.min(axis=0) - pitch, pitch / 2, _shape(pixels, pitch, pitch / 2))
     image, _ = _splat(grid, pixels, values)
-    return np.column_stack([map_coordinates(image[..., k], grid.index(pixels), order=1) for k in range(values.shape[1])])
+    return np.column_stack(
+        [map_coordinates(image[..., k], grid.index(pixels), order=1) for k in range(values.shape[1])]
+    )
 
 
 def _basis(

@@ -240,7 +240,10 @@ def _estimate(
 
 
 def _matrix(
-    moving: NDArray[np.float64], fixed: NDArray[np.float64], model: TransformModel, starts: tuple[NDArray[np.float64], ...]
+    moving: NDArray[np.float64],
+    fixed: NDArray[np.float64],
+    model: TransformModel,
+    starts: tuple[NDArray[np.float64], ...],
 ) -> NDArray[np.float64]:
     from skimage.transform import (
         AffineTransform,

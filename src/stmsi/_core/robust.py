@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 RobustMethod = Literal["ransac", "lmeds"]
 METHODS: tuple[RobustMethod, ...] = get_args(RobustMethod)
-_MAX_TRIALS = 2000
+_MAX_TRIALS = 1000
 _RAYLEIGH_MEDIAN = 1.1774
 """Median length of a normal error in the plane, in standard deviations along one axis."""
 _RAYLEIGH_99 = 3.035
@@ -180,7 +180,10 @@ def _readmit(
         if moved is None or free <= 0 or kept.all():
             break
         errors = np.hypot(*(moved - fixed).T)
-        sigma = np.sqrt((errors[kept] ** 2).sum() / free)
+        # the kept ones are the best of all: their spread is that of a normal one cut off at its share
+        cut = -np.log(1 - kept.mean())
+        share = 1 - cut * np.exp(-cut) / (1 - np.exp(-cut))
+        sigma = np.sqrt((errors[kept] ** 2).sum() / free / share)
         leverage = np.einsum("ij,jk,ik->i", design, np.linalg.pinv(design[kept].T @ design[kept]), design)
         fine = ~kept & (errors <= _RAYLEIGH_99 * sigma * np.sqrt(1 + leverage))
         if not fine.any():

@@ -88,8 +88,9 @@ class Deformation:
         spline = ThinPlate(np.column_stack([x.ravel(), y.ravel()]), rng.normal(size=(9, 2)))
         inside = raster.positions()[tissue.ravel()]
         moved = spline(inside)
-        affine = np.linalg.lstsq(np.column_stack([inside, np.ones(len(inside))]), moved, rcond=None)[0]
-        bent = moved - np.column_stack([inside, np.ones(len(inside))]) @ affine
+        design = np.column_stack([inside, np.ones(len(inside))])
+        affine = np.asarray(np.linalg.lstsq(design, moved, rcond=None)[0], dtype=np.float64)
+        bent = moved - design @ affine
         return cls(spline, affine, largest / float(np.hypot(*bent.T).max()))
 
 

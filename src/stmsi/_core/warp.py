@@ -204,7 +204,7 @@ def inverse_field(f: PointMap, xy: Points, matrix: Points, spacing: float, n_ite
     cols, rows = np.ceil((high - low) / spacing).astype(int) + 1
     y, x = np.indices((rows, cols))
     target = np.column_stack([x.ravel(), y.ravel()]) * spacing + low
-    back = np.linalg.inv(matrix)
+    back = np.asarray(np.linalg.inv(matrix), dtype=np.float64)
     start = target @ back[:2, :2].T + back[:2, 2]
     point = start.copy()
     size = spacing * np.sqrt(abs(np.linalg.det(back[:2, :2])))

@@ -33,7 +33,6 @@ from stmsi.pp._section_geometry import Geometry, aligned, msi_components, sectio
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure, SubFigure
@@ -149,13 +148,13 @@ def alignment(
     figure, axes = get_axes(len(names), ncols, ax, panel_size(sections, 3))
     report = alignment_report(sdata, intensities=False, **keys)
     for axis, section in zip(axes, sections, strict=True):
-        own, row = record[section.name], report.loc[section.name]
-        geometry = section_geometry(sdata, section.name, **keys)
+        own, row = record[section.name], report.loc[section.name].to_dict()
+        geometry = section_geometry(sdata, section.name, sample_key=sample_key, st_table_key=table_key)
         corners = aligned(own, geometry.corners.reshape(-1, 2)).reshape(geometry.corners.shape)
         prepare_panel(axis, section, "")
         _widen(axis, section, corners)
         if kind == "overlay":
-            lines = _overlay(axis, section, geometry, corners, row)
+            lines = _overlay(axis, section, corners, row)
         elif kind == "landmarks":
             lines = _landmarks(axis, section, corners, own, row, arrow_scale, get_cmap(cmap, WIDTH_CMAP))
         else:
@@ -177,18 +176,20 @@ def _widen(ax: Axes, section: Section, corners: NDArray[np.float64]) -> None:
     ax.set_ylim(bottom + border + STYLE.foot * (bottom - top), top - border)
 
 
-def _overlay(
-    ax: Axes, section: Section, geometry: Geometry, corners: NDArray[np.float64], row: pd.Series
-) -> tuple[str, str]:
+def _overlay(ax: Axes, section: Section, corners: NDArray[np.float64], row: dict[str, Any]) -> tuple[str, str]:
     import shapely
 
-    ax.add_collection(PolyCollection(corners, facecolors=_PIXELS, edgecolors="none", alpha=0.8, zorder=2), autolim=False)
+    ax.add_collection(
+        PolyCollection(list(corners), facecolors=_PIXELS, edgecolors="none", alpha=0.8, zorder=2), autolim=False
+    )
     inside = np.zeros(len(section.xy), dtype=bool)
     tree = shapely.STRtree(shapely.polygons(corners))
     inside[tree.query(shapely.points(section.xy), predicate="intersects")[0]] = True
     colours = np.where(inside, _COVERED, _UNCOVERED)
     _draw_spots(ax, section, facecolors="none", edgecolors=colours, linewidths=0.6, zorder=3)
-    return f"{inside.mean():.0%} of the spots on pixels", "" if np.isnan(row["mask_iou"]) else f"IoU {row['mask_iou']:.2f}"
+    return f"{inside.mean():.0%} of the spots on pixels", "" if np.isnan(
+        row["mask_iou"]
+    ) else f"IoU {row['mask_iou']:.2f}"
 
 
 def _landmarks(
@@ -196,14 +197,14 @@ def _landmarks(
     section: Section,
     corners: NDArray[np.float64],
     own: dict[str, Any],
-    row: pd.Series,
+    row: dict[str, Any],
     arrow_scale: float | None,
     cmap: Colormap,
 ) -> tuple[str, str]:
     if "landmarks_moved" not in own:
         msg = f"Section {section.name!r} was aligned without landmarks (method {row['method']!r}); draw kind='overlay'."
         raise ValueError(msg)
-    ax.add_collection(PolyCollection(corners, facecolors="#e9eff5", edgecolors="none", zorder=2), autolim=False)
+    ax.add_collection(PolyCollection(list(corners), facecolors="#e9eff5", edgecolors="none", zorder=2), autolim=False)
     _draw_spots(ax, section, facecolors="none", edgecolors="0.75", linewidths=0.4, zorder=3)
     start, end = np.asarray(own["landmarks_moved"]), np.asarray(own["landmarks_st"])
     tre = np.asarray(own["tre_um"], dtype=float)
@@ -221,13 +222,15 @@ def _landmarks(
         *start[kept].T, *way[kept].T, np.ma.masked_invalid(tre[kept]), angles="xy", scale_units="xy",
         scale=1 / arrow_scale, cmap=cmap, norm=norm, width=0.012, zorder=5,
     )  # fmt: skip
-    ax.scatter(*start[kept].T, s=14, facecolors="white", edgecolors="black", linewidths=0.7, zorder=4)
-    ax.scatter(*end[wrong].T, s=28, marker="x", c=_UNCOVERED, linewidths=1.4, zorder=6)
+    ax.scatter(start[kept, 0], start[kept, 1], s=14, facecolors="white", edgecolors="black", linewidths=0.7, zorder=4)
+    ax.scatter(end[wrong, 0], end[wrong, 1], s=28, marker="x", c=_UNCOVERED, linewidths=1.4, zorder=6)
     bar = ax.figure.colorbar(arrows, cax=ax.inset_axes((1.03, 0.0, 0.045, 1.0)))
     bar.set_label("error when left out (µm)", fontsize=STYLE.label_size)
     bar.ax.tick_params(labelsize=STYLE.tick_size, length=2)
     bar.outline.set_visible(False)  # type: ignore[operator]
-    error = "TRE not known" if np.isnan(row["tre_um"]) else f"TRE {row['tre_um']:.0f} µm, at most {row['tre_max_um']:.0f}"
+    error = (
+        "TRE not known" if np.isnan(row["tre_um"]) else f"TRE {row['tre_um']:.0f} µm, at most {row['tre_max_um']:.0f}"
+    )
     left_out = f", {len(wrong)} left out" if len(wrong) else ""
     return f"{row['model']}, arrows x {arrow_scale:g}{left_out}", error
 
@@ -271,7 +274,8 @@ def _checkerboard(
     spots = black(section.xy)
     paint: dict[str, Any] = {"cmap": cmap, "norm": norm, "zorder": 2}
     ax.add_collection(
-        PolyCollection(corners[pixels], array=at_pixels[pixels], edgecolors="face", linewidths=0.1, **paint), autolim=False
+        PolyCollection(list(corners[pixels]), array=at_pixels[pixels], edgecolors="face", linewidths=0.1, **paint),
+        autolim=False,
     )
     drawn = _draw_spots(ax, section, chosen=spots, array=at_spots[spots], linewidths=0, **paint)
     bar = ax.figure.colorbar(drawn, cax=ax.inset_axes((1.03, 0.0, 0.045, 1.0)), extend="both")
@@ -291,7 +295,13 @@ def _draw_spots(
     else:
         size = 2 * section.radius[chosen]
         drawn = EllipseCollection(
-            size, size, np.zeros(len(size)), units="xy", offsets=section.xy[chosen], offset_transform=ax.transData, **paint
+            size,
+            size,
+            np.zeros(len(size)),
+            units="xy",
+            offsets=section.xy[chosen],
+            offset_transform=ax.transData,
+            **paint,
         )
     ax.add_collection(drawn, autolim=False)
     return drawn

@@ -173,7 +173,6 @@ def align(
     'P1S1_pixels_warped'
     """
     require_spatialdata(sdata)
-    table = get_table(sdata, table_key)
     available = sample_names(sdata, table_key, sample_key)
     method = _method(method, landmarks, transformation, via)
     check_choice(model, MODELS, "model")
@@ -192,9 +191,7 @@ def align(
     tasks = []
     for name in samples:
         try:
-            geometry = section_geometry(
-                sdata, name, table_key=table_key, sample_key=sample_key, st_table_key=st_table_key
-            )
+            geometry = section_geometry(sdata, name, sample_key=sample_key, st_table_key=st_table_key)
             fit: Method
             if method == "given":
                 fit = GivenFit(_own(given, name))
@@ -206,7 +203,10 @@ def align(
             raise ValueError(msg) from error
         components = None
         if refine is not None and len(geometry.spots):
-            st, msi = st_components(sdata, name, st_table_key, sample_key), msi_components(sdata, name, table_key, sample_key)
+            st, msi = (
+                st_components(sdata, name, st_table_key, sample_key),
+                msi_components(sdata, name, table_key, sample_key),
+            )
             components = st, msi
         tasks.append(
             Task(name, method, fit, geometry, max_scale, int(n_perturb), perturb_sd, components, refine_length)
@@ -239,9 +239,7 @@ def _write(sdata: SpatialData, tasks: list[Task], results: list[Result], table_k
     table = get_table(sdata, table_key)
     record = dict(table.uns.get(Key.uns.ALIGNMENT, {}))
     warped = {
-        task.name: _baked(sdata, task, result)
-        for task, result in zip(tasks, results, strict=True)
-        if result.fit.steps
+        task.name: _baked(sdata, task, result) for task, result in zip(tasks, results, strict=True) if result.fit.steps
     }
     for task, result in zip(tasks, results, strict=True):
         name, fit = task.name, result.fit
@@ -320,7 +318,12 @@ def _legs(
         sdata, name, first, frames=(msi_frame, None), units=(units[0], 1.0), what="(in the MSI frame, in its histology)"
     )
     end = landmark_pair(
-        sdata, name, second, frames=(None, st_frame), units=(1.0, units[1]), what="(in the MSI histology, in the ST frame)"
+        sdata,
+        name,
+        second,
+        frames=(None, st_frame),
+        units=(1.0, units[1]),
+        what="(in the MSI histology, in the ST frame)",
     )
     check_landmarks_place((start[0], end[1]), geometry)
     return start, end

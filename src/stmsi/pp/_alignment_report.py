@@ -92,8 +92,8 @@ def alignment_report(
         row: dict[str, Any] = {"aligned": name in record}
         if name in record:
             own = record[name]
-            geometry = section_geometry(sdata, name, **keys)
-            row |= _landmarks(own) | _geometry(sdata, name, own, geometry)
+            geometry = section_geometry(sdata, name, sample_key=sample_key, st_table_key=st_table_key)
+            row |= _landmarks(own) | _masks(own, geometry)
             if intensities and len(geometry.spots):
                 row |= _information(sdata, name, own, geometry, keys)
             row |= {k: _plain(own[k]) for k in ("ambiguous", "message") if k in own}
@@ -151,7 +151,7 @@ def _landmarks(own: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _geometry(sdata: SpatialData, name: str, own: dict[str, Any], g: Geometry) -> dict[str, float]:
+def _masks(own: dict[str, Any], g: Geometry) -> dict[str, float]:
     """Masks, compared at the spots of the capture frame."""
     if len(g.spots) == 0:
         return {"spots_covered": np.nan, "mask_iou": np.nan}

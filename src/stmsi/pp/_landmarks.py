@@ -129,9 +129,7 @@ def landmark_pair(
         found = repr(pair) if isinstance(pair, str) else f"{len(pair)} items"
         msg = f"Landmarks are a pair {what}, or the path of a csv file; found {found}."
         raise ValueError(msg)
-    arrays = [
-        _side(sdata, name, side, frame, unit) for side, frame, unit in zip(pair, frames, units, strict=True)
-    ]
+    arrays = [_side(sdata, name, side, frame, unit) for side, frame, unit in zip(pair, frames, units, strict=True)]
     return arrays[0], arrays[1]
 
 
@@ -165,9 +163,7 @@ def _of_element(sdata: SpatialData, element: str, frame: str | None) -> NDArray[
     known = get_transformation(points, get_all=True)
     if frame is not None:
         if frame not in known:
-            msg = (
-                f"points {element!r} lie in {listing(known)}, not in {frame!r}; landmarks are (in the MSI, in the ST frame)."
-            )
+            msg = f"points {element!r} lie in {listing(known)}, not in {frame!r}; landmarks are (in the MSI, in the ST frame)."
             raise ValueError(msg)
         points = transform(points, to_coordinate_system=frame)
     if "geometry" in points:

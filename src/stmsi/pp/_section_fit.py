@@ -299,9 +299,7 @@ def _refine(fit: SectionFit, task: Task) -> SectionFit:
     if folded(whole, g.pixels, fit.matrix, 0.25 * g.pixel_size).any():
         # a displacement that folds is no tissue's: the start is better
         return SectionFit(fit.matrix, fields, fit.steps, fit.sample)
-    return SectionFit(
-        nearest_affine(whole(g.pixels), g.pixels), fields | {"refine": "intensity"}, steps, fit.sample
-    )
+    return SectionFit(nearest_affine(whole(g.pixels), g.pixels), fields | {"refine": "intensity"}, steps, fit.sample)
 
 
 def _record(fit: SectionFit, task: Task, rng: np.random.Generator) -> Result:

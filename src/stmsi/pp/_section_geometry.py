@@ -63,9 +63,7 @@ class Geometry:
         return float(np.sqrt(np.median(area)))
 
 
-def section_geometry(
-    sdata: SpatialData, name: str, *, table_key: str, sample_key: str, st_table_key: str = Key.table.ST
-) -> Geometry:
+def section_geometry(sdata: SpatialData, name: str, *, sample_key: str, st_table_key: str = Key.table.ST) -> Geometry:
     """Read the geometry of a section.
 
     Parameters
@@ -74,10 +72,10 @@ def section_geometry(
         With the pixels ``<sample>_pixels``; spots may be missing.
     name
         The section.
-    table_key, st_table_key
-        The MSI and the ST table.
     sample_key
         Column of ``obs`` with the section name.
+    st_table_key
+        The ST table.
     """
     import shapely
 
