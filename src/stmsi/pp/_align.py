@@ -306,7 +306,7 @@ def _legs(
     sdata: SpatialData, name: str, first: Any, second: Any, units: tuple[Unit, Unit], geometry: Geometry
 ) -> tuple[Any, ...]:
     """Landmarks of each stage as arrays."""
-    if isinstance(units, str) or len(units) != 2:
+    if not isinstance(units, tuple | list) or len(units) != 2:
         msg = f"landmark_units is a pair (of the MSI frame, of the ST frame), found {units!r}."
         raise ValueError(msg)
     msi_frame, st_frame = Key.msi_frame(name), Key.st_frame(name)

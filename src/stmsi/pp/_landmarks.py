@@ -62,8 +62,11 @@ def read_landmarks(path: str | PathLike[str], samples: list[str]) -> dict[str, P
         msg = f"No file of landmarks {str(path)!r}."
         raise FileNotFoundError(msg)
     try:
-        # the separator is found out, and bytes that a spreadsheet puts first are skipped
-        table = pd.read_csv(path, sep=None, engine="python", encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig") as file:  # spreadsheets put a mark first
+            header = file.readline()
+        separator = max(",;\t", key=header.count)
+        # where semicolons separate, commas may stand for the decimal point
+        table = pd.read_csv(path, sep=separator, decimal="," if separator == ";" else ".", encoding="utf-8-sig")
     except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
         msg = f"{path.name} is not a table of landmarks ({error})."
         raise ValueError(msg) from error
