@@ -52,7 +52,9 @@ def test_mutual_information_is_that_of_a_normal_pair():
 
 def test_canonical_components_find_what_two_sets_share():
     shared = RNG.standard_normal((400, 2))
-    x = np.column_stack([shared[:, 0] + 0.1 * RNG.standard_normal(400), RNG.standard_normal((400, 3))]) @ RNG.normal(size=(4, 4))
+    x = np.column_stack([shared[:, 0] + 0.1 * RNG.standard_normal(400), RNG.standard_normal((400, 3))]) @ RNG.normal(
+        size=(4, 4)
+    )
     y = np.column_stack([-shared[:, 0] + 0.1 * RNG.standard_normal(400), RNG.standard_normal((400, 2))]) * 50 + 7
     found = canonical(x, y, 2, ridge=1e-9)
     assert found.correlation[0] > 0.97

@@ -129,7 +129,9 @@ def test_the_affine_fit_is_total_least_squares():
     moving = rng.uniform(0, 3000, (10, 2))
     fixed = apply_affine(_matrix(scale=(1.2, 0.9), shear=0.1), moving) + rng.normal(0, 60, moving.shape)
     fit = fit_landmarks(moving, fixed, "affine")
-    np.testing.assert_allclose(apply_affine(fit.matrix, moving), apply_affine(_reference_dlt(moving, fixed), moving), atol=1e-6)
+    np.testing.assert_allclose(
+        apply_affine(fit.matrix, moving), apply_affine(_reference_dlt(moving, fixed), moving), atol=1e-6
+    )
     ordinary = np.linalg.lstsq(np.column_stack([moving, np.ones(10)]), fixed, rcond=None)[0]
     assert np.abs(np.column_stack([moving, np.ones(10)]) @ ordinary - apply_affine(fit.matrix, moving)).max() > 0.05
 
@@ -166,7 +168,8 @@ def test_perturbations_spread_as_repeated_clicks_do(model):
     fixed = apply_affine(truth, moving)
     place = np.array([[1500.0, 1500], [0, 3000]])
     clicked = [
-        apply_affine(fit_landmarks(moving, fixed + rng.normal(0, 20, fixed.shape), model).matrix, place) for _ in range(120)
+        apply_affine(fit_landmarks(moving, fixed + rng.normal(0, 20, fixed.shape), model).matrix, place)
+        for _ in range(120)
     ]
     drawn = perturbations(fixed, 20.0, 120, rng, model)
     moved = [apply_affine(p, apply_affine(truth, place)) for p in drawn]

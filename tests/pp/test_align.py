@@ -314,7 +314,9 @@ def test_the_record_survives_a_store(toy, tmp_path):
     for sample in SECTIONS:
         old, new = (s.tables["msi"].uns["alignment"][sample] for s in (toy, again))
         assert set(new) == set(old)
-        np.testing.assert_array_equal(apply_steps(read_steps(new["warp"]), xy), apply_steps(read_steps(old["warp"]), xy))
+        np.testing.assert_array_equal(
+            apply_steps(read_steps(new["warp"]), xy), apply_steps(read_steps(old["warp"]), xy)
+        )
         np.testing.assert_array_equal(new["perturbations"], old["perturbations"])
     pd.testing.assert_frame_equal(stmsi.pp.alignment_report(again), stmsi.pp.alignment_report(toy))
 

@@ -115,7 +115,11 @@ def _write(path, text):
 
 BAD = {
     "no file": (lambda p: p / "none.csv", FileNotFoundError, "No file of landmarks"),
-    "columns": (lambda p: _write(p / "a.csv", "a,b\n1,2\n"), ValueError, "a.csv has columns 'a', 'b'; expected x_msi,y_msi"),
+    "columns": (
+        lambda p: _write(p / "a.csv", "a,b\n1,2\n"),
+        ValueError,
+        "a.csv has columns 'a', 'b'; expected x_msi,y_msi",
+    ),
     "empty": (lambda p: _write(p / "e.csv", ""), ValueError, "e.csv is not a table of landmarks"),
     "text": (
         lambda p: _write(p / "t.csv", ",".join(OWN) + "\n" + "1,2,3,x\n" * 4),

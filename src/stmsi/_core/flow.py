@@ -160,7 +160,7 @@ def estimate_flow(
                 break
             rows = basis[used][seen]
             normal, right = sp.csr_matrix((2 * len(control), 2 * len(control))), np.zeros(2 * len(control))
-            for k in range(len(rho)):
+            for k in range(source.shape[1]):
                 level = map_coordinates(target[..., k], place[:, seen], order=1)
                 # both at one contrast: where the images are flatter than the pixels, hills would shrink to explain it
                 contrast = source[seen, k].std() / max(level.std(), 1e-300)

@@ -148,7 +148,7 @@ def alignment(
     figure, axes = get_axes(len(names), ncols, ax, panel_size(sections, 3))
     report = alignment_report(sdata, intensities=False, **keys)
     for axis, section in zip(axes, sections, strict=True):
-        own, row = record[section.name], report.loc[section.name].to_dict()
+        own, row = record[section.name], {str(k): v for k, v in report.loc[section.name].items()}
         geometry = section_geometry(sdata, section.name, sample_key=sample_key, st_table_key=table_key)
         corners = aligned(own, geometry.corners.reshape(-1, 2)).reshape(geometry.corners.shape)
         prepare_panel(axis, section, "")
