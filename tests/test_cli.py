@@ -85,8 +85,8 @@ def test_align_by_points_in_the_store(unaligned, tmp_path):
     assert "P1S1_pixels_warped" in sdata.shapes
 
 
-def test_align_by_a_file(_toy, unaligned, tmp_path):
-    msi, st = (_toy.points[f"P1S1_landmarks_{m}"][["x", "y"]].compute().to_numpy().copy() for m in ("msi", "st"))
+def test_align_by_a_file(toy, unaligned, tmp_path):
+    msi, st = (toy.points[f"P1S1_landmarks_{m}"][["x", "y"]].compute().to_numpy().copy() for m in ("msi", "st"))
     st[3] += [600, 100]
     path = tmp_path / "landmarks.csv"
     pd.DataFrame(np.hstack([msi, st]), columns=["x_msi", "y_msi", "x_st", "y_st"]).to_csv(path, index=False)

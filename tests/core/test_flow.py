@@ -34,7 +34,7 @@ def test_a_displacement_is_undone():
 
 
 def test_nothing_is_moved_where_nothing_agrees():
-    spots, st, at, msi, _ = section(1)
+    spots, st, at, _, _ = section(1)
     other = section(2)[3]
     flow = estimate_flow(spots, st, at, other, pitch=100, length=500)
     assert flow.field is None

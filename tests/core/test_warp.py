@@ -73,7 +73,7 @@ def test_a_field_is_smooth_between_its_points_and_constant_beyond():
     displacement = np.zeros((6, 7, 2))
     displacement[..., 0] = 12
     field = Field(np.eye(3), np.array([0.0, 0]), 100.0, displacement)
-    np.testing.assert_allclose(field(GRID), GRID + [12, 0], atol=1e-9)
+    np.testing.assert_allclose(field(GRID), GRID + np.array([12, 0]), atol=1e-9)
 
 
 def test_steps_survive_being_written():

@@ -322,11 +322,10 @@ def test_the_record_survives_a_store(toy, tmp_path):
 
 
 def test_a_spline_through_a_wrong_click_folds_and_is_refused(toy):
-    msi, st = _points(toy)
-    centre = st.mean(axis=0)
-    bad = np.vstack([st, centre, centre + [60, 0]]), np.vstack([msi, msi.mean(axis=0), msi.mean(axis=0) + [60, 0]])
-    st_bad, msi_bad = bad
-    st_bad[-1] -= [300, 0]
+    # two landmarks in the middle, 60 um apart in the MSI, and on the wrong sides of each other in the ST
+    side = np.array([60.0, 0])
+    st_bad, msi_bad = (np.vstack([p, p.mean(axis=0), p.mean(axis=0) + side]) for p in _points(toy)[::-1])
+    st_bad[-1] -= 5 * side
     before = _state(toy)
     with pytest.raises(ValueError, match=r"Section 'P1S1': the alignment folds \d.*robust='lmeds'.*raise smoothing"):
         stmsi.pp.align(toy, landmarks={"P1S1": (msi_bad, st_bad)}, model="thin_plate", smoothing=0)

@@ -79,7 +79,7 @@ def test_elements_bring_their_transformations(toy, expected):
 
 @pytest.mark.parametrize("model", ["similarity", "affine", "thin_plate"])
 def test_two_stages_are_one_after_the_other(toy, model):
-    msi, st = _points(toy)
+    msi, _ = _points(toy)
     truth = toy.tables["st"].uns["truth"]["transformation"]["P1S1"]
     # the histology of the MSI section: pixels of 0.5 um, turned and shifted
     to_histology = np.array([[0.0, -2, 9000], [2, 0, 100], [0, 0, 1]])

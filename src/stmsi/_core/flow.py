@@ -98,10 +98,11 @@ def estimate_flow(
     The modalities are made comparable by canonical correlation analysis at the spots (sign and scale free). The
     displacement is a cubic B-spline with control points every `length`, found by Gauss-Newton steps on
 
-    .. math:: \sum_{p,k} \frac{(\rho_k g_k(p + v(p)) - m_k(p))^2}{1 - \rho_k^2} + \alpha\,|\Delta c|^2
+    .. math:: \sum_{p,k} \frac{(g_k(p + v(p)) - m_k(p))^2}{1 - \rho_k^2} + \alpha\,|\Delta c|^2
 
-    where :math:`g_k, m_k` are canonical components of the spots (smoothed into an image) and pixels, :math:`\rho_k`
-    their correlation and :math:`\Delta c` second differences of the control points. Analysis and displacement take
+    where :math:`g_k, m_k` are canonical components of the spots and pixels, both smoothed over a pitch and brought to one
+    contrast, :math:`\rho_k` their correlation and :math:`\Delta c` second differences of the control points; residuals
+    weigh less beyond 1.5 of their spread (Huber). Analysis and displacement take
     turns. A displacement that does not raise the mutual information at the spots, with the analysis held out by blocks, is
     not returned.
 
@@ -148,8 +149,8 @@ def estimate_flow(
         strong = found.correlation > _MIN_CORRELATION
         if not strong.any():
             break
-        rho = found.correlation[strong]
-        target, _ = _splat(image, spots, found.of_x(st)[:, strong] * rho)
+        rho = np.asarray(found.correlation[strong], dtype=np.float64)
+        target, _ = _splat(image, spots, found.of_x(st)[:, strong])
         source = found.of_y(smooth_msi)[used][:, strong]
         by_row, by_col = np.gradient(target, image.spacing, axis=(0, 1))
         target_gradient = (by_col, by_row)  # x, y
