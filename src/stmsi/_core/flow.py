@@ -153,7 +153,7 @@ def estimate_flow(
         target, _ = _splat(image, spots, found.of_x(st)[:, strong])
         source = found.of_y(smooth_msi)[used][:, strong]
         by_row, by_col = np.gradient(target, image.spacing, axis=(0, 1))
-        target_gradient = (by_col, by_row)  # x, y
+        target_gradient = (np.asarray(by_col), np.asarray(by_row))  # x, y
         for _ in range(n_inner):
             place = image.index(pixels[used] + basis[used] @ control)
             seen = map_coordinates(tissue, place, order=1, cval=0.0) > 0.5

@@ -243,14 +243,16 @@ def _components(
     msi = msi_components(sdata, section.name, keys["table_key"], keys["sample_key"])
     known = np.isfinite(msi).all(axis=1)
     pixels = aligned(own, geometry.pixels)
-    at_spots, covered = values_at_spots(geometry.spots, pixels[known], msi[known], REACH * geometry.pitch)
+    near, covered = values_at_spots(geometry.spots, pixels[known], msi[known], REACH * geometry.pitch)
     if covered.sum() < st.shape[1] + msi.shape[1]:
         msg = f"Section {section.name!r}: too few spots lie on pixels ({int(covered.sum())}) to compare what was measured."
         raise ValueError(msg)
-    found = canonical(st[covered], at_spots[covered], 1)
+    found = canonical(st[covered], near[covered], 1)
     # pixels are noisier than the mean at a spot: one scale for both
-    level = found.of_y(msi)[:, 0]
-    return found.of_x(st)[:, 0], level * (1 / max(float(np.nanstd(level)), 1e-12)), float(found.correlation[0])
+    at_spots, level = found.of_x(st)[:, 0], found.of_y(msi)[:, 0]
+    # the sign is free: the longer tail is up, whichever the linear algebra chose
+    sign = 1.0 if (at_spots**3).sum() >= 0 else -1.0
+    return sign * at_spots, level * (sign / max(float(np.nanstd(level)), 1e-12)), float(found.correlation[0])
 
 
 def _checkerboard(
