@@ -62,6 +62,51 @@ def read(path):
     return ad.read_h5ad(path) if path.suffix == ".h5ad" else spatialdata.read_zarr(path).tables["st"]
 
 
+# ------------------------------------------------------------------------------------------------- align
+
+
+@pytest.fixture(scope="module")
+def unaligned(_toy, tmp_path_factory) -> Path:
+    """The sections before alignment, as a store."""
+    path = tmp_path_factory.mktemp("align") / "raw.zarr"
+    spatialdata.deepcopy(_toy).write(path)
+    return path
+
+
+def test_align_by_points_in_the_store(unaligned, tmp_path):
+    out, table = tmp_path / "aligned.zarr", tmp_path / "report.csv"
+    text = run("align", unaligned, "--out", out, "--model", "thin_plate", "--report", table)
+    assert re.search(r"P2S1 thin_plate yes \d+ \d+ 0\.\d\d", text), "error, mask, mirrored"
+    assert "P1S1: supports" in text
+    report = pd.read_csv(table, index_col="sample")
+    assert report["mirrored"].tolist() == [False, True, False]
+    sdata = spatialdata.read_zarr(out)
+    assert set(sdata.tables["msi"].uns["alignment"]) == {"P1S1", "P2S1", "P3S1"}
+    assert "P1S1_pixels_warped" in sdata.shapes
+
+
+def test_align_by_a_file(toy, unaligned, tmp_path):
+    msi, st = (toy.points[f"P1S1_landmarks_{m}"][["x", "y"]].compute().to_numpy().copy() for m in ("msi", "st"))
+    st[3] += [600, 100]
+    path = tmp_path / "landmarks.csv"
+    pd.DataFrame(np.hstack([msi, st]), columns=["x_msi", "y_msi", "x_st", "y_st"]).to_csv(path, index=False)
+    text = run(
+        "align", unaligned, "--out", tmp_path / "a.zarr", "--landmarks", path, "--sample", "P1S1", "--robust", "lmeds"
+    )
+    assert "landmarks left out: 3" in text
+    assert "P2S1" not in text
+
+
+def test_align_says_what_is_wrong(unaligned, folder, tmp_path):
+    text = run("align", unaligned, "--out", tmp_path / "a.zarr", "--landmarks", tmp_path / "none.csv", code=1)
+    assert "Error: No file of landmarks" in text
+    text = run("align", unaligned, "--out", tmp_path / "a.zarr", "--model", "elastic", code=1)
+    assert "model='elastic' is not known" in text
+    text = run("align", folder / "st.h5ad", "--out", tmp_path / "a.h5ad", code=1)
+    assert "Expected a SpatialData" in text
+    assert list(tmp_path.iterdir()) == []
+
+
 # ------------------------------------------------------------------------------------------------- predict, evaluate
 
 

@@ -46,6 +46,7 @@ class Key:
         PRED: Final = "msi_pred"
         TRUTH_INTENSITY: Final = "truth_intensity"
         TRUTH_PRESENCE: Final = "truth_presence"
+        TRUTH_SPATIAL: Final = "truth_spatial"
 
     class obsp:  # noqa: N801
         """Keys of ``obsp``."""
@@ -87,6 +88,11 @@ class Key:
     def pixels(sample: str) -> str:
         """Shapes element that holds the MSI pixels of a section."""
         return f"{sample}_pixels"
+
+    @staticmethod
+    def warped_pixels(sample: str) -> str:
+        """Shapes element that holds the MSI pixels of a section after an alignment that is more than affine."""
+        return f"{sample}_pixels_warped"
 
     @staticmethod
     def image(sample: str) -> str:

@@ -69,6 +69,56 @@ def demo(
 
 
 @app.command()
+def align(
+    *,
+    data: Annotated[
+        Path, typer.Argument(help="ST and MSI together: SpatialData (.zarr), as stmsi.pp.combine makes it.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where to write the same, aligned (.zarr).")],
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(
+            help="csv with x_msi,y_msi,x_st,y_st (um) and, for several sections, sample; or MAGPIE's landmarks. "
+            "Without: the points <sample>_landmarks_msi and <sample>_landmarks_st."
+        ),
+    ] = None,
+    via: Annotated[
+        Path | None,
+        typer.Option(help="csv of the second stage: from the histology of the MSI section to the ST frame."),
+    ] = None,
+    model: Annotated[str, typer.Option(help="rigid, similarity, affine, projective or thin_plate.")] = "similarity",
+    robust: Annotated[
+        str | None, typer.Option(help="ransac or lmeds: find wrong landmarks and leave them out.")
+    ] = None,
+    refine: Annotated[str | None, typer.Option(help="intensity: then look for a smooth displacement.")] = None,
+    sample: Annotated[list[str] | None, typer.Option(help="Section to align (may be repeated); default: all.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report as csv.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of RANSAC.")] = 0,
+) -> None:
+    """Align MSI to ST by landmarks and report how well."""
+    import stmsi
+
+    with _errors():
+        check_output(out, data)
+        if report is not None:
+            check_output(report, data, suffix=".csv")
+        content = read_data(data)
+        options: dict[str, Any] = {"model": model, "robust": robust, "refine": refine}
+        given = {k: str(v) for k, v in (("landmarks", landmarks), ("via", via)) if v is not None}
+        stmsi.pp.align(content, **given, **options, sample=sample, rng=seed)  # type: ignore[arg-type]
+        table = stmsi.pp.alignment_report(content)  # type: ignore[arg-type]
+        write_data(content, out)
+        if report is not None:
+            write_csv(table.reset_index(), report)
+        show_alignment(table)
+        console.print(
+            f"Written to {out}. Next: stmsi.pl.alignment(data) and stmsi.pp.map_to_spots(data) in Python.",
+            markup=False,
+            soft_wrap=True,
+        )
+
+
+@app.command()
 def predict(
     *,
     data: Annotated[Path, typer.Argument(help="ST section(s): SpatialData (.zarr) or AnnData (.h5ad).")],
@@ -227,6 +277,36 @@ def write_csv(table: pd.DataFrame, out: Path) -> None:
         scratch.replace(out)
     finally:
         scratch.unlink(missing_ok=True)
+
+
+def show_alignment(report: pd.DataFrame) -> None:
+    """Print how well each section is aligned."""
+    from rich import box
+    from rich.table import Table
+
+    columns = {
+        "tre_um": ("TRE", ".0f"), "tre_max_um": ("max", ".0f"), "mask_iou": ("IoU", ".2f"),
+        "spots_covered": ("covered", ".2f"), "information_before": ("info before", ".2f"), "information": ("after", ".2f"),
+        "folds": ("folds", ".3f"),
+    }  # fmt: skip
+    table = Table(title="TRE in µm, information in nats", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in ("section", "model", "mirror", *(title for title, _ in columns.values())):
+        table.add_column(name, justify="left" if name in ("section", "model") else "right", no_wrap=True)
+    printer = Console()
+    aligned = report[report["aligned"]]
+    for section, row in aligned.iterrows():
+        values = [
+            format(row[c], form) if row.get(c, float("nan")) == row.get(c) else "–" for c, (_, form) in columns.items()
+        ]
+        table.add_row(str(section), str(row["model"]), "yes" if row["mirrored"] else "no", *values)
+    printer.print(table)
+    for section, row in aligned.iterrows():
+        notes = [f"supports {row['resolution']}"]
+        if row.get("outliers"):
+            notes.append(f"landmarks left out: {row['outliers']}")
+        if row.get("ambiguous") is True:
+            notes.append(f"AMBIGUOUS: {row.get('message', '')}")
+        printer.print(f"{section}: {'; '.join(notes)}", markup=False, soft_wrap=True)
 
 
 def show_scores(scores: pd.DataFrame, by: list[str], title: str = "") -> None:

@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stmsi._core.registration import MODELS, apply_affine, fit_landmarks
+from stmsi._core.registration import MODELS, SMOOTHING, apply_affine, fit_landmarks, perturbations
+from stmsi._core.warp import Homography
 
 POINTS = np.array([[0.0, 0], [1000, 100], [900, 1200], [-100, 800], [400, 500]])
 
@@ -85,7 +86,7 @@ NAN = np.array([[np.nan, 0.0], *POINTS[1:].tolist()])
 @pytest.mark.parametrize(
     ("moving", "fixed", "model", "message"),
     [
-        (POINTS, POINTS, "projective", "model='projective' is not known; choose one of"),
+        (POINTS, POINTS, "elastic", "model='elastic' is not known; choose one of"),
         (POINTS[:, :1], POINTS, "rigid", r"MSI landmarks must have shape \(n, 2\), found \(5, 1\)"),
         (POINTS, POINTS.ravel(), "rigid", r"ST landmarks must have shape \(n, 2\), found \(10,\)"),
         (NAN, POINTS, "rigid", "MSI landmarks contain NaN.*remove those rows from both sides"),
@@ -101,3 +102,78 @@ NAN = np.array([[np.nan, 0.0], *POINTS[1:].tolist()])
 def test_errors_name_the_remedy(moving, fixed, model, message):
     with pytest.raises(ValueError, match=message):
         fit_landmarks(moving, fixed, model)
+
+
+def _reference_dlt(moving, fixed):
+    """Total least squares of an affine map: normalise, then the smallest singular vectors of [x, y, 1, -u, -v]."""
+
+    def normalised(points):
+        centre = points.mean(axis=0)
+        size = np.sqrt(((points - centre) ** 2).sum() / len(points)) / np.sqrt(2)
+        matrix = np.array([[1 / size, 0, -centre[0] / size], [0, 1 / size, -centre[1] / size], [0, 0, 1]])
+        return matrix, apply_affine(matrix, points)
+
+    (to_m, m), (to_f, f) = normalised(moving), normalised(fixed)
+    n = len(m)
+    rows = np.zeros((2 * n, 7))
+    rows[:n, :2], rows[:n, 2], rows[:n, 6] = m, 1, f[:, 0]
+    rows[n:, 3:5], rows[n:, 5], rows[n:, 6] = m, 1, f[:, 1]
+    v = np.linalg.svd(rows)[2][-1]
+    h = np.eye(3)
+    h[:2] = -v[:6].reshape(2, 3) / v[6]
+    return np.linalg.inv(to_f) @ h @ to_m
+
+
+def test_the_affine_fit_is_total_least_squares():
+    rng = np.random.default_rng(2)
+    moving = rng.uniform(0, 3000, (10, 2))
+    fixed = apply_affine(_matrix(scale=(1.2, 0.9), shear=0.1), moving) + rng.normal(0, 60, moving.shape)
+    fit = fit_landmarks(moving, fixed, "affine")
+    np.testing.assert_allclose(
+        apply_affine(fit.matrix, moving), apply_affine(_reference_dlt(moving, fixed), moving), atol=1e-6
+    )
+    ordinary = np.linalg.lstsq(np.column_stack([moving, np.ones(10)]), fixed, rcond=None)[0]
+    assert np.abs(np.column_stack([moving, np.ones(10)]) @ ordinary - apply_affine(fit.matrix, moving)).max() > 0.05
+
+
+def test_a_perspective_is_recovered():
+    truth = np.array([[1.0, 0.1, 5], [-0.2, 1.1, 8], [6e-5, -3e-5, 1]])
+    moving = np.vstack([POINTS, [[200.0, 900], [800, 300]]])
+    fit = fit_landmarks(moving, Homography(truth)(moving), "projective")
+    np.testing.assert_allclose(fit.map(POINTS), Homography(truth)(POINTS), atol=1e-6)
+    np.testing.assert_allclose(fit.tre, 0, atol=1e-4)
+    assert len(fit.steps) == 1
+    with pytest.raises(ValueError, match="needs 4 landmarks, found 3"):
+        fit_landmarks(POINTS[:3], POINTS[:3], "projective")
+
+
+def test_a_spline_bends_only_as_far_as_the_left_out_landmarks_ask():
+    rng = np.random.default_rng(0)
+    moving = rng.uniform(0, 3000, (12, 2))
+    straight = apply_affine(_matrix(), moving) + rng.normal(0, 20, moving.shape)
+    assert fit_landmarks(moving, straight, "thin_plate").smoothing >= SMOOTHING[-2]
+    curved = moving + 200 * np.sin(moving[:, ::-1] / 1000)
+    fit = fit_landmarks(moving, curved, "thin_plate")
+    assert fit.smoothing < 0.1
+    assert np.nanmedian(fit.tre) < 0.5 * np.nanmedian(fit_landmarks(moving, curved, "affine").tre)
+    with pytest.raises(ValueError, match="smoothing is a number of at least 0"):
+        fit_landmarks(moving, curved, "thin_plate", smoothing=-1)
+
+
+@pytest.mark.parametrize("model", ["rigid", "similarity", "affine"])
+def test_perturbations_spread_as_repeated_clicks_do(model):
+    rng = np.random.default_rng(0)
+    moving = rng.uniform(0, 3000, (8, 2))
+    truth = _matrix(mirror=True)
+    fixed = apply_affine(truth, moving)
+    place = np.array([[1500.0, 1500], [0, 3000]])
+    clicked = [
+        apply_affine(fit_landmarks(moving, fixed + rng.normal(0, 20, fixed.shape), model).matrix, place)
+        for _ in range(120)
+    ]
+    drawn = perturbations(fixed, 20.0, 120, rng, model)
+    moved = [apply_affine(p, apply_affine(truth, place)) for p in drawn]
+    np.testing.assert_allclose(np.std(moved, axis=0), np.std(clicked, axis=0), rtol=0.35)
+    # the noise is known from the residuals
+    sigma = [fit_landmarks(moving, fixed + rng.normal(0, 20, fixed.shape), model).sigma for _ in range(50)]
+    assert np.sqrt(np.mean(np.square(sigma))) == pytest.approx(20, rel=0.15)

@@ -308,3 +308,34 @@ def test_round_trip(tmp_path):
 def test_parameters_out_of_range(kwargs, message):
     with pytest.raises(ValueError, match=message):
         stmsi.datasets.simulate(**kwargs)
+
+
+def test_a_serial_section_is_deformed_as_told():
+    sdata = stmsi.datasets.simulate(**SMALL, deformation=150, n_landmarks=20)
+    msi = sdata.tables["msi"]
+    for sample, matrix in sdata.tables["st"].uns["truth"]["transformation"].items():
+        own = (msi.obs["sample"] == sample).to_numpy()
+        moved = msi.obsm["truth_spatial"][own] - apply_affine(matrix, msi.obsm["spatial"][own])
+        largest = np.hypot(*moved.T).max()
+        assert 90 < largest < 165, "the largest displacement on the tissue is 150 um; MSI sees most of the tissue"
+        # the landmarks show the deformed places
+        a, b = (sdata.points[f"{sample}_landmarks_{m}"][["x", "y"]].compute().to_numpy() for m in ("msi", "st"))
+        assert len(a) == 20
+        nearest = np.argmin(np.linalg.norm(msi.obsm["spatial"][own][None] - a[:, None], axis=2), axis=1)
+        off = np.linalg.norm(msi.obsm["truth_spatial"][own][nearest] - b, axis=1)
+        assert np.median(off) < 60, "a pixel of 50 um and a click of 10"
+
+
+def test_without_deformation_pixels_lie_where_the_transformation_puts_them(simulated):
+    msi = simulated.tables["msi"]
+    for sample, matrix in simulated.tables["st"].uns["truth"]["transformation"].items():
+        own = (msi.obs["sample"] == sample).to_numpy()
+        expected = apply_affine(matrix, msi.obsm["spatial"][own])
+        np.testing.assert_allclose(msi.obsm["truth_spatial"][own], expected)
+
+
+def test_deformation_is_bounded():
+    with pytest.raises(ValueError, match="deformation must lie between 0 and a quarter"):
+        stmsi.datasets.simulate(**SMALL, deformation=5000)
+    with pytest.raises(ValueError, match="n_landmarks must be at least 3"):
+        stmsi.datasets.simulate(**SMALL, n_landmarks=2)

@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 import shapely
 from anndata import AnnData
-from spatialdata import deepcopy
+from spatialdata import SpatialData, deepcopy
 
 import stmsi
 from stmsi._core.registration import apply_affine
@@ -225,3 +225,73 @@ def test_nan_coordinates(sections):
 def test_wrong_arguments(shared_sections, kwargs, error, match):
     with pytest.raises(error, match=match):
         align_automatically(shared_sections, **{"name": "P1S1", **kwargs})
+
+
+# ---------------------------------------------------------------------------------------------------------- pp.align
+
+
+@pytest.fixture
+def without_landmarks(sections):
+    for name in ("P1S1", "P2S1"):
+        for side in ("msi", "st"):
+            del sections.points[f"{name}_landmarks_{side}"]
+    return sections
+
+
+def test_align_needs_no_landmarks(without_landmarks, tmp_path, caplog):
+    sdata = without_landmarks
+    stmsi.pp.align(sdata, n_perturb=3)
+    record = sdata.tables["msi"].uns["alignment"]["P2S1"]
+    assert record["method"] == "auto"
+    assert record["model"] == "affine"
+    assert not record["ambiguous"]
+    assert _error(sdata, "P2S1", record["matrix"]) <= PITCH / 2
+    assert record["perturbations"].shape == (3, 3, 3)
+    # refits lie near the alignment: they displace within the ST frame
+    xy = sdata.tables["st"].obsm["spatial"]
+    moved = np.array([np.median(np.hypot(*(apply_affine(m, xy) - xy).T)) for m in record["perturbations"]])
+    assert (moved < PITCH).all()
+    report = stmsi.pp.alignment_report(sdata).loc["P2S1"]
+    assert report["method"] == "auto"
+    assert "refits move pixels by" in report["resolution"]
+    assert report["mask_iou"] > 0.8
+    stmsi.pp.map_to_spots(sdata, spread=True)
+    assert np.isfinite(sdata.tables["st"].obsm["msi_spread"].to_numpy()).any()
+    sdata.write(tmp_path / "aligned.zarr")
+    again = stmsi.pp.alignment_report(SpatialData.read(tmp_path / "aligned.zarr"))
+    assert again.loc["P2S1", "resolution"] == report["resolution"]
+
+
+def test_sections_with_landmarks_use_them_and_the_others_do_not(without_landmarks, shared_sections):
+    for side in ("msi", "st"):
+        element = f"P1S1_landmarks_{side}"
+        without_landmarks.points[element] = shared_sections.points[element]
+    stmsi.pp.align(without_landmarks, auto={"intensities": False})
+    record = without_landmarks.tables["msi"].uns["alignment"]
+    assert {name: record[name]["method"] for name in record} == {"P1S1": "landmarks", "P2S1": "auto"}
+
+
+def test_landmarks_are_left_alone_where_auto_is_asked_for(shared_sections, sections, caplog):
+    stmsi.pp.align(sections, method="auto", sample="P1S1", model="similarity", auto={"intensities": False})
+    record = sections.tables["msi"].uns["alignment"]["P1S1"]
+    assert record["method"] == "auto"
+    assert record["model"] == "similarity"
+    if record["ambiguous"]:
+        assert "Section 'P1S1': the alignment is ambiguous" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"auto": {"speed": 1}}, "unknown options 'speed'; known: 'scale', 'serial'"),
+        ({"model": "thin_plate"}, "'thin_plate' needs landmarks; .*refine='intensity' goes on from there"),
+        ({"landmarks": {}}, 'method="auto" takes no landmarks='),
+        ({"transformation": np.eye(3)}, 'method="auto" takes no landmarks='),
+        ({"auto": {"scale": "big"}}, "scale='big' is not known; choose one of 'known', 'free'"),
+    ],
+)
+def test_what_auto_refuses(sections, options, message):
+    before = dict(sections.tables["msi"].uns)
+    with pytest.raises(ValueError, match=message):
+        stmsi.pp.align(sections, method="auto", sample="P1S1", **options)
+    assert sections.tables["msi"].uns.keys() == before.keys()

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from stmsi._core.warp import ThinPlate
+
 SPACING = 25.0
 """Spacing of the latent raster in micrometres."""
 MARGIN = 200.0
@@ -53,6 +55,43 @@ class LatentRaster:
         """Fields, shape (n, rows, cols), at positions in micrometres; shape (positions, n)."""
         where = ((xy + MARGIN) / SPACING).T[::-1]
         return np.column_stack([map_coordinates(f, where, order=1, mode="nearest") for f in fields])
+
+
+@dataclass(frozen=True)
+class Deformation:
+    """A smooth deformation of the tissue: a thin-plate spline without its affine part.
+
+    Attributes
+    ----------
+    spline
+        Displacements, with an affine part.
+    affine
+        That part, shape (3, 2), taken off.
+    factor
+        Brings the largest displacement to its size.
+    """
+
+    spline: ThinPlate
+    affine: NDArray[np.float64]
+    factor: float
+
+    def __call__(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Move points."""
+        return xy + self.factor * (self.spline(xy) - np.column_stack([xy, np.ones(len(xy))]) @ self.affine)
+
+    @classmethod
+    def draw(
+        cls, raster: LatentRaster, tissue: NDArray[np.bool_], largest: float, rng: np.random.Generator
+    ) -> Deformation:
+        """A random deformation whose largest displacement on the tissue is `largest`."""
+        x, y = np.meshgrid(np.linspace(0, raster.width, 3), np.linspace(0, raster.height, 3))
+        spline = ThinPlate(np.column_stack([x.ravel(), y.ravel()]), rng.normal(size=(9, 2)))
+        inside = raster.positions()[tissue.ravel()]
+        moved = spline(inside)
+        design = np.column_stack([inside, np.ones(len(inside))])
+        affine = np.asarray(np.linalg.lstsq(design, moved, rcond=None)[0], dtype=np.float64)
+        bent = moved - design @ affine
+        return cls(spline, affine, largest / float(np.hypot(*bent.T).max()))
 
 
 def tissue_mask(raster: LatentRaster, rng: np.random.Generator, share: float) -> NDArray[np.bool_]:

@@ -12,7 +12,7 @@ from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
 from stmsi._core.registration import apply_affine
-from stmsi._core.simulation import LatentRaster, negative_binomial, tissue_mask, visium_positions
+from stmsi._core.simulation import Deformation, LatentRaster, negative_binomial, tissue_mask, visium_positions
 from stmsi._elements import VISIUM_PITCH, VISIUM_SPOT_DIAMETER, msi_section, st_section
 from stmsi._keys import Key
 
@@ -45,6 +45,8 @@ def simulate(
     library_size: float = 6000.0,
     coverage: float = 0.93,
     mirror: bool = True,
+    deformation: float = 0.0,
+    n_landmarks: int = 8,
     rng: int | np.random.Generator = 0,
 ) -> SpatialData:
     r"""Simulate paired, not yet aligned ST and MSI sections with known truth.
@@ -65,7 +67,8 @@ def simulate(
     (Gaussian, 100 um). Standardised, the drive :math:`f` gives the noiseless intensity :math:`\exp(\mu_m + s_m f)`.
 
     **MSI.** Pixels lie on a raster of their own: rotated, shifted, every second section **mirrored**, part of the
-    tissue not measured. Pixel values have lognormal noise; values under the ion's detection limit are 0, with limits
+    tissue not measured. A serial section is deformed besides (`deformation`): a thin-plate spline through nine random
+    displacements, without its affine part. Pixel values have lognormal noise; values under the ion's detection limit are 0, with limits
     such that prevalence spans 5 to 100 %; every section is multiplied by a batch scale of its own. ``obs["tic"]`` is the
     total ion current of the whole spectrum, most of which is background that no ion of the table holds.
 
@@ -91,6 +94,11 @@ def simulate(
         Share of the tissue that MSI measured.
     mirror
         Whether every second section is mirrored.
+    deformation
+        Largest displacement, in micrometres, by which the tissue on the MSI slide is deformed against the ST section; 0:
+        the two show the same slice.
+    n_landmarks
+        Pairs of landmarks in each section, at least 3.
     rng
         Seed or generator; the same seed gives the same bytes.
 
@@ -104,6 +112,7 @@ def simulate(
     - ``st.obs["domain"]``: strongest domain;
     - ``st.uns["truth"]``: ``transformation`` (matrix MSI -> ST, per section), ``batch_scale``, ``drivers`` (table of
       metabolite, gene, weight) and ``params``;
+    - ``msi.obsm["truth_spatial"]``: where each pixel's centre lies in the ST frame (um);
     - ``msi.var``: ``kind``, ``predictable``, ``diffused``, ``lod``.
 
     Raises
@@ -121,12 +130,14 @@ def simulate(
     from stmsi.pp import combine
 
     _check(
-        n_patients, sections_per_patient, n_genes, n_metabolites, size, pixel_size, noise, dispersion, library_size, coverage
+        n_patients, sections_per_patient, n_genes, n_metabolites, size, pixel_size, noise, dispersion, library_size, coverage,
+        deformation, n_landmarks,
     )  # fmt: skip
     params = {
         "n_patients": n_patients, "sections_per_patient": sections_per_patient, "n_genes": n_genes,
         "n_metabolites": n_metabolites, "size": size, "pixel_size": pixel_size, "noise": noise,
         "dispersion": dispersion, "library_size": library_size, "coverage": coverage, "mirror": mirror,
+        "deformation": deformation, "n_landmarks": n_landmarks,
     }  # fmt: skip
     random = np.random.default_rng(rng)
     biology = _Biology.draw(n_genes, n_metabolites, random)
@@ -137,7 +148,9 @@ def simulate(
         for number in range(sections_per_patient):
             mirrored = mirror and (patient * sections_per_patient + number) % 2 == 1
             name = f"P{patient + 1}S{number + 1}"
-            sections.append(_draw_section(name, f"P{patient + 1}", raster, biology, shift, mirrored, random))
+            sections.append(
+                _draw_section(name, f"P{patient + 1}", raster, biology, shift, mirrored, deformation, random)
+            )
 
     # standardised over all tissue, so that a section's level is part of the biology
     level = np.stack([s.drive[:, s.tissue].mean(axis=1) for s in sections]).mean(axis=0)
@@ -153,7 +166,8 @@ def simulate(
         msi[s.name] = _msi_table(s, biology, log_lod, pixel_size, random)
     sdata = combine(st.values(), msi.values())
     for s in sections:
-        _add_landmarks(sdata, s, raster, random)
+        _add_landmarks(sdata, s, raster, random, n_landmarks)
+    sdata.tables[Key.table.MSI].obsm[Key.obsm.TRUTH_SPATIAL] = np.vstack([s.pixel_at for s in sections])
     sdata.tables[Key.table.ST].uns[Key.uns.TRUTH] = {
         "transformation": {s.name: s.matrix for s in sections},
         "batch_scale": {s.name: s.batch_scale for s in sections},
@@ -265,10 +279,12 @@ class _Section:
     drive: NDArray[np.float64]  # metabolites x rows x cols
     matrix: NDArray[np.float64]  # MSI -> ST
     batch_scale: float
+    deform: Deformation | None  # in the ST frame, after the matrix
     # set by _measure
     row: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     col: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     log_intensity: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 0)))  # pixels x metabolites, noisy
+    pixel_at: NDArray[np.float64] = field(default_factory=lambda: np.empty((0, 2)))  # centres in the ST frame
 
 
 def _draw_section(
@@ -278,6 +294,7 @@ def _draw_section(
     biology: _Biology,
     shift: NDArray[np.float64],
     mirrored: bool,
+    deformation: float,
     rng: np.random.Generator,
 ) -> _Section:
     tissue = tissue_mask(raster, rng, share=0.68)
@@ -318,7 +335,8 @@ def _draw_section(
     if mirrored:
         matrix[:2, 0] *= -1
     scale = float(np.exp(rng.normal(0, 0.4)))
-    return _Section(name, patient, tissue, domains, activity, own, enzyme_genes, drive, matrix, scale)
+    deform = Deformation.draw(raster, tissue, deformation, rng) if deformation else None
+    return _Section(name, patient, tissue, domains, activity, own, enzyme_genes, drive, matrix, scale, deform)
 
 
 def _measure(
@@ -339,11 +357,13 @@ def _measure(
     row, col = (v.ravel() for v in np.indices((n_row, n_col)))
     centre = np.column_stack([col + 0.5, row + 0.5]) * pixel_size
     at = apply_affine(s.matrix, centre)
+    if s.deform is not None:
+        at = s.deform(at)
     on_tissue = raster.at(s.tissue[None].astype(float), at)[:, 0] > 0.5
     # the instrument stopped early: the last rows are missing
     limit = np.quantile(row[on_tissue], coverage) if coverage < 1 else n_row
     keep = on_tissue & (row <= limit)
-    s.row, s.col = row[keep], col[keep]
+    s.row, s.col, s.pixel_at = row[keep], col[keep], at[keep]
     level, strength = _levels(biology)
     drive = raster.at(s.drive, at[keep])
     s.log_intensity = level + strength * drive + noise * rng.standard_normal(drive.shape)
@@ -415,16 +435,24 @@ def _msi_table(
     return msi_section(intensity, var, s.row, s.col, sample=s.name, pixel_size=pixel_size, obs=obs, attrs=attrs)
 
 
-def _add_landmarks(sdata: Any, s: _Section, raster: LatentRaster, rng: np.random.Generator, n: int = 8) -> None:
+def _add_landmarks(sdata: Any, s: _Section, raster: LatentRaster, rng: np.random.Generator, n: int) -> None:
     from spatialdata.models import PointsModel
     from spatialdata.transformations import Identity
 
     inside = raster.positions()[s.tissue.ravel()]
+    before = inside
+    if s.deform is not None:
+        # places on the slide whose deformed place is on tissue
+        before = raster.positions()
+        moved = s.deform(before)
+        kept = raster.at(s.tissue[None].astype(float), moved)[:, 0] > 0.5
+        before, inside = before[kept], moved[kept]
     # spread over the section: one point in each of n slices around its middle
     angle = np.arctan2(*(inside - inside.mean(axis=0)).T[::-1])
     slices = np.array_split(np.argsort(angle), n)
-    st = inside[[rng.choice(part) for part in slices]]
-    msi = apply_affine(np.asarray(np.linalg.inv(s.matrix), np.float64), st)
+    chosen = [rng.choice(part) for part in slices]
+    st = inside[chosen]
+    msi = apply_affine(np.asarray(np.linalg.inv(s.matrix), np.float64), before[chosen])
     for xy, modality, frame in (
         (st, "st", Key.st_frame(s.name)),
         (msi, "msi", Key.msi_frame(s.name)),
@@ -444,6 +472,8 @@ def _check(
     dispersion: float,
     library_size: float,
     coverage: float,
+    deformation: float,
+    n_landmarks: int,
 ) -> None:
     conditions = {
         "n_patients must be at least 1": n_patients >= 1,
@@ -456,6 +486,8 @@ def _check(
         "dispersion must be positive": dispersion > 0,
         "library_size must be positive": library_size > 0,
         "coverage must lie in (0, 1]": 0 < coverage <= 1,
+        "deformation must lie between 0 and a quarter of the size": 0 <= deformation <= size / 4,
+        "n_landmarks must be at least 3": n_landmarks >= 3,
     }
     for message, holds in conditions.items():
         if not holds:

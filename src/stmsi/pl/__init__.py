@@ -6,11 +6,12 @@ from stmsi._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from stmsi.pl._abstention import abstention
+    from stmsi.pl._alignment import alignment
     from stmsi.pl._compare import compare
     from stmsi.pl._performance import performance
     from stmsi.pl._spatial import spatial
 
-__all__ = ["abstention", "compare", "performance", "spatial"]
+__all__ = ["abstention", "alignment", "compare", "performance", "spatial"]
 
 _getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
 

@@ -359,7 +359,7 @@ def draw_spots(
 
     `outlined` draws a hairline around each, for colour maps that are white in the middle.
     """
-    _prepare(ax, section, title)
+    prepare_panel(ax, section, title)
     lowest, highest = float(norm.vmin or 0.0), float(norm.vmax or 0.0)
     if isinstance(norm, LogNorm):
         # zero is covered and absent: the darkest colour, not the grey of NaN
@@ -399,10 +399,10 @@ def draw_spots(
         bar.ax.tick_params(labelsize=STYLE.tick_size, length=2)
         bar.outline.set_visible(False)  # type: ignore[operator]
     if scalebar:
-        _scale_bar(ax)
+        scale_bar(ax)
 
 
-def _prepare(ax: Axes, section: Section, title: str) -> None:
+def prepare_panel(ax: Axes, section: Section, title: str) -> None:
     """Limits, aspect and direction of a panel, with the histology behind."""
     if section.histology is not None:
         picture = section.histology
@@ -422,7 +422,8 @@ def _prepare(ax: Axes, section: Section, title: str) -> None:
     ax.set_title(title, fontsize=STYLE.title_size)
 
 
-def _scale_bar(ax: Axes) -> None:
+def scale_bar(ax: Axes) -> None:
+    """A scale bar in micrometres, in the free strip under the section."""
     ax.add_artist(
         ScaleBar(
             1,

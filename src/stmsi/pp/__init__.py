@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Any
 from stmsi._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from stmsi.pp._align import align, alignment_report
+    from stmsi.pp._align import align
+    from stmsi.pp._alignment_report import alignment_report
     from stmsi.pp._call_presence import call_presence
     from stmsi.pp._combine import combine
     from stmsi.pp._filter_metabolites import filter_metabolites
@@ -30,10 +31,7 @@ __all__ = [
     "spatial_graph",
 ]
 
-_getattr, __dir__ = lazy_attributes(
-    __name__,
-    names={name: f"_{name}" for name in __all__} | {"alignment_report": "_align"},
-)
+_getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
 
 
 def __getattr__(name: str) -> Any:

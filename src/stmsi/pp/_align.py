@@ -3,56 +3,124 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
 
-from stmsi._core.registration import Fit, TransformModel, fit_landmarks
+from stmsi._core.registration import MODELS, TransformModel
+from stmsi._core.robust import METHODS, RobustMethod
 from stmsi._keys import Key
 from stmsi._logging import logger
-from stmsi._validate import get_table, listing, require_spatialdata, sample_names
+from stmsi._progress import track
+from stmsi._settings import settings
+from stmsi._validate import check_choice, get_table, listing, require_spatialdata, sample_names
+from stmsi.pp._automatic import AutomaticMethod, automatic_input
+from stmsi.pp._landmarks import expand, has_landmarks, landmark_pair
+from stmsi.pp._section_fit import GivenFit, LandmarkFit, Method, Result, Task, check_landmarks_place, run
+from stmsi.pp._section_geometry import Geometry, msi_components, section_geometry, st_components
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from geopandas import GeoDataFrame
+    from numpy.typing import ArrayLike
     from spatialdata import SpatialData
     from spatialdata.transformations import BaseTransformation
 
-    Landmarks: TypeAlias = tuple[ArrayLike | str, ArrayLike | str]
+    from stmsi.pp._landmarks import Landmarks, Unit
 
+AlignMethod = Literal["landmarks", "given", "auto"]
+_N_REFITS = 12
+"""Refits from which the resolution of an automatic alignment is told."""
 _USUAL_SCALE = 1.1
 
 
 def align(
     sdata: SpatialData,
     *,
+    method: AlignMethod | None = None,
     landmarks: Landmarks | Mapping[str, Landmarks] | None = None,
     transformation: ArrayLike | BaseTransformation | Mapping[str, ArrayLike | BaseTransformation] | None = None,
-    model: TransformModel = "similarity",
+    via: Landmarks | Mapping[str, Landmarks] | None = None,
+    model: TransformModel | None = None,
+    auto: Mapping[str, Any] | None = None,
+    robust: RobustMethod | None = None,
+    max_error: float = 250.0,
+    smoothing: float | None = None,
+    landmark_units: tuple[Unit, Unit] = (1.0, 1.0),
+    refine: Literal["intensity"] | None = None,
+    refine_length: float | None = None,
+    n_perturb: int = 0,
+    perturb_sd: float | None = None,
     sample: str | Sequence[str] | None = None,
     max_scale: float = 3.0,
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.MSI,
+    st_table_key: str = Key.table.ST,
+    rng: int | np.random.Generator | None = 0,
+    n_jobs: int | None = None,
+    show_progress_bar: bool | None = None,
 ) -> None:
     """Align the MSI pixels of one or more sections to their ST section.
 
     The transformation goes from the MSI frame (micrometres on the raster, ``<sample>_msi``) to the ST frame
-    (micrometres, ``<sample>``). Mirrored sections are recognised from the landmarks.
+    (micrometres, ``<sample>``), from landmarks, or without any: from the outlines of the tissue and from what genes and
+    ions say about it. Mirrored sections are recognised.
 
     Parameters
     ----------
     sdata
         As made by :func:`stmsi.pp.combine`.
+    method
+        ``"landmarks"``, ``"given"`` (takes `transformation`) or ``"auto"`` (takes neither); `None`: what the arguments
+        imply, and for a section without landmarks ``"auto"``.
     landmarks
         Pairs of points that show the same place: ``(in the MSI frame, in the ST frame)``, each an array of shape
-        (n, 2) in micrometres or the name of a points element, for one section; or a mapping from section to such a
-        pair. `None` (and no `transformation`) takes the points ``<sample>_landmarks_msi`` and
-        ``<sample>_landmarks_st``.
+        (n, 2) in micrometres or the name of a points element (drawn in napari, for example), for one section; or a
+        mapping from section to such a pair. Or the path of a csv file, see Notes. `None` (and no `transformation`) takes
+        the points ``<sample>_landmarks_msi`` and ``<sample>_landmarks_st`` of the sections that have them.
     transformation
         A known transformation instead: matrix of shape (3, 3) or (2, 3), or a SpatialData transformation, for one
         section or a mapping from section to it.
+    via
+        For two stages, landmarks of the second: ``(in the histology of the MSI section, in the ST frame)``, as
+        `landmarks`, which then are ``(in the MSI frame, in the histology of the MSI section)``. That histology may be in
+        any unit.
     model
-        What landmarks are fitted with: ``"rigid"``, ``"similarity"`` or ``"affine"``.
+        What landmarks are fitted with: ``"rigid"``, ``"similarity"``, ``"affine"``, ``"projective"`` or
+        ``"thin_plate"``, a smoothed thin-plate spline for sections that are deformed against each other [1]_. Without
+        landmarks it is ``"similarity"`` or ``"affine"``. `None`: similarity from landmarks, affine without.
+    auto
+        Options of ``method="auto"``:
+
+        - ``scale``: ``"known"`` (pixels and spots are in micrometres, the default) or ``"free"`` (the pixel size is a
+          placeholder);
+        - ``serial``: whether the modalities measured neighbouring sections and not the same one, so that size and shape may
+          differ by about 10 %;
+        - ``frame``: which places without tissue ST has seen: ``"auto"``, ``"crop"`` (the spots are a piece cut from the
+          tissue) or an array of shape (n, 2), all positions of the capture frame in the ST frame;
+        - ``intensities``: ``False`` for masks alone;
+        - ``layer``, ``msi_layer``: layers with counts and intensities.
+    robust
+        ``"ransac"`` [2]_ or ``"lmeds"`` [3]_: find landmarks that disagree with the others, name them and leave them out.
+        For the thin-plate spline they are those that disagree with an affine map.
+    max_error
+        Residual (um) up to which RANSAC takes a landmark as right. LMedS needs no limit.
+    smoothing
+        Of the thin-plate spline, with coordinates scaled to unit spread; 0 passes through every landmark. `None`: the
+        value with the smallest leave-one-landmark-out error.
+    landmark_units
+        Of landmarks given as arrays or file, in the MSI and in the ST frame: micrometres per unit; ``"file"``: x and y
+        as in the MSI file; or the name of an element (an image, say) in whose own coordinates they are. With `via`: of
+        the MSI frame and of the ST frame.
+    refine
+        ``"intensity"``: afterwards, look for a smooth displacement that makes genes and ions agree better. It is kept
+        only where mutual information rises and nothing folds.
+    refine_length
+        Spacing (um) of the displacement's control points; `None`: five spot pitches.
+    n_perturb
+        Number of transformations to draw within the error of the alignment, for
+        :func:`stmsi.pp.map_to_spots` to pass on: a parametric bootstrap of the landmarks, or refits to perturbed masks.
+    perturb_sd
+        Error of the alignment in micrometres (root mean square at the section's corners); `None`: from the landmarks.
     sample
         Sections to align; `None`: those that `landmarks` or `transformation` name, else all with MSI.
     max_scale
@@ -61,20 +129,55 @@ def align(
         Column of ``obs`` with the section name.
     table_key
         The MSI table.
+    st_table_key
+        The ST table.
+    rng
+        Seed or generator, for RANSAC and `n_perturb`.
+    n_jobs
+        Sections aligned at once; `None`: ``stmsi.settings.n_jobs``. The result does not depend on it.
+    show_progress_bar
+        `None`: ``stmsi.settings.progress_bar``.
 
     Returns
     -------
     `None`. Sets the transformation of ``shapes["<sample>_pixels"]`` into the coordinate system ``<sample>`` and writes
-    ``tables["msi"].uns["alignment"][<sample>]``: ``matrix`` (3 x 3), ``model``, ``mirrored``, ``scale``,
-    ``n_landmarks``, ``residual_um`` and ``tre_um`` (leave-one-landmark-out) per landmark. When one section fails,
-    nothing is changed in any.
+    ``tables["msi"].uns["alignment"][<sample>]``: ``matrix`` (3 x 3), ``model``, ``method``, ``mirrored``, ``scale``,
+    ``n_landmarks``, ``residual_um`` and ``tre_um`` (leave-one-landmark-out) per landmark, ``outliers`` (rows),
+    ``landmarks_moved`` and ``landmarks_st`` (where the alignment puts them and where they belong); without landmarks
+    ``ambiguous`` (the data cannot tell: look before you go on), ``message``, ``candidates`` (all placements that fit
+    nearly as well), ``telling_landmark`` (the place that would tell the best two apart), ``decided_by``, ``mask_score`` and
+    ``resolution`` (spread of refits, um, and the share of pixels that stay in their spot, within one ring, two rings);
+    ``perturbations`` (n x 3 x 3, from the ST frame to the ST frame, to be applied after the alignment).
+
+    An alignment that is more than affine (projective, thin plate, displacement) is baked into new pixels,
+    ``shapes["<sample>_pixels_warped"]``, which lie in ``<sample>``; ``element`` names them, ``warp`` and ``inverse`` hold
+    the map and its inverse, ``folds`` the share of pixels that it folds, and ``matrix`` its affine part, which
+    ``<sample>_pixels`` gets.
+
+    When one section fails, nothing is changed in any.
 
     Raises
     ------
     ValueError
-        Too few, unequal, collinear or duplicate landmarks, NaN, a scale that shows mixed-up units, a singular matrix.
+        Too few, unequal, collinear or duplicate landmarks, NaN; landmarks in another frame or unit (by place and scale);
+        a singular matrix; no overlap of pixels and spots; folds.
     KeyError
         Unknown sections, or landmarks that are not there.
+
+    Notes
+    -----
+    A csv file of landmarks (comma, semicolon or tab) has one row per pair and the columns ``x_msi,y_msi,x_st,y_st``, or
+    those of MAGPIE (``X_left,Y_left,X_right,Y_right``: ``landmarks_noHE.csv``; ``landmarks_MSI2HE.csv`` with
+    ``via="landmarks_HE2HE.csv"``), and for several sections a column ``sample``.
+
+    An affine map is fitted by total least squares (the normalised direct linear transformation of scikit-image).
+
+    References
+    ----------
+    .. [1] Bookstein, *Principal Warps*, IEEE TPAMI 11 (1989), https://doi.org/10.1109/34.24792
+    .. [2] Fischler, Bolles, *Random Sample Consensus*, Commun. ACM 24 (1981), https://doi.org/10.1145/358669.358692
+    .. [3] Rousseeuw, *Least Median of Squares Regression*, J. Am. Stat. Assoc. 79 (1984),
+       https://doi.org/10.1080/01621459.1984.10477105
 
     Examples
     --------
@@ -83,117 +186,210 @@ def align(
     >>> stmsi.pp.align(sdata)
     >>> bool(stmsi.pp.alignment_report(sdata).loc["P2S1", "mirrored"])
     True
-    """
-    from spatialdata.transformations import Affine, set_transformation
 
+    A section that is deformed against the other:
+
+    >>> stmsi.pp.align(sdata, sample="P1S1", model="thin_plate")
+    >>> sdata.tables["msi"].uns["alignment"]["P1S1"]["element"]
+    'P1S1_pixels_warped'
+    """
     require_spatialdata(sdata)
-    table = get_table(sdata, table_key)
     available = sample_names(sdata, table_key, sample_key)
-    if landmarks is not None and transformation is not None:
-        msg = "Pass landmarks or transformation, not both."
+    method = _method(method, landmarks, transformation, via)
+    if model is not None:
+        check_choice(model, MODELS, "model")
+    options = _auto_options(auto)
+    if robust is not None:
+        check_choice(robust, METHODS, "robust")
+    if refine is not None:
+        check_choice(refine, ("intensity",), "refine")
+    _check_numbers(max_error=max_error, max_scale=max_scale, refine_length=refine_length, perturb_sd=perturb_sd)
+    if not isinstance(n_perturb, int | np.integer) or n_perturb < 0:
+        msg = f"n_perturb is a number of transformations, at least 0; found {n_perturb!r}."
         raise ValueError(msg)
-    given = landmarks if landmarks is not None else transformation
+    given = transformation if method == "given" else expand(landmarks, available)
+    second = expand(via, available)
     samples = _samples(sample, given, available)
-    fits: dict[str, tuple[Fit, str]] = {}
-    to_msi: dict[str, NDArray[np.float64]] = {}
+
+    tasks = []
     for name in samples:
-        own = given[name] if isinstance(given, Mapping) else given
         try:
-            if transformation is not None:
-                fits[name] = _given(own), "given"
+            geometry = section_geometry(sdata, name, sample_key=sample_key, st_table_key=st_table_key)
+            fit: Method
+            own_method = method or ("landmarks" if given is not None or has_landmarks(sdata, name) else "auto")
+            if own_method == "given":
+                fit = GivenFit(_own(given, name))
+            elif own_method == "auto":
+                section = automatic_input(
+                    sdata, name, model=_auto_model(model), **options,
+                    table_key=table_key, st_table_key=st_table_key, sample_key=sample_key,
+                )  # fmt: skip
+                fit = AutomaticMethod(section, max(_N_REFITS, int(n_perturb)))
             else:
-                fits[name] = fit_landmarks(*_landmark_arrays(sdata, name, own), model), model
-            _check_scale(fits[name][0].matrix, max_scale)
-            to_msi[name] = _to_msi_frame(sdata, name)
+                legs = _legs(sdata, name, _own(given, name), _own(second, name), landmark_units, geometry)
+                fit = LandmarkFit(legs, model or "similarity", robust, max_error, smoothing)
         except ValueError as error:
             msg = f"Section {name!r}: {error}"
             raise ValueError(msg) from error
+        components = None
+        if refine is not None and len(geometry.spots):
+            st, msi = (
+                st_components(sdata, name, st_table_key, sample_key),
+                msi_components(sdata, name, table_key, sample_key),
+            )
+            components = st, msi
+        tasks.append(
+            Task(name, own_method, fit, geometry, max_scale, int(n_perturb), perturb_sd, components, refine_length)
+        )
+    results = _run_all(tasks, available, rng, n_jobs, show_progress_bar)
+    _write(sdata, tasks, results, table_key)
 
+
+def _run_all(
+    tasks: list[Task],
+    available: list[str],
+    rng: int | np.random.Generator | None,
+    n_jobs: int | None,
+    show_progress_bar: bool | None,
+) -> list[Result]:
+    import joblib
+
+    # one stream for each section that there is, so that it does not matter which are aligned together
+    streams = dict(zip(available, np.random.default_rng(rng).spawn(len(available)), strict=True))
+    n_jobs = settings.n_jobs if n_jobs is None else n_jobs
+    jobs = (joblib.delayed(run)(task, streams[task.name]) for task in tasks)
+    done = joblib.Parallel(n_jobs=min(n_jobs, len(tasks)) if tasks else 1, return_as="generator")(jobs)
+    return list(track(done, "align", total=len(tasks), show=show_progress_bar))
+
+
+def _write(sdata: SpatialData, tasks: list[Task], results: list[Result], table_key: str) -> None:
+    """Write all sections; whatever could fail was done before."""
+    from spatialdata.transformations import Affine, set_transformation
+
+    table = get_table(sdata, table_key)
     record = dict(table.uns.get(Key.uns.ALIGNMENT, {}))
-    for name, (fit, used) in fits.items():
-        pixels_to_st = Affine(fit.matrix @ to_msi[name], input_axes=("x", "y"), output_axes=("x", "y"))
+    warped = {
+        task.name: _baked(sdata, task, result) for task, result in zip(tasks, results, strict=True) if result.fit.steps
+    }
+    for task, result in zip(tasks, results, strict=True):
+        name, fit = task.name, result.fit
+        pixels_to_st = Affine(fit.matrix @ task.geometry.to_msi, input_axes=("x", "y"), output_axes=("x", "y"))
         set_transformation(sdata.shapes[Key.pixels(name)], pixels_to_st, to_coordinate_system=Key.st_frame(name))
-        scale = _scale(fit.matrix)
-        record[name] = {
-            "matrix": fit.matrix,
-            "model": used,
-            "mirrored": fit.mirrored,
-            "scale": scale,
-            "n_landmarks": len(fit.residual),
-            "residual_um": fit.residual,
-            "tre_um": fit.tre,
-        }
-        if not 1 / _USUAL_SCALE < scale < _USUAL_SCALE:
-            logger.warning("Section %r: the alignment scales by %.3g; is its pixel size right?", name, scale)
+        if Key.warped_pixels(name) in sdata.shapes:
+            del sdata.shapes[Key.warped_pixels(name)]
+        record[name] = result.record
+        if name in warped:
+            sdata.shapes[Key.warped_pixels(name)] = warped[name]
+            record[name]["element"] = Key.warped_pixels(name)
+        if not 1 / _USUAL_SCALE < fit.scale < _USUAL_SCALE:
+            logger.warning("Section %r: the alignment scales by %.3g; is its pixel size right?", name, fit.scale)
+        for note in result.notes:
+            logger.warning("Section %r: %s", name, note)
     table.uns[Key.uns.ALIGNMENT] = record
 
 
-def alignment_report(
-    sdata: SpatialData,
-    *,
-    sample_key: str = Key.obs.SAMPLE,
-    table_key: str = Key.table.MSI,
-    st_table_key: str = Key.table.ST,
-) -> pd.DataFrame:
-    """How well each section is aligned.
+def _baked(sdata: SpatialData, task: Task, result: Result) -> GeoDataFrame:
+    """The pixels of a section with every corner where the alignment puts it."""
+    import geopandas as gpd
+    import shapely
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
 
-    Parameters
-    ----------
-    sdata
-        After :func:`stmsi.pp.align`.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The MSI table.
-    st_table_key
-        The ST table.
+    from stmsi._core.registration import apply_affine
 
-    Returns
-    -------
-    One row per section with MSI: ``aligned``, ``model``, ``n_landmarks``, ``mirrored``, ``rotation_deg``, ``scale``,
-    ``rmse_um`` (at the landmarks), ``tre_um`` and ``tre_max_um`` (median and maximum of the leave-one-landmark-out
-    target registration error), ``spots_covered`` (share of spots, after :func:`stmsi.pp.map_to_spots`).
+    pixels = sdata.shapes[Key.pixels(task.name)]
+    to_msi = task.geometry.to_msi
+    geometry = shapely.transform(pixels.geometry.to_numpy(), lambda xy: result.fit(apply_affine(to_msi, xy)))
+    frame = gpd.GeoDataFrame(geometry=geometry, index=pixels.index)
+    return ShapesModel.parse(frame, transformations={Key.st_frame(task.name): Identity()})
 
-    Raises
-    ------
-    KeyError
-        The tables do not exist.
 
-    Examples
-    --------
-    >>> import stmsi
-    >>> sdata = stmsi.datasets.toy()
-    >>> stmsi.pp.align(sdata, model="affine")
-    >>> stmsi.pp.alignment_report(sdata)["n_landmarks"].tolist()
-    [8, 8, 8]
-    """
-    require_spatialdata(sdata)
-    record = get_table(sdata, table_key).uns.get(Key.uns.ALIGNMENT, {})
-    st = get_table(sdata, st_table_key)
-    rows = {}
-    for name in sample_names(sdata, table_key, sample_key):
-        row: dict[str, Any] = {"aligned": name in record}
-        if name in record:
-            r = record[name]
-            tre = np.asarray(r["tre_um"], dtype=float)
-            known = np.isfinite(tre).any()
-            a = np.asarray(r["matrix"])
-            row |= {
-                "model": r["model"],
-                "n_landmarks": int(r["n_landmarks"]),
-                "mirrored": bool(r["mirrored"]),
-                # of the matrix after undoing the mirror in x
-                "rotation_deg": float(np.degrees(np.arctan2(-a[0, 1], a[1, 1]))),
-                "scale": float(r["scale"]),
-                "rmse_um": float(np.sqrt(np.mean(np.square(r["residual_um"])))) if r["n_landmarks"] else np.nan,
-                "tre_um": float(np.nanmedian(tre)) if known else np.nan,
-                "tre_max_um": float(np.nanmax(tre)) if known else np.nan,
-            }
-        if Key.obs.COVERAGE in st.obs:
-            own = (st.obs[sample_key].astype(str) == name).to_numpy()
-            row["spots_covered"] = float((st.obs.loc[own, Key.obs.COVERAGE] > 0).mean())
-        rows[name] = row
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(Key.obs.SAMPLE)
+def _method(method: str | None, landmarks: Any, transformation: Any, via: Any) -> AlignMethod | None:
+    """The method for all sections; `None`: landmarks where a section has some, otherwise none are needed."""
+    if landmarks is not None and transformation is not None:
+        msg = "Pass landmarks or transformation, not both."
+        raise ValueError(msg)
+    if method is not None:
+        check_choice(method, get_args(AlignMethod), "method")
+    if method == "given" and (transformation is None or via is not None):
+        msg = 'method="given" takes transformation=, and neither landmarks= nor via=.'
+        raise ValueError(msg)
+    if method == "landmarks" and transformation is not None:
+        msg = 'method="landmarks" takes no transformation=; leave method out.'
+        raise ValueError(msg)
+    if method == "auto" and not (landmarks is None and transformation is None and via is None):
+        msg = 'method="auto" takes no landmarks=, transformation= or via=; leave method out to use them.'
+        raise ValueError(msg)
+    if via is not None and landmarks is None:
+        msg = "via= holds the landmarks of the second stage; pass landmarks= with those of the first."
+        raise ValueError(msg)
+    if transformation is not None:
+        return "given"
+    return method  # type: ignore[return-value]
+
+
+def _auto_options(auto: Mapping[str, Any] | None) -> dict[str, Any]:
+    options = dict(auto or {})
+    known = ("scale", "serial", "frame", "intensities", "layer", "msi_layer")
+    unknown = [k for k in options if k not in known]
+    if unknown:
+        msg = f"auto= has unknown options {listing(unknown)}; known: {listing(known)}."
+        raise ValueError(msg)
+    return options
+
+
+def _auto_model(model: TransformModel | None) -> Literal["similarity", "affine"]:
+    if model in ("similarity", "affine"):
+        return model
+    if model is None:
+        return "affine"
+    msg = f"model={model!r} needs landmarks; without them an alignment is a 'similarity' or 'affine'" + (
+        ", and refine='intensity' goes on from there." if model in ("thin_plate", "projective") else "."
+    )
+    raise ValueError(msg)
+
+
+def _own(given: Any, name: str) -> Any:
+    if not isinstance(given, Mapping):
+        return given
+    if name not in given:
+        msg = f"via= has no section {name!r}; it has {listing(given)}."
+        raise ValueError(msg)
+    return given[name]
+
+
+def _legs(
+    sdata: SpatialData, name: str, first: Any, second: Any, units: tuple[Unit, Unit], geometry: Geometry
+) -> tuple[Any, ...]:
+    """Landmarks of each stage as arrays."""
+    if not isinstance(units, tuple | list) or len(units) != 2:
+        msg = f"landmark_units is a pair (of the MSI frame, of the ST frame), found {units!r}."
+        raise ValueError(msg)
+    msi_frame, st_frame = Key.msi_frame(name), Key.st_frame(name)
+    if second is None:
+        pair = landmark_pair(sdata, name, first, frames=(msi_frame, st_frame), units=units)
+        check_landmarks_place(pair, geometry)
+        return (pair,)
+    start = landmark_pair(
+        sdata, name, first, frames=(msi_frame, None), units=(units[0], 1.0), what="(in the MSI frame, in its histology)"
+    )
+    end = landmark_pair(
+        sdata,
+        name,
+        second,
+        frames=(None, st_frame),
+        units=(1.0, units[1]),
+        what="(in the MSI histology, in the ST frame)",
+    )
+    check_landmarks_place((start[0], end[1]), geometry)
+    return start, end
+
+
+def _check_numbers(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not (np.isfinite(value) and value > 0):
+            msg = f"{name} is a positive number, found {value!r}."
+            raise ValueError(msg)
 
 
 def _samples(sample: str | Sequence[str] | None, given: Any, available: list[str]) -> list[str]:
@@ -213,76 +409,3 @@ def _samples(sample: str | Sequence[str] | None, given: Any, available: list[str
         msg = f"Sections {listing(unknown)} have no MSI or nothing to align them with; known: {listing(known)}."
         raise KeyError(msg)
     return list(sample)
-
-
-def _given(transformation: Any) -> Fit:
-    if hasattr(transformation, "to_affine_matrix"):
-        matrix = transformation.to_affine_matrix(("x", "y"), ("x", "y"))
-    else:
-        matrix = np.asarray(transformation, dtype=float)
-        if matrix.shape == (2, 3):
-            matrix = np.vstack([matrix, [0, 0, 1]])
-    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or not np.allclose(matrix[2], [0, 0, 1]):
-        msg = f"A transformation is a finite affine matrix of shape (3, 3) or (2, 3), found shape {matrix.shape}."
-        raise ValueError(msg)
-    determinant = float(np.linalg.det(matrix[:2, :2]))
-    if abs(determinant) < 1e-12:
-        msg = "The transformation is singular: it maps the section onto a line."
-        raise ValueError(msg)
-    return Fit(matrix, np.empty(0), np.empty(0), determinant < 0)
-
-
-def _landmark_arrays(sdata: SpatialData, name: str, pair: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    from spatialdata import transform
-    from spatialdata.transformations import get_transformation
-
-    if pair is None:
-        pair = Key.landmarks(name, "msi"), Key.landmarks(name, "st")
-    if len(pair) != 2:
-        msg = f"Landmarks are a pair (in the MSI frame, in the ST frame), found {len(pair)} items."
-        raise ValueError(msg)
-    arrays = []
-    for side, frame in zip(pair, (Key.msi_frame(name), Key.st_frame(name)), strict=True):
-        if not isinstance(side, str):
-            arrays.append(np.asarray(side, dtype=float))
-            continue
-        if side not in sdata.points:
-            msg = (
-                f"No points {side!r}; points elements: {listing(sdata.points)}. "
-                "Pass landmarks={section: (msi_xy, st_xy)} or transformation=."
-            )
-            raise KeyError(msg)
-        frames = get_transformation(sdata.points[side], get_all=True)
-        if frame not in frames:
-            msg = f"points {side!r} lie in {listing(frames)}, not in {frame!r}; landmarks are (in the MSI, in the ST frame)."
-            raise ValueError(msg)
-        element = transform(sdata.points[side], to_coordinate_system=frame)
-        arrays.append(element[["x", "y"]].compute().to_numpy(dtype=float))
-    return arrays[0], arrays[1]
-
-
-def _to_msi_frame(sdata: SpatialData, name: str) -> NDArray[np.float64]:
-    """Matrix from the pixel element to the MSI frame."""
-    from spatialdata.transformations import get_transformation
-
-    if Key.pixels(name) not in sdata.shapes:
-        msg = f"No shapes {Key.pixels(name)!r}; shapes elements: {listing(sdata.shapes)}."
-        raise KeyError(msg)
-    known = get_transformation(sdata.shapes[Key.pixels(name)], get_all=True)
-    if Key.msi_frame(name) not in known:
-        return np.eye(3)
-    return np.asarray(known[Key.msi_frame(name)].to_affine_matrix(("x", "y"), ("x", "y")))
-
-
-def _scale(matrix: NDArray[np.float64]) -> float:
-    return float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
-
-
-def _check_scale(matrix: NDArray[np.float64], max_scale: float) -> None:
-    scale = _scale(matrix)
-    if not 1 / max_scale < scale < max_scale:
-        msg = (
-            f"the transformation scales by {scale:.4g}, but both frames are in micrometres. Are the landmarks (or the "
-            "pixel size) in another unit, pixels for example? Convert them, or raise max_scale."
-        )
-        raise ValueError(msg)

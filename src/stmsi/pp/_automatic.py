@@ -16,6 +16,7 @@ from stmsi._core.spatial_components import spatial_components
 from stmsi._core.tissue import TissuePoints, TissueRaster, frame_points, pixel_raster
 from stmsi._keys import Key
 from stmsi._validate import check_choice, require_spatialdata
+from stmsi.pp._section_fit import SectionFit
 from stmsi.pp._section_input import pixel_centres, pixels_on_tissue, section_table, spot_centres, table_values
 
 if TYPE_CHECKING:
@@ -86,6 +87,97 @@ class AutomaticFit:
     mutual_information: tuple[float, float]
     resolution: dict[str, float]
     perturbed: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AutomaticInput:
+    """What the alignment of a section without landmarks starts from; arrays only, so that another process can do it.
+
+    Attributes
+    ----------
+    name
+        The section.
+    moving, fixed
+        Tissue of MSI, brought to about the size of the ST tissue, and of ST.
+    ions, counts
+        Intensities of the pixels and counts of the spots on tissue; `None`: masks alone decide.
+    resize
+        From the MSI frame to the frame of `moving`, shape (3, 3).
+    freedom
+        How far size and shape may go.
+    affine, serial
+        See :func:`align_automatically`.
+    """
+
+    name: str
+    moving: TissueRaster
+    fixed: TissuePoints
+    ions: Any
+    counts: Any
+    resize: NDArray[np.float64]
+    freedom: Freedom
+    affine: bool
+    serial: bool
+
+    def fit(self, rng: np.random.Generator, n_perturb: int) -> AutomaticFit:
+        """Find the alignment."""
+        from threadpoolctl import threadpool_limits
+
+        data = None
+        if self.ions is not None:
+            data = _cross_modal(self.moving, self.fixed, self.ions, self.counts, rng)
+        # thousands of products of a few numbers: threads of BLAS would only wait for one another
+        with threadpool_limits(1, user_api="blas"):
+            verdict = register_sections(
+                self.moving, self.fixed, data, rng, self.freedom,
+                affine=self.affine, polish=not self.serial, n_perturb=n_perturb,
+            )  # fmt: skip
+        if verdict.iou < _NO_OVERLAP:
+            msg = (
+                f"Section {self.name!r}: the tissue masks do not overlap in any position (IoU {verdict.iou:.2f}). Are both "
+                "tables of the same section, and is the pixel size right? Look at stmsi.pl.spatial of both; scale='free' "
+                "also fits the size."
+            )
+            raise ValueError(msg)
+        return _result(verdict, self.moving, self.fixed, data, self.resize)
+
+
+@dataclass(frozen=True)
+class AutomaticMethod:
+    """Alignment without landmarks, as :func:`stmsi.pp.align` calls its methods."""
+
+    section: AutomaticInput
+    n_refits: int
+
+    def __call__(self, rng: np.random.Generator) -> SectionFit:
+        """Find the alignment."""
+        fit = self.section.fit(rng, self.n_refits)
+        none = np.empty(0)
+        fields: dict[str, Any] = {
+            "model": "affine" if self.section.affine else "similarity",
+            "n_landmarks": 0,
+            "residual_um": none,
+            "tre_um": none,
+            "ambiguous": fit.ambiguous,
+            "message": fit.message,
+            "candidates": fit.candidates.set_axis(fit.candidates.index.astype(str)),
+            "decided_by": fit.decided_by,
+            "mask_score": fit.score,
+            "resolution": fit.resolution,
+        }
+        if fit.landmark is not None:
+            fields["telling_landmark"] = fit.landmark
+        return SectionFit(fit.matrix, fields, sample=_Refits(fit.perturbed @ np.linalg.inv(fit.matrix)))
+
+
+@dataclass(frozen=True)
+class _Refits:
+    """Draws from the refits to perturbed data, as displacements within the ST frame."""
+
+    drawn: NDArray[np.float64]
+
+    def __call__(self, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
+        return self.drawn[rng.choice(len(self.drawn), n, replace=n > len(self.drawn))]
 
 
 def align_automatically(
@@ -181,6 +273,29 @@ def align_automatically(
     >>> fit.mirrored, fit.ambiguous, fit.decided_by
     (True, False, 'intensities')
     """
+    section = automatic_input(
+        sdata, name, scale=scale, model=model, serial=serial, frame=frame, intensities=intensities, layer=layer,
+        msi_layer=msi_layer, table_key=table_key, st_table_key=st_table_key, sample_key=sample_key,
+    )  # fmt: skip
+    return section.fit(np.random.default_rng(rng), n_perturb)
+
+
+def automatic_input(
+    sdata: SpatialData,
+    name: str,
+    *,
+    scale: Literal["known", "free"] = "known",
+    model: Literal["similarity", "affine"] = "affine",
+    serial: bool = False,
+    frame: ArrayLike | Literal["auto", "crop"] = "auto",
+    intensities: bool = True,
+    layer: str | None = None,
+    msi_layer: str | None = None,
+    table_key: str = Key.table.MSI,
+    st_table_key: str = Key.table.ST,
+    sample_key: str = Key.obs.SAMPLE,
+) -> AutomaticInput:
+    """Read a section and check it; parameters and errors as for :func:`align_automatically`."""
     require_spatialdata(sdata)
     check_choice(scale, ("known", "free"), "scale")
     check_choice(model, ("similarity", "affine"), "model")
@@ -189,7 +304,6 @@ def align_automatically(
         if frame == "crop" and scale == "free":
             msg = "A crop of unknown extent does not tell the size of a pixel: pass the pixel size and scale='known'."
             raise ValueError(msg)
-    random = np.random.default_rng(rng)
     msi, st = (section_table(sdata, key, name, sample_key) for key in (table_key, st_table_key))
     pixels, size, to_msi = pixel_centres(sdata, name, msi)
     spots = spot_centres(sdata, name, st)
@@ -208,24 +322,17 @@ def align_automatically(
     freedom = SERIAL if serial and scale == "known" else FREE if scale == "free" else KNOWN
     if serial and scale == "free":
         freedom = Freedom(FREE.scale, SERIAL.stretch, FREE.scales)
-    data = None
-    if intensities:
-        data = _cross_modal(moving, fixed, ions[on_tissue], counts[in_tissue], random)
-    from threadpoolctl import threadpool_limits
-
-    # thousands of products of a few numbers: threads of BLAS would only wait for one another
-    with threadpool_limits(1, user_api="blas"):
-        verdict = register_sections(
-            moving, fixed, data, random, freedom, affine=model == "affine", polish=not serial, n_perturb=n_perturb
-        )
-    if verdict.iou < _NO_OVERLAP:
-        msg = (
-            f"Section {name!r}: the tissue masks do not overlap in any position (IoU {verdict.iou:.2f}). Are both tables "
-            "of the same section, and is the pixel size right? Look at stmsi.pl.spatial of both; scale='free' also fits the size."
-        )
-        raise ValueError(msg)
-    resize = np.diag([factor, factor, 1.0]) @ inverse(to_msi)
-    return _result(verdict, moving, fixed, data, resize)
+    return AutomaticInput(
+        name,
+        moving,
+        fixed,
+        ions[on_tissue] if intensities else None,
+        counts[in_tissue] if intensities else None,
+        np.diag([factor, factor, 1.0]) @ inverse(to_msi),
+        freedom,
+        model == "affine",
+        serial,
+    )
 
 
 def _check_number(n: int, name: str, what: str, where: str) -> None:

@@ -11,6 +11,7 @@ from stmsi._core.spatial_components import summary_channels
 from stmsi._core.tissue import find_background
 from stmsi._keys import Key
 from stmsi._validate import as_csr, get_table, instances, listing, require_sample
+from stmsi.pp._section_geometry import to_msi_frame
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -64,7 +65,7 @@ def pixel_centres(
     return (
         xy,
         np.median(bounds[:, 2:] - bounds[:, :2], axis=0),
-        _frame_matrix(sdata, Key.pixels(name), Key.msi_frame(name)),
+        to_msi_frame(sdata, name),
     )
 
 

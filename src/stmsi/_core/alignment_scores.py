@@ -1,0 +1,160 @@
+"""How well two aligned sections agree: masks, mutual information, canonical components."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+
+_HEXAGON = 0.6
+"""Reach of a spot in pitches: the corner of a hexagonal cell is at 0.577."""
+
+
+BINS = 8
+"""Of mutual information, along each variable."""
+
+
+def frame_points(tissue: NDArray[np.float64], others: NDArray[np.float64], pitch: float) -> NDArray[np.float64]:
+    """Places at which masks are compared: all spots of the capture frame.
+
+    Where only the spots on tissue are known, the rectangle that they fill is completed with a hexagonal lattice, so that
+    pixels beside the ST tissue count.
+
+    Parameters
+    ----------
+    tissue, others
+        Centres of the spots on tissue and of the others, shape (n, 2).
+    pitch
+        Distance between neighbouring spots.
+
+    Returns
+    -------
+    The points off tissue, shape (m, 2).
+    """
+    if len(others):
+        return others
+    low, high = tissue.min(axis=0), tissue.max(axis=0)
+    step = pitch * np.sqrt(3) / 2
+    row, col = np.indices((int((high[1] - low[1]) / step) + 1, int((high[0] - low[0]) / pitch) + 1))
+    points = np.column_stack([low[0] + (col + 0.5 * (row % 2)).ravel() * pitch, low[1] + row.ravel() * step])
+    return points[cKDTree(tissue).query(points)[0] > _HEXAGON * pitch]
+
+
+def mask_iou(tissue_covered: NDArray[np.bool_], others_covered: NDArray[np.bool_]) -> float:
+    """Intersection over union of two tissue masks at points inside the capture frame.
+
+    Parameters
+    ----------
+    tissue_covered
+        Whether pixels cover each point on ST tissue.
+    others_covered
+        The same for the points off ST tissue.
+
+    Returns
+    -------
+    Share; NaN without points.
+    """
+    union = len(tissue_covered) + int(others_covered.sum())
+    return float(tissue_covered.sum() / union) if union else float("nan")
+
+
+def mutual_information(x: NDArray[np.float64], y: NDArray[np.float64], bins: int = BINS) -> float:
+    """Mutual information of two variables in nats, over bins of equal counts; NaN with fewer than `bins` squared values."""
+    from sklearn.metrics import mutual_info_score
+
+    known = np.isfinite(x) & np.isfinite(y)
+    if known.sum() < bins**2:
+        return float("nan")
+    binned = [_equal_counts(v[known], bins) for v in (x, y)]
+    return float(mutual_info_score(*binned))
+
+
+def _equal_counts(values: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+    # by the edges and not by rank, so that equal values share a bin
+    edges = np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1])
+    return np.searchsorted(edges, values, side="right")
+
+
+@dataclass(frozen=True)
+class Canonical:
+    """Linear combinations of two sets of variables that correlate most.
+
+    Attributes
+    ----------
+    x_mean, y_mean
+        Means of the variables.
+    x_weights, y_weights
+        Shape (variables, components): centred variables times these have unit variance.
+    correlation
+        Of each pair, falling.
+    """
+
+    x_mean: NDArray[np.float64]
+    y_mean: NDArray[np.float64]
+    x_weights: NDArray[np.float64]
+    y_weights: NDArray[np.float64]
+    correlation: NDArray[np.float64]
+
+    def of_x(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Components of the first set."""
+        return (x - self.x_mean) @ self.x_weights
+
+    def of_y(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Components of the second set."""
+        return (y - self.y_mean) @ self.y_weights
+
+
+def canonical(x: NDArray[np.float64], y: NDArray[np.float64], n: int, ridge: float = 1e-3) -> Canonical:
+    """Canonical correlation analysis, from the singular values of the whitened cross-covariance.
+
+    Parameters
+    ----------
+    x, y
+        Variables of the same observations, shape (observations, variables).
+    n
+        Components.
+    ridge
+        Added to the variances, as a share of their mean.
+    """
+    mean = x.mean(axis=0), y.mean(axis=0)
+    centred = x - mean[0], y - mean[1]
+    white = []
+    for values in centred:
+        covariance = values.T @ values / len(values)
+        covariance += ridge * max(np.trace(covariance) / len(covariance), 1e-300) * np.eye(len(covariance))
+        size, direction = np.linalg.eigh(covariance)
+        white.append(direction / np.sqrt(size))
+    u, s, vt = np.linalg.svd((centred[0] @ white[0]).T @ (centred[1] @ white[1]) / len(x))
+    n = min(n, len(s))
+    return Canonical(*mean, white[0] @ u[:, :n], white[1] @ vt[:n].T, np.minimum(s[:n], 1.0))
+
+
+def held_out_components(
+    x: NDArray[np.float64], y: NDArray[np.float64], xy: NDArray[np.float64], n_blocks: int = 4
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """First canonical pair of each observation, from an analysis that did not see its surroundings.
+
+    Parameters
+    ----------
+    x, y
+        Variables of the same observations, shape (observations, variables).
+    xy
+        Their places; blocks of a chequered grid with `n_blocks` blocks a side are held out in turn.
+    n_blocks
+        Blocks along each axis.
+
+    Returns
+    -------
+    The two variables, shape (observations,).
+    """
+    span = np.maximum(np.ptp(xy, axis=0), 1e-300)
+    cell = np.minimum(((xy - xy.min(axis=0)) / span * n_blocks).astype(int), n_blocks - 1)
+    black = cell.sum(axis=1) % 2 == 0
+    first, second = np.full(len(x), np.nan), np.full(len(x), np.nan)
+    for held in (black, ~black):
+        if held.any() and (~held).sum() > 2 * (x.shape[1] + y.shape[1]):
+            found = canonical(x[~held], y[~held], 1)
+            first[held], second[held] = found.of_x(x[held])[:, 0], found.of_y(y[held])[:, 0]
+    return first, second

@@ -1,0 +1,195 @@
+"""How well sections are aligned."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stmsi._core.alignment_scores import frame_points, mask_iou
+from stmsi._core.flow import agreement
+from stmsi._keys import Key
+from stmsi._validate import get_table, require_spatialdata, sample_names
+from stmsi.pp._section_geometry import (
+    Geometry,
+    aligned,
+    msi_components,
+    section_geometry,
+    st_components,
+)
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+REACH = 0.75
+"""Distance up to which a pixel tells about a spot, in pitches."""
+
+
+def alignment_report(
+    sdata: SpatialData,
+    *,
+    intensities: bool = True,
+    sample_key: str = Key.obs.SAMPLE,
+    table_key: str = Key.table.MSI,
+    st_table_key: str = Key.table.ST,
+) -> pd.DataFrame:
+    """How well each section is aligned.
+
+    Parameters
+    ----------
+    sdata
+        After :func:`stmsi.pp.align`.
+    intensities
+        Whether to compare what was measured, too: ``information_before`` and ``information``, which take most of the
+        time.
+    sample_key
+        Column of ``obs`` with the section name.
+    table_key
+        The MSI table.
+    st_table_key
+        The ST table.
+
+    Returns
+    -------
+    One row per section with MSI:
+
+    - ``aligned``, ``method``, ``model``, ``mirrored``, ``rotation_deg``, ``scale``: what was done;
+    - ``n_landmarks``, ``outliers`` (rows of the landmarks that were left out, as text), ``rmse_um`` (at the landmarks
+      that were kept), ``tre_um`` and ``tre_max_um`` (median and maximum of the leave-one-landmark-out target
+      registration error; of two stages, the stages' added in quadrature);
+    - ``folds``: share of the pixels that a deformation folds;
+    - ``spots_covered``: share of the spots on tissue whose centre a pixel covers (after
+      :func:`stmsi.pp.map_to_spots`: of the spots that pixels cover at all);
+    - ``mask_iou``: intersection over union of ST tissue and pixels, at the spots of the capture frame only, so that
+      tissue beyond the frame costs nothing. Where only spots on tissue are known, their rectangle counts as the frame;
+    - ``information_before``, ``information``: mutual information (nats) of genes and ions, in the first pair of
+      canonical components of both, each spot judged by an analysis without its surroundings. Before: the two sections
+      laid upon each other by their middles, not turned; after: aligned;
+    - ``ambiguous``, ``message``: whether the data leave another alignment open, where `align` could tell;
+    - ``resolution``: what the error supports claims about.
+
+    Raises
+    ------
+    KeyError
+        The tables do not exist.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata, model="affine")
+    >>> stmsi.pp.alignment_report(sdata)["n_landmarks"].tolist()
+    [8, 8, 8]
+    """
+    require_spatialdata(sdata)
+    record = get_table(sdata, table_key).uns.get(Key.uns.ALIGNMENT, {})
+    st = get_table(sdata, st_table_key)
+    keys = {"table_key": table_key, "st_table_key": st_table_key, "sample_key": sample_key}
+    rows = {}
+    for name in sample_names(sdata, table_key, sample_key):
+        row: dict[str, Any] = {"aligned": name in record}
+        if name in record:
+            own = record[name]
+            geometry = section_geometry(sdata, name, sample_key=sample_key, st_table_key=st_table_key)
+            row |= _landmarks(own) | _masks(own, geometry)
+            if intensities and len(geometry.spots):
+                row |= _information(sdata, name, own, geometry, keys)
+            row |= {k: _plain(own[k]) for k in ("ambiguous", "message") if k in own}
+            row["resolution"] = (
+                _refit_resolution(own["resolution"])
+                if "resolution" in own
+                else resolution(row["tre_um"], row["tre_max_um"], geometry.pitch)
+            )
+        if Key.obs.COVERAGE in st.obs:
+            here = (st.obs[sample_key].astype(str) == name).to_numpy()
+            row["spots_covered"] = float((st.obs.loc[here, Key.obs.COVERAGE] > 0).mean())
+        rows[name] = row
+    return pd.DataFrame.from_dict(rows, orient="index").rename_axis(Key.obs.SAMPLE)
+
+
+def resolution(tre: float, tre_max: float, pitch: float) -> str:
+    """What an alignment with a target registration error (median, maximum; um) supports claims about."""
+    if not np.isfinite(tre):
+        return "error not known (no landmark to leave out): neighbourhoods, not single spots"
+    if not np.isfinite(pitch):
+        return f"about {tre:.0f} um"
+    if tre_max <= pitch / 2:
+        return f"single spots (error at most {tre_max:.0f} um, half a pitch is {pitch / 2:.0f} um)"
+    rings = max(1, int(np.ceil(tre / pitch)))
+    return f"neighbourhoods of {rings} ring{'s' if rings > 1 else ''} of spots (error {tre:.0f} um), not single spots"
+
+
+def _refit_resolution(spread: dict[str, Any]) -> str:
+    """The same for an alignment without landmarks, from the spread of its refits."""
+    stay = {k: float(spread[k]) for k in ("same_spot", "one_ring", "two_rings")}
+    return (
+        f"neighbourhoods, not single spots: refits move pixels by {float(spread['median_um']):.0f} um (90 %: "
+        f"{float(spread['p90_um']):.0f} um); {stay['same_spot']:.0%} stay in their spot, {stay['one_ring']:.0%} within one "
+        f"ring, {stay['two_rings']:.0%} within two. The true error may be larger"
+    )
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value
+
+
+def _landmarks(own: dict[str, Any]) -> dict[str, Any]:
+    matrix = np.asarray(own["matrix"])
+    residual, tre = (np.asarray(own.get(k, []), dtype=float) for k in ("residual_um", "tre_um"))
+    outliers = np.asarray(own.get("outliers", []), dtype=int)
+    kept = np.setdiff1d(np.arange(len(residual)), outliers)
+    leg = np.asarray(own.get("leg", np.ones(len(residual))))
+    median, largest, mean = [], [], []
+    for number in np.unique(leg):
+        here = leg == number
+        errors = tre[here & np.isfinite(tre)]
+        median.append(np.median(errors) if len(errors) else np.nan)
+        largest.append(errors.max() if len(errors) else np.nan)
+        mean.append(np.sqrt(np.mean(residual[np.intersect1d(kept, np.flatnonzero(here))] ** 2)))
+    together = [float(np.sqrt(np.square(v).sum())) if v else np.nan for v in (mean, median, largest)]
+    return {
+        "method": str(own.get("method", "landmarks")),
+        "model": str(own["model"]),
+        "n_landmarks": int(own.get("n_landmarks", 0)),
+        "mirrored": bool(own["mirrored"]),
+        # of the matrix after undoing the mirror in x
+        "rotation_deg": float(np.degrees(np.arctan2(-matrix[0, 1], matrix[1, 1]))),
+        "scale": float(own["scale"]),
+        "outliers": ", ".join(map(str, outliers)),
+        "rmse_um": together[0],
+        "tre_um": together[1],
+        "tre_max_um": together[2],
+        "folds": float(own.get("folds", 0.0)),
+    }
+
+
+def _masks(own: dict[str, Any], g: Geometry) -> dict[str, float]:
+    """Masks, compared at the spots of the capture frame."""
+    if len(g.spots) == 0:
+        return {"spots_covered": np.nan, "mask_iou": np.nan}
+    on_tissue = _covered(g.spots, own, g)
+    beside = _covered(frame_points(g.spots, g.others, g.pitch), own, g)
+    return {"spots_covered": float(on_tissue.mean()), "mask_iou": mask_iou(on_tissue, beside)}
+
+
+def _covered(points: NDArray[np.float64], own: dict[str, Any], g: Geometry) -> NDArray[np.bool_]:
+    import shapely
+
+    corners = aligned(own, g.corners.reshape(-1, 2)).reshape(g.corners.shape)
+    tree = shapely.STRtree(shapely.polygons(corners))
+    out = np.zeros(len(points), dtype=bool)
+    out[tree.query(shapely.points(points), predicate="intersects")[0]] = True
+    return out
+
+
+def _information(
+    sdata: SpatialData, name: str, own: dict[str, Any], g: Geometry, keys: dict[str, str]
+) -> dict[str, float]:
+    st = st_components(sdata, name, keys["st_table_key"], keys["sample_key"])
+    msi = msi_components(sdata, name, keys["table_key"], keys["sample_key"])
+    known = np.isfinite(msi).all(axis=1)
+    middle = g.pixels - g.pixels.mean(axis=0) + g.spots.mean(axis=0)
+    places = {"information_before": middle, "information": aligned(own, g.pixels)}
+    return {k: agreement(g.spots, st, at[known], msi[known], REACH * g.pitch) for k, at in places.items()}
