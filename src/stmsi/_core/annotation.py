@@ -47,9 +47,10 @@ def false_discovery_rate(
 ) -> NDArray[np.float64]:
     r"""Expected share of false ones among the annotations as good as each, by target and decoy.
 
-    .. math:: q(e) = \min_{t \ge e} \frac{D(t) / n_\text{decoy} \cdot n_\text{target}}{T(t)}
+    .. math:: q(e) = \min_{t \ge e} \frac{(D(t) + 1) / n_\text{decoy} \cdot n_\text{target}}{T(t)}
 
-    with :math:`T(t)` and :math:`D(t)` the targets and decoys with an error of at most :math:`t`.
+    with :math:`T(t)` and :math:`D(t)` the targets and decoys with an error of at most :math:`t`. The one more keeps few
+    decoys from looking like none.
 
     Parameters
     ----------
@@ -70,7 +71,7 @@ def false_discovery_rate(
     # equal errors share one rate: count all that are as good
     error = target[order]
     found = np.searchsorted(error, error, side="right")
-    chance = np.searchsorted(np.sort(decoy), error, side="right") * (n_target / n_decoy)
+    chance = (np.searchsorted(np.sort(decoy), error, side="right") + 1) * (n_target / n_decoy)
     rate = np.minimum.accumulate(np.minimum(chance / found, 1.0)[::-1])[::-1]
     out = np.empty(len(target))
     out[order] = rate

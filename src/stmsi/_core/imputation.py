@@ -99,5 +99,7 @@ def _row_medians(window: NDArray[np.float64]) -> NDArray[np.float64]:
     ordered = np.sort(window, axis=1)  # NaN last
     count = (~np.isnan(ordered)).sum(axis=1)
     rows = np.arange(len(ordered))
-    middle = (ordered[rows, np.maximum(count - 1, 0) // 2] + ordered[rows, np.minimum(count // 2, ordered.shape[1] - 1)]) / 2
+    middle = (
+        ordered[rows, np.maximum(count - 1, 0) // 2] + ordered[rows, np.minimum(count // 2, ordered.shape[1] - 1)]
+    ) / 2
     return np.where(count > 0, middle, np.nan)

@@ -77,7 +77,8 @@ def map_to_spots(
     - ``uns["msi"]``: ``features`` (the metabolites: ``name``, ``mz``, ...), ``params`` and, after
       :func:`stmsi.pp.combine`, ``section_mz`` (metabolites x sections, NaN where a section did not measure the ion).
 
-    Presence that was called from an earlier mapping (``obsm["msi_presence"]``) is removed.
+    What belongs to an earlier mapping is removed: presence (``obsm["msi_presence"]``), and the records of what was imputed
+    or corrected.
 
     Raises
     ------
@@ -150,6 +151,8 @@ def map_to_spots(
     st.uns[key_added] = {"features": msi.var.copy(), "params": params}
     if Key.varm.SECTION_MZ in msi.varm:
         st.uns[key_added][Key.varm.SECTION_MZ] = msi.varm[Key.varm.SECTION_MZ].copy()
+    for stale in (Key.observed_of(key_added), Key.uncorrected_of(key_added)):
+        st.obsm.pop(stale, None)  # of an earlier mapping
     if st.obsm.pop(Key.presence_of(key_added), None) is not None:
         logger.info(
             "obsm[%r] was called from the earlier mapping and is removed; call stmsi.pp.call_presence again.",
