@@ -37,17 +37,20 @@ _DEFAULTS: dict[tuple[str, Polarity], tuple[str, ...]] = {
     ("9-AA", "negative"): ("[M-H]-", "[M+Cl]-", "[M-H-H2O]-"),
     ("FMP-10", "positive"): ("[M+FMP10]+", "[M+2FMP10-CH3]+"),
 }
-DECOYS = (
-    "He Li Be B C N O F Ne Mg Al Si P S Cl Ar Ca Sc Ti V Cr Mn Fe Co Ni Cu Zn Ga Ge As Se Br Kr Rb Sr Y Zr Nb Mo Ru Rh "
-    "Pd Ag Cd In Sn Sb Te I Xe Cs Ba La Ce Pr Nd Sm Eu Gd Tb Dy Ho Ir Th Pt Os Yb Lu Bi Pb Re Tl Tm U W Au Er Hf Hg Ta"
-).split()
+DECOYS = [
+    "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Mg", "Al", "Si", "P", "S", "Cl", "Ar", "Ca", "Sc", "Ti", "V",
+    "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y", "Zr", "Nb", "Mo",
+    "Ru", "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I", "Xe", "Cs", "Ba", "La", "Ce", "Pr", "Nd", "Sm", "Eu",
+    "Gd", "Tb", "Dy", "Ho", "Ir", "Th", "Pt", "Os", "Yb", "Lu", "Bi", "Pb", "Re", "Tl", "Tm", "U", "W", "Au", "Er",
+    "Hf", "Hg", "Ta",
+]  # fmt: skip
 """Elements that form no adducts in MALDI imaging, the decoys of METASPACE (Palmer et al., Nature Methods 2017,
 doi:10.1038/nmeth.4072)."""
 
 
 @dataclass(frozen=True)
 class Adduct:
-    """An ion type: m/z = (`molecules` x mass + `shift`) / \\|`charge`\\|."""
+    """An ion type; its m/z is (`molecules` x mass + `shift`) over the size of `charge`."""
 
     name: str
     molecules: int

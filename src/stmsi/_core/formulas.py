@@ -89,7 +89,7 @@ class Formulas:
     @property
     def masses(self) -> NDArray[np.float64]:
         """Monoisotopic masses in Da, shape (formulas,)."""
-        return self.counts @ np.array([atom_mass(e) for e in self.elements], dtype=np.float64)
+        return np.asarray(self.counts @ np.array([atom_mass(e) for e in self.elements]), dtype=np.float64)
 
     def of(self, elements: Iterable[str]) -> NDArray[np.int64]:
         """Number of atoms of these elements together, shape (formulas,)."""

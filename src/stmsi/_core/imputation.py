@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
+_SAME = 0.05
+"""Difference of distances, in steps of the grid, that small errors of the positions can make."""
 _BLOCK = 4_000_000
 """Values gathered at once; bounds the memory, not the result."""
 
@@ -13,8 +17,9 @@ _BLOCK = 4_000_000
 def distance_rings(xy: NDArray[np.float64], n_rings: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """All spots in the first rings around each spot, the spot itself first.
 
-    The rings of a grid are its distinct distances (1, 1.73, 2, 2.65, ... steps on a hexagon). Distances are taken in
-    tenths of the step, the median distance to the nearest spot, so that small errors of the positions make no rings.
+    The rings of a grid are its distinct distances (1, 1.73, 2, 2.65, ... steps on a hexagon), where a step is the median
+    distance to the nearest spot and distances closer than 0.05 steps are one. Positions that form no grid have rings of
+    one step's width.
 
     Parameters
     ----------
@@ -36,10 +41,9 @@ def distance_rings(xy: NDArray[np.float64], n_rings: int) -> tuple[NDArray[np.in
     step = float(np.median(nearest[nearest > 0])) if (nearest > 0).any() else 1.0
     reach = step * (n_rings + 0.5)  # the k-th distance of a grid is at most k steps
     pairs = tree.query_pairs(reach, output_type="ndarray")
-    tenths = np.rint(10 * np.hypot(*(xy[pairs[:, 0]] - xy[pairs[:, 1]]).T) / step).astype(np.int64)
-    distinct = np.unique(tenths)[:n_rings]
-    keep = tenths <= distinct[-1] if len(distinct) else np.zeros(len(pairs), bool)
-    pairs, ring = pairs[keep], np.searchsorted(distinct, tenths[keep])
+    steps = np.hypot(*(xy[pairs[:, 0]] - xy[pairs[:, 1]]).T) / step
+    ring = _rings(steps, n_rings)
+    pairs, ring = pairs[ring < n_rings], ring[ring < n_rings]
     own = np.arange(n)
     spot = np.concatenate([own, pairs[:, 0], pairs[:, 1]])
     other = np.concatenate([own, pairs[:, 1], pairs[:, 0]])
@@ -52,6 +56,18 @@ def distance_rings(xy: NDArray[np.float64], n_rings: int) -> tuple[NDArray[np.in
     index[spot, slot] = other
     inside = np.bincount(spot * (n_rings + 1) + ring + 1, minlength=n * (n_rings + 1)).reshape(n, n_rings + 1)
     return index, np.cumsum(inside, axis=1)[:, 1:]
+
+
+def _rings(steps: NDArray[np.float64], n_rings: int) -> NDArray[np.int64]:
+    """Ring of each distance (in steps), from 0."""
+    order = np.argsort(steps)
+    ordered = steps[order]
+    number = np.cumsum(np.diff(ordered, prepend=ordered[:1]) > _SAME)
+    ring = np.empty(len(steps), np.int64)
+    ring[order] = number
+    edge = np.searchsorted(number, np.arange(n_rings + 1))
+    width = [np.ptp(ordered[i:j]) for i, j in pairwise(edge.tolist()) if j > i]
+    return np.maximum(np.rint(steps).astype(np.int64) - 1, 0) if max(width, default=0) > 2 * _SAME else ring
 
 
 def adaptive_median(

@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 _SEPARABILITY = 0.75
 """Share of the variance between the two classes that a background needs; one normal distribution has 0.64, a uniform
 one 0.75."""
+_BINS = 256
 _CONTRAST = 2.0
 """How many times brighter than the background the tissue must be."""
 
@@ -32,7 +33,9 @@ def otsu_tissue(total: NDArray[np.float64]) -> tuple[NDArray[np.bool_], bool]:
     tissue = total > 0
     level = np.log(total[tissue])
     if len(level) > 1 and level.max() - level.min() > np.log(_CONTRAST):
-        bright = level > threshold_otsu(level)
+        # scikit-image returns the middle of a bin that belongs to the darker part as a whole
+        half_bin = np.ptp(level) / _BINS / 2
+        bright = level > threshold_otsu(level, nbins=_BINS) + half_bin
         share, apart = bright.mean(), 0.0
         if 0 < share < 1:
             apart = level[bright].mean() - level[~bright].mean()

@@ -181,7 +181,7 @@ def _whole_spectrum(msi: AnnData, tic_key: str) -> NDArray[np.float64]:
 
 def _of_ion(msi: AnnData, X: sp.csr_matrix, reference: str) -> NDArray[np.float64]:
     """Intensity of the reference ion in each pixel."""
-    names = msi.var[Key.var.NAME] if Key.var.NAME in msi.var else None
+    names = msi.var.get(Key.var.NAME)
     ion = require_metabolites([reference], msi.var_names, names)[0]
     return X[:, [msi.var_names.get_loc(ion)]].toarray().ravel()
 
