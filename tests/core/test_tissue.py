@@ -32,4 +32,16 @@ def test_silent_pixels_are_background_in_any_case():
     tissue, background = otsu_tissue(np.array([0.0, 5.0, 5.1, 5.2]))
     assert tissue.tolist() == [False, True, True, True]
     assert background
+
+
+def test_a_few_faulty_pixels_are_no_background():
+    total = np.random.default_rng(2).lognormal(5, 0.1, 1000)
+    total[:5] = 1.0
+    total[5:8] = 0.0
+    tissue, background = otsu_tissue(total)
+    assert not background
+    assert tissue.tolist() == [True] * 5 + [False] * 3 + [True] * 992
+
+
+def test_no_signal_at_all_is_no_tissue():
     assert not otsu_tissue(np.zeros(5))[0].any()

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 
 import stmsi
 
@@ -272,3 +272,13 @@ def test_views_and_other_things_are_refused(toy):
         stmsi.pp.normalize_msi(toy, table_key="x")
     with pytest.raises(TypeError, match="Expected an AnnData or a SpatialData, found ndarray"):
         stmsi.pp.normalize_msi(VALUES)
+
+
+@pytest.mark.realdata
+def test_bladder_has_no_dark_background(data_dir, caplog):
+    # the matrix around the tissue is as bright as the tissue
+    table = read_h5ad(data_dir / "msi_bladder" / "bladder_msi.h5ad")
+    table.obs["sample"] = "bladder"
+    stmsi.pp.normalize_msi(table, tissue="otsu", tic_key="nCount_Spatial", winsorize=0.99)
+    assert "has no background that is clearly darker" in caplog.text
+    assert table.obs["on_tissue"].mean() > 0.99

@@ -119,8 +119,9 @@ def impute_dropout(
     if not observed.any():
         logger.warning("obsm[%r] holds no value above zero; there is nothing to fill in from.", metabolite_key)
     if Key.presence_of(metabolite_key) not in st.obsm:
-        logger.info(
-            "Presence was not called before; what was measured is kept in obsm[%r].", Key.observed_of(metabolite_key)
+        logger.warning(
+            "Presence was not called: a model would take what is filled in for present. Call stmsi.pp.call_presence, which "
+            "counts it as absent, before training.",
         )
     st.obsm[metabolite_key] = pd.DataFrame(filled.astype(np.float32), index=frame.index, columns=frame.columns)
     st.obsm[Key.observed_of(metabolite_key)] = pd.DataFrame(observed, index=frame.index, columns=frame.columns)

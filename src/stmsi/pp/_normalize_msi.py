@@ -74,8 +74,8 @@ def normalize_msi(
     tissue
         Which pixels are tissue: a boolean column of ``obs``, or ``"otsu"`` for Otsu's threshold on the logarithm of the
         total ion current (``obs["tic"]`` where it is there, else the sum of the table) in each section by itself. A
-        section without a background that is clearly darker counts as tissue altogether, which is logged: matrix
-        outside the tissue can be *brighter* than it, and then a column must say. `None`: all pixels. Pixels outside
+        section without a background that is clearly darker (and at least 2 % of it) counts as tissue altogether, which
+        is logged: the matrix around the tissue is often as bright as the tissue, and then a column must say. `None`: all pixels. Pixels outside
         the tissue become 0 in ``X`` and count neither for caps nor for scale; ``layers["raw"]`` keeps them.
     sample_key
         Column of ``obs`` with the section name.
