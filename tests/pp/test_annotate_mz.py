@@ -145,7 +145,7 @@ def test_exports_of_metaspace_are_taken_as_they_are(tmp_path):
     assert table.uns["annotation"]["candidates"]["name"].tolist() == names
     stmsi.pp.annotate_mz(table, path, adducts=["[M+H]+"])
     assert table.var["adduct"].tolist() == ["", "[M+H]+"]
-    with pytest.raises(ValueError, match="hold the ions '.*ask for one polarity"):
+    with pytest.raises(ValueError, match=r"hold the ions '.*ask for one polarity"):
         stmsi.pp.annotate_mz(table, path, polarity="negative")
 
 

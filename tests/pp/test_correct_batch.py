@@ -90,7 +90,7 @@ def test_ranks_are_taken_within_sections():
     st = _table(values)
     stmsi.pp.correct_batch(st, method="rank")
     for name in ("s0", "s1", "s2"):
-        rows = BATCH == name
+        rows = name == BATCH
         np.testing.assert_allclose(st.obsm["msi"][rows], section_ranks(values[rows].astype(float)), rtol=1e-6)
 
 
@@ -100,7 +100,7 @@ def test_quantiles_are_the_same_afterwards_and_can_be_turned_back():
     stmsi.pp.correct_batch(st, method="quantile")
     found = st.obsm["msi"].to_numpy(float)
     middle = [
-        np.median(found[BATCH == s][:, j][found[BATCH == s][:, j] > 0]) for s in ("s0", "s1", "s2") for j in (0, 1)
+        np.median(found[s == BATCH][:, j][found[s == BATCH][:, j] > 0]) for s in ("s0", "s1", "s2") for j in (0, 1)
     ]
     assert middle[0] == pytest.approx(middle[2], rel=0.02)
     assert middle[1] == pytest.approx(middle[5], rel=0.02)

@@ -41,7 +41,7 @@ def test_the_mean_over_sections(container, n_neighs):
     table.X = container(VALUES)
     assert stmsi.pp.select_spatially_variable(table, n_top=2, n_neighs=n_neighs) is None
     scores = [
-        morans_i(raster_graph(ROW[SAMPLE == s], COL[SAMPLE == s], n_neighs), VALUES[SAMPLE == s]) for s in ("s0", "s1")
+        morans_i(raster_graph(ROW[s == SAMPLE], COL[s == SAMPLE], n_neighs), VALUES[s == SAMPLE]) for s in ("s0", "s1")
     ]
     np.testing.assert_allclose(table.var["moran_i"], np.mean(scores, axis=0), rtol=1e-9)
     assert table.var["spatially_variable"].tolist() == [True, False, True, False, False]
@@ -130,7 +130,7 @@ def test_pixels_need_a_place_of_their_own():
     with pytest.raises(ValueError, match="Several pixels of section 's0' share a position"):
         stmsi.pp.select_spatially_variable(table)
     del table.obs["row"]
-    with pytest.raises(KeyError, match="no column 'row'.*needs the raster position"):
+    with pytest.raises(KeyError, match=r"no column 'row'.*needs the raster position"):
         stmsi.pp.select_spatially_variable(table)
 
 
