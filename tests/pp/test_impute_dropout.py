@@ -106,7 +106,15 @@ def _lost():
     return st
 
 
+def _corrected():
+    st = _table(_values(), np.repeat(["A", "B"], 24))
+    stmsi.pp.correct_batch(st, method="rank")
+    st.uns.clear()
+    return st
+
+
 BAD = {
+    "corrected": (_corrected(), {}, ValueError, "was corrected for batches.*undo it"),
     "negative": (_table(np.array([[-1.0], [1.0]])), {}, ValueError, "contain 1 negative values"),
     "infinite": (_table(np.array([[np.inf], [1.0]])), {}, ValueError, "1 infinite values"),
     "nothing": (_table(np.full((3, 2), np.nan)), {}, ValueError, "holds nothing but NaN; align and map"),

@@ -66,7 +66,7 @@ def correct_batch(
         - ``"quantile"``: each metabolite's values above zero get the same distribution in each batch, the mean of the
           batches' quantiles. The distributions are kept, so that it can be turned back.
         - ``"rank"``: rank among the values above zero of the batch, a share in (0, 1). It makes platforms comparable
-          (UnitedMet, Xie et al. 2025) and gives the unit away.
+          (as in UnitedMet, 2025) and gives the unit away.
         - ``"none"``: put the intensities back as they were before.
     batch_key
         Column of ``obs`` that names the batches (slide, run, patient); `None`: the sections.

@@ -72,7 +72,8 @@ def impute_dropout(
     Raises
     ------
     ValueError
-        Negative or infinite intensities, positions that are not finite, no intensity at all.
+        Negative or infinite intensities, positions that are not finite, no intensity at all, intensities that
+        :func:`stmsi.pp.correct_batch` has changed.
     KeyError
         Intensities or positions are not there.
 
@@ -98,6 +99,12 @@ def impute_dropout(
     frame = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
     require_unique(frame.columns, "Metabolite names", "Rename the columns.")
     check_nonnegative(frame.to_numpy(), f"obsm[{metabolite_key!r}]", allow_nan=True)
+    if Key.uncorrected_of(metabolite_key) in st.obsm:
+        msg = (
+            f"obsm[{metabolite_key!r}] was corrected for batches. Impute what was measured: undo it with "
+            "stmsi.pp.correct_batch(data, method='none'), impute, and correct again."
+        )
+        raise ValueError(msg)
     if Key.obsm.SPATIAL not in st.obsm:
         msg = f'obsm has no "spatial" with the spot positions; found {listing(st.obsm.keys())}.'
         raise KeyError(msg)
