@@ -130,6 +130,26 @@ def test_spatialdata(processed, tmp_path):
     pd.testing.assert_frame_equal(report, stmsi.pp.alignment_report(processed), check_dtype=False)
 
 
+def test_what_cleaning_writes(processed, tmp_path):
+    sdata = deepcopy(processed)
+    sdata.tables["msi"].obs["mine"] = sdata.tables["msi"].obs["col"] > 3
+    stmsi.pp.normalize_msi(sdata, tissue="mine")
+    sdata.tables["msi"].var["mz"] = [760.5851, 203.0526, 132.0768, 400.0, np.nan]
+    stmsi.pp.annotate_mz(sdata, polarity="positive", matrix="DHB")
+    stmsi.pp.select_spatially_variable(sdata, n_top=3, tissue_key="on_tissue")
+    stmsi.pp.impute_dropout(sdata)
+    stmsi.pp.correct_batch(sdata, method="quantile")
+    assert len(sdata.tables["msi"].uns["annotation"]["candidates"]) >= 3
+    sdata.write(tmp_path / "a.zarr")
+    back = read_zarr(tmp_path / "a.zarr")
+    for table in ("st", "msi"):
+        _same_table(back.tables[table], sdata.tables[table])
+    stmsi.pp.annotate_mz(back, polarity="positive", matrix="DHB")
+    assert back.tables["msi"].var["name"].tolist() == sdata.tables["msi"].var["name"].tolist()
+    stmsi.pp.correct_batch(back, method="none")
+    stmsi.pp.impute_dropout(back)
+
+
 def test_the_comparison_sees_a_difference(processed):
     for change in (
         lambda t: t.obsm["msi"].iloc.__setitem__((0, 0), 17),

@@ -26,6 +26,8 @@ class Key:
         OVERSAMPLED: Final = "oversampled_from"
         TIC: Final = "tic"
         IN_TISSUE: Final = "in_tissue"
+        TISSUE: Final = "on_tissue"
+        SCALE: Final = "msi_scale"
 
     class var:  # noqa: N801
         """Columns of ``var`` (and of the feature table)."""
@@ -35,6 +37,13 @@ class Key:
         FORMULA: Final = "formula"
         ADDUCT: Final = "adduct"
         FDR: Final = "fdr"
+        PPM_ERROR: Final = "ppm_error"
+        CLASS: Final = "class"
+        N_CANDIDATES: Final = "n_candidates"
+        ISOBARIC: Final = "isobaric"
+        PREVALENCE: Final = "prevalence"
+        MORAN: Final = "moran_i"
+        SPATIALLY_VARIABLE: Final = "spatially_variable"
         GENE_IDS: Final = "gene_ids"
 
     class obsm:  # noqa: N801
@@ -74,6 +83,8 @@ class Key:
         MSI: Final = "msi"
         NORMALIZE: Final = "normalize_msi"
         ALIGNMENT: Final = "alignment"
+        ANNOTATION: Final = "annotation"
+        VARIABLE: Final = "select_spatially_variable"
         SIGNATURE: Final = "signature"
         SETUP: Final = "_stmsi_setup"
         TRUTH: Final = "truth"
@@ -148,6 +159,16 @@ class Key:
     def spot_of(key_added: str) -> str:
         """Column of the MSI table's ``obs`` with the spot that each pixel was paired with."""
         return f"{key_added}_spot"
+
+    @staticmethod
+    def observed_of(key: str) -> str:
+        """Where it is written which intensities were measured and not imputed."""
+        return f"{key}_observed"
+
+    @staticmethod
+    def uncorrected_of(key: str) -> str:
+        """Where the intensities are kept that a correction replaced."""
+        return f"{key}_uncorrected"
 
     @staticmethod
     def bounds_of(key_added: str) -> tuple[str, str]:

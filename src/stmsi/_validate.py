@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    from stmsi._core.adducts import Polarity
+
     Data: TypeAlias = AnnData | SpatialData
 
 _SHOWN = 10
@@ -174,6 +176,22 @@ def shared_metabolites(predicted: pd.DataFrame, measured: pd.DataFrame) -> list[
     return ids
 
 
+def imputed(adata: AnnData, key: str, frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which intensities of ``obsm[key]`` were not measured but filled in, shape of `frame`; none without a record."""
+    record = Key.observed_of(key)
+    if record not in adata.obsm:
+        return np.zeros(frame.shape, bool)
+    observed = require_frame(adata, record)
+    missing = [m for m in frame.columns if m not in observed.columns]
+    if missing:
+        msg = (
+            f"obsm[{record!r}] lacks the metabolites {listing(missing)} of obsm[{key!r}]; map and impute again, or delete "
+            f"obsm[{record!r}] where nothing is imputed."
+        )
+        raise ValueError(msg)
+    return ~observed[list(frame.columns)].to_numpy(bool) & frame.notna().to_numpy()
+
+
 def require_unique(
     names: pd.Index | Sequence[str], what: str, remedy: str = "Call .var_names_make_unique() or rename them."
 ) -> None:
@@ -237,6 +255,19 @@ def require_metabolites(names: Sequence[str], available: pd.Index, names_of: pd.
         msg = f"No metabolite {listing(unknown)}; available: {listing(available)}.{hint}"
         raise KeyError(msg)
     return ids
+
+
+def polarity_of(msi: AnnData, polarity: Any = None) -> Polarity:
+    """The polarity asked for, or else the one that all sections of an MSI table were measured in."""
+    if polarity is not None:
+        check_choice(polarity, ("positive", "negative"), "polarity")
+        return polarity
+    attrs = msi.uns.get(Key.uns.MSI, {}).get("attrs", {})
+    stated = {str(one["polarity"]) for one in attrs.values() if "polarity" in one}
+    if len(stated) == 1 and stated <= {"positive", "negative"}:
+        return stated.pop()  # type: ignore[return-value]
+    msg = f"Pass polarity='positive' or 'negative'; uns['msi']['attrs'] of the MSI table states {listing(sorted(stated))}."
+    raise ValueError(msg)
 
 
 def sample_names(data: Data, table_key: str = Key.table.ST, sample_key: str = Key.obs.SAMPLE) -> list[str]:

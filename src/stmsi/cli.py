@@ -79,23 +79,32 @@ def align(
         Path | None,
         typer.Option(
             help="csv with x_msi,y_msi,x_st,y_st (um) and, for several sections, sample; or MAGPIE's landmarks. "
-            "Without: the points <sample>_landmarks_msi and <sample>_landmarks_st."
+            "Without: the points <sample>_landmarks_msi and <sample>_landmarks_st, and where there are none, masks and "
+            "intensities decide."
         ),
     ] = None,
     via: Annotated[
         Path | None,
         typer.Option(help="csv of the second stage: from the histology of the MSI section to the ST frame."),
     ] = None,
-    model: Annotated[str, typer.Option(help="rigid, similarity, affine, projective or thin_plate.")] = "similarity",
+    method: Annotated[
+        str | None, typer.Option(help="landmarks or auto (without any); default: landmarks where there are some.")
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="rigid, similarity, affine, projective or thin_plate; default: similarity, without landmarks affine."
+        ),
+    ] = None,
     robust: Annotated[
         str | None, typer.Option(help="ransac or lmeds: find wrong landmarks and leave them out.")
     ] = None,
     refine: Annotated[str | None, typer.Option(help="intensity: then look for a smooth displacement.")] = None,
     sample: Annotated[list[str] | None, typer.Option(help="Section to align (may be repeated); default: all.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as csv.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of RANSAC.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn at random.")] = 0,
 ) -> None:
-    """Align MSI to ST by landmarks and report how well."""
+    """Align MSI to ST, by landmarks or without any, and report how well."""
     import stmsi
 
     with _errors():
@@ -103,7 +112,7 @@ def align(
         if report is not None:
             check_output(report, data, suffix=".csv")
         content = read_data(data)
-        options: dict[str, Any] = {"model": model, "robust": robust, "refine": refine}
+        options: dict[str, Any] = {"method": method, "model": model, "robust": robust, "refine": refine}
         given = {k: str(v) for k, v in (("landmarks", landmarks), ("via", via)) if v is not None}
         stmsi.pp.align(content, **given, **options, sample=sample, rng=seed)  # type: ignore[arg-type]
         table = stmsi.pp.alignment_report(content)  # type: ignore[arg-type]

@@ -1,6 +1,7 @@
 import pytest
 
-from stmsi._core.formulas import ADDUCTS, monoisotopic_mass, parse_formula
+from stmsi._core.adducts import ADDUCTS
+from stmsi._core.formulas import monoisotopic_mass, parse_formula
 
 
 @pytest.mark.parametrize(

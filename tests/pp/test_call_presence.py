@@ -106,7 +106,69 @@ def test_otsu_is_scikit_images_per_section():
     assert np.isnan(st.obsm["msi_presence"].iloc[5, 0])
 
 
-@pytest.mark.parametrize("method", ["lod", "detected", "otsu"])
+def test_a_mixture_is_cut_per_section():
+    rng = np.random.default_rng(0)
+    values = np.concatenate([rng.lognormal(0, 0.2, (60, 2)), rng.lognormal(3, 0.2, (60, 2))])
+    values = np.concatenate([values, 100 * values])
+    values[3] = np.nan
+    st = _table(values, np.repeat(["A", "B"], 120))
+    stmsi.pp.call_presence(st, method="mixture")
+    expected = np.where(np.isnan(values), np.nan, (np.arange(240) % 120 >= 60)[:, None])
+    np.testing.assert_array_equal(st.obsm["msi_presence"], expected)
+    assert (_limits(st)["B"] > 20 * _limits(st)["A"]).all()
+
+
+def _off_tissue(sdata, scale=1.0):
+    """The simulated sections with blank pixels of known noise, normalised and mapped again."""
+    msi = sdata.tables["msi"]
+    X = msi.layers["raw"].toarray() if "raw" in msi.layers else msi.X.toarray()
+    rng = np.random.default_rng(0)
+    blank = rng.permutation(msi.n_obs)[:120]
+    X[blank] = rng.uniform(0, 2, (120, msi.n_vars)) * scale
+    X[:, 0] = np.where(np.isin(np.arange(msi.n_obs), blank), 0, X[:, 0])
+    msi.layers["raw"] = sp.csr_matrix(X.astype(np.float32))
+    msi.obs["mine"] = ~np.isin(np.arange(msi.n_obs), blank)
+    return blank
+
+
+def test_limits_of_detection_come_from_blank_pixels(mapped):
+    blank = _off_tissue(mapped)
+    msi, st = mapped.tables["msi"], mapped.tables["st"]
+    stmsi.pp.normalize_msi(mapped, tissue="mine")
+    stmsi.pp.map_to_spots(mapped)
+    stmsi.pp.call_presence(mapped)
+    raw, sample = msi.layers["raw"].toarray().astype(float), msi.obs["sample"].astype(str).to_numpy()
+    for name in dict.fromkeys(sample):
+        rows = np.intersect1d(blank, np.flatnonzero(sample == name))
+        scale = np.median(msi.obs["msi_scale"].to_numpy()[(sample == name) & msi.obs["mine"].to_numpy()])
+        expected = np.log1p((raw[rows].mean(0) + 3 * raw[rows].std(0)) * scale)
+        np.testing.assert_allclose(_limits(st)[name].iloc[1:], expected[1:], rtol=1e-5)
+        assert st.uns["msi"]["presence"]["source"][name] == "off tissue"
+        # an ion that no blank pixel has falls back to its noise floor
+        above = msi.X[sample == name].toarray()[:, 0].astype(float)
+        assert _limits(st)[name].iloc[0] == pytest.approx(np.quantile(above[above > 0], 0.01), rel=1e-6)
+
+
+def test_a_raw_layer_is_compared_with_raw_limits(mapped):
+    blank = _off_tissue(mapped)
+    msi, st = mapped.tables["msi"], mapped.tables["st"]
+    stmsi.pp.normalize_msi(mapped, tissue="mine")
+    stmsi.pp.map_to_spots(mapped, layer="raw")
+    stmsi.pp.call_presence(mapped)
+    sample = msi.obs["sample"].astype(str).to_numpy()
+    raw = msi.layers["raw"].toarray()[np.intersect1d(blank, np.flatnonzero(sample == "P1S1"))].astype(float)
+    np.testing.assert_allclose(_limits(st)["P1S1"].iloc[1:], (raw.mean(0) + 3 * raw.std(0))[1:], rtol=1e-5)
+
+
+def test_what_was_imputed_is_absent(mapped):
+    st = mapped.tables["st"]
+    expected = st.obsm["msi_presence"].copy()
+    stmsi.pp.impute_dropout(mapped)
+    stmsi.pp.call_presence(mapped)
+    pd.testing.assert_frame_equal(st.obsm["msi_presence"], expected)
+
+
+@pytest.mark.parametrize("method", ["lod", "detected", "otsu", "mixture"])
 def test_flat_silent_and_uncovered_columns_and_sections(method):
     values = np.array([[2.0, 0, np.nan], [2.0, 0, np.nan], [np.nan] * 3, [np.nan] * 3])
     st = _table(values, ["A", "A", "B", "B"])

@@ -66,6 +66,42 @@ def test_which_ions_stay(kwargs, kept):
     assert table.var["prevalence"].tolist() == [share[k] for k in kept]
 
 
+def test_ions_of_the_matrix_go():
+    table = _table()
+    # CHCA: [M+H]+, [2M+H]+, [M+K]+; the rest are not its ions
+    table.var["mz"] = [190.0499, 250.0, 379.0925, 228.0058, 300.0, np.nan]
+    stmsi.pp.filter_metabolites(table, matrix="chca", polarity="positive", exclude_mz=[300.0])
+    assert table.var_names.tolist() == ["second"]
+    other = _table()
+    other.var["mz"] = [190.0499, 250.0, 379.0925, 228.0058, 300.0, np.nan]
+    other.uns["msi"] = {"attrs": {"s0": {"polarity": "negative"}}}
+    stmsi.pp.filter_metabolites(other, matrix="CHCA")
+    assert "all" in other.var_names
+
+
+def test_pixels_off_the_tissue_do_not_count():
+    table = _table()
+    table.obs["on_tissue"] = np.arange(8) % 4 < 2
+    stmsi.pp.filter_metabolites(table, min_prevalence=0.9, tissue_key="on_tissue")
+    assert table.var_names.tolist() == ["all", "half", "weak", "second"]
+    assert table.var["prevalence"].tolist() == [1, 0.5, 1, 0.5]
+
+
+def test_ions_without_spatial_structure_go():
+    rng = np.random.default_rng(0)
+    row, col = (v.ravel() for v in np.mgrid[:10, :10])
+    values = np.column_stack([row + 1, rng.random(100) + 1, np.full(100, 2)]).astype(np.float32)
+    table = _table(values, n_sections=1)
+    table.obs["row"], table.obs["col"] = row, col
+    other = table.copy()
+    stmsi.pp.filter_metabolites(table, min_moran=0.5)
+    assert table.var_names.tolist() == ["all"]
+    # what was written before is read
+    other.var["moran_i"] = [0.1, 0.6, np.nan]
+    stmsi.pp.filter_metabolites(other, min_moran=0.5)
+    assert other.var_names.tolist() == ["none"]
+
+
 @pytest.mark.parametrize("container", CONTAINERS.values(), ids=CONTAINERS)
 def test_containers(container):
     table = _table()
@@ -133,6 +169,10 @@ BAD = {
         r"between 1 and the number of sections \(2\), found 3",
     ),
     "no sections": (VALUES, {"min_samples": 0}, ValueError, "min_samples must lie between 1"),
+    "matrix": (VALUES, {"matrix": "sugar"}, ValueError, "matrix='sugar' is not known; choose one of 'DHB'"),
+    "polarity": (VALUES, {"matrix": "DHB"}, ValueError, "Pass polarity='positive' or 'negative'"),
+    "no raster": (VALUES, {"min_moran": 0.1}, KeyError, "no column 'row'"),
+    "tissue_key": (VALUES, {"tissue_key": "sample"}, ValueError, "must be boolean"),
     "sample_key": (VALUES, {"sample_key": "x"}, KeyError, "no column 'x'; found 'sample'"),
 }
 

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
-from anndata import AnnData
+from anndata import AnnData, read_h5ad
 
 import stmsi
 
@@ -144,6 +144,75 @@ def test_one_section_and_ions_that_are_constant_or_silent():
     assert table.X[:, 1].nnz == 0
 
 
+def test_a_reference_ion():
+    table = _table()
+    table.var["name"] = [f"ion {j}" for j in range(6)]
+    stmsi.pp.normalize_msi(table, method="reference", reference="ion 3", log1p=False, target=10.0)
+    there = VALUES[:, 3] > 0
+    expected = np.where(there[:, None], VALUES / np.where(there, VALUES[:, 3], 1)[:, None] * 10, 0)
+    np.testing.assert_allclose(table.X.toarray(), expected, rtol=1e-5)
+    np.testing.assert_allclose(table.X.toarray()[there, 3], 10, rtol=1e-5)
+    assert table.uns["normalize_msi"]["params"]["reference"] == "ion 3"
+
+
+def test_the_scale_of_each_pixel_is_kept():
+    table = _table()
+    stmsi.pp.normalize_msi(table, log1p=False)
+    np.testing.assert_allclose(table.X.toarray(), VALUES * table.obs["msi_scale"].to_numpy()[:, None], rtol=1e-5)
+    assert table.obs["msi_scale"].iloc[4] == 0
+    stmsi.pp.normalize_msi(table, method="none")
+    assert (table.obs["msi_scale"] == 1).all()
+
+
+def _with_background():
+    rng = np.random.default_rng(3)
+    values = rng.lognormal(4, 0.3, (400, 5))
+    values[:150] /= 50
+    table = _table(values.astype(np.float32))
+    table.obs["sample"] = np.where(np.arange(400) % 2, "s0", "s1")
+    return table
+
+
+def test_off_tissue_pixels_are_masked(caplog):
+    table, bare = _with_background(), _with_background()[150:].copy()
+    raw = np.asarray(table.X).copy()
+    for t in (table, bare):
+        stmsi.pp.normalize_msi(t, tissue="otsu" if t is table else None, winsorize=0.9)
+    assert table.obs["on_tissue"].tolist() == [False] * 150 + [True] * 250
+    assert table.X[:150].nnz == 0
+    np.testing.assert_allclose(table.X[150:].toarray(), bare.X.toarray(), rtol=1e-5)
+    np.testing.assert_array_equal(table.layers["raw"].toarray(), raw)
+    assert "62 % of the pixels are tissue" in caplog.text
+    again = _with_background()
+    again.obs["mine"] = table.obs["on_tissue"].to_numpy()
+    stmsi.pp.normalize_msi(again, tissue="mine", winsorize=0.9)
+    assert (again.X != table.X).nnz == 0
+    assert again.uns["normalize_msi"]["params"]["tissue"] == "mine"
+
+
+def test_a_section_without_background_is_all_tissue(caplog):
+    table = _with_background()[150:].copy()
+    stmsi.pp.normalize_msi(table, tissue="otsu")
+    assert table.obs["on_tissue"].all()
+    assert "has no background that is clearly darker" in caplog.text
+
+
+def test_tissue_is_seen_in_the_whole_spectrum_where_it_is_known():
+    table = _with_background()
+    table.obs["tic"] = np.where(np.arange(400) < 300, 1000.0, 10.0) + np.arange(400) / 1000
+    stmsi.pp.normalize_msi(table, tissue="otsu")
+    assert table.obs["on_tissue"].tolist() == [True] * 300 + [False] * 100
+
+
+def test_an_ion_that_is_only_off_the_tissue_is_masked():
+    table = _with_background()
+    X = np.asarray(table.X).copy()
+    X[150:, 2] = 0
+    table.X = X
+    stmsi.pp.normalize_msi(table, tissue="otsu", winsorize=0.99)
+    assert table.X[:, 2].nnz == 0
+
+
 def _bad(value):
     values = VALUES.copy()
     values[3, 2] = value
@@ -167,6 +236,18 @@ BAD = {
     "winsorize": (VALUES, {"winsorize": 99}, ValueError, r"winsorize is a quantile in \(0, 1\], found 99"),
     "target": (VALUES, {"target": 0}, ValueError, "target must be a positive number, found 0"),
     "target nan": (VALUES, {"target": np.nan}, ValueError, "target must be a positive number"),
+    "no reference": (VALUES, {"method": "reference"}, ValueError, "reference= names the ion for method='reference'"),
+    "reference and tic": (VALUES, {"reference": "0"}, ValueError, "reference= names the ion for method='reference'"),
+    "reference": (VALUES, {"method": "reference", "reference": "x"}, KeyError, "No metabolite 'x'; available: '0'"),
+    "silent reference": (
+        VALUES * (np.arange(6) != 2),
+        {"method": "reference", "reference": "2"},
+        ValueError,
+        "No pixel has any signal of '2'",
+    ),
+    "tissue": (VALUES, {"tissue": "otsuu"}, KeyError, "no column 'otsuu'; found 'sample'.*tissue='otsu'"),
+    "tissue of text": (VALUES, {"tissue": "sample"}, ValueError, r"obs\['sample'\] must be boolean"),
+    "silent tissue": (VALUES * 0, {"tissue": "otsu"}, ValueError, "Section 's0' has no pixel with any signal"),
     "sample_key": (VALUES, {"sample_key": "smaple"}, KeyError, "no column 'smaple'.*Did you mean 'sample'"),
 }
 
@@ -191,3 +272,13 @@ def test_views_and_other_things_are_refused(toy):
         stmsi.pp.normalize_msi(toy, table_key="x")
     with pytest.raises(TypeError, match="Expected an AnnData or a SpatialData, found ndarray"):
         stmsi.pp.normalize_msi(VALUES)
+
+
+@pytest.mark.realdata
+def test_bladder_has_no_dark_background(data_dir, caplog):
+    # the matrix around the tissue is as bright as the tissue
+    table = read_h5ad(data_dir / "msi_bladder" / "bladder_msi.h5ad")
+    table.obs["sample"] = "bladder"
+    stmsi.pp.normalize_msi(table, tissue="otsu", tic_key="nCount_Spatial", winsorize=0.99)
+    assert "has no background that is clearly darker" in caplog.text
+    assert table.obs["on_tissue"].mean() > 0.99

@@ -31,9 +31,9 @@ def spy(monkeypatch):
         folds.append({"train": adata.copy(), "model": model})
         return model
 
-    def score(ids, sample, y, present, predicted, probability, training_mean, bounds):
+    def score(ids, sample, y, present, predicted, probability, training_mean, *rest):
         folds[-1] |= {"test": sample, "predicted": predicted, "training_mean": training_mean}
-        return score_sections(ids, sample, y, present, predicted, probability, training_mean, bounds)
+        return score_sections(ids, sample, y, present, predicted, probability, training_mean, *rest)
 
     monkeypatch.setattr(_cross_validate, "train_model", train)
     monkeypatch.setattr(_cross_validate, "score_sections", score)
@@ -247,3 +247,20 @@ def test_what_is_no_splitter(st, splitter):
 def test_no_model_at_all(st):
     with pytest.raises(ValueError, match="No model was given; name at least one"):
         stmsi.tl.cross_validate(st, [])
+
+
+def test_imputed_intensities_are_no_truth(data):
+    measured = data.obsm["msi"].copy()
+    del data.obsm["msi_presence"]
+    stmsi.pp.impute_dropout(data)
+    table = stmsi.tl.cross_validate(data, ["mean"])
+    n = table.set_index(["sample", "metabolite", "stage"])["n"].unstack()
+    sample = data.obs["sample"].astype(str).to_numpy()
+    for (name, metabolite), counts in n.iterrows():
+        own = measured.loc[sample == name, metabolite]
+        assert counts["intensity"] == (own > 0).sum()
+        assert counts["presence"] == own.notna().sum()
+    prevalence = table[table["stage"] == "presence"].set_index(["sample", "metabolite"])["prevalence"]
+    for (name, metabolite), share in prevalence.items():
+        own = measured.loc[sample == name, metabolite].dropna()
+        assert share == pytest.approx((own > 0).mean())

@@ -223,3 +223,30 @@ def test_presence_of_other_metabolites(predicted):
     predicted.obsm["some"] = predicted.obsm["msi_presence"].iloc[:, 1:]
     with pytest.raises(ValueError, match=r"obsm\['some'\] lacks the metabolites 'simPC_28_0'; it holds"):
         stmsi.tl.evaluate(predicted, presence_key="some")
+
+
+@pytest.mark.parametrize("called", [True, False])
+def test_imputed_intensities_are_no_truth(predicted, called):
+    if not called:
+        del predicted.obsm["msi_presence"]
+    before = stmsi.tl.evaluate(predicted)
+    measured = predicted.obsm["msi"].copy()
+    stmsi.pp.impute_dropout(predicted)
+    assert (predicted.obsm["msi"] != measured).to_numpy()[measured.notna().to_numpy()].any()
+    after = stmsi.tl.evaluate(predicted)
+    # stage 1 is scored as before, stage 2 on what was measured
+    stage = before["stage"] == "presence"
+    assert_frame_equal(after[stage], before[stage])
+    own = (predicted.obs["sample"] == "P2S1").to_numpy() & (measured["simPC_28_0"] > 0).to_numpy()
+    y, pred = (f.loc[own, "simPC_28_0"].to_numpy(float) for f in (measured, predicted.obsm["msi_pred"]))
+    got = row(after, "intensity")
+    assert got["n"] == own.sum() < row(before, "intensity")["n"]
+    assert got["mse"] == pytest.approx(np.mean((y - pred) ** 2))
+    assert got["pearson"] == pytest.approx(stats.pearsonr(y, pred)[0])
+
+
+def test_a_record_of_imputation_that_does_not_fit_is_refused(predicted):
+    stmsi.pp.impute_dropout(predicted)
+    predicted.obsm["msi_observed"] = predicted.obsm["msi_observed"].iloc[:, :1]
+    with pytest.raises(ValueError, match=r"obsm\['msi_observed'\] lacks the metabolites.*map and impute again"):
+        stmsi.tl.evaluate(predicted)

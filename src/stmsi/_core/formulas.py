@@ -1,32 +1,43 @@
-"""Masses of molecular formulas and their ions."""
+"""Atoms and masses of molecular formulas."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from functools import cache
 
-ELECTRON = 0.000548579909
+import numpy as np
+from molmass import ELECTRON as _ELECTRON
+from molmass import ELEMENTS
+from numpy.typing import NDArray
+
+ELECTRON: float = _ELECTRON.mass
 """Mass of an electron in Da."""
-MONOISOTOPIC = {
-    "H": 1.00782503207, "B": 11.0093054, "C": 12.0, "N": 14.0030740048, "O": 15.99491461956, "F": 18.99840322,
-    "Na": 22.9897692809, "Mg": 23.9850417, "Si": 27.9769265325, "P": 30.97376163, "S": 31.97207100, "Cl": 34.96885268,
-    "K": 38.96370668, "Ca": 39.96259098, "Mn": 54.9380451, "Fe": 55.9349375, "Co": 58.933195, "Cu": 62.9295975,
-    "Zn": 63.9291422, "Se": 79.9165213, "Br": 78.9183371, "I": 126.904473,
-}  # fmt: skip
-"""Mass of the most abundant isotope of each element in Da."""
-ADDUCTS = {
-    "[M+H]+": MONOISOTOPIC["H"] - ELECTRON,
-    "[M+Na]+": MONOISOTOPIC["Na"] - ELECTRON,
-    "[M+K]+": MONOISOTOPIC["K"] - ELECTRON,
-    "[M+NH4]+": MONOISOTOPIC["N"] + 4 * MONOISOTOPIC["H"] - ELECTRON,
-    "[M+H-H2O]+": -MONOISOTOPIC["H"] - MONOISOTOPIC["O"] - ELECTRON,
-    "[M]+": -ELECTRON,
-    "[M-H]-": ELECTRON - MONOISOTOPIC["H"],
-    "[M+Cl]-": MONOISOTOPIC["Cl"] + ELECTRON,
-}
-"""Adduct -> what it adds to the neutral mass, in Da; all carry one charge."""
-
 _ELEMENT = re.compile(r"([A-Z][a-z]?)(\d*)")
+_ODD_VALENCE = ("H", "D", "N", "P", "F", "Cl", "Br", "I", "Na", "K", "Li", "B", "Al", "Ag")
+_SEVERAL_VALENCES = ("Fe", "Co", "Cu", "Mn")
+
+
+@cache
+def atom_mass(element: str) -> float:
+    """Mass of the most abundant isotope of an element, in Da."""
+    return float(max(ELEMENTS[element].isotopes.values(), key=lambda isotope: isotope.abundance).mass)
+
+
+@cache
+def _parse(formula: str) -> tuple[tuple[str, int], ...]:
+    atoms: Counter[str] = Counter()
+    parts = _ELEMENT.findall(formula)
+    for element, count in parts:
+        atoms[element] += int(count or 1)
+    unknown = sorted(element for element in atoms if element not in ELEMENTS)
+    if not parts or unknown or "".join(e + c for e, c in parts) != formula:
+        msg = f"{formula!r} is not a molecular formula such as 'C6H12O6'" + (
+            f": unknown {unknown}." if unknown else "."
+        )
+        raise ValueError(msg)
+    return tuple(atoms.items())
 
 
 def parse_formula(formula: str) -> dict[str, int]:
@@ -42,17 +53,7 @@ def parse_formula(formula: str) -> dict[str, int]:
     >>> parse_formula("C6H12O6")
     {'C': 6, 'H': 12, 'O': 6}
     """
-    atoms: Counter[str] = Counter()
-    parts = _ELEMENT.findall(formula)
-    for element, count in parts:
-        atoms[element] += int(count or 1)
-    unknown = sorted(set(atoms) - set(MONOISOTOPIC))
-    if not parts or unknown or "".join(e + c for e, c in parts) != formula:
-        msg = f"{formula!r} is not a molecular formula such as 'C6H12O6'" + (
-            f": unknown {unknown}." if unknown else "."
-        )
-        raise ValueError(msg)
-    return dict(atoms)
+    return dict(_parse(formula))
 
 
 def monoisotopic_mass(formula: str) -> float:
@@ -63,4 +64,56 @@ def monoisotopic_mass(formula: str) -> float:
     >>> round(monoisotopic_mass("C6H12O6"), 4)
     180.0634
     """
-    return sum(MONOISOTOPIC[element] * count for element, count in parse_formula(formula).items())
+    return sum(atom_mass(element) * count for element, count in _parse(formula))
+
+
+class Formulas:
+    """Atoms of many formulas as one array, so that rules and masses are array operations.
+
+    Parameters
+    ----------
+    formulas
+        Formulas that :func:`parse_formula` takes.
+    """
+
+    def __init__(self, formulas: Sequence[str]) -> None:
+        parsed = [_parse(f) for f in formulas]
+        self.names = list(formulas)
+        self.elements = sorted({element for atoms in parsed for element, _ in atoms})
+        column = {element: j for j, element in enumerate(self.elements)}
+        self.counts = np.zeros((len(parsed), len(self.elements)), np.int64)
+        for i, atoms in enumerate(parsed):
+            for element, count in atoms:
+                self.counts[i, column[element]] = count
+
+    @property
+    def masses(self) -> NDArray[np.float64]:
+        """Monoisotopic masses in Da, shape (formulas,)."""
+        return np.asarray(self.counts @ np.array([atom_mass(e) for e in self.elements]), dtype=np.float64)
+
+    def of(self, elements: Iterable[str]) -> NDArray[np.int64]:
+        """Number of atoms of these elements together, shape (formulas,)."""
+        return self.counts[:, [e in set(elements) for e in self.elements]].sum(axis=1)
+
+    @property
+    def charged(self) -> NDArray[np.bool_]:
+        """Which formulas must be those of a cation: an odd sum of valences leaves a neutral molecule an open shell."""
+        return self.of(_ODD_VALENCE) % 2 == 1
+
+    @property
+    def may_be_charged(self) -> NDArray[np.bool_]:
+        """Those, and complexes of metals that change their valence (haem is seen as the cation of its iron(III))."""
+        return self.charged | (self.of(_SEVERAL_VALENCES) > 0)
+
+
+def valid_formulas(formulas: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The distinct formulas that can be read, in order of appearance, and those that cannot."""
+    good, bad = [], []
+    for formula in dict.fromkeys(formulas):
+        try:
+            _parse(formula)
+        except ValueError:
+            bad.append(formula)
+        else:
+            good.append(formula)
+    return good, bad

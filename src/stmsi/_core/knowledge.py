@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from stmsi._core.formulas import ADDUCTS, monoisotopic_mass, parse_formula
+from stmsi._core.adducts import ADDUCTS
+from stmsi._core.formulas import monoisotopic_mass, parse_formula
 
 _STEREO = re.compile(r"^(?:\([rsze\d,+-]+\)-|(?:dl|l|d)-)+")
 _LIPID = re.compile(r"^([a-z]+)[\s(]*((?:(?:[op]-|[dtm])?\d+:\d+(?:\([\dez,]+\))?[/_]?)+)\)?$")

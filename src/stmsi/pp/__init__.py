@@ -7,27 +7,35 @@ from stmsi._lazy import lazy_attributes
 if TYPE_CHECKING:
     from stmsi.pp._align import align
     from stmsi.pp._alignment_report import alignment_report
+    from stmsi.pp._annotate_mz import annotate_mz
     from stmsi.pp._call_presence import call_presence
     from stmsi.pp._combine import combine
+    from stmsi.pp._correct_batch import correct_batch
     from stmsi.pp._filter_metabolites import filter_metabolites
     from stmsi.pp._gene_signatures import gene_signatures
+    from stmsi.pp._impute_dropout import impute_dropout
     from stmsi.pp._knowledge_prior import knowledge_prior
     from stmsi.pp._map_to_spots import map_to_spots
     from stmsi.pp._match_metabolites import match_metabolites
     from stmsi.pp._normalize_msi import normalize_msi
+    from stmsi.pp._select_spatially_variable import select_spatially_variable
     from stmsi.pp._spatial_graph import spatial_graph
 
 __all__ = [
     "align",
     "alignment_report",
+    "annotate_mz",
     "call_presence",
     "combine",
+    "correct_batch",
     "filter_metabolites",
     "gene_signatures",
+    "impute_dropout",
     "knowledge_prior",
     "map_to_spots",
     "match_metabolites",
     "normalize_msi",
+    "select_spatially_variable",
     "spatial_graph",
 ]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._core.spectra_stats import section_quantiles
+from stmsi._core.detection import blank_limit, mixture_limit, noise_floor, otsu_limit
 from stmsi._keys import Key
 from stmsi._validate import (
     as_csr,
@@ -17,6 +17,7 @@ from stmsi._validate import (
     check_key,
     check_nonnegative,
     get_table,
+    imputed,
     is_spatialdata,
     listing,
     refuse_view,
@@ -31,10 +32,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-Method = Literal["lod", "detected", "otsu"]
-_LOD_QUANTILE = 0.01
-_DENSE = 0.98
-"""Detected share from which an ion has no visible detection limit."""
+Method = Literal["lod", "detected", "otsu", "mixture"]
+_BLANKS = 20
+"""Pixels off the tissue that a section needs for limits from them."""
 
 
 def call_presence(
@@ -57,11 +57,17 @@ def call_presence(
     method
         How the limit is found, for each metabolite in each section by itself:
 
-        - ``"lod"``: the detection limit seen in the data, the 1 % quantile of the values above zero (of the pixels
-          where the MSI table is at hand, else of the spots). A spot of which only a sliver was detected stays under
-          it. Metabolites detected nearly everywhere (98 %) have no visible limit: every value above zero counts.
+        - ``"lod"``: the limit of detection. Where the MSI table knows which pixels are off the tissue
+          (``obs["on_tissue"]``, 20 of them or more), mean and three standard deviations of their measured values, brought
+          to the scale of the tissue. Else, and for ions that are nowhere off the tissue, the noise floor seen in the
+          data: the 1 % quantile of the values above zero (of the pixels where the MSI table is at hand, else of the
+          spots). A spot of which only a sliver was detected stays under it. Metabolites detected nearly everywhere
+          (98 %) show no noise floor: every value above zero counts.
         - ``"detected"``: every value above zero;
-        - ``"otsu"``: Otsu's threshold of the spot values.
+        - ``"otsu"``: Otsu's threshold of the spot values;
+        - ``"mixture"``: where noise and signal are equally likely, in two normal components of the logarithm of the spot
+          values above zero. Every value above zero counts where there are fewer than 10, or where the components lie so
+          close that they are no evidence of two (Ashman et al. 1994).
     threshold
         Limits to use instead, one for all or a mapping from metabolite id.
     metabolite_key
@@ -77,8 +83,16 @@ def call_presence(
 
     Returns
     -------
-    `None`. Writes ``obsm["msi_presence"]`` (1 present, 0 absent, NaN not covered; float32) and the limits used,
-    ``uns["msi"]["detection_limit"]`` (metabolites x sections; present means strictly above).
+    `None`. Writes ``obsm["msi_presence"]`` (1 present, 0 absent, NaN not covered; float32), the limits used,
+    ``uns["msi"]["detection_limit"]`` (metabolites x sections; present means strictly above), and
+    ``uns["msi"]["presence"]`` (``method``, and ``source``: where the limits of each section come from). Intensities that
+    :func:`stmsi.pp.impute_dropout` filled in were 0 and count as absent.
+
+    Notes
+    -----
+    ``"lod"`` reads the MSI table **as it is now**. Normalise it anew after mapping, and its limits belong to another scale
+    than the spots; filter ions out, and the limits come from the spots. Call presence right after
+    :func:`stmsi.pp.map_to_spots`.
 
     Raises
     ------
@@ -97,8 +111,6 @@ def call_presence(
     >>> sorted(sdata.tables["st"].obsm["msi_presence"].stack().dropna().unique().tolist())
     [0.0, 1.0]
     """
-    from skimage.filters import threshold_otsu
-
     check_choice(method, get_args(Method), "method")
     check_key(key_added)
     st = get_table(data, table_key)
@@ -108,26 +120,27 @@ def call_presence(
     require_unique(frame.columns, "Metabolite names", "Rename the columns.")
     check_nonnegative(frame.to_numpy(), "Metabolite intensities", allow_nan=True)
     sample = require_sample(st, sample_key)
-    values = frame.to_numpy(dtype=np.float64)
+    values = np.where(imputed(st, metabolite_key, frame), 0.0, frame.to_numpy(dtype=np.float64))
     limits = pd.DataFrame(0.0, index=frame.columns.astype(str), columns=list(dict.fromkeys(sample)))
+    source = {}
     for name in limits.columns:
         own = values[sample == name]
+        source[name] = "spots"
         if threshold is not None:
-            limits[name] = _given(threshold, limits.index)
+            limits[name], source[name] = _given(threshold, limits.index), "given"
         elif method == "otsu":
-            limits[name] = [
-                threshold_otsu(v[np.isfinite(v)]) if len(np.unique(v[np.isfinite(v)])) > 1 else 0.0 for v in own.T
-            ]
+            limits[name] = otsu_limit(own)
+        elif method == "mixture":
+            limits[name] = mixture_limit(own)
         elif method == "lod":
-            limits[name] = _detection_limit(
-                _pixels(data, msi_table_key, sample_key, name, frame, st, metabolite_key), own
-            )
+            found = _pixels(data, msi_table_key, sample_key, name, frame, st, metabolite_key)
+            limits[name], source[name] = _detection_limit(found, own)
     above = values > limits[list(sample)].T.to_numpy()
     presence = np.where(np.isnan(values), np.nan, above).astype(np.float32)
     st.obsm[key_added] = pd.DataFrame(presence, index=frame.index, columns=frame.columns)
     st.uns[metabolite_key] = dict(st.uns.get(metabolite_key, {})) | {
         "detection_limit": limits,
-        "presence": {"method": "threshold" if threshold is not None else method},
+        "presence": {"method": "threshold" if threshold is not None else method, "source": source},
     }
 
 
@@ -153,8 +166,8 @@ def _pixels(
     frame: pd.DataFrame,
     st: AnnData,
     metabolite_key: str,
-) -> sp.csr_matrix | None:
-    """Pixel values of a section on the scale of the mapped ones; `None` where they are not at hand."""
+) -> tuple[sp.csr_matrix, NDArray[np.float64] | None] | None:
+    """Pixel values of a section and limits from its blank ones, on the scale of the mapped values; `None` without."""
     if not is_spatialdata(data) or msi_table_key not in data.tables:  # type: ignore[union-attr]
         return None
     msi = data.tables[msi_table_key]  # type: ignore[union-attr]
@@ -166,13 +179,41 @@ def _pixels(
     # not written by stmsi.pp.map_to_spots, or a sum or share: on a scale of its own
     if layer is None or params.get("agg", "mean") not in ("mean", "median"):
         return None
-    values = msi.X if layer == "X" else msi.layers[layer]
-    return as_csr(values)[rows][:, msi.var_names.get_indexer(frame.columns)]
+    columns = msi.var_names.get_indexer(frame.columns)
+    values = as_csr(msi.X if layer == "X" else msi.layers[layer])[rows][:, columns]
+    return values, _blank(msi, rows, columns, layer)
 
 
-def _detection_limit(pixels: sp.csr_matrix | None, spots: NDArray[np.float64]) -> NDArray[np.float64]:
-    values = sp.csr_matrix(np.nan_to_num(spots[np.isfinite(spots).any(axis=1)])) if pixels is None else pixels
-    detected = np.asarray((values > 0).mean(axis=0)).ravel() if values.shape[0] else np.zeros(spots.shape[1])
-    # strictly above: the smallest of the values that count must not be the limit itself
-    limit = np.nextafter(section_quantiles(values.tocsc(), _LOD_QUANTILE), 0)
-    return np.where(detected >= _DENSE, 0.0, limit)
+def _blank(msi: AnnData, rows: NDArray[np.int64], columns: NDArray[np.int64], layer: str) -> NDArray[np.float64] | None:
+    """Limits of detection from the pixels of a section that are off the tissue; `None` where they are not known.
+
+    Blank pixels have next to no total ion current, so dividing by it would blow their noise up: the limit is found in
+    the measured values and then scaled as a typical pixel of the tissue was.
+    """
+    if Key.obs.TISSUE not in msi.obs or not pd.api.types.is_bool_dtype(msi.obs[Key.obs.TISSUE]):
+        return None
+    tissue = msi.obs[Key.obs.TISSUE].to_numpy(bool)[rows]
+    if (~tissue).sum() < _BLANKS or not tissue.any():
+        return None
+    params = msi.uns.get(Key.uns.NORMALIZE, {}).get("params", {})
+    normalised = layer == "X" and bool(params)
+    if normalised and (Key.layers.RAW not in msi.layers or Key.obs.SCALE not in msi.obs):
+        return None
+    measured = as_csr(msi.layers[Key.layers.RAW] if normalised else msi.X if layer == "X" else msi.layers[layer])
+    limit = blank_limit(measured[rows[~tissue]][:, columns])
+    if not normalised:
+        return limit
+    scale = msi.obs[Key.obs.SCALE].to_numpy(np.float64)[rows[tissue]]
+    limit = limit * (np.median(scale[scale > 0]) if (scale > 0).any() else 1.0)
+    return np.log1p(limit) if params.get("log1p") else limit
+
+
+def _detection_limit(
+    found: tuple[sp.csr_matrix, NDArray[np.float64] | None] | None, spots: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], str]:
+    """Limits of detection of a section, and what they were seen in."""
+    if found is None:
+        return noise_floor(sp.csr_matrix(np.nan_to_num(spots[np.isfinite(spots).any(axis=1)]))), "spots"
+    pixels, blank = found
+    floor = noise_floor(pixels)
+    return (floor, "pixels") if blank is None else (np.where(blank > 0, blank, floor), "off tissue")

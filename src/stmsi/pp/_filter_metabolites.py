@@ -9,10 +9,23 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stmsi._core.adducts import MATRICES, Polarity, matrix_name, matrix_peaks
+from stmsi._core.annotation import match_masses
 from stmsi._keys import Key
 from stmsi._logging import logger
-from stmsi._validate import as_csr, check_nonnegative, get_table, listing, refuse_view, require_rows, require_sample
-from stmsi.pp._normalize_msi import copy_of
+from stmsi._validate import (
+    as_csr,
+    check_choice,
+    check_nonnegative,
+    get_table,
+    listing,
+    polarity_of,
+    refuse_view,
+    require_rows,
+    require_sample,
+)
+from stmsi.pp._normalize_msi import copy_of, tissue_of
+from stmsi.pp._select_spatially_variable import moran_of_sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,8 +38,12 @@ def filter_metabolites(
     min_prevalence: float = 0.01,
     min_intensity: float = 0.0,
     min_samples: int = 1,
+    min_moran: float | None = None,
     exclude_mz: Sequence[float] | None = None,
+    matrix: str | None = None,
+    polarity: Polarity | None = None,
     ppm: float = 5.0,
+    tissue_key: str | None = None,
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.MSI,
     copy: bool = False,
@@ -43,10 +60,23 @@ def filter_metabolites(
         Mean of an ion's values above zero in a section that it must reach.
     min_samples
         In how many sections both must hold.
+    min_moran
+        Moran's I, averaged over sections, that an ion must reach: ``var["moran_i"]`` where
+        :func:`stmsi.pp.select_spatially_variable` has written it, else computed with its defaults.
     exclude_mz
         m/z (Da) of matrix peaks or contaminants to leave out.
+    matrix
+        MALDI matrix whose own ions to leave out: ``"DHB"``, ``"CHCA"``, ``"SA"``, ``"DHAP"``, ``"9-AA"``, ``"DAN"``,
+        ``"NEDC"``, ``"norharmane"`` or ``"FMP-10"``. Its clusters of up to three molecules with protons, sodium and
+        potassium are computed from its formula (Keller & Li, J. Am. Soc. Mass Spectrom. 2000, 11, 88); fragments and
+        adducts with the solvent are not among them, so add what your blank shows to `exclude_mz`. A metabolite of the
+        same mass goes too.
+    polarity
+        ``"positive"`` or ``"negative"``, for `matrix`; `None`: from ``uns["msi"]["attrs"]``.
     ppm
-        Relative window around `exclude_mz`.
+        Relative window around `exclude_mz` and the ions of `matrix`.
+    tissue_key
+        Boolean column of ``obs``, such as ``"on_tissue"``: other pixels do not count.
     sample_key
         Column of ``obs`` with the section name.
     table_key
@@ -63,6 +93,8 @@ def filter_metabolites(
     ------
     ValueError
         Nothing would be left, parameters are out of range, or intensities are negative, infinite or NaN.
+    KeyError
+        m/z, raster positions or a column that an option needs are not there.
 
     Examples
     --------
@@ -81,35 +113,47 @@ def filter_metabolites(
     require_rows(msi, "pixels")
     sample = require_sample(msi, sample_key)
     names = list(dict.fromkeys(sample))
+    tissue = tissue_of(msi, tissue_key)
     whole = np.ones(msi.n_vars, bool)
     if not 1 <= min_samples <= len(names):
         msg = f"min_samples must lie between 1 and the number of sections ({len(names)}), found {min_samples!r}."
         raise ValueError(msg)
     X = as_csr(msi.X)
     check_nonnegative(X, "MSI intensities")
-    indicator = sp.csr_matrix(np.stack([sample == n for n in names]).astype(np.float64))
+    indicator = sp.csr_matrix(np.stack([(sample == n) & tissue for n in names]).astype(np.float64))
     detected = (indicator @ (X > 0).astype(np.float64)).toarray()
     total = (indicator @ X).toarray()
-    n_pixels = np.array([(sample == n).sum() for n in names])[:, None]
+    n_pixels = np.maximum([((sample == n) & tissue).sum() for n in names], 1)[:, None]
     intense = total / np.maximum(detected, 1) >= min_intensity
     enough = (detected / n_pixels >= min_prevalence) & (detected > 0) & intense
     keep = enough.sum(axis=0) >= min_samples
-    if exclude_mz is not None and len(exclude_mz):
+    excluded = [] if exclude_mz is None else [float(m) for m in exclude_mz]
+    if matrix is not None:
+        kind = matrix_name(matrix)
+        check_choice(kind, MATRICES, "matrix")
+        excluded += matrix_peaks(kind, polarity_of(msi, polarity)).values()
+    if excluded:
         if Key.var.MZ not in msi.var:
-            msg = f"exclude_mz needs var[{Key.var.MZ!r}] with the m/z of each ion; found {listing(msi.var.columns)}."
+            what = "exclude_mz" if matrix is None else "matrix"
+            msg = f"{what} needs var[{Key.var.MZ!r}] with the m/z of each ion; found {listing(msi.var.columns)}."
             raise KeyError(msg)
         mz = pd.to_numeric(msi.var[Key.var.MZ]).to_numpy(dtype=float)
-        away = np.abs(mz[:, None] - np.asarray(exclude_mz, dtype=float)) > ppm * 1e-6 * np.asarray(exclude_mz)
-        keep &= away.all(axis=1) | np.isnan(mz)
+        keep[match_masses(mz, np.array(excluded), ppm)[0]] = False
+    if min_moran is not None:
+        if Key.var.MORAN in msi.var:
+            moran = msi.var[Key.var.MORAN].to_numpy(float)
+        else:
+            moran = moran_of_sections(msi, 8, None, tissue_key, sample_key).mean(axis=1).to_numpy(float)
+        keep &= moran >= min_moran
     if not keep.any():
         msg = (
             f"No ion passes (largest prevalence {(detected / n_pixels).max():.3g}); lower min_prevalence, "
-            "min_intensity or min_samples."
+            "min_intensity, min_samples or min_moran, or exclude less."
         )
         raise ValueError(msg)
     measured = msi.varm.get(Key.varm.MEASURED)
     known = np.stack([measured[n].to_numpy(bool) if measured is not None and n in measured else whole for n in names])
-    msi.var["prevalence"] = detected.sum(axis=0) / np.maximum((n_pixels * known).sum(axis=0), 1)
+    msi.var[Key.var.PREVALENCE] = detected.sum(axis=0) / np.maximum((n_pixels * known).sum(axis=0), 1)
     logger.info("Keeping %d of %d ions.", int(keep.sum()), len(keep))
     msi._inplace_subset_var(keep)
     return out if copy else None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from stmsi._core.formulas import ADDUCTS
+from stmsi._core.adducts import ADDUCTS
 from stmsi._core.knowledge import Entry, EntryIndex
 from stmsi._keys import Key
 from stmsi._logging import logger

@@ -139,7 +139,8 @@ def map_to_spots(
 
     With ``method="nearest"`` the pairing is written into the MSI table: ``obs["msi_spot"]``, the spot of each pixel.
     With another `key_added` all these names begin with it, except for ``msi_coverage``. What an earlier mapping to the
-    same key wrote and this one does not, and the presence called from it (``obsm["msi_presence"]``), is removed.
+    same key wrote and this one does not, the presence called from it (``obsm["msi_presence"]``), and
+    the records of what was imputed or corrected are removed.
 
     Raises
     ------
@@ -371,7 +372,9 @@ def _categorical(position: NDArray[np.int64], names: pd.Index) -> pd.Categorical
 
 def _forget(st: AnnData, key_added: str, keep: set[str]) -> None:
     """Drop what an earlier mapping to the same key wrote, and what was made from it."""
-    for key in (Key.variance_of(key_added), Key.spread_of(key_added), *Key.halves_of(key_added)):
+    written = (Key.variance_of(key_added), Key.spread_of(key_added), *Key.halves_of(key_added))
+    made = (Key.observed_of(key_added), Key.uncorrected_of(key_added))
+    for key in (*written, *made):
         if key not in keep:
             st.obsm.pop(key, None)
     if st.obsm.pop(Key.presence_of(key_added), None) is not None:

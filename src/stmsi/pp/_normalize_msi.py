@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stmsi._core.background import otsu_tissue
 from stmsi._core.spectra_stats import pixel_factors, section_quantiles
 from stmsi._keys import Key
 from stmsi._logging import logger
@@ -17,6 +18,7 @@ from stmsi._validate import (
     check_nonnegative,
     get_table,
     refuse_view,
+    require_metabolites,
     require_obs,
     require_rows,
     require_sample,
@@ -27,17 +29,20 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-Method = Literal["tic", "rms", "median", "none"]
+Method = Literal["tic", "rms", "median", "reference", "none"]
+_OTSU = "otsu"
 
 
 def normalize_msi(
     data: SpatialData | AnnData,
     *,
     method: Method = "tic",
+    reference: str | None = None,
     log1p: bool = True,
     winsorize: float | None = None,
     target: float | None = None,
     tic_key: str | None = None,
+    tissue: str | None = None,
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.MSI,
     copy: bool = False,
@@ -50,7 +55,10 @@ def normalize_msi(
         SpatialData with an MSI table, or that table. ``X`` sparse or dense.
     method
         What a pixel is divided by: its total ion current (``"tic"``), the root mean square (``"rms"``) or the median
-        (``"median"``) of its ions above zero, or nothing (``"none"``).
+        (``"median"``) of its ions above zero, one ion (``"reference"``, such as a sprayed standard), or nothing
+        (``"none"``).
+    reference
+        Id or name of the ion to divide by, with ``method="reference"``. Pixels without it become 0.
     log1p
         Whether to take ``log(1 + x)`` afterwards.
     winsorize
@@ -63,6 +71,12 @@ def normalize_msi(
         Column of ``obs`` with the total ion current of the *whole* spectrum, for ``method="tic"``; `None`: the sum of
         the ions in the table. Give it where the table holds a few ions only: their sum makes each of them depend on
         all others (closure), so that an ion without any pattern of its own takes on the inverse of theirs.
+    tissue
+        Which pixels are tissue: a boolean column of ``obs``, or ``"otsu"`` for Otsu's threshold on the logarithm of the
+        total ion current (``obs["tic"]`` where it is there, else the sum of the table) in each section by itself. A
+        section without a background that is clearly darker (and at least 2 % of it) counts as tissue altogether, which
+        is logged: the matrix around the tissue is often as bright as the tissue, and then a column must say. `None`: all pixels. Pixels outside
+        the tissue become 0 in ``X`` and count neither for caps nor for scale; ``layers["raw"]`` keeps them.
     sample_key
         Column of ``obs`` with the section name.
     table_key
@@ -73,13 +87,16 @@ def normalize_msi(
     Returns
     -------
     `None`, or with ``copy=True`` the changed copy. Replaces ``X`` (float32 CSR), keeps the measured values in
-    ``layers["raw"]`` and records ``uns["normalize_msi"]["params"]``. Called again it starts from ``layers["raw"]``.
-    Pixels without any signal stay 0.
+    ``layers["raw"]`` and records ``uns["normalize_msi"]["params"]``. Writes ``obs["msi_scale"]``, what each pixel was
+    multiplied with (0 without signal), and with `tissue` ``obs["on_tissue"]``. Called again it starts from
+    ``layers["raw"]``. Pixels without any signal stay 0.
 
     Raises
     ------
     ValueError
-        Negative, infinite or NaN intensities, or an unknown method.
+        Negative, infinite or NaN intensities, an unknown method, a section without tissue.
+    KeyError
+        The reference ion or a column is not there.
 
     Examples
     --------
@@ -96,6 +113,9 @@ def normalize_msi(
     if tic_key is not None and method != "tic":
         msg = f"tic_key goes with method='tic', found method={method!r}."
         raise ValueError(msg)
+    if (reference is not None) != (method == "reference"):
+        msg = f"reference= names the ion for method='reference'; found method={method!r}, reference={reference!r}."
+        raise ValueError(msg)
     if target is not None and not (np.isfinite(target) and target > 0):
         msg = f"target must be a positive number, found {target!r}."
         raise ValueError(msg)
@@ -106,32 +126,45 @@ def normalize_msi(
     raw = as_csr(msi.layers.get(Key.layers.RAW, msi.X), np.float32)
     check_nonnegative(raw, "MSI intensities")
     sample = require_sample(msi, sample_key)
+    names = list(dict.fromkeys(sample))
+    on_tissue = np.ones(msi.n_obs, bool) if tissue is None else _tissue(msi, raw, sample, tissue)
     X = raw.astype(np.float64)
     if winsorize is not None:
-        names, section = np.unique(sample, return_inverse=True)
-        cap = np.stack([section_quantiles(X[sample == name].tocsc(), winsorize) for name in names])
+        cap = np.stack([section_quantiles(X[(sample == name) & on_tissue].tocsc(), winsorize) for name in names])
+        section = pd.Index(names).get_indexer(sample)
+        # an ion that no pixel of the tissue has is not capped
+        cap[cap == 0] = np.inf
         X.data = np.minimum(X.data, cap[np.repeat(section, np.diff(X.indptr)), X.indices])
-    factor = pixel_factors(X, method) if tic_key is None else _whole_spectrum(msi, tic_key)
-    silent = factor <= 0
+    if method == "reference":
+        factor = _of_ion(msi, X, str(reference))
+    else:
+        factor = pixel_factors(X, method) if tic_key is None else _whole_spectrum(msi, tic_key)
+    used = (factor > 0) & on_tissue
+    scale = on_tissue.astype(np.float64)
     if method != "none":
-        if silent.all():
-            msg = "No pixel has any signal."
+        if not used.any():
+            msg = "No pixel has any signal." if reference is None else f"No pixel has any signal of {reference!r}."
             raise ValueError(msg)
-        if silent.any():
-            logger.info("%d pixels have no signal; they stay 0.", int(silent.sum()))
+        if (on_tissue & ~used).any():
+            logger.info("%d pixels have no signal; they stay 0.", int((on_tissue & ~used).sum()))
         if target is None:
-            medians = [
-                np.median(factor[(sample == s) & ~silent])
-                for s in dict.fromkeys(sample)
-                if ((sample == s) & ~silent).any()
-            ]
-            target = float(np.mean(medians))
-        X = sp.diags(np.where(silent, 0.0, target / np.where(silent, 1.0, factor))) @ X
+            own = [used & (sample == s) for s in names]
+            target = float(np.mean([np.median(factor[rows]) for rows in own if rows.any()]))
+        scale = np.where(used, target / np.where(used, factor, 1.0), 0.0)
+    if method != "none" or tissue is not None:
+        X = sp.csr_matrix(sp.diags(scale) @ X)
+        X.eliminate_zeros()
     if log1p:
         X = X.log1p()
     msi.layers[Key.layers.RAW] = raw
     msi.X = sp.csr_matrix(X, dtype=np.float32)
-    params = {"method": method, "log1p": log1p, "winsorize": winsorize, "target": target, "tic_key": tic_key}
+    msi.obs[Key.obs.SCALE] = scale
+    if tissue is not None:
+        msi.obs[Key.obs.TISSUE] = on_tissue
+    params = {
+        "method": method, "reference": reference, "log1p": log1p, "winsorize": winsorize, "target": target,
+        "tic_key": tic_key, "tissue": tissue,
+    }  # fmt: skip
     msi.uns[Key.uns.NORMALIZE] = {"params": {k: v for k, v in params.items() if v is not None}}
     return out if copy else None
 
@@ -146,6 +179,35 @@ def _whole_spectrum(msi: AnnData, tic_key: str) -> NDArray[np.float64]:
     return tic
 
 
+def _of_ion(msi: AnnData, X: sp.csr_matrix, reference: str) -> NDArray[np.float64]:
+    """Intensity of the reference ion in each pixel."""
+    names = msi.var.get(Key.var.NAME)
+    ion = require_metabolites([reference], msi.var_names, names)[0]
+    return X[:, [msi.var_names.get_loc(ion)]].toarray().ravel()
+
+
+def _tissue(msi: AnnData, raw: sp.csr_matrix, sample: NDArray[Any], tissue: str) -> NDArray[np.bool_]:
+    """Which pixels are tissue, by threshold or from ``obs``."""
+    if tissue != _OTSU:
+        return tissue_of(msi, tissue)
+    total = _whole_spectrum(msi, Key.obs.TIC) if Key.obs.TIC in msi.obs else pixel_factors(raw, "tic")
+    found = np.ones(msi.n_obs, bool)
+    for name in dict.fromkeys(sample):
+        rows = sample == name
+        found[rows], background = otsu_tissue(total[rows])
+        if not found[rows].any():
+            msg = f"Section {name!r} has no pixel with any signal, and so no tissue."
+            raise ValueError(msg)
+        if background:
+            logger.info("Section %r: %.0f %% of the pixels are tissue.", name, 100 * found[rows].mean())
+        else:
+            logger.warning(
+                "Section %r has no background that is clearly darker than the rest; all of it counts as tissue. Pass "
+                "a boolean column of obs as tissue= where you know better.", name,
+            )  # fmt: skip
+    return found
+
+
 def copy_of(data: SpatialData | AnnData) -> SpatialData | AnnData:
     """A deep copy of either container."""
     from anndata import AnnData
@@ -155,3 +217,17 @@ def copy_of(data: SpatialData | AnnData) -> SpatialData | AnnData:
     from spatialdata import deepcopy
 
     return deepcopy(data)
+
+
+def tissue_of(msi: AnnData, tissue_key: str | None) -> NDArray[np.bool_]:
+    """Which pixels are tissue, from a column of ``obs``; all without one."""
+    if tissue_key is None:
+        return np.ones(msi.n_obs, bool)
+    column = require_obs(msi, tissue_key, "stmsi.pp.normalize_msi(tissue='otsu') writes obs['on_tissue'].")
+    if not pd.api.types.is_bool_dtype(column):
+        msg = f"obs[{tissue_key!r}] must be boolean (True on tissue), found {column.dtype}."
+        raise ValueError(msg)
+    if column.isna().any() or not column.any():
+        msg = f"obs[{tissue_key!r}] must be True for some pixels and have no gaps."
+        raise ValueError(msg)
+    return column.to_numpy(bool)

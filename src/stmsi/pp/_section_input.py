@@ -90,7 +90,9 @@ def table_values(table: AnnData, layer: str | None, what: str) -> Any:
 
 
 def pixels_on_tissue(table: AnnData, ions: Any) -> NDArray[np.bool_]:
-    """Pixels on tissue; all of them where nothing shows that there is a background."""
+    """Pixels on tissue: as ``obs`` says, else as the data show; all of them where there is no background to be seen."""
+    if Key.obs.TISSUE in table.obs:
+        return table.obs[Key.obs.TISSUE].to_numpy().astype(bool)
     row, col = (table.obs[k].to_numpy().astype(np.int64) for k in (Key.obs.ROW, Key.obs.COL))
     found = np.asarray((ions > 0).sum(axis=1)).ravel().astype(float)
     on = find_background(found, row, col)

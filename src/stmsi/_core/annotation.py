@@ -1,0 +1,78 @@
+"""Which ions an m/z can be, and how many of the answers to expect by chance."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def match_masses(
+    mz: NDArray[np.float64], ions: NDArray[np.float64], ppm: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """All pairs of a measured m/z and an ion that are no farther apart than `ppm`.
+
+    Parameters
+    ----------
+    mz
+        Measured m/z (Da), any order, NaN where unknown.
+    ions
+        m/z of the ions (Da), any order.
+    ppm
+        Half the width of the window, relative to the ion.
+
+    Returns
+    -------
+    Position in `mz`, position in `ions`, error (measured less ion, ppm), one entry per pair.
+    """
+    order = np.argsort(mz, kind="stable")
+    order = order[np.isfinite(mz[order])]
+    known = mz[order]
+    first = np.searchsorted(known, ions * (1 - ppm * 1e-6), side="left")
+    count = np.searchsorted(known, ions * (1 + ppm * 1e-6), side="right") - first
+    ion = np.repeat(np.arange(len(ions)), count)
+    measured = order[np.arange(count.sum()) - np.repeat(np.cumsum(count) - count, count) + first[ion]]
+    return measured, ion, (mz[measured] - ions[ion]) / ions[ion] * 1e6
+
+
+def nearest_error(mz: NDArray[np.float64], ions: NDArray[np.float64], ppm: float) -> NDArray[np.float64]:
+    """Distance of each ion to the nearest measured m/z (ppm), infinite beyond `ppm`."""
+    _, ion, error = match_masses(mz, ions, ppm)
+    best = np.full(len(ions), np.inf)
+    np.minimum.at(best, ion, np.abs(error))
+    return best
+
+
+def false_discovery_rate(
+    target: NDArray[np.float64], decoy: NDArray[np.float64], n_target: int, n_decoy: int
+) -> NDArray[np.float64]:
+    r"""Expected share of false ones among the annotations as good as each, by target and decoy.
+
+    .. math:: q(e) = \min_{t \ge e} \frac{(D(t) + 1) / n_\text{decoy} \cdot n_\text{target}}{T(t)}
+
+    with :math:`T(t)` and :math:`D(t)` the targets and decoys with an error of at most :math:`t`. The one more keeps few
+    decoys from looking like none.
+
+    Parameters
+    ----------
+    target
+        Errors of the targets that were found (ppm), absolute.
+    decoy
+        Errors of the decoys that were found, likewise.
+    n_target, n_decoy
+        How many of each were searched for.
+
+    Returns
+    -------
+    One rate for each of `target`, 0 to 1; NaN without decoys.
+    """
+    if n_decoy == 0 or len(target) == 0:
+        return np.full(len(target), np.nan)
+    order = np.argsort(target, kind="stable")
+    # equal errors share one rate: count all that are as good
+    error = target[order]
+    found = np.searchsorted(error, error, side="right")
+    chance = (np.searchsorted(np.sort(decoy), error, side="right") + 1) * (n_target / n_decoy)
+    rate = np.minimum.accumulate(np.minimum(chance / found, 1.0)[::-1])[::-1]
+    out = np.empty(len(target))
+    out[order] = rate
+    return out

@@ -1,0 +1,342 @@
+"""Names for m/z."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stmsi._core.adducts import MATRICES, Adduct, Polarity, decoy_shifts, default_adducts, matrix_name, parse_adduct
+from stmsi._core.annotation import false_discovery_rate, match_masses, nearest_error
+from stmsi._core.formulas import Formulas, valid_formulas
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import check_choice, get_table, listing, polarity_of, refuse_view, require_rows
+from stmsi.pp import _molecules as mol
+from stmsi.pp._normalize_msi import copy_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+_CORE = "stmsi core metabolites"
+_CANDIDATES = ["ion", "mz", "rank", "name", "id", "class", "formula", "adduct", "ion_mz", "ppm_error", "fdr"]
+
+
+def annotate_mz(
+    data: SpatialData | AnnData,
+    database: str | Path | pd.DataFrame | None = None,
+    *,
+    polarity: Polarity | None = None,
+    matrix: str | None = None,
+    adducts: Sequence[str] | None = None,
+    ppm: float = 5.0,
+    max_fdr: float | None = None,
+    key_added: str = Key.uns.ANNOTATION,
+    table_key: str = Key.table.MSI,
+    copy: bool = False,
+) -> SpatialData | AnnData | None:
+    r"""Find the molecules and ions whose m/z agrees with that of each measured ion.
+
+    Each formula of `database` with each adduct has the m/z
+
+    .. math:: (n M + s) / |z|
+
+    with the monoisotopic mass :math:`M` (by the molmass library), and :math:`n`, :math:`s`, :math:`z` of the adduct. All
+    that lie within `ppm` are candidates. **A mass is not an identification**: isomers have the same, and isobars nearly
+    so. Confirm what matters by MS/MS or standards (level 2 or 1 of the Metabolomics Standards Initiative; m/z alone is a
+    putative annotation at best).
+
+    Parameters
+    ----------
+    data
+        SpatialData with an MSI table, or that table; ``var["mz"]`` in Da. Ions without m/z (NaN) get no candidates.
+    database
+        Table of molecules, or the path of one (csv, tsv, parquet): a column with formulas, and with names, ids and
+        classes where there are any, under the names that stmsi, METASPACE's CoreMetabolome, LipidMaps and HMDB use. Rows
+        whose formula cannot be read are left out, and counted in the log. An export of annotations from METASPACE is
+        taken as it is: its ions, m/z and false-discovery rates (from isotope patterns and images, so better than the
+        ones below) stand. `None`: :func:`stmsi.datasets.core_metabolites`.
+    polarity
+        ``"positive"`` or ``"negative"``; `None`: that of the `adducts` or of an export of METASPACE, else of
+        ``uns["msi"]["attrs"]``.
+    matrix
+        MALDI matrix, which decides about the default adducts: ``"DHB"``, ``"CHCA"``, ``"9-AA"``, ``"FMP-10"`` (amines
+        and phenols carry one or two groups of 268.1121 Da, Shariatgorji et al. 2019) or another one that
+        :func:`stmsi.pp.filter_metabolites` knows.
+    adducts
+        Ions to expect instead, such as ``["[M+H]+", "[2M+Na]+", "[M+2H]2+", "[M+FMP10]+"]``, the likeliest first.
+        ``"[M]+"`` stands for molecules that are cations already (an odd sum of valences, such as choline's) and for
+        complexes of iron, cobalt, copper and manganese.
+    ppm
+        Half the width of the window.
+    max_fdr
+        Write only annotations into ``var`` that have at most this false-discovery rate. All candidates stay in the
+        table.
+    key_added
+        Where in ``uns`` to write the candidates.
+    table_key
+        The MSI table.
+    copy
+        Return a changed copy instead of working in place.
+
+    Returns
+    -------
+    `None`, or with ``copy=True`` the changed copy. Writes
+
+    - ``uns["annotation"]["candidates"]``: a row per ion x molecule x adduct: ``ion``, ``mz``, ``rank`` (1 is the best),
+      ``name``, ``id``, ``class``, ``formula``, ``adduct``, ``ion_mz`` (computed), ``ppm_error`` (measured less
+      computed), ``fdr``;
+    - ``var``: ``name``, ``formula``, ``adduct``, ``class``, ``ppm_error`` and ``fdr`` of the best (ions without one keep
+      their name, the other columns are empty), ``n_candidates`` (molecules x adducts) and ``isobaric`` (the candidates have several formulas);
+    - ``uns["annotation"]["params"]``, with the median error of the best ones, ``median_ppm_error``.
+
+    The best has the smallest error; among equals the adduct that stands first, then the molecule that stands first.
+
+    Raises
+    ------
+    KeyError
+        No m/z, or no column with formulas.
+    ValueError
+        No ion has an m/z, or they are not above zero; an unknown matrix, polarity or adduct, adducts of both polarities or
+        none; a database without a formula that can be read.
+    FileNotFoundError
+        There is no file at the path.
+
+    Notes
+    -----
+    The false-discovery rate compares with **decoys**: the same formulas with adducts that do not form, such as [M+Au]+
+    (Palmer et al. 2017, doi:10.1038/nmeth.4072), for each adduct by itself, here with all 80 elements of METASPACE's
+    list in place of random ones. As METASPACE scores isotope patterns and images as well, and here there is only the
+    mass, the rate is **weak evidence**: with a large database nearly every m/z finds something, and rates near 1 say
+    so. It also says nothing about isomers. A median error far from 0 points to a calibration that is off.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> sdata.tables["msi"].var["mz"] = [132.0768, 147.0764, *[400.0 + i for i in range(10)]]
+    >>> stmsi.pp.annotate_mz(sdata, polarity="positive", ppm=5)
+    >>> sdata.tables["msi"].var["name"].tolist()[:2]
+    ['creatine', 'glutamine']
+    """
+    if not (np.isfinite(ppm) and ppm > 0):
+        msg = f"ppm must be a positive number, found {ppm!r}."
+        raise ValueError(msg)
+    if max_fdr is not None and not 0 <= max_fdr <= 1:
+        msg = f"max_fdr is a share between 0 and 1, found {max_fdr!r}."
+        raise ValueError(msg)
+    out = copy_of(data) if copy else data
+    msi = get_table(out, table_key)
+    refuse_view(msi)
+    require_rows(msi, "pixels")
+    mz = _masses(msi)
+    kind = None if matrix is None else matrix_name(matrix)
+    if kind is not None:
+        check_choice(kind, MATRICES, "matrix")
+    molecules = _molecules(database, polarity)
+    if mol.ADDUCT in molecules:
+        expected, molecules = _of_export(molecules, polarity, adducts)
+        candidates = _search_export(mz, molecules, expected, ppm)
+    else:
+        expected = _adducts(msi, polarity, kind, adducts)
+        candidates = _search(mz, molecules, expected, ppm)
+    candidates.insert(0, "ion", msi.var_names[candidates["_position"]].astype(str))
+    params = {
+        "database": _CORE if database is None else "a table" if isinstance(database, pd.DataFrame) else str(database),
+        "polarity": expected[0].polarity, "adducts": [a.name for a in expected], "ppm": float(ppm),
+    } | ({} if kind is None else {"matrix": kind}) | ({} if max_fdr is None else {"max_fdr": float(max_fdr)})  # fmt: skip
+    _write(msi, candidates, params, ppm, max_fdr, key_added)
+    return out if copy else None
+
+
+def _masses(msi: AnnData) -> NDArray[np.float64]:
+    """m/z of the ions."""
+    if Key.var.MZ not in msi.var:
+        msg = f"var has no {Key.var.MZ!r} with the m/z of each ion (Da); found {listing(msi.var.columns)}."
+        raise KeyError(msg)
+    mz = pd.to_numeric(msi.var[Key.var.MZ], errors="coerce").to_numpy(np.float64)
+    if not np.isfinite(mz).any():
+        msg = f"var[{Key.var.MZ!r}] holds no number; it needs the m/z of each ion (Da)."
+        raise ValueError(msg)
+    if (mz <= 0).any() or np.isinf(mz).any():
+        msg = f"var[{Key.var.MZ!r}] must hold m/z above 0 (Da), NaN where unknown."
+        raise ValueError(msg)
+    return mz
+
+
+def _adducts(
+    msi: AnnData, polarity: Polarity | None, matrix: str | None, adducts: Sequence[str] | None
+) -> list[Adduct]:
+    """The ions to expect, all of one polarity."""
+    if polarity is not None:
+        check_choice(polarity, ("positive", "negative"), "polarity")
+    if adducts is None:
+        return [parse_adduct(a) for a in default_adducts(polarity_of(msi, polarity), matrix)]
+    if isinstance(adducts, str):
+        adducts = [adducts]
+    if len(adducts) == 0:
+        msg = "adducts is empty; name at least one, such as '[M+H]+', or leave it out for the usual ones."
+        raise ValueError(msg)
+    expected = list({a.name: a for a in (parse_adduct(text, polarity) for text in adducts)}.values())
+    found = {a.polarity for a in expected}
+    if len(found) > 1 or (polarity is not None and found != {polarity}):
+        wanted = "one polarity" if polarity is None else f"polarity={polarity!r}"
+        msg = (
+            f"The adducts {listing(a.name for a in expected)} do not go with {wanted}; a spectrum has ions of one sign."
+        )
+        raise ValueError(msg)
+    return expected
+
+
+def _of_export(
+    molecules: pd.DataFrame, polarity: Polarity | None, adducts: Sequence[str] | None
+) -> tuple[list[Adduct], pd.DataFrame]:
+    """The ions of an export of METASPACE that are asked for."""
+    if polarity is not None:
+        check_choice(polarity, ("positive", "negative"), "polarity")
+    held = [parse_adduct(a) for a in dict.fromkeys(molecules[mol.ADDUCT])]
+    wanted = None if adducts is None else {parse_adduct(a, polarity).name for a in adducts}
+    expected = [a for a in held if polarity in (None, a.polarity) and (wanted is None or a.name in wanted)]
+    if not expected or len({a.polarity for a in expected}) > 1:
+        msg = f"The annotations hold the ions {listing(a.name for a in held)}; ask for one polarity and adducts among them."
+        raise ValueError(msg)
+    return expected, molecules[molecules[mol.ADDUCT].isin([a.name for a in expected])].reset_index(drop=True)
+
+
+def _molecules(database: str | Path | pd.DataFrame | None, polarity: Polarity | None) -> pd.DataFrame:
+    """Molecules with formulas that can be read, charges cut off (``C5H14NO+``)."""
+    if database is None:
+        from stmsi.datasets import core_metabolites
+
+        database = core_metabolites()
+    table = mol.read_molecules(database, polarity)
+    if len(table) == 0:
+        msg = "The table of molecules has no row with a formula."
+        raise ValueError(msg)
+    table[mol.FORMULA] = table[mol.FORMULA].str.replace(mol.CHARGE, "", regex=True)
+    _, bad = valid_formulas(table[mol.FORMULA])
+    if bad:
+        keep = ~table[mol.FORMULA].isin(bad)
+        if not keep.any():
+            msg = f"None of the formulas can be read, such as {listing(bad[:3])}; write them like 'C6H12O6'."
+            raise ValueError(msg)
+        logger.warning(
+            "%d of %d molecules are left out, since their formula cannot be read: %s",
+            int((~keep).sum()), len(table), listing(bad),
+        )  # fmt: skip
+        table = table[keep].reset_index(drop=True)
+    return table
+
+
+def _search(mz: NDArray[np.float64], molecules: pd.DataFrame, expected: list[Adduct], ppm: float) -> pd.DataFrame:
+    """All candidates: every formula with every adduct that it can form."""
+    formulas = Formulas(list(dict.fromkeys(molecules[mol.FORMULA])))
+    masses = formulas.masses
+    parts = []
+    for order, adduct in enumerate(expected):
+        able = np.flatnonzero(adduct.fits(formulas))
+        ions = adduct.mz(masses[able])
+        target = nearest_error(mz, ions, ppm)
+        shifts = decoy_shifts(1 if adduct.charge > 0 else -1, tuple(expected))
+        decoy = nearest_error(mz, (masses[able][:, None] + shifts).ravel(), ppm)
+        rate = np.full(len(ions), np.nan)
+        hit = np.isfinite(target)
+        rate[hit] = false_discovery_rate(target[hit], decoy[np.isfinite(decoy)], len(ions), decoy.size)
+        position, ion, error = match_masses(mz, ions, ppm)
+        parts.append(
+            pd.DataFrame(
+                {
+                    "_position": position, "mz": mz[position], "_order": order, "_formula": able[ion],
+                    "adduct": adduct.name, "ion_mz": ions[ion], "ppm_error": error, "fdr": rate[ion],
+                }
+            )
+        )  # fmt: skip
+    hits = pd.concat(parts, ignore_index=True)
+    number = {f: i for i, f in enumerate(formulas.names)}
+    entries = molecules.assign(_formula=molecules[mol.FORMULA].map(number), _row=np.arange(len(molecules)))
+    return hits.merge(entries, on="_formula", how="inner")
+
+
+def _search_export(
+    mz: NDArray[np.float64], molecules: pd.DataFrame, expected: list[Adduct], ppm: float
+) -> pd.DataFrame:
+    """All candidates among ions that were annotated already."""
+    ions = molecules.drop_duplicates([mol.FORMULA, mol.ADDUCT]).reset_index(drop=True)
+    first = {a.name: i for i, a in enumerate(expected)}
+    position, ion, error = match_masses(mz, ions[mol.MZ].to_numpy(np.float64), ppm)
+    found = ions.loc[ion, [mol.FORMULA, mol.ADDUCT, mol.MZ, mol.FDR]].reset_index(drop=True)
+    hits = pd.DataFrame(
+        {
+            "_position": position, "mz": mz[position],
+            "_order": found[mol.ADDUCT].map(first).fillna(len(first)).to_numpy(np.int64),
+            "formula": found[mol.FORMULA], "adduct": found[mol.ADDUCT], "ion_mz": found[mol.MZ],
+            "ppm_error": error, "fdr": found[mol.FDR],
+        }
+    )  # fmt: skip
+    entries = molecules.drop(columns=[mol.MZ, mol.FDR]).assign(_row=np.arange(len(molecules)))
+    return hits.merge(entries, on=["formula", "adduct"], how="inner")
+
+
+def _write(
+    msi: AnnData, candidates: pd.DataFrame, params: dict[str, Any], ppm: float, max_fdr: float | None, key_added: str
+) -> None:
+    """Rank the candidates of each ion; write table, best ones and parameters."""
+    # equal to a millionth of a ppm: rounding does not decide between isomers
+    error = candidates["ppm_error"].abs().round(6)
+    candidates = candidates.assign(_error=error).sort_values(["_position", "_error", "_order", "_row"], kind="stable")
+    candidates["rank"] = candidates.groupby("_position").cumcount() + 1
+    best = candidates.drop_duplicates("_position")
+    if max_fdr is not None:
+        best = best[best["fdr"] <= max_fdr]
+    at = best["_position"].to_numpy(np.int64)
+    n = msi.n_vars
+    own = msi.var_names.astype(str).to_numpy(object)
+    before = msi.var[Key.var.NAME].astype(object).to_numpy() if Key.var.NAME in msi.var else own
+    # names that an earlier call gave are taken back
+    name = np.where(before == _named_before(msi, key_added), own, before).astype(object)
+    name[at] = best["name"].to_numpy(object)
+    msi.var[Key.var.NAME] = ["" if pd.isna(v) else str(v) for v in name]
+    for column in (Key.var.FORMULA, Key.var.ADDUCT, Key.var.CLASS):
+        text = np.full(n, "", object)
+        text[at] = best[column].to_numpy(object)
+        msi.var[column] = text
+    for column in (Key.var.PPM_ERROR, Key.var.FDR):
+        number = np.full(n, np.nan)
+        number[at] = best[column].to_numpy(np.float64)
+        msi.var[column] = number
+    msi.var[Key.var.N_CANDIDATES] = np.bincount(candidates["_position"], minlength=n)
+    several = candidates.groupby("_position")["formula"].nunique()
+    isobaric = np.zeros(n, bool)
+    isobaric[several.index[several > 1]] = True
+    msi.var[Key.var.ISOBARIC] = isobaric
+    if len(best):
+        params["median_ppm_error"] = float(best["ppm_error"].median())
+        if len(best) >= 10 and abs(params["median_ppm_error"]) > ppm / 2:
+            logger.warning(
+                "The median error of the annotations is %.2g ppm, more than half the window of %g ppm: the m/z may be "
+                "off calibration.", params["median_ppm_error"], ppm,
+            )  # fmt: skip
+    else:
+        logger.warning("No ion was annotated; check polarity, adducts and ppm (%g).", ppm)
+    logger.info("%d of %d ions are annotated, %d of them isobaric.", len(best), n, int(isobaric.sum()))
+    table = candidates[_CANDIDATES].reset_index(drop=True)
+    table.index = table.index.astype(str)
+    text_columns = ["ion", "name", "id", "class", "formula", "adduct"]
+    table[text_columns] = table[text_columns].astype(str)
+    msi.uns[key_added] = {"candidates": table, "params": params}
+
+
+def _named_before(msi: AnnData, key_added: str) -> NDArray[Any]:
+    """The name that an earlier call gave each ion, `None` without."""
+    record = msi.uns.get(key_added)
+    table = record.get("candidates") if isinstance(record, dict) else None
+    if not isinstance(table, pd.DataFrame):
+        return np.full(msi.n_vars, None)
+    best = table[table["rank"] == 1].drop_duplicates("ion").set_index("ion")["name"].astype(object)
+    found = best.reindex(msi.var_names.astype(str))
+    return found.where(found.notna(), None).to_numpy(object)

@@ -1,0 +1,222 @@
+"""Bring sections to one scale."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stmsi._core.batch import distribution, section_ranks, transfer
+from stmsi._core.ids import safe_ids
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import (
+    check_choice,
+    check_nonnegative,
+    get_table,
+    imputed,
+    listing,
+    refuse_view,
+    require_frame,
+    require_obs,
+    require_rows,
+    require_sample,
+    require_unique,
+)
+from stmsi.pp._normalize_msi import copy_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+Method = Literal["combat", "quantile", "rank", "none"]
+_FEWEST = 3
+"""Metabolites that ComBat needs to learn what their batch effects have in common."""
+
+
+def correct_batch(
+    data: SpatialData | AnnData,
+    *,
+    method: Method = "combat",
+    batch_key: str | None = None,
+    metabolite_key: str = Key.obsm.MSI,
+    sample_key: str = Key.obs.SAMPLE,
+    table_key: str = Key.table.ST,
+    copy: bool = False,
+) -> SpatialData | AnnData | None:
+    r"""Take out what differs between sections as a whole.
+
+    Zeros stay 0 (absent is absent in any batch) and NaN stay NaN, with every method. What differs between sections may
+    be biology: with one section per condition, nothing tells the two apart. Batches are also a property of the test
+    section: a correction that has seen it is none that a new section without MSI could get, so quote such scores with it.
+
+    Parameters
+    ----------
+    data
+        SpatialData after :func:`stmsi.pp.map_to_spots`, or its ST table.
+    method
+        - ``"combat"``: :func:`scanpy.pp.combat` (Johnson et al. 2007), for intensities on a logarithmic scale. It shifts
+          and scales each metabolite in each batch, after what all metabolites of the batch have in common. Values above
+          zero stay so: they do not fall below the smallest that was measured. Spots without MSI are left out;
+          metabolites with NaN in other places are corrected together with those that have the same places, on the
+          batches that measured them, and left as they are where these are fewer than two or the metabolites fewer
+          than three.
+        - ``"quantile"``: each metabolite's values above zero get the same distribution in each batch, the mean of the
+          batches' quantiles. The distributions are kept, so that it can be turned back.
+        - ``"rank"``: rank among the values above zero of the batch, a share in (0, 1). It makes platforms comparable
+          (as in UnitedMet, 2025) and gives the unit away.
+        - ``"none"``: put the intensities back as they were before.
+    batch_key
+        Column of ``obs`` that names the batches (slide, run, patient); `None`: the sections.
+    metabolite_key
+        Intensities in ``obsm``.
+    sample_key
+        Column of ``obs`` with the section name.
+    table_key
+        The ST table.
+    copy
+        Return a changed copy instead of working in place.
+
+    Returns
+    -------
+    `None`, or with ``copy=True`` the changed copy. Replaces ``obsm["msi"]`` and keeps what it was in
+    ``obsm["msi_uncorrected"]``; called again it starts from there. Records ``uns["msi"]["correct_batch"]`` with
+    ``params`` and, for ``"quantile"``, ``quantiles``: for each batch and for ``"reference"`` a table of 101 quantiles x
+    metabolites. Limits of detection and presence belong to the scale before: call presence first.
+
+    Raises
+    ------
+    ValueError
+        One batch only, a batch with a single spot (ComBat), negative or infinite intensities, no intensity at all.
+    KeyError
+        Intensities or columns are not there; ``"none"`` without an earlier correction.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> stmsi.pp.call_presence(sdata)
+    >>> stmsi.pp.correct_batch(sdata, method="rank")
+    >>> st = sdata.tables["st"]
+    >>> bool((st.obsm["msi"].max() < 1).all())
+    True
+    """
+    check_choice(method, get_args(Method), "method")
+    out = copy_of(data) if copy else data
+    st = get_table(out, table_key)
+    refuse_view(st)
+    require_rows(st)
+    frame = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
+    require_unique(frame.columns, "Metabolite names", "Rename the columns.")
+    kept = Key.uncorrected_of(metabolite_key)
+    if method == "none":
+        _restore(st, metabolite_key, kept)
+        return out if copy else None
+    if kept in st.obsm:
+        frame = require_frame(st, kept)
+    check_nonnegative(frame.to_numpy(), f"obsm[{metabolite_key!r}]", allow_nan=True)
+    if imputed(st, metabolite_key, frame).any():
+        logger.info("Imputed intensities are corrected like measured ones.")
+    key = sample_key if batch_key is None else batch_key
+    batch = require_sample(st, sample_key) if batch_key is None else _batches(st, batch_key)
+    values = frame.to_numpy(np.float64)
+    covered = np.isfinite(values).any(axis=1)
+    names = list(dict.fromkeys(batch[covered]))
+    if len(names) < 2:
+        msg = f"A correction needs at least two batches with MSI; obs[{key!r}] has {listing(names)}."
+        raise ValueError(msg)
+    record: dict[str, Any] = {"params": {"method": method, "batch_key": key}}
+    if method == "combat":
+        corrected = _combat(values, batch, covered, names)
+    else:
+        corrected = values.copy()
+        rows = {name: np.flatnonzero((batch == name) & covered) for name in names}
+        if method == "rank":
+            for own in rows.values():
+                corrected[own] = section_ranks(values[own])
+        else:
+            quantiles = {name: distribution(values[own]) for name, own in rows.items()}
+            stack = np.stack(list(quantiles.values()))
+            known = np.isfinite(stack).all(axis=1).sum(axis=0)
+            reference = np.where(known > 0, np.nansum(stack, axis=0) / np.maximum(known, 1), np.nan)
+            for name, own in rows.items():
+                corrected[own] = transfer(values[own], quantiles[name], reference)
+            tables = quantiles | {"reference": reference}
+            record["quantiles"] = {
+                n: pd.DataFrame(q, columns=frame.columns)
+                for n, q in zip(safe_ids(tables), tables.values(), strict=True)
+            }
+    st.obsm[kept] = frame.copy()
+    st.obsm[metabolite_key] = pd.DataFrame(corrected.astype(np.float32), index=frame.index, columns=frame.columns)
+    st.uns[metabolite_key] = dict(st.uns.get(metabolite_key, {})) | {"correct_batch": record}
+    return out if copy else None
+
+
+def _restore(st: AnnData, metabolite_key: str, kept: str) -> None:
+    """Put the intensities back that an earlier call replaced."""
+    st.obsm[metabolite_key] = require_frame(st, kept, "stmsi.pp.correct_batch writes it; nothing was corrected.").copy()
+    del st.obsm[kept]
+    st.uns[metabolite_key] = {k: v for k, v in st.uns.get(metabolite_key, {}).items() if k != "correct_batch"}
+
+
+def _batches(st: AnnData, batch_key: str) -> NDArray[Any]:
+    """Batch of each spot, as text."""
+    label = require_obs(st, batch_key, "It names the batch of each spot.")
+    if label.isna().any():
+        msg = f"obs[{batch_key!r}] has {int(label.isna().sum())} missing values; every spot needs a batch."
+        raise ValueError(msg)
+    return label.astype(str).to_numpy(dtype=object)
+
+
+def _combat(
+    values: NDArray[np.float64], batch: NDArray[Any], covered: NDArray[np.bool_], names: list[str]
+) -> NDArray[np.float64]:
+    """ComBat over groups of metabolites with NaN in the same places."""
+    import scanpy as sc
+
+    single = [n for n in names if (batch[covered] == n).sum() < 2]
+    if single:
+        msg = f"ComBat needs two spots of each batch; {listing(single)} have one. Leave them out, or use method='rank'."
+        raise ValueError(msg)
+    corrected = values.copy()
+    patterns, group = np.unique(np.isnan(values[covered]), axis=1, return_inverse=True)
+    rows_covered = np.flatnonzero(covered)
+    # a constant metabolite has no scale, and scanpy would divide by it
+    spread = np.nanmax(np.where(covered[:, None], values, np.nan), axis=0, initial=-np.inf) - np.nanmin(
+        np.where(covered[:, None], values, np.nan), axis=0, initial=np.inf
+    )
+    left = 0
+    for g in range(patterns.shape[1]):
+        columns = np.flatnonzero((group.ravel() == g) & (spread > 0))
+        rows = rows_covered[~patterns[:, g]]
+        label, count = np.unique(batch[rows].astype(str), return_counts=True)
+        rows = rows[np.isin(batch[rows].astype(str), label[count > 1])]
+        n_batches = int((count > 1).sum())
+        columns = columns[_varies(values[np.ix_(rows, columns)], batch[rows])] if n_batches > 1 else columns[:0]
+        if len(columns) < _FEWEST:
+            columns = columns[:0]
+        left += int((group.ravel() == g).sum()) - len(columns)
+        if len(columns) == 0:
+            continue
+        obs = pd.DataFrame({"batch": pd.Categorical(batch[rows].astype(str))}, index=rows.astype(str))
+        table = AnnData(values[np.ix_(rows, columns)], obs=obs)
+        fixed = np.asarray(sc.pp.combat(table, key="batch", inplace=False), dtype=np.float64)
+        above = table.X > 0
+        least = np.min(np.where(above, table.X, np.inf), axis=0)
+        corrected[np.ix_(rows, columns)] = np.where(above, np.maximum(fixed, least), 0.0)
+    if left:
+        logger.warning(
+            "%d metabolites stay as they are: fewer than two batches measured them, they are constant in one, or fewer "
+            "than %d share their gaps.", left, _FEWEST,
+        )  # fmt: skip
+    return corrected
+
+
+def _varies(values: NDArray[np.float64], batch: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which columns differ inside every batch: ComBat scales by the spread there."""
+    spread = [np.ptp(values[batch == name], axis=0) for name in dict.fromkeys(batch)]
+    return np.min(spread, axis=0) > 0

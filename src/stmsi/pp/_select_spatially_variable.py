@@ -1,0 +1,161 @@
+"""Which ions have a spatial pattern."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from stmsi._core.spatial_stats import morans_i, raster_graph
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import (
+    as_csr,
+    check_choice,
+    check_nonnegative,
+    get_table,
+    listing,
+    refuse_view,
+    require_obs,
+    require_rows,
+    require_sample,
+)
+from stmsi.pp._normalize_msi import copy_of, tissue_of
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+
+def select_spatially_variable(
+    data: SpatialData | AnnData,
+    *,
+    n_top: int | None = None,
+    n_neighs: Literal[4, 8] = 8,
+    layer: str | None = None,
+    tissue_key: str | None = None,
+    subset: bool = False,
+    sample_key: str = Key.obs.SAMPLE,
+    table_key: str = Key.table.MSI,
+    copy: bool = False,
+) -> SpatialData | AnnData | None:
+    r"""Rank ions by Moran's I, section by section, averaged over sections.
+
+    With :math:`z` the ion's intensities less their mean and :math:`w` the neighbours of each pixel, weights summing to 1,
+
+    .. math:: I = \frac{n}{W} \frac{\sum_{ij} w_{ij} z_i z_j}{\sum_i z_i^2}
+
+    The values are those of :func:`squidpy.gr.spatial_autocorr`, from one sparse product per section. SEPAL chooses its
+    targets by the mean over sections (Mejia et al. 2023, arXiv:2309.01036).
+
+    Parameters
+    ----------
+    data
+        SpatialData with an MSI table, or that table. ``X`` sparse or dense; raster position in ``obs["row"]``,
+        ``obs["col"]``.
+    n_top
+        How many ions to mark; `None`: all with an I above 0.
+    n_neighs
+        Neighbours of a pixel: 4 (sides) or 8 (corners as well).
+    layer
+        Layer to use; `None`: ``X``.
+    tissue_key
+        Boolean column of ``obs``, such as ``"on_tissue"``: pixels outside the tissue are left out. With them, every ion
+        that is brighter on tissue than off it counts as spatially variable.
+    subset
+        Keep the marked ions only.
+    sample_key
+        Column of ``obs`` with the section name.
+    table_key
+        The MSI table.
+    copy
+        Return a changed copy instead of working in place.
+
+    Returns
+    -------
+    `None`, or with ``copy=True`` the changed copy. Writes ``var["moran_i"]`` (mean over the sections that measured the
+    ion and in which it is not constant; NaN without any), ``var["spatially_variable"]``, and
+    ``uns["select_spatially_variable"]`` with ``params`` and ``moran_i`` (ions x sections).
+
+    Raises
+    ------
+    KeyError
+        No raster positions, layer or column.
+    ValueError
+        Negative, infinite or NaN intensities; no ion has a pattern that could be scored (a single pixel, constant ions).
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.select_spatially_variable(sdata, n_top=5)
+    >>> int(sdata.tables["msi"].var["spatially_variable"].sum())
+    5
+    """
+    check_choice(n_neighs, (4, 8), "n_neighs")
+    if n_top is not None and n_top < 1:
+        msg = f"n_top must be at least 1, found {n_top!r}."
+        raise ValueError(msg)
+    out = copy_of(data) if copy else data
+    msi = get_table(out, table_key)
+    refuse_view(msi)
+    require_rows(msi, "pixels")
+    if n_top is not None and n_top > msi.n_vars:
+        msg = f"n_top={n_top} ions were asked for, but the table has {msi.n_vars}."
+        raise ValueError(msg)
+    scores = moran_of_sections(msi, n_neighs, layer, tissue_key, sample_key)
+    known = scores.notna().sum(axis=1)
+    mean = (scores.sum(axis=1) / known.where(known > 0)).to_numpy(np.float64)
+    if not np.isfinite(mean).any():
+        msg = "Moran's I exists for no ion: all are constant, or no pixel has a neighbour."
+        raise ValueError(msg)
+    chosen = mean > 0
+    if n_top is not None:
+        best = np.argsort(-np.nan_to_num(mean, nan=-np.inf), kind="stable")[:n_top]
+        chosen = np.isin(np.arange(len(mean)), best[np.isfinite(mean[best])])
+        if chosen.sum() < n_top:
+            logger.warning("Only %d ions have a Moran's I; n_top=%d were asked for.", int(chosen.sum()), n_top)
+    msi.var[Key.var.MORAN] = mean
+    msi.var[Key.var.SPATIALLY_VARIABLE] = chosen
+    params = {"n_top": n_top, "n_neighs": n_neighs, "layer": layer, "tissue_key": tissue_key}
+    msi.uns[Key.uns.VARIABLE] = {
+        "params": {k: v for k, v in params.items() if v is not None},
+        Key.var.MORAN: scores,
+    }
+    if subset:
+        msi._inplace_subset_var(chosen)
+    return out if copy else None
+
+
+def moran_of_sections(
+    msi: AnnData, n_neighs: int, layer: str | None, tissue_key: str | None, sample_key: str
+) -> pd.DataFrame:
+    """Moran's I of each ion (rows) in each section (columns), NaN where it does not exist."""
+    if layer is not None and layer not in msi.layers:
+        msg = f"The MSI table has no layer {layer!r}; layers: {listing(msi.layers)}."
+        raise KeyError(msg)
+    X = as_csr(msi.X if layer is None else msi.layers[layer])
+    check_nonnegative(X, "MSI intensities")
+    remedy = "Moran's I needs the raster position of each pixel."
+    row, col = (require_obs(msi, key, remedy).to_numpy(np.int64) for key in (Key.obs.ROW, Key.obs.COL))
+    sample = require_sample(msi, sample_key)
+    tissue = tissue_of(msi, tissue_key)
+    measured = msi.varm.get(Key.varm.MEASURED)
+    scores = {}
+    for name in dict.fromkeys(sample):
+        pixels = np.flatnonzero((sample == name) & tissue)
+        score = morans_i(_graph(row[pixels], col[pixels], n_neighs, str(name)), X[pixels])
+        if measured is not None and name in measured:
+            score = np.where(measured[name].to_numpy(bool), score, np.nan)
+        scores[name] = score
+    return pd.DataFrame(scores, index=msi.var_names)
+
+
+def _graph(row: NDArray[np.int64], col: NDArray[np.int64], n_neighs: int, name: str) -> sp.csr_matrix:
+    if pd.MultiIndex.from_arrays([row, col]).has_duplicates:
+        msg = f"Several pixels of section {name!r} share a position (row, col)."
+        raise ValueError(msg)
+    return raster_graph(row, col, n_neighs)
