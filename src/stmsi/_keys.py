@@ -111,6 +111,11 @@ class Key:
         return f"{sample}_he"
 
     @staticmethod
+    def msi_image(sample: str) -> str:
+        """Image element that holds the histology of the MSI section."""
+        return f"{sample}_msi_he"
+
+    @staticmethod
     def st_frame(sample: str) -> str:
         """Coordinate system of a section: micrometres, the ST frame."""
         return sample

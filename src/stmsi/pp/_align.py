@@ -15,6 +15,7 @@ from stmsi._progress import track
 from stmsi._settings import settings
 from stmsi._validate import check_choice, get_table, listing, require_spatialdata, sample_names
 from stmsi.pp._automatic import AutomaticMethod, automatic_input
+from stmsi.pp._histology import histology_method
 from stmsi.pp._landmarks import expand, has_landmarks, landmark_pair
 from stmsi.pp._section_fit import GivenFit, LandmarkFit, Method, Result, Task, check_landmarks_place, run
 from stmsi.pp._section_geometry import Geometry, msi_components, section_geometry, st_components
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
     from stmsi.pp._landmarks import Landmarks, Unit
 
-AlignMethod = Literal["landmarks", "given", "auto"]
+AlignMethod = Literal["landmarks", "given", "auto", "histology"]
 _N_REFITS = 12
 """Refits from which the resolution of an automatic alignment is told."""
 _USUAL_SCALE = 1.1
@@ -42,6 +43,7 @@ def align(
     via: Landmarks | Mapping[str, Landmarks] | None = None,
     model: TransformModel | None = None,
     auto: Mapping[str, Any] | None = None,
+    images: tuple[str | None, str | None] | Mapping[str, tuple[str | None, str | None]] | None = None,
     robust: RobustMethod | None = None,
     max_error: float = 250.0,
     smoothing: float | None = None,
@@ -70,8 +72,8 @@ def align(
     sdata
         As made by :func:`stmsi.pp.combine`.
     method
-        ``"landmarks"``, ``"given"`` (takes `transformation`) or ``"auto"`` (takes neither); `None`: what the arguments
-        imply, and for a section without landmarks ``"auto"``.
+        ``"landmarks"``, ``"given"`` (takes `transformation`), ``"auto"`` (takes neither) or ``"histology"`` (takes
+        `images`); `None`: what the arguments imply, and for a section without landmarks ``"auto"``.
     landmarks
         Pairs of points that show the same place: ``(in the MSI frame, in the ST frame)``, each an array of shape
         (n, 2) in micrometres or the name of a points element (drawn in napari, for example), for one section; or a
@@ -99,6 +101,10 @@ def align(
           tissue) or an array of shape (n, 2), all positions of the capture frame in the ST frame;
         - ``intensities``: ``False`` for masks alone;
         - ``layer``, ``msi_layer``: layers with counts and intensities.
+    images
+        For ``method="histology"``: ``(of the MSI section, of the ST section)``, names of images in the MSI and in the ST
+        frame, for one section or a mapping from section to them. `None`: ``<sample>_msi_he`` and ``<sample>_he``; without
+        the first, what MSI measured (peaks per pixel) is laid onto the histology. Their contrasts may differ.
     robust
         ``"ransac"`` [2]_ or ``"lmeds"`` [3]_: find landmarks that disagree with the others, name them and leave them out.
         For the thin-plate spline they are those that disagree with an affine map.
@@ -199,6 +205,11 @@ def align(
     if model is not None:
         check_choice(model, MODELS, "model")
     options = _auto_options(auto)
+    if images is not None:
+        if method not in (None, "histology") or landmarks is not None:
+            msg = 'images= goes with method="histology" alone.'
+            raise ValueError(msg)
+        method = "histology"
     if robust is not None:
         check_choice(robust, METHODS, "robust")
     if refine is not None:
@@ -219,6 +230,9 @@ def align(
             own_method = method or ("landmarks" if given is not None or has_landmarks(sdata, name) else "auto")
             if own_method == "given":
                 fit = GivenFit(_own(given, name))
+            elif own_method == "histology":
+                pair = images.get(name, (None, None)) if isinstance(images, Mapping) else images
+                fit = histology_method(sdata, name, pair or (None, None), table_key=table_key, sample_key=sample_key)
             elif own_method == "auto":
                 section = automatic_input(
                     sdata, name, model=_auto_model(model), **options,
@@ -317,8 +331,8 @@ def _method(method: str | None, landmarks: Any, transformation: Any, via: Any) -
     if method == "landmarks" and transformation is not None:
         msg = 'method="landmarks" takes no transformation=; leave method out.'
         raise ValueError(msg)
-    if method == "auto" and not (landmarks is None and transformation is None and via is None):
-        msg = 'method="auto" takes no landmarks=, transformation= or via=; leave method out to use them.'
+    if method in ("auto", "histology") and not (landmarks is None and transformation is None and via is None):
+        msg = f'method="{method}" takes no landmarks=, transformation= or via=; leave method out to use them.'
         raise ValueError(msg)
     if via is not None and landmarks is None:
         msg = "via= holds the landmarks of the second stage; pass landmarks= with those of the first."
