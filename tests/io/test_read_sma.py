@@ -116,7 +116,7 @@ def test_what_is_missing_is_named(deposit, tmp_path, caplog):
 BAD = {
     "no place": (lambda t: t.rename(columns={"x": "px"}), "no column 'x'; found 'px'"),
     "text": (
-        lambda t: t.astype(object).where(t.index != 3, "high"),
+        lambda t: t.astype({MZ[1]: object}).assign(**{MZ[1]: lambda u: u[MZ[1]].where(u.index != 3, "high")}),
         "must hold numbers; in 1 rows it holds text: 'high'",
     ),
     "half a pixel": (lambda t: t.assign(x=t["x"] + np.where(t.index == 5, 0.4, 0)), "not on a raster"),

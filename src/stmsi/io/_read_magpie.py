@@ -175,7 +175,7 @@ def _msi(
         )
         raise ValueError(msg)
     twice = frame.columns.intersection([_X, _Y])
-    pixels = pixels_from_frame(frame.drop(columns=twice).loc[places.index].assign(**places[[_X, _Y]]), file)
+    pixels = pixels_from_frame(frame.drop(columns=twice).loc[places.index].assign(**places[[_X, _Y]]), file, fixed=True)
     check_intensities(pixels.X, pixels.var.index, file)
     raster = find_raster(pixels.x, pixels.y, places_file)
     size = np.broadcast_to(

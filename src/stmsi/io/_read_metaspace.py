@@ -115,6 +115,9 @@ def read_metaspace(
     if fdr is not None and not 0 <= fdr <= 1:
         msg = f"fdr is a rate between 0 and 1, found {fdr!r}."
         raise ValueError(msg)
+    if not (isinstance(path, str | Path | AnnData) or is_spatialdata(path)):
+        msg = f"Expected a path, an AnnData or a SpatialData, found {type(path).__name__}."
+        raise TypeError(msg)
     file = path if isinstance(path, str | Path) else None
     source = "the object" if file is None else str(file)
     if file is None or Path(file).is_dir() or Path(file).suffix.lower() in (".h5ad", ".zarr"):
@@ -245,11 +248,8 @@ def _converted(source: Any, name: str) -> tuple[Any, pd.DataFrame, pd.DataFrame,
 
         require_anndata_file(check_file(Path(source)))
         adata = ad.read_h5ad(source)
-    elif isinstance(source, str | Path):
-        store = open_store(Path(source))
     else:
-        msg = f"Expected a path, an AnnData or a SpatialData, found {type(source).__name__}."
-        raise TypeError(msg)
+        store = open_store(Path(source))
     if store is not None:
         fitting = [table for table in store.tables.values() if {_X, _Y} <= set(table.obs)]
         if len(fitting) != 1:

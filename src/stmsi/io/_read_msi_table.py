@@ -203,14 +203,24 @@ def _parquet(path: Path) -> pd.DataFrame:
 
 
 def pixels_from_frame(
-    frame: pd.DataFrame, path: Path, x_key: str = _DEFAULT_X, y_key: str = _DEFAULT_Y, obs_keys: Sequence[str] = ()
+    frame: pd.DataFrame,
+    path: Path,
+    x_key: str = _DEFAULT_X,
+    y_key: str = _DEFAULT_Y,
+    obs_keys: Sequence[str] = (),
+    *,
+    fixed: bool = False,
 ) -> Pixels:
-    """Intensities, ions and places of a wide table; raises where a column is not what it should be."""
+    """Intensities, ions and places of a wide table; raises where a column is not what it should be.
+
+    `fixed`: the layout is given, so that errors name no options.
+    """
     frame = frame.rename(columns=lambda name: str(name).strip())
     if len(frame) == 0:
         msg = f"{path} has a header but no pixels."
         raise ValueError(msg)
-    require_columns(frame, (x_key, y_key, *obs_keys), path, "Name the coordinates by x_key= and y_key=.")
+    remedy = "" if fixed else "Name the coordinates by x_key= and y_key=."
+    require_columns(frame, (x_key, y_key, *obs_keys), path, remedy)
     taken = [key for key in obs_keys if key in _RESERVED]
     if taken:
         msg = f"obs_keys names {listing(taken)}, which stmsi writes itself; rename the column in {path.name}."
@@ -221,14 +231,15 @@ def pixels_from_frame(
         msg = f"{path} has no ion: its only columns are {listing(frame.columns)}."
         raise ValueError(msg)
     remedies = {"decimal": "pass decimal=','", "keep": ", or pass obs_keys= where the column is no ion"}
+    remedies = {} if fixed else remedies
     check_numbers(frame[[x_key, y_key]], path, **remedies)
     check_numbers(ions, path, **remedies)
     var = pd.DataFrame({Key.var.MZ: mz_from_names(ions.columns)}, index=ions.columns)
     no_mz = var[Key.var.MZ].isna()
     if 0 < no_mz.sum() < len(var) / 2:
         warnings.warn(
-            f"{path.name}: most columns are m/z, but {listing(var.index[no_mz])} are not; they are read as ions. Pass "
-            "obs_keys= where they are not.",
+            f"{path.name}: most columns are m/z, but {listing(var.index[no_mz])} are not; they are read as ions."
+            + ("" if fixed else " Pass obs_keys= where they are not."),
             stacklevel=3,
         )
     x, y = (frame[key].to_numpy(dtype=np.float64) for key in (x_key, y_key))

@@ -188,7 +188,7 @@ def _select(
 def _pixels(
     section: _Section, pixel_size: float | tuple[float, float], polarity: str | None, *, keep_empty: bool
 ) -> SpatialData:
-    pixels = pixels_from_frame(read_text_table(section.table), section.table)
+    pixels = pixels_from_frame(read_text_table(section.table), section.table, fixed=True)
     check_intensities(pixels.X, pixels.var.index, section.table)
     raster = find_raster(pixels.x, pixels.y, section.table)
     X = sp.csr_matrix(pixels.X)

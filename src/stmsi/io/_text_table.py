@@ -53,7 +53,7 @@ def check_folder(path: Path, what: str) -> Path:
 
 
 def read_text_table(
-    path: Path, *, separator: str | None = None, decimal: str = ".", default: str = ","
+    path: Path, *, separator: str | None = None, decimal: str = ".", default: str | None = None
 ) -> pd.DataFrame:
     """A text table with its columns as they are called in the file.
 
