@@ -102,8 +102,10 @@ def test_scale_of_the_places(tmp_path):
     adata.write_h5ad(tmp_path / "a.h5ad")
     st = read_desium(tmp_path / "a.h5ad", um_per_unit=0.5).tables["st"]
     assert np.linalg.norm(np.diff(st.obsm["spatial"][:2], axis=0)) == pytest.approx(125)
-    adata[:1].copy().write_h5ad(tmp_path / "b.h5ad")
-    with pytest.raises(ValueError, match="uns\\['msi'\\] has the shape"):
+    alone = adata[:1].copy()
+    alone.uns["msi"] = adata.uns["msi"][:1]
+    alone.write_h5ad(tmp_path / "b.h5ad")
+    with pytest.raises(ValueError, match="do not tell their scale; pass um_per_unit="):
         read_desium(tmp_path / "b.h5ad")
 
 
@@ -147,7 +149,7 @@ def test_bad_files_raise(tmp_path, case):
 def test_files_that_are_no_h5ad_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match="There is no file"):
         read_desium(tmp_path / "a.h5ad")
-    with pytest.raises(FileNotFoundError, match="holds no .h5ad; found none"):
+    with pytest.raises(FileNotFoundError, match=r"holds no .h5ad; found none"):
         read_desium(tmp_path)
     (tmp_path / "a.h5ad").write_text("text")
     with pytest.raises(ValueError, match="not a readable h5ad"):

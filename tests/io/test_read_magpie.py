@@ -85,7 +85,7 @@ def test_landmarks_over_the_histology_of_the_msi(sample):
     raster = step @ back[:2, :2].T + back[:2, 2]
     um = (raster - 3 + 0.5) * SIZE
     _pairs(index, image).to_csv(folder / "landmarks_MSI2HE.csv", index=False)
-    with pytest.raises(ValueError, match="one of landmarks_MSI2HE.csv and landmarks_HE2HE.csv"):
+    with pytest.raises(ValueError, match=r"one of landmarks_MSI2HE.csv and landmarks_HE2HE.csv"):
         read_magpie(folder, pixel_size=SIZE)
     _pairs(step, (um @ TRUTH[:2, :2].T + TRUTH[:2, 2]) / UM_PER_PX * HIRES).to_csv(folder / "landmarks_HE2HE.csv")
     sdata = read_magpie(folder, pixel_size=SIZE, images=False)
@@ -197,5 +197,5 @@ def test_what_is_missing_is_named(sample, tmp_path):
         read_magpie(folder, pixel_size=SIZE)
     (folder / "msi" / "MSI_intensity.csv").rename(folder / "msi" / "MSI_intensities.csv")
     (folder / "visium" / "spatial" / "scalefactors_json.json").unlink()
-    with pytest.raises(FileNotFoundError, match="scalefactors_json.json"):
+    with pytest.raises(FileNotFoundError, match=r"scalefactors_json.json"):
         read_magpie(folder, pixel_size=SIZE)

@@ -48,7 +48,7 @@ def _store(path, slices, **attrs):
         tables={name: table for name, (table, _) in slices.items()},
         shapes={f"{name}_pixels": shapes for name, (_, shapes) in slices.items()},
     )
-    sdata.attrs.update({"pixel_size_x_um": 50.0, "pixel_size_y_um": 50.0} if not attrs else attrs)
+    sdata.attrs.update(attrs or {"pixel_size_x_um": 50.0, "pixel_size_y_um": 50.0})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         sdata.write(path)
