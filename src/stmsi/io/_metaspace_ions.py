@@ -90,7 +90,8 @@ def annotated(images: pd.DataFrame, annotations: pd.DataFrame, files: tuple[Path
     order = np.argsort(annotations[Key.var.MZ].to_numpy(), kind="stable")
     sorted_mz = annotations[Key.var.MZ].to_numpy()[order]
     mz = images[Key.var.MZ].to_numpy()
-    low, high = (np.searchsorted(sorted_mz, mz * (1 + s * _SAME), side) for s, side in ((-1, "left"), (1, "right")))
+    low = np.searchsorted(sorted_mz, mz * (1 - _SAME), side="left")
+    high = np.searchsorted(sorted_mz, mz * (1 + _SAME), side="right")
     plain = [_plain(a) for a in annotations[Key.var.ADDUCT]]
     for i in range(len(images)):
         own = _plain(images[Key.var.ADDUCT].iloc[i])

@@ -156,7 +156,7 @@ def _section(
     table.obs[Key.obs.PATIENT] = pd.Categorical([patient.get(name, found[1] if found else name)] * table.n_obs)
     st = st_section(table, xy, sample=name, spot_diameter=spot_diameter)
 
-    covered = ~np.isnan(intensities).all(axis=1)
+    covered = np.asarray(~np.isnan(intensities).all(axis=1))
     check_intensities(intensities[covered], var.index, file)
     row, col = _places(adata, covered)
     attrs = {"format": "desium", "file": file.name, "um_per_unit": scale, "counts": origin, "frame": Key.st_frame(name)}

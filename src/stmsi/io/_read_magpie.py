@@ -28,8 +28,9 @@ from stmsi.io._text_table import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    from dask.dataframe import DataFrame as DaskDataFrame
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -41,7 +42,7 @@ _DIRECT, _TO_HE, _HE_TO_HE = "landmarks_noHE.csv", "landmarks_MSI2HE.csv", "land
 _SPOT, _X, _Y = "spot_id", "x", "y"
 _LEFT, _RIGHT = ["X_left", "Y_left"], ["X_right", "Y_right"]
 _LAYOUT = "folders <sample>/visium and <sample>/msi (MSI_intensities.csv, MSI_metadata.csv)"
-_RESERVED = (Key.obs.SAMPLE, Key.obs.ROW, Key.obs.COL, Key.obs.REGION, Key.obs.INSTANCE)
+_RESERVED = [Key.obs.SAMPLE, Key.obs.ROW, Key.obs.COL, Key.obs.REGION, Key.obs.INSTANCE]
 
 
 class _Pairs(NamedTuple):
@@ -253,7 +254,7 @@ def _pairs(file: Path) -> _Pairs:
     return _Pairs(frame[_LEFT].to_numpy(dtype=np.float64), frame[_RIGHT].to_numpy(dtype=np.float64))
 
 
-def _affine(pairs: _Pairs, file: Path):
+def _affine(pairs: _Pairs, file: Path) -> Callable[[NDArray[np.float64]], NDArray[np.float64]]:
     """The affine transformation that takes the left points to the right ones, as MAGPIE fits it."""
     from stmsi._core.registration import apply_affine, fit_landmarks
 
@@ -265,7 +266,7 @@ def _affine(pairs: _Pairs, file: Path):
     return lambda xy: apply_affine(matrix, xy)
 
 
-def _points(xy: NDArray[np.float64], frame: str):
+def _points(xy: NDArray[np.float64], frame: str) -> DaskDataFrame:
     from spatialdata.models import PointsModel
     from spatialdata.transformations import Identity
 
