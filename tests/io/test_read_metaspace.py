@@ -119,6 +119,26 @@ def test_intensities_of_regions(exports):
     np.testing.assert_allclose(_values(table), _images()[[2, 0, 3, 1]], rtol=1e-6)
 
 
+def test_pixels_of_overlapping_regions_are_kept_once(exports):
+    frame = pd.read_csv(_intensities(exports[1], prefix="a_"))
+    both = frame.assign(**{f"b_{name[2:]}": frame[name] for name in frame.columns[-2:]})
+    both.to_csv(exports[1], index=False)
+    table = read_metaspace(*exports, pixel_size=20).tables["msi"]
+    assert set(table.obs["roi"]) == {"a"}
+    np.testing.assert_allclose(_values(table), _images()[[2, 0, 3, 1]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("form", ["gzip", "semicolons", "annotations last"])
+def test_other_forms_of_the_intensities(exports, form):
+    frame = pd.read_csv(exports[1])
+    file = exports[1].with_name("p.csv.gz" if form == "gzip" else "p.csv")
+    if form == "annotations last":  # not as METASPACE writes it: read column by column
+        frame = frame[[*frame.columns[5:], *frame.columns[:5]]]
+    frame.to_csv(file, index=False, sep=";" if form == "semicolons" else ",")
+    table = read_metaspace(exports[0], file, pixel_size=20).tables["msi"]
+    np.testing.assert_allclose(_values(table), _images()[[2, 0, 3, 1]], rtol=1e-6)
+
+
 def test_images_as_a_mapping(exports):
     by_key = {(f, a): image for f, a, image in zip(IONS["formula"], IONS["adduct"].str[1:], _images(), strict=True)}
     table = read_metaspace(exports[0], by_key, pixel_size=20).tables["msi"]

@@ -20,7 +20,7 @@ from stmsi._validate import as_csr, is_spatialdata, listing, require_anndata_fil
 from stmsi.io._layout import measured_pixels
 from stmsi.io._metaspace_ions import ADDUCT, EXPORTED, FORMULA, MZ, annotated, ion_table
 from stmsi.io._read_thyra import open_store
-from stmsi.io._text_table import check_file, check_intensities, check_numbers, read_text_table, require_columns
+from stmsi.io._text_table import check_file, check_intensities, check_numbers, read_wide_table, require_columns
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -158,12 +158,12 @@ def _exported(
     path: Path, intensities: str | Path | Images | None
 ) -> tuple[Any, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Intensities, ions, places and what else is known, from the exports of the web site."""
-    first = read_text_table(check_file(path))
+    first, columns, values = read_wide_table(path, _is_pixel)
     if _INTENSITY_COLUMNS[0] in first and FORMULA not in first:
         if intensities is not None:
             msg = f"{path} holds pixel intensities; pass the annotations first, the intensities second."
             raise ValueError(msg)
-        images, X, places = _pixel_table(first, path)
+        images, X, places = _pixel_table(first, columns, values, path)
         return X, ion_table(images, path), places, {}
     require_columns(first, (FORMULA, ADDUCT, MZ), path, "Export the annotations of a dataset from METASPACE.")
     if intensities is None:
@@ -179,7 +179,7 @@ def _exported(
         X, places = _image_stack(intensities, ions)
         return X, ions, places, _stated(known)
     file = Path(intensities)
-    images, X, places = _pixel_table(read_text_table(check_file(file)), file)
+    images, X, places = _pixel_table(*read_wide_table(file, _is_pixel), file)
     ions = annotated(ion_table(images, file), ions, (file, path))
     return X, ions, places, _stated(known)
 
@@ -198,24 +198,30 @@ def _single(frame: pd.DataFrame, column: str, path: Path, remedy: str) -> str | 
     return str(values[0]) if len(values) else None
 
 
-def _pixel_table(frame: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, NDArray[np.float64], pd.DataFrame]:
+def _is_pixel(column: str) -> bool:
+    return _PIXEL.match(column) is not None
+
+
+def _pixel_table(
+    frame: pd.DataFrame, columns: list[str], numbers: NDArray[np.float64] | None, path: Path
+) -> tuple[pd.DataFrame, NDArray[np.float64], pd.DataFrame]:
     """Annotation columns, intensities (pixels x ions) and places of an export of pixel intensities."""
     require_columns(frame, _INTENSITY_COLUMNS, path, "Expected the export of pixel intensities from METASPACE.")
-    found = {name: match for name in frame.columns if (match := _PIXEL.match(str(name)))}
-    if not found:
+    if not columns:
         msg = f"{path} has no pixels: expected columns x0_y0, x0_y1, ...; found {listing(frame.columns)}."
         raise ValueError(msg)
-    columns = list(found)
-    check_numbers(frame[columns], path)
-    places = pd.DataFrame({_X: [int(m["x"]) for m in found.values()], _Y: [int(m["y"]) for m in found.values()]})
-    if any(match["roi"] for match in found.values()):
-        places[_ROI] = [match["roi"] or "" for match in found.values()]
-    values = frame[columns].to_numpy(dtype=np.float64).T
+    if numbers is None:
+        check_numbers(frame[columns], path)
+        numbers = frame[columns].to_numpy(dtype=np.float64)
+        frame = frame.drop(columns=columns)
+    places = pd.Series(columns).str.extract(_PIXEL).astype({"x": np.int64, "y": np.int64})
+    places = places.rename(columns={"x": _X, "y": _Y})
+    places = places.drop(columns=_ROI) if places[_ROI].isna().all() else places.fillna({_ROI: ""})
     twice = places.duplicated([_X, _Y]).to_numpy()
     if twice.any():
         logger.info("%s: %d pixels lie in several regions; the first one is kept", path.name, int(twice.sum()))
-        places, values = places[~twice].reset_index(drop=True), values[~twice]
-    return frame.drop(columns=columns), values, places
+        places, numbers = places[~twice].reset_index(drop=True), numbers[:, ~twice]
+    return frame, numbers.T, places
 
 
 def _image_stack(images: Images, ions: pd.DataFrame) -> tuple[NDArray[np.float64], pd.DataFrame]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import re
 import zlib
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,7 +17,7 @@ from scipy.sparse import coo_matrix
 from stmsi._validate import listing, suggest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import scipy.sparse as sp
     from numpy.typing import NDArray
@@ -127,6 +129,60 @@ def read_text_table(
     return frame.rename(columns=lambda name: str(name).strip())
 
 
+def read_wide_table(
+    path: Path, is_wide: Callable[[str], bool]
+) -> tuple[pd.DataFrame, list[str], NDArray[np.float64] | None]:
+    """A text table that ends with very many columns of numbers, such as one a pixel.
+
+    pandas spends a series on every column; here each row becomes one array. What does not fit, text among the numbers
+    say, goes to :func:`read_text_table`, whose errors tell more.
+
+    Returns
+    -------
+    The columns before, the names of the wide ones, and their numbers, shape (rows, wide columns), `None` where the frame
+    holds them.
+    """
+    check_file(path)
+    try:
+        parsed = _wide_rows(path, is_wide)
+    except (ValueError, csv.Error, OSError, EOFError, zlib.error):
+        parsed = None
+    if parsed is None:
+        frame = read_text_table(path)
+        return frame, [name for name in frame.columns if is_wide(name)], None
+    return parsed
+
+
+def _wide_rows(
+    path: Path, is_wide: Callable[[str], bool]
+) -> tuple[pd.DataFrame, list[str], NDArray[np.float64]] | None:
+    compressed = path.suffix.lower() == ".gz"
+    comments, header, _ = _first_lines(path, compressed=compressed)
+    with _opened(path, compressed=compressed) as handle:
+        rows = csv.reader(islice(handle, comments, None), delimiter=_found_in(header))
+        names = [name.strip() for name in next(rows, [])]
+        n_lead = next((i for i, name in enumerate(names) if is_wide(name)), len(names))
+        wide = names[n_lead:]
+        if not wide or not all(map(is_wide, wide)) or len(set(names)) < len(names):
+            return None
+        lead, values = [], []
+        for row in rows:
+            if not row:
+                continue
+            if len(row) != len(names):
+                return None
+            lead.append(row[:n_lead])
+            values.append(np.array(row[n_lead:], dtype=np.float64))
+    if not values:
+        return None
+    frame = pd.DataFrame(lead, columns=names[:n_lead], dtype=object).replace("", np.nan)
+    for name in frame:
+        number = pd.to_numeric(frame[name], errors="coerce")
+        if number.notna().equals(frame[name].notna()):
+            frame[name] = number
+    return frame, wide, np.stack(values)
+
+
 def require_columns(frame: pd.DataFrame, names: Sequence[str], path: Path, remedy: str = "") -> None:
     """Raise where a table lacks columns."""
     absent = [name for name in names if name not in frame]
@@ -178,7 +234,7 @@ def check_intensities(X: NDArray[np.float64] | sp.spmatrix, ions: pd.Index, path
 
 def _first_lines(path: Path, *, compressed: bool) -> tuple[int, str, str]:
     """How many lines of comments come first (blank ones among them too), the column names, and the first row."""
-    with gzip.open(path, "rt", encoding="utf-8-sig") if compressed else path.open(encoding="utf-8-sig") as handle:
+    with _opened(path, compressed=compressed) as handle:
         skipped, comments = 0, False
         for line in handle:
             if line.startswith(_COMMENT):
@@ -189,6 +245,10 @@ def _first_lines(path: Path, *, compressed: bool) -> tuple[int, str, str]:
         else:
             line = ""
         return (skipped if comments else 0), line.rstrip("\r\n"), next(handle, "").rstrip("\r\n")
+
+
+def _opened(path: Path, *, compressed: bool) -> IO[str]:
+    return gzip.open(path, "rt", encoding="utf-8-sig") if compressed else path.open(encoding="utf-8-sig")
 
 
 def _found_in(header: str) -> str:
