@@ -46,6 +46,7 @@ def files(tmp_path):
     return values, counts
 
 
+@pytest.mark.filterwarnings("ignore:The default value for `spmatrix`:DeprecationWarning")
 @pytest.mark.skipif(not PAGE.exists(), reason="the documentation is not part of the source distribution")
 def test_the_calls_of_the_page(files, tmp_path, monkeypatch):
     values, counts = files

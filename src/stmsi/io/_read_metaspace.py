@@ -107,10 +107,10 @@ def read_metaspace(
     ...     n = [file.write_text(text) for file, text in zip(files, (annotations, pixels), strict=True)]
     ...     sdata = stmsi.io.read_metaspace(*files, sample="liver", pixel_size=50)
     >>> table = sdata.tables["msi"]
-    >>> table.X.toarray().ravel().tolist()
-    [1.0, 3.0, 2.0]
-    >>> table.var.iloc[0][["formula", "adduct", "fdr", "molecule_names"]].tolist()
-    ['C6H12O6', '[M+Na]+', 0.05, 'Glucose, Fructose']
+    >>> table.obs["row"].tolist(), table.obs["col"].tolist(), table.X.toarray().ravel().tolist()
+    ([0, 1, 0], [0, 0, 1], [1.0, 2.0, 3.0])
+    >>> table.var[["formula", "adduct", "molecule_names"]].iloc[0].tolist()
+    ['C6H12O6', '[M+Na]+', 'Glucose, Fructose']
     """
     if fdr is not None and not 0 <= fdr <= 1:
         msg = f"fdr is a rate between 0 and 1, found {fdr!r}."
