@@ -10,7 +10,7 @@ from anndata import AnnData
 from spatialdata import SpatialData
 from spatialdata.models import ShapesModel, TableModel
 
-from stmsi.io import read_thyra
+from stmsi.io import read_imzml, read_thyra
 
 WIDTH, HEIGHT, MZ = 4, 3, [100.1, 200.2, 300.3, 400.4]
 
@@ -106,6 +106,30 @@ def test_slices_become_sections(tmp_path, volume):
     assert set(one.shapes) == {"liver_z1_pixels"}
     with pytest.raises(KeyError, match=r"No section 'run_z2' in run.zarr; found 'run_z0', 'run_z1'.*Did you mean"):
         read_thyra(path, slices="run_z2")
+
+
+def test_a_store_that_thyra_itself_has_written(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        thyra = pytest.importorskip("thyra.convert", reason="thyra is not installed")
+    from pyimzml.ImzMLWriter import ImzMLWriter
+
+    rng = np.random.default_rng(0)
+    with ImzMLWriter(str(tmp_path / "run.imzML"), mode="continuous") as writer:
+        for z, y, x in np.ndindex(2, HEIGHT, WIDTH):
+            if (x, y) != (1, 1):
+                writer.addSpectrum(np.array(MZ), rng.poisson(2, len(MZ)) + 1.0, (x + 1, y + 1, z + 1))
+    for volume in (False, True):
+        store = tmp_path / f"{volume}.zarr"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            options = {"dataset_id": "run", "pixel_size_um": 50.0, "handle_3d": volume}
+            assert thyra.convert_msi(tmp_path / "run.imzML", store, **options)
+        table = read_thyra(store).tables["msi"]
+        for z in (0, 1):
+            direct = read_imzml(tmp_path / "run.imzML", z=z + 1, pixel_size=50).tables["msi"]
+            assert _values(table, f"run_z{z}") == _values(direct, "run")
+            np.testing.assert_allclose(table.var["mz"], direct.var["mz"])
 
 
 def test_regions_can_become_sections(tmp_path):
