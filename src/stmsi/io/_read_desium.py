@@ -16,7 +16,7 @@ from scipy.spatial import cKDTree
 
 from stmsi._core.ids import safe_ids
 from stmsi._core.spectra import mz_from_names, mz_labels
-from stmsi._elements import VISIUM_PITCH, VISIUM_SPOT_DIAMETER, msi_section, st_section
+from stmsi._elements import VISIUM_PITCH, VISIUM_SPOT_DIAMETER, msi_section, pixel_squares, st_section
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import as_csr, check_nonnegative, listing, require_anndata_file
@@ -141,8 +141,6 @@ def _section(
     import anndata as ad
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
-
-    from stmsi._elements import pixel_squares
 
     require_anndata_file(file)
     adata = ad.read_h5ad(file)

@@ -105,12 +105,8 @@ def read_sma(
 
     root = check_folder(Path(path), _LAYOUT)
     sections = _select(_find(root), root, sample, matrix)
-    st, msi = {}, {}
-    for section in sections:
-        if section.outs is None:  # never: _select leaves only paired ones
-            continue
-        msi[section.name] = _pixels(section, pixel_size, polarity, keep_empty=keep_empty)
-        st[section.name] = read_visium(section.outs, sample=section.name, images=images)
+    msi = {s.name: _pixels(s, pixel_size, polarity, keep_empty=keep_empty) for s in sections}
+    st = {s.name: read_visium(s.outs, sample=s.name, images=images) for s in sections if s.outs is not None}
     return combine(st, msi)
 
 
@@ -126,8 +122,8 @@ def _find(root: Path) -> list[_Section]:
 
 def _name(table: Path) -> str:
     folder = table.parent.name
-    name = folder.removesuffix("_MSI") if folder.endswith("_MSI") else table.name.split(".")[0].removesuffix("_smamsi")
-    return safe_ids([name])[0]
+    first = table.name.split(".")[0]
+    return safe_ids([folder.removesuffix("_MSI") if folder.endswith("_MSI") else first.removesuffix("_smamsi")])[0]
 
 
 def _matrix(table: Path) -> str:
