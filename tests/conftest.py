@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
+import warnings
 from pathlib import Path
 
+import h5py
 import matplotlib as mpl
+import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse as sp
 from spatialdata import SpatialData, deepcopy
 
 import stmsi
@@ -61,3 +67,62 @@ def data_dir() -> Path:
     if not path.is_dir():
         pytest.skip(f"real data not found at {path}; set STMSI_DATA")
     return path
+
+
+UM_PER_PX, HIRES = 0.5, 0.2
+"""Of the Space Ranger folders: micrometres per full-resolution pixel, and hires pixels per full-resolution pixel."""
+
+
+def write_space_ranger(path: Path, *, rows: int = 8, cols: int = 9, genes: int = 4, seed: int = 0) -> np.ndarray:
+    """Write a Space Ranger folder of spots that all lie in the tissue; returns their places in micrometres."""
+    from skimage.io import imsave
+
+    (path / "spatial").mkdir(parents=True)
+    row, col = (a.ravel() for a in np.indices((rows, cols)))
+    col = 2 * col + row % 2
+    um = np.column_stack([50.0 * col, 50 * np.sqrt(3) * row]) + 500
+    barcodes = [f"AAAC{seed}{i:04d}-1" for i in range(len(um))]
+    positions = pd.DataFrame(
+        {"b": barcodes, "i": 1, "r": row, "c": col, "y": um[:, 1] / UM_PER_PX, "x": um[:, 0] / UM_PER_PX}
+    )
+    positions.to_csv(path / "spatial" / "tissue_positions_list.csv", index=False, header=False)
+    X = sp.csr_matrix(np.random.default_rng(seed).poisson(2, (len(um), genes)) + 1)
+    with h5py.File(path / "filtered_feature_bc_matrix.h5", "w") as file:
+        matrix = file.create_group("matrix")
+        matrix["barcodes"] = np.array(barcodes, dtype="S")
+        matrix["data"], matrix["indices"], matrix["indptr"] = X.data, X.indices, X.indptr
+        matrix["shape"] = X.shape[::-1]
+        names = {"id": "ENSG{}", "name": "Gene{}", "feature_type": "Gene Expression", "genome": "mm10"}
+        for key, value in names.items():
+            matrix[f"features/{key}"] = np.array([value.format(i) for i in range(genes)], dtype="S")
+    scale = {
+        "spot_diameter_fullres": 65 / UM_PER_PX,
+        "fiducial_diameter_fullres": 300.0,
+        "tissue_hires_scalef": HIRES,
+        "tissue_lowres_scalef": 0.05,
+    }
+    (path / "spatial" / "scalefactors_json.json").write_text(json.dumps(scale))
+    image = np.random.default_rng(0).integers(0, 255, (40, 40, 3), dtype=np.uint8)
+    imsave(path / "spatial" / "tissue_hires_image.png", image, check_contrast=False)
+    return um
+
+
+@pytest.fixture
+def space_ranger():
+    """Writes a Space Ranger folder."""
+    return write_space_ranger
+
+
+@pytest.fixture
+def through_zarr(tmp_path):
+    """Writes a SpatialData to a store and reads it back."""
+
+    def write_and_read(sdata):
+        import spatialdata
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # zarr announces defaults of its next release
+            sdata.write(tmp_path / "round_trip.zarr")
+            return spatialdata.read_zarr(tmp_path / "round_trip.zarr")
+
+    return write_and_read

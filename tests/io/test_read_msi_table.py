@@ -247,3 +247,58 @@ def test_other_hdf5_files_and_positions_of_one_column(adata, tmp_path):
     adata.write_h5ad(tmp_path / "one.h5ad")
     with pytest.raises(ValueError, match=r"obsm\['spatial'\] must have the columns x and y, found shape"):
         read_msi_table(tmp_path / "one.h5ad", pixel_size=10)
+
+
+SCILS = "# Exported with SCiLS Lab Version 14.01.15378\n# Object type: Spectra\n#\n"
+
+
+@pytest.fixture
+def scils(tmp_path):
+    """The two exports of SCiLS Lab: spots counted from 1 in the one and from 0 in the other, micrometres of the stage."""
+    spectra = ["m/z;104.107;760.5851;", "Spot 1;1;0;", "Spot 2;2;5.5;", "Spot 3;0;7;", "Spot 4;4;8;"]
+    spots = ["Spot index;x;y", "3;3478.25;9839.5", "0;3438.25;9799.5", "1;3478.25;9799.5", "2;3438.25;9839.5"]
+    (tmp_path / "spectra.csv").write_text(SCILS + "\n".join(spectra) + "\n")
+    (tmp_path / "spots.csv").write_text(SCILS + "\n" + "\n".join(spots) + "\n")
+    return tmp_path
+
+
+def test_spectra_of_scils_with_their_spots(scils):
+    table = read_msi_table(scils / "spectra.csv", coordinates=scils / "spots.csv").tables["msi"]
+    assert table.X.toarray().tolist() == [[1, 0], [2, 5.5], [0, 7], [4, 8]]
+    assert table.obs[["row", "col"]].to_numpy().tolist() == [[0, 0], [0, 1], [1, 0], [1, 1]]
+    assert table.uns["msi"]["attrs"]["spectra"]["pixel_size"].tolist() == [40, 40]
+    assert table.var["mz"].tolist() == [104.107, 760.5851]
+
+
+def test_rows_of_scils_that_alone_end_with_a_separator(scils):
+    text = (scils / "spectra.csv").read_text().replace("760.5851;", "760.5851")
+    (scils / "spectra.csv").write_text(text)
+    table = read_msi_table(scils / "spectra.csv", coordinates=scils / "spots.csv").tables["msi"]
+    assert table.X.toarray().tolist() == [[1, 0], [2, 5.5], [0, 7], [4, 8]]
+
+
+def test_exports_of_scils_that_cannot_be_read_say_what_is_missing(scils):
+    with pytest.raises(ValueError, match=r"spectra of spots without their places; pass coordinates="):
+        read_msi_table(scils / "spectra.csv")
+    (scils / "spots.csv").write_text(SCILS + "Spot index;x;y\n0;1;1\n1;2;1\n2;1;2\n")
+    with pytest.raises(ValueError, match=r"1 spots of spectra.csv have no place in spots.csv: 'Spot 4'"):
+        read_msi_table(scils / "spectra.csv", coordinates=scils / "spots.csv")
+    (scils / "spots.csv").write_text(SCILS + "index;x;y\n0;1;1\n")
+    with pytest.raises(ValueError, match=r"no column 'Spot index'.*Export the region spots"):
+        read_msi_table(scils / "spectra.csv", coordinates=scils / "spots.csv")
+    features = "m/z;Interval Width (+/- Da);Color;Name;Peak area - liver\n260.186;0.4;#fff;a;12.5\n"
+    (scils / "features.csv").write_text(SCILS + features)
+    with pytest.raises(ValueError, match=r"'260.186': a list of features, one value per region"):
+        read_msi_table(scils / "features.csv")
+
+
+def test_comments_before_a_wide_table(tmp_path):
+    (tmp_path / "a.csv").write_text(SCILS + "x;y;m/z 104.107;m/z 89.02\n0;0;1.5;2\n50;0;0;3\n")
+    table = read_msi_table(tmp_path / "a.csv").tables["msi"]
+    assert table.var["mz"].tolist() == [104.107, 89.02]
+    assert table.X.toarray().tolist() == [[1.5, 2], [0, 3]]
+    with pytest.raises(ValueError, match=r"coordinates= goes with an export of spectra of SCiLS Lab"):
+        read_msi_table(tmp_path / "a.csv", coordinates=tmp_path / "a.csv")
+    (tmp_path / "b.csv").write_text(SCILS)
+    with pytest.raises(ValueError, match="holds no table"):
+        read_msi_table(tmp_path / "b.csv")

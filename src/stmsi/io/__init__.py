@@ -5,11 +5,25 @@ from typing import TYPE_CHECKING, Any
 from stmsi._lazy import lazy_attributes
 
 if TYPE_CHECKING:
+    from stmsi.io._read_desium import read_desium
     from stmsi.io._read_imzml import read_imzml
+    from stmsi.io._read_magpie import read_magpie
+    from stmsi.io._read_metaspace import read_metaspace
     from stmsi.io._read_msi_table import read_msi_table
+    from stmsi.io._read_sma import read_sma
+    from stmsi.io._read_thyra import read_thyra
     from stmsi.io._read_visium import read_visium
 
-__all__ = ["read_imzml", "read_msi_table", "read_visium"]
+__all__ = [
+    "read_desium",
+    "read_imzml",
+    "read_magpie",
+    "read_metaspace",
+    "read_msi_table",
+    "read_sma",
+    "read_thyra",
+    "read_visium",
+]
 
 _getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
 import re
 import warnings
-import zlib
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
-from scipy.sparse import coo_matrix
 
 from stmsi._core.ids import safe_ids
 from stmsi._core.spectra import mz_from_names
@@ -20,6 +17,8 @@ from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import check_choice, listing, require_anndata_file, suggest
 from stmsi.io._raster import find_raster, size_from_pitch
+from stmsi.io._scils import is_spectra_export, with_positions
+from stmsi.io._text_table import check_file, check_intensities, check_numbers, read_text_table, require_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,15 +37,13 @@ _SUFFIXES: dict[str, TableFormat] = {
     ".pq": "parquet",
     ".h5ad": "h5ad",
 }
-_SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _MZ_COLUMN = re.compile(r"(?:^|[_. ])m/?zs?(?:$|[_. ])", re.IGNORECASE)
 _MZ_PREFERRED = ("mz", "m/z", "observed_mz", "raw_mz")
-_DECIMAL_COMMA = re.compile(r"^\s*-?\d*,\d+\s*$")
 _DEFAULT_X, _DEFAULT_Y = "x", "y"
 _RESERVED = (Key.obs.SAMPLE, Key.obs.ROW, Key.obs.COL, Key.obs.REGION, Key.obs.INSTANCE)
 
 
-class _Pixels(NamedTuple):
+class Pixels(NamedTuple):
     """What a file holds, whatever its format."""
 
     X: NDArray[np.float64] | sp.csr_matrix
@@ -69,11 +66,15 @@ def read_msi_table(
     obs_keys: Sequence[str] = (),
     mz_key: str | None = None,
     layer: str | None = None,
+    coordinates: str | Path | None = None,
 ) -> SpatialData:
     r"""Read one MSI section from a wide table (csv, tsv, parquet) or an AnnData file (h5ad).
 
     Row and column of each pixel follow from its coordinates: their pitch is the usual smallest step along each axis,
     and every coordinate must be near a multiple of it. Gaps in the raster are fine.
+
+    Comment lines (``#``) before the column names are left out, and the separator of such a file, as SCiLS Lab writes it,
+    is found in its column names.
 
     Parameters
     ----------
@@ -92,7 +93,7 @@ def read_msi_table(
     table_format
         ``"csv"``, ``"tsv"``, ``"parquet"`` or ``"h5ad"``; by default what the suffix says.
     separator
-        Between fields; by default a comma (csv) or a tab (tsv).
+        Between fields; by default a comma (csv) or a tab (tsv), after comment lines what the column names hold.
     decimal
         Decimal sign of the numbers in a text file.
     obs_keys
@@ -102,6 +103,9 @@ def read_msi_table(
         whose name says m/z, else the names of the variables are parsed.
     layer
         Layer of an h5ad file to read instead of ``X``.
+    coordinates
+        The region spots of SCiLS Lab (columns ``Spot index``, ``x``, ``y``), where `path` is its export of spectra: a first
+        column ``m/z`` with ``Spot 1``, ``Spot 2``, ..., then one column an m/z. Spot 1 has index 0.
 
     Returns
     -------
@@ -117,7 +121,8 @@ def read_msi_table(
     ValueError
         Where the file is empty, has an unknown suffix or the wrong separator or decimal sign, lacks coordinates,
         repeats ions or positions, holds text, NaN, infinite or negative intensities, where the coordinates are not a
-        raster, or the pixel size is unknown.
+        raster, or the pixel size is unknown; where an export of SCiLS Lab holds regions instead of spots, or its spots
+        have no coordinates.
 
     Warns
     -----
@@ -138,32 +143,28 @@ def read_msi_table(
     >>> sdata.tables["msi"].var["mz"].tolist()
     [104.107, 760.5851]
     """
-    path = _check_file(Path(path))
+    path = check_file(Path(path))
     kind = _format(path, table_format)
     sample = safe_ids([_stem(path)])[0] if sample is None else check_sample_name(sample)
     if kind == "h5ad":
         pixels = _from_h5ad(path, x_key, y_key, mz_key, layer)
     else:
-        frame = _parquet(path) if kind == "parquet" else _text(path, kind, separator, decimal)
-        pixels = _from_frame(frame, path, x_key, y_key, obs_keys)
-    _check_intensities(pixels, path)
+        if kind == "parquet":
+            frame = _parquet(path)
+        else:
+            default = "," if kind == "csv" else "\t"
+            frame = read_text_table(path, separator=separator, decimal=decimal, default=default)
+        if is_spectra_export(frame):
+            frame = with_positions(frame, path, coordinates, separator=separator, decimal=decimal)
+        elif coordinates is not None:
+            msg = f"coordinates= goes with an export of spectra of SCiLS Lab (first column 'm/z'); {path.name} is none."
+            raise ValueError(msg)
+        pixels = pixels_from_frame(frame, path, x_key, y_key, obs_keys)
+    check_intensities(pixels.X, pixels.var.index, path)
     row, col, pitch, origin = find_raster(pixels.x, pixels.y, path)
     size = size_from_pitch(pitch, path) if pixel_size is None else pixel_size
     attrs = {"file": path.name, "format": kind, "origin": origin, "pitch": np.array(pitch)}
     return msi_section(pixels.X, pixels.var, row, col, sample=sample, pixel_size=size, obs=pixels.obs, attrs=attrs)
-
-
-def _check_file(path: Path) -> Path:
-    if not path.exists():
-        msg = f"There is no file {path}."
-        raise FileNotFoundError(msg)
-    if path.is_dir():
-        msg = f"{path} is a directory; pass one file. In it: {listing(sorted(p.name for p in path.iterdir()))}."
-        raise ValueError(msg)
-    if path.stat().st_size == 0:
-        msg = f"{path} is empty (0 bytes); copy or export it again."
-        raise ValueError(msg)
-    return path
 
 
 def _stem(path: Path) -> str:
@@ -185,53 +186,6 @@ def _format(path: Path, table_format: TableFormat | None) -> TableFormat:
     return found
 
 
-def _text(path: Path, kind: TableFormat, separator: str | None, decimal: str) -> pd.DataFrame:
-    """A text table with its columns as they are called in the file."""
-    separator = separator or {"csv": ",", "tsv": "\t"}[kind]
-    # by its first bytes, because a gzip file is not always called so
-    with path.open("rb") as handle:
-        compression: Literal["gzip"] | None = "gzip" if handle.read(2) == b"\x1f\x8b" else None
-    if compression is None and path.suffix.lower() == ".gz":
-        msg = f"{path} is called .gz but is not compressed by gzip; rename or copy it again."
-        raise ValueError(msg)
-    options: dict[str, Any] = {"sep": separator, "compression": compression, "encoding": "utf-8-sig"}
-    try:
-        # two lines, because pandas takes a first field without a name for an index, silently; here it is an error
-        head = pd.read_csv(path, header=None, nrows=2, dtype=str, keep_default_na=False, **options)
-        names = head.iloc[0].tolist()
-        _check_columns(names, path, separator)
-        frame = pd.read_csv(path, low_memory=False, decimal=decimal, **options)
-    except pd.errors.EmptyDataError as error:
-        msg = f"{path} holds no table; copy or export it again."
-        raise ValueError(msg) from error
-    except pd.errors.ParserError as error:
-        msg = (
-            f"{path} has rows of unequal length ({str(error).strip()}). Check the separator ({separator!r}) and that every "
-            "column has a name; numbers with a decimal comma need another separator, and decimal=','."
-        )
-        raise ValueError(msg) from error
-    except UnicodeDecodeError as error:
-        msg = f"{path} is not a text table in UTF-8 ({error}); say its format by table_format=."
-        raise ValueError(msg) from error
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        msg = f"{path} is truncated or damaged ({error}); copy it again."
-        raise ValueError(msg) from error
-    # a nameless first column is the index that pandas and R write
-    return frame.iloc[:, 1:] if not names[0].strip() else frame
-
-
-def _check_columns(names: list[str], path: Path, separator: str) -> None:
-    if len(names) == 1:
-        other = [s for s in _SEPARATORS if s != separator and s in names[0]]
-        hint = f"Its header holds a {_SEPARATORS[other[0]]}: pass separator={other[0]!r}." if other else ""
-        msg = f"{path} has only one column with the separator {separator!r} ({names[0][:60]!r}). {hint}".strip()
-        raise ValueError(msg)
-    index = pd.Index([str(name).strip() for name in names])
-    if not index.is_unique:
-        msg = f"{path} repeats columns: {listing(index[index.duplicated()].unique())}; every ion needs its own name."
-        raise ValueError(msg)
-
-
 def _parquet(path: Path) -> pd.DataFrame:
     import pyarrow as pa
 
@@ -248,61 +202,51 @@ def _parquet(path: Path) -> pd.DataFrame:
     return frame.drop(columns="index", errors="ignore")
 
 
-def _from_frame(frame: pd.DataFrame, path: Path, x_key: str, y_key: str, obs_keys: Sequence[str]) -> _Pixels:
+def pixels_from_frame(
+    frame: pd.DataFrame,
+    path: Path,
+    x_key: str = _DEFAULT_X,
+    y_key: str = _DEFAULT_Y,
+    obs_keys: Sequence[str] = (),
+    *,
+    fixed: bool = False,
+) -> Pixels:
+    """Intensities, ions and places of a wide table; raises where a column is not what it should be.
+
+    `fixed`: the layout is given, so that errors name no options.
+    """
     frame = frame.rename(columns=lambda name: str(name).strip())
-    absent = [key for key in (x_key, y_key, *obs_keys) if key not in frame]
-    if absent:
-        msg = (
-            f"{path} has no column {listing(absent)}; found {listing(frame.columns)}. Name the coordinates by x_key= "
-            f"and y_key=.{suggest(absent[0], frame.columns)}"
-        )
+    if len(frame) == 0:
+        msg = f"{path} has a header but no pixels."
         raise ValueError(msg)
+    remedy = "" if fixed else "Name the coordinates by x_key= and y_key=."
+    require_columns(frame, (x_key, y_key, *obs_keys), path, remedy)
     taken = [key for key in obs_keys if key in _RESERVED]
     if taken:
         msg = f"obs_keys names {listing(taken)}, which stmsi writes itself; rename the column in {path.name}."
-        raise ValueError(msg)
-    if len(frame) == 0:
-        msg = f"{path} has a header but no pixels."
         raise ValueError(msg)
     obs = frame[list(obs_keys)]
     ions = frame.drop(columns=list({x_key, y_key, *obs_keys}))
     if ions.shape[1] == 0:
         msg = f"{path} has no ion: its only columns are {listing(frame.columns)}."
         raise ValueError(msg)
-    _check_numbers(frame[[x_key, y_key]], path)
-    _check_numbers(ions, path)
+    remedies = {"decimal": "pass decimal=','", "keep": ", or pass obs_keys= where the column is no ion"}
+    remedies = {} if fixed else remedies
+    check_numbers(frame[[x_key, y_key]], path, **remedies)
+    check_numbers(ions, path, **remedies)
     var = pd.DataFrame({Key.var.MZ: mz_from_names(ions.columns)}, index=ions.columns)
     no_mz = var[Key.var.MZ].isna()
     if 0 < no_mz.sum() < len(var) / 2:
         warnings.warn(
-            f"{path.name}: most columns are m/z, but {listing(var.index[no_mz])} are not; they are read as ions. Pass "
-            "obs_keys= where they are not.",
+            f"{path.name}: most columns are m/z, but {listing(var.index[no_mz])} are not; they are read as ions."
+            + ("" if fixed else " Pass obs_keys= where they are not."),
             stacklevel=3,
         )
     x, y = (frame[key].to_numpy(dtype=np.float64) for key in (x_key, y_key))
-    return _Pixels(ions.to_numpy(dtype=np.float64), var, x, y, obs)
+    return Pixels(ions.to_numpy(dtype=np.float64), var, x, y, obs)
 
 
-def _check_numbers(frame: pd.DataFrame, path: Path) -> None:
-    """Raise with the first column that holds something else than numbers, and what it holds."""
-    for name, column in frame.items():
-        if pd.api.types.is_numeric_dtype(column):
-            continue
-        text = column[column.notna()].astype(str)
-        bad = text[pd.to_numeric(text, errors="coerce").isna()]
-        if len(bad) == 0 and not pd.api.types.is_datetime64_any_dtype(column):
-            msg = f"{path}: column {name!r} has type {column.dtype}, not a number; convert it first."
-        elif bad.str.match(_DECIMAL_COMMA).any():
-            msg = f"{path}: column {name!r} has decimal commas ({listing(bad[:3])}); pass decimal=','."
-        else:
-            msg = (
-                f"{path}: column {name!r} must hold numbers; in {len(bad)} rows it holds text: {listing(bad[:3])}. "
-                "Correct them, or pass obs_keys= where the column is no ion."
-            )
-        raise ValueError(msg)
-
-
-def _from_h5ad(path: Path, x_key: str, y_key: str, mz_key: str | None, layer: str | None) -> _Pixels:
+def _from_h5ad(path: Path, x_key: str, y_key: str, mz_key: str | None, layer: str | None) -> Pixels:
     import anndata as ad
 
     require_anndata_file(path)
@@ -329,7 +273,7 @@ def _from_h5ad(path: Path, x_key: str, y_key: str, mz_key: str | None, layer: st
             msg = f"{path}: obsm[{Key.obsm.SPATIAL!r}] must have the columns x and y, found shape {xy.shape}."
             raise ValueError(msg)
     elif x_key in obs and y_key in obs:
-        _check_numbers(obs[[x_key, y_key]], path)
+        check_numbers(obs[[x_key, y_key]], path)
         xy = obs[[x_key, y_key]].to_numpy(dtype=np.float64)
     else:
         msg = (
@@ -339,7 +283,7 @@ def _from_h5ad(path: Path, x_key: str, y_key: str, mz_key: str | None, layer: st
         raise ValueError(msg)
     var[Key.var.MZ] = _mz_of(var, mz_key, path)
     obs.columns = pd.Index(safe_ids(obs.columns))
-    return _Pixels(X, var, xy[:, 0], xy[:, 1], obs)
+    return Pixels(X, var, xy[:, 0], xy[:, 1], obs)
 
 
 def _mz_of(var: pd.DataFrame, mz_key: str | None, path: Path) -> NDArray[np.float64]:
@@ -353,18 +297,3 @@ def _mz_of(var: pd.DataFrame, mz_key: str | None, path: Path) -> NDArray[np.floa
         return mz_from_names(var.index)
     logger.info("%s: m/z from var[%r]", path.name, ranked[0])
     return pd.to_numeric(var[ranked[0]], errors="coerce").to_numpy(dtype=np.float64)
-
-
-def _check_intensities(pixels: _Pixels, path: Path) -> None:
-    """Raise where intensities cannot be: name the ions."""
-    values = coo_matrix(pixels.X)
-    names = np.asarray(pixels.var.index.astype(str))
-    for what, wrong, remedy in (
-        ("NaN", np.isnan(values.data), "fill them with 0 if they mean absent, else drop these pixels"),
-        ("infinite", np.isinf(values.data), "remove them"),
-        ("negative", np.less(values.data, 0), "clip them at 0; log or scaled values must be turned back"),
-    ):
-        if wrong.any():
-            ions = listing(names[np.unique(values.col[wrong])])
-            msg = f"{path}: {int(wrong.sum())} intensities are {what}, in {ions}; {remedy}."
-            raise ValueError(msg)

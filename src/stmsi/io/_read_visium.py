@@ -89,6 +89,26 @@ def read_visium(
     >>> sdata = read_visium("section_1/outs", sample="section_1")  # doctest: +SKIP
     >>> sdata.tables["st"].obsm["spatial"]  # micrometres  # doctest: +SKIP
     """
+    return visium_section(
+        path,
+        sample=sample,
+        spot_diameter=spot_diameter,
+        images=images,
+        keep_off_tissue=keep_off_tissue,
+        counts_file=counts_file,
+    )[0]
+
+
+def visium_section(
+    path: str | Path,
+    *,
+    sample: str | None = None,
+    spot_diameter: float = VISIUM_SPOT_DIAMETER,
+    images: bool = True,
+    keep_off_tissue: bool = False,
+    counts_file: str | None = None,
+) -> tuple[SpatialData, float]:
+    """What :func:`read_visium` returns, and the micrometres of a pixel of the hires image, where others place landmarks."""
     path = _check_folder(Path(path))
     sample = _default_name(path) if sample is None else check_sample_name(sample)
     counts = _find_counts(path, counts_file, prefer_raw=keep_off_tissue)
@@ -106,7 +126,7 @@ def read_visium(
     if images:
         _add_image(sdata, elements, scale, um_per_px, sample)
     logger.info("%s: %d spots x %d genes, %.4g um per pixel", sample, *table.shape, um_per_px)
-    return sdata
+    return sdata, um_per_px / scale["tissue_hires_scalef"]
 
 
 def _check_folder(path: Path) -> Path:

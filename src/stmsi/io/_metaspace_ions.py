@@ -1,0 +1,183 @@
+"""The ions of METASPACE: annotations with all their candidates, and the images that belong to them."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stmsi._core.ids import safe_ids
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import listing
+from stmsi.io._text_table import check_numbers
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+FORMULA, ADDUCT, MZ = "formula", "adduct", "mz"
+_ION, _NAMES, _IDS, _ISOMERS, _FDR = "ion", "moleculeNames", "moleculeIds", "isomers", "fdr"
+_MOD, _LOSS, _ION_FORMULA = "chemMod", "neutralLoss", "mol_formula"
+EXPORTED = "exported_adduct"
+"""The adduct as it was exported, by which images are looked up."""
+_NOTED = ("group", "datasetName", "datasetId", "isotopeImages", "index", "colocCoeff")
+"""Columns about the dataset, and those that hold objects."""
+_SPLIT = re.compile(r",\s*")
+_CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
+_SAME = 1e-6
+"""Relative difference of m/z up to which two exports of one ion may be rounded apart."""
+
+
+def ion_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The ions of an export in the columns of the data model; the index holds the names of the ions."""
+    check_numbers(frame[[MZ]], path)
+    mz = frame[MZ].to_numpy(dtype=np.float64)
+    if not (np.isfinite(mz).all() and (mz > 0).all()):
+        msg = f"{path}: mz must hold positive numbers (Da); found {listing(frame[MZ][~(mz > 0)])}."
+        raise ValueError(msg)
+    text = {key: _text(frame, key) for key in (FORMULA, ADDUCT, _ION, _NAMES, _IDS, _MOD, _LOSS, _ION_FORMULA)}
+    names, ids = text[_NAMES].map(_flat), text[_IDS].map(_flat)
+    sign = text[_ION].str.extract(r"([+-])$")[0].fillna("")
+    adduct = pd.Series(
+        [_adduct(*parts) for parts in zip(text[ADDUCT], text[_MOD], text[_LOSS], sign, strict=True)], index=frame.index
+    )
+    n_ids = ids.map(lambda value: len(_SPLIT.split(value)) if value else 0)
+    stated = pd.to_numeric(frame[_ISOMERS], errors="coerce") if _ISOMERS in frame else pd.Series(np.nan, frame.index)
+    n_isomers = stated.fillna(n_ids).astype(np.int64)
+    bare = text[FORMULA].where(text[FORMULA] != "", text[_ION_FORMULA])
+    ion = bare + " " + adduct
+    out = pd.DataFrame(
+        {
+            Key.var.NAME: names.where((n_isomers == 1) & (names != ""), ion),
+            Key.var.MZ: mz,
+            Key.var.FORMULA: text[FORMULA],
+            Key.var.ADDUCT: adduct,
+            Key.var.FDR: pd.to_numeric(frame[_FDR], errors="coerce") if _FDR in frame else np.nan,
+            "molecule_names": names,
+            "molecule_ids": ids,
+            "n_isomers": n_isomers,
+            EXPORTED: text[ADDUCT],
+        }
+    )
+    taken = {FORMULA, ADDUCT, MZ, _FDR, _NAMES, _IDS, _ISOMERS, *_NOTED}
+    for column in frame.columns.difference(list(taken), sort=False):
+        key = safe_ids([_CAMEL.sub("_", str(column)).lower()])[0]
+        values = frame[column]
+        if values.isna().all() or key in out:
+            continue
+        numeric = pd.api.types.is_numeric_dtype(values)  # so are truth values
+        out[key] = values if numeric else values.astype(object).where(values.notna(), "").astype(str)
+    label = text[_ION].where(text[_ION] != "", ion)
+    if label.duplicated().any():
+        # one ion in several databases, or formulas that differ by a loss alone
+        label = label + np.where(label.duplicated(keep=False), " " + ids, "")
+    out.index = pd.Index(_distinct(label))
+    return out
+
+
+def annotated(images: pd.DataFrame, annotations: pd.DataFrame, files: tuple[Path, Path]) -> pd.DataFrame:
+    """The ions of the images with what the annotations say of them, in the order of the images.
+
+    Raises
+    ------
+    ValueError
+        Where an image belongs to several annotations, or none to any.
+    """
+    place = np.full(len(images), -1)
+    order = np.argsort(annotations[Key.var.MZ].to_numpy(), kind="stable")
+    sorted_mz = annotations[Key.var.MZ].to_numpy()[order]
+    mz = images[Key.var.MZ].to_numpy()
+    low = np.searchsorted(sorted_mz, mz * (1 - _SAME), side="left")
+    high = np.searchsorted(sorted_mz, mz * (1 + _SAME), side="right")
+    plain = [_plain(a) for a in annotations[Key.var.ADDUCT]]
+    for i in range(len(images)):
+        own = _plain(images[Key.var.ADDUCT].iloc[i])
+        near = [j for j in order[low[i] : high[i]] if plain[j] == own]
+        if len(near) > 1:
+            wanted = _ids(images["molecule_ids"].iloc[i])
+            near = [j for j in near if _ids(annotations["molecule_ids"].iloc[j]) == wanted]
+            if len(near) != 1:
+                msg = (
+                    f"{files[0]}: several annotations of {files[1].name} go with the image of {images.index[i]!r} (m/z "
+                    f"{mz[i]:.4f}). Export both with the same database and filters."
+                )
+                raise ValueError(msg)
+        if near:
+            place[i] = near[0]
+    if (place < 0).all():
+        msg = (
+            f"No image of {files[0]} belongs to an annotation of {files[1]}: m/z {listing(mz[:3].round(4))} against "
+            f"{listing(annotations[Key.var.MZ][:3].round(4))}. Export both from one dataset."
+        )
+        raise ValueError(msg)
+    alone = place < 0
+    if alone.any():
+        logger.warning(
+            "%s: %d of %d images have no annotation in %s and are kept without FDR: %s",
+            files[0].name, int(alone.sum()), len(images), files[1].name, listing(images.index[alone]),
+        )  # fmt: skip
+    missing = len(annotations) - len(set(place[~alone].tolist()))
+    if missing:
+        logger.info("%s: %d of %d annotations have no image", files[1].name, missing, len(annotations))
+    out = annotations.iloc[np.where(alone, 0, place)].copy()
+    index = out.index.to_numpy(dtype=object, copy=True)
+    for column in out:
+        own_column = images.get(column)
+        values = out[column].to_numpy(copy=True)
+        if alone.any():
+            if own_column is None:
+                values = values.astype(np.float64) if values.dtype.kind in "iub" else values
+                values[alone] = np.nan if values.dtype.kind == "f" else ""
+            else:
+                values[alone] = own_column.to_numpy()[alone]
+        out[column] = values
+    index[alone] = images.index[alone]
+    out.index = pd.Index(_distinct(pd.Series(index)))
+    return out
+
+
+def _text(frame: pd.DataFrame, column: str) -> pd.Series:
+    if column not in frame:
+        return pd.Series("", index=frame.index)
+    return frame[column].astype(object).where(frame[column].notna(), "").astype(str).str.strip()
+
+
+def _flat(value: str) -> str:
+    """Names or ids as the web site writes them; metaspace-converter writes lists as JSON."""
+    if not value.startswith("["):
+        return value
+    try:
+        parsed = json.loads(value)
+    except json.JSONDecodeError:
+        return value
+    return ", ".join(map(str, parsed)) if isinstance(parsed, list) else value
+
+
+def _adduct(adduct: str, modification: str, loss: str, sign: str) -> str:
+    """``M+H`` or ``+H`` as ``[M+H]+``; what is already so stays."""
+    if adduct.startswith("[") or not adduct:
+        return adduct
+    added = adduct.removeprefix("M")
+    if not sign:
+        # METASPACE writes the charge of the bare ion alone
+        sign = added if added in ("+", "-") else ("-" if added in ("-H", "+Cl", "+Br", "+CH3COO", "+HCOO") else "+")
+    body = "" if added in ("+", "-") else added
+    return f"[M{modification}{loss}{body}]{sign}"
+
+
+def _plain(adduct: str) -> str:
+    """An adduct without brackets and charge, so that exports compare whatever they tell."""
+    return re.sub(r"\][0-9]*[+-]?$", "", adduct).lstrip("[")
+
+
+def _ids(text: str) -> frozenset[str]:
+    return frozenset(_SPLIT.split(text))
+
+
+def _distinct(labels: pd.Series) -> list[str]:
+    """Labels with a running number where they repeat."""
+    number = labels.groupby(labels).cumcount() + 1
+    return [f"{label} ({n})" if n > 1 else str(label) for label, n in zip(labels, number, strict=True)]
