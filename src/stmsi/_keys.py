@@ -30,6 +30,7 @@ class Key:
         """Columns of ``var`` (and of the feature table)."""
 
         MZ: Final = "mz"
+        MEASURED_MZ: Final = "mz_measured"
         NAME: Final = "name"
         FORMULA: Final = "formula"
         ADDUCT: Final = "adduct"
@@ -91,6 +92,11 @@ class Key:
     def image(sample: str) -> str:
         """Image element that holds the histology of a section."""
         return f"{sample}_he"
+
+    @staticmethod
+    def tic_image(sample: str) -> str:
+        """Image element that holds the total ion current of a section."""
+        return f"{sample}_tic"
 
     @staticmethod
     def st_frame(sample: str) -> str:

@@ -1,0 +1,282 @@
+"""From the spectra of an imzML to rows of ions: what is read, in which chunks, and in which threads."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import scipy.sparse as sp
+
+from stmsi._core._compiled import n_threads, use_compiled
+from stmsi._core.extraction import (
+    Chunk,
+    FaultError,
+    Rows,
+    Workspace,
+    disjoint_layers,
+    sum_bins_of,
+    sum_windows_of,
+)
+from stmsi._core.ions import IonCounts, cells_between, find_runs, mz_range, reference_ions
+from stmsi._core.parallel import ordered_map
+from stmsi._core.spectra import windows
+from stmsi._progress import track
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from numpy.typing import NDArray
+
+    from stmsi._core.ions import Cells
+    from stmsi._core.spectra import ReferenceIons, Reduce, Unit
+    from stmsi.io._imzml_file import ImzmlFile
+
+    R = TypeVar("R")
+
+_CHUNK_BYTES, _CHUNK_BYTES_NUMPY = 2**24, 2**22
+_CHUNK_ROWS, _CHUNK_VALUES = 4096, 2**20
+
+
+class Options(NamedTuple):
+    """How ions are taken from spectra."""
+
+    tolerance: float
+    unit: Unit
+    reduce: Reduce
+    min_frequency: float
+    show: bool | None
+
+
+class Sink(Protocol):
+    """Where rows go."""
+
+    def append(self, rows: Rows) -> None:
+        """Add the rows of the next chunk."""
+
+
+class Plan(NamedTuple):
+    """Which ions are taken, in which columns, and how: inside windows of m/z, or of bins of a shared axis."""
+
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+    column: NDArray[np.int32]
+    order: NDArray[np.intp] | None = None
+    start: NDArray[np.intp] | None = None
+    stop: NDArray[np.intp] | None = None
+
+    @property
+    def n_columns(self) -> int:
+        """Number of ions."""
+        return len(self.column)
+
+
+def plan_targets(file: ImzmlFile, chosen: NDArray[np.intp], mz: NDArray[np.float64], options: Options) -> Plan:
+    """Windows around m/z, which may come in any order."""
+    by_mz = np.argsort(mz, kind="stable")
+    low, high = windows(mz[by_mz], options.tolerance, options.unit)
+    plan = Plan(low, high, by_mz.astype(np.int32))
+    shared = file.shared_axis(chosen) if (file.mz.offset[chosen] == file.mz.offset[chosen[0]]).all() else None
+    if shared is None:
+        return plan
+    axis, order = shared
+    start, stop = np.searchsorted(axis, low, side="left"), np.searchsorted(axis, high, side="right")
+    return plan._replace(order=order, start=start, stop=stop)
+
+
+def plan_axis(axis: NDArray[np.float64], order: NDArray[np.intp]) -> Plan:
+    """Every bin of a shared axis."""
+    bins = np.arange(len(axis))
+    return Plan(axis, axis, bins.astype(np.int32), order, bins, bins + 1)
+
+
+def plan_ions(ions: ReferenceIons) -> Plan:
+    """The span of the peaks of each common ion."""
+    return Plan(ions.low, ions.high, np.arange(len(ions.mz), dtype=np.int32))
+
+
+def extract(file: ImzmlFile, chosen: NDArray[np.intp], plan: Plan, options: Options, sink: Sink) -> NDArray[np.float64]:
+    """Send the rows of the chosen spectra to `sink`; returns the total ion current of each.
+
+    Raises
+    ------
+    ValueError
+        Where a spectrum cannot be used.
+    """
+    tic, done = np.empty(len(chosen)), 0
+    layers = None if use_compiled() else disjoint_layers(plan.low, plan.high)
+
+    def job(chunk: Chunk, work: Workspace) -> Rows:
+        if plan.order is not None and plan.start is not None and plan.stop is not None:
+            return sum_bins_of(chunk, plan.order, plan.start, plan.stop, plan.column, options.reduce, work)
+        return sum_windows_of(chunk, plan.low, plan.high, plan.column, options.reduce, work, layers)
+
+    shared = None if plan.order is None else len(file.shared_axis(chosen)[0])  # type: ignore[index]
+    with closing(_in_chunks(file, chosen, job, "Reading spectra", options.show, plan.n_columns, shared)) as results:
+        for rows in results:
+            tic[done : done + len(rows.tic)] = rows.tic
+            done += len(rows.tic)
+            sink.append(rows)
+    return tic
+
+
+def common_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> tuple[ReferenceIons, NDArray[np.float64]]:
+    """Ions that occur in enough spectra, and their mean intensities; the spectra are read three times.
+
+    Raises
+    ------
+    ValueError
+        Where there is none, or a spectrum cannot be used.
+    """
+    cells = fill_cells(file, chosen, options)
+    parts: list[IonCounts] = []
+    if cells is not None:
+        runs = find_runs(cells, options.tolerance, options.unit)
+        _each_thread(
+            file, chosen, "Looking for ions", options, parts,
+            lambda: IonCounts.empty(runs.n_ions), lambda counts, chunk, work: counts.fill(chunk, work, runs),
+        )  # fmt: skip
+    ions, mean = reference_ions(parts or [IonCounts.empty(0)], len(chosen), options.min_frequency)
+    if ions.mz.size == 0:
+        share = f"{options.min_frequency:.2%} of the {len(chosen)} spectra"
+        msg = f"{file.ibd.name}: no ion occurs in {share}; lower min_frequency or pass mz=."
+        raise ValueError(msg)
+    return ions, mean
+
+
+def fill_cells(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> Cells | None:
+    """All peaks counted on a grid as fine as the tolerance; `None` where there is no peak."""
+    limits: list[NDArray[np.float64]] = []
+    _each_thread(
+        file, chosen, "Looking for the range", options, limits,
+        lambda: np.array([np.inf, -np.inf]), lambda limit, chunk, work: mz_range(chunk, work, limit),
+    )  # fmt: skip
+    low, high = min(limit[0] for limit in limits), max(limit[1] for limit in limits)
+    if not np.isfinite(low):
+        return None
+    cells: list[Cells] = []
+    _each_thread(
+        file, chosen, "Counting peaks", options, cells,
+        lambda: cells_between(low, high, options.tolerance, options.unit), lambda grid, chunk, work: grid.fill(chunk, work),
+    )  # fmt: skip
+    for other in cells[1:]:
+        cells[0].add(other)
+    return cells[0]
+
+
+def _each_thread(
+    file: ImzmlFile,
+    chosen: NDArray[np.intp],
+    title: str,
+    options: Options,
+    results: list[R],
+    new: Callable[[], R],
+    fill: Callable[[R, Chunk, Workspace], None],
+) -> None:
+    """Fill one accumulator a thread with all chunks; `results` has them afterwards."""
+    free: SimpleQueue[R] = SimpleQueue()
+    results.extend(new() for _ in range(n_threads()))
+    for result in results:
+        free.put(result)
+
+    def job(chunk: Chunk, work: Workspace) -> None:
+        result = free.get()
+        try:
+            fill(result, chunk, work)
+        finally:
+            free.put(result)
+
+    with closing(_in_chunks(file, chosen, job, title, options.show, 1, None)) as done:
+        for _ in done:
+            pass
+
+
+def _in_chunks(
+    file: ImzmlFile,
+    chosen: NDArray[np.intp],
+    job: Callable[[Chunk, Workspace], R],
+    title: str,
+    show: bool | None,
+    n_columns: int,
+    shared: int | None,
+) -> Iterator[R]:
+    """`job` of each chunk of spectra, in order; `shared` is the length of the axis where m/z are not looked at."""
+    length = file.lengths(chosen)
+    threads = n_threads()
+    parts = _split(length, file.mz_type.itemsize + file.intensity_type.itemsize, n_columns)
+    rows = max(stop - start for start, stop in parts)
+    longest = int(length.max(initial=1)) if (length >= 0).all() else 1
+    free: SimpleQueue[Workspace] = SimpleQueue()
+    for _ in range(threads):
+        free.put(_workspace(file, longest, rows * n_columns))
+
+    def run(part: tuple[int, int]) -> R:
+        index = chosen[part[0] : part[1]]
+        work = free.get()
+        try:
+            chunk = file.chunk(index, with_mz=shared is None)
+            if shared is not None and (chunk.length != shared).any():
+                wrong = int((chunk.length != shared).argmax())
+                file.raise_lengths(int(index[wrong]), shared, int(chunk.length[wrong]))
+            if use_compiled() and int(chunk.length.max(initial=0)) > len(work.mz):  # only the decoded streams told
+                work = _workspace(file, int(chunk.length.max()), rows * n_columns)
+            return job(chunk, work)
+        except FaultError as error:
+            file.raise_fault(int(index[error.row]), error)
+            raise
+        finally:
+            free.put(work)
+
+    yield from track(ordered_map(run, parts, threads), title, total=len(parts), show=show)
+
+
+def _workspace(file: ImzmlFile, longest: int, values: int) -> Workspace:
+    if not use_compiled():
+        return Workspace(0, file.mz_type, file.intensity_type, 0)
+    return Workspace(max(longest, 1), file.mz_type, file.intensity_type, values)
+
+
+def _split(length: NDArray[np.int64], item: int, n_columns: int) -> list[tuple[int, int]]:
+    """First and last row of each chunk, so that neither its bytes nor its values are too many."""
+    limit = _CHUNK_BYTES if use_compiled() else _CHUNK_BYTES_NUMPY
+    rows = int(np.clip(_CHUNK_VALUES // max(n_columns, 1), 1, _CHUNK_ROWS))
+    ends = np.cumsum(np.maximum(length, 1) * item)
+    parts, start = [], 0
+    while start < len(length):
+        before = int(ends[start - 1]) if start else 0
+        stop = int(np.searchsorted(ends, before + limit, side="right"))
+        stop = min(max(stop, start + 1), start + rows)
+        parts.append((start, stop))
+        start = stop
+    return parts
+
+
+class SparseRows:
+    """Rows that grow into one CSR matrix; each value is held once."""
+
+    def __init__(self, n_rows: int, n_columns: int) -> None:
+        self._shape = (n_rows, n_columns)
+        self._data, self._indices = np.empty(0, np.float32), np.empty(0, np.int32)
+        self._used, self._counts = 0, [np.zeros(1, np.int64)]
+
+    def append(self, rows: Rows) -> None:
+        """Add the rows of the next chunk."""
+        end = self._used + len(rows.data)
+        if end > len(self._data):
+            # in place: the system moves the pages of large blocks instead of copying them
+            room = max(end, int(len(self._data) * 1.25))
+            self._data.resize(room, refcheck=False)
+            self._indices.resize(room, refcheck=False)
+        self._data[self._used : end], self._indices[self._used : end] = rows.data, rows.indices
+        self._used = end
+        self._counts.append(rows.counts)
+
+    def matrix(self) -> sp.csr_matrix:
+        """The matrix; columns ascend in each row."""
+        self._data.resize(self._used, refcheck=False)
+        self._indices.resize(self._used, refcheck=False)
+        indptr = np.cumsum(np.concatenate(self._counts))
+        X = sp.csr_matrix((self._data, self._indices, indptr), shape=self._shape)
+        X.sort_indices()
+        return X
