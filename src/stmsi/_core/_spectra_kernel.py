@@ -11,6 +11,7 @@ from stmsi._core._compiled import compiled
 
 _SUM, _MAX, _MEAN = 0, 1, 2
 _BAD_MZ, _BAD_INTENSITY, _CHANGED = 1, 2, 3
+_F4, _F8, _I4 = 0, 1, 2
 
 
 def _reassociated(function):
@@ -26,8 +27,23 @@ def _total(values, n):
 
 
 @compiled
-def _fill(raw, source, start, n):
-    raw[:n] = source[start : start + n]
+def _fill(out, source, start, n, kind, room):
+    """Copy `n` numbers of a type from anywhere in `source` into 64-bit floats; one compiled function serves all types."""
+    raw, single, short, long, out_raw = room
+    if kind == _F8:
+        out_raw[: 8 * n] = source[start : start + 8 * n]
+    elif kind == _F4:
+        raw[: 4 * n] = source[start : start + 4 * n]
+        for i in range(n):
+            out[i] = single[i]
+    elif kind == _I4:
+        raw[: 4 * n] = source[start : start + 4 * n]
+        for i in range(n):
+            out[i] = short[i]
+    else:
+        raw[: 8 * n] = source[start : start + 8 * n]
+        for i in range(n):
+            out[i] = long[i]
 
 
 @compiled
@@ -55,12 +71,13 @@ def _unsorted(mz, n):
 
 
 @compiled
-def _load(chunk, i, mz, mz_raw, intensity, intensity_raw):
+def _load(chunk, i, work):
     """Copy a spectrum into the work space, sort it where it must be, and check it; returns its length and its fault."""
-    mz_bytes, mz_at, intensity_bytes, intensity_at, length = chunk
+    mz_bytes, mz_at, mz_kind, intensity_bytes, intensity_at, intensity_kind, length = chunk
+    mz, mz_room, intensity, intensity_room = work
     n = length[i]
-    _fill(mz_raw, mz_bytes, mz_at[i], n * mz.itemsize)
-    _fill(intensity_raw, intensity_bytes, intensity_at[i], n * intensity.itemsize)
+    _fill(mz, mz_bytes, mz_at[i], n, mz_kind, mz_room)
+    _fill(intensity, intensity_bytes, intensity_at[i], n, intensity_kind, intensity_room)
     if _impossible_mz(mz, n):
         return n, _BAD_MZ
     if _impossible_intensity(intensity, n):
@@ -73,11 +90,12 @@ def _load(chunk, i, mz, mz_raw, intensity, intensity_raw):
 
 
 @compiled
-def sum_windows(chunk, mz, mz_raw, intensity, intensity_raw, low, high, column, reduce, data, indices, counts, tic):
+def sum_windows(chunk, work, low, high, column, reduce, data, indices, counts, tic):
     """Intensities inside windows that ascend in both ends; returns the first bad spectrum and its fault, or -1, 0."""
+    mz, intensity = work[0], work[2]
     used, n_windows = 0, low.size
     for i in range(counts.size):
-        n, fault = _load(chunk, i, mz, mz_raw, intensity, intensity_raw)
+        n, fault = _load(chunk, i, work)
         if fault != 0:
             return i, fault
         tic[i] = _total(intensity, n)
@@ -93,7 +111,7 @@ def sum_windows(chunk, mz, mz_raw, intensity, intensity_raw, low, high, column, 
                 p += np.searchsorted(mz[p:n], start)
             if p >= n:
                 break
-            value = np.float64(mz[p])
+            value = mz[p]
             step = 0
             while w < n_windows and high[w] < value and step < 8:
                 w += 1
@@ -105,11 +123,11 @@ def sum_windows(chunk, mz, mz_raw, intensity, intensity_raw, low, high, column, 
             if value < low[w]:
                 continue
             stop = high[w]
-            result = np.float64(intensity[p])
+            result = intensity[p]
             q = p + 1
             while q < n and mz[q] <= stop:
                 if reduce == _MAX:
-                    result = max(result, np.float64(intensity[q]))
+                    result = max(result, intensity[q])
                 else:
                     result += intensity[q]
                 q += 1
@@ -126,12 +144,14 @@ def sum_windows(chunk, mz, mz_raw, intensity, intensity_raw, low, high, column, 
 
 
 @compiled
-def sum_bins(source, at, length, intensity, intensity_raw, order, start, stop, column, reduce, data, indices, counts, tic):
+def sum_bins(chunk, length, work, order, start, stop, column, reduce, data, indices, counts, tic):
     """The same where all spectra share one axis: `start` to `stop` are bins of the sorted axis, `order` sorts it."""
+    source, at, kind = chunk[3], chunk[4], chunk[5]
+    intensity, room = work[2], work[3]
     used, n = 0, length
-    scratch = np.empty(order.size, intensity.dtype)
+    scratch = np.empty(order.size)
     for i in range(counts.size):
-        _fill(intensity_raw, source, at[i], n * intensity.itemsize)
+        _fill(intensity, source, at[i], n, kind, room)
         if _impossible_intensity(intensity, n):
             return i, _BAD_INTENSITY
         tic[i] = _total(intensity, n)
@@ -144,10 +164,10 @@ def sum_bins(source, at, length, intensity, intensity_raw, order, start, stop, c
             first, last = start[w], stop[w]
             if first >= last:
                 continue
-            result = np.float64(intensity[first])
+            result = intensity[first]
             for k in range(first + 1, last):
                 if reduce == _MAX:
-                    result = max(result, np.float64(intensity[k]))
+                    result = max(result, intensity[k])
                 else:
                     result += intensity[k]
             if reduce == _MEAN:
@@ -162,16 +182,17 @@ def sum_bins(source, at, length, intensity, intensity_raw, order, start, stop, c
 
 
 @compiled
-def fill_cells(chunk, mz, mz_raw, intensity, intensity_raw, log_scale, width, first, count, low, high, total, top):
+def fill_cells(chunk, work, log_scale, width, first, count, low, high, total, top):
     """Number, extreme m/z, summed and largest intensity of the peaks in each cell of a grid of m/z."""
-    for i in range(chunk[4].size):
-        n, fault = _load(chunk, i, mz, mz_raw, intensity, intensity_raw)
+    mz, intensity = work[0], work[2]
+    for i in range(chunk[6].size):
+        n, fault = _load(chunk, i, work)
         if fault != 0:
             return i, fault
         for p in range(n):
             if intensity[p] == 0:
                 continue
-            value = np.float64(mz[p])
+            value = mz[p]
             cell = np.int64(np.floor((np.log(value) if log_scale else value) / width)) - first
             if cell < 0 or cell >= count.size:
                 return i, _CHANGED
@@ -179,37 +200,37 @@ def fill_cells(chunk, mz, mz_raw, intensity, intensity_raw, log_scale, width, fi
             low[cell] = min(low[cell], value)
             high[cell] = max(high[cell], value)
             total[cell] += intensity[p]
-            top[cell] = max(top[cell], np.float64(intensity[p]))
+            top[cell] = max(top[cell], intensity[p])
     return -1, 0
 
 
 @compiled
-def range_of_mz(chunk, mz, mz_raw, intensity, intensity_raw, limits):
+def range_of_mz(chunk, work, limits):
     """Widen `limits` to the smallest and the largest m/z of a peak; it also checks all spectra."""
-    for i in range(chunk[4].size):
-        n, fault = _load(chunk, i, mz, mz_raw, intensity, intensity_raw)
+    mz = work[0]
+    for i in range(chunk[6].size):
+        n, fault = _load(chunk, i, work)
         if fault != 0:
             return i, fault
         if n > 0:
-            limits[0] = min(limits[0], np.float64(mz[0]))
-            limits[1] = max(limits[1], np.float64(mz[n - 1]))
+            limits[0] = min(limits[0], mz[0])
+            limits[1] = max(limits[1], mz[n - 1])
     return -1, 0
 
 
 @compiled
-def describe_ions(
-    chunk, mz, mz_raw, intensity, intensity_raw, log_scale, run_low, run_high, run_first, parts, spectra, peaks, total, low, high, top
-):  # fmt: skip
+def describe_ions(chunk, work, log_scale, run_low, run_high, run_first, parts, spectra, peaks, total, low, high, top):
     """Peaks of each ion, the spectra that hold it, its m/z and intensity; an ion is a part of a run of close peaks."""
-    for i in range(chunk[4].size):
-        n, fault = _load(chunk, i, mz, mz_raw, intensity, intensity_raw)
+    mz, intensity = work[0], work[2]
+    for i in range(chunk[6].size):
+        n, fault = _load(chunk, i, work)
         if fault != 0:
             return i, fault
         run, last = 0, -1
         for p in range(n):
             if intensity[p] == 0:
                 continue
-            value = np.float64(mz[p])
+            value = mz[p]
             if value > run_high[run]:
                 step = 0
                 while run < run_high.size and run_high[run] < value and step < 8:

@@ -32,6 +32,13 @@ class Chunk(NamedTuple):
     mz_type: np.dtype[Any]
     intensity_type: np.dtype[Any]
 
+    def arrays(self) -> tuple[Any, ...]:
+        """What the kernels take."""
+        kinds = _KINDS.index(self.mz_type.str[1:]), _KINDS.index(self.intensity_type.str[1:])
+        return (
+            self.mz_bytes, self.mz_at, kinds[0], self.intensity_bytes, self.intensity_at, kinds[1], self.length,
+        )  # fmt: skip
+
 
 class Rows(NamedTuple):
     """Sparse rows of a chunk, `counts` values each, ascending in the windows; and their total ion currents."""
@@ -53,14 +60,18 @@ class FaultError(Exception):
 class Workspace:
     """Room for one spectrum and for the rows of a chunk; one for each thread."""
 
-    def __init__(self, longest: int, mz_type: np.dtype[Any], intensity_type: np.dtype[Any], n_rows: int) -> None:
-        self.mz, self.intensity = np.empty(longest, mz_type), np.empty(longest, intensity_type)
-        self.mz_raw, self.intensity_raw = self.mz.view(np.uint8), self.intensity.view(np.uint8)
-        self.data, self.indices = np.empty(n_rows, np.float32), np.empty(n_rows, np.int32)
+    def __init__(self, longest: int, n_values: int) -> None:
+        self.longest = longest
+        self.mz, self.intensity = np.empty(longest), np.empty(longest)
+        raw = np.empty(longest, np.int64).view(np.uint8)
+        views = [raw, *(raw.view(kind) for kind in (np.float32, np.int32, np.int64))]
+        self._mz_room = (*views, self.mz.view(np.uint8))
+        self._intensity_room = (*views, self.intensity.view(np.uint8))
+        self.data, self.indices = np.empty(n_values, np.float32), np.empty(n_values, np.int32)
 
-    def arrays(self) -> tuple[NDArray[Any], NDArray[np.uint8], NDArray[Any], NDArray[np.uint8]]:
+    def arrays(self) -> tuple[Any, ...]:
         """What the kernels take."""
-        return self.mz, self.mz_raw, self.intensity, self.intensity_raw
+        return self.mz, self._mz_room, self.intensity, self._intensity_room
 
 
 def disjoint_layers(low: NDArray[np.float64], high: NDArray[np.float64]) -> list[NDArray[np.intp]]:
@@ -127,7 +138,7 @@ def sum_windows_of(
 
     counts, tic = np.empty(n_rows, np.int64), np.empty(n_rows)
     row, fault = kernel.sum_windows(
-        chunk[:5], *work.arrays(), low, high, column, REDUCES.index(reduce), work.data, work.indices, counts, tic
+        chunk.arrays(), work.arrays(), low, high, column, REDUCES.index(reduce), work.data, work.indices, counts, tic
     )
     return _rows(work, counts, tic, row, fault)
 
@@ -170,8 +181,8 @@ def sum_bins_of(
 
     counts, tic = np.empty(n_rows, np.int64), np.empty(n_rows)
     row, fault = kernel.sum_bins(
-        chunk.intensity_bytes, chunk.intensity_at, length, work.intensity, work.intensity_raw, order, start, stop,
-        column, REDUCES.index(reduce), work.data, work.indices, counts, tic,
+        chunk.arrays(), length, work.arrays(), order, start, stop, column, REDUCES.index(reduce),
+        work.data, work.indices, counts, tic,
     )  # fmt: skip
     return _rows(work, counts, tic, row, fault)
 

@@ -45,7 +45,7 @@ class Cells(NamedTuple):
             from stmsi._core import _spectra_kernel as kernel
 
             row, fault = kernel.fill_cells(
-                chunk[:5], *work.arrays(), self.log_scale, self.width, self.first, *self[3:]
+                chunk.arrays(), work.arrays(), self.log_scale, self.width, self.first, *self[3:]
             )
             if fault != GOOD:
                 raise FaultError(int(row), int(fault))
@@ -99,7 +99,7 @@ def mz_range(chunk: Chunk, work: Workspace, limits: NDArray[np.float64]) -> None
     if use_compiled():
         from stmsi._core import _spectra_kernel as kernel
 
-        row, fault = kernel.range_of_mz(chunk[:5], *work.arrays(), limits)
+        row, fault = kernel.range_of_mz(chunk.arrays(), work.arrays(), limits)
         if fault != GOOD:
             raise FaultError(int(row), int(fault))
         return
@@ -166,7 +166,7 @@ class IonCounts(NamedTuple):
         if use_compiled():
             from stmsi._core import _spectra_kernel as kernel
 
-            row, fault = kernel.describe_ions(chunk[:5], *work.arrays(), *runs, *self)
+            row, fault = kernel.describe_ions(chunk.arrays(), work.arrays(), *runs, *self)
             if fault != GOOD:
                 raise FaultError(int(row), int(fault))
             return

@@ -209,7 +209,7 @@ def _in_chunks(
     longest = int(length.max(initial=1)) if (length >= 0).all() else 1
     free: SimpleQueue[Workspace] = SimpleQueue()
     for _ in range(threads):
-        free.put(_workspace(file, longest, rows * n_columns))
+        free.put(_workspace(longest, rows * n_columns))
 
     def run(part: tuple[int, int]) -> R:
         index = chosen[part[0] : part[1]]
@@ -219,8 +219,8 @@ def _in_chunks(
             if shared is not None and (chunk.length != shared).any():
                 wrong = int((chunk.length != shared).argmax())
                 file.raise_lengths(int(index[wrong]), shared, int(chunk.length[wrong]))
-            if use_compiled() and int(chunk.length.max(initial=0)) > len(work.mz):  # only the decoded streams told
-                work = _workspace(file, int(chunk.length.max()), rows * n_columns)
+            if use_compiled() and int(chunk.length.max(initial=0)) > work.longest:  # only the decoded streams told
+                work = _workspace(int(chunk.length.max()), rows * n_columns)
             return job(chunk, work)
         except FaultError as error:
             file.raise_fault(int(index[error.row]), error)
@@ -231,10 +231,8 @@ def _in_chunks(
     yield from track(ordered_map(run, parts, threads), title, total=len(parts), show=show)
 
 
-def _workspace(file: ImzmlFile, longest: int, values: int) -> Workspace:
-    if not use_compiled():
-        return Workspace(0, file.mz_type, file.intensity_type, 0)
-    return Workspace(max(longest, 1), file.mz_type, file.intensity_type, values)
+def _workspace(longest: int, n_values: int) -> Workspace:
+    return Workspace(max(longest, 1), n_values) if use_compiled() else Workspace(0, 0)
 
 
 def _split(length: NDArray[np.int64], item: int, n_columns: int) -> list[tuple[int, int]]:
