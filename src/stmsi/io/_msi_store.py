@@ -169,6 +169,7 @@ def read_lazily(path: Path) -> SpatialData:
     from anndata import experimental as lazy
     from anndata.io import read_elem
     from spatialdata import SpatialData
+    from spatialdata.models import TableModel
 
     sdata = SpatialData.read(path, selection=("images", "shapes"))
     group = zarr.open_group(str(path / "tables" / Key.table.MSI), mode="r")
@@ -176,8 +177,8 @@ def read_lazily(path: Path) -> SpatialData:
     per_row = group["X/data"].shape[0] / max(n_rows, 1)
     rows = int(np.clip(_LAZY_VALUES / max(per_row, 1), 1, n_rows))
     as_dask: Any = getattr(lazy, "read_elem_lazy", None) or lazy.read_elem_as_dask
-    sdata.tables[Key.table.MSI] = AnnData(
-        as_dask(group["X"], chunks=(rows, n_columns)),
-        **{part: read_elem(group[part]) for part in ("obs", "var", "obsm", "uns")},
-    )
+    parts = {part: read_elem(group[part]) for part in ("obs", "var", "obsm", "uns")}
+    annotated = parts["uns"][TableModel.ATTRS_KEY]
+    annotated[TableModel.REGION_KEY] = list(np.atleast_1d(annotated[TableModel.REGION_KEY]))
+    sdata.tables[Key.table.MSI] = AnnData(as_dask(group["X"], chunks=(rows, n_columns)), **parts)
     return sdata
