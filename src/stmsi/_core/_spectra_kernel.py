@@ -50,7 +50,7 @@ def _fill(out, source, start, n, kind, room):
 def _impossible_mz(mz, n):
     bad = False
     for i in range(n):
-        bad |= not (mz[i] > 0 and mz[i] < np.inf)
+        bad |= not ((mz[i] > 0) & (mz[i] < np.inf))  # not "and", so that the loop runs in vectors
     return bad
 
 
@@ -58,7 +58,7 @@ def _impossible_mz(mz, n):
 def _impossible_intensity(intensity, n):
     bad = False
     for i in range(n):
-        bad |= not (intensity[i] >= 0 and intensity[i] < np.inf)
+        bad |= not ((intensity[i] >= 0) & (intensity[i] < np.inf))
     return bad
 
 
@@ -74,7 +74,7 @@ def _unsorted(mz, n):
 def _load(chunk, i, work):
     """Copy a spectrum into the work space, sort it where it must be, and check it; returns its length and its fault."""
     mz_bytes, mz_at, mz_kind, intensity_bytes, intensity_at, intensity_kind, length = chunk
-    mz, mz_room, intensity, intensity_room = work
+    mz, mz_room, intensity, intensity_room = work[0], work[1], work[2], work[3]
     n = length[i]
     _fill(mz, mz_bytes, mz_at[i], n, mz_kind, mz_room)
     _fill(intensity, intensity_bytes, intensity_at[i], n, intensity_kind, intensity_room)
@@ -90,55 +90,125 @@ def _load(chunk, i, work):
 
 
 @compiled
-def sum_windows(chunk, work, low, high, column, reduce, data, indices, counts, tic):
-    """Intensities inside windows that ascend in both ends; returns the first bad spectrum and its fault, or -1, 0."""
+def _put(data, indices, used, column, result, n, reduce):
+    single = np.float32(result / n if reduce == _MEAN else result)
+    if single != 0:
+        data[used] = single
+        indices[used] = column
+        return used + 1
+    return used
+
+
+@compiled
+def _group_of_windows(mz, intensity, p, q, low, high, column, start, stop, reduce, data, indices, used):
+    """The peaks `p` to `q` in a group of windows that overlap, or in one window that holds several peaks."""
+    for w in range(start, stop):
+        result, inside = 0.0, 0
+        for k in range(p, q):
+            if mz[k] >= low[w] and mz[k] <= high[w]:
+                result = max(result, intensity[k]) if reduce == _MAX else result + intensity[k]
+                inside += 1
+        used = _put(data, indices, used, column[w], result, max(inside, 1), reduce)
+    return used
+
+
+@compiled
+def _mark(mz, n, begin, end, table, base, scale, hit_peak, hit_group):
+    """Peaks inside a group of windows, and which; no branch depends on what nobody can foresee."""
+    cells, one, hits = np.float64(table.size - 1), np.uint64(1), np.uint64(0)
+    for p in range(n):
+        value = mz[p]
+        cell = (value - base) * scale
+        cell = cell if cell > 0.0 else 0.0  # noqa: FURB136 (a plain selection is one instruction)
+        cell = cell if cell < cells else cells  # noqa: FURB136
+        group = np.uint64(table[np.uint64(np.int64(cell))])
+        group += np.uint64(begin[group + one] <= value)
+        group += np.uint64(begin[group + one] <= value)
+        while begin[group + one] <= value:  # seldom
+            group += one
+        hit_peak[hits] = p
+        hit_group[hits] = group
+        hits += np.uint64(value >= begin[group]) & np.uint64(value <= end[group])
+    return np.int64(hits)
+
+
+@compiled
+def _by_table(mz, intensity, n, low, high, column, first, ends, table, base, scale, reduce, data, indices, used, marks):
+    """Each peak looks its group of windows up; most groups are one window, and most windows hold one peak."""
+    hit_peak, hit_group = marks
+    hits = _mark(mz, n, ends[0], ends[1], table, base, scale, hit_peak, hit_group)
+    hit_group[hits] = -1
+    h = 0
+    while h < hits:
+        group, p = hit_group[h], hit_peak[h]
+        start, stop = first[group], first[group + 1]
+        if hit_group[h + 1] == group or stop - start > 1:
+            while hit_group[h] == group:
+                h += 1
+            used = _group_of_windows(
+                mz, intensity, p, hit_peak[h - 1] + 1, low, high, column, start, stop, reduce, data, indices, used
+            )
+        else:
+            used = _put(data, indices, used, column[start], intensity[p], 1, reduce)
+            h += 1
+    return used
+
+
+@compiled
+def _by_merging(mz, intensity, n, low, high, column, reduce, data, indices, used):
+    """Windows that may overlap, or many peaks for few windows: whichever lags behind moves on; far behind, it jumps."""
+    p, w, n_windows = 0, 0, low.size
+    while w < n_windows and p < n:
+        start = low[w]
+        step = 0
+        while p < n and mz[p] < start and step < 8:
+            p += 1
+            step += 1
+        if step == 8 and p < n and mz[p] < start:
+            p += np.searchsorted(mz[p:n], start)
+        if p >= n:
+            break
+        value = mz[p]
+        step = 0
+        while w < n_windows and high[w] < value and step < 8:
+            w += 1
+            step += 1
+        if step == 8 and w < n_windows and high[w] < value:
+            w += np.searchsorted(high[w:], value)
+        if w >= n_windows:
+            break
+        if value < low[w]:
+            continue
+        stop = high[w]
+        result = intensity[p]
+        q = p + 1
+        while q < n and mz[q] <= stop:
+            result = max(result, intensity[q]) if reduce == _MAX else result + intensity[q]
+            q += 1
+        used = _put(data, indices, used, column[w], result, q - p, reduce)
+        w += 1
+    return used
+
+
+@compiled
+def sum_windows(chunk, work, low, high, column, first, ends, table, base, scale, reduce, data, indices, counts, tic):
+    """Intensities inside windows that ascend in both ends; returns the first bad spectrum and its fault, or -1, 0.
+
+    `first` is the first window of each group of overlapping ones, `ends` holds where groups begin and end, `table` a group
+    that begins before each cell of a grid of m/z.
+    """
     mz, intensity = work[0], work[2]
-    used, n_windows = 0, low.size
+    used = 0
     for i in range(counts.size):
         n, fault = _load(chunk, i, work)
         if fault != 0:
             return i, fault
         tic[i] = _total(intensity, n)
-        before, p, w = used, 0, 0
-        while w < n_windows and p < n:
-            # whichever lags behind moves on; far behind, it jumps
-            start = low[w]
-            step = 0
-            while p < n and mz[p] < start and step < 8:
-                p += 1
-                step += 1
-            if step == 8 and p < n and mz[p] < start:
-                p += np.searchsorted(mz[p:n], start)
-            if p >= n:
-                break
-            value = mz[p]
-            step = 0
-            while w < n_windows and high[w] < value and step < 8:
-                w += 1
-                step += 1
-            if step == 8 and w < n_windows and high[w] < value:
-                w += np.searchsorted(high[w:], value)
-            if w >= n_windows:
-                break
-            if value < low[w]:
-                continue
-            stop = high[w]
-            result = intensity[p]
-            q = p + 1
-            while q < n and mz[q] <= stop:
-                if reduce == _MAX:
-                    result = max(result, intensity[q])
-                else:
-                    result += intensity[q]
-                q += 1
-            if reduce == _MEAN:
-                result /= q - p
-            single = np.float32(result)
-            if single != 0:
-                data[used] = single
-                indices[used] = column[w]
-                used += 1
-            w += 1
+        before = used
+        if table.size > 0 and n < 8 * low.size:
+            used = _by_table(mz, intensity, n, low, high, column, first, ends, table, base, scale, reduce, data, indices, used, work[4])  # fmt: skip
+        else:
+            used = _by_merging(mz, intensity, n, low, high, column, reduce, data, indices, used)
         counts[i] = used - before
     return -1, 0
 
@@ -170,13 +240,7 @@ def sum_bins(chunk, length, work, order, start, stop, column, reduce, data, indi
                     result = max(result, intensity[k])
                 else:
                     result += intensity[k]
-            if reduce == _MEAN:
-                result /= last - first
-            single = np.float32(result)
-            if single != 0:
-                data[used] = single
-                indices[used] = column[w]
-                used += 1
+            used = _put(data, indices, used, column[w], result, last - first, reduce)
         counts[i] = used - before
     return -1, 0
 

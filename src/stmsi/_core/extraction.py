@@ -10,8 +10,6 @@ from stmsi._core._compiled import use_compiled
 from stmsi._core.spectra import sorted_spectrum
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from stmsi._core.spectra import Reduce
@@ -67,11 +65,45 @@ class Workspace:
         views = [raw, *(raw.view(kind) for kind in (np.float32, np.int32, np.int64))]
         self._mz_room = (*views, self.mz.view(np.uint8))
         self._intensity_room = (*views, self.intensity.view(np.uint8))
+        self._marks = (np.empty(longest + 1, np.int32), np.empty(longest + 1, np.int32))
         self.data, self.indices = np.empty(n_values, np.float32), np.empty(n_values, np.int32)
 
     def arrays(self) -> tuple[Any, ...]:
         """What the kernels take."""
-        return self.mz, self._mz_room, self.intensity, self._intensity_room
+        return self.mz, self._mz_room, self.intensity, self._intensity_room, self._marks
+
+
+class Windows:
+    """Windows of m/z that ascend in both ends, and what makes them quick to find.
+
+    Parameters
+    ----------
+    low, high
+        Ends in Da; both belong to a window.
+    column
+        Column of each window in the result.
+    """
+
+    _CELLS = 16
+    """Cells of the grid for each group of windows, so that few cells hold a second one."""
+    _CROWDED = 16
+    """With more windows that overlap, all are merged with the peaks instead."""
+
+    def __init__(self, low: NDArray[np.float64], high: NDArray[np.float64], column: NDArray[np.int32]) -> None:
+        self.low, self.high, self.column = low, high, column
+        self.layers = [] if use_compiled() else disjoint_layers(low, high)
+        opens = np.flatnonzero(np.concatenate([[True], low[1:] > high[:-1]])[: len(low)])
+        self.first = np.append(opens, len(low))
+        # a sentinel behind the last group ends every search
+        self.ends = np.stack([np.append(low[opens], np.inf), np.append(high[self.first[1:] - 1], -np.inf)])
+        self.table, self.base, self.scale = np.empty(0, np.int32), 0.0, 0.0
+        if len(low) and np.diff(self.first).max() <= self._CROWDED:
+            n = self._CELLS * len(opens)
+            self.base = float(low[0])
+            self.scale = n / max(float(high[-1] - low[0]), 1e-9)
+            # a group too early is put right by the search, one too late would not be: hence the step back
+            group = np.searchsorted(low[opens], self.base + np.arange(n) / self.scale, side="right") - 2
+            self.table = np.maximum(group, 0).astype(np.int32)
 
 
 def disjoint_layers(low: NDArray[np.float64], high: NDArray[np.float64]) -> list[NDArray[np.intp]]:
@@ -98,12 +130,9 @@ def disjoint_layers(low: NDArray[np.float64], high: NDArray[np.float64]) -> list
 
 def sum_windows_of(
     chunk: Chunk,
-    low: NDArray[np.float64],
-    high: NDArray[np.float64],
-    column: NDArray[np.int32],
+    windows: Windows,
     reduce: Reduce,
     work: Workspace,
-    layers: Sequence[NDArray[np.intp]] | None = None,
 ) -> Rows:
     """Intensities of spectra inside windows of m/z.
 
@@ -111,16 +140,12 @@ def sum_windows_of(
     ----------
     chunk
         The spectra.
-    low, high
-        Ends of the windows in Da, both ascending; both belong to a window.
-    column
-        Column of each window in the result.
+    windows
+        Where to look.
     reduce
         What becomes of several peaks in one window.
     work
         Room to work in, of at least the size that `chunk` needs.
-    layers
-        :func:`disjoint_layers` of the windows, needed where nothing is compiled.
 
     Returns
     -------
@@ -133,13 +158,14 @@ def sum_windows_of(
     """
     n_rows = len(chunk.length)
     if not use_compiled():
-        return _sum_windows_numpy(chunk, low, high, column, reduce, disjoint_layers(low, high) if layers is None else layers)
+        return _sum_windows_numpy(chunk, windows, reduce)
     from stmsi._core import _spectra_kernel as kernel
 
     counts, tic = np.empty(n_rows, np.int64), np.empty(n_rows)
     row, fault = kernel.sum_windows(
-        chunk.arrays(), work.arrays(), low, high, column, REDUCES.index(reduce), work.data, work.indices, counts, tic
-    )
+        chunk.arrays(), work.arrays(), windows.low, windows.high, windows.column, windows.first, windows.ends,
+        windows.table, windows.base, windows.scale, REDUCES.index(reduce), work.data, work.indices, counts, tic,
+    )  # fmt: skip
     return _rows(work, counts, tic, row, fault)
 
 
@@ -237,21 +263,14 @@ def _gather(
     return np.concatenate([np.empty(0, np.uint8), *parts]).view(dtype)
 
 
-def _sum_windows_numpy(
-    chunk: Chunk,
-    low: NDArray[np.float64],
-    high: NDArray[np.float64],
-    column: NDArray[np.int32],
-    reduce: Reduce,
-    layers: Sequence[NDArray[np.intp]],
-) -> Rows:
+def _sum_windows_numpy(chunk: Chunk, windows: Windows, reduce: Reduce) -> Rows:
     mz, intensity, row = spectra_of(chunk)
     n_rows = len(chunk.length)
     tic = np.bincount(row, weights=intensity, minlength=n_rows)
-    data, rows, windows = [], [], []
-    for layer in layers:
-        window = np.searchsorted(low[layer], mz, side="right") - 1
-        hit = np.flatnonzero((window >= 0) & (mz <= high[layer][window]))
+    data, rows, found = [], [], []
+    for layer in windows.layers:
+        window = np.searchsorted(windows.low[layer], mz, side="right") - 1
+        hit = np.flatnonzero((window >= 0) & (mz <= windows.high[layer][window]))
         if hit.size == 0:
             continue
         window, of = layer[window[hit]], row[hit]
@@ -262,14 +281,14 @@ def _sum_windows_numpy(
             result = result / np.diff(begins, append=hit.size)
         data.append(result.astype(np.float32))
         rows.append(of[begins])
-        windows.append(window[begins])
+        found.append(window[begins])
     if not data:
         return Rows(np.empty(0, np.float32), np.empty(0, np.int32), np.zeros(n_rows, np.int64), tic)
-    values, of, window = np.concatenate(data), np.concatenate(rows), np.concatenate(windows)
+    values, of, window = np.concatenate(data), np.concatenate(rows), np.concatenate(found)
     order = np.lexsort((window, of)) if len(data) > 1 else slice(None)
     values, of, window = values[order], of[order], window[order]
     seen = values != 0
-    return Rows(values[seen], column[window[seen]], np.bincount(of[seen], minlength=n_rows).astype(np.int64), tic)
+    return Rows(values[seen], windows.column[window[seen]], np.bincount(of[seen], minlength=n_rows).astype(np.int64), tic)
 
 
 def _sum_bins_numpy(

@@ -20,10 +20,11 @@ _CODES = b"|".join(
     [b"IMS:10000(?:50|51|52)|IMS:1000(?:102|103|104|141|142)|MS:1000(?:514|515|519|520|521|522|523|574|576)"]
     + [b"MS:%d" % code for code in f.NUMPRESS]
 )
+# no prefixes, and atomic groups: what does not match at once is passed over
 _ELEMENT = re.compile(
-    rb"<(?:(!|\?)|(?:[\w.-]+:)?(?:cvParam\s([^<>]*?[\"'](" + _CODES + rb")[\"'][^<>]*)>"
-    rb"|referenceableParamGroupRef\s([^<>]*)>|binaryDataArray(?:\s([^<>]*))?>|spectrum\s([^<>]*)>)"
-    rb"|/(?:[\w.-]+:)?(?:(binaryDataArray)|(spectrum)|(spectrumList))\s*>)"
+    rb"<(?:cvParam\s(?>[^<>]*?\baccession\s*=\s*[\"'])(" + _CODES + rb")[\"'][^<>]*>"
+    rb"|referenceableParamGroupRef\s([^<>]*)>|binaryDataArray(?:\s([^<>]*))?>|spectrum\s([^<>]*)>"
+    rb"|/(?:(binaryDataArray)|(spectrum)|(spectrumList))\s*>|(!|\?))"
 )
 _VALUE = re.compile(rb"(?<![\w:.-])value\s*=\s*(?:\"(-?\d{1,18})\"|'(-?\d{1,18})')")
 _REF = re.compile(rb"(?<![\w:.-])ref\s*=\s*(?:\"([^\"]*)\"|'([^']*)')")
@@ -97,12 +98,12 @@ def _scan_regex(buffer: mmap.mmap, start: int, groups: Mapping[str, int]) -> tup
     kind, first_end, end, problem = 0, start, start, "the file ends inside the list of spectra"
     for match in _ELEMENT.finditer(buffer, start):
         end = match.end()
-        rare, cv, code, ref, opened, spectrum, array_end, spectrum_end, _list_end = match.groups()
+        code, ref, opened, spectrum, array_end, spectrum_end, list_end, rare = match.groups()
         if code is not None:
             if row is None:
                 continue
             if code in columns or code in parts:
-                found = _VALUE.search(cv)
+                found = _VALUE.search(match[0])
                 if found is None:
                     problem = "a number that is not plain"
                     break
@@ -145,7 +146,7 @@ def _scan_regex(buffer: mmap.mmap, start: int, groups: Mapping[str, int]) -> tup
         elif rare is not None:
             problem = "a declaration or comment"
             break
-        elif _list_end is not None:
+        elif list_end is not None:
             problem = "an element is not well-formed" if row is not None else ""
             break
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, NamedTuple, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,8 +14,8 @@ from stmsi._core.extraction import (
     Chunk,
     FaultError,
     Rows,
+    Windows,
     Workspace,
-    disjoint_layers,
     sum_bins_of,
     sum_windows_of,
 )
@@ -105,12 +105,12 @@ def extract(file: ImzmlFile, chosen: NDArray[np.intp], plan: Plan, options: Opti
         Where a spectrum cannot be used.
     """
     tic, done = np.empty(len(chosen)), 0
-    layers = None if use_compiled() else disjoint_layers(plan.low, plan.high)
+    looked_for = Windows(plan.low, plan.high, plan.column)
 
     def job(chunk: Chunk, work: Workspace) -> Rows:
         if plan.order is not None and plan.start is not None and plan.stop is not None:
             return sum_bins_of(chunk, plan.order, plan.start, plan.stop, plan.column, options.reduce, work)
-        return sum_windows_of(chunk, plan.low, plan.high, plan.column, options.reduce, work, layers)
+        return sum_windows_of(chunk, looked_for, options.reduce, work)
 
     shared = None if plan.order is None else len(file.shared_axis(chosen)[0])  # type: ignore[index]
     with closing(_in_chunks(file, chosen, job, "Reading spectra", options.show, plan.n_columns, shared)) as results:
@@ -250,22 +250,28 @@ def _split(length: NDArray[np.int64], item: int, n_columns: int) -> list[tuple[i
     return parts
 
 
+def _moved(values: NDArray[Any], used: int, room: int) -> NDArray[Any]:
+    out = np.empty(room, values.dtype)
+    out[:used] = values[:used]
+    return out
+
+
 class SparseRows:
     """Rows that grow into one CSR matrix; each value is held once."""
 
     def __init__(self, n_rows: int, n_columns: int) -> None:
         self._shape = (n_rows, n_columns)
         self._data, self._indices = np.empty(0, np.float32), np.empty(0, np.int32)
-        self._used, self._counts = 0, [np.zeros(1, np.int64)]
+        self._used, self._done, self._counts = 0, 0, [np.zeros(1, np.int64)]
 
     def append(self, rows: Rows) -> None:
         """Add the rows of the next chunk."""
         end = self._used + len(rows.data)
+        self._done += len(rows.counts)
         if end > len(self._data):
-            # in place: the system moves the pages of large blocks instead of copying them
-            room = max(end, int(len(self._data) * 1.25))
-            self._data.resize(room, refcheck=False)
-            self._indices.resize(room, refcheck=False)
+            # a guess from the rows so far; memory that is never written costs nothing
+            room = max(end, int(1.1 * end * self._shape[0] / self._done))
+            self._data, self._indices = _moved(self._data, self._used, room), _moved(self._indices, self._used, room)
         self._data[self._used : end], self._indices[self._used : end] = rows.data, rows.indices
         self._used = end
         self._counts.append(rows.counts)
