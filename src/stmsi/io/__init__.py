@@ -1,4 +1,4 @@
-"""Readers: files of the instruments and of public deposits become SpatialData objects."""
+"""Readers and a writer: files of the instruments and of public deposits become SpatialData objects."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,8 +8,9 @@ if TYPE_CHECKING:
     from stmsi.io._read_imzml import read_imzml
     from stmsi.io._read_msi_table import read_msi_table
     from stmsi.io._read_visium import read_visium
+    from stmsi.io._write_imzml import write_imzml
 
-__all__ = ["read_imzml", "read_msi_table", "read_visium"]
+__all__ = ["read_imzml", "read_msi_table", "read_visium", "write_imzml"]
 
 _getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
 
