@@ -72,6 +72,7 @@ class Key:
 
         MSI: Final = "msi"
         NORMALIZE: Final = "normalize_msi"
+        PEAKS: Final = "pick_peaks"
         ALIGNMENT: Final = "alignment"
         SIGNATURE: Final = "signature"
         SETUP: Final = "_stmsi_setup"

@@ -283,7 +283,9 @@ def range_of_mz(chunk, work, limits):
 
 
 @compiled
-def describe_ions(chunk, work, log_scale, run_low, run_high, run_first, parts, spectra, peaks, total, low, high, top):
+def describe_ions(
+    chunk, work, log_scale, run_low, run_high, run_first, parts, spectra, peaks, total, low, high, summed, top
+):
     """Peaks of each ion, the spectra that hold it, its m/z and intensity; an ion is a part of a run of close peaks."""
     mz, intensity = work[0], work[2]
     for i in range(chunk[6].size):
@@ -319,5 +321,6 @@ def describe_ions(chunk, work, log_scale, run_low, run_high, run_first, parts, s
             total[ion] += value
             low[ion] = min(low[ion], value)
             high[ion] = max(high[ion], value)
-            top[ion] += intensity[p]
+            summed[ion] += intensity[p]
+            top[ion] = max(top[ion], intensity[p])
     return -1, 0

@@ -11,8 +11,6 @@ from stmsi._core.extraction import GOOD, Chunk, FaultError, Workspace, spectra_o
 from stmsi._core.spectra import ReferenceIons, Unit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from numpy.typing import NDArray
 
 _PPM = 1e6
@@ -139,7 +137,7 @@ def find_runs(cells: Cells, tolerance: float, unit: Unit) -> Runs:
 
 
 class IonCounts(NamedTuple):
-    """What is counted of each ion: spectra, peaks, sum of m/z, extreme m/z, summed intensity."""
+    """What is counted of each ion: spectra, peaks, sum of m/z, extreme m/z, summed and largest intensity."""
 
     spectra: NDArray[np.int64]
     peaks: NDArray[np.int64]
@@ -147,13 +145,15 @@ class IonCounts(NamedTuple):
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     intensity: NDArray[np.float64]
+    top: NDArray[np.float64]
 
     @classmethod
     def empty(cls, n: int) -> IonCounts:
         """Counts of `n` ions."""
         return cls(
-            np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n), np.full(n, np.inf), np.full(n, -np.inf), np.zeros(n)
-        )
+            np.zeros(n, np.int64), np.zeros(n, np.int64), np.zeros(n), np.full(n, np.inf), np.full(n, -np.inf),
+            np.zeros(n), np.zeros(n),
+        )  # fmt: skip
 
     def fill(self, chunk: Chunk, work: Workspace, runs: Runs) -> None:
         """Count the peaks of a chunk with an intensity above 0.
@@ -185,31 +185,30 @@ class IonCounts(NamedTuple):
         np.minimum.at(self.low, ion, mz)
         np.maximum.at(self.high, ion, mz)
         np.add.at(self.intensity, ion, intensity)
+        np.maximum.at(self.top, ion, intensity)
 
     def add(self, other: IonCounts) -> None:
         """Take over what was counted elsewhere."""
-        for own, more, join in zip(self, other, (np.add, np.add, np.add, np.minimum, np.maximum, np.add), strict=True):
+        joins = (np.add, np.add, np.add, np.minimum, np.maximum, np.add, np.maximum)
+        for own, more, join in zip(self, other, joins, strict=True):
             join(own, more, out=own)
 
 
-def reference_ions(counts: Iterable[IonCounts], n_spectra: int, min_frequency: float) -> tuple[ReferenceIons, NDArray[np.float64]]:
-    """The ions that occur in enough spectra, and the mean intensity of each over all spectra.
+def reference_ions(counts: IonCounts, n_spectra: int, min_frequency: float) -> tuple[ReferenceIons, NDArray[np.intp]]:
+    """The ions that occur in enough spectra, and which of the counted ones they are.
 
     Parameters
     ----------
     counts
-        Of the same ions, over different spectra; the first is changed.
+        Over all spectra.
     n_spectra
         Number of spectra, those without a peak included.
     min_frequency
         Smallest share of them that must hold an ion, 0 to 1.
     """
-    first, *others = counts
-    for other in others:
-        first.add(other)
-    frequency = first.spectra / n_spectra
-    keep = np.flatnonzero((first.peaks > 0) & (frequency >= min_frequency * (1 - 1e-9)))
-    low, high = first.low[keep], first.high[keep]
+    frequency = counts.spectra / n_spectra
+    keep = np.flatnonzero((counts.peaks > 0) & (frequency >= min_frequency * (1 - 1e-9)))
+    low, high = counts.low[keep], counts.high[keep]
     # a mean of equal numbers may leave them by an ulp
-    mz = np.clip(first.total[keep] / first.peaks[keep], low, high)
-    return ReferenceIons(mz, low, high, frequency[keep]), first.intensity[keep] / n_spectra
+    mz = np.clip(counts.total[keep] / counts.peaks[keep], low, high)
+    return ReferenceIons(mz, low, high, frequency[keep]), keep

@@ -121,28 +121,43 @@ def extract(file: ImzmlFile, chosen: NDArray[np.intp], plan: Plan, options: Opti
     return tic
 
 
-def common_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> tuple[ReferenceIons, NDArray[np.float64]]:
-    """Ions that occur in enough spectra, and their mean intensities; the spectra are read three times.
+def count_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> IonCounts:
+    """All ions of the chosen spectra, however seldom; the spectra are read three times.
+
+    Raises
+    ------
+    ValueError
+        Where a spectrum cannot be used.
+    """
+    cells = fill_cells(file, chosen, options)
+    if cells is None:
+        return IonCounts.empty(0)
+    runs = find_runs(cells, options.tolerance, options.unit)
+    del cells
+    parts: list[IonCounts] = []
+    _each_thread(
+        file, chosen, "Looking for ions", options, parts,
+        lambda: IonCounts.empty(runs.n_ions), lambda counts, chunk, work: counts.fill(chunk, work, runs),
+    )  # fmt: skip
+    for other in parts[1:]:
+        parts[0].add(other)
+    return parts[0]
+
+
+def common_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> ReferenceIons:
+    """Ions that occur in enough spectra.
 
     Raises
     ------
     ValueError
         Where there is none, or a spectrum cannot be used.
     """
-    cells = fill_cells(file, chosen, options)
-    parts: list[IonCounts] = []
-    if cells is not None:
-        runs = find_runs(cells, options.tolerance, options.unit)
-        _each_thread(
-            file, chosen, "Looking for ions", options, parts,
-            lambda: IonCounts.empty(runs.n_ions), lambda counts, chunk, work: counts.fill(chunk, work, runs),
-        )  # fmt: skip
-    ions, mean = reference_ions(parts or [IonCounts.empty(0)], len(chosen), options.min_frequency)
+    ions, _ = reference_ions(count_ions(file, chosen, options), len(chosen), options.min_frequency)
     if ions.mz.size == 0:
         share = f"{options.min_frequency:.2%} of the {len(chosen)} spectra"
         msg = f"{file.ibd.name}: no ion occurs in {share}; lower min_frequency or pass mz=."
         raise ValueError(msg)
-    return ions, mean
+    return ions
 
 
 def fill_cells(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> Cells | None:

@@ -246,5 +246,5 @@ def _plan(
     shared = file.shared_axis(chosen)
     if shared is not None:
         return plan_axis(*shared), _ion_frame(shared[0]), "axis"
-    ions, _ = common_ions(file, chosen, options)
+    ions = common_ions(file, chosen, options)
     return plan_ions(ions), _ion_frame(ions.mz, frequency=ions.frequency), "reference"
