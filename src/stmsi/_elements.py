@@ -104,6 +104,7 @@ def msi_section(
     pixel_size: float | tuple[float, float],
     obs: pd.DataFrame | None = None,
     attrs: dict[str, Any] | None = None,
+    checked: bool = False,
 ) -> SpatialData:
     """A SpatialData with the ions of one section.
 
@@ -123,6 +124,8 @@ def msi_section(
         More columns for the pixels.
     attrs
         Plain values kept in ``uns["msi"]["attrs"]`` (polarity, instrument, file, ...).
+    checked
+        Whether `X` is known to hold no impossible value; to look takes memory.
 
     Returns
     -------
@@ -143,7 +146,8 @@ def msi_section(
         msg = f"Several pixels of section {sample!r} share a position (row, col): {listing(position[position.duplicated()])}."
         raise ValueError(msg)
     X = as_csr(X, np.float32)
-    check_nonnegative(X, f"MSI intensities of section {sample!r}")
+    if not checked:
+        check_nonnegative(X, f"MSI intensities of section {sample!r}")
     obs = pd.DataFrame(index=pd.RangeIndex(len(row))) if obs is None else obs.copy()
     obs.index = pd.Index([f"{sample}_{r}_{c}" for r, c in zip(row, col, strict=True)])
     obs[Key.obs.SAMPLE] = pd.Categorical([sample] * len(row))

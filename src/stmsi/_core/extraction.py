@@ -322,6 +322,13 @@ def _sum_bins_numpy(
     return Rows(single[row, window], column[hit[window]], counts, tic)
 
 
+def check_finite(rows: Rows) -> None:
+    """Spectra are checked as they are; 32 bits may still be too few for their sums."""
+    if not np.isfinite(rows.data).all():
+        msg = "Sums of intensities exceed what 32-bit floats hold; scale the intensities down."
+        raise ValueError(msg)
+
+
 def readable(dtype: np.dtype[Any]) -> bool:
     """Whether the passes take arrays of this type as they are; others become 64-bit floats before."""
     return dtype.str[1:] in _KINDS

@@ -38,12 +38,13 @@ DTYPE_OF: Final = {1000521: 0, 1000523: 1, 1000519: 2, IMS + 1000141: 2, 1000522
 class Scan(NamedTuple):
     """What a reader of the XML found.
 
-    `fields` has one row a spectrum, `first_end` is where the first spectrum ends (bytes from the start of the file), and
-    `problem` says why the rest cannot be trusted; it is empty where all adds up.
+    `fields` has one row a spectrum; `first_end` and `end` are where the first spectrum and the list end (bytes from the
+    start of the file); `problem` says why the rest cannot be trusted, and is empty where all adds up.
     """
 
     fields: NDArray[np.int64]
     first_end: int
+    end: int
     problem: str
 
 

@@ -28,7 +28,7 @@ _ELEMENT = re.compile(
 )
 _VALUE = re.compile(rb"(?<![\w:.-])value\s*=\s*(?:\"(-?\d{1,18})\"|'(-?\d{1,18})')")
 _REF = re.compile(rb"(?<![\w:.-])ref\s*=\s*(?:\"([^\"]*)\"|'([^']*)')")
-_DEFAULT = re.compile(rb"(?<![\w:.-])(?:default|a)rrayLength\s*=\s*[\"'](\d{1,18})[\"']", re.IGNORECASE)
+_DEFAULT = re.compile(rb"(?<![\w:.-])(?:defaultA|a)rrayLength\s*=\s*[\"'](\d{1,18})[\"']")
 _SMALLEST = 120  # bytes of a spectrum that holds what it must
 
 
@@ -54,22 +54,21 @@ def scan_spectra(buffer: mmap.mmap, start: int, groups: Mapping[str, int], count
     size = len(buffer)
     room = (size - start) // _SMALLEST + 1
     if count is not None and not 0 <= count <= room:
-        return f.Scan(np.empty((0, f.N_FIELDS), np.int64), start, f"{count} spectra announced")
+        return f.Scan(np.empty((0, f.N_FIELDS), np.int64), start, start, f"{count} spectra announced")
     if use_compiled():
-        result, end = _scan_compiled(buffer, start, groups, room if count is None else count)
+        result = _scan_compiled(buffer, start, groups, room if count is None else count)
     else:
-        result, end = _scan_regex(buffer, start, groups)
+        result = _scan_regex(buffer, start, groups)
     if result.problem:
         return result
     if count is not None and count != len(result.fields):
         return result._replace(problem=f"{len(result.fields)} spectra found, {count} announced")
-    tail = bytes(buffer[max(end, size - 4096) : size])
-    if not re.search(rb"</(?:[\w.-]+:)?(?:indexedm|m)zML\s*>\s*\Z", tail) or buffer.find(b"spectrumList", end) >= 0:
-        return result._replace(problem="the file does not end after the list of spectra as it should")
+    if buffer.find(b"spectrumList", result.end) >= 0:
+        return result._replace(problem="several lists of spectra")
     return result
 
 
-def _scan_compiled(buffer: mmap.mmap, start: int, groups: Mapping[str, int], room: int) -> tuple[f.Scan, int]:
+def _scan_compiled(buffer: mmap.mmap, start: int, groups: Mapping[str, int], room: int) -> f.Scan:
     from stmsi._core._imzml_kernel import PROBLEMS, scan
 
     names = [name.encode() for name in groups]
@@ -82,10 +81,10 @@ def _scan_compiled(buffer: mmap.mmap, start: int, groups: Mapping[str, int], roo
         np.array(list(groups.values()), np.int64),
         fields,
     )
-    return f.Scan(fields[:found], first_end, PROBLEMS[problem]), end
+    return f.Scan(fields[:found], first_end, end, PROBLEMS[problem])
 
 
-def _scan_regex(buffer: mmap.mmap, start: int, groups: Mapping[str, int]) -> tuple[f.Scan, int]:  # noqa: PLR0912
+def _scan_regex(buffer: mmap.mmap, start: int, groups: Mapping[str, int]) -> f.Scan:  # noqa: PLR0912
     """The same by regular expressions, where there is no numba: slower, but far faster than a tree of elements."""
     place = {name.encode(): (number, kind) for number, (name, kind) in enumerate(groups.items())}
     columns = {b"IMS:1000050": f.X, b"IMS:1000051": f.Y, b"IMS:1000052": f.Z}
@@ -158,4 +157,4 @@ def _scan_regex(buffer: mmap.mmap, start: int, groups: Mapping[str, int]) -> tup
                 problem = "a length of an array that is not external"
                 break
     fields = np.array(rows, np.int64).reshape(-1, f.N_FIELDS)
-    return f.Scan(fields, first_end, problem), end
+    return f.Scan(fields, first_end, end, problem)

@@ -16,6 +16,7 @@ from stmsi._core.extraction import (
     Rows,
     Windows,
     Workspace,
+    check_finite,
     sum_bins_of,
     sum_windows_of,
 )
@@ -290,6 +291,7 @@ class SparseRows:
         self._data[self._used : end], self._indices[self._used : end] = rows.data, rows.indices
         self._used = end
         self._counts.append(rows.counts)
+        check_finite(rows)
 
     def matrix(self) -> sp.csr_matrix:
         """The matrix; columns ascend in each row."""

@@ -70,18 +70,31 @@ def read_header(buffer: mmap.mmap, path: Path) -> Header | None:
     return None
 
 
+def ends_well(buffer: mmap.mmap, header: Header, end: int) -> bool:
+    """Whether a file without its spectra, whose list ends at byte `end`, is XML."""
+    parser = XMLPullParser(events=())
+    try:
+        parser.feed(buffer[: header.start])
+        parser.feed(buffer[buffer.rfind(b"<", 0, end) :])
+        list(parser.read_events())
+        parser.close()
+    except (ParseError, ValueError):
+        return False
+    return True
+
+
 def check_root(buffer: mmap.mmap, path: Path) -> None:
     """Raise a `ValueError` where a file is not XML or something other than an imzML."""
     parser = XMLPullParser(events=("start",))
     for start in range(0, len(buffer), 4096):
         try:
             parser.feed(buffer[start : start + 4096])
-            opened = list(parser.read_events())
+            first = next(iter(parser.read_events()), None)  # what comes behind it is looked at later
         except (ParseError, LookupError, ValueError) as error:
             msg = f"{path} is not an imzML file: it is not XML ({error})."
             raise ValueError(msg) from error
-        if opened:
-            root = local_name(opened[0][1])
+        if first is not None:
+            root = local_name(first[1])
             if root not in ("mzML", "indexedmzML"):
                 msg = f"{path} is not an imzML file: its outermost element is <{root}>, expected <mzML>."
                 raise ValueError(msg)

@@ -16,7 +16,7 @@ from stmsi._core import imzml_fields as f
 from stmsi._core.imzml_scan import scan_spectra
 from stmsi._logging import logger
 from stmsi._settings import settings
-from stmsi.io._imzml_header import Header, read_header, spectrum_traits
+from stmsi.io._imzml_header import Header, ends_well, read_header, spectrum_traits
 from stmsi.io._imzml_xml import parse_spectra
 
 if TYPE_CHECKING:
@@ -93,8 +93,9 @@ def _fields(buffer: mmap.mmap, header: Header, path: Path) -> tuple[Header, NDAr
         fields, first_end = known
         return header, fields, buffer[header.start : first_end]
     scan = scan_spectra(buffer, header.start, {name: group.kind for name, group in header.groups.items()}, header.count)
-    if scan.problem:
-        logger.info("%s: %s; it is read by the XML parser.", path.name, scan.problem)
+    problem = scan.problem or ("" if ends_well(buffer, header, scan.end) else "what is around the spectra is not XML")
+    if problem:
+        logger.info("%s: %s; it is read by the XML parser.", path.name, problem)
         return parse_spectra(path)
     if cache is not None:
         _store(cache, scan.fields, scan.first_end)
@@ -111,7 +112,7 @@ def _cache_file(path: Path, header: Header) -> Path:
 def _load(cache: Path) -> tuple[NDArray[np.int64], int] | None:
     """Fields and end of the first spectrum; `None` where there are none, or the file is damaged."""
     try:
-        with np.load(cache, allow_pickle=False) as stored:
+        with cache.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
             fields, first_end = stored["fields"], int(stored["first_end"])
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError):
         return None

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stmsi._core.extraction import check_finite
 from stmsi._keys import Key
 
 if TYPE_CHECKING:
@@ -112,6 +113,7 @@ class StoredRows:
 
     def append(self, rows: Rows) -> None:
         """Add the rows of the next chunk."""
+        check_finite(rows)
         n = len(rows.counts)
         starts = self._indptr[self._rows]
         self._indptr[self._rows + 1 : self._rows + n + 1] = starts + np.cumsum(rows.counts)

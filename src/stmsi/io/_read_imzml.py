@@ -156,7 +156,8 @@ def read_imzml(
 
         def section(X: sp.csr_matrix, tic: NDArray[np.float64]) -> SpatialData:
             obs = pd.DataFrame({Key.obs.TIC: tic})
-            sdata = msi_section(X, var, row, col, sample=sample, pixel_size=size, obs=obs, attrs=attrs)
+            place = {"sample": sample, "pixel_size": size}
+            sdata = msi_section(X, var, row, col, **place, obs=obs, attrs=attrs, checked=True)
             sdata.images[Key.tic_image(sample)] = raster_image(row, col, tic, size, sample)
             return sdata
 
