@@ -270,7 +270,7 @@ def task(name: str, *args: str) -> None:
         stmsi.settings.cache_dir = Path(args[2])
         out = {"out": args[3]} if len(args) > 3 else {}
         warnings.simplefilter("ignore")
-        import spatialdata  # noqa: F401 (its import is no part of reading)
+        import spatialdata
 
         with AnonymousPeak() as peak:
             *time, sdata = timed(stmsi_windows, path, mz, **out)
@@ -296,7 +296,8 @@ class Imzml:
     def setup(self) -> None:
         self.folder = tempfile.TemporaryDirectory()
         self.files = [
-            write_file(Path(self.folder.name) / f"{i}.imzML", n, m, continuous=c) for i, (n, m, c) in enumerate(self.sizes)
+            write_file(Path(self.folder.name) / f"{i}.imzML", n, m, continuous=c)
+            for i, (n, m, c) in enumerate(self.sizes)
         ]
         for file in self.files:
             stmsi_matrix(file, targets())
@@ -349,45 +350,73 @@ def run(options, folder: Path, scratch: Path) -> None:
         path = folder / f"{mode}_{pixels}_{peaks}.imzML"
         if not path.exists():
             write_file(path, pixels, peaks, continuous=mode == "continuous")
-        print(f"\n{mode}, {pixels} pixels x {peaks}: {path.stat().st_size / 1e6:.0f} + {path.with_suffix('.ibd').stat().st_size / 1e6:.0f} MB")
+        print(
+            f"\n{mode}, {pixels} pixels x {peaks}: {path.stat().st_size / 1e6:.0f} + {path.with_suffix('.ibd').stat().st_size / 1e6:.0f} MB"
+        )
         peer = None
         if "offsets" in options.only:
             stmsi_offsets(path)
             ours = [timed(stmsi_offsets, path)[:2] for _ in range(3)]
             wall, cpu = min(ours)
             peer = timed(pyimzml_offsets, path)[:2]
-            show("offsets: stmsi, pyimzML, ratio", f"{wall:.2f} s ({cpu:.2f})  {peer[0]:.1f} s ({peer[1]:.1f})  {peer[0] / wall:.0f}x ({peer[1] / cpu:.0f}x)")
+            show(
+                "offsets: stmsi, pyimzML, ratio",
+                f"{wall:.2f} s ({cpu:.2f})  {peer[0]:.1f} s ({peer[1]:.1f})  {peer[0] / wall:.0f}x ({peer[1] / cpu:.0f}x)",
+            )
         if "windows" in options.only:
             fresh, warm, total, before, top = child("matrix", str(path), mz, cache)
-            show(f"{N_WINDOWS} windows: stmsi first call, second call", f"{fresh[0]:.2f} s ({fresh[1]:.2f})  {warm[0]:.2f} s ({warm[1]:.2f})")
+            show(
+                f"{N_WINDOWS} windows: stmsi first call, second call",
+                f"{fresh[0]:.2f} s ({fresh[1]:.2f})  {warm[0]:.2f} s ({warm[1]:.2f})",
+            )
             show("  anonymous memory: before, peak", f"{before:.0f} MB  {top:.0f} MB")
             theirs = timed(pyimzml_windows, path, targets())
-            show("  pyimzML; ratio of the first, the second call", f"{theirs[0]:.1f} s ({theirs[1]:.1f})  {theirs[0] / fresh[0]:.0f}x  {theirs[0] / warm[0]:.0f}x (cpu {theirs[1] / warm[1]:.0f}x)")
+            show(
+                "  pyimzML; ratio of the first, the second call",
+                f"{theirs[0]:.1f} s ({theirs[1]:.1f})  {theirs[0] / fresh[0]:.0f}x  {theirs[0] / warm[0]:.0f}x (cpu {theirs[1] / warm[1]:.0f}x)",
+            )
             show("  sums agree to", f"{abs(theirs[2].sum(dtype=float) / total - 1):.1e}")
             pyimzml_time = theirs[:2]
             del theirs
             if options.imzy:
                 script = scratch / "imzy_task.py"
                 script.write_text(_IMZY.format(ppm=PPM))
-                done = subprocess.run([options.imzy, str(script), str(path), mz], check=True, capture_output=True, text=True)
+                done = subprocess.run(
+                    [options.imzy, str(script), str(path), mz], check=True, capture_output=True, text=True
+                )
                 first, second, their_total = json.loads(done.stdout.splitlines()[-1])
-                show("  imzy first, second call; ratios", f"{first[0]:.1f} s  {second[0]:.1f} s ({second[1]:.1f})  {first[0] / fresh[0]:.0f}x  {second[0] / warm[0]:.0f}x (cpu {second[1] / warm[1]:.0f}x)")
+                show(
+                    "  imzy first, second call; ratios",
+                    f"{first[0]:.1f} s  {second[0]:.1f} s ({second[1]:.1f})  {first[0] / fresh[0]:.0f}x  {second[0] / warm[0]:.0f}x (cpu {second[1] / warm[1]:.0f}x)",
+                )
                 show("  sums agree to", f"{abs(their_total / total - 1):.1e}")
                 path.with_suffix(".icache").unlink(missing_ok=True)
             time, before, top, _ = child("section", str(path), mz, cache)
-            show("  read_imzml, a whole SpatialData", f"{time[0]:.2f} s ({time[1]:.2f}); {before:.0f} -> {top:.0f} MB; {pyimzml_time[0] / time[0]:.0f}x pyimzML")
+            show(
+                "  read_imzml, a whole SpatialData",
+                f"{time[0]:.2f} s ({time[1]:.2f}); {before:.0f} -> {top:.0f} MB; {pyimzml_time[0] / time[0]:.0f}x pyimzML",
+            )
             if "numpy" in options.only:
                 fresh, warm, *_ = child("matrix", str(path), mz, str(scratch / "cache2"), env={"STMSI_COMPILED": "0"})
-                show("  without numba: first, second call; ratios to pyimzML", f"{fresh[0]:.1f} s ({fresh[1]:.1f})  {warm[0]:.1f} s  {pyimzml_time[0] / fresh[0]:.1f}x  {pyimzml_time[0] / warm[0]:.1f}x (cpu {pyimzml_time[1] / fresh[1]:.1f}x)")
+                show(
+                    "  without numba: first, second call; ratios to pyimzML",
+                    f"{fresh[0]:.1f} s ({fresh[1]:.1f})  {warm[0]:.1f} s  {pyimzml_time[0] / fresh[0]:.1f}x  {pyimzml_time[0] / warm[0]:.1f}x (cpu {pyimzml_time[1] / fresh[1]:.1f}x)",
+                )
         if "store" in options.only:
             out = scratch / f"{mode}.zarr"
             time, before, top, _ = child("section", str(path), mz, cache, str(out))
             files = sum(len(names) for _, _, names in os.walk(out))
-            show(f"{N_WINDOWS} windows into a store", f"{time[0]:.2f} s ({time[1]:.2f}); {before:.0f} -> {top:.0f} MB; {files} files")
+            show(
+                f"{N_WINDOWS} windows into a store",
+                f"{time[0]:.2f} s ({time[1]:.2f}); {before:.0f} -> {top:.0f} MB; {files} files",
+            )
         if "store" in options.only and mode == "continuous":
             ours, before, top, _ = child("all", str(path), cache, str(scratch / "all.zarr"))
             files = sum(len(names) for _, _, names in os.walk(scratch / "all.zarr"))
-            show("every bin into a store", f"{ours[0]:.1f} s ({ours[1]:.1f}); {before:.0f} -> {top:.0f} MB; {files} files")
+            show(
+                "every bin into a store",
+                f"{ours[0]:.1f} s ({ours[1]:.1f}); {before:.0f} -> {top:.0f} MB; {files} files",
+            )
             if options.thyra:
                 command = [options.thyra, "--resample-bins", str(peaks), str(path), str(scratch / "thyra.zarr")]
                 usage = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -396,7 +425,10 @@ def run(options, folder: Path, scratch: Path) -> None:
                 wall, after = perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
                 cpu = after.ru_utime + after.ru_stime - usage.ru_utime - usage.ru_stime
                 files = sum(len(names) for _, _, names in os.walk(scratch / "thyra.zarr"))
-                show(f"thyra, {peaks} bins (exit {done.returncode})", f"{wall:.1f} s ({cpu:.1f}); {files} files; {wall / ours[0]:.1f}x (cpu {cpu / ours[1]:.1f}x)")
+                show(
+                    f"thyra, {peaks} bins (exit {done.returncode})",
+                    f"{wall:.1f} s ({cpu:.1f}); {files} files; {wall / ours[0]:.1f}x (cpu {cpu / ours[1]:.1f}x)",
+                )
                 if done.returncode:
                     print(done.stdout[-2000:], done.stderr[-2000:])
     if "scale" in options.only:

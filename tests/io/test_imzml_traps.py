@@ -56,7 +56,11 @@ def test_plain(tmp_path, handmade, fallback):
         ('<spectrum id="s2"', '<!-- <spectrum id="s9"> value="7" --><spectrum id="s2"', None),
         ('<spectrum id="s2"', '<?note <spectrum> ?><spectrum id="s2"', True),
         ('<spectrum id="s2"', '<![CDATA[<spectrum>]]><spectrum id="s2"', True),
-        ('<cvParam cvRef="IMS" accession="IMS:1000050"', '<cvParam\n\t cvRef = "IMS"\n accession = "IMS:1000050"', False),
+        (
+            '<cvParam cvRef="IMS" accession="IMS:1000050"',
+            '<cvParam\n\t cvRef = "IMS"\n accession = "IMS:1000050"',
+            False,
+        ),
         ('<spectrumList count="3">', '<spectrumList count="5">', True),
         ('<spectrumList count="3">', "<spectrumList>", False),
         ('<spectrumList count="3">', '<spectrumList count="99999999999">', True),
@@ -110,7 +114,9 @@ def test_lengths_that_are_missing(tmp_path, handmade, leave_out):
             _table(path)
         text = path.read_text()
         for number, (mz, _) in enumerate(SPECTRA.values(), 1):
-            text = text.replace(f'id="s{number}" defaultArrayLength="0"', f'id="s{number}" defaultArrayLength="{len(mz)}"')
+            text = text.replace(
+                f'id="s{number}" defaultArrayLength="0"', f'id="s{number}" defaultArrayLength="{len(mz)}"'
+            )
         path.write_text(text)
         _is_right(path)
 
@@ -183,7 +189,11 @@ def test_offsets_of_32_bits(tmp_path, handmade):
 def test_long_unsorted_and_empty_spectra(tmp_path, handmade, mz):
     rng = np.random.default_rng(0)
     long = rng.permutation(np.linspace(400, 900, 44_526))
-    spectra = {(1, 1): (np.append(long, MZ), np.append(np.ones(len(long)), [1, 2, 3, 4])), (2, 1): ([], []), (9, 1): ([100], [7])}
+    spectra = {
+        (1, 1): (np.append(long, MZ), np.append(np.ones(len(long)), [1, 2, 3, 4])),
+        (2, 1): ([], []),
+        (9, 1): ([100], [7]),
+    }
     table = _table(handmade(tmp_path / "a.imzML", spectra), mz=mz, min_frequency=0.0)
     assert table.obs["tic"].tolist() == [len(long) + 10, 0, 7]
     assert table.obs["col"].tolist() == [0, 1, 8]
@@ -197,7 +207,11 @@ def test_windows_that_overlap_and_crowd(tmp_path, handmade):
     rng = np.random.default_rng(1)
     spectra = {(x, 1): (np.sort(rng.uniform(100, 110, 300)), rng.uniform(1, 9, 300)) for x in range(1, 6)}
     path = handmade(tmp_path / "a.imzML", spectra)
-    for mz, tolerance in ((np.linspace(100, 110, 40), 0.2), (np.linspace(101, 109, 200), 0.5), (np.arange(101, 109), 0.001)):
+    for mz, tolerance in (
+        (np.linspace(100, 110, 40), 0.2),
+        (np.linspace(101, 109, 200), 0.5),
+        (np.arange(101, 109), 0.001),
+    ):
         low, high = mz - tolerance, mz + tolerance
         for reduce in (np.sum, np.max, np.mean):
             expected = [
@@ -268,7 +282,9 @@ def test_cache_is_used_and_distrusted(tmp_path, handmade, monkeypatch, caplog):
 
 def test_several_threads_at_once(tmp_path, handmade):
     path, right = handmade(tmp_path / "a.imzML", SPECTRA), []
-    threads = [threading.Thread(target=lambda: right.append(_table(path).X.toarray().tolist() == EXPECTED)) for _ in range(4)]
+    threads = [
+        threading.Thread(target=lambda: right.append(_table(path).X.toarray().tolist() == EXPECTED)) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -297,9 +313,17 @@ def test_checksum(tmp_path, handmade):
         ('value="16"', 'value="3"', "begin inside the 16 bytes of its identifier"),
         ('value="16"', 'value="90000"', "is truncated: .* bytes, at least 90024 expected"),
         ('value="16"', 'value="-5"', "begin inside the 16 bytes|is truncated"),
-        ('IMS:1000103" name="external" value="3"', 'IMS:1000103" name="external" value="2000000000000000000"', "is truncated"),
+        (
+            'IMS:1000103" name="external" value="3"',
+            'IMS:1000103" name="external" value="2000000000000000000"',
+            "is truncated",
+        ),
         ('IMS:1000103" name="external" value="3"', 'IMS:1000103" name="external" value="-3"', "negative length"),
-        ('IMS:1000103" name="external" value="3"', 'IMS:1000103" name="external" value="many"', "is 'many', expected a whole"),
+        (
+            'IMS:1000103" name="external" value="3"',
+            'IMS:1000103" name="external" value="many"',
+            "is 'many', expected a whole",
+        ),
         ('IMS:1000050" name="position" value="3"', 'IMS:1000050" name="position" value=""', "lacks position x"),
         ('ref="mzArray"', 'ref="other"', "lacks an m/z array"),
         ("</spectrum>", "</spectra>", "broken or truncated XML"),

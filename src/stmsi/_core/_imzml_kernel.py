@@ -43,7 +43,7 @@ def _same(data, start, stop, name):
 
 @compiled
 def _space(byte):
-    return byte == 32 or byte == 10 or byte == 13 or byte == 9  # noqa: PLR1714
+    return byte == 32 or byte == 10 or byte == 13 or byte == 9
 
 
 @compiled
@@ -96,7 +96,7 @@ def _flag(flags, code):
 
 
 @compiled
-def scan(data, start, group_names, group_ends, group_kind, fields):  # noqa: PLR0912, PLR0915
+def scan(data, start, group_names, group_ends, group_kind, fields):
     """Fill `fields` from the byte behind ``<spectrumList ...>`` on.
 
     Every element must be closed by its own name, so that damage to the structure shows. Returns the number of spectra,
@@ -138,7 +138,7 @@ def scan(data, start, group_names, group_ends, group_kind, fields):  # noqa: PLR
         hashed = np.uint64(14695981039346656037)
         while p < n:
             byte = data[p]
-            if byte == 62 or byte == 47 or byte == 60 or _space(byte):  # noqa: PLR1714
+            if byte == 62 or byte == 47 or byte == 60 or _space(byte):
                 break
             if byte == 58:
                 begin = p + 1
@@ -216,7 +216,7 @@ def scan(data, start, group_names, group_ends, group_kind, fields):  # noqa: PLR
                 if p >= n:
                     return found, first_end, p, 1
                 quote = data[p]
-                if quote != 34 and quote != 39:  # noqa: PLR1714
+                if quote != 34 and quote != 39:
                     return found, first_end, p, 2
                 p += 1
                 v0 = p

@@ -119,8 +119,8 @@ def _mark(mz, n, begin, end, table, base, scale, hit_peak, hit_group):
     for p in range(n):
         value = mz[p]
         cell = (value - base) * scale
-        cell = cell if cell > 0.0 else 0.0  # noqa: FURB136 (a plain selection is one instruction)
-        cell = cell if cell < cells else cells  # noqa: FURB136
+        cell = cell if cell > 0.0 else 0.0
+        cell = cell if cell < cells else cells
         group = np.uint64(table[np.uint64(np.int64(cell))])
         group += np.uint64(begin[group + one] <= value)
         group += np.uint64(begin[group + one] <= value)

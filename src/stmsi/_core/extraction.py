@@ -73,6 +73,31 @@ class Workspace:
         return self.mz, self._mz_room, self.intensity, self._intensity_room, self._marks
 
 
+class _Layer:
+    """Windows that do not overlap, and a grid of m/z that tells which one begins before a peak."""
+
+    def __init__(self, low: NDArray[np.float64], high: NDArray[np.float64], windows: NDArray[np.intp]) -> None:
+        self.windows, self.high = windows, np.append(high[windows], -np.inf)
+        self.low = np.append(low[windows], np.inf)
+        n = 16 * len(windows)
+        self.base, self.scale = float(self.low[0]), n / max(float(self.low[-2] - self.low[0]), 1e-9)
+        first = np.searchsorted(self.low[:-1], self.base + np.arange(n) / self.scale, side="right") - 2
+        self.table = np.maximum(first, 0).astype(np.int32)
+
+    def find(self, mz: NDArray[np.float64]) -> tuple[NDArray[np.intp], NDArray[np.int32]]:
+        """Peaks inside a window, and its place in the layer."""
+        cell = np.clip((mz - self.base) * self.scale, 0, len(self.table) - 1).astype(np.int32)
+        window = self.table[cell]
+        behind = self.low[window + 1] <= mz
+        window += behind
+        late = np.flatnonzero(behind)
+        while late.size:  # most need no second step
+            late = late[self.low[window[late] + 1] <= mz[late]]
+            window[late] += 1
+        hit = np.flatnonzero((mz <= self.high[window]) & (mz >= self.low[window]))
+        return hit, window[hit]
+
+
 class Windows:
     """Windows of m/z that ascend in both ends, and what makes them quick to find.
 
@@ -91,7 +116,7 @@ class Windows:
 
     def __init__(self, low: NDArray[np.float64], high: NDArray[np.float64], column: NDArray[np.int32]) -> None:
         self.low, self.high, self.column = low, high, column
-        self.layers = [] if use_compiled() else disjoint_layers(low, high)
+        self.layers = [] if use_compiled() else [_Layer(low, high, layer) for layer in disjoint_layers(low, high)]
         opens = np.flatnonzero(np.concatenate([[True], low[1:] > high[:-1]])[: len(low)])
         self.first = np.append(opens, len(low))
         # a sentinel behind the last group ends every search
@@ -269,11 +294,10 @@ def _sum_windows_numpy(chunk: Chunk, windows: Windows, reduce: Reduce) -> Rows:
     tic = np.bincount(row, weights=intensity, minlength=n_rows)
     data, rows, found = [], [], []
     for layer in windows.layers:
-        window = np.searchsorted(windows.low[layer], mz, side="right") - 1
-        hit = np.flatnonzero((window >= 0) & (mz <= windows.high[layer][window]))
+        hit, place = layer.find(mz)
         if hit.size == 0:
             continue
-        window, of = layer[window[hit]], row[hit]
+        window, of = layer.windows[place], row[hit]
         begins = np.flatnonzero(np.concatenate([[True], (window[1:] != window[:-1]) | (of[1:] != of[:-1])]))
         values = intensity[hit].astype(np.float64)
         result = (np.maximum if reduce == "max" else np.add).reduceat(values, begins)
@@ -288,7 +312,9 @@ def _sum_windows_numpy(chunk: Chunk, windows: Windows, reduce: Reduce) -> Rows:
     order = np.lexsort((window, of)) if len(data) > 1 else slice(None)
     values, of, window = values[order], of[order], window[order]
     seen = values != 0
-    return Rows(values[seen], windows.column[window[seen]], np.bincount(of[seen], minlength=n_rows).astype(np.int64), tic)
+    return Rows(
+        values[seen], windows.column[window[seen]], np.bincount(of[seen], minlength=n_rows).astype(np.int64), tic
+    )
 
 
 def _sum_bins_numpy(

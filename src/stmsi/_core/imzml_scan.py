@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Mapping
 
-    from numpy.typing import NDArray
 
 _CODES = b"|".join(
     [b"IMS:10000(?:50|51|52)|IMS:1000(?:102|103|104|141|142)|MS:1000(?:514|515|519|520|521|522|523|574|576)"]
@@ -84,7 +83,7 @@ def _scan_compiled(buffer: mmap.mmap, start: int, groups: Mapping[str, int], roo
     return f.Scan(fields[:found], first_end, end, PROBLEMS[problem])
 
 
-def _scan_regex(buffer: mmap.mmap, start: int, groups: Mapping[str, int]) -> f.Scan:  # noqa: PLR0912
+def _scan_regex(buffer: mmap.mmap, start: int, groups: Mapping[str, int]) -> f.Scan:
     """The same by regular expressions, where there is no numba: slower, but far faster than a tree of elements."""
     place = {name.encode(): (number, kind) for number, (name, kind) in enumerate(groups.items())}
     columns = {b"IMS:1000050": f.X, b"IMS:1000051": f.Y, b"IMS:1000052": f.Z}

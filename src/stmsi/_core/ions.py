@@ -78,7 +78,9 @@ def cells_between(low: float, high: float, tolerance: float, unit: Unit) -> Cell
     ends = np.floor((np.log([low, high]) if unit == "ppm" else np.array([low, high])) / width)
     n = int(ends[1] - ends[0]) + 1
     if n > _MOST_CELLS:
-        msg = f"tolerance={tolerance:g} {unit} parts m/z {low:g} to {high:g} into {n} cells; make it larger or pass mz=."
+        msg = (
+            f"tolerance={tolerance:g} {unit} parts m/z {low:g} to {high:g} into {n} cells; make it larger or pass mz=."
+        )
         raise ValueError(msg)
     return Cells(
         int(ends[0]), width, unit == "ppm", np.zeros(n, np.int64), np.full(n, np.inf), np.full(n, -np.inf),

@@ -51,8 +51,8 @@ def noise_of(intensity: ArrayLike, window: int = _WINDOW) -> Noise:
     """
     values = np.asarray(intensity, dtype=np.float64)
     window = max(min(window, values.size), 1)
-    baseline = median_filter(values, window, mode="nearest")
-    sigma = _TO_SIGMA * median_filter(np.abs(values - baseline), window, mode="nearest")
+    baseline = median_filter(values, window, mode="reflect")
+    sigma = _TO_SIGMA * median_filter(np.abs(values - baseline), window, mode="reflect")
     return Noise(baseline, sigma)
 
 

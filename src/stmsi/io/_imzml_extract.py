@@ -26,12 +26,12 @@ from stmsi._core.spectra import windows
 from stmsi._progress import track
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from numpy.typing import NDArray
 
     from stmsi._core.ions import Cells
-    from stmsi._core.spectra import ReferenceIons, Reduce, Unit
+    from stmsi._core.spectra import Reduce, ReferenceIons, Unit
     from stmsi.io._imzml_file import ImzmlFile
 
     R = TypeVar("R")
@@ -114,8 +114,9 @@ def extract(file: ImzmlFile, chosen: NDArray[np.intp], plan: Plan, options: Opti
         return sum_windows_of(chunk, looked_for, options.reduce, work)
 
     shared = None if plan.order is None else len(file.shared_axis(chosen)[0])  # type: ignore[index]
-    with closing(_in_chunks(file, chosen, job, "Reading spectra", options.show, plan.n_columns, shared)) as results:
-        for rows in results:
+    visit = _Visit(file, chosen, plan.n_columns, shared)
+    with closing(ordered_map(lambda part: visit(part, job), visit.parts, n_threads())) as results:
+        for rows in track(results, "Reading spectra", total=len(visit.parts), show=options.show):
             tic[done : done + len(rows.tic)] = rows.tic
             done += len(rows.tic)
             sink.append(rows)
@@ -135,14 +136,13 @@ def count_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> I
         return IonCounts.empty(0)
     runs = find_runs(cells, options.tolerance, options.unit)
     del cells
-    parts: list[IonCounts] = []
-    _each_thread(
-        file, chosen, "Looking for ions", options, parts,
+    first, *others = _accumulate(
+        file, chosen, "Looking for ions", options,
         lambda: IonCounts.empty(runs.n_ions), lambda counts, chunk, work: counts.fill(chunk, work, runs),
     )  # fmt: skip
-    for other in parts[1:]:
-        parts[0].add(other)
-    return parts[0]
+    for other in others:
+        first.add(other)
+    return first
 
 
 def common_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> ReferenceIons:
@@ -163,88 +163,85 @@ def common_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> 
 
 def fill_cells(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> Cells | None:
     """All peaks counted on a grid as fine as the tolerance; `None` where there is no peak."""
-    limits: list[NDArray[np.float64]] = []
-    _each_thread(
-        file, chosen, "Looking for the range", options, limits,
+    limits = _accumulate(
+        file, chosen, "Looking for the range", options,
         lambda: np.array([np.inf, -np.inf]), lambda limit, chunk, work: mz_range(chunk, work, limit),
     )  # fmt: skip
     low, high = min(limit[0] for limit in limits), max(limit[1] for limit in limits)
     if not np.isfinite(low):
         return None
-    cells: list[Cells] = []
-    _each_thread(
-        file, chosen, "Counting peaks", options, cells,
+    first, *others = _accumulate(
+        file, chosen, "Counting peaks", options,
         lambda: cells_between(low, high, options.tolerance, options.unit), lambda grid, chunk, work: grid.fill(chunk, work),
     )  # fmt: skip
-    for other in cells[1:]:
-        cells[0].add(other)
-    return cells[0]
+    for other in others:
+        first.add(other)
+    return first
 
 
-def _each_thread(
+def _accumulate(
     file: ImzmlFile,
     chosen: NDArray[np.intp],
     title: str,
     options: Options,
-    results: list[R],
     new: Callable[[], R],
     fill: Callable[[R, Chunk, Workspace], None],
-) -> None:
-    """Fill one accumulator a thread with all chunks; `results` has them afterwards."""
-    free: SimpleQueue[R] = SimpleQueue()
-    results.extend(new() for _ in range(n_threads()))
-    for result in results:
-        free.put(result)
+) -> list[R]:
+    """Accumulators filled with all chunks: always two, each with one half, so that sums do not depend on the threads."""
+    visit = _Visit(file, chosen, 1, None)
+    middle = (len(visit.parts) + 1) // 2
 
-    def job(chunk: Chunk, work: Workspace) -> None:
-        result = free.get()
+    def run(parts: list[tuple[int, int]]) -> R:
+        result = new()
+        for part in parts:
+            visit(part, lambda chunk, work: fill(result, chunk, work))
+        return result
+
+    halves = [half for half in (visit.parts[:middle], visit.parts[middle:]) if half]
+    with closing(ordered_map(run, halves, min(n_threads(), 2))) as results:
+        return list(track(results, title, total=len(halves), show=options.show))
+
+
+class _Visit:
+    """Chunks of spectra handed to a job, with room to work in; faults of a spectrum become errors that name it.
+
+    Parameters
+    ----------
+    file, chosen
+        The spectra.
+    n_columns
+        Values that a row of the result has at most.
+    shared
+        Length of the shared axis, where m/z are not looked at.
+    """
+
+    def __init__(self, file: ImzmlFile, chosen: NDArray[np.intp], n_columns: int, shared: int | None) -> None:
+        self.file, self.chosen, self.shared = file, chosen, shared
+        length = file.lengths(chosen)
+        self.parts = _split(length, file.mz_type.itemsize + file.intensity_type.itemsize, n_columns)
+        self.values = max(stop - start for start, stop in self.parts) * n_columns
+        longest = int(length.max(initial=1)) if (length >= 0).all() else 1
+        self.free: SimpleQueue[Workspace] = SimpleQueue()
+        for _ in range(n_threads()):
+            self.free.put(_workspace(longest, self.values))
+
+    def __call__(self, part: tuple[int, int], job: Callable[[Chunk, Workspace], R]) -> R:
+        index = self.chosen[part[0] : part[1]]
+        work = self.free.get()
         try:
-            fill(result, chunk, work)
-        finally:
-            free.put(result)
-
-    with closing(_in_chunks(file, chosen, job, title, options.show, 1, None)) as done:
-        for _ in done:
-            pass
-
-
-def _in_chunks(
-    file: ImzmlFile,
-    chosen: NDArray[np.intp],
-    job: Callable[[Chunk, Workspace], R],
-    title: str,
-    show: bool | None,
-    n_columns: int,
-    shared: int | None,
-) -> Iterator[R]:
-    """`job` of each chunk of spectra, in order; `shared` is the length of the axis where m/z are not looked at."""
-    length = file.lengths(chosen)
-    threads = n_threads()
-    parts = _split(length, file.mz_type.itemsize + file.intensity_type.itemsize, n_columns)
-    rows = max(stop - start for start, stop in parts)
-    longest = int(length.max(initial=1)) if (length >= 0).all() else 1
-    free: SimpleQueue[Workspace] = SimpleQueue()
-    for _ in range(threads):
-        free.put(_workspace(longest, rows * n_columns))
-
-    def run(part: tuple[int, int]) -> R:
-        index = chosen[part[0] : part[1]]
-        work = free.get()
-        try:
-            chunk = file.chunk(index, with_mz=shared is None)
-            if shared is not None and (chunk.length != shared).any():
-                wrong = int((chunk.length != shared).argmax())
-                file.raise_lengths(int(index[wrong]), shared, int(chunk.length[wrong]))
-            if use_compiled() and int(chunk.length.max(initial=0)) > work.longest:  # only the decoded streams told
-                work = _workspace(int(chunk.length.max()), rows * n_columns)
+            chunk = self.file.chunk(index, with_mz=self.shared is None)
+            if self.shared is not None and (chunk.length != self.shared).any():
+                wrong = int((chunk.length != self.shared).argmax())
+                self.file.raise_lengths(int(index[wrong]), self.shared, int(chunk.length[wrong]))
+            longest = int(chunk.length.max(initial=0))
+            if use_compiled() and longest > work.longest:  # only the decoded streams told
+                work = _workspace(longest, self.values)
             return job(chunk, work)
         except FaultError as error:
-            file.raise_fault(int(index[error.row]), error)
+            self.file.raise_fault(int(index[error.row]), error)
             raise
         finally:
-            free.put(work)
-
-    yield from track(ordered_map(run, parts, threads), title, total=len(parts), show=show)
+            self.free.put(work)
 
 
 def _workspace(longest: int, n_values: int) -> Workspace:

@@ -105,7 +105,9 @@ class ImzmlFile:
         self._plain = (
             not self.mz.zlib.any()
             and not self.intensity.zlib.any()
-            and bool((self.mz.dtype == self.mz.dtype[0]).all() and (self.intensity.dtype == self.intensity.dtype[0]).all())
+            and bool(
+                (self.mz.dtype == self.mz.dtype[0]).all() and (self.intensity.dtype == self.intensity.dtype[0]).all()
+            )
             and all(readable(_DTYPES[code]) for kind in types for code in kind)
         )
         kinds = (self.mz.dtype[0], self.intensity.dtype[0]) if self._plain else (1, 1)
@@ -206,7 +208,9 @@ class ImzmlFile:
             raise ValueError(msg) from None
         chunk = self.chunk(np.array([index]))
         values = np.frombuffer(
-            chunk.intensity_bytes[chunk.intensity_at[0] :].tobytes()[: int(chunk.length[0]) * chunk.intensity_type.itemsize],
+            chunk.intensity_bytes[chunk.intensity_at[0] :].tobytes()[
+                : int(chunk.length[0]) * chunk.intensity_type.itemsize
+            ],
             chunk.intensity_type,
         )
         bad = ~(np.isfinite(values) & (values >= 0))
@@ -234,7 +238,9 @@ class ImzmlFile:
         """
         own = self.header.mode == "processed" and len(chosen) == 1
         first = chosen[:1]
-        same_place = (self.mz.offset[chosen] == self.mz.offset[first]) & (self.mz.length[chosen] == self.mz.length[first])
+        same_place = (self.mz.offset[chosen] == self.mz.offset[first]) & (
+            self.mz.length[chosen] == self.mz.length[first]
+        )
         if own or not (same_place.all() or self.header.mode == "continuous"):
             return None
         axis = self._axis(int(first[0]))

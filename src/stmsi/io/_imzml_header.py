@@ -212,5 +212,3 @@ def _instrument(root: Element) -> str:
                 if value and name == "instrument model":
                     return value
     return UNKNOWN
-
-

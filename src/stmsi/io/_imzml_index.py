@@ -160,7 +160,9 @@ def _arrays(fields: NDArray[np.int64], base: int, group_flags: NDArray[np.int64]
     if (offset < 0).any():
         wraps = np.concatenate([[0], np.cumsum((offset[1:] < 0) & (offset[:-1] >= 0))])
         offset += wraps * 2**32
-    return Arrays(offset, fields[:, base + f.LENGTH].copy(), fields[:, base + f.ENCODED].copy(), dtype, compression == f.ZLIB)
+    return Arrays(
+        offset, fields[:, base + f.LENGTH].copy(), fields[:, base + f.ENCODED].copy(), dtype, compression == f.ZLIB
+    )
 
 
 def _complete(places: dict[int, Arrays], fields: NDArray[np.int64], base: int, what: str, path: Path) -> Arrays:
@@ -217,5 +219,7 @@ def _inside(mz: Arrays, intensity: Arrays, size: int, name: str) -> tuple[Arrays
         # a compressed array ends before the next one begins, where its encoded length is not told
         following = starts[np.minimum(np.searchsorted(starts, arrays.offset, side="right"), len(starts) - 1)]
         n_bytes = np.where(arrays.zlib & (arrays.n_bytes == 0), following - arrays.offset, arrays.n_bytes)
-        out.append(arrays._replace(n_bytes=np.where(filled, np.clip(n_bytes, 0, np.maximum(size - arrays.offset, 0)), 0)))
+        out.append(
+            arrays._replace(n_bytes=np.where(filled, np.clip(n_bytes, 0, np.maximum(size - arrays.offset, 0)), 0))
+        )
     return out[0], out[1]

@@ -148,7 +148,11 @@ class StoredRows:
         shutil.rmtree(group / "indptr")
         indptr = self._indptr.astype(self._index_type)
         array = zarr.create_array(
-            store=str(group / "indptr"), shape=indptr.shape, chunks=(max(len(indptr), 1),), dtype=indptr.dtype, zarr_format=3
+            store=str(group / "indptr"),
+            shape=indptr.shape,
+            chunks=(max(len(indptr), 1),),
+            dtype=indptr.dtype,
+            zarr_format=3,
         )
         array[:] = indptr
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import uuid
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
@@ -229,7 +230,10 @@ def _known(
 def _msi_pixels(
     adata: AnnData, rows: NDArray[np.intp], name: str, pixel_size: float | tuple[float, float] | None
 ) -> _Pixels:
-    row, col = (require_obs(adata, k, "It is the raster position of a pixel.").to_numpy()[rows] for k in (Key.obs.ROW, Key.obs.COL))
+    row, col = (
+        require_obs(adata, k, "It is the raster position of a pixel.").to_numpy()[rows]
+        for k in (Key.obs.ROW, Key.obs.COL)
+    )
     attrs = adata.uns.get(Key.uns.MSI, {}).get("attrs", {}).get(name, {})
     size = pixel_size if pixel_size is not None else attrs.get("pixel_size")
     origin = np.asarray(attrs.get("origin", (1, 1)))
@@ -303,7 +307,7 @@ def _write_files(
     writer = ImzMLWriter(
         str(path), mode=mode, spec_type="centroid", polarity=polarity if polarity in ("positive", "negative") else None
     )
-    with writer:
+    with closing(writer.xml), closing(writer.ibd), writer:  # the writer leaves them open where it fails
         # the writer has no parameter for the pixel size, and names the run after the temporary folder
         template = IMZML_TEMPLATE.replace("</scanSettings>", _size_terms(pixels.size) + "</scanSettings>")
         engine = Engine(loader=DictLoader({"imzml": template}), extensions=[CoreExtension()])

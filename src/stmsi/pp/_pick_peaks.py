@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stmsi._core.extraction import spectra_of
 from stmsi._core.ids import safe_ids
 from stmsi._core.ions import reference_ions
-from stmsi._core.extraction import spectra_of
 from stmsi._core.peaks import MassErrors, Noise, mass_errors, profile_peaks, recalibrated, signal_to_noise
 from stmsi._core.spectra import Unit, mz_labels, windows
 from stmsi._keys import Key
@@ -247,7 +247,9 @@ def _is_dense(axis: NDArray[np.float64]) -> bool:
     return len(axis) > 50 and float(np.median(np.diff(axis))) < _DENSE
 
 
-def _recurrence_snr(whole: NDArray[np.float64], frequency: NDArray[np.float64], options: _Options) -> NDArray[np.float64]:
+def _recurrence_snr(
+    whole: NDArray[np.float64], frequency: NDArray[np.float64], options: _Options
+) -> NDArray[np.float64]:
     """Signal-to-noise ratio where the noise is what does not recur."""
     rare = whole[(frequency < options.min_frequency) & (whole > 0)]
     baseline = np.median(rare) if rare.size else 0.0
@@ -263,7 +265,11 @@ def _from_profiles(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options,
     seen = np.flatnonzero(cells.count)
     # the middle of what a cell holds; an empty cell would part every profile from itself
     axis = (cells.low[seen] + cells.high[seen]) / 2
-    whole = cells.total[seen] / len(chosen) if options.spectrum == "mean" else cells.top[seen]
+    whole = cells.total / len(chosen) if options.spectrum == "mean" else cells.top
+    # a bin that lies now in one cell, now in the next, is taken together again
+    join = np.add if options.spectrum == "mean" else np.maximum
+    around = np.concatenate([[0.0], whole, [0.0]])
+    whole = join(join(around[:-2], whole), around[2:])[seen]
     peaks = profile_peaks(axis, whole, options.tolerance, options.unit, options.snr)
     if peaks.mz.size == 0:
         return pd.DataFrame({Key.var.MZ: []})
@@ -281,7 +287,9 @@ def _from_centroids(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options
     whole = counts.intensity / len(chosen) if options.spectrum == "mean" else counts.top
     ratio = _recurrence_snr(whole, counts.spectra / len(chosen), options)
     ions, kept = reference_ions(counts, len(chosen), options.min_frequency)
-    found = pd.DataFrame({Key.var.MZ: ions.mz, "frequency": ions.frequency, "intensity": whole[kept], "snr": ratio[kept]})
+    found = pd.DataFrame(
+        {Key.var.MZ: ions.mz, "frequency": ions.frequency, "intensity": whole[kept], "snr": ratio[kept]}
+    )
     return found[found["snr"] >= options.snr].reset_index(drop=True)
 
 
@@ -312,7 +320,11 @@ def _calibrant_errors(
 
 
 def _with_masses(
-    found: pd.DataFrame, calibrants: NDArray[np.float64], errors: MassErrors | None, recalibrate: bool, options: _Options
+    found: pd.DataFrame,
+    calibrants: NDArray[np.float64],
+    errors: MassErrors | None,
+    recalibrate: bool,
+    options: _Options,
 ) -> pd.DataFrame:
     """The list named by m/z, free of the calibrants' error where asked for, with their errors in ``attrs``."""
     frame = found.copy()
@@ -339,7 +351,9 @@ def _warn_of_drift(errors: MassErrors, calibrants: NDArray[np.float64], options:
     if not errors.found.any():
         warnings.warn("No calibrant was found; make search= larger or name others.", stacklevel=4)
         return
-    reach = np.full(len(calibrants), options.tolerance) if options.unit == "ppm" else options.tolerance / calibrants * 1e6
+    reach = (
+        np.full(len(calibrants), options.tolerance) if options.unit == "ppm" else options.tolerance / calibrants * 1e6
+    )
     drift = np.abs(errors.drift)
     worst = int(np.nanargmax(np.where(np.isfinite(drift), drift - reach, -np.inf)))
     if np.isfinite(drift[worst]) and drift[worst] > reach[worst]:
