@@ -25,7 +25,7 @@ def n_threads() -> int:
     import numba
 
     # not get_num_threads(), which starts a thread pool that nothing here uses
-    return int(numba.config.NUMBA_NUM_THREADS)
+    return int(numba.config.NUMBA_NUM_THREADS)  # type: ignore[attr-defined]
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:

@@ -1,5 +1,8 @@
 """The compiled reader of an imzML's XML; imported only where numba is to be used."""
 
+# mypy: disable-error-code="no-untyped-def"
+# numba takes the types from the call
+
 from __future__ import annotations
 
 import numpy as np

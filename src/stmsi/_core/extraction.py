@@ -291,7 +291,7 @@ def _gather(
 def _sum_windows_numpy(chunk: Chunk, windows: Windows, reduce: Reduce) -> Rows:
     mz, intensity, row = spectra_of(chunk)
     n_rows = len(chunk.length)
-    tic = np.bincount(row, weights=intensity, minlength=n_rows)
+    tic = np.bincount(row, weights=intensity, minlength=n_rows).astype(np.float64)
     data, rows, found = [], [], []
     for layer in windows.layers:
         hit, place = layer.find(mz)

@@ -18,14 +18,16 @@ _MOST_CELLS = 50_000_000
 
 
 class Cells(NamedTuple):
-    """Peaks counted on a grid of m/z whose cells are as wide as the tolerance: their number, extreme m/z, summed and
-    largest intensity; cell 0 is number `first` from an m/z of 0 (in Da) or 1 (in ppm).
+    """Peaks counted on a grid of m/z whose cells are as wide as the tolerance.
+
+    Their number, extreme m/z, summed and largest intensity; cell 0 is number `first` from an m/z of 0 (in Da) or 1 (in
+    ppm).
     """
 
     first: int
     width: float
     log_scale: bool
-    count: NDArray[np.int64]
+    number: NDArray[np.int64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     total: NDArray[np.float64]
@@ -51,7 +53,7 @@ class Cells(NamedTuple):
         mz, intensity, _ = spectra_of(chunk)
         mz, intensity = mz[intensity > 0], intensity[intensity > 0]
         cell = np.floor((np.log(mz) if self.log_scale else mz) / self.width).astype(np.int64) - self.first
-        np.add.at(self.count, cell, 1)
+        np.add.at(self.number, cell, 1)
         np.minimum.at(self.low, cell, mz)
         np.maximum.at(self.high, cell, mz)
         np.add.at(self.total, cell, intensity)
@@ -59,7 +61,7 @@ class Cells(NamedTuple):
 
     def add(self, other: Cells) -> None:
         """Take over what another grid of the same cells has counted."""
-        self.count[:] += other.count
+        self.number[:] += other.number
         np.minimum(self.low, other.low, out=self.low)
         np.maximum(self.high, other.high, out=self.high)
         self.total[:] += other.total
@@ -128,7 +130,7 @@ def find_runs(cells: Cells, tolerance: float, unit: Unit) -> Runs:
     Two peaks of one cell are never further apart, so that the extremes of each cell suffice. A run wider than twice the
     tolerance is cut into equal parts of at most that width, so that ions do not chain into each other.
     """
-    seen = np.flatnonzero(cells.count)
+    seen = np.flatnonzero(cells.number)
     low, high = cells.low[seen], cells.high[seen]
     scale_low, scale_high = (np.log(v) * _PPM if unit == "ppm" else v for v in (low, high))
     opens = np.flatnonzero(np.concatenate([[True], scale_low[1:] - scale_high[:-1] > tolerance])[: seen.size])
@@ -173,7 +175,8 @@ class IonCounts(NamedTuple):
                 raise FaultError(int(row), int(fault))
             return
         mz, intensity, row = spectra_of(chunk)
-        mz, intensity, row = (v[intensity > 0] for v in (mz, intensity, row))
+        seen = intensity > 0
+        mz, intensity, row = mz[seen], intensity[seen], row[seen]
         run = np.searchsorted(runs.high, mz)
         low, high = runs.low[run], runs.high[run]
         low_at, high_at, at = (np.log(v) if runs.log_scale else v for v in (low, high, mz))

@@ -7,13 +7,13 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Generator, Iterable
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
-def ordered_map(function: Callable[[T], R], items: Iterable[T], n_threads: int) -> Iterator[R]:
+def ordered_map(function: Callable[[T], R], items: Iterable[T], n_threads: int) -> Generator[R]:
     """`function` of each item, in their order; no more than two results a thread wait to be taken.
 
     Parameters

@@ -304,7 +304,7 @@ class ImzmlFile:
         name, expected = self.header.checksum
         digest = hashlib.new(name, usedforsecurity=False)
         for start in range(0, self.size, _BLOCK):
-            digest.update(self.bytes[start : start + _BLOCK])
+            digest.update(self.bytes[start : start + _BLOCK].tobytes())
         if digest.hexdigest() != expected:
             msg = (
                 f"{self.ibd} differs from what was exported: its {name} is {digest.hexdigest()}, expected {expected}. "

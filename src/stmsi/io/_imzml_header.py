@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from itertools import islice
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 
 from stmsi._core import imzml_fields as f
@@ -37,7 +37,7 @@ class Header(NamedTuple):
     """Metadata of an imzML. `start` is the first byte behind the opening tag of the list of spectra."""
 
     start: int
-    count: int | None
+    announced: int | None
     groups: dict[str, Group]
     group_terms: frozenset[str]
     uuid: uuid.UUID | None
@@ -58,7 +58,7 @@ def read_header(buffer: mmap.mmap, path: Path) -> Header | None:
     """
     check_root(buffer, path)
     for match in islice(_LIST.finditer(buffer), _TRIES):
-        parser = XMLPullParser(events=("start",))
+        parser: Any = XMLPullParser(events=("start",))
         try:
             parser.feed(buffer[: match.end()])
             opened = [element for _, element in parser.read_events()]
@@ -72,7 +72,7 @@ def read_header(buffer: mmap.mmap, path: Path) -> Header | None:
 
 def ends_well(buffer: mmap.mmap, header: Header, end: int) -> bool:
     """Whether a file without its spectra, whose list ends at byte `end`, is XML."""
-    parser = XMLPullParser(events=())
+    parser: Any = XMLPullParser(events=())
     try:
         parser.feed(buffer[: header.start])
         parser.feed(buffer[buffer.rfind(b"<", 0, end) :])
@@ -85,7 +85,7 @@ def ends_well(buffer: mmap.mmap, header: Header, end: int) -> bool:
 
 def check_root(buffer: mmap.mmap, path: Path) -> None:
     """Raise a `ValueError` where a file is not XML or something other than an imzML."""
-    parser = XMLPullParser(events=("start",))
+    parser: Any = XMLPullParser(events=("start",))
     for start in range(0, len(buffer), 4096):
         try:
             parser.feed(buffer[start : start + 4096])
@@ -110,7 +110,8 @@ def local_name(element: Element) -> str:
 
 def header_of(root: Element, spectra: Element, start: int) -> Header:
     """The header behind the elements that stand in front of the spectra."""
-    groups, group_terms = {}, set()
+    groups: dict[str, Group] = {}
+    group_terms: set[str] = set()
     for group in _all(root, "referenceableParamGroup"):
         params = list(_params(group))
         group_terms.update(accession for accession, _ in params)
@@ -121,7 +122,7 @@ def header_of(root: Element, spectra: Element, start: int) -> Header:
     count = spectra.get("count", "").strip()
     return Header(
         start=start,
-        count=int(count) if count.isascii() and count.isdigit() and len(count) < 18 else None,
+        announced=int(count) if count.isascii() and count.isdigit() and len(count) < 18 else None,
         groups=groups,
         group_terms=frozenset(group_terms),
         uuid=_uuid(content.get(_UUID)),

@@ -28,8 +28,10 @@ _VERSION = 1
 
 
 class Arrays(NamedTuple):
-    """The m/z or the intensity arrays of all spectra: first byte, number of values (-1: whatever the stream holds),
-    bytes in the file, code of the number type, and whether they are zlib streams.
+    """The m/z or the intensity arrays of all spectra.
+
+    First byte, number of values (-1: whatever the stream holds), bytes in the file, code of the number type, and whether
+    they are zlib streams.
     """
 
     offset: NDArray[np.int64]
@@ -92,7 +94,9 @@ def _fields(buffer: mmap.mmap, header: Header, path: Path) -> tuple[Header, NDAr
     if cache is not None and (known := _load(cache)) is not None:
         fields, first_end = known
         return header, fields, buffer[header.start : first_end]
-    scan = scan_spectra(buffer, header.start, {name: group.kind for name, group in header.groups.items()}, header.count)
+    scan = scan_spectra(
+        buffer, header.start, {name: group.kind for name, group in header.groups.items()}, header.announced
+    )
     problem = scan.problem or ("" if ends_well(buffer, header, scan.end) else "what is around the spectra is not XML")
     if problem:
         logger.info("%s: %s; it is read by the XML parser.", path.name, problem)

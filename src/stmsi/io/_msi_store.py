@@ -178,7 +178,7 @@ def read_lazily(path: Path) -> SpatialData:
     from spatialdata.models import TableModel
 
     sdata = SpatialData.read(path, selection=("images", "shapes"))
-    group = zarr.open_group(str(path / "tables" / Key.table.MSI), mode="r")
+    group: Any = zarr.open_group(str(path / "tables" / Key.table.MSI), mode="r")
     n_rows, n_columns = (int(n) for n in group["X"].attrs["shape"])
     per_row = group["X/data"].shape[0] / max(n_rows, 1)
     rows = int(np.clip(_LAZY_VALUES / max(per_row, 1), 1, n_rows))

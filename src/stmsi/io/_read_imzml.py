@@ -55,7 +55,10 @@ def read_imzml(
 ) -> SpatialData:
     """Read the ions of an imzML file, continuous or processed.
 
-    Every spectrum is read and searched once for all ions. The raster comes from the positions of the spectra, because
+    One pass over the binary file, which is mapped into memory and not loaded, finds all ions, in as many threads as numba
+    is given (``NUMBA_NUM_THREADS``). Positions and offsets of large files are kept in ``stmsi.settings.cache_dir``, so
+    that the XML is read once. Without numba (or with ``STMSI_COMPILED=0`` in the environment) the same is done in NumPy,
+    more slowly. The raster comes from the positions of the spectra, because
     the size in the header is often wrong. Spectra whose m/z are not ascending are sorted; empty spectra give pixels
     without intensity. Plain and zlib-compressed arrays of 16- to 64-bit numbers are understood.
 
@@ -67,7 +70,8 @@ def read_imzml(
         Ions to extract: m/z in Da, or a Series of them, or a DataFrame with a column ``mz``; the index holds the names
         unless it is numeric, and further columns are kept in ``var``. `None` takes every bin of the m/z axis of a
         continuous file. In a processed file it looks for common ions: peaks no further apart than `tolerance` are
-        one ion (at most twice that wide), and its intensity is that of its own peaks; the spectra are read twice then.
+        one ion (at most twice that wide), and its intensity is that of its own peaks. For profiles, pass what
+        :func:`stmsi.pp.pick_peaks` finds. A column ``mz_measured`` says where to look instead of ``mz``.
     tolerance
         Half width of the m/z window of an ion (both ends belong to it), or the gap that parts two common ions.
     unit
@@ -84,6 +88,11 @@ def read_imzml(
         The slice to read where the file holds several.
     check_uuid
         Whether to raise where the two files do not belong together.
+    check_checksum
+        Whether to compare the binary file with the checksum in the imzML, which takes as long as reading it.
+    out
+        A new SpatialData store (zarr) to write to while reading, so that the intensities are never in memory at once. It
+        appears when it is whole; an error leaves nothing behind. What grows in memory are the pixels (shapes, ``obs``).
     show_progress_bar
         Whether to show progress; `None` follows ``stmsi.settings.progress_bar``.
 
@@ -94,12 +103,15 @@ def read_imzml(
     count from the smallest y and x. ``obs["tic"]`` (float64) is the total ion current of each pixel: the sum of its
     whole spectrum, whichever ions were asked for; ``stmsi.pp.normalize_msi(tic_key="tic")`` divides by it.
     ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``origin`` (the smallest x and y), ``file``, ``uuid``,
-    ``mode``, ``spectrum_type``, ``polarity``, ``instrument`` and how the ions were taken.
+    ``mode``, ``spectrum_type``, ``polarity``, ``instrument`` and how the ions were taken. The image ``<sample>_tic`` shows
+    ``obs["tic"]``. With `out`, the object belongs to the store and ``X`` is a dask array that is read when needed.
 
     Raises
     ------
     FileNotFoundError
-        Where one of the two files is missing.
+        Where one of the two files is missing, or the folder of `out`.
+    FileExistsError
+        Where `out` exists.
     ValueError
         Where a file is broken, truncated or not an imzML, the two do not belong together, the pixel size is unknown,
         positions repeat, there are several slices, or intensities are negative, NaN or infinite.
@@ -107,7 +119,10 @@ def read_imzml(
     Notes
     -----
     Format: Schramm et al. 2012, imzML: a common data format for the flexible exchange and processing of mass
-    spectrometry imaging data, https://doi.org/10.1016/j.jprot.2012.07.026. The XML is parsed by pyimzML.
+    spectrometry imaging data, https://doi.org/10.1016/j.jprot.2012.07.026.
+
+    The XML is scanned as bytes, and parsed as XML where anything does not add up. Repaired, and logged: lengths that are
+    missing, 64-bit offsets written as 32-bit ones, whole numbers written as floats.
 
     Examples
     --------
@@ -156,8 +171,7 @@ def read_imzml(
 
         def section(X: sp.csr_matrix, tic: NDArray[np.float64]) -> SpatialData:
             obs = pd.DataFrame({Key.obs.TIC: tic})
-            place = {"sample": sample, "pixel_size": size}
-            sdata = msi_section(X, var, row, col, **place, obs=obs, attrs=attrs, checked=True)
+            sdata = msi_section(X, var, row, col, sample=sample, pixel_size=size, obs=obs, attrs=attrs, checked=True)
             sdata.images[Key.tic_image(sample)] = raster_image(row, col, tic, size, sample)
             return sdata
 

@@ -213,7 +213,7 @@ def _known(
     """Pixels and ions that are not NaN throughout."""
     if unknown is None:
         return np.ones(shape[0], bool), np.ones(shape[1], bool)
-    rows, ions = ~unknown.all(axis=1), ~unknown.all(axis=0)
+    rows, ions = np.atleast_1d(~unknown.all(axis=1)), np.atleast_1d(~unknown.all(axis=0))
     if not rows.any():
         msg = f"Section {name!r} has only NaN there; nothing can be written."
         raise ValueError(msg)

@@ -262,7 +262,7 @@ def _from_profiles(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options,
     cells = fill_cells(file, chosen, reading)
     if cells is None:
         return pd.DataFrame({Key.var.MZ: []})
-    seen = np.flatnonzero(cells.count)
+    seen = np.flatnonzero(cells.number)
     # the middle of what a cell holds; an empty cell would part every profile from itself
     axis = (cells.low[seen] + cells.high[seen]) / 2
     whole = cells.total / len(chosen) if options.spectrum == "mean" else cells.top
