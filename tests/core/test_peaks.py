@@ -19,7 +19,6 @@ def test_without_noise_every_summit_counts():
     assert peaks.mz.tolist() == [101, 104, 109]
     assert np.isinf(peaks.snr).all()
     assert profile_peaks(mz, np.zeros(10), 5.0, "ppm", 3.0).mz.size == 0
-    assert profile_peaks([100.0], [1.0], 5.0, "ppm", 3.0).bin.tolist() == [0]
 
 
 def test_of_close_summits_the_highest_stays():

@@ -91,10 +91,10 @@ def test_profiles_that_differ_in_mz(tmp_path):
             intensity = _profile(rng, np.array([40.0, 30.0, 20.0, 25.0]))
             shown = intensity > 2.5
             writer.addSpectrum(AXIS[shown] * (1 + rng.uniform(-1, 1) * 1e-7), intensity[shown], (x + 1, 1))
-    ions = pick_peaks(tmp_path / "a.imzML", snr=10, tolerance=10)
+    ions = pick_peaks(tmp_path / "a.imzML", snr=30, tolerance=10)
     np.testing.assert_allclose(ions["mz"], SUMMITS, atol=0.004)
     assert (ions["frequency"] > 0.9).all()
-    assert len(pick_peaks(tmp_path / "a.imzML", snr=10, tolerance=10, profile=False)) > 20
+    assert len(pick_peaks(tmp_path / "a.imzML", snr=30, tolerance=10, profile=False)) > 20
 
 
 def test_calibrants_measure_and_mend_the_error(tmp_path):
