@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from geopandas import GeoDataFrame
     from numpy.typing import ArrayLike, NDArray
     from spatialdata import SpatialData
+    from xarray import DataArray
 
 VISIUM_SPOT_DIAMETER = 55.0
 """Diameter of a Visium spot in micrometres."""
@@ -103,6 +104,7 @@ def msi_section(
     pixel_size: float | tuple[float, float],
     obs: pd.DataFrame | None = None,
     attrs: dict[str, Any] | None = None,
+    checked: bool = False,
 ) -> SpatialData:
     """A SpatialData with the ions of one section.
 
@@ -122,6 +124,8 @@ def msi_section(
         More columns for the pixels.
     attrs
         Plain values kept in ``uns["msi"]["attrs"]`` (polarity, instrument, file, ...).
+    checked
+        Whether `X` is known to hold no impossible value; to look takes memory.
 
     Returns
     -------
@@ -133,14 +137,7 @@ def msi_section(
 
     sample = check_sample_name(sample)
     row, col = _raster_index(row, sample), _raster_index(col, sample)
-    size = np.asarray(pixel_size, dtype=float)
-    if size.shape not in ((), (1,), (2,)):
-        msg = f"pixel_size is one number of micrometres or a pair (x, y), found {pixel_size!r}."
-        raise ValueError(msg)
-    size = np.broadcast_to(size, 2)
-    if not (np.isfinite(size).all() and (size > 0).all()):
-        msg = f"pixel_size must be a positive number of micrometres, found {pixel_size!r}."
-        raise ValueError(msg)
+    size = np.asarray(check_pixel_size(pixel_size))
     if len(row) == 0:
         msg = f"Section {sample!r} has no pixels."
         raise ValueError(msg)
@@ -149,7 +146,8 @@ def msi_section(
         msg = f"Several pixels of section {sample!r} share a position (row, col): {listing(position[position.duplicated()])}."
         raise ValueError(msg)
     X = as_csr(X, np.float32)
-    check_nonnegative(X, f"MSI intensities of section {sample!r}")
+    if not checked:
+        check_nonnegative(X, f"MSI intensities of section {sample!r}")
     obs = pd.DataFrame(index=pd.RangeIndex(len(row))) if obs is None else obs.copy()
     obs.index = pd.Index([f"{sample}_{r}_{c}" for r, c in zip(row, col, strict=True)])
     obs[Key.obs.SAMPLE] = pd.Categorical([sample] * len(row))
@@ -161,6 +159,34 @@ def msi_section(
     table.obsm[Key.obsm.SPATIAL] = np.column_stack([(col + 0.5) * size[0], (row + 0.5) * size[1]])
     element = ShapesModel.parse(shapes, transformations={Key.msi_frame(sample): Identity()})
     return SpatialData(shapes={Key.pixels(sample): element}, tables={Key.table.MSI: table})
+
+
+def check_pixel_size(pixel_size: float | tuple[float, float]) -> tuple[float, float]:
+    """Side of a pixel (x, y) in micrometres, positive and finite."""
+    size = np.asarray(pixel_size, dtype=float)
+    if size.shape not in ((), (1,), (2,)):
+        msg = f"pixel_size is one number of micrometres or a pair (x, y), found {pixel_size!r}."
+        raise ValueError(msg)
+    size = np.broadcast_to(size, 2)
+    if not (np.isfinite(size).all() and (size > 0).all()):
+        msg = f"pixel_size must be a positive number of micrometres, found {pixel_size!r}."
+        raise ValueError(msg)
+    return float(size[0]), float(size[1])
+
+
+def raster_image(
+    row: NDArray[np.int64], col: NDArray[np.int64], values: NDArray[Any], pixel_size: tuple[float, float], sample: str
+) -> DataArray:
+    """An image of one value a pixel, in the frame of the pixels of a section; 0 where there is no pixel."""
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Scale
+
+    image = np.zeros((1, int(row.max()) + 1, int(col.max()) + 1), np.float32)
+    image[0, row, col] = values
+    scale = Scale(list(pixel_size), axes=("x", "y"))
+    return Image2DModel.parse(
+        image, dims=("c", "y", "x"), c_coords=[Key.obs.TIC], transformations={Key.msi_frame(sample): scale}
+    )
 
 
 def _raster_index(values: ArrayLike, sample: str) -> NDArray[np.int64]:

@@ -33,6 +33,7 @@ class Key:
         """Columns of ``var`` (and of the feature table)."""
 
         MZ: Final = "mz"
+        MEASURED_MZ: Final = "mz_measured"
         NAME: Final = "name"
         FORMULA: Final = "formula"
         ADDUCT: Final = "adduct"
@@ -82,6 +83,7 @@ class Key:
 
         MSI: Final = "msi"
         NORMALIZE: Final = "normalize_msi"
+        PEAKS: Final = "pick_peaks"
         ALIGNMENT: Final = "alignment"
         ANNOTATION: Final = "annotation"
         VARIABLE: Final = "select_spatially_variable"
@@ -114,6 +116,11 @@ class Key:
     def msi_image(sample: str) -> str:
         """Image element that holds the histology of the MSI section."""
         return f"{sample}_msi_he"
+
+    @staticmethod
+    def tic_image(sample: str) -> str:
+        """Image element that holds the total ion current of a section."""
+        return f"{sample}_tic"
 
     @staticmethod
     def st_frame(sample: str) -> str:

@@ -67,7 +67,8 @@ def decode(raw: bytes, dtype: np.dtype[Any], length: int, *, compressed: bool = 
     if compressed and length > 0:
         # a decompressor object stops at the end of its stream, so the encoded length need not be known
         try:
-            raw = zlib.decompressobj().decompress(raw)
+            # the limit keeps a damaged or malicious stream from filling the memory
+            raw = zlib.decompressobj().decompress(raw, length * dtype.itemsize)
         except zlib.error as error:
             msg = f"the zlib stream is damaged ({error})"
             raise ValueError(msg) from error

@@ -1,4 +1,4 @@
-"""Readers: files of the instruments and of public deposits become SpatialData objects."""
+"""Readers and a writer: files of the instruments and of public deposits become SpatialData objects."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from stmsi.io._read_sma import read_sma
     from stmsi.io._read_thyra import read_thyra
     from stmsi.io._read_visium import read_visium
+    from stmsi.io._write_imzml import write_imzml
 
 __all__ = [
     "read_desium",
@@ -23,6 +24,7 @@ __all__ = [
     "read_sma",
     "read_thyra",
     "read_visium",
+    "write_imzml",
 ]
 
 _getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})

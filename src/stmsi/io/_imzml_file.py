@@ -1,41 +1,31 @@
-"""An imzML file and its binary .ibd: opening, metadata, and the spectra behind them."""
+"""An imzML file and its binary .ibd: opening, checking that they belong together, and the bytes of the spectra."""
 
 from __future__ import annotations
 
-import uuid
+import hashlib
 import warnings
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
-from xml.etree.ElementTree import ParseError, iterparse
+import zlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stmsi._core.spectra import decode, sorted_spectrum
+from stmsi._core import imzml_fields as f
+from stmsi._core.extraction import BAD_MZ, Chunk, FaultError, readable, spectra_of
+from stmsi._core.spectra import decode
 from stmsi._logging import logger
 from stmsi._validate import listing
+from stmsi.io._imzml_header import UNKNOWN
+from stmsi.io._imzml_index import Arrays, read_index
 
 if TYPE_CHECKING:
     from pathlib import Path
+    from types import TracebackType
 
     from numpy.typing import NDArray
-    from pyimzml.ImzMLParser import ImzMLParser
 
-    Spectrum: TypeAlias = tuple[NDArray[np.float64], NDArray[Any]]
-
-_DTYPES = {
-    "MS:1000519": "<i4",
-    "MS:1000520": "<f2",
-    "MS:1000521": "<f4",
-    "MS:1000522": "<i8",
-    "MS:1000523": "<f8",
-    "IMS:1000141": "<i4",
-    "IMS:1000142": "<i8",
-}
-_ZLIB, _UNCOMPRESSED = "MS:1000574", "MS:1000576"
-_NUMPRESS = tuple(f"MS:{code}" for code in (1002312, 1002313, 1002314, 1002746, 1002747, 1002748))
-_CONTINUOUS, _PROCESSED, _UUID = "IMS:1000030", "IMS:1000031", "IMS:1000080"
-_PIXEL_X, _PIXEL_Y = "IMS:1000046", "IMS:1000047"
-_MICROMETRES = {"UO:0000017": 1.0, "UO:0000016": 1000.0, "UO:0000015": 10000.0, "UO:0000018": 0.001}
-UNKNOWN = "unknown"
+_DTYPES = tuple(np.dtype(name) for name in f.DTYPES)
+_LARGEST_STREAM = 2**30  # bytes of an array whose length the imzML does not tell
+_BLOCK = 2**24
 
 
 def check_imzml(path: Path) -> Path:
@@ -84,97 +74,246 @@ def find_ibd(path: Path) -> Path:
     return found[0]
 
 
-def parse_imzml(path: Path) -> ImzMLParser:
-    """Metadata, positions and offsets, by pyimzML; nothing is read from the binary file.
-
-    Raises
-    ------
-    ValueError
-        Where the file is not XML, is not a complete imzML or declares compression spectrum by spectrum.
-    """
-    from pyimzml.ImzMLParser import ImzMLParser
-
-    with path.open("rb") as handle:
-        try:
-            root = next(iter(iterparse(handle, events=("start",))))[1].tag.rpartition("}")[2]
-        except ParseError as error:
-            msg = f"{path} is not an imzML file: it is not XML ({error})."
-            raise ValueError(msg) from error
-        if root != "mzML":
-            msg = f"{path} is not an imzML file: its outermost element is <{root}>, expected <mzML>."
-            raise ValueError(msg)
-        handle.seek(0)
-        with warnings.catch_warnings():
-            # it warns of every term whose spelling is not that of its ontology, which no user can mend
-            warnings.filterwarnings("ignore", category=Warning, module=r"pyimzml\.")
-            try:
-                parser = ImzMLParser(handle, ibd_file=None, include_spectra_metadata=[_ZLIB])
-            except ParseError as error:
-                msg = f"{path} is broken or truncated XML ({error}). Copy or export it again."
-                raise ValueError(msg) from error
-            # what pyimzML trips over where an element that imzML requires is not there
-            except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-                msg = f"{path} is not a complete imzML file: no spectra with position, offset and length ({error})."
-                raise ValueError(msg) from error
-    if any(value is not None for value in parser.spectrum_metadata_fields[_ZLIB]):
-        msg = f"{path} declares compression spectrum by spectrum, which is not supported; export it uncompressed."
-        raise ValueError(msg)
-    return parser
-
-
-def _array_type(parser: ImzMLParser, group: str | None, what: str, path: Path) -> tuple[np.dtype[Any], bool]:
-    """Type of the stored values and whether they are zlib-compressed."""
-    params = parser.metadata.referenceable_param_groups[group].param_by_accession if group is not None else {}
-    codes = [code for code in _DTYPES if code in params]
-    if len(codes) != 1:
-        known = "16-, 32- or 64-bit float, 32- or 64-bit integer"
-        msg = f"{path.name}: the imzML does not name a supported number type of the {what} arrays ({known})."
-        raise ValueError(msg)
-    if any(code in params for code in _NUMPRESS):
-        msg = f"{path.name}: the {what} arrays are compressed with MS-Numpress; export them uncompressed or with zlib."
-        raise ValueError(msg)
-    return np.dtype(_DTYPES[codes[0]]), _ZLIB in params and _UNCOMPRESSED not in params
-
-
-def matched_uuid(spectra: LazySpectra, parser: ImzMLParser, *, check: bool) -> str:
-    """The identifier both files carry; the binary one begins with its 16 bytes.
+class ImzmlFile:
+    """An imzML and its binary file, mapped into memory and not read: the spectra come in chunks.
 
     Parameters
     ----------
-    spectra
-        The spectra, whose binary file is open.
-    parser
-        The parsed imzML.
-    check
-        Whether to raise where the two differ.
-
-    Returns
-    -------
-    The identifier that the imzML declares, `UNKNOWN` where that is none.
+    path
+        The imzML.
 
     Raises
     ------
+    FileNotFoundError
+        Where one of the files is missing.
     ValueError
-        Where the files do not belong together.
+        Where a file is broken, truncated or not an imzML, or the type of its arrays is not supported.
     """
-    text = parser.metadata.file_description.param_by_accession.get(_UUID)
-    try:
-        declared = uuid.UUID(str(text))
-    except ValueError:
-        logger.info("%s: no valid identifier to check the binary file against", spectra.path.name)
-        return UNKNOWN
-    spectra.handle.seek(0)
-    head = spectra.handle.read(16)
-    if check and head not in (declared.bytes, declared.bytes_le):
+
+    def __init__(self, path: Path) -> None:
+        self.path = check_imzml(path)
+        self.ibd = find_ibd(path)
+        self.size = self.ibd.stat().st_size
+        self.index = read_index(path, self.size, str(self.ibd))
+        self.header, self.xyz = self.index.header, self.index.xyz
+        self.mz, self.intensity = self.index.mz, self.index.intensity
+        self._map: NDArray[np.uint8] | None = np.asarray(np.memmap(self.ibd, np.uint8, mode="r"))
+        if len(self._map) != self.size:
+            msg = f"{self.ibd} changed while it was opened; wait until it is written."
+            raise ValueError(msg)
+        types = {int(code) for code in self.mz.dtype[:1]}, {int(code) for code in self.intensity.dtype[:1]}
+        self._plain = (
+            not self.mz.zlib.any()
+            and not self.intensity.zlib.any()
+            and bool(
+                (self.mz.dtype == self.mz.dtype[0]).all() and (self.intensity.dtype == self.intensity.dtype[0]).all()
+            )
+            and all(readable(_DTYPES[code]) for kind in types for code in kind)
+        )
+        kinds = (self.mz.dtype[0], self.intensity.dtype[0]) if self._plain else (1, 1)
+        self.mz_type, self.intensity_type = (_DTYPES[int(code)] for code in kinds)
+
+    def __enter__(self) -> ImzmlFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._map = None  # the mapping ends with its last view
+
+    @property
+    def bytes(self) -> NDArray[np.uint8]:
+        """The binary file."""
+        if self._map is None:
+            msg = f"{self.ibd} is closed."
+            raise ValueError(msg)
+        return self._map
+
+    def place(self, index: int) -> str:
+        """Position of a spectrum for a message."""
+        x, y, _ = self.xyz[index]
+        return f"x={x}, y={y}"
+
+    def lengths(self, chosen: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Number of values of each spectrum, -1 where only its stream tells.
+
+        Raises
+        ------
+        ValueError
+            Where a spectrum has another number of m/z than of intensities.
+        """
+        mz, intensity = self.mz.length[chosen], self.intensity.length[chosen]
+        differ = (mz != intensity) & (mz >= 0) & (intensity >= 0)
+        if differ.any():
+            self.raise_lengths(int(chosen[differ.argmax()]), int(mz[differ][0]), int(intensity[differ][0]))
+        return np.maximum(mz, intensity)
+
+    def most(self, chosen: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Number of values that each spectrum has at most."""
+        length = np.maximum(self.mz.length[chosen], self.intensity.length[chosen])
+        return np.where(length < 0, _LARGEST_STREAM, length)
+
+    def raise_lengths(self, index: int, mz: int, intensity: int) -> None:
         msg = (
-            f"{spectra.path} does not belong to the imzML beside it: its identifier is {head.hex()}, expected "
-            f"{declared.hex}. Find the right file, or pass check_uuid=False if you are sure."
+            f"{self.ibd}: the spectrum at {self.place(index)} has {mz} m/z but {intensity} intensities; export the file "
+            "again."
         )
         raise ValueError(msg)
-    return str(declared)
+
+    def chunk(self, rows: NDArray[np.intp], *, with_mz: bool = True) -> Chunk:
+        """The bytes of several spectra; compressed ones and those of several types become 64-bit floats.
+
+        Raises
+        ------
+        ValueError
+            Where a compressed array is damaged.
+        """
+        if self._plain:
+            return Chunk(
+                self.bytes, self.mz.offset[rows], self.bytes, self.intensity.offset[rows], self.intensity.length[rows],
+                self.mz_type, self.intensity_type,
+            )  # fmt: skip
+        intensity, length = self._decoded(self.intensity, rows)
+        mz, mz_length = self._decoded(self.mz, rows) if with_mz else (np.empty(0), length)
+        if not np.array_equal(mz_length, length):
+            worst = int((mz_length != length).argmax())
+            self.raise_lengths(int(rows[worst]), int(mz_length[worst]), int(length[worst]))
+        at = np.concatenate([[0], np.cumsum(length)[:-1]]) * 8 if len(length) else np.empty(0, np.int64)
+        raw, raw_mz = intensity.view(np.uint8), mz.view(np.uint8)
+        raw.flags.writeable = raw_mz.flags.writeable = False  # as the mapped file, so that one compiled function serves
+        return Chunk(raw_mz, at, raw, at, length, self.mz_type, self.intensity_type)
+
+    def _decoded(self, arrays: Arrays, rows: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        parts = []
+        for row in rows.tolist():
+            offset, n_bytes, dtype = int(arrays.offset[row]), int(arrays.n_bytes[row]), _DTYPES[int(arrays.dtype[row])]
+            raw, length = self.bytes[offset : offset + n_bytes].tobytes(), int(arrays.length[row])
+            try:
+                if length < 0:
+                    raw = zlib.decompressobj().decompress(raw, _LARGEST_STREAM)
+                    parts.append(decode(raw, dtype, len(raw) // dtype.itemsize))
+                else:
+                    parts.append(decode(raw, dtype, length, compressed=bool(arrays.zlib[row])))
+            except (ValueError, zlib.error) as error:
+                msg = f"{self.ibd}: the spectrum at {self.place(row)} cannot be read: {error}. Copy the file again."
+                raise ValueError(msg) from error
+        values = np.concatenate([np.empty(0), *parts]).astype(np.float64, copy=False)
+        return values, np.array([len(part) for part in parts], np.int64)
+
+    def raise_fault(self, index: int, error: FaultError) -> None:
+        """Say what is wrong with a spectrum that a pass stopped at."""
+        where = f"{self.ibd}: the spectrum at {self.place(index)}"
+        if error.fault == BAD_MZ:
+            msg = f"{where} has m/z that are not positive finite numbers."
+            raise ValueError(msg) from None
+        chunk = self.chunk(np.array([index]))
+        values = np.frombuffer(
+            chunk.intensity_bytes[chunk.intensity_at[0] :].tobytes()[
+                : int(chunk.length[0]) * chunk.intensity_type.itemsize
+            ],
+            chunk.intensity_type,
+        )
+        bad = ~(np.isfinite(values) & (values >= 0))
+        if not bad.any():
+            msg = f"{self.ibd} changed while it was read; wait until it is written."
+            raise ValueError(msg) from None
+        msg = (
+            f"{where} has {int(bad.sum())} intensities that are negative, NaN or infinite ({listing(values[bad][:3])}); "
+            "export it without baseline subtraction or clip it at 0."
+        )
+        raise ValueError(msg) from None
+
+    def read(self, index: int) -> tuple[NDArray[np.float64], NDArray[Any]]:
+        """m/z (float64, ascending) and intensities of one spectrum, checked."""
+        try:
+            mz, intensity, _ = spectra_of(self.chunk(np.array([index])))
+        except FaultError as error:
+            self.raise_fault(index, error)
+        return mz, intensity
+
+    def shared_axis(self, chosen: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.intp]] | None:
+        """The m/z axis where all spectra have the same one, ascending, and what sorts it (empty: it is sorted).
+
+        What the header says does not decide. `None` where the spectra differ.
+        """
+        own = self.header.mode == "processed" and len(chosen) == 1
+        first = chosen[:1]
+        same_place = (self.mz.offset[chosen] == self.mz.offset[first]) & (
+            self.mz.length[chosen] == self.mz.length[first]
+        )
+        if own or not (same_place.all() or self.header.mode == "continuous"):
+            return None
+        axis = self._axis(int(first[0]))
+        for index in chosen[~same_place].tolist():
+            if not np.array_equal(axis, self._axis(index)):
+                warnings.warn(
+                    f"{self.ibd.name} calls itself continuous, but its spectra differ in m/z; it is read as processed.",
+                    stacklevel=4,
+                )
+                return None
+        if not (np.isfinite(axis).all() and (axis > 0).all()):
+            self.raise_fault(int(first[0]), FaultError(0, BAD_MZ))
+        order = np.argsort(axis, kind="stable")
+        return axis[order], np.empty(0, np.intp) if bool((np.diff(order) == 1).all()) else order
+
+    def _axis(self, index: int) -> NDArray[np.float64]:
+        values, _ = self._decoded(self.mz, np.array([index]))
+        return values
+
+    def check_uuid(self, *, check: bool) -> str:
+        """The identifier that the imzML declares; the binary file begins with its 16 bytes.
+
+        Parameters
+        ----------
+        check
+            Whether to raise where the two differ.
+
+        Returns
+        -------
+        The identifier, `UNKNOWN` where the imzML declares none.
+
+        Raises
+        ------
+        ValueError
+            Where the files do not belong together.
+        """
+        declared = self.header.uuid
+        if declared is None:
+            logger.info("%s: no valid identifier to check the binary file against", self.ibd.name)
+            return UNKNOWN
+        head = self.bytes[:16].tobytes()
+        if check and head not in (declared.bytes, declared.bytes_le):
+            msg = (
+                f"{self.ibd} does not belong to the imzML beside it: its identifier is {head.hex()}, expected "
+                f"{declared.hex}. Find the right file, or pass check_uuid=False if you are sure."
+            )
+            raise ValueError(msg)
+        return str(declared)
+
+    def check_checksum(self) -> None:
+        """Compare the binary file with the checksum in the imzML, which takes as long as reading all of it.
+
+        Raises
+        ------
+        ValueError
+            Where they differ, or the imzML holds none.
+        """
+        if self.header.checksum is None:
+            msg = f"{self.path.name} holds no checksum of its binary file; pass check_checksum=False."
+            raise ValueError(msg)
+        name, expected = self.header.checksum
+        digest = hashlib.new(name, usedforsecurity=False)
+        for start in range(0, self.size, _BLOCK):
+            digest.update(self.bytes[start : start + _BLOCK].tobytes())
+        if digest.hexdigest() != expected:
+            msg = (
+                f"{self.ibd} differs from what was exported: its {name} is {digest.hexdigest()}, expected {expected}. "
+                "Copy the file again, or pass check_checksum=False if it was changed on purpose."
+            )
+            raise ValueError(msg)
 
 
-def stated_pixel_size(parser: ImzMLParser, path: Path) -> tuple[float, float]:
+def stated_pixel_size(file: ImzmlFile) -> tuple[float, float]:
     """Pixel size (x, y) in micrometres from the metadata.
 
     Raises
@@ -187,131 +326,14 @@ def stated_pixel_size(parser: ImzMLParser, path: Path) -> tuple[float, float]:
     UserWarning
         Where it is 1, which is a placeholder. The warning points at the caller of the calling function.
     """
-    sizes: dict[str, float] = {}
-    for settings in parser.metadata.scan_settings.values():
-        for _, accession, value, _, _, _, unit in settings.cv_params:
-            if accession in (_PIXEL_X, _PIXEL_Y) and isinstance(value, int | float) and value > 0:
-                sizes[accession] = float(value) * _MICROMETRES.get(unit, 1.0)
-    if not sizes:
-        msg = f"{path.name} does not say how large a pixel is; pass pixel_size= (micrometres)."
+    size = file.header.pixel_size
+    if size is None:
+        msg = f"{file.path.name} does not say how large a pixel is; pass pixel_size= (micrometres)."
         raise ValueError(msg)
-    x, y = sizes.get(_PIXEL_X, sizes.get(_PIXEL_Y, 0.0)), sizes.get(_PIXEL_Y, sizes.get(_PIXEL_X, 0.0))
-    if 1.0 in (x, y):
+    if 1.0 in size:
         warnings.warn(
-            f"{path.name} gives a pixel size of {x:g} x {y:g} um, which programs write where they do not know it. "
-            "Pass pixel_size= (micrometres).",
+            f"{file.path.name} gives a pixel size of {size[0]:g} x {size[1]:g} um, which programs write where they do not "
+            "know it. Pass pixel_size= (micrometres).",
             stacklevel=3,
         )
-    return x, y
-
-
-def instrument_name(parser: ImzMLParser) -> str:
-    """Name of the instrument, where the file has one: the first term without a value; else `UNKNOWN`."""
-    for configuration in parser.metadata.instrument_configurations.values():
-        for name, _, _, _, raw_value, _, _ in configuration.cv_params:
-            if not raw_value and name and name != "instrument model":
-                return str(name)
-            if raw_value and name == "instrument model":
-                return str(raw_value)
-    return UNKNOWN
-
-
-class LazySpectra:
-    """The spectra behind a parsed imzML, decoded one by one.
-
-    Parameters
-    ----------
-    parser
-        The parsed imzML.
-    handle
-        Its binary file, open.
-    path
-        The binary file, for messages.
-
-    Raises
-    ------
-    ValueError
-        Where the binary file is truncated or the type of its arrays is not supported.
-    """
-
-    def __init__(self, parser: ImzMLParser, handle: BinaryIO, path: Path) -> None:
-        self.handle, self.path, self.coordinates = handle, path, parser.coordinates
-        content = parser.metadata.file_description
-        declared = [name for code, name in ((_CONTINUOUS, "continuous"), (_PROCESSED, "processed")) if code in content]
-        self.mode = declared[0] if len(declared) == 1 else UNKNOWN
-        self.mz = list(zip(parser.mzOffsets, parser.mzLengths, strict=True))
-        self.intensity = list(zip(parser.intensityOffsets, parser.intensityLengths, strict=True))
-        self.mz_type = _array_type(parser, parser.mzGroupId, "m/z", path)
-        self.intensity_type = _array_type(parser, parser.intGroupId, "intensity", path)
-        self.size = handle.seek(0, 2)
-        self._last: tuple[tuple[int, int], NDArray[Any]] | None = None
-        # a compressed array ends before the next one begins: pyimzML does not keep its encoded length
-        self._starts = np.unique([offset for offset, _ in [*self.mz, *self.intensity]] + [self.size])
-        self._check_size()
-
-    def _check_size(self) -> None:
-        for places, (dtype, compressed) in ((self.mz, self.mz_type), (self.intensity, self.intensity_type)):
-            # how long a compressed array is shows only when it is decoded
-            ends = [offset + (1 if compressed else n * dtype.itemsize) for offset, n in places if n > 0]
-            end = max(ends, default=0)
-            if end > self.size:
-                msg = f"{self.path} is truncated: {self.size} bytes, at least {end} expected. Copy the file again."
-                raise ValueError(msg)
-
-    def _array(self, place: tuple[int, int], kind: tuple[np.dtype[Any], bool], index: int) -> NDArray[Any]:
-        (offset, length), (dtype, compressed) = place, kind
-        n_bytes = length * dtype.itemsize
-        if compressed:
-            n_bytes = int(self._starts[np.searchsorted(self._starts, offset, side="right")]) - offset if length else 0
-        self.handle.seek(offset)
-        try:
-            return decode(self.handle.read(n_bytes), dtype, length, compressed=compressed)
-        except ValueError as error:
-            msg = f"{self.path}: the spectrum at {self.place(index)} cannot be read: {error}. Copy the file again."
-            raise ValueError(msg) from error
-
-    def place(self, index: int) -> str:
-        """Position of a spectrum for a message."""
-        x, y, _ = self.coordinates[index]
-        return f"x={x}, y={y}"
-
-    def read(self, index: int) -> Spectrum:
-        """m/z (float64, ascending) and intensities of a spectrum, checked."""
-        if self.mz[index][1] != self.intensity[index][1]:
-            msg = (
-                f"{self.path}: the spectrum at {self.place(index)} has {self.mz[index][1]} m/z but "
-                f"{self.intensity[index][1]} intensities; export the file again."
-            )
-            raise ValueError(msg)
-        if self._last is None or self._last[0] != self.mz[index]:
-            self._last = self.mz[index], self._array(self.mz[index], self.mz_type, index)
-        mz = self._last[1]
-        intensity = self._array(self.intensity[index], self.intensity_type, index)
-        if not (np.isfinite(mz).all() and (mz > 0).all()):
-            msg = f"{self.path}: the spectrum at {self.place(index)} has m/z that are not positive finite numbers."
-            raise ValueError(msg)
-        bad = ~(np.isfinite(intensity) & (intensity >= 0))
-        if bad.any():
-            msg = (
-                f"{self.path}: the spectrum at {self.place(index)} has {int(bad.sum())} intensities that are negative, "
-                f"NaN or infinite ({listing(intensity[bad][:3])}); export it without baseline subtraction or clip it "
-                "at 0."
-            )
-            raise ValueError(msg)
-        return sorted_spectrum(mz, intensity)
-
-    def shared_axis(self, chosen: NDArray[np.intp]) -> NDArray[np.float64] | None:
-        """The m/z axis where all spectra have the same one, else `None`; what the header says does not decide."""
-        places = {self.mz[i] for i in chosen}
-        if len(places) == 1 and not (len(chosen) == 1 and self.mode == "processed"):
-            return self.read(int(chosen[0]))[0]
-        if self.mode != "continuous":
-            return None
-        axis = self.read(int(chosen[0]))[0]
-        if all(np.array_equal(axis, self.read(int(i))[0]) for i in chosen[1:]):
-            return axis
-        warnings.warn(
-            f"{self.path.name} calls itself continuous, but its spectra differ in m/z; it is read as processed.",
-            stacklevel=4,
-        )
-        return None
+    return size

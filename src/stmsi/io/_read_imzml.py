@@ -3,46 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
+import scipy.sparse as sp
 
 from stmsi._core.ids import safe_ids
-from stmsi._core.spectra import (
-    Reduce,
-    ReferenceIons,
-    Unit,
-    mz_labels,
-    reference_mz,
-    stack_rows,
-    sum_windows,
-    windows,
-)
-from stmsi._elements import check_sample_name, msi_section
+from stmsi._core.spectra import Reduce, Unit, mz_labels
+from stmsi._elements import check_pixel_size, check_sample_name, msi_section, raster_image
 from stmsi._keys import Key
 from stmsi._logging import logger
-from stmsi._progress import track
 from stmsi._validate import check_choice, listing
-from stmsi.io._imzml_file import (
-    UNKNOWN,
-    LazySpectra,
-    check_imzml,
-    find_ibd,
-    instrument_name,
-    matched_uuid,
-    parse_imzml,
-    stated_pixel_size,
+from stmsi.io._imzml_extract import (
+    Options,
+    Plan,
+    SparseRows,
+    common_ions,
+    extract,
+    plan_axis,
+    plan_ions,
+    plan_targets,
 )
+from stmsi.io._imzml_file import ImzmlFile, check_imzml, stated_pixel_size
+from stmsi.io._msi_store import NewStore, check_new_store, read_lazily
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
-    import scipy.sparse as sp
     from numpy.typing import NDArray
     from spatialdata import SpatialData
-
-    from stmsi.io._imzml_file import Spectrum
 
     Targets: TypeAlias = Sequence[float] | NDArray[np.floating[Any]] | pd.Series | pd.DataFrame
 
@@ -59,11 +49,16 @@ def read_imzml(
     min_frequency: float = 0.01,
     z: int | None = None,
     check_uuid: bool = True,
+    check_checksum: bool = False,
+    out: str | Path | None = None,
     show_progress_bar: bool | None = None,
 ) -> SpatialData:
     """Read the ions of an imzML file, continuous or processed.
 
-    Every spectrum is read and searched once for all ions. The raster comes from the positions of the spectra, because
+    One pass over the binary file, which is mapped into memory and not loaded, finds all ions, in as many threads as numba
+    is given (``NUMBA_NUM_THREADS``). Positions and offsets of large files are kept in ``stmsi.settings.cache_dir``, so
+    that the XML is read once. Without numba (or with ``STMSI_COMPILED=0`` in the environment) the same is done in NumPy,
+    more slowly. The raster comes from the positions of the spectra, because
     the size in the header is often wrong. Spectra whose m/z are not ascending are sorted; empty spectra give pixels
     without intensity. Plain and zlib-compressed arrays of 16- to 64-bit numbers are understood.
 
@@ -75,7 +70,8 @@ def read_imzml(
         Ions to extract: m/z in Da, or a Series of them, or a DataFrame with a column ``mz``; the index holds the names
         unless it is numeric, and further columns are kept in ``var``. `None` takes every bin of the m/z axis of a
         continuous file. In a processed file it looks for common ions: peaks no further apart than `tolerance` are
-        one ion (at most twice that wide), and its intensity is that of its own peaks; the spectra are read twice then.
+        one ion (at most twice that wide), and its intensity is that of its own peaks. For profiles, pass what
+        :func:`stmsi.pp.pick_peaks` finds. A column ``mz_measured`` says where to look instead of ``mz``.
     tolerance
         Half width of the m/z window of an ion (both ends belong to it), or the gap that parts two common ions.
     unit
@@ -92,6 +88,11 @@ def read_imzml(
         The slice to read where the file holds several.
     check_uuid
         Whether to raise where the two files do not belong together.
+    check_checksum
+        Whether to compare the binary file with the checksum in the imzML, which takes as long as reading it.
+    out
+        A new SpatialData store (zarr) to write to while reading, so that the intensities are never in memory at once. It
+        appears when it is whole; an error leaves nothing behind. What grows in memory are the pixels (shapes, ``obs``).
     show_progress_bar
         Whether to show progress; `None` follows ``stmsi.settings.progress_bar``.
 
@@ -102,12 +103,15 @@ def read_imzml(
     count from the smallest y and x. ``obs["tic"]`` (float64) is the total ion current of each pixel: the sum of its
     whole spectrum, whichever ions were asked for; ``stmsi.pp.normalize_msi(tic_key="tic")`` divides by it.
     ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``origin`` (the smallest x and y), ``file``, ``uuid``,
-    ``mode``, ``spectrum_type``, ``polarity``, ``instrument`` and how the ions were taken.
+    ``mode``, ``spectrum_type``, ``polarity``, ``instrument`` and how the ions were taken. The image ``<sample>_tic`` shows
+    ``obs["tic"]``. With `out`, the object belongs to the store and ``X`` is a dask array that is read when needed.
 
     Raises
     ------
     FileNotFoundError
-        Where one of the two files is missing.
+        Where one of the two files is missing, or the folder of `out`.
+    FileExistsError
+        Where `out` exists.
     ValueError
         Where a file is broken, truncated or not an imzML, the two do not belong together, the pixel size is unknown,
         positions repeat, there are several slices, or intensities are negative, NaN or infinite.
@@ -115,7 +119,10 @@ def read_imzml(
     Notes
     -----
     Format: Schramm et al. 2012, imzML: a common data format for the flexible exchange and processing of mass
-    spectrometry imaging data, https://doi.org/10.1016/j.jprot.2012.07.026. The XML is parsed by pyimzML.
+    spectrometry imaging data, https://doi.org/10.1016/j.jprot.2012.07.026.
+
+    The XML is scanned as bytes, and parsed as XML where anything does not add up. Repaired, and logged: lengths that are
+    missing, 64-bit offsets written as 32-bit ones, whole numbers written as floats.
 
     Examples
     --------
@@ -133,57 +140,64 @@ def read_imzml(
     >>> sdata.tables["msi"].obs["tic"].tolist()
     [9.0, 10.0, 10.0, 11.0]
     """
-    options = _Options(float(tolerance), unit, reduce, float(min_frequency), show_progress_bar)
-    options.check()
+    options = Options(float(tolerance), unit, reduce, float(min_frequency), show_progress_bar)
+    _check(options)
     targets = None if mz is None else _target_frame(mz)
-    path = check_imzml(Path(path))
-    ibd = find_ibd(path)
+    store = None if out is None else check_new_store(Path(out))
+    path = Path(path)
+    check_imzml(path)
     sample = safe_ids([path.stem])[0] if sample is None else check_sample_name(sample)
-    parser = parse_imzml(path)
-    size = stated_pixel_size(parser, path) if pixel_size is None else pixel_size
-    chosen, row, col, origin = _raster(np.asarray(parser.coordinates), z, path)
-    with ibd.open("rb") as handle:
-        spectra = LazySpectra(parser, handle, ibd)
-        identifier = matched_uuid(spectra, parser, check=check_uuid)
-        X, var, tic, how = _extract(spectra, chosen, targets, options)
-    attrs = {
-        "format": "imzML",
-        "file": path.name,
-        "uuid": identifier,
-        "mode": spectra.mode,
-        "spectrum_type": parser.spectrum_mode or UNKNOWN,
-        "polarity": parser.polarity or UNKNOWN,
-        "instrument": instrument_name(parser),
-        "origin": origin,
-        "ions": how,
-        "tolerance": options.tolerance,
-        "unit": unit,
-        "reduce": reduce,
-    }
-    logger.info("%s: %d pixels x %d ions (%s)", path.name, X.shape[0], X.shape[1], how)
-    obs = pd.DataFrame({Key.obs.TIC: tic})
-    return msi_section(X, var, row, col, sample=sample, pixel_size=size, obs=obs, attrs=attrs)
+    with ImzmlFile(path) as file:
+        size = stated_pixel_size(file) if pixel_size is None else check_pixel_size(pixel_size)
+        chosen, row, col, origin = _raster(file.xyz, z, path)
+        identifier = file.check_uuid(check=check_uuid)
+        if check_checksum:
+            file.check_checksum()
+        plan, var, how = _plan(file, chosen, targets, options)
+        attrs = {
+            "format": "imzML",
+            "file": path.name,
+            "uuid": identifier,
+            "mode": file.header.mode,
+            "spectrum_type": file.index.spectrum_type,
+            "polarity": file.index.polarity,
+            "instrument": file.header.instrument,
+            "origin": origin,
+            "ions": how,
+            "tolerance": options.tolerance,
+            "unit": unit,
+            "reduce": reduce,
+        }
+
+        def section(X: sp.csr_matrix, tic: NDArray[np.float64]) -> SpatialData:
+            obs = pd.DataFrame({Key.obs.TIC: tic})
+            sdata = msi_section(X, var, row, col, sample=sample, pixel_size=size, obs=obs, attrs=attrs, checked=True)
+            sdata.images[Key.tic_image(sample)] = raster_image(row, col, tic, size, sample)
+            return sdata
+
+        shape = (len(chosen), plan.n_columns)
+        logger.info("%s: %d pixels x %d ions (%s)", path.name, *shape, how)
+        if store is None:
+            rows = SparseRows(*shape)
+            tic = extract(file, chosen, plan, options, rows)
+            return section(rows.matrix(), tic)
+        with NewStore(store) as new:
+            stored = new.rows(*shape, most=int(np.minimum(file.most(chosen), plan.n_columns).sum()))
+            tic = extract(file, chosen, plan, options, stored)
+            new.write(section(sp.csr_matrix(shape, dtype=np.float32), tic), stored)
+    return read_lazily(store)
 
 
-class _Options(NamedTuple):
-    """How ions are taken from spectra."""
-
-    tolerance: float
-    unit: Unit
-    reduce: Reduce
-    min_frequency: float
-    show: bool | None
-
-    def check(self) -> None:
-        """Raise where a value is out of range."""
-        check_choice(self.unit, get_args(Unit), "unit")
-        check_choice(self.reduce, get_args(Reduce), "reduce")
-        if not (np.isfinite(self.tolerance) and self.tolerance > 0):
-            msg = f"tolerance must be a positive number, found {self.tolerance!r}."
-            raise ValueError(msg)
-        if not 0 <= self.min_frequency <= 1:
-            msg = f"min_frequency is a share between 0 and 1, found {self.min_frequency!r}."
-            raise ValueError(msg)
+def _check(options: Options) -> None:
+    """Raise where a value is out of range."""
+    check_choice(options.unit, get_args(Unit), "unit")
+    check_choice(options.reduce, get_args(Reduce), "reduce")
+    if not (np.isfinite(options.tolerance) and options.tolerance > 0):
+        msg = f"tolerance must be a positive number, found {options.tolerance!r}."
+        raise ValueError(msg)
+    if not 0 <= options.min_frequency <= 1:
+        msg = f"min_frequency is a share between 0 and 1, found {options.min_frequency!r}."
+        raise ValueError(msg)
 
 
 def _raster(
@@ -237,64 +251,15 @@ def _ion_frame(mz: NDArray[np.float64], **columns: NDArray[np.float64]) -> pd.Da
     return pd.DataFrame({Key.var.MZ: mz, **columns}, index=pd.Index(safe_ids(mz_labels(mz))))
 
 
-def _extract(
-    spectra: LazySpectra, chosen: NDArray[np.intp], targets: pd.DataFrame | None, options: _Options
-) -> tuple[sp.csr_matrix, pd.DataFrame, NDArray[np.float64], str]:
-    """Intensities, ions, total ion current of each spectrum, and where the ions come from."""
-    tic = np.zeros(len(chosen))
+def _plan(
+    file: ImzmlFile, chosen: NDArray[np.intp], targets: pd.DataFrame | None, options: Options
+) -> tuple[Plan, pd.DataFrame, str]:
+    """Which ions are taken, their table, and where they come from."""
     if targets is not None:
-        order = np.argsort(targets[Key.var.MZ].to_numpy(), kind="stable")
-        low, high = windows(targets[Key.var.MZ].to_numpy()[order], options.tolerance, options.unit)
-        X = stack_rows(_windowed(spectra, chosen, low, high, tic, options), len(order))
-        return X[:, np.argsort(order)], targets, tic, "targets"
-    axis = spectra.shared_axis(chosen)
-    if axis is not None:
-        rows = (intensity for _, intensity in _read_all(spectra, chosen, tic, options))
-        return stack_rows(rows, len(axis)), _ion_frame(axis), tic, "axis"
-    ions = _common_ions(spectra, chosen, options)
-    X = stack_rows(_windowed(spectra, chosen, ions.low, ions.high, tic, options), len(ions.mz))
-    return X, _ion_frame(ions.mz, frequency=ions.frequency), tic, "reference"
-
-
-def _read_all(
-    spectra: LazySpectra, chosen: NDArray[np.intp], tic: NDArray[np.float64], options: _Options
-) -> Iterator[Spectrum]:
-    """The spectra one by one; writes the total ion current of each into `tic`."""
-    for number, index in enumerate(track(chosen, "Reading spectra", total=len(chosen), show=options.show)):
-        mz, intensity = spectra.read(int(index))
-        tic[number] = intensity.sum(dtype=np.float64)
-        yield mz, intensity
-
-
-def _windowed(
-    spectra: LazySpectra,
-    chosen: NDArray[np.intp],
-    low: NDArray[np.float64],
-    high: NDArray[np.float64],
-    tic: NDArray[np.float64],
-    options: _Options,
-) -> Iterator[NDArray[np.float64]]:
-    for mz, intensity in _read_all(spectra, chosen, tic, options):
-        yield sum_windows(mz, intensity, low, high, options.reduce)
-
-
-def _common_ions(spectra: LazySpectra, chosen: NDArray[np.intp], options: _Options) -> ReferenceIons:
-    peaks, owner = [], []
-    for number, index in enumerate(track(chosen, "Looking for ions", total=len(chosen), show=options.show)):
-        mz, intensity = spectra.read(int(index))
-        mz = mz[intensity > 0]
-        peaks.append(mz)
-        owner.append(np.full(mz.size, number))
-    ions = reference_mz(
-        np.concatenate(peaks),
-        np.concatenate(owner),
-        options.tolerance,
-        options.unit,
-        min_frequency=options.min_frequency,
-        n_spectra=len(chosen),
-    )
-    if ions.mz.size == 0:
-        share = f"{options.min_frequency:.2%} of the {len(chosen)} spectra"
-        msg = f"{spectra.path.name}: no ion occurs in {share}; lower min_frequency or pass mz=."
-        raise ValueError(msg)
-    return ions
+        place = Key.var.MEASURED_MZ if Key.var.MEASURED_MZ in targets else Key.var.MZ
+        return plan_targets(file, chosen, targets[place].to_numpy(), options), targets, "targets"
+    shared = file.shared_axis(chosen)
+    if shared is not None:
+        return plan_axis(*shared), _ion_frame(shared[0]), "axis"
+    ions = common_ions(file, chosen, options)
+    return plan_ions(ions), _ion_frame(ions.mz, frequency=ions.frequency), "reference"

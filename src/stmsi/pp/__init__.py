@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from stmsi.pp._map_to_spots import map_to_spots
     from stmsi.pp._match_metabolites import match_metabolites
     from stmsi.pp._normalize_msi import normalize_msi
+    from stmsi.pp._pick_peaks import pick_peaks
     from stmsi.pp._select_spatially_variable import select_spatially_variable
     from stmsi.pp._spatial_graph import spatial_graph
 
@@ -35,6 +36,7 @@ __all__ = [
     "map_to_spots",
     "match_metabolites",
     "normalize_msi",
+    "pick_peaks",
     "select_spatially_variable",
     "spatial_graph",
 ]

@@ -22,7 +22,7 @@ from stmsi.pp._section_geometry import Geometry, msi_components, section_geometr
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
-    from numpy.typing import ArrayLike
+    from numpy.typing import ArrayLike, NDArray
     from spatialdata import SpatialData
     from spatialdata.transformations import BaseTransformation
 
@@ -146,7 +146,8 @@ def align(
 
     Returns
     -------
-    `None`. Sets the transformation of ``shapes["<sample>_pixels"]`` into the coordinate system ``<sample>`` and writes
+    `None`. Sets the transformation of ``shapes["<sample>_pixels"]`` (and of ``images["<sample>_tic"]``, where it is there)
+    into the coordinate system ``<sample>`` and writes
     ``tables["msi"].uns["alignment"][<sample>]``: ``matrix`` (3 x 3), ``model``, ``method``, ``mirrored``, ``scale``,
     ``n_landmarks``, ``residual_um`` and ``tre_um`` (leave-one-landmark-out) per landmark, ``outliers`` (rows),
     ``landmarks_moved`` and ``landmarks_st`` (where the alignment puts them and where they belong); without landmarks
@@ -289,6 +290,7 @@ def _write(sdata: SpatialData, tasks: list[Task], results: list[Result], table_k
         name, fit = task.name, result.fit
         pixels_to_st = Affine(fit.matrix @ task.geometry.to_msi, input_axes=("x", "y"), output_axes=("x", "y"))
         set_transformation(sdata.shapes[Key.pixels(name)], pixels_to_st, to_coordinate_system=Key.st_frame(name))
+        _move_tic_image(sdata, name, fit.matrix)
         if Key.warped_pixels(name) in sdata.shapes:
             del sdata.shapes[Key.warped_pixels(name)]
         record[name] = result.record
@@ -300,6 +302,21 @@ def _write(sdata: SpatialData, tasks: list[Task], results: list[Result], table_k
         for note in result.notes:
             logger.warning("Section %r: %s", name, note)
     table.uns[Key.uns.ALIGNMENT] = record
+
+
+def _move_tic_image(sdata: SpatialData, name: str, matrix: NDArray[np.float64]) -> None:
+    """Let the image of the total ion current follow the pixels (affinely)."""
+    from spatialdata.transformations import Affine, get_transformation, set_transformation
+
+    if Key.tic_image(name) not in sdata.images:
+        return
+    image = sdata.images[Key.tic_image(name)]
+    known = get_transformation(image, get_all=True)
+    if Key.msi_frame(name) not in known:
+        return
+    to_msi = np.asarray(known[Key.msi_frame(name)].to_affine_matrix(("x", "y"), ("x", "y")))
+    moved = Affine(matrix @ to_msi, input_axes=("x", "y"), output_axes=("x", "y"))
+    set_transformation(image, moved, to_coordinate_system=Key.st_frame(name))
 
 
 def _baked(sdata: SpatialData, task: Task, result: Result) -> GeoDataFrame:

@@ -1,0 +1,190 @@
+"""A SpatialData store on disk whose MSI table is written while it is read, in pieces; it is whole or not there."""
+
+from __future__ import annotations
+
+import shutil
+import uuid
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stmsi._core.extraction import check_finite
+from stmsi._keys import Key
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from stmsi._core.extraction import Rows
+
+_SMALLEST_CHUNK, _LARGEST_CHUNK = 2**19, 2**22
+"""Values in a chunk: 2 to 16 MB of 32-bit numbers."""
+_CHUNKS = 64
+_LAZY_VALUES = 2**22
+
+
+def check_new_store(path: Path) -> Path:
+    """`path` itself, where a store can be made.
+
+    Raises
+    ------
+    FileExistsError
+        Where there is something already.
+    FileNotFoundError
+        Where its folder does not exist.
+    """
+    if path.exists() or path.is_symlink():
+        msg = f"{path} exists; remove it or name another store."
+        raise FileExistsError(msg)
+    if not path.absolute().parent.is_dir():
+        msg = f"There is no folder {path.absolute().parent} to write {path.name} into."
+        raise FileNotFoundError(msg)
+    return path
+
+
+class NewStore:
+    """A store in the making, beside the place it moves to when it is whole; an error leaves nothing behind.
+
+    Parameters
+    ----------
+    path
+        Where the store is to be.
+    """
+
+    def __init__(self, path: Path) -> None:
+        path = path.absolute()
+        self.path, self._folder = path, path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
+
+    def __enter__(self) -> NewStore:
+        self._folder.mkdir()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def rows(self, n_rows: int, n_columns: int, *, most: int) -> StoredRows:
+        """Where the rows of the table go; `most` is the largest number of values there can be."""
+        return StoredRows(self._folder / "rows", n_rows, n_columns, most)
+
+    def write(self, sdata: SpatialData, rows: StoredRows) -> None:
+        """Write a section whose table is empty, put the rows into it, and move the store to its place."""
+        store = self._folder / "store"
+        sdata.write(store)
+        rows.finish(store / "tables" / Key.table.MSI / "X")
+        sdata.write_consolidated_metadata()
+        check_new_store(self.path)
+        store.rename(self.path)
+
+
+class StoredRows:
+    """Rows that grow on disk into the arrays of a CSR matrix; one chunk of each is in memory.
+
+    Parameters
+    ----------
+    folder
+        A new folder for the arrays.
+    n_rows, n_columns
+        Shape of the matrix.
+    most
+        The largest number of values there can be.
+    """
+
+    def __init__(self, folder: Path, n_rows: int, n_columns: int, most: int) -> None:
+        import zarr
+
+        self._folder, self._n_columns = folder, n_columns
+        self._chunk = int(np.clip(most // _CHUNKS, _SMALLEST_CHUNK, _LARGEST_CHUNK))
+        self._index_type = np.dtype(np.int32 if most < 2**31 else np.int64)
+        self._arrays = {
+            name: zarr.create_array(
+                store=str(folder / name), shape=(max(most, 1),), chunks=(self._chunk,), dtype=dtype, zarr_format=3
+            )
+            for name, dtype in (("data", np.dtype(np.float32)), ("indices", self._index_type))
+        }
+        self._buffers = {name: np.empty(self._chunk, array.dtype) for name, array in self._arrays.items()}
+        self._filled, self._written = 0, 0
+        self._indptr = np.zeros(n_rows + 1, np.int64)
+        self._rows = 0
+
+    def append(self, rows: Rows) -> None:
+        """Add the rows of the next chunk."""
+        check_finite(rows)
+        n = len(rows.counts)
+        starts = self._indptr[self._rows]
+        self._indptr[self._rows + 1 : self._rows + n + 1] = starts + np.cumsum(rows.counts)
+        self._rows += n
+        indices = _sorted_rows(rows)
+        start = 0
+        while start < len(rows.data):
+            stop = min(start + self._chunk - self._filled, len(rows.data))
+            end = self._filled + stop - start
+            self._buffers["data"][self._filled : end] = indices[0][start:stop]
+            self._buffers["indices"][self._filled : end] = indices[1][start:stop]
+            self._filled, start = end, stop
+            if self._filled == self._chunk:
+                self._flush()
+
+    def _flush(self) -> None:
+        end = self._written + self._filled
+        for name, array in self._arrays.items():
+            array[self._written : end] = self._buffers[name][: self._filled]
+        self._written, self._filled = end, 0
+
+    def finish(self, group: Path) -> None:
+        """Put the arrays in the place of those of an empty matrix in a store."""
+        import zarr
+
+        if self._filled:
+            self._flush()
+        for name, array in self._arrays.items():
+            array.resize((self._written,))
+            shutil.rmtree(group / name)
+            shutil.move(self._folder / name, group / name)
+        shutil.rmtree(group / "indptr")
+        indptr = self._indptr.astype(self._index_type)
+        array = zarr.create_array(
+            store=str(group / "indptr"),
+            shape=indptr.shape,
+            chunks=(max(len(indptr), 1),),
+            dtype=indptr.dtype,
+            zarr_format=3,
+        )
+        array[:] = indptr
+
+
+def _sorted_rows(rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Values and columns, the latter ascending inside each row."""
+    if len(rows.indices) < 2:
+        return rows.data, rows.indices
+    row = np.repeat(np.arange(len(rows.counts)), rows.counts)
+    if bool(((rows.indices[1:] > rows.indices[:-1]) | (row[1:] != row[:-1])).all()):
+        return rows.data, rows.indices
+    order = np.lexsort((rows.indices, row))
+    return rows.data[order], rows.indices[order]
+
+
+def read_lazily(path: Path) -> SpatialData:
+    """A store with its MSI table left on disk: ``X`` is a dask array of CSR blocks, the rest is in memory."""
+    import zarr
+    from anndata import AnnData
+    from anndata import experimental as lazy
+    from anndata.io import read_elem
+    from spatialdata import SpatialData
+    from spatialdata.models import TableModel
+
+    sdata = SpatialData.read(path, selection=("images", "shapes"))
+    group: Any = zarr.open_group(str(path / "tables" / Key.table.MSI), mode="r")
+    n_rows, n_columns = (int(n) for n in group["X"].attrs["shape"])
+    per_row = group["X/data"].shape[0] / max(n_rows, 1)
+    rows = int(np.clip(_LAZY_VALUES / max(per_row, 1), 1, n_rows))
+    as_dask: Any = getattr(lazy, "read_elem_lazy", None) or lazy.read_elem_as_dask
+    parts = {part: read_elem(group[part]) for part in ("obs", "var", "obsm", "uns")}
+    annotated = parts["uns"][TableModel.ATTRS_KEY]
+    annotated[TableModel.REGION_KEY] = list(np.atleast_1d(annotated[TableModel.REGION_KEY]))
+    sdata.tables[Key.table.MSI] = AnnData(as_dask(group["X"], chunks=(rows, n_columns)), **parts)
+    return sdata

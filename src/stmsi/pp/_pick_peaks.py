@@ -1,0 +1,438 @@
+"""From spectra to a list of ions."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from stmsi._core.extraction import spectra_of
+from stmsi._core.ids import safe_ids
+from stmsi._core.ions import reference_ions
+from stmsi._core.peaks import MassErrors, Noise, mass_errors, profile_peaks, recalibrated, signal_to_noise
+from stmsi._core.spectra import Unit, mz_labels, windows
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import (
+    as_csr,
+    check_choice,
+    check_nonnegative,
+    check_share,
+    get_table,
+    listing,
+    refuse_view,
+    require_rows,
+)
+from stmsi.io._imzml_extract import Options, count_ions, extract, fill_cells, plan_axis, plan_targets
+from stmsi.io._imzml_file import ImzmlFile
+from stmsi.pp._normalize_msi import copy_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from stmsi._core.extraction import Rows
+
+Spectrum = Literal["mean", "skyline"]
+_SAMPLE = 2000  # spectra that are searched for calibrants
+_DENSE = 0.3  # Da; bins closer than this are those of a profile
+
+
+class _Options(NamedTuple):
+    spectrum: Spectrum
+    snr: float
+    tolerance: float
+    unit: Unit
+    min_frequency: float
+    profile: bool | None
+    show: bool | None
+
+    def check(self) -> None:
+        check_choice(self.spectrum, get_args(Spectrum), "spectrum")
+        check_choice(self.unit, get_args(Unit), "unit")
+        check_share(self.min_frequency, "min_frequency")
+        for name, value in (("tolerance", self.tolerance), ("snr", self.snr)):
+            if not (np.isfinite(value) and value > 0):
+                msg = f"{name} must be a positive number, found {value!r}."
+                raise ValueError(msg)
+
+
+def pick_peaks(
+    data: SpatialData | AnnData | str | Path,
+    *,
+    spectrum: Spectrum = "mean",
+    snr: float = 3.0,
+    tolerance: float = 5.0,
+    unit: Unit = "ppm",
+    min_frequency: float = 0.01,
+    profile: bool | None = None,
+    calibrants: Sequence[float] | None = None,
+    search: float = 20.0,
+    recalibrate: bool = False,
+    table_key: str = Key.table.MSI,
+    copy: bool = False,
+    show_progress_bar: bool | None = None,
+) -> pd.DataFrame | SpatialData | AnnData | None:
+    r"""List the ions of an imzML file, or reduce the bins of an MSI table to them.
+
+    All spectra become one: their mean, or the skyline (the largest intensity at each m/z, which also shows ions of a few
+    pixels). In profiles, ions are the summits that stand `snr` times the noise above the baseline, both estimated by
+    medians around each summit. In centroided spectra, peaks no further apart than `tolerance` are one ion, and the noise
+    is that of the peaks that do not recur. An ion must occur in enough spectra.
+
+    .. math:: \mathrm{noise} = 1.4826\ \mathrm{median}(|I - \mathrm{median}(I)|)
+
+    Parameters
+    ----------
+    data
+        Path of an imzML file, which is read out of core; or a SpatialData with an MSI table, or that table, with m/z in
+        ``var["mz"]``.
+    spectrum
+        ``"mean"`` or ``"skyline"``.
+    snr
+        Smallest signal-to-noise ratio.
+    tolerance
+        Half width of an ion in `unit`: summits closer than this are one, and its intensity is that of the bins within it.
+    unit
+        ``"ppm"`` or ``"Da"``.
+    min_frequency
+        Share of the spectra, 0 to 1, that must hold an intensity above 0 there.
+    profile
+        Whether the spectra are profiles; `None` takes what the file says, or whether the bins of a shared axis are dense.
+    calibrants
+        Exact m/z (Da) of ions that are known to be there: their mass error, and its drift over the acquisition, are measured.
+    search
+        How far from a calibrant its peak is looked for, in ppm.
+    recalibrate
+        Whether to free the m/z of the list from the error of the calibrants: constant, or with three calibrants or more
+        a straight line.
+    table_key
+        The MSI table of a SpatialData.
+    copy
+        Return a changed copy of `data` instead of working in place.
+    show_progress_bar
+        Whether to show progress; `None` follows ``stmsi.settings.progress_bar``.
+
+    Returns
+    -------
+    For a path: a DataFrame of ions, ascending, that :func:`stmsi.io.read_imzml` takes as ``mz=``. Columns ``mz`` (Da),
+    ``frequency``, ``intensity`` (of the mean spectrum or skyline), ``snr``; with `recalibrate` also ``mz_measured``, where
+    the reader looks. ``attrs["calibration"]`` holds the errors of the calibrants.
+
+    For a table: `None`, or with ``copy=True`` the changed copy. Ions take the place of the bins, in ``X`` and all layers;
+    ``var`` gets the columns above and is named by m/z; ``uns["pick_peaks"]`` holds ``params`` and ``calibration``.
+
+    Raises
+    ------
+    KeyError
+        The table has no m/z.
+    ValueError
+        No ion is found, parameters are out of range, or the file is broken.
+
+    Warns
+    -----
+    UserWarning
+        Where the masses drift by more than `tolerance`, or no calibrant is found.
+
+    Notes
+    -----
+    Noise by the median absolute deviation: Rousseeuw & Croux 1993, https://doi.org/10.1080/01621459.1993.10476408.
+    Skyline: Hoefsloot et al. 2008, https://doi.org/10.1186/1471-2105-9-S5-S1.
+
+    Examples
+    --------
+    >>> import tempfile, stmsi
+    >>> from pyimzml.ImzMLWriter import ImzMLWriter
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     with ImzMLWriter(f"{folder}/section.imzML", mode="processed") as writer:
+    ...         for x in range(1, 9):
+    ...             writer.addSpectrum([104.1071, 500.0 + x, 760.5850], [5.0, 1.0, 9.0], (x, 1))
+    ...     ions = stmsi.pp.pick_peaks(f"{folder}/section.imzML", min_frequency=0.5)
+    >>> ions["mz"].round(4).tolist()
+    [104.1071, 760.585]
+    """
+    options = _Options(spectrum, float(snr), float(tolerance), unit, float(min_frequency), profile, show_progress_bar)
+    options.check()
+    known = _check_calibrants(calibrants, search, recalibrate)
+    if isinstance(data, str | Path):
+        return _of_file(Path(data), options, known, float(search), recalibrate)
+    out = copy_of(data) if copy else data
+    table = get_table(out, table_key)
+    refuse_view(table)
+    require_rows(table, "pixels")
+    _reduce(table, options, known, float(search), recalibrate)
+    return out if copy else None
+
+
+def _check_calibrants(calibrants: Sequence[float] | None, search: float, recalibrate: bool) -> NDArray[np.float64]:
+    known = np.sort(np.asarray([] if calibrants is None else list(calibrants), dtype=np.float64))
+    if known.size == 0 and recalibrate:
+        msg = "recalibrate=True needs calibrants=, the exact m/z (Da) of ions that are known to be there."
+        raise ValueError(msg)
+    if not (np.isfinite(known).all() and (known > 0).all()):
+        msg = f"calibrants must be positive m/z in Da, found {listing(known[~(known > 0)])}."
+        raise ValueError(msg)
+    if not (np.isfinite(search) and search > 0):
+        msg = f"search must be a positive number of ppm, found {search!r}."
+        raise ValueError(msg)
+    return known
+
+
+def _of_file(
+    path: Path, options: _Options, calibrants: NDArray[np.float64], search: float, recalibrate: bool
+) -> pd.DataFrame:
+    with ImzmlFile(path) as file:
+        chosen = np.arange(len(file.xyz))
+        reading = Options(options.tolerance, options.unit, "max", options.min_frequency, options.show)
+        shared = file.shared_axis(chosen)
+        if shared is not None:
+            seen = _Statistics(len(shared[0]))
+            extract(file, chosen, plan_axis(*shared), reading, seen)
+            found = _from_axis(shared[0], seen, len(chosen), options, file.index.spectrum_type)
+        elif options.profile or (options.profile is None and file.index.spectrum_type == "profile"):
+            found = _from_profiles(file, chosen, options, reading)
+        else:
+            found = _from_centroids(file, chosen, options, reading)
+        if len(found) == 0:
+            raise ValueError(_none(path.name, options))
+        errors = None
+        if calibrants.size:
+            errors = _calibrant_errors(file, chosen, calibrants, search)
+    frame = _with_masses(found, calibrants, errors, recalibrate, options)
+    logger.info("%s: %d ions", path.name, len(frame))
+    return frame
+
+
+class _Statistics:
+    """Sum, largest value and number of values above 0 of each column; the rows are not kept."""
+
+    def __init__(self, n: int) -> None:
+        self.total, self.top, self.count = np.zeros(n), np.zeros(n), np.zeros(n, np.int64)
+
+    def append(self, rows: Rows) -> None:
+        """Count the rows of the next chunk."""
+        self.total += np.bincount(rows.indices, weights=rows.data, minlength=len(self.total))
+        self.count += np.bincount(rows.indices, minlength=len(self.count))
+        np.maximum.at(self.top, rows.indices, rows.data)
+
+
+def _from_axis(
+    axis: NDArray[np.float64], seen: _Statistics, n: int, options: _Options, spectrum_type: str
+) -> pd.DataFrame:
+    """Ions of spectra that share an axis; column ``bin`` has the summit."""
+    whole = seen.total / n if options.spectrum == "mean" else seen.top
+    frequency = seen.count / n
+    profile = options.profile
+    if profile is None:
+        profile = spectrum_type == "profile" or (spectrum_type != "centroid" and _is_dense(axis))
+    if profile:
+        peaks = profile_peaks(axis, whole, options.tolerance, options.unit, options.snr)
+        columns = (peaks.bin, peaks.mz, frequency[peaks.bin], peaks.height, peaks.snr)
+    else:
+        ratio = _recurrence_snr(whole, frequency, options)
+        kept = np.flatnonzero((ratio >= options.snr) & (whole > 0))
+        columns = (kept, axis[kept], frequency[kept], whole[kept], ratio[kept])
+    found = pd.DataFrame(dict(zip(("bin", Key.var.MZ, "frequency", "intensity", "snr"), columns, strict=True)))
+    return found[found["frequency"] >= options.min_frequency * (1 - 1e-9)].reset_index(drop=True)
+
+
+def _is_dense(axis: NDArray[np.float64]) -> bool:
+    return len(axis) > 50 and float(np.median(np.diff(axis))) < _DENSE
+
+
+def _recurrence_snr(
+    whole: NDArray[np.float64], frequency: NDArray[np.float64], options: _Options
+) -> NDArray[np.float64]:
+    """Signal-to-noise ratio where the noise is what does not recur."""
+    rare = whole[(frequency < options.min_frequency) & (whole > 0)]
+    baseline = np.median(rare) if rare.size else 0.0
+    sigma = 1.4826 * np.median(np.abs(rare - baseline)) if rare.size else 0.0
+    return signal_to_noise(whole, Noise(np.full(len(whole), baseline), np.full(len(whole), sigma)))
+
+
+def _from_profiles(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options, reading: Options) -> pd.DataFrame:
+    """Ions of profiles that differ in m/z: summits on a grid as fine as the tolerance."""
+    cells = fill_cells(file, chosen, reading)
+    if cells is None:
+        return pd.DataFrame({Key.var.MZ: []})
+    seen = np.flatnonzero(cells.number)
+    # the middle of what a cell holds; an empty cell would part every profile from itself
+    axis = (cells.low[seen] + cells.high[seen]) / 2
+    whole = cells.total / len(chosen) if options.spectrum == "mean" else cells.top
+    # a bin that lies now in one cell, now in the next, is taken together again
+    join = np.add if options.spectrum == "mean" else np.maximum
+    around = np.concatenate([[0.0], whole, [0.0]])
+    whole = join(join(around[:-2], whole), around[2:])[seen]
+    peaks = profile_peaks(axis, whole, options.tolerance, options.unit, options.snr)
+    if peaks.mz.size == 0:
+        return pd.DataFrame({Key.var.MZ: []})
+    counts = _Statistics(len(peaks.mz))
+    extract(file, chosen, plan_targets(file, chosen, peaks.mz, reading), reading, counts)
+    found = pd.DataFrame(
+        {Key.var.MZ: peaks.mz, "frequency": counts.count / len(chosen), "intensity": peaks.height, "snr": peaks.snr}
+    )
+    return found[found["frequency"] >= options.min_frequency * (1 - 1e-9)].reset_index(drop=True)
+
+
+def _from_centroids(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options, reading: Options) -> pd.DataFrame:
+    """Ions of centroided spectra: peaks that lie close together."""
+    counts = count_ions(file, chosen, reading)
+    whole = counts.intensity / len(chosen) if options.spectrum == "mean" else counts.top
+    ratio = _recurrence_snr(whole, counts.spectra / len(chosen), options)
+    ions, kept = reference_ions(counts, len(chosen), options.min_frequency)
+    found = pd.DataFrame(
+        {Key.var.MZ: ions.mz, "frequency": ions.frequency, "intensity": whole[kept], "snr": ratio[kept]}
+    )
+    return found[found["snr"] >= options.snr].reset_index(drop=True)
+
+
+def _none(where: str, options: _Options) -> str:
+    return (
+        f"{where}: no ion has a signal-to-noise ratio of {options.snr:g} and occurs in {options.min_frequency:.2%} of the "
+        "spectra; lower snr or min_frequency."
+    )
+
+
+def _calibrant_errors(
+    file: ImzmlFile, chosen: NDArray[np.intp], calibrants: NDArray[np.float64], search: float
+) -> MassErrors:
+    """Errors of the most intense peak near each calibrant, in spectra spread over the acquisition."""
+    picked = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(_SAMPLE, len(chosen))).astype(np.intp))]
+    file.lengths(picked)
+    low, high = windows(calibrants, search)
+    errors = np.full((len(picked), len(calibrants)), np.nan)
+    for start in range(0, len(picked), 64):
+        part = picked[start : start + 64]
+        mz, intensity, row = spectra_of(file.chunk(part))
+        for j in range(len(calibrants)):
+            near = np.flatnonzero((mz >= low[j]) & (mz <= high[j]) & (intensity > 0))
+            last = near[np.lexsort((intensity[near], row[near]))]  # the most intense one of a row is its last
+            last = last[np.append(row[last][1:] != row[last][:-1], True)[: last.size]]
+            errors[start + row[last], j] = (mz[last] / calibrants[j] - 1) * 1e6
+    return mass_errors(errors, picked / max(len(chosen) - 1, 1))
+
+
+def _with_masses(
+    found: pd.DataFrame,
+    calibrants: NDArray[np.float64],
+    errors: MassErrors | None,
+    recalibrate: bool,
+    options: _Options,
+) -> pd.DataFrame:
+    """The list named by m/z, free of the calibrants' error where asked for, with their errors in ``attrs``."""
+    frame = found.copy()
+    calibration: dict[str, list[float]] = {}
+    if errors is not None:
+        calibration = {
+            Key.var.MZ: calibrants.tolist(),
+            "error_ppm": errors.median.tolist(),
+            "spread_ppm": errors.spread.tolist(),
+            "drift_ppm": errors.drift.tolist(),
+            "spectra": errors.found.tolist(),
+        }
+        _warn_of_drift(errors, calibrants, options)
+    if recalibrate and errors is not None:
+        frame[Key.var.MEASURED_MZ] = frame[Key.var.MZ]
+        frame[Key.var.MZ] = recalibrated(frame[Key.var.MZ], calibrants, errors.median)
+    frame.index = pd.Index(safe_ids(mz_labels(frame[Key.var.MZ].to_numpy())))
+    frame = frame.drop(columns="bin", errors="ignore")
+    frame.attrs["calibration"] = calibration
+    return frame
+
+
+def _warn_of_drift(errors: MassErrors, calibrants: NDArray[np.float64], options: _Options) -> None:
+    if not errors.found.any():
+        warnings.warn("No calibrant was found; make search= larger or name others.", stacklevel=4)
+        return
+    reach = (
+        np.full(len(calibrants), options.tolerance) if options.unit == "ppm" else options.tolerance / calibrants * 1e6
+    )
+    drift = np.abs(errors.drift)
+    worst = int(np.nanargmax(np.where(np.isfinite(drift), drift - reach, -np.inf)))
+    if np.isfinite(drift[worst]) and drift[worst] > reach[worst]:
+        warnings.warn(
+            f"The mass of m/z {calibrants[worst]:.4f} drifts by {errors.drift[worst]:.1f} ppm over the acquisition, more than "
+            f"the tolerance of {reach[worst]:.1f} ppm; make tolerance= larger or recalibrate the spectra.",
+            stacklevel=4,
+        )
+
+
+def _reduce(
+    table: AnnData, options: _Options, calibrants: NDArray[np.float64], search: float, recalibrate: bool
+) -> None:
+    """Put ions into the place of the bins of a table."""
+    if Key.var.MZ not in table.var:
+        msg = f"var has no column {Key.var.MZ!r}, the m/z of each bin in Da; found {listing(table.var.columns)}."
+        raise KeyError(msg)
+    mz = pd.to_numeric(table.var[Key.var.MZ], errors="coerce").to_numpy(np.float64)
+    if not (np.isfinite(mz) & (mz > 0)).all():
+        msg = f"{int((~(mz > 0)).sum())} bins have no m/z in var[{Key.var.MZ!r}]; fill them in or leave these bins out."
+        raise ValueError(msg)
+    order = np.argsort(mz, kind="stable")
+    X = as_csr(table.X)
+    check_nonnegative(X, "MSI intensities")
+    seen = _Statistics(len(mz))
+    seen.total = np.asarray(X.sum(axis=0), np.float64).ravel()[order]
+    seen.top = X.max(axis=0).toarray().ravel().astype(np.float64)[order]
+    seen.count = np.asarray((X > 0).sum(axis=0)).ravel()[order]
+    stored = [a.get("spectrum_type") for a in table.uns.get(Key.uns.MSI, {}).get("attrs", {}).values()]
+    kind = str(stored[0]) if stored and len(set(stored)) == 1 else ""
+    found = _from_axis(mz[order], seen, table.n_obs, options, kind)
+    if len(found) == 0:
+        raise ValueError(_none("The table", options))
+    summit = found["bin"].to_numpy(np.intp)
+    errors = _errors_of_list(found[Key.var.MZ].to_numpy(), found["intensity"].to_numpy(), calibrants, search)
+    frame = _with_masses(found, calibrants, errors, recalibrate, options)
+    # bins within the tolerance of a summit, the summit always, each in one ion at most: the nearest
+    low, high = windows(found[Key.var.MZ].to_numpy(), options.tolerance, options.unit)
+    nearest = _nearest(found[Key.var.MZ].to_numpy(), mz[order])
+    inside = (mz[order] >= low[nearest]) & (mz[order] <= high[nearest])
+    inside[summit], nearest[summit] = True, np.arange(len(summit))
+    bins = np.flatnonzero(inside)
+    share = sp.csr_matrix((np.ones(bins.size, np.float32), (order[bins], nearest[bins])), shape=(len(mz), len(summit)))
+    reduced = {name: sp.csr_matrix(as_csr(table.layers[name]) @ share) for name in table.layers if name is not None}
+    X = sp.csr_matrix(X @ share, dtype=np.float32)
+    calibration = frame.attrs.pop("calibration")
+    table._inplace_subset_var(order[summit])
+    table.X = X
+    for name, layer in reduced.items():
+        table.layers[name] = layer
+    table.var_names = frame.index
+    table.var[Key.var.NAME] = frame.index.astype(str)
+    for column in frame:
+        table.var[column] = frame[column].to_numpy()
+    params: dict[str, Any] = {
+        "spectrum": options.spectrum, "snr": options.snr, "tolerance": options.tolerance, "unit": options.unit,
+        "min_frequency": options.min_frequency, "search": search, "recalibrate": recalibrate,
+    }  # fmt: skip
+    table.uns[Key.uns.PEAKS] = {"params": params, "calibration": pd.DataFrame(calibration)}
+    logger.info("%d bins became %d ions.", len(mz), table.n_vars)
+
+
+def _nearest(sorted_mz: NDArray[np.float64], mz: NDArray[np.float64]) -> NDArray[np.intp]:
+    right = np.clip(np.searchsorted(sorted_mz, mz), 1, max(len(sorted_mz) - 1, 1))
+    if len(sorted_mz) == 1:
+        return np.zeros(len(mz), np.intp)
+    return np.where(mz - sorted_mz[right - 1] <= sorted_mz[right] - mz, right - 1, right)
+
+
+def _errors_of_list(
+    mz: NDArray[np.float64], intensity: NDArray[np.float64], calibrants: NDArray[np.float64], search: float
+) -> MassErrors | None:
+    """Errors of the most intense ion near each calibrant; a list knows no time, so no drift."""
+    if calibrants.size == 0:
+        return None
+    errors = np.full((1, len(calibrants)), np.nan)
+    low, high = windows(calibrants, search)
+    for j in range(len(calibrants)):
+        near = np.flatnonzero((mz >= low[j]) & (mz <= high[j]))
+        if near.size:
+            errors[0, j] = (mz[near[intensity[near].argmax()]] / calibrants[j] - 1) * 1e6
+    return mass_errors(errors, np.zeros(1))

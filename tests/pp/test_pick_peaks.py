@@ -1,0 +1,202 @@
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from pyimzml.ImzMLWriter import ImzMLWriter
+
+from stmsi._elements import msi_section
+from stmsi.io import read_imzml
+from stmsi.pp import pick_peaks
+
+IONS = np.array([104.107, 300.2, 426.9288, 760.5851])
+AXIS = np.linspace(100, 110, 2001)
+SUMMITS = np.array([101.003, 104.107, 104.157, 108.5])
+
+
+@pytest.fixture(autouse=True, params=["compiled", "numpy"])
+def engine(request, monkeypatch):
+    monkeypatch.setenv("STMSI_COMPILED", "1" if request.param == "compiled" else "0")
+
+
+def _centroids(path, *, shift=lambda t: 0.0, n=60, **options):
+    """Four ions in most spectra, among 20 peaks of noise in each; `shift` is the mass error in ppm over time, 0 to 1."""
+    rng = np.random.default_rng(0)
+    with ImzMLWriter(str(path), mode="processed", **options) as writer:
+        for x in range(n):
+            ions = IONS[rng.random(4) < 0.9] * (1 + (shift(x / (n - 1)) + rng.uniform(-1, 1)) * 1e-6)
+            mz = np.concatenate([ions, rng.uniform(100, 900, 20)])
+            order = np.argsort(mz)
+            writer.addSpectrum(
+                mz[order], np.append(np.full(len(ions), 50.0), rng.exponential(5, 20))[order], (x + 1, 1)
+            )
+    return path
+
+
+def _profile(rng, heights):
+    peaks = heights[:, None] * np.exp(-(((AXIS - SUMMITS[:, None]) / 0.01) ** 2))
+    return np.abs(peaks.sum(axis=0) + rng.normal(0, 1, AXIS.size))
+
+
+def _continuous(path, n=40, rare=None):
+    rng = np.random.default_rng(1)
+    with ImzMLWriter(str(path), mode="continuous", spec_type="profile") as writer:
+        for x in range(n):
+            heights = np.array([40.0, 30.0, 20.0, 25.0])
+            heights[3] = heights[3] if rare is None or x == rare else 0
+            writer.addSpectrum(AXIS, _profile(rng, heights), (x + 1, 1))
+    return path
+
+
+def test_centroids_become_recurring_ions(tmp_path):
+    path = _centroids(tmp_path / "a.imzML")
+    ions = pick_peaks(path, min_frequency=0.5)
+    np.testing.assert_allclose(ions["mz"], IONS, rtol=1e-6)
+    assert ions["frequency"].between(0.7, 1).all()
+    assert (ions["snr"] > 10).all()
+    assert ions.index.tolist()[0] == "mz_104.1070"
+    table = read_imzml(path, mz=ions, pixel_size=10).tables["msi"]
+    np.testing.assert_allclose(np.asarray((table.X > 0).mean(axis=0)).ravel(), ions["frequency"])
+    np.testing.assert_allclose(np.asarray(table.X.mean(axis=0)).ravel(), ions["intensity"], rtol=1e-5)
+    assert "frequency" in table.var
+    with pytest.raises(ValueError, match=r"no ion has a signal-to-noise ratio of 3 and occurs in 100.00%"):
+        pick_peaks(path, min_frequency=1.0)
+
+
+def test_list_does_not_depend_on_threads(tmp_path, monkeypatch):
+    path = _centroids(tmp_path / "a.imzML")
+    first = pick_peaks(path)
+    for threads in (1, 4):
+        monkeypatch.setattr("stmsi.io._imzml_extract.n_threads", lambda n=threads: n)
+        pd.testing.assert_frame_equal(pick_peaks(path), first, check_exact=True)
+
+
+def test_summits_of_a_shared_axis(tmp_path):
+    ions = pick_peaks(_continuous(tmp_path / "a.imzML"), snr=10, tolerance=0.01, unit="Da")
+    np.testing.assert_allclose(ions["mz"], SUMMITS, atol=0.004)
+    assert (ions["frequency"] > 0.9).all()
+    np.testing.assert_allclose(ions["intensity"], [40, 30, 20, 25], rtol=0.1)
+
+
+def test_skyline_shows_what_the_mean_hides(tmp_path):
+    path = _continuous(tmp_path / "a.imzML", rare=7)
+    options = {"snr": 10, "tolerance": 0.01, "unit": "Da", "min_frequency": 0.0}
+    assert len(pick_peaks(path, **options)) == 3
+    np.testing.assert_allclose(pick_peaks(path, **options, spectrum="skyline")["mz"], SUMMITS, atol=0.006)
+
+
+def test_profiles_that_differ_in_mz(tmp_path):
+    rng = np.random.default_rng(1)
+    with ImzMLWriter(str(tmp_path / "a.imzML"), mode="processed", spec_type="profile") as writer:
+        for x in range(40):
+            intensity = _profile(rng, np.array([40.0, 30.0, 20.0, 25.0]))
+            shown = intensity > 2.5
+            writer.addSpectrum(AXIS[shown] * (1 + rng.uniform(-1, 1) * 1e-7), intensity[shown], (x + 1, 1))
+    ions = pick_peaks(tmp_path / "a.imzML", snr=30, tolerance=10)
+    np.testing.assert_allclose(ions["mz"], SUMMITS, atol=0.004)
+    assert (ions["frequency"] > 0.9).all()
+    assert len(pick_peaks(tmp_path / "a.imzML", snr=30, tolerance=10, profile=False)) > 20
+
+
+def test_calibrants_measure_and_mend_the_error(tmp_path):
+    path = _centroids(tmp_path / "a.imzML", shift=lambda t: 8.0)
+    ions = pick_peaks(path, min_frequency=0.5, tolerance=10, calibrants=IONS[[3, 0]])
+    errors = ions.attrs["calibration"]
+    assert errors["mz"] == [104.107, 760.5851]
+    np.testing.assert_allclose(errors["error_ppm"], 8, atol=0.6)
+    np.testing.assert_allclose(errors["drift_ppm"], 0, atol=1.5)
+    np.testing.assert_allclose(ions["mz"] / IONS, 1 + 8e-6, atol=0.6e-6)
+    mended = pick_peaks(path, min_frequency=0.5, tolerance=10, calibrants=IONS[[0, 3]], recalibrate=True)
+    np.testing.assert_allclose(mended["mz"], IONS, rtol=0.6e-6)
+    np.testing.assert_allclose(mended["mz_measured"], ions["mz"])
+    table = read_imzml(path, mz=mended, tolerance=3, pixel_size=10).tables["msi"]  # looks where the ions were measured
+    np.testing.assert_allclose(np.asarray((table.X > 0).mean(axis=0)).ravel(), ions["frequency"])
+    np.testing.assert_allclose(table.var["mz"], IONS, rtol=0.6e-6)
+
+
+def test_drift_and_missing_calibrants_warn(tmp_path):
+    path = _centroids(tmp_path / "a.imzML", shift=lambda t: 12 * t)
+    with pytest.warns(UserWarning, match=r"The mass of m/z .* drifts by 1[1-3]\.\d ppm over the acquisition"):
+        ions = pick_peaks(path, min_frequency=0.2, calibrants=IONS)
+    np.testing.assert_allclose(ions.attrs["calibration"]["drift_ppm"], 12, atol=1.5)
+    with pytest.warns(UserWarning, match="No calibrant was found"):
+        pick_peaks(path, min_frequency=0.2, calibrants=[999.0])
+
+
+@pytest.fixture
+def bins():
+    rng = np.random.default_rng(3)
+    X = np.stack([_profile(rng, np.array([40.0, 30.0, 20.0, 25.0])) for _ in range(20)])
+    order = rng.permutation(AXIS.size)
+    var = pd.DataFrame({"mz": AXIS[order]}, index=[f"b{i}" for i in range(AXIS.size)])
+    sdata = msi_section(
+        X[:, order],
+        var,
+        np.zeros(20, int),
+        np.arange(20),
+        sample="s",
+        pixel_size=10,
+        attrs={"spectrum_type": "profile"},
+    )
+    sdata.tables["msi"].layers["double"] = sp.csr_matrix(2 * sdata.tables["msi"].X)
+    return sdata, X
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_table_of_bins_is_reduced(bins, whole):
+    sdata, X = bins
+    data = sdata if whole else sdata.tables["msi"]
+    options = {"snr": 10, "tolerance": 0.02, "unit": "Da", "calibrants": [104.107]}
+    copy = pick_peaks(data, **options, copy=True)
+    assert sdata.tables["msi"].n_vars == AXIS.size
+    assert pick_peaks(data, **options) is None
+    table = sdata.tables["msi"]
+    np.testing.assert_array_equal((copy.tables["msi"] if whole else copy).X.toarray(), table.X.toarray())
+    np.testing.assert_allclose(table.var["mz"], SUMMITS, atol=0.004)
+    inside = np.abs(AXIS[:, None] - table.var["mz"].to_numpy()) <= 0.02
+    np.testing.assert_allclose(table.X.toarray(), X @ inside, rtol=1e-5)
+    np.testing.assert_allclose(table.layers["double"].toarray(), 2 * X @ inside, rtol=1e-5)
+    assert table.var_names.tolist() == table.var["name"].tolist()
+    assert table.uns["pick_peaks"]["params"]["snr"] == 10
+    assert abs(table.uns["pick_peaks"]["calibration"]["error_ppm"].iloc[0]) < 20
+
+
+def test_reduced_table_survives_a_store(bins, tmp_path):
+    import spatialdata
+
+    sdata, _ = bins
+    pick_peaks(sdata, snr=10, tolerance=0.02, unit="Da", calibrants=[104.107], recalibrate=True)
+    sdata.write(tmp_path / "a.zarr")
+    again = spatialdata.read_zarr(tmp_path / "a.zarr").tables["msi"]
+    np.testing.assert_array_equal(again.X.toarray(), sdata.tables["msi"].X.toarray())
+    assert again.var["mz_measured"].equals(sdata.tables["msi"].var["mz_measured"])
+
+
+def test_options_are_checked(bins, tmp_path):
+    sdata, _ = bins
+    for options, message in (
+        ({"spectrum": "median"}, "spectrum='median' is not known"),
+        ({"unit": "mDa"}, "unit='mDa' is not known"),
+        ({"snr": 0}, "snr must be a positive number"),
+        ({"tolerance": -1}, "tolerance must be a positive number"),
+        ({"min_frequency": 2}, "min_frequency is a share"),
+        ({"search": 0}, "search must be a positive number"),
+        ({"calibrants": [-1.0]}, "calibrants must be positive m/z"),
+        ({"recalibrate": True}, "recalibrate=True needs calibrants="),
+        ({"snr": 1e9}, "The table: no ion has a signal-to-noise ratio"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            pick_peaks(sdata, **options)
+    assert sdata.tables["msi"].n_vars == AXIS.size
+    bare = sdata.tables["msi"].copy()
+    del bare.var["mz"]
+    with pytest.raises(KeyError, match="var has no column 'mz'"):
+        pick_peaks(bare)
+    with pytest.raises(FileNotFoundError, match="There is no file"):
+        pick_peaks(tmp_path / "none.imzML")
+
+
+@pytest.mark.realdata
+def test_real_profile(data_dir):
+    ions = pick_peaks(data_dir / "imzml" / "pyimzml_examples" / "Example_Continuous.imzML", tolerance=0.2, unit="Da")
+    assert 20 < len(ions) < 2000
+    assert ions["mz"].is_monotonic_increasing
