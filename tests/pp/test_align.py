@@ -445,3 +445,18 @@ def test_more_errors_name_the_remedy_and_change_nothing(toy, kwargs, message):
         stmsi.pp.align(toy, **kwargs(toy))
     assert _state(toy) == before
     assert "alignment" not in toy.tables["msi"].uns
+
+
+def test_the_image_of_the_total_ion_current_follows_its_pixels(toy):
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Scale, get_transformation
+
+    values = np.ones((1, 5, 5), np.float32)
+    toy.images["P2S1_tic"] = Image2DModel.parse(
+        values, dims=("c", "y", "x"), transformations={"P2S1_msi": Scale([50.0, 50.0], ("x", "y"))}
+    )
+    stmsi.pp.align(toy, sample="P2S1")
+    stmsi.pp.align(toy, sample="P2S1")  # twice is as once
+    moved = get_transformation(toy.images["P2S1_tic"], to_coordinate_system="P2S1")
+    expected = np.asarray(toy.tables["msi"].uns["alignment"]["P2S1"]["matrix"]) @ np.diag([50.0, 50.0, 1.0])
+    np.testing.assert_allclose(moved.to_affine_matrix(("x", "y"), ("x", "y")), expected)

@@ -138,12 +138,12 @@ def join_msi(sections: list[SpatialData]) -> SpatialData:
     """One SpatialData of several sections of MSI alone; the ions of all are kept."""
     from spatialdata import SpatialData
 
-    from stmsi.pp._combine import _concat_msi
+    from stmsi.pp._combine import concat_msi
 
     if len(sections) == 1:
         return sections[0]
     elements: dict[str, Any] = {name: e for s in sections for kind, name, e in s.gen_elements() if kind != "tables"}
-    elements[Key.table.MSI] = _concat_msi([s.tables[Key.table.MSI] for s in sections], None)
+    elements[Key.table.MSI] = concat_msi([s.tables[Key.table.MSI] for s in sections], None)
     return SpatialData.init_from_elements(elements)
 
 

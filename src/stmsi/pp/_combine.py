@@ -162,7 +162,7 @@ def combine(
             elements[name] = element.copy() if kind in ("shapes", "points") else element
     tables = {Key.table.ST: _concat_st([s.tables[Key.table.ST] for s in st_sections], join)}
     if msi_sections:
-        tables[Key.table.MSI] = _concat_msi([s.tables[Key.table.MSI] for s in msi_sections], mz_tolerance)
+        tables[Key.table.MSI] = concat_msi([s.tables[Key.table.MSI] for s in msi_sections], mz_tolerance)
     return SpatialData.init_from_elements(elements | tables)
 
 
@@ -353,7 +353,7 @@ def _concat_st(tables: list[AnnData], join: str) -> AnnData:
     return _relink(merged)
 
 
-def _concat_msi(tables: list[AnnData], mz_tolerance: float | None) -> AnnData:
+def concat_msi(tables: list[AnnData], mz_tolerance: float | None) -> AnnData:
     tables = [_with_own_keys(t) for t in tables]
     _keep_shared_layers(tables, "MSI")
     _check_normalised_alike(tables)
