@@ -143,6 +143,16 @@ class Key:
         return f"{key_added}_spot"
 
     @staticmethod
+    def observed_of(key: str) -> str:
+        """Where it is written which intensities were measured and not imputed."""
+        return f"{key}_observed"
+
+    @staticmethod
+    def uncorrected_of(key: str) -> str:
+        """Where the intensities are kept that a correction replaced."""
+        return f"{key}_uncorrected"
+
+    @staticmethod
     def bounds_of(key_added: str) -> tuple[str, str]:
         """Where the prediction interval that belongs to a prediction is written."""
         return f"{key_added}_lower", f"{key_added}_upper"

@@ -162,6 +162,22 @@ def require_frame(adata: AnnData, key: str, remedy: str = "") -> pd.DataFrame:
     return pd.DataFrame(value, index=adata.obs_names, columns=[str(j) for j in range(value.shape[1])])
 
 
+def imputed(adata: AnnData, key: str, frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which intensities of ``obsm[key]`` were not measured but filled in, shape of `frame`; none without a record."""
+    record = Key.observed_of(key)
+    if record not in adata.obsm:
+        return np.zeros(frame.shape, bool)
+    observed = require_frame(adata, record)
+    missing = [m for m in frame.columns if m not in observed.columns]
+    if missing:
+        msg = (
+            f"obsm[{record!r}] lacks the metabolites {listing(missing)} of obsm[{key!r}]; map and impute again, or delete "
+            f"obsm[{record!r}] where nothing is imputed."
+        )
+        raise ValueError(msg)
+    return ~observed[list(frame.columns)].to_numpy(bool) & frame.notna().to_numpy()
+
+
 def shared_metabolites(predicted: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
     """Metabolites of both frames, in the order of the prediction."""
     ids = [m for m in predicted.columns if m in measured.columns]

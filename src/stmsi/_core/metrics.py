@@ -253,6 +253,39 @@ def f1(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     return _ratio(2 * hit, 2 * hit + false_call + missed)
 
 
+def mcc(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
+    r"""Matthews correlation: the correlation of what is called with what is present.
+
+    .. math:: \frac{TP\,TN - FP\,FN}{\sqrt{(TP+FP)(TP+FN)(TN+FP)(TN+FN)}}
+
+    Unlike F1 it is 0 without skill at any prevalence.
+
+    Parameters
+    ----------
+    present, called
+        1 present, 0 absent; shape (spots, metabolites); pairs with NaN are left out.
+
+    Returns
+    -------
+    Shape (metabolites,); NaN where only one class occurs or only one is called.
+
+    References
+    ----------
+    Chicco & Jurman, BMC Genomics 21, 2020, https://doi.org/10.1186/s12864-019-6413-7
+
+    Examples
+    --------
+    >>> from stmsi.metrics import mcc
+    >>> mcc([[1.0], [0.0], [0.0]], [[1.0], [1.0], [0.0]])
+    array([0.5])
+    """
+    y, p = _paired(present, called)
+    hit, false_call, missed = _confusion(y, p)
+    rest = _sum((y == 0) & (p == 0))
+    sides = [np.sqrt(a) for a in (hit + false_call, hit + missed, rest + false_call, rest + missed)]
+    return _ratio(hit * rest - false_call * missed, np.prod(sides, axis=0))
+
+
 def auroc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
     """Area under the ROC curve: the chance that a spot with the metabolite scores above one without; ties half.
 

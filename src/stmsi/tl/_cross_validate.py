@@ -12,7 +12,7 @@ import pandas as pd
 from stmsi._keys import Key
 from stmsi._progress import track
 from stmsi._settings import settings
-from stmsi._validate import get_table, require_frame, require_sample
+from stmsi._validate import get_table, imputed, require_frame, require_sample
 from stmsi.model._registry import ModelSpec, named_models, resolve
 from stmsi.model._setup import Setup
 from stmsi.model_selection import LeaveOneSampleOut
@@ -145,8 +145,10 @@ def _run(
     state = model.state
     ids = model.metabolites
     setup: Setup = state.setup
-    y = require_frame(outside, setup.metabolite_key)[ids].to_numpy(np.float64)
-    present = y > 0 if setup.presence_key is None else require_frame(outside, setup.presence_key)[ids].to_numpy(float)
+    measured = require_frame(outside, setup.metabolite_key)[ids]
+    y, filled = measured.to_numpy(np.float64), imputed(outside, setup.metabolite_key, measured)
+    given = setup.presence_key
+    present = (y > 0) & ~filled if given is None else require_frame(outside, given)[ids].to_numpy(float)
     table = score_sections(
         ids,
         require_sample(outside, sample_key),
@@ -156,6 +158,7 @@ def _run(
         prediction.presence.to_numpy(np.float64),
         state.feature_table["training_mean"].to_numpy(np.float64),
         (prediction.lower.to_numpy(np.float64), prediction.upper.to_numpy(np.float64)),
+        filled,
     )
     table.insert(0, "model", name)
     table.insert(1, "fold", fold)

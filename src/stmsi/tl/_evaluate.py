@@ -9,7 +9,15 @@ import pandas as pd
 
 from stmsi._core import metrics
 from stmsi._keys import Key
-from stmsi._validate import check_nonnegative, get_table, listing, require_frame, require_sample, shared_metabolites
+from stmsi._validate import (
+    check_nonnegative,
+    get_table,
+    imputed,
+    listing,
+    require_frame,
+    require_sample,
+    shared_metabolites,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -52,11 +60,12 @@ def evaluate(
     Returns
     -------
     One row per section x metabolite x stage: ``sample``, ``metabolite``, ``stage`` (``"presence"`` or
-    ``"intensity"``), ``n`` (covered spots), and the scores of the stage (NaN for those of the other): ``precision``,
+    ``"intensity"``), ``n`` (spots that count), and the scores of the stage (NaN for those of the other): ``precision``,
     ``recall``, ``f1``, ``auroc``, ``auprc`` (compare with ``prevalence``), ``brier``, ``ece``; ``mse``, ``mae``, ``r2``
     (against the training mean), ``pearson``, ``spearman`` (over all covered spots), ``pearson_present`` (where present),
     ``coverage`` (share of the spots whose intensity lies in the prediction interval) and ``interval_width`` (its mean).
-    Sections without MSI have no rows. A score that does not exist (a constant column, one class only) is NaN.
+    Sections without MSI have no rows. Intensities that :func:`stmsi.pp.impute_dropout` filled in were not measured: they
+    count in no score of intensity, and as absent in those of presence unless presence was called before. A score that does not exist (a constant column, one class only) is NaN.
 
     Raises
     ------
@@ -88,7 +97,8 @@ def evaluate(
     probability = require_frame(st, Key.presence_of(pred_key), "stmsi.tl.predict_metabolites writes it.")
     if presence_key is None and metabolite_key == Key.obsm.MSI and Key.obsm.PRESENCE in st.obsm:
         presence_key = Key.obsm.PRESENCE
-    presence = (measured > 0) if presence_key is None else require_frame(st, presence_key)
+    filled = pd.DataFrame(imputed(st, metabolite_key, measured), index=measured.index, columns=measured.columns)
+    presence = ((measured > 0) & ~filled) if presence_key is None else require_frame(st, presence_key)
     for name, frame in ((Key.presence_of(pred_key), probability), (presence_key, presence)):
         missing = [m for m in ids if m not in frame.columns]
         if missing:
@@ -111,6 +121,7 @@ def evaluate(
         probability[ids].to_numpy(np.float64),
         features.loc[ids, "training_mean"].to_numpy(np.float64),
         _bounds(st, pred_key, ids),
+        filled[ids].to_numpy(bool),
     )
 
 
@@ -123,20 +134,22 @@ def score_sections(
     probability: NDArray[np.float64],
     training_mean: NDArray[np.float64],
     bounds: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
+    filled: NDArray[np.bool_] | None = None,
 ) -> pd.DataFrame:
-    """The table of :func:`evaluate` from arrays of shape (spots, metabolites)."""
+    """The table of :func:`evaluate` from arrays of shape (spots, metabolites); intensities `filled` in do not count."""
+    there_at_all = ~np.isnan(y)
+    y = y if filled is None else np.where(filled, np.nan, y)
     lower, upper = (np.full_like(y, np.nan),) * 2 if bounds is None else bounds
     covered = np.where(np.isnan(y) | np.isnan(lower) | np.isnan(upper), np.nan, (lower <= y) & (y <= upper))
     width = np.where(np.isnan(y), np.nan, upper - lower)
     parts = []
     for name in dict.fromkeys(sample):
         rows = sample == name
-        if np.isnan(y[rows]).all():
+        if not there_at_all[rows].any():
             continue
         truth, pred, there, p = y[rows], predicted[rows], present[rows], probability[rows]
         called = np.where(np.isnan(pred), np.nan, pred > 0)
-        n = (~np.isnan(truth)).sum(axis=0)
-        base = {"sample": name, "metabolite": ids, "n": n}
+        base = {"sample": name, "metabolite": ids}
         presence = {
             "precision": metrics.precision(there, called),
             "recall": metrics.recall(there, called),
@@ -158,8 +171,11 @@ def score_sections(
             "interval_width": _mean(width[rows]),
         }
         parts += [
-            pd.DataFrame({**base, "stage": stage, **scores})
-            for stage, scores in (("presence", presence), ("intensity", intensity))
+            pd.DataFrame({**base, "n": counted.sum(axis=0), "stage": stage, **scores})
+            for stage, scores, counted in (
+                ("presence", presence, there_at_all[rows]),
+                ("intensity", intensity, ~np.isnan(truth)),
+            )
         ]
     if not parts:
         msg = "No section has MSI to score against: all measured intensities are NaN."
