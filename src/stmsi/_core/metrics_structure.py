@@ -8,9 +8,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
-from scipy.stats import rankdata
 
-from stmsi._core.metrics import _paired, pearson
+from stmsi._core.metrics import _paired, pearson, ranks
 
 
 def correlation_preserved(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
@@ -173,7 +172,7 @@ def differential_abundance(
     x = np.where(grouped[:, None], x, np.nan)
     known = ~np.isnan(x)
     total = known.sum(axis=0).astype(np.float64)
-    rank = rankdata(x, axis=0, nan_policy="omit") if len(x) else x
+    rank = ranks(x)
     n = member @ known.astype(np.float64)
     rest = total - n
     u = member @ np.where(known, rank, 0) - n * (n + 1) / 2
