@@ -85,7 +85,8 @@ def test_errors_name_the_remedy(adata, splitter, key):
     with pytest.raises(ValueError, match=rf"Pass an AnnData with obs\['{key}'\]"):
         next(splitter().split(np.zeros((8, 1))))
     with pytest.raises(
-        ValueError, match=rf"one {key} out needs at least two, found \['only'\].*or split sections into blocks with .*SpatialBlockKFold"
+        ValueError,
+        match=rf"one {key} out needs at least two, found \['only'\].*or split sections into blocks with .*SpatialBlockKFold",
     ):
         next(splitter().split(None, groups=["only"] * 3))
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):

@@ -139,9 +139,7 @@ def evaluate(
 def map_positions(st: AnnData) -> NDArray[np.float64]:
     """Positions of the spots, for scores of maps."""
     if Key.obsm.SPATIAL not in st.obsm:
-        msg = (
-            f'maps=True needs the positions of the spots in obsm["{Key.obsm.SPATIAL}"]; found {listing(st.obsm.keys())}.'
-        )
+        msg = f'maps=True needs the positions of the spots in obsm["{Key.obsm.SPATIAL}"]; found {listing(st.obsm.keys())}.'
         raise KeyError(msg)
     xy = np.asarray(st.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2]
     if not np.isfinite(xy).all():
@@ -180,7 +178,9 @@ def score_sections(
             truth, pred, there, p = (v[rows, block] for v in (y, predicted, present, probability))
             base = {"sample": name, "metabolite": ids[block]}
             presence = _presence_scores(there, p, pred)
-            intensity = _intensity_scores(truth, pred, there, training_mean[block], lower[rows, block], upper[rows, block])
+            intensity = _intensity_scores(
+                truth, pred, there, training_mean[block], lower[rows, block], upper[rows, block]
+            )
             if xy is not None:
                 moran = metrics_maps.moran_i(np.hstack([truth, np.where(np.isnan(truth), np.nan, pred)]), graph)
                 intensity |= {
