@@ -237,7 +237,7 @@ def _raster(xy: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.bool
     if pitch == 0:
         return np.zeros((1, 1), np.int64), np.ones((1, 1), bool)
     low, number = xy.min(axis=0), np.round(np.ptp(xy, axis=0) / pitch).astype(np.int64) + 1
-    if number.prod() > _MOST_PIXELS:
+    if float(number[0]) * float(number[1]) > _MOST_PIXELS:
         msg = f"The spots, {pitch:.3g} apart, would make a raster of {number[0]} x {number[1]} pixels; check the positions."
         raise ValueError(msg)
     grid = np.stack(np.meshgrid(*(np.arange(k) for k in number), indexing="ij"), axis=-1) * pitch + low

@@ -139,7 +139,8 @@ def report(found: pd.DataFrame, on_error: str) -> pd.DataFrame:
     """Raise or warn of findings; returns them."""
     if on_error == "ignore":
         return found
-    text = [f"{r.check} ({r.where}{_some(r.share)}): {r.message}" for r in found.itertuples()]
+    shares = found["share"].to_numpy(np.float64)
+    text = [f"{r.check} ({r.where}{_some(s)}): {r.message}" for r, s in zip(found.itertuples(), shares, strict=True)]
     errors = [t for t, severity in zip(text, found["severity"], strict=True) if severity == "error"]
     if errors and on_error == "raise":
         msg = "The split leaks:\n- " + "\n- ".join(errors) + "\nPass on_error='warn' to go on all the same."

@@ -107,7 +107,7 @@ def compare_models(
         both = table[[model, other]]
         kept = both.dropna()
         values = kept.groupby(level=unit, sort=False, observed=True).mean().to_numpy(np.float64)
-        row = {"model": model, "other": other, "metric": metric, "unit": unit}
+        row: dict[str, float | str] = {"model": model, "other": other, "metric": metric, "unit": unit}
         row |= _pair(values, confidence, n_bootstrap, random)
         left_out = int((both.isna().sum(axis=1) == 1).sum())
         rows.append(row | {"n_units": len(values), "n_pairs": len(kept), "n_left_out": left_out})
@@ -116,7 +116,7 @@ def compare_models(
     adjusted = np.full(len(found), np.nan)
     if known.any():
         adjusted[known] = multipletests(found.loc[known, "p_value"], method="holm")[1]
-    found.insert(found.columns.get_loc("p_value") + 1, "p_adjusted", adjusted)
+    found.insert(list(found).index("p_value") + 1, "p_adjusted", adjusted)
     found["reason"] = found.pop("reason")
     return found
 

@@ -275,7 +275,7 @@ def _intensity_scores(
 
 def _reasons(why: dict[str, NDArray[np.bool_]], scores: dict[str, NDArray[np.float64]]) -> list[str]:
     """What holds of each metabolite of which a score does not exist, as text."""
-    lacks = np.isnan(np.stack(list(scores.values()))).any(axis=0)
+    lacks: NDArray[np.bool_] = np.isnan(np.stack(list(scores.values()))).any(axis=0)  # type: ignore[assignment]
     return ["; ".join(text for text, holds in why.items() if holds[m]) if lacks[m] else "" for m in range(len(lacks))]
 
 

@@ -84,13 +84,13 @@ def _feed(digest: Any, thing: Any) -> None:
     elif isinstance(thing, pd.DataFrame):
         for name, column in thing.items():
             _feed(digest, str(name))
-            _feed(digest, column.array)
+            _feed(digest, column)
         _feed(digest, thing.index)
-    elif isinstance(thing, pd.Series | pd.Index | pd.api.extensions.ExtensionArray):
-        hashed = (
-            pd.util.hash_array if isinstance(thing, pd.api.extensions.ExtensionArray) else pd.util.hash_pandas_object
-        )
-        digest.update(np.asarray(hashed(thing)).tobytes())
+    elif isinstance(thing, pd.Series | pd.Index):
+        digest.update(str(thing.dtype).encode())
+        digest.update(np.asarray(pd.util.hash_pandas_object(thing, index=False)).tobytes())
+    elif isinstance(thing, pd.api.extensions.ExtensionArray):
+        _feed(digest, pd.Series(thing))
     elif isinstance(thing, Mapping):
         for key in sorted(thing, key=str):
             _feed(digest, str(key))
