@@ -268,9 +268,9 @@ class SpatialBlockKFold(BaseCrossValidator):
             number += int(code.max()) + 1
         if number == len(sizes) or number < self.n_splits:
             extent = max(float(np.ptp(spots.xy[spots.section == s], axis=0).max()) for s in range(len(sizes)))
-            what = "larger than the tissue" if number == len(sizes) else f"{number} blocks in all"
+            what = "is larger than the tissue" if number == len(sizes) else f"makes {number} blocks in all"
             msg = (
-                f"block_size={self._shown(sizes)} makes {what}, which {self.n_splits} folds cannot be made of; the largest "
+                f"block_size={self._shown(sizes)} {what}, which {self.n_splits} folds cannot be made of; the largest "
                 f"section measures {extent:.4g}. Take smaller blocks or fewer folds, or leave out whole sections."
             )
             raise ValueError(msg)
