@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 _NEAR = 1.5
 """Neighbours are up to this many times the spots' distance away: 6 on a hexagon, 8 on a square."""
-_MANY = 0.5
+_MANY = 0.75
 """Share of test spots beside a training spot from which a split is no split by blocks."""
 _LEAST_GENES = 10
 """Spots with fewer genes than this can be equal by chance."""
