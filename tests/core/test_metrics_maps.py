@@ -7,7 +7,7 @@ from skimage.metrics import structural_similarity
 
 from stmsi import metrics
 from stmsi._core.metrics_maps import near_graph
-from stmsi._core.spatial_stats import raster_graph
+from stmsi._core.spatial_stats import morans_i, raster_graph
 
 
 @pytest.fixture
@@ -77,6 +77,7 @@ def test_morans_i_with_gaps_is_squidpys_of_the_rest(grid):
         adata.obsp["spatial_connectivities"] = graph[rows][:, rows]
         expected.append(sq.gr.spatial_autocorr(adata, mode="moran", copy=True, show_progress_bar=False)["I"].iloc[0])
     np.testing.assert_allclose(metrics.moran_i(truth, graph), expected, rtol=1e-9)
+    np.testing.assert_allclose(metrics.moran_i(truth[:, 2:], graph), morans_i(graph, truth[:, 2:]), rtol=1e-9)
     smooth = metrics.moran_gap(truth[:, 2:], np.tile(xy[:, :1], 3), graph)
     assert (smooth > 0).all()
 

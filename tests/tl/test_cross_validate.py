@@ -31,9 +31,9 @@ def spy(monkeypatch):
         folds.append({"train": adata.copy(), "model": model})
         return model
 
-    def score(ids, sample, y, present, predicted, probability, training_mean, bounds):
+    def score(ids, sample, y, present, predicted, probability, training_mean, *rest):
         folds[-1] |= {"test": sample, "predicted": predicted, "training_mean": training_mean}
-        return score_sections(ids, sample, y, present, predicted, probability, training_mean, bounds)
+        return score_sections(ids, sample, y, present, predicted, probability, training_mean, *rest)
 
     monkeypatch.setattr(_cross_validate, "train_model", train)
     monkeypatch.setattr(_cross_validate, "score_sections", score)

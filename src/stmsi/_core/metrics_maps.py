@@ -11,10 +11,9 @@ from scipy.spatial import KDTree
 
 from stmsi._core.blocks import spot_pitch
 from stmsi._core.metrics import _paired
-from stmsi._core.spatial_stats import morans_i
 
 _WINDOW = 7
-_COLUMNS = 64
+_COLUMNS = 256
 _MOST_PIXELS = 4_000_000
 """Of a raster: positions in other units than the spots' distances would ask for billions."""
 
@@ -107,14 +106,41 @@ def moran_i(values: ArrayLike, graph: sp.spmatrix | NDArray[np.floating]) -> NDA
     >>> moran_i(np.array([[0.0, 0], [1, 1], [0, 2], [1, 3], [0, 4], [1, 5]]), chain).round(2)
     array([-1.  ,  0.66])
     """
-    x, _ = _paired(values, values)
+    x = np.asarray(values, dtype=np.float64)
+    x = x[:, None] if x.ndim == 1 else x
     edges = _edges(graph, len(x))
     score = np.full(x.shape[1], np.nan)
-    for rows, columns in _same_gaps(x):
-        if len(rows):
-            own = edges if len(rows) == len(x) else edges[rows][:, rows]
-            for some in np.array_split(columns, -(-len(columns) // _COLUMNS)):  # what fits the processor's cache
-                score[some] = morans_i(own, x[np.ix_(rows, some)])
+    whole = ~np.isnan(x.sum(axis=0))
+    if whole.all():
+        return _dense_moran(edges, x)
+    score[whole] = _dense_moran(edges, x[:, whole])
+    gaps = np.flatnonzero(~whole)
+    for rows, columns in _same_gaps(x[:, gaps]):
+        own = gaps[columns]
+        score[own] = _dense_moran(edges[rows][:, rows], x[np.ix_(rows, own)])
+    return score
+
+
+def _dense_moran(graph: sp.csr_matrix, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """:func:`stmsi._core.spatial_stats.morans_i` of a dense array, which it would turn into a sparse one first."""
+    n = len(x)
+    degree = np.asarray(graph.sum(axis=1)).ravel()
+    W = sp.csr_matrix(sp.diags(1 / np.where(degree > 0, degree, 1.0)) @ graph)
+    total = float(W.sum())
+    score = np.full(x.shape[1], np.nan)
+    if n == 0 or total <= 0:
+        return score
+    means = x.sum(axis=0) / n
+    room = np.empty((n, min(_COLUMNS, x.shape[1])))  # used again and again: new memory takes as long as the sums
+    for start in range(0, x.shape[1], _COLUMNS):
+        some = slice(start, start + _COLUMNS)
+        mean = means[some]
+        z = np.subtract(x[:, some], mean, out=room if len(mean) == room.shape[1] else None)
+        spread = np.einsum("ij,ij->j", z, z)
+        cross = np.einsum("ij,ij->j", z, W @ z)
+        # rounding leaves constant columns a spread
+        there = spread > 1e-20 * n * mean**2
+        score[some] = np.where(there, n / total * cross / np.where(there, spread, 1.0), np.nan)
     return score
 
 

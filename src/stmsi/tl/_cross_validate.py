@@ -98,7 +98,7 @@ def cross_validate(
         The ST table.
     n_jobs
         Processes for folds x models; `None` follows ``stmsi.settings.n_jobs``, and :func:`joblib.parallel_config` where
-        that is 1. Results do not depend on it.
+        that is 1. Each fit uses one thread, so that results do not depend on it: take as many processes as there are cores.
     show_progress_bar
         `None` follows ``stmsi.settings.progress_bar``.
 
@@ -267,7 +267,28 @@ def _run(
     sample_key: str,
     maps: bool,
 ) -> pd.DataFrame:
-    """Train on one side of a split, score the other."""
+    """Train on one side of a split, score the other.
+
+    On one thread: how many a library takes depends on the number of processes, and rounding depends on it.
+    """
+    from threadpoolctl import threadpool_limits
+
+    resolve(spec)  # loads the libraries whose threads are limited
+    with threadpool_limits(1):
+        return _train_and_score(adata, train, test, fields, spec, name, fold, sample_key, maps)
+
+
+def _train_and_score(
+    adata: AnnData,
+    train: NDArray[np.int64],
+    test: NDArray[np.int64],
+    fields: dict[str, Any],
+    spec: ModelSpec,
+    name: str,
+    fold: int,
+    sample_key: str,
+    maps: bool,
+) -> pd.DataFrame:
     from time import perf_counter
 
     start = perf_counter()
