@@ -133,7 +133,7 @@ def group_agreement(truth: ArrayLike, prediction: ArrayLike, group: ArrayLike) -
     --------
     >>> from stmsi.metrics import group_agreement
     >>> group_agreement([1.0, 3.0, 5.0, 7.0], [0.0, 2.0, 3.0, 4.0], ["a", "a", "b", "c"]).round(3)
-    array([0.982])
+    array([0.997])
     """
     y, p = _paired(truth, prediction)
     return _agreement(group_means(y, group)[0], group_means(p, group)[0], least=3)
