@@ -299,3 +299,10 @@ def test_folds_of_nothing(data):
 
     with pytest.raises(ValueError, match="makes folds without training or test spots"):
         run(data, splitter=Empty())
+
+    class Foreign:
+        def split(self, adata):
+            yield np.arange(5), np.array([adata.n_obs])
+
+    with pytest.raises(ValueError, match=r"names spots beyond the \d+ that have MSI"):
+        run(data, splitter=Foreign())

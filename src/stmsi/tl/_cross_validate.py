@@ -207,6 +207,9 @@ def _folds(splitter: Any, adata: AnnData) -> list[tuple[NDArray[np.int64], NDArr
         sizes = listing(f"{len(train)} / {len(test)}" for train, test in folds)
         msg = f"{splitter!r} makes folds without training or test spots (training / test spots: {sizes})."
         raise ValueError(msg)
+    if max(max(train.max(), test.max()) for train, test in folds) >= adata.n_obs:
+        msg = f"{splitter!r} names spots beyond the {adata.n_obs} that have MSI; it must split the table that it is given."
+        raise ValueError(msg)
     return folds
 
 
