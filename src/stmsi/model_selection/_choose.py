@@ -111,7 +111,6 @@ def paired_scores(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
             f"scores has several values of {metric!r} for a model, fold, section and metabolite; pass one run's table."
         )
         raise ValueError(msg)
-    table = own.pivot_table(metric, keys, "model", aggfunc="first", dropna=False, sort=False, observed=True)
-    # pivot_table makes all combinations; only those that were scored count
+    table = own.set_index([*keys, "model"])[metric].unstack("model")
     rows = own.set_index(keys).index.unique()
     return table.reindex(rows)[list(own["model"].unique())]
