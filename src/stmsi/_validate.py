@@ -164,18 +164,6 @@ def require_frame(adata: AnnData, key: str, remedy: str = "") -> pd.DataFrame:
     return pd.DataFrame(value, index=adata.obs_names, columns=[str(j) for j in range(value.shape[1])])
 
 
-def shared_metabolites(predicted: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
-    """Metabolites of both frames, in the order of the prediction."""
-    ids = [m for m in predicted.columns if m in measured.columns]
-    if not ids:
-        msg = (
-            f"Prediction and measurement share no metabolite: {listing(predicted.columns[:3])} against "
-            f"{listing(measured.columns[:3])}."
-        )
-        raise ValueError(msg)
-    return ids
-
-
 def imputed(adata: AnnData, key: str, frame: pd.DataFrame) -> NDArray[np.bool_]:
     """Which intensities of ``obsm[key]`` were not measured but filled in, shape of `frame`; none without a record."""
     record = Key.observed_of(key)
@@ -190,6 +178,18 @@ def imputed(adata: AnnData, key: str, frame: pd.DataFrame) -> NDArray[np.bool_]:
         )
         raise ValueError(msg)
     return ~observed[list(frame.columns)].to_numpy(bool) & frame.notna().to_numpy()
+
+
+def shared_metabolites(predicted: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
+    """Metabolites of both frames, in the order of the prediction."""
+    ids = [m for m in predicted.columns if m in measured.columns]
+    if not ids:
+        msg = (
+            f"Prediction and measurement share no metabolite: {listing(predicted.columns[:3])} against "
+            f"{listing(measured.columns[:3])}."
+        )
+        raise ValueError(msg)
+    return ids
 
 
 def require_unique(

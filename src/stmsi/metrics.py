@@ -1,7 +1,8 @@
 """Scores per metabolite: pure functions on arrays of shape (spots, metabolites).
 
 Score each section by itself and summarise afterwards; flattened over metabolites, differences between their means pass
-for skill.
+for skill. NaN in the truth means not measured and is left out: of imputed intensities pass
+``np.where(observed, truth, np.nan)``.
 """
 
 from stmsi._core.metrics import (
@@ -11,6 +12,7 @@ from stmsi._core.metrics import (
     ece,
     f1,
     mae,
+    mcc,
     mse,
     pearson,
     precision,
@@ -19,14 +21,33 @@ from stmsi._core.metrics import (
     recall,
     spearman,
 )
+from stmsi._core.metrics_maps import hotspot_jaccard, moran_gap, moran_i, ssim
+from stmsi._core.metrics_structure import (
+    correlation_preserved,
+    differential_abundance,
+    differential_agreement,
+    gene_correlation_preserved,
+    group_agreement,
+    group_means,
+)
 
 __all__ = [
     "auprc",
     "auroc",
     "brier",
+    "correlation_preserved",
+    "differential_abundance",
+    "differential_agreement",
     "ece",
     "f1",
+    "gene_correlation_preserved",
+    "group_agreement",
+    "group_means",
+    "hotspot_jaccard",
     "mae",
+    "mcc",
+    "moran_gap",
+    "moran_i",
     "mse",
     "pearson",
     "precision",
@@ -34,4 +55,5 @@ __all__ = [
     "r2",
     "recall",
     "spearman",
+    "ssim",
 ]

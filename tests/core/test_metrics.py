@@ -9,13 +9,14 @@ import sklearn.metrics as skm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from scipy.stats import pearsonr, spearmanr
+from scipy.stats import pearsonr, rankdata, spearmanr
 
 import stmsi
 from stmsi import metrics
+from stmsi._core.metrics import ranks
 
 PAIRS = ["mse", "mae", "r2", "pearson", "spearman"]
-CALLS = ["precision", "recall", "f1"]
+CALLS = ["precision", "recall", "f1", "mcc"]
 SCORES = ["auroc", "auprc", "brier"]
 
 ORACLE = {
@@ -27,6 +28,7 @@ ORACLE = {
     "precision": skm.precision_score,
     "recall": skm.recall_score,
     "f1": skm.f1_score,
+    "mcc": skm.matthews_corrcoef,
     "auroc": skm.roc_auc_score,
     "auprc": skm.average_precision_score,
     "brier": skm.brier_score_loss,
@@ -197,7 +199,11 @@ def test_prevalence_counts_covered_spots():
 
 
 def test_every_public_score_is_tested_here():
-    assert set(stmsi.metrics.__all__) == {*ORACLE, "prevalence", "ece"}
+    maps = {"ssim", "moran_i", "moran_gap", "hotspot_jaccard"}  # test_metrics_maps.py
+    structure = {
+        name for name in stmsi.metrics.__all__ if "correlation" in name or "group" in name or "differential" in name
+    }
+    assert set(stmsi.metrics.__all__) == {*ORACLE, "prevalence", "ece", *maps, *structure}
 
 
 @pytest.fixture(scope="module")
@@ -281,3 +287,34 @@ def test_probabilities_are_probabilities(name):
 def test_calibration_error_needs_bins():
     with pytest.raises(ValueError, match="n_bins must be at least 1"):
         metrics.ece([0, 1], [0.5, 0.5], n_bins=0)
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 1])
+def test_ranks_are_scipys(share):
+    rng = np.random.default_rng(5)
+    values = _masked(rng, np.round(rng.normal(size=(50, 7)), 1), share)
+    np.testing.assert_array_equal(ranks(values), rankdata(values, axis=0, nan_policy="omit"))
+    assert ranks(np.empty((0, 3))).shape == (0, 3)
+
+
+@pytest.mark.parametrize("n_bins", [1, 2, 10])
+@pytest.mark.parametrize("levels", [3, 1000])
+def test_ece_is_that_of_one_column_at_a_time(n_bins, levels):
+    rng = np.random.default_rng(6)
+    p = _masked(rng, np.round(rng.random((90, 9)) * levels) / levels)
+    present = (rng.random((90, 9)) < 0.4).astype(float)
+    expected = []
+    for q, y in zip(p.T, present.T, strict=True):
+        q, y = q[~np.isnan(q)], y[~np.isnan(q)]
+        edges = np.unique(np.quantile(q, np.arange(1, n_bins) / n_bins)) if n_bins > 1 else []
+        bins = np.searchsorted(edges, q, side="right")
+        expected.append(sum(abs((q - y)[bins == b].sum()) for b in np.unique(bins)) / len(q))
+    np.testing.assert_allclose(metrics.ece(present, p, n_bins), expected, rtol=1e-9)
+
+
+def test_mcc_without_skill_is_zero_and_of_one_class_is_nothing():
+    present = np.tile([[1.0], [0.0]], (500, 1))
+    called = np.repeat([[1.0], [0.0]], 500, axis=0)
+    assert metrics.mcc(present, called)[0] == pytest.approx(0)
+    assert np.isnan(metrics.mcc(present, np.ones((1000, 1)))).all()
+    assert np.isnan(metrics.mcc(np.zeros((1000, 1)), called)).all()

@@ -85,7 +85,8 @@ def test_errors_name_the_remedy(adata, splitter, key):
     with pytest.raises(ValueError, match=rf"Pass an AnnData with obs\['{key}'\]"):
         next(splitter().split(np.zeros((8, 1))))
     with pytest.raises(
-        ValueError, match=rf"one {key} out needs at least two, found \['only'\].*no honest split of a single one"
+        ValueError,
+        match=rf"one {key} out needs at least two, found \['only'\].*or split sections into blocks with .*SpatialBlockKFold",
     ):
         next(splitter().split(None, groups=["only"] * 3))
     with pytest.raises(ValueError, match="inconsistent numbers of samples"):
@@ -103,3 +104,11 @@ def test_patients_are_spoken_of_as_patients(st):
     st.obs["patient"] = st.obs["patient"].astype(object).where(st.obs["sample"] != "P1S1", None)
     with pytest.raises(ValueError, match=r"obs\['patient'\] has \d+ missing values; every spot needs a label"):
         next(LeaveOnePatientOut().split(st))
+
+
+@pytest.mark.parametrize(("splitter", "key"), SPLITTERS)
+def test_groups_of_one_spot_are_refused(adata, splitter, key):
+    adata.obs[key] = list("aaabbbbc")
+    with pytest.raises(ValueError, match=rf"'c' in obs\['{key}'\] has a single spot.*leave it out"):
+        next(splitter().split(adata))
+    assert splitter().get_n_splits(np.zeros((8, 1)), groups=list("aaabbbbc")) == 3

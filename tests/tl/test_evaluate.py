@@ -8,7 +8,7 @@ from sklearn import metrics as sk
 
 import stmsi
 
-PRESENCE = ["precision", "recall", "f1", "auroc", "auprc", "prevalence", "brier", "ece"]
+PRESENCE = ["precision", "recall", "f1", "mcc", "auroc", "auprc", "prevalence", "brier", "ece"]
 INTENSITY = ["mse", "mae", "r2", "pearson", "spearman", "pearson_present", "coverage", "interval_width"]
 
 
@@ -35,7 +35,7 @@ def row(table, stage, sample="P2S1", metabolite="simPC_28_0"):
 
 def test_one_row_per_section_metabolite_and_stage(predicted):
     table = stmsi.tl.evaluate(predicted)
-    assert list(table) == ["sample", "metabolite", "stage", "n", *PRESENCE, *INTENSITY]
+    assert list(table) == ["sample", "metabolite", "stage", "n", *PRESENCE, *INTENSITY, "reason"]
     assert len(table) == 3 * 3 * 2
     assert not table.duplicated(["sample", "metabolite", "stage"]).any()
     assert table.loc[table["stage"] == "presence", INTENSITY].isna().to_numpy().all()

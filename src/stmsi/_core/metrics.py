@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 _FLAT = 1e-9
 """Relative spread under which a column counts as constant."""
@@ -135,6 +134,15 @@ def pearson(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
     return np.where(flat, np.nan, _ratio(_sum(y * p) / n, spread[0] * spread[1]))
 
 
+def is_constant(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Columns in which no correlation exists: constant but for rounding, or without a value."""
+    known = ~np.isnan(values)
+    x = np.where(known, values, 0)
+    n = np.maximum(known.sum(axis=0), 1)
+    spread = np.sqrt((np.where(known, x - x.sum(axis=0) / n, 0) ** 2).sum(axis=0) / n)
+    return spread <= _FLAT * np.abs(x).max(axis=0, initial=0)
+
+
 def spearman(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
     """Spearman rank correlation of each metabolite, ties at their mean rank.
 
@@ -154,9 +162,40 @@ def spearman(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
     array([1.])
     """
     y, p = _paired(truth, prediction)
-    if len(y) == 0:
-        return np.full(y.shape[1], np.nan)
-    return pearson(rankdata(y, axis=0, nan_policy="omit"), rankdata(p, axis=0, nan_policy="omit"))
+    return pearson(ranks(y), ranks(p))
+
+
+def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks within each column, ties at their mean rank; those of :func:`scipy.stats.rankdata`, in a third of the time.
+
+    Parameters
+    ----------
+    values
+        Shape (n, m); NaN get none.
+
+    Returns
+    -------
+    Shape (n, m), from 1.
+    """
+    rows = np.ascontiguousarray(values.T)  # sorting along rows is several times faster
+    order = np.argsort(rows, axis=1)
+    ordered = np.take_along_axis(rows, order, axis=1)
+    rank = np.empty_like(rows)
+    np.put_along_axis(rank, order, _mean_ranks(ordered), axis=1)
+    rank[np.isnan(rows)] = np.nan
+    return rank.T
+
+
+def _mean_ranks(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Ranks of ordered rows, ties at their mean rank."""
+    m, n = ordered.shape
+    if n == 0:
+        return np.empty((m, 0))
+    first = np.ones((m, n), bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    start = np.flatnonzero(first)  # of runs of ties, in the flattened rows
+    length = np.diff(start, append=m * n)
+    return np.repeat((start % n) + (length + 1) / 2, length).reshape(m, n)
 
 
 def prevalence(present: ArrayLike) -> NDArray[np.float64]:
@@ -253,6 +292,39 @@ def f1(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     return _ratio(2 * hit, 2 * hit + false_call + missed)
 
 
+def mcc(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
+    r"""Matthews correlation: the correlation of what is called with what is present.
+
+    .. math:: \frac{TP\,TN - FP\,FN}{\sqrt{(TP+FP)(TP+FN)(TN+FP)(TN+FN)}}
+
+    Unlike F1 it is 0 without skill at any prevalence.
+
+    Parameters
+    ----------
+    present, called
+        1 present, 0 absent; shape (spots, metabolites); pairs with NaN are left out.
+
+    Returns
+    -------
+    Shape (metabolites,); NaN where only one class occurs or only one is called.
+
+    References
+    ----------
+    Chicco & Jurman, BMC Genomics 21, 2020, https://doi.org/10.1186/s12864-019-6413-7
+
+    Examples
+    --------
+    >>> from stmsi.metrics import mcc
+    >>> mcc([[1.0], [0.0], [0.0]], [[1.0], [1.0], [0.0]])
+    array([0.5])
+    """
+    y, p = _paired(present, called)
+    hit, false_call, missed = _confusion(y, p)
+    rest = _sum((y == 0) & (p == 0))
+    sides = [np.sqrt(a) for a in (hit + false_call, hit + missed, rest + false_call, rest + missed)]
+    return _ratio(hit * rest - false_call * missed, np.prod(sides, axis=0))
+
+
 def auroc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
     """Area under the ROC curve: the chance that a spot with the metabolite scores above one without; ties half.
 
@@ -274,11 +346,8 @@ def auroc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
     array([1.])
     """
     y, p = _paired(present, score)
-    if len(y) == 0:
-        return np.full(y.shape[1], np.nan)
     n1, n0 = _sum(y > 0), _sum(y == 0)
-    rank = rankdata(p, axis=0, nan_policy="omit")
-    return _ratio(_sum(np.where(y > 0, rank, 0)) - n1 * (n1 + 1) / 2, n1 * n0)
+    return _ratio(np.where(y > 0, ranks(p), 0).sum(axis=0) - n1 * (n1 + 1) / 2, n1 * n0)
 
 
 def auprc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
@@ -301,12 +370,12 @@ def auprc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
     >>> auprc([[0.0], [1.0], [1.0]], [[0.1], [0.7], [0.9]])
     array([1.])
     """
-    hits, called, last, n1, n0 = ranked_hits(present, score)
-    if len(hits) == 0:
-        return np.full(hits.shape[1], np.nan)
-    before = np.maximum.accumulate(np.where(last, hits, 0), axis=0)
-    before = np.vstack([np.zeros((1, hits.shape[1])), before[:-1]])
-    area = np.where(last, (hits - before) * hits / np.maximum(called, 1), 0).sum(axis=0)
+    hits, called, last, n1, n0 = (v.T for v in ranked_hits(present, score))
+    if hits.shape[1] == 0:
+        return np.full(len(hits), np.nan)
+    before = np.zeros_like(hits)
+    np.maximum.accumulate(np.where(last, hits, 0)[:, :-1], axis=1, out=before[:, 1:])
+    area = np.where(last, (hits - before) * hits / np.maximum(called, 1), 0).sum(axis=1)
     return np.where(n0 > 0, _ratio(area, n1), np.nan)
 
 
@@ -383,15 +452,23 @@ def ece(present: ArrayLike, probability: ArrayLike, n_bins: int = 10) -> NDArray
     if n_bins < 1:
         msg = f"n_bins must be at least 1, found {n_bins!r}."
         raise ValueError(msg)
-    error = np.full(y.shape[1], np.nan)
-    for m in range(y.shape[1]):
-        known = ~np.isnan(y[:, m])
-        if known.any():
-            q = p[known, m]
-            edges = np.unique(np.quantile(q, np.arange(1, n_bins) / n_bins))
-            gap = np.bincount(np.searchsorted(edges, q, side="right"), q - (y[known, m] > 0))
-            error[m] = np.abs(gap).sum() / len(q)
-    return error
+    n = (~np.isnan(y)).sum(axis=0)
+    if len(y) == 0:
+        return np.full(y.shape[1], np.nan)
+    rows, there = np.ascontiguousarray(p.T), np.ascontiguousarray((y > 0).T)
+    order = np.argsort(rows, axis=1)  # NaN last
+    q, hit = np.take_along_axis(rows, order, axis=1), np.take_along_axis(there, order, axis=1)
+    gap = np.zeros((len(q), q.shape[1] + 1))
+    np.cumsum(np.where(np.isnan(q), 0, q - hit), axis=1, out=gap[:, 1:])
+    # numpy's quantiles of the first n of each row
+    at = np.maximum(n - 1, 0)[:, None] * (np.arange(1, n_bins) / n_bins)
+    low = np.floor(at).astype(np.int64)
+    below, above = (np.take_along_axis(q, np.minimum(k, np.maximum(n - 1, 0)[:, None]), axis=1) for k in (low, low + 1))
+    edges = below + (above - below) * (at - low)
+    bounds = np.stack([(q < edge[:, None]).sum(axis=1) for edge in edges.T], axis=1) if n_bins > 1 else low
+    ends = np.hstack([np.zeros((len(q), 1), np.int64), bounds, n[:, None]])
+    of_bin = np.diff(np.take_along_axis(gap, ends, axis=1), axis=1)
+    return _ratio(np.abs(of_bin).sum(axis=1), n.astype(np.float64))
 
 
 def _check_probability(p: NDArray[np.float64]) -> None:
@@ -414,11 +491,12 @@ def ranked_hits(present: ArrayLike, score: ArrayLike) -> tuple[NDArray[Any], ...
     there), all of shape (spots, metabolites); numbers of spots with and without the metabolite.
     """
     y, p = _paired(present, score)
-    order = np.argsort(np.where(np.isnan(p), np.inf, -p), axis=0, kind="stable")
-    y, p = np.take_along_axis(y, order, axis=0), np.take_along_axis(p, order, axis=0)
+    # sorted as contiguous rows, which is several times faster; the order within ties does not show where `last` is true
+    y, p = np.ascontiguousarray(y.T), np.ascontiguousarray(-p.T)
+    order = np.argsort(p, axis=1)
+    y, p = np.take_along_axis(y, order, axis=1), np.take_along_axis(p, order, axis=1)
     known = ~np.isnan(y)
-    hits, called = np.cumsum(known & (y > 0), axis=0), np.cumsum(known, axis=0)
+    hits, called = np.cumsum(y > 0, axis=1), np.cumsum(known, axis=1)
     last = known.copy()
-    if len(y):
-        last[:-1] &= (p[:-1] != p[1:]) | ~known[1:]
-    return hits, called, last, _sum(y > 0), _sum(y == 0)
+    last[:, :-1] &= (p[:, :-1] != p[:, 1:]) | ~known[:, 1:]
+    return hits.T, called.T, last.T, (y > 0).sum(axis=1), (y == 0).sum(axis=1)

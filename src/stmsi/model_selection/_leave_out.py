@@ -11,7 +11,7 @@ from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.utils import check_consistent_length
 
 from stmsi._keys import Key
-from stmsi._validate import require_obs
+from stmsi._validate import listing, require_obs
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -29,11 +29,18 @@ class _LeaveOneOut(LeaveOneGroupOut):
             msg = f"Pass an AnnData with obs[{self.key!r}], or groups=."
             raise ValueError(msg)
         check_consistent_length(X, groups)
-        found = np.unique(np.asarray(groups))
+        found, count = np.unique(np.asarray(groups), return_counts=True)
         if len(found) < 2:
             msg = (
                 f"Leaving one {self.key} out needs at least two, found {found.tolist()}. "
-                "Add data: there is no honest split of a single one in this release."
+                "Add data, or split sections into blocks with stmsi.model_selection.SpatialBlockKFold."
+            )
+            raise ValueError(msg)
+        # scikit-learn's own tables may hold groups of one; a section of one spot is one that went missing
+        if isinstance(X, AnnData) and (count < 2).any():
+            msg = (
+                f"{listing(found[count < 2])} in obs[{self.key!r}] has a single spot, inside which nothing can be scored; "
+                "leave it out."
             )
             raise ValueError(msg)
         return np.asarray(groups)

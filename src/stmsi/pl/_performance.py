@@ -23,8 +23,11 @@ if TYPE_CHECKING:
 _METABOLITE, _STAGE, _MODEL, _PREVALENCE = "metabolite", "stage", "model", "prevalence"
 _DEFAULT = {"intensity": "pearson", "presence": "auroc"}
 _OF_STAGE = {
-    "presence": ("prevalence", "precision", "recall", "f1", "auroc", "auprc", "brier", "ece"),
-    "intensity": ("mse", "mae", "r2", "pearson", "spearman", "pearson_present", "coverage", "interval_width"),
+    "presence": ("prevalence", "precision", "recall", "f1", "mcc", "auroc", "auprc", "brier", "ece"),
+    "intensity": (
+        *("mse", "mae", "r2", "pearson", "spearman", "pearson_present", "coverage", "interval_width"),
+        *("ssim", "moran_measured", "moran_predicted", "hotspot_jaccard"),
+    ),
 }
 _READABLE = {
     "pearson": "Pearson correlation",
@@ -36,12 +39,17 @@ _READABLE = {
     "auroc": "AUROC",
     "auprc": "AUPRC",
     "f1": "F1",
+    "mcc": "Matthews correlation",
     "brier": "Brier score",
     "ece": "expected calibration error",
+    "ssim": "structural similarity",
+    "moran_measured": "Moran's I of the measurement",
+    "moran_predicted": "Moran's I of the prediction",
+    "hotspot_jaccard": "overlap of hot spots",
     "coverage": "coverage of the interval",
     "interval_width": "width of the interval",
 }
-_REFERENCE = {"pearson": 0.0, "spearman": 0.0, "pearson_present": 0.0, "r2": 0.0, "auroc": 0.5}
+_REFERENCE = {"pearson": 0.0, "spearman": 0.0, "pearson_present": 0.0, "r2": 0.0, "mcc": 0.0, "auroc": 0.5}
 _LOWER_IS_BETTER = ("mse", "mae", "brier", "ece", "interval_width")
 _R2_FLOOR = -1.0
 """R2 has no lower bound: a few failures would squeeze all else against the right edge."""

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from stmsi.tl._attention import attention
     from stmsi.tl._attribute import attribute
     from stmsi.tl._attribution_checks import attribution_checks
+    from stmsi.tl._compare_models import compare_models
     from stmsi.tl._cross_validate import cross_validate
     from stmsi.tl._evaluate import evaluate
     from stmsi.tl._oversample import oversample
@@ -19,6 +20,7 @@ __all__ = [
     "attention",
     "attribute",
     "attribution_checks",
+    "compare_models",
     "cross_validate",
     "evaluate",
     "oversample",

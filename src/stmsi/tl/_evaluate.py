@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stmsi._core import metrics
+from stmsi._core import metrics, metrics_maps
 from stmsi._keys import Key
 from stmsi._validate import (
     check_nonnegative,
@@ -24,8 +24,11 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-PRESENCE_SCORES = ("precision", "recall", "f1", "auroc", "auprc", "prevalence", "brier", "ece")
+PRESENCE_SCORES = ("precision", "recall", "f1", "mcc", "auroc", "auprc", "prevalence", "brier", "ece")
 INTENSITY_SCORES = ("mse", "mae", "r2", "pearson", "spearman", "pearson_present", "coverage", "interval_width")
+MAP_SCORES = ("ssim", "moran_measured", "moran_predicted", "hotspot_jaccard")
+_BLOCK = 32
+"""Metabolites scored at a time: their columns stay in the processor's cache, which halves the time."""
 
 
 def evaluate(
@@ -34,6 +37,7 @@ def evaluate(
     pred_key: str = Key.obsm.PRED,
     metabolite_key: str = Key.obsm.MSI,
     presence_key: str | None = None,
+    maps: bool = False,
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.ST,
 ) -> pd.DataFrame:
@@ -52,6 +56,8 @@ def evaluate(
         Measured intensities in ``obsm``.
     presence_key
         Measured presence in ``obsm``; `None`: ``obsm["msi_presence"]`` where it is there, else intensity above 0.
+    maps
+        Also compare the maps, from the positions in ``obsm["spatial"]``.
     sample_key
         Column of ``obs`` with the section name.
     table_key
@@ -61,16 +67,20 @@ def evaluate(
     -------
     One row per section x metabolite x stage: ``sample``, ``metabolite``, ``stage`` (``"presence"`` or
     ``"intensity"``), ``n`` (spots that count), and the scores of the stage (NaN for those of the other): ``precision``,
-    ``recall``, ``f1``, ``auroc``, ``auprc`` (compare with ``prevalence``), ``brier``, ``ece``; ``mse``, ``mae``, ``r2``
+    ``recall``, ``f1``, ``mcc``, ``auroc``, ``auprc`` (compare with ``prevalence``), ``brier``, ``ece``; ``mse``, ``mae``, ``r2``
     (against the training mean), ``pearson``, ``spearman`` (over all covered spots), ``pearson_present`` (where present),
     ``coverage`` (share of the spots whose intensity lies in the prediction interval) and ``interval_width`` (its mean).
+    With `maps` also ``ssim``, ``moran_measured`` and ``moran_predicted`` (Moran's I over neighbouring spots) and
+    ``hotspot_jaccard``, see :mod:`stmsi.metrics`. A score that does not exist is NaN and never 0, and ``reason`` says why
+    (``"present nowhere"``, ``"constant prediction"``, ...; empty where all exist).
+
     Sections without MSI have no rows. Intensities that :func:`stmsi.pp.impute_dropout` filled in were not measured: they
-    count in no score of intensity, and as absent in those of presence unless presence was called before. A score that does not exist (a constant column, one class only) is NaN.
+    count in no score of intensity, and as absent in those of presence unless presence was called before.
 
     Raises
     ------
     KeyError
-        Prediction or measurement is not there.
+        Prediction or measurement is not there, or positions for `maps`.
     ValueError
         They share no metabolite, or no section has MSI.
 
@@ -122,7 +132,20 @@ def evaluate(
         features.loc[ids, "training_mean"].to_numpy(np.float64),
         _bounds(st, pred_key, ids),
         filled[ids].to_numpy(bool),
+        map_positions(st) if maps else None,
     )
+
+
+def map_positions(st: AnnData) -> NDArray[np.float64]:
+    """Positions of the spots, for scores of maps."""
+    if Key.obsm.SPATIAL not in st.obsm:
+        msg = f'maps=True needs the positions of the spots in obsm["{Key.obsm.SPATIAL}"]; found {listing(st.obsm.keys())}.'
+        raise KeyError(msg)
+    xy = np.asarray(st.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2]
+    if not np.isfinite(xy).all():
+        msg = f'obsm["{Key.obsm.SPATIAL}"] contains NaN or infinite positions; place those spots or leave them out.'
+        raise ValueError(msg)
+    return xy
 
 
 def score_sections(
@@ -135,55 +158,125 @@ def score_sections(
     training_mean: NDArray[np.float64],
     bounds: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None,
     filled: NDArray[np.bool_] | None = None,
+    xy: NDArray[np.float64] | None = None,
 ) -> pd.DataFrame:
-    """The table of :func:`evaluate` from arrays of shape (spots, metabolites); intensities `filled` in do not count."""
+    """The table of :func:`evaluate` from arrays of shape (spots, metabolites).
+
+    Intensities `filled` in do not count; with positions `xy` maps are scored too.
+    """
     there_at_all = ~np.isnan(y)
     y = y if filled is None else np.where(filled, np.nan, y)
     lower, upper = (np.full_like(y, np.nan),) * 2 if bounds is None else bounds
-    covered = np.where(np.isnan(y) | np.isnan(lower) | np.isnan(upper), np.nan, (lower <= y) & (y <= upper))
-    width = np.where(np.isnan(y), np.nan, upper - lower)
     parts = []
     for name in dict.fromkeys(sample):
-        rows = sample == name
+        rows = np.flatnonzero(sample == name)
         if not there_at_all[rows].any():
             continue
-        truth, pred, there, p = y[rows], predicted[rows], present[rows], probability[rows]
-        called = np.where(np.isnan(pred), np.nan, pred > 0)
-        base = {"sample": name, "metabolite": ids}
-        presence = {
-            "precision": metrics.precision(there, called),
-            "recall": metrics.recall(there, called),
-            "f1": metrics.f1(there, called),
-            "auroc": metrics.auroc(there, p),
-            "auprc": metrics.auprc(there, p),
-            "prevalence": metrics.prevalence(there),
-            "brier": metrics.brier(there, p),
-            "ece": metrics.ece(there, p),
-        }
-        intensity = {
-            "mse": metrics.mse(truth, pred),
-            "mae": metrics.mae(truth, pred),
-            "r2": metrics.r2(truth, pred, training_mean),
-            "pearson": metrics.pearson(truth, pred),
-            "spearman": metrics.spearman(truth, pred),
-            "pearson_present": metrics.pearson(np.where(there > 0, truth, np.nan), pred),
-            "coverage": _mean(covered[rows]),
-            "interval_width": _mean(width[rows]),
-        }
-        parts += [
-            pd.DataFrame({**base, "n": counted.sum(axis=0), "stage": stage, **scores})
-            for stage, scores, counted in (
-                ("presence", presence, there_at_all[rows]),
-                ("intensity", intensity, ~np.isnan(truth)),
+        graph = None if xy is None else metrics_maps.near_graph(xy[rows])
+        for start in range(0, len(ids), _BLOCK):
+            block = slice(start, start + _BLOCK)
+            truth, pred, there, p = (v[rows, block] for v in (y, predicted, present, probability))
+            base = {"sample": name, "metabolite": ids[block]}
+            presence = _presence_scores(there, p, pred)
+            intensity = _intensity_scores(
+                truth, pred, there, training_mean[block], lower[rows, block], upper[rows, block]
             )
-        ]
+            if xy is not None:
+                moran = metrics_maps.moran_i(np.hstack([truth, np.where(np.isnan(truth), np.nan, pred)]), graph)
+                intensity |= {
+                    "ssim": metrics_maps.ssim(truth, pred, xy[rows]),
+                    "moran_measured": moran[: truth.shape[1]],
+                    "moran_predicted": moran[truth.shape[1] :],
+                    "hotspot_jaccard": metrics_maps.hotspot_jaccard(truth, pred),
+                }
+            for stage, scores, n in (
+                ("presence", presence, there_at_all[rows, block].sum(axis=0)),
+                ("intensity", intensity, (~np.isnan(truth)).sum(axis=0)),
+            ):
+                order = np.arange(start, start + truth.shape[1])
+                parts.append(pd.DataFrame({**base, "stage": stage, "n": n, **scores, "_order": order}))
     if not parts:
         msg = "No section has MSI to score against: all measured intensities are NaN."
         raise ValueError(msg)
-    columns = ["sample", "metabolite", "stage", "n", *PRESENCE_SCORES, *INTENSITY_SCORES]
-    table = pd.concat([part.reindex(columns=columns) for part in parts if len(part)], ignore_index=True)
-    table = table.astype(dict.fromkeys((*PRESENCE_SCORES, *INTENSITY_SCORES), np.float64))
+    scores_shown = [*PRESENCE_SCORES, *INTENSITY_SCORES, *(MAP_SCORES if xy is not None else ())]
+    columns = ["sample", "metabolite", "stage", "n", *scores_shown, "reason"]
+    table = pd.concat([part.reindex(columns=[*columns, "_order"]) for part in parts if len(part)], ignore_index=True)
+    # section by section, stage by stage, metabolites in their order
+    place = {name: i for i, name in enumerate(dict.fromkeys(sample))}
+    keys = (table["_order"], table["stage"] == "intensity", table["sample"].map(place))
+    table = table.iloc[np.lexsort([k.to_numpy() for k in keys])][columns]
+    table = table.astype(dict.fromkeys(scores_shown, np.float64))
     return table.loc[table["n"] > 0].reset_index(drop=True)
+
+
+def _presence_scores(
+    there: NDArray[np.float64], p: NDArray[np.float64], pred: NDArray[np.float64]
+) -> dict[str, NDArray[np.float64] | list[str]]:
+    """Scores of stage 1 in one section, and why some do not exist."""
+    called = np.where(np.isnan(pred), np.nan, pred > 0)
+    scores = {
+        "precision": metrics.precision(there, called),
+        "recall": metrics.recall(there, called),
+        "f1": metrics.f1(there, called),
+        "mcc": metrics.mcc(there, called),
+        "auroc": metrics.auroc(there, p),
+        "auprc": metrics.auprc(there, p),
+        "prevalence": metrics.prevalence(there),
+        "brier": metrics.brier(there, p),
+        "ece": metrics.ece(there, p),
+    }
+    known = ~(np.isnan(there) | np.isnan(called))
+    why = {
+        "presence not known": ~known.any(axis=0),
+        "present nowhere": ~(known & (there > 0)).any(axis=0),
+        "present everywhere": ~(known & (there == 0)).any(axis=0),
+        "called present nowhere": ~(known & (called > 0)).any(axis=0),
+        "called present everywhere": ~(known & (called == 0)).any(axis=0),
+        "no probability": np.isnan(p).all(axis=0),
+    }
+    return scores | {"reason": _reasons(why, scores)}
+
+
+def _intensity_scores(
+    truth: NDArray[np.float64],
+    pred: NDArray[np.float64],
+    there: NDArray[np.float64],
+    training_mean: NDArray[np.float64],
+    lower: NDArray[np.float64],
+    upper: NDArray[np.float64],
+) -> dict[str, NDArray[np.float64] | list[str]]:
+    """Scores of stage 2 in one section, and why some do not exist."""
+    inside = np.where(np.isnan(truth) | np.isnan(lower) | np.isnan(upper), np.nan, (lower <= truth) & (truth <= upper))
+    where_present = np.where(there > 0, truth, np.nan)
+    scores = {
+        "mse": metrics.mse(truth, pred),
+        "mae": metrics.mae(truth, pred),
+        "r2": metrics.r2(truth, pred, training_mean),
+        "pearson": metrics.pearson(truth, pred),
+        "spearman": metrics.spearman(truth, pred),
+        "pearson_present": metrics.pearson(where_present, pred),
+        "coverage": _mean(inside),
+        "interval_width": _mean(np.where(np.isnan(truth), np.nan, upper - lower)),
+    }
+    n, n_present = ((~np.isnan(v)).sum(axis=0) for v in (truth, where_present))
+    few, few_present = n < 2, n_present < 2
+    no_present = np.isnan(scores["pearson_present"])
+    why = {
+        "fewer than 2 spots": few,
+        "constant measurement": ~few & metrics.is_constant(truth),
+        "constant prediction": ~few & metrics.is_constant(np.where(np.isnan(truth), np.nan, pred)),
+        "present in fewer than 2 spots": ~few & few_present,
+        "constant where present": ~few_present & no_present,
+        "no interval": np.isnan(scores["coverage"]) & (n > 0),
+        "no training mean": np.isnan(training_mean),
+    }
+    return scores | {"reason": _reasons(why, scores)}
+
+
+def _reasons(why: dict[str, NDArray[np.bool_]], scores: dict[str, NDArray[np.float64]]) -> list[str]:
+    """What holds of each metabolite of which a score does not exist, as text."""
+    lacks: NDArray[np.bool_] = np.isnan(np.stack(list(scores.values()))).any(axis=0)  # type: ignore[assignment]
+    return ["; ".join(text for text, holds in why.items() if holds[m]) if lacks[m] else "" for m in range(len(lacks))]
 
 
 def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -1,0 +1,174 @@
+"""Does a split let a model see its test spots?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import check_choice, get_table, require_frame, require_sample
+from stmsi.model_selection._leaks import RULES, Finding, Split
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from stmsi.model_selection._leaks import Folds
+
+
+def check_leakage(
+    data: SpatialData | AnnData,
+    splitter: Any,
+    *,
+    setup: Mapping[str, Any] | None = None,
+    on_error: Literal["raise", "warn", "ignore"] = "raise",
+    sample_key: str = Key.obs.SAMPLE,
+    table_key: str = Key.table.ST,
+) -> pd.DataFrame:
+    """Look for ways in which a model could know its test spots.
+
+    :func:`stmsi.tl.cross_validate` calls it. It reads the folds, the fields that the model would use, and what scanpy and
+    stmsi recorded of the steps before; what left no trace cannot be found.
+
+    ================= ============================================================================================
+    check             what it finds
+    ================= ============================================================================================
+    ``overlap``       spots that are trained on and tested
+    ``duplicates``    spots of the same counts, or repeats of :func:`stmsi.tl.oversample`, on both sides
+    ``pixel``         one MSI pixel that gave the values of spots on both sides
+    ``neighbours``    test spots beside training spots: an error where it is most of them, as in a random split
+    ``patient``       other sections of a test patient in training
+    ``graph``         edges of the graph used between training and test spots
+    ``genes``         a table of the genes that were highly variable over all spots
+    ``scaling``       expression or features scaled with means and deviations of all spots
+    ``smoothing``     expression that was taken over from other spots
+    ``normalisation`` expression that is not counts
+    ``features``      components fitted on all spots, or predictions, as features
+    ``target``        a metabolite among the features
+    ``batch``         intensities corrected for batches on all sections together
+    ``imputation``    intensities filled in from over the border of a fold
+    ``presence``      limits of presence found from whole sections that lie on both sides
+    ``metabolites``   metabolites chosen for their pattern in all sections
+    ``clusters``      clusters found on all spots
+    ``alignment``     sections aligned by their content that lie on both sides
+    ================= ============================================================================================
+
+    Parameters
+    ----------
+    data
+        SpatialData or its ST table, with mapped MSI. Spots without MSI are left out, as in
+        :func:`stmsi.tl.cross_validate`.
+    splitter
+        Object with ``split(adata)``, or a sequence of (training, test) indices into the rows of the table.
+    setup
+        Fields that the model uses, as for ``setup_anndata``; `None`: those of :func:`stmsi.tl.cross_validate`.
+    on_error
+        ``"raise"``: an error where a finding is one, warnings go to the log; ``"warn"``: all go to the log;
+        ``"ignore"``: the table only.
+    sample_key
+        Column of ``obs`` with the section name.
+    table_key
+        The ST table.
+
+    Returns
+    -------
+    One row per finding, none where all is well: ``check``, ``severity`` (``"error"`` or ``"warning"``), ``where``,
+    ``folds`` (their numbers), ``share`` (of the test spots concerned, in the worst fold; NaN where it concerns all), and
+    ``message`` with the remedy. `data` is not changed.
+
+    Raises
+    ------
+    ValueError
+        Something of severity ``"error"`` was found (with ``on_error="raise"``).
+    KeyError
+        Intensities, sections or what the splitter needs are not there.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> from sklearn.model_selection import KFold
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> stmsi.model_selection.check_leakage(sdata, stmsi.model_selection.LeaveOneSampleOut()).empty
+    True
+    >>> found = stmsi.model_selection.check_leakage(sdata, KFold(5, shuffle=True, random_state=0), on_error="ignore")
+    >>> found.loc[found["check"] == "neighbours", "severity"].item()
+    'error'
+    """
+    from stmsi.tl._predict_metabolites import default_setup
+
+    check_choice(on_error, ("raise", "warn", "ignore"), "on_error")
+    st = get_table(data, table_key)
+    fields = {"sample_key": sample_key} | (default_setup(st) if setup is None else dict(setup))
+    measured = require_frame(st, fields.get("metabolite_key", Key.obsm.MSI), "stmsi.pp.map_to_spots writes it.")
+    require_sample(st, sample_key)
+    covered = np.flatnonzero(measured.notna().any(axis=1).to_numpy())
+    if hasattr(splitter, "split"):
+        adata = st[covered].copy() if len(covered) < st.n_obs else st
+        folds = [(np.asarray(train), np.asarray(test)) for train, test in splitter.split(adata)]
+    else:
+        adata, folds = st, _given(splitter, st.n_obs)
+    return report(find_leaks(adata, folds, [fields], msi_table(data), sample_key), on_error)
+
+
+def find_leaks(
+    adata: AnnData, folds: Folds, setups: Iterable[Mapping[str, Any]], msi: AnnData | None, sample_key: str
+) -> pd.DataFrame:
+    """The findings for models with several setups, each once."""
+    found: dict[tuple[str, str], Finding] = {}
+    seen: list[Mapping[str, Any]] = []
+    for setup in setups:
+        if setup in seen:
+            continue
+        seen.append(setup)
+        split = Split(adata, folds, setup, msi, sample_key)
+        for rule in RULES:
+            for finding in rule(split):
+                found.setdefault((finding.check, finding.where), finding)
+    table = pd.DataFrame(list(found.values()), columns=list(Finding._fields))
+    return table.astype({"share": np.float64}).sort_values("severity", kind="stable", ignore_index=True)
+
+
+def report(found: pd.DataFrame, on_error: str) -> pd.DataFrame:
+    """Raise or warn of findings; returns them."""
+    if on_error == "ignore":
+        return found
+    shares = found["share"].to_numpy(np.float64)
+    text = [f"{r.check} ({r.where}{_some(s)}): {r.message}" for r, s in zip(found.itertuples(), shares, strict=True)]
+    errors = [t for t, severity in zip(text, found["severity"], strict=True) if severity == "error"]
+    if errors and on_error == "raise":
+        msg = "The split leaks:\n- " + "\n- ".join(errors) + "\nPass on_error='warn' to go on all the same."
+        raise ValueError(msg)
+    for line in text:
+        logger.warning("Leakage, %s", line)
+    return found
+
+
+def msi_table(data: Any) -> AnnData | None:
+    """The MSI table of a SpatialData, where it has one."""
+    return None if isinstance(data, AnnData) else data.tables.get(Key.table.MSI)
+
+
+def _some(share: float) -> str:
+    return "" if np.isnan(share) else f", {share:.1%} of the test spots"
+
+
+def _given(folds: Any, n: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Folds that are given as indices."""
+    if not isinstance(folds, Sequence) or isinstance(folds, str) or not folds or any(len(f) != 2 for f in folds):
+        msg = f"Pass a splitter, or a sequence of (training, test) indices; found {type(folds).__name__}."
+        raise TypeError(msg)
+    checked = []
+    for train, test in folds:
+        pair = (np.asarray(train, dtype=np.int64), np.asarray(test, dtype=np.int64))
+        if any(len(side) == 0 or side.min() < 0 or side.max() >= n for side in pair):
+            msg = f"Training and test indices must name some of the {n} spots, 0 to {n - 1}."
+            raise ValueError(msg)
+        checked.append(pair)
+    return checked

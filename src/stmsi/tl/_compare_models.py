@@ -1,0 +1,153 @@
+"""Is one model better than another, or was it luck?"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+from scipy.stats import wilcoxon
+from statsmodels.stats.multitest import multipletests
+
+from stmsi._validate import check_choice, check_share, listing, suggest
+from stmsi.model_selection._choose import paired_scores
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Unit = Literal["sample", "fold", "metabolite"]
+_FEWEST = 6
+"""Units from which the signed-rank test can go below 0.05 at all."""
+
+
+def compare_models(
+    scores: pd.DataFrame,
+    *,
+    metric: str = "pearson",
+    reference: str | None = None,
+    unit: Unit = "sample",
+    confidence: float = 0.95,
+    n_bootstrap: int = 2000,
+    rng: int | np.random.Generator | None = 0,
+) -> pd.DataFrame:
+    """Compare models on the same folds, sections and metabolites.
+
+    Scores are paired: a fold, section and metabolite counts where both models have the score. They are averaged to one
+    value per `unit`; standard errors and the interval come from drawing units with replacement, the p value from the
+    Wilcoxon signed-rank test of the units' differences, corrected for the number of pairs of models after Holm.
+
+    What a unit is decides what the result speaks of. Sections (or folds, where a fold is a patient) speak of new sections;
+    with few of them nothing becomes significant, and rightly so. Metabolites of the same sections are no independent
+    samples of sections: over them, the result speaks of other metabolites in these sections.
+
+    Parameters
+    ----------
+    scores
+        What :func:`stmsi.tl.cross_validate` returns, of two models or more.
+    metric
+        Column to compare.
+    reference
+        Model that all others are compared with; `None`: all pairs.
+    unit
+        ``"sample"``, ``"fold"`` or ``"metabolite"``.
+    confidence
+        Of the interval.
+    n_bootstrap
+        Draws of the bootstrap.
+    rng
+        Seed or generator of the bootstrap.
+
+    Returns
+    -------
+    One row per pair: ``model``, ``other``, ``metric``, ``unit``; ``mean`` and ``se`` of the model, ``other_mean`` and
+    ``other_se``; ``difference`` (model less other) with ``difference_se``, ``lower``, ``upper``; ``p_value`` and
+    ``p_adjusted``; ``n_units``, ``n_pairs``, ``n_left_out`` (where only one of both has the score) and ``reason``: why a
+    number is NaN, or that the units are too few for the test ever to be significant.
+
+    Raises
+    ------
+    KeyError
+        A column is missing.
+    ValueError
+        One model only, an unknown model, several scores of a pair, or a metric that no model has.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> scores = stmsi.tl.cross_validate(sdata, ["ridge", "mean"], show_progress_bar=False)
+    >>> found = stmsi.tl.compare_models(scores, metric="mse", unit="metabolite")
+    >>> found[["model", "other", "n_units"]].values.tolist()
+    [['ridge', 'mean', 12]]
+    """
+    check_choice(unit, ("sample", "fold", "metabolite"), "unit")
+    check_share(confidence, "confidence")
+    if n_bootstrap < 1:
+        msg = f"n_bootstrap must be at least 1, found {n_bootstrap!r}."
+        raise ValueError(msg)
+    table = paired_scores(scores, metric)
+    models = [str(m) for m in table.columns]
+    table.columns = pd.Index(models)
+    if len(models) < 2:
+        msg = f"Two models or more are needed to compare; scores has {listing(models)}."
+        raise ValueError(msg)
+    if not table.notna().to_numpy().any():
+        msg = f"No model has a {metric!r}; compare another metric."
+        raise ValueError(msg)
+    if reference is not None and reference not in models:
+        msg = f"reference={reference!r} is not among the models {listing(models)}.{suggest(reference, models)}"
+        raise ValueError(msg)
+    pairs = list(combinations(models, 2)) if reference is None else [(m, reference) for m in models if m != reference]
+    random = np.random.default_rng(rng)
+    rows = []
+    for model, other in pairs:
+        both = table[[model, other]]
+        kept = both.dropna()
+        values = kept.groupby(level=unit, sort=False, observed=True).mean().to_numpy(np.float64)
+        row: dict[str, float | str] = {"model": model, "other": other, "metric": metric, "unit": unit}
+        row |= _pair(values, confidence, n_bootstrap, random)
+        left_out = int((both.isna().sum(axis=1) == 1).sum())
+        rows.append(row | {"n_units": len(values), "n_pairs": len(kept), "n_left_out": left_out})
+    found = pd.DataFrame(rows)
+    known = found["p_value"].notna().to_numpy()
+    adjusted = np.full(len(found), np.nan)
+    if known.any():
+        adjusted[known] = multipletests(found.loc[known, "p_value"], method="holm")[1]
+    found.insert(list(found).index("p_value") + 1, "p_adjusted", adjusted)
+    found["reason"] = found.pop("reason")
+    return found
+
+
+def _pair(
+    values: NDArray[np.float64], confidence: float, n_bootstrap: int, rng: np.random.Generator
+) -> dict[str, float | str]:
+    """Statistics of one pair from its units, shape (units, 2)."""
+    n = len(values)
+    row = dict.fromkeys(
+        ("mean", "se", "other_mean", "other_se", "difference", "difference_se", "lower", "upper", "p_value"), np.nan
+    )
+    if n == 0:
+        return row | {"reason": "the models share no score"}
+    row["mean"], row["other_mean"] = values.mean(axis=0)
+    difference = values[:, 0] - values[:, 1]
+    row["difference"] = difference.mean()
+    if n == 1:
+        return row | {"reason": "one unit only"}
+    weight = rng.multinomial(n, np.full(n, 1 / n), n_bootstrap) / n
+    means = weight @ np.column_stack([values, difference])
+    row["se"], row["other_se"], row["difference_se"] = means.std(axis=0, ddof=1) if n_bootstrap > 1 else [np.nan] * 3
+    row["lower"], row["upper"] = np.quantile(means[:, 2], [(1 - confidence) / 2, (1 + confidence) / 2])
+    # rounding alone is no difference
+    if (np.abs(difference) <= 1e-12 * np.abs(values).max(initial=0)).all():
+        return row | {"reason": "no difference in any unit"}
+    row["p_value"] = float(wilcoxon(difference, method="exact" if _untied(difference) else "asymptotic").pvalue)
+    return row | {"reason": "" if n >= _FEWEST else f"{n} units cannot be significant"}
+
+
+def _untied(difference: NDArray[np.float64]) -> bool:
+    """Whether the exact distribution holds: few units, no ties, no zeros."""
+    size = np.abs(difference)
+    return len(size) <= 50 and bool((size > 0).all()) and len(np.unique(size)) == len(size)

@@ -1,0 +1,101 @@
+import numpy as np
+import pandas as pd
+import pytest
+from scipy.stats import wilcoxon
+
+from stmsi.tl import compare_models
+
+
+def _scores(better=0.1, n_samples=8, n_metabolites=5, seed=0):
+    rng = np.random.default_rng(seed)
+    rows = []
+    for s in range(n_samples):
+        for m in range(n_metabolites):
+            base = rng.normal(0.3, 0.2)
+            for model, shift in (("new", better), ("old", 0.0), ("twin", 0.0)):
+                value = base + shift + (0 if model == "twin" else rng.normal(0, 0.05))
+                rows.append(
+                    {
+                        "model": model,
+                        "fold": s // 2,
+                        "sample": f"s{s}",
+                        "metabolite": f"m{m}",
+                        "stage": "intensity",
+                        "pearson": value,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+@pytest.mark.parametrize(("unit", "n"), [("sample", 8), ("fold", 4), ("metabolite", 5)])
+def test_the_test_is_scipys_on_the_means_of_units(unit, n):
+    scores = _scores()
+    found = compare_models(scores, unit=unit).set_index(["model", "other"])
+    assert len(found) == 3
+    means = scores.pivot_table("pearson", unit, "model")
+    for (model, other), row in found.iterrows():
+        assert row["n_units"] == n
+        assert row["n_pairs"] == 40
+        assert row["difference"] == pytest.approx((means[model] - means[other]).mean())
+        assert row["p_value"] == pytest.approx(wilcoxon(means[model], means[other]).pvalue)
+        assert row["mean"] == pytest.approx(means[model].mean())
+        assert row["se"] == pytest.approx(means[model].std(ddof=0) / np.sqrt(n), rel=0.1)
+        assert row["lower"] < row["difference"] < row["upper"]
+        assert row["p_adjusted"] >= row["p_value"]
+        assert row["reason"] == ("" if n >= 6 else f"{n} units cannot be significant")
+
+
+def test_pairing_finds_what_the_spread_of_scores_hides():
+    found = compare_models(_scores(), reference="old").set_index("model")
+    assert list(found.index) == ["new", "twin"]
+    assert found.loc["new", "p_adjusted"] < 0.05
+    assert found.loc["new", "lower"] > 0
+    assert found.loc["new", "difference_se"] < 0.5 * found.loc["new", "se"]
+    assert abs(found.loc["twin", "difference"]) < 0.3 * found.loc["new", "difference"]
+
+
+def test_no_difference_is_rarely_one():
+    p = [compare_models(_scores(0, seed=s), reference="old", n_bootstrap=2)["p_value"].iloc[0] for s in range(20)]
+    assert np.mean(np.array(p) < 0.05) <= 0.15
+
+
+def test_it_is_the_same_every_time():
+    first, again = (compare_models(_scores()) for _ in range(2))
+    pd.testing.assert_frame_equal(first, again)
+    assert compare_models(_scores(), rng=1)["se"].iloc[0] != first["se"].iloc[0]
+
+
+def test_scores_of_one_model_alone_are_left_out_and_counted():
+    scores = _scores()
+    scores.loc[(scores["model"] == "old") & (scores["metabolite"] == "m0"), "pearson"] = np.nan
+    row = compare_models(scores, reference="old").iloc[0]
+    assert (row["n_pairs"], row["n_left_out"], row["n_units"]) == (32, 8, 8)
+
+
+def test_why_there_is_no_number():
+    scores = _scores()
+    scores.loc[scores["model"] == "old", "pearson"] = np.nan
+    row = compare_models(scores, reference="old").iloc[0]
+    assert np.isnan(row["difference"])
+    assert row["reason"] == "the models share no score"
+    row = compare_models(_scores(n_samples=1)).iloc[0]
+    assert np.isfinite(row["difference"])
+    assert np.isnan([row["se"], row["p_value"]]).all()
+    assert row["reason"] == "one unit only"
+    same = pd.concat([_scores().query("model == 'old'").assign(model=m) for m in "ab"])
+    row = compare_models(same).iloc[0]
+    assert row["reason"] == "no difference in any unit"
+    assert row["difference"] == 0
+
+
+def test_what_cannot_be_compared():
+    with pytest.raises(ValueError, match="Two models or more are needed to compare; scores has 'new'"):
+        compare_models(_scores().query("model == 'new'"))
+    with pytest.raises(ValueError, match=r"reference='odl' is not among the models.*Did you mean 'old'"):
+        compare_models(_scores(), reference="odl")
+    with pytest.raises(ValueError, match="unit='patient' is not known"):
+        compare_models(_scores(), unit="patient")
+    with pytest.raises(KeyError, match="scores has no column 'auroc'"):
+        compare_models(_scores(), metric="auroc")
+    with pytest.raises(ValueError, match="No model has a 'pearson'"):
+        compare_models(_scores().assign(pearson=np.nan))
