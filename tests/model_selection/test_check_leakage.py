@@ -225,8 +225,15 @@ def test_alignments_by_content(mapped):
     record["P1S1"] = dict(record["P1S1"]) | {"n_landmarks": 0, "model": "affine"}
     assert check_leakage(mapped, splitter, **setup)["check"].tolist() == ["alignment"]
     assert check_leakage(mapped, SECTIONS, **setup).empty
+    record["P1S1"]["decided_by"] = "masks"
+    assert check_leakage(mapped, splitter, **setup).empty, "outlines tell nothing of intensities"
+    record["P1S1"]["decided_by"] = "intensities"
+    assert check_leakage(mapped, splitter, **setup)["check"].tolist() == ["alignment"]
+    del record["P1S1"]["decided_by"]
     record["P1S1"]["model"] = "given"
     assert check_leakage(mapped, splitter, **setup).empty
+    record["P1S1"]["refine"] = "intensity"
+    assert check_leakage(mapped, splitter, **setup)["check"].tolist() == ["alignment"]
 
 
 def test_what_becomes_of_findings(clean, caplog):
