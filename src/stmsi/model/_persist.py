@@ -73,6 +73,7 @@ def save_model(
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     new, old = scratch / "new", scratch / "old"
     try:
+        model._fit_copula()  # held-out residuals are not saved, what was learnt from them is
         new.mkdir()  # with the permissions of any other folder, which mkdtemp's own has not
         model._write(new)
         files = [p for p in sorted(new.rglob("*")) if p.is_file()]  # members of an ensemble are folders inside
