@@ -115,7 +115,7 @@ def two_sample_auc(
     found = []
     for train, test in folds.split(X, label, both):
         model: Any = HistGradientBoostingClassifier(
-            max_iter=60, learning_rate=0.1, max_leaf_nodes=15, l2_regularization=1.0, early_stopping=False, random_state=seed
+            max_iter=40, max_leaf_nodes=15, max_bins=63, l2_regularization=1.0, early_stopping=False, random_state=seed
         )
         model.fit(X[train], label[train])
         score[test] = model.predict_proba(X[test])[:, 1]

@@ -33,6 +33,8 @@ _CLASSES = {
     "HurdleLinear": "stmsi.model._linear",
     "HurdleNet": "stmsi.model._net",
     "HurdleEnsemble": "stmsi.model._ensemble",
+    "CoordinatesOnly": "stmsi.model._controls",
+    "ControlLinear": "stmsi.model._controls",
 }
 _PACKAGES = ("stmsi", "numpy", "scipy", "pandas", "scikit-learn", "torch", "scvi-tools")
 _ENSEMBL = {

@@ -232,7 +232,9 @@ def _section(
     for d in range(1, len(both)):
         base = {"sample": name, "draw": d - 1}
         parts += [
-            pd.DataFrame({**base, "statistic": s, "metabolite": ids, "measured": simple[0][s], "synthetic": simple[d][s]})
+            pd.DataFrame(
+                {**base, "statistic": s, "metabolite": ids, "measured": simple[0][s], "synthetic": simple[d][s]}
+            )
             for s in simple[0]
         ]
         ks = core.kolmogorov_smirnov(y, both[d])

@@ -224,7 +224,9 @@ def _check(data: object, n_samples: int, raster: float | None, key_added: str | 
         msg = f"raster is the side of a pixel in micrometres, above 0, found {raster!r}."
         raise ValueError(msg)
     if key_added is not None and not is_spatialdata(data):
-        msg = "A raster is a table of its own, for which an AnnData has no place; pass the SpatialData or key_added=None."
+        msg = (
+            "A raster is a table of its own, for which an AnnData has no place; pass the SpatialData or key_added=None."
+        )
         raise ValueError(msg)
 
 
@@ -304,7 +306,13 @@ def _on_raster(spots: _Places, size: float) -> _Places:
 
 
 def _write_pixels(
-    sdata: Any, drawn: Any, places: _Places, features: pd.DataFrame, size: float, record: dict[str, Any], table_added: str
+    sdata: Any,
+    drawn: Any,
+    places: _Places,
+    features: pd.DataFrame,
+    size: float,
+    record: dict[str, Any],
+    table_added: str,
 ) -> None:
     """The table of pixels and its squares."""
     import geopandas as gpd
@@ -320,7 +328,9 @@ def _write_pixels(
         {Key.obs.SAMPLE: pd.Categorical(places.sample.astype(str)), Key.obs.ROW: places.row, Key.obs.COL: places.col},
         index=pd.Index(places.names),
     )
-    table = AnnData(draws[0], obs=obs, var=features.copy(), layers={f"draw_{i}": d for i, d in enumerate(draws) if i > 0})
+    table = AnnData(
+        draws[0], obs=obs, var=features.copy(), layers={f"draw_{i}": d for i, d in enumerate(draws) if i > 0}
+    )
     table.obsm[Key.obsm.SPATIAL] = places.xy
     shapes, names = {}, list(dict.fromkeys(places.sample.astype(str)))
     instance = np.empty(len(obs), np.int64)
@@ -328,11 +338,15 @@ def _write_pixels(
         own = np.flatnonzero(places.sample.astype(str) == name)
         x, y = (places.xy[own] - size / 2).T
         squares = gpd.GeoDataFrame(geometry=shapely.box(x, y, x + size, y + size))
-        shapes[Key.synthetic_pixels(name)] = ShapesModel.parse(squares, transformations={Key.st_frame(name): Identity()})
+        shapes[Key.synthetic_pixels(name)] = ShapesModel.parse(
+            squares, transformations={Key.st_frame(name): Identity()}
+        )
         instance[own] = np.arange(len(own))
     table.obs[Key.obs.REGION] = pd.Categorical([Key.synthetic_pixels(s) for s in places.sample.astype(str)])
     table.obs[Key.obs.INSTANCE] = instance
-    table.uns[Key.uns.MSI] = {"attrs": {name: {"pixel_size": np.array([size, size]), "synthetic": True} for name in names}}
+    table.uns[Key.uns.MSI] = {
+        "attrs": {name: {"pixel_size": np.array([size, size]), "synthetic": True} for name in names}
+    }
     table.uns[Key.obsm.SAMPLE] = record
     table = TableModel.parse(
         table, region=list(shapes), region_key=Key.obs.REGION, instance_key=Key.obs.INSTANCE
