@@ -36,6 +36,7 @@ class Key:
         ADDUCT: Final = "adduct"
         FDR: Final = "fdr"
         GENE_IDS: Final = "gene_ids"
+        TIER: Final = "tier"
 
     class obsm:  # noqa: N801
         """Keys of ``obsm``."""

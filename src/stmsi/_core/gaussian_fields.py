@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-N_NEIGHBOURS = 12
+N_NEIGHBOURS = 16
 """Earlier positions that each one is drawn from."""
 _JITTER = 1e-6
 _CHUNK = 4096
@@ -79,7 +79,7 @@ def _earlier(xy: NDArray[np.float64], rows: NDArray[np.int64], k: int) -> NDArra
     """The nearest earlier ones of each position of a section, given in the order of drawing; -1 where there is none."""
     n = len(xy)
     out = np.full((n, k), -1, np.int64)
-    # blocks that double: a tree of all earlier blocks, and the block itself by brute force where it is small
+    # blocks that double: a tree of all earlier blocks, and one of the block itself
     begin = 0
     while begin < n:
         end = min(n, max(2 * begin, 64))
@@ -91,7 +91,7 @@ def _earlier(xy: NDArray[np.float64], rows: NDArray[np.int64], k: int) -> NDArra
             d, at = KDTree(xy[:begin]).query(xy[block], k=np.arange(1, found + 1))
             candidates, distance = at, d
         # of the block itself, the nearest few: those that come later are passed over
-        inside = min(2 * k + 1, len(block))
+        inside = len(block) if begin == 0 else min(2 * k + 1, len(block))
         d, at = KDTree(xy[block]).query(xy[block], k=np.arange(1, inside + 1))
         at = at + begin
         d = np.where(at < block[:, None], d, np.inf)

@@ -164,7 +164,7 @@ def _from_halves(
     parts = [
         _row_block(str(name), ids, "halves", first[sample == name], second[sample == name])
         for name in dict.fromkeys(sample)
-        if not np.isnan(first[sample == name]).all()
+        if not np.isnan(first[sample == name] + second[sample == name]).all()
     ]
     if not parts:
         msg = (

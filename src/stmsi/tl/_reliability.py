@@ -108,18 +108,15 @@ def reliability(
     if ceiling is None and Key.uns.CEILING in st.uns:
         ceiling = read_ceiling(st)
     ids = features.index.astype(str)
-    if scores is None:
-        out = _of_training(features)
-    else:
-        out = _of_scores(scores, ids, model, ceiling, controls)
+    out = _of_training(features) if scores is None else _of_scores(scores, ids, model, ceiling, controls)
     if ceiling is not None and out["ceiling"].isna().all():
         out["ceiling"] = read_ceiling(ceiling).groupby("metabolite")["ceiling"].mean().reindex(ids).to_numpy()
         out["share_of_ceiling"] = out["pearson"] / out["ceiling"].where(out["ceiling"] >= 0.05)
-    out.insert(0, "tier", "none")
+    out.insert(0, Key.var.TIER, "none")
     out.insert(1, "reason", "")
-    out[["tier", "reason"]] = [_tier(row, held=scores is not None) for row in out.to_dict("records")]
+    out[[Key.var.TIER, "reason"]] = [_tier(row, held=scores is not None) for row in out.to_dict("records")]
     record["reliability"] = out.copy()
-    record["features"] = features.assign(tier=out["tier"].to_numpy())
+    record["features"] = features.assign(**{Key.var.TIER: out["tier"].to_numpy()})
     return out
 
 
