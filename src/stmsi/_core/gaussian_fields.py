@@ -115,8 +115,9 @@ def _conditional(
     k = neighbours.shape[1]
     inner = np.where(both, matern32(between, length), 0) + np.eye(k) * np.where(there, _JITTER, 1.0)[:, None]
     cross = np.where(there, matern32(np.linalg.norm(near - at[:, None], axis=-1), length), 0)
-    weights = np.linalg.solve(inner, cross[..., None])[..., 0]
-    return weights, np.clip(1 - (weights * cross).sum(axis=1), _JITTER, 1)
+    weights = np.asarray(np.linalg.solve(inner, cross[..., None])[..., 0], dtype=np.float64)
+    left = 1 - (weights * cross).sum(axis=1)
+    return weights, np.asarray(np.clip(left, _JITTER, 1), dtype=np.float64)
 
 
 def _levels(order: NDArray[np.int64], neighbours: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -144,7 +144,8 @@ class CoordinatesOnly(HurdleLinear):
             held_out[:, groups == g] = self._smooth(xy[groups == g], sample[groups == g], groups != g)
         self.held_out_ = held_out
         if validation is None:
-            self._calibrate(targets, *held_out, held_out_units(sample, groups), places=(sample, xy))
+            units = held_out_units(sample, groups)
+            self._calibrate(targets, held_out[0], held_out[1], units, places=(sample, xy))
             return
         self._calibrate_on(spots, all_targets, validation, self.rng)
 

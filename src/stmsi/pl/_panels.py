@@ -159,7 +159,7 @@ def trust(adata: AnnData, key: str, metabolite: str) -> str:
     features = find_features(adata, key)
     if features is None or Key.var.TIER not in features or metabolite not in features.index:
         return ""
-    return f"trust: {features.loc[metabolite, Key.var.TIER]}"
+    return f"trust: {features[Key.var.TIER].loc[metabolite]!s}"
 
 
 def resolve(adata: AnnData, key: str, frame: pd.DataFrame, metabolites: Sequence[str]) -> tuple[list[str], pd.Series]:

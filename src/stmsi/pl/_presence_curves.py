@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
 from stmsi._core import metrics
 from stmsi._keys import Key
@@ -15,7 +16,6 @@ from stmsi.pl._performance import PALETTE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
@@ -102,7 +102,7 @@ def presence_curves(
         if len(wanted) > _SHOWN:
             msg = f"At most {_SHOWN} metabolites fit into one panel, found {len(wanted)}; metabolite=None draws their mean."
             raise ValueError(msg)
-        at = ids.get_indexer(wanted)
+        at = ids.get_indexer(pd.Index(wanted))
         if (at < 0).any():
             msg = f"{wanted[int(np.argmin(at))]!r} was not measured, or is in all spots or in none: it has no curve."
             raise ValueError(msg)

@@ -227,7 +227,9 @@ def _section(
             out["morans_i"] = morans_i(graph, values)
     quantile = [core.present_quantiles(np.where(v > 0, v, np.nan), core.LEVELS) for v in both]
     correlation = [_correlations(v, pairs) for v in both]
-    lag, gamma = (np.empty(0), []) if xy is None else core.variogram(np.stack(both), xy, rng)
+    lag, gamma = np.empty(0), list[Any]()
+    if xy is not None:
+        lag, gamma = core.variogram(np.stack(both), xy, rng)
     first, second = (np.asarray(ids, dtype=object)[p] for p in pairs)
     for d in range(1, len(both)):
         base = {"sample": name, "draw": d - 1}
@@ -239,7 +241,7 @@ def _section(
         ]
         ks = core.kolmogorov_smirnov(y, both[d])
         parts.append(pd.DataFrame({**base, "statistic": "ks", "metabolite": ids, "measured": 0.0, "synthetic": ks}))
-        grids = [("quantile", np.asarray(core.LEVELS), quantile)]
+        grids: list[tuple[str, NDArray[np.float64], list[Any]]] = [("quantile", np.asarray(core.LEVELS), quantile)]
         if len(lag):
             grids.append(("variogram", lag, gamma))
         for statistic, at, values in grids:

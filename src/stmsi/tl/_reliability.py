@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -114,7 +114,8 @@ def reliability(
         out["share_of_ceiling"] = out["pearson"] / out["ceiling"].where(out["ceiling"] >= 0.05)
     out.insert(0, Key.var.TIER, "none")
     out.insert(1, "reason", "")
-    out[[Key.var.TIER, "reason"]] = [_tier(row, held=scores is not None) for row in out.to_dict("records")]
+    verdicts = [_tier(row, held=scores is not None) for row in out.to_dict("records")]
+    out[Key.var.TIER], out["reason"] = zip(*verdicts, strict=True)
     record["reliability"] = out.copy()
     record["features"] = features.assign(**{Key.var.TIER: out["tier"].to_numpy()})
     return out
@@ -190,13 +191,13 @@ def _column_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def _wide(rows: pd.DataFrame, stage: str, metric: str, ids: pd.Index) -> pd.DataFrame:
     """Scores of one model, (section and fold) x metabolites."""
     rows = rows[rows["stage"].astype(str) == stage]
-    by = [rows["sample"].astype(str), *([rows["fold"].astype(str)] if "fold" in rows else [])]
+    by: Any = [rows["sample"].astype(str), *([rows["fold"].astype(str)] if "fold" in rows else [])]
     return rows.pivot_table(index=by, columns=rows["metabolite"].astype(str), values=metric, dropna=False).reindex(
         columns=ids
     )
 
 
-def _tier(row: dict[str, float], *, held: bool) -> tuple[str, str]:
+def _tier(row: dict[Any, Any], *, held: bool) -> tuple[str, str]:
     """Tier of a metabolite and what decided."""
     r, a = row["pearson_lower"], row["auroc_lower"]
     if np.isnan(row["pearson"]) and np.isnan(row["auroc"]):

@@ -180,9 +180,9 @@ def sample_metabolites(
         )
         raise KeyError(msg)
     columns = state.metabolites.get_indexer(ids)
-    stages = [np.asarray(v, dtype=np.float32)[:, columns] for v in fitted._stages(spots)]
+    probability, intensity = (np.asarray(v, dtype=np.float32)[:, columns] for v in fitted._stages(spots))
     sample = np.full(len(spots), "", dtype=object) if spots.sample is None else spots.sample.astype(str).astype(object)
-    places = _Places(list(spots.names), spots.xy, sample, *stages)
+    places = _Places(list(spots.names), spots.xy, sample, probability, intensity)
     if raster is not None:
         places = _on_raster(places, float(raster))
     number = np.unique(places.sample.astype(str), return_inverse=True)[1]
