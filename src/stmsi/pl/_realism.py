@@ -40,7 +40,8 @@ def realism(
     Scatter plots show synthetic against measured, a point per metabolite (or pair, or quantile) and section; real and
     synthetic agree on the diagonal. Then standard deviation against mean, the variogram (median and quartiles over
     metabolites), the distances of Kolmogorov and Smirnov, and the area under the ROC curve of the classifier, one bar
-    per draw. Below the dotted line it hardly tells synthetic from measured.
+    per draw; the orange line is the area between two draws, and below the dotted line the classifier hardly tells synthetic
+    from measured.
 
     Parameters
     ----------
@@ -162,4 +163,6 @@ def _auc(place: Axes, rows: pd.DataFrame) -> None:
         bars = place.bar(range(len(rows)), rows["synthetic"] - 0.4, bottom=0.4, color=PALETTE[0], width=0.7)
         place.set_xticks(range(len(rows)), rows["draw"].astype(str))
         place.set_xlim(-1, max(len(rows), 3))
+        for k, equal in enumerate(rows["measured"]):
+            place.hlines(equal, k - 0.45, k + 0.45, color=PALETTE[1], linewidth=1.8)
         place.bar_label(bars, [f"{v:.2f}" for v in rows["synthetic"]], fontsize=STYLE.tick_size)
