@@ -80,8 +80,9 @@ def realism(
     - ``"auc"``: cross-validated AUROC of gradient-boosted trees that tell synthetic from measured spots by their
       intensities and the mean of their six neighbours', over all sections in ``synthetic``; 0.5 is not told apart. Whole
       spatial blocks are held out (Lopez-Paz & Oquab, ICLR 2017). With several draws ``measured`` is the AUROC between the
-      first two, which is what a perfect draw reaches, else 0.5. Give it several sections: in one alone the level of the
-      section and its smooth fields tell even two draws of one model apart.
+      first two, which is what a perfect draw reaches, else 0.5. Compare with that: the smaller the blocks (there are ten in
+      all, or two of each section), the better the level of a section and its smooth fields tell any two realisations apart.
+      Give it several sections.
 
     Raises
     ------
