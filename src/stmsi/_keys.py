@@ -11,6 +11,7 @@ class Key:
 
         ST: Final = "st"
         MSI: Final = "msi"
+        SYNTHETIC: Final = "msi_synthetic"
 
     class obs:  # noqa: N801
         """Columns of ``obs``."""
@@ -46,6 +47,7 @@ class Key:
         MORAN: Final = "moran_i"
         SPATIALLY_VARIABLE: Final = "spatially_variable"
         GENE_IDS: Final = "gene_ids"
+        TIER: Final = "tier"
 
     class obsm:  # noqa: N801
         """Keys of ``obsm``."""
@@ -54,6 +56,7 @@ class Key:
         MSI: Final = "msi"
         PRESENCE: Final = "msi_presence"
         PRED: Final = "msi_pred"
+        SAMPLE: Final = "msi_sample"
         TRUTH_INTENSITY: Final = "truth_intensity"
         TRUTH_PRESENCE: Final = "truth_presence"
         TRUTH_SPATIAL: Final = "truth_spatial"
@@ -90,6 +93,7 @@ class Key:
         SIGNATURE: Final = "signature"
         SETUP: Final = "_stmsi_setup"
         TRUTH: Final = "truth"
+        CEILING: Final = "msi_noise_ceiling"
         PRIOR: Final = "msi_prior"
 
     @staticmethod
@@ -151,6 +155,16 @@ class Key:
     def halves_of(key_added: str) -> tuple[str, str]:
         """Where the values from either half of the pixels are written."""
         return f"{key_added}_half_1", f"{key_added}_half_2"
+
+    @staticmethod
+    def draw_of(key_added: str, number: int) -> str:
+        """Where a draw from a model is written."""
+        return f"{key_added}_{number}"
+
+    @staticmethod
+    def synthetic_pixels(sample: str) -> str:
+        """Shapes element that holds the pixels on which draws of a section were made."""
+        return f"{sample}_synthetic_pixels"
 
     @staticmethod
     def spread_of(key_added: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from stmsi._validate import Data
 
 _FEATURES = "features"
+_DRAW = re.compile(rf"^{re.escape(Key.draw_of(Key.obsm.SAMPLE, 0)[:-1])}\d+$")
+"""Draws from a model share the feature table of the first."""
 
 
 def feature_table(data: Data, *, table_key: str = Key.table.ST, key: str = Key.obsm.MSI) -> pd.DataFrame:
@@ -77,7 +80,7 @@ def base_key(key: str) -> str:
     for suffix in (Key.presence_of(""), *Key.bounds_of("")):
         if key.endswith(suffix) and key != suffix:
             return key.removesuffix(suffix)
-    return key
+    return _DRAW.sub(Key.obsm.SAMPLE, key)
 
 
 def written_by(key: str) -> str:
@@ -88,4 +91,6 @@ def written_by(key: str) -> str:
         return "stmsi.pp.call_presence writes it."
     if base_key(key) == Key.obsm.PRED:
         return "stmsi.tl.predict_metabolites writes it."
+    if base_key(key) == Key.obsm.SAMPLE:
+        return "stmsi.tl.sample_metabolites writes it."
     return "stmsi.pp.map_to_spots writes 'msi', stmsi.tl.predict_metabolites 'msi_pred' (or its key_added)."

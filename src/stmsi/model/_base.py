@@ -13,6 +13,7 @@ from scipy.special import ndtr, ndtri
 
 from stmsi._core import metrics
 from stmsi._core.conformal import GroupConformal
+from stmsi._core.copula import HurdleCopula
 from stmsi._core.folds import sections_or_blocks
 from stmsi._core.hurdle import best_f1_threshold, hurdle_mean
 from stmsi._keys import Key
@@ -61,6 +62,8 @@ class FittedState:
         Standard deviation of held-out residuals of the intensity where present.
     training
         Summary of the training data: numbers of spots and genes, sections.
+    copula
+        How held-out residuals hang together in space and between metabolites; fitted when first asked for.
     """
 
     setup: Setup
@@ -72,6 +75,18 @@ class FittedState:
     residuals: GroupConformal | None = None
     spread: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     training: dict[str, Any] = field(default_factory=dict)
+    copula: HurdleCopula | None = None
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out predictions of training spots, what was measured there, and where they lie."""
+
+    targets: Targets
+    probability: NDArray[np.float64]
+    intensity: NDArray[np.float64]
+    sample: NDArray[Any]
+    xy: NDArray[np.float64] | None
 
 
 @dataclass(frozen=True)
@@ -116,6 +131,7 @@ class HurdleModel:
     state_: FittedState | None = None
     adata: AnnData | None
     _about: Mapping[str, Any] = {}  # what the user says of the model: licence, notes
+    _evidence: HeldOut | None = None  # of the last calibration, from which the copula is fitted
 
     @abstractmethod
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -397,7 +413,9 @@ class HurdleModel:
         judges = spots.take(validation)
         sample = require_sample(self.adata, self.state.setup.sample_key)[validation]
         units = sections_or_blocks(sample, judges.xy, seed=seed)
-        self._calibrate(targets.some(validation, self.state.metabolites), *self._stages(judges), units)
+        self._calibrate(
+            targets.some(validation, self.state.metabolites), *self._stages(judges), units, places=(sample, judges.xy)
+        )
 
     def _calibrate(
         self,
@@ -406,13 +424,17 @@ class HurdleModel:
         intensity: NDArray[np.float64],
         groups: NDArray[Any],
         few: NDArray[np.bool_] | None = None,
+        *,
+        places: tuple[NDArray[Any], NDArray[np.float64] | None],
     ) -> None:
         """Thresholds, intervals and evidence from held-out predictions of training spots.
 
         `groups` are the sections (or blocks) of the spots, which weigh the same in the intervals. Metabolites in `few`
-        have too few held-out spots with or without them to choose a threshold by.
+        have too few held-out spots with or without them to choose a threshold by. `places` are section and position of
+        the spots.
         """
         state = self.state
+        self._evidence, state.copula = HeldOut(targets, probability, intensity, *places), None
         unseen = np.asarray(np.isnan(targets.presence).all(axis=0))
         if unseen.any():
             logger.warning(
@@ -441,6 +463,34 @@ class HurdleModel:
             "held_out_auroc": metrics.auroc(targets.presence, probability),
         }
         state.feature_table = state.feature_table.assign(**evidence)
+
+    def _fit_copula(self) -> HurdleCopula | None:
+        """Fit how held-out residuals hang together, once; `None` where the model holds none."""
+        state, held_out = self.state, self._evidence
+        if state.copula is None and held_out is not None:
+            state.copula = HurdleCopula.fit(
+                held_out.targets.metabolites.to_numpy(dtype=object),
+                held_out.targets.intensity,
+                held_out.targets.presence,
+                held_out.probability,
+                held_out.intensity,
+                np.unique(held_out.sample.astype(str), return_inverse=True)[1],
+                held_out.xy,
+            )
+        return state.copula
+
+    def _copula(self, metabolites: pd.Index) -> HurdleCopula:
+        """How held-out residuals of some metabolites hang together."""
+        copula = self._fit_copula()
+        at = pd.Index([] if copula is None else copula.names, dtype=object).get_indexer(metabolites)
+        if copula is None or (at < 0).any():
+            lacking = "" if copula is None else f" of {listing(metabolites[at < 0])}"
+            msg = (
+                f"The {type(self).__name__} holds no held-out residuals{lacking}, from which draws are made; train it again "
+                "with this version of stmsi, or draw spot by spot with model.sample."
+            )
+            raise ValueError(msg)
+        return copula.take(at)
 
     def __repr__(self) -> str:
         name, params = type(self).__name__, ", ".join(f"{k}={v!r}" for k, v in self._params().items())

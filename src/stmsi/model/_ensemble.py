@@ -233,7 +233,7 @@ class HurdleEnsemble(HurdleModel):
         if validation is None:
             probability, intensity = (_weighted(h, w) for h, w in zip(held_out, stack, strict=True))
             without = np.asarray((np.isnan(probability) | np.isnan(targets.presence)).all(axis=0))
-            self._calibrate(targets, probability, intensity, units, without)
+            self._calibrate(targets, probability, intensity, units, without, places=(sample, train.xy))
             self._borrow_calibration(without)
             return
         self._calibrate_on(spots, all_targets, validation, self.rng)

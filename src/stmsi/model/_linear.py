@@ -300,7 +300,8 @@ class HurdleLinear(HurdleModel):
         intensity = np.column_stack([r.held_out for r in self.regressions_])
         self.held_out_ = np.stack([probability, intensity])
         if validation is None:
-            self._calibrate(targets, probability, intensity, held_out_units(sample, groups))
+            units = held_out_units(sample, groups)
+            self._calibrate(targets, probability, intensity, units, places=(sample, train.xy))
             return
         self._calibrate_on(spots, all_targets, validation, self.rng)
 

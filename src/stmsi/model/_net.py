@@ -641,7 +641,8 @@ class HurdleNet(NetTraining, BaseModelClass):
         assert self.adata is not None
         sample = require_sample(self.adata, self._setup.sample_key)[validation]
         units = sections_or_blocks(sample, spots.xy, seed=self._hyper["rng"])
-        self._calibrate(targets, expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity, units, shift)
+        probability = expit(logit * self.platt_[:, 0] + self.platt_[:, 1])
+        self._calibrate(targets, probability, intensity, units, shift, places=(sample, spots.xy))
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if spots.covariates is not None:

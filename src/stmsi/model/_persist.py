@@ -33,6 +33,8 @@ _CLASSES = {
     "HurdleLinear": "stmsi.model._linear",
     "HurdleNet": "stmsi.model._net",
     "HurdleEnsemble": "stmsi.model._ensemble",
+    "CoordinatesOnly": "stmsi.model._controls",
+    "ControlLinear": "stmsi.model._controls",
 }
 _PACKAGES = ("stmsi", "numpy", "scipy", "pandas", "scikit-learn", "torch", "scvi-tools")
 _ENSEMBL = {
@@ -73,6 +75,7 @@ def save_model(
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     new, old = scratch / "new", scratch / "old"
     try:
+        model._fit_copula()  # held-out residuals are not saved, what was learnt from them is
         new.mkdir()  # with the permissions of any other folder, which mkdtemp's own has not
         model._write(new)
         files = [p for p in sorted(new.rglob("*")) if p.is_file()]  # members of an ensemble are folders inside

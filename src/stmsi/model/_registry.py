@@ -21,12 +21,17 @@ FAMILIES: dict[str, dict[str, Any]] = {
     **_LINEAR,
     "mlp": {"model": "HurdleNet", "encoder": "mlp"},
     "ensemble": {"model": "HurdleEnsemble"},
+    "coordinates": {"model": "CoordinatesOnly"},
+    "shuffled_genes": {"model": "ControlLinear", "control": "shuffled_genes"},
+    "toroidal_shift": {"model": "ControlLinear", "control": "toroidal_shift"},
 }
-"""Name of a family -> class and hyper-parameters."""
+"""Name of a family -> class and hyper-parameters. The last three, and ``"mean"``, are negative controls."""
 _CLASSES = {
     "HurdleLinear": "stmsi.model._linear",
     "HurdleNet": "stmsi.model._net",
     "HurdleEnsemble": "stmsi.model._ensemble",
+    "CoordinatesOnly": "stmsi.model._controls",
+    "ControlLinear": "stmsi.model._controls",
 }
 
 

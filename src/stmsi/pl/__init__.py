@@ -7,11 +7,25 @@ from stmsi._lazy import lazy_attributes
 if TYPE_CHECKING:
     from stmsi.pl._abstention import abstention
     from stmsi.pl._alignment import alignment
+    from stmsi.pl._calibration import calibration
     from stmsi.pl._compare import compare
+    from stmsi.pl._learnability import learnability
     from stmsi.pl._performance import performance
+    from stmsi.pl._presence_curves import presence_curves
+    from stmsi.pl._realism import realism
     from stmsi.pl._spatial import spatial
 
-__all__ = ["abstention", "alignment", "compare", "performance", "spatial"]
+__all__ = [
+    "abstention",
+    "alignment",
+    "calibration",
+    "compare",
+    "learnability",
+    "performance",
+    "presence_curves",
+    "realism",
+    "spatial",
+]
 
 _getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
 

@@ -28,6 +28,7 @@ from stmsi.pl._panels import (
     panel_size,
     resolve,
     table_samples,
+    trust,
     wrap,
 )
 
@@ -71,7 +72,8 @@ def compare(
 
     One row per metabolite. Measured and predicted share **one** norm; the residual (predicted - measured) diverges
     around 0: red is too much, blue too little. The title of the predicted panel tells the Pearson correlation over the
-    covered spots and, where presence was called and predicted, the AUROC. With prediction bounds a fourth panel shows
+    covered spots and, where presence was called and predicted, the AUROC, and the tier that :func:`stmsi.tl.reliability`
+    gave. With prediction bounds a fourth panel shows
     the width of the interval. Light grey spots are not covered by MSI.
 
     Parameters
@@ -163,7 +165,9 @@ def compare(
     present, chance = _part(adata, presence_key), _part(adata, Key.presence_of(pred_key))
 
     ncols = 3 if width is None else 4
-    figure, axes = get_axes(ncols * len(ids), ncols, ax, panel_size([section], 2))
+    figure, axes = get_axes(
+        ncols * len(ids), ncols, ax, panel_size([section], 3 if any(trust(adata, pred_key, m) for m in ids) else 2)
+    )
     label = intensity_label(adata, pred_key)
     colours, diverging, widths = (
         get_cmap(cmap, INTENSITY_CMAP),
@@ -177,7 +181,7 @@ def compare(
         name = str(names[m])
         panels = [
             (y, norm, colours, label, wrap(name, "measured")),
-            (p, norm, colours, label, wrap("predicted", scores)),
+            (p, norm, colours, label, wrap("predicted", scores, trust(adata, pred_key, m))),
             (p - y, diverging_norm(p - y, percentiles[1]), diverging, "difference", wrap("predicted - measured")),
         ]
         if width is not None:

@@ -154,6 +154,14 @@ def readable_names(adata: AnnData, key: str, columns: pd.Index) -> pd.Series:
     return names
 
 
+def trust(adata: AnnData, key: str, metabolite: str) -> str:
+    """The tier that :func:`stmsi.tl.reliability` gave a predicted metabolite, for titles; empty where there is none."""
+    features = find_features(adata, key)
+    if features is None or Key.var.TIER not in features or metabolite not in features.index:
+        return ""
+    return f"trust: {features[Key.var.TIER].loc[metabolite]!s}"
+
+
 def resolve(adata: AnnData, key: str, frame: pd.DataFrame, metabolites: Sequence[str]) -> tuple[list[str], pd.Series]:
     """Ids of the metabolites asked for, and the readable names of all."""
     columns = frame.columns.astype(str)

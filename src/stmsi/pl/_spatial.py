@@ -29,6 +29,7 @@ from stmsi.pl._panels import (
     panel_size,
     readable_names,
     table_samples,
+    trust,
     wrap,
 )
 
@@ -203,7 +204,8 @@ def _layers(adata: AnnData, names: list[str], key: str) -> list[Layer]:
             msg = f"{name!r} is neither a metabolite of obsm[{key!r}] nor a column of obs.{near}"
             raise KeyError(msg)
         (identifier,) = require_metabolites([name], readable.index, readable)
-        out.append(Layer(str(readable[identifier]), column(frame, identifier), label, bounds))
+        title = ", ".join(filter(None, (str(readable[identifier]), trust(adata, key, identifier))))
+        out.append(Layer(title, column(frame, identifier), label, bounds))
     return out
 
 

@@ -1,0 +1,154 @@
+"""Whether probabilities and intervals keep what they promise."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stmsi._core import metrics
+from stmsi._keys import Key
+from stmsi._validate import get_table, require_frame, require_sample
+from stmsi.pl._panels import STYLE, get_axes, hand_back
+from stmsi.pl._performance import PALETTE
+from stmsi.pl._presence_curves import presence_of
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+    from stmsi._validate import Data
+
+_SIZE = (3.4, 3.3)
+
+
+def calibration(
+    data: Data,
+    *,
+    pred_key: str = Key.obsm.PRED,
+    metabolite_key: str = Key.obsm.MSI,
+    presence_key: str | None = None,
+    n_bins: int = 10,
+    sample_key: str = Key.obs.SAMPLE,
+    table_key: str = Key.table.ST,
+    ax: Sequence[Axes] | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure | SubFigure:
+    """Draw a reliability diagram of the probabilities of presence, and the coverage of the prediction intervals.
+
+    Left: spots and metabolites in bins of their probability; on the diagonal, the probability is the share in which the
+    metabolite was found. The size of a point grows with the number of values, bars are quartiles over the metabolites. Right:
+    the share of spots whose intensity lies in its interval, one point per metabolite and section; the dashed line is the
+    coverage that was asked for.
+
+    Parameters
+    ----------
+    data
+        SpatialData or its ST table with predictions and measurements, of sections that the model did not see while
+        training.
+    pred_key, metabolite_key
+        Prediction and measurement in ``obsm``.
+    presence_key
+        Measured presence in ``obsm``; `None`: ``obsm["msi_presence"]`` where it is there, else intensity above 0.
+    n_bins
+        Bins of equal width.
+    sample_key
+        Column of ``obs`` with the section name.
+    table_key
+        The ST table.
+    ax
+        Two axes; `None`: a new figure.
+    show
+        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
+    return_fig
+        Whether to return the figure instead of the axes.
+
+    Returns
+    -------
+    The two axes; with `return_fig` the figure.
+
+    Raises
+    ------
+    KeyError
+        A layer is not there.
+    ValueError
+        Fewer than two bins, or nothing measured.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> stmsi.tl.predict_metabolites(sdata, "ridge", show_progress_bar=False)
+    >>> axes = stmsi.pl.calibration(sdata)
+    >>> [ax.get_xlabel() for ax in axes]
+    ['probability of presence', 'section']
+    """
+    if n_bins < 2:
+        msg = f"n_bins must be at least 2, found {n_bins!r}."
+        raise ValueError(msg)
+    st = get_table(data, table_key)
+    _, present, probability = presence_of(st, pred_key, metabolite_key, presence_key, None, sample_key)
+    measured = require_frame(st, metabolite_key)
+    lower, upper = (
+        require_frame(st, key, "stmsi.tl.predict_metabolites writes it.") for key in Key.bounds_of(pred_key)
+    )
+    ids = [m for m in lower.columns if m in measured.columns]
+    figure, axes = get_axes(2, 2, ax, _SIZE)
+    _reliability_diagram(axes[0], present, probability, n_bins)
+    y, low, high = (f[ids].to_numpy(np.float64) for f in (measured, lower, upper))
+    inside = np.where(np.isnan(y) | np.isnan(low), np.nan, (low <= y) & (y <= high))
+    sample = require_sample(st, sample_key)
+    names = [n for n in dict.fromkeys(sample) if not np.isnan(inside[sample == n]).all()]
+    place = axes[1]
+    for k, name in enumerate(names):
+        rows = inside[sample == name]
+        n = (~np.isnan(rows)).sum(axis=0)
+        share = np.sort((np.nansum(rows, axis=0) / np.maximum(n, 1))[n > 0])
+        spread = (np.arange(len(share)) * 0.618034) % 1 - 0.5
+        place.scatter(k + 0.6 * spread, share, s=10, color=PALETTE[0], alpha=0.5, linewidths=0)
+        place.hlines(share.mean(), k - 0.35, k + 0.35, color="0.1", linewidth=1.8)
+    asked = st.uns.get(pred_key, {}).get("params", {}).get("coverage")
+    if asked is not None:
+        place.axhline(float(asked), color="0.4", linestyle="--", linewidth=0.9)
+    place.set_xticks(range(len(names)), [str(n) for n in names], rotation=90 if len(names) > 4 else 0)
+    place.set_xlabel("section", fontsize=STYLE.label_size)
+    place.set_ylabel("share of spots in the interval", fontsize=STYLE.label_size)
+    place.set_ylim(top=1.01)
+    for own in axes:
+        own.tick_params(labelsize=STYLE.tick_size)
+        own.spines[["top", "right"]].set_visible(False)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+
+
+def _reliability_diagram(place: Axes, present: np.ndarray, probability: np.ndarray, n_bins: int) -> None:
+    """Observed share against probability."""
+    known = ~np.isnan(present) & ~np.isnan(probability)
+    code = np.minimum((np.nan_to_num(probability) * n_bins).astype(int), n_bins - 1)
+    x, y, size, spread = [], [], [], []
+    for b in range(n_bins):
+        chosen = known & (code == b)
+        n = chosen.sum(axis=0)
+        if n.sum() == 0:
+            continue
+        x.append(probability[chosen].mean())
+        y.append(present[chosen].mean())
+        size.append(n.sum())
+        share = (np.where(chosen, present, 0).sum(axis=0) / np.maximum(n, 1))[n >= 5]
+        spread.append(np.percentile(share, [25, 75]) if len(share) else np.full(2, np.nan))
+    low, high = np.array(spread).T
+    place.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=0.9)
+    place.vlines(x, low, high, color=PALETTE[0], alpha=0.4, linewidth=2)
+    place.plot(x, y, color=PALETTE[0], linewidth=1)
+    place.scatter(x, y, s=10 + 60 * np.array(size) / max(size), color=PALETTE[0], zorder=3)
+    error = float(np.nanmedian(metrics.ece(present, probability)))
+    place.set_title(f"median calibration error {error:.3f}", fontsize=STYLE.title_size)
+    place.set_xlabel("probability of presence", fontsize=STYLE.label_size)
+    place.set_ylabel("share present", fontsize=STYLE.label_size)
+    place.set_xlim(0, 1)
+    place.set_ylim(0, 1)
+    place.set_aspect("equal")

@@ -1,0 +1,186 @@
+"""ROC and precision-recall curves of presence."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stmsi._core import metrics
+from stmsi._keys import Key
+from stmsi._validate import get_table, require_frame, require_sample
+from stmsi.pl._panels import STYLE, as_list, get_axes, hand_back, readable_names, resolve
+from stmsi.pl._performance import PALETTE
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+    from numpy.typing import NDArray
+
+    from stmsi._validate import Data
+
+_SIZE = (3.4, 3.3)
+_GRID = np.linspace(0, 1, 101)
+_SHOWN = 6
+
+
+def presence_curves(
+    data: Data,
+    metabolite: str | Sequence[str] | None = None,
+    *,
+    pred_key: str = Key.obsm.PRED,
+    metabolite_key: str = Key.obsm.MSI,
+    presence_key: str | None = None,
+    sample: str | None = None,
+    sample_key: str = Key.obs.SAMPLE,
+    table_key: str = Key.table.ST,
+    ax: Sequence[Axes] | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure | SubFigure:
+    """Draw how well the probability of presence ranks spots: ROC at the left, precision against recall at the right.
+
+    A metabolite that is nearly everywhere has a high precision for nothing: the dotted lines mark the prevalence, which a
+    ranking without skill reaches.
+
+    Parameters
+    ----------
+    data
+        SpatialData or its ST table with predictions and measurements. The curves speak of skill only where the model did
+        not see the section while training.
+    metabolite
+        Up to six ids or readable names, a colour each; `None`: the mean over all metabolites with a band from the lower to
+        the upper quartile.
+    pred_key, metabolite_key
+        Prediction and measurement in ``obsm``.
+    presence_key
+        Measured presence in ``obsm``; `None`: ``obsm["msi_presence"]`` where it is there, else intensity above 0.
+    sample
+        One section; `None`: all spots together.
+    sample_key
+        Column of ``obs`` with the section name.
+    table_key
+        The ST table.
+    ax
+        Two axes; `None`: a new figure.
+    show
+        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
+    return_fig
+        Whether to return the figure instead of the axes.
+
+    Returns
+    -------
+    The two axes; with `return_fig` the figure.
+
+    Raises
+    ------
+    KeyError
+        A layer or metabolite is not there.
+    ValueError
+        No metabolite has both spots with it and without it, or more than six are named.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> stmsi.tl.predict_metabolites(sdata, "ridge", show_progress_bar=False)
+    >>> axes = stmsi.pl.presence_curves(sdata)
+    >>> [ax.get_ylabel() for ax in axes]
+    ['true positive rate', 'precision']
+    """
+    st = get_table(data, table_key)
+    ids, present, probability = presence_of(st, pred_key, metabolite_key, presence_key, sample, sample_key)
+    names = readable_names(st, pred_key, ids)
+    if metabolite is not None:
+        wanted, names = resolve(st, pred_key, require_frame(st, pred_key), as_list(metabolite))
+        if len(wanted) > _SHOWN:
+            msg = f"At most {_SHOWN} metabolites fit into one panel, found {len(wanted)}; metabolite=None draws their mean."
+            raise ValueError(msg)
+        at = ids.get_indexer(pd.Index(wanted))
+        if (at < 0).any():
+            msg = f"{wanted[int(np.argmin(at))]!r} was not measured, or is in all spots or in none: it has no curve."
+            raise ValueError(msg)
+        ids, present, probability = ids[at], present[:, at], probability[:, at]
+    figure, axes = get_axes(2, 2, ax, _SIZE)
+    tpr, precision = curves(present, probability)
+    prevalence = metrics.prevalence(present)
+    kinds = (
+        (axes[0], tpr, metrics.auroc(present, probability), "AUROC"),
+        (axes[1], precision, metrics.auprc(present, probability), "AUPRC"),
+    )
+    for place, values, area, what in kinds:
+        if metabolite is None:
+            low, middle, high = np.percentile(values, [25, 50, 75], axis=1)
+            label = f"median {what} {np.median(area):.2f} (n={len(area)})"
+            place.fill_between(_GRID, low, high, color=PALETTE[0], alpha=0.15, linewidth=0)
+            place.plot(_GRID, middle, color=PALETTE[0], label=label)
+        else:
+            for m, identifier in enumerate(ids):
+                label = f"{names[identifier]} {area[m]:.2f}"
+                place.plot(_GRID, values[:, m], color=PALETTE[m], label=label)
+        place.set_xlim(0, 1)
+        place.set_ylim(0, 1.02)
+        place.set_aspect("equal")
+        place.tick_params(labelsize=STYLE.tick_size)
+        place.spines[["top", "right"]].set_visible(False)
+    axes[0].plot([0, 1], [0, 1], color="0.5", linestyle=":", linewidth=1)
+    for m, share in enumerate([float(np.median(prevalence))] if metabolite is None else prevalence):
+        axes[1].axhline(share, color=PALETTE[m], linestyle=":", linewidth=1)
+    axes[0].set_xlabel("false positive rate", fontsize=STYLE.label_size)
+    axes[0].set_ylabel("true positive rate", fontsize=STYLE.label_size)
+    axes[1].set_xlabel("recall\ndotted: prevalence", fontsize=STYLE.label_size)
+    axes[1].set_ylabel("precision", fontsize=STYLE.label_size)
+    for place in axes:
+        place.legend(frameon=False, fontsize=STYLE.tick_size, loc="lower right" if place is axes[0] else "best")
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+
+
+def presence_of(
+    st: AnnData, pred_key: str, metabolite_key: str, presence_key: str | None, sample: str | None, sample_key: str
+) -> tuple[pd.Index, NDArray[np.float64], NDArray[np.float64]]:
+    """Ids, measured presence and probability of the metabolites that have both classes."""
+    probability = require_frame(st, Key.presence_of(pred_key), "stmsi.tl.predict_metabolites writes it.")
+    measured = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
+    if presence_key is None and metabolite_key == Key.obsm.MSI and Key.obsm.PRESENCE in st.obsm:
+        presence_key = Key.obsm.PRESENCE
+    there = (measured > 0).astype(float) if presence_key is None else require_frame(st, presence_key)
+    rows = np.ones(st.n_obs, dtype=bool)
+    if sample is not None:
+        names = require_sample(st, sample_key)
+        rows = names == sample
+        if not rows.any():
+            msg = f"No section {sample!r}; sections: {', '.join(map(repr, dict.fromkeys(names)))}."
+            raise KeyError(msg)
+    ids = probability.columns[probability.columns.isin(there.columns) & probability.columns.isin(measured.columns)]
+    truth = there.loc[rows, ids].where(measured.loc[rows, ids].notna()).to_numpy(np.float64)
+    mean = metrics.prevalence(truth)
+    both = (mean > 0) & (mean < 1)
+    if not both.any():
+        msg = "No metabolite has spots with it and spots without it; there is nothing to rank."
+        raise ValueError(msg)
+    return ids[both].astype(str), truth[:, both], probability.loc[rows, ids[both]].to_numpy(np.float64)
+
+
+def curves(
+    present: NDArray[np.float64], probability: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """True positive rate at false positive rates, and precision at recalls, of the grid; shape (grid, metabolites)."""
+    hits, called, last, n1, n0 = metrics.ranked_hits(present, probability)
+    tpr, precision = np.empty((len(_GRID), present.shape[1])), np.empty((len(_GRID), present.shape[1]))
+    for m in range(present.shape[1]):
+        keep = last[:, m].astype(bool) & (called[:, m] > 0)
+        true, all_called = hits[keep, m], called[keep, m]
+        rate = np.concatenate([[0.0], true / n1[m]])
+        false = np.concatenate([[0.0], (all_called - true) / n0[m]])
+        tpr[:, m] = np.interp(_GRID, false, rate)
+        share = true / all_called
+        # precision of the first threshold that reaches a recall
+        at = np.searchsorted(rate[1:], _GRID - 1e-12)
+        precision[:, m] = share[np.minimum(at, len(share) - 1)]
+    return tpr, precision

@@ -1,0 +1,210 @@
+"""The best score that the noise of the measurement allows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+from scipy.spatial import KDTree
+
+from stmsi._core import metrics
+from stmsi._core.coregionalization import spacing
+from stmsi._core.reliability import fisher_bounds, spearman_brown
+from stmsi._keys import Key
+from stmsi._logging import logger
+from stmsi._validate import check_choice, check_key, get_table, listing, refuse_view, require_frame, require_sample
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+CeilingMethod: TypeAlias = Literal["halves", "adjacent"]
+COLUMNS = (
+    "sample",
+    "metabolite",
+    "method",
+    "n",
+    "agreement",
+    "reliability",
+    "ceiling",
+    "ceiling_lower",
+    "ceiling_upper",
+)
+_LEAST = 10
+
+
+def noise_ceiling(
+    data: SpatialData | AnnData,
+    *,
+    method: CeilingMethod | None = None,
+    adjacent: Sequence[tuple[str, str]] | None = None,
+    max_distance: float | None = None,
+    metabolite_key: str = Key.obsm.MSI,
+    sample_key: str = Key.obs.SAMPLE,
+    table_key: str = Key.table.ST,
+    key_added: str | None = Key.uns.CEILING,
+) -> pd.DataFrame:
+    r"""Estimate how high a correlation with the measured intensities can be.
+
+    Even the true intensity correlates with its noisy measurement by no more than :math:`\sqrt\rho`, with :math:`\rho` the
+    reliability: the share of the variance between spots that is not noise. :math:`\rho` is the ceiling of R2.
+
+    Parameters
+    ----------
+    data
+        SpatialData or its ST table, after ``stmsi.pp.map_to_spots(replicates=True)``.
+    method
+        ``"halves"``: the correlation :math:`r` between the two halves of the pixels of each spot, stepped up to all
+        pixels by the formula of Spearman and Brown, :math:`\rho = 2r / (1 + r)`. ``"adjacent"``: the correlation between
+        the nearest spots of two neighbouring sections of one piece of tissue is :math:`\rho` itself. `None`: halves
+        where they are there, else adjacent sections where they are named.
+    adjacent
+        Pairs of neighbouring sections, whose spots must lie in one frame (register them to each other first).
+    max_distance
+        Of nearest spots in adjacent sections, in micrometres; `None`: half the distance between spots.
+    metabolite_key
+        Measured intensities in ``obsm``; the halves are found by its name.
+    sample_key
+        Column of ``obs`` with the section name.
+    table_key
+        The ST table.
+    key_added
+        Where in ``uns`` to write the table; `None`: only return it.
+
+    Returns
+    -------
+    One row per section and metabolite: ``sample``, ``metabolite``, ``method``, ``n`` (spots compared), ``agreement``
+    (:math:`r`), ``reliability`` (:math:`\rho`), ``ceiling`` (:math:`\sqrt\rho`) and its 95 % bounds ``ceiling_lower``,
+    ``ceiling_upper``, as of independent spots. NaN where fewer than 10 spots can be compared or a half is constant. With
+    `key_added` it is also written to ``uns["msi_noise_ceiling"]["table"]``.
+
+    What both halves share is not noise to them: misalignment, matrix effects, a batch, blur over neighbouring pixels. The
+    ceiling from halves is therefore too high rather than too low; that from adjacent sections, between which the tissue
+    changes, too low.
+
+    Raises
+    ------
+    KeyError
+        No measured intensities, no halves and no adjacent sections named.
+    ValueError
+        No spot has pixels in both halves, or sections that are not there or do not overlap.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata, replicates=True)
+    >>> ceiling = stmsi.tl.noise_ceiling(sdata)
+    >>> bool((ceiling["ceiling"].dropna() <= 1).all())
+    True
+    """
+    st = get_table(data, table_key)
+    if key_added is not None:
+        check_key(key_added)
+        refuse_view(st)
+    if method is not None:
+        check_choice(method, ("halves", "adjacent"), "method")
+    measured = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
+    sample = require_sample(st, sample_key)
+    halves = Key.halves_of(metabolite_key)
+    has_halves = all(key in st.obsm for key in halves)
+    if method is None:
+        method = "adjacent" if not has_halves and adjacent is not None else "halves"
+    if method == "halves":
+        if not has_halves:
+            msg = (
+                f"obsm has no {listing(halves)}: map with stmsi.pp.map_to_spots(sdata, replicates=True), or name "
+                "neighbouring sections (adjacent=[('A1', 'A2')])."
+            )
+            raise KeyError(msg)
+        first, second = (st.obsm[key].reindex(columns=measured.columns).to_numpy(np.float64) for key in halves)
+        table = _from_halves(first, second, sample, measured.columns)
+    else:
+        table = _from_adjacent(st, measured, sample, adjacent, max_distance)
+    table = table[list(COLUMNS)]
+    if table["ceiling"].isna().all():
+        msg = (
+            "No metabolite has a ceiling: fewer than 10 spots of a section have pixels in both halves, or all values are "
+            "constant. Where spots are no larger than a pixel there are no replicates; name adjacent sections instead."
+        )
+        raise ValueError(msg)
+    missing = int(table["ceiling"].isna().sum())
+    if missing:
+        logger.warning(
+            "%d of %d ceilings do not exist (too few spots, or constant values) and are NaN.", missing, len(table)
+        )
+    if key_added is not None:
+        st.uns[key_added] = {
+            "table": table.copy(),
+            "params": {"method": method, "metabolite_key": metabolite_key, "sample_key": sample_key},
+        }
+    return table
+
+
+def _row_block(name: str, ids: pd.Index, method: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> pd.DataFrame:
+    """Ceilings from two measurements of the same spots."""
+    known = ~np.isnan(a) & ~np.isnan(b)
+    n = known.sum(axis=0)
+    r = metrics.pearson(np.where(known, a, np.nan), np.where(known, b, np.nan))
+    r = np.where(n >= _LEAST, r, np.nan)
+    bounds = fisher_bounds(r, n)
+    rho = [spearman_brown(v) if method == "halves" else np.maximum(v, 0) for v in (r, *bounds)]
+    cells = {"n": n, "agreement": r, "reliability": rho[0]}
+    roots = dict(zip(("ceiling", "ceiling_lower", "ceiling_upper"), (np.sqrt(v) for v in rho), strict=True))
+    return pd.DataFrame({"sample": name, "metabolite": ids.astype(str), "method": method, **cells, **roots})
+
+
+def _from_halves(
+    first: NDArray[np.float64], second: NDArray[np.float64], sample: NDArray[np.object_], ids: pd.Index
+) -> pd.DataFrame:
+    parts = [
+        _row_block(str(name), ids, "halves", first[sample == name], second[sample == name])
+        for name in dict.fromkeys(sample)
+        if not np.isnan(first[sample == name] + second[sample == name]).all()
+    ]
+    if not parts:
+        msg = (
+            "No spot has pixels in both halves: where a spot takes one pixel only there are no replicates. Name adjacent "
+            "sections instead (adjacent=[('A1', 'A2')])."
+        )
+        raise ValueError(msg)
+    return pd.concat(parts, ignore_index=True)
+
+
+def _from_adjacent(
+    st: AnnData,
+    measured: pd.DataFrame,
+    sample: NDArray[np.object_],
+    adjacent: Sequence[tuple[str, str]] | None,
+    max_distance: float | None,
+) -> pd.DataFrame:
+    """Each section against its neighbour; a section of several pairs has their mean agreement in a row each."""
+    if not adjacent:
+        msg = "method='adjacent' needs the pairs of neighbouring sections, such as adjacent=[('A1', 'A2')]."
+        raise ValueError(msg)
+    xy = require_frame(st, Key.obsm.SPATIAL, "It holds the spot centres.").to_numpy(np.float64)[:, :2]
+    y, parts = measured.to_numpy(np.float64), []
+    for one, other in adjacent:
+        unknown = [s for s in (one, other) if s not in set(sample)]
+        if unknown:
+            msg = f"No section {listing(unknown)}; sections: {listing(dict.fromkeys(sample))}."
+            raise ValueError(msg)
+        rows, partners = np.flatnonzero(sample == one), np.flatnonzero(sample == other)
+        reach = max_distance
+        if reach is None:
+            reach = 0.5 * spacing(xy[rows], np.zeros(len(rows), np.int64))
+        distance, at = KDTree(xy[partners]).query(xy[rows])
+        near = distance <= reach
+        if near.sum() < _LEAST:
+            msg = (
+                f"Only {int(near.sum())} spots of {one!r} have a spot of {other!r} within {reach:.3g}; at least {_LEAST} are "
+                "needed. Register the sections to each other, or raise max_distance."
+            )
+            raise ValueError(msg)
+        for name in (one, other):
+            parts.append(_row_block(name, measured.columns, "adjacent", y[rows[near]], y[partners[at[near]]]))  # noqa: PERF401
+    return pd.concat(parts, ignore_index=True)
