@@ -192,7 +192,8 @@ def write_accuracy_tables() -> None:
             for mean, low, high in zip(rows["pearson"], rows["pearson_q25"], rows["pearson_q75"], strict=True)
         ]
         columns["R²"] = rows["r2"].map("{:.3f}".format)
-        columns["seconds"] = rows["seconds"].map("{:.0f}".format)
+        # none where the machine had other work
+        columns["seconds"] = ["–" if pd.isna(s) else f"{s:.0f}" for s in rows["seconds"]]
         lines = [list(columns), ["---" if name in ("model", "kind") else "---:" for name in columns]]
         lines += map(list, zip(*columns.values(), strict=True))
         first = rows.iloc[0]
