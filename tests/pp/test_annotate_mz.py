@@ -295,3 +295,15 @@ def test_tables_of_metaspace(bladder, data_dir, file):
     candidates = bladder.uns["annotation"]["candidates"]
     assert candidates["ppm_error"].abs().max() <= 5
     assert candidates["fdr"].between(0, 1).all()
+
+
+def test_what_others_said_of_ions_without_candidates_stays(toy):
+    var = toy.tables["msi"].var
+    var["mz"] = var["mz"] + 0.3  # no molecule weighs that
+    var["formula"], var["adduct"], var["fdr"] = "C6H12O6", "[M+H]+", 0.05
+    stmsi.pp.annotate_mz(toy, polarity="positive")
+    var = toy.tables["msi"].var
+    assert (var["n_candidates"] == 0).all()
+    assert (var["formula"] == "C6H12O6").all()
+    assert (var["adduct"] == "[M+H]+").all()
+    np.testing.assert_array_equal(var["fdr"], 0.05)

@@ -235,3 +235,21 @@ def test_errors_name_the_remedy_and_change_nothing(st, kwargs, error, message):
         stmsi.pp.call_presence(st, **kwargs)
     assert list(st.obsm) == ["msi"]
     assert not st.uns
+
+
+def test_a_correction_does_not_move_intensities_past_their_limits(mapped):
+    before = mapped.tables["st"].obsm["msi_presence"].copy()
+    stmsi.pp.correct_batch(mapped, method="rank")
+    stmsi.pp.call_presence(mapped)
+    pd.testing.assert_frame_equal(mapped.tables["st"].obsm["msi_presence"], before)
+
+
+def test_presence_of_another_layer_has_its_own_name(mapped):
+    st = mapped.tables["st"]
+    before = st.obsm["msi_presence"].copy()
+    stmsi.pp.map_to_spots(mapped, method="nearest", key_added="nn")
+    stmsi.pp.call_presence(mapped, metabolite_key="nn", method="otsu")
+    pd.testing.assert_frame_equal(st.obsm["msi_presence"], before)
+    assert st.obsm["nn_presence"].stack().dropna().isin([0, 1]).all()
+    stmsi.pp.map_to_spots(mapped, method="nearest", key_added="nn")
+    assert "nn_presence" not in st.obsm, "called from the earlier mapping"

@@ -122,3 +122,22 @@ def test_bad_input(panels):
         stmsi.pp.match_metabolites([one, other])
     assert one.obsm["msi"].shape[1] == 8, "nothing changes where matching fails"
     pd.testing.assert_index_equal(two.obsm["msi"].columns, two.uns["msi"]["features"].index, check_names=False)
+
+
+def test_all_layers_of_the_metabolites_are_renamed(toy):
+    stmsi.pp.align(toy)
+    stmsi.pp.map_to_spots(toy, replicates=True)
+    stmsi.pp.call_presence(toy)
+    stmsi.pp.impute_dropout(toy)
+    st = toy.tables["st"]
+    first, second = (st[st.obs["sample"] == name].copy() for name in ("P1S1", "P2S1"))
+    names = [f"q_{m}" for m in second.obsm["msi"].columns]
+    for key in [k for k in second.obsm if k.startswith("msi")]:
+        second.obsm[key] = second.obsm[key].set_axis(names, axis=1)
+    second.uns["msi"] = dict(second.uns["msi"]) | {"features": second.uns["msi"]["features"].set_axis(names)}
+    stmsi.pp.match_metabolites([first, second])
+    for table in (first, second):
+        for key in ("msi", "msi_presence", "msi_variance", "msi_half_1", "msi_half_2", "msi_observed"):
+            assert list(table.obsm[key]) == list(first.obsm["msi"]), key
+        assert all(dtype.kind == "b" for dtype in table.obsm["msi_observed"].dtypes)
+    stmsi.tl.noise_ceiling(second)

@@ -234,6 +234,8 @@ def test_results_do_not_depend_on_processes_with_nesting_and_cache(data, tmp_pat
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::UserWarning", "ignore::ResourceWarning", "ignore::DeprecationWarning")
+# anndata switches this warning off for a moment; another thread of the cluster switches it on again
+@pytest.mark.filterwarnings(r"ignore:\s*A value is trying to be set on a copy")
 def test_on_a_dask_cluster(data):
     distributed = pytest.importorskip("dask.distributed")
     here = run(data).drop(columns="seconds")

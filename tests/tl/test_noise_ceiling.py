@@ -107,3 +107,13 @@ def test_formulas() -> None:
     np.testing.assert_allclose(error, [1, np.nan])
     assert k.tolist() == [2, 1]
     assert lower[0] == pytest.approx(2 - 3.0777, abs=1e-3)
+
+
+def test_a_ceiling_goes_with_the_mapping_it_came_from(toy):
+    stmsi.pp.align(toy)
+    stmsi.pp.map_to_spots(toy, replicates=True)
+    stmsi.tl.noise_ceiling(toy)
+    stmsi.pp.map_to_spots(toy, key_added="other")
+    assert "msi_noise_ceiling" in toy.tables["st"].uns
+    stmsi.pp.map_to_spots(toy, agg="median")
+    assert "msi_noise_ceiling" not in toy.tables["st"].uns

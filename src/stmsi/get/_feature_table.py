@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from stmsi._validate import Data
 
 _FEATURES = "features"
+_SUFFIXES = (
+    Key.presence_of(""), *Key.bounds_of(""), Key.variance_of(""), Key.spread_of(""), *Key.halves_of(""),
+    Key.observed_of(""), Key.uncorrected_of(""),
+)  # fmt: skip
 _DRAW = re.compile(rf"^{re.escape(Key.draw_of(Key.obsm.SAMPLE, 0)[:-1])}\d+$")
 """Draws from a model share the feature table of the first."""
 
@@ -68,7 +72,11 @@ def feature_table(data: Data, *, table_key: str = Key.table.ST, key: str = Key.o
 
 def find_features(adata: AnnData, key: str) -> pd.DataFrame | None:
     """The feature table stored for a layer of ``obsm``; `None` where there is none."""
-    stored = adata.uns.get(base_key(key))
+    base = base_key(key)
+    draw = re.fullmatch(r"(.+)_\d+", base)
+    if base not in adata.uns and draw is not None:
+        base = draw.group(1)  # a draw under a name of the user's
+    stored = adata.uns.get(base)
     features = stored.get(_FEATURES) if isinstance(stored, dict) else None
     return features if isinstance(features, pd.DataFrame) else None
 
@@ -77,7 +85,7 @@ def base_key(key: str) -> str:
     """The layer that `key` belongs to: presence and bounds describe the metabolites of their intensities."""
     if key in (Key.obsm.TRUTH_INTENSITY, Key.obsm.TRUTH_PRESENCE):
         return Key.obsm.MSI
-    for suffix in (Key.presence_of(""), *Key.bounds_of("")):
+    for suffix in _SUFFIXES:
         if key.endswith(suffix) and key != suffix:
             return key.removesuffix(suffix)
     return _DRAW.sub(Key.obsm.SAMPLE, key)

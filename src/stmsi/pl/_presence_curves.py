@@ -147,8 +147,8 @@ def presence_of(
     """Ids, measured presence and probability of the metabolites that have both classes."""
     probability = require_frame(st, Key.presence_of(pred_key), "stmsi.tl.predict_metabolites writes it.")
     measured = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
-    if presence_key is None and metabolite_key == Key.obsm.MSI and Key.obsm.PRESENCE in st.obsm:
-        presence_key = Key.obsm.PRESENCE
+    if presence_key is None and Key.presence_of(metabolite_key) in st.obsm:
+        presence_key = Key.presence_of(metabolite_key)
     there = (measured > 0).astype(float) if presence_key is None else require_frame(st, presence_key)
     rows = np.ones(st.n_obs, dtype=bool)
     if sample is not None:

@@ -92,7 +92,7 @@ def annotate_mz(
       ``name``, ``id``, ``class``, ``formula``, ``adduct``, ``ion_mz`` (computed), ``ppm_error`` (measured less
       computed), ``fdr``;
     - ``var``: ``name``, ``formula``, ``adduct``, ``class``, ``ppm_error`` and ``fdr`` of the best (ions without one keep
-      their name, the other columns are empty), ``n_candidates`` (molecules x adducts) and ``isobaric`` (the candidates have several formulas);
+      their name and what was known of them before this function was called), ``n_candidates`` (molecules x adducts) and ``isobaric`` (the candidates have several formulas);
     - ``uns["annotation"]["params"]``, with the median error of the best ones, ``median_ppm_error``.
 
     The best has the smallest error; among equals the adduct that stands first, then the molecule that stands first.
@@ -301,12 +301,20 @@ def _write(
     name = np.where(before == _named_before(msi, key_added), own, before).astype(object)
     name[at] = best["name"].to_numpy(object)
     msi.var[Key.var.NAME] = ["" if pd.isna(v) else str(v) for v in name]
+    # what another source says of ions that this one does not know stays
+    others = np.ones(n, bool)
+    others[at] = False
+    others &= ~np.isin(own, _annotated_before(msi, key_added))
     for column in (Key.var.FORMULA, Key.var.ADDUCT, Key.var.CLASS):
         text = np.full(n, "", object)
+        if column in msi.var:
+            text[others] = msi.var[column].astype(object).where(msi.var[column].notna(), "").to_numpy(object)[others]
         text[at] = best[column].to_numpy(object)
         msi.var[column] = text
     for column in (Key.var.PPM_ERROR, Key.var.FDR):
         number = np.full(n, np.nan)
+        if column in msi.var:
+            number[others] = pd.to_numeric(msi.var[column], errors="coerce").to_numpy(np.float64)[others]
         number[at] = best[column].to_numpy(np.float64)
         msi.var[column] = number
     msi.var[Key.var.N_CANDIDATES] = np.bincount(candidates["_position"], minlength=n)
@@ -329,6 +337,13 @@ def _write(
     text_columns = ["ion", "name", "id", "class", "formula", "adduct"]
     table[text_columns] = table[text_columns].astype(str)
     msi.uns[key_added] = {"candidates": table, "params": params}
+
+
+def _annotated_before(msi: AnnData, key_added: str) -> list[str]:
+    """Ions that an earlier call had candidates for."""
+    record = msi.uns.get(key_added)
+    table = record.get("candidates") if isinstance(record, dict) else None
+    return list(table["ion"].astype(str).unique()) if isinstance(table, pd.DataFrame) else []
 
 
 def _named_before(msi: AnnData, key_added: str) -> NDArray[Any]:

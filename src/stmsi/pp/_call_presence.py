@@ -43,7 +43,7 @@ def call_presence(
     method: Method = "lod",
     threshold: float | Mapping[str, float] | None = None,
     metabolite_key: str = Key.obsm.MSI,
-    key_added: str = Key.obsm.PRESENCE,
+    key_added: str | None = None,
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.ST,
     msi_table_key: str = Key.table.MSI,
@@ -73,7 +73,7 @@ def call_presence(
     metabolite_key
         Intensities in ``obsm``.
     key_added
-        Where in ``obsm`` to write.
+        Where in ``obsm`` to write; `None`: ``<metabolite_key>_presence``.
     sample_key
         Column of ``obs`` with the section name.
     table_key
@@ -92,7 +92,7 @@ def call_presence(
     -----
     ``"lod"`` reads the MSI table **as it is now**. Normalise it anew after mapping, and its limits belong to another scale
     than the spots; filter ions out, and the limits come from the spots. Call presence right after
-    :func:`stmsi.pp.map_to_spots`.
+    :func:`stmsi.pp.map_to_spots`. After :func:`stmsi.pp.correct_batch` presence is called from the intensities before it.
 
     Raises
     ------
@@ -112,6 +112,7 @@ def call_presence(
     [0.0, 1.0]
     """
     check_choice(method, get_args(Method), "method")
+    key_added = Key.presence_of(metabolite_key) if key_added is None else key_added
     check_key(key_added)
     st = get_table(data, table_key)
     refuse_view(st)
@@ -120,7 +121,11 @@ def call_presence(
     require_unique(frame.columns, "Metabolite names", "Rename the columns.")
     check_nonnegative(frame.to_numpy(), "Metabolite intensities", allow_nan=True)
     sample = require_sample(st, sample_key)
-    values = np.where(imputed(st, metabolite_key, frame), 0.0, frame.to_numpy(dtype=np.float64))
+    filled = imputed(st, metabolite_key, frame)
+    if Key.uncorrected_of(metabolite_key) in st.obsm:
+        # limits are those of pixels, which no correction has moved
+        frame = require_frame(st, Key.uncorrected_of(metabolite_key))[list(frame.columns)]
+    values = np.where(filled, 0.0, frame.to_numpy(dtype=np.float64))
     limits = pd.DataFrame(0.0, index=frame.columns.astype(str), columns=list(dict.fromkeys(sample)))
     source = {}
     for name in limits.columns:
@@ -216,4 +221,6 @@ def _detection_limit(
         return noise_floor(sp.csr_matrix(np.nan_to_num(spots[np.isfinite(spots).any(axis=1)]))), "spots"
     pixels, blank = found
     floor = noise_floor(pixels)
-    return (floor, "pixels") if blank is None else (np.where(blank > 0, blank, floor), "off tissue")
+    if blank is None or not (blank > 0).any():
+        return floor, "pixels"
+    return np.where(blank > 0, blank, floor), "off tissue"

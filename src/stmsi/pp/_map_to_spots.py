@@ -377,6 +377,9 @@ def _forget(st: AnnData, key_added: str, keep: set[str]) -> None:
     for key in (*written, *made):
         if key not in keep:
             st.obsm.pop(key, None)
+    ceiling = st.uns.get(Key.uns.CEILING, {})
+    if ceiling.get("params", {}).get("metabolite_key") == key_added:
+        del st.uns[Key.uns.CEILING]
     if st.obsm.pop(Key.presence_of(key_added), None) is not None:
         logger.info(
             "obsm[%r] was called from the earlier mapping and is removed; call stmsi.pp.call_presence again.",

@@ -123,17 +123,27 @@ def match_metabolites(
             mz.append(pd.DataFrame(columns).reindex(united.index))
         records[Key.varm.SECTION_MZ] = pd.concat(mz, axis=1)
     for table, features, new in zip(tables, own, ids, strict=True):
-        for key in (metabolite_key, Key.presence_of(metabolite_key)):
+        for key in _layers(metabolite_key):
             if key in table.obsm:
                 frame = require_frame(table, key)[features.index].set_axis(new, axis=1)
                 # a cast back, as pandas makes columns of NaN alone float64
                 table.obsm[key] = frame.reindex(columns=united.index).astype(np.float32)
+        observed = Key.observed_of(metabolite_key)
+        if observed in table.obsm:
+            frame = require_frame(table, observed)[features.index].set_axis(new, axis=1)
+            table.obsm[observed] = frame.reindex(columns=united.index, fill_value=False).astype(bool)
         table.uns[metabolite_key] = (
             dict(table.uns[metabolite_key])
             | {"features": united.copy()}
             | {k: v.copy() for k, v in records.items() if v is not None}
         )
     return tables if copy else None
+
+
+def _layers(key: str) -> tuple[str, ...]:
+    """Keys of ``obsm`` with a number for each metabolite of a layer."""
+    made = Key.presence_of(key), Key.variance_of(key), Key.spread_of(key), Key.uncorrected_of(key)
+    return key, *made, *Key.halves_of(key)
 
 
 def _features(table: AnnData, key: str) -> pd.DataFrame:

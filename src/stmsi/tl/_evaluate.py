@@ -105,8 +105,8 @@ def evaluate(
     check_nonnegative(predicted.to_numpy(), f"obsm[{pred_key!r}]", allow_nan=True)
     ids = shared_metabolites(predicted, measured)
     probability = require_frame(st, Key.presence_of(pred_key), "stmsi.tl.predict_metabolites writes it.")
-    if presence_key is None and metabolite_key == Key.obsm.MSI and Key.obsm.PRESENCE in st.obsm:
-        presence_key = Key.obsm.PRESENCE
+    if presence_key is None and Key.presence_of(metabolite_key) in st.obsm:
+        presence_key = Key.presence_of(metabolite_key)
     filled = pd.DataFrame(imputed(st, metabolite_key, measured), index=measured.index, columns=measured.columns)
     presence = ((measured > 0) & ~filled) if presence_key is None else require_frame(st, presence_key)
     for name, frame in ((Key.presence_of(pred_key), probability), (presence_key, presence)):

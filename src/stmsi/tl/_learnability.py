@@ -80,7 +80,7 @@ def learnability(
         if name not in scores:
             msg = f"scores has no column {name!r}; found {listing(scores.columns)}."
             raise KeyError(msg)
-    if ceiling is None and Key.uns.CEILING in st.uns:
+    if ceiling is None and st.uns.get(Key.uns.CEILING, {}).get("params", {}).get("metabolite_key") == metabolite_key:
         ceiling = read_ceiling(st)
     sample = require_sample(st, sample_key)
     by = ["model", "metabolite"] if "model" in scores else ["metabolite"]

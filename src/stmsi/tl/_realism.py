@@ -154,8 +154,8 @@ def realism(
 def _measured(st: AnnData, key: str, presence_key: str | None) -> pd.DataFrame:
     """Measured intensities, 0 where called absent."""
     frame = require_frame(st, key, "stmsi.pp.map_to_spots writes it.")
-    if presence_key is None and key == Key.obsm.MSI and Key.obsm.PRESENCE in st.obsm:
-        presence_key = Key.obsm.PRESENCE
+    if presence_key is None and Key.presence_of(key) in st.obsm:
+        presence_key = Key.presence_of(key)
     if presence_key is None:
         return frame
     presence = require_frame(st, presence_key, "stmsi.pp.call_presence writes it.").reindex(columns=frame.columns)

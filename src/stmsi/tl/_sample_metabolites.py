@@ -65,6 +65,7 @@ def sample_metabolites(
     key_added: str | None = Key.obsm.SAMPLE,
     table_added: str = Key.table.SYNTHETIC,
     min_genes: float = MIN_GENES,
+    setup: Mapping[str, Any] | None = None,
     show_progress_bar: bool | None = None,
     copy: bool = False,
 ) -> SpatialData | AnnData | xr.DataArray | None:
@@ -110,6 +111,8 @@ def sample_metabolites(
         Name of the table of pixels, for `raster`.
     min_genes
         Share of the training genes that must be in the data.
+    setup
+        Fields for ``setup_anndata`` when training by name, as for :func:`stmsi.tl.predict_metabolites`.
     show_progress_bar
         For models that are trained here; `None` follows ``stmsi.settings.progress_bar``.
     copy
@@ -165,7 +168,7 @@ def sample_metabolites(
         refuse_view(adata)
         _check_target(data, adata, key_added if raster is None else table_added, table=raster is not None)
     random = np.random.default_rng(rng)
-    fitted = model if isinstance(model, HurdleModel) else _obtain(model, adata, None, show_progress_bar)
+    fitted = model if isinstance(model, HurdleModel) else _obtain(model, adata, setup, show_progress_bar)
     state = fitted.state
     ids = state.metabolites
     if metabolites is not None:
