@@ -153,11 +153,10 @@ def differential_abundance(
 
     Returns
     -------
-    - Effects, shape (groups, metabolites): the chance that a spot of the group has more of it than another spot, less
-      the chance that it has less; -1 to 1. NaN where either side is empty.
-    - Two-sided p values of the normal approximation with correction for ties, likewise. Neighbouring spots are no
-      independent samples: they are too small, in prediction as in measurement.
-    - Names of the groups, sorted.
+    Effects, shape (groups, metabolites), from -1 to 1: the chance that a spot of the group has more of it than another
+    spot, less the chance that it has less (NaN where either side is empty); two-sided p values of the normal approximation
+    with correction for ties, likewise; names of the groups, sorted. Neighbouring spots are no independent samples, so that
+    p values are too small, in prediction as in measurement.
 
     Examples
     --------
