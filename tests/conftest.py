@@ -13,11 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+from hypothesis import settings
 from spatialdata import SpatialData, deepcopy
 
 import stmsi
 
 mpl.use("Agg")
+
+# The same examples in every run; HYPOTHESIS_PROFILE=explore draws new ones.
+settings.register_profile("stmsi", derandomize=True, deadline=None)
+settings.register_profile("explore", deadline=None, max_examples=500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "stmsi"))
 
 
 @pytest.fixture(autouse=True)

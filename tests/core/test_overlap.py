@@ -66,14 +66,16 @@ def test_fully_covered_circles_sum_to_their_area(matrix):
     np.testing.assert_allclose(np.asarray(total).ravel(), np.pi * radii**2, rtol=1e-12)
 
 
+def _matrix(a, b, c, d):
+    """A matrix that does not flatten; the identity in the place of one that does."""
+    return np.array([[a, b], [c, d]]) if abs(a * d - b * c) > 0.05 else np.eye(2)
+
+
 @settings(deadline=None, max_examples=60)
 @example([1.0, 0.0, 0.0, 1.0], 1.0, 4.9e-23, 4.9e-23)  # the centre lies on a corner, but for a rounding
 @given(st.lists(st.floats(-2, 2), min_size=4, max_size=4), st.floats(0.05, 3), st.floats(-1, 1), st.floats(-1, 1))
 def test_any_affine(entries, radius, x, y):
-    matrix = np.array(entries).reshape(2, 2)
-    if abs(np.linalg.det(matrix)) < 0.05:
-        matrix = np.eye(2)
-    polygons = _moved(_squares(2), matrix, [0, 0])
+    polygons = _moved(_squares(2), _matrix(*entries), [0, 0])
     found = _overlap([[x, y]], [radius], polygons).toarray()
     np.testing.assert_allclose(found, _oracle([[x, y]], [radius], polygons), atol=1e-5)
 
@@ -178,9 +180,9 @@ def test_polygons_agree_with_shapely(matrix, spots, pixels):
 
 @settings(deadline=None, max_examples=60)
 @given(st.lists(st.floats(-2, 2), min_size=8, max_size=8))
+@example([1.0, 0.0, 2.2e-311, 1.0, 1.0, 0.0, 0.0, 1.0])  # an edge that is not quite upright
 def test_any_bin_on_any_pixel(entries):
-    one, other = (np.array(e).reshape(2, 2) for e in (entries[:4], entries[4:]))
-    one, other = (m if abs(np.linalg.det(m)) > 0.05 else np.eye(2) for m in (one, other))
+    one, other = _matrix(*entries[:4]), _matrix(*entries[4:])
     spot, pixel = _moved(_squares(2), one, [0, 0]), _moved(_squares(2), other, [0, 0])
     found = polygon_overlap(oriented_edges(spot), _edges(pixel)).toarray()
     np.testing.assert_allclose(found, shapely.area(shapely.intersection(spot[:, None], pixel[None, :])), atol=1e-11)

@@ -254,8 +254,9 @@ def _clipped_integral(
     """Integral of ``min(max(y, 0), 1 - slope x)`` over x from 0 to 1 along edges, negative where they run back."""
     dx = bx - ax
     x0, x1 = np.clip(ax, 0.0, 1.0), np.clip(bx, 0.0, 1.0)
-    steep = (by - ay) / np.where(dx == 0, 1.0, dx)
-    y0, y1 = ay + (x0 - ax) * steep, by + (x1 - bx) * steep
+    width = np.where(dx == 0, 1.0, dx)
+    # shares of the edge, not its slope: an edge that leans by the smallest of numbers has none that can be written down
+    y0, y1 = ay + (x0 - ax) / width * (by - ay), by + (x1 - bx) / width * (by - ay)
     above = _mean_positive(y0 - (1 - slope * x0), y1 - (1 - slope * x1))
     return (x1 - x0) * (_mean_positive(y0, y1) - above)
 
