@@ -3,10 +3,10 @@ import pytest
 
 from stmsi._core.alignment_scores import (
     canonical,
-    frame_points,
     held_out_components,
     mask_iou,
     mutual_information,
+    points_beside,
 )
 from stmsi._core.simulation import visium_positions
 
@@ -17,7 +17,7 @@ XY, _ = visium_positions(1500, 1500, 100)
 def test_iou_counts_the_frame_only():
     left = XY[:, 0] < 800
     tissue, others = XY[left], XY[~left]
-    assert frame_points(tissue, others, 100) is others
+    assert points_beside(tissue, others, 100) is others
     covered = XY[:, 0] < 1100  # pixels go on beyond the tissue, and beyond the frame, where nobody asks
     iou = mask_iou(covered[left], covered[~left])
     assert iou == pytest.approx(left.sum() / covered.sum())
@@ -28,7 +28,7 @@ def test_iou_counts_the_frame_only():
 
 def test_a_frame_of_which_only_the_tissue_is_known_is_completed():
     tissue = XY[np.hypot(*(XY - 750).T) < 600]
-    beside = frame_points(tissue, np.empty((0, 2)), 100)
+    beside = points_beside(tissue, np.empty((0, 2)), 100)
     assert (np.hypot(*(beside - 750).T) > 540).all(), "corners of the rectangle, not the tissue"
     assert len(tissue) + len(beside) == pytest.approx(1200**2 / (100**2 * np.sqrt(3) / 2), rel=0.2)
 

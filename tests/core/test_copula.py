@@ -3,8 +3,9 @@ import pytest
 from scipy.special import ndtr
 
 from stmsi._core.copula import HurdleCopula, ResidualTable
-from stmsi._core.coregionalization import Coregionalization, impute_censored, neighbour_means, spacing
+from stmsi._core.coregionalization import Coregionalization, impute_censored, spacing
 from stmsi._core.gaussian_fields import FieldSampler
+from stmsi._core.spatial_stats import neighbour_means
 
 N, M = 900, 6
 

@@ -1,6 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import squidpy as sq
 from anndata import AnnData
 from skimage.metrics import structural_similarity
@@ -77,7 +78,9 @@ def test_morans_i_with_gaps_is_squidpys_of_the_rest(grid):
         adata.obsp["spatial_connectivities"] = graph[rows][:, rows]
         expected.append(sq.gr.spatial_autocorr(adata, mode="moran", copy=True, show_progress_bar=False)["I"].iloc[0])
     np.testing.assert_allclose(metrics.moran_i(truth, graph), expected, rtol=1e-9)
-    np.testing.assert_allclose(metrics.moran_i(truth[:, 2:], graph), morans_i(graph, truth[:, 2:]), rtol=1e-9)
+    np.testing.assert_allclose(
+        metrics.moran_i(truth[:, 2:], graph), morans_i(graph, sp.csr_matrix(truth[:, 2:])), rtol=1e-9
+    )
     smooth = metrics.moran_gap(truth[:, 2:], np.tile(xy[:, :1], 3), graph)
     assert (smooth > 0).all()
 

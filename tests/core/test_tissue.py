@@ -3,7 +3,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from stmsi._core.simulation import visium_positions
-from stmsi._core.tissue import cut_sides, find_background, frame_points, pixel_raster, spot_pitch
+from stmsi._core.tissue import coherent_tissue, cut_sides, frame_points, pixel_raster, point_spacing
 
 
 def _grid(n_col, n_row, step=50.0):
@@ -51,9 +51,9 @@ def test_cut_sides_of_a_box():
 
 def test_pitch_of_a_lattice_and_of_scattered_bins():
     hexagon = visium_positions(2000, 2000, 100.0)[0]
-    assert spot_pitch(hexagon) == (pytest.approx(100), True)
+    assert point_spacing(hexagon) == (pytest.approx(100), True)
     scattered = np.random.default_rng(0).uniform(0, 2000, (400, 2))
-    pitch, lattice = spot_pitch(scattered)
+    pitch, lattice = point_spacing(scattered)
     assert not lattice
     assert pitch == pytest.approx(100, rel=0.1), "each has 100 x 100 um to itself"
 
@@ -81,13 +81,13 @@ def test_background_is_found_where_there_is_one():
     row, col = (v.ravel() for v in np.indices((40, 50)))
     tissue = np.hypot(row - 20, (col - 25) * 0.8) < 15
     peaks = rng.poisson(np.where(tissue, 400, 60)).astype(float)
-    on = find_background(peaks, row, col)
+    on = coherent_tissue(peaks, row, col)
     assert (on == tissue).mean() > 0.96
     # noise alone, a smooth gradient, and a bright core without background are no reason to drop pixels
-    assert find_background(rng.poisson(400, row.size).astype(float), row, col).all()
-    assert find_background(100 + 5.0 * row, row, col).all()
-    assert find_background(np.zeros(row.size), row, col).all()
-    assert find_background(rng.poisson(np.where(tissue, 60, 400)).astype(float), row, col).all(), (
+    assert coherent_tissue(rng.poisson(400, row.size).astype(float), row, col).all()
+    assert coherent_tissue(100 + 5.0 * row, row, col).all()
+    assert coherent_tissue(np.zeros(row.size), row, col).all()
+    assert coherent_tissue(rng.poisson(np.where(tissue, 60, 400)).astype(float), row, col).all(), (
         "dark core, bright rim"
     )
 
@@ -99,4 +99,4 @@ def test_rich_and_poor_regions_are_all_tissue(length):
     disc = np.hypot(row - 20, (col - 25) * 0.8) < 19
     field = gaussian_filter(rng.standard_normal((40, 50)), length).ravel()[disc]
     peaks = rng.poisson(25 * np.exp(0.7 * field / field.std())).astype(float)
-    assert find_background(peaks, row[disc], col[disc]).all()
+    assert coherent_tissue(peaks, row[disc], col[disc]).all()

@@ -16,7 +16,7 @@ BINS = 8
 """Of mutual information, along each variable."""
 
 
-def frame_points(tissue: NDArray[np.float64], others: NDArray[np.float64], pitch: float) -> NDArray[np.float64]:
+def points_beside(tissue: NDArray[np.float64], others: NDArray[np.float64], pitch: float) -> NDArray[np.float64]:
     """Places at which masks are compared: all spots of the capture frame.
 
     Where only the spots on tissue are known, the rectangle that they fill is completed with a hexagonal lattice, so that

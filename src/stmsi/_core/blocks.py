@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from scipy.spatial.distance import pdist
 
+from stmsi._core.pairing import lattice_pitch
+
 _MOST_SPOTS = 1500
 """Spots of which all pairs are formed: a million pairs tell the range."""
 _STRUCTURE = 0.1
@@ -39,7 +41,7 @@ class Correlogram(NamedTuple):
 def spot_pitch(xy: NDArray[np.float64]) -> float:
     """Median distance from a position to the nearest other one; 0 for a single position."""
     own = np.unique(xy, axis=0)
-    return float(np.median(KDTree(own).query(own, k=2)[0][:, 1])) if len(own) > 1 else 0.0
+    return lattice_pitch(own) if len(own) > 1 else 0.0
 
 
 def correlogram(

@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from stmsi._core.coregionalization import Coregionalization, impute_censored, neighbour_means, spacing
+from stmsi._core.coregionalization import Coregionalization, impute_censored, spacing
 from stmsi._core.gaussian_fields import FieldSampler
+from stmsi._core.spatial_stats import neighbour_means
 
 _KNOTS = 6
 """Predicted intensities at which the distribution of what was measured is described."""

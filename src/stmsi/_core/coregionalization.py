@@ -34,25 +34,6 @@ def spacing(xy: NDArray[np.float64], section: NDArray[np.int64]) -> float:
     return float(np.median(np.concatenate(nearest))) if nearest else np.nan
 
 
-def neighbour_means(xy: NDArray[np.float64], section: NDArray[np.int64], k: int = 6) -> sp.csr_matrix:
-    """Matrix that takes the mean over the nearest positions of the same section, shape (n, n)."""
-    rows, columns = [], []
-    for s in np.unique(section):
-        own = np.flatnonzero(section == s)
-        found = min(k + 1, len(own))
-        if found < 2:
-            continue
-        at = KDTree(xy[own]).query(xy[own], k=found)[1]
-        i, j = np.repeat(own, found), own[at.ravel()]
-        rows.append(i[i != j])
-        columns.append(j[i != j])
-    if not rows:
-        return sp.csr_matrix((len(xy), len(xy)))
-    i, j = np.concatenate(rows), np.concatenate(columns)
-    count = np.bincount(i, minlength=len(xy))
-    return sp.csr_matrix((1.0 / count[i], (i, j)), shape=(len(xy), len(xy)))
-
-
 def impute_censored(
     z: NDArray[np.float64],
     limit: NDArray[np.float64],
@@ -72,7 +53,7 @@ def impute_censored(
     limit
         Upper limit of the censored ones, likewise; NaN elsewhere.
     means
-        As :func:`neighbour_means` gives them; `None`: no positions.
+        As :func:`stmsi._core.spatial_stats.neighbour_means` gives them; `None`: no positions.
     rng
         Generator.
     sweeps

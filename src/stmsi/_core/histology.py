@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 from scipy.optimize import minimize
 
-from stmsi._core.image_registration import mutual_information
+from stmsi._core.image_registration import unbiased_information
 from stmsi._core.placement import MIRROR, Adjustment, inverse, sample_images
 from stmsi._core.registration import apply_affine
 
@@ -139,7 +139,7 @@ def _information(moving: _Level, fixed: _Level, to_moving: NDArray[np.float64]) 
     if seen.sum() < _MIN_SHARED * shown:
         return 0.0
     value = sample_images(moving.image[None], index[seen])[0][0]
-    return float(mutual_information(value, fixed.image.ravel()[::every][seen]))
+    return float(unbiased_information(value, fixed.image.ravel()[::every][seen]))
 
 
 def _refine(moving: _Level, fixed: _Level, start: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,7 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.optimize import minimize
-from scipy.spatial import cKDTree
 
 from stmsi._core.placement import Adjustment, Freedom, inverse, sample_images
 from stmsi._core.registration import apply_affine
@@ -206,7 +205,7 @@ def reference_matrices(
     return out
 
 
-def mutual_information(x: NDArray[np.float64], y: NDArray[np.float64], n_bins: int = 12) -> float:
+def unbiased_information(x: NDArray[np.float64], y: NDArray[np.float64], n_bins: int = 12) -> float:
     """Mutual information of two samples in nats, by quantile bins, with the bias of Miller and Madow taken off.
 
     References
@@ -224,8 +223,3 @@ def mutual_information(x: NDArray[np.float64], y: NDArray[np.float64], n_bins: i
     information = float((joint[some] * np.log(joint[some] / product[some])).sum())
     filled = some.sum() - (joint.sum(axis=1) > 0).sum() - (joint.sum(axis=0) > 0).sum() + 1
     return max(0.0, information - float(filled) / (2 * len(x)))
-
-
-def nearest_spots(xy: NDArray[np.float64], spots: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Index of the nearest spot of each place."""
-    return np.asarray(cKDTree(spots).query(xy)[1], dtype=np.int64)

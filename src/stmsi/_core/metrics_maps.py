@@ -11,9 +11,9 @@ from scipy.spatial import KDTree
 
 from stmsi._core.blocks import spot_pitch
 from stmsi._core.metrics import _paired
+from stmsi._core.spatial_stats import morans_i
 
 _WINDOW = 7
-_COLUMNS = 256
 _MOST_PIXELS = 4_000_000
 """Of a raster: positions in other units than the spots' distances would ask for billions."""
 
@@ -112,35 +112,12 @@ def moran_i(values: ArrayLike, graph: sp.spmatrix | NDArray[np.floating]) -> NDA
     score = np.full(x.shape[1], np.nan)
     whole = ~np.isnan(x.sum(axis=0))
     if whole.all():
-        return _dense_moran(edges, x)
-    score[whole] = _dense_moran(edges, x[:, whole])
+        return morans_i(edges, x)
+    score[whole] = morans_i(edges, x[:, whole])
     gaps = np.flatnonzero(~whole)
     for rows, columns in _same_gaps(x[:, gaps]):
         own = gaps[columns]
-        score[own] = _dense_moran(edges[rows][:, rows], x[np.ix_(rows, own)])
-    return score
-
-
-def _dense_moran(graph: sp.csr_matrix, x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """:func:`stmsi._core.spatial_stats.morans_i` of a dense array, which it would turn into a sparse one first."""
-    n = len(x)
-    degree = np.asarray(graph.sum(axis=1)).ravel()
-    W = sp.csr_matrix(sp.diags(1 / np.where(degree > 0, degree, 1.0)) @ graph)
-    total = float(W.sum())
-    score = np.full(x.shape[1], np.nan)
-    if n == 0 or total <= 0:
-        return score
-    means = x.sum(axis=0) / n
-    room = np.empty((n, min(_COLUMNS, x.shape[1])))  # used again and again: new memory takes as long as the sums
-    for start in range(0, x.shape[1], _COLUMNS):
-        some = slice(start, start + _COLUMNS)
-        mean = means[some]
-        z = np.subtract(x[:, some], mean, out=room if len(mean) == room.shape[1] else None)
-        spread = np.einsum("ij,ij->j", z, z)
-        cross = np.einsum("ij,ij->j", z, W @ z)
-        # rounding leaves constant columns a spread
-        there = spread > 1e-20 * n * mean**2
-        score[some] = np.where(there, n / total * cross / np.where(there, spread, 1.0), np.nan)
+        score[own] = morans_i(edges[rows][:, rows], x[np.ix_(rows, own)])
     return score
 
 

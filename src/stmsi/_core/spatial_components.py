@@ -6,11 +6,11 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.linalg import eigh
-from scipy.spatial import cKDTree
+
+from stmsi._core.spatial_stats import neighbour_means
 
 _N_FEATURES = 2000
 _N_PRINCIPAL = 20
-_NEIGHBOURS = 6
 _WINSOR = 0.01
 
 
@@ -19,14 +19,6 @@ def summary_channels(X: sp.spmatrix | NDArray[np.floating]) -> NDArray[np.float6
     X = sp.csr_matrix(X)
     count = np.asarray((X > 0).sum(axis=1)).ravel()
     return np.column_stack([np.log1p(count), np.log1p(np.asarray(X.sum(axis=1)).ravel())])
-
-
-def neighbour_mean(xy: NDArray[np.float64], n_neighbours: int = _NEIGHBOURS) -> sp.csr_matrix:
-    """Mean over the nearest observations, without the observation itself, as a matrix."""
-    k = min(n_neighbours, len(xy) - 1)
-    near = cKDTree(xy).query(xy, k=k + 1)[1][:, 1:]
-    rows = np.repeat(np.arange(len(xy)), k)
-    return sp.csr_matrix((np.full(rows.size, 1 / k), (rows, near.ravel())), shape=(len(xy), len(xy)))
 
 
 def spatial_components(
@@ -99,11 +91,11 @@ def autocorrelation_factors(
         return np.empty((len(xy), 0)), np.empty(0)
     u, s, _ = np.linalg.svd(values, full_matrices=False)
     white = u[:, s > 1e-6 * s[0]] * np.sqrt(len(values))
-    around = neighbour_mean(xy) @ white
+    around = neighbour_means(xy) @ white
     alike = white.T @ around / len(values)
     _, rotation = eigh((alike + alike.T) / 2)
     factors = white @ rotation[:, ::-1][:, :n_components]
-    mean = neighbour_mean(xy) @ factors
+    mean = neighbour_means(xy) @ factors
     smooth = mean.std(axis=0) * factors.std(axis=0)
     correlation = ((mean - mean.mean(axis=0)) * factors).mean(axis=0) / np.maximum(smooth, 1e-12)
     # the sign of a component is arbitrary; fixed, so that results do not depend on the library

@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
+from scipy.spatial import KDTree
 
+_COLUMNS = 64
 _STEPS = {4: ((0, 1), (1, 0)), 8: ((0, 1), (1, 0), (1, 1), (1, -1))}
 
 
@@ -40,36 +42,87 @@ def raster_graph(row: NDArray[np.int64], col: NDArray[np.int64], n_neighs: int =
     return sp.csr_matrix((ones, pairs), shape=(len(code), len(code)))
 
 
-def morans_i(graph: sp.csr_matrix, X: sp.spmatrix | NDArray[np.floating]) -> NDArray[np.float64]:
+def neighbour_means(xy: NDArray[np.float64], section: NDArray[np.int64] | None = None, k: int = 6) -> sp.csr_matrix:
+    """Matrix that takes the mean over the nearest positions of the same section, the position itself left out.
+
+    Parameters
+    ----------
+    xy
+        Positions, shape (n, 2).
+    section
+        Number of the section of each; `None`: all of one.
+    k
+        Positions that take part.
+
+    Returns
+    -------
+    Shape (n, n); rows without a neighbour are empty.
+    """
+    n = len(xy)
+    section = np.zeros(n, np.int64) if section is None else section
+    rows, columns = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for s in np.unique(section):
+        own = np.flatnonzero(section == s)
+        found = min(k + 1, len(own))
+        at = KDTree(xy[own]).query(xy[own], k=[*range(1, found + 1)])[1]
+        rows.append(np.repeat(own, found))
+        columns.append(own[at.ravel()])
+    i, j = np.concatenate(rows), np.concatenate(columns)
+    i, j = i[i != j], j[i != j]
+    return sp.csr_matrix((1.0 / np.bincount(i, minlength=n)[i], (i, j)), shape=(n, n))
+
+
+def morans_i(graph: sp.spmatrix, X: sp.spmatrix | NDArray[np.floating]) -> NDArray[np.float64]:
     r"""Moran's I of each column, with the rows of the graph scaled to a sum of 1, as squidpy scales them.
 
     .. math:: I = \frac{n}{W} \frac{z^\top W z}{z^\top z} \qquad z = x - \bar x
 
-    For all columns it takes one sparse product, since :math:`z^\top W z` is
-    :math:`x^\top W x - \bar x (x^\top W 1 + 1^\top W x) + \bar x^2\, 1^\top W 1`: sparse stays sparse.
+    Sparse stays sparse: there :math:`z^\top W z` is taken as
+    :math:`x^\top W x - \bar x (x^\top W 1 + 1^\top W x) + \bar x^2\, 1^\top W 1`.
 
     Parameters
     ----------
     graph
         Adjacency, shape (n, n), weights of at least 0.
     X
-        Values, shape (n, m).
+        Values, shape (n, m), dense or sparse.
 
     Returns
     -------
     Shape (m,); NaN where a column is constant or the graph has no edge.
     """
+    degree = np.asarray(graph.sum(axis=1), dtype=np.float64).ravel()
+    W = sp.csr_matrix(sp.diags(1 / np.where(degree > 0, degree, 1.0)) @ sp.csr_matrix(graph, dtype=np.float64))
+    total = float(W.sum())
+    if X.shape[0] == 0 or total <= 0:
+        return np.full(X.shape[1], np.nan)
+    cross, spread = _sparse_moments(W, X) if sp.issparse(X) else _dense_moments(W, np.asarray(X))
+    varies = spread > 0
+    return np.where(varies, X.shape[0] / total * cross / np.where(varies, spread, 1.0), np.nan)
+
+
+def _sparse_moments(W: sp.csr_matrix, X: sp.spmatrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    r""":math:`z^\top W z` and :math:`z^\top z` of each column; the latter is 0 where a column is constant."""
     X = sp.csc_matrix(X, dtype=np.float64)
     n = X.shape[0]
-    degree = np.asarray(graph.sum(axis=1), dtype=np.float64).ravel()
-    W = sp.diags(1 / np.where(degree > 0, degree, 1.0)) @ sp.csr_matrix(graph, dtype=np.float64)
     out, into = np.asarray(W.sum(axis=1)).ravel(), np.asarray(W.sum(axis=0)).ravel()
-    total = out.sum()
-    mean = np.asarray(X.sum(axis=0)).ravel() / max(n, 1)
+    mean = np.asarray(X.sum(axis=0)).ravel() / n
     square = np.asarray(X.multiply(X).sum(axis=0)).ravel()
     cross = np.asarray(X.multiply(W @ X).sum(axis=0)).ravel()
     spread = square - n * mean**2
-    cross = cross - mean * (X.T @ (out + into)) + mean**2 * total
     # rounding leaves a constant column a spread of about 1e-16 of its square
-    there = (spread > 1e-10 * square) & (total > 0)
-    return np.where(there, n / max(total, 1e-300) * cross / np.where(there, spread, 1.0), np.nan)
+    return cross - mean * (X.T @ (out + into)) + mean**2 * out.sum(), np.where(spread > 1e-10 * square, spread, 0.0)
+
+
+def _dense_moments(W: sp.csr_matrix, x: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """The same of a dense array, a few columns at a time: they stay in the cache, and no copy of all is made."""
+    n, m = x.shape
+    mean = x.mean(axis=0, dtype=np.float64)
+    cross, spread = np.empty(m), np.empty(m)
+    room = np.empty((n, min(_COLUMNS, m)))  # used again and again: new memory takes as long as the sums
+    for start in range(0, m, _COLUMNS):
+        some = slice(start, start + _COLUMNS)
+        z = np.subtract(x[:, some], mean[some], out=room[:, : min(_COLUMNS, m - start)])
+        spread[some] = np.einsum("ij,ij->j", z, z)
+        cross[some] = np.einsum("ij,ij->j", z, W @ z)
+    return cross, np.where(spread > 1e-20 * n * mean**2, spread, 0.0)

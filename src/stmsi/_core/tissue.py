@@ -98,7 +98,7 @@ class TissuePoints:
         return float(self.tissue.sum() * self.pitch**2 * np.sqrt(3) / 2)
 
 
-def spot_pitch(xy: NDArray[np.float64]) -> tuple[float, bool]:
+def point_spacing(xy: NDArray[np.float64]) -> tuple[float, bool]:
     """Distance between neighbouring spots, and whether they lie on a lattice.
 
     Points without a lattice (a random subset of bins) get the side of the square that each has to itself: twice the
@@ -202,7 +202,7 @@ def frame_points(
         The spots are a piece cut from the tissue, nobody knows where: only holes and bays, inside the convex hull of the
         spots, count as off the tissue.
     """
-    pitch, lattice = spot_pitch(xy)
+    pitch, lattice = point_spacing(xy)
     if off_tissue is None:
         low, high = xy.min(axis=0), xy.max(axis=0)
         margin = max(6 * pitch, _MARGIN * float((high - low).max()))
@@ -220,7 +220,7 @@ def frame_points(
     return TissuePoints(np.vstack([xy, off_tissue]), tissue, pitch)
 
 
-def find_background(value: NDArray[np.float64], row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.bool_]:
+def coherent_tissue(value: NDArray[np.float64], row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which pixels lie on tissue, from a summary such as the number of peaks.
 
     Otsu's threshold always finds two classes, and tissue has rich and poor regions. The classes count as tissue and

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stmsi._core.alignment_scores import frame_points, mask_iou
+from stmsi._core.alignment_scores import mask_iou, points_beside
 from stmsi._core.flow import agreement
 from stmsi._keys import Key
 from stmsi._validate import get_table, require_spatialdata, sample_names
@@ -170,7 +170,7 @@ def _masks(own: dict[str, Any], g: Geometry) -> dict[str, float]:
     if len(g.spots) == 0:
         return {"spots_covered": np.nan, "mask_iou": np.nan}
     on_tissue = _covered(g.spots, own, g)
-    beside = _covered(frame_points(g.spots, g.others, g.pitch), own, g)
+    beside = _covered(points_beside(g.spots, g.others, g.pitch), own, g)
     return {"spots_covered": float(on_tissue.mean()), "mask_iou": mask_iou(on_tissue, beside)}
 
 

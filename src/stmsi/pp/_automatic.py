@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.automatic import Verdict, register_sections, telling_landmark
-from stmsi._core.image_registration import CrossModal, mutual_information
+from stmsi._core.image_registration import CrossModal, unbiased_information
 from stmsi._core.placement import FREE, KNOWN, SERIAL, Freedom, Placement, inverse
 from stmsi._core.registration import apply_affine
 from stmsi._core.spatial_components import spatial_components
@@ -448,7 +448,7 @@ def _information(
 
     def pair(m: NDArray[np.float64], k: int, j: int) -> float:
         value, covered = data.sampled(m)
-        return mutual_information(value[covered, k], data.expression[covered, j])
+        return unbiased_information(value[covered, k], data.expression[covered, j])
 
     leading = [(k, j) for k in range(min(3, len(data.images))) for j in range(min(3, data.expression.shape[1]))]
     after = [pair(matrix, k, j) for k, j in leading]

@@ -92,17 +92,22 @@ def section_geometry(sdata: SpatialData, name: str, *, sample_key: str, st_table
     return Geometry(spots, others, radius, corners.mean(axis=1), corners, to_msi)
 
 
-def to_msi_frame(sdata: SpatialData, name: str) -> NDArray[np.float64]:
-    """Matrix from the pixel element to the MSI frame."""
+def frame_matrix(sdata: SpatialData, element: str, frame: str) -> NDArray[np.float64]:
+    """Matrix from shapes to a coordinate system, shape (3, 3); the identity where they do not know it."""
     from spatialdata.transformations import get_transformation
 
+    known = get_transformation(sdata.shapes[element], get_all=True)
+    if frame not in known:
+        return np.eye(3)
+    return np.asarray(known[frame].to_affine_matrix(("x", "y"), ("x", "y")))
+
+
+def to_msi_frame(sdata: SpatialData, name: str) -> NDArray[np.float64]:
+    """Matrix from the pixel element to the MSI frame."""
     if Key.pixels(name) not in sdata.shapes:
         msg = f"No shapes {Key.pixels(name)!r}; shapes elements: {listing(sdata.shapes)}."
         raise KeyError(msg)
-    known = get_transformation(sdata.shapes[Key.pixels(name)], get_all=True)
-    if Key.msi_frame(name) not in known:
-        return np.eye(3)
-    return np.asarray(known[Key.msi_frame(name)].to_affine_matrix(("x", "y"), ("x", "y")))
+    return frame_matrix(sdata, Key.pixels(name), Key.msi_frame(name))
 
 
 def aligned(record: dict[str, Any], xy: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,10 +8,10 @@ import numpy as np
 
 from stmsi._core.registration import apply_affine
 from stmsi._core.spatial_components import summary_channels
-from stmsi._core.tissue import find_background
+from stmsi._core.tissue import coherent_tissue
 from stmsi._keys import Key
 from stmsi._validate import as_csr, get_table, instances, listing, require_sample
-from stmsi.pp._section_geometry import to_msi_frame
+from stmsi.pp._section_geometry import frame_matrix, to_msi_frame
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -39,15 +39,6 @@ def _geometry(sdata: SpatialData, element: str, table: AnnData, name: str) -> An
         msg = f"{int((rows < 0).sum())} observations of section {name!r} annotate nothing in shapes {element!r}."
         raise ValueError(msg)
     return shapes.geometry.to_numpy()[rows]
-
-
-def _frame_matrix(sdata: SpatialData, element: str, frame: str) -> NDArray[np.float64]:
-    from spatialdata.transformations import get_transformation
-
-    known = get_transformation(sdata.shapes[element], get_all=True)
-    if frame not in known:
-        return np.eye(3)
-    return np.asarray(known[frame].to_affine_matrix(("x", "y"), ("x", "y")))
 
 
 def pixel_centres(
@@ -78,7 +69,7 @@ def spot_centres(sdata: SpatialData, name: str, table: AnnData) -> NDArray[np.fl
         lost = table.n_obs - int(np.isfinite(centre).all(axis=1).sum())
         msg = f"Section {name!r}: {lost} spots have NaN coordinates; remove them."
         raise ValueError(msg)
-    return apply_affine(_frame_matrix(sdata, Key.spots(name), Key.st_frame(name)), centre)
+    return apply_affine(frame_matrix(sdata, Key.spots(name), Key.st_frame(name)), centre)
 
 
 def table_values(table: AnnData, layer: str | None, what: str) -> Any:
@@ -95,12 +86,12 @@ def pixels_on_tissue(table: AnnData, ions: Any) -> NDArray[np.bool_]:
         return table.obs[Key.obs.TISSUE].to_numpy().astype(bool)
     row, col = (table.obs[k].to_numpy().astype(np.int64) for k in (Key.obs.ROW, Key.obs.COL))
     found = np.asarray((ions > 0).sum(axis=1)).ravel().astype(float)
-    on = find_background(found, row, col)
+    on = coherent_tissue(found, row, col)
     if on.all():
         total = (
             table.obs[Key.obs.TIC].to_numpy(float)
             if Key.obs.TIC in table.obs
             else np.expm1(summary_channels(ions)[:, 1])
         )
-        on = find_background(total, row, col)
+        on = coherent_tissue(total, row, col)
     return on & (found > 0) if on.all() and (found > 0).mean() < 0.97 else on

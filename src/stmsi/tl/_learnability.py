@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stmsi._core.coregionalization import neighbour_means
 from stmsi._core.realism import marginals
-from stmsi._core.spatial_stats import morans_i
+from stmsi._core.spatial_stats import morans_i, neighbour_means
 from stmsi._keys import Key
 from stmsi._validate import get_table, listing, require_frame, require_sample
 from stmsi.tl._share_of_ceiling import read_ceiling
@@ -104,7 +103,7 @@ def learnability(
         found = {k: v for k, v in marginals(y).items() if k in PROPERTIES}
         if xy is not None:
             place = np.asarray(xy, dtype=np.float64)[st.obs_names.get_indexer(section.index), :2]
-            found["morans_i"] = morans_i(neighbour_means(place, np.zeros(len(place), np.int64)), y)
+            found["morans_i"] = morans_i(neighbour_means(place), y)
         parts.append(pd.DataFrame({"metabolite": section.columns.astype(str), **found}))
     properties = pd.concat(parts).groupby("metabolite").mean() if parts else pd.DataFrame()
     if ceiling is not None:

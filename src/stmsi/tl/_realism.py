@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from stmsi._core import realism as core
-from stmsi._core.coregionalization import neighbour_means
 from stmsi._core.folds import inner_groups
-from stmsi._core.spatial_stats import morans_i
+from stmsi._core.spatial_stats import morans_i, neighbour_means
 from stmsi._keys import Key
 from stmsi._validate import get_table, listing, require_frame, require_sample
 
@@ -225,7 +223,7 @@ def _section(
 ) -> list[pd.DataFrame]:
     """All statistics of one section but the classifier's."""
     parts = []
-    graph = None if xy is None else sp.csr_matrix(neighbour_means(xy, np.zeros(len(xy), np.int64)))
+    graph = None if xy is None else neighbour_means(xy)
     both = [y, *drawn]
     simple = [core.marginals(v) for v in both]
     if graph is not None and graph.nnz:
