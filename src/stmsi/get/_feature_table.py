@@ -20,7 +20,7 @@ _SUFFIXES = (
     Key.presence_of(""), *Key.bounds_of(""), Key.variance_of(""), Key.spread_of(""), *Key.halves_of(""),
     Key.observed_of(""), Key.uncorrected_of(""),
 )  # fmt: skip
-_DRAW = re.compile(rf"^{re.escape(Key.draw_of(Key.obsm.SAMPLE, 0)[:-1])}\d+$")
+_NUMBER = re.compile(r"_\d+$")
 """Draws from a model share the feature table of the first."""
 
 
@@ -73,10 +73,7 @@ def feature_table(data: Data, *, table_key: str = Key.table.ST, key: str = Key.o
 def find_features(adata: AnnData, key: str) -> pd.DataFrame | None:
     """The feature table stored for a layer of ``obsm``; `None` where there is none."""
     base = base_key(key)
-    draw = re.fullmatch(r"(.+)_\d+", base)
-    if base not in adata.uns and draw is not None:
-        base = draw.group(1)  # a draw under a name of the user's
-    stored = adata.uns.get(base)
+    stored = adata.uns.get(base, adata.uns.get(_NUMBER.sub("", base)))
     features = stored.get(_FEATURES) if isinstance(stored, dict) else None
     return features if isinstance(features, pd.DataFrame) else None
 
@@ -88,7 +85,7 @@ def base_key(key: str) -> str:
     for suffix in _SUFFIXES:
         if key.endswith(suffix) and key != suffix:
             return key.removesuffix(suffix)
-    return _DRAW.sub(Key.obsm.SAMPLE, key)
+    return key
 
 
 def written_by(key: str) -> str:
@@ -99,6 +96,6 @@ def written_by(key: str) -> str:
         return "stmsi.pp.call_presence writes it."
     if base_key(key) == Key.obsm.PRED:
         return "stmsi.tl.predict_metabolites writes it."
-    if base_key(key) == Key.obsm.SAMPLE:
+    if _NUMBER.sub("", base_key(key)) == Key.obsm.SAMPLE:
         return "stmsi.tl.sample_metabolites writes it."
     return "stmsi.pp.map_to_spots writes 'msi', stmsi.tl.predict_metabolites 'msi_pred' (or its key_added)."
