@@ -3,9 +3,13 @@
     python benchmarks/accuracy/run.py                      # all tasks: mean, ridge, mlp
     python benchmarks/accuracy/run.py --tasks simulator --models mean ridge lasso mlp
     python benchmarks/accuracy/run.py --tasks her2st_panel --targets 30 --folds 1 --out part   # a part, for a first look
+    python benchmarks/accuracy/run.py --data sma=PATH --matrix FMP-10 --landmarks clicked.csv  # measured metabolites
+    python benchmarks/accuracy/run.py --data desium=PATH --cache folds   # an interrupted run goes on from its last fold
 
 Writes, for each task, ``results/<task>.csv`` (model x metabolite x stage, means over test sections) and
-``results/summary.csv`` (model x task: mean and quartiles over metabolites).
+``results/summary.csv`` (model x task: mean and quartiles over metabolites); with ``--data`` into ``accuracy/`` of the folder
+you are in. Data of your own are aligned without landmarks where ``--landmarks`` names none: look at the report that is
+printed before you believe a score.
 """
 
 from __future__ import annotations
@@ -27,9 +31,9 @@ import pandas as pd
 import stmsi
 
 try:
-    from benchmarks.accuracy.tasks import TASKS, tasks
+    from benchmarks.accuracy.tasks import READERS, TASKS, Task, paired, tasks
 except ModuleNotFoundError:  # run as a script
-    from tasks import TASKS, tasks
+    from tasks import READERS, TASKS, Task, paired, tasks
 
 RESULTS = Path(__file__).parent / "results"
 GRAPH = {"setup": {"graph_key": "spatial_connectivities"}}
@@ -87,27 +91,62 @@ def update(path: Path, rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         rows = pd.concat([old[~again], rows], ignore_index=True)
     place = [rows["model"].map({name: i for i, name in enumerate(MODELS)})]
     if "task" in by:
-        place.insert(0, rows["task"].map({name: i for i, name in enumerate(TASKS)}))
+        place.insert(0, rows["task"].map({name: i for i, name in enumerate([*TASKS, *READERS])}))
     order = pd.concat(place, axis=1).apply(tuple, axis=1)
     rows = rows.loc[order.sort_values(kind="stable").index]
     rows.to_csv(path, index=False)
     return rows
 
 
-def main() -> None:
+def on_disk(text: str) -> tuple[str, Path]:
+    """``sma=PATH`` as deposit and path."""
+    deposit, _, path = text.partition("=")
+    if deposit not in READERS or not path:
+        msg = f"expected DEPOSIT=PATH with one of {', '.join(READERS)}, found {text!r}"
+        raise argparse.ArgumentTypeError(msg)
+    if not Path(path).exists():
+        msg = f"nothing at {path}"
+        raise argparse.ArgumentTypeError(msg)
+    return deposit, Path(path)
+
+
+def arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
+    parser.add_argument(
+        "--data", nargs="+", type=on_disk, metavar="DEPOSIT=PATH", help="instead of the tasks: sma, desium"
+    )
+    parser.add_argument("--matrix", help="of SMA: the MALDI matrix")
+    parser.add_argument("--landmarks", type=Path, help="of SMA: pairs of points for stmsi.pp.align")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["mean", "ridge", "mlp"])
     parser.add_argument("--n-jobs", type=int, default=2)
     parser.add_argument("--targets", type=int, help="only the first so many; needs --out")
     parser.add_argument("--folds", type=int, help="only the first so many; needs --out")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--cache", type=Path, help="folder that keeps finished folds; empty it when stmsi changes")
+    parser.add_argument("--out", type=Path, help="folder of the tables")
     args = parser.parse_args()
-    if (args.targets or args.folds) and args.out == RESULTS:
+    if (args.targets or args.folds) and args.out is None:
         parser.error("--targets and --folds score a part of a task; name another folder with --out.")
+    args.out = args.out or (Path("accuracy") if args.data else RESULTS)
+    return args
+
+
+def chosen(args: argparse.Namespace) -> Iterator[Task]:
+    """The tasks asked for, each made when it is its turn."""
+    if not args.data:
+        yield from tasks(args.tasks)
+        return
+    for deposit, path in args.data:
+        options = {"matrix": args.matrix} if deposit == "sma" else {}
+        yield paired(deposit, path, args.landmarks if deposit == "sma" else None, **options)
+
+
+def main() -> None:
+    args = arguments()
     warnings.filterwarnings("ignore")
     args.out.mkdir(parents=True, exist_ok=True)
-    for task in tasks(args.tasks):
+    for task in chosen(args):
         start = perf_counter()
         for key in {"msi", "msi_presence"} & set(task.adata.obsm):
             task.adata.obsm[key] = task.adata.obsm[key].iloc[:, : args.targets]
@@ -115,6 +154,7 @@ def main() -> None:
             task.adata,
             {name: MODELS[name] for name in args.models},
             splitter=FirstFolds(task.splitter, args.folds),
+            cache_dir=args.cache,
             n_jobs=args.n_jobs,
             show_progress_bar=False,
         )

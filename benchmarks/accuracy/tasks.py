@@ -1,13 +1,13 @@
 """Tasks with fixed splits: the simulator, and stand-ins on real ST whose second modality is not MSI.
 
-No public paired ST + MSI section is small enough to be run here. A stand-in shows that the functions work on real
+No public paired ST + MSI section is small enough to come along; :func:`paired` reads those on your disk. A stand-in shows that the functions work on real
 expression data and how models compare there; it is **not** evidence of skill on metabolites.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pandas as pd
+from spatialdata import SpatialData
 
 import stmsi
 
@@ -80,6 +81,48 @@ def her2st_panel(n: int = 100, seed: int = 0, min_umi: int = 500) -> Task:
     return Task(
         "her2st_panel", "stand-in: RNA -> hidden RNA", _with_graph(rest), stmsi.model_selection.LeaveOnePatientOut()
     )
+
+
+READERS: dict[str, Callable[..., SpatialData]] = {"sma": stmsi.io.read_sma, "desium": stmsi.io.read_desium}
+
+
+def paired(deposit: str, path: Path, landmarks: Path | None = None, **options: Any) -> Task:
+    """Measured metabolites: the sections of a published deposit on disk.
+
+    Parameters
+    ----------
+    deposit
+        One of `READERS`.
+    path
+        Its files or folder.
+    landmarks
+        File of landmarks for :func:`stmsi.pp.align`; `None`: sections that are not aligned are aligned without any.
+    options
+        For the reader.
+    """
+    sdata = READERS[deposit](path, **options)
+    stmsi.pp.normalize_msi(sdata)
+    stmsi.pp.filter_metabolites(sdata, min_prevalence=0.05)
+    if landmarks is not None:
+        stmsi.pp.align(sdata, landmarks=landmarks)
+    elif not stmsi.pp.alignment_report(sdata)["aligned"].all():
+        stmsi.pp.align(sdata)
+    print(stmsi.pp.alignment_report(sdata).T.to_string())
+    stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
+    stmsi.pp.call_presence(sdata)
+    stmsi.pp.spatial_graph(sdata)
+    st = sdata.tables["st"]
+    return Task(deposit, "measured metabolites", st, _splitter(st))
+
+
+def _splitter(st: ad.AnnData) -> Any:
+    """By patient where there are three, else by section, and within a single section by blocks."""
+    measured = st.obs[st.obsm["msi"].notna().any(axis=1).to_numpy()]
+    if "patient" in measured and measured["patient"].nunique() > 2:
+        return stmsi.model_selection.LeaveOnePatientOut()
+    if measured["sample"].nunique() > 1:
+        return stmsi.model_selection.LeaveOneSampleOut()
+    return stmsi.model_selection.SpatialBlockKFold()
 
 
 TASKS = {"simulator": simulator, "her2st_histology": her2st_histology, "her2st_panel": her2st_panel}

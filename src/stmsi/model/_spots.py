@@ -89,6 +89,9 @@ class Spots:
 
 def read_counts(adata: AnnData, layer: str | None) -> sp.csr_matrix:
     """Raw counts as CSR from a dense, sparse, backed or dask-backed matrix."""
+    if layer is not None and layer not in adata.layers:
+        msg = f"The counts are in layer {layer!r}, which the data lack; layers: {listing(adata.layers.keys())}."
+        raise KeyError(msg)
     X = adata.X if layer is None else adata.layers[layer]
     if X is None:
         msg = "The AnnData has no X; put the raw counts there or name a layer."
@@ -136,9 +139,6 @@ def read_spots(
     require_anndata(adata)
     require_rows(adata)
     check_share(min_genes, "min_genes")
-    if setup.layer is not None and setup.layer not in adata.layers:
-        msg = f"The counts are in layer {setup.layer!r}, which the data lack; layers: {listing(adata.layers.keys())}."
-        raise KeyError(msg)
     counts = read_counts(adata, setup.layer)
     missing = 0.0
     if panel is not None:

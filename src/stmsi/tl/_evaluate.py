@@ -15,9 +15,12 @@ from stmsi._validate import (
     imputed,
     listing,
     require_frame,
+    require_obs,
     require_sample,
     shared_metabolites,
 )
+from stmsi.model._spots import read_counts
+from stmsi.tl._relations import score_relations
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,6 +41,9 @@ def evaluate(
     metabolite_key: str = Key.obsm.MSI,
     presence_key: str | None = None,
     maps: bool = False,
+    relations: bool = False,
+    group_key: str | None = None,
+    layer: str | None = None,
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.ST,
 ) -> pd.DataFrame:
@@ -58,6 +64,12 @@ def evaluate(
         Measured presence in ``obsm``; `None`: ``obsm["msi_presence"]`` where it is there, else intensity above 0.
     maps
         Also compare the maps, from the positions in ``obsm["spatial"]``.
+    relations
+        Also compare how metabolites are correlated with one another and with the 500 most variable genes of the section.
+    group_key
+        Column of ``obs`` with clusters or regions: also compare what they differ in.
+    layer
+        Raw counts in ``layers``, for `relations`; `None`: ``X``.
     sample_key
         Column of ``obs`` with the section name.
     table_key
@@ -71,7 +83,9 @@ def evaluate(
     (against the training mean), ``pearson``, ``spearman`` (over all covered spots), ``pearson_present`` (where present),
     ``coverage`` (share of the spots whose intensity lies in the prediction interval) and ``interval_width`` (its mean).
     With `maps` also ``ssim``, ``moran_measured`` and ``moran_predicted`` (Moran's I over neighbouring spots) and
-    ``hotspot_jaccard``, see :mod:`stmsi.metrics`. A score that does not exist is NaN and never 0, and ``reason`` says why
+    ``hotspot_jaccard``; with `relations` ``correlation_preserved`` and ``gene_correlation_preserved``; with `group_key`
+    ``group_agreement`` (of the groups' means) and ``differential_agreement`` (share of the differences between groups that
+    the prediction shows too); see :mod:`stmsi.metrics`. A score that does not exist is NaN and never 0, and ``reason`` says why
     (``"present nowhere"``, ``"constant prediction"``, ...; empty where all exist).
 
     Sections without MSI have no rows. Intensities that :func:`stmsi.pp.impute_dropout` filled in were not measured: they
@@ -80,7 +94,7 @@ def evaluate(
     Raises
     ------
     KeyError
-        Prediction or measurement is not there, or positions for `maps`.
+        Prediction or measurement is not there, positions for `maps`, or the column `group_key`.
     ValueError
         They share no metabolite, or no section has MSI.
 
@@ -122,18 +136,26 @@ def evaluate(
         msg = f"uns[{pred_key!r}] has no training means; predict again with stmsi.tl.predict_metabolites."
         raise KeyError(msg)
     y = measured[ids].to_numpy(np.float64)
-    return score_sections(
+    sample, values = require_sample(st, sample_key), predicted[ids].to_numpy(np.float64)
+    group = None if group_key is None else require_obs(st, group_key)
+    table = score_sections(
         ids,
-        require_sample(st, sample_key),
+        sample,
         y,
         np.where(np.isnan(y), np.nan, presence[ids].to_numpy(np.float64)),
-        predicted[ids].to_numpy(np.float64),
+        values,
         probability[ids].to_numpy(np.float64),
         features.loc[ids, "training_mean"].to_numpy(np.float64),
         _bounds(st, pred_key, ids),
         filled[ids].to_numpy(bool),
         map_positions(st) if maps else None,
     )
+    if not relations and group is None:
+        return table
+    counts = read_counts(st, layer) if relations else None
+    more = score_relations(ids, sample, np.where(filled[ids].to_numpy(bool), np.nan, y), values, counts, group)
+    table = table.merge(more, on=["sample", "metabolite", "stage"], how="left", validate="one_to_one")
+    return table[[*(c for c in table if c != "reason"), "reason"]]
 
 
 def map_positions(st: AnnData) -> NDArray[np.float64]:
