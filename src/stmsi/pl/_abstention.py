@@ -9,7 +9,7 @@ import pandas as pd
 
 from stmsi._validate import listing, suggest
 from stmsi.pl._panels import get_axes, hand_back
-from stmsi.pl._performance import PALETTE
+from stmsi.pl._style import PALETTE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -12,21 +12,11 @@ from stmsi._core.alignment_scores import canonical
 from stmsi._core.flow import values_at_spots
 from stmsi._keys import Key
 from stmsi._validate import check_choice, get_table, listing, require_spatialdata
-from stmsi.pl._panels import (
-    INTENSITY_CMAP,
-    STYLE,
-    WIDTH_CMAP,
-    clipped_limits,
-    get_axes,
-    get_cmap,
-    hand_back,
-    load_section,
-    panel_size,
-    prepare_panel,
-    scale_bar,
-    table_samples,
-    wrap,
-)
+from stmsi.pl._layers import table_samples
+from stmsi.pl._norms import clipped_limits, get_cmap
+from stmsi.pl._panels import get_axes, hand_back, panel_size, prepare_panel, scale_bar, wrap
+from stmsi.pl._sections import load_section
+from stmsi.pl._style import INTENSITY_CMAP, STYLE, WIDTH_CMAP
 from stmsi.pp._alignment_report import REACH, alignment_report
 from stmsi.pp._section_geometry import Geometry, aligned, msi_components, section_geometry, st_components
 
@@ -39,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from stmsi.pl._panels import Section
+    from stmsi.pl._sections import Section
 
 AlignmentPlot = Literal["overlay", "landmarks", "checkerboard"]
 _PIXELS = "#8fb8de"

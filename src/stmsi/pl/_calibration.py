@@ -9,9 +9,9 @@ import numpy as np
 from stmsi._core import metrics
 from stmsi._keys import Key
 from stmsi._validate import get_table, require_frame, require_sample
-from stmsi.pl._panels import STYLE, get_axes, hand_back
-from stmsi.pl._performance import PALETTE
+from stmsi.pl._panels import get_axes, hand_back
 from stmsi.pl._presence_curves import presence_of
+from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -9,28 +9,11 @@ import numpy as np
 from stmsi._keys import Key
 from stmsi._validate import get_table, listing, require_frame, require_rows
 from stmsi.metrics import auroc, pearson
-from stmsi.pl._panels import (
-    INTENSITY_CMAP,
-    PERCENTILES,
-    RESIDUAL_CMAP,
-    WIDTH_CMAP,
-    as_list,
-    check_percentiles,
-    column,
-    diverging_norm,
-    draw_spots,
-    get_axes,
-    get_cmap,
-    hand_back,
-    intensity_label,
-    load_section,
-    make_norm,
-    panel_size,
-    resolve,
-    table_samples,
-    trust,
-    wrap,
-)
+from stmsi.pl._layers import as_list, column, intensity_label, resolve, table_samples, trust
+from stmsi.pl._norms import check_percentiles, diverging_norm, get_cmap, make_norm
+from stmsi.pl._panels import draw_spots, get_axes, hand_back, panel_size, wrap
+from stmsi.pl._sections import load_section
+from stmsi.pl._style import INTENSITY_CMAP, PERCENTILES, RESIDUAL_CMAP, WIDTH_CMAP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

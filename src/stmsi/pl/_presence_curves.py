@@ -10,8 +10,9 @@ import pandas as pd
 from stmsi._core import metrics
 from stmsi._keys import Key
 from stmsi._validate import get_table, require_frame, require_sample
-from stmsi.pl._panels import STYLE, as_list, get_axes, hand_back, readable_names, resolve
-from stmsi.pl._performance import PALETTE
+from stmsi.pl._layers import as_list, readable_names, resolve
+from stmsi.pl._panels import get_axes, hand_back
+from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from stmsi._validate import listing
-from stmsi.pl._panels import STYLE, get_axes, hand_back
-from stmsi.pl._performance import PALETTE
+from stmsi.pl._panels import get_axes, hand_back
+from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

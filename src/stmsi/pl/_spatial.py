@@ -10,28 +10,11 @@ import pandas as pd
 from stmsi._keys import Key
 from stmsi._validate import get_table, listing, require_frame, require_metabolites, require_rows, suggest
 from stmsi.get._feature_table import written_by
-from stmsi.pl._panels import (
-    INTENSITY_CMAP,
-    PERCENTILES,
-    Layer,
-    as_list,
-    check_percentiles,
-    column,
-    draw_spots,
-    fill_norm,
-    get_axes,
-    get_cmap,
-    hand_back,
-    intensity_label,
-    is_presence,
-    load_section,
-    make_norm,
-    panel_size,
-    readable_names,
-    table_samples,
-    trust,
-    wrap,
-)
+from stmsi.pl._layers import Layer, as_list, column, intensity_label, is_presence, readable_names, table_samples, trust
+from stmsi.pl._norms import check_percentiles, fill_norm, get_cmap, make_norm
+from stmsi.pl._panels import draw_spots, get_axes, hand_back, panel_size, wrap
+from stmsi.pl._sections import load_section
+from stmsi.pl._style import INTENSITY_CMAP, PERCENTILES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
