@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.collections import EllipseCollection, PolyCollection
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import Collection, EllipseCollection, PolyCollection
 from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.transforms import Affine2D
 from matplotlib_scalebar.scalebar import ScaleBar
 
+from stmsi.pl._sections import MANY
 from stmsi.pl._style import PRESENT_LABEL, STYLE
 
 if TYPE_CHECKING:
@@ -22,7 +24,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
     from numpy.typing import NDArray
 
-    from stmsi.pl._sections import Section
+    from stmsi.pl._sections import Lattice, Section
+
+MOST_PANELS = 150
+"""In one figure: so many take seconds to draw and a page of four in a row is as long as ten screens."""
 
 
 def draw_spots(
@@ -49,17 +54,14 @@ def draw_spots(
         # zero is covered and absent: the darkest colour, not the grey of NaN
         values = np.where(values <= 0, lowest, values)
     shown = np.ma.masked_invalid(values)
-    paint: dict[str, Any] = {"array": shown, "cmap": cmap, "norm": norm, "alpha": alpha, "zorder": 2}
-    paint |= {"linewidths": 0.3, "edgecolors": "0.6"} if outlined else {"linewidths": 0}
-    spots: PolyCollection | EllipseCollection
-    if section.outlines:
-        spots = PolyCollection(section.outlines, **paint)
+    paint: dict[str, Any] = {"cmap": cmap, "norm": norm, "alpha": alpha, "zorder": 2}
+    spots: Collection | ScalarMappable
+    if section.lattice is not None:
+        spots = _add_lattice(ax, section.lattice, shown, **paint)
     else:
-        size = 2 * section.radius
-        spots = EllipseCollection(
-            size, size, np.zeros(len(size)), units="xy", offsets=section.xy, offset_transform=ax.transData, **paint
-        )
-    ax.add_collection(spots, autolim=False)
+        outlined = outlined and len(shown) < MANY
+        paint |= {"linewidths": 0.3, "edgecolors": "0.6"} if outlined else {"linewidths": 0}
+        spots = add_spots(ax, section, array=shown, **paint)
     if shown.count() == 0:
         ax.text(
             0.5,
@@ -84,6 +86,47 @@ def draw_spots(
         bar.outline.set_visible(False)  # type: ignore[operator]
     if scalebar:
         scale_bar(ax)
+
+
+def add_spots(ax: Axes, section: Section, chosen: NDArray[np.bool_] | None = None, **paint: Any) -> Collection:
+    """The spots of a section, or some of them, as circles or polygons of their true size."""
+    chosen = np.ones(len(section.xy), dtype=bool) if chosen is None else chosen
+    paint.setdefault("rasterized", bool(chosen.sum() >= MANY))
+    spots: Collection
+    if section.outlines is None:
+        size = 2 * section.radius[chosen]
+        place = {"units": "xy", "offsets": section.xy[chosen], "offset_transform": ax.transData}
+        spots = EllipseCollection(size, size, np.zeros(len(size)), **place, **paint)
+    elif isinstance(section.outlines, np.ndarray):
+        spots = PolyCollection(section.outlines[chosen], **paint)
+    else:
+        spots = PolyCollection([o for o, c in zip(section.outlines, chosen, strict=True) if c], **paint)
+    ax.add_collection(spots, autolim=False)
+    return spots
+
+
+def _add_lattice(
+    ax: Axes,
+    lattice: Lattice,
+    values: np.ma.MaskedArray,
+    *,
+    cmap: Colormap,
+    norm: Normalize,
+    alpha: float,
+    zorder: float,
+) -> ScalarMappable:
+    """Bins as the pixels of an image; where there is no bin, it is transparent."""
+    mappable = ScalarMappable(norm, cmap)
+    mappable.set_array(values)
+    height, width = lattice.shape
+    picture = np.ones((height, width, 4), dtype=np.float32)
+    picture[..., 3] = 0
+    picture[lattice.row, lattice.col] = mappable.to_rgba(values, alpha=alpha)
+    ax.imshow(
+        picture, extent=(0, width, height, 0), origin="upper", transform=Affine2D(lattice.matrix) + ax.transData,
+        zorder=zorder, interpolation="antialiased",
+    )  # fmt: skip
+    return mappable
 
 
 def prepare_panel(ax: Axes, section: Section, title: str) -> None:
@@ -141,6 +184,12 @@ def get_axes(
             msg = f"ax holds {len(axes)} axes, but there are {n} panels; give {n} axes, or ax=None for a new figure."
             raise ValueError(msg)
         return axes[0].figure, axes
+    if n > MOST_PANELS:
+        msg = (
+            f"{n} panels do not fit into one figure, at most {MOST_PANELS} do; name fewer metabolites or sections and draw "
+            "the others in another call, or hand over axes of your own (ax=)."
+        )
+        raise ValueError(msg)
     if ncols < 1:
         msg = f"ncols must be at least 1, found {ncols!r}."
         raise ValueError(msg)

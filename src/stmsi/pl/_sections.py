@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
 _IMAGE_PIXELS = 1500
 """Longer side to which histology is thinned: a panel shows no more."""
+MANY = 5000
+"""Spots from which on single ones are hardly seen: drawn as pixels, also in vector graphics."""
+_SNAP = 0.05
+"""Share of a bin by which its centre may lie off the lattice."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +39,42 @@ class Histology:
 
 
 @dataclass(frozen=True)
+class Lattice:
+    """Bins without gaps between them as the pixels of an image."""
+
+    row: NDArray[np.int64]
+    col: NDArray[np.int64]
+    matrix: NDArray[np.float64]
+    """Affine from pixels (the first corner of the first one is 0, 0) to micrometres, 3 x 3."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return int(self.row.max()) + 1, int(self.col.max()) + 1
+
+    @classmethod
+    def find(cls, outlines: NDArray[np.float64]) -> Lattice | None:
+        """The lattice that parallelograms of one size lie on, shape (n, 5, 2); `None` where there is none."""
+        corner = outlines[:, 0]
+        side = np.stack([outlines[0, 1] - corner[0], outlines[0, 3] - corner[0]])
+        size = np.sqrt(abs(np.linalg.det(side)))
+        if not size > 0 or np.abs((outlines - corner[:, None]) - (outlines[0] - corner[0])).max() > _SNAP * size:
+            return None
+        place = (corner - corner[0]) @ np.linalg.inv(side)
+        at = np.rint(place).astype(np.int64)
+        if np.abs(place - at).max() > _SNAP:
+            return None
+        first = at.min(axis=0)
+        (col, row), (width, height) = (at - first).T, np.ptp(at, axis=0) + 1
+        # a few bins far apart would make an image of nothing
+        if height * width > 20 * len(at) or len(np.unique(row * width + col)) < len(at):
+            return None
+        matrix = np.eye(3)
+        matrix[:2, :2], matrix[:2, 2] = side.T, corner[0] + first @ side
+        return cls(row, col, matrix)
+
+
+@dataclass(frozen=True)
 class Section:
     """The spots of a section, in micrometres."""
 
@@ -42,15 +83,22 @@ class Section:
     """Rows of the table."""
     xy: NDArray[np.float64]
     radius: NDArray[np.float64]
-    outlines: tuple[NDArray[np.float64], ...] = ()
-    """Vertices, where the spots are polygons (bins) and not circles."""
+    outlines: NDArray[np.float64] | tuple[NDArray[np.float64], ...] | None = None
+    """Vertices, where the spots are polygons (bins) and not circles; one array where all have the same number."""
     histology: Histology | None = None
 
-    @property
+    @cached_property
+    def lattice(self) -> Lattice | None:
+        """Where many bins lie without gaps, as in Visium HD."""
+        if not isinstance(self.outlines, np.ndarray) or len(self.rows) < MANY or self.outlines.shape[1] != 5:
+            return None
+        return Lattice.find(self.outlines)
+
+    @cached_property
     def bounds(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of all spots."""
-        points = np.vstack(self.outlines) if self.outlines else self.xy
-        reach = 0.0 if self.outlines else self.radius[:, None]
+        points = self.xy if self.outlines is None else np.vstack(self.outlines)  # type: ignore[arg-type]
+        reach = self.radius[:, None] if self.outlines is None else 0.0
         (left, top), (right, bottom) = (points - reach).min(axis=0), (points + reach).max(axis=0)
         return float(left), float(top), float(right), float(bottom)
 
@@ -78,7 +126,7 @@ def load_section(
         msg = f"spot_diameter is a positive number of micrometres, found {spot_diameter!r}."
         raise ValueError(msg)
     radius = np.full(len(rows), (spot_diameter or VISIUM_SPOT_DIAMETER) / 2)
-    outlines: tuple[NDArray[np.float64], ...] = ()
+    outlines = None
     histology = None
     if is_spatialdata(data):
         if spot_diameter is None:
@@ -93,25 +141,28 @@ def load_section(
 
 def _true_size(
     sdata: SpatialData, adata: AnnData, sample: str, rows: NDArray[np.int64], default: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], tuple[NDArray[np.float64], ...]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | tuple[NDArray[np.float64], ...] | None]:
     """Radii (um) or outlines of spots from their shapes element; the default where it does not hold them."""
     import shapely
 
     element = sdata.shapes.get(Key.spots(sample)) if Key.spots(sample) in sdata.shapes else None
     if element is None or "spatialdata_attrs" not in adata.uns:
-        return default, ()
+        return default, None
     at = element.index.get_indexer(instances(adata)[rows])
     if (at < 0).any():
-        return default, ()
+        return default, None
     matrix = _to_frame(element, sample)
     if "radius" in element:
         scale = np.sqrt(abs(np.linalg.det(matrix[:2, :2])))
-        return element["radius"].to_numpy(dtype=float)[at] * scale, ()
+        return element["radius"].to_numpy(dtype=float)[at] * scale, None
     shapes = element.geometry.to_numpy()[at]
     shapes = np.where(shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON, shapes, shapely.convex_hull(shapes))
     vertices, of = shapely.get_coordinates(shapely.get_exterior_ring(shapes), return_index=True)
     vertices = vertices @ matrix[:2, :2].T + matrix[:2, 2]
-    return default, tuple(np.split(vertices, np.flatnonzero(np.diff(of)) + 1))
+    number = np.bincount(of)
+    if (number == number[0]).all():
+        return default, vertices.reshape(len(number), -1, 2)
+    return default, tuple(np.split(vertices, np.cumsum(number)[:-1]))
 
 
 def _to_frame(element: Any, sample: str) -> NDArray[np.float64]:
