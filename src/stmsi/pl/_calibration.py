@@ -52,7 +52,8 @@ def calibration(
     pred_key, metabolite_key
         Prediction and measurement in ``obsm``.
     presence_key
-        Measured presence in ``obsm``; `None`: ``obsm["msi_presence"]`` where it is there, else intensity above 0.
+        Measured presence in ``obsm``; `None`: ``obsm["<metabolite_key>_presence"]`` where it is there, else intensity
+        above 0 (what :func:`stmsi.pp.impute_dropout` filled in counts as absent).
     n_bins
         Bins of equal width.
     sample_key

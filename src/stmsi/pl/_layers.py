@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from stmsi._keys import Key
-from stmsi._validate import listing, require_metabolites, require_sample, suggest
-from stmsi.get._feature_table import base_key, find_features
-from stmsi.pl._style import PRESENT_LABEL
+from stmsi._validate import listing, require_frame, require_metabolites, require_sample, suggest
+from stmsi.get._feature_table import base_key, find_features, written_by
+from stmsi.pl._style import INTENSITY_CMAP, PRESENT_LABEL
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,6 +29,8 @@ class Layer:
     label: str
     bounds: tuple[float, float] | None = None
     """Limits of the colours where the values have natural ones."""
+    cmap: str = INTENSITY_CMAP
+    """Colour map where the user names none."""
 
 
 def table_samples(adata: AnnData, sample_key: str, sample: str | Sequence[str] | None) -> list[str]:
@@ -92,14 +94,35 @@ def is_presence(key: str) -> bool:
     return key == Key.obsm.TRUTH_PRESENCE or key.endswith(Key.presence_of(""))
 
 
+def is_width(adata: AnnData, key: str) -> bool:
+    """Whether a layer is the width of the interval of another."""
+    return key not in adata.obsm and key.endswith(Key.width_of(""))
+
+
+def layer_frame(adata: AnnData, key: str) -> pd.DataFrame:
+    """A layer of ``obsm``; the width of an interval is taken from its bounds."""
+    if not is_width(adata, key):
+        return require_frame(adata, key, f"{written_by(key)} ")
+    lower, upper = (
+        require_frame(adata, k, f"{key!r} is the width of the interval: its bounds are missing. {written_by(k)} ")
+        for k in Key.bounds_of(key.removesuffix(Key.width_of("")))
+    )
+    return upper - lower
+
+
 def intensity_label(adata: AnnData, key: str) -> str:
     """What the colours of a layer mean."""
     if is_presence(key):
-        return PRESENT_LABEL if key in (Key.obsm.PRESENCE, Key.obsm.TRUTH_PRESENCE) else "P(present)"
+        # of a measurement 0 or 1, of a prediction anything between
+        values = adata.obsm.get(key)
+        called = isinstance(values, pd.DataFrame) and bool((values.isin([0, 1]) | values.isna()).all(axis=None))
+        return PRESENT_LABEL if called or key == Key.obsm.PRESENCE else "P(present)"
     if key == Key.obsm.TRUTH_INTENSITY:
         return "intensity"
     params: Any = adata.uns.get(Key.uns.MSI, {})
     for name in ("params", "normalize_msi", "log1p"):
         params = params.get(name, {}) if isinstance(params, dict) else {}
     logged = base_key(key) in (Key.obsm.MSI, Key.obsm.PRED) and params not in ({}, False)
+    if is_width(adata, key):
+        return "interval width (log1p)" if logged else "interval width"
     return "log1p intensity" if logged else "intensity"

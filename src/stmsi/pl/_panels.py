@@ -95,10 +95,10 @@ def add_spots(ax: Axes, section: Section, chosen: NDArray[np.bool_] | None = Non
     spots: Collection
     if section.outlines is None:
         size = 2 * section.radius[chosen]
-        place = {"units": "xy", "offsets": section.xy[chosen], "offset_transform": ax.transData}
+        place: dict[str, Any] = {"units": "xy", "offsets": section.xy[chosen], "offset_transform": ax.transData}
         spots = EllipseCollection(size, size, np.zeros(len(size)), **place, **paint)
     elif isinstance(section.outlines, np.ndarray):
-        spots = PolyCollection(section.outlines[chosen], **paint)
+        spots = PolyCollection(section.outlines[chosen], **paint)  # type: ignore[arg-type]
     else:
         spots = PolyCollection([o for o, c in zip(section.outlines, chosen, strict=True) if c], **paint)
     ax.add_collection(spots, autolim=False)
