@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
+import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
+from matplotlib.textpath import TextPath
 from scipy.cluster.hierarchy import dendrogram, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import pdist
 
@@ -17,11 +20,11 @@ from stmsi._validate import check_choice, get_table, listing, suggest
 from stmsi.pl._drivers import DriverMap, Tokens, driver_map, known_genes
 from stmsi.pl._layers import as_list
 from stmsi.pl._norms import check_percentiles, clipped_limits, diverging_norm, get_cmap
-from stmsi.pl._panels import get_axes, hand_back
+from stmsi.pl._panels import MOST_PANELS, get_axes, hand_back
 from stmsi.pl._style import INTENSITY_CMAP, PALETTE, RESIDUAL_CMAP, STYLE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import pandas as pd
     from matplotlib.axes import Axes
@@ -38,8 +41,8 @@ _CELL = 0.17
 _LABELLED = 70
 """Rows or columns up to which each bears its name."""
 _MOST_ROWS = 500
-_GAP, _STRIP, _TREE, _BAR = 0.05, 0.13, 0.4, 1.4
-"""Inches between parts, of a strip of colours, of a tree, and of the longest colour bar."""
+_GAP, _STRIP, _TREE, _BAR, _BESIDE = 0.05, 0.13, 0.4, 1.4, 1.1
+"""Inches between parts, of a strip of colours, of a tree, of the longest colour bar, and of its width with numbers and label."""
 
 
 @dataclass(frozen=True)
@@ -51,22 +54,17 @@ class _Order:
 
 
 @dataclass(frozen=True)
-class _Size:
-    """Inches of the cells, and of the panel with all that stands around them."""
+class _Inches:
+    """Places around the cells of a panel."""
 
     wide: float
     high: float
-    panel: tuple[float, float]
 
     @classmethod
-    def of(cls, n_rows: int, n_cols: int, part: DriverMap, labels: list[str], classes: pd.Series) -> _Size:
-        """From the number of cells and the length of the names."""
-        wide, high = (_CELL * (n if n <= _LABELLED else _LABELLED + (n - _LABELLED) / 5) for n in (n_cols, n_rows))
-        wide, high = max(wide, 1.2), max(high, 1.0)
-        names = max(len(str(n)) for n in part.names.reindex(part.values.index)) if n_rows <= _LABELLED else 3
-        below = max(map(len, labels)) if n_cols <= _LABELLED else 3
-        aside = max(0.8, 0.3 + 0.07 * max(map(len, classes))) + _TREE + _STRIP + 0.3
-        return cls(wide, high, (wide + 0.07 * names + aside, high + 0.075 * below + _TREE + 0.4))
+    def of(cls, ax: Axes) -> _Inches:
+        """Of axes as they are now."""
+        box, dpi = ax.get_window_extent(), ax.figure.dpi
+        return cls(box.width / dpi, box.height / dpi)
 
     def x(self, inches: float) -> float:
         """So many inches right of the cells, in axes units."""
@@ -199,8 +197,7 @@ def attention_heatmap(
     norm = diverging_norm(values, percentiles[1]) if signed else Normalize(*clipped_limits(values, percentiles))
     colours = get_cmap(cmap, RESIDUAL_CMAP if signed else INTENSITY_CMAP)
     labels = first.labels.reindex(columns).tolist()
-    size = _Size.of(len(mean), len(columns), first, labels, classes)
-    figure, axes = get_axes(len(groups), 2, ax, size.panel)
+    figure, axes = _heat_axes(len(groups), ax, len(mean), labels, first, classes)
     ordered = classes.reindex(first.values.index).iloc[row.leaves].tolist()
     marks = known.reindex(columns, fill_value=False).to_numpy(bool).T[row.leaves][:, col.leaves] & (tokens == "genes")
     for place, table, name in zip(axes, tables, groups, strict=True):
@@ -210,6 +207,7 @@ def attention_heatmap(
         place.set_ylim(len(mean), 0)
         _names(place, "y", [str(first.names.get(first.values.index[i], first.values.index[i])) for i in row.leaves])
         _names(place, "x", [labels[j] for j in col.leaves])
+        size = _Inches.of(place)
         handles = _mark(place, marks)
         right = _GAP
         if any(ordered):
@@ -227,8 +225,10 @@ def attention_heatmap(
         bar.ax.tick_params(labelsize=STYLE.tick_size, length=2)
         bar.outline.set_visible(False)  # type: ignore[operator]
         if handles and place is axes[-1]:
+            # below one another where there is room for both
+            beside = _BESIDE if size.high < _BAR + 0.15 * (len(handles) + 1) else 0.0
             place.legend(
-                handles=handles, loc="upper left", bbox_to_anchor=(size.x(right), 1.0), frameon=False,
+                handles=handles, loc="upper left", bbox_to_anchor=(size.x(right + beside), 1.0), frameon=False,
                 fontsize=STYLE.tick_size, handlelength=0.8, borderaxespad=0, borderpad=0,
             )  # fmt: skip
         if name is not None:
@@ -289,12 +289,45 @@ def _unit(part: DriverMap, scale: Scale | None) -> str:
 
 def _order(values: NDArray[np.float64], cluster: bool) -> _Order:
     """Order of rows by average linkage on correlation, neighbours alike; rows without variation are all alike."""
-    if not cluster or len(values) < 3:
+    if not cluster or len(values) < 3 or values.shape[1] < 2:
         return _Order(np.arange(len(values)), None)
     distance = pdist(values, "correlation")
     distance = np.clip(np.where(np.isfinite(distance), distance, 1.0), 0, None)
     tree = optimal_leaf_ordering(linkage(distance, "average"), distance)
     return _Order(np.asarray(dendrogram(tree, no_plot=True)["leaves"], dtype=np.int64), tree)
+
+
+def _heat_axes(
+    n: int, ax: Axes | Sequence[Axes] | None, n_rows: int, labels: list[str], part: DriverMap, classes: pd.Series
+) -> tuple[Figure | SubFigure, list[Axes]]:
+    """The user's axes, or those of a new figure, in which cells are squares and all that stands around them has room."""
+    if ax is not None or n > MOST_PANELS:
+        return get_axes(n, 2, ax, (1, 1))
+    wide, high = (_CELL * (k if k <= _LABELLED else _LABELLED + (k - _LABELLED) / 5) for k in (len(labels), n_rows))
+    wide, high = max(wide, 1.5), max(high, 1.5)
+    left = _text_inches(part.names.reindex(part.values.index)) if n_rows <= _LABELLED else 0.2
+    below = _text_inches(labels) if len(labels) <= _LABELLED else 0.2
+    right = _TREE + _STRIP + max(0.9, 0.25 + _text_inches([*classes, "known gene"])) + 6 * _GAP
+    if high < _BAR + 0.15 * (classes.nunique() + 2):
+        right += _BESIDE
+    panel = left + wide + right + 0.15, high + below + _TREE + 0.4
+    n_cols = min(n, 2)
+    n_lines = ceil(n / n_cols)
+    # no layout engine: it would stretch the cells, and with them all that is placed in their units
+    figure = plt.figure(figsize=(n_cols * panel[0], n_lines * panel[1]))
+    axes = []
+    for i in range(n):
+        line, col = divmod(i, n_cols)
+        corner = (col + (left + 0.08) / panel[0]) / n_cols, (n_lines - 1 - line + (below + 0.08) / panel[1]) / n_lines
+        axes.append(figure.add_axes((*corner, wide / panel[0] / n_cols, high / panel[1] / n_lines)))
+    return figure, axes
+
+
+def _text_inches(texts: Iterable[Any]) -> float:
+    """Width of the longest text beside the cells, with room for the hinting of small pictures."""
+    return (
+        1.12 * max(TextPath((0, 0), str(text) or "-", size=STYLE.tick_size).get_extents().width for text in texts) / 72
+    )
 
 
 def _names(ax: Axes, axis: str, names: list[str]) -> None:
@@ -322,7 +355,7 @@ def _mark(ax: Axes, known: NDArray[np.bool_]) -> list[Line2D | Patch]:
     return [Line2D([], [], label="known gene", **dot)]
 
 
-def _class_strip(ax: Axes, classes: list[str], size: _Size, right: float) -> list[Line2D | Patch]:
+def _class_strip(ax: Axes, classes: list[str], size: _Inches, right: float) -> list[Line2D | Patch]:
     """Colours of classes beside the rows; what the legend says of them."""
     present = [c for c in dict.fromkeys(classes) if c]
     first = sorted(present, key=lambda c: -classes.count(c))[: len(PALETTE)]

@@ -174,7 +174,8 @@ def _tables(model: Any) -> dict[str, Any]:
 
 
 def _has_history(model: Any) -> bool:
-    return bool(getattr(model, "history_", None))
+    found = getattr(model, "history_", None)
+    return found is not None and len(found) > 0
 
 
 def _history_of(model: Any) -> Any:
@@ -253,7 +254,9 @@ def _draw(ax: Axes, curve: _Curve, colour: str, name: str) -> None:
     ax.axvline(curve.best, color=colour, linestyle=":", linewidth=1)
     if curve.validation is not None:
         at = curve.validation[int(np.flatnonzero(curve.epoch == curve.best)[0])]
-        ax.plot(curve.best, at, marker="o", markersize=6, color=colour, markeredgecolor="white", zorder=4)
+        ax.plot(
+            curve.best, at, marker="o", linestyle="none", markersize=6, color=colour, markeredgecolor="white", zorder=4
+        )
 
 
 def _legend(ax: Axes, names: list[str], curves: Mapping[str, Mapping[str, _Curve]]) -> None:
