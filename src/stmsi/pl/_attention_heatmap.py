@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from matplotlib.colors import Normalize
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -26,7 +27,6 @@ from stmsi.pl._style import INTENSITY_CMAP, PALETTE, RESIDUAL_CMAP, STYLE
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    import pandas as pd
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure, SubFigure
@@ -186,7 +186,7 @@ def attention_heatmap(
     known, classes = known_genes(adata, prior_key, list(first.values.index), first.names)
     scaled = [_in_units(m, scale) for m in maps]
     columns = _columns(first, scaled, genes, n_genes)
-    at = first.values.columns.get_indexer(columns)
+    at = first.values.columns.get_indexer(pd.Index(columns))
     tables = [s[:, at] for s in scaled]
     mean = np.mean(tables, axis=0)
     row = _order(mean, cluster)
@@ -330,7 +330,7 @@ def _text_inches(texts: Iterable[Any]) -> float:
     )
 
 
-def _names(ax: Axes, axis: str, names: list[str]) -> None:
+def _names(ax: Axes, axis: Literal["x", "y"], names: list[str]) -> None:
     """Names of rows or columns, where there is room for them."""
     ticks, labels = np.arange(len(names)) + 0.5, names
     if len(names) > _LABELLED:

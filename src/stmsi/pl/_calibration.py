@@ -150,6 +150,7 @@ def _reliability_diagram(place: Axes, present: np.ndarray, probability: np.ndarr
     place.set_title(f"median calibration error {error:.3f}", fontsize=STYLE.title_size)
     place.set_xlabel("probability of presence", fontsize=STYLE.label_size)
     place.set_ylabel("share present", fontsize=STYLE.label_size)
-    place.set_xlim(0, 1)
-    place.set_ylim(0, 1)
+    # room for the points at both ends
+    place.set_xlim(-0.03, 1.03)
+    place.set_ylim(-0.03, 1.03)
     place.set_aspect("equal")

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from matplotlib.lines import Line2D
-from matplotlib.ticker import ScalarFormatter
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from stmsi._validate import listing
 from stmsi.pl._panels import get_axes, hand_back
@@ -121,7 +121,7 @@ def history(
             place.yaxis.set_minor_formatter(ScalarFormatter())
         place.set_title(_TITLES[panel], fontsize=STYLE.title_size)
         place.set_xlabel("epoch", fontsize=STYLE.label_size)
-        place.xaxis.get_major_locator().set_params(integer=True)
+        place.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         place.tick_params(which="both", labelsize=STYLE.tick_size)
         place.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("loss", fontsize=STYLE.label_size)
@@ -223,10 +223,10 @@ def _curves(losses: pd.DataFrame) -> dict[str, _Curve]:
             continue
         decisive = validation if n_first else losses.get(_COLUMNS[_TOTAL][1], validation)
         # the first of equals, as the weights are kept
-        best = None if decisive is None or decisive.isna().all() else int(decisive.idxmin())
+        best = None if decisive is None or decisive.isna().all() else int(decisive.index[np.nanargmin(decisive)])
         epoch = np.asarray(losses.index)[part]
-        train, validation = (None if v is None else v.to_numpy() for v in (train, validation))
-        out[name] = _Curve(epoch, train, validation, best)
+        values = [None if v is None else v.to_numpy() for v in (train, validation)]
+        out[name] = _Curve(epoch, *values, best)
     return out
 
 
