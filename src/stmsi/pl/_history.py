@@ -223,10 +223,9 @@ def _curves(losses: pd.DataFrame) -> dict[str, _Curve]:
             continue
         decisive = validation if n_first else losses.get(_COLUMNS[_TOTAL][1], validation)
         # the first of equals, as the weights are kept
-        best = None if decisive is None or decisive.isna().all() else int(decisive.index[np.nanargmin(decisive)])
+        best = None if decisive is None or decisive.isna().all() else int(decisive.index[int(np.nanargmin(decisive))])
         epoch = np.asarray(losses.index)[part]
-        values = [None if v is None else v.to_numpy() for v in (train, validation)]
-        out[name] = _Curve(epoch, *values, best)
+        out[name] = _Curve(epoch, *(None if v is None else v.to_numpy() for v in (train, validation)), best=best)
     return out
 
 
