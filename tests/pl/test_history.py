@@ -95,11 +95,11 @@ def test_stages_one_after_the_other(two_stages) -> None:
 def test_several_models(net, two_stages) -> None:
     axes = stmsi.pl.history([net, two_stages])
     assert len(axes) == 3
-    names = [t.get_text() for t in axes[0].get_legend().get_texts()][-2:]
+    names = [t.get_text() for t in axes[-1].get_legend().get_texts()][-2:]
     assert names == ["HurdleNet, mlp", "HurdleNet, mlp (2)"]
     assert [len(lines(ax)["-"]) for ax in axes] == [1, 2, 2]
     axes = stmsi.pl.history({"one": net, "table": losses()})
-    assert [t.get_text() for t in axes[0].get_legend().get_texts()][-2:] == ["one", "table"]
+    assert [t.get_text() for t in axes[-1].get_legend().get_texts()][-2:] == ["one", "table"]
 
 
 def test_networks_of_an_ensemble(st) -> None:
@@ -116,7 +116,7 @@ def test_networks_of_an_ensemble(st) -> None:
 
     model.models_ = [None, Net()]
     axes = stmsi.pl.history(model)
-    assert axes[0].get_legend().get_texts()[-1].get_text() == "net"
+    assert axes[-1].get_legend().get_texts()[-1].get_text() == "net"
 
 
 def test_errors(st) -> None:

@@ -125,7 +125,7 @@ def history(
         place.tick_params(which="both", labelsize=STYLE.tick_size)
         place.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("loss", fontsize=STYLE.label_size)
-    _legend(axes[0], [n for n in curves if n], curves)
+    _legend(axes[-1], [n for n in curves if n], curves)
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
 
@@ -225,7 +225,8 @@ def _curves(losses: pd.DataFrame) -> dict[str, _Curve]:
         # the first of equals, as the weights are kept
         best = None if decisive is None or decisive.isna().all() else int(decisive.index[int(np.nanargmin(decisive))])
         epoch = np.asarray(losses.index)[part]
-        out[name] = _Curve(epoch, *(None if v is None else v.to_numpy() for v in (train, validation)), best=best)
+        values = [None if v is None else v.to_numpy() for v in (train, validation)]
+        out[name] = _Curve(epoch, values[0], values[1], best)
     return out
 
 
@@ -259,7 +260,7 @@ def _draw(ax: Axes, curve: _Curve, colour: str, name: str) -> None:
 
 
 def _legend(ax: Axes, names: list[str], curves: Mapping[str, Mapping[str, _Curve]]) -> None:
-    """What the lines are, below the first panel; which model has which colour, where there are several."""
+    """What the lines are; which model has which colour, where there are several."""
     grey = "0.3" if names else PALETTE[0]
     some = [c for own in curves.values() for c in own.values()]
     handles = []
@@ -272,5 +273,7 @@ def _legend(ax: Axes, names: list[str], curves: Mapping[str, Mapping[str, _Curve
             Line2D([], [], color=grey, linestyle=":", marker="o", markeredgecolor="white", linewidth=1, label="kept")
         )
     handles += [Line2D([], [], color=PALETTE[k], linewidth=3, label=n) for k, n in enumerate(names)]
-    box = {"frameon": True, "framealpha": 0.85, "edgecolor": "none"}
-    ax.legend(handles=handles, fontsize=STYLE.tick_size, loc="upper right", **box)  # type: ignore[arg-type]
+    # beside the last panel: it would hide the curves in it
+    ax.legend(
+        handles=handles, fontsize=STYLE.tick_size, loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, borderaxespad=0
+    )  # fmt: skip
