@@ -202,6 +202,11 @@ class Key:
         return f"{key_added}_lower", f"{key_added}_upper"
 
     @staticmethod
+    def width_of(key_added: str) -> str:
+        """Name of the width of the prediction interval, which is not stored: it is upper minus lower bound."""
+        return f"{key_added}_width"
+
+    @staticmethod
     def group_of(key_added: str, group: str) -> str:
         """Where what drives a metabolite in one group of spots is written; `group` is a safe id."""
         return f"{key_added}_{group}"

@@ -244,3 +244,16 @@ def test_errors(st) -> None:
     del st.obsm["spatial"]
     with pytest.raises(KeyError, match="spot centres in micrometres"):
         stmsi.pl.spatial(st, "simPC_28_0")
+
+
+def test_width_of_the_interval(st, predicted) -> None:
+    predicted(st)
+    with pytest.raises(KeyError, match=r"'msi_pred_width' is the width.*predict_metabolites writes it"):
+        stmsi.pl.spatial(st, "simPC_28_0", key="msi_pred_width")
+    predicted(st, bounds=True)
+    ax = stmsi.pl.spatial(st, "simPC(28:0)", key="msi_pred_width", sample="P1S1")
+    own = (st.obs["sample"] == "P1S1").to_numpy()
+    width = (st.obsm["msi_pred_upper"] - st.obsm["msi_pred_lower"])["simPC_28_0"][own]
+    np.testing.assert_allclose(spots_of(ax).get_array(), width, rtol=1e-6)
+    assert spots_of(ax).get_cmap().name == "plasma"
+    assert "interval width" in ax.child_axes[0].get_ylabel()

@@ -7,8 +7,11 @@ from stmsi._lazy import lazy_attributes
 if TYPE_CHECKING:
     from stmsi.pl._abstention import abstention
     from stmsi.pl._alignment import alignment
+    from stmsi.pl._attention_heatmap import attention_heatmap
+    from stmsi.pl._attention_spatial import attention_spatial
     from stmsi.pl._calibration import calibration
     from stmsi.pl._compare import compare
+    from stmsi.pl._history import history
     from stmsi.pl._learnability import learnability
     from stmsi.pl._performance import performance
     from stmsi.pl._presence_curves import presence_curves
@@ -18,8 +21,11 @@ if TYPE_CHECKING:
 __all__ = [
     "abstention",
     "alignment",
+    "attention_heatmap",
+    "attention_spatial",
     "calibration",
     "compare",
+    "history",
     "learnability",
     "performance",
     "presence_curves",

@@ -9,7 +9,7 @@ import pandas as pd
 
 from stmsi._validate import listing, suggest
 from stmsi.pl._panels import get_axes, hand_back
-from stmsi.pl._performance import PALETTE
+from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -109,10 +109,16 @@ def abstention(
         means.xs(means.index.get_level_values("share").max(), level="share").groupby("metabolite").mean().mean()
     )
     place.axhline(everything, color="0.5", linestyle="--", linewidth=0.8)
-    place.set_xlabel("share of spots kept")
-    place.set_ylabel(_READABLE.get(metric, metric))
+    place.set_xlabel("share of spots kept", fontsize=STYLE.label_size)
+    place.set_ylabel(_READABLE.get(metric, metric), fontsize=STYLE.label_size)
+    place.tick_params(labelsize=STYLE.tick_size)
     place.spines[["top", "right"]].set_visible(False)
-    place.legend(frameon=False, fontsize="small", title="left out by" if by == "by" else by)
+    place.legend(
+        frameon=False,
+        fontsize=STYLE.tick_size,
+        title_fontsize=STYLE.tick_size,
+        title="left out by" if by == "by" else by,
+    )
     out = hand_back(figure, [place], ax=ax, show=show, return_fig=return_fig)
     assert not isinstance(out, list)
     return out

@@ -5,28 +5,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
-from matplotlib.collections import EllipseCollection, PolyCollection
+from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize
 
 from stmsi._core.alignment_scores import canonical
 from stmsi._core.flow import values_at_spots
 from stmsi._keys import Key
 from stmsi._validate import check_choice, get_table, listing, require_spatialdata
-from stmsi.pl._panels import (
-    INTENSITY_CMAP,
-    STYLE,
-    WIDTH_CMAP,
-    clipped_limits,
-    get_axes,
-    get_cmap,
-    hand_back,
-    load_section,
-    panel_size,
-    prepare_panel,
-    scale_bar,
-    table_samples,
-    wrap,
-)
+from stmsi.pl._layers import table_samples
+from stmsi.pl._norms import clipped_limits, get_cmap
+from stmsi.pl._panels import add_spots, get_axes, hand_back, panel_size, prepare_panel, scale_bar, wrap
+from stmsi.pl._sections import load_section
+from stmsi.pl._style import INTENSITY_CMAP, STYLE, WIDTH_CMAP
 from stmsi.pp._alignment_report import REACH, alignment_report
 from stmsi.pp._section_geometry import Geometry, aligned, msi_components, section_geometry, st_components
 
@@ -39,7 +29,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from stmsi.pl._panels import Section
+    from stmsi.pl._sections import Section
 
 AlignmentPlot = Literal["overlay", "landmarks", "checkerboard"]
 _PIXELS = "#8fb8de"
@@ -186,7 +176,7 @@ def _overlay(ax: Axes, section: Section, corners: NDArray[np.float64], row: dict
     tree = shapely.STRtree(shapely.polygons(corners))
     inside[tree.query(shapely.points(section.xy), predicate="intersects")[0]] = True
     colours = np.where(inside, _COVERED, _UNCOVERED)
-    _draw_spots(ax, section, facecolors="none", edgecolors=colours, linewidths=0.6, zorder=3)
+    add_spots(ax, section, facecolors="none", edgecolors=colours, linewidths=0.6, zorder=3)
     return f"{inside.mean():.0%} of the spots on pixels", "" if np.isnan(
         row["mask_iou"]
     ) else f"IoU {row['mask_iou']:.2f}"
@@ -205,7 +195,7 @@ def _landmarks(
         msg = f"Section {section.name!r} was aligned without landmarks (method {row['method']!r}); draw kind='overlay'."
         raise ValueError(msg)
     ax.add_collection(PolyCollection(list(corners), facecolors="#e9eff5", edgecolors="none", zorder=2), autolim=False)
-    _draw_spots(ax, section, facecolors="none", edgecolors="0.75", linewidths=0.4, zorder=3)
+    add_spots(ax, section, facecolors="none", edgecolors="0.75", linewidths=0.4, zorder=3)
     start, end = np.asarray(own["landmarks_moved"]), np.asarray(own["landmarks_st"])
     tre = np.asarray(own["tre_um"], dtype=float)
     kept = np.setdiff1d(np.arange(len(start)), np.asarray(own.get("outliers", []), dtype=int))
@@ -279,31 +269,9 @@ def _checkerboard(
         PolyCollection(list(corners[pixels]), array=at_pixels[pixels], edgecolors="face", linewidths=0.1, **paint),
         autolim=False,
     )
-    drawn = _draw_spots(ax, section, chosen=spots, array=at_spots[spots], linewidths=0, **paint)
+    drawn = add_spots(ax, section, chosen=spots, array=at_spots[spots], linewidths=0, **paint)
     bar = ax.figure.colorbar(drawn, cax=ax.inset_axes((1.03, 0.0, 0.045, 1.0)), extend="both")
     bar.set_label("canonical component", fontsize=STYLE.label_size)
     bar.ax.tick_params(labelsize=STYLE.tick_size, length=2)
     bar.outline.set_visible(False)  # type: ignore[operator]
     return "genes (spots), ions (pixels)", f"r = {correlation:.2f}"
-
-
-def _draw_spots(
-    ax: Axes, section: Section, chosen: NDArray[np.bool_] | None = None, **paint: Any
-) -> EllipseCollection | PolyCollection:
-    chosen = np.ones(len(section.xy), dtype=bool) if chosen is None else chosen
-    drawn: EllipseCollection | PolyCollection
-    if section.outlines:
-        drawn = PolyCollection([o for o, c in zip(section.outlines, chosen, strict=True) if c], **paint)
-    else:
-        size = 2 * section.radius[chosen]
-        drawn = EllipseCollection(
-            size,
-            size,
-            np.zeros(len(size)),
-            units="xy",
-            offsets=section.xy[chosen],
-            offset_transform=ax.transData,
-            **paint,
-        )
-    ax.add_collection(drawn, autolim=False)
-    return drawn

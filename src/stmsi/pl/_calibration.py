@@ -9,9 +9,9 @@ import numpy as np
 from stmsi._core import metrics
 from stmsi._keys import Key
 from stmsi._validate import get_table, require_frame, require_sample
-from stmsi.pl._panels import STYLE, get_axes, hand_back
-from stmsi.pl._performance import PALETTE
+from stmsi.pl._panels import get_axes, hand_back
 from stmsi.pl._presence_curves import presence_of
+from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +52,8 @@ def calibration(
     pred_key, metabolite_key
         Prediction and measurement in ``obsm``.
     presence_key
-        Measured presence in ``obsm``; `None`: ``obsm["msi_presence"]`` where it is there, else intensity above 0.
+        Measured presence in ``obsm``; `None`: ``obsm["<metabolite_key>_presence"]`` where it is there, else intensity
+        above 0 (what :func:`stmsi.pp.impute_dropout` filled in counts as absent).
     n_bins
         Bins of equal width.
     sample_key
@@ -149,6 +150,7 @@ def _reliability_diagram(place: Axes, present: np.ndarray, probability: np.ndarr
     place.set_title(f"median calibration error {error:.3f}", fontsize=STYLE.title_size)
     place.set_xlabel("probability of presence", fontsize=STYLE.label_size)
     place.set_ylabel("share present", fontsize=STYLE.label_size)
-    place.set_xlim(0, 1)
-    place.set_ylim(0, 1)
+    # room for the points at both ends
+    place.set_xlim(-0.03, 1.03)
+    place.set_ylim(-0.03, 1.03)
     place.set_aspect("equal")

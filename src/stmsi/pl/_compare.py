@@ -7,30 +7,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stmsi._keys import Key
+from stmsi._measured import measured_presence
 from stmsi._validate import get_table, listing, require_frame, require_rows
 from stmsi.metrics import auroc, pearson
-from stmsi.pl._panels import (
-    INTENSITY_CMAP,
-    PERCENTILES,
-    RESIDUAL_CMAP,
-    WIDTH_CMAP,
-    as_list,
-    check_percentiles,
-    column,
-    diverging_norm,
-    draw_spots,
-    get_axes,
-    get_cmap,
-    hand_back,
-    intensity_label,
-    load_section,
-    make_norm,
-    panel_size,
-    resolve,
-    table_samples,
-    trust,
-    wrap,
-)
+from stmsi.pl._layers import as_list, column, intensity_label, resolve, table_samples, trust
+from stmsi.pl._norms import check_percentiles, diverging_norm, get_cmap, make_norm
+from stmsi.pl._panels import draw_spots, get_axes, hand_back, panel_size, wrap
+from stmsi.pl._sections import load_section
+from stmsi.pl._style import INTENSITY_CMAP, PERCENTILES, RESIDUAL_CMAP, WIDTH_CMAP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -52,7 +36,7 @@ def compare(
     sample: str | None = None,
     pred_key: str = Key.obsm.PRED,
     metabolite_key: str = Key.obsm.MSI,
-    presence_key: str = Key.obsm.PRESENCE,
+    presence_key: str | None = None,
     table_key: str = Key.table.ST,
     sample_key: str = Key.obs.SAMPLE,
     vmin: float | None = None,
@@ -72,7 +56,7 @@ def compare(
 
     One row per metabolite. Measured and predicted share **one** norm; the residual (predicted - measured) diverges
     around 0: red is too much, blue too little. The title of the predicted panel tells the Pearson correlation over the
-    covered spots and, where presence was called and predicted, the AUROC, and the tier that :func:`stmsi.tl.reliability`
+    covered spots and, where presence was predicted, the AUROC, and the tier that :func:`stmsi.tl.reliability`
     gave. With prediction bounds a fourth panel shows
     the width of the interval. Light grey spots are not covered by MSI.
 
@@ -90,7 +74,8 @@ def compare(
     metabolite_key
         Measured intensities in ``obsm``; may be missing.
     presence_key
-        Measured presence in ``obsm``; may be missing.
+        Measured presence in ``obsm``; `None`: ``obsm["<metabolite_key>_presence"]`` where it is there, else intensity
+        above 0 (what :func:`stmsi.pp.impute_dropout` filled in counts as absent).
     table_key
         The ST table of a SpatialData.
     sample_key
@@ -162,7 +147,8 @@ def compare(
     lower, upper = (_part(adata, k) for k in Key.bounds_of(pred_key))
     width = None if lower is None or upper is None else upper - lower
     measured = _part(adata, metabolite_key)
-    present, chance = _part(adata, presence_key), _part(adata, Key.presence_of(pred_key))
+    chance = _part(adata, Key.presence_of(pred_key))
+    present = None if measured is None else measured_presence(adata, metabolite_key, presence_key)
 
     ncols = 3 if width is None else 4
     figure, axes = get_axes(

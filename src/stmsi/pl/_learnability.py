@@ -9,8 +9,9 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from stmsi._validate import listing, suggest
-from stmsi.pl._panels import STYLE, get_axes, hand_back
-from stmsi.pl._performance import _READABLE, PALETTE
+from stmsi.pl._panels import get_axes, hand_back
+from stmsi.pl._performance import _READABLE
+from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,7 +11,9 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch
 
 from stmsi._validate import check_choice, listing, suggest
-from stmsi.pl._panels import STYLE, as_list, get_axes, hand_back
+from stmsi.pl._layers import as_list
+from stmsi.pl._panels import get_axes, hand_back
+from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -53,19 +55,6 @@ _REFERENCE = {"pearson": 0.0, "spearman": 0.0, "pearson_present": 0.0, "r2": 0.0
 _LOWER_IS_BETTER = ("mse", "mae", "brier", "ece", "interval_width")
 _R2_FLOOR = -1.0
 """R2 has no lower bound: a few failures would squeeze all else against the right edge."""
-PALETTE = (
-    "#0173b2",
-    "#de8f05",
-    "#029e73",
-    "#cc78bc",
-    "#ca9161",
-    "#949494",
-    "#ece133",
-    "#56b4e9",
-    "#d55e00",
-    "#fbafe4",
-)
-"""seaborn's "colorblind"."""
 _ROW_INCHES = 0.34
 _BOX_PERCENTILES = (5, 25, 50, 75, 95)
 

@@ -9,9 +9,11 @@ import pandas as pd
 
 from stmsi._core import metrics
 from stmsi._keys import Key
+from stmsi._measured import measured_presence
 from stmsi._validate import get_table, require_frame, require_sample
-from stmsi.pl._panels import STYLE, as_list, get_axes, hand_back, readable_names, resolve
-from stmsi.pl._performance import PALETTE
+from stmsi.pl._layers import as_list, readable_names, resolve
+from stmsi.pl._panels import get_axes, hand_back
+from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,7 +60,8 @@ def presence_curves(
     pred_key, metabolite_key
         Prediction and measurement in ``obsm``.
     presence_key
-        Measured presence in ``obsm``; `None`: ``obsm["msi_presence"]`` where it is there, else intensity above 0.
+        Measured presence in ``obsm``; `None`: ``obsm["<metabolite_key>_presence"]`` where it is there, else intensity
+        above 0 (what :func:`stmsi.pp.impute_dropout` filled in counts as absent).
     sample
         One section; `None`: all spots together.
     sample_key
@@ -146,10 +149,7 @@ def presence_of(
 ) -> tuple[pd.Index, NDArray[np.float64], NDArray[np.float64]]:
     """Ids, measured presence and probability of the metabolites that have both classes."""
     probability = require_frame(st, Key.presence_of(pred_key), "stmsi.tl.predict_metabolites writes it.")
-    measured = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
-    if presence_key is None and Key.presence_of(metabolite_key) in st.obsm:
-        presence_key = Key.presence_of(metabolite_key)
-    there = (measured > 0).astype(float) if presence_key is None else require_frame(st, presence_key)
+    there = measured_presence(st, metabolite_key, presence_key)
     rows = np.ones(st.n_obs, dtype=bool)
     if sample is not None:
         names = require_sample(st, sample_key)
@@ -157,8 +157,8 @@ def presence_of(
         if not rows.any():
             msg = f"No section {sample!r}; sections: {', '.join(map(repr, dict.fromkeys(names)))}."
             raise KeyError(msg)
-    ids = probability.columns[probability.columns.isin(there.columns) & probability.columns.isin(measured.columns)]
-    truth = there.loc[rows, ids].where(measured.loc[rows, ids].notna()).to_numpy(np.float64)
+    ids = probability.columns[probability.columns.isin(there.columns)]
+    truth = there.loc[rows, ids].to_numpy(np.float64)
     mean = metrics.prevalence(truth)
     both = (mean > 0) & (mean < 1)
     if not both.any():

@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 
 from stmsi._validate import listing
-from stmsi.pl._panels import STYLE, get_axes, hand_back
-from stmsi.pl._performance import PALETTE
+from stmsi.pl._panels import get_axes, hand_back
+from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -111,6 +111,7 @@ def _scatter(place: Axes, rows: pd.DataFrame, title: str) -> None:
     place.scatter(x, y, s=7, color=PALETTE[0], alpha=0.35, linewidths=0, rasterized=True)
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
     place.plot(ends, ends, color="0.4", linestyle="--", linewidth=0.8)
+    place.locator_params(nbins=5)
 
 
 def _mean_variance(place: Axes, mean: pd.DataFrame, sd: pd.DataFrame) -> None:

@@ -8,30 +8,23 @@ import numpy as np
 import pandas as pd
 
 from stmsi._keys import Key
-from stmsi._validate import get_table, listing, require_frame, require_metabolites, require_rows, suggest
-from stmsi.get._feature_table import written_by
-from stmsi.pl._panels import (
-    INTENSITY_CMAP,
-    PERCENTILES,
+from stmsi._validate import get_table, listing, require_metabolites, require_rows, suggest
+from stmsi.pl._grid import Colours, draw_grid
+from stmsi.pl._layers import (
     Layer,
     as_list,
-    check_percentiles,
     column,
-    draw_spots,
-    fill_norm,
-    get_axes,
-    get_cmap,
-    hand_back,
     intensity_label,
     is_presence,
-    load_section,
-    make_norm,
-    panel_size,
+    is_width,
+    layer_frame,
     readable_names,
     table_samples,
     trust,
-    wrap,
 )
+from stmsi.pl._panels import hand_back
+from stmsi.pl._sections import load_section
+from stmsi.pl._style import INTENSITY_CMAP, PERCENTILES, WIDTH_CMAP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -81,7 +74,8 @@ def spatial(
         ``"msi_pred_ood"``. A metabolite goes before a column of the same name.
     key
         The layer in ``obsm`` to draw: ``"msi"``, ``"msi_presence"``, ``"msi_pred"``, ``"msi_pred_presence"``,
-        ``"msi_pred_lower"``, ...
+        ``"msi_pred_lower"``, ..., or ``"msi_pred_width"``, the width of the prediction interval (upper minus lower
+        bound).
     sample
         Sections to draw; `None`: all.
     table_key
@@ -141,10 +135,7 @@ def spatial(
     >>> [ax.get_title() for ax in axes]
     ['simPC(28:0)', 'msi_coverage']
     """
-    if norm is not None and not (vmin is None and vmax is None):
-        msg = "Give either norm or vmin and vmax: a norm has limits of its own."
-        raise ValueError(msg)
-    percentiles = check_percentiles(percentiles)
+    colours = Colours(norm, vmin, vmax, percentiles, share_norm, cmap, alpha)
     adata = get_table(data, table_key)
     require_rows(adata)
     layers = _layers(adata, as_list(metabolite), key)
@@ -154,35 +145,7 @@ def spatial(
         load_section(data, adata, name, sample_key=sample_key, spot_diameter=spot_diameter, image=image)
         for name in samples
     ]
-    n = len(layers) * len(sections)
-    if len(layers) > 1 and 1 < len(sections) <= ncols:
-        # the sections of a metabolite stay in one row
-        ncols = ncols // len(sections) * len(sections)
-    figure, axes = get_axes(n, ncols, ax, panel_size(sections, 1 + several))
-
-    colours = get_cmap(cmap, INTENSITY_CMAP)
-    drawn = np.concatenate([s.rows for s in sections])
-    if norm is not None:
-        fill_norm(norm, np.concatenate([layer.values[drawn] for layer in layers]), percentiles)
-    place = iter(axes)
-    for layer in layers:
-        limits = {"vmin": vmin, "vmax": vmax, "bounds": layer.bounds, "percentiles": percentiles}
-        shared = make_norm(layer.values[drawn], **limits)  # type: ignore[arg-type]
-        for section in sections:
-            values = layer.values[section.rows]
-            own = shared if share_norm else make_norm(values, **limits)  # type: ignore[arg-type]
-            draw_spots(
-                next(place),
-                section,
-                values,
-                norm=own if norm is None else norm,
-                cmap=colours,
-                label=layer.label,
-                title=wrap(layer.title, section.name if several else ""),
-                scalebar=scalebar,
-                alpha=alpha,
-                missing="no values" if layer.label == "" else "not measured",
-            )
+    figure, axes = draw_grid(layers, sections, colours, several=several, ncols=ncols, scalebar=scalebar, ax=ax)
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
 
@@ -191,9 +154,10 @@ def _layers(adata: AnnData, names: list[str], key: str) -> list[Layer]:
     in_obs = [n for n in names if n in adata.obs]
     if key not in adata.obsm and len(in_obs) == len(names):
         return [_obs_layer(adata, n) for n in names]
-    frame = require_frame(adata, key, f"{written_by(key)} ")
+    frame = layer_frame(adata, key)
     readable = readable_names(adata, key, frame.columns)
     label, bounds = intensity_label(adata, key), (0.0, 1.0) if is_presence(key) else None
+    default = WIDTH_CMAP if is_width(adata, key) else INTENSITY_CMAP
     known = {*readable.index, *readable}
     out = []
     for name in names:
@@ -205,7 +169,7 @@ def _layers(adata: AnnData, names: list[str], key: str) -> list[Layer]:
             raise KeyError(msg)
         (identifier,) = require_metabolites([name], readable.index, readable)
         title = ", ".join(filter(None, (str(readable[identifier]), trust(adata, key, identifier))))
-        out.append(Layer(title, column(frame, identifier), label, bounds))
+        out.append(Layer(title, column(frame, identifier), label, bounds, default))
     return out
 
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from stmsi._core import metrics, metrics_maps
 from stmsi._keys import Key
+from stmsi._measured import measured_presence, presence_key_of
 from stmsi._validate import (
     check_nonnegative,
     get_table,
@@ -61,7 +62,8 @@ def evaluate(
     metabolite_key
         Measured intensities in ``obsm``.
     presence_key
-        Measured presence in ``obsm``; `None`: ``obsm["msi_presence"]`` where it is there, else intensity above 0.
+        Measured presence in ``obsm``; `None`: ``obsm["<metabolite_key>_presence"]`` where it is there, else intensity
+        above 0 (what :func:`stmsi.pp.impute_dropout` filled in counts as absent).
     maps
         Also compare the maps, from the positions in ``obsm["spatial"]``.
     relations
@@ -119,11 +121,10 @@ def evaluate(
     check_nonnegative(predicted.to_numpy(), f"obsm[{pred_key!r}]", allow_nan=True)
     ids = shared_metabolites(predicted, measured)
     probability = require_frame(st, Key.presence_of(pred_key), "stmsi.tl.predict_metabolites writes it.")
-    if presence_key is None and Key.presence_of(metabolite_key) in st.obsm:
-        presence_key = Key.presence_of(metabolite_key)
     filled = pd.DataFrame(imputed(st, metabolite_key, measured), index=measured.index, columns=measured.columns)
-    presence = ((measured > 0) & ~filled) if presence_key is None else require_frame(st, presence_key)
-    for name, frame in ((Key.presence_of(pred_key), probability), (presence_key, presence)):
+    presence = measured_presence(st, metabolite_key, presence_key)
+    called = presence_key_of(st, metabolite_key, presence_key)
+    for name, frame in ((Key.presence_of(pred_key), probability), (called, presence)):
         missing = [m for m in ids if m not in frame.columns]
         if missing:
             msg = (
@@ -142,7 +143,7 @@ def evaluate(
         ids,
         sample,
         y,
-        np.where(np.isnan(y), np.nan, presence[ids].to_numpy(np.float64)),
+        presence[ids].to_numpy(np.float64),
         values,
         probability[ids].to_numpy(np.float64),
         features.loc[ids, "training_mean"].to_numpy(np.float64),

@@ -12,6 +12,7 @@ from stmsi._core import realism as core
 from stmsi._core.folds import inner_groups
 from stmsi._core.spatial_stats import morans_i, neighbour_means
 from stmsi._keys import Key
+from stmsi._measured import measured_presence
 from stmsi._validate import get_table, listing, require_frame, require_sample
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ def realism(
         Measured intensities in ``obsm``.
     presence_key
         Measured presence in ``obsm``, where it is 0 the measured intensity counts as 0; `None`:
-        ``obsm["msi_presence"]`` where it is there.
+        ``obsm["<metabolite_key>_presence"]`` where it is there, else no intensity but those that
+        :func:`stmsi.pp.impute_dropout` filled in.
     sample_key
         Column of ``obs`` with the section name.
     table_key
@@ -152,11 +154,7 @@ def realism(
 def _measured(st: AnnData, key: str, presence_key: str | None) -> pd.DataFrame:
     """Measured intensities, 0 where called absent."""
     frame = require_frame(st, key, "stmsi.pp.map_to_spots writes it.")
-    if presence_key is None and Key.presence_of(key) in st.obsm:
-        presence_key = Key.presence_of(key)
-    if presence_key is None:
-        return frame
-    presence = require_frame(st, presence_key, "stmsi.pp.call_presence writes it.").reindex(columns=frame.columns)
+    presence = measured_presence(st, key, presence_key).reindex(columns=frame.columns)
     return frame.mask(presence == 0, 0)
 
 

@@ -1,0 +1,216 @@
+"""Where on the tissue a metabolite attends to a gene or a programme."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stmsi._core.ids import safe_ids
+from stmsi._keys import Key
+from stmsi._validate import get_table, listing, require_frame, require_metabolites, require_rows, suggest
+from stmsi.pl._drivers import is_attention, programme_labels, record_of
+from stmsi.pl._grid import Colours, draw_grid
+from stmsi.pl._layers import Layer, as_list, table_samples
+from stmsi.pl._panels import hand_back
+from stmsi.pl._sections import load_section
+from stmsi.pl._style import PERCENTILES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from anndata import AnnData
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
+    from matplotlib.figure import Figure, SubFigure
+
+    from stmsi._validate import Data
+
+_CMAP = "cividis"
+"""Not that of intensities: nobody should take the one for the other."""
+
+
+def attention_spatial(
+    data: Data,
+    metabolite: str,
+    tokens: str | Sequence[str] | None = None,
+    *,
+    key: str = Key.varm.ATTENTION,
+    n_top: int = 3,
+    sample: str | Sequence[str] | None = None,
+    table_key: str = Key.table.ST,
+    sample_key: str = Key.obs.SAMPLE,
+    ncols: int = 4,
+    norm: Normalize | None = None,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    percentiles: tuple[float, float] = PERCENTILES,
+    share_norm: bool = True,
+    cmap: str | Colormap | None = None,
+    spot_diameter: float | None = None,
+    image: bool = False,
+    alpha: float = 1.0,
+    scalebar: bool = True,
+    ax: Axes | Sequence[Axes] | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure | SubFigure:
+    """Draw where on the tissue a metabolite attends to genes or programmes, with spots true to size.
+
+    One panel per gene or programme and section, coloured by the share of the metabolite's attention in each spot, in per
+    cent. Where the tokens of the model are programmes, the attention to a gene is that to the programmes times the share
+    of the gene in them.
+
+    Attention says where the network looks, not what it makes of it; see the page on interpretation in the user guide.
+
+    Parameters
+    ----------
+    data
+        SpatialData or its ST table, after :func:`stmsi.tl.attention` with `per_spot`.
+    metabolite
+        Id or readable name of a metabolite in `per_spot`.
+    tokens
+        One or several programmes (``"programme01"``) or genes; `None`: the `n_top` programmes (or genes, where they are
+        the tokens) with the largest mean.
+    key
+        What :func:`stmsi.tl.attention` wrote.
+    n_top
+        See `tokens`.
+    sample
+        Sections to draw; `None`: all.
+    table_key
+        The ST table of a SpatialData.
+    sample_key
+        Column of ``obs`` with the section name.
+    ncols
+        Panels in a row.
+    norm
+        A norm for all panels, to compare genes; its open limits are filled from all that is drawn. Not with `vmin` or
+        `vmax`.
+    vmin, vmax
+        Colour limits, in per cent; `None`: `percentiles`.
+    percentiles
+        Percentiles at which colours are clipped.
+    share_norm
+        Whether the sections of one gene share one norm.
+    cmap
+        Colour map; `None`: cividis.
+    spot_diameter
+        In micrometres; `None`: the size in ``shapes["<sample>_spots"]``, and 55 um for an AnnData.
+    image
+        Whether to draw the histology ``images["<sample>_he"]`` behind the spots.
+    alpha
+        Opacity of the spots.
+    scalebar
+        Whether to draw a scale bar.
+    ax
+        Axes to draw into, one per panel; `None`: a new figure.
+    show
+        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
+    return_fig
+        Whether to return the figure instead of the axes.
+
+    Returns
+    -------
+    The axes, or a list of them where there are several panels (gene by gene, within each section by section); with
+    `return_fig` the figure.
+
+    Raises
+    ------
+    KeyError
+        The attention of single spots is not stored (the message names the call that makes it), or an unknown metabolite,
+        gene, section or image.
+    ValueError
+        `key` is an attribution, which has no values of single spots; the number of axes is not the number of panels.
+    TypeError
+        `image` with an AnnData, which holds none.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> st = sdata.tables["st"]
+    >>> stmsi.model.HurdleNet.setup_anndata(st)
+    >>> model = stmsi.model.HurdleNet(st, encoder="transformer", encoder_kwargs={"n_hidden": 16, "n_tokens": 10})
+    >>> model.train(max_epochs=2, show_progress_bar=False)
+    >>> stmsi.tl.attention(st, model, per_spot="simPC(28:0)", show_progress_bar=False)
+    >>> ax = stmsi.pl.attention_spatial(sdata, "simPC(28:0)", "programme04", sample="P1S1")
+    >>> ax.get_title().splitlines()[0]
+    'simPC(28:0), programme 04'
+    """
+    colours = Colours(norm, vmin, vmax, percentiles, share_norm, cmap, alpha)
+    if n_top < 1:
+        msg = f"n_top must be at least 1, found {n_top!r}."
+        raise ValueError(msg)
+    adata = get_table(data, table_key)
+    require_rows(adata)
+    record = record_of(adata, key)
+    name, weights = _per_spot(adata, key, record, metabolite)
+    layers = _token_layers(adata, key, name, weights, tokens, n_top)
+    samples = table_samples(adata, sample_key, sample)
+    several = adata.obs[sample_key].nunique() > 1 and (sample is None or len(samples) > 1)
+    sections = [
+        load_section(data, adata, s, sample_key=sample_key, spot_diameter=spot_diameter, image=image) for s in samples
+    ]
+    figure, axes = draw_grid(layers, sections, colours, several=several, ncols=ncols, scalebar=scalebar, ax=ax)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+
+
+def _per_spot(adata: AnnData, key: str, record: dict[str, Any], metabolite: str) -> tuple[str, pd.DataFrame]:
+    """Readable name of a metabolite, and its attention in every spot."""
+    if not is_attention(record):
+        msg = (
+            f"{key!r} is an attribution, which has no values of single spots; draw it with pl.attention_heatmap, or groups of "
+            "spots with groupby= of stmsi.tl.attribute."
+        )
+        raise ValueError(msg)
+    kept = [str(m) for m in record.get("params", {}).get("per_spot", [])]
+    names = record["metabolites"][Key.var.NAME].astype(str)
+    every = pd.Index(dict.fromkeys([*names.index.astype(str), *kept]))
+    asked = metabolite if metabolite in every or metabolite in set(names) else safe_ids([metabolite])[0]
+    (identifier,) = require_metabolites([asked if asked in every else metabolite], every, names)
+    where = Key.group_of(key, identifier)
+    if identifier not in kept or where not in adata.obsm:
+        msg = (
+            f"The attention of {metabolite!r} in single spots was not kept; it was for {listing(kept)}. Call "
+            f"stmsi.tl.attention(data, model, per_spot={metabolite!r}), which writes obsm[{where!r}]."
+        )
+        raise KeyError(msg)
+    return str(names.get(identifier, identifier)), require_frame(adata, where)
+
+
+def _token_layers(
+    adata: AnnData, key: str, name: str, weights: pd.DataFrame, tokens: str | Sequence[str] | None, n_top: int
+) -> list[Layer]:
+    """A layer, in per cent, for each gene or programme."""
+    shares = adata.varm.get(Key.programmes_of(key))
+    labels = pd.Series(weights.columns, index=weights.columns)
+    if isinstance(shares, pd.DataFrame):
+        labels = "programme " + programme_labels(adata, key).str.replace(": ", "\n")
+        shares = shares.dropna()
+    if tokens is None:
+        wanted = list(weights.mean().nlargest(n_top).index.astype(str))
+    else:
+        wanted = as_list(tokens, "gene or programme")
+    layers = []
+    for token in wanted:
+        if token in weights:
+            values, label = weights[token].to_numpy(np.float64), str(labels[token])
+        elif isinstance(shares, pd.DataFrame) and token in shares.index:
+            values, label = (
+                weights.to_numpy(np.float64) @ shares.loc[token, weights.columns].to_numpy(np.float64),
+                token,
+            )
+        else:
+            genes = [] if shares is None else list(shares.index)
+            msg = (
+                f"No programme or gene {token!r} in the attention; programmes or genes: {listing([*weights.columns, *genes])}."
+                f"{suggest(token, [*weights.columns, *genes])}"
+            )
+            raise KeyError(msg)
+        layers.append(Layer(f"{name}, {label}", 100 * values, "attention (%)", cmap=_CMAP))
+    return layers

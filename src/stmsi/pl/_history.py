@@ -1,0 +1,279 @@
+"""How the losses fell in training."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
+
+from stmsi._validate import listing
+from stmsi.pl._panels import get_axes, hand_back
+from stmsi.pl._style import PALETTE, STYLE
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+    from numpy.typing import NDArray
+
+_SIZE = (3.4, 2.8)
+_TOTAL, _PRESENCE, _INTENSITY = "total", "presence", "intensity"
+_COLUMNS = {
+    _TOTAL: ("train_loss", "validation_loss"),
+    _PRESENCE: ("presence_loss_train", "presence_loss_validation"),
+    _INTENSITY: ("intensity_loss_train", "intensity_loss_validation"),
+}
+_TITLES = {_TOTAL: "both stages", _PRESENCE: "stage 1: presence", _INTENSITY: "stage 2: intensity"}
+_FEW = 25
+"""Epochs up to which each is a point: a line of one epoch is not seen."""
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Losses by epoch of one stage, and where the kept weights are."""
+
+    epoch: NDArray[np.int64]
+    train: NDArray[np.float64] | None
+    validation: NDArray[np.float64] | None
+    best: int | None
+
+
+def history(
+    model: Any,
+    *,
+    log: bool = False,
+    ncols: int = 3,
+    ax: Axes | Sequence[Axes] | None = None,
+    show: bool | None = None,
+    return_fig: bool = False,
+) -> Axes | list[Axes] | Figure | SubFigure:
+    """Draw the losses of training and validation of both stages, with the epoch whose weights were kept.
+
+    Lines are the validation spots, dashed ones the training spots; a point and a dotted line mark the epoch with the
+    lowest validation loss. Both stages trained together (the default) are kept at one epoch, that of the lowest sum; with
+    ``training="two_stage"`` each stage has its own, and epochs count on from the first to the second. The two losses are
+    those of different sections, so that their difference tells less than their course: a validation loss that rises while that of
+    training falls is overfitting, one that still falls at the end wants more epochs.
+
+    Parameters
+    ----------
+    model
+        A trained :class:`stmsi.model.HurdleNet`; a :class:`stmsi.model.HurdleEnsemble`, of which the networks are drawn; a list
+        of models or a mapping from names to models; or ``model.history`` itself: a mapping or DataFrame with the columns
+        ``train_loss``, ``validation_loss``, ``presence_loss_train``, ``presence_loss_validation``, ``intensity_loss_train``
+        and ``intensity_loss_validation`` or some of them.
+    log
+        Whether losses are drawn on a logarithmic axis.
+    ncols
+        Panels in a row.
+    ax
+        Axes to draw into, one per panel; `None`: a new figure.
+    show
+        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
+    return_fig
+        Whether to return the figure instead of the axes.
+
+    Returns
+    -------
+    The axes (sum of both stages, presence, intensity; without the sum where the stages were trained one after the
+    other); with `return_fig` the figure.
+
+    Raises
+    ------
+    ValueError
+        A model without a history (:class:`stmsi.model.HurdleLinear` is fitted in closed form or by scikit-learn, without
+        epochs), one that is not trained, or a history without losses.
+    TypeError
+        Something else.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> st = sdata.tables["st"]
+    >>> stmsi.model.HurdleNet.setup_anndata(st)
+    >>> model = stmsi.model.HurdleNet(st)
+    >>> model.train(max_epochs=3, show_progress_bar=False)
+    >>> axes = stmsi.pl.history(model)
+    >>> [ax.get_title() for ax in axes]
+    ['both stages', 'stage 1: presence', 'stage 2: intensity']
+    """
+    runs = {name: _losses(name, table) for name, table in _tables(model).items()}
+    if len(runs) > len(PALETTE):
+        msg = f"{len(runs)} models do not fit into one figure, at most {len(PALETTE)} do; pass some of them."
+        raise ValueError(msg)
+    curves = {name: _curves(table) for name, table in runs.items()}
+    panels = [p for p in _COLUMNS if any(p in own for own in curves.values())]
+    figure, axes = get_axes(len(panels), ncols, ax, _SIZE)
+    for place, panel in zip(axes, panels, strict=True):
+        for k, (name, own) in enumerate(curves.items()):
+            if panel in own:
+                _draw(place, own[panel], PALETTE[k], name)
+        if log:
+            place.set_yscale("log")
+            place.yaxis.set_major_formatter(ScalarFormatter())
+            place.yaxis.set_minor_formatter(ScalarFormatter())
+        place.set_title(_TITLES[panel], fontsize=STYLE.title_size)
+        place.set_xlabel("epoch", fontsize=STYLE.label_size)
+        place.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
+        place.tick_params(which="both", labelsize=STYLE.tick_size)
+        place.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("loss", fontsize=STYLE.label_size)
+    _legend(axes[-1], [n for n in curves if n], curves)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+
+
+def _tables(model: Any) -> dict[str, Any]:
+    """Histories by name; a single one has no name."""
+    from stmsi.model import HurdleEnsemble
+    from stmsi.model._base import HurdleModel
+
+    if isinstance(model, HurdleEnsemble):
+        names = list(model.members)
+        nets = {n: m for n, m in zip(names, model.models_, strict=bool(model.models_)) if _has_history(m)}
+        if not nets:
+            what = f"its members are {listing(names)}, none of them a network" if model.models_ else "it is not trained"
+            msg = (
+                f"The HurdleEnsemble has no training curves: {what}. Pass a trained HurdleNet, or an ensemble with one."
+            )
+            raise ValueError(msg)
+        return {name: net.history for name, net in nets.items()}  # type: ignore[attr-defined]
+    if isinstance(model, HurdleModel):
+        return {"": _history_of(model)}
+    if isinstance(model, pd.DataFrame):
+        return {"": model}
+    if isinstance(model, Mapping):
+        if any(str(k) in c for k in model for c in _COLUMNS.values()):
+            return {"": model}
+        named = {str(k): v for k, v in model.items()}
+    elif isinstance(model, Sequence) and not isinstance(model, str):
+        named = {}
+        for m in model:
+            kind = type(m).__name__
+            encoder = getattr(m, "_hyper", {}).get("encoder")
+            base = f"{kind}, {encoder}" if encoder else kind
+            number = sum(n == base or n.startswith(f"{base} (") for n in named)
+            named[base if number == 0 else f"{base} ({number + 1})"] = m
+    else:
+        msg = f"Expected a trained model, a list or mapping of models, or the history of one, found {type(model).__name__}."
+        raise TypeError(msg)
+    if not named:
+        msg = "Name at least one model."
+        raise ValueError(msg)
+    out: dict[str, Any] = {}
+    for name, one in named.items():
+        for inner, table in _tables(one).items():
+            out[f"{name}, {inner}" if inner else name] = table
+    return out
+
+
+def _has_history(model: Any) -> bool:
+    found = getattr(model, "history_", None)
+    return found is not None and len(found) > 0
+
+
+def _history_of(model: Any) -> Any:
+    """The history of a model."""
+    kind = type(model).__name__
+    if not hasattr(model, "history_"):
+        msg = (
+            f"A {kind} has no training curves: it is fitted at once, without epochs. How well it does on held-out spots, "
+            "tells model.metabolite_table or stmsi.tl.cross_validate."
+        )
+        raise ValueError(msg)
+    if not _has_history(model):
+        msg = f"The {kind} has no history: it is not trained yet. Call model.train()."
+        raise ValueError(msg)
+    return model.history
+
+
+def _losses(name: str, table: Any) -> pd.DataFrame:
+    """Known losses by epoch from 1, as floats."""
+    known = [c for pair in _COLUMNS.values() for c in pair]
+    columns = [c for c in known if c in table]
+    if not columns:
+        about = f" of {name!r}" if name else ""
+        msg = f"The history{about} has no losses; it holds {listing(table)}, expected some of {listing(known)}."
+        raise ValueError(msg)
+    parts = {c: np.asarray(table[c], dtype=np.float64).ravel() for c in columns}
+    n = max(map(len, parts.values()))
+    # without validation spots in some epochs, a column is shorter
+    frame = pd.DataFrame({c: np.concatenate([v, np.full(n - len(v), np.nan)]) for c, v in parts.items()})
+    frame.index = pd.RangeIndex(1, n + 1)
+    return frame
+
+
+def _curves(losses: pd.DataFrame) -> dict[str, _Curve]:
+    """A curve of each stage that was trained, and of their sum where they were trained together."""
+    n_first = _first_stage(losses)
+    parts = {name: slice(None) for name in _COLUMNS}
+    if n_first:
+        del parts[_TOTAL]
+        parts |= {_PRESENCE: slice(None, n_first), _INTENSITY: slice(n_first, None)}
+    out = {}
+    for name, part in parts.items():
+        train, validation = (losses[c].iloc[part] if c in losses else None for c in _COLUMNS[name])
+        if train is None and validation is None:
+            continue
+        decisive = validation if n_first else losses.get(_COLUMNS[_TOTAL][1], validation)
+        # the first of equals, as the weights are kept
+        best = None if decisive is None or decisive.isna().all() else int(decisive.index[int(np.nanargmin(decisive))])
+        epoch = np.asarray(losses.index)[part]
+        values = [None if v is None else v.to_numpy() for v in (train, validation)]
+        out[name] = _Curve(epoch, values[0], values[1], best)
+    return out
+
+
+def _first_stage(losses: pd.DataFrame) -> int:
+    """Epochs of the first of two stages trained one after the other; 0 where they were trained together."""
+    needed = (_COLUMNS[_TOTAL][0], _COLUMNS[_PRESENCE][0], _COLUMNS[_INTENSITY][0])
+    if any(c not in losses for c in needed):
+        return 0
+    total, presence, intensity = (losses[c].to_numpy() for c in needed)
+    # alone in training, a stage is the whole loss
+    first = np.isclose(total, presence, rtol=1e-4) & ~np.isclose(intensity, 0)
+    n = int(np.argmin(first)) if not first.all() else len(first)
+    second = np.isclose(total, intensity, rtol=1e-4)
+    return n if n and second[n:].all() else 0
+
+
+def _draw(ax: Axes, curve: _Curve, colour: str, name: str) -> None:
+    marker = {"marker": "o", "markersize": 2.5} if len(curve.epoch) <= _FEW else {}
+    if curve.train is not None:
+        ax.plot(curve.epoch, curve.train, color=colour, linestyle="--", linewidth=1, alpha=0.7, **marker)  # type: ignore[arg-type]
+    if curve.validation is not None:
+        ax.plot(curve.epoch, curve.validation, color=colour, linewidth=1.4, label=name, **marker)  # type: ignore[arg-type]
+    if curve.best is None:
+        return
+    ax.axvline(curve.best, color=colour, linestyle=":", linewidth=1)
+    if curve.validation is not None:
+        at = curve.validation[int(np.flatnonzero(curve.epoch == curve.best)[0])]
+        ax.plot(
+            curve.best, at, marker="o", linestyle="none", markersize=6, color=colour, markeredgecolor="white", zorder=4
+        )
+
+
+def _legend(ax: Axes, names: list[str], curves: Mapping[str, Mapping[str, _Curve]]) -> None:
+    """What the lines are; which model has which colour, where there are several."""
+    grey = "0.3" if names else PALETTE[0]
+    some = [c for own in curves.values() for c in own.values()]
+    handles = []
+    if any(c.validation is not None for c in some):
+        handles.append(Line2D([], [], color=grey, linewidth=1.4, label="validation"))
+    if any(c.train is not None for c in some):
+        handles.append(Line2D([], [], color=grey, linestyle="--", linewidth=1, label="training"))
+    if any(c.best is not None for c in some):
+        handles.append(
+            Line2D([], [], color=grey, linestyle=":", marker="o", markeredgecolor="white", linewidth=1, label="kept")
+        )
+    handles += [Line2D([], [], color=PALETTE[k], linewidth=3, label=n) for k, n in enumerate(names)]
+    # beside the last panel: it would hide the curves in it
+    ax.legend(
+        handles=handles, fontsize=STYLE.tick_size, loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, borderaxespad=0
+    )  # fmt: skip

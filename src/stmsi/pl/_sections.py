@@ -1,0 +1,201 @@
+"""Sections: spots true to size in micrometres, with the histology behind."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stmsi._elements import VISIUM_SPOT_DIAMETER
+from stmsi._keys import Key
+from stmsi._validate import instances, is_spatialdata, listing, require_frame, require_sample
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from stmsi._validate import Data
+
+_IMAGE_PIXELS = 1500
+"""Longer side to which histology is thinned: a panel shows no more."""
+MANY = 5000
+"""Spots from which on single ones are hardly seen: drawn as pixels, also in vector graphics."""
+_SNAP = 0.05
+"""Share of a bin by which its centre may lie off the lattice."""
+
+
+@dataclass(frozen=True)
+class Histology:
+    """The image behind a section."""
+
+    pixels: NDArray[Any]
+    extent: tuple[float, float, float, float]
+    matrix: NDArray[np.float64]
+    """Affine from pixels to micrometres, 3 x 3."""
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """Bins without gaps between them as the pixels of an image."""
+
+    row: NDArray[np.int64]
+    col: NDArray[np.int64]
+    matrix: NDArray[np.float64]
+    """Affine from pixels (the first corner of the first one is 0, 0) to micrometres, 3 x 3."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width."""
+        return int(self.row.max()) + 1, int(self.col.max()) + 1
+
+    @classmethod
+    def find(cls, outlines: NDArray[np.float64]) -> Lattice | None:
+        """The lattice that parallelograms of one size lie on, shape (n, 5, 2); `None` where there is none."""
+        corner = outlines[:, 0]
+        side = np.stack([outlines[0, 1] - corner[0], outlines[0, 3] - corner[0]])
+        size = np.sqrt(abs(np.linalg.det(side)))
+        if not size > 0 or np.abs((outlines - corner[:, None]) - (outlines[0] - corner[0])).max() > _SNAP * size:
+            return None
+        place = (corner - corner[0]) @ np.linalg.inv(side)
+        at = np.rint(place).astype(np.int64)
+        if np.abs(place - at).max() > _SNAP:
+            return None
+        first = at.min(axis=0)
+        (col, row), (width, height) = (at - first).T, np.ptp(at, axis=0) + 1
+        # a few bins far apart would make an image of nothing
+        if height * width > 20 * len(at) or len(np.unique(row * width + col)) < len(at):
+            return None
+        matrix = np.eye(3)
+        matrix[:2, :2], matrix[:2, 2] = side.T, corner[0] + first @ side
+        return cls(row, col, matrix)
+
+
+@dataclass(frozen=True)
+class Section:
+    """The spots of a section, in micrometres."""
+
+    name: str
+    rows: NDArray[np.int64]
+    """Rows of the table."""
+    xy: NDArray[np.float64]
+    radius: NDArray[np.float64]
+    outlines: NDArray[np.float64] | tuple[NDArray[np.float64], ...] | None = None
+    """Vertices, where the spots are polygons (bins) and not circles; one array where all have the same number."""
+    histology: Histology | None = None
+
+    @cached_property
+    def lattice(self) -> Lattice | None:
+        """Where many bins lie without gaps, as in Visium HD."""
+        if not isinstance(self.outlines, np.ndarray) or len(self.rows) < MANY or self.outlines.shape[1] != 5:
+            return None
+        return Lattice.find(self.outlines)
+
+    @cached_property
+    def bounds(self) -> tuple[float, float, float, float]:
+        """Left, top, right and bottom of all spots."""
+        points = self.xy if self.outlines is None else np.vstack(self.outlines)  # type: ignore[arg-type]
+        reach = self.radius[:, None] if self.outlines is None else 0.0
+        (left, top), (right, bottom) = (points - reach).min(axis=0), (points + reach).max(axis=0)
+        return float(left), float(top), float(right), float(bottom)
+
+    @property
+    def aspect(self) -> float:
+        """Width over height of a panel with this section."""
+        left, top, right, bottom = self.bounds
+        return float(np.clip((right - left) / (1.1 * (bottom - top)), 0.5, 2.5))
+
+
+def load_section(
+    data: Data,
+    adata: AnnData,
+    sample: str,
+    *,
+    sample_key: str,
+    spot_diameter: float | None = None,
+    image: bool = False,
+) -> Section:
+    """Positions and true sizes of the spots of a section."""
+    rows = np.flatnonzero(require_sample(adata, sample_key) == sample)
+    xy = require_frame(adata, Key.obsm.SPATIAL, "It holds the spot centres in micrometres.").to_numpy(dtype=float)
+    xy = xy[rows, :2]
+    if spot_diameter is not None and not spot_diameter > 0:
+        msg = f"spot_diameter is a positive number of micrometres, found {spot_diameter!r}."
+        raise ValueError(msg)
+    radius = np.full(len(rows), (spot_diameter or VISIUM_SPOT_DIAMETER) / 2)
+    outlines = None
+    histology = None
+    if is_spatialdata(data):
+        if spot_diameter is None:
+            radius, outlines = _true_size(data, adata, sample, rows, radius)
+        if image:
+            histology = _histology(data, sample)
+    elif image:
+        msg = f"image=True needs a SpatialData with an image {Key.image(sample)!r}; found {type(data).__name__}."
+        raise TypeError(msg)
+    return Section(sample, rows, xy, radius, outlines, histology)
+
+
+def _true_size(
+    sdata: SpatialData, adata: AnnData, sample: str, rows: NDArray[np.int64], default: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | tuple[NDArray[np.float64], ...] | None]:
+    """Radii (um) or outlines of spots from their shapes element; the default where it does not hold them."""
+    import shapely
+
+    element = sdata.shapes.get(Key.spots(sample)) if Key.spots(sample) in sdata.shapes else None
+    if element is None or "spatialdata_attrs" not in adata.uns:
+        return default, None
+    at = element.index.get_indexer(instances(adata)[rows])
+    if (at < 0).any():
+        return default, None
+    matrix = _to_frame(element, sample)
+    if "radius" in element:
+        scale = np.sqrt(abs(np.linalg.det(matrix[:2, :2])))
+        return element["radius"].to_numpy(dtype=float)[at] * scale, None
+    shapes = element.geometry.to_numpy()[at]
+    shapes = np.where(shapely.get_type_id(shapes) == shapely.GeometryType.POLYGON, shapes, shapely.convex_hull(shapes))
+    vertices, of = shapely.get_coordinates(shapely.get_exterior_ring(shapes), return_index=True)
+    vertices = vertices @ matrix[:2, :2].T + matrix[:2, 2]
+    number = np.bincount(of)
+    if (number == number[0]).all():
+        return default, vertices.reshape(len(number), -1, 2)
+    return default, tuple(np.split(vertices, np.cumsum(number)[:-1]))
+
+
+def _to_frame(element: Any, sample: str) -> NDArray[np.float64]:
+    """Affine of an element into the section's frame (um); identity where the element has no place in it."""
+    from spatialdata.transformations import get_transformation
+
+    to_frame = get_transformation(element, get_all=True).get(Key.st_frame(sample))
+    return np.eye(3) if to_frame is None else to_frame.to_affine_matrix(("x", "y"), ("x", "y"))
+
+
+def _histology(sdata: SpatialData, sample: str) -> Histology:
+    """The histology image of a section, thinned to what a panel can show."""
+    name = Key.image(sample)
+    if name not in sdata.images:
+        msg = f"No image {name!r} to draw behind section {sample!r}; images: {listing(sdata.images)}. Use image=False."
+        raise KeyError(msg)
+    element = sdata.images[name]
+    scales = [element] if hasattr(element, "dims") and "c" in element.dims else _scales(element)
+    full = scales[0].transpose("c", "y", "x")
+    height, width = full.shape[1:]
+    # the coarsest scale that is still fine enough
+    enough = [s for s in scales if max(s.sizes["y"], s.sizes["x"]) >= min(_IMAGE_PIXELS, max(height, width))]
+    coarse = enough[-1].transpose("c", "y", "x")
+    step = max(1, ceil(max(coarse.shape[1:]) / _IMAGE_PIXELS))
+    pixels = np.moveaxis(np.asarray(coarse[:, ::step, ::step].data), 0, -1)
+    if np.issubdtype(pixels.dtype, np.integer):
+        pixels = pixels / np.iinfo(pixels.dtype).max
+    pixels = np.clip(pixels.astype(np.float32), 0, 1)
+    # one channel is grey; of more than three, the first three
+    pixels = np.repeat(pixels[..., :1], 3, axis=-1) if pixels.shape[-1] < 3 else pixels[..., :3]
+    return Histology(pixels, (0.0, float(width), float(height), 0.0), _to_frame(element, sample))
+
+
+def _scales(pyramid: Any) -> list[Any]:
+    """Images of a multiscale element, finest first."""
+    return [next(iter(pyramid[level].ds.data_vars.values())) for level in pyramid.children]
