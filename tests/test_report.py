@@ -115,12 +115,20 @@ def test_an_evaluation(scored):
     assert Reader(page.html()).open == []
 
 
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Drawing takes most of the time."""
+    monkeypatch.setattr(Figure, "drawn", lambda *args: None)
+
+
+@pytest.mark.usefixtures("without_figures")
 def test_sections_of_the_training_are_named(scored):
     page = report(*scored, card={"training": {"samples": ["P1S1", "P2S1"]}})
     assert "trained on P1S1, P2S1" in page.caution[1]
     assert [row[0] for row in page.tables[0].rows][:3] == ["P1S1 (trained on)", "P2S1 (trained on)", "P3S1"]
 
 
+@pytest.mark.usefixtures("without_figures")
 def test_measured_data_are_not_called_simulated(scored):
     st, scores = scored
     st = st.copy()
