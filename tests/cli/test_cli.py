@@ -291,9 +291,8 @@ def test_no_command_shows_the_help():
 
 
 def test_the_help_tells_the_commands_in_the_order_of_the_work():
-    text = run("--help").split("Commands")[1]
-    places = [text.index(f" {name} ") for name in ("demo", "align", "predict", "evaluate", "version")]
-    assert places == sorted(places)
+    names = ("demo", "align", "predict", "evaluate", "version")
+    assert tuple(re.findall(rf"\W ({'|'.join(names)}) [A-Z]", run("--help"))) == names
 
 
 @pytest.mark.parametrize("args", [["version"], ["--version"]])
