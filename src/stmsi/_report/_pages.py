@@ -209,7 +209,7 @@ def _by_section(scores: pd.DataFrame, trained: set[str]) -> Table:
     rows = [
         [
             f"{name} (trained on)" if str(name) in trained else str(name),
-            str(number[name]),
+            f"{number.loc[name]:.0f}",  # type: ignore[index,call-overload,unused-ignore]
             *(_number(row[c]) for c in _COLUMNS),
         ]
         for name, row in medians.iterrows()
