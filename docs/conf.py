@@ -50,12 +50,21 @@ exclude_patterns = [
     "Thumbs.db",
     ".DS_Store",
     "**.ipynb_checkpoints",
+    "ecosystem",  # what goes to the registry of scverse
     "generated/cli.md",
     "generated/accuracy_*.md",
     "generated/ablation_*.md",
 ]
 source_suffix = {".rst": "restructuredtext", ".md": "myst-nb", ".ipynb": "myst-nb"}
 nitpicky = True
+# `-b linkcheck` asks for every external link; these hosts turn robots away, or are not there before the first release
+linkcheck_ignore = [
+    rf"{re.escape(repository_url)}.*",
+    r"https://stmsi\.readthedocs\.io/.*",
+    r"https://doi\.org/.*",
+]
+linkcheck_timeout = 10
+linkcheck_retries = 2
 
 # -- API pages ----------------------------------------------------------------
 

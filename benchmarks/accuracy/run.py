@@ -2,6 +2,7 @@
 
     python benchmarks/accuracy/run.py                      # all tasks: mean, ridge, mlp
     python benchmarks/accuracy/run.py --tasks simulator --models mean ridge lasso mlp
+    python benchmarks/accuracy/run.py --tasks simulator --models ridge mlp "mlp, alone" --folds 2 --out part
     python benchmarks/accuracy/run.py --tasks her2st_panel --targets 30 --folds 1 --out part   # a part, for a first look
     python benchmarks/accuracy/run.py --data sma=PATH --matrix FMP-10 --landmarks clicked.csv  # measured metabolites
     python benchmarks/accuracy/run.py --data desium=PATH --cache folds   # an interrupted run goes on from its last fold
@@ -42,6 +43,9 @@ MODELS = {
     "ridge, diffused": {"model": "ridge", "context": "diffused", **GRAPH},
     "kernel_ridge, diffused": {"model": "kernel_ridge", "context": "diffused", **GRAPH},
     "mlp": "mlp",
+    "mlp, alone": {"model": "mlp", "residual": None},
+    "mlp, averaged": {"model": "mlp", "residual": None, "train": {"weight_averaging": True}},
+    "mlp, by section": {"model": "mlp", "residual": None, "standardise": "sample"},
     "transformer": {"model": "HurdleNet", "encoder": "transformer"},
     **{name: {"model": "HurdleNet", "encoder": name, **GRAPH} for name in ("graph", "deepset", "niche")},
     **{name: {"model": "HurdleNet", "encoder": name} for name in ("section", "crossmodal")},

@@ -2,12 +2,15 @@
 
     python benchmarks/accuracy/synthetic.py                     # both, simulated sections
     python benchmarks/accuracy/synthetic.py --part realism
+    python benchmarks/accuracy/synthetic.py --part blocks       # how the two-sample AUC hangs on the blocks held out
 
 Writes ``results/synthetic_realism.csv`` (every section drawn by a ridge model that never saw it, against what was measured
 there: two-sample AUC and medians of the other statistics, for draws, for draws without structure in space, for draws spot
 by spot and for predictions) and ``results/synthetic_training.csv`` (a ridge model trained on two sections with MSI; on
 these and synthetic layers of the third, whose MSI is withheld: a draw, or the prediction itself; and on all three as
-measured. The fourth section is the test.)
+measured. The fourth section is the test.) ``--part blocks`` writes ``results/synthetic_blocks.csv``: the two-sample AUC of two
+draws and that between them, over three seeds of the simulation, with thirds of a section held out; for the first seed also
+with tenths, and with tenths of each section by itself.
 """
 
 from __future__ import annotations
@@ -15,12 +18,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 import stmsi
+import stmsi.tl._realism as module
 from stmsi.model import HurdleLinear
 from stmsi.tl._predict_metabolites import default_setup, train_model
 
@@ -71,6 +76,45 @@ def compare(st: AnnData) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True)[["layer", "statistic", "measured", "synthetic"]]
 
 
+def blocks(st: AnnData) -> pd.DataFrame:
+    """Two-sample AUC of two draws, and between them, for blocks of several sizes."""
+    rows: list[dict[str, object]] = []
+
+    def add(kind: str, seed: int, data: AnnData, draws: list[pd.DataFrame], n_blocks: int) -> None:
+        for k, frame in enumerate(draws):
+            data.obsm[f"draw_{k}"] = frame.loc[data.obs_names]
+        # the size of the blocks is no option, as one only has to know that it matters
+        with mock.patch.object(module, "_BLOCKS", n_blocks):
+            table = stmsi.tl.realism(data, [f"draw_{k}" for k in range(len(draws))])
+        auc = table[table["statistic"] == "auc"]
+        rows.append(
+            {"blocks": kind, "seed": seed, "between": auc["measured"].iloc[0]}
+            | dict(zip(("draw", "second"), auc["synthetic"], strict=True))
+        )
+        print(rows[-1], flush=True)
+
+    for seed in range(3):
+        own = st if seed == 0 else covered(simulated_sections(rng=seed, **SIZE))
+        samples = list(own.obs["sample"].cat.categories)
+        parts: list[list[pd.DataFrame]] = [[], []]
+        for number, name in enumerate(samples):
+            model = trained(own[own.obs["sample"] != name])
+            for k in range(2):  # one seed for all sections would make the noise of a draw known from its other sections
+                parts[k].append(draw(model, own[own.obs["sample"] == name].copy(), 100 * seed + 10 * number + k))
+        draws = [pd.concat(p) for p in parts]
+        add("thirds of 4 sections", seed, own.copy(), draws, 10)
+        if seed == 0:
+            add("tenths of 4 sections", seed, own.copy(), draws, 40)
+            for name in samples:
+                add(f"tenths of {name}", seed, own[own.obs["sample"] == name].copy(), draws, 10)
+    return pd.DataFrame(rows)
+
+
+def covered(st: AnnData) -> AnnData:
+    """Spots with MSI."""
+    return st[st.obsm["msi"].notna().any(axis=1).to_numpy()].copy()
+
+
 def learn(st: AnnData) -> pd.DataFrame:
     """Score on each section of models trained with and without a synthetic layer."""
     samples = list(st.obs["sample"].cat.categories)
@@ -105,12 +149,11 @@ def learn(st: AnnData) -> pd.DataFrame:
 def main() -> None:
     """Run one part or both."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=["realism", "training"], default=None)
+    parser.add_argument("--part", choices=["realism", "training", "blocks"], default=None)
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
-    st = simulated_sections(**SIZE)
-    st = st[st.obsm["msi"].notna().any(axis=1).to_numpy()].copy()
-    for part, run in (("realism", compare), ("training", learn)):
+    st = covered(simulated_sections(**SIZE))
+    for part, run in (("realism", compare), ("training", learn), ("blocks", blocks)):
         if args.part in (None, part):
             run(st).round(4).to_csv(args.out / f"synthetic_{part}.csv", index=False)
 

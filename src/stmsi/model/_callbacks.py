@@ -12,6 +12,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+    from rich.progress import Progress
 
 
 class KeepBestWeights(Callback):
@@ -117,6 +118,41 @@ class AverageWeights(Callback):
             kept = weight.clone()
             weight.copy_(average)
             average.copy_(kept)
+
+
+class EpochBar(Callback):
+    """Epochs as a bar in a display that is open already, in the place of Lightning's own bar.
+
+    Parameters
+    ----------
+    display
+        The display.
+    """
+
+    def __init__(self, display: Progress) -> None:
+        self.display = display
+        self._task: Any = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Add the bar."""
+        self._task = self.display.add_task("epochs", total=trainer.max_epochs)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """One epoch more."""
+        self.display.advance(self._task)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Take the bar away: early stopping leaves it short of its end."""
+        self._remove()
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Take the bar away."""
+        self._remove()
+
+    def _remove(self) -> None:
+        if self._task is not None:
+            self.display.remove_task(self._task)
+            self._task = None
 
 
 def trained_module(pl_module: LightningModule) -> torch.nn.Module:

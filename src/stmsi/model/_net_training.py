@@ -16,6 +16,7 @@ from scvi.model.base import UnsupervisedTrainingMixin
 from stmsi._core.expression import column_moments, log_normalize
 from stmsi._core.folds import held_out_group, inner_groups, sections_or_blocks
 from stmsi._logging import logger
+from stmsi._progress import current_display
 from stmsi._settings import settings
 from stmsi._validate import require_sample
 from stmsi.model._base import (
@@ -29,7 +30,7 @@ from stmsi.model._base import (
     summarise_training,
     training_rows,
 )
-from stmsi.model._callbacks import AverageWeights, KeepBestWeights
+from stmsi.model._callbacks import AverageWeights, EpochBar, KeepBestWeights
 from stmsi.model._context import CONTEXT_COMPONENTS
 from stmsi.model._features import SpotFeatures
 from stmsi.model._net_parts import (
@@ -402,6 +403,10 @@ class NetTraining(HurdleModel, UnsupervisedTrainingMixin):
             batch_size += 1
         # the average must still be in place when the best weights are looked for
         average = [] if decay is None else [AverageWeights(decay)]
+        display = current_display()
+        if display is not None and options.get("enable_progress_bar"):
+            options["enable_progress_bar"] = False
+            callbacks = [*callbacks, EpochBar(display)]
         self.module.begin(stage)
         try:
             with seeded(self._hyper["rng"]), quiet(), threads(n_threads), plain_interrupts():

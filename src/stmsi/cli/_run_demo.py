@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from time import perf_counter
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -15,21 +14,23 @@ import pandas as pd
 
 import stmsi
 from stmsi._keys import Key
+from stmsi._report import demo_report
+from stmsi.cli._app import say, step
+from stmsi.cli._files import write_text
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from rich.console import Console
     from spatialdata import SpatialData
 
 MODELS = ("mean", "ridge", "mlp")
 SHOWN = "ridge"
 """The model whose layers are written as ``msi_pred`` and drawn."""
 _MARK = ".stmsi-demo"
-_STEPS = 9
+_DOCS = "https://stmsi.readthedocs.io/en/latest"
 
 
-def run_demo(out: Path, *, seed: int, small: bool, console: Console) -> pd.DataFrame:
-    """Simulate, align, train, predict a held-out section, score and draw; everything into one folder.
+def run_demo(out: Path, *, seed: int, small: bool) -> pd.DataFrame:
+    """Simulate, align, train, predict a held-out section, score, draw and report; everything into one folder.
 
     Parameters
     ----------
@@ -39,8 +40,6 @@ def run_demo(out: Path, *, seed: int, small: bool, console: Console) -> pd.DataF
         Seed of simulation and models.
     small
         Toy sections instead of the default ones.
-    console
-        Where progress goes.
 
     Returns
     -------
@@ -51,45 +50,43 @@ def run_demo(out: Path, *, seed: int, small: bool, console: Console) -> pd.DataF
         raise FileExistsError(msg)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    command = f"stmsi demo --seed {seed}{' --small' if small else ''} --out {shlex.quote(str(out))}"
     try:
         (scratch / _MARK).touch()
-        scores = _run(scratch, seed, small, console)
+        scores = _run(scratch, seed, small, command)
         if out.exists():
             shutil.rmtree(out)
         scratch.chmod(0o755)
         scratch.replace(out)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    _report(scores, out, console)
     return scores
 
 
-def _run(folder: Path, seed: int, small: bool, console: Console) -> pd.DataFrame:
-    step = _steps(console)
-    with step("Simulating paired sections (ST + MSI, known truth)"):
+def _run(folder: Path, seed: int, small: bool, command: str) -> pd.DataFrame:
+    with step("1/9 Simulating paired sections (ST + MSI, known truth)"):
         sdata = stmsi.datasets.toy(rng=seed) if small else stmsi.datasets.simulate(rng=seed)
     st, msi = sdata.tables[Key.table.ST], sdata.tables[Key.table.MSI]
     sections = list(dict.fromkeys(st.obs[Key.obs.SAMPLE].astype(str)))
     held_out = sections[-1]
-    with step("Normalising MSI (total ion current of the whole spectrum, log)"):
+    with step("2/9 Normalising MSI (total ion current of the whole spectrum, log)"):
         stmsi.pp.normalize_msi(sdata, tic_key=Key.obs.TIC)
         stmsi.pp.filter_metabolites(sdata, min_prevalence=0.01)
-    with step("Aligning by landmarks and mapping pixels to spots"):
+    with step("3/9 Aligning by landmarks and mapping pixels to spots"):
         stmsi.pp.align(sdata)
         stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
         stmsi.pp.call_presence(sdata)
-        report = stmsi.pp.alignment_report(sdata)
-        report.to_csv(folder / "alignment.csv")
+        stmsi.pp.alignment_report(sdata).to_csv(folder / "alignment.csv")
     is_test = (st.obs[Key.obs.SAMPLE] == held_out).to_numpy()
     train, test = st[~is_test].copy(), st[is_test].copy()
-    with step("Clusters and gene signatures (training sections only)"):
+    with step("4/9 Clusters and gene signatures (training sections only)"):
         cluster_spots(train, seed)
         stmsi.pp.gene_signatures(train, cluster_key=Key.obs.CLUSTER, n_genes=min(50, train.n_vars // 4))
-    console.print(f"    training sections: {', '.join(sections[:-1])}; held out: {held_out}")
+    say(f"    training sections: {', '.join(sections[:-1])}; held out: {held_out}")
 
     tables, models = [], {}
-    for name in MODELS:
-        with step(f"Training {name!r} (presence, then intensity), predicting the held-out section"):
+    for number, name in enumerate(MODELS, 5):
+        with step(f"{number}/9 Training {name!r} (presence, then intensity), predicting the held-out section"):
             models[name] = train_named(train, name, seed)
             tables.append(
                 stmsi.tl.evaluate(stmsi.tl.predict_metabolites(test, models[name], copy=True)).assign(model=name)
@@ -98,12 +95,22 @@ def _run(folder: Path, seed: int, small: bool, console: Console) -> pd.DataFrame
     scores = pd.concat(tables, ignore_index=True)
     scores["kind"] = scores["metabolite"].map(msi.var["kind"].astype(str))
     scores["predictable"] = scores["metabolite"].map(msi.var["predictable"])
-    with step("Writing data, models, scores"):
+    with step("8/9 Writing data, model, scores"):
         scores.to_csv(folder / "scores.csv", index=False)
         models[SHOWN].save(folder / "model")
         sdata.write(folder / "demo.zarr")
-    with step("Drawing figures"):
+    with step("9/9 Drawing figures and writing the report"):
         draw(sdata, scores, held_out, folder)
+        facts = {
+            "Trained on": ", ".join(sections[:-1]),
+            "Held out": held_out,
+            "Spots": f"{train.n_obs} to train on, {test.n_obs} held out",
+            "Genes": str(train.n_vars),
+            "Metabolites": f"{msi.n_vars}, of which {int(msi.var['predictable'].sum())} follow genes",
+            "Models": f"{', '.join(MODELS)}; figures and demo.zarr are of {SHOWN!r}",
+            "Seed": str(seed),
+        }
+        write_text(demo_report(folder, summary(scores), facts, command).html(), folder / "report.html")
     return scores
 
 
@@ -172,37 +179,39 @@ def summary(scores: pd.DataFrame) -> pd.DataFrame:
     return wide.xs("presence", level="stage").join(intensity.xs("intensity", level="stage"))
 
 
-def _report(scores: pd.DataFrame, out: Path, console: Console) -> None:
+def show_summary(means: pd.DataFrame) -> None:
+    """Print the scores."""
     from rich.box import SIMPLE_HEAD
-    from rich.console import Console as Printer
+    from rich.console import Console
     from rich.table import Table
 
     table = Table(
         title="Held-out section, means over metabolites (simulated data)", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
     )
-    means = summary(scores).rename(columns={"prevalence": "(base)", "r2": "R2"})
+    means = means.rename(columns={"prevalence": "(base)", "r2": "R2"})
     for name in ("model", "driven by", *means.columns):
         table.add_column(name, justify="left" if name in ("model", "driven by") else "right", no_wrap=True)
     for key, row in means.iterrows():
         model, predictable = cast("tuple[str, bool]", key)
         table.add_row(model, "genes" if predictable else "no gene", *("–" if np.isnan(v) else f"{v:.3f}" for v in row))
-    Printer().print(table)
-    console.print(
+    Console().print(table)
+
+
+def say_next(out: Path) -> None:
+    """Tell what was written and where to look next."""
+    say(
         "'mean' is the baseline that knows no gene; (base) is the prevalence, to which auprc compares. Metabolites driven "
-        "by no gene must not be predictable: if they were, something leaked."
+        "by no gene are the control: single ones scatter around chance, and if all were predictable, something leaked."
     )
-    console.print(f"Written to {out}/: demo.zarr, model/, scores.csv, alignment.csv and figures (*.png).")
-    console.print(f'Next: spatialdata.read_zarr("{out}/demo.zarr"), or stmsi predict --help for your own sections.')
-
-
-def _steps(console: Console) -> Callable[[str], Any]:
-    number = iter(range(1, _STEPS + 1))
-
-    @contextmanager
-    def step(text: str) -> Iterator[None]:
-        start = perf_counter()
-        console.print(f"[bold]{next(number)}/{_STEPS}[/] {text} ...")
-        yield
-        console.print(f"    [dim]{perf_counter() - start:.1f} s[/]")
-
-    return step
+    say(f"Written to {out}/: report.html, demo.zarr, model/, scores.csv, alignment.csv and figures (*.png).")
+    say("")
+    say("Where to look next")
+    for what, where in {
+        "the report, in a browser": out / "report.html",
+        "the data, in Python": f'spatialdata.read_zarr("{out}/demo.zarr")',
+        "the model, on other sections": f"stmsi predict SECTION.h5ad --model {out}/model --out PREDICTED.h5ad",
+        "reading your own sections": f"{_DOCS}/user_guide/reading_msi.html",
+        "which model to choose": f"{_DOCS}/user_guide/choosing_a_model.html",
+        "what not to conclude": f"{_DOCS}/user_guide/limits.html",
+    }.items():
+        say(f"  {what + ':':<30} {where}")

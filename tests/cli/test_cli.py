@@ -10,21 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import spatialdata
+from rich.console import Console
 from typer.testing import CliRunner
 
 import stmsi
-from stmsi.cli import app
-from stmsi.model import HurdleLinear
-
-
-@pytest.fixture(autouse=True)
-def _as_before():
-    """The command line sets up logging and settings for its own process; here they come back."""
-    log = logging.getLogger("stmsi")
-    handlers, level, bar = log.handlers, log.level, stmsi.settings.progress_bar
-    yield
-    log.handlers, stmsi.settings.progress_bar = handlers, bar
-    log.setLevel(level)
+from stmsi.cli import _app, app
 
 
 def run(*args, code=0):
@@ -36,26 +26,11 @@ def run(*args, code=0):
     return text
 
 
-@pytest.fixture(scope="module")
-def folder(_mapped, tmp_path_factory) -> Path:
-    """A saved model of two sections, and the data as h5ad and as store."""
-    folder = tmp_path_factory.mktemp("cli")
-    st = _mapped.tables["st"]
-    train = st[(st.obs["sample"] != "P3S1").to_numpy()].copy()
-    HurdleLinear.setup_anndata(train, presence_key="msi_presence")
-    model = HurdleLinear(train, n_components=8, n_folds=2)
-    model.train()
-    model.save(folder / "model")
-    st.copy().write_h5ad(folder / "st.h5ad")
-    store(st, "st").write(folder / "s.zarr")
-    return folder
-
-
-def store(st, name):
-    """The table alone: what else a SpatialData holds takes most of the time and is not touched."""
+def alone(st):
+    """The table without its regions, which takes less time to write."""
     st = st.copy()
     del st.uns["spatialdata_attrs"]
-    return spatialdata.SpatialData(tables={name: st})
+    return st
 
 
 def read(path):
@@ -162,7 +137,7 @@ def test_options_are_passed_on(folder, tmp_path):
 
 
 def test_a_table_of_another_name(st, folder, tmp_path):
-    store(st, "visium").write(tmp_path / "v.zarr")
+    spatialdata.SpatialData(tables={"visium": alone(st)}).write(tmp_path / "v.zarr")
     out = tmp_path / "p.zarr"
     run("predict", tmp_path / "v.zarr", "--model", folder / "model", "--out", out, "--table-key", "visium")
     assert "msi_pred" in spatialdata.read_zarr(out).tables["visium"].obsm
@@ -296,7 +271,7 @@ def test_evaluate_without_predictions_names_the_call(folder):
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ([], ["demo", "predict", "evaluate", "version", "--quiet", "Start with"]),
+        ([], ["demo", "align", "predict", "evaluate", "version", "--quiet", "--version", "Exit codes", "completion"]),
         (["demo"], ["--out", "--seed", "--small", "held-out section"]),
         (["predict"], ["--model", "--out", "--key-added", "--coverage", "--min-genes", ".h5ad"]),
         (["evaluate"], ["--out", "--pred-key", "--table-key", "per section and metabolite"]),
@@ -315,24 +290,41 @@ def test_no_command_shows_the_help():
     assert result.exit_code in (0, 2)  # click changed its mind
 
 
-def test_version():
-    assert run("version").strip() == stmsi.__version__
+def test_the_help_tells_the_commands_in_the_order_of_the_work():
+    names = ("demo", "align", "predict", "evaluate", "version")
+    assert tuple(re.findall(rf"\W ({'|'.join(names)}) [A-Z]", run("--help"))) == names
+
+
+@pytest.mark.parametrize("args", [["version"], ["--version"]])
+def test_version(args):
+    assert run(*args).strip() == stmsi.__version__
 
 
 @pytest.mark.parametrize(
-    "args", [["predict"], ["predict", "x.h5ad", "--model", "mean"], ["predikt"], ["demo", "--seed", "x"]]
+    "args",
+    [
+        ["predict"],
+        ["predict", "x.h5ad", "--model", "mean"],
+        ["predikt"],
+        ["demo", "--seed", "x"],
+        ["--debug", "version"],
+    ],
 )
 def test_wrong_usage_has_code_2(args):
     run(*args, code=2)
 
 
-def test_quiet_sets_the_settings(folder):
+def test_options_before_the_command_set_the_settings(monkeypatch):
+    monkeypatch.setattr(_app, "console", Console(stderr=True, highlight=False, force_terminal=True))
+    for option, bar, level in (([], True, "INFO"), (["-q"], False, "WARNING"), (["--debug"], True, "DEBUG")):
+        CliRunner().invoke(app, [*option, "version"])
+        assert stmsi.settings.progress_bar is bar
+        assert stmsi.settings.verbosity == getattr(logging, level)
+
+
+def test_no_bars_where_nobody_looks():
     CliRunner().invoke(app, ["version"])
-    assert stmsi.settings.progress_bar
-    assert stmsi.settings.verbosity == logging.INFO
-    run("version")
     assert not stmsi.settings.progress_bar
-    assert stmsi.settings.verbosity == logging.WARNING
 
 
 # -------------------------------------------------------------------------------------------------------------- demo
@@ -355,10 +347,17 @@ def test_the_demo_writes_its_folder(demo):
     folder, result = demo
     assert [p.name for p in folder.parent.iterdir()] == ["out"], "no scratch folder is left"
     names = {p.name for p in folder.iterdir()}
-    assert {"demo.zarr", "model", "scores.csv", "alignment.csv"} <= names
+    assert {"report.html", "demo.zarr", "model", "scores.csv", "alignment.csv"} <= names
     for name in ("compare", "presence", "coverage", "performance", "performance_presence"):
         assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "ridge" in result.output
+    assert f"in a browser:      {folder}/report.html" in result.output
+    page = (folder / "report.html").read_text()
+    assert "SIMULATED." in page
+    assert page.count("data:image/png;base64,") == 5
+    assert "mean (baseline)" in page
+    assert "stmsi demo --seed 0 --small --out" in page
+    assert "&#34;class&#34;: &#34;HurdleLinear&#34;" in page, "the model card"
 
 
 @pytest.mark.slow

@@ -1,0 +1,13 @@
+"""Command line: thin shells over the functions of the package, one command a file."""
+
+from stmsi.cli._align import align
+from stmsi.cli._app import app
+from stmsi.cli._demo import demo
+from stmsi.cli._evaluate import evaluate
+from stmsi.cli._predict import predict
+from stmsi.cli._version import version
+
+__all__ = ["align", "app", "demo", "evaluate", "predict", "version"]
+
+for _function in (demo, align, predict, evaluate, version):  # the help shows them in this order, that of the work
+    app.command()(_function)

@@ -1,0 +1,93 @@
+"""``stmsi align``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stmsi.cli._app import Json, command, say, step
+from stmsi.cli._files import check_output, read_data, write_csv, write_data
+from stmsi.cli._tables import show_alignment
+
+
+def _choices(*values: str) -> Any:
+    """Completion of an option with few values."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return complete
+
+
+def align(
+    *,
+    data: Annotated[
+        Path, typer.Argument(help="ST and MSI together: SpatialData (.zarr), as stmsi.pp.combine makes it.")
+    ],
+    out: Annotated[Path, typer.Option(help="Where to write the same, aligned (.zarr).")],
+    landmarks: Annotated[
+        Path | None,
+        typer.Option(
+            help="csv with x_msi,y_msi,x_st,y_st (um) and, for several sections, sample; or MAGPIE's landmarks. "
+            "Without: the points `<sample>_landmarks_msi` and `<sample>_landmarks_st`, and where there are none, masks and "
+            "intensities decide."
+        ),
+    ] = None,
+    via: Annotated[
+        Path | None,
+        typer.Option(help="csv of the second stage: from the histology of the MSI section to the ST frame."),
+    ] = None,
+    method: Annotated[
+        str | None,
+        typer.Option(
+            help="landmarks or auto (without any); default: landmarks where there are some.",
+            autocompletion=_choices("landmarks", "auto"),
+        ),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="rigid, similarity, affine, projective or thin_plate; default: similarity, without landmarks affine.",
+            autocompletion=_choices("rigid", "similarity", "affine", "projective", "thin_plate"),
+        ),
+    ] = None,
+    robust: Annotated[
+        str | None,
+        typer.Option(
+            help="ransac or lmeds: find wrong landmarks and leave them out.", autocompletion=_choices("ransac", "lmeds")
+        ),
+    ] = None,
+    refine: Annotated[
+        str | None,
+        typer.Option(help="intensity: then look for a smooth displacement.", autocompletion=_choices("intensity")),
+    ] = None,
+    sample: Annotated[list[str] | None, typer.Option(help="Section to align (may be repeated); default: all.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write the report as csv.")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of what is drawn at random.")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Align MSI to ST, by landmarks or without any, and report how well."""
+    with command("align", as_json=as_json) as result:
+        import stmsi
+
+        check_output(out, data)
+        if report is not None:
+            check_output(report, data, suffix=".csv")
+        with step(f"Reading {data}"):
+            content = read_data(data)
+        options: dict[str, Any] = {"method": method, "model": model, "robust": robust, "refine": refine}
+        given = {k: str(v) for k, v in (("landmarks", landmarks), ("via", via)) if v is not None}
+        with step("Aligning"):
+            stmsi.pp.align(content, **given, **options, sample=sample, rng=seed)  # type: ignore[arg-type]
+            table = stmsi.pp.alignment_report(content)  # type: ignore[arg-type]
+        result |= {"out": str(out), "report": None if report is None else str(report)}
+        result["sections"] = table.reset_index().to_dict("records")
+        with step(f"Writing {out}"):
+            write_data(content, out)
+            if report is not None:
+                write_csv(table.reset_index(), report)
+        if not as_json:
+            show_alignment(table)
+        say(f"Written to {out}. Next: stmsi.pl.alignment(data) and stmsi.pp.map_to_spots(data) in Python.")

@@ -1,0 +1,227 @@
+"""What all commands share: options, progress, results as JSON, errors and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext, redirect_stdout
+from dataclasses import dataclass
+from time import perf_counter
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+from stmsi._progress import current_display, shared_display
+
+ISSUES = "https://github.com/stmsi/stmsi/issues"
+FAILED, INTERRUPTED = 1, 130
+_KNOWN = (ValueError, KeyError, TypeError, RuntimeError, OSError, ImportError, MemoryError)
+"""Errors of the input or of the machine. Whatever else is raised is a fault of stmsi, and the message says so."""
+_REMEDIES = {
+    errno.ENOSPC: "The disk is full: free some space, or name an output elsewhere.",
+    errno.EACCES: "You may not write or read there: name another path, or ask its owner.",
+    errno.EROFS: "The disk cannot be written to: name an output elsewhere.",
+}
+
+app = typer.Typer(
+    name="stmsi",
+    no_args_is_help=True,
+    rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    pretty_exceptions_enable=False,
+    epilog="**Exit codes**: 0 done; 1 failed, with one line that says why; 2 wrong usage; 130 interrupted. "
+    "**Tab completion**: `stmsi --install-completion`.",
+)
+console = Console(stderr=True, highlight=False)
+
+Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout; all else goes to stderr.")]
+
+
+@dataclass
+class Options:
+    """The options before the command."""
+
+    quiet: bool = False
+    debug: bool = False
+
+
+options = Options()
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        import stmsi
+
+        typer.echo(stmsi.__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, warnings only.")] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", "--verbose", "-v", help="Log details; show the traceback of an error.")
+    ] = False,
+    version: Annotated[  # noqa: ARG001
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Predict spatial metabolomics from spatial transcriptomics.
+
+    Look at the whole way first, on simulated sections: `stmsi demo` ends with a report to open in a browser. Then, with
+    sections of your own:
+
+    1. **align** MSI to ST in a SpatialData that `stmsi.pp.combine` made;
+
+    2. train a model in Python, after `stmsi.pp.map_to_spots` and `stmsi.pp.call_presence`, and save it with
+    `model.save("lipids")`;
+
+    3. **predict** any ST section with it;
+
+    4. **evaluate** the prediction where there is MSI that the model has not seen.
+
+    For example: `stmsi predict new.h5ad --model lipids --out predicted.h5ad`, then
+    `stmsi evaluate predicted.h5ad --report scores.html`.
+    """
+    import stmsi
+
+    if quiet and debug:
+        msg = "--quiet and --debug exclude each other."
+        raise typer.BadParameter(msg)
+    options.quiet, options.debug = quiet, debug
+    logging.getLogger("stmsi").handlers = [RichHandler(console=console, show_time=False, show_path=False)]
+    # bars in a log file or a pipe are noise, and some packages write theirs to the standard output
+    stmsi.settings.progress_bar = not quiet and console.is_terminal
+    stmsi.settings.verbosity = "WARNING" if quiet else "DEBUG" if debug else "INFO"
+
+
+@contextmanager
+def command(name: str, *, as_json: bool) -> Iterator[dict[str, Any]]:
+    """Run a command: fill the dictionary with its result.
+
+    An error becomes one line on stderr and exit code 1. With `as_json` exactly one JSON object is written to the
+    standard output, also in this case; what other packages print there is led to stderr.
+    """
+    result: dict[str, Any] = {}
+    try:
+        with _calm_warnings(), redirect_stdout(sys.stderr) if as_json else nullcontext(), _display():
+            yield result
+    except (typer.Exit, typer.BadParameter):
+        raise
+    except KeyboardInterrupt:
+        _fail(name, "KeyboardInterrupt", "Interrupted; no output was written.", as_json=as_json)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as error:
+        _fail(name, type(error).__name__, explain(error), as_json=as_json)
+        if options.debug:
+            console.print(traceback.format_exc(), markup=False, soft_wrap=True)
+        raise typer.Exit(FAILED) from error
+    if as_json:
+        _write_json({"command": name, "ok": True} | result)
+
+
+def explain(error: Exception) -> str:
+    """One line: what went wrong and what to do."""
+    text = error.args[0] if isinstance(error, KeyError) and error.args else error
+    line = " ".join(str(text).split("\n")).strip() or type(error).__name__
+    if isinstance(error, MemoryError):
+        return f"Out of memory ({line}). Take fewer sections or metabolites at a time, or a machine with more memory."
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        return f"{line}. {_REMEDIES[error.errno]}"
+    if not isinstance(error, _KNOWN):
+        return (
+            f"{type(error).__name__}: {line}. This looks like a fault of stmsi: run `stmsi --debug ...` again and report "
+            f"what it prints at {ISSUES}."
+        )
+    return line
+
+
+def _fail(name: str, kind: str, text: str, *, as_json: bool) -> None:
+    console.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True)  # paths must stay whole
+    if as_json:
+        _write_json({"command": name, "ok": False, "error": {"type": kind, "message": text}})
+
+
+def _write_json(content: Mapping[str, Any]) -> None:
+    typer.echo(json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def plain(value: Any) -> Any:
+    """Values that JSON knows: what does not exist is null, numbers are Python's, all else is text."""
+    if isinstance(value, Mapping):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(v) for v in value]
+    if hasattr(value, "item"):  # of numpy
+        value = value.item()
+    if isinstance(value, float) and (value != value or abs(value) == float("inf")):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, on stderr."""
+    console.print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def step(text: str) -> Iterator[None]:
+    """One step of a long command: a line, a spinner while it runs, and the seconds that it took."""
+    if options.quiet:
+        yield
+        return
+    start = perf_counter()
+    display = current_display()
+    if display is None:
+        console.print(f"{escape(text)} ...", soft_wrap=True)
+        yield
+        console.print(f"    [dim]{perf_counter() - start:.1f} s[/]")
+        return
+    task = display.add_task(text, total=None)
+    try:
+        yield
+    finally:
+        display.remove_task(task)
+    console.print(f"{escape(text)} [dim]{perf_counter() - start:.1f} s[/]", soft_wrap=True)
+
+
+@contextmanager
+def _display() -> Iterator[None]:
+    """One display for all progress, where somebody looks at a terminal."""
+    import stmsi
+
+    if not stmsi.settings.progress_bar:
+        yield
+        return
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
+        TimeElapsedColumn(),
+    )  # fmt: skip
+    with shared_display(Progress(*columns, console=console, transient=True)):
+        yield
+
+
+@contextmanager
+def _calm_warnings() -> Iterator[None]:
+    """Warnings as one line, without those on the future of other packages, of which a user can make nothing here."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        console.print(f"[yellow]Warning:[/] {escape(' '.join(str(message).split()))}", soft_wrap=True)
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        warnings.filterwarnings("ignore", message=".*autosharding.*")
+        warnings.filterwarnings("ignore", category=SyntaxWarning, module="docrep")
+        warnings.showwarning = show
+        yield

@@ -1,0 +1,64 @@
+"""``stmsi predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from stmsi.cli._app import Json, command, say, step
+from stmsi.cli._files import check_output, read_data, write_data
+
+
+def _models(incomplete: str) -> list[str]:
+    """Completion of --model: families by name, and folders with a model card."""
+    from stmsi.model._registry import FAMILIES
+
+    start = Path(incomplete)
+    parent = start if incomplete.endswith("/") else start.parent
+    saved = [str(card.parent) for card in sorted(parent.glob("*/stmsi.json"))]
+    return [name for name in (*FAMILIES, *saved) if name.startswith(incomplete)]
+
+
+def predict(
+    *,
+    data: Annotated[Path, typer.Argument(help="ST section(s): SpatialData (.zarr) or AnnData (.h5ad).")],
+    model: Annotated[
+        str,
+        typer.Option(help="Folder of a saved model, or a family to train on spots with MSI.", autocompletion=_models),
+    ],
+    out: Annotated[Path, typer.Option(help="Where to write the same with predictions (.zarr or .h5ad).")],
+    key_added: Annotated[str, typer.Option(help="Name of the prediction in obsm.")] = "msi_pred",
+    table_key: Annotated[str, typer.Option(help="ST table of a SpatialData.")] = "st",
+    coverage: Annotated[float, typer.Option(help="Coverage of the prediction interval.")] = 0.9,
+    min_genes: Annotated[float, typer.Option(help="Share of the training genes that must be there.")] = 0.5,
+    as_json: Json = False,
+) -> None:
+    """Predict metabolites for every spot of an ST file."""
+    with command("predict", as_json=as_json) as result:
+        import stmsi
+        from stmsi._keys import Key
+
+        check_output(out, data)
+        with step(f"Reading {data}"):
+            content = read_data(data)
+        with step(f"Predicting with {model}"):
+            stmsi.tl.predict_metabolites(
+                content, model, table_key=table_key, key_added=key_added, coverage=coverage, min_genes=min_genes
+            )
+        st = content if data.suffix == ".h5ad" else content.tables[table_key]  # type: ignore[union-attr]
+        frame, record = st.obsm[key_added], st.uns[key_added]
+        result |= {
+            "out": str(out),
+            "key": key_added,
+            "spots": frame.shape[0],
+            "metabolites": frame.shape[1],
+            "model": record["model"]["class"],
+            "missing_genes": record["missing_genes"],  # their share of the training genes
+            "share_unusual": float((st.obs[Key.ood_of(key_added)] > 1).mean()),
+        }
+        with step(f"Writing {out}"):
+            write_data(content, out)
+        say(f"Predicted {frame.shape[1]} metabolites in {frame.shape[0]} spots -> {out}")
+        say(f"Next: stmsi evaluate {out}, or stmsi.pl.spatial(data, metabolite, key={key_added!r}) in Python.")

@@ -1,0 +1,49 @@
+"""What the tests of the commands share."""
+
+import logging
+from pathlib import Path
+
+import anndata as ad
+import pytest
+import spatialdata
+
+import stmsi
+from stmsi.model import HurdleLinear
+
+
+@pytest.fixture(autouse=True)
+def _as_before():
+    """The command line sets up logging and settings for its own process; here they come back."""
+    log = logging.getLogger("stmsi")
+    handlers, level, bar = log.handlers, log.level, stmsi.settings.progress_bar
+    yield
+    log.handlers, stmsi.settings.progress_bar = handlers, bar
+    log.setLevel(level)
+
+
+@pytest.fixture(scope="session")
+def folder(_mapped, tmp_path_factory) -> Path:
+    """A saved model of two sections, and the data as h5ad and as store."""
+    folder = tmp_path_factory.mktemp("cli")
+    st = _mapped.tables["st"]
+    train = st[(st.obs["sample"] != "P3S1").to_numpy()].copy()
+    HurdleLinear.setup_anndata(train, presence_key="msi_presence")
+    model = HurdleLinear(train, n_components=8, n_folds=2)
+    model.train()
+    model.save(folder / "model")
+    st.copy().write_h5ad(folder / "st.h5ad")
+    # the table alone: what else a SpatialData holds takes most of the time and is not touched
+    alone = st.copy()
+    del alone.uns["spatialdata_attrs"]
+    spatialdata.SpatialData(tables={"st": alone}).write(folder / "s.zarr")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def predicted(folder, tmp_path_factory) -> Path:
+    """The data with predictions of the model."""
+    path = tmp_path_factory.mktemp("predicted") / "p.h5ad"
+    st = ad.read_h5ad(folder / "st.h5ad")
+    stmsi.tl.predict_metabolites(st, str(folder / "model"))
+    st.write_h5ad(path)
+    return path

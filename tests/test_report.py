@@ -1,0 +1,179 @@
+"""The reports: what they say, and that nothing in the data can change the page."""
+
+import html
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from typer.testing import CliRunner
+
+import stmsi
+from stmsi._report import Figure, Page, Table, evaluation_report, versions
+from stmsi.cli import app
+
+PIXEL = bytes.fromhex(
+    "89504e470d0a1a0a0000000d4948445200000001000000010806000000" "1f15c4890000000d49444154789c6360000000000500018d0b1ba40000000049454e44ae426082"
+)  # fmt: skip
+NASTY = '<script>alert("x")</script> & "PC(34:1)" \'[M+H]\''
+
+
+class Reader(HTMLParser):
+    """Tags that are opened and not closed, sources of pictures, and the text."""
+
+    VOID = frozenset({"meta", "img", "br", "link"})
+
+    def __init__(self, page):
+        super().__init__()
+        self.open, self.tags, self.sources, self.text = [], [], [], ""
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.sources += [v for k, v in attrs if k in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text += data
+
+
+@pytest.fixture
+def nasty():
+    table = Table(NASTY, ["metabolite", NASTY], [[NASTY, "0.5"], ["b", NASTY]], note=NASTY)
+    return Page(
+        title=NASTY, lead=NASTY, caution=(NASTY, NASTY), facts={NASTY: NASTY}, tables=[table, Table(NASTY, ["a"], [], folded=True)],
+        figures=[Figure(NASTY, NASTY, PIXEL)], commands=[(NASTY, NASTY)], card={NASTY: [NASTY]}, links={NASTY: "https://x.org"},
+    )  # fmt: skip
+
+
+def test_names_are_escaped(nasty):
+    page = nasty.html()
+    read = Reader(page)
+    assert read.open == [], "every tag is closed"
+    assert "script" not in read.tags
+    assert read.text.count(NASTY) == 18
+    assert json.loads(html.unescape(re.search(r"Model card.*?<pre[^>]*>(.*?)</pre>", page, re.DOTALL)[1])) == {
+        NASTY: [NASTY]
+    }
+
+
+def test_the_page_needs_nothing_else(nasty):
+    page = nasty.html()
+    pictures = [s for s in Reader(page).sources if not s.startswith("https://x.org")]
+    assert [s[:22] for s in pictures] == ["data:image/png;base64,"]
+    assert "@import" not in page
+    assert "url(" not in page
+
+
+def test_versions():
+    found = versions()
+    assert found["stmsi"] == stmsi.__version__
+    assert found["numpy"] == __import__("numpy").__version__
+
+
+def test_a_figure_that_cannot_be_drawn_is_named(caplog):
+    def draw():
+        msg = "no positions"
+        raise KeyError(msg)
+
+    assert Figure.drawn("Maps", "", draw) is None
+    assert "without the figure 'Maps'" in caplog.text
+
+
+@pytest.fixture(scope="module")
+def scored(_mapped):
+    st = _mapped.tables["st"].copy()
+    stmsi.tl.predict_metabolites(st, "ridge", show_progress_bar=False)
+    return st, stmsi.tl.evaluate(st)
+
+
+def report(st, scores, **options):
+    return evaluation_report(st, scores, source=Path("my data.h5ad"), pred_key="msi_pred", table_key="st", **options)
+
+
+def test_an_evaluation(scored):
+    st, scores = scored
+    page = report(st, scores)
+    assert len(page.figures) == 4
+    assert page.caution[0] == "SIMULATED."
+    sections, metabolites = page.tables
+    assert [row[0] for row in sections.rows] == ["P1S1", "P2S1", "P3S1", "a prediction without skill"]
+    column = sections.columns.index("Pearson")
+    wanted = scores[scores["sample"] == "P2S1"]["pearson"].median()
+    assert sections.rows[1][column] == f"{wanted:.3f}"
+    best = scores.groupby("metabolite")["pearson"].mean().idxmax()
+    assert metabolites.rows[0][0] == best
+    assert len(metabolites.rows) == 12
+    assert page.card["model"]["class"] == "HurdleLinear"
+    assert "stmsi evaluate 'my data.h5ad'" in page.commands[0][1]
+    assert Reader(page.html()).open == []
+
+
+@pytest.fixture
+def without_figures(monkeypatch):
+    """Drawing takes most of the time."""
+    monkeypatch.setattr(Figure, "drawn", lambda *args: None)
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_sections_of_the_training_are_named(scored):
+    page = report(*scored, card={"training": {"samples": ["P1S1", "P2S1"]}})
+    assert "trained on P1S1, P2S1" in page.caution[1]
+    assert [row[0] for row in page.tables[0].rows][:3] == ["P1S1 (trained on)", "P2S1 (trained on)", "P3S1"]
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_measured_data_are_not_called_simulated(scored):
+    st, scores = scored
+    st = st.copy()
+    del st.uns["truth"]
+    assert report(st, scores).caution[0] == "Mind the split."
+
+
+def test_without_positions_the_maps_are_left_out(scored):
+    st, scores = scored
+    st = st.copy()
+    del st.obsm["spatial"]
+    st.uns.pop("spatialdata_attrs", None)
+    page = report(st, scores)
+    assert "Measured and predicted" not in [f.title for f in page.figures]
+    assert len(page.figures) == 3
+
+
+def test_many_metabolites_are_cut(scored):
+    scores = scored[1]
+    many = pd.concat(
+        [scores[scores["metabolite"] == scores["metabolite"][0]].assign(metabolite=f"m{i}") for i in range(510)]
+    )
+    table = stmsi._report._pages._by_metabolite(many)
+    assert len(table.rows) == 500
+    assert "The first 500 of 510" in table.note
+
+
+def test_the_command_writes_it(scored, tmp_path):
+    st, _ = scored
+    st.write_h5ad(tmp_path / "p.h5ad")
+    out = tmp_path / "new" / "scores.html"
+    args = ["--quiet", "evaluate", str(tmp_path / "p.h5ad"), "--report", str(out), "--json"]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["report"] == str(out)
+    assert Reader(out.read_text()).tags.count("img") == 4
+    assert [p.name for p in out.parent.iterdir()] == ["scores.html"]
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == 1
+    assert "exists already" in result.stderr
+
+
+def test_a_folder_that_is_no_model(scored, tmp_path):
+    st, _ = scored
+    st.write_h5ad(tmp_path / "p.h5ad")
+    result = CliRunner().invoke(app, ["--quiet", "evaluate", str(tmp_path / "p.h5ad"), "--model", str(tmp_path)])
+    assert result.exit_code == 1
+    assert "it has no stmsi.json" in result.stderr
