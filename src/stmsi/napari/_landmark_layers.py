@@ -9,7 +9,6 @@ import numpy as np
 from stmsi._core.registration import apply_affine
 from stmsi._keys import Key
 from stmsi._validate import get_table, instances, listing, require_sample, require_spatialdata, suggest
-from stmsi.napari._maps import MetaboliteMaps
 from stmsi.napari._metabolite_layers import OWN, VALUE, napari_colormap, section_table, spot_geometry
 from stmsi.pl._panels import INTENSITY_CMAP, get_cmap, load_section, make_norm, table_samples
 

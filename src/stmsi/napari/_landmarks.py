@@ -79,7 +79,9 @@ def landmarks(viewer: Any, *, sample: str | None = None) -> dict[str, tuple[NDAr
             )
             raise ValueError(msg)
         if len(pair[0]) < 3:
-            msg = f"Section {section!r} has {len(pair[0])} pairs of landmarks; at least three are needed, six are better."
+            msg = (
+                f"Section {section!r} has {len(pair[0])} pairs of landmarks; at least three are needed, six are better."
+            )
             raise ValueError(msg)
         out[section] = (pair[0], pair[1])
     return out

@@ -95,7 +95,11 @@ class MetaboliteMaps:
 
     def _features(self) -> pd.DataFrame:
         """Metabolites by id: name, m/z and, where known, the trust tier and what decided it."""
-        layers = [(k, self.frames[r]) for r, k in ((PREDICTED, self.pred_key), (MEASURED, self.metabolite_key)) if r in self.frames]
+        layers = [
+            (k, self.frames[r])
+            for r, k in ((PREDICTED, self.pred_key), (MEASURED, self.metabolite_key))
+            if r in self.frames
+        ]
         ids = pd.Index([str(c) for _, frame in layers for c in frame.columns]).unique()
         out = pd.DataFrame({Key.var.NAME: readable_names(self.adata, layers[0][0], ids), Key.var.MZ: np.nan}, index=ids)
         for key, _ in reversed(layers):

@@ -159,7 +159,11 @@ class Background:
         if sample in self.sdata.coordinate_systems:
             self.elements.switch_coordinate_system(sample)
         name = Key.image(sample)
-        images = [layer for layer in self.viewer.layers if layer.metadata.get("sdata") is self.sdata and layer.name in self.sdata.images]
+        images = [
+            layer
+            for layer in self.viewer.layers
+            if layer.metadata.get("sdata") is self.sdata and layer.name in self.sdata.images
+        ]
         for layer in images:
             layer.visible = layer.name == name
         if name in self.sdata.images and name not in [layer.name for layer in images]:

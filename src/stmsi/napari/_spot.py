@@ -85,7 +85,9 @@ def describe_spot(
         How many genes to name.
     """
     adata, at = source.adata, np.array([row])
-    value = {role: float(source.values(role, metabolite, at)[0]) for role in (MEASURED, PREDICTED, "lower", "upper", CHANCE)}
+    value = {
+        role: float(source.values(role, metabolite, at)[0]) for role in (MEASURED, PREDICTED, "lower", "upper", CHANCE)
+    }
     x, y = require_frame(adata, Key.obsm.SPATIAL).to_numpy(dtype=float)[row, :2]
     record = adata.uns.get(source.pred_key)
     params = record.get("params", {}) if isinstance(record, dict) else {}

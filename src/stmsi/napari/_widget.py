@@ -222,7 +222,7 @@ class MetaboliteWidget(QWidget):
     def _refresh(self) -> None:
         """What follows from the state of the view."""
         view = self.view
-        assert view is not None  # noqa: S101  only called with one
+        assert view is not None
         tier, reason = view.source.trust(view.metabolite)
         colour = _COLOUR_OF_TIER.get(tier, "")
         self.trust.setText(
