@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 import time
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from spatialdata import deepcopy
 from spatialdata.models import Image2DModel
 from spatialdata.transformations import Scale
 from tests.napari.conftest import napari_or_skip, write_prediction
@@ -19,48 +19,37 @@ def napari():
     """napari with a display; the tests are skipped where one of the two is missing."""
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         pytest.skip("no display; run the tests under xvfb-run -a")
-    return napari_or_skip()
+    found = napari_or_skip()
+    from loguru import logger
+
+    logger.disable("napari_spatialdata")  # it tells every step
+    return found
 
 
-@pytest.fixture
-def sections(mapped):
+@pytest.fixture(scope="module")
+def sections(_mapped):
     """Three sections with predictions, the first with a histology image."""
-    write_prediction(mapped.tables["st"])
+    sdata = deepcopy(_mapped)
+    write_prediction(sdata.tables["st"])
     pixels = np.full((3, 150, 160), 200, np.uint8)
-    mapped.images["P1S1_he"] = Image2DModel.parse(
+    sdata.images["P1S1_he"] = Image2DModel.parse(
         pixels,
         dims=("c", "y", "x"),
         c_coords=["r", "g", "b"],
         transformations={"P1S1": Scale([10, 10], axes=("x", "y"))},
     )
-    return mapped
+    return sdata
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def settle(napari):
     """Lets Qt do what it has been told."""
 
-    def process(seconds: float = 0.3) -> None:
+    def process(rounds: int = 5) -> None:
         from qtpy.QtWidgets import QApplication
 
-        end = time.monotonic() + seconds
-        while time.monotonic() < end:
+        for _ in range(rounds):
             QApplication.processEvents()
-            time.sleep(0.01)
+            time.sleep(0.02)
 
     return process
-
-
-@pytest.fixture
-def opened(napari):
-    """Closes the windows of a test."""
-
-    @contextmanager
-    def closing():
-        windows = []
-        yield windows
-        for viewer in windows:
-            viewer.close()
-
-    with closing() as windows:
-        yield windows

@@ -14,6 +14,7 @@ from stmsi.get._feature_table import find_features
 from stmsi.pl._panels import (
     PERCENTILES,
     check_percentiles,
+    column,
     diverging_norm,
     intensity_label,
     load_section,
@@ -23,8 +24,6 @@ from stmsi.pl._panels import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from numpy.typing import NDArray
 
     from stmsi._validate import Data
@@ -104,10 +103,10 @@ class MetaboliteMaps:
         out = pd.DataFrame({Key.var.NAME: readable_names(self.adata, layers[0][0], ids), Key.var.MZ: np.nan}, index=ids)
         for key, _ in reversed(layers):
             known = find_features(self.adata, key)
-            for column in (Key.var.MZ, Key.var.TIER) if known is not None else ():
-                if column in known:
-                    found = known[column].set_axis(known.index.astype(str)).reindex(ids)
-                    out[column] = found if column not in out else found.where(found.notna(), out[column])
+            for field in (Key.var.MZ, Key.var.TIER) if known is not None else ():
+                if field in known:
+                    found = known[field].set_axis(known.index.astype(str)).reindex(ids)
+                    out[field] = found if field not in out else found.where(found.notna(), out[field])
         record = self.adata.uns.get(self.pred_key)
         verdicts = record.get("reliability") if isinstance(record, dict) else None
         if isinstance(verdicts, pd.DataFrame) and "reason" in verdicts:
@@ -162,8 +161,7 @@ class MetaboliteMaps:
         frame = self.frames.get(role)
         if frame is None or metabolite not in frame.columns:
             return np.full(len(rows), np.nan)
-        column = frame.iloc[:, frame.columns.get_loc(metabolite)]
-        return column.to_numpy(dtype=np.float64, na_value=np.nan)[rows]
+        return column(frame, metabolite)[rows]
 
     def maps(self, metabolite: str, rows: NDArray[np.int64], threshold: float = 0.0) -> Maps:
         """Values of every layer. Spots whose P(present) is below `threshold` count as absent: 0."""
@@ -246,8 +244,3 @@ def _number(text: str) -> float | None:
     except ValueError:
         return None
     return value if np.isfinite(value) and value > 0 else None
-
-
-def in_mode(mode: str, maps_with: Sequence[str]) -> list[str]:
-    """Roles that a mode shows, of those that have data; a comparison without prediction shows the measurement."""
-    return [role for role in MODES[mode] if role in maps_with]
