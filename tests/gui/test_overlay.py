@@ -22,7 +22,7 @@ def one_window(napari, sections, settle):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         viewer = stmsi.napari.overlay(sections, "simPC(28:0)", sample=SAMPLE, run=False)
-        settle()
+        settle(50)  # the canvas is drawn later than the window is open
         yield viewer
         viewer.close()
 
@@ -124,14 +124,14 @@ def test_click_on_a_spot(window, widget, settle):
     assert spot.name in text
     assert "90% interval" in text
     assert spot.genes[0][0] in text
-    settle(0.1)
+    settle()
     assert np.asarray(window.layers["selected spot"].data).shape == (1, 2)
 
 
 def test_the_view_widget_of_napari_spatialdata_colours_our_spots(window, widget, sections, settle):
     view = widget.view
     window.layers.selection.active = view.layers["measured"]
-    settle(0.1)
+    settle()
     theirs = dict(window.window.dock_widgets)["View (napari-spatialdata)"]
     gene = sections.tables["st"].var_names[0]
     assert gene in [theirs.var_widget.item(i).text() for i in range(theirs.var_widget.count())]

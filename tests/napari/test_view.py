@@ -64,6 +64,10 @@ def test_layers_lie_in_micrometres(view):
     assert all(str(u) == "micrometer" for layer in view.layers.values() for u in layer.units)
 
 
+def test_spots_cannot_be_moved(view):
+    assert not any(layer.editable for layer in view.layers.values())
+
+
 def test_switching_the_metabolite_keeps_the_layers(view):
     before, other = dict(view.layers), view.source.features.index[3]
     colours = view.layers["measured"].face_color.copy()

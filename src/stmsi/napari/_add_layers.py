@@ -60,11 +60,11 @@ def add_layers(viewer: Any, layers: Sequence[LayerData]) -> list[Any]:
     for data, options, kind in layers:
         layer = Layer.create(data, options, kind)
         layer.units = "um"
-        # spots must not be moved by a slip of the pointer
-        layer.editable = "role" not in layer.metadata.get(OWN, {})
         if "landmarks" in layer.metadata.get(OWN, {}):
             _number(layer)
         added.append(viewer.add_layer(layer))
+        # spots must not be moved by a slip of the pointer
+        layer.editable = "landmarks" in layer.metadata.get(OWN, {})
     _link([layer for layer in added if layer.metadata.get(OWN, {}).get("role") in (MEASURED, PREDICTED)])
     return added
 

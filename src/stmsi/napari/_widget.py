@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from qtpy.QtCore import QStringListModel, Qt
 from qtpy.QtWidgets import (
     QAbstractItemView,
+    QApplication,
     QComboBox,
     QDoubleSpinBox,
     QFileDialog,
@@ -217,6 +218,7 @@ class MetaboliteWidget(QWidget):
 
     def export(self, path: str | Path) -> None:
         """Write what the canvas shows as PNG, with title, colour bar and scale bar."""
+        QApplication.processEvents()  # a canvas that was not drawn yet has no picture
         self.viewer.screenshot(str(Path(path).with_suffix(".png")), canvas_only=True, flash=False)
 
     def _refresh(self) -> None:
