@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 DOCK = "stmsi"
+WINDOW = (1400, 900)
+"""Smallest width and height of a new window, in pixels."""
 
 
 def overlay(
@@ -107,7 +109,11 @@ def overlay(
 
     from stmsi.napari._widget import MetaboliteWidget
 
-    viewer = napari.Viewer(title=DOCK) if viewer is None else viewer
+    if viewer is None:
+        viewer = napari.Viewer(title=DOCK)
+        # in napari's own size, four docked widgets would leave the canvas no room
+        *_, width, height = viewer.window.geometry()
+        viewer.window.resize(max(width, WINDOW[0]), max(height, WINDOW[1]))
     elements = _elements(viewer, sdata)
     view = MetaboliteView(
         viewer,

@@ -1,8 +1,8 @@
 """Switching the metabolite in napari: 5,000 spots x 1,000 metabolites; the goal is 200 ms.
 
-asv run --config benchmarks/asv.conf.json --python=same --quick --bench napari
-python benchmarks/speed/napari.py                  # layers only, without a window
-xvfb-run -a python benchmarks/speed/napari.py      # and with one, drawn in software
+asv run --config benchmarks/asv.conf.json --python=same --quick --bench napari_view
+python benchmarks/speed/napari_view.py                  # layers only, without a window
+xvfb-run -a python benchmarks/speed/napari_view.py      # and with one, drawn in software
 """
 
 from __future__ import annotations
