@@ -103,8 +103,8 @@ class MetaboliteMaps:
         out = pd.DataFrame({Key.var.NAME: readable_names(self.adata, layers[0][0], ids), Key.var.MZ: np.nan}, index=ids)
         for key, _ in reversed(layers):
             known = find_features(self.adata, key)
-            for field in (Key.var.MZ, Key.var.TIER) if known is not None else ():
-                if field in known:
+            for field in (Key.var.MZ, Key.var.TIER):
+                if known is not None and field in known:
                     found = known[field].set_axis(known.index.astype(str)).reindex(ids)
                     out[field] = found if field not in out else found.where(found.notna(), out[field])
         record = self.adata.uns.get(self.pred_key)
