@@ -1,0 +1,188 @@
+"""A napari window with measured and predicted metabolites."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from stmsi._keys import Key
+from stmsi._validate import require_spatialdata
+from stmsi.napari._maps import MetaboliteMaps
+from stmsi.napari._require import require_window
+from stmsi.napari._view import MetaboliteView, show_scale_bar
+from stmsi.pl._panels import PERCENTILES
+
+if TYPE_CHECKING:
+    from matplotlib.colors import Colormap
+    from spatialdata import SpatialData
+
+DOCK = "stmsi"
+WINDOW = (1400, 900)
+"""Smallest width and height of a new window, in pixels."""
+
+
+def overlay(
+    sdata: SpatialData,
+    metabolite: str | None = None,
+    *,
+    sample: str | None = None,
+    mode: str = "compare",
+    threshold: float = 0.0,
+    image: bool = True,
+    pred_key: str = Key.obsm.PRED,
+    metabolite_key: str = Key.obsm.MSI,
+    table_key: str = Key.table.ST,
+    sample_key: str = Key.obs.SAMPLE,
+    vmin: float | None = None,
+    vmax: float | None = None,
+    percentiles: tuple[float, float] = PERCENTILES,
+    cmap: str | Colormap | None = None,
+    spot_diameter: float | None = None,
+    opacity: float = 1.0,
+    viewer: Any = None,
+    run: bool = True,
+) -> Any:
+    """Open measured and predicted metabolites in napari, with a widget to choose and compare.
+
+    The window is napari-spatialdata's ``Interactive``, so its own widgets work beside ours: its list of elements, and its
+    *View*, which colours the spots by genes and annotations. See the page on napari in the user guide.
+
+    Parameters
+    ----------
+    sdata
+        SpatialData with measured metabolites, predicted ones or both.
+    metabolite
+        Id or readable name; `None`: the first. The widget switches to others.
+    sample
+        The section; `None`: the first. The widget switches to others.
+    mode
+        ``"compare"``, ``"residual"``, ``"uncertainty"`` or ``"presence"``; see :func:`stmsi.napari.metabolite_layers`.
+    threshold
+        Spots whose predicted probability of presence is lower count as absent.
+    image
+        Whether to show the histology ``images["<sample>_he"]`` where there is one.
+    pred_key, metabolite_key
+        Predicted and measured intensities in ``obsm``.
+    table_key, sample_key
+        The ST table, and the column of ``obs`` with the section.
+    vmin, vmax, percentiles, cmap, spot_diameter, opacity
+        As in :func:`stmsi.napari.metabolite_layers`.
+    viewer
+        An open ``napari.Viewer`` to use; `None`: a new window.
+    run
+        Whether to start napari's event loop, which returns when the window is closed. Pass ``run=False`` where a loop runs
+        already (IPython with ``%gui qt``) or to go on by code.
+
+    Returns
+    -------
+    The ``napari.Viewer``.
+
+    Raises
+    ------
+    ImportError
+        napari, napari-spatialdata or Qt is missing: ``pip install "stmsi[napari]"``.
+    RuntimeError
+        There is no display; the message says how to run without one.
+    KeyError, ValueError
+        As in :func:`stmsi.napari.metabolite_layers`.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> stmsi.tl.predict_metabolites(sdata, "ridge", show_progress_bar=False)
+    >>> viewer = stmsi.napari.overlay(sdata, "simPC(28:0)", sample="P1S1", run=False)  # doctest: +SKIP
+    >>> viewer.screenshot("simPC.png")  # doctest: +SKIP
+    """
+    require_spatialdata(sdata)
+    source = MetaboliteMaps(
+        sdata, pred_key=pred_key, metabolite_key=metabolite_key, table_key=table_key, sample_key=sample_key
+    )
+    # everything that can be wrong with the input comes before a window opens
+    metabolite = str(source.features.index[0]) if metabolite is None else source.resolve(metabolite)
+    sample = source.sections[0] if sample is None else source.section_name(sample)
+    source.check_mode(mode)
+    require_window()
+
+    import napari
+
+    from stmsi.napari._widget import MetaboliteWidget
+
+    if viewer is None:
+        viewer = napari.Viewer(title=DOCK)
+        # in napari's own size, four docked widgets would leave the canvas no room
+        *_, width, height = viewer.window.geometry()
+        viewer.window.resize(max(width, WINDOW[0]), max(height, WINDOW[1]))
+    elements = _elements(viewer, sdata)
+    view = MetaboliteView(
+        viewer,
+        source,
+        metabolite,
+        sample=sample,
+        mode=mode,
+        threshold=threshold,
+        spot_diameter=spot_diameter,
+        limits={"vmin": vmin, "vmax": vmax, "percentiles": percentiles},
+        cmap=cmap,
+        opacity=opacity,
+    )
+    show_scale_bar(viewer)
+    background = Background(viewer, elements, sdata) if image else None
+    widget = MetaboliteWidget(viewer, view=view, on_section=background.show if background else None)
+    widget.elements = elements
+    dock = viewer.window.add_dock_widget(widget, name=DOCK, area="right", tabify=True)
+    dock.raise_()
+    if background:
+        background.show(sample)
+    viewer.reset_view()
+    if run:
+        napari.run()
+    return viewer
+
+
+def _elements(viewer: Any, sdata: SpatialData) -> Any:
+    """napari-spatialdata's widgets in a viewer: those that an earlier overlay of the same data brought, or new ones."""
+    from napari_spatialdata import Interactive
+
+    earlier = dict(viewer.window.dock_widgets).get(DOCK)
+    if earlier is None:
+        return Interactive(sdata, headless=True)  # takes the current viewer
+    earlier.view.close()
+    viewer.window.remove_dock_widget(earlier)
+    return earlier.elements if earlier.view.source.data is sdata else Interactive(sdata, headless=True)
+
+
+class Background:
+    """The histology of the section that is shown, as a layer of napari-spatialdata below the spots."""
+
+    def __init__(self, viewer: Any, elements: Any, sdata: SpatialData) -> None:
+        self.viewer, self.elements, self.sdata = viewer, elements, sdata
+        viewer.layers.events.inserted.connect(self._in_micrometres)
+
+    def show(self, sample: str) -> None:
+        """Bring the coordinate system and the histology of a section."""
+        if sample in self.sdata.coordinate_systems:
+            self.elements.switch_coordinate_system(sample)
+        name = Key.image(sample)
+        images = [
+            layer
+            for layer in self.viewer.layers
+            if layer.metadata.get("sdata") is self.sdata and layer.name in self.sdata.images
+        ]
+        for layer in images:
+            layer.visible = layer.name == name
+        if name in self.sdata.images and name not in [layer.name for layer in images]:
+            # synchronously: it must not come after what is drawn on it
+            layer = dict(self.viewer.window.dock_widgets)["SpatialData"].viewer_model.get_sdata_image(
+                self.sdata, name, sample, False
+            )
+            layer.units = "um"
+            active = self.viewer.layers.selection.active
+            self.viewer.layers.insert(0, layer)
+            self.viewer.layers.selection.active = active
+
+    def _in_micrometres(self, event: Any) -> None:
+        """Coordinate systems of the data model are in micrometres, whatever element comes into the viewer."""
+        if event.value.metadata.get("sdata") is self.sdata:
+            event.value.units = "um"
