@@ -83,6 +83,11 @@ def test_it_runs(path, tmp_path):
             pytest.skip("napari needs a display")
     environment = os.environ | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "STMSI_CACHE": str(tmp_path / "cache")}
     done = subprocess.run(
-        [sys.executable, "-c", RUNNER, str(path)], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=900
+        [sys.executable, "-c", RUNNER, str(path)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -13,7 +13,15 @@ import scipy.sparse as sp
 from stmsi._core.extraction import spectra_of
 from stmsi._core.ids import safe_ids
 from stmsi._core.ions import reference_ions
-from stmsi._core.peaks import MassErrors, Noise, highest_within, mass_errors, profile_peaks, recalibrated, signal_to_noise
+from stmsi._core.peaks import (
+    MassErrors,
+    Noise,
+    highest_within,
+    mass_errors,
+    profile_peaks,
+    recalibrated,
+    signal_to_noise,
+)
 from stmsi._core.spectra import Unit, mz_labels, windows
 from stmsi._keys import Key
 from stmsi._logging import logger
