@@ -62,6 +62,22 @@ def test_centroids_become_recurring_ions(tmp_path):
         pick_peaks(path, min_frequency=1.0)
 
 
+@pytest.mark.parametrize("spectrum", ["mean", "skyline"])
+def test_noise_beside_an_ion_does_not_make_two_of_it(tmp_path, spectrum):
+    # four peaks of noise make a run of 15 ppm, which is cut in the middle of the ion
+    beside = {0: -7.0, 1: -5.0, 2: 5.0, 3: 8.0}
+    spread = np.linspace(-1.5, 1.5, 40)[np.random.default_rng(0).permutation(40)]
+    with ImzMLWriter(str(tmp_path / "a.imzML"), mode="processed") as writer:
+        for x, ppm in enumerate(spread):
+            peaks = {500 * (1 + ppm * 1e-6): 50.0} | ({500 * (1 + beside[x] * 1e-6): 1.0} if x in beside else {})
+            mz, intensity = zip(*sorted(peaks.items()), strict=True)
+            writer.addSpectrum(mz, intensity, (x + 1, 1))
+    ions = pick_peaks(tmp_path / "a.imzML", spectrum=spectrum, min_frequency=0.05)
+    assert ions["frequency"].tolist() == [1.0]
+    np.testing.assert_allclose(ions["mz"], 500, rtol=5e-7)
+    np.testing.assert_allclose(ions["intensity"], 50, rtol=0.01)
+
+
 def test_list_does_not_depend_on_threads(tmp_path, monkeypatch):
     path = _centroids(tmp_path / "a.imzML")
     first = pick_peaks(path)

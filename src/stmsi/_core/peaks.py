@@ -119,15 +119,31 @@ def _lone(
     summit: NDArray[np.intp], mz: NDArray[np.float64], intensity: NDArray[np.float64], tolerance: float, unit: Unit
 ) -> NDArray[np.intp]:
     """Summits without a higher one within the tolerance."""
-    keep = np.ones(summit.size, bool)
-    for number in np.argsort(-intensity[summit], kind="stable"):
-        if not keep[number]:
+    owner = highest_within(mz[summit], intensity[summit], tolerance, unit)
+    return summit[owner == np.arange(summit.size)]
+
+
+def highest_within(mz: ArrayLike, height: ArrayLike, tolerance: float, unit: Unit) -> NDArray[np.intp]:
+    """For each of the ascending `mz` the one to which it belongs: the highest within the tolerance, or itself.
+
+    From the highest down, each takes those around it that no higher one has taken.
+
+    Examples
+    --------
+    >>> highest_within([100.0, 100.0004, 250.0], [1.0, 5.0, 2.0], 5.0, "ppm").tolist()
+    [1, 1, 2]
+    """
+    mz, height = np.asarray(mz, np.float64), np.asarray(height, np.float64)
+    owner = np.full(mz.size, -1, np.intp)
+    for number in np.argsort(-height, kind="stable"):
+        if owner[number] >= 0:
             continue
-        reach = mz[summit[number]] * tolerance / _PPM if unit == "ppm" else tolerance
-        first, last = np.searchsorted(mz[summit], mz[summit[number]] + np.array([-reach, reach]) * (1 + 1e-12))
-        keep[first:last] = False
-        keep[number] = True
-    return summit[keep]
+        reach = mz[number] * tolerance / _PPM if unit == "ppm" else tolerance
+        first, last = np.searchsorted(mz, mz[number] + np.array([-reach, reach]) * (1 + 1e-12))
+        around = owner[first:last]
+        around[around < 0] = number
+        owner[number] = number
+    return owner
 
 
 class MassErrors(NamedTuple):

@@ -13,7 +13,15 @@ import scipy.sparse as sp
 from stmsi._core.extraction import spectra_of
 from stmsi._core.ids import safe_ids
 from stmsi._core.ions import reference_ions
-from stmsi._core.peaks import MassErrors, Noise, mass_errors, profile_peaks, recalibrated, signal_to_noise
+from stmsi._core.peaks import (
+    MassErrors,
+    Noise,
+    highest_within,
+    mass_errors,
+    profile_peaks,
+    recalibrated,
+    signal_to_noise,
+)
 from stmsi._core.spectra import Unit, mz_labels, windows
 from stmsi._keys import Key
 from stmsi._logging import logger
@@ -290,7 +298,26 @@ def _from_centroids(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options
     found = pd.DataFrame(
         {Key.var.MZ: ions.mz, "frequency": ions.frequency, "intensity": whole[kept], "snr": ratio[kept]}
     )
-    return found[found["snr"] >= options.snr].reset_index(drop=True)
+    found = found[found["snr"] >= options.snr].reset_index(drop=True)
+    return _joined(found, file, chosen, options)
+
+
+def _joined(found: pd.DataFrame, file: ImzmlFile, chosen: NDArray[np.intp], options: _Options) -> pd.DataFrame:
+    """Ions within the tolerance of a higher one belong to it: noise beside an ion may have led to a cut through it."""
+    owner = highest_within(found[Key.var.MZ], found["intensity"], options.tolerance, options.unit)
+    joined = np.flatnonzero(np.bincount(owner, minlength=len(found)) > 1)
+    if joined.size == 0:
+        return found
+    weight = np.bincount(owner, found["frequency"], len(found))
+    mean = np.bincount(owner, found["frequency"] * found[Key.var.MZ], len(found)) / np.where(weight > 0, weight, 1)
+    reduce: Literal["sum", "max"] = "sum" if options.spectrum == "mean" else "max"
+    reading = Options(options.tolerance, options.unit, reduce, options.min_frequency, options.show)
+    counts = _Statistics(joined.size)
+    extract(file, chosen, plan_targets(file, chosen, mean[joined], reading), reading, counts)
+    whole = counts.total / len(chosen) if options.spectrum == "mean" else counts.top
+    columns = [Key.var.MZ, "frequency", "intensity"]
+    found.loc[joined, columns] = np.column_stack([mean[joined], counts.count / len(chosen), whole])
+    return found[owner == np.arange(len(found))].reset_index(drop=True)
 
 
 def _none(where: str, options: _Options) -> str:

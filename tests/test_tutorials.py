@@ -1,0 +1,93 @@
+"""The notebooks of tutorials/: committed as they were run, and every cell still runs."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOKS = sorted((ROOT / "tutorials").glob("*.ipynb"))
+# what belongs to one machine or one run: folders, addresses, escape codes of terminals
+PRIVATE = re.compile(r"/home/|/root/|/tmp/|/work/|[A-Z]:\\\\|site-packages|object at 0x|\x1b\[")
+
+# Cells one after the other in one scope, as a kernel would; the value of a last line is shown, since that may fail as well.
+RUNNER = """
+import ast, json, sys
+import matplotlib.pyplot as plt
+
+scope = {"__name__": "__main__"}
+for number, cell in enumerate(json.loads(open(sys.argv[1], encoding="utf-8").read())["cells"]):
+    if cell["cell_type"] == "code":
+        tree = ast.parse("".join(cell["source"]))
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, f"cell {number}", "exec"), scope)
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), scope)
+            getattr(value, "_repr_html_", value.__repr__)()
+        for figure in plt.get_fignums():
+            plt.figure(figure).canvas.draw()
+        plt.close("all")
+"""
+
+
+def _cells(path: Path, kind: str) -> list[dict]:
+    return [cell for cell in json.loads(path.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == kind]
+
+
+def _text(output: dict) -> str:
+    """What an output shows, but for pictures."""
+    data = {kind: text for kind, text in output.get("data", {}).items() if kind.startswith("text/")}
+    return "".join("".join(text) for text in [output.get("text", ""), *data.values()])
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_outputs_are_committed_clean(path):
+    cells = _cells(path, "code")
+    assert [cell["execution_count"] for cell in cells] == list(range(1, len(cells) + 1)), "run it from top to bottom"
+    outputs = [output for cell in cells for output in cell["outputs"]]
+    assert any("image/png" in output.get("data", {}) for output in outputs)
+    for output in outputs:
+        assert output["output_type"] != "error"
+        assert output.get("name") != "stderr", _text(output)
+        assert not PRIVATE.search(_text(output)), _text(output)
+    assert path.stat().st_size < 2_000_000
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_begins_with_a_question_and_ends_with_the_answer(path):
+    pages = ["".join(cell["source"]) for cell in _cells(path, "markdown")]
+    assert pages[0].startswith("# ")
+    assert re.search(r"\*\*[^*]+\?\*\*", pages[0]), "the question stands in bold in the first cell"
+    assert any(page.startswith("## The answer\n") for page in pages[-2:])
+    assert "simulat" in " ".join(pages[:2]) or "made up" in " ".join(pages[:2]), "it says what the data are"
+
+
+def test_every_notebook_has_a_card():
+    index = ROOT / "docs" / "tutorials" / "index.md"
+    if not index.exists():
+        pytest.skip("no documentation here")
+    text = index.read_text(encoding="utf-8")
+    assert [path.stem for path in NOTEBOOKS if f":link: {path.stem}\n" not in text] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs(path, tmp_path):
+    if "napari" in path.stem:
+        pytest.importorskip("napari")
+        if not (os.environ.get("DISPLAY") or sys.platform in ("win32", "darwin")):
+            pytest.skip("napari needs a display")
+    environment = os.environ | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "STMSI_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, str(path)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
