@@ -10,7 +10,10 @@ from stmsi._core.registration import apply_affine
 from stmsi._keys import Key
 from stmsi._validate import get_table, instances, listing, require_sample, require_spatialdata, suggest
 from stmsi.napari._metabolite_layers import OWN, VALUE, napari_colormap, section_table, spot_geometry
-from stmsi.pl._panels import INTENSITY_CMAP, get_cmap, load_section, make_norm, table_samples
+from stmsi.pl._layers import table_samples
+from stmsi.pl._norms import get_cmap, make_norm
+from stmsi.pl._sections import load_section
+from stmsi.pl._style import INTENSITY_CMAP
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

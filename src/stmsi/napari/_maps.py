@@ -11,23 +11,16 @@ import pandas as pd
 from stmsi._keys import Key
 from stmsi._validate import check_share, get_table, listing, require_frame, require_metabolites, require_rows
 from stmsi.get._feature_table import find_features
-from stmsi.pl._panels import (
-    PERCENTILES,
-    check_percentiles,
-    column,
-    diverging_norm,
-    intensity_label,
-    load_section,
-    make_norm,
-    readable_names,
-    table_samples,
-)
+from stmsi.pl._layers import column, intensity_label, readable_names, table_samples
+from stmsi.pl._norms import check_percentiles, diverging_norm, make_norm
+from stmsi.pl._sections import load_section
+from stmsi.pl._style import PERCENTILES
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stmsi._validate import Data
-    from stmsi.pl._panels import Section
+    from stmsi.pl._sections import Section
 
     Maps = dict[str, NDArray[np.float64]]
 

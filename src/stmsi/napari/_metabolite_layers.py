@@ -9,15 +9,18 @@ import numpy as np
 from stmsi._keys import Key
 from stmsi._validate import check_share, instances
 from stmsi.napari._maps import CHANCE, MEASURED, MODES, PREDICTED, RESIDUAL, ROLES, WIDTH, MetaboliteMaps
-from stmsi.pl._panels import INTENSITY_CMAP, PERCENTILES, RESIDUAL_CMAP, WIDTH_CMAP, get_cmap
+from stmsi.pl._norms import get_cmap
+from stmsi.pl._style import INTENSITY_CMAP, PERCENTILES, RESIDUAL_CMAP, WIDTH_CMAP
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
     from matplotlib.colors import Colormap
     from numpy.typing import NDArray
 
     from stmsi._validate import Data
-    from stmsi.pl._panels import Section
+    from stmsi.pl._sections import Section
 
     LayerData = tuple[Any, dict[str, Any], str]
 
@@ -189,9 +192,9 @@ def roles_of(source: MetaboliteMaps) -> list[str]:
 def spot_geometry(section: Section) -> tuple[str, Any, dict[str, Any]]:
     """Spots as napari draws them fastest: type of the layer, its data in (y, x) and options."""
     points = {"border_width": 0.0, "border_color": "transparent"}
-    if not section.outlines:
+    if section.outlines is None:
         return "points", section.xy[:, ::-1].copy(), {**points, "symbol": "disc", "size": 2 * section.radius}
-    squares = _squares(section.outlines)
+    squares = _squares(list(section.outlines))
     if squares is not None:
         centre, side = squares
         return "points", centre[:, ::-1].copy(), {**points, "symbol": "square", "size": side}
@@ -199,11 +202,11 @@ def spot_geometry(section: Section) -> tuple[str, Any, dict[str, Any]]:
     return "shapes", outlines, {"shape_type": "polygon", "edge_width": 0.0, "edge_color": "transparent"}
 
 
-def _squares(outlines: tuple[NDArray[np.float64], ...]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
+def _squares(outlines: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float64], NDArray[np.float64]] | None:
     """Centres and sides where all outlines are upright squares (bins), which points draw a hundred times faster."""
     if {len(o) for o in outlines} != {5}:
         return None
-    ring = np.stack(outlines)[:, :4]
+    ring = np.asarray(outlines)[:, :4]
     low, high = ring.min(axis=1), ring.max(axis=1)
     side = high - low
     slack = 1e-6 * side.max()

@@ -9,7 +9,7 @@ from stmsi._validate import require_spatialdata
 from stmsi.napari._maps import MetaboliteMaps
 from stmsi.napari._require import require_window
 from stmsi.napari._view import MetaboliteView, show_scale_bar
-from stmsi.pl._panels import PERCENTILES
+from stmsi.pl._style import PERCENTILES
 
 if TYPE_CHECKING:
     from matplotlib.colors import Colormap

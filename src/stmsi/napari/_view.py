@@ -153,7 +153,7 @@ class MetaboliteView:
 
     def spot_at(self, x: float, y: float) -> int | None:
         """Number in the section of the spot at a place (um); `None` beside all spots."""
-        if self.section.outlines:
+        if self.section.outlines is not None:
             import shapely
 
             near = self._tree.query((x, y), k=min(8, len(self.section.xy)))[1]
