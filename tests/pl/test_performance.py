@@ -39,7 +39,11 @@ def test_best_on_top_with_medians_over_metabolites(scores: pd.DataFrame) -> None
 
 
 def test_missing_scores_are_told(scores: pd.DataFrame) -> None:
-    assert stmsi.pl.performance(scores).get_xlabel() == "Pearson correlation\n10 NaN scores left out"
+    assert stmsi.pl.performance(scores).get_xlabel() == (
+        "Pearson correlation\n10 NaN scores left out\nn differs: not the same metabolites"
+    )
+    same = scores[scores["model"] != "baseline"]
+    assert stmsi.pl.performance(same).get_xlabel() == "Pearson correlation"
     assert stmsi.pl.performance(scores, metric="r2").get_xlabel() == "R²"
 
 

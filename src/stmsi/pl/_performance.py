@@ -230,6 +230,8 @@ def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, l
         note.append(f"{below} below {_R2_FLOOR:g} not shown")
     if left_out:
         note.append(f"{left_out} NaN score{'s' * (left_out > 1)} left out")
+    if left_out and len({len(b.values) for b in boxes}) > 1:
+        note.append("n differs: not the same metabolites")
     ax.set_xlabel("\n".join(note), fontsize=STYLE.title_size)
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.set_yticks(range(len(groups)), [str(g) for g in groups])
