@@ -117,6 +117,8 @@ def _sparse_moments(W: sp.csr_matrix, X: sp.spmatrix) -> tuple[NDArray[np.float6
 def _dense_moments(W: sp.csr_matrix, x: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """The same of a dense array, a few columns at a time: they stay in the cache, and no copy of all is made."""
     n, m = x.shape
+    # either direction of an edge adds the same, so that half of the entries do
+    half = sp.csr_matrix(sp.triu(W + W.T, k=1) + sp.diags(W.diagonal()))
     mean = x.mean(axis=0, dtype=np.float64)
     cross, spread = np.empty(m), np.empty(m)
     room = np.empty((n, min(_COLUMNS, m)))  # used again and again: new memory takes as long as the sums
@@ -124,5 +126,5 @@ def _dense_moments(W: sp.csr_matrix, x: NDArray[np.floating]) -> tuple[NDArray[n
         some = slice(start, start + _COLUMNS)
         z = np.subtract(x[:, some], mean[some], out=room[:, : min(_COLUMNS, m - start)])
         spread[some] = np.einsum("ij,ij->j", z, z)
-        cross[some] = np.einsum("ij,ij->j", z, W @ z)
+        cross[some] = np.einsum("ij,ij->j", z, half @ z)
     return cross, np.where(spread > 1e-20 * n * mean**2, spread, 0.0)
