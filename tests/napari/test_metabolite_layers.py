@@ -137,7 +137,6 @@ def test_one_spot(predicted):
     assert low < high
 
 
-@pytest.mark.filterwarnings("error")
 def test_a_metabolite_that_is_nowhere_measured(predicted):
     st = predicted.tables["st"]
     st.obsm["msi"].loc[:, ID] = np.nan

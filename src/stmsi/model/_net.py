@@ -528,7 +528,8 @@ class HurdleNet(NetTraining, BaseModelClass):
             weight = read_prior(self.adata, self._setup.prior_key, metabolites)[features.own.selected].T
             prior = torch.zeros(len(weight), len(self.module.gene_index))
             prior[:, : weight.shape[1]] = torch.as_tensor(weight)
-        encoder.describe(torch.as_tensor(known.mz), torch.as_tensor(known.descriptors), prior)
+        # copies: columns of pandas 3 are read-only
+        encoder.describe(torch.tensor(known.mz), torch.tensor(known.descriptors), prior)
         space = features.own
         loadings = space.components * space.deviation[:, None] / space.scale
         with seeded(self._hyper["rng"]):
@@ -608,7 +609,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         parts = []
         self.module.eval()
         with torch.inference_mode(), quiet(), seeded(self._hyper["rng"]):
-            queries = encoder.ask_unseen(torch.as_tensor(known.mz), torch.as_tensor(known.descriptors))
+            queries = encoder.ask_unseen(torch.tensor(known.mz), torch.tensor(known.descriptors))
             at = torch.full((len(features),), -1, device=device)
             for tensors in self._batches(spots, self._predict_batch):
                 given = self.module._get_inference_input(tensors)
