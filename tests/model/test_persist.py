@@ -199,7 +199,7 @@ def test_a_pickle_in_the_place_of_numbers_is_not_read(folder, tmp_path):
 
 def test_estimators_of_another_scikit_learn_are_warned_of(st, tmp_path, caplog):
     HurdleLinear.setup_anndata(st)
-    model = HurdleLinear(st, n_components=5, n_folds=2)
+    model = HurdleLinear(st, presence="svm", n_components=5, n_folds=2)
     model.train()
     model.save(tmp_path / "model")
     stmsi.model.load(tmp_path / "model")

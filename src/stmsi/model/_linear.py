@@ -30,7 +30,7 @@ from stmsi.model._base import (
 from stmsi.model._features import Context, SignatureStage, SpotFeatures, check_stages
 from stmsi.model._intensity import IntensityFamily, Regression, fit_regression
 from stmsi.model._payload import read_payload, write_payload
-from stmsi.model._presence import Classifier, PresenceFamily, fit_classifier
+from stmsi.model._presence import Classifier, PresenceFamily, fit_classifiers
 from stmsi.model._prior import GenePrior, PriorUse, fit_classifier_with, fit_regression_with
 from stmsi.model._setup import Setup, read_prior
 from stmsi.model._similarity import KernelMap, NeighbourMap
@@ -43,6 +43,8 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 STAGES: tuple[SignatureStage, SignatureStage] = ("presence", "intensity")
+_TOGETHER = 16
+"""Metabolites that are fitted in one job. A number of its own, so that results do not depend on the number of jobs."""
 
 
 class HurdleLinear(HurdleModel):
@@ -277,15 +279,18 @@ class HurdleLinear(HurdleModel):
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
         jobs = (
             joblib.delayed(_fit_both)(
-                for_presence, inputs[k], targets.presence[:, m], present[:, m], folds.kinds[k][0],
+                for_presence, inputs[k], targets.presence[:, own], present[:, own], folds.kinds[k][0],
                 self.presence, self.intensity, self.rng, folds.kinds[k][1],
-                None if prior is None else prior.columns(values, m),
+                None if prior is None else [prior.columns(values, m) for m in own],
             )
-            for m, k in enumerate(folds.of)
+            for k, own in folds.parts()
         )  # fmt: skip
         fitted = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
         description = f"{self.presence} + {self.intensity}"
-        both = list(track(fitted, description, total=len(targets.metabolites), show=show_progress_bar))
+        parts = track(fitted, description, total=len(folds.parts()), show=show_progress_bar)
+        place = np.argsort(np.concatenate([own for _, own in folds.parts()]))
+        together = [one for part in parts for one in part]
+        both = [together[i] for i in place]
         self.classifiers_, self.regressions_ = [b[0] for b in both], [b[1] for b in both]
         self.map_, self.prior_ = shared, prior
         if prior is not None:
@@ -397,6 +402,12 @@ class _Folds:
     kinds: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
     of: list[int]
 
+    def parts(self) -> list[tuple[int, NDArray[np.int64]]]:
+        """Metabolites that are fitted together: a kind of folds, and which of those that have it."""
+        kind = np.array(self.of)
+        own = [(k, np.flatnonzero(kind == k)) for k in np.unique(kind)]
+        return [(int(k), part) for k, of in own for part in np.split(of, range(_TOGETHER, len(of), _TOGETHER))]
+
 
 def _fit_both(
     for_presence: NDArray[np.float64],
@@ -408,19 +419,18 @@ def _fit_both(
     intensity_family: IntensityFamily,
     seed: int,
     units: NDArray[np.int64],
-    columns: NDArray[np.float64] | None = None,
-) -> tuple[Classifier, Regression, tuple[float, float]]:
-    """Both estimators of a metabolite, and the strength of its prior's `columns` in each."""
+    columns: list[NDArray[np.float64]] | None = None,
+) -> list[tuple[Classifier, Regression, tuple[float, float]]]:
+    """Both estimators of each of some metabolites, and the strength of its prior's `columns` in each."""
     # the fits are small: threads would cost more than they bring, and sums would depend on their number
     with threadpool_limits(1):
-        strength = (0.0, 0.0)
         if columns is None:
-            classifier = fit_classifier(for_presence, presence, groups, presence_family, seed)
-            regression = fit_regression(for_intensity, intensity, groups, intensity_family, seed, units)
-        else:
-            classifier, first = fit_classifier_with(for_presence, columns, presence, groups, presence_family, seed)
-            regression, second = fit_regression_with(
-                for_intensity, columns, intensity, groups, intensity_family, seed, units
-            )
-            strength = first, second
-        return classifier, regression, strength
+            classifiers = fit_classifiers(for_presence, presence, groups, presence_family, seed)
+            regressions = (fit_regression(for_intensity, y, groups, intensity_family, seed, units) for y in intensity.T)
+            return [(c, r, (0.0, 0.0)) for c, r in zip(classifiers, regressions, strict=True)]
+        fitted = []
+        for own, p, y in zip(columns, presence.T, intensity.T, strict=True):
+            classifier, first = fit_classifier_with(for_presence, own, p, groups, presence_family, seed)
+            regression, second = fit_regression_with(for_intensity, own, y, groups, intensity_family, seed, units)
+            fitted.append((classifier, regression, (first, second)))
+        return fitted

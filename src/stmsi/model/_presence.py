@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from scipy.special import expit
 
+from stmsi._core.logistic import balanced_logistic
 from stmsi._core.metrics import auroc
 
 if TYPE_CHECKING:
@@ -27,7 +29,8 @@ class Classifier:
     Attributes
     ----------
     estimator
-        Fitted scikit-learn classifier; `None`: the probability is `prior` everywhere.
+        Fitted classifier, of scikit-learn or :class:`stmsi._core.logistic.Logistic`; `None`: the probability is `prior`
+        everywhere.
     prior
         Share of training spots with the metabolite.
     slope, offset
@@ -55,14 +58,21 @@ class Classifier:
 def fit_classifier(
     F: NDArray[np.float64], present: NDArray[np.float64], groups: NDArray[np.int64], family: PresenceFamily, seed: int
 ) -> Classifier:
-    """Fit the classifier of one metabolite.
+    """Fit the classifier of one metabolite, `present` having shape (spots,); see :func:`fit_classifiers`."""
+    return fit_classifiers(F, present[:, None], groups, family, seed)[0]
+
+
+def fit_classifiers(
+    F: NDArray[np.float64], present: NDArray[np.float64], groups: NDArray[np.int64], family: PresenceFamily, seed: int
+) -> list[Classifier]:
+    """Fit the classifiers of several metabolites.
 
     Parameters
     ----------
     F
         Features, shape (spots, features).
     present
-        1, 0 or NaN, shape (spots,).
+        1, 0 or NaN, shape (spots, metabolites).
     groups
         Groups of the inner folds, which choose the regularisation and calibrate.
     family
@@ -70,48 +80,105 @@ def fit_classifier(
     seed
         For the solvers that draw.
     """
-    known = np.flatnonzero(~np.isnan(present))
-    y, own = present[known] > 0, groups[known]
-    prior = float(y.mean()) if len(y) else 0.0
-    held_out = np.full(len(present), np.nan)
-    folds = [(own != g, own == g) for g in np.unique(own)]
-    folds = [(train, test) for train, test in folds if 0 < y[train].sum() < train.sum()]
-    if family == "prior" or not 0 < y.sum() < len(y) or not folds:
-        for g in np.unique(own):
-            rest = y[own != g]
-            held_out[known[own == g]] = rest.mean() if len(rest) else prior
-        return Classifier(None, prior, 1.0, 0.0, np.nan, held_out)
+    usable = np.zeros(present.shape[1], dtype=bool)
+    if family != "prior":
+        usable = _varies(present) & np.logical_or.reduce([fit for *_, fit in _folds(present, groups)])
+    fitted = iter(_fit_usable(F, present[:, usable], groups, family, seed) if usable.any() else ())
+    return [next(fitted) if use else _constant(y, groups) for use, y in zip(usable, present.T, strict=True)]
 
-    X = F[known]
-    best: tuple[float, float, NDArray[np.float64]] | None = None
-    for strength in _STRENGTHS[family]:
-        score = np.full(len(y), np.nan)
-        for train, test in folds:
-            score[test] = _score(_fit(X[train], y[train], family, strength, seed), X[test])
-        quality = float(np.nan_to_num(auroc(y[:, None].astype(float), score[:, None])[0], nan=0.0))
+
+def _varies(present: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Metabolites that are present in some of the spots and absent in others."""
+    return np.asarray((present > 0).any(axis=0) & (present <= 0).any(axis=0))
+
+
+def _folds(
+    present: NDArray[np.float64], groups: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Training and test spots of each inner fold, and the metabolites that can be fitted and judged there."""
+    for g in np.unique(groups):
+        train, test = groups != g, groups == g
+        yield train, test, _varies(present[train]) & ~np.isnan(present[test]).all(axis=0)
+
+
+def _constant(present: NDArray[np.float64], groups: NDArray[np.int64]) -> Classifier:
+    """The share of spots with the metabolite, everywhere."""
+    known = ~np.isnan(present)
+    prior = float((present[known] > 0).mean()) if known.any() else 0.0
+    held_out = np.full(len(present), np.nan)
+    for g in np.unique(groups[known]):
+        rest = present[known & (groups != g)] > 0
+        held_out[known & (groups == g)] = rest.mean() if len(rest) else prior
+    return Classifier(None, prior, 1.0, 0.0, np.nan, held_out)
+
+
+def _fit_usable(
+    F: NDArray[np.float64], present: NDArray[np.float64], groups: NDArray[np.int64], family: PresenceFamily, seed: int
+) -> list[Classifier]:
+    """Classifiers of metabolites whose regularisation held-out groups can choose."""
+    strengths = np.array(_STRENGTHS[family])
+    scores = np.full((len(strengths), *present.shape), np.nan)
+    for train, test, possible in _folds(present, groups):
+        fit = np.flatnonzero(possible)
+        if len(fit) == 0:
+            continue
+        # all strengths at once
+        own = np.tile(present[np.ix_(train, fit)], len(strengths))
+        estimators = _fit_columns(F[train], own, family, np.repeat(strengths, len(fit)), seed)
+        held_out = np.column_stack([_score(e, F[test]) for e in estimators]).reshape(-1, len(strengths), len(fit))
+        scores[:, np.flatnonzero(test)[:, None], fit] = held_out.swapaxes(0, 1)
+    scores[:, np.isnan(present)] = np.nan
+    quality = np.nan_to_num([auroc(present, score) for score in scores])
+    best = np.zeros(present.shape[1], dtype=np.int64)
+    column = np.arange(present.shape[1])
+    for i in range(1, len(strengths)):
         # strengths rise from the strongest penalty (network: from the weakest); a tie keeps the simpler model
-        better = best is None or quality > best[0] + 1e-3 or (family == "mlp" and quality >= best[0])
-        if better:
-            best = quality, strength, score
-    assert best is not None
-    _, strength, score = best
-    slope, offset = platt(score, y.astype(np.float64))
-    held_out[known] = np.where(np.isnan(score), prior, expit(slope * np.nan_to_num(score) + offset))
-    return Classifier(_fit(X, y, family, strength, seed), prior, slope, offset, strength, held_out)
+        least = quality[best, column] + (0 if family == "mlp" else 1e-3)
+        best = np.where(quality[i] >= least if family == "mlp" else quality[i] > least, i, best)
+    score = scores[best, :, column].T
+    estimators = _fit_columns(F, present, family, strengths[best], seed)
+    return [
+        _calibrated(e, y, s, float(strength))
+        for e, y, s, strength in zip(estimators, present.T, score.T, strengths[best], strict=True)
+    ]
+
+
+def _calibrated(
+    estimator: Any, present: NDArray[np.float64], score: NDArray[np.float64], strength: float
+) -> Classifier:
+    """An estimator with the sigmoid that fits its held-out scores."""
+    known = ~np.isnan(present)
+    prior = float((present[known] > 0).mean())
+    slope, offset = platt(score, present)
+    held_out = np.where(np.isnan(score), prior, expit(slope * np.nan_to_num(score) + offset))
+    return Classifier(estimator, prior, slope, offset, strength, np.where(known, held_out, np.nan))
+
+
+def _fit_columns(
+    X: NDArray[np.float64],
+    present: NDArray[np.float64],
+    family: PresenceFamily,
+    strengths: NDArray[np.float64],
+    seed: int,
+) -> list[Any]:
+    """One estimator for each column of `present`, on the spots where it is not NaN."""
+    if family == "logistic":
+        return list(balanced_logistic(X, present, strengths))
+    known = ~np.isnan(present)
+    return [
+        _fit(X[k], y[k] > 0, family, float(strength), seed)
+        for k, y, strength in zip(known.T, present.T, strengths, strict=True)
+    ]
 
 
 def _fit(X: NDArray[Any], y: NDArray[np.bool_], family: PresenceFamily, strength: float, seed: int) -> Any:
     from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
     from sklearn.neural_network import MLPClassifier
     from sklearn.svm import LinearSVC
 
     with warnings.catch_warnings():
         # stopping early is a form of regularisation here, not a failure
         warnings.simplefilter("ignore", ConvergenceWarning)
-        if family == "logistic":
-            model = LogisticRegression(C=strength, class_weight="balanced", solver="newton-cholesky", max_iter=50)
-            return model.fit(X, y)
         if family == "svm":
             return LinearSVC(C=strength, class_weight="balanced", dual="auto", random_state=seed).fit(X, y)
         network = MLPClassifier(
