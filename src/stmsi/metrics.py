@@ -5,23 +5,9 @@ for skill. NaN in the truth means not measured and is left out: of imputed inten
 ``np.where(observed, truth, np.nan)``.
 """
 
-from stmsi._core.metrics import (
-    auprc,
-    auroc,
-    brier,
-    ece,
-    f1,
-    mae,
-    mcc,
-    mse,
-    pearson,
-    precision,
-    prevalence,
-    r2,
-    recall,
-    spearman,
-)
+from stmsi._core.metrics import mae, mse, pearson, r2, spearman
 from stmsi._core.metrics_maps import hotspot_jaccard, moran_gap, moran_i, ssim
+from stmsi._core.metrics_presence import auprc, auroc, brier, ece, f1, mcc, precision, prevalence, recall
 from stmsi._core.metrics_structure import (
     correlation_preserved,
     differential_abundance,

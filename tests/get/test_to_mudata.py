@@ -67,7 +67,7 @@ def test_spots_without_msi_can_be_left_out(st) -> None:
 
 def test_written_and_read(predicted, tmp_path) -> None:
     mdata = stmsi.get.to_mudata(predicted)
-    with mudata.set_options(pull_on_update=False), warnings.catch_warnings():
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # anndata and mudata, on their own settings
         mdata.write(tmp_path / "out.h5mu")
         back = mudata.read_h5mu(tmp_path / "out.h5mu")

@@ -619,7 +619,7 @@ def test_a_section_of_one_spot(of_sections, query):
 
 def test_batches_do_not_count_for_sections(of_sections, monkeypatch):
     own = of_sections.predict()
-    monkeypatch.setattr("stmsi.model._net._PREDICT_BATCH", 50)
+    monkeypatch.setattr("stmsi.model._net_prediction.PREDICT_BATCH", 50)
     np.testing.assert_allclose(of_sections.predict(), own, rtol=1e-4, atol=1e-5)
 
 

@@ -14,7 +14,7 @@ from anndata import AnnData
 from pandas.testing import assert_frame_equal
 
 import stmsi
-from stmsi.model import HurdleEnsemble, HurdleLinear, HurdleNet, _ensemble
+from stmsi.model import HurdleEnsemble, HurdleLinear, HurdleNet, _ensemble, _member
 from stmsi.model_selection import LeaveOneSampleOut
 
 METABOLITES = ["simPC_28_0", "simPC_31_3", "simPC_34_2", "simPC_36_0"]
@@ -113,13 +113,13 @@ class _Noise(HurdleLinear):
 
 
 def test_a_member_of_pure_noise_has_no_weight(data, monkeypatch):
-    resolve = _ensemble.resolve
+    resolve = _member.resolve
 
     def with_noise(spec):
         cls, params, setup, train = resolve("mean" if spec == "noise" else spec)
         return (_Noise if spec == "noise" else cls), params, setup, train
 
-    monkeypatch.setattr(_ensemble, "resolve", with_noise)
+    monkeypatch.setattr(_member, "resolve", with_noise)
     model = fit(data, {**CHEAP, "noise": "noise"})
     assert (weight(model, member="noise", stage="intensity") < 0.01).all()
     # between 0 and 1, noise is not quite as wrong, and it averages some of the others' error out

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from scipy.special import expit
 from sklearn.linear_model import LinearRegression, LogisticRegression, PoissonRegressor, Ridge
 
-from stmsi._core import metrics
+from stmsi import metrics
 from stmsi.model import HurdleLinear
 from stmsi.model._counts import CountRegression
 from stmsi.model._features import SpotFeatures

@@ -11,9 +11,9 @@ from scvi.data.fields import LayerField
 from scvi.model.base import BaseModelClass
 
 from stmsi.model import HurdleNet
-from stmsi.model._base import drop_unmeasured, read_targets
 from stmsi.model._callbacks import KeepBestWeights
 from stmsi.model._fields import OptionalObsmField
+from stmsi.model._targets import drop_unmeasured, read_targets
 from stmsi.model.encoders import MLPEncoder, Sizes
 from stmsi.model.modules import HurdleModule
 from stmsi.model.modules._losses import intensity_loss, presence_loss

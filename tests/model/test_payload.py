@@ -7,9 +7,9 @@ from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegresso
 from sklearn.linear_model import LogisticRegression
 
 from stmsi._core.conformal import GroupConformal
-from stmsi.model._base import FittedState
 from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._setup import Setup
+from stmsi.model._state import FittedState
 
 
 def there_and_back(folder, value):

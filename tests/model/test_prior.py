@@ -7,7 +7,7 @@ import torch
 from anndata import AnnData
 
 import stmsi
-from stmsi._core import metrics
+from stmsi import metrics
 from stmsi.model import HurdleEnsemble, HurdleLinear, HurdleNet, load
 from stmsi.model._intensity import _ridge_weights, fit_regression
 from stmsi.model._prior import GenePrior, fit_classifier_with, fit_regression_with

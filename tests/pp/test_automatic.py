@@ -9,7 +9,8 @@ from spatialdata import SpatialData, deepcopy
 
 import stmsi
 from stmsi._core.registration import apply_affine
-from stmsi.pp._automatic import AutomaticFit, _fixed, align_automatically
+from stmsi.pp._automatic import _fixed, align_automatically
+from stmsi.pp._automatic_fit import AutomaticFit
 
 PITCH = 100.0
 

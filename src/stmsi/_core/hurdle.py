@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from stmsi._core.metrics import ranked_hits
+from stmsi._core.metrics_presence import ranked_hits
 
 ALWAYS, NEVER = 0.0, 2.0
 """Thresholds on a probability that every spot, or none, reaches."""

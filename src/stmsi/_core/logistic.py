@@ -63,14 +63,26 @@ def balanced_logistic(X: NDArray[np.float64], Y: NDArray[np.float64], C: NDArray
     Z = X @ axes
     penalty = scale**2 / C
 
+    # written into again at every step: fresh pages for arrays of this size would cost more than the arithmetic
+    margin, small, pull = (np.empty(Y.shape) for _ in range(3))
+    signed = sign * weight
+
     def loss(v: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         v = v.reshape(-1, Y.shape[1])
-        margin = sign * (Z @ (scale * v[:-1]) + step * v[-1])
-        small = np.exp(-np.abs(margin))
-        lost = weight * (np.log1p(small) + np.maximum(-margin, 0))
-        pull = -sign * weight * np.where(margin > 0, small, 1) / (1 + small)
-        slope = np.vstack([scale * (Z.T @ pull) + penalty * v[:-1], step * pull.sum(axis=0)])
-        return float(lost.sum() + 0.5 * (penalty * v[:-1] ** 2).sum()), slope.ravel()
+        np.matmul(Z, scale * v[:-1], out=margin)
+        np.add(margin, step * v[-1], out=margin)
+        np.multiply(margin, sign, out=margin)
+        np.abs(margin, out=small)
+        np.negative(small, out=small)
+        np.exp(small, out=small)
+        # log(1 + exp(-m)) = log(1 + exp(-|m|)) - min(m, 0), and the chance of the other class likewise: no overflow
+        np.log1p(small, out=pull)
+        lost = float(np.vdot(weight, pull) - np.vdot(weight, np.minimum(margin, 0)))
+        np.divide(small, 1 + small, out=pull)
+        np.subtract(0.5, np.copysign(0.5 - pull, margin), out=pull)
+        np.multiply(pull, signed, out=pull)
+        slope = np.vstack([penalty * v[:-1] - scale * (Z.T @ pull), -step * pull.sum(axis=0)])
+        return lost + 0.5 * float((penalty * v[:-1] ** 2).sum()), slope.ravel()
 
     solved = minimize(
         loss, np.zeros((len(values) + 1) * Y.shape[1]), jac=True, method="L-BFGS-B",

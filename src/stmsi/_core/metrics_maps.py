@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 
 from stmsi._core.blocks import spot_pitch
-from stmsi._core.metrics import _paired
+from stmsi._core.metrics import paired
 from stmsi._core.spatial_stats import morans_i
 
 _WINDOW = 7
@@ -58,7 +58,7 @@ def ssim(truth: ArrayLike, prediction: ArrayLike, xy: ArrayLike) -> NDArray[np.f
     """
     from skimage.metrics import structural_similarity
 
-    y, p = _paired(truth, prediction)
+    y, p = paired(truth, prediction)
     at = _positions(xy, len(y))
     score = np.full(y.shape[1], np.nan)
     known = ~np.isnan(y)
@@ -148,7 +148,7 @@ def moran_gap(
     >>> moran_gap([0.0, 1, 0, 1, 0, 1], [0.0, 1, 2, 3, 4, 5], chain).round(2)
     array([1.71])
     """
-    y, p = _paired(truth, prediction)
+    y, p = paired(truth, prediction)
     both = moran_i(np.hstack([y, p]), graph)
     return both[y.shape[1] :] - both[: y.shape[1]]
 
@@ -192,7 +192,7 @@ def hotspot_jaccard(
     if not 0 < share < 1:
         msg = f"share is a share of the spots between 0 and 1, found {share!r}."
         raise ValueError(msg)
-    y, p = _paired(truth, prediction)
+    y, p = paired(truth, prediction)
     if graph is not None:
         known = ~np.isnan(y)
         weight = _edges(graph, len(y)) + sp.identity(len(y), format="csr")

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
-from stmsi._core.metrics import _paired, pearson, ranks
+from stmsi._core.metrics import paired, pearson, ranks
 
 
 def correlation_preserved(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
@@ -36,7 +36,7 @@ def correlation_preserved(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np
     >>> correlation_preserved(truth, 3 * truth + 1).round(6)
     array([1., 1., 1., 1., 1.])
     """
-    y, p = _paired(truth, prediction)
+    y, p = paired(truth, prediction)
     first, second = _correlations(y, y), _correlations(p, p)
     for table in (first, second):
         np.fill_diagonal(table, np.nan)
@@ -76,7 +76,7 @@ def gene_correlation_preserved(
     >>> gene_correlation_preserved(genes, truth, -truth).round(6)
     array([-1., -1.])
     """
-    y, p = _paired(truth, prediction)
+    y, p = paired(truth, prediction)
     x = genes.toarray() if sp.issparse(genes) else np.asarray(genes)  # type: ignore[union-attr]
     x = np.asarray(x, dtype=np.float64)
     if x.ndim != 2 or len(x) != len(y):
@@ -106,7 +106,7 @@ def group_means(values: ArrayLike, group: ArrayLike) -> tuple[NDArray[np.float64
     array([[2.],
            [5.]])
     """
-    x, _ = _paired(values, values)
+    x, _ = paired(values, values)
     member, names = _members(group, len(x))
     known = ~np.isnan(x)
     n = member @ known.astype(np.float64)
@@ -135,7 +135,7 @@ def group_agreement(truth: ArrayLike, prediction: ArrayLike, group: ArrayLike) -
     >>> group_agreement([1.0, 3.0, 5.0, 7.0], [0.0, 2.0, 3.0, 4.0], ["a", "a", "b", "c"]).round(3)
     array([0.997])
     """
-    y, p = _paired(truth, prediction)
+    y, p = paired(truth, prediction)
     return _agreement(group_means(y, group)[0], group_means(p, group)[0], least=3)
 
 
@@ -165,7 +165,7 @@ def differential_abundance(
     >>> effect.round(2).tolist(), names.tolist()
     ([[-1.0], [1.0]], ['a', 'b'])
     """
-    x, _ = _paired(values, values)
+    x, _ = paired(values, values)
     member, names = _members(group, len(x))
     grouped = np.asarray(member.sum(axis=0)).ravel() > 0
     x = np.where(grouped[:, None], x, np.nan)
@@ -218,7 +218,7 @@ def differential_agreement(
     if not 0 < alpha < 1:
         msg = f"alpha is a rate between 0 and 1, found {alpha!r}."
         raise ValueError(msg)
-    y, p = _paired(truth, prediction)
+    y, p = paired(truth, prediction)
     effect, p_value, _ = differential_abundance(y, group)
     other, other_p, _ = differential_abundance(p, group)
     found = _discoveries(p_value, alpha)

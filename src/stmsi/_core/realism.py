@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
 from stmsi._core.coregionalization import _EDGES, _pairs, spacing
-from stmsi._core.metrics import auroc
+from stmsi._core.metrics_presence import auroc
 
 LEVELS = tuple(np.linspace(0.05, 0.95, 10).round(3))
 """Quantiles of the intensity where present that are compared."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -74,7 +75,7 @@ def to_mudata(
     >>> {name: part.shape for name, part in mdata.mod.items()}
     {'rna': (344, 120), 'msi': (344, 12), 'msi_pred': (344, 12)}
     """
-    import mudata
+    from mudata import MuData
 
     adata = get_table(data, table_key)
     check_key(genes, "genes")
@@ -100,12 +101,20 @@ def to_mudata(
         if drop_not_measured:
             table = table[~np.isnan(table.X).all(axis=1)].copy()
         parts[key] = table
-    # columns of the modalities stay theirs: those of the spots are put in once, without a prefix
-    with mudata.set_options(pull_on_update=False):
-        out = mudata.MuData(parts)
+    # those of the spots are put in once, without a prefix
+    with _modalities_keep_their_columns():
+        out = MuData(parts)
         for name in adata.obs:
             out.obs[name] = adata.obs[name].reindex(out.obs_names)
     return out
+
+
+def _modalities_keep_their_columns() -> AbstractContextManager[Any]:
+    import mudata
+
+    if hasattr(mudata, "set_options"):  # before mudata 0.4
+        return mudata.set_options(pull_on_update=False)  # type: ignore[no-any-return]
+    return mudata.settings.override(pull_on_update=False)  # type: ignore[no-any-return]
 
 
 def _genes_only(adata: AnnData) -> AnnData:

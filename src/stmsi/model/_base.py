@@ -1,37 +1,37 @@
-"""What all models share: targets, calibration on held-out spots, and the calls that predict."""
+"""What all models share: calibration on held-out spots, and the calls that predict."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 import pandas as pd
 from scipy.special import ndtr, ndtri
 
-from stmsi._core import metrics
 from stmsi._core.conformal import GroupConformal
 from stmsi._core.copula import HurdleCopula
 from stmsi._core.folds import sections_or_blocks
 from stmsi._core.hurdle import best_f1_threshold, hurdle_mean
-from stmsi._keys import Key
+from stmsi._core.metrics import pearson
+from stmsi._core.metrics_presence import auroc, prevalence
 from stmsi._logging import logger
-from stmsi._validate import check_choice, listing, require_frame, require_sample
-from stmsi.model._panel import GenePanel, gene_names
-from stmsi.model._persist import load_as, model_card, save_model, training_record
+from stmsi._validate import check_choice, listing, require_sample
+from stmsi.model._persist import load_as, model_card, save_model
 from stmsi.model._spots import Spots, read_spots
+from stmsi.model._state import FittedState
+from stmsi.model._targets import Targets
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import xarray as xr
     from anndata import AnnData
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
-    from stmsi.model._features import SpotFeatures
-    from stmsi.model._setup import Setup
+    from stmsi.model._training import TrainingData
 
 MIN_GENES = 0.5
 """Share of the training genes that a query must have when nothing else is said."""
@@ -39,43 +39,6 @@ MIN_GENES = 0.5
 _F1_TOLERANCE = 0.05
 """Share of the best F1 given up for a lower threshold. F1 is flat at its best, and a false zero costs all that the
 probability tells there."""
-
-
-@dataclass
-class FittedState:
-    """Everything that training leaves behind beside the estimators themselves.
-
-    Attributes
-    ----------
-    setup, panel, features
-        Names of the fields, genes, and the feature space.
-    metabolites
-        Ids of the metabolites that are predicted.
-    feature_table
-        Their rows of the feature table, with the evidence from held-out training spots: ``prevalence``,
-        ``training_mean``, ``n_spots``, ``held_out_pearson``, ``held_out_auroc``.
-    threshold
-        Probability from which each metabolite is called present.
-    residuals
-        Quantiles of held-out residuals of the prediction, in units of the hurdle model's standard deviation.
-    spread
-        Standard deviation of held-out residuals of the intensity where present.
-    training
-        Summary of the training data: numbers of spots and genes, sections.
-    copula
-        How held-out residuals hang together in space and between metabolites; fitted when first asked for.
-    """
-
-    setup: Setup
-    panel: GenePanel
-    features: SpotFeatures
-    metabolites: pd.Index
-    feature_table: pd.DataFrame = field(default_factory=pd.DataFrame)
-    threshold: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    residuals: GroupConformal | None = None
-    spread: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
-    training: dict[str, Any] = field(default_factory=dict)
-    copula: HurdleCopula | None = None
 
 
 @dataclass(frozen=True)
@@ -100,29 +63,6 @@ class Prediction:
     upper: pd.DataFrame
     ood: NDArray[np.float64]
     missing_genes: float
-
-
-@dataclass(frozen=True)
-class Targets:
-    """Measured intensities and presence of the spots, NaN where not covered; ids of their columns."""
-
-    intensity: NDArray[np.float64]
-    presence: NDArray[np.float64]
-    metabolites: pd.Index
-
-    @property
-    def covered(self) -> NDArray[np.bool_]:
-        """Spots with any measured metabolite."""
-        return np.asarray(~np.isnan(self.intensity).all(axis=1))
-
-    def some(self, rows: NDArray[np.int64], metabolites: pd.Index) -> Targets:
-        """Of some spots, the metabolites that are among those given."""
-        kept = self.metabolites.isin(metabolites)
-        return Targets(self.intensity[rows][:, kept], self.presence[rows][:, kept], self.metabolites[kept])
-
-    def where_present(self) -> NDArray[np.float64]:
-        """Intensity where present, NaN elsewhere."""
-        return np.where(self.presence > 0, self.intensity, np.nan)
 
 
 class HurdleModel:
@@ -407,6 +347,22 @@ class HurdleModel:
             logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
         return spots
 
+    def _calibrate_after(
+        self,
+        data: TrainingData,
+        probability: NDArray[np.float64],
+        intensity: NDArray[np.float64],
+        units: NDArray[Any],
+        seed: int,
+        few: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Calibrate on the validation spots, or else on the predictions of the training spots that inner folds made."""
+        if data.validation is None:
+            places = (data.sample, data.train.xy)
+            self._calibrate(data.targets, probability, intensity, units, few, places=places)
+            return
+        self._calibrate_on(data.spots, data.all_targets, data.validation, seed)
+
     def _calibrate_on(self, spots: Spots, targets: Targets, validation: NDArray[np.int64], seed: int) -> None:
         """Calibrate on spots that took no part in training, given all spots and targets and the rows of these."""
         assert self.adata is not None
@@ -455,12 +411,12 @@ class HurdleModel:
         count = np.maximum((~np.isnan(residual)).sum(axis=0), 1)
         state.spread = np.sqrt(np.nansum(residual**2, axis=0) / count)
         evidence = {
-            "prevalence": metrics.prevalence(targets.presence),
+            "prevalence": prevalence(targets.presence),
             "training_mean": np.nansum(targets.intensity, axis=0)
             / np.maximum((~np.isnan(targets.intensity)).sum(axis=0), 1),
             "n_spots": (~np.isnan(targets.intensity)).sum(axis=0),
-            "held_out_pearson": metrics.pearson(targets.intensity, expected),
-            "held_out_auroc": metrics.auroc(targets.presence, probability),
+            "held_out_pearson": pearson(targets.intensity, expected),
+            "held_out_auroc": auroc(targets.presence, probability),
         }
         state.feature_table = state.feature_table.assign(**evidence)
 
@@ -505,118 +461,3 @@ class HurdleModel:
     @abstractmethod
     def _params(self) -> dict[str, Any]:
         """Hyper-parameters as plain values."""
-
-
-def read_targets(adata: AnnData, setup: Setup) -> Targets:
-    """Measured intensities and presence; metabolites that were measured nowhere are left out with a warning."""
-    frame = require_frame(adata, setup.metabolite_key, "stmsi.pp.map_to_spots writes it.")
-    Y = frame.to_numpy(dtype=np.float64)
-    if setup.presence_key is None:
-        P = np.where(np.isnan(Y), np.nan, Y > 0)
-    else:
-        P = require_frame(adata, setup.presence_key).to_numpy(dtype=np.float64)
-        P = np.where(np.isnan(Y), np.nan, P)
-    return Targets(Y, P, pd.Index(frame.columns.astype(str)))
-
-
-def drop_unmeasured(targets: Targets, rows: NDArray[np.int64]) -> Targets:
-    """The targets of some spots, without metabolites that none of them has measured."""
-    Y, P = targets.intensity[rows], targets.presence[rows]
-    measured = np.asarray(~np.isnan(Y).all(axis=0))
-    if not measured.any():
-        msg = "No metabolite was measured in any training spot: all intensities are NaN. Check alignment and mapping."
-        raise ValueError(msg)
-    if not measured.all():
-        left_out = targets.metabolites[~measured]
-        logger.warning("Metabolites never measured in the training spots are left out: %s", listing(left_out))
-    return Targets(Y[:, measured], P[:, measured], targets.metabolites[measured])
-
-
-def resolve_rows(index: ArrayLike | None, n: int, name: str) -> NDArray[np.int64] | None:
-    """Row numbers from positions or a boolean mask."""
-    if index is None:
-        return None
-    rows = np.asarray(index)
-    if rows.dtype == bool:
-        if rows.shape != (n,):
-            msg = f"{name} as a mask must have length {n}, found {rows.shape}."
-            raise ValueError(msg)
-        rows = np.flatnonzero(rows)
-    rows = rows.astype(np.int64)
-    if len(rows) == 0 or rows.min() < 0 or rows.max() >= n or len(np.unique(rows)) < len(rows):
-        msg = (
-            f"{name} must be distinct positions from 0 to {n - 1} (or a mask), at least one. To let rare spots weigh more, "
-            "train on what stmsi.tl.oversample returns."
-        )
-        raise ValueError(msg)
-    return rows
-
-
-def training_rows(
-    targets: Targets, train_idx: ArrayLike | None, validation_idx: ArrayLike | None
-) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
-    """Rows to train and validate on; spots without MSI are left out."""
-    n = len(targets.intensity)
-    train, validation = resolve_rows(train_idx, n, "train_idx"), resolve_rows(validation_idx, n, "validation_idx")
-    if train is None:
-        train = np.setdiff1d(np.arange(n), [] if validation is None else validation)
-    elif validation is not None and np.isin(validation, train).any():
-        msg = f"{int(np.isin(validation, train).sum())} spots are in train_idx and in validation_idx; split them."
-        raise ValueError(msg)
-    covered = targets.covered
-    if not covered[train].any():
-        msg = (
-            "None of the training spots has MSI (all intensities are NaN). Train on sections with MSI and pass the "
-            "others to predict; check pp.alignment_report where MSI was expected."
-        )
-        raise ValueError(msg)
-    train = train[covered[train]]
-    if validation is not None:
-        validation = validation[covered[validation]]
-        if len(validation) == 0:
-            msg = "None of the validation spots has MSI (all intensities are NaN)."
-            raise ValueError(msg)
-    return train, validation
-
-
-def start_state(
-    adata: AnnData, setup: Setup, targets: Targets, features: SpotFeatures, mean_log: NDArray[np.float64]
-) -> FittedState:
-    """State of a model whose features are fitted."""
-    record = adata.uns.get(setup.metabolite_key)
-    table = record.get("features") if isinstance(record, Mapping) else None
-    table = (
-        table.reindex(targets.metabolites)
-        if isinstance(table, pd.DataFrame) and targets.metabolites.isin(table.index).all()
-        else pd.DataFrame({Key.var.NAME: targets.metabolites}, index=targets.metabolites)
-    )
-    panel = GenePanel(gene_names(adata.var), mean_log)
-    return FittedState(setup, panel, features, targets.metabolites, table)
-
-
-def summarise_training(adata: AnnData, setup: Setup, rows: NDArray[np.int64]) -> dict[str, Any]:
-    """Plain summary of the training data for the model card; patients are counted, not named."""
-    names, size = np.unique(require_sample(adata, setup.sample_key)[rows].astype(str), return_counts=True)
-    samples = [str(name) for name in names]
-    patients = adata.obs[Key.obs.PATIENT].iloc[rows].nunique() if Key.obs.PATIENT in adata.obs else None
-    return {
-        "n_spots": len(rows),
-        "n_genes": adata.n_vars,
-        "samples": samples,
-        "spots_per_sample": dict(zip(samples, size.tolist(), strict=True)),
-        "n_patients": patients,
-    } | training_record(adata, setup.metabolite_key)
-
-
-def signature_of(adata: AnnData, setup: Setup) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None]:
-    """Cluster labels and their masks (clusters x genes), where the setup names a signature."""
-    if setup.signature_key is None:
-        return None, None
-    signature = adata.varm[setup.signature_key]
-    record = adata.uns.get(setup.signature_key, {})
-    labels = record.get("clusters", getattr(signature, "columns", None))
-    mask = np.asarray(signature, dtype=bool).T
-    if labels is None or len(labels) != len(mask):
-        msg = f"varm[{setup.signature_key!r}] has no cluster labels; write it with stmsi.pp.gene_signatures."
-        raise ValueError(msg)
-    return np.asarray([str(c) for c in labels], dtype=object), mask

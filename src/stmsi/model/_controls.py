@@ -9,15 +9,14 @@ import pandas as pd
 from scipy.spatial import KDTree
 
 from stmsi._core.attribution import torus_shift
-from stmsi._core.expression import column_moments, log_normalize
 from stmsi._core.folds import held_out_units, inner_groups
 from stmsi._keys import Key
 from stmsi._validate import check_choice, require_frame, require_sample
-from stmsi.model._base import drop_unmeasured, read_targets, start_state, summarise_training, training_rows
 from stmsi.model._features import SpotFeatures
 from stmsi.model._linear import HurdleLinear
 from stmsi.model._payload import read_payload, write_payload
-from stmsi.model._spots import Spots, read_spots
+from stmsi.model._spots import Spots
+from stmsi.model._training import TrainingData
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,20 +116,12 @@ class CoordinatesOnly(HurdleLinear):
         show_progress_bar: bool | None = None,
     ) -> None:
         """Remember the training spots, and calibrate."""
-        if self.adata is None:
-            msg = "The model was loaded without data and cannot be trained; make a new one from the AnnData."
-            raise ValueError(msg)
         setup = self._setup
-        spots, all_targets = read_spots(self.adata, setup), read_targets(self.adata, setup)
-        rows, validation = training_rows(all_targets, train_idx, validation_idx)
-        targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
-        xy = _positions(train.xy)
+        data = TrainingData.read(self.adata, setup, train_idx, validation_idx)
+        targets, sample, xy = data.targets, data.sample, _positions(data.train.xy)
         # only the out-of-distribution score reads these
-        features = SpotFeatures(n_components=2, seed=self.rng).fit(train, None, None)
-        mean_log, _ = column_moments(log_normalize(train.counts))
-        self.state_ = start_state(self.adata, setup, targets, features, mean_log)
-        self.state_.training = summarise_training(self.adata, setup, rows)
-        sample = require_sample(self.adata, setup.sample_key)[rows]
+        features = SpotFeatures(n_components=2, seed=self.rng).fit(data.train, None, None)
+        self.state_ = data.start(setup, features)
         self.training_ = {
             "xy": xy,
             "relative": _relative(xy, sample),
@@ -143,11 +134,7 @@ class CoordinatesOnly(HurdleLinear):
         for g in np.unique(groups):
             held_out[:, groups == g] = self._smooth(xy[groups == g], sample[groups == g], groups != g)
         self.held_out_ = held_out
-        if validation is None:
-            units = held_out_units(sample, groups)
-            self._calibrate(targets, held_out[0], held_out[1], units, places=(sample, xy))
-            return
-        self._calibrate_on(spots, all_targets, validation, self.rng)
+        self._calibrate_after(data, held_out[0], held_out[1], held_out_units(sample, groups), self.rng)
 
     def _smooth(self, xy: NDArray[np.float64], sample: NDArray[Any], use: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Both stages at positions, shape (2, spots, metabolites), from the training spots to be used."""

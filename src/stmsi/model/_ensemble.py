@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-import json
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import joblib
@@ -15,31 +11,23 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stmsi._core.expression import column_moments, log_normalize
 from stmsi._core.folds import held_out_units, inner_groups
 from stmsi._core.stacking import stacking_weights
-from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._progress import track
 from stmsi._settings import settings
-from stmsi._validate import listing, require_sample
-from stmsi.model._base import (
-    HurdleModel,
-    Targets,
-    drop_unmeasured,
-    read_targets,
-    signature_of,
-    start_state,
-    summarise_training,
-    training_rows,
-)
+from stmsi._validate import listing
+from stmsi.model._base import HurdleModel
 from stmsi.model._features import SpotFeatures
 from stmsi.model._linear import HurdleLinear
+from stmsi.model._member import STAGES, Member, members_by_name, place, predict_group, stages_of, training_data
 from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._persist import load, save_model
-from stmsi.model._registry import ModelSpec, named_models, resolve
+from stmsi.model._registry import ModelSpec
 from stmsi.model._setup import Setup
-from stmsi.model._spots import Spots, read_spots
+from stmsi.model._spots import Spots
+from stmsi.model._targets import Targets
+from stmsi.model._training import TrainingData, signature_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -47,7 +35,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 MEMBERS = "members"
-STAGES = ("presence", "intensity")
 DEFAULT_MEMBERS: dict[str, ModelSpec] = {
     "ridge": "ridge",
     "kernel_ridge": {"model": "kernel_ridge", "presence": "prior"},
@@ -140,10 +127,9 @@ class HurdleEnsemble(HurdleModel):
         self._setup = Setup.read(adata, type(self).__name__)
         if members is None:
             members = DEFAULT_MEMBERS if self._setup.graph_key is None else NEIGHBOUR_MEMBERS
-        self.members = _named(members)
+        self.members = members_by_name(members)
         self.nested, self.n_folds, self.n_jobs, self.rng = nested, n_folds, n_jobs, rng
-        for name, spec in self.members.items():
-            _Member.create(name, spec, self._setup, rng)
+        self._made_members()  # bad ones are refused before training begins
         self.models_: list[HurdleModel] = []
         self.stack_: dict[str, NDArray[np.float64]] = {}
 
@@ -194,25 +180,19 @@ class HurdleEnsemble(HurdleModel):
             No training spot has MSI, or too few spots or positions for groups within groups. A member that fails is
             named.
         """
-        if self.adata is None:
-            msg = "The model was loaded without data and cannot be trained; make a new one from the AnnData."
-            raise ValueError(msg)
         setup = self._setup
-        spots, all_targets = read_spots(self.adata, setup), read_targets(self.adata, setup)
-        rows, validation = training_rows(all_targets, train_idx, validation_idx)
-        targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
-        labels, signature = signature_of(self.adata, setup)
+        data = TrainingData.read(self.adata, setup, train_idx, validation_idx)
+        train, targets, sample = data.train, data.targets, data.sample
+        labels, signature = signature_of(data.adata, setup)
         features = SpotFeatures(n_components=_COMPONENTS, seed=self.rng).fit(train, labels, signature)
-        mean_log, _ = column_moments(log_normalize(train.counts))
-        state = start_state(self.adata, setup, targets, features, mean_log)
-        sample = require_sample(self.adata, setup.sample_key)[rows]
+        state = data.start(setup, features)
         groups = inner_groups(sample, train.xy, n_groups=self.n_folds, seed=self.rng)
         units = held_out_units(sample, groups)
 
-        own = _training_data(self.adata, setup, train, rows)
+        own = training_data(data.adata, setup, train, data.rows)
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
-        todo = track(self.members.items(), "members", total=len(self.members), show=show_progress_bar)
-        models = [_Member.create(name, spec, setup, self.rng).fit(own.copy(), n_jobs=n_jobs) for name, spec in todo]
+        todo = track(self._made_members(), "members", total=len(self.members), show=show_progress_bar)
+        models = [member.fit(own.copy(), n_jobs=n_jobs) for member in todo]
         held_out = self._held_out(models, own, train, targets.metabolites, groups, n_jobs, show_progress_bar)
 
         predicted = np.stack([targets.metabolites.isin(m.metabolites) for m in models])
@@ -220,6 +200,7 @@ class HurdleEnsemble(HurdleModel):
         if not kept.all():
             logger.warning("Metabolites that no member predicts are left out: %s", listing(targets.metabolites[~kept]))
             targets = Targets(targets.intensity[:, kept], targets.presence[:, kept], targets.metabolites[kept])
+            data = replace(data, targets=targets)
             held_out, predicted = held_out[..., kept], predicted[:, kept]
             state.metabolites, state.feature_table = targets.metabolites, state.feature_table.loc[kept]
         truth = (targets.presence, targets.where_present())
@@ -229,14 +210,19 @@ class HurdleEnsemble(HurdleModel):
             for y, h, within in zip(truth, held_out, (None, units), strict=True)
         ]
         self.models_, self.stack_, self.state_ = models, dict(zip(STAGES, stack, strict=True)), state
-        state.training = summarise_training(self.adata, setup, rows)
-        if validation is None:
-            probability, intensity = (_weighted(h, w) for h, w in zip(held_out, stack, strict=True))
-            without = np.asarray((np.isnan(probability) | np.isnan(targets.presence)).all(axis=0))
-            self._calibrate(targets, probability, intensity, units, without, places=(sample, train.xy))
+        probability, intensity = (_weighted(h, w) for h, w in zip(held_out, stack, strict=True))
+        without = np.asarray((np.isnan(probability) | np.isnan(targets.presence)).all(axis=0))
+        self._calibrate_after(data, probability, intensity, units, self.rng, without)
+        if data.validation is None:
             self._borrow_calibration(without)
-            return
-        self._calibrate_on(spots, all_targets, validation, self.rng)
+
+    def _made_members(self) -> list[Member]:
+        members = [Member.create(name, spec, self._setup, self.rng) for name, spec in self.members.items()]
+        for member in members:
+            if issubclass(member.cls, HurdleEnsemble):
+                msg = f"Member {member.name!r} is an ensemble itself; list its members instead."
+                raise ValueError(msg)
+        return members
 
     def _held_out(
         self,
@@ -259,12 +245,12 @@ class HurdleEnsemble(HurdleModel):
             if made is None or made.shape[1] != len(train):  # a member may be told to train on part of the spots
                 missing.append(k)
                 continue
-            _place(held_out[:, k], made, model.state.metabolites, metabolites)
-        members = [_Member.create(name, spec, self._setup, self.rng) for name, spec in self.members.items()]
+            place(held_out[:, k], made, model.state.metabolites, metabolites)
+        members = self._made_members()
         tasks = [(k, g) for g in np.unique(groups) for k in missing]
         if not tasks:
             return held_out
-        jobs = (joblib.delayed(_predict_group)(members[k], own, train, groups == g, metabolites) for k, g in tasks)
+        jobs = (joblib.delayed(predict_group)(members[k], own, train, groups == g, metabolites) for k, g in tasks)
         done = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
         parts = track(done, "held-out predictions", total=len(tasks), show=show_progress_bar)
         for (k, g), part in zip(tasks, parts, strict=True):
@@ -285,7 +271,7 @@ class HurdleEnsemble(HurdleModel):
             state.residuals = state.residuals.with_columns(np.array([m]), member.residuals.take(at))
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        parts = np.stack([_stages_of(m, spots, self.state.metabolites) for m in self.models_], axis=1)
+        parts = np.stack([stages_of(m, spots, self.state.metabolites) for m in self.models_], axis=1)
         probability, intensity = (_weighted(p, self.stack_[stage]) for p, stage in zip(parts, STAGES, strict=True))
         return np.clip(probability, 0, 1), intensity
 
@@ -312,155 +298,8 @@ class HurdleEnsemble(HurdleModel):
         return {"members": self.members, "nested": self.nested, "n_folds": self.n_folds, "rng": self.rng}
 
 
-@dataclass(frozen=True)
-class _Member:
-    """How to make one member."""
-
-    name: str
-    cls: type[Any]
-    params: dict[str, Any]
-    fields: dict[str, Any]
-    train: dict[str, Any]
-
-    @classmethod
-    def create(cls, name: str, spec: ModelSpec, setup: Setup, seed: int) -> _Member:
-        """Check a specification, and fill in what the ensemble decides."""
-        model, params, off, train = resolve(spec)
-        if model is HurdleEnsemble:
-            msg = f"Member {name!r} is an ensemble itself; list its members instead."
-            raise ValueError(msg)
-        fields = dict(vars(setup))
-        for key, value in off.items():
-            if key == "covariate_keys":
-                kept = set([value] if isinstance(value, str) else value or ()) <= set(setup.covariate_keys)
-            else:
-                kept = key in fields and value in (None, fields[key])
-            if not kept:
-                msg = (
-                    f"Member {name!r} has setup {key}={value!r}, which is not part of the ensemble's: set the ensemble "
-                    "up with every input; members can only switch inputs off (None)."
-                )
-                raise ValueError(msg)
-            fields[key] = value
-        if not model._reads_graph(params):
-            fields["graph_key"] = None
-        if not model._reads_prior(params):
-            del fields["prior_key"]
-        return cls(name, model, {"rng": seed} | params, fields, train)
-
-    def fit(self, adata: AnnData, *, n_jobs: int = 1) -> HurdleModel:
-        """Train on all spots of an AnnData, which gets the marks of the setup."""
-        takes_jobs = "n_jobs" in inspect.signature(self.cls).parameters
-        params = ({"n_jobs": n_jobs} if takes_jobs else {}) | self.params
-        try:
-            with _only_errors():
-                self.cls.setup_anndata(adata, **self.fields)
-                model: HurdleModel = self.cls(adata, **params)
-                model.train(show_progress_bar=False, **self.train)  # type: ignore[attr-defined]
-        except ValueError as error:
-            msg = f"Member {self.name!r} failed on {adata.n_obs} training spots: {error}"
-            raise ValueError(msg) from error
-        return model
-
-
-def _named(members: Sequence[ModelSpec] | Mapping[str, ModelSpec]) -> dict[str, ModelSpec]:
-    """Members by name, as plain values; those of a sequence are called by their family, numbered where it repeats."""
-    if isinstance(members, str) or (isinstance(members, Mapping) and "model" in members):
-        members = [members]
-    if isinstance(members, Mapping):
-        named = named_models(members)
-    else:
-        named = {}
-        for spec in members:
-            family = spec if isinstance(spec, str) else spec.get("model", "member")
-            name = family = family.__name__ if isinstance(family, type) else str(family)
-            while name in named:
-                name = f"{family}_{len(named) + 1}"
-            named[name] = spec
-    if not named:
-        msg = "An ensemble needs at least one member."
-        raise ValueError(msg)
-    plain: dict[str, ModelSpec] = {
-        name: spec if isinstance(spec, str) else {k: v.__name__ if isinstance(v, type) else v for k, v in spec.items()}
-        for name, spec in named.items()
-    }
-    try:
-        json.dumps(plain)
-    except TypeError as error:
-        msg = f"Options of members must be plain values, so that the model can be saved ({error})."
-        raise ValueError(msg) from error
-    return plain
-
-
-def _training_data(adata: AnnData, setup: Setup, train: Spots, rows: NDArray[np.int64]) -> AnnData:
-    """The training spots with what the setup names and nothing else, so that the user's object is left alone."""
-    named = {n for v in vars(setup).values() for n in ([v] if isinstance(v, str) else v or ())}
-    obs = adata.obs.iloc[rows][[c for c in adata.obs if c in named]].copy()
-    # names may repeat, of which anndata would warn at every copy
-    obs.index = pd.RangeIndex(len(rows)).astype(str)
-    own = AnnData(
-        X=train.counts if setup.layer is None else None,
-        obs=obs,
-        var=adata.var,
-        uns={k: v for k, v in adata.uns.items() if k in named | {Key.uns.MSI} - {Key.uns.SETUP}},
-        varm={k: v for k, v in adata.varm.items() if k in named},
-        layers={} if setup.layer is None else {setup.layer: train.counts},
-    )
-    for key, value in adata.obsm.items():
-        if key in named | {Key.obsm.SPATIAL}:
-            own.obsm[key] = value.iloc[rows].set_axis(obs.index) if isinstance(value, pd.DataFrame) else value[rows]
-    if setup.graph_key is not None:
-        own.obsp[setup.graph_key] = train.graph
-    return own
-
-
-def _predict_group(
-    member: _Member, own: AnnData, train: Spots, group: NDArray[np.bool_], metabolites: pd.Index
-) -> NDArray[np.float64]:
-    """Both stages for the spots of one group by a member trained on the others, shape (2, spots, metabolites)."""
-    inside = np.flatnonzero(~group)
-    model = member.fit(own[inside].copy())
-    held_out = train.take(np.flatnonzero(group))
-    covariates = held_out.covariates
-    if covariates is not None:
-        covariates = covariates.copy()
-        for name, known in model.state.features.categories.items():
-            if not isinstance(known, tuple):
-                # A category of this group alone (a batch, say) would be refused: the most frequent other one stands in
-                values, usual = covariates[name].astype(str), own.obs[name].iloc[inside].astype(str).mode()[0]
-                covariates[name] = values.where(values.isin(known), usual)
-    # clusters are assigned, as they are in new data
-    held_out = replace(held_out, covariates=covariates, cluster=None)
-    with _only_errors():
-        return _stages_of(model, held_out, metabolites)
-
-
-def _stages_of(model: HurdleModel, spots: Spots, metabolites: pd.Index) -> NDArray[np.float64]:
-    """Both stages of a member, shape (2, spots, metabolites), NaN for metabolites that it leaves out."""
-    stages = np.full((len(STAGES), len(spots), len(metabolites)), np.nan)
-    _place(stages, np.stack(model._stages(spots)), model.state.metabolites, metabolites)
-    return stages
-
-
-def _place(into: NDArray[np.float64], stages: NDArray[np.float64], own: pd.Index, metabolites: pd.Index) -> None:
-    """Put the columns of a member's metabolites where they belong among all."""
-    at = own.get_indexer(metabolites)
-    into[:, :, at >= 0] = stages[:, :, at[at >= 0]]
-
-
 def _weighted(predictions: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
     """Weighted mean over the members that made a prediction, NaN where none with weight did; (spots, metabolites)."""
     share = np.where(np.isnan(predictions), 0, weights[:, None])
     total = share.sum(axis=0)
     return np.where(total > 0, (share * np.nan_to_num(predictions)).sum(axis=0) / np.where(total > 0, total, 1), np.nan)
-
-
-@contextmanager
-def _only_errors() -> Iterator[None]:
-    """Without what members note about their part of the data, which the ensemble says once for all of it."""
-    before = logger.level
-    logger.setLevel(max(before, logging.ERROR))
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -10,23 +10,13 @@ import joblib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from stmsi._core.expression import column_moments, log_normalize
 from stmsi._core.folds import groups_where_measured, held_out_units, inner_groups
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._progress import track
 from stmsi._settings import settings
-from stmsi._validate import check_choice, listing, require_sample
-from stmsi.model._base import (
-    HurdleModel,
-    Targets,
-    drop_unmeasured,
-    read_targets,
-    signature_of,
-    start_state,
-    summarise_training,
-    training_rows,
-)
+from stmsi._validate import check_choice, listing
+from stmsi.model._base import HurdleModel
 from stmsi.model._features import Context, SignatureStage, SpotFeatures, check_stages
 from stmsi.model._intensity import IntensityFamily, Regression, fit_regression
 from stmsi.model._payload import read_payload, write_payload
@@ -34,7 +24,9 @@ from stmsi.model._presence import Classifier, PresenceFamily, fit_classifiers
 from stmsi.model._prior import GenePrior, PriorUse, fit_classifier_with, fit_regression_with
 from stmsi.model._setup import Setup, read_prior
 from stmsi.model._similarity import KernelMap, NeighbourMap
-from stmsi.model._spots import Spots, read_spots
+from stmsi.model._spots import Spots
+from stmsi.model._targets import Targets
+from stmsi.model._training import TrainingData, signature_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -243,20 +235,14 @@ class HurdleLinear(HurdleModel):
         ValueError
             No training spot has MSI, or too few spots for inner folds.
         """
-        if self.adata is None:
-            msg = "The model was loaded without data and cannot be trained; make a new one from the AnnData."
-            raise ValueError(msg)
         setup = self._setup
-        spots, all_targets = read_spots(self.adata, setup), read_targets(self.adata, setup)
-        rows, validation = training_rows(all_targets, train_idx, validation_idx)
-        targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
-        labels, signature = signature_of(self.adata, setup)
+        data = TrainingData.read(self.adata, setup, train_idx, validation_idx)
+        train, targets, sample = data.train, data.targets, data.sample
+        labels, signature = signature_of(data.adata, setup)
         features = SpotFeatures(self.n_top_genes, self.n_components, self.rng, self.context, self.signature_stages).fit(
             train, labels, signature
         )
-        mean_log, _ = column_moments(log_normalize(train.counts))
-        state = start_state(self.adata, setup, targets, features, mean_log)
-        sample = require_sample(self.adata, setup.sample_key)[rows]
+        state = data.start(setup, features)
         groups = inner_groups(sample, train.xy, n_groups=self.n_folds, seed=self.rng)
         for_intensity, for_presence = features.transform(train)
         shared: KernelMap | NeighbourMap | None = None
@@ -273,8 +259,8 @@ class HurdleLinear(HurdleModel):
         present = targets.where_present()
         prior, values = None, []
         if setup.prior_key is not None:
-            known = read_prior(self.adata, setup.prior_key, all_targets.metabolites)
-            prior = GenePrior.fit(train, known[:, all_targets.metabolites.isin(targets.metabolites)], self.prior)
+            known = read_prior(data.adata, setup.prior_key, data.all_targets.metabolites)
+            prior = GenePrior.fit(train, known[:, data.all_targets.metabolites.isin(targets.metabolites)], self.prior)
             values = prior.values(train)
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
         jobs = (
@@ -300,15 +286,10 @@ class HurdleLinear(HurdleModel):
                 *((prior.strength[stage] > 0).sum() for stage in STAGES), len(both),
             )  # fmt: skip
         self.state_ = state
-        state.training = summarise_training(self.adata, setup, rows)
         probability = np.column_stack([c.held_out for c in self.classifiers_])
         intensity = np.column_stack([r.held_out for r in self.regressions_])
         self.held_out_ = np.stack([probability, intensity])
-        if validation is None:
-            units = held_out_units(sample, groups)
-            self._calibrate(targets, probability, intensity, units, places=(sample, train.xy))
-            return
-        self._calibrate_on(spots, all_targets, validation, self.rng)
+        self._calibrate_after(data, probability, intensity, held_out_units(sample, groups), self.rng)
 
     def _folds(
         self,

@@ -11,62 +11,40 @@ import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from scipy.special import expit
 from scvi import REGISTRY_KEYS
 from scvi.data import AnnDataManager
-from scvi.data.fields import (
-    CategoricalJointObsField,
-    CategoricalObsField,
-    LayerField,
-    NumericalJointObsField,
-    NumericalObsField,
-    ObsmField,
-)
-from scvi.dataloaders import AnnDataLoader
 from scvi.model.base import BaseModelClass
 
-from stmsi._core.folds import sections_or_blocks
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import check_choice, listing, require_anndata, require_sample, require_unique
-from stmsi.model._base import (
-    MIN_GENES,
-    FittedState,
-    HurdleModel,
-    Targets,
-    read_targets,
-)
-from stmsi.model._context import CONTEXT_COMPONENTS, set_context
+from stmsi.model._base import MIN_GENES, HurdleModel
+from stmsi.model._context import CONTEXT_COMPONENTS
 from stmsi.model._features import SignatureStage, SpotFeatures, check_stages
-from stmsi.model._fields import OptionalObsmField
-from stmsi.model._metabolites import Described, training_metabolites
+from stmsi.model._fields import ROW_KEY, scvi_fields
+from stmsi.model._metabolites import training_metabolites
 from stmsi.model._net_parts import (
     measured_data,
     panel_data,
+    presence_counts,
     setup_arguments,
     target_moments,
 )
 from stmsi.model._net_training import NetTraining
 from stmsi.model._payload import read_payload, write_payload
-from stmsi.model._presence import platt
 from stmsi.model._runtime import quiet, seeded
 from stmsi.model._setup import Setup, read_prior
-from stmsi.model._spots import Spots, read_spots
+from stmsi.model._spots import read_spots
+from stmsi.model._targets import Targets, read_targets
 from stmsi.model.encoders import ENCODERS, MetaboliteEncoder
 from stmsi.model.modules import HurdleModule
-from stmsi.model.modules._hurdle import CLUSTER_KEY, FEATURES_KEY, METABOLITES_KEY, PRESENCE_KEY
+from stmsi.model.modules._hurdle import CLUSTER_KEY, FEATURES_KEY, METABOLITES_KEY
 from stmsi.model.modules._losses import INTENSITY_LOSSES, PRESENCE_LOSSES, IntensityLoss, PresenceLoss
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
-
-_PREDICT_BATCH = 4096
-_MIN_EVIDENCE = 10
-"""Held-out spots with, and without, a metabolite that its calibration needs."""
-_ROW_KEY = "_indices"
-"""Column of ``obs`` with the row of each spot, as scvi-tools calls it."""
 
 
 class HurdleNet(NetTraining, BaseModelClass):
@@ -250,12 +228,6 @@ class HurdleNet(NetTraining, BaseModelClass):
         names = (f"n_{FEATURES_KEY}_{i}" for i in range(len(self.registry_["field_registries"])))
         return tuple(int(self.summary_stats[n]) for n in names if n in self.summary_stats)
 
-    @property
-    def _uses_context(self) -> bool:
-        """Whether the encoder sees other spots."""
-        encoder = ENCODERS[self._hyper["encoder"]]
-        return encoder.uses_graph or encoder.uses_section
-
     @classmethod
     def setup_anndata(
         cls,
@@ -331,9 +303,9 @@ class HurdleNet(NetTraining, BaseModelClass):
             cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
             feature_key=feature_key, prior_key=prior_key,
         )  # fmt: skip
-        adata.obs[_ROW_KEY] = np.arange(adata.n_obs)
+        adata.obs[ROW_KEY] = np.arange(adata.n_obs)
         with quiet():
-            manager = AnnDataManager(fields=_fields(adata, setup), setup_method_args=setup_method_args)
+            manager = AnnDataManager(fields=scvi_fields(adata, setup), setup_method_args=setup_method_args)
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
@@ -449,36 +421,6 @@ class HurdleNet(NetTraining, BaseModelClass):
         )
         return model
 
-    def _remember(self, rows: NDArray[np.int64]) -> None:
-        """Put training spots into the bank of a retrieval encoder."""
-        module = self.module
-        if module.encoder.bank is None:
-            return
-        module.eval()
-        with torch.no_grad(), quiet(), seeded(self._hyper["rng"]):
-            loader = self._make_data_loader(adata=self.adata, indices=rows, batch_size=_PREDICT_BATCH)
-            parts = [module.targets({k: v.to(module.device) for k, v in tensors.items()}) for tensors in loader]
-            module.encoder.remember(*(torch.cat(values) for values in zip(*parts, strict=True)))
-
-    def _carry_over(self, calibrated: FittedState) -> None:
-        """Calibration of the run with held-out spots for the one on all spots, metabolite by metabolite."""
-        state = self.state
-        at = calibrated.metabolites.get_indexer(state.metabolites)
-        kept = at >= 0
-        if not kept.all():
-            logger.warning(
-                "Metabolites measured only in the spots held out for calibration are left out: %s",
-                listing(state.metabolites[~kept]),
-            )
-            state.metabolites, state.feature_table = state.metabolites[kept], state.feature_table.loc[kept]
-            at = at[kept]
-        assert self.platt_ is not None
-        assert calibrated.residuals is not None
-        self.platt_ = self.platt_[at]
-        state.threshold, state.spread = calibrated.threshold[at], calibrated.spread[at]
-        state.residuals = calibrated.residuals.take(at)
-        state.feature_table = calibrated.feature_table.iloc[at]
-
     def _set_buffers(
         self,
         features: SpotFeatures,
@@ -490,7 +432,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         """Statistics of the training spots that the module normalises with."""
         module = self.module
         mean, scale = target_moments(targets.where_present())
-        n1, n0 = _counts(targets.presence)
+        n1, n0 = presence_counts(targets.presence)
         full = {name: np.full(len(keep), fill) for name, fill in (("mean", 0.0), ("scale", 1.0), ("weight", 1.0))}
         full["mean"][keep], full["scale"][keep] = mean, scale
         full["weight"][keep] = np.where((n1 > 0) & (n0 > 0), np.clip(n0 / np.maximum(n1, 1), 0.05, 20), 1.0)
@@ -542,159 +484,9 @@ class HurdleNet(NetTraining, BaseModelClass):
         known[used] = self.module.encoder.prior.cpu().numpy()[:, : len(used)].T > 0  # type: ignore[union-attr, operator]
         return pd.DataFrame(known, index=genes, columns=self._registered_metabolites())
 
-    @property
-    def _descriptors(self) -> tuple[str, ...]:
-        return tuple(self._hyper["encoder_kwargs"].get("descriptors", ()))
-
-    def _set_context(self, spots: Spots, features: SpotFeatures, parts: Sequence[NDArray[np.int64]]) -> None:
-        """Neighbourhoods or sections of all spots; edges between the parts are cut, as are sections that they share."""
-        set_context(self.module, self._hyper["encoder"], spots, features, parts, self._setup.sample_key)
-
     def _cluster_categories(self) -> list[str]:
         state = self.registry_["field_registries"][CLUSTER_KEY]["state_registry"]
         return [str(c) for c in state["categorical_mapping"]]
-
-    def predict_unseen(
-        self, features: pd.DataFrame, adata: AnnData | None = None, *, min_genes: float = MIN_GENES
-    ) -> pd.DataFrame:
-        """Pattern of metabolites that training did not have, from their m/z and descriptors: an experiment.
-
-        For ``encoder="transformer"`` with ``encoder_kwargs={"query_dropout": 0.1}`` or so: without it, training never asks
-        for a metabolite by what is known of it alone. Nothing is known of how much of such a metabolite there is, so that it has no
-        presence, no unit and no interval: only where there should be more and where less. Whether that can be believed, must be
-        tried with metabolites left out; see the page on interpretation in the user guide.
-
-        Parameters
-        ----------
-        features
-            One row per metabolite, its id as index: ``mz`` (Da; NaN where unknown) and the ``descriptors`` of the model.
-        adata, min_genes
-            As for :meth:`predict_presence`.
-
-        Returns
-        -------
-        DataFrame spots x metabolites, float32: intensity given presence in standard deviations from its mean, on the scale on
-        which the model learns all metabolites.
-
-        Raises
-        ------
-        ValueError
-            Another encoder, no ``query_dropout``, a model that corrects ridge, or neither m/z nor descriptors are known of a metabolite.
-        KeyError
-            A descriptor is not there.
-        """
-        encoder = self.module.encoder
-        if not isinstance(encoder, MetaboliteEncoder):
-            msg = (
-                f"encoder={self._hyper['encoder']!r} knows metabolites by their place in the output only; "
-                'use encoder="transformer", which asks for them by m/z.'
-            )
-            raise ValueError(msg)
-        if not self._hyper["encoder_kwargs"].get("query_dropout"):
-            msg = (
-                "The model was trained without query_dropout, and never asked for a metabolite by its m/z alone; train it with "
-                'encoder_kwargs={"query_dropout": 0.1}.'
-            )
-            raise ValueError(msg)
-        if self._hyper["residual"] is not None:
-            msg = "The model corrects ridge regressions, which know no other metabolites; train it with residual=None."
-            raise ValueError(msg)
-        known = Described.read(features, self._descriptors, "features")
-        unknown = np.isnan(known.mz) & np.isnan(known.descriptors).all(axis=1)
-        if unknown.any():
-            msg = f"Nothing is known of {listing(features.index[unknown])}: give each an 'mz' in Da."
-            raise ValueError(msg)
-        spots = self._query_spots(adata, min_genes)
-        device = self.module.device
-        parts = []
-        self.module.eval()
-        with torch.inference_mode(), quiet(), seeded(self._hyper["rng"]):
-            queries = encoder.ask_unseen(torch.tensor(known.mz), torch.tensor(known.descriptors))
-            at = torch.full((len(features),), -1, device=device)
-            for tensors in self._batches(spots, self._predict_batch):
-                given = self.module._get_inference_input(tensors)
-                inputs = {k: None if v is None else v.to(device) for k, v in given.items()}
-                x = self.module.expression(inputs.pop("x"))  # type: ignore[arg-type]
-                embedded = self.module.embed(x, **inputs, metabolites=at, queries=queries)
-                parts.append(self.module.generative(**embedded)["mean"].cpu().numpy())
-        return pd.DataFrame(np.vstack(parts), index=spots.names, columns=features.index, dtype=np.float32)
-
-    def _fit_calibration(
-        self, spots: Spots, all_targets: Targets, rows: NDArray[np.int64], validation: NDArray[np.int64]
-    ) -> None:
-        """Platt's sigmoid of each metabolite, thresholds and intervals from the validation spots."""
-        self._remember(rows)
-        targets = all_targets.some(validation, self.state.metabolites)
-        logit, intensity = self._forward(spots)
-        self.platt_ = np.array([platt(s, p) for s, p in zip(logit.T, targets.presence.T, strict=True)])
-        # A sigmoid and a threshold fitted to a handful of spots are noise. The logits of a class-balanced loss, shifted
-        # by the base rate of the training spots, are the better guess; where training has one class only, so is that.
-        n1, n0 = _counts(targets.presence)
-        trained1, trained0 = _counts(all_targets.some(rows, self.state.metabolites).presence)
-        few = (n1 < _MIN_EVIDENCE) | (n0 < _MIN_EVIDENCE)
-        one_class = few & ((trained1 == 0) | (trained0 == 0))
-        shift = few & ~one_class
-        keep = all_targets.metabolites.isin(self.state.metabolites)
-        weight = self.module.positive_weight.cpu().numpy().astype(np.float64)[keep]
-        self.platt_[shift] = np.column_stack([np.ones(len(weight)), -np.log(weight)])[shift]
-        odds = np.log((trained1 + n1 + 1) / (trained0 + n0 + 1))
-        self.platt_[one_class] = np.column_stack([np.full(len(odds), 1e-6), odds])[one_class]
-        assert self.adata is not None
-        sample = require_sample(self.adata, self._setup.sample_key)[validation]
-        units = sections_or_blocks(sample, spots.xy, seed=self._hyper["rng"])
-        probability = expit(logit * self.platt_[:, 0] + self.platt_[:, 1])
-        self._calibrate(targets, probability, intensity, units, shift, places=(sample, spots.xy))
-
-    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        if spots.covariates is not None:
-            self.state.features.covariates(spots)  # refuses categories that training did not have
-        logit, intensity = self._forward(spots)
-        assert self.platt_ is not None
-        return expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity
-
-    def _forward(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Log-odds and intensity given presence of the metabolites that the model predicts."""
-        logits, means = [], []
-        self.module.eval()
-        # loaders draw from torch's global generator
-        with torch.inference_mode(), quiet(), seeded(self._hyper["rng"]):
-            batches = self._batches(spots, self._predict_batch)
-            with self.module.sections_summed_up():
-                for tensors in batches:
-                    outputs = self.module.inference(**self.module._get_inference_input(tensors))
-                    heads = self.module.read_out(**outputs)
-                    logits.append(heads["logit"].cpu())
-                    means.append((heads["mean"] * self.module.target_scale + self.module.target_mean).cpu())
-        take = self._outputs()
-        return tuple(torch.cat(v).numpy().astype(np.float64)[:, take] for v in (logits, means))  # type: ignore[return-value]
-
-    @property
-    def _predict_batch(self) -> int:
-        encoder = self.module.encoder
-        return min(_PREDICT_BATCH, encoder.largest_batch) if isinstance(encoder, MetaboliteEncoder) else _PREDICT_BATCH
-
-    def _batches(self, spots: Spots, batch_size: int) -> AnnDataLoader:
-        """The spots in batches of tensors, without what is measured."""
-        setup, state = self._setup, self.state
-        names = pd.RangeIndex(len(spots)).astype(str)  # names of query spots may repeat
-        query = panel_data(spots, setup, state, names)
-        query.obs[_ROW_KEY] = np.arange(len(spots))
-        if self._uses_context:
-            self._set_context(spots, state.features, [np.arange(len(spots))])
-        with quiet():
-            manager = AnnDataManager(fields=_fields(query, setup), setup_method_args={})
-            manager.register_fields(query, source_registry=self.registry_)
-        inputs = [k for k in manager.data_registry if k not in (METABOLITES_KEY, PRESENCE_KEY)]
-        return AnnDataLoader(manager, batch_size=batch_size, data_and_attributes=inputs)
-
-    def _outputs(self) -> NDArray[np.int64]:
-        """Output of the module that belongs to each metabolite that the model predicts."""
-        return np.asarray(self._registered_metabolites().get_indexer(self.state.metabolites))
-
-    def _registered_metabolites(self) -> pd.Index:
-        """Ids of the outputs of the module."""
-        state = self.registry_["field_registries"][METABOLITES_KEY]["state_registry"]
-        return pd.Index([str(c) for c in state["column_names"]])
 
     def _write(self, directory: Path) -> None:
         # the attributes that scvi-tools saves, but without its pickle
@@ -735,33 +527,3 @@ class HurdleNet(NetTraining, BaseModelClass):
         return dict(self._hyper)
 
     __repr__ = HurdleModel.__repr__
-
-
-def _fields(adata: AnnData, setup: Setup) -> list[Any]:
-    """The fields of the setup, as scvi-tools registers them."""
-    fields: list[Any] = [
-        LayerField(REGISTRY_KEYS.X_KEY, setup.layer, is_count_data=False),
-        OptionalObsmField(METABOLITES_KEY, setup.metabolite_key),
-    ]
-    if setup.presence_key is not None:
-        fields.append(OptionalObsmField(PRESENCE_KEY, setup.presence_key))
-    fields.append(NumericalObsField(REGISTRY_KEYS.INDICES_KEY, _ROW_KEY))
-    fields += [ObsmField(f"{FEATURES_KEY}_{i}", key) for i, key in enumerate(setup.feature_key)]
-    if setup.cluster_key is not None:
-        fields.append(CategoricalObsField(CLUSTER_KEY, setup.cluster_key))
-    numeric = [k for k in setup.covariate_keys if _is_number(adata.obs[k])]
-    categorical = [k for k in setup.covariate_keys if k not in numeric]
-    if categorical:
-        fields.append(CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical))
-    if numeric:
-        fields.append(NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, numeric))
-    return fields
-
-
-def _is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
-
-
-def _counts(presence: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Spots with, and without, each metabolite; NaN counts as neither."""
-    return (presence > 0).sum(axis=0), (presence == 0).sum(axis=0)

@@ -18,10 +18,10 @@ from stmsi.model._persist import CARD
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stmsi.model._base import FittedState
     from stmsi.model._features import SpotFeatures
     from stmsi.model._setup import Setup
     from stmsi.model._spots import Spots
+    from stmsi.model._state import FittedState
 
 _MIN_SCALE = 1e-6
 _MIN_IN_SECTION = 3
@@ -222,3 +222,8 @@ def check_checkpoint(directory: str | Path | None) -> Path | None:
         msg = f"checkpoint_dir={str(path)!r} exists and is not a model that stmsi wrote (no {CARD}); name a new folder."
         raise FileExistsError(msg)
     return path
+
+
+def presence_counts(presence: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Spots with, and without, each metabolite; NaN counts as neither."""
+    return (presence > 0).sum(axis=0), (presence == 0).sum(axis=0)

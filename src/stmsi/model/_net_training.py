@@ -13,26 +13,15 @@ import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from scvi.model.base import UnsupervisedTrainingMixin
 
-from stmsi._core.expression import column_moments, log_normalize
 from stmsi._core.folds import held_out_group, inner_groups, sections_or_blocks
 from stmsi._logging import logger
 from stmsi._progress import current_display
 from stmsi._settings import settings
 from stmsi._validate import require_sample
-from stmsi.model._base import (
-    FittedState,
-    HurdleModel,
-    Targets,
-    drop_unmeasured,
-    read_targets,
-    signature_of,
-    start_state,
-    summarise_training,
-    training_rows,
-)
 from stmsi.model._callbacks import AverageWeights, EpochBar, KeepBestWeights
 from stmsi.model._context import CONTEXT_COMPONENTS
 from stmsi.model._features import SpotFeatures
+from stmsi.model._net_calibration import NetCalibration
 from stmsi.model._net_parts import (
     check_checkpoint,
     linear_path,
@@ -44,6 +33,9 @@ from stmsi.model._persist import save_model
 from stmsi.model._runtime import plain_interrupts, quiet, seeded, threads
 from stmsi.model._setup import Setup
 from stmsi.model._spots import Spots, read_spots
+from stmsi.model._state import FittedState
+from stmsi.model._targets import Targets, drop_unmeasured, read_targets, training_rows
+from stmsi.model._training import require_data, signature_of, start_state, summarise_training
 from stmsi.model.modules import HurdleModule
 from stmsi.model.modules._hurdle import Stage
 
@@ -77,7 +69,7 @@ class _Run:
     directory: Path | None
 
 
-class NetTraining(HurdleModel, UnsupervisedTrainingMixin):
+class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
     """Training of :class:`stmsi.model.HurdleNet`, which says what module and data there are."""
 
     module: HurdleModule
@@ -176,9 +168,7 @@ class NetTraining(HurdleModel, UnsupervisedTrainingMixin):
         ``training="two_stage"`` none of the second stage) is it left untrained. Interrupted while it is refitted, it is the
         model before that.
         """
-        if self.adata is None:
-            msg = "The model was loaded without data and cannot be trained; make a new one from the AnnData."
-            raise ValueError(msg)
+        adata = require_data(self.adata)
         if max_epochs < 1:
             msg = f"max_epochs must be at least 1, found {max_epochs!r}."
             raise ValueError(msg)
@@ -190,11 +180,11 @@ class NetTraining(HurdleModel, UnsupervisedTrainingMixin):
             )
             raise ValueError(msg)
         setup = self._setup
-        spots, targets = read_spots(self.adata, setup), read_targets(self.adata, setup)
+        spots, targets = read_spots(adata, setup), read_targets(adata, setup)
         rows, validation = training_rows(targets, train_idx, validation_idx)
         given = validation is not None
         if validation is None:
-            sample = require_sample(self.adata, setup.sample_key)[rows]
+            sample = require_sample(adata, setup.sample_key)[rows]
             xy = None if spots.xy is None else spots.xy[rows]
             measured = ~np.isnan(targets.intensity[rows])
             held_out = held_out_group(sample, xy, measured, seed=self._hyper["rng"])
@@ -333,10 +323,9 @@ class NetTraining(HurdleModel, UnsupervisedTrainingMixin):
             n_components = CONTEXT_COMPONENTS if many else _COMPONENTS
             features = SpotFeatures(self._hyper["n_top_genes"], n_components, self._hyper["rng"])
             features.fit(replace(train, graph=None), labels, signature)
-            mean_log, _ = column_moments(log_normalize(train.counts))
             self.module = self._new_module()
             self._set_buffers(features, labels, signature, targets, all_targets.metabolites.isin(targets.metabolites))
-            self.state_ = start_state(self.adata, setup, targets, features, mean_log)
+            self.state_ = start_state(self.adata, setup, targets, features, train)
         else:
             self.module = self._new_module()
             self.module.load_state_dict(start.weights)

@@ -22,7 +22,8 @@ from stmsi._validate import listing
 if TYPE_CHECKING:
     from anndata import AnnData
 
-    from stmsi.model._base import FittedState, HurdleModel
+    from stmsi.model._base import HurdleModel
+    from stmsi.model._state import FittedState
 
 CARD = "stmsi.json"
 FORMAT = 2

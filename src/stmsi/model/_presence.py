@@ -11,7 +11,7 @@ import numpy as np
 from scipy.special import expit
 
 from stmsi._core.logistic import balanced_logistic
-from stmsi._core.metrics import auroc
+from stmsi._core.metrics_presence import auroc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 import numpy as np
 
 from stmsi._core.expression import column_moments, log_normalize, neighbour_mean
-from stmsi._core.metrics import auroc
+from stmsi._core.metrics_presence import auroc
 from stmsi.model._intensity import IntensityFamily, Regression, fit_regression, within_units
 from stmsi.model._presence import Classifier, PresenceFamily, fit_classifier
 

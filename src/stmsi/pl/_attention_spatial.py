@@ -12,9 +12,9 @@ from stmsi._keys import Key
 from stmsi._validate import get_table, listing, require_frame, require_metabolites, require_rows, suggest
 from stmsi.pl._drivers import is_attention, programme_labels, record_of
 from stmsi.pl._grid import Colours, draw_grid
-from stmsi.pl._layers import Layer, as_list, table_samples
+from stmsi.pl._layers import Layer, as_list
 from stmsi.pl._panels import hand_back
-from stmsi.pl._sections import load_section
+from stmsi.pl._sections import load_sections
 from stmsi.pl._style import PERCENTILES
 
 if TYPE_CHECKING:
@@ -151,11 +151,9 @@ def attention_spatial(
     record = record_of(adata, key)
     name, weights = _per_spot(adata, key, record, metabolite)
     layers = _token_layers(adata, key, name, weights, tokens, n_top)
-    samples = table_samples(adata, sample_key, sample)
-    several = adata.obs[sample_key].nunique() > 1 and (sample is None or len(samples) > 1)
-    sections = [
-        load_section(data, adata, s, sample_key=sample_key, spot_diameter=spot_diameter, image=image) for s in samples
-    ]
+    sections, several = load_sections(
+        data, adata, sample, sample_key=sample_key, spot_diameter=spot_diameter, image=image
+    )
     figure, axes = draw_grid(layers, sections, colours, several=several, ncols=ncols, scalebar=scalebar, ax=ax)
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stmsi._core import metrics
+from stmsi._core import metrics_presence
 from stmsi._keys import Key
 from stmsi._validate import get_table, require_frame, require_sample
 from stmsi.pl._panels import get_axes, hand_back
@@ -146,7 +146,7 @@ def _reliability_diagram(place: Axes, present: np.ndarray, probability: np.ndarr
     place.vlines(x, low, high, color=PALETTE[0], alpha=0.4, linewidth=2)
     place.plot(x, y, color=PALETTE[0], linewidth=1)
     place.scatter(x, y, s=10 + 60 * np.array(size) / max(size), color=PALETTE[0], zorder=3)
-    error = float(np.nanmedian(metrics.ece(present, probability)))
+    error = float(np.nanmedian(metrics_presence.ece(present, probability)))
     place.set_title(f"median calibration error {error:.3f}", fontsize=STYLE.title_size)
     place.set_xlabel("probability of presence", fontsize=STYLE.label_size)
     place.set_ylabel("share present", fontsize=STYLE.label_size)

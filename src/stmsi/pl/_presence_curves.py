@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stmsi._core import metrics
+from stmsi._core import metrics_presence
 from stmsi._keys import Key
 from stmsi._measured import measured_presence
 from stmsi._validate import get_table, require_frame, require_sample
@@ -112,10 +112,10 @@ def presence_curves(
         ids, present, probability = ids[at], present[:, at], probability[:, at]
     figure, axes = get_axes(2, 2, ax, _SIZE)
     tpr, precision = curves(present, probability)
-    prevalence = metrics.prevalence(present)
+    prevalence = metrics_presence.prevalence(present)
     kinds = (
-        (axes[0], tpr, metrics.auroc(present, probability), "AUROC"),
-        (axes[1], precision, metrics.auprc(present, probability), "AUPRC"),
+        (axes[0], tpr, metrics_presence.auroc(present, probability), "AUROC"),
+        (axes[1], precision, metrics_presence.auprc(present, probability), "AUPRC"),
     )
     for place, values, area, what in kinds:
         if metabolite is None:
@@ -159,7 +159,7 @@ def presence_of(
             raise KeyError(msg)
     ids = probability.columns[probability.columns.isin(there.columns)]
     truth = there.loc[rows, ids].to_numpy(np.float64)
-    mean = metrics.prevalence(truth)
+    mean = metrics_presence.prevalence(truth)
     both = (mean > 0) & (mean < 1)
     if not both.any():
         msg = "No metabolite has spots with it and spots without it; there is nothing to rank."
@@ -171,7 +171,7 @@ def curves(
     present: NDArray[np.float64], probability: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """True positive rate at false positive rates, and precision at recalls, of the grid; shape (grid, metabolites)."""
-    hits, called, last, n1, n0 = metrics.ranked_hits(present, probability)
+    hits, called, last, n1, n0 = metrics_presence.ranked_hits(present, probability)
     tpr, precision = np.empty((len(_GRID), present.shape[1])), np.empty((len(_GRID), present.shape[1]))
     for m in range(present.shape[1]):
         keep = last[:, m].astype(bool) & (called[:, m] > 0)

@@ -12,8 +12,11 @@ import numpy as np
 from stmsi._elements import VISIUM_SPOT_DIAMETER
 from stmsi._keys import Key
 from stmsi._validate import instances, is_spatialdata, listing, require_frame, require_sample
+from stmsi.pl._layers import table_samples
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
@@ -107,6 +110,25 @@ class Section:
         """Width over height of a panel with this section."""
         left, top, right, bottom = self.bounds
         return float(np.clip((right - left) / (1.1 * (bottom - top)), 0.5, 2.5))
+
+
+def load_sections(
+    data: Data,
+    adata: AnnData,
+    sample: str | Sequence[str] | None,
+    *,
+    sample_key: str,
+    spot_diameter: float | None,
+    image: bool,
+) -> tuple[list[Section], bool]:
+    """The sections asked for (`None`: all), and whether the reader must be told which is which."""
+    names = table_samples(adata, sample_key, sample)
+    sections = [
+        load_section(data, adata, name, sample_key=sample_key, spot_diameter=spot_diameter, image=image)
+        for name in names
+    ]
+    several = adata.obs[sample_key].nunique() > 1 and (sample is None or len(names) > 1)
+    return sections, several
 
 
 def load_section(

@@ -19,11 +19,10 @@ from stmsi.pl._layers import (
     is_width,
     layer_frame,
     readable_names,
-    table_samples,
     trust,
 )
 from stmsi.pl._panels import hand_back
-from stmsi.pl._sections import load_section
+from stmsi.pl._sections import load_sections
 from stmsi.pl._style import INTENSITY_CMAP, PERCENTILES, WIDTH_CMAP
 
 if TYPE_CHECKING:
@@ -139,12 +138,9 @@ def spatial(
     adata = get_table(data, table_key)
     require_rows(adata)
     layers = _layers(adata, as_list(metabolite), key)
-    samples = table_samples(adata, sample_key, sample)
-    several = adata.obs[sample_key].nunique() > 1 and (sample is None or len(samples) > 1)
-    sections = [
-        load_section(data, adata, name, sample_key=sample_key, spot_diameter=spot_diameter, image=image)
-        for name in samples
-    ]
+    sections, several = load_sections(
+        data, adata, sample, sample_key=sample_key, spot_diameter=spot_diameter, image=image
+    )
     figure, axes = draw_grid(layers, sections, colours, several=several, ncols=ncols, scalebar=scalebar, ax=ax)
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 

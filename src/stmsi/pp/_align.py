@@ -14,7 +14,8 @@ from stmsi._logging import logger
 from stmsi._progress import track
 from stmsi._settings import settings
 from stmsi._validate import check_choice, get_table, listing, require_spatialdata, sample_names
-from stmsi.pp._automatic import AutomaticMethod, automatic_input
+from stmsi.pp._automatic import automatic_input
+from stmsi.pp._automatic_fit import AutomaticMethod
 from stmsi.pp._histology import histology_method
 from stmsi.pp._landmarks import expand, has_landmarks, landmark_pair
 from stmsi.pp._section_fit import GivenFit, LandmarkFit, Method, Result, Task, check_landmarks_place, run

@@ -322,7 +322,7 @@ def _drivers(case: _Case, drivers: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _spatial(case: _Case, n_shifts: int, rng: np.random.Generator) -> list[dict[str, Any]]:
     from stmsi.model._attribution import attribution_spots
-    from stmsi.model._base import read_targets
+    from stmsi.model._targets import read_targets
 
     adata, model = case.adata, case.model
     spots = attribution_spots(model, adata, float(case.params["min_genes"]))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stmsi._core import metrics, metrics_maps
+from stmsi._core import metrics, metrics_maps, metrics_presence
 from stmsi._keys import Key
 from stmsi._measured import measured_presence, presence_key_of
 from stmsi._validate import (
@@ -238,15 +238,15 @@ def _presence_scores(
     """Scores of stage 1 in one section, and why some do not exist."""
     called = np.where(np.isnan(pred), np.nan, pred > 0)
     scores = {
-        "precision": metrics.precision(there, called),
-        "recall": metrics.recall(there, called),
-        "f1": metrics.f1(there, called),
-        "mcc": metrics.mcc(there, called),
-        "auroc": metrics.auroc(there, p),
-        "auprc": metrics.auprc(there, p),
-        "prevalence": metrics.prevalence(there),
-        "brier": metrics.brier(there, p),
-        "ece": metrics.ece(there, p),
+        "precision": metrics_presence.precision(there, called),
+        "recall": metrics_presence.recall(there, called),
+        "f1": metrics_presence.f1(there, called),
+        "mcc": metrics_presence.mcc(there, called),
+        "auroc": metrics_presence.auroc(there, p),
+        "auprc": metrics_presence.auprc(there, p),
+        "prevalence": metrics_presence.prevalence(there),
+        "brier": metrics_presence.brier(there, p),
+        "ece": metrics_presence.ece(there, p),
     }
     known = ~(np.isnan(there) | np.isnan(called))
     why = {

@@ -92,7 +92,7 @@ def oversample(
     >>> stmsi.model.HurdleLinear.setup_anndata(balanced)
     >>> model = stmsi.model.HurdleLinear(balanced)
     """
-    from stmsi.model._base import resolve_rows
+    from stmsi.model._targets import resolve_rows
 
     adata = get_table(data, table_key)
     require_rows(adata)
