@@ -59,3 +59,17 @@ def test_classifiers_of_several_metabolites_are_those_of_each(family):
         np.testing.assert_equal(a.strength, b.strength)
         np.testing.assert_allclose(a.predict(X), b.predict(X), atol=1e-3)
         np.testing.assert_allclose(a.held_out, b.held_out, atol=1e-3)
+
+
+def test_one_class_is_refused():
+    with pytest.raises(ValueError, match="positive and negative spots of every target"):
+        balanced_logistic(np.eye(4), np.array([[1, 1], [0, 1], [1, np.nan], [0, 1]]), np.ones(2))
+
+
+def test_where_the_other_groups_have_one_class_their_share_is_predicted():
+    X, groups = np.random.default_rng(4).normal(size=(90, 3)), np.repeat(np.arange(3), 30)
+    present = np.where(groups == 0, X[:, 0] > 0, 0).astype(float)
+    fitted = fit_classifiers(X, present[:, None], groups, "logistic", 0)[0]
+    assert fitted.estimator is not None
+    np.testing.assert_array_equal(fitted.held_out[groups == 0], 0.0)
+    assert (fitted.held_out[groups > 0] > 0).all()

@@ -55,3 +55,16 @@ def test_coordinates_find_their_way_inside_a_section(st, tmp_path) -> None:
     del rest.obsm["spatial"]
     with pytest.raises(KeyError, match="reads positions"):
         model.predict_intensity(rest)
+
+
+def test_shuffled_genes_take_their_clusters_along(st) -> None:
+    stmsi.pp.gene_signatures(st, cluster_key="domain")
+    setup = {"signature_key": "signature", "cluster_key": "domain"}
+    # present in one cluster: what knows the cluster of a spot knows it all
+    first = st.obs["domain"].astype(str) == st.obs["domain"].astype(str).iloc[0]
+    st.obsm["msi"].iloc[:, 0] = np.where(st.obsm["msi"].iloc[:, 0].isna(), np.nan, first.to_numpy() * 1.0)
+    model = stmsi.tl._predict_metabolites.train_model(
+        st, {"model": "shuffled_genes", **SIZE}, setup, show_progress_bar=False
+    )
+    assert model.state.feature_table["held_out_auroc"].iloc[0] < 0.65
+    assert st.obs["domain"].dtype == "category"

@@ -379,6 +379,13 @@ def test_a_member_that_fails_is_named(ready):
         model.train()
 
 
+def test_a_member_that_lacks_what_it_reads_is_named(ready):
+    del ready.obsm["spatial"]
+    model = HurdleEnsemble(ready, members={"first": "coordinates"})
+    with pytest.raises(KeyError, match=r"Member 'first' failed on \d+ training spots: The control reads positions"):
+        model.train()
+
+
 def test_members_take_the_seed_of_the_ensemble_unless_they_have_one(ready):
     model = HurdleEnsemble(ready, members={"a": PRIOR, "b": {**PRIOR, "rng": 3}}, n_folds=2, rng=7)
     model.train()

@@ -142,6 +142,15 @@ def test_other_classes_are_not_made(tmp_path, name):
         read_payload(tmp_path)
 
 
+def test_classes_that_have_moved_are_found(tmp_path):
+    write_payload(tmp_path, {"value": FittedState(Setup(), None, None, pd.Index(["a"]))})
+    structure = tmp_path / "model.json"
+    text = structure.read_text()
+    assert "stmsi.model._state:FittedState" in text
+    structure.write_text(text.replace("stmsi.model._state:FittedState", "stmsi.model._base:FittedState"))
+    assert list(read_payload(tmp_path)["value"].metabolites) == ["a"]
+
+
 @pytest.mark.parametrize(
     "tree",
     [

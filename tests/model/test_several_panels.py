@@ -130,3 +130,13 @@ def test_sections_of_one_panel_predict_another_section(panels, st):
     assert query.obsm["msi_pred"].iloc[:, OWN].std().min() > 0
     features = stmsi.get.feature_table(query, key="msi_pred")
     assert features["mz"].notna().all(), "also of those that the first table did not have"
+
+
+def test_a_metabolite_whose_presence_was_never_called_is_left_out(st, caplog):
+    unknown = st.obsm["msi"].columns[1]
+    st.obsm["msi_presence"][unknown] = np.nan
+    HurdleLinear.setup_anndata(st, presence_key="msi_presence")
+    model = HurdleLinear(st, n_components=5, n_folds=2)
+    model.train(show_progress_bar=False)
+    assert unknown not in model.metabolites
+    assert f"never measured in the training spots are left out: {unknown}" in caplog.text.replace("'", "")

@@ -103,3 +103,17 @@ def test_learnability(st) -> None:
     assert table["morans_i"].between(-0.3, 1).all()
     with pytest.raises(ValueError, match="No scored metabolite"):
         stmsi.tl.learnability(st, scores.assign(metabolite="z"))
+
+
+def test_learnability_of_metabolites_measured_in_different_spots(st) -> None:
+    ids = list(st.obsm["msi"].columns)
+    scores = pd.DataFrame({"sample": "P1S1", "metabolite": ids, "stage": "intensity", "pearson": 0.5})
+    before = stmsi.tl.learnability(st, scores).set_index("metabolite")
+    half = np.arange(st.n_obs) % 2 == 0
+    st.obsm["msi"].loc[half, ids[0]] = np.nan
+    st.obsm["msi"].loc[~half, ids[1]] = np.nan
+    st.obsm["msi"].iloc[5:, 2] = np.nan
+    after = stmsi.tl.learnability(st, scores).set_index("metabolite")
+    pd.testing.assert_frame_equal(after.loc[ids[3:]], before.loc[ids[3:]])
+    np.testing.assert_allclose(after.loc[ids[:2], "prevalence"], before.loc[ids[:2], "prevalence"], atol=0.1)
+    assert after.loc[ids[:2], "morans_i"].notna().all()

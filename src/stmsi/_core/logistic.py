@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from stmsi._logging import logger
+
 _GRADIENT = 1e-3
 """Largest gradient left, in coordinates in which the curvature is about 1: log-odds are then right to about as much."""
 _MAX_ITERATIONS = 1000
@@ -45,13 +47,21 @@ def balanced_logistic(X: NDArray[np.float64], Y: NDArray[np.float64], C: NDArray
         Positive: 1, negative: 0, NaN: not measured; shape (spots, targets). Every target needs both classes.
     C
         Inverse strength of the penalty of each target, shape (targets,).
+
+    Raises
+    ------
+    ValueError
+        A target with one class only.
     """
     measured = ~np.isnan(Y).all(axis=1)
     X, Y = X[measured], Y[measured]
     known = ~np.isnan(Y)
     positive = known & (np.nan_to_num(Y) > 0)
     n, n1 = known.sum(axis=0), positive.sum(axis=0)
-    weight = known * np.where(positive, n / (2 * np.maximum(n1, 1)), n / (2 * np.maximum(n - n1, 1)))
+    if not ((n1 > 0) & (n1 < n)).all():
+        msg = "Logistic regression needs positive and negative spots of every target."
+        raise ValueError(msg)
+    weight = known * np.where(positive, n / (2 * n1), n / (2 * (n - n1)))
     sign = np.where(positive, 1.0, -1.0)
 
     centre = X.mean(axis=0)
@@ -88,6 +98,8 @@ def balanced_logistic(X: NDArray[np.float64], Y: NDArray[np.float64], C: NDArray
         loss, np.zeros((len(values) + 1) * Y.shape[1]), jac=True, method="L-BFGS-B",
         options={"gtol": _GRADIENT, "ftol": 0, "maxiter": _MAX_ITERATIONS, "maxfun": 2 * _MAX_ITERATIONS},
     )  # fmt: skip
+    if not solved.success:
+        logger.warning("Logistic regressions of presence have not converged: %s", solved.message)
     v = solved.x.reshape(-1, Y.shape[1])
     weights = (axes @ (scale * v[:-1])).T
     offsets = step * v[-1] - weights @ centre

@@ -101,7 +101,7 @@ def to_mudata(
         if drop_not_measured:
             table = table[~np.isnan(table.X).all(axis=1)].copy()
         parts[key] = table
-    # those of the spots are put in once, without a prefix
+    # columns of the spots are put in once, without a prefix
     with _modalities_keep_their_columns():
         out = MuData(parts)
         for name in adata.obs:

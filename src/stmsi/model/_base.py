@@ -187,8 +187,8 @@ class HurdleModel:
         -------
         DataFrame spots x metabolites, float32.
         """
-        prediction = self._predict_all(adata, min_genes=min_genes)
         check_choice(how, ("expected", "mask"), "how")
+        prediction = self._predict_all(adata, min_genes=min_genes)
         return prediction.expected if how == "expected" else prediction.intensity.where(prediction.expected > 0, 0)
 
     def predict_interval(

@@ -12,7 +12,7 @@ from stmsi._core.attribution import torus_shift
 from stmsi._core.folds import held_out_units, inner_groups
 from stmsi._keys import Key
 from stmsi._validate import check_choice, require_frame, require_sample
-from stmsi.model._features import SpotFeatures
+from stmsi.model._features import STAGES, SpotFeatures
 from stmsi.model._linear import HurdleLinear
 from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._spots import Spots
@@ -36,7 +36,8 @@ class ControlLinear(HurdleLinear):
     adata
         Spots x genes after :meth:`setup_anndata`.
     control
-        ``"shuffled_genes"``: spots of a section swap their genes; what is left to learn are levels. ``"toroidal_shift"``:
+        ``"shuffled_genes"``: spots of a section swap their genes, and the clusters found from them; what is left to learn
+        are levels, and what further features (histology) and covariates of the setup tell. ``"toroidal_shift"``:
         the metabolites of a section are shifted on a torus, so that both keep their patterns in space, and lose each other.
     params
         Of :class:`HurdleLinear`.
@@ -76,6 +77,11 @@ class ControlLinear(HurdleLinear):
                 out.X = adata.X[source]
             else:
                 out.layers[setup.layer] = adata.layers[setup.layer][source]
+            if setup.cluster_key is not None:
+                # clusters were found from the genes, and would tell of those that the spot had
+                out.obs[setup.cluster_key] = adata.obs[setup.cluster_key].to_numpy()[source]
+                if isinstance(adata.obs[setup.cluster_key].dtype, pd.CategoricalDtype):
+                    out.obs[setup.cluster_key] = out.obs[setup.cluster_key].astype(adata.obs[setup.cluster_key].dtype)
             return out
         xy = _positions(adata.obsm.get(Key.obsm.SPATIAL))
         source = torus_shift(xy, np.unique(sample.astype(str), return_inverse=True)[1], rng)
@@ -150,7 +156,7 @@ class CoordinatesOnly(HurdleLinear):
             k = min(_NEIGHBOURS, len(source))
             distance, at = KDTree(place[source]).query(query[own], k=np.arange(1, k + 1))
             weight = np.exp(-0.5 * (distance / np.maximum(np.median(distance), 1e-9)) ** 2) + 1e-9
-            for stage, key in enumerate(("presence", "intensity")):
+            for stage, key in enumerate(STAGES):
                 values = known[key]
                 # where none of the neighbours has it, the mean of all
                 mean = np.nansum(values[source], axis=0) / np.maximum((~np.isnan(values[source])).sum(axis=0), 1)

@@ -18,9 +18,9 @@ from stmsi._progress import track
 from stmsi._settings import settings
 from stmsi._validate import listing
 from stmsi.model._base import HurdleModel
-from stmsi.model._features import SpotFeatures
+from stmsi.model._features import STAGES, SpotFeatures
 from stmsi.model._linear import HurdleLinear
-from stmsi.model._member import STAGES, Member, members_by_name, place, predict_group, stages_of, training_data
+from stmsi.model._member import Member, members_by_name, place, predict_group, reduced_adata, stages_of
 from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._persist import load, save_model
 from stmsi.model._registry import ModelSpec
@@ -129,7 +129,7 @@ class HurdleEnsemble(HurdleModel):
             members = DEFAULT_MEMBERS if self._setup.graph_key is None else NEIGHBOUR_MEMBERS
         self.members = members_by_name(members)
         self.nested, self.n_folds, self.n_jobs, self.rng = nested, n_folds, n_jobs, rng
-        self._made_members()  # bad ones are refused before training begins
+        self._make_members()  # bad ones are refused before training begins
         self.models_: list[HurdleModel] = []
         self.stack_: dict[str, NDArray[np.float64]] = {}
 
@@ -189,9 +189,9 @@ class HurdleEnsemble(HurdleModel):
         groups = inner_groups(sample, train.xy, n_groups=self.n_folds, seed=self.rng)
         units = held_out_units(sample, groups)
 
-        own = training_data(data.adata, setup, train, data.rows)
+        own = reduced_adata(data.adata, setup, train, data.rows)
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
-        todo = track(self._made_members(), "members", total=len(self.members), show=show_progress_bar)
+        todo = track(self._make_members(), "members", total=len(self.members), show=show_progress_bar)
         models = [member.fit(own.copy(), n_jobs=n_jobs) for member in todo]
         held_out = self._held_out(models, own, train, targets.metabolites, groups, n_jobs, show_progress_bar)
 
@@ -216,7 +216,7 @@ class HurdleEnsemble(HurdleModel):
         if data.validation is None:
             self._borrow_calibration(without)
 
-    def _made_members(self) -> list[Member]:
+    def _make_members(self) -> list[Member]:
         members = [Member.create(name, spec, self._setup, self.rng) for name, spec in self.members.items()]
         for member in members:
             if issubclass(member.cls, HurdleEnsemble):
@@ -246,7 +246,7 @@ class HurdleEnsemble(HurdleModel):
                 missing.append(k)
                 continue
             place(held_out[:, k], made, model.state.metabolites, metabolites)
-        members = self._made_members()
+        members = self._make_members()
         tasks = [(k, g) for g in np.unique(groups) for k in missing]
         if not tasks:
             return held_out

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Context: TypeAlias = Literal["pooled", "diffused"]
 SignatureStage: TypeAlias = Literal["presence", "intensity"]
+STAGES: tuple[SignatureStage, SignatureStage] = ("presence", "intensity")
 
 _DIFFUSION_STEPS = 2
 _OOD_COMPONENTS = 30

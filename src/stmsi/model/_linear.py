@@ -1,4 +1,4 @@
-"""Two-stage prediction with scikit-learn estimators."""
+"""Two-stage prediction with one estimator per metabolite and stage."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stmsi._progress import track
 from stmsi._settings import settings
 from stmsi._validate import check_choice, listing
 from stmsi.model._base import HurdleModel
-from stmsi.model._features import Context, SignatureStage, SpotFeatures, check_stages
+from stmsi.model._features import STAGES, Context, SignatureStage, SpotFeatures, check_stages
 from stmsi.model._intensity import IntensityFamily, Regression, fit_regression
 from stmsi.model._payload import read_payload, write_payload
 from stmsi.model._presence import Classifier, PresenceFamily, fit_classifiers
@@ -34,13 +34,12 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
-STAGES: tuple[SignatureStage, SignatureStage] = ("presence", "intensity")
 _TOGETHER = 16
-"""Metabolites that are fitted in one job. A number of its own, so that results do not depend on the number of jobs."""
+"""Metabolites whose presence is fitted in one job. A number of its own, so that results do not depend on the number of jobs."""
 
 
 class HurdleLinear(HurdleModel):
-    """Presence, then intensity, each by one scikit-learn estimator per metabolite.
+    """Presence, then intensity, each by one estimator per metabolite, most of them of scikit-learn.
 
     Genes become the principal components of the most variable ones (with a graph, a spot's neighbourhood is a second
     input; features named at setup are appended); the presence stage also sees the signature mask of the spot's cluster.
@@ -55,7 +54,8 @@ class HurdleLinear(HurdleModel):
         Spots x genes after :meth:`setup_anndata`.
     presence
         First stage: ``"prior"`` (training prevalence), ``"logistic"``, ``"svm"`` (linear) or ``"mlp"`` (a network with
-        one output), with balanced classes and Platt-calibrated probabilities.
+        one output), with balanced classes and Platt-calibrated probabilities. The logistic regressions of several
+        metabolites are solved together, to about 0.001 in log-odds: within that, one depends on the others.
     intensity
         Second stage, fitted where the metabolite is present: ``"mean"``, ``"linear"`` (least squares), ``"ridge"``,
         ``"lasso"``, ``"pls"``, ``"kernel_ridge"`` (RBF on unit-variance rows, at most 500 Nystroem landmarks),
@@ -263,27 +263,30 @@ class HurdleLinear(HurdleModel):
             prior = GenePrior.fit(train, known[:, data.all_targets.metabolites.isin(targets.metabolites)], self.prior)
             values = prior.values(train)
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
+        parts = folds.parts(_TOGETHER if self.presence == "logistic" and prior is None else 1)
         jobs = (
             joblib.delayed(_fit_both)(
                 for_presence, inputs[k], targets.presence[:, own], present[:, own], folds.kinds[k][0],
                 self.presence, self.intensity, self.rng, folds.kinds[k][1],
                 None if prior is None else [prior.columns(values, m) for m in own],
             )
-            for k, own in folds.parts()
+            for k, own in parts
         )  # fmt: skip
         fitted = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
         description = f"{self.presence} + {self.intensity}"
-        parts = track(fitted, description, total=len(folds.parts()), show=show_progress_bar)
-        place = np.argsort(np.concatenate([own for _, own in folds.parts()]))
-        together = [one for part in parts for one in part]
-        both = [together[i] for i in place]
-        self.classifiers_, self.regressions_ = [b[0] for b in both], [b[1] for b in both]
+        both: dict[int, tuple[Classifier, Regression, tuple[float, float]]] = {}
+        for (_, own), part in zip(
+            parts, track(fitted, description, total=len(parts), show=show_progress_bar), strict=True
+        ):
+            both |= dict(zip(own, part, strict=True))
+        ordered = [both[m] for m in range(len(both))]
+        self.classifiers_, self.regressions_ = [b[0] for b in ordered], [b[1] for b in ordered]
         self.map_, self.prior_ = shared, prior
         if prior is not None:
-            prior.strength = {stage: np.array([b[2][i] for b in both]) for i, stage in enumerate(STAGES)}
+            prior.strength = {stage: np.array([b[2][i] for b in ordered]) for i, stage in enumerate(STAGES)}
             logger.info(
                 "The prior is used for presence of %d and intensity of %d of %d metabolites.",
-                *((prior.strength[stage] > 0).sum() for stage in STAGES), len(both),
+                *((prior.strength[stage] > 0).sum() for stage in STAGES), len(ordered),
             )  # fmt: skip
         self.state_ = state
         probability = np.column_stack([c.held_out for c in self.classifiers_])
@@ -383,11 +386,11 @@ class _Folds:
     kinds: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
     of: list[int]
 
-    def parts(self) -> list[tuple[int, NDArray[np.int64]]]:
-        """Metabolites that are fitted together: a kind of folds, and which of those that have it."""
+    def parts(self, size: int) -> list[tuple[int, NDArray[np.int64]]]:
+        """Metabolites that are fitted in one job, `size` at most: a kind of folds, and which of those that have it."""
         kind = np.array(self.of)
         own = [(k, np.flatnonzero(kind == k)) for k in np.unique(kind)]
-        return [(int(k), part) for k, of in own for part in np.split(of, range(_TOGETHER, len(of), _TOGETHER))]
+        return [(int(k), part) for k, of in own for part in np.split(of, range(size, len(of), size))]
 
 
 def _fit_both(

@@ -16,6 +16,7 @@ from anndata import AnnData
 
 from stmsi._keys import Key
 from stmsi._logging import logger
+from stmsi.model._features import STAGES
 from stmsi.model._registry import ModelSpec, named_models, resolve
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from stmsi.model._base import HurdleModel
     from stmsi.model._setup import Setup
     from stmsi.model._spots import Spots
-
-STAGES = ("presence", "intensity")
 
 
 @dataclass(frozen=True)
@@ -70,9 +69,10 @@ class Member:
                 self.cls.setup_anndata(adata, **self.fields)
                 model: HurdleModel = self.cls(adata, **params)
                 model.train(show_progress_bar=False, **self.train)  # type: ignore[attr-defined]
-        except ValueError as error:
-            msg = f"Member {self.name!r} failed on {adata.n_obs} training spots: {error}"
-            raise ValueError(msg) from error
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = error.args[0] if error.args else error  # a KeyError puts its text into quotes
+            msg = f"Member {self.name!r} failed on {adata.n_obs} training spots: {reason}"
+            raise type(error)(msg) from error
         return model
 
 
@@ -105,9 +105,10 @@ def members_by_name(members: Sequence[ModelSpec] | Mapping[str, ModelSpec]) -> d
     return plain
 
 
-def training_data(adata: AnnData, setup: Setup, train: Spots, rows: NDArray[np.int64]) -> AnnData:
+def reduced_adata(adata: AnnData, setup: Setup, train: Spots, rows: NDArray[np.int64]) -> AnnData:
     """The training spots with what the setup names and nothing else, so that the user's object is left alone."""
     named = {n for v in vars(setup).values() for n in ([v] if isinstance(v, str) else v or ())}
+    recorded = named | {Key.uns.MSI}
     obs = adata.obs.iloc[rows][[c for c in adata.obs if c in named]].copy()
     # names may repeat, of which anndata would warn at every copy
     obs.index = pd.RangeIndex(len(rows)).astype(str)
@@ -115,7 +116,7 @@ def training_data(adata: AnnData, setup: Setup, train: Spots, rows: NDArray[np.i
         X=train.counts if setup.layer is None else None,
         obs=obs,
         var=adata.var,
-        uns={k: v for k, v in adata.uns.items() if k in named | {Key.uns.MSI} - {Key.uns.SETUP}},
+        uns={k: v for k, v in adata.uns.items() if k in recorded},
         varm={k: v for k, v in adata.varm.items() if k in named},
         layers={} if setup.layer is None else {setup.layer: train.counts},
     )

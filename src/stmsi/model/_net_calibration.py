@@ -81,7 +81,7 @@ class NetCalibration(NetPrediction):
                 "Metabolites measured only in the spots held out for calibration are left out: %s",
                 listing(state.metabolites[~kept]),
             )
-            state.metabolites, state.feature_table = state.metabolites[kept], state.feature_table.loc[kept]
+            state.metabolites = state.metabolites[kept]
             at = at[kept]
         assert self.platt_ is not None
         assert calibrated.residuals is not None

@@ -210,6 +210,7 @@ def merge_calibration(old: FittedState, new: FittedState, at: NDArray[np.bool_])
         spread=spread,
         residuals=old.residuals.with_columns(at, new.residuals),
         feature_table=table,
+        copula=None,  # of the old spots; fitted anew to those that calibrated
     )
 
 

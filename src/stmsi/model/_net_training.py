@@ -31,12 +31,10 @@ from stmsi.model._net_parts import (
 )
 from stmsi.model._persist import save_model
 from stmsi.model._runtime import plain_interrupts, quiet, seeded, threads
-from stmsi.model._setup import Setup
 from stmsi.model._spots import Spots, read_spots
 from stmsi.model._state import FittedState
 from stmsi.model._targets import Targets, drop_unmeasured, read_targets, training_rows
 from stmsi.model._training import require_data, signature_of, start_state, summarise_training
-from stmsi.model.modules import HurdleModule
 from stmsi.model.modules._hurdle import Stage
 
 if TYPE_CHECKING:
@@ -72,12 +70,8 @@ class _Run:
 class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
     """Training of :class:`stmsi.model.HurdleNet`, which says what module and data there are."""
 
-    module: HurdleModule
-    platt_: NDArray[np.float64] | None
     history_: dict[str, Any] | None
     is_trained_: bool
-    _setup: Setup
-    _hyper: dict[str, Any]
 
     def train(  # type: ignore[override]
         self,

@@ -18,6 +18,7 @@ import pandas as pd
 
 from stmsi._keys import Key
 from stmsi._validate import listing
+from stmsi.model._registry import CLASSES
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -30,13 +31,6 @@ FORMAT = 2
 """To be raised when an older stmsi would misread what is written. Fields with a default can be added without."""
 _PICKLED = 1
 """The last format that held pickled objects."""
-_CLASSES = {
-    "HurdleLinear": "stmsi.model._linear",
-    "HurdleNet": "stmsi.model._net",
-    "HurdleEnsemble": "stmsi.model._ensemble",
-    "CoordinatesOnly": "stmsi.model._controls",
-    "ControlLinear": "stmsi.model._controls",
-}
 _PACKAGES = ("stmsi", "numpy", "scipy", "pandas", "scikit-learn", "torch", "scvi-tools")
 _ENSEMBL = {
     "ENSG": "Homo sapiens", "ENSMUSG": "Mus musculus", "ENSRNOG": "Rattus norvegicus", "ENSDARG": "Danio rerio",
@@ -238,15 +232,15 @@ def load_as(dir_path: str | Path, adata: AnnData | None, expected: str | None) -
     if expected is not None and name != expected:
         msg = f"{path} holds a {name}, not a {expected}; load it with stmsi.model.load or {name}.load."
         raise ValueError(msg)
-    if name not in _CLASSES:
-        msg = f"{path} holds a {name!r}, which this version does not know; known: {listing(_CLASSES)}."
+    if name not in CLASSES:
+        msg = f"{path} holds a {name!r}, which this version does not know; known: {listing(CLASSES)}."
         raise ValueError(msg)
     for file, size in card.get("files", {}).items():
         n_bytes = (path / file).stat().st_size if (path / file).is_file() else 0
         if n_bytes != size:
             msg = f"{path} is damaged: {file} has {n_bytes} of {size} bytes; copy it again or save the model again."
             raise ValueError(msg)
-    model: HurdleModel = getattr(import_module(_CLASSES[name]), name)._read(path, adata)
+    model: HurdleModel = getattr(import_module(CLASSES[name]), name)._read(path, adata)
     model._about = {k: card[k] for k in ("license", "about") if k in card}
     return model
 

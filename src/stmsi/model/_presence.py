@@ -138,20 +138,24 @@ def _fit_usable(
     score = scores[best, :, column].T
     estimators = _fit_columns(F, present, family, strengths[best], seed)
     return [
-        _calibrated(e, y, s, float(strength))
+        _calibrated(e, y, s, groups, float(strength))
         for e, y, s, strength in zip(estimators, present.T, score.T, strengths[best], strict=True)
     ]
 
 
 def _calibrated(
-    estimator: Any, present: NDArray[np.float64], score: NDArray[np.float64], strength: float
+    estimator: Any,
+    present: NDArray[np.float64],
+    score: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    strength: float,
 ) -> Classifier:
     """An estimator with the sigmoid that fits its held-out scores."""
-    known = ~np.isnan(present)
-    prior = float((present[known] > 0).mean())
+    without = _constant(present, groups)
     slope, offset = platt(score, present)
-    held_out = np.where(np.isnan(score), prior, expit(slope * np.nan_to_num(score) + offset))
-    return Classifier(estimator, prior, slope, offset, strength, np.where(known, held_out, np.nan))
+    # where the other groups are all of one class, their share is what can be said
+    held_out = np.where(np.isnan(score), without.held_out, expit(slope * np.nan_to_num(score) + offset))
+    return Classifier(estimator, without.prior, slope, offset, strength, held_out)
 
 
 def _fit_columns(

@@ -26,7 +26,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "toroidal_shift": {"model": "ControlLinear", "control": "toroidal_shift"},
 }
 """Name of a family -> class and hyper-parameters. The last three, and ``"mean"``, are negative controls."""
-_CLASSES = {
+CLASSES = {
     "HurdleLinear": "stmsi.model._linear",
     "HurdleNet": "stmsi.model._net",
     "HurdleEnsemble": "stmsi.model._ensemble",
@@ -50,12 +50,12 @@ def resolve(spec: ModelSpec) -> tuple[type[Any], dict[str, Any], dict[str, Any],
     name = params.pop("model")
     if isinstance(name, type):
         name = name.__name__
-    check_choice(name, [*FAMILIES, *_CLASSES], "model")
+    check_choice(name, [*FAMILIES, *CLASSES], "model")
     setup, train = dict(params.pop("setup", {})), dict(params.pop("train", {}))
     if name in FAMILIES:
         params = FAMILIES[name] | params
         name = params.pop("model")
-    return getattr(import_module(_CLASSES[name]), name), params, setup, train
+    return getattr(import_module(CLASSES[name]), name), params, setup, train
 
 
 def named_models(models: ModelSpec | Sequence[str] | Mapping[str, ModelSpec]) -> dict[str, ModelSpec]:

@@ -42,7 +42,7 @@ class Targets:
 
 
 def read_targets(adata: AnnData, setup: Setup) -> Targets:
-    """Measured intensities and presence; metabolites that were measured nowhere are left out with a warning."""
+    """Measured intensities and presence of all metabolites and spots."""
     frame = require_frame(adata, setup.metabolite_key, "stmsi.pp.map_to_spots writes it.")
     Y = frame.to_numpy(dtype=np.float64)
     if setup.presence_key is None:
@@ -56,7 +56,7 @@ def read_targets(adata: AnnData, setup: Setup) -> Targets:
 def drop_unmeasured(targets: Targets, rows: NDArray[np.int64]) -> Targets:
     """The targets of some spots, without metabolites that none of them has measured."""
     Y, P = targets.intensity[rows], targets.presence[rows]
-    measured = np.asarray(~np.isnan(Y).all(axis=0))
+    measured = np.asarray((~np.isnan(Y) & ~np.isnan(P)).any(axis=0))
     if not measured.any():
         msg = "No metabolite was measured in any training spot: all intensities are NaN. Check alignment and mapping."
         raise ValueError(msg)

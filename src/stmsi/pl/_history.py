@@ -184,7 +184,7 @@ def _history_of(model: Any) -> Any:
     if not hasattr(model, "history_"):
         msg = (
             f"A {kind} has no training curves: it is fitted at once, without epochs. How well it does on held-out spots, "
-            "tells model.metabolite_table or stmsi.tl.cross_validate."
+            "tells model.card['metabolites'] or stmsi.tl.cross_validate."
         )
         raise ValueError(msg)
     if not _has_history(model):

@@ -10,7 +10,7 @@ from scipy.stats import spearmanr
 
 from stmsi._validate import listing, suggest
 from stmsi.pl._panels import get_axes, hand_back
-from stmsi.pl._performance import _READABLE
+from stmsi.pl._performance import READABLE, REFERENCE
 from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
@@ -110,12 +110,13 @@ def learnability(
         if name == "ceiling":
             ends = np.array([max(0.0, float(np.nanmin(table[name]))), 1.0])
             place.plot(ends, ends, color="0.5", linestyle="--", linewidth=0.8)
-        place.axhline(0.5 if metric in ("auroc", "auprc") else 0.0, color="0.8", linewidth=0.8, zorder=0)
+        if metric in REFERENCE:
+            place.axhline(REFERENCE[metric], color="0.8", linewidth=0.8, zorder=0)
         place.set_title("Spearman " + ", ".join(found), fontsize=STYLE.title_size)
         place.set_xlabel(_LABELS.get(name, name), fontsize=STYLE.label_size)
         place.tick_params(labelsize=STYLE.tick_size)
         place.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel(_READABLE.get(metric, metric), fontsize=STYLE.label_size)
+    axes[0].set_ylabel(READABLE.get(metric, metric), fontsize=STYLE.label_size)
     if len(models) > 1:
         axes[0].legend(frameon=False, fontsize=STYLE.tick_size)
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)

@@ -10,6 +10,7 @@ import pandas as pd
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch
 
+from stmsi._scores import GROUP_SCORES, INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, RELATION_SCORES
 from stmsi._validate import check_choice, listing, suggest
 from stmsi.pl._layers import as_list
 from stmsi.pl._panels import get_axes, hand_back
@@ -25,13 +26,10 @@ if TYPE_CHECKING:
 _METABOLITE, _STAGE, _MODEL, _PREVALENCE = "metabolite", "stage", "model", "prevalence"
 _DEFAULT = {"intensity": "pearson", "presence": "auroc"}
 _OF_STAGE = {
-    "presence": ("prevalence", "precision", "recall", "f1", "mcc", "auroc", "auprc", "brier", "ece"),
-    "intensity": (
-        *("mse", "mae", "r2", "pearson", "spearman", "pearson_present", "coverage", "interval_width"),
-        *("ssim", "moran_measured", "moran_predicted", "hotspot_jaccard"),
-    ),
+    "presence": PRESENCE_SCORES,
+    "intensity": (*INTENSITY_SCORES, *MAP_SCORES, *RELATION_SCORES, *GROUP_SCORES),
 }
-_READABLE = {
+READABLE = {
     "pearson": "Pearson correlation",
     "spearman": "Spearman correlation",
     "pearson_present": "Pearson correlation where present",
@@ -50,8 +48,12 @@ _READABLE = {
     "hotspot_jaccard": "overlap of hot spots",
     "coverage": "coverage of the interval",
     "interval_width": "width of the interval",
+    "correlation_preserved": "correlations between metabolites preserved",
+    "gene_correlation_preserved": "correlations with genes preserved",
+    "group_agreement": "agreement of group means",
+    "differential_agreement": "agreement of differences between groups",
 }
-_REFERENCE = {"pearson": 0.0, "spearman": 0.0, "pearson_present": 0.0, "r2": 0.0, "mcc": 0.0, "auroc": 0.5}
+REFERENCE = {"pearson": 0.0, "spearman": 0.0, "pearson_present": 0.0, "r2": 0.0, "mcc": 0.0, "auroc": 0.5}
 _LOWER_IS_BETTER = ("mse", "mae", "brier", "ece", "interval_width")
 _R2_FLOOR = -1.0
 """R2 has no lower bound: a few failures would squeeze all else against the right edge."""
@@ -219,9 +221,9 @@ def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, l
     clip = metric == "r2" and min(b.values.min() for b in boxes) < _R2_FLOOR < max(b.values.max() for b in boxes)
     for box in boxes:
         _draw_box(ax, box)
-    if metric in _REFERENCE:
-        ax.axvline(_REFERENCE[metric], color="0.4", linestyle="--", linewidth=0.9, zorder=1)
-    note = [_READABLE.get(metric, metric)]
+    if metric in REFERENCE:
+        ax.axvline(REFERENCE[metric], color="0.4", linestyle="--", linewidth=0.9, zorder=1)
+    note = [READABLE.get(metric, metric)]
     if any(np.isfinite(b.prevalence) for b in boxes):
         note.append("dashed: median prevalence")
     if clip:

@@ -10,6 +10,7 @@ import pandas as pd
 from stmsi._core import metrics, metrics_maps, metrics_presence
 from stmsi._keys import Key
 from stmsi._measured import measured_presence, presence_key_of
+from stmsi._scores import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES
 from stmsi._validate import (
     check_nonnegative,
     get_table,
@@ -28,9 +29,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-PRESENCE_SCORES = ("precision", "recall", "f1", "mcc", "auroc", "auprc", "prevalence", "brier", "ece")
-INTENSITY_SCORES = ("mse", "mae", "r2", "pearson", "spearman", "pearson_present", "coverage", "interval_width")
-MAP_SCORES = ("ssim", "moran_measured", "moran_predicted", "hotspot_jaccard")
 _BLOCK = 32
 """Metabolites scored at a time: their columns stay in the processor's cache, which halves the time."""
 

@@ -14,6 +14,8 @@ from stmsi._validate import get_table, listing, require_frame, require_sample
 from stmsi.tl._share_of_ceiling import read_ceiling
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from stmsi._validate import Data
 
 PROPERTIES = ("morans_i", "prevalence", "dynamic_range", "ceiling")
@@ -96,17 +98,27 @@ def learnability(
     parts = []
     for name in dict.fromkeys(sample):
         section = measured[sample == name]
-        section = section.loc[:, section.notna().any()].dropna()
-        if len(section) < 3 or section.shape[1] == 0:
-            continue
-        y = section.to_numpy(np.float64)
-        found = {k: v for k, v in marginals(y).items() if k in PROPERTIES}
-        if xy is not None:
-            place = np.asarray(xy, dtype=np.float64)[st.obs_names.get_indexer(section.index), :2]
-            found["morans_i"] = morans_i(neighbour_means(place), y)
-        parts.append(pd.DataFrame({"metabolite": section.columns.astype(str), **found}))
+        place = None if xy is None else np.asarray(xy, dtype=np.float64)[sample == name, :2]
+        parts += _properties(section, place)
     properties = pd.concat(parts).groupby("metabolite").mean() if parts else pd.DataFrame()
     if ceiling is not None:
         properties["ceiling"] = read_ceiling(ceiling).groupby("metabolite")["ceiling"].mean()
     properties = properties.reindex(columns=list(PROPERTIES))
     return out.join(properties, on="metabolite").reset_index(drop=True)
+
+
+def _properties(section: pd.DataFrame, xy: NDArray[np.float64] | None) -> list[pd.DataFrame]:
+    """Properties of the metabolites of a section, those measured in the same spots together."""
+    parts = []
+    measured = section.notna().to_numpy()
+    patterns, of = np.unique(measured, axis=1, return_inverse=True)
+    for k, rows in enumerate(patterns.T):
+        if rows.sum() < 3:
+            continue
+        own = section.loc[:, of.ravel() == k]
+        y = own.to_numpy(np.float64)[rows]
+        found = {name: v for name, v in marginals(y).items() if name in PROPERTIES}
+        if xy is not None:
+            found["morans_i"] = morans_i(neighbour_means(xy[rows]), y)
+        parts.append(pd.DataFrame({"metabolite": own.columns.astype(str), **found}))
+    return parts

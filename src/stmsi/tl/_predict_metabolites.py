@@ -42,8 +42,8 @@ def predict_metabolites(
         ST section(s), with or without MSI. SpatialData, or AnnData of spots x genes with raw counts.
     model
         A trained model, the folder of a saved one, or the name of a family (``"mean"``, ``"linear"``, ``"ridge"``,
-        ``"lasso"``, ``"pls"``, ``"kernel_ridge"``, ``"boosting"``, ``"mlp"``, ``"ensemble"``, and the
-        negative controls ``"coordinates"``, ``"shuffled_genes"``, ``"toroidal_shift"``) or a mapping with its
+        ``"lasso"``, ``"pls"``, ``"kernel_ridge"``, ``"knn"``, ``"poisson"``, ``"negative_binomial"``, ``"boosting"``, ``"mlp"``,
+        ``"ensemble"``, and the negative controls ``"coordinates"``, ``"shuffled_genes"``, ``"toroidal_shift"``) or a mapping with its
         hyper-parameters.
         By name, the model is trained on the spots of `data` that have MSI and predicts all; predictions of spots that
         it was trained on are **not** evidence of its skill: see :func:`stmsi.tl.cross_validate`.

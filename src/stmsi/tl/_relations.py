@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
 N_GENES = 500
 """Genes of a section that take part, by their variance: correlations with genes hardly ever seen are noise."""
-RELATION_SCORES = ("correlation_preserved", "gene_correlation_preserved")
-GROUP_SCORES = ("group_agreement", "differential_agreement")
 
 
 def score_relations(
@@ -39,9 +37,9 @@ def score_relations(
     y, predicted
         Measured (NaN where not measured) and predicted, shape (spots, metabolites).
     counts
-        Spots x genes, for `RELATION_SCORES`; `None`: leave them out.
+        Spots x genes, for how well correlations are preserved; `None`: leave them out.
     group
-        Group of each spot, for `GROUP_SCORES`; `None`: leave them out.
+        Group of each spot, for how well groups agree; `None`: leave them out.
     """
     parts = []
     for name in dict.fromkeys(sample):

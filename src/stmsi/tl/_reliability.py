@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
     from stmsi._validate import Data
 
-TIERS = ("high", "medium", "low", "none")
 CONTROLS = ("mean", "coordinates", "shuffled_genes", "toroidal_shift")
 """Models by whose scores luck is known: no gene tells them anything about the test section."""
 HIGH, MEDIUM, LOW = 0.5, 0.25, 0.1
