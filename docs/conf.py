@@ -205,9 +205,9 @@ def write_accuracy_tables() -> None:
         columns["seconds"] = ["–" if pd.isna(s) else f"{s:.0f}" for s in rows["seconds"]]
         lines = [list(columns), ["---" if name in ("model", "kind") else "---:" for name in columns]]
         lines += map(list, zip(*columns.values(), strict=True))
-        first = rows.iloc[0]
-        note = f"Means over targets; *seconds*: training and prediction, {first['folds']} folds. {first['machine']}, "
-        note += f"Python {first['python']}, stmsi {first['stmsi']}, {first['date']}."
+        made = {c: " / ".join(map(str, rows[c].unique())) for c in ("folds", "machine", "python", "stmsi", "date")}
+        note = f"Means over targets; *seconds*: training and prediction, {made['folds']} folds. {made['machine']}, "
+        note += f"Python {made['python']}, stmsi {made['stmsi']}, {made['date']}."
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         (target / f"accuracy_{task}.md").write_text(f"{table}\n\n{note}\n", encoding="utf-8")
 

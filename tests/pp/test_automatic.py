@@ -187,7 +187,7 @@ def test_mixed_up_units(sections):
     from spatialdata.transformations import Scale, set_transformation
 
     set_transformation(sections.shapes["P1S1_spots"], Scale([100, 100], axes=("x", "y")), "P1S1")
-    with pytest.raises(ValueError, match=r"ST tissue is .* times as wide as the MSI tissue.*scale='free'"):
+    with pytest.raises(ValueError, match=r"ST tissue is .* times as wide as the MSI tissue.*auto={'scale': 'free'}"):
         align_automatically(sections, "P1S1")
 
 

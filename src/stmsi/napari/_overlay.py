@@ -79,7 +79,7 @@ def overlay(
     Raises
     ------
     ImportError
-        napari, napari-spatialdata or Qt is missing: ``pip install "stmsi[napari]"``.
+        napari, napari-spatialdata or Qt is missing: install the extra ``napari``.
     RuntimeError
         There is no display; the message says how to run without one.
     KeyError, ValueError

@@ -210,7 +210,7 @@ def _unit(moving: TissueRaster, fixed: TissuePoints, name: str, scale: str) -> f
         msg = (
             f"Section {name!r}: the {large} tissue is {max(ratio, 1 / ratio):.3g} times as wide as the {small} tissue, but "
             "both should be in micrometres. Check the pixel size and the unit of the spots (pixels of the image?), or pass "
-            "scale='free'."
+            "auto={'scale': 'free'}."
         )
         raise ValueError(msg)
     return 1.0

@@ -129,7 +129,7 @@ class AutomaticInput:
         if verdict.iou < _NO_OVERLAP:
             msg = (
                 f"Section {self.name!r}: the tissue masks do not overlap in any position (IoU {verdict.iou:.2f}). Are both "
-                "tables of the same section, and is the pixel size right? Look at stmsi.pl.spatial of both; scale='free' "
+                "tables of the same section, and is the pixel size right? Look at stmsi.pl.spatial of both; auto={'scale': 'free'} "
                 "also fits the size."
             )
             raise ValueError(msg)
@@ -214,7 +214,7 @@ def _result(
     if verdict.iou < _POOR_OVERLAP:
         reasons.append(
             f"The tissue masks overlap by {verdict.iou:.0%} only: they may not show the same piece of tissue. If the spots are "
-            "a piece cut from it, pass frame='crop'."
+            "a piece cut from it, pass auto={'frame': 'crop'}."
         )
     if verdict.resolution.p90_um > _LOOSE * fixed.pitch:
         reasons.append(
