@@ -35,8 +35,10 @@ class TakenOver:
         return [name for name in names if _foreign(inspect.getattr_static(cls, name, None))]
 
 
-def _leave_out(_app: Sphinx, what: str, _name: str, obj: Any, _skip: object, _options: Any) -> bool | None:
-    return True if what != "module" and _foreign(obj) else None
+def _leave_out(_app: Sphinx, what: str, name: str, obj: Any, _skip: object, _options: Any) -> bool | None:
+    # with an underscore at the end: what training leaves behind, declared for the type checker
+    internal = name.endswith("_") and not name.startswith("_")
+    return True if what != "module" and (internal or _foreign(obj)) else None
 
 
 def setup(app: Sphinx) -> dict[str, Any]:
