@@ -45,4 +45,6 @@ def lazy_attributes(
 
 def missing_extra(package: str, extra: str) -> ImportError:
     """The error for an optional package that is not installed, with the line that installs it."""
-    return ImportError(f'{package!r} is not installed. Install the extra of stmsi that brings it: pip install "stmsi[{extra}]", or ".[{extra}]" in a clone.')
+    return ImportError(
+        f'{package!r} is not installed. Install the extra of stmsi that brings it: pip install "stmsi[{extra}]", or ".[{extra}]" in a clone.'
+    )
