@@ -263,30 +263,35 @@ class HurdleLinear(HurdleModel):
             prior = GenePrior.fit(train, known[:, data.all_targets.metabolites.isin(targets.metabolites)], self.prior)
             values = prior.values(train)
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
+        columns = [None if prior is None else prior.columns(values, m) for m in range(len(folds.of))]
+        # estimators of a metabolite with columns of its own have nothing in common with others
         parts = folds.parts(_TOGETHER if self.presence == "logistic" and prior is None else 1)
-        jobs = (
-            joblib.delayed(_fit_both)(
-                for_presence, inputs[k], targets.presence[:, own], present[:, own], folds.kinds[k][0],
-                self.presence, self.intensity, self.rng, folds.kinds[k][1],
-                None if prior is None else [prior.columns(values, m) for m in own],
+        jobs = [
+            joblib.delayed(_fit_presence)(
+                for_presence, targets.presence[:, own], folds.kinds[k][0], self.presence, self.rng, columns[own[0]]
             )
             for k, own in parts
-        )  # fmt: skip
+        ] + [
+            joblib.delayed(_fit_intensity)(
+                inputs[k], present[:, m], *folds.kinds[k], self.intensity, self.rng, columns[m]
+            )
+            for m, k in enumerate(folds.of)
+        ]
         fitted = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
         description = f"{self.presence} + {self.intensity}"
-        both: dict[int, tuple[Classifier, Regression, tuple[float, float]]] = {}
-        for (_, own), part in zip(
-            parts, track(fitted, description, total=len(parts), show=show_progress_bar), strict=True
-        ):
-            both |= dict(zip(own, part, strict=True))
-        ordered = [both[m] for m in range(len(both))]
-        self.classifiers_, self.regressions_ = [b[0] for b in ordered], [b[1] for b in ordered]
+        done = list(track(fitted, description, total=len(jobs), show=show_progress_bar))
+        place = np.argsort(np.concatenate([own for _, own in parts]))
+        classifiers = [one for part in done[: len(parts)] for one in part]
+        stages = [classifiers[i] for i in place], done[len(parts) :]
+        self.classifiers_, self.regressions_ = ([one for one, _ in stage] for stage in stages)
         self.map_, self.prior_ = shared, prior
         if prior is not None:
-            prior.strength = {stage: np.array([b[2][i] for b in ordered]) for i, stage in enumerate(STAGES)}
+            prior.strength = {
+                name: np.array([strength for _, strength in stage]) for name, stage in zip(STAGES, stages, strict=True)
+            }
             logger.info(
                 "The prior is used for presence of %d and intensity of %d of %d metabolites.",
-                *((prior.strength[stage] > 0).sum() for stage in STAGES), len(ordered),
+                *((prior.strength[stage] > 0).sum() for stage in STAGES), len(columns),
             )  # fmt: skip
         self.state_ = state
         probability = np.column_stack([c.held_out for c in self.classifiers_])
@@ -387,34 +392,39 @@ class _Folds:
     of: list[int]
 
     def parts(self, size: int) -> list[tuple[int, NDArray[np.int64]]]:
-        """Metabolites that are fitted in one job, `size` at most: a kind of folds, and which of those that have it."""
+        """Metabolites whose presence is fitted in one job, `size` at most: a kind of folds, and which of those that have it."""
         kind = np.array(self.of)
         own = [(k, np.flatnonzero(kind == k)) for k in np.unique(kind)]
         return [(int(k), part) for k, of in own for part in np.split(of, range(size, len(of), size))]
 
 
-def _fit_both(
-    for_presence: NDArray[np.float64],
-    for_intensity: NDArray[np.float64],
+def _fit_presence(
+    F: NDArray[np.float64],
     presence: NDArray[np.float64],
-    intensity: NDArray[np.float64],
     groups: NDArray[np.int64],
-    presence_family: PresenceFamily,
-    intensity_family: IntensityFamily,
+    family: PresenceFamily,
     seed: int,
-    units: NDArray[np.int64],
-    columns: list[NDArray[np.float64]] | None = None,
-) -> list[tuple[Classifier, Regression, tuple[float, float]]]:
-    """Both estimators of each of some metabolites, and the strength of its prior's `columns` in each."""
+    columns: NDArray[np.float64] | None,
+) -> list[tuple[Classifier, float]]:
+    """Classifiers of some metabolites, or of one with the `columns` of its prior; and the strength of these."""
     # the fits are small: threads would cost more than they bring, and sums would depend on their number
     with threadpool_limits(1):
         if columns is None:
-            classifiers = fit_classifiers(for_presence, presence, groups, presence_family, seed)
-            regressions = (fit_regression(for_intensity, y, groups, intensity_family, seed, units) for y in intensity.T)
-            return [(c, r, (0.0, 0.0)) for c, r in zip(classifiers, regressions, strict=True)]
-        fitted = []
-        for own, p, y in zip(columns, presence.T, intensity.T, strict=True):
-            classifier, first = fit_classifier_with(for_presence, own, p, groups, presence_family, seed)
-            regression, second = fit_regression_with(for_intensity, own, y, groups, intensity_family, seed, units)
-            fitted.append((classifier, regression, (first, second)))
-        return fitted
+            return [(c, 0.0) for c in fit_classifiers(F, presence, groups, family, seed)]
+        return [fit_classifier_with(F, columns, presence[:, 0], groups, family, seed)]
+
+
+def _fit_intensity(
+    F: NDArray[np.float64],
+    intensity: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    units: NDArray[np.int64],
+    family: IntensityFamily,
+    seed: int,
+    columns: NDArray[np.float64] | None,
+) -> tuple[Regression, float]:
+    """Regression of a metabolite, and the strength of the `columns` of its prior."""
+    with threadpool_limits(1):
+        if columns is None:
+            return fit_regression(F, intensity, groups, family, seed, units), 0.0
+        return fit_regression_with(F, columns, intensity, groups, family, seed, units)
