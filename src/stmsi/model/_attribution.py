@@ -14,7 +14,7 @@ from scipy.special import logit
 from stmsi._core.attribution import gene_blocks, shuffle_within
 from stmsi._core.expression import ExpressionSpace, log_normalize, pool_counts
 from stmsi._progress import track
-from stmsi.model._features import _PRESENCE_COMPONENTS, _rms
+from stmsi.model._features import PRESENCE_COMPONENTS, root_mean_square
 from stmsi.model._spots import Spots
 
 if TYPE_CHECKING:
@@ -146,14 +146,14 @@ def _gene_weights(
 ) -> Iterator[tuple[ExpressionSpace, NDArray[np.float64], sp.csr_matrix]]:
     """Own and pooled expression: the space, weights of its genes (genes used, metabolites), the counts that enter it."""
     features = model.state.features
-    limit = None if stage == "intensity" else _PRESENCE_COMPONENTS
+    limit = None if stage == "intensity" else PRESENCE_COMPONENTS
     fitted = model.regressions_ if stage == "intensity" else model.classifiers_
     W = [_weights(fitted[m]) for m in columns]
     start = 0
     for space in (features.own, features.pooled):
         if space is None:
             continue
-        components = space.components[:limit].astype(np.float64) / _rms(space)
+        components = space.components[:limit].astype(np.float64) / root_mean_square(space)
         stop = start + len(components)
         weights = np.stack([np.zeros(len(components)) if w is None else w[start:stop] for w in W])
         pooled = space is features.pooled and spots.graph is not None

@@ -361,17 +361,11 @@ class HurdleModel:
             places = (data.sample, data.train.xy)
             self._calibrate(data.targets, probability, intensity, units, few, places=places)
             return
-        self._calibrate_on(data.spots, data.all_targets, data.validation, seed)
-
-    def _calibrate_on(self, spots: Spots, targets: Targets, validation: NDArray[np.int64], seed: int) -> None:
-        """Calibrate on spots that took no part in training, given all spots and targets and the rows of these."""
-        assert self.adata is not None
-        judges = spots.take(validation)
-        sample = require_sample(self.adata, self.state.setup.sample_key)[validation]
+        judges = data.spots.take(data.validation)
+        sample = require_sample(data.adata, self.state.setup.sample_key)[data.validation]
         units = sections_or_blocks(sample, judges.xy, seed=seed)
-        self._calibrate(
-            targets.some(validation, self.state.metabolites), *self._stages(judges), units, places=(sample, judges.xy)
-        )
+        targets = data.all_targets.some(data.validation, self.state.metabolites)
+        self._calibrate(targets, *self._stages(judges), units, places=(sample, judges.xy))
 
     def _calibrate(
         self,

@@ -30,7 +30,7 @@ STAGES: tuple[SignatureStage, SignatureStage] = ("presence", "intensity")
 
 _DIFFUSION_STEPS = 2
 _OOD_COMPONENTS = 30
-_PRESENCE_COMPONENTS = 64
+PRESENCE_COMPONENTS = 64
 """Components of each kind that the presence stage sees."""
 
 
@@ -209,7 +209,7 @@ class SpotFeatures:
 
     def components(self, spots: Spots) -> NDArray[np.float32]:
         """Components of the spots' own expression, scaled by one number to a mean square of 1."""
-        return self.own.transform(spots.counts) / np.float32(_rms(self.own))
+        return self.own.transform(spots.counts) / np.float32(root_mean_square(self.own))
 
     def transform(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Features of both stages.
@@ -223,7 +223,7 @@ class SpotFeatures:
         further = [self.covariates(spots), *(e.transform(spots.features, key) for key, e in self.extra.items())]
         intensity = np.hstack([*blocks, *further]).astype(np.float64)
         # the cost of a classifier grows with the square of its features, and presence needs fewer
-        presence = np.hstack([*(b[:, :_PRESENCE_COMPONENTS] for b in blocks), *further]).astype(np.float64)
+        presence = np.hstack([*(b[:, :PRESENCE_COMPONENTS] for b in blocks), *further]).astype(np.float64)
         if self.clusters is None or not self.signature_stages:
             return intensity, presence
         # A mask takes one value per cluster, so its columns span at most as many dimensions: their SVD holds all of it
@@ -253,7 +253,10 @@ class SpotFeatures:
             msg = "The model uses neighbourhoods, but the spots have no graph."
             raise ValueError(msg)
         if self.pooled is not None:
-            return [*blocks, self.pooled.transform(pool_counts(spots.counts, spots.graph)) / _rms(self.pooled)]
+            return [
+                *blocks,
+                self.pooled.transform(pool_counts(spots.counts, spots.graph)) / root_mean_square(self.pooled),
+            ]
         for _ in range(_DIFFUSION_STEPS):
             blocks.append(neighbour_mean(blocks[-1], spots.graph))
         return blocks
@@ -267,7 +270,7 @@ def check_stages(stages: Sequence[SignatureStage]) -> tuple[SignatureStage, ...]
     return tuple(stage for stage in get_args(SignatureStage) if stage in given)
 
 
-def _rms(space: ExpressionSpace) -> float:
+def root_mean_square(space: ExpressionSpace) -> float:
     return float(np.sqrt((space.deviation**2).mean()))
 
 

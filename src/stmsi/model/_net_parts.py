@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stmsi._keys import Key
-from stmsi.model._features import _rms
+from stmsi.model._features import root_mean_square
 from stmsi.model._intensity import fit_regression
 from stmsi.model._persist import CARD
 
@@ -119,7 +119,9 @@ def linear_path(
     further = [e.transform(train.features, key) for key, e in features.extra.items()]
     Z = np.hstack([Z, *further])
     n, n_components = len(features.own.selected), len(features.own.components)
-    to_genes = features.own.components.T.astype(np.float64) / _rms(features.own) * features.own.scale[:, None]
+    to_genes = (
+        features.own.components.T.astype(np.float64) / root_mean_square(features.own) * features.own.scale[:, None]
+    )
     n_metabolites = presence.shape[1]
     weight, bias = np.zeros((n_slots + Z.shape[1] - n_components, 2 * n_metabolites)), np.zeros(2 * n_metabolites)
     for j, y in enumerate(np.hstack([presence, intensity]).T):

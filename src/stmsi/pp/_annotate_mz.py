@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from stmsi._copy import copy_of
 from stmsi._core.adducts import MATRICES, Adduct, Polarity, decoy_shifts, default_adducts, matrix_name, parse_adduct
 from stmsi._core.annotation import false_discovery_rate, match_masses, nearest_error
 from stmsi._core.formulas import Formulas, valid_formulas
@@ -16,7 +17,6 @@ from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import check_choice, get_table, listing, polarity_of, refuse_view, require_rows
 from stmsi.pp import _molecules as mol
-from stmsi.pp._normalize_msi import copy_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

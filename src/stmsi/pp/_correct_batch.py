@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from stmsi._copy import copy_of
 from stmsi._core.batch import distribution, section_ranks, transfer
 from stmsi._core.ids import safe_ids
 from stmsi._keys import Key
@@ -25,7 +26,6 @@ from stmsi._validate import (
     require_sample,
     require_unique,
 )
-from stmsi.pp._normalize_msi import copy_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

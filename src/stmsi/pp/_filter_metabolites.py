@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stmsi._copy import copy_of
 from stmsi._core.adducts import MATRICES, Polarity, matrix_name, matrix_peaks
 from stmsi._core.annotation import match_masses
 from stmsi._keys import Key
@@ -24,7 +25,7 @@ from stmsi._validate import (
     require_rows,
     require_sample,
 )
-from stmsi.pp._normalize_msi import copy_of, tissue_of
+from stmsi.pp._normalize_msi import tissue_of
 from stmsi.pp._select_spatially_variable import moran_of_sections
 
 if TYPE_CHECKING:

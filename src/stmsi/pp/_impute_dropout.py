@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from stmsi._copy import copy_of
 from stmsi._core.imputation import adaptive_median, distance_rings
 from stmsi._keys import Key
 from stmsi._logging import logger
@@ -21,7 +22,6 @@ from stmsi._validate import (
     require_sample,
     require_unique,
 )
-from stmsi.pp._normalize_msi import copy_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stmsi._copy import copy_of
 from stmsi._core.background import otsu_tissue
 from stmsi._core.spectra_stats import pixel_factors, section_quantiles
 from stmsi._keys import Key
@@ -206,17 +207,6 @@ def _tissue(msi: AnnData, raw: sp.csr_matrix, sample: NDArray[Any], tissue: str)
                 "a boolean column of obs as tissue= where you know better.", name,
             )  # fmt: skip
     return found
-
-
-def copy_of(data: SpatialData | AnnData) -> SpatialData | AnnData:
-    """A deep copy of either container."""
-    from anndata import AnnData
-
-    if isinstance(data, AnnData):
-        return data.copy()
-    from spatialdata import deepcopy
-
-    return deepcopy(data)
 
 
 def tissue_of(msi: AnnData, tissue_key: str | None) -> NDArray[np.bool_]:

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stmsi._copy import copy_of
 from stmsi._core.extraction import spectra_of
 from stmsi._core.ids import safe_ids
 from stmsi._core.ions import reference_ions
@@ -37,7 +38,6 @@ from stmsi._validate import (
 )
 from stmsi.io._imzml_extract import Options, count_ions, extract, fill_cells, plan_axis, plan_targets
 from stmsi.io._imzml_file import ImzmlFile
-from stmsi.pp._normalize_msi import copy_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stmsi._copy import copy_of
 from stmsi._core.spatial_stats import morans_i, raster_graph
 from stmsi._keys import Key
 from stmsi._logging import logger
@@ -22,7 +23,7 @@ from stmsi._validate import (
     require_rows,
     require_sample,
 )
-from stmsi.pp._normalize_msi import copy_of, tissue_of
+from stmsi.pp._normalize_msi import tissue_of
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from stmsi._copy import copy_of
 from stmsi._core.ids import safe_ids
 from stmsi._keys import Key
 from stmsi._validate import get_table, refuse_view
@@ -119,8 +120,6 @@ def attention(
     >>> st.uns["msi_attention"]["programmes"].shape
     (12, 10)
     """
-    from stmsi.pp._normalize_msi import copy_of
-
     fitted = trained_model(model)
     _require_attention(fitted)
     out = copy_of(data) if copy else data

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
+from stmsi._copy import copy_of
 from stmsi._core.ids import safe_ids
 from stmsi._keys import Key
 from stmsi._logging import logger
@@ -168,8 +169,6 @@ def attribute(
     >>> len(top)
     10
     """
-    from stmsi.pp._normalize_msi import copy_of
-
     check_choice(stage, ("intensity", "presence"), "stage")
     check_choice(method, METHODS, "method")
     for name, value in (("n_spots", n_spots), ("n_steps", n_steps), ("n_repeats", n_repeats), ("n_blocks", n_blocks)):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from stmsi._copy import copy_of
 from stmsi._keys import Key
 from stmsi._logging import logger
 from stmsi._validate import check_key, check_share, get_table, refuse_view
@@ -92,8 +93,6 @@ def predict_metabolites(
     >>> sdata.tables["st"].obsm["msi_pred"].shape
     (344, 12)
     """
-    from stmsi.pp._normalize_msi import copy_of
-
     out = copy_of(data) if copy else data
     adata = get_table(out, table_key)
     refuse_view(adata)

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import KDTree
 
+from stmsi._copy import copy_of
 from stmsi._core.coregionalization import spacing
 from stmsi._keys import Key
 from stmsi._validate import (
@@ -159,8 +160,6 @@ def sample_metabolites(
     >>> dict(draws.sizes)
     {'draw': 3, 'spot': 344, 'metabolite': 12}
     """
-    from stmsi.pp._normalize_msi import copy_of
-
     _check(data, n_samples, raster, key_added)
     check_share(min_genes, "min_genes")
     adata = get_table(data, table_key)
