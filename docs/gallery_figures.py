@@ -89,13 +89,13 @@ axes = stmsi.pl.calibration(unseen)
 save(axes[0].figure, "calibration")
 
 # [abstention]
-ax = stmsi.pl.abstention(stmsi.tl.abstention(unseen))
+ax = stmsi.experimental.plot_abstention(stmsi.experimental.abstention(unseen))
 # [end]
 save(ax.figure, "abstention")
 
 # [realism]
 stmsi.tl.sample_metabolites(sdata, ridge, n_samples=2, rng=0)
-axes = stmsi.pl.realism(stmsi.tl.realism(sdata, ["msi_sample_0", "msi_sample_1"]))
+axes = stmsi.experimental.plot_realism(stmsi.experimental.realism(sdata, ["msi_sample_0", "msi_sample_1"]))
 # [end]
 save(axes[0].figure, "realism")
 

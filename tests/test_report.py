@@ -151,7 +151,7 @@ def test_many_metabolites_are_cut(scored):
     many = pd.concat(
         [scores[scores["metabolite"] == scores["metabolite"][0]].assign(metabolite=f"m{i}") for i in range(510)]
     )
-    table = stmsi._report._pages._by_metabolite(many)
+    table = stmsi._report._demo_and_evaluation._by_metabolite(many)
     assert len(table.rows) == 500
     assert "The first 500 of 510" in table.note
 

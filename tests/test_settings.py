@@ -4,8 +4,7 @@ from pathlib import Path
 import pytest
 
 import stmsi
-from stmsi._logging import logger
-from stmsi._settings import Settings
+from stmsi._settings import Settings, logger
 
 
 @pytest.fixture

@@ -27,7 +27,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 import stmsi
-from stmsi.model.encoders import ENCODERS
+from stmsi.model.net.encoders import ENCODERS
 
 try:
     from benchmarks.accuracy.tasks import simulated_sections

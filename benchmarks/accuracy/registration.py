@@ -32,14 +32,14 @@ import scipy.sparse as sp
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
-from stmsi._core.automatic import Verdict, register_sections
-from stmsi._core.image_registration import CrossModal
-from stmsi._core.placement import FREE, KNOWN, Placement, same_place
-from stmsi._core.registration import apply_affine
-from stmsi._core.spatial_components import spatial_components
-from stmsi._core.tissue import TissuePoints, TissueRaster, frame_points, pixel_raster
-from stmsi.pp._automatic import align_automatically
-from stmsi.pp._section_geometry import aligned
+from stmsi._core.registration.automatic import Verdict, register_sections
+from stmsi._core.registration.component_images import CrossModal
+from stmsi._core.registration.landmarks import apply_affine
+from stmsi._core.registration.placements import FREE, KNOWN, Placement, same_place
+from stmsi._core.registration.spatial_components import spatial_components
+from stmsi._core.registration.tissue_masks import TissuePoints, TissueRaster, frame_points, pixel_raster
+from stmsi.pp._alignment.automatic import align_automatically
+from stmsi.pp._alignment.section_geometry import aligned
 
 DATA = Path(os.environ.get("STMSI_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
 RESULTS = Path(__file__).parent / "results"

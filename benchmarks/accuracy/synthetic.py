@@ -25,9 +25,10 @@ import pandas as pd
 from anndata import AnnData
 
 import stmsi
-import stmsi.tl._realism as module
+import stmsi.experimental._realism as module
 from stmsi.model import HurdleLinear
-from stmsi.tl._predict_metabolites import default_setup, train_model
+from stmsi.model.shared._setup import default_setup
+from stmsi.tl._predict_metabolites import train_model
 
 try:
     from benchmarks.accuracy.run import RESULTS
@@ -69,7 +70,7 @@ def compare(st: AnnData) -> pd.DataFrame:
             parts[layer].append(make(model, st[st.obs["sample"] == name].copy(), seed))
     tables = []
     for layer, frames in parts.items():
-        table = stmsi.tl.realism(st, pd.concat(frames).loc[st.obs_names])
+        table = stmsi.experimental.realism(st, pd.concat(frames).loc[st.obs_names])
         medians = table.groupby("statistic")[["measured", "synthetic"]].median().reset_index()
         tables.append(medians.assign(layer=layer))
         print(layer, medians.set_index("statistic")["synthetic"].round(3).to_dict(), flush=True)
@@ -85,7 +86,7 @@ def blocks(st: AnnData) -> pd.DataFrame:
             data.obsm[f"draw_{k}"] = frame.loc[data.obs_names]
         # the size of the blocks is no option, as one only has to know that it matters
         with mock.patch.object(module, "_BLOCKS", n_blocks):
-            table = stmsi.tl.realism(data, [f"draw_{k}" for k in range(len(draws))])
+            table = stmsi.experimental.realism(data, [f"draw_{k}" for k in range(len(draws))])
         auc = table[table["statistic"] == "auc"]
         rows.append(
             {"blocks": kind, "seed": seed, "between": auc["measured"].iloc[0]}

@@ -83,7 +83,7 @@ def her2st_panel(n: int = 100, seed: int = 0, min_umi: int = 500) -> Task:
     )
 
 
-READERS: dict[str, Callable[..., SpatialData]] = {"sma": stmsi.io.read_sma, "desium": stmsi.io.read_desium}
+READERS: dict[str, Callable[..., SpatialData]] = {"sma": stmsi.datasets.read_sma, "desium": stmsi.datasets.read_desium}
 
 
 def paired(deposit: str, path: Path, landmarks: Path | None = None, **options: Any) -> Task:

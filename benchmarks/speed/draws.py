@@ -11,9 +11,9 @@ from time import perf_counter, process_time
 import numpy as np
 from scipy.special import ndtr
 
-from stmsi._core.copula import HurdleCopula
-from stmsi._core.gaussian_fields import FieldSampler
-from stmsi._core.simulation import visium_positions
+from stmsi._core.spatial.random_fields import FieldSampler
+from stmsi._core.spatial.simulated_tissue import visium_positions
+from stmsi._core.uncertainty.copula import HurdleCopula
 
 N_SPOTS, N_METABOLITES, N_DRAWS = 5000, 200, 100
 

@@ -201,7 +201,7 @@ def pyimzml_windows(path, mz):
 
 
 def stmsi_offsets(path, *, cached: bool = False):
-    from stmsi.io import _imzml_index as index
+    from stmsi._imzml import index as index
 
     index._CACHE_FROM = 1_000_000 if cached else 2**62
     ibd = path.with_suffix(".ibd")
@@ -216,8 +216,8 @@ def stmsi_windows(path, mz, **options):
 
 def stmsi_matrix(path, mz):
     """Offsets and windows without the section around them, as the peers give them."""
-    from stmsi.io import _imzml_extract as e
-    from stmsi.io._imzml_file import ImzmlFile
+    from stmsi._imzml import extract as e
+    from stmsi._imzml.file import ImzmlFile
 
     with ImzmlFile(path) as file:
         chosen = np.arange(len(file.xyz))
@@ -254,7 +254,6 @@ def task(name: str, *args: str) -> None:
     if name == "matrix":  # fresh: the first call in this process; warm: the second
         mz = np.load(args[1])
         import stmsi
-        from stmsi.io import _imzml_extract, _imzml_file  # noqa: F401 (imports are no part of reading)
 
         stmsi.settings.cache_dir = Path(args[2])
         with AnonymousPeak() as first:

@@ -13,7 +13,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stmsi import metrics
-from stmsi._core.metrics_maps import near_graph
+from stmsi._core.metrics.maps import near_graph
 from stmsi.tl._evaluate import score_sections
 
 N_ORACLE = 50

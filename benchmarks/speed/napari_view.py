@@ -17,8 +17,8 @@ import pandas as pd
 from anndata import AnnData
 
 from stmsi.io._read_visium import array_positions
-from stmsi.napari._maps import MetaboliteMaps
-from stmsi.napari._view import MetaboliteView
+from stmsi.napari._metabolite_maps import MetaboliteMaps
+from stmsi.napari._metabolite_view import MetaboliteView
 
 N_ROW, N_COL, N_METABOLITES, N_GENES = 78, 64, 1000, 2000
 
@@ -92,7 +92,7 @@ def with_window(source: MetaboliteMaps) -> None:
     import napari
     from qtpy.QtWidgets import QApplication
 
-    from stmsi.napari._widget import MetaboliteWidget
+    from stmsi.napari._metabolite_widget import MetaboliteWidget
 
     viewer = napari.Viewer()
     view = MetaboliteView(viewer, source)

@@ -11,9 +11,22 @@ from stmsi._lazy import lazy_attributes
 from stmsi._settings import settings
 
 if TYPE_CHECKING:
-    from stmsi import datasets, get, io, metrics, model, model_selection, napari, pl, pp, tl
+    from stmsi import datasets, experimental, get, io, metrics, model, model_selection, napari, pl, pp, tl
 
-__all__ = ["datasets", "get", "io", "metrics", "model", "model_selection", "napari", "pl", "pp", "settings", "tl"]
+__all__ = [
+    "datasets",
+    "experimental",
+    "get",
+    "io",
+    "metrics",
+    "model",
+    "model_selection",
+    "napari",
+    "pl",
+    "pp",
+    "settings",
+    "tl",
+]
 __version__ = version("stmsi")
 
 _getattr, __dir__ = lazy_attributes(__name__, submodules=[name for name in __all__ if name != "settings"])

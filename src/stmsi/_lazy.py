@@ -18,7 +18,7 @@ def lazy_attributes(
     submodules
         Submodules reachable as attributes.
     names
-        Public name -> submodule that defines it.
+        Public name -> submodule that defines it, or the full name of a module elsewhere in stmsi.
 
     Returns
     -------
@@ -30,7 +30,9 @@ def lazy_attributes(
         if name in modules:
             value = import_module(f"{package}.{name}")
         elif name in origin:
-            value = getattr(import_module(f"{package}.{origin[name]}"), name)
+            value = getattr(
+                import_module(origin[name] if origin[name].startswith("stmsi.") else f"{package}.{origin[name]}"), name
+            )
         else:
             msg = f"module {package!r} has no attribute {name!r}"
             raise AttributeError(msg)

@@ -1,10 +1,12 @@
-"""Package-wide settings."""
+"""Package-wide settings, and the one logger of the package."""
 
 import logging
 import os
 from pathlib import Path
 
-from stmsi._logging import logger
+logger = logging.getLogger("stmsi")
+if logger.level == logging.NOTSET:
+    logger.setLevel(logging.INFO)
 
 
 class Settings:

@@ -5,10 +5,10 @@ for skill. NaN in the truth means not measured and is left out: of imputed inten
 ``np.where(observed, truth, np.nan)``.
 """
 
-from stmsi._core.metrics import mae, mse, pearson, r2, spearman
-from stmsi._core.metrics_maps import hotspot_jaccard, moran_gap, moran_i, ssim
-from stmsi._core.metrics_presence import auprc, auroc, brier, ece, f1, mcc, precision, prevalence, recall
-from stmsi._core.metrics_structure import (
+from stmsi._core.metrics.intensity import mae, mse, pearson, r2, spearman
+from stmsi._core.metrics.maps import hotspot_jaccard, moran_gap, moran_i, ssim
+from stmsi._core.metrics.presence import auprc, auroc, brier, ece, f1, mcc, precision, prevalence, recall
+from stmsi._core.metrics.structure import (
     correlation_preserved,
     differential_abundance,
     differential_agreement,

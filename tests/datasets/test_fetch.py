@@ -112,7 +112,7 @@ def test_a_wrong_checksum_and_a_broken_line_say_what_to_do(archive, monkeypatch,
         return manager
 
     monkeypatch.setattr(pooch, "create", broken)
-    with pytest.raises(ConnectionError, match=r"\(no route\). Open https://doi.org/.*stmsi.io.read_desium"):
+    with pytest.raises(ConnectionError, match=r"\(no route\). Open https://doi.org/.*stmsi.datasets.read_desium"):
         fetch_desium()
     # what is there is read without the line
     kept = tmp_path / "cache" / "datasets" / "desium"

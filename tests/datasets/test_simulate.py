@@ -8,7 +8,7 @@ from spatialdata import deepcopy, read_zarr
 from spatialdata.transformations import get_transformation
 
 import stmsi
-from stmsi._core.registration import apply_affine
+from stmsi._core.registration.landmarks import apply_affine
 
 SMALL = {"n_patients": 2, "sections_per_patient": 1, "size": 900, "n_genes": 80, "n_metabolites": 10}
 

@@ -165,7 +165,7 @@ def test_the_widget_opens_from_the_menu(window, widget):
 
 
 def test_the_widget_without_data_says_so(napari, one_window):
-    from stmsi.napari._widget import MetaboliteWidget
+    from stmsi.napari._metabolite_widget import MetaboliteWidget
 
     widget = MetaboliteWidget(napari.components.ViewerModel())
     assert widget.view is None

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import spatialdata
 
-from stmsi.io import _imzml_extract, _msi_store, read_imzml
+from stmsi._imzml import extract as _imzml_extract
+from stmsi.io import _msi_store, read_imzml
 from stmsi.pp import normalize_msi
 
 RNG = np.random.default_rng(0)

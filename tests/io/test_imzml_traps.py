@@ -10,7 +10,8 @@ import pytest
 from pyimzml.ImzMLWriter import ImzMLWriter
 
 from stmsi import settings
-from stmsi.io import _imzml_index, read_imzml
+from stmsi._imzml import index as _imzml_index
+from stmsi.io import read_imzml
 
 SPECTRA = {
     (3, 5): ([100.0, 200.0, 300.0], [1.0, 2.0, 3.0]),
@@ -229,7 +230,7 @@ def _reduced(reduce, mz, intensity, low, high):
 
 
 def test_common_ions_equal_the_sorted_list(tmp_path, handmade):
-    from stmsi._core.spectra import reference_mz
+    from stmsi._core.spectra.spectrum_arrays import reference_mz
 
     rng = np.random.default_rng(2)
     spectra = {}

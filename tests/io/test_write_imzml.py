@@ -6,7 +6,7 @@ from anndata import AnnData
 from pyimzml.ImzMLParser import ImzMLParser
 from pyimzml.ImzMLWriter import ImzMLWriter
 
-from stmsi._elements import msi_section
+from stmsi._data.sections import msi_section
 from stmsi.get import feature_table
 from stmsi.io import read_imzml, write_imzml
 

@@ -13,8 +13,8 @@ from anndata import AnnData
 
 import stmsi
 from stmsi.model import HurdleEnsemble, HurdleLinear, HurdleNet
-from stmsi.model._registry import FAMILIES
-from stmsi.model.encoders import ENCODERS
+from stmsi.model._families import FAMILIES
+from stmsi.model.net.encoders import ENCODERS
 
 GRAPH = "spatial_connectivities"
 LINEAR = {"n_components": 8, "n_folds": 2}

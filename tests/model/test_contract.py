@@ -787,7 +787,10 @@ def test_clusters_of_a_query_are_not_read(case, data, query):
 
 def test_most_spots_find_their_cluster_again(case, data):
     model = case.fit(data, SIGNATURE)
-    features, spots = model.state.features, stmsi.model._spots.read_spots(data, model.state.setup, model.state.panel)
+    features, spots = (
+        model.state.features,
+        stmsi.model.shared._spot_input.read_spots(data, model.state.setup, model.state.panel),
+    )
     spots = spots.take(np.arange(344))
     truth = features.clusters.labels[features.cluster_codes(spots)]
     assert (truth == data.obs["domain"].astype(str)).all(), "training spots keep their label"

@@ -9,7 +9,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 import stmsi
-from stmsi._core.conformal import GroupConformal
+from stmsi._core.uncertainty.conformal import GroupConformal
 from stmsi.model import HurdleEnsemble, HurdleLinear, HurdleNet
 
 LEFT_OUT = "P5S1"

@@ -82,9 +82,9 @@ def test_a_section_twice_under_two_names(clean):
 
 
 def test_oversampled_before_the_split(clean):
-    table = found(stmsi.tl.oversample(clean, cluster_key="domain"), BLOCKS)
+    table = found(stmsi.experimental.oversample(clean, cluster_key="domain"), BLOCKS)
     assert "duplicates" not in table  # repeats share their spot's position and block
-    assert found(stmsi.tl.oversample(clean, cluster_key="domain"), RANDOM)["duplicates"] == "error"
+    assert found(stmsi.experimental.oversample(clean, cluster_key="domain"), RANDOM)["duplicates"] == "error"
 
 
 def test_one_pixel_under_several_spots(clean):

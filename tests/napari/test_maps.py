@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stmsi.napari._maps import MetaboliteMaps
+from stmsi.napari._metabolite_maps import MetaboliteMaps
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ import stmsi
 
 
 def test_without_the_extra(monkeypatch, predicted):
-    monkeypatch.setattr("stmsi.napari._require.find_spec", lambda name: None)
+    monkeypatch.setattr("stmsi.napari._requirements.find_spec", lambda name: None)
     with pytest.raises(ImportError, match=r'pip install "stmsi\[napari\]"'):
         stmsi.napari.overlay(predicted, run=False)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="elsewhere there is always a display")
 def test_without_a_display(monkeypatch, predicted):
-    monkeypatch.setattr("stmsi.napari._require.find_spec", lambda name: object())
+    monkeypatch.setattr("stmsi.napari._requirements.find_spec", lambda name: object())
     for name in ("DISPLAY", "WAYLAND_DISPLAY", "QT_QPA_PLATFORM"):
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(RuntimeError, match="xvfb-run -a python"):

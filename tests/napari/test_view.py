@@ -10,8 +10,8 @@ import pytest
 from tests.napari.conftest import napari_or_skip
 
 import stmsi
-from stmsi.napari._maps import MetaboliteMaps
-from stmsi.napari._view import PICKED, MetaboliteView
+from stmsi.napari._metabolite_maps import MetaboliteMaps
+from stmsi.napari._metabolite_view import PICKED, MetaboliteView
 
 napari = napari_or_skip()
 # napari's own: pydantic's deprecations, and those of its next release
@@ -297,7 +297,7 @@ def test_thousands_of_metabolites(predicted):
 
 
 def test_add_layers_without_napari(monkeypatch, predicted):
-    monkeypatch.setattr("stmsi.napari._require.find_spec", lambda name: None)
+    monkeypatch.setattr("stmsi.napari._requirements.find_spec", lambda name: None)
     layers = stmsi.napari.metabolite_layers(predicted, "simPC(28:0)", sample=SAMPLE)
     with pytest.raises(ImportError, match=r'pip install "stmsi\[napari\]"'):
         stmsi.napari.add_layers(napari.components.ViewerModel(), layers)

@@ -54,7 +54,7 @@ def test_abstention(same_picture) -> None:
     curve = pd.DataFrame({"by": np.repeat(["interval", "presence", "oracle"], 20), "share": share})
     curve["metabolite"] = np.tile(np.repeat(["m1", "m2"], 10), 3)
     curve["relative_mae"] = share ** np.repeat([0.3, 0.4, 0.5, 0.6, 1.0, 1.1], 10)
-    same_picture(stmsi.pl.abstention(curve, return_fig=True), "abstention")
+    same_picture(stmsi.experimental.plot_abstention(curve, return_fig=True), "abstention")
 
 
 def test_realism(same_picture) -> None:
@@ -65,7 +65,7 @@ def test_realism(same_picture) -> None:
         names = {"sample": "P1S1", "draw": 0, "metabolite": [f"m{i}" for i in range(20)]}
         parts.append(pd.DataFrame({"statistic": name, **names, **values}))
     auc = pd.DataFrame({"statistic": "auc", "draw": [0, 1], "measured": 0.55, "synthetic": [0.62, 0.8]})
-    figure = stmsi.pl.realism(pd.concat([*parts, auc], ignore_index=True), return_fig=True)
+    figure = stmsi.experimental.plot_realism(pd.concat([*parts, auc], ignore_index=True), return_fig=True)
     same_picture(figure, "realism")
 
 

@@ -1,4 +1,4 @@
-"""pl.learnability, pl.presence_curves, pl.calibration and pl.realism."""
+"""pl.learnability, pl.presence_curves, pl.calibration and experimental.plot_realism."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -99,14 +99,14 @@ def test_learnability() -> None:
 
 def test_realism(st) -> None:
     st.obsm["msi_sample_0"] = st.obsm["msi"].fillna(0) * 1.2
-    table = stmsi.tl.realism(st, "msi_sample_0", classifier=False)
+    table = stmsi.experimental.realism(st, "msi_sample_0", classifier=False)
     auc = pd.DataFrame({"statistic": "auc", "draw": [0], "measured": 0.5, "synthetic": 0.62})
-    axes = stmsi.pl.realism(pd.concat([table, auc], ignore_index=True))
+    axes = stmsi.experimental.plot_realism(pd.concat([table, auc], ignore_index=True))
     assert [ax.get_title() for ax in axes][-1] == "classifier's AUC"
     points = axes[1].collections[0].get_offsets()
     own = table[table["statistic"] == "prevalence"]
     np.testing.assert_allclose(points, own[["measured", "synthetic"]])
     assert axes[7].texts[0].get_text() == "0.62"
-    assert len(stmsi.pl.realism(table)[7].patches) == 0
+    assert len(stmsi.experimental.plot_realism(table)[7].patches) == 0
     with pytest.raises(KeyError, match="lacks the columns 'draw'"):
-        stmsi.pl.realism(table.drop(columns="draw"))
+        stmsi.experimental.plot_realism(table.drop(columns="draw"))

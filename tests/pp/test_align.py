@@ -8,8 +8,8 @@ from spatialdata import deepcopy, read_zarr
 from spatialdata.transformations import Affine, Identity, get_transformation
 
 import stmsi
-from stmsi._core.registration import apply_affine
-from stmsi._core.warp import Field, apply_steps, read_steps
+from stmsi._core.registration.landmarks import apply_affine
+from stmsi._core.registration.warps import Field, apply_steps, read_steps
 
 SECTIONS = ["P1S1", "P2S1", "P3S1"]
 

@@ -5,7 +5,7 @@ import pytest
 from anndata import AnnData
 
 import stmsi
-from stmsi._core.formulas import monoisotopic_mass
+from stmsi._core.chemistry.formulas import monoisotopic_mass
 
 H, NA, CL, E = 1.00782503, 22.98976928, 34.96885268, 0.00054858
 MOLECULES = pd.DataFrame(

@@ -5,7 +5,7 @@ import scanpy as sc
 from anndata import AnnData, read_h5ad
 
 import stmsi
-from stmsi._core.batch import section_ranks, transfer
+from stmsi._core.spectra.section_scale import section_ranks, transfer
 
 BATCH = np.repeat(["s0", "s1", "s2"], [40, 50, 60])
 

@@ -4,7 +4,7 @@ import pytest
 from anndata import AnnData, read_h5ad
 
 import stmsi
-from stmsi._core.imputation import adaptive_median, distance_rings
+from stmsi._core.spatial.median_filter import adaptive_median, distance_rings
 
 
 def _table(values, sample=None):

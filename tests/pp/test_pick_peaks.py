@@ -4,7 +4,7 @@ import pytest
 import scipy.sparse as sp
 from pyimzml.ImzMLWriter import ImzMLWriter
 
-from stmsi._elements import msi_section
+from stmsi._data.sections import msi_section
 from stmsi.io import read_imzml
 from stmsi.pp import pick_peaks
 
@@ -82,7 +82,7 @@ def test_list_does_not_depend_on_threads(tmp_path, monkeypatch):
     path = _centroids(tmp_path / "a.imzML")
     first = pick_peaks(path)
     for threads in (1, 4):
-        monkeypatch.setattr("stmsi.io._imzml_extract.n_threads", lambda n=threads: n)
+        monkeypatch.setattr("stmsi._imzml.extract.n_threads", lambda n=threads: n)
         pd.testing.assert_frame_equal(pick_peaks(path), first, check_exact=True)
 
 

@@ -6,7 +6,7 @@ import scipy.sparse as sp
 from anndata import AnnData, read_h5ad
 
 import stmsi
-from stmsi._core.spatial_stats import morans_i, raster_graph
+from stmsi._core.spatial.morans_i import morans_i, raster_graph
 
 CONTAINERS = {
     "dense": np.asarray,

@@ -10,8 +10,8 @@ from scipy.ndimage import gaussian_filter
 from spatialdata import deepcopy
 
 import stmsi
+from stmsi.experimental import _attribution_checks
 from stmsi.model import HurdleNet
-from stmsi.tl import _attribution_checks
 
 N, G = 11, 40
 A, B, NOISE = "A", "B", "noise"
@@ -167,7 +167,7 @@ def test_effects_around_the_spot_count(st):
 
 
 def _spots(model, adata):
-    from stmsi.model._attribution import attribution_spots
+    from stmsi.model.explain._attribution import attribution_spots
 
     return attribution_spots(model, adata, 0.5)
 
@@ -258,7 +258,9 @@ def test_it_survives_writing(mapped, tmp_path):
         record = found.uns["attribution"]
         assert record["params"]["method"] == "coefficients"
         assert list(record["metabolites"]["name"]) == ["simPC(28:0)", "simPC(29:1)"]
-        table = stmsi.tl.attribution_checks(found, model, checks=["deletion", "drivers"], n_top=[5], n_random=2)
+        table = stmsi.experimental.attribution_checks(
+            found, model, checks=["deletion", "drivers"], n_top=[5], n_random=2
+        )
         assert set(table["check"]) == {"deletion", "drivers"}
 
 
@@ -323,7 +325,7 @@ def explained(planted, models):
 
 def _check(adata, model, name, **kwargs):
     before = adata.obsm["msi"].copy()
-    table = stmsi.tl.attribution_checks(adata, model, checks=name, **kwargs)
+    table = stmsi.experimental.attribution_checks(adata, model, checks=name, **kwargs)
     pd.testing.assert_frame_equal(adata.obsm["msi"], before)
     assert list(table) == ["check", "metabolite", "gene", "k", "value", "baseline", "p_value"]
     assert set(table["check"]) == {name}
@@ -402,11 +404,11 @@ def test_space_knows_chance(explained, models):
 
 def test_checks_that_the_data_allow(explained, models):
     del explained.obsm["msi"]
-    table = stmsi.tl.attribution_checks(explained, models("prior+ridge"), n_top=[3], n_random=2)
+    table = stmsi.experimental.attribution_checks(explained, models("prior+ridge"), n_top=[3], n_random=2)
     assert set(table["check"]) == {"deletion"}
     for name, match in (("drivers", "needs drivers="), ("spatial", "needs measured intensities")):
         with pytest.raises(KeyError, match=match):
-            stmsi.tl.attribution_checks(explained, models("prior+ridge"), checks=name)
+            stmsi.experimental.attribution_checks(explained, models("prior+ridge"), checks=name)
 
 
 @pytest.mark.parametrize(
@@ -426,7 +428,7 @@ def test_checks_that_the_data_allow(explained, models):
 )
 def test_bad_arguments_of_checks(explained, models, kwargs, error, match):
     with pytest.raises(error, match=match):
-        stmsi.tl.attribution_checks(explained, models("prior+ridge"), **kwargs)
+        stmsi.experimental.attribution_checks(explained, models("prior+ridge"), **kwargs)
 
 
 def test_a_network_with_neighbours_is_permuted(st):

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 import stmsi
-from stmsi._core.reliability import fisher_bounds, mean_and_error, spearman_brown
+from stmsi._core.metrics.reliability import fisher_bounds, mean_and_error, spearman_brown
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""Numerics: arrays in, arrays out; nothing here knows AnnData or SpatialData."""
+"""Numerics: arrays in, arrays out. Nothing here knows AnnData or SpatialData, and nothing imports from the rooms above."""

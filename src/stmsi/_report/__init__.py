@@ -1,6 +1,6 @@
 """Reports: one HTML file with scores, figures and what is needed to make them again."""
 
+from stmsi._report._demo_and_evaluation import demo_report, evaluation_report
 from stmsi._report._page import Figure, Page, Table, versions
-from stmsi._report._pages import demo_report, evaluation_report
 
 __all__ = ["Figure", "Page", "Table", "demo_report", "evaluation_report", "versions"]

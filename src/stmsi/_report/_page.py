@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from typing import Any
 
-from stmsi._logging import logger
+from stmsi._settings import logger
 
 _PACKAGES = (
     "stmsi",

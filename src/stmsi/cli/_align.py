@@ -9,7 +9,7 @@ import typer
 
 from stmsi.cli._app import Json, command, say, step
 from stmsi.cli._files import check_output, read_data, write_csv, write_data
-from stmsi.cli._tables import show_alignment
+from stmsi.cli._terminal_tables import show_alignment
 
 
 def _choices(*values: str) -> Any:

@@ -9,7 +9,7 @@ import typer
 
 from stmsi.cli._app import Json, command, say, step
 from stmsi.cli._files import check_output, read_card, read_data, write_csv, write_text
-from stmsi.cli._tables import medians, show_scores
+from stmsi.cli._terminal_tables import medians, show_scores
 
 
 def evaluate(

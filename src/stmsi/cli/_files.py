@@ -24,7 +24,7 @@ def read_data(path: Path) -> SpatialData | AnnData:
     if path.suffix == ".h5ad":
         import anndata
 
-        from stmsi._validate import require_anndata_file
+        from stmsi._data.checks import require_anndata_file
 
         try:
             require_anndata_file(path)

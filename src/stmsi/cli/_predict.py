@@ -13,7 +13,7 @@ from stmsi.cli._files import check_output, read_data, write_data
 
 def _models(incomplete: str) -> list[str]:
     """Completion of --model: families by name, and folders with a model card."""
-    from stmsi.model._registry import FAMILIES
+    from stmsi.model._families import FAMILIES
 
     start = Path(incomplete)
     parent = start if incomplete.endswith("/") else start.parent
@@ -38,7 +38,7 @@ def predict(
     """Predict metabolites for every spot of an ST file."""
     with command("predict", as_json=as_json) as result:
         import stmsi
-        from stmsi._keys import Key
+        from stmsi._data.keys import Key
 
         check_output(out, data)
         with step(f"Reading {data}"):

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 import stmsi
-from stmsi._keys import Key
+from stmsi._data.keys import Key
 from stmsi._report import demo_report
 from stmsi.cli._app import say, step
 from stmsi.cli._files import write_text
@@ -129,7 +129,7 @@ def cluster_spots(adata: AnnData, seed: int) -> None:
 
 def train_named(train: AnnData, name: str, seed: int) -> Any:
     """A model of the demo, trained on the training sections."""
-    from stmsi.model._registry import resolve
+    from stmsi.model._families import resolve
 
     cls, params, _, _ = resolve(name)
     cls.setup_anndata(

@@ -6,16 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stmsi._core.ids import safe_ids
-from stmsi._logging import logger
-from stmsi._validate import listing, suggest
-from stmsi.datasets._fetch import Deposit, download, files_of, unpack
+from stmsi._data.checks import listing, suggest
+from stmsi._settings import logger
+from stmsi.datasets._deposits import Deposit, download, files_of, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from spatialdata import SpatialData
 
-DESIUM = Deposit("desium", "10.7910/DVN/GZFCWC", "the .h5ad files of the sections", "stmsi.io.read_desium")
+DESIUM = Deposit("desium", "10.7910/DVN/GZFCWC", "the .h5ad files of the sections", "stmsi.datasets.read_desium")
 
 
 def fetch_desium(
@@ -39,7 +39,7 @@ def fetch_desium(
 
     Returns
     -------
-    What :func:`stmsi.io.read_desium` returns: MSI at the spots, aligned.
+    What :func:`stmsi.datasets.read_desium` returns: MSI at the spots, aligned.
 
     Raises
     ------

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stmsi.datasets._fetch import Deposit, unpack
+from stmsi.datasets._deposits import Deposit, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from spatialdata import SpatialData
 
-SMA = Deposit("sma", "10.17632/w7nw4km7xd.1", "sma.zip", "stmsi.io.read_sma")
+SMA = Deposit("sma", "10.17632/w7nw4km7xd.1", "sma.zip", "stmsi.datasets.read_sma")
 
 
 def fetch_sma(
@@ -40,14 +40,14 @@ def fetch_sma(
 
     Returns
     -------
-    What :func:`stmsi.io.read_sma` returns: both modalities, not aligned yet.
+    What :func:`stmsi.datasets.read_sma` returns: both modalities, not aligned yet.
 
     Raises
     ------
     FileNotFoundError
         Where the files are not there, with what to do.
     KeyError, ValueError
-        As :func:`stmsi.io.read_sma`, and where the archive is damaged.
+        As :func:`stmsi.datasets.read_sma`, and where the archive is damaged.
 
     Notes
     -----

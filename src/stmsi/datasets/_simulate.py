@@ -11,10 +11,16 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
-from stmsi._core.registration import apply_affine
-from stmsi._core.simulation import Deformation, LatentRaster, negative_binomial, tissue_mask, visium_positions
-from stmsi._elements import VISIUM_PITCH, VISIUM_SPOT_DIAMETER, msi_section, st_section
-from stmsi._keys import Key
+from stmsi._core.registration.landmarks import apply_affine
+from stmsi._core.spatial.simulated_tissue import (
+    Deformation,
+    LatentRaster,
+    negative_binomial,
+    tissue_mask,
+    visium_positions,
+)
+from stmsi._data.keys import Key
+from stmsi._data.sections import VISIUM_PITCH, VISIUM_SPOT_DIAMETER, msi_section, st_section
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from anndata import AnnData
 
-from stmsi._keys import Key
-from stmsi._validate import check_key, get_table, is_spatialdata, listing, require_frame, require_unique
-from stmsi.get._feature_table import feature_table, written_by
+from stmsi._data.checks import check_key, is_spatialdata, listing, require_unique
+from stmsi._data.feature_table import feature_table, written_by
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, require_frame
 
 if TYPE_CHECKING:
-    from stmsi._validate import Data
+    from stmsi._data.checks import Data
 
 
 def as_table(

@@ -8,16 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stmsi._keys import Key
-from stmsi._validate import check_key, get_table, listing
+from stmsi._data.checks import check_key, listing
+from stmsi._data.feature_table import find_features
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table
 from stmsi.get._as_table import as_table
-from stmsi.get._feature_table import find_features
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from mudata import MuData
 
-    from stmsi._validate import Data
+    from stmsi._data.checks import Data
 
 
 def to_mudata(

@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.ids import safe_ids
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import listing
+from stmsi._data.checks import listing
+from stmsi._data.keys import Key
+from stmsi._settings import logger
 from stmsi.io._text_table import check_numbers
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stmsi._core.extraction import check_finite
-from stmsi._keys import Key
+from stmsi._core.spectra.extraction import check_finite
+from stmsi._data.keys import Key
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from stmsi._core.extraction import Rows
+    from stmsi._core.spectra.extraction import Rows
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 2**19, 2**22
 """Values in a chunk: 2 to 16 MB of 32-bit numbers."""

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 import pandas as pd
 
-from stmsi._logging import logger
-from stmsi._validate import listing
+from stmsi._data.checks import listing
+from stmsi._settings import logger
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -10,22 +10,13 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stmsi._core.ids import safe_ids
-from stmsi._core.spectra import Reduce, Unit, mz_labels
-from stmsi._elements import check_pixel_size, check_sample_name, msi_section, raster_image
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import check_choice, listing
-from stmsi.io._imzml_extract import (
-    Options,
-    Plan,
-    SparseRows,
-    common_ions,
-    extract,
-    plan_axis,
-    plan_ions,
-    plan_targets,
-)
-from stmsi.io._imzml_file import ImzmlFile, check_imzml, stated_pixel_size
+from stmsi._core.spectra.spectrum_arrays import Reduce, Unit, mz_labels
+from stmsi._data.checks import check_choice, listing
+from stmsi._data.keys import Key
+from stmsi._data.sections import check_pixel_size, check_sample_name, msi_section, raster_image
+from stmsi._imzml.extract import Options, Plan, SparseRows, common_ions, extract, plan_axis, plan_ions, plan_targets
+from stmsi._imzml.file import ImzmlFile, check_imzml, stated_pixel_size
+from stmsi._settings import logger
 from stmsi.io._msi_store import NewStore, check_new_store, read_lazily
 
 if TYPE_CHECKING:

@@ -13,11 +13,12 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
-from stmsi._elements import check_sample_name, msi_section
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import as_csr, is_spatialdata, listing, require_anndata_file
-from stmsi.io._layout import measured_pixels
+from stmsi._data.checks import is_spatialdata, listing, require_anndata_file
+from stmsi._data.keys import Key
+from stmsi._data.sections import check_sample_name, msi_section
+from stmsi._data.tables import as_csr
+from stmsi._settings import logger
+from stmsi.io._deposit_layout import measured_pixels
 from stmsi.io._metaspace_ions import ADDUCT, EXPORTED, FORMULA, MZ, annotated, ion_table
 from stmsi.io._read_thyra import open_store
 from stmsi.io._text_table import check_file, check_intensities, check_numbers, read_wide_table, require_columns

@@ -11,11 +11,11 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.ids import safe_ids
-from stmsi._core.spectra import mz_from_names
-from stmsi._elements import check_sample_name, msi_section
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import check_choice, listing, require_anndata_file, suggest
+from stmsi._core.spectra.spectrum_arrays import mz_from_names
+from stmsi._data.checks import check_choice, listing, require_anndata_file, suggest
+from stmsi._data.keys import Key
+from stmsi._data.sections import check_sample_name, msi_section
+from stmsi._settings import logger
 from stmsi.io._raster import find_raster, size_from_pitch
 from stmsi.io._scils import is_spectra_export, with_positions
 from stmsi.io._text_table import check_file, check_intensities, check_numbers, read_text_table, require_columns

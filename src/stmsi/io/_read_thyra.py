@@ -12,11 +12,12 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.ids import safe_ids
-from stmsi._core.spectra import mz_labels
-from stmsi._elements import check_sample_name, msi_section
-from stmsi._keys import Key
-from stmsi._validate import as_csr, listing
-from stmsi.io._layout import chosen, measured_pixels
+from stmsi._core.spectra.spectrum_arrays import mz_labels
+from stmsi._data.checks import listing
+from stmsi._data.keys import Key
+from stmsi._data.sections import check_sample_name, msi_section
+from stmsi._data.tables import as_csr
+from stmsi.io._deposit_layout import chosen, measured_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -138,7 +139,7 @@ def join_msi(sections: list[SpatialData]) -> SpatialData:
     """One SpatialData of several sections of MSI alone; the ions of all are kept."""
     from spatialdata import SpatialData
 
-    from stmsi.pp._combine import concat_msi
+    from stmsi._data.combine import concat_msi
 
     if len(sections) == 1:
         return sections[0]

@@ -11,10 +11,10 @@ import numpy as np
 import scipy.sparse as sp
 
 from stmsi._core.ids import safe_ids
-from stmsi._elements import VISIUM_PITCH, VISIUM_SPOT_DIAMETER, check_sample_name, st_section
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import listing
+from stmsi._data.checks import listing
+from stmsi._data.keys import Key
+from stmsi._data.sections import VISIUM_PITCH, VISIUM_SPOT_DIAMETER, check_sample_name, st_section
+from stmsi._settings import logger
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from stmsi._validate import listing
+from stmsi._data.checks import listing
 from stmsi.io._text_table import check_numbers, read_text_table, require_columns
 
 _FIRST = "m/z"

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import coo_matrix
 
-from stmsi._validate import listing, suggest
+from stmsi._data.checks import listing, suggest
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -13,24 +13,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._elements import check_pixel_size
-from stmsi._keys import Key
-from stmsi._logging import logger
+from stmsi._data.checks import check_choice, check_nonnegative, listing, require_rows, suggest
+from stmsi._data.feature_table import find_features, written_by
+from stmsi._data.keys import Key
+from stmsi._data.sections import check_pixel_size
+from stmsi._data.tables import as_csr, get_table, require_frame, require_obs, require_sample
+from stmsi._imzml.header import UNKNOWN
 from stmsi._progress import track
-from stmsi._validate import (
-    as_csr,
-    check_choice,
-    check_nonnegative,
-    get_table,
-    listing,
-    require_frame,
-    require_obs,
-    require_rows,
-    require_sample,
-    suggest,
-)
-from stmsi.get._feature_table import find_features, written_by
-from stmsi.io._imzml_header import UNKNOWN
+from stmsi._settings import logger
 from stmsi.io._raster import find_raster
 
 if TYPE_CHECKING:

@@ -5,18 +5,28 @@ from typing import TYPE_CHECKING, Any
 from stmsi._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from stmsi.model._ensemble import HurdleEnsemble
-    from stmsi.model._linear import HurdleLinear
-    from stmsi.model._net import HurdleNet
-    from stmsi.model._persist import load
+    from stmsi.model._load import load
+    from stmsi.model.ensemble._hurdle_ensemble import HurdleEnsemble
+    from stmsi.model.linear._hurdle_linear import HurdleLinear
+    from stmsi.model.net._hurdle_net import HurdleNet
 
-__all__ = ["HurdleEnsemble", "HurdleLinear", "HurdleNet", "load"]
+__all__ = [
+    "HurdleEnsemble",
+    "HurdleLinear",
+    "HurdleNet",
+    "load",
+]
 
 _getattr, __dir__ = lazy_attributes(
     __name__,
-    names={"HurdleEnsemble": "_ensemble", "HurdleLinear": "_linear", "HurdleNet": "_net", "load": "_persist"},
+    names={
+        "HurdleEnsemble": "ensemble._hurdle_ensemble",
+        "HurdleLinear": "linear._hurdle_linear",
+        "HurdleNet": "net._hurdle_net",
+        "load": "_load",
+    },
 )
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # an explicit function, so that type checkers see a module attribute hook
     return _getattr(name)

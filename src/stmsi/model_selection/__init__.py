@@ -1,8 +1,7 @@
-"""Splits that keep what is correlated on one side: scikit-learn splitters that read their groups from AnnData."""
+"""Splits that keep correlated spots on one side: scikit-learn splitters that read their groups from AnnData."""
 
 from stmsi.model_selection._check_leakage import check_leakage
-from stmsi.model_selection._choose import choose
 from stmsi.model_selection._leave_out import LeaveOnePatientOut, LeaveOneSampleOut
 from stmsi.model_selection._spatial_blocks import SpatialBlockKFold
 
-__all__ = ["LeaveOnePatientOut", "LeaveOneSampleOut", "SpatialBlockKFold", "check_leakage", "choose"]
+__all__ = ["LeaveOnePatientOut", "LeaveOneSampleOut", "SpatialBlockKFold", "check_leakage"]

@@ -9,16 +9,17 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import check_choice, get_table, require_frame, require_sample
-from stmsi.model_selection._leaks import RULES, Finding, Split
+from stmsi._data.checks import check_choice
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, require_frame, require_sample
+from stmsi._settings import logger
+from stmsi.model_selection._leakage_rules import RULES, Finding, Split
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from stmsi.model_selection._leaks import Folds
+    from stmsi.model_selection._leakage_rules import Folds
 
 
 def check_leakage(
@@ -39,7 +40,7 @@ def check_leakage(
     check             what it finds
     ================= ============================================================================================
     ``overlap``       spots that are trained on and tested
-    ``duplicates``    spots of the same counts, or repeats of :func:`stmsi.tl.oversample`, on both sides
+    ``duplicates``    spots of the same counts, or repeats of :func:`stmsi.experimental.oversample`, on both sides
     ``pixel``         one MSI pixel that gave the values of spots on both sides
     ``neighbours``    test spots beside training spots: an error where it is most of them, as in a random split
     ``patient``       other sections of a test patient in training
@@ -101,7 +102,7 @@ def check_leakage(
     >>> found.loc[found["check"] == "neighbours", "severity"].item()
     'error'
     """
-    from stmsi.tl._predict_metabolites import default_setup
+    from stmsi.model.shared._setup import default_setup
 
     check_choice(on_error, ("raise", "warn", "ignore"), "on_error")
     st = get_table(data, table_key)

@@ -10,8 +10,9 @@ from anndata import AnnData
 from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.utils import check_consistent_length
 
-from stmsi._keys import Key
-from stmsi._validate import listing, require_obs
+from stmsi._data.checks import listing
+from stmsi._data.keys import Key
+from stmsi._data.tables import require_obs
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

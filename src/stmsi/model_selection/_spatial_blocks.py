@@ -11,10 +11,11 @@ from anndata import AnnData
 from sklearn.model_selection import BaseCrossValidator
 from sklearn.utils import check_consistent_length
 
-from stmsi._core.blocks import correlation_range, correlogram, grid_blocks, near_any, spot_pitch, spread_blocks
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import listing, require_frame, require_sample
+from stmsi._core.spatial.blocks import correlation_range, correlogram, grid_blocks, near_any, spot_pitch, spread_blocks
+from stmsi._data.checks import listing
+from stmsi._data.keys import Key
+from stmsi._data.tables import require_frame, require_sample
+from stmsi._settings import logger
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stmsi.napari._maps import MEASURED, PREDICTED
 from stmsi.napari._metabolite_layers import OWN
-from stmsi.napari._require import require_napari
+from stmsi.napari._metabolite_maps import MEASURED, PREDICTED
+from stmsi.napari._requirements import require_napari
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stmsi._core.registration import apply_affine
-from stmsi._keys import Key
-from stmsi._validate import get_table, instances, listing, require_sample, require_spatialdata, suggest
+from stmsi._core.registration.landmarks import apply_affine
+from stmsi._data.checks import listing, require_spatialdata, suggest
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, instances, require_sample
 from stmsi.napari._metabolite_layers import OWN, VALUE, napari_colormap, section_table, spot_geometry
-from stmsi.pl._layers import table_samples
-from stmsi.pl._norms import get_cmap, make_norm
+from stmsi.pl._colour_limits import get_cmap, make_norm
+from stmsi.pl._metabolite_layers import table_samples
 from stmsi.pl._sections import load_section
 from stmsi.pl._style import INTENSITY_CMAP
 
@@ -164,7 +165,7 @@ def _clicks(sdata: Any, name: str, side: str, size: float, offset: NDArray[np.fl
     element = Key.landmarks(name, side)
     yx = np.empty((0, 2))
     if element in sdata.points:
-        from stmsi.pp._landmarks import _of_element
+        from stmsi.pp._alignment.landmark_input import _of_element
 
         frame = Key.msi_frame(name) if side == "msi" else Key.st_frame(name)
         yx = _of_element(sdata, element, frame)[:, ::-1].copy()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stmsi._validate import listing
+from stmsi._data.checks import listing
 from stmsi.napari._metabolite_layers import OWN
 
 if TYPE_CHECKING:

@@ -6,10 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stmsi._keys import Key
-from stmsi._validate import check_share, instances
-from stmsi.napari._maps import CHANCE, MEASURED, MODES, PREDICTED, RESIDUAL, ROLES, WIDTH, MetaboliteMaps
-from stmsi.pl._norms import get_cmap
+from stmsi._data.checks import check_share
+from stmsi._data.keys import Key
+from stmsi._data.tables import instances
+from stmsi.napari._metabolite_maps import CHANCE, MEASURED, MODES, PREDICTED, RESIDUAL, ROLES, WIDTH, MetaboliteMaps
+from stmsi.pl._colour_limits import get_cmap
 from stmsi.pl._style import INTENSITY_CMAP, PERCENTILES, RESIDUAL_CMAP, WIDTH_CMAP
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap
     from numpy.typing import NDArray
 
-    from stmsi._validate import Data
+    from stmsi._data.checks import Data
     from stmsi.pl._sections import Section
 
     LayerData = tuple[Any, dict[str, Any], str]

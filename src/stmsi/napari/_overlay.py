@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from stmsi._keys import Key
-from stmsi._validate import require_spatialdata
-from stmsi.napari._maps import MetaboliteMaps
-from stmsi.napari._require import require_window
-from stmsi.napari._view import MetaboliteView, show_scale_bar
+from stmsi._data.checks import require_spatialdata
+from stmsi._data.keys import Key
+from stmsi.napari._metabolite_maps import MetaboliteMaps
+from stmsi.napari._metabolite_view import MetaboliteView, show_scale_bar
+from stmsi.napari._requirements import require_window
 from stmsi.pl._style import PERCENTILES
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def overlay(
 
     import napari
 
-    from stmsi.napari._widget import MetaboliteWidget
+    from stmsi.napari._metabolite_widget import MetaboliteWidget
 
     if viewer is None:
         viewer = napari.Viewer(title=DOCK)

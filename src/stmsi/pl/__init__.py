@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 from stmsi._lazy import lazy_attributes
 
 if TYPE_CHECKING:
-    from stmsi.pl._abstention import abstention
     from stmsi.pl._alignment import alignment
     from stmsi.pl._attention_heatmap import attention_heatmap
     from stmsi.pl._attention_spatial import attention_spatial
@@ -15,11 +14,9 @@ if TYPE_CHECKING:
     from stmsi.pl._learnability import learnability
     from stmsi.pl._performance import performance
     from stmsi.pl._presence_curves import presence_curves
-    from stmsi.pl._realism import realism
     from stmsi.pl._spatial import spatial
 
 __all__ = [
-    "abstention",
     "alignment",
     "attention_heatmap",
     "attention_spatial",
@@ -29,12 +26,25 @@ __all__ = [
     "learnability",
     "performance",
     "presence_curves",
-    "realism",
     "spatial",
 ]
 
-_getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
+_getattr, __dir__ = lazy_attributes(
+    __name__,
+    names={
+        "alignment": "_alignment",
+        "attention_heatmap": "_attention_heatmap",
+        "attention_spatial": "_attention_spatial",
+        "calibration": "_calibration",
+        "compare": "_compare",
+        "history": "_history",
+        "learnability": "_learnability",
+        "performance": "_performance",
+        "presence_curves": "_presence_curves",
+        "spatial": "_spatial",
+    },
+)
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> Any:  # an explicit function, so that type checkers see a module attribute hook
     return _getattr(name)

@@ -8,17 +8,18 @@ import numpy as np
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import Normalize
 
-from stmsi._core.alignment_scores import canonical
-from stmsi._core.flow import values_at_spots
-from stmsi._keys import Key
-from stmsi._validate import check_choice, get_table, listing, require_spatialdata
-from stmsi.pl._layers import table_samples
-from stmsi.pl._norms import clipped_limits, get_cmap
+from stmsi._core.registration.agreement import canonical
+from stmsi._core.registration.displacement import values_at_spots
+from stmsi._data.checks import check_choice, listing, require_spatialdata
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table
+from stmsi.pl._colour_limits import clipped_limits, get_cmap
+from stmsi.pl._metabolite_layers import table_samples
 from stmsi.pl._panels import add_spots, get_axes, hand_back, panel_size, prepare_panel, scale_bar, wrap
 from stmsi.pl._sections import load_section
 from stmsi.pl._style import INTENSITY_CMAP, STYLE, WIDTH_CMAP
+from stmsi.pp._alignment.section_geometry import Geometry, aligned, msi_components, section_geometry, st_components
 from stmsi.pp._alignment_report import REACH, alignment_report
-from stmsi.pp._section_geometry import Geometry, aligned, msi_components, section_geometry, st_components
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

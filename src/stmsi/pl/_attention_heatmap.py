@@ -16,11 +16,12 @@ from matplotlib.textpath import TextPath
 from scipy.cluster.hierarchy import dendrogram, linkage, optimal_leaf_ordering
 from scipy.spatial.distance import pdist
 
-from stmsi._keys import Key
-from stmsi._validate import check_choice, get_table, listing, suggest
-from stmsi.pl._drivers import DriverMap, Tokens, driver_map, known_genes
-from stmsi.pl._layers import as_list
-from stmsi.pl._norms import check_percentiles, clipped_limits, diverging_norm, get_cmap
+from stmsi._data.checks import check_choice, listing, suggest
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table
+from stmsi.pl._colour_limits import check_percentiles, clipped_limits, diverging_norm, get_cmap
+from stmsi.pl._gene_maps import DriverMap, Tokens, driver_map, known_genes
+from stmsi.pl._metabolite_layers import as_list
 from stmsi.pl._panels import MOST_PANELS, get_axes, hand_back
 from stmsi.pl._style import INTENSITY_CMAP, PALETTE, RESIDUAL_CMAP, STYLE
 
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
     from numpy.typing import NDArray
 
-    from stmsi._validate import Data
+    from stmsi._data.checks import Data
 
 Scale = Literal["row", "metabolites"]
 _LEAST = 1e-12

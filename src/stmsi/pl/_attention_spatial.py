@@ -8,11 +8,12 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.ids import safe_ids
-from stmsi._keys import Key
-from stmsi._validate import get_table, listing, require_frame, require_metabolites, require_rows, suggest
-from stmsi.pl._drivers import is_attention, programme_labels, record_of
-from stmsi.pl._grid import Colours, draw_grid
-from stmsi.pl._layers import Layer, as_list
+from stmsi._data.checks import listing, require_rows, suggest
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, require_frame, require_metabolites
+from stmsi.pl._gene_maps import is_attention, programme_labels, record_of
+from stmsi.pl._metabolite_layers import Layer, as_list
+from stmsi.pl._panel_grid import Colours, draw_grid
 from stmsi.pl._panels import hand_back
 from stmsi.pl._sections import load_sections
 from stmsi.pl._style import PERCENTILES
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure, SubFigure
 
-    from stmsi._validate import Data
+    from stmsi._data.checks import Data
 
 _CMAP = "cividis"
 """Not that of intensities: nobody should take the one for the other."""

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stmsi._core import metrics_presence
-from stmsi._keys import Key
-from stmsi._validate import get_table, require_frame, require_sample
+from stmsi._core.metrics import presence as metrics_presence
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, require_frame, require_sample
 from stmsi.pl._panels import get_axes, hand_back
 from stmsi.pl._presence_curves import presence_of
 from stmsi.pl._style import PALETTE, STYLE
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-    from stmsi._validate import Data
+    from stmsi._data.checks import Data
 
 _SIZE = (3.4, 3.3)
 

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stmsi._keys import Key
-from stmsi._measured import measured_presence
-from stmsi._validate import get_table, listing, require_frame, require_rows
+from stmsi._data.checks import listing, require_rows
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, measured_presence, require_frame
 from stmsi.metrics import auroc, pearson
-from stmsi.pl._layers import as_list, column, intensity_label, resolve, table_samples, trust
-from stmsi.pl._norms import check_percentiles, diverging_norm, get_cmap, make_norm
+from stmsi.pl._colour_limits import check_percentiles, diverging_norm, get_cmap, make_norm
+from stmsi.pl._metabolite_layers import as_list, column, intensity_label, resolve, table_samples, trust
 from stmsi.pl._panels import draw_spots, get_axes, hand_back, panel_size, wrap
 from stmsi.pl._sections import load_section
 from stmsi.pl._style import INTENSITY_CMAP, PERCENTILES, RESIDUAL_CMAP, WIDTH_CMAP
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
     from numpy.typing import NDArray
 
-    from stmsi._validate import Data
+    from stmsi._data.checks import Data
 
 
 def compare(

@@ -11,7 +11,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
-from stmsi._validate import listing
+from stmsi._data.checks import listing
 from stmsi.pl._panels import get_axes, hand_back
 from stmsi.pl._style import PALETTE, STYLE
 
@@ -132,7 +132,7 @@ def history(
 def _tables(model: Any) -> dict[str, Any]:
     """Histories by name; a single one has no name."""
     from stmsi.model import HurdleEnsemble
-    from stmsi.model._base import HurdleModel
+    from stmsi.model.shared._hurdle_model import HurdleModel
 
     if isinstance(model, HurdleEnsemble):
         names = list(model.members)

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy.stats import spearmanr
 
-from stmsi._validate import listing, suggest
+from stmsi._data.checks import listing, suggest
 from stmsi.pl._panels import get_axes, hand_back
 from stmsi.pl._performance import READABLE, REFERENCE
 from stmsi.pl._style import PALETTE, STYLE

@@ -10,9 +10,9 @@ import pandas as pd
 from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch
 
-from stmsi._scores import GROUP_SCORES, INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, RELATION_SCORES
-from stmsi._validate import check_choice, listing, suggest
-from stmsi.pl._layers import as_list
+from stmsi._data.checks import check_choice, listing, suggest
+from stmsi._data.keys import GROUP_SCORES, INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, RELATION_SCORES
+from stmsi.pl._metabolite_layers import as_list
 from stmsi.pl._panels import get_axes, hand_back
 from stmsi.pl._style import PALETTE, STYLE
 

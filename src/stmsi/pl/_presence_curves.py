@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stmsi._core import metrics_presence
-from stmsi._keys import Key
-from stmsi._measured import measured_presence
-from stmsi._validate import get_table, require_frame, require_sample
-from stmsi.pl._layers import as_list, readable_names, resolve
+from stmsi._core.metrics import presence as metrics_presence
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, measured_presence, require_frame, require_sample
+from stmsi.pl._metabolite_layers import as_list, readable_names, resolve
 from stmsi.pl._panels import get_axes, hand_back
 from stmsi.pl._style import PALETTE, STYLE
 
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
     from numpy.typing import NDArray
 
-    from stmsi._validate import Data
+    from stmsi._data.checks import Data
 
 _SIZE = (3.4, 3.3)
 _GRID = np.linspace(0, 1, 101)

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from stmsi._elements import VISIUM_SPOT_DIAMETER
-from stmsi._keys import Key
-from stmsi._validate import instances, is_spatialdata, listing, require_frame, require_sample
-from stmsi.pl._layers import table_samples
+from stmsi._data.checks import is_spatialdata, listing
+from stmsi._data.keys import Key
+from stmsi._data.sections import VISIUM_SPOT_DIAMETER
+from stmsi._data.tables import instances, require_frame, require_sample
+from stmsi.pl._metabolite_layers import table_samples
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from stmsi._validate import Data
+    from stmsi._data.checks import Data
 
 _IMAGE_PIXELS = 1500
 """Longer side to which histology is thinned: a panel shows no more."""

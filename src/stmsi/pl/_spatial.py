@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stmsi._keys import Key
-from stmsi._validate import get_table, listing, require_metabolites, require_rows, suggest
-from stmsi.pl._grid import Colours, draw_grid
-from stmsi.pl._layers import (
+from stmsi._data.checks import listing, require_rows, suggest
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, require_metabolites
+from stmsi.pl._metabolite_layers import (
     Layer,
     as_list,
     column,
@@ -21,6 +21,7 @@ from stmsi.pl._layers import (
     readable_names,
     trust,
 )
+from stmsi.pl._panel_grid import Colours, draw_grid
 from stmsi.pl._panels import hand_back
 from stmsi.pl._sections import load_sections
 from stmsi.pl._style import INTENSITY_CMAP, PERCENTILES, WIDTH_CMAP
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure, SubFigure
 
-    from stmsi._validate import Data
+    from stmsi._data.checks import Data
 
 
 def spatial(

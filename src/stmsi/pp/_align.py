@@ -7,19 +7,19 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from stmsi._core.registration import MODELS, TransformModel
-from stmsi._core.robust import METHODS, RobustMethod
-from stmsi._keys import Key
-from stmsi._logging import logger
+from stmsi._core.registration.landmark_consensus import METHODS, RobustMethod
+from stmsi._core.registration.landmarks import MODELS, TransformModel
+from stmsi._data.checks import check_choice, listing, require_spatialdata
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, sample_names
 from stmsi._progress import track
-from stmsi._settings import settings
-from stmsi._validate import check_choice, get_table, listing, require_spatialdata, sample_names
-from stmsi.pp._automatic import automatic_input
-from stmsi.pp._automatic_fit import AutomaticMethod
-from stmsi.pp._histology import histology_method
-from stmsi.pp._landmarks import expand, has_landmarks, landmark_pair
-from stmsi.pp._section_fit import GivenFit, LandmarkFit, Method, Result, Task, check_landmarks_place, run
-from stmsi.pp._section_geometry import Geometry, msi_components, section_geometry, st_components
+from stmsi._settings import logger, settings
+from stmsi.pp._alignment.automatic import automatic_input
+from stmsi.pp._alignment.automatic_fit import AutomaticMethod
+from stmsi.pp._alignment.histology import histology_method
+from stmsi.pp._alignment.landmark_input import expand, has_landmarks, landmark_pair
+from stmsi.pp._alignment.section_fit import GivenFit, LandmarkFit, Method, Result, Task, check_landmarks_place, run
+from stmsi.pp._alignment.section_geometry import Geometry, msi_components, section_geometry, st_components
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
     from spatialdata.transformations import BaseTransformation
 
-    from stmsi.pp._landmarks import Landmarks, Unit
+    from stmsi.pp._alignment.landmark_input import Landmarks, Unit
 
 AlignMethod = Literal["landmarks", "given", "auto", "histology"]
 _N_REFITS = 12
@@ -327,7 +327,7 @@ def _baked(sdata: SpatialData, task: Task, result: Result) -> GeoDataFrame:
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
-    from stmsi._core.registration import apply_affine
+    from stmsi._core.registration.landmarks import apply_affine
 
     pixels = sdata.shapes[Key.pixels(task.name)]
     to_msi = task.geometry.to_msi

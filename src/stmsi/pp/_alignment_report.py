@@ -7,17 +7,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stmsi._core.alignment_scores import mask_iou, points_beside
-from stmsi._core.flow import agreement
-from stmsi._keys import Key
-from stmsi._validate import get_table, require_spatialdata, sample_names
-from stmsi.pp._section_geometry import (
-    Geometry,
-    aligned,
-    msi_components,
-    section_geometry,
-    st_components,
-)
+from stmsi._core.registration.agreement import mask_iou, points_beside
+from stmsi._core.registration.displacement import agreement
+from stmsi._data.checks import require_spatialdata
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, sample_names
+from stmsi.pp._alignment.section_geometry import Geometry, aligned, msi_components, section_geometry, st_components
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

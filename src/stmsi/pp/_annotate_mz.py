@@ -9,14 +9,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stmsi._copy import copy_of
-from stmsi._core.adducts import MATRICES, Adduct, Polarity, decoy_shifts, default_adducts, matrix_name, parse_adduct
-from stmsi._core.annotation import false_discovery_rate, match_masses, nearest_error
-from stmsi._core.formulas import Formulas, valid_formulas
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import check_choice, get_table, listing, polarity_of, refuse_view, require_rows
-from stmsi.pp import _molecules as mol
+from stmsi._core.chemistry.adducts import (
+    MATRICES,
+    Adduct,
+    Polarity,
+    decoy_shifts,
+    default_adducts,
+    matrix_name,
+    parse_adduct,
+)
+from stmsi._core.chemistry.formulas import Formulas, valid_formulas
+from stmsi._core.chemistry.mass_annotation import false_discovery_rate, match_masses, nearest_error
+from stmsi._data.checks import check_choice, listing, refuse_view, require_rows
+from stmsi._data.keys import Key
+from stmsi._data.tables import copy_of, get_table, polarity_of
+from stmsi._settings import logger
+from stmsi.pp import _molecule_tables as mol
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -211,7 +219,7 @@ def _of_export(
 def _molecules(database: str | Path | pd.DataFrame | None, polarity: Polarity | None) -> pd.DataFrame:
     """Molecules with formulas that can be read, charges cut off (``C5H14NO+``)."""
     if database is None:
-        from stmsi.datasets import core_metabolites
+        from stmsi._core.chemistry.core_metabolites import core_metabolites
 
         database = core_metabolites()
     table = mol.read_molecules(database, polarity)

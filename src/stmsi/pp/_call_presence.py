@@ -9,23 +9,19 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._core.detection import blank_limit, mixture_limit, noise_floor, otsu_limit
-from stmsi._keys import Key
-from stmsi._validate import (
-    as_csr,
+from stmsi._core.spectra.detection_limits import blank_limit, mixture_limit, noise_floor, otsu_limit
+from stmsi._data.checks import (
     check_choice,
     check_key,
     check_nonnegative,
-    get_table,
-    imputed,
     is_spatialdata,
     listing,
     refuse_view,
-    require_frame,
     require_rows,
-    require_sample,
     require_unique,
 )
+from stmsi._data.keys import Key
+from stmsi._data.tables import as_csr, get_table, imputed, require_frame, require_sample
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -8,24 +8,12 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stmsi._copy import copy_of
-from stmsi._core.batch import distribution, section_ranks, transfer
 from stmsi._core.ids import safe_ids
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import (
-    check_choice,
-    check_nonnegative,
-    get_table,
-    imputed,
-    listing,
-    refuse_view,
-    require_frame,
-    require_obs,
-    require_rows,
-    require_sample,
-    require_unique,
-)
+from stmsi._core.spectra.section_scale import distribution, section_ranks, transfer
+from stmsi._data.checks import check_choice, check_nonnegative, listing, refuse_view, require_rows, require_unique
+from stmsi._data.keys import Key
+from stmsi._data.tables import copy_of, get_table, imputed, require_frame, require_obs, require_sample
+from stmsi._settings import logger
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

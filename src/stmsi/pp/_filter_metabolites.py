@@ -9,22 +9,12 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._copy import copy_of
-from stmsi._core.adducts import MATRICES, Polarity, matrix_name, matrix_peaks
-from stmsi._core.annotation import match_masses
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import (
-    as_csr,
-    check_choice,
-    check_nonnegative,
-    get_table,
-    listing,
-    polarity_of,
-    refuse_view,
-    require_rows,
-    require_sample,
-)
+from stmsi._core.chemistry.adducts import MATRICES, Polarity, matrix_name, matrix_peaks
+from stmsi._core.chemistry.mass_annotation import match_masses
+from stmsi._data.checks import check_choice, check_nonnegative, listing, refuse_view, require_rows
+from stmsi._data.keys import Key
+from stmsi._data.tables import as_csr, copy_of, get_table, polarity_of, require_sample
+from stmsi._settings import logger
 from stmsi.pp._normalize_msi import tissue_of
 from stmsi.pp._select_spatially_variable import moran_of_sections
 

@@ -10,18 +10,10 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.ids import safe_ids
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import (
-    as_csr,
-    check_nonnegative,
-    get_table,
-    listing,
-    refuse_view,
-    require_obs,
-    require_rows,
-    require_unique,
-)
+from stmsi._data.checks import check_nonnegative, listing, refuse_view, require_rows, require_unique
+from stmsi._data.keys import Key
+from stmsi._data.tables import as_csr, get_table, require_obs
+from stmsi._settings import logger
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -7,21 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stmsi._copy import copy_of
-from stmsi._core.imputation import adaptive_median, distance_rings
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import (
-    check_nonnegative,
-    get_table,
-    imputed,
-    listing,
-    refuse_view,
-    require_frame,
-    require_rows,
-    require_sample,
-    require_unique,
-)
+from stmsi._core.spatial.median_filter import adaptive_median, distance_rings
+from stmsi._data.checks import check_nonnegative, listing, refuse_view, require_rows, require_unique
+from stmsi._data.keys import Key
+from stmsi._data.tables import copy_of, get_table, imputed, require_frame, require_sample
+from stmsi._settings import logger
 
 if TYPE_CHECKING:
     from anndata import AnnData

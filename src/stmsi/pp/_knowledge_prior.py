@@ -10,23 +10,14 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import pandas as pd
 
-from stmsi._core.adducts import ADDUCTS
-from stmsi._core.knowledge import Entry, EntryIndex
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import (
-    check_choice,
-    check_key,
-    get_table,
-    listing,
-    refuse_view,
-    require_frame,
-    require_rows,
-    require_unique,
-    suggest,
-)
-from stmsi.datasets import core_metabolites
-from stmsi.get._feature_table import find_features
+from stmsi._core.chemistry.adducts import ADDUCTS
+from stmsi._core.chemistry.core_metabolites import core_metabolites
+from stmsi._core.chemistry.molecule_index import Entry, EntryIndex
+from stmsi._data.checks import check_choice, check_key, listing, refuse_view, require_rows, require_unique, suggest
+from stmsi._data.feature_table import find_features
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, require_frame
+from stmsi._settings import logger
 from stmsi.pp._gene_signatures import read_gmt
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._core.aggregate import (
+from stmsi._core.mapping.pixel_weights import (
     Spread,
     dominant,
     effective_number,
@@ -17,23 +17,21 @@ from stmsi._core.aggregate import (
     weighted_sums,
     weighted_variance,
 )
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import (
+from stmsi._data.checks import (
     check_choice,
     check_key,
     check_nonnegative,
     check_share,
-    get_table,
     listing,
     refuse_view,
-    require_obs,
     require_rows,
-    require_sample,
     require_spatialdata,
     require_unique,
 )
-from stmsi.pp._spot_weights import Section, check_coverage, covered_spots, paired_sections, weigh
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, require_obs, require_sample
+from stmsi._settings import logger
+from stmsi.pp._mapping.spot_weights import Section, check_coverage, covered_spots, paired_sections, weigh
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -8,22 +8,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._copy import copy_of
-from stmsi._core.background import otsu_tissue
-from stmsi._core.spectra_stats import pixel_factors, section_quantiles
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import (
-    as_csr,
-    check_choice,
-    check_nonnegative,
-    get_table,
-    refuse_view,
-    require_metabolites,
-    require_obs,
-    require_rows,
-    require_sample,
-)
+from stmsi._core.spectra.pixel_statistics import otsu_tissue, pixel_factors, section_quantiles
+from stmsi._data.checks import check_choice, check_nonnegative, refuse_view, require_rows
+from stmsi._data.keys import Key
+from stmsi._data.tables import as_csr, copy_of, get_table, require_metabolites, require_obs, require_sample
+from stmsi._settings import logger
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -10,11 +10,10 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._copy import copy_of
-from stmsi._core.extraction import spectra_of
 from stmsi._core.ids import safe_ids
-from stmsi._core.ions import reference_ions
-from stmsi._core.peaks import (
+from stmsi._core.spectra.common_ions import reference_ions
+from stmsi._core.spectra.extraction import spectra_of
+from stmsi._core.spectra.peaks import (
     MassErrors,
     Noise,
     highest_within,
@@ -23,21 +22,13 @@ from stmsi._core.peaks import (
     recalibrated,
     signal_to_noise,
 )
-from stmsi._core.spectra import Unit, mz_labels, windows
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import (
-    as_csr,
-    check_choice,
-    check_nonnegative,
-    check_share,
-    get_table,
-    listing,
-    refuse_view,
-    require_rows,
-)
-from stmsi.io._imzml_extract import Options, count_ions, extract, fill_cells, plan_axis, plan_targets
-from stmsi.io._imzml_file import ImzmlFile
+from stmsi._core.spectra.spectrum_arrays import Unit, mz_labels, windows
+from stmsi._data.checks import check_choice, check_nonnegative, check_share, listing, refuse_view, require_rows
+from stmsi._data.keys import Key
+from stmsi._data.tables import as_csr, copy_of, get_table
+from stmsi._imzml.extract import Options, count_ions, extract, fill_cells, plan_axis, plan_targets
+from stmsi._imzml.file import ImzmlFile
+from stmsi._settings import logger
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,7 +37,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from stmsi._core.extraction import Rows
+    from stmsi._core.spectra.extraction import Rows
 
 Spectrum = Literal["mean", "skyline"]
 _SAMPLE = 2000  # spectra that are searched for calibrants

@@ -8,21 +8,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._copy import copy_of
-from stmsi._core.spatial_stats import morans_i, raster_graph
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import (
-    as_csr,
-    check_choice,
-    check_nonnegative,
-    get_table,
-    listing,
-    refuse_view,
-    require_obs,
-    require_rows,
-    require_sample,
-)
+from stmsi._core.spatial.morans_i import morans_i, raster_graph
+from stmsi._data.checks import check_choice, check_nonnegative, listing, refuse_view, require_rows
+from stmsi._data.keys import Key
+from stmsi._data.tables import as_csr, copy_of, get_table, require_obs, require_sample
+from stmsi._settings import logger
 from stmsi.pp._normalize_msi import tissue_of
 
 if TYPE_CHECKING:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import check_choice, get_table, listing, refuse_view, require_rows, require_sample
+from stmsi._data.checks import check_choice, listing, refuse_view, require_rows
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, require_sample
+from stmsi._settings import logger
 
 if TYPE_CHECKING:
     from anndata import AnnData

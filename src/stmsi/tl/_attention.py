@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stmsi._copy import copy_of
 from stmsi._core.ids import safe_ids
-from stmsi._keys import Key
-from stmsi._validate import get_table, refuse_view
-from stmsi.model._base import MIN_GENES, HurdleModel
-from stmsi.tl._gene_maps import (
+from stmsi._data.checks import refuse_view
+from stmsi._data.keys import Key
+from stmsi._data.tables import copy_of, get_table
+from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
+from stmsi.tl._gene_map_output import (
     TOP,
     GeneFrames,
     group_table,
@@ -138,8 +138,8 @@ def attention(
     # those of single spots may lie outside of those asked for
     asked = list(dict.fromkeys([*ids, *shown]))
     at = np.asarray(fitted.state.metabolites.get_indexer(pd.Index(asked)))
-    from stmsi.model._attention import attention_maps
-    from stmsi.model._attribution import attribution_spots
+    from stmsi.model.explain._attention import attention_maps
+    from stmsi.model.explain._attribution import attribution_spots
 
     spots = attribution_spots(fitted, adata, min_genes)
     maps = attention_maps(
@@ -179,8 +179,8 @@ def attention(
 
 def _require_attention(model: HurdleModel) -> None:
     """Refuse models in which no metabolite attends to genes."""
-    from stmsi.model._net import HurdleNet
-    from stmsi.model.encoders import MetaboliteEncoder
+    from stmsi.model.net._hurdle_net import HurdleNet
+    from stmsi.model.net.encoders import MetaboliteEncoder
 
     if isinstance(model, HurdleNet) and isinstance(model.module.encoder, MetaboliteEncoder):
         return

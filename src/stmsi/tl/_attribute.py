@@ -9,19 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from stmsi._copy import copy_of
 from stmsi._core.ids import safe_ids
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import (
-    check_choice,
-    get_table,
-    listing,
-    refuse_view,
-    require_sample,
-)
-from stmsi.model._base import MIN_GENES, HurdleModel
-from stmsi.tl._gene_maps import (
+from stmsi._data.checks import check_choice, listing, refuse_view
+from stmsi._data.keys import Key
+from stmsi._data.tables import copy_of, get_table, require_sample
+from stmsi._settings import logger
+from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
+from stmsi.tl._gene_map_output import (
     TOP,
     GeneFrames,
     group_table,
@@ -37,8 +31,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from stmsi.model._attribution import Attribution, Stage
-    from stmsi.model._spots import Spots
+    from stmsi.model.explain._attribution import Attribution, Stage
+    from stmsi.model.shared._spot_input import Spots
 
 Method = Literal["auto", "coefficients", "integrated_gradients", "permutation"]
 METHODS = ("auto", "coefficients", "integrated_gradients", "permutation")
@@ -82,7 +76,7 @@ def attribute(
       section, and :math:`\sqrt{\operatorname{mean}_i (f_i - f_i')^2 / 2}` is how far the prediction moves. It has no sign.
 
     An attribution describes the model, not the tissue: see the page on interpretation in the user guide, and check it
-    with :func:`stmsi.tl.attribution_checks`.
+    with :func:`stmsi.experimental.attribution_checks`.
 
     Parameters
     ----------
@@ -210,7 +204,7 @@ def attribute(
 
 def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
     """The method to use, refused where it does not fit the model."""
-    from stmsi.model._attribution import LINEAR_FAMILIES
+    from stmsi.model.explain._attribution import LINEAR_FAMILIES
 
     kind = type(model).__name__
     family = getattr(model, stage, None) if kind == "HurdleLinear" else None
@@ -248,7 +242,7 @@ def draw_spots(
     model: HurdleModel, adata: AnnData, n_spots: int | None, min_genes: float, rng: np.random.Generator
 ) -> tuple[Spots, NDArray[np.int64]]:
     """Spots to look at, and their rows."""
-    from stmsi.model._attribution import attribution_spots
+    from stmsi.model.explain._attribution import attribution_spots
 
     spots = attribution_spots(model, adata, min_genes)
     rows = np.arange(len(spots))
@@ -276,7 +270,7 @@ def _compute(
     show: bool | None,
 ) -> tuple[Attribution, list[str]]:
     """Call the method; also the groups in order."""
-    from stmsi.model import _attribution as methods
+    from stmsi.model.explain import _attribution as methods
 
     method, stage, groupby = params["method"], params["stage"], params["groupby"]
     columns = np.asarray(model.state.metabolites.get_indexer(pd.Index(ids)))

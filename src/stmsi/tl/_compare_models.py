@@ -10,8 +10,8 @@ import pandas as pd
 from scipy.stats import wilcoxon
 from statsmodels.stats.multitest import multipletests
 
-from stmsi._validate import check_choice, check_share, listing, suggest
-from stmsi.model_selection._choose import paired_scores
+from stmsi._data.checks import check_choice, check_share, listing, suggest
+from stmsi.tl._choose import paired_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

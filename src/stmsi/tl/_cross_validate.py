@@ -12,19 +12,19 @@ import joblib
 import numpy as np
 import pandas as pd
 
-from stmsi._keys import Key
-from stmsi._logging import logger
+from stmsi._data.checks import check_choice, listing
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, imputed, require_frame, require_sample
 from stmsi._progress import track
-from stmsi._settings import settings
-from stmsi._validate import check_choice, get_table, imputed, listing, require_frame, require_sample
-from stmsi.model._registry import ModelSpec, named_models, resolve
-from stmsi.model._setup import Setup
+from stmsi._settings import logger, settings
+from stmsi.model._families import ModelSpec, named_models, resolve
+from stmsi.model.shared._setup import Setup, default_setup
 from stmsi.model_selection import LeaveOneSampleOut
 from stmsi.model_selection._check_leakage import find_leaks, msi_table, report
-from stmsi.model_selection._choose import NO_SKILL, choose
+from stmsi.tl._choose import NO_SKILL, choose
 from stmsi.tl._evaluate import map_positions, score_sections
 from stmsi.tl._fold_cache import FoldCache, data_fingerprint, fingerprint
-from stmsi.tl._predict_metabolites import default_setup, train_model
+from stmsi.tl._predict_metabolites import train_model
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -7,22 +7,23 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stmsi._core import metrics, metrics_maps, metrics_presence
-from stmsi._keys import Key
-from stmsi._measured import measured_presence, presence_key_of
-from stmsi._scores import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES
-from stmsi._validate import (
-    check_nonnegative,
+from stmsi._core.metrics import intensity as metrics
+from stmsi._core.metrics import maps as metrics_maps
+from stmsi._core.metrics import presence as metrics_presence
+from stmsi._data.checks import check_nonnegative, listing
+from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, Key
+from stmsi._data.tables import (
     get_table,
     imputed,
-    listing,
+    measured_presence,
+    presence_key_of,
     require_frame,
     require_obs,
     require_sample,
     shared_metabolites,
 )
-from stmsi.model._spots import read_counts
-from stmsi.tl._relations import score_relations
+from stmsi.model.shared._spot_input import read_counts
+from stmsi.tl._relation_scores import score_relations
 
 if TYPE_CHECKING:
     from anndata import AnnData

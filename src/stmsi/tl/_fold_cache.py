@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._logging import logger
+from stmsi._settings import logger
 
 if TYPE_CHECKING:
     from anndata import AnnData

@@ -7,16 +7,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stmsi._core.realism import marginals
-from stmsi._core.spatial_stats import morans_i, neighbour_means
-from stmsi._keys import Key
-from stmsi._validate import get_table, listing, require_frame, require_sample
+from stmsi._core.metrics.realism import marginals
+from stmsi._core.spatial.morans_i import morans_i, neighbour_means
+from stmsi._data.checks import listing
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, require_frame, require_sample
 from stmsi.tl._share_of_ceiling import read_ceiling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stmsi._validate import Data
+    from stmsi._data.checks import Data
 
 PROPERTIES = ("morans_i", "prevalence", "dynamic_range", "ceiling")
 

@@ -9,12 +9,13 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import KDTree
 
-from stmsi._core import metrics
-from stmsi._core.coregionalization import spacing
-from stmsi._core.reliability import fisher_bounds, spearman_brown
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import check_choice, check_key, get_table, listing, refuse_view, require_frame, require_sample
+from stmsi._core.metrics import intensity as metrics
+from stmsi._core.metrics.reliability import fisher_bounds, spearman_brown
+from stmsi._core.spatial.coregionalization import spacing
+from stmsi._data.checks import check_choice, check_key, listing, refuse_view
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, require_frame, require_sample
+from stmsi._settings import logger
 
 if TYPE_CHECKING:
     from anndata import AnnData

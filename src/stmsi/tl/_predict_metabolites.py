@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stmsi._copy import copy_of
-from stmsi._keys import Key
-from stmsi._logging import logger
-from stmsi._validate import check_key, check_share, get_table, refuse_view
-from stmsi.model._base import MIN_GENES, HurdleModel
-from stmsi.model._registry import FAMILIES, resolve
+from stmsi._data.checks import check_key, check_share, refuse_view
+from stmsi._data.keys import Key
+from stmsi._data.tables import copy_of, get_table
+from stmsi._settings import logger
+from stmsi.model._families import FAMILIES, resolve
+from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
+from stmsi.model.shared._setup import default_setup
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -150,18 +151,6 @@ def train_model(
     fitted = cls(adata, **params)
     fitted.train(show_progress_bar=show_progress_bar, **train)
     return fitted
-
-
-def default_setup(adata: AnnData) -> dict[str, Any]:
-    """Presence and signature from where :mod:`stmsi.pp` writes them, as far as they are there."""
-    fields: dict[str, Any] = {}
-    if Key.obsm.PRESENCE in adata.obsm:
-        fields["presence_key"] = Key.obsm.PRESENCE
-    record = adata.uns.get(Key.uns.SIGNATURE, {})
-    cluster_key = record.get("params", {}).get("cluster_key")
-    if Key.varm.SIGNATURE in adata.varm and cluster_key in adata.obs:
-        fields |= {"signature_key": Key.varm.SIGNATURE, "cluster_key": str(cluster_key)}
-    return fields
 
 
 def _obtain(

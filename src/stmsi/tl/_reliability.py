@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stmsi._core.reliability import mean_and_error
-from stmsi._keys import Key
-from stmsi._validate import get_table, listing, refuse_view
+from stmsi._core.metrics.reliability import mean_and_error
+from stmsi._data.checks import listing, refuse_view
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table
 from stmsi.tl._share_of_ceiling import read_ceiling, share_of_ceiling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stmsi._validate import Data
+    from stmsi._data.checks import Data
 
 CONTROLS = ("mean", "coordinates", "shuffled_genes", "toroidal_shift")
 """Models by whose scores luck is known: no gene tells them anything about the test section."""

@@ -11,18 +11,11 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import KDTree
 
-from stmsi._copy import copy_of
-from stmsi._core.coregionalization import spacing
-from stmsi._keys import Key
-from stmsi._validate import (
-    check_key,
-    check_share,
-    get_table,
-    is_spatialdata,
-    refuse_view,
-    require_metabolites,
-)
-from stmsi.model._base import MIN_GENES, HurdleModel
+from stmsi._core.spatial.coregionalization import spacing
+from stmsi._data.checks import check_key, check_share, is_spatialdata, refuse_view
+from stmsi._data.keys import Key
+from stmsi._data.tables import copy_of, get_table, require_metabolites
+from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
 from stmsi.tl._predict_metabolites import _obtain, _plain
 
 if TYPE_CHECKING:

@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from stmsi._keys import Key
-from stmsi._validate import get_table, listing
+from stmsi._data.checks import listing
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table
 
 if TYPE_CHECKING:
-    from stmsi._validate import Data
+    from stmsi._data.checks import Data
 
 
 def share_of_ceiling(

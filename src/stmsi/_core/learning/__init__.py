@@ -1,0 +1,1 @@
+"""What models learn with: expression space, folds, solvers, stacking, the two stages put together."""

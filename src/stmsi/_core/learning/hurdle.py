@@ -1,0 +1,66 @@
+"""The two stages put together: thresholds and means."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stmsi._core.metrics.presence import ranked_hits
+
+ALWAYS, NEVER = 0.0, 2.0
+"""Thresholds on a probability that every spot, or none, reaches."""
+
+
+def best_f1_threshold(
+    present: NDArray[np.float64], probability: NDArray[np.float64], tolerance: float = 0.0
+) -> NDArray[np.float64]:
+    """Threshold of each metabolite with the best F1 on held-out spots.
+
+    Parameters
+    ----------
+    present
+        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
+    probability
+        Held-out probabilities of presence, likewise.
+    tolerance
+        The lowest threshold is taken whose F1 falls short of the best by no more than this share.
+
+    Returns
+    -------
+    Shape (metabolites,), halfway between neighbouring probabilities; :data:`ALWAYS` for metabolites that are never
+    absent, :data:`NEVER` for those never present.
+    """
+    hits, called, last, n1, n0 = ranked_hits(present, probability)
+    threshold = np.where(n1 == 0, NEVER, ALWAYS)
+    usable = (n1 > 0) & (n0 > 0)
+    if not usable.any():
+        return threshold
+    score = np.where(last, 2 * hits / np.maximum(called + n1, 1), -1.0)
+    good = score >= (1 - tolerance) * score.max(axis=0) if tolerance > 0 else score == score.max(axis=0)
+    # ordered from the most probable: the last good one is the lowest threshold; without tolerance, ties keep the highest
+    best = len(score) - 1 - good[::-1].argmax(axis=0) if tolerance > 0 else good.argmax(axis=0)
+    ordered = -np.sort(np.where(np.isnan(present) | np.isnan(probability), np.inf, -probability), axis=0)
+    column = np.arange(ordered.shape[1])
+    at = ordered[best, column]
+    below = ordered[np.minimum(best + 1, len(ordered) - 1), column]
+    below = np.where(np.isfinite(below) & (below < at), below, 0.0)
+    return np.where(usable, (at + below) / 2, threshold)
+
+
+def hurdle_mean(
+    intensity: NDArray[np.floating], probability: NDArray[np.floating], threshold: NDArray[np.float64]
+) -> NDArray[np.float32]:
+    r"""Mean of the hurdle model where the metabolite is called present, exactly 0 elsewhere.
+
+    .. math:: \hat y = p\,\mu \; [p \ge t]
+
+    Parameters
+    ----------
+    intensity
+        Intensity given presence :math:`\mu`, shape (spots, metabolites); negative values count as 0.
+    probability
+        Probability of presence :math:`p`, likewise.
+    threshold
+        :math:`t` of each metabolite.
+    """
+    return np.where(probability >= threshold, probability * np.maximum(intensity, 0), 0).astype(np.float32)

@@ -1,0 +1,109 @@
+"""Numerics of attributions: blocks of genes, shuffles that respect sections and space, chance levels."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import gammaln
+
+from stmsi._core.metrics import intensity as metrics
+
+_REACH = 1.5
+"""Distance, in spacings of the spots, within which a shifted spot counts as lying on tissue."""
+
+
+def shuffle_within(section: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Row numbers in random order, each row replaced by one of the same section."""
+    order = np.arange(len(section))
+    for s in np.unique(section):
+        own = np.flatnonzero(section == s)
+        order[own] = rng.permutation(own)
+    return order
+
+
+def gene_blocks(X: NDArray[np.floating], n_blocks: int | None) -> NDArray[np.int64]:
+    """Block 0, 1, ... of each gene: genes that rise and fall together (average linkage on correlation).
+
+    Parameters
+    ----------
+    X
+        Expression, shape (spots, genes).
+    n_blocks
+        Blocks at most; `None`: each gene by itself.
+    """
+    n = X.shape[1]
+    if n_blocks is None or n_blocks >= n:
+        return np.arange(n)
+    from scipy.cluster.hierarchy import fcluster, linkage
+    from scipy.spatial.distance import squareform
+
+    Z = np.asarray(X, np.float64) - X.mean(axis=0)
+    Z /= np.maximum(np.sqrt((Z**2).sum(axis=0)), 1e-12)
+    distance = 1 - np.clip(Z.T @ Z, -1, 1)
+    np.fill_diagonal(distance, 0)
+    label = fcluster(linkage(squareform(distance, checks=False), "average"), n_blocks, "maxclust")
+    return np.unique(label, return_inverse=True)[1].astype(np.int64)
+
+
+def torus_shift(xy: NDArray[np.float64], section: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """Row whose place each spot takes when every section is shifted on a torus: neighbours stay neighbours.
+
+    Parameters
+    ----------
+    xy
+        Positions, shape (spots, 2).
+    section
+        Section of each spot.
+    rng
+        For the shifts: at least a quarter of the section's extent along one axis.
+
+    Returns
+    -------
+    Row numbers, shape (spots,); -1 where the shifted spot does not lie on tissue.
+    """
+    from scipy.spatial import cKDTree
+
+    source = np.full(len(xy), -1)
+    for s in np.unique(section):
+        own = np.flatnonzero(section == s)
+        if len(own) < 2:
+            continue
+        tree = cKDTree(xy[own])
+        spacing = float(np.median(tree.query(xy[own], k=2)[0][:, 1]))
+        low, extent = xy[own].min(axis=0), np.ptp(xy[own], axis=0) + spacing
+        share = rng.uniform(-0.5, 0.5, 2)
+        far = rng.integers(2)
+        share[far] = np.copysign(rng.uniform(0.25, 0.5), share[far])
+        distance, nearest = tree.query(low + (xy[own] - low + share * extent) % extent)
+        source[own] = np.where(distance <= _REACH * spacing, own[nearest], -1)
+    return source
+
+
+def within_sections(
+    truth: NDArray[np.float64], prediction: NDArray[np.float64], section: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Pearson correlation of each column within each section, averaged over the sections in which it exists.
+
+    Parameters
+    ----------
+    truth, prediction
+        Shape (spots, columns); pairs with NaN are left out.
+    section
+        Section of each spot.
+
+    Returns
+    -------
+    Shape (columns,); NaN where it exists in no section.
+    """
+    scores = np.stack([metrics.pearson(truth[section == s], prediction[section == s]) for s in np.unique(section)])
+    count = (~np.isnan(scores)).sum(axis=0)
+    return np.where(count > 0, np.nansum(scores, axis=0) / np.maximum(count, 1), np.nan)
+
+
+def chance_of_best_rank(rank: int, n_drivers: int, n_genes: int) -> float:
+    """Chance that the best of `n_drivers` genes drawn at random from `n_genes` has this rank (1 is first) or better."""
+    if rank > n_genes - n_drivers:
+        return 1.0
+    rest = n_genes - rank
+    none_of_them = gammaln(rest + 1) - gammaln(rest - n_drivers + 1) - gammaln(n_genes + 1)
+    return float(-np.expm1(none_of_them + gammaln(n_genes - n_drivers + 1)))

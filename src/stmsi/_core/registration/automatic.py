@@ -1,0 +1,298 @@
+"""From two tissue masks and two sets of components to one placement, or to the verdict that there are several."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from stmsi._core.registration.component_images import CrossModal, reference_matrices
+from stmsi._core.registration.landmarks import apply_affine
+from stmsi._core.registration.masks import MaskOverlap, hard_iou, place_masks, steps
+from stmsi._core.registration.placements import (
+    KNOWN,
+    Adjustment,
+    Freedom,
+    Placement,
+    inverse,
+    same_place,
+    sample_images,
+)
+from stmsi._core.registration.tissue_masks import TissuePoints, TissueRaster
+
+NEAR = 0.10
+"""Masks alone do not tell two placements apart whose scores differ by less than this share."""
+_N_REFERENCE = 40
+_SIGNAL = 4.0
+"""A placement has signal where it explains more than wrong ones do by this many of their standard deviations."""
+_LEAD = 3.0
+"""The best placement decides when it leads every other one by as much."""
+_SURE_LEAD = 5.0
+"""The lead with which intensities overrule masks that are not near-ties."""
+_POLISH = Freedom(0.03, 0.02)
+_MAX_PIXELS = 2000
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A placement with what speaks for it.
+
+    Attributes
+    ----------
+    placement
+        Matrix and mask score.
+    explained
+        What intensities explain (:meth:`CrossModal.explained`), NaN without intensities.
+    z
+        The same in standard deviations above wrong placements.
+    """
+
+    placement: Placement
+    explained: float = float("nan")
+    z: float = float("nan")
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """How precise a placement is, from `n` refits to perturbed data.
+
+    Attributes
+    ----------
+    median_um, p90_um
+        Distance by which pixels move between refits.
+    same_spot, one_ring, two_rings
+        Share of pixels that stay in their spot, within one ring of neighbours, within two.
+    """
+
+    median_um: float
+    p90_um: float
+    same_spot: float
+    one_ring: float
+    two_rings: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The chosen placement and its rivals.
+
+    Attributes
+    ----------
+    matrix
+        MSI -> ST; the chosen candidate, polished by intensities where they carry signal.
+    candidates
+        Best first by mask score; `chosen` indexes them.
+    decided_by
+        ``"masks"`` or ``"intensities"``.
+    rivals
+        Indices of the candidates that the data cannot rule out.
+    polished
+        Whether intensities refined the matrix.
+    iou
+        Intersection over union of both masks at the points of the ST frame.
+    draws
+        Matrices of refits to perturbed data, shape (n, 3, 3).
+    resolution
+        What their spread means.
+    """
+
+    matrix: NDArray[np.float64]
+    candidates: list[Candidate]
+    chosen: int
+    decided_by: str
+    rivals: list[int]
+    polished: bool
+    iou: float
+    draws: NDArray[np.float64]
+    resolution: Resolution
+
+
+def register_sections(
+    moving: TissueRaster,
+    fixed: TissuePoints,
+    data: CrossModal | None,
+    rng: np.random.Generator,
+    freedom: Freedom = KNOWN,
+    *,
+    affine: bool = True,
+    polish: bool = True,
+    n_perturb: int = 12,
+) -> Verdict:
+    """Lay the MSI tissue onto the spots.
+
+    Parameters
+    ----------
+    moving, fixed
+        Tissue of both modalities.
+    data
+        Components of both; `None`: masks only.
+    rng
+        For wrong placements to compare with and for perturbed refits.
+    freedom
+        How far the section may be stretched.
+    affine
+        Whether to go beyond a similarity.
+    polish
+        Whether intensities may refine the placement.
+    n_perturb
+        Number of perturbed refits.
+    """
+    placements = place_masks(moving, fixed, freedom, affine=affine, judge=data.explained if data else None)
+    candidates = [Candidate(p) for p in placements]
+    if data is not None:
+        explained = np.array([data.explained(p.matrix) for p in placements])
+        wrong = np.array([data.explained(m) for m in reference_matrices(placements[0].matrix, data, _N_REFERENCE, rng)])
+        spread = max(float(wrong.std()), 1e-3)
+        z = (explained - wrong.mean()) / spread
+        candidates = [Candidate(p, float(e), float(v)) for p, e, v in zip(placements, explained, z, strict=True)]
+    chosen, rivals, decided_by = decide(candidates)
+    matrix, polished = placements[chosen].matrix, False
+    # polishing follows signal that is there; without, it would follow noise
+    if data is not None and polish and candidates[chosen].z > _SIGNAL:
+        matrix, polished = _polish(data, placements[chosen], freedom)
+    if polished and data is not None:
+        draws = _half_samples(data, matrix, n_perturb, rng)
+    else:
+        draws = _perturbed_outlines(moving, fixed, matrix, freedom, n_perturb, rng, affine=affine)
+    return Verdict(
+        matrix, candidates, chosen, decided_by, rivals, polished,
+        hard_iou(matrix, moving, fixed), np.array(draws).reshape(-1, 3, 3), resolution(matrix, draws, moving, fixed),
+    )  # fmt: skip
+
+
+def decide(candidates: list[Candidate]) -> tuple[int, list[int], str]:
+    """The chosen candidate, those that cannot be ruled out, and what decided.
+
+    Masks decide where no other score comes near. Among near-ties intensities decide where the best one has signal and
+    leads; where they do not, all near-ties remain. Intensities that clearly prefer a placement which masks rank low make
+    that the choice only with a larger lead, and otherwise make it a rival: contradiction is not certainty.
+    """
+    score = np.array([c.placement.score for c in candidates])
+    z = np.array([c.z for c in candidates])
+    near = score >= (1 - NEAR) * score[0]
+    if np.isfinite(z).all():
+        best = int(z.argmax())
+        lead = z[best] - np.delete(z, best).max() if len(z) > 1 else np.inf
+        if z[best] > _SIGNAL and lead > (_LEAD if near[best] else _SURE_LEAD):
+            return best, [], "intensities"
+        chosen = int(np.where(near, z, -np.inf).argmax()) if z[near].max() > _SIGNAL else 0
+        suspects = near | (z > max(_SIGNAL, z[chosen]))
+    else:
+        chosen, suspects = 0, near
+    return chosen, [int(k) for k in np.flatnonzero(suspects) if k != chosen], "masks"
+
+
+def _polish(data: CrossModal, placement: Placement, freedom: Freedom) -> tuple[NDArray[np.float64], bool]:
+    """The placement refined by intensities where that is an improvement and stays with the masks."""
+    limits = Freedom(min(freedom.scale, _POLISH.scale), min(freedom.stretch, _POLISH.stretch))
+    matrix = data.refine(placement.matrix, limits)
+    matrix = data.refine(matrix, limits)
+    width = steps(data.moving, data.fixed)[-1]
+    score = MaskOverlap(data.moving, data.fixed, width).at(inverse(matrix))
+    better = data.explained(matrix) >= data.explained(placement.matrix)
+    near = same_place(Placement(matrix, score), placement, data.moving.xy, data.fixed.pitch)
+    if better and near and score > (1 - NEAR) * placement.score:
+        return matrix, True
+    return placement.matrix, False
+
+
+def _half_samples(
+    data: CrossModal, matrix: NDArray[np.float64], n: int, rng: np.random.Generator
+) -> list[NDArray[np.float64]]:
+    """Refits to random halves of many small blocks of spots; their spread is that of the estimate from all."""
+    span = np.ptp(data.spots, axis=0).max() / 8
+    _, block = np.unique(np.floor(data.spots / span).astype(int), axis=0, return_inverse=True)
+    block = block.ravel()
+    out = []
+    for _ in range(n):
+        kept = rng.permutation(block.max() + 1) < (block.max() + 1) / 2
+        out.append(data.refine(matrix, _POLISH, np.where(kept[block], 1.0, 1e-3)))
+    return out
+
+
+def _perturbed_outlines(
+    moving: TissueRaster,
+    fixed: TissuePoints,
+    matrix: NDArray[np.float64],
+    freedom: Freedom,
+    n: int,
+    rng: np.random.Generator,
+    *,
+    affine: bool,
+) -> list[NDArray[np.float64]]:
+    """Refits to outlines displaced as much as the two outlines differ at the placement."""
+    error = outline_error(moving, fixed, matrix)
+    to_msi = inverse(matrix)
+    centre = fixed.xy[fixed.tissue].mean(axis=0)
+    radius = float(np.hypot(*(fixed.xy[fixed.tissue] - centre).T).mean())
+    adjustment = Adjustment(to_msi, centre, radius)
+    sigma = 5 * fixed.pitch / moving.spacing[::-1]
+    out = []
+    for _ in range(n):
+        field = ndimage.gaussian_filter(rng.standard_normal(moving.distance.shape), sigma, mode="wrap")
+        distance = moving.distance + error * field / field.std()
+        # the start too: a refit that ends where it began would say nothing
+        p = np.array([rng.normal(0, 0.02), 0, 0, 0, *rng.normal(0, 0.5 * fixed.pitch / radius, 2)])
+        for width in steps(moving, fixed)[1:]:
+            p = MaskOverlap(moving, fixed, width, distance).refine(adjustment, p, freedom, affine=affine)
+        out.append(inverse(adjustment.matrix(p)))
+    return out
+
+
+def outline_error(moving: TissueRaster, fixed: TissuePoints, matrix: NDArray[np.float64]) -> float:
+    """Typical distance between both outlines where they meet the ST frame, micrometres."""
+    on, off = fixed.xy[fixed.tissue], fixed.xy[~fixed.tissue]
+    if len(on) == 0 or len(off) == 0:
+        return fixed.pitch
+    to_off, nearest = cKDTree(off).query(on)
+    edge = to_off < 1.5 * fixed.pitch
+    middle = (on[edge] + off[nearest[edge]]) / 2  # the outline passes there
+    if len(middle) < 5:
+        return fixed.pitch
+    at = moving.index(apply_affine(inverse(matrix), middle))
+    distance = sample_images(moving.distance[None], at)[0][0]
+    # 68 % of a normal distribution, so that a torn edge does not count for all
+    return max(float(np.quantile(np.abs(distance), 0.68)), 0.25 * fixed.pitch)
+
+
+def resolution(
+    matrix: NDArray[np.float64], draws: list[NDArray[np.float64]], moving: TissueRaster, fixed: TissuePoints
+) -> Resolution:
+    """Spread of refits in micrometres and in spots."""
+    if not draws:
+        return Resolution(*[float("nan")] * 5)
+    xy = moving.xy[:: max(1, len(moving.xy) // _MAX_PIXELS)]
+    spots = cKDTree(fixed.xy)
+    here = apply_affine(matrix, xy)
+    to_spot, own = spots.query(here)
+    moved, rings = [], []
+    for draw in draws:
+        there = apply_affine(draw, xy)
+        moved.append(np.hypot(*(there - here).T))
+        other = spots.query(there)[1]
+        rings.append(np.hypot(*(fixed.xy[other] - fixed.xy[own]).T)[to_spot < fixed.pitch] / fixed.pitch)
+    distance, ring = np.concatenate(moved), np.concatenate(rings)
+    median, p90 = np.quantile(distance, [0.5, 0.9])
+    shares = [float((ring < limit).mean()) if len(ring) else float("nan") for limit in (0.1, 1.2, 2.2)]
+    return Resolution(float(median), float(p90), *shares)
+
+
+def telling_landmark(
+    verdict: Verdict, rival: int, moving: TissueRaster, fixed: TissuePoints
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Where a landmark would tell the choice from a rival.
+
+    Returns
+    -------
+    The place in the MSI frame at which both disagree most while both put it on ST tissue, and where it lies in the ST
+    frame under the choice and under the rival.
+    """
+    other = verdict.candidates[rival].placement.matrix
+    a, b = apply_affine(verdict.matrix, moving.xy), apply_affine(other, moving.xy)
+    tree = cKDTree(fixed.xy[fixed.tissue])
+    seen = (tree.query(a)[0] < fixed.pitch) & (tree.query(b)[0] < fixed.pitch)
+    apart = np.hypot(*(a - b).T) * np.where(seen, 1.0, 0.0 if seen.any() else 1.0)
+    k = int(apart.argmax())
+    return moving.xy[k], a[k], b[k]

@@ -1,0 +1,312 @@
+"""Transformations between the MSI and the ST frame, estimated from landmarks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from stmsi._core.registration.landmark_consensus import RobustMethod, consensus
+from stmsi._core.registration.warps import Homography, Step, ThinPlate, nearest_affine
+
+TransformModel = Literal["rigid", "similarity", "affine", "projective", "thin_plate"]
+MODELS: tuple[TransformModel, ...] = get_args(TransformModel)
+SMOOTHING = (0.0, 1e-4, 1e-3, 1e-2, 0.1, 1.0, 10.0, 100.0)
+"""From which the smoothing of a thin-plate spline is chosen; the last is all but affine."""
+_MIN_LANDMARKS = {"rigid": 2, "similarity": 2, "affine": 3, "projective": 4, "thin_plate": 4}
+_PARAMETERS = {"rigid": 3, "similarity": 4, "affine": 6, "projective": 8, "thin_plate": 6}
+_MIRROR = np.diag([-1.0, 1.0, 1.0])
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A transformation and how well it meets its landmarks.
+
+    Attributes
+    ----------
+    matrix
+        Homogeneous matrix, shape (3, 3), that maps MSI to ST coordinates; of models beyond affine, the affine part.
+    residual
+        Distance that remains at each landmark, in micrometres.
+    tre
+        Target registration error of each landmark when it is left out of the fit, in micrometres (NaN where too few
+        landmarks remain, and for landmarks that were taken out as wrong).
+    mirrored
+        Whether the section is mirrored.
+    outliers
+        Landmarks (rows) that were taken out as wrong clicks.
+    steps
+        The whole map where it is more than `matrix`; else empty.
+    smoothing
+        Of the thin-plate spline.
+    sigma
+        Standard deviation of a landmark along one axis, from the residuals; NaN where none are free.
+    """
+
+    matrix: NDArray[np.float64]
+    residual: NDArray[np.float64]
+    tre: NDArray[np.float64]
+    mirrored: bool
+    outliers: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+    steps: tuple[Step, ...] = ()
+    smoothing: float = np.nan
+    sigma: float = np.nan
+
+    @property
+    def map(self) -> Step:
+        """The map from MSI to ST coordinates."""
+        return self.steps[0] if self.steps else Homography(self.matrix)
+
+
+def apply_affine(matrix: NDArray[np.float64], xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Transform points, shape (n, 2), with a homogeneous matrix."""
+    return xy @ matrix[:2, :2].T + matrix[:2, 2]
+
+
+def fit_landmarks(
+    moving: NDArray[np.float64],
+    fixed: NDArray[np.float64],
+    model: TransformModel = "similarity",
+    *,
+    robust: RobustMethod | None = None,
+    max_error: float = 250.0,
+    smoothing: float | None = None,
+    rng: np.random.Generator | int | None = 0,
+) -> Fit:
+    """Transformation that maps the moving onto the fixed landmarks.
+
+    Mirrored sections are found by fitting both handednesses and keeping the better one; a tie (landmarks that lie on
+    a line) goes to the unmirrored fit. The affine and projective models are scikit-image's normalised direct linear
+    transformation: total least squares.
+
+    Parameters
+    ----------
+    moving, fixed
+        Landmarks, shape (n, 2), in micrometres, row by row.
+    model
+        ``"rigid"`` (rotation, shift), ``"similarity"`` (and scale), ``"affine"``, ``"projective"`` or
+        ``"thin_plate"`` (a smoothed thin-plate spline).
+    robust
+        ``"ransac"`` or ``"lmeds"``: find wrong landmarks and leave them out.
+    max_error
+        Residual up to which RANSAC takes a landmark as right.
+    smoothing
+        Of the thin-plate spline, with coordinates scaled to unit spread; `None`: the one of :data:`SMOOTHING` with the
+        smallest leave-one-landmark-out error.
+    rng
+        For the random samples.
+
+    Returns
+    -------
+    The fit, with leave-one-landmark-out errors.
+
+    Raises
+    ------
+    ValueError
+        Too few, unequal, duplicate or collinear landmarks, NaN coordinates, or too few that agree.
+    """
+    moving, fixed = _check_landmarks(moving, fixed, model)
+    if smoothing is not None and not (np.isfinite(smoothing) and smoothing >= 0):
+        msg = f"smoothing is a number of at least 0, found {smoothing!r}."
+        raise ValueError(msg)
+    kept = np.ones(len(moving), dtype=bool)
+    if robust is not None:
+        # a thin-plate spline bends to any click: wrong ones are those that an affine map does not explain
+        rough: TransformModel = "affine" if model == "thin_plate" else model
+
+        def mapped(rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
+            if _collinear(moving[rows]) or _collinear(fixed[rows]):
+                return None
+            try:
+                return _estimate(moving[rows], fixed[rows], rough, 0.0)(moving)
+            except ValueError:
+                return None
+
+        kept = consensus(
+            mapped, moving, fixed, method=robust, n_min=max(3, _MIN_LANDMARKS[rough]), max_error=max_error, rng=rng
+        )
+        try:
+            _check_landmarks(moving[kept], fixed[kept], model)
+        except ValueError as error:
+            msg = f"Of {len(kept)} landmarks only {int(kept.sum())} agree with one another: {error}"
+            raise ValueError(msg) from error
+    if model == "thin_plate" and smoothing is None:
+        smoothing = _choose_smoothing(moving[kept], fixed[kept])
+    chosen = 0.0 if smoothing is None else float(smoothing)
+    found = _estimate(moving[kept], fixed[kept], model, chosen)
+    moved = found(moving)
+    residual = np.hypot(*(moved - fixed).T)
+    tre = np.full(len(moving), np.nan)
+    tre[kept] = _leave_one_out(moving[kept], fixed[kept], model, chosen)
+    steps: tuple[Step, ...] = ()
+    if isinstance(found, Homography) and model != "projective":
+        matrix = found.matrix
+    else:
+        matrix, steps = nearest_affine(moved[kept], moving[kept]), (found,)
+    free = 2 * int(kept.sum()) - _PARAMETERS[model]
+    # of a spline the left-out landmarks tell the error, for it has no fixed number of parameters
+    errors = tre[np.isfinite(tre)] if model == "thin_plate" else residual[kept]
+    sigma = np.nan
+    if free > 0 and len(errors):
+        sigma = float(np.sqrt((errors**2).sum() / (2 * len(errors) if model == "thin_plate" else free)))
+    return Fit(
+        matrix,
+        residual,
+        tre,
+        bool(np.linalg.det(matrix[:2, :2]) < 0),
+        np.flatnonzero(~kept),
+        steps,
+        chosen if model == "thin_plate" else np.nan,
+        sigma,
+    )
+
+
+def perturbations(
+    points: NDArray[np.float64],
+    sigma: float,
+    n: int,
+    rng: np.random.Generator,
+    model: TransformModel = "similarity",
+) -> NDArray[np.float64]:
+    """Transformations by which an alignment may be off: a parametric bootstrap of its landmarks.
+
+    Each landmark is moved by normal noise and the model is fitted again; what is returned maps the alignment that was
+    found to the one that the moved landmarks give.
+
+    Parameters
+    ----------
+    points
+        Landmarks where the alignment puts them, shape (m, 2), in the ST frame.
+    sigma
+        Standard deviation of a landmark along one axis.
+    n
+        How many.
+    rng
+        Random numbers.
+    model
+        As the alignment was fitted; beyond affine, the affine part is perturbed.
+
+    Returns
+    -------
+    Matrices from the ST frame to the ST frame, shape (n, 3, 3), to be applied after the alignment.
+    """
+    linear: TransformModel = "affine" if model in ("projective", "thin_plate") else model
+    # around the middle, so that far-off coordinates cost no precision
+    centre = points.mean(axis=0)
+    own = points - centre
+    there, back = np.eye(3), np.eye(3)
+    there[:2, 2], back[:2, 2] = -centre, centre
+    out = np.empty((n, 3, 3))
+    for i in range(n):
+        noisy = own + rng.normal(0, sigma, own.shape)
+        found = nearest_affine(noisy, own) if linear == "affine" else _matrix(own, noisy, linear, (np.eye(3),))
+        out[i] = back @ found @ there
+    return out
+
+
+def _choose_smoothing(moving: NDArray[np.float64], fixed: NDArray[np.float64]) -> float:
+    errors = [_leave_one_out(moving, fixed, "thin_plate", s) for s in SMOOTHING]
+    score = [np.sqrt(np.nanmean(e**2)) if np.isfinite(e).any() else np.inf for e in errors]
+    # with too few landmarks to leave one out, the smoothest
+    return SMOOTHING[int(np.argmin(score))] if np.isfinite(score).any() else SMOOTHING[-1]
+
+
+def _leave_one_out(
+    moving: NDArray[np.float64], fixed: NDArray[np.float64], model: TransformModel, smoothing: float
+) -> NDArray[np.float64]:
+    tre = np.full(len(moving), np.nan)
+    if len(moving) <= max(3, _MIN_LANDMARKS[model]):
+        return tre
+    for i in range(len(moving)):
+        rest = np.arange(len(moving)) != i
+        if not _collinear(moving[rest]) and not _collinear(fixed[rest]):
+            try:
+                found = _estimate(moving[rest], fixed[rest], model, smoothing)
+            except ValueError:  # what remains is degenerate
+                continue
+            tre[i] = np.hypot(*(found(moving[i : i + 1]) - fixed[i]).T)[0]
+    return tre
+
+
+def _estimate(
+    moving: NDArray[np.float64], fixed: NDArray[np.float64], model: TransformModel, smoothing: float
+) -> Homography | ThinPlate:
+    if model == "thin_plate":
+        return ThinPlate(moving, fixed, smoothing)
+    starts = (np.eye(3),) if model in ("affine", "projective") else (np.eye(3), _MIRROR)
+    return Homography(_matrix(moving, fixed, model, starts))
+
+
+def _matrix(
+    moving: NDArray[np.float64],
+    fixed: NDArray[np.float64],
+    model: TransformModel,
+    starts: tuple[NDArray[np.float64], ...],
+) -> NDArray[np.float64]:
+    from skimage.transform import (
+        AffineTransform,
+        EuclideanTransform,
+        ProjectiveTransform,
+        SimilarityTransform,
+        estimate_transform,
+    )
+
+    kind = "euclidean" if model == "rigid" else model
+    best, best_error = None, np.inf
+    for start in starts:
+        found: AffineTransform | EuclideanTransform | ProjectiveTransform | SimilarityTransform = estimate_transform(
+            kind, apply_affine(start, moving), fixed
+        )
+        if not found:
+            continue
+        matrix = np.asarray(found.params) @ start
+        weight = moving @ matrix[2, :2] + matrix[2, 2]
+        if not np.isfinite(matrix).all() or (np.sign(weight) != np.sign(weight[0])).any():
+            continue  # a horizon runs through the section
+        error = float(((Homography(matrix)(moving) - fixed) ** 2).sum())
+        # the margin keeps rounding from choosing the mirrored fit where both are exact
+        if error < best_error * (1 - 1e-9) - 1e-12:
+            best, best_error = matrix, error
+    if best is None or not abs(np.linalg.det(best[:2, :2])) > 0:
+        msg = "No transformation fits the landmarks: they are degenerate. Spread them over the section."
+        raise ValueError(msg)
+    return best
+
+
+def _collinear(points: NDArray[np.float64]) -> bool:
+    spread = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
+    return bool(len(points) < 3 or spread[1] < 1e-6 * max(spread[0], 1e-300))
+
+
+def _check_landmarks(
+    moving: NDArray[np.float64], fixed: NDArray[np.float64], model: TransformModel
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    moving, fixed = np.asarray(moving, dtype=float), np.asarray(fixed, dtype=float)
+    if model not in MODELS:
+        msg = f"model={model!r} is not known; choose one of {MODELS}."
+        raise ValueError(msg)
+    for points, name in ((moving, "MSI"), (fixed, "ST")):
+        if points.ndim != 2 or points.shape[1] != 2:
+            msg = f"{name} landmarks must have shape (n, 2), found {points.shape}."
+            raise ValueError(msg)
+        if not np.isfinite(points).all():
+            msg = f"{name} landmarks contain NaN or infinite coordinates; remove those rows from both sides."
+            raise ValueError(msg)
+    if len(moving) != len(fixed):
+        msg = f"Landmarks come in pairs: found {len(moving)} in the MSI and {len(fixed)} in the ST frame."
+        raise ValueError(msg)
+    # two points fix a similarity but not its handedness: a third must tell whether the section is mirrored
+    need = max(3, _MIN_LANDMARKS[model])
+    if len(moving) < need:
+        msg = f"A {model} alignment that can tell a mirrored section needs {need} landmarks, found {len(moving)}."
+        raise ValueError(msg)
+    for points, name in ((moving, "MSI"), (fixed, "ST")):
+        if len(np.unique(points, axis=0)) < len(points):
+            msg = f"Some {name} landmarks are the same point twice; every landmark must be its own point."
+            raise ValueError(msg)
+        if _collinear(points):
+            msg = f"The {name} landmarks lie on one line, which leaves the handedness open; add one beside the line."
+            raise ValueError(msg)
+    return moving, fixed

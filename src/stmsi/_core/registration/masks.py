@@ -1,0 +1,259 @@
+"""Registration of two tissue masks that nothing else connects: no landmarks, no intensities."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.fft import irfft2, next_fast_len, rfft2
+from scipy.optimize import minimize
+
+from stmsi._core.registration.landmarks import apply_affine
+from stmsi._core.registration.placements import (
+    KNOWN,
+    MIRROR,
+    Adjustment,
+    Freedom,
+    Placement,
+    inverse,
+    same_place,
+    sample_images,
+)
+from stmsi._core.registration.tissue_masks import TissuePoints, TissueRaster
+
+_UNMEASURED = 0.3
+"""Cost of a tissue spot beyond a side where the MSI raster stopped within the tissue, as a share of the full cost."""
+_N_ANGLES = 36
+_COARSE_CELLS = 48
+_PER_HANDEDNESS = 6
+_JUDGED = 0.85
+_N_JUDGED = 4
+_WIDTHS = (3.0, 1.5, 0.75)
+"""Softness of the outline from the first to the last step, in spot pitches (or pixels, where those are larger)."""
+_PRIOR = 0.01
+
+
+class MaskOverlap:
+    r"""Soft IoU of MSI tissue and spots, at the points of the ST frame only.
+
+    With the membership :math:`m_i` of point :math:`i` in the MSI tissue and its label :math:`t_i`,
+    :math:`\sum_i t_i m_i / \sum_i (w_i t_i + (1 - t_i) m_i)`. MSI tissue outside the capture frame meets no point and
+    costs nothing; :math:`w_i < 1` where the MSI raster stopped within the tissue.
+    """
+
+    def __init__(
+        self, moving: TissueRaster, fixed: TissuePoints, width: float, distance: NDArray[np.float64] | None = None
+    ):
+        tissue = moving if distance is None else replace(moving, distance=distance)
+        self.moving, self.fixed = moving, fixed
+        self.bounded = bool((moving.measured < 1).any())
+        images = [tissue.soft(width)] + ([moving.measured] if self.bounded else [])
+        self.images = np.stack(images)
+        self.label = fixed.tissue.astype(float)
+
+    def at(self, to_msi: NDArray[np.float64]) -> float:
+        """Score of a matrix ST -> MSI."""
+        return self._score(to_msi)[0]
+
+    def _score(self, to_msi: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        position = apply_affine(to_msi, self.fixed.xy)
+        value, slope = sample_images(self.images, self.moving.index(position))
+        slope = slope / self.moving.spacing
+        t, m = self.label, value[0]
+        shared = t @ m
+        price = _UNMEASURED + (1 - _UNMEASURED) * value[1] if self.bounded else np.ones(len(t))
+        union = price @ t + (1 - t) @ m
+        by_m = (t * union - shared * (1 - t)) / union**2
+        gradient = by_m[:, None] * slope[0]
+        if self.bounded:
+            by_price = -shared * t / union**2 * (1 - _UNMEASURED)
+            gradient += by_price[:, None] * slope[1]
+        return float(shared / union), gradient
+
+    def refine(
+        self, adjustment: Adjustment, start: NDArray[np.float64], freedom: Freedom, *, affine: bool
+    ) -> NDArray[np.float64]:
+        """Best adjustment near `start`, six numbers."""
+        free = np.array([True, True, affine, affine, True, True])
+        spread = np.array([np.inf, freedom.scale, freedom.stretch, freedom.stretch, np.inf, np.inf])
+
+        def cost(q: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+            p = start.copy()
+            p[free] = q
+            score, by_position = self._score(adjustment.matrix(p))
+            gradient = adjustment.chain(p, self.fixed.xy, by_position)
+            prior = 0.5 * _PRIOR * float(((p / spread) ** 2).sum())
+            return prior - score, (_PRIOR * p / spread**2 - gradient)[free]
+
+        found = minimize(cost, start[free], jac=True, method="L-BFGS-B", options={"maxiter": 60, "ftol": 1e-7})
+        result = start.copy()
+        result[free] = found.x
+        return result
+
+
+def steps(moving: TissueRaster, fixed: TissuePoints) -> list[float]:
+    """Softness of the outline at each step of a refinement, micrometres."""
+    unit = max(fixed.pitch, moving.pixel)
+    return [w * unit for w in _WIDTHS]
+
+
+def coarse_placements(
+    moving: TissueRaster,
+    fixed: TissuePoints,
+    freedom: Freedom,
+    judge: Callable[[NDArray[np.float64]], float] | None = None,
+) -> list[NDArray[np.float64]]:
+    """Starts ST -> MSI: for both handednesses the best turns, each at its best shift.
+
+    Every turn in steps of ten degrees is scored at every shift, by Fourier transforms; so neither round nor square
+    tissue, whose principal axes are arbitrary, nor tissue cut by the frame, whose centre is not the centre of the
+    section, can mislead the start. Round tissue has many good turns: of those, `judge` (a matrix MSI -> ST to a number)
+    may add some to the ones with the best overlap.
+    """
+    low = fixed.xy.min(axis=0)
+    # of the smaller of both: a coarse raster must still show the shape of the smaller one
+    step = max(fixed.pitch, float(np.ptp(fixed.xy[fixed.tissue], axis=0).max()) / _COARSE_CELLS)
+    cell = np.floor((fixed.xy - low) / step).astype(int)
+    n_fixed = cell.max(axis=0) + 1
+    centre = moving.xy.mean(axis=0)
+    radius = float(np.hypot(*(moving.xy - centre).T).max())
+    largest = max(freedom.scales)
+    n_moving = int(np.ceil(2 * radius * largest / step)) + 3
+    shape = tuple(next_fast_len(int(n) + n_moving, real=True) for n in n_fixed[::-1])
+    on, off = (np.zeros(shape) for _ in range(2))
+    np.add.at(on, tuple(cell[fixed.tissue].T[::-1]), 1)
+    np.add.at(off, tuple(cell[~fixed.tissue].T[::-1]), 1)
+    f_on, f_off = rfft2(on), rfft2(off)
+    n_on = fixed.tissue.sum()
+    offset = (
+        np.stack(np.meshgrid(np.arange(n_moving), np.arange(n_moving)), axis=-1).reshape(-1, 2) - n_moving // 2
+    ) * step
+    soft = moving.soft(1.5 * max(step, moving.pixel))
+    bounded = bool((moving.measured < 1).any())
+    images = np.stack([soft, 1 - moving.measured] if bounded else [soft])
+    found, everything = [], []
+    for scale in freedom.scales:
+        for hand in (np.eye(2), MIRROR):
+            scores, matrices = np.empty(_N_ANGLES), []
+            for k, angle in enumerate(np.arange(_N_ANGLES) * 2 * np.pi / _N_ANGLES):
+                c, s = np.cos(angle), np.sin(angle)
+                linear = hand @ np.array([[c, -s], [s, c]]) / scale  # ST -> MSI
+                value = sample_images(images, moving.index(offset @ linear.T + centre))[0]
+                rotated = [rfft2(v.reshape(n_moving, n_moving), shape).conj() for v in value]
+                shared = irfft2(f_on * rotated[0], shape)
+                union = n_on + irfft2(f_off * rotated[0], shape)
+                if bounded:
+                    union = union - (1 - _UNMEASURED) * irfft2(f_on * rotated[1], shape)
+                score = shared / np.maximum(union, 1)
+                best = np.unravel_index(score.argmax(), shape)
+                scores[k] = score[best]
+                # a shift beyond the middle is a negative one
+                shift = np.array([b - n if b >= n - n_moving else b for b, n in zip(best, shape, strict=True)])[::-1]
+                at = low + (shift + n_moving // 2 + 0.5) * step  # where the centre of the MSI tissue comes to lie
+                matrix = np.eye(3)
+                matrix[:2, :2] = linear
+                matrix[:2, 2] = centre - linear @ at
+                matrices.append(matrix)
+            everything += list(zip(scores, matrices, strict=True))
+            peak = (scores >= np.roll(scores, 1)) & (scores >= np.roll(scores, -1))
+            order = np.flatnonzero(peak)[np.argsort(-scores[peak], kind="stable")]
+            found += [(scores[k], matrices[k], hand[0, 0]) for k in order[:_PER_HANDEDNESS]]
+    kept = []
+    for handedness in (1.0, -1.0):
+        own = sorted((f for f in found if f[2] == handedness), key=lambda f: -f[0])
+        kept += [f[1] for f in own[: _PER_HANDEDNESS * min(2, len(freedom.scales))]]
+    if judge is not None:
+        good = [m for score, m in everything if score > _JUDGED * max(e[0] for e in everything)]
+        value = np.array([judge(inverse(m)) for m in good])
+        kept += [good[k] for k in np.argsort(-value, kind="stable")[:_N_JUDGED]]
+    return kept
+
+
+def place_masks(
+    moving: TissueRaster,
+    fixed: TissuePoints,
+    freedom: Freedom = KNOWN,
+    *,
+    affine: bool = True,
+    starts: list[NDArray[np.float64]] | None = None,
+    judge: Callable[[NDArray[np.float64]], float] | None = None,
+    keep: float = 0.8,
+) -> list[Placement]:
+    """Ways to lay the MSI tissue onto the spots, best first.
+
+    Parameters
+    ----------
+    moving, fixed
+        Tissue of both modalities, in about the same unit of length.
+    freedom
+        How far the section may be stretched.
+    affine
+        Whether to refine a similarity to an affine transformation.
+    starts
+        Matrices ST -> MSI; `None`: :func:`coarse_placements`.
+    judge
+        Passed to :func:`coarse_placements`.
+    keep
+        Placements with less than this share of the best score are dropped.
+    """
+    starts = coarse_placements(moving, fixed, freedom, judge) if starts is None else starts
+    centre = fixed.xy[fixed.tissue].mean(axis=0)
+    radius = float(np.hypot(*(fixed.xy[fixed.tissue] - centre).T).mean())
+    wide, middle, fine = (MaskOverlap(moving, fixed, w) for w in steps(moving, fixed))
+    rough = []
+    for start in starts:
+        adjustment = Adjustment(_unit_scale(start), centre, radius)
+        p = np.zeros(6)
+        p[1] = np.log(np.sqrt(abs(np.linalg.det(start[:2, :2]))))
+        p[4:] = _shift_of(start, adjustment)
+        p = wide.refine(adjustment, p, freedom, affine=False)
+        p = middle.refine(adjustment, p, freedom, affine=False)
+        rough.append((middle.at(adjustment.matrix(p)), adjustment, p))
+    rough.sort(key=lambda r: -r[0])
+    rough = [r for r in rough if r[0] >= 0.9 * keep * rough[0][0]]
+    rough = _distinct(rough, moving, fixed)
+    placements = []
+    for _, adjustment, p in rough:
+        p = middle.refine(adjustment, p, freedom, affine=affine)
+        p = fine.refine(adjustment, p, freedom, affine=affine)
+        to_msi = adjustment.matrix(p)
+        placements.append(Placement(inverse(to_msi), fine.at(to_msi)))
+    placements.sort(key=lambda c: -c.score)
+    result: list[Placement] = []
+    for c in placements:
+        if c.score >= keep * placements[0].score and not any(same_place(c, r, moving.xy, fixed.pitch) for r in result):
+            result.append(c)
+    return result
+
+
+def _distinct(rough: list, moving: TissueRaster, fixed: TissuePoints) -> list:  # type: ignore[type-arg]
+    kept: list = []  # type: ignore[type-arg]
+    places: list[Placement] = []
+    for score, adjustment, p in rough:
+        place = Placement(inverse(adjustment.matrix(p)), score)
+        if not any(same_place(place, other, moving.xy, fixed.pitch) for other in places):
+            kept.append((score, adjustment, p))
+            places.append(place)
+    return kept
+
+
+def _unit_scale(to_msi: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The same turn and handedness, without scale and shift."""
+    out = np.eye(3)
+    out[:2, :2] = to_msi[:2, :2] / np.sqrt(abs(np.linalg.det(to_msi[:2, :2])))
+    return out
+
+
+def _shift_of(to_msi: NDArray[np.float64], adjustment: Adjustment) -> NDArray[np.float64]:
+    """Shift with which the adjustment takes its centre to where `to_msi` takes it."""
+    target = apply_affine(inverse(adjustment.start), apply_affine(to_msi, adjustment.centre[None]))[0]
+    return np.asarray((target - adjustment.centre) / adjustment.radius)
+
+
+def hard_iou(matrix: NDArray[np.float64], moving: TissueRaster, fixed: TissuePoints) -> float:
+    """Intersection over union of both masks at the points of the ST frame."""
+    at = moving.index(apply_affine(inverse(matrix), fixed.xy))
+    inside = sample_images(moving.distance[None], at)[0][0] > 0
+    return float((inside & fixed.tissue).sum() / max(1, (inside | fixed.tissue).sum()))

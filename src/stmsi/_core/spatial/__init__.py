@@ -1,0 +1,1 @@
+"""Space: neighbourhoods, Moran's I, blocks of correlated spots, random fields, simulated tissue."""

@@ -1,0 +1,159 @@
+"""Fast readers of the list of spectra in an imzML; what they do not understand is left to an XML parser."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stmsi._core.compiled import use_compiled
+from stmsi._core.spectra import imzml_fields as f
+
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Mapping
+
+
+_CODES = b"|".join(
+    [b"IMS:10000(?:50|51|52)|IMS:1000(?:102|103|104|141|142)|MS:1000(?:514|515|519|520|521|522|523|574|576)"]
+    + [b"MS:%d" % code for code in f.NUMPRESS]
+)
+# no prefixes, and atomic groups: what does not match at once is passed over
+_ELEMENT = re.compile(
+    rb"<(?:cvParam\s(?>[^<>]*?\baccession\s*=\s*[\"'])(" + _CODES + rb")[\"'][^<>]*>"
+    rb"|referenceableParamGroupRef\s([^<>]*)>|binaryDataArray(?:\s([^<>]*))?>|spectrum\s([^<>]*)>"
+    rb"|/(?:(binaryDataArray)|(spectrum)|(spectrumList))\s*>|(!|\?))"
+)
+_VALUE = re.compile(rb"(?<![\w:.-])value\s*=\s*(?:\"(-?\d{1,18})\"|'(-?\d{1,18})')")
+_REF = re.compile(rb"(?<![\w:.-])ref\s*=\s*(?:\"([^\"]*)\"|'([^']*)')")
+_DEFAULT = re.compile(rb"(?<![\w:.-])(?:defaultA|a)rrayLength\s*=\s*[\"'](\d{1,18})[\"']")
+_SMALLEST = 120  # bytes of a spectrum that holds what it must
+
+
+def scan_spectra(buffer: mmap.mmap, start: int, groups: Mapping[str, int], count: int | None) -> f.Scan:
+    """The fields of all spectra of an imzML.
+
+    Parameters
+    ----------
+    buffer
+        The whole file.
+    start
+        First byte behind the opening tag of the list of spectra.
+    groups
+        Kind of the array (`KIND_MZ`, `KIND_INTENSITY` or `KIND_NONE`) that each referenceable group describes, in the
+        order that the column of groups counts in.
+    count
+        Number of spectra that the list announces, `None` where it announces none.
+
+    Returns
+    -------
+    See :class:`~stmsi._core.spectra.imzml_fields.Scan`.
+    """
+    size = len(buffer)
+    room = (size - start) // _SMALLEST + 1
+    if count is not None and not 0 <= count <= room:
+        return f.Scan(np.empty((0, f.N_FIELDS), np.int64), start, start, f"{count} spectra announced")
+    if use_compiled():
+        result = _scan_compiled(buffer, start, groups, room if count is None else count)
+    else:
+        result = _scan_regex(buffer, start, groups)
+    if result.problem:
+        return result
+    if count is not None and count != len(result.fields):
+        return result._replace(problem=f"{len(result.fields)} spectra found, {count} announced")
+    if buffer.find(b"spectrumList", result.end) >= 0:
+        return result._replace(problem="several lists of spectra")
+    return result
+
+
+def _scan_compiled(buffer: mmap.mmap, start: int, groups: Mapping[str, int], room: int) -> f.Scan:
+    from stmsi._core.spectra.imzml_scan_kernel import PROBLEMS, scan
+
+    names = [name.encode() for name in groups]
+    fields = np.empty((room, f.N_FIELDS), np.int64)
+    found, first_end, end, problem = scan(
+        np.frombuffer(buffer, np.uint8),
+        start,
+        np.frombuffer(b"".join(names) or b"\0", np.uint8),
+        np.cumsum([len(name) for name in names], dtype=np.int64),
+        np.array(list(groups.values()), np.int64),
+        fields,
+    )
+    return f.Scan(fields[:found], first_end, end, PROBLEMS[problem])
+
+
+def _scan_regex(buffer: mmap.mmap, start: int, groups: Mapping[str, int]) -> f.Scan:
+    """The same by regular expressions, where there is no numba: slower, but far faster than a tree of elements."""
+    place = {name.encode(): (number, kind) for number, (name, kind) in enumerate(groups.items())}
+    columns = {b"IMS:1000050": f.X, b"IMS:1000051": f.Y, b"IMS:1000052": f.Z}
+    parts = {b"IMS:1000102": f.OFFSET, b"IMS:1000103": f.LENGTH, b"IMS:1000104": f.ENCODED}
+    kinds = {b"MS:1000514": f.KIND_MZ, b"MS:1000515": f.KIND_INTENSITY}
+    empty_row, empty_array = [f.MISSING] * f.N_FIELDS, [f.MISSING] * 3 + [-1, 0]
+    rows: list[list[int]] = []
+    row: list[int] | None = None
+    array: list[int] | None = None
+    kind, first_end, end, problem = 0, start, start, "the file ends inside the list of spectra"
+    for match in _ELEMENT.finditer(buffer, start):
+        end = match.end()
+        code, ref, opened, spectrum, array_end, spectrum_end, list_end, rare = match.groups()
+        if code is not None:
+            if row is None:
+                continue
+            if code in columns or code in parts:
+                found = _VALUE.search(match[0])
+                if found is None:
+                    problem = "a number that is not plain"
+                    break
+                value = int(found[1] or found[2])
+                target, column = (row, columns[code]) if code in columns else (array, parts.get(code, 0))
+                if target is not None and target[column] == f.MISSING:
+                    target[column] = value
+            elif array is not None:
+                kind = kinds.get(code, kind)
+                if code not in kinds:
+                    array[f.FLAGS] = f.add_flag(array[f.FLAGS], f.accession_code(code.decode()))
+        elif ref is not None:
+            found = _REF.search(ref)
+            if array is not None and found is not None:
+                number, of = place.get(found[1] or found[2] or b"", (-1, 0))
+                kind = of or kind
+                array[f.GROUP] = number if of or array[f.GROUP] < 0 else array[f.GROUP]
+        elif spectrum is not None:
+            row = empty_row.copy()
+            found = _DEFAULT.search(spectrum)
+            row[f.DEFAULT_LENGTH] = int(found[1]) if found else f.MISSING
+        elif array_end is not None:
+            if array is None or row is None:
+                problem = "an element is not well-formed"
+                break
+            base = {f.KIND_MZ: f.MZ, f.KIND_INTENSITY: f.INTENSITY}.get(kind)
+            if base is not None and row[base + f.GROUP] != f.MISSING:
+                problem = "two arrays of one kind in a spectrum"
+                break
+            if base is not None:
+                row[base : base + 5] = array
+            array = None
+        elif spectrum_end is not None:
+            if row is None or f.MISSING in (row[f.X], row[f.Y], row[f.MZ], row[f.INTENSITY]):
+                problem = "a spectrum without position, offset or length"
+                break
+            rows.append(row)
+            first_end = end if len(rows) == 1 else first_end
+            row = None
+        elif rare is not None:
+            problem = "a declaration or comment"
+            break
+        elif list_end is not None:
+            problem = "an element is not well-formed" if row is not None else ""
+            break
+        else:
+            array, kind = empty_array.copy(), 0
+            found = _DEFAULT.search(opened or b"")
+            array[f.LENGTH] = f.MISSING
+            default = int(found[1]) if found else f.MISSING
+            if default != f.MISSING:  # only where the external length is missing
+                problem = "a length of an array that is not external"
+                break
+    fields = np.array(rows, np.int64).reshape(-1, f.N_FIELDS)
+    return f.Scan(fields, first_end, end, problem)

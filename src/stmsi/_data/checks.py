@@ -1,0 +1,138 @@
+"""Checks of user input, with messages that say what was expected, what was found and what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stmsi._core.ids import safe_ids
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from spatialdata import SpatialData
+
+    Data: TypeAlias = AnnData | SpatialData
+
+_SHOWN = 10
+
+
+def listing(names: Iterable[Any]) -> str:
+    """Names for a message, shortened when there are many."""
+    names = [repr(str(n)) for n in names if n is not None]  # anndata lists X among the layers, as None
+    more = f", ... ({len(names)} in all)" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more if names else "none"
+
+
+def suggest(name: str, available: Iterable[Any]) -> str:
+    """`` Did you mean 'x'?`` where a name is close to one that exists, else an empty string."""
+    close = get_close_matches(str(name), [str(a) for a in available], n=3, cutoff=0.6)
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+
+
+def check_choice(value: Any, options: Iterable[Any], name: str) -> None:
+    """Raise a `ValueError` where `value` is not one of `options`."""
+    options = list(options)
+    if value not in options:
+        msg = f"{name}={value!r} is not known; choose one of {listing(options)}.{suggest(value, options)}"
+        raise ValueError(msg)
+
+
+def check_share(value: float, name: str) -> None:
+    """Raise a `ValueError` where `value` is not between 0 and 1."""
+    if not 0 <= value <= 1:
+        msg = f"{name} is a share between 0 and 1, found {value!r}."
+        raise ValueError(msg)
+
+
+def is_spatialdata(data: object) -> bool:
+    """Whether `data` is a SpatialData, without importing spatialdata for an AnnData."""
+    return not isinstance(data, AnnData) and type(data).__name__ == "SpatialData"
+
+
+def require_spatialdata(data: object) -> None:
+    """Raise a `TypeError` where `data` is not a SpatialData."""
+    if not is_spatialdata(data):
+        msg = f"Expected a SpatialData, found {type(data).__name__}. stmsi.pp.combine makes one."
+        raise TypeError(msg)
+
+
+def require_anndata(data: object) -> None:
+    """Raise a `TypeError` where `data` is not an AnnData."""
+    if not isinstance(data, AnnData):
+        remedy = ' Pass its table: sdata.tables["st"].' if is_spatialdata(data) else ""
+        msg = f"Expected an AnnData of spots x genes, found {type(data).__name__}.{remedy}"
+        raise TypeError(msg)
+
+
+def require_anndata_file(path: Path) -> None:
+    """Refuse an HDF5 file that holds something else, of which anndata would make an empty table or a riddle."""
+    import h5py
+
+    try:
+        with h5py.File(path) as file:
+            if "obs" in file and "var" in file:
+                return
+            found = listing(file)
+    except OSError as error:
+        msg = f"{path} is not a readable h5ad file ({error}); copy or export it again."
+        raise ValueError(msg) from error
+    msg = f"{path} is an HDF5 file but not an AnnData: it has no 'obs' and 'var'; found {found}."
+    raise ValueError(msg)
+
+
+def check_key(key: str, what: str = "key_added") -> None:
+    """Raise where a name to write under would not survive zarr and h5ad."""
+    safe = safe_ids([key])[0]
+    if key != safe:
+        msg = f"{what}={key!r} cannot be stored: use letters, digits, _ . - and no other character ({safe!r})."
+        raise ValueError(msg)
+
+
+def refuse_view(adata: AnnData) -> None:
+    """Raise where an AnnData is a view: writing into it would copy it behind the user's back."""
+    if adata.is_view:
+        msg = "The AnnData is a view of another one; call .copy() on it first (adata = adata[...].copy())."
+        raise ValueError(msg)
+
+
+def require_rows(adata: AnnData, what: str = "spots") -> None:
+    """Raise where a table is empty."""
+    if adata.n_obs == 0 or adata.n_vars == 0:
+        msg = f"The table is empty ({adata.n_obs} {what} x {adata.n_vars} variables)."
+        raise ValueError(msg)
+
+
+def require_unique(
+    names: pd.Index | Sequence[str], what: str, remedy: str = "Call .var_names_make_unique() or rename them."
+) -> None:
+    """Raise where names repeat."""
+    index = pd.Index(names)
+    if not index.is_unique:
+        repeated = index[index.duplicated()].unique()
+        msg = f"{what} must be unique; repeated: {listing(repeated)}. {remedy}"
+        raise ValueError(msg)
+
+
+def check_nonnegative(values: Any, what: str, *, allow_nan: bool = False) -> None:
+    """Raise where intensities or counts are negative, infinite or (unless allowed) NaN."""
+    array = values.data if hasattr(values, "indptr") else np.asarray(values)
+    if array.size == 0:
+        return
+    if not np.issubdtype(array.dtype, np.number) and array.dtype != bool:
+        msg = f"{what} must be numbers, found dtype {array.dtype}."
+        raise ValueError(msg)
+    if np.isinf(array).any():
+        msg = f"{what} contain {int(np.isinf(array).sum())} infinite values; remove or cap them first."
+        raise ValueError(msg)
+    if not allow_nan and np.isnan(array).any():
+        msg = f"{what} contain {int(np.isnan(array).sum())} NaN; fill or drop them first."
+        raise ValueError(msg)
+    if np.nanmin(array, initial=0) < 0:
+        msg = f"{what} contain {int((array < 0).sum())} negative values; intensities and counts are at least 0."
+        raise ValueError(msg)

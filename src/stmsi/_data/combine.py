@@ -1,0 +1,433 @@
+"""One SpatialData from the sections of both modalities."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+from scipy.spatial import cKDTree
+
+from stmsi._core.ids import safe_ids
+from stmsi._data.checks import check_choice, check_nonnegative, is_spatialdata, listing, require_rows, require_unique
+from stmsi._data.keys import Key
+from stmsi._data.metabolite_matching import identities_of, united_ids
+from stmsi._data.sections import VISIUM_SPOT_DIAMETER, feature_frame, msi_section, st_section
+from stmsi._data.tables import as_csr, instances, require_obs, require_sample, sample_names
+from stmsi._settings import logger
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    Section: TypeAlias = AnnData | SpatialData
+    Sections: TypeAlias = Section | Iterable[Section] | Mapping[str, Section]
+
+_MZ_TOLERANCE = 20e-6
+"""Relative m/z difference above which one id means two different ions."""
+
+_UNKNOWN = "unknown"
+"""Polarity of a file that does not tell it."""
+
+
+def combine(
+    st: Sections,
+    msi: Sections | None = None,
+    *,
+    sample_key: str = Key.obs.SAMPLE,
+    um_per_unit: float = 1.0,
+    spot_diameter: float = VISIUM_SPOT_DIAMETER,
+    pixel_size: float | tuple[float, float] | None = None,
+    join: Literal["inner", "outer"] = "inner",
+    mz_tolerance: float | None = None,
+) -> SpatialData:
+    """Combine ST and MSI sections into one SpatialData.
+
+    Parameters
+    ----------
+    st
+        The ST sections: what :func:`stmsi.io.read_visium` returns, or AnnData of spots x genes with raw counts and
+        ``obsm["spatial"]``. One object (which may hold several sections), several, or a mapping from section name to
+        object. A SpatialData that holds both modalities, such as an earlier result, brings its MSI along.
+    msi
+        The MSI sections, likewise: what the readers of :mod:`stmsi.io` return, or AnnData of pixels x ions with
+        integer ``obs["row"]`` and ``obs["col"]``. Not every ST section needs one; every MSI section needs its ST
+        section. `None` with ST alone makes an object for prediction only.
+    sample_key
+        Column of ``obs`` with the section name, for AnnData that hold several sections.
+    um_per_unit
+        Micrometres per unit of ``obsm["spatial"]`` of ST given as AnnData (for example 100 for array positions with
+        a pitch of one).
+    spot_diameter
+        Diameter of the spots of ST given as AnnData, in micrometres.
+    pixel_size
+        Side of a pixel of MSI given as AnnData, in micrometres, or ``(x, y)``.
+    join
+        Whether genes must be in every section (``"inner"``) or in any (``"outer"``, missing counts are 0). Ions are
+        always kept from every section; which section measured which ion is in ``varm["measured"]``.
+    mz_tolerance
+        How to tell which ions of different MSI sections are the same. `None`: they have the same name. A number: their
+        m/z differ by no more than so many ppm, whatever their names; each ion goes with its mutual nearest, and ions
+        whose adduct, formula or polarity are given and differ are never joined.
+
+    Returns
+    -------
+    SpatialData with the tables ``st`` and ``msi``, shapes ``<sample>_spots`` and ``<sample>_pixels``, and the images
+    and points of the inputs. The inputs are not changed. In the table ``msi``:
+
+    - ``var``: id, name and m/z of an ion are those of the first section that measured it;
+    - ``varm["measured"]``: ions x sections, whether the section measured the ion. Where it did not, ``X`` holds nothing,
+      which is not a measured 0: :func:`stmsi.pp.map_to_spots` writes NaN there;
+    - ``varm["section_mz"]``: ions x sections, the m/z in each section (Da), NaN where it was not measured.
+
+    Raises
+    ------
+    ValueError
+        Names that clash, MSI without its ST section, coordinates that cannot be micrometres, ions that two others
+        are equally near to within `mz_tolerance`.
+    KeyError
+        Missing columns or tables.
+
+    Examples
+    --------
+    >>> import numpy as np, pandas as pd, stmsi
+    >>> from anndata import AnnData
+    >>> xy = np.array([[0.0, 0.0], [100.0, 0.0], [50.0, 86.6]])
+    >>> st = AnnData(np.ones((3, 4)), obsm={"spatial": xy})
+    >>> obs = pd.DataFrame({"row": [0, 0, 1, 1], "col": [0, 1, 0, 1]}, index=list("abcd"))
+    >>> msi = AnnData(np.ones((4, 2)), obs=obs)
+    >>> sdata = stmsi.pp.combine({"s1": st}, {"s1": msi}, pixel_size=50)
+    >>> sorted(sdata.tables)
+    ['msi', 'st']
+    """
+    from spatialdata import SpatialData
+
+    check_choice(join, ("inner", "outer"), "join")
+    for option, value in (
+        ("um_per_unit", um_per_unit),
+        ("spot_diameter", spot_diameter),
+        ("mz_tolerance", 1.0 if mz_tolerance is None else mz_tolerance),
+    ):
+        if not (np.isfinite(value) and value > 0):
+            msg = f"{option} must be a positive number, found {value!r}."
+            raise ValueError(msg)
+    st_sections = [s for section in _iterate(st) for s in _as_st(*section, sample_key, um_per_unit, spot_diameter)]
+    brought = [(None, s) for s in st_sections if Key.table.MSI in s.tables]
+    given = [] if msi is None else [pair for pair in _iterate(msi) if not any(pair[1] is s for _, s in brought)]
+    msi_sections = [s for section in [*brought, *given] for s in _as_msi(*section, sample_key, pixel_size)]
+    if not st_sections:
+        msg = "No ST section was given."
+        raise ValueError(msg)
+    st_names = _unique_sections(st_sections, Key.table.ST)
+    msi_names = _unique_sections(msi_sections, Key.table.MSI)
+    orphans = [name for name in msi_names if name not in st_names]
+    if orphans:
+        msg = (
+            f"MSI sections without an ST section of the same name: {listing(orphans)}; ST sections: {listing(st_names)}. "
+            "Pass mappings {name: section} with the same names on both sides."
+        )
+        raise ValueError(msg)
+    without = [name for name in st_names if name not in msi_names]
+    if without:
+        logger.info("Sections without MSI (for prediction only): %s", listing(without))
+
+    elements: dict[str, Any] = {}
+    taken: dict[str, Any] = {}
+    for section in [*st_sections, *msi_sections]:
+        for kind, name, element in section.gen_elements():
+            if kind == "tables":
+                continue
+            if name in taken and taken[name] is element:  # one object that was given as ST and as MSI
+                continue
+            if name in taken:
+                msg = f"Two sections hold an element {name!r}; rename one of them."
+                raise ValueError(msg)
+            # shapes and points carry their transformations, which stmsi.pp.align changes: not those of the input
+            taken[name] = element
+            elements[name] = element.copy() if kind in ("shapes", "points") else element
+    tables = {Key.table.ST: _concat_st([s.tables[Key.table.ST] for s in st_sections], join)}
+    if msi_sections:
+        tables[Key.table.MSI] = concat_msi([s.tables[Key.table.MSI] for s in msi_sections], mz_tolerance)
+    return SpatialData.init_from_elements(elements | tables)
+
+
+def _iterate(sections: Sections) -> Iterable[tuple[str | None, Section]]:
+    if isinstance(sections, AnnData) or is_spatialdata(sections):
+        return [(None, sections)]
+    if isinstance(sections, Mapping):
+        return [(str(name), section) for name, section in sections.items()]
+    return [(None, section) for section in sections]
+
+
+def _as_st(
+    name: str | None, section: Section, sample_key: str, um_per_unit: float, spot_diameter: float
+) -> list[SpatialData]:
+    if is_spatialdata(section):
+        return [_check_spatialdata(name, section, Key.table.ST, Key.spots, "stmsi.io.read_visium")]
+    out = []
+    for sample, part in _split(name, section, sample_key):
+        require_unique(part.var_names, "Gene names")
+        if part.X is None:
+            msg = f"Section {sample!r} has no X; put the raw gene counts there."
+            raise ValueError(msg)
+        check_nonnegative(as_csr(part.X), f"Gene counts of section {sample!r}")
+        require_unique(part.obs_names, f"Spot names of section {sample!r}", "Call .obs_names_make_unique() first.")
+        if Key.obsm.SPATIAL not in part.obsm:
+            found = listing(part.obsm.keys())
+            msg = f'Section {sample!r} has no obsm["spatial"] (found {found}); it holds the spot centres.'
+            raise KeyError(msg)
+        xy = np.asarray(part.obsm[Key.obsm.SPATIAL], dtype=float)[:, :2] * um_per_unit
+        _check_pitch(sample, xy, spot_diameter)
+        out.append(st_section(part, xy, sample=sample, spot_diameter=spot_diameter))
+    return out
+
+
+def _as_msi(
+    name: str | None, section: Section, sample_key: str, pixel_size: float | tuple[float, float] | None
+) -> list[SpatialData]:
+    if is_spatialdata(section):
+        return [_check_spatialdata(name, section, Key.table.MSI, Key.pixels, "a reader of stmsi.io")]
+    if pixel_size is None:
+        msg = "MSI given as AnnData needs pixel_size= (micrometres)."
+        raise ValueError(msg)
+    out = []
+    for sample, part in _split(name, section, sample_key):
+        remedy = "MSI pixels need their integer raster position."
+        row, col = (require_obs(part, key, remedy).to_numpy() for key in (Key.obs.ROW, Key.obs.COL))
+        if part.X is None:
+            msg = f"MSI section {sample!r} has no X; put the intensities there."
+            raise ValueError(msg)
+        extra = part.obs.drop(columns=[Key.obs.ROW, Key.obs.COL])
+        made = msi_section(part.X, part.var, row, col, sample=sample, pixel_size=pixel_size, obs=extra)
+        _carry_over(part, made.tables[Key.table.MSI])
+        out.append(made)
+    return out
+
+
+def _carry_over(source: AnnData, table: AnnData) -> None:
+    """What an AnnData of ions holds beside the data model: layers, further arrays, unstructured notes."""
+    for key in source.layers:
+        table.layers[key] = as_csr(source.layers[key], np.float32)
+    for key in source.obsm.keys() - table.obsm.keys():
+        table.obsm[key] = source.obsm[key].copy()
+    for key in source.varm:
+        value = source.varm[key].copy()
+        table.varm[key] = value.set_axis(table.var_names) if isinstance(value, pd.DataFrame) else value
+    for key in source.uns.keys() - table.uns.keys():
+        table.uns[key] = deepcopy(source.uns[key])
+
+
+def _split(name: str | None, adata: AnnData, sample_key: str) -> list[tuple[str, AnnData]]:
+    """Sections of an AnnData with their names."""
+    if not isinstance(adata, AnnData):
+        msg = f"A section is an AnnData or a SpatialData, found {type(adata).__name__}. Read files with stmsi.io first."
+        raise TypeError(msg)
+    require_rows(adata, "observations")
+    if sample_key not in adata.obs:
+        if name is None:
+            msg = f"Name the section: pass a mapping {{name: section}} or add obs[{sample_key!r}]."
+            raise KeyError(msg)
+        return [(name, adata)]
+    label = require_sample(adata, sample_key)
+    names = list(dict.fromkeys(label))
+    if name is not None and len(names) == 1:
+        return [(name, adata)]
+    if name is not None:
+        msg = f"Section {name!r} holds several sections in obs[{sample_key!r}] ({listing(names)}); pass it unnamed."
+        raise ValueError(msg)
+    return [(n, adata[label == n].copy()) for n in names]
+
+
+def _check_spatialdata(name: str | None, section: Any, table: str, element: Any, remedy: str) -> SpatialData:
+    """A SpatialData in the data model; the name it was given must be its own."""
+    missing = table not in section.tables or any(element(s) not in section.shapes for s in sample_names(section, table))
+    if missing:
+        msg = (
+            f"The SpatialData does not follow stmsi's data model: expected a table {table!r} and shapes "
+            f"{element('<sample>')!r}; found {listing(n for _, n, _ in section.gen_elements())}. Make it with {remedy}."
+        )
+        raise ValueError(msg)
+    names = sample_names(section, table)
+    if name is not None and names != [name]:
+        msg = f"The SpatialData given as {name!r} holds the sections {listing(names)}; read it with sample={name!r}."
+        raise ValueError(msg)
+    return section
+
+
+def _unique_sections(sections: list[SpatialData], table: str) -> list[str]:
+    names = [name for s in sections for name in sample_names(s, table)]
+    if len(set(names)) < len(names):
+        msg = f"Section names of table {table!r} repeat: {listing(names)}. Give each section its own name."
+        raise ValueError(msg)
+    return names
+
+
+def _check_pitch(sample: str, xy: np.ndarray, spot_diameter: float) -> None:
+    """Spots that overlap give away coordinates in another unit than micrometres."""
+    if len(xy) < 2 or not np.isfinite(xy).all():  # the latter is refused where the section is made
+        return
+    pitch = float(np.median(cKDTree(xy).query(xy, k=2)[0][:, 1]))
+    if pitch < 0.8 * spot_diameter:
+        msg = (
+            f"Section {sample!r}: neighbouring spots are {pitch:.3g} um apart but {spot_diameter:g} um wide. "
+            'Is obsm["spatial"] in another unit? Pass um_per_unit= (or the right spot_diameter=).'
+        )
+        raise ValueError(msg)
+    if pitch > 10 * spot_diameter:
+        logger.warning(
+            "Section %r: neighbouring spots are %.4g um apart but %g um wide; check um_per_unit.",
+            sample,
+            pitch,
+            spot_diameter,
+        )
+
+
+def _relink(table: AnnData) -> AnnData:
+    """Annotate all regions of a concatenated table."""
+    from spatialdata.models import TableModel
+
+    table.obs[Key.obs.REGION] = table.obs[Key.obs.REGION].astype("category")
+    table.obs[Key.obs.SAMPLE] = table.obs[Key.obs.SAMPLE].astype("category")
+    table.uns[TableModel.ATTRS_KEY] = {
+        TableModel.REGION_KEY: list(dict.fromkeys(table.obs[Key.obs.REGION].astype(str))),
+        TableModel.REGION_KEY_KEY: Key.obs.REGION,
+        TableModel.INSTANCE_KEY: Key.obs.INSTANCE,
+    }
+    return TableModel.validate(table) or table
+
+
+def _with_own_keys(table: AnnData) -> AnnData:
+    """A copy whose annotated element and instance stand in the columns of the data model, and with sparse X."""
+    from spatialdata.models import TableModel
+
+    table = table.copy()
+    attrs = table.uns[TableModel.ATTRS_KEY]
+    table.obs[Key.obs.REGION] = table.obs[attrs[TableModel.REGION_KEY_KEY]].astype(str)
+    table.obs[Key.obs.INSTANCE] = instances(table)
+    table.X = as_csr(table.X)
+    return table
+
+
+def _keep_shared_layers(tables: list[AnnData], what: str) -> None:
+    """Drop layers that some sections lack, which a concatenation would fill with zeros that nobody measured."""
+    layers = [set(t.layers) for t in tables]
+    lost = sorted(set.union(*layers) - set.intersection(*layers))
+    if lost:
+        logger.warning("Layers that only some %s sections have are left out: %s", what, listing(lost))
+    for table in tables:
+        for key in lost:
+            table.layers.pop(key, None)
+
+
+def _concat_st(tables: list[AnnData], join: str) -> AnnData:
+    tables = [_with_own_keys(t) for t in tables]
+    _keep_shared_layers(tables, "ST")
+    genes = set.intersection(*(set(t.var_names) for t in tables))
+    if not genes:
+        msg = (
+            "The ST sections share no gene. First names of each: "
+            f"{'; '.join(listing(t.var_names[:3]) for t in tables)}. Use one kind of id (symbols or Ensembl) in all."
+        )
+        raise ValueError(msg)
+    names = pd.Index(np.concatenate([t.obs_names for t in tables]))
+    if not names.is_unique:  # 10x barcodes repeat from section to section
+        for t in tables:
+            t.obs_names = [f"{s}_{n}" for s, n in zip(require_sample(t, Key.obs.SAMPLE), t.obs_names, strict=True)]
+    merged = ad.concat(tables, join=join, merge="first", uns_merge="first", fill_value=0)
+    merged.X = sp.csr_matrix(merged.X)
+    return _relink(merged)
+
+
+def concat_msi(tables: list[AnnData], mz_tolerance: float | None) -> AnnData:
+    tables = [_with_own_keys(t) for t in tables]
+    _keep_shared_layers(tables, "MSI")
+    _check_normalised_alike(tables)
+    if mz_tolerance is None:
+        _match_ions(tables)
+    else:
+        _match_ions_by_mz(tables, mz_tolerance)
+    var = tables[0].var
+    for t in tables[1:]:
+        shared = var.index.intersection(t.var_names)
+        mz, other = var.loc[shared, Key.var.MZ], t.var.loc[shared, Key.var.MZ]
+        apart = shared[((mz - other).abs() > _MZ_TOLERANCE * mz).to_numpy()]
+        if mz_tolerance is None and len(apart):
+            msg = (
+                f"Ions with the same name have different m/z in different sections: {listing(apart)}. "
+                "Rename them, read all sections with one list of m/z, or match ions by m/z (mz_tolerance=)."
+            )
+            raise ValueError(msg)
+        var = var.combine_first(t.var).loc[var.index.union(t.var_names, sort=False)]
+    measured = pd.DataFrame({s: _measured(t, s, var.index) for t in tables for s in sample_names(t)}, index=var.index)
+    section_mz = pd.DataFrame(
+        {s: _section_mz(t, s, var.index) for t in tables for s in sample_names(t)}, index=var.index
+    )
+    attrs = {k: v for t in tables for k, v in t.uns.get(Key.uns.MSI, {}).get("attrs", {}).items()}
+    merged = ad.concat(tables, join="outer", fill_value=0, merge="unique", uns_merge="unique")[:, var.index].copy()
+    merged.X = sp.csr_matrix(merged.X)
+    merged.var = feature_frame(var)  # columns that some sections lack have gaps now
+    merged.varm[Key.varm.MEASURED] = measured
+    merged.varm[Key.varm.SECTION_MZ] = section_mz.where(measured)
+    merged.uns[Key.uns.MSI] = {"attrs": attrs}
+    return _relink(merged)
+
+
+def _match_ions(tables: list[AnnData]) -> None:
+    """Give ions that carry one readable name in several sections one id, and those that do not, different ones.
+
+    Ids are made section by section, and two names can have the same one: ``18:1/16:0`` and ``18:1_16:0``.
+    """
+    identities = [identities_of(t.var) for t in tables]
+    first: dict[str, str] = {}
+    for table, own in zip(tables, identities, strict=True):
+        for identity, ion in zip(own, table.var_names, strict=True):
+            first.setdefault(identity, str(ion))
+    ids = dict(zip(first, safe_ids(first.values()), strict=True))
+    for table, own in zip(tables, identities, strict=True):
+        table.var_names = [ids[identity] for identity in own]
+
+
+def _match_ions_by_mz(tables: list[AnnData], ppm: float) -> None:
+    """Give ions of different sections one id where their m/z agree."""
+    features = []
+    for table in tables:
+        attrs = table.uns.get(Key.uns.MSI, {}).get("attrs", {})
+        polarity = {str(attrs.get(s, {}).get("polarity", _UNKNOWN)) for s in sample_names(table)}
+        known = len(polarity) == 1 and polarity != {_UNKNOWN}
+        features.append(table.var.assign(polarity=polarity.pop() if known else ""))
+    labels = [", ".join(sample_names(t)) for t in tables]
+    for table, ids in zip(tables, united_ids(features, labels, ppm), strict=True):
+        table.var_names = ids
+
+
+def _section_mz(table: AnnData, sample: str, ions: pd.Index) -> np.ndarray:
+    """m/z of each ion in a section, also where an earlier combination had united it with others."""
+    known = table.varm.get(Key.varm.SECTION_MZ)
+    own = known[sample] if isinstance(known, pd.DataFrame) and sample in known else table.var[Key.var.MZ]
+    return pd.Series(own.to_numpy(float), index=table.var_names).reindex(ions).to_numpy()
+
+
+def _measured(table: AnnData, sample: str, ions: pd.Index) -> np.ndarray:
+    """Which ions a section measured: those of its table, less those that an earlier combination had filled up."""
+    known = table.varm.get(Key.varm.MEASURED)
+    own = table.var_names
+    if isinstance(known, pd.DataFrame) and sample in known:
+        own = own[known[sample].to_numpy(bool)]
+    return ions.isin(own)
+
+
+def _check_normalised_alike(tables: list[AnnData]) -> None:
+    """Refuse to put intensities on different scales into one matrix."""
+    params = [t.uns.get(Key.uns.NORMALIZE, {}).get("params") for t in tables]
+    if any(str(p) != str(params[0]) for p in params):
+        names = [", ".join(sample_names(t)) for t in tables]
+        found = "; ".join(f"{n}: {'as measured' if p is None else p}" for n, p in zip(names, params, strict=True))
+        msg = (
+            f"The MSI sections were normalised differently ({found}). Combine the sections as measured (their "
+            'layers["raw"], where it is kept) and call stmsi.pp.normalize_msi on the whole.'
+        )
+        raise ValueError(msg)

@@ -1,0 +1,237 @@
+"""Building blocks of a section: spots, pixels and the tables that annotate them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stmsi._core.ids import safe_ids
+from stmsi._data.checks import check_nonnegative, listing, require_unique
+from stmsi._data.keys import Key
+from stmsi._data.tables import as_csr
+
+if TYPE_CHECKING:
+    import scipy.sparse as sp
+    from geopandas import GeoDataFrame
+    from numpy.typing import ArrayLike, NDArray
+    from spatialdata import SpatialData
+    from xarray import DataArray
+
+VISIUM_SPOT_DIAMETER = 55.0
+"""Diameter of a Visium spot in micrometres."""
+VISIUM_PITCH = 100.0
+"""Distance between the centres of neighbouring Visium spots in micrometres."""
+
+_TEXT = (Key.var.NAME, Key.var.FORMULA, Key.var.ADDUCT)
+_NUMERIC = (Key.var.MZ, Key.var.FDR)
+
+
+def check_sample_name(sample: str) -> str:
+    """A section's name, which names elements and so must be safe."""
+    sample = str(sample)
+    safe = safe_ids([sample])[0]
+    if sample != safe:
+        msg = f"Section name {sample!r} has characters that SpatialData refuses; use letters, digits, _ . - ({safe!r})."
+        raise ValueError(msg)
+    return sample
+
+
+def feature_frame(var: pd.DataFrame) -> pd.DataFrame:
+    """The columns of the data model in a metabolite ``var``: safe unique ids as index, readable names in ``name``."""
+    require_unique(var.index, "Metabolite names")
+    out = var.copy()
+    out.columns = safe_ids(out.columns)
+    if Key.var.NAME not in out:
+        out[Key.var.NAME] = var.index.astype(str)
+    out.index = pd.Index(safe_ids(var.index))
+    for column in _TEXT:
+        if column in out:
+            out[column] = out[column].astype(object).where(out[column].notna(), "").astype(str)
+    for column in _NUMERIC:
+        if column in out:
+            out[column] = pd.to_numeric(out[column], errors="coerce").astype(np.float64)
+    # other columns are the user's own: text with gaps would not survive a write
+    for column in out.columns.difference([*_TEXT, *_NUMERIC]):
+        if out[column].dtype == object:
+            out[column] = out[column].where(out[column].notna(), "").astype(str)
+    if Key.var.MZ not in out:
+        out[Key.var.MZ] = np.nan
+    return out
+
+
+def pixel_squares(row: ArrayLike, col: ArrayLike, pixel_size: float | tuple[float, float]) -> GeoDataFrame:
+    """Pixel rectangles in micrometres; pixel (0, 0) spans from the origin to one pixel size (x, y)."""
+    import geopandas as gpd
+    import shapely
+
+    size_x, size_y = np.broadcast_to(np.asarray(pixel_size, dtype=float), 2)
+    x, y = np.asarray(col) * size_x, np.asarray(row) * size_y
+    return gpd.GeoDataFrame(geometry=shapely.box(x, y, x + size_x, y + size_y))
+
+
+def spot_circles(xy: ArrayLike, diameter: float) -> GeoDataFrame:
+    """Spot circles (points with a radius) in micrometres."""
+    import geopandas as gpd
+    import shapely
+
+    xy = np.asarray(xy, dtype=float)
+    return gpd.GeoDataFrame({"radius": np.full(len(xy), diameter / 2)}, geometry=shapely.points(xy))
+
+
+def link_table(adata: AnnData, region: str, instance: NDArray[Any] | None = None) -> None:
+    """Make a table annotate the element `region`, row by row."""
+    from spatialdata.models import TableModel
+
+    adata.uns.pop(TableModel.ATTRS_KEY, None)
+    adata.obs[Key.obs.REGION] = pd.Categorical([region] * adata.n_obs)
+    adata.obs[Key.obs.INSTANCE] = np.arange(adata.n_obs) if instance is None else instance
+    adata.uns[TableModel.ATTRS_KEY] = {
+        TableModel.REGION_KEY: [region],
+        TableModel.REGION_KEY_KEY: Key.obs.REGION,
+        TableModel.INSTANCE_KEY: Key.obs.INSTANCE,
+    }
+
+
+def msi_section(
+    X: sp.spmatrix | NDArray[Any],
+    var: pd.DataFrame,
+    row: ArrayLike,
+    col: ArrayLike,
+    *,
+    sample: str,
+    pixel_size: float | tuple[float, float],
+    obs: pd.DataFrame | None = None,
+    attrs: dict[str, Any] | None = None,
+    checked: bool = False,
+) -> SpatialData:
+    """A SpatialData with the ions of one section.
+
+    Parameters
+    ----------
+    X
+        Intensities, shape (pixels, ions); stored as float32 CSR.
+    var
+        Ions: index = readable names, column ``mz`` in Da where known.
+    row, col
+        Raster position of each pixel, integers from 0.
+    sample
+        Name of the section.
+    pixel_size
+        Side of a pixel in micrometres, or ``(x, y)``.
+    obs
+        More columns for the pixels.
+    attrs
+        Plain values kept in ``uns["msi"]["attrs"]`` (polarity, instrument, file, ...).
+    checked
+        Whether `X` is known to hold no impossible value; to look takes memory.
+
+    Returns
+    -------
+    SpatialData with table ``msi`` and shapes ``<sample>_pixels`` in the coordinate system ``<sample>_msi``.
+    """
+    from spatialdata import SpatialData
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    sample = check_sample_name(sample)
+    row, col = _raster_index(row, sample), _raster_index(col, sample)
+    size = np.asarray(check_pixel_size(pixel_size))
+    if len(row) == 0:
+        msg = f"Section {sample!r} has no pixels."
+        raise ValueError(msg)
+    position = pd.MultiIndex.from_arrays([row, col])
+    if not position.is_unique:
+        msg = f"Several pixels of section {sample!r} share a position (row, col): {listing(position[position.duplicated()])}."
+        raise ValueError(msg)
+    X = as_csr(X, np.float32)
+    if not checked:
+        check_nonnegative(X, f"MSI intensities of section {sample!r}")
+    obs = pd.DataFrame(index=pd.RangeIndex(len(row))) if obs is None else obs.copy()
+    obs.index = pd.Index([f"{sample}_{r}_{c}" for r, c in zip(row, col, strict=True)])
+    obs[Key.obs.SAMPLE] = pd.Categorical([sample] * len(row))
+    obs[Key.obs.ROW], obs[Key.obs.COL] = row, col
+    table = AnnData(X, obs=obs, var=feature_frame(var))
+    table.uns[Key.uns.MSI] = {"attrs": {sample: {"pixel_size": size.copy(), **(attrs or {})}}}
+    link_table(table, Key.pixels(sample))
+    shapes = pixel_squares(row, col, (size[0], size[1]))
+    table.obsm[Key.obsm.SPATIAL] = np.column_stack([(col + 0.5) * size[0], (row + 0.5) * size[1]])
+    element = ShapesModel.parse(shapes, transformations={Key.msi_frame(sample): Identity()})
+    return SpatialData(shapes={Key.pixels(sample): element}, tables={Key.table.MSI: table})
+
+
+def check_pixel_size(pixel_size: float | tuple[float, float]) -> tuple[float, float]:
+    """Side of a pixel (x, y) in micrometres, positive and finite."""
+    size = np.asarray(pixel_size, dtype=float)
+    if size.shape not in ((), (1,), (2,)):
+        msg = f"pixel_size is one number of micrometres or a pair (x, y), found {pixel_size!r}."
+        raise ValueError(msg)
+    size = np.broadcast_to(size, 2)
+    if not (np.isfinite(size).all() and (size > 0).all()):
+        msg = f"pixel_size must be a positive number of micrometres, found {pixel_size!r}."
+        raise ValueError(msg)
+    return float(size[0]), float(size[1])
+
+
+def raster_image(
+    row: NDArray[np.int64], col: NDArray[np.int64], values: NDArray[Any], pixel_size: tuple[float, float], sample: str
+) -> DataArray:
+    """An image of one value a pixel, in the frame of the pixels of a section; 0 where there is no pixel."""
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Scale
+
+    image = np.zeros((1, int(row.max()) + 1, int(col.max()) + 1), np.float32)
+    image[0, row, col] = values
+    scale = Scale(list(pixel_size), axes=("x", "y"))
+    return Image2DModel.parse(
+        image, dims=("c", "y", "x"), c_coords=[Key.obs.TIC], transformations={Key.msi_frame(sample): scale}
+    )
+
+
+def _raster_index(values: ArrayLike, sample: str) -> NDArray[np.int64]:
+    """Rows or columns of pixels; numbers that are not whole would put pixels on top of each other."""
+    number = pd.to_numeric(pd.Series(np.asarray(values)), errors="coerce").to_numpy(dtype=np.float64)
+    if not (np.isfinite(number) & (number == np.round(number))).all():
+        msg = f"Pixels of section {sample!r} need integer row and col; divide coordinates in micrometres by pixel_size."
+        raise ValueError(msg)
+    return number.astype(np.int64)
+
+
+def st_section(adata: AnnData, xy: ArrayLike, *, sample: str, spot_diameter: float) -> SpatialData:
+    """A SpatialData with the spots of one section.
+
+    Parameters
+    ----------
+    adata
+        Spots x genes; it is copied.
+    xy
+        Spot centres in micrometres, shape (spots, 2).
+    sample
+        Name of the section.
+    spot_diameter
+        In micrometres.
+
+    Returns
+    -------
+    SpatialData with table ``st`` and shapes ``<sample>_spots`` in the coordinate system ``<sample>``.
+    """
+    from spatialdata import SpatialData
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    sample = check_sample_name(sample)
+    xy = np.asarray(xy, dtype=float)
+    if adata.n_obs == 0:
+        msg = f"Section {sample!r} has no spots."
+        raise ValueError(msg)
+    if xy.shape != (adata.n_obs, 2) or not np.isfinite(xy).all():
+        msg = f"Spot positions of section {sample!r} must be finite, shape ({adata.n_obs}, 2); found shape {xy.shape}."
+        raise ValueError(msg)
+    table = adata.copy()
+    table.obs[Key.obs.SAMPLE] = pd.Categorical([sample] * table.n_obs)
+    table.obsm[Key.obsm.SPATIAL] = xy
+    link_table(table, Key.spots(sample))
+    element = ShapesModel.parse(spot_circles(xy, spot_diameter), transformations={Key.st_frame(sample): Identity()})
+    return SpatialData(shapes={Key.spots(sample): element}, tables={Key.table.ST: table})

@@ -1,0 +1,187 @@
+"""What is read from the tables that users pass: sections, layers of metabolites, presence, ids and names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from anndata import AnnData
+
+from stmsi._data.checks import check_choice, is_spatialdata, listing, suggest
+from stmsi._data.keys import Key
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+    from stmsi._core.chemistry.adducts import Polarity
+    from stmsi._data.checks import Data
+
+
+def get_table(data: Data, table_key: str) -> AnnData:
+    """The AnnData to work on: `data` itself, or its table `table_key`."""
+    if isinstance(data, AnnData):
+        return data
+    if not is_spatialdata(data):
+        msg = f"Expected an AnnData or a SpatialData, found {type(data).__name__}."
+        raise TypeError(msg)
+    if table_key not in data.tables:
+        msg = (
+            f"The SpatialData has no table {table_key!r}; its tables: {listing(data.tables)}. "
+            f"Name another one, or make it with stmsi.pp.combine.{suggest(table_key, data.tables)}"
+        )
+        raise KeyError(msg)
+    return data.tables[table_key]
+
+
+def require_obs(adata: AnnData, key: str, remedy: str = "") -> pd.Series:
+    """A column of ``obs``."""
+    if key not in adata.obs:
+        msg = (
+            f"obs has no column {key!r}; found {listing(adata.obs.columns)}. {remedy}{suggest(key, adata.obs.columns)}"
+        )
+        raise KeyError(msg.strip())
+    return adata.obs[key]
+
+
+def require_sample(adata: AnnData, key: str) -> NDArray[Any]:
+    """The section label of each observation, as strings; no label may be missing."""
+    label = require_obs(adata, key, "It names the section of each spot; set adata.obs[...] or pass sample_key=.")
+    if label.isna().any():
+        msg = f"obs[{key!r}] has {int(label.isna().sum())} missing values; every spot needs a section."
+        raise ValueError(msg)
+    # of plain strings: numpy's own would show up as np.str_('...') in messages and names of coordinate systems
+    return label.astype(str).to_numpy(dtype=object)
+
+
+def require_frame(adata: AnnData, key: str, remedy: str = "") -> pd.DataFrame:
+    """A DataFrame of ``obsm``; an array is wrapped with column names ``0, 1, ...``."""
+    if key not in adata.obsm:
+        found = listing(adata.obsm.keys())
+        msg = f"obsm has no {key!r}; found {found}. {remedy}{suggest(key, adata.obsm.keys())}"
+        raise KeyError(msg.strip())
+    value = adata.obsm[key]
+    if isinstance(value, pd.DataFrame):
+        # ids are text: columns named by numbers (m/z) would match nothing that went through a file
+        text = all(isinstance(c, str) for c in value.columns)
+        return value if text else value.set_axis(value.columns.astype(str), axis=1)
+    value = value.toarray() if hasattr(value, "toarray") else np.asarray(value)
+    return pd.DataFrame(value, index=adata.obs_names, columns=[str(j) for j in range(value.shape[1])])
+
+
+def imputed(adata: AnnData, key: str, frame: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which intensities of ``obsm[key]`` were not measured but filled in, shape of `frame`; none without a record."""
+    record = Key.observed_of(key)
+    if record not in adata.obsm:
+        return np.zeros(frame.shape, bool)
+    observed = require_frame(adata, record)
+    missing = [m for m in frame.columns if m not in observed.columns]
+    if missing:
+        msg = (
+            f"obsm[{record!r}] lacks the metabolites {listing(missing)} of obsm[{key!r}]; map and impute again, or delete "
+            f"obsm[{record!r}] where nothing is imputed."
+        )
+        raise ValueError(msg)
+    return ~observed[list(frame.columns)].to_numpy(bool) & frame.notna().to_numpy()
+
+
+def shared_metabolites(predicted: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
+    """Metabolites of both frames, in the order of the prediction."""
+    ids = [m for m in predicted.columns if m in measured.columns]
+    if not ids:
+        msg = (
+            f"Prediction and measurement share no metabolite: {listing(predicted.columns[:3])} against "
+            f"{listing(measured.columns[:3])}."
+        )
+        raise ValueError(msg)
+    return ids
+
+
+def as_csr(values: Any, dtype: Any = None) -> sp.csr_matrix:
+    """A matrix of an AnnData as CSR in memory, whether it is dense, sparse, dask (of either) or backed.
+
+    A CSR matrix of the right type is returned as it is: copy before writing into it.
+    """
+    for load in ("to_memory", "compute"):
+        if hasattr(values, load):
+            values = getattr(values, load)()
+    return sp.csr_matrix(values if sp.issparse(values) else np.asarray(values), dtype=dtype)
+
+
+def instances(table: AnnData) -> pd.Index:
+    """What each observation annotates in its shapes element, from the column that the table names."""
+    key = table.uns.get("spatialdata_attrs", {}).get("instance_key", Key.obs.INSTANCE)
+    return pd.Index(require_obs(table, key, "The table must say which shape each observation annotates."))
+
+
+def require_metabolites(names: Sequence[str], available: pd.Index, names_of: pd.Series | None = None) -> list[str]:
+    """Ids of the metabolites asked for by id or by readable name."""
+    by_name: dict[str, list[str]] = {}
+    for key, value in () if names_of is None else names_of.items():
+        by_name.setdefault(str(value), []).append(str(key))
+    for name in names:
+        if name not in available and len(by_name.get(name, ())) > 1:
+            msg = f"Several metabolites are called {name!r}: {listing(by_name[name])}. Name one by its id."
+            raise ValueError(msg)
+    ids = [n if n in available else by_name.get(n, [n])[0] for n in names]
+    unknown = [n for n in ids if n not in available]
+    if unknown:
+        hint = suggest(unknown[0], [*available, *by_name])
+        msg = f"No metabolite {listing(unknown)}; available: {listing(available)}.{hint}"
+        raise KeyError(msg)
+    return ids
+
+
+def polarity_of(msi: AnnData, polarity: Any = None) -> Polarity:
+    """The polarity asked for, or else the one that all sections of an MSI table were measured in."""
+    if polarity is not None:
+        check_choice(polarity, ("positive", "negative"), "polarity")
+        return polarity
+    attrs = msi.uns.get(Key.uns.MSI, {}).get("attrs", {})
+    stated = {str(one["polarity"]) for one in attrs.values() if "polarity" in one}
+    if len(stated) == 1 and stated <= {"positive", "negative"}:
+        return stated.pop()  # type: ignore[return-value]
+    msg = f"Pass polarity='positive' or 'negative'; uns['msi']['attrs'] of the MSI table states {listing(sorted(stated))}."
+    raise ValueError(msg)
+
+
+def sample_names(data: Data, table_key: str = Key.table.ST, sample_key: str = Key.obs.SAMPLE) -> list[str]:
+    """Sections of a table, in order of appearance."""
+    return list(dict.fromkeys(require_sample(get_table(data, table_key), sample_key)))
+
+
+def presence_key_of(st: AnnData, metabolite_key: str, presence_key: str | None = None) -> str | None:
+    """Where the presence that belongs to measured intensities is; `None` where it was not called."""
+    if presence_key is None and Key.presence_of(metabolite_key) in st.obsm:
+        return Key.presence_of(metabolite_key)
+    return presence_key
+
+
+def measured_presence(st: AnnData, metabolite_key: str, presence_key: str | None = None) -> pd.DataFrame:
+    """Measured presence, spots x metabolites: 1 present, 0 absent, NaN not measured; float64.
+
+    Presence that was called counts (of `presence_key`, else ``obsm["<metabolite_key>_presence"]``; metabolites that it does
+    not know are left out). Where there is none, intensity above 0 does, and what was filled in and not measured is absent.
+    """
+    measured = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it. ")
+    key = presence_key_of(st, metabolite_key, presence_key)
+    if key is None:
+        there = (measured > 0) & ~imputed(st, metabolite_key, measured)
+    else:
+        called = require_frame(st, key, "stmsi.pp.call_presence writes it. ")
+        there = called[[m for m in measured.columns if m in called.columns]]
+    return there.astype(np.float64).where(measured[list(there.columns)].notna())
+
+
+def copy_of(data: SpatialData | AnnData) -> SpatialData | AnnData:
+    """A deep copy of either container."""
+    from anndata import AnnData
+
+    if isinstance(data, AnnData):
+        return data.copy()
+    from spatialdata import deepcopy
+
+    return deepcopy(data)

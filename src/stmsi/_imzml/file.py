@@ -1,0 +1,339 @@
+"""An imzML file and its binary .ibd: opening, checking that they belong together, and the bytes of the spectra."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+import zlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stmsi._core.spectra import imzml_fields as f
+from stmsi._core.spectra.extraction import BAD_MZ, Chunk, FaultError, readable, spectra_of
+from stmsi._core.spectra.spectrum_arrays import decode
+from stmsi._data.checks import listing
+from stmsi._imzml.header import UNKNOWN
+from stmsi._imzml.index import Arrays, read_index
+from stmsi._settings import logger
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+
+    from numpy.typing import NDArray
+
+_DTYPES = tuple(np.dtype(name) for name in f.DTYPES)
+_LARGEST_STREAM = 2**30  # bytes of an array whose length the imzML does not tell
+_BLOCK = 2**24
+
+
+def check_imzml(path: Path) -> Path:
+    """`path` itself, where it is a file that can be an imzML.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is no such file.
+    ValueError
+        Where it is the binary part, a directory or empty.
+    """
+    if path.suffix.lower() == ".ibd":
+        msg = f"{path} holds the binary part; pass the .imzML file beside it."
+        raise ValueError(msg)
+    if not path.exists():
+        msg = f"There is no file {path}."
+        raise FileNotFoundError(msg)
+    if path.is_dir():
+        found = listing(sorted(p.name for p in path.glob("*.[iI][mM][zZ][mM][lL]")))
+        msg = f"{path} is a directory; pass one imzML file. In it: {found}."
+        raise ValueError(msg)
+    if path.stat().st_size == 0:
+        msg = f"{path} is empty (0 bytes); copy or export it again."
+        raise ValueError(msg)
+    return path
+
+
+def find_ibd(path: Path) -> Path:
+    """The binary file beside an imzML: of the same name, its suffix in any case.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where there is none.
+    ValueError
+        Where it is empty.
+    """
+    found = sorted(p for p in path.parent.iterdir() if p.stem == path.stem and p.suffix.lower() == ".ibd")
+    if not found:
+        msg = f"The binary part of {path} is missing: put {path.stem}.ibd beside it."
+        raise FileNotFoundError(msg)
+    if found[0].stat().st_size == 0:
+        msg = f"{found[0]} is empty (0 bytes); copy or export it again."
+        raise ValueError(msg)
+    return found[0]
+
+
+class ImzmlFile:
+    """An imzML and its binary file, mapped into memory and not read: the spectra come in chunks.
+
+    Parameters
+    ----------
+    path
+        The imzML.
+
+    Raises
+    ------
+    FileNotFoundError
+        Where one of the files is missing.
+    ValueError
+        Where a file is broken, truncated or not an imzML, or the type of its arrays is not supported.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = check_imzml(path)
+        self.ibd = find_ibd(path)
+        self.size = self.ibd.stat().st_size
+        self.index = read_index(path, self.size, str(self.ibd))
+        self.header, self.xyz = self.index.header, self.index.xyz
+        self.mz, self.intensity = self.index.mz, self.index.intensity
+        self._map: NDArray[np.uint8] | None = np.asarray(np.memmap(self.ibd, np.uint8, mode="r"))
+        if len(self._map) != self.size:
+            msg = f"{self.ibd} changed while it was opened; wait until it is written."
+            raise ValueError(msg)
+        types = {int(code) for code in self.mz.dtype[:1]}, {int(code) for code in self.intensity.dtype[:1]}
+        self._plain = (
+            not self.mz.zlib.any()
+            and not self.intensity.zlib.any()
+            and bool(
+                (self.mz.dtype == self.mz.dtype[0]).all() and (self.intensity.dtype == self.intensity.dtype[0]).all()
+            )
+            and all(readable(_DTYPES[code]) for kind in types for code in kind)
+        )
+        kinds = (self.mz.dtype[0], self.intensity.dtype[0]) if self._plain else (1, 1)
+        self.mz_type, self.intensity_type = (_DTYPES[int(code)] for code in kinds)
+
+    def __enter__(self) -> ImzmlFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._map = None  # the mapping ends with its last view
+
+    @property
+    def bytes(self) -> NDArray[np.uint8]:
+        """The binary file."""
+        if self._map is None:
+            msg = f"{self.ibd} is closed."
+            raise ValueError(msg)
+        return self._map
+
+    def place(self, index: int) -> str:
+        """Position of a spectrum for a message."""
+        x, y, _ = self.xyz[index]
+        return f"x={x}, y={y}"
+
+    def lengths(self, chosen: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Number of values of each spectrum, -1 where only its stream tells.
+
+        Raises
+        ------
+        ValueError
+            Where a spectrum has another number of m/z than of intensities.
+        """
+        mz, intensity = self.mz.length[chosen], self.intensity.length[chosen]
+        differ = (mz != intensity) & (mz >= 0) & (intensity >= 0)
+        if differ.any():
+            self.raise_lengths(int(chosen[differ.argmax()]), int(mz[differ][0]), int(intensity[differ][0]))
+        return np.maximum(mz, intensity)
+
+    def most(self, chosen: NDArray[np.intp]) -> NDArray[np.int64]:
+        """Number of values that each spectrum has at most."""
+        length = np.maximum(self.mz.length[chosen], self.intensity.length[chosen])
+        return np.where(length < 0, _LARGEST_STREAM, length)
+
+    def raise_lengths(self, index: int, mz: int, intensity: int) -> None:
+        msg = (
+            f"{self.ibd}: the spectrum at {self.place(index)} has {mz} m/z but {intensity} intensities; export the file "
+            "again."
+        )
+        raise ValueError(msg)
+
+    def chunk(self, rows: NDArray[np.intp], *, with_mz: bool = True) -> Chunk:
+        """The bytes of several spectra; compressed ones and those of several types become 64-bit floats.
+
+        Raises
+        ------
+        ValueError
+            Where a compressed array is damaged.
+        """
+        if self._plain:
+            return Chunk(
+                self.bytes, self.mz.offset[rows], self.bytes, self.intensity.offset[rows], self.intensity.length[rows],
+                self.mz_type, self.intensity_type,
+            )  # fmt: skip
+        intensity, length = self._decoded(self.intensity, rows)
+        mz, mz_length = self._decoded(self.mz, rows) if with_mz else (np.empty(0), length)
+        if not np.array_equal(mz_length, length):
+            worst = int((mz_length != length).argmax())
+            self.raise_lengths(int(rows[worst]), int(mz_length[worst]), int(length[worst]))
+        at = np.concatenate([[0], np.cumsum(length)[:-1]]) * 8 if len(length) else np.empty(0, np.int64)
+        raw, raw_mz = intensity.view(np.uint8), mz.view(np.uint8)
+        raw.flags.writeable = raw_mz.flags.writeable = False  # as the mapped file, so that one compiled function serves
+        return Chunk(raw_mz, at, raw, at, length, self.mz_type, self.intensity_type)
+
+    def _decoded(self, arrays: Arrays, rows: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        parts = []
+        for row in rows.tolist():
+            offset, n_bytes, dtype = int(arrays.offset[row]), int(arrays.n_bytes[row]), _DTYPES[int(arrays.dtype[row])]
+            raw, length = self.bytes[offset : offset + n_bytes].tobytes(), int(arrays.length[row])
+            try:
+                if length < 0:
+                    raw = zlib.decompressobj().decompress(raw, _LARGEST_STREAM)
+                    parts.append(decode(raw, dtype, len(raw) // dtype.itemsize))
+                else:
+                    parts.append(decode(raw, dtype, length, compressed=bool(arrays.zlib[row])))
+            except (ValueError, zlib.error) as error:
+                msg = f"{self.ibd}: the spectrum at {self.place(row)} cannot be read: {error}. Copy the file again."
+                raise ValueError(msg) from error
+        values = np.concatenate([np.empty(0), *parts]).astype(np.float64, copy=False)
+        return values, np.array([len(part) for part in parts], np.int64)
+
+    def raise_fault(self, index: int, error: FaultError) -> None:
+        """Say what is wrong with a spectrum that a pass stopped at."""
+        where = f"{self.ibd}: the spectrum at {self.place(index)}"
+        if error.fault == BAD_MZ:
+            msg = f"{where} has m/z that are not positive finite numbers."
+            raise ValueError(msg) from None
+        chunk = self.chunk(np.array([index]))
+        values = np.frombuffer(
+            chunk.intensity_bytes[chunk.intensity_at[0] :].tobytes()[
+                : int(chunk.length[0]) * chunk.intensity_type.itemsize
+            ],
+            chunk.intensity_type,
+        )
+        bad = ~(np.isfinite(values) & (values >= 0))
+        if not bad.any():
+            msg = f"{self.ibd} changed while it was read; wait until it is written."
+            raise ValueError(msg) from None
+        msg = (
+            f"{where} has {int(bad.sum())} intensities that are negative, NaN or infinite ({listing(values[bad][:3])}); "
+            "export it without baseline subtraction or clip it at 0."
+        )
+        raise ValueError(msg) from None
+
+    def read(self, index: int) -> tuple[NDArray[np.float64], NDArray[Any]]:
+        """m/z (float64, ascending) and intensities of one spectrum, checked."""
+        try:
+            mz, intensity, _ = spectra_of(self.chunk(np.array([index])))
+        except FaultError as error:
+            self.raise_fault(index, error)
+        return mz, intensity
+
+    def shared_axis(self, chosen: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.intp]] | None:
+        """The m/z axis where all spectra have the same one, ascending, and what sorts it (empty: it is sorted).
+
+        What the header says does not decide. `None` where the spectra differ.
+        """
+        own = self.header.mode == "processed" and len(chosen) == 1
+        first = chosen[:1]
+        same_place = (self.mz.offset[chosen] == self.mz.offset[first]) & (
+            self.mz.length[chosen] == self.mz.length[first]
+        )
+        if own or not (same_place.all() or self.header.mode == "continuous"):
+            return None
+        axis = self._axis(int(first[0]))
+        for index in chosen[~same_place].tolist():
+            if not np.array_equal(axis, self._axis(index)):
+                warnings.warn(
+                    f"{self.ibd.name} calls itself continuous, but its spectra differ in m/z; it is read as processed.",
+                    stacklevel=4,
+                )
+                return None
+        if not (np.isfinite(axis).all() and (axis > 0).all()):
+            self.raise_fault(int(first[0]), FaultError(0, BAD_MZ))
+        order = np.argsort(axis, kind="stable")
+        return axis[order], np.empty(0, np.intp) if bool((np.diff(order) == 1).all()) else order
+
+    def _axis(self, index: int) -> NDArray[np.float64]:
+        values, _ = self._decoded(self.mz, np.array([index]))
+        return values
+
+    def check_uuid(self, *, check: bool) -> str:
+        """The identifier that the imzML declares; the binary file begins with its 16 bytes.
+
+        Parameters
+        ----------
+        check
+            Whether to raise where the two differ.
+
+        Returns
+        -------
+        The identifier, `UNKNOWN` where the imzML declares none.
+
+        Raises
+        ------
+        ValueError
+            Where the files do not belong together.
+        """
+        declared = self.header.uuid
+        if declared is None:
+            logger.info("%s: no valid identifier to check the binary file against", self.ibd.name)
+            return UNKNOWN
+        head = self.bytes[:16].tobytes()
+        if check and head not in (declared.bytes, declared.bytes_le):
+            msg = (
+                f"{self.ibd} does not belong to the imzML beside it: its identifier is {head.hex()}, expected "
+                f"{declared.hex}. Find the right file, or pass check_uuid=False if you are sure."
+            )
+            raise ValueError(msg)
+        return str(declared)
+
+    def check_checksum(self) -> None:
+        """Compare the binary file with the checksum in the imzML, which takes as long as reading all of it.
+
+        Raises
+        ------
+        ValueError
+            Where they differ, or the imzML holds none.
+        """
+        if self.header.checksum is None:
+            msg = f"{self.path.name} holds no checksum of its binary file; pass check_checksum=False."
+            raise ValueError(msg)
+        name, expected = self.header.checksum
+        digest = hashlib.new(name, usedforsecurity=False)
+        for start in range(0, self.size, _BLOCK):
+            digest.update(self.bytes[start : start + _BLOCK].tobytes())
+        if digest.hexdigest() != expected:
+            msg = (
+                f"{self.ibd} differs from what was exported: its {name} is {digest.hexdigest()}, expected {expected}. "
+                "Copy the file again, or pass check_checksum=False if it was changed on purpose."
+            )
+            raise ValueError(msg)
+
+
+def stated_pixel_size(file: ImzmlFile) -> tuple[float, float]:
+    """Pixel size (x, y) in micrometres from the metadata.
+
+    Raises
+    ------
+    ValueError
+        Where the file does not tell it.
+
+    Warns
+    -----
+    UserWarning
+        Where it is 1, which is a placeholder. The warning points at the caller of the calling function.
+    """
+    size = file.header.pixel_size
+    if size is None:
+        msg = f"{file.path.name} does not say how large a pixel is; pass pixel_size= (micrometres)."
+        raise ValueError(msg)
+    if 1.0 in size:
+        warnings.warn(
+            f"{file.path.name} gives a pixel size of {size[0]:g} x {size[1]:g} um, which programs write where they do not "
+            "know it. Pass pixel_size= (micrometres).",
+            stacklevel=3,
+        )
+    return size

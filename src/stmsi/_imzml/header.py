@@ -1,0 +1,215 @@
+"""The part of an imzML in front of its spectra: metadata, and the groups that describe the arrays."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from itertools import islice
+from typing import TYPE_CHECKING, Any, NamedTuple
+from xml.etree.ElementTree import Element, ParseError, XMLPullParser
+
+from stmsi._core.spectra import imzml_fields as f
+
+if TYPE_CHECKING:
+    import mmap
+    from collections.abc import Iterable
+    from pathlib import Path
+
+UNKNOWN = "unknown"
+_TRIES = 8  # a comment may hold the tag, too
+_LIST = re.compile(rb"<(?:[\w.-]+:)?spectrumList(?:\s[^<>]*)?>")
+_ACCESSION = re.compile(rb"accession\s*=\s*[\"']((?:MS|IMS):\d{7})[\"']")
+_PROFILE, _CENTROID, _POSITIVE, _NEGATIVE = "MS:1000128", "MS:1000127", "MS:1000130", "MS:1000129"
+_CONTINUOUS, _PROCESSED, _UUID = "IMS:1000030", "IMS:1000031", "IMS:1000080"
+_PIXEL_X, _PIXEL_Y = "IMS:1000046", "IMS:1000047"
+_MICROMETRES = {"UO:0000017": 1.0, "UO:0000016": 1000.0, "UO:0000015": 10000.0, "UO:0000018": 0.001}
+_CHECKSUMS = {"IMS:1000090": "md5", "IMS:1000091": "sha1", "IMS:1000092": "sha256"}
+
+
+class Group(NamedTuple):
+    """What a referenceable group says of an array; codes as in :mod:`stmsi._core.spectra.imzml_fields`."""
+
+    kind: int
+    flags: int
+
+
+class Header(NamedTuple):
+    """Metadata of an imzML. `start` is the first byte behind the opening tag of the list of spectra."""
+
+    start: int
+    announced: int | None
+    groups: dict[str, Group]
+    group_terms: frozenset[str]
+    uuid: uuid.UUID | None
+    checksum: tuple[str, str] | None
+    mode: str
+    pixel_size: tuple[float, float] | None
+    instrument: str
+    content: frozenset[str]
+
+
+def read_header(buffer: mmap.mmap, path: Path) -> Header | None:
+    """The header of an imzML, `None` where a list of spectra is not found as plain bytes (as in UTF-16).
+
+    Raises
+    ------
+    ValueError
+        Where the file is not XML, its outermost element is not that of an imzML, or the header is broken.
+    """
+    check_root(buffer, path)
+    for match in islice(_LIST.finditer(buffer), _TRIES):
+        parser: Any = XMLPullParser(events=("start",))
+        try:
+            parser.feed(buffer[: match.end()])
+            opened = [element for _, element in parser.read_events()]
+        except ParseError as error:
+            msg = f"{path} is broken or truncated XML ({error}). Copy or export it again."
+            raise ValueError(msg) from error
+        if local_name(opened[-1]) == "spectrumList":  # not inside a comment
+            return header_of(opened[0], opened[-1], match.end())
+    return None
+
+
+def ends_well(buffer: mmap.mmap, header: Header, end: int) -> bool:
+    """Whether a file without its spectra, whose list ends at byte `end`, is XML."""
+    parser: Any = XMLPullParser(events=())
+    try:
+        parser.feed(buffer[: header.start])
+        parser.feed(buffer[buffer.rfind(b"<", 0, end) :])
+        list(parser.read_events())
+        parser.close()
+    except (ParseError, ValueError):
+        return False
+    return True
+
+
+def check_root(buffer: mmap.mmap, path: Path) -> None:
+    """Raise a `ValueError` where a file is not XML or something other than an imzML."""
+    parser: Any = XMLPullParser(events=("start",))
+    for start in range(0, len(buffer), 4096):
+        try:
+            parser.feed(buffer[start : start + 4096])
+            first = next(iter(parser.read_events()), None)  # what comes behind it is looked at later
+        except (ParseError, LookupError, ValueError) as error:
+            msg = f"{path} is not an imzML file: it is not XML ({error})."
+            raise ValueError(msg) from error
+        if first is not None:
+            root = local_name(first[1])
+            if root not in ("mzML", "indexedmzML"):
+                msg = f"{path} is not an imzML file: its outermost element is <{root}>, expected <mzML>."
+                raise ValueError(msg)
+            return
+    msg = f"{path} is not an imzML file: it is not XML (no element)."
+    raise ValueError(msg)
+
+
+def local_name(element: Element) -> str:
+    """Name of an element without its namespace."""
+    return element.tag.rpartition("}")[2] if isinstance(element.tag, str) else ""
+
+
+def header_of(root: Element, spectra: Element, start: int) -> Header:
+    """The header behind the elements that stand in front of the spectra."""
+    groups: dict[str, Group] = {}
+    group_terms: set[str] = set()
+    for group in _all(root, "referenceableParamGroup"):
+        params = list(_params(group))
+        group_terms.update(accession for accession, _ in params)
+        groups[group.get("id", "")] = _group(accession for accession, _ in params)
+    content = dict(param for part in _all(root, "fileContent") for param in _params(part))
+    declared = [name for code, name in ((_CONTINUOUS, "continuous"), (_PROCESSED, "processed")) if code in content]
+    sums = [(_CHECKSUMS[a], v.strip().lower()) for a, v in content.items() if a in _CHECKSUMS and v.strip()]
+    count = spectra.get("count", "").strip()
+    return Header(
+        start=start,
+        announced=int(count) if count.isascii() and count.isdigit() and len(count) < 18 else None,
+        groups=groups,
+        group_terms=frozenset(group_terms),
+        uuid=_uuid(content.get(_UUID)),
+        checksum=sums[0] if sums else None,
+        mode=declared[0] if len(declared) == 1 else UNKNOWN,
+        pixel_size=_pixel_size(root),
+        instrument=_instrument(root),
+        content=frozenset(content),
+    )
+
+
+def spectrum_traits(header: Header, first: bytes) -> tuple[str, str]:
+    """Spectrum type and polarity, from the groups and `first`, the bytes of the first spectrum; else the file's content."""
+    own = {a.decode() for a in _ACCESSION.findall(first)}
+    return tuple(  # type: ignore[return-value]
+        next((found for terms in (header.group_terms | own, header.content) if (found := pick(terms))), UNKNOWN)
+        for pick in (_spectrum_type, _polarity)
+    )
+
+
+def _spectrum_type(terms: Iterable[str]) -> str:
+    return "profile" if _PROFILE in terms else "centroid" if _CENTROID in terms else ""
+
+
+def _polarity(terms: Iterable[str]) -> str:
+    if _POSITIVE in terms:
+        return "mixed" if _NEGATIVE in terms else "positive"
+    return "negative" if _NEGATIVE in terms else ""
+
+
+def _group(accessions: Iterable[str]) -> Group:
+    codes = [f.accession_code(a) for a in accessions]
+    kind = f.KIND_MZ if f.MZ_ARRAY in codes else f.KIND_INTENSITY if f.INTENSITY_ARRAY in codes else f.KIND_NONE
+    types = {f.DTYPE_OF[code] for code in codes if code in f.DTYPE_OF}
+    compression = f.OTHER if set(codes) & set(f.NUMPRESS) else 0
+    if not compression:
+        compression = f.PLAIN if f.NO_COMPRESSION in codes else f.ZLIB if f.ZLIB_COMPRESSION in codes else 0
+    return Group(kind, (types.pop() + 1 if len(types) == 1 else 0) | (compression << 4))
+
+
+def _all(root: Element, name: str) -> list[Element]:
+    return [element for element in root.iter() if local_name(element) == name]
+
+
+def _params(element: Element) -> Iterable[tuple[str, str]]:
+    for child in element:
+        if local_name(child) == "cvParam":
+            yield child.get("accession", ""), child.get("value", "")
+
+
+def _uuid(text: str | None) -> uuid.UUID | None:
+    try:
+        return uuid.UUID(str(text))
+    except ValueError:
+        return None
+
+
+def _pixel_size(root: Element) -> tuple[float, float] | None:
+    sizes: dict[str, float] = {}
+    for settings in _all(root, "scanSettings"):
+        for child in settings:
+            accession = child.get("accession")
+            if accession not in (_PIXEL_X, _PIXEL_Y):
+                continue
+            try:
+                value = float(child.get("value", ""))
+            except ValueError:
+                continue
+            if 0 < value < float("inf"):
+                sizes[accession] = value * _MICROMETRES.get(child.get("unitAccession", ""), 1.0)
+    if not sizes:
+        return None
+    return sizes.get(_PIXEL_X, sizes.get(_PIXEL_Y, 0.0)), sizes.get(_PIXEL_Y, sizes.get(_PIXEL_X, 0.0))
+
+
+def _instrument(root: Element) -> str:
+    """The first term without a value; the groups that a configuration refers to count, too."""
+    groups = {group.get("id"): group for group in _all(root, "referenceableParamGroup")}
+    for configuration in _all(root, "instrumentConfiguration"):
+        refs = [groups.get(c.get("ref")) for c in configuration if local_name(c) == "referenceableParamGroupRef"]
+        for part in (configuration, *(g for g in refs if g is not None)):
+            for child in part:
+                if local_name(child) != "cvParam":
+                    continue
+                name, value = child.get("name", ""), child.get("value", "").strip()
+                if not value and name and name != "instrument model":
+                    return name
+                if value and name == "instrument model":
+                    return value
+    return UNKNOWN

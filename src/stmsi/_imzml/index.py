@@ -1,0 +1,228 @@
+"""Positions, offsets and lengths of the spectra of an imzML: read once, checked, and kept in the cache folder."""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from stmsi._core.spectra import imzml_fields as f
+from stmsi._core.spectra.imzml_scan import scan_spectra
+from stmsi._imzml.header import Header, ends_well, read_header, spectrum_traits
+from stmsi._imzml.xml_parser import parse_spectra
+from stmsi._settings import logger, settings
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_CACHE_FROM = 1_000_000  # bytes; smaller files are read faster than found
+_CACHED_FILES = 64
+_VERSION = 1
+
+
+class Arrays(NamedTuple):
+    """The m/z or the intensity arrays of all spectra.
+
+    First byte, number of values (-1: whatever the stream holds), bytes in the file, code of the number type, and whether
+    they are zlib streams.
+    """
+
+    offset: NDArray[np.int64]
+    length: NDArray[np.int64]
+    n_bytes: NDArray[np.int64]
+    dtype: NDArray[np.int64]
+    zlib: NDArray[np.bool_]
+
+
+class Index(NamedTuple):
+    """All that the XML says of the spectra."""
+
+    header: Header
+    xyz: NDArray[np.int64]
+    mz: Arrays
+    intensity: Arrays
+    spectrum_type: str
+    polarity: str
+
+
+def read_index(path: Path, ibd_size: int, ibd_name: str) -> Index:
+    """Header, positions and places of the arrays of an imzML.
+
+    Parameters
+    ----------
+    path
+        The imzML file, not empty.
+    ibd_size, ibd_name
+        Size of its binary file in bytes, and its name for messages.
+
+    Returns
+    -------
+    The index; every array lies inside the binary file.
+
+    Raises
+    ------
+    ValueError
+        Where the file is not an imzML, broken, or contradicts the binary file.
+    """
+    with path.open("rb") as handle:
+        # not closed by hand, which is an error while an array looks at it: it ends with its last view
+        buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    found = read_header(buffer, path)
+    header, fields, first = parse_spectra(path) if found is None else _fields(buffer, found, path)
+    if len(fields) == 0:
+        msg = f"{path} holds no spectra; export the section again."
+        raise ValueError(msg)
+    flags = np.array([group.flags for group in header.groups.values()] + [0], np.int64)  # the last: no group
+    places = {base: _arrays(fields, base, flags, path) for base in (f.MZ, f.INTENSITY)}
+    mz = _complete(places, fields, f.MZ, "m/z", path)
+    intensity = _complete(places, fields, f.INTENSITY, "intensity", path)
+    mz, intensity = _inside(mz, intensity, ibd_size, ibd_name)
+    xyz = fields[:, f.X : f.Z + 1].copy()
+    xyz[xyz[:, 2] == f.MISSING, 2] = 1
+    return Index(header, xyz, mz, intensity, *spectrum_traits(header, first))
+
+
+def _fields(buffer: mmap.mmap, header: Header, path: Path) -> tuple[Header, NDArray[np.int64], bytes]:
+    cache = _cache_file(path, header) if len(buffer) >= _CACHE_FROM else None
+    if cache is not None and (known := _load(cache)) is not None:
+        fields, first_end = known
+        return header, fields, buffer[header.start : first_end]
+    scan = scan_spectra(
+        buffer, header.start, {name: group.kind for name, group in header.groups.items()}, header.announced
+    )
+    problem = scan.problem or ("" if ends_well(buffer, header, scan.end) else "what is around the spectra is not XML")
+    if problem:
+        logger.info("%s: %s; it is read by the XML parser.", path.name, problem)
+        return parse_spectra(path)
+    if cache is not None:
+        _store(cache, scan.fields, scan.first_end)
+    return header, scan.fields, buffer[header.start : scan.first_end]
+
+
+def _cache_file(path: Path, header: Header) -> Path:
+    stat = path.stat()
+    # the identifier alone would not do: programs copy it when they edit a file
+    key = f"{_VERSION} {header.uuid} {stat.st_size} {stat.st_mtime_ns} {list(header.groups)}"
+    return settings.cache_dir / "imzml" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+
+
+def _load(cache: Path) -> tuple[NDArray[np.int64], int] | None:
+    """Fields and end of the first spectrum; `None` where there are none, or the file is damaged."""
+    try:
+        with cache.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
+            fields, first_end = stored["fields"], int(stored["first_end"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError):
+        return None
+    good = fields.dtype == np.int64 and fields.ndim == 2 and fields.shape[1] == f.N_FIELDS
+    return (fields, first_end) if good else None
+
+
+def _store(cache: Path, fields: NDArray[np.int64], first_end: int) -> None:
+    """Keep the fields; a folder that cannot be written is no error."""
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".part", delete=False) as handle:
+            try:
+                np.savez(handle, fields=fields, first_end=np.int64(first_end))
+                handle.close()
+                os.replace(handle.name, cache)  # noqa: PTH105
+            except BaseException:
+                Path(handle.name).unlink(missing_ok=True)
+                raise
+        kept = sorted(cache.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime_ns)
+        for old in kept[:-_CACHED_FILES]:
+            old.unlink(missing_ok=True)
+    except OSError as error:
+        logger.debug("The offsets of an imzML were not kept: %s", error)
+
+
+def _arrays(fields: NDArray[np.int64], base: int, group_flags: NDArray[np.int64], path: Path) -> Arrays:
+    """What the fields say; lengths may still be missing."""
+    what = "m/z" if base == f.MZ else "intensity"
+    of_group, own = group_flags[fields[:, base + f.GROUP]], fields[:, base + f.FLAGS]
+    dtype = np.where(own & 15, own & 15, of_group & 15) - 1
+    compression = np.where(own >> 4, own >> 4, of_group >> 4)
+    if (dtype < 0).any():
+        known = "16-, 32- or 64-bit float, 32- or 64-bit integer"
+        msg = f"{path.name}: the imzML does not name a supported number type of the {what} arrays ({known})."
+        raise ValueError(msg)
+    if (compression == f.OTHER).any():
+        msg = f"{path.name}: the {what} arrays are compressed with MS-Numpress; export them uncompressed or with zlib."
+        raise ValueError(msg)
+    offset = fields[:, base + f.OFFSET].copy()
+    if (offset == f.MISSING).any():
+        msg = f"{path} is not a complete imzML file: {what} arrays without an external offset."
+        raise ValueError(msg)
+    # some programs write 64-bit offsets as signed 32-bit ones, which start again below zero at 2 GB
+    if (offset < 0).any():
+        wraps = np.concatenate([[0], np.cumsum((offset[1:] < 0) & (offset[:-1] >= 0))])
+        offset += wraps * 2**32
+    return Arrays(
+        offset, fields[:, base + f.LENGTH].copy(), fields[:, base + f.ENCODED].copy(), dtype, compression == f.ZLIB
+    )
+
+
+def _complete(places: dict[int, Arrays], fields: NDArray[np.int64], base: int, what: str, path: Path) -> Arrays:
+    """Lengths that are missing, from the encoded length, the spectrum's default, or the other array."""
+    own, other = places[base], places[f.MZ + f.INTENSITY - base]
+    item = _itemsize(own.dtype)
+    encoded = np.maximum(own.n_bytes, 0)
+    known = np.where(own.length == f.MISSING, -1, own.length)
+    if (known < -1).any():
+        msg = f"{path} is not a complete imzML file: {what} arrays with a negative length."
+        raise ValueError(msg)
+    unsure = (known < 0) | ((known == 0) & (encoded > 0) & ~own.zlib)
+    length = np.where(unsure & ~own.zlib & (encoded > 0), encoded // item, known)
+    bytes_of_other = np.where(other.zlib, 0, np.maximum(other.n_bytes, 0))
+    partner = np.where(other.length > 0, other.length, bytes_of_other // _itemsize(other.dtype))
+    for guess in (fields[:, f.DEFAULT_LENGTH], partner):
+        length = np.where((length < 0) & (guess > 0), guess, length)
+    length = np.where((length < 0) & (own.n_bytes == 0), 0, length)
+    none = (length < 0) & ~own.zlib
+    if none.any():
+        msg = (
+            f"{path} is not a complete imzML file: spectrum {int(none.argmax()) + 1} says neither how many values its "
+            f"{what} array has nor how many bytes."
+        )
+        raise ValueError(msg)
+    if unsure.any():
+        logger.info("%s: %d lengths of %s arrays were missing and derived.", path.name, int(unsure.sum()), what)
+    return own._replace(length=length, n_bytes=np.where(own.zlib, encoded, length * item))
+
+
+def _itemsize(dtype: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.array([np.dtype(name).itemsize for name in f.DTYPES])[dtype]
+
+
+def _inside(mz: Arrays, intensity: Arrays, size: int, name: str) -> tuple[Arrays, Arrays]:
+    """Raise where an array does not lie inside the binary file; the bytes of zlib streams are completed."""
+    starts = np.unique(np.concatenate([mz.offset, intensity.offset, [size]]))
+    out = []
+    for arrays in (mz, intensity):
+        filled = arrays.length != 0
+        if (filled & (arrays.offset < 16)).any():
+            n = int((filled & (arrays.offset < 16)).sum())
+            msg = f"{name}: {n} arrays begin inside the 16 bytes of its identifier: offsets are wrong. Export it again."
+            raise ValueError(msg)
+        if (arrays.length > size).any():
+            longest = int(arrays.length.max())
+            end = int(arrays.offset[arrays.length.argmax()]) + longest
+        else:
+            # how long a compressed array is shows only when it is decoded
+            end = int(np.max((arrays.offset + np.where(arrays.zlib, 1, arrays.n_bytes))[filled], initial=0))
+        if end > size:
+            msg = f"{name} is truncated: {size} bytes, at least {end} expected. Copy the file again."
+            raise ValueError(msg)
+        # a compressed array ends before the next one begins, where its encoded length is not told
+        following = starts[np.minimum(np.searchsorted(starts, arrays.offset, side="right"), len(starts) - 1)]
+        n_bytes = np.where(arrays.zlib & (arrays.n_bytes == 0), following - arrays.offset, arrays.n_bytes)
+        out.append(
+            arrays._replace(n_bytes=np.where(filled, np.clip(n_bytes, 0, np.maximum(size - arrays.offset, 0)), 0))
+        )
+    return out[0], out[1]

@@ -1,7 +1,0 @@
-"""The one logger of the package."""
-
-import logging
-
-logger = logging.getLogger("stmsi")
-if logger.level == logging.NOTSET:
-    logger.setLevel(logging.INFO)

@@ -1,0 +1,262 @@
+"""What the reports of the demo and of an evaluation say."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import pandas as pd
+
+from stmsi._data.checks import is_spatialdata
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table
+from stmsi._report._page import Figure, Page, Table
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from spatialdata import SpatialData
+
+_SIMULATED = (
+    "SIMULATED.",
+    "Expression and metabolites were made by a program that lets metabolites follow genes. Good scores show that the "
+    "software works. They say nothing about how well metabolites of real tissue can be predicted.",
+)
+_NOT_EVIDENCE = (
+    "Mind the split.",
+    "Scores of sections that the model was trained on are not evidence. Those of other sections of the same patient say "
+    "little about a new patient.",
+)
+_GUIDE = "https://stmsi.readthedocs.io/en/latest/user_guide"
+_COLUMNS = {"auroc": "AUROC", "auprc": "AUPRC", "prevalence": "(base)", "f1": "F1", "pearson": "Pearson", "r2": "R²"}
+_READING = (
+    "Without skill AUROC is 0.5, AUPRC the prevalence (base), Pearson 0. R² is 0 for the mean of the training spots, and "
+    "below 0 for what is worse."
+)
+_FIGURES = {
+    "compare": ("Measured and predicted", "The held-out section: a metabolite that is predicted well, an average one, and one that follows no gene and cannot be predicted."),
+    "presence": ("Probability of presence", "Stage 1 for the same metabolites: is it there?"),
+    "performance": ("Intensity, metabolite by metabolite", "Pearson correlation on the held-out section; metabolites that follow genes, and those that follow none (predictable: False)."),
+    "performance_presence": ("Presence, metabolite by metabolite", "AUROC on the held-out section."),
+    "coverage": ("Coverage by MSI", "Share of each spot's area that MSI has measured, after alignment."),
+}  # fmt: skip
+_MAX_ROWS = 500
+
+
+def demo_report(folder: Path, means: pd.DataFrame, facts: Mapping[str, str], command: str) -> Page:
+    """The report of ``stmsi demo``.
+
+    Parameters
+    ----------
+    folder
+        Where the demo wrote its figures, its model and its scores.
+    means
+        Means over metabolites: index model and predictable.
+    facts
+        Sections, spots and the like.
+    command
+        What makes the demo again.
+    """
+    rows = []
+    for key, row in means.iterrows():
+        name, predictable = cast("tuple[str, bool]", key)
+        shown = f"{name} (baseline)" if name == "mean" else name
+        rows.append([shown, "genes" if predictable else "no gene", *(_number(row[c]) for c in _COLUMNS)])
+    scores = Table(
+        "Scores on the held-out section",
+        ["model", "driven by", *_COLUMNS.values()],
+        rows,
+        labels=2,
+        note=f"Means over metabolites; the baseline knows no gene. {_READING} Metabolites driven by no gene are the control: single ones scatter around chance, and if all were predictable, something leaked.",
+    )
+    figures = [
+        Figure(title, caption, (folder / f"{name}.png").read_bytes()) for name, (title, caption) in _FIGURES.items()
+    ]
+    return Page(
+        title="stmsi demo: metabolites predicted from genes",
+        lead="Sections with spatial transcriptomics and mass-spectrometry imaging were simulated and aligned; models were "
+        "trained on all sections but one, and scored on that one.",
+        caution=_SIMULATED,
+        facts=facts,
+        tables=[scores, _alignment(pd.read_csv(folder / "alignment.csv"))],
+        figures=figures,
+        card=json.loads((folder / "model" / "stmsi.json").read_text(encoding="utf-8")),
+        commands=[
+            ("Make it again", command),
+            (
+                "Go on in Python",
+                "import spatialdata, stmsi\n\n"
+                'sdata = spatialdata.read_zarr("demo.zarr")           # beside this file\n'
+                'model = stmsi.model.load("model")\n'
+                'stmsi.pl.compare(sdata, sdata.tables["st"].obsm["msi_pred"].columns[0])',
+            ),
+            (
+                "Your own sections",
+                "stmsi predict new.h5ad --model lipids --out predicted.h5ad\n"
+                "stmsi evaluate predicted.h5ad --report scores.html",
+            ),
+        ],
+        links={
+            "Read MSI and ST of your own": f"{_GUIDE}/reading_msi.html",
+            "How the two stages work": f"{_GUIDE}/two_stages.html",
+            "Choose a model": f"{_GUIDE}/choosing_a_model.html",
+            "Evaluate without leakage": f"{_GUIDE}/evaluation.html",
+            "Limits": f"{_GUIDE}/limits.html",
+        },
+    )
+
+
+def evaluation_report(
+    data: SpatialData | AnnData,
+    scores: pd.DataFrame,
+    *,
+    source: Path,
+    pred_key: str,
+    table_key: str,
+    card: Mapping[str, Any] | None = None,
+) -> Page:
+    """The report of ``stmsi evaluate``.
+
+    Parameters
+    ----------
+    data
+        What was scored.
+    scores
+        What :func:`stmsi.tl.evaluate` returned.
+    source
+        The file of the data.
+    pred_key, table_key
+        Prediction and ST table.
+    card
+        Card of the model, where it is known.
+    """
+    import stmsi
+
+    st = get_table(data, table_key)
+    record = st.uns.get(pred_key, {})
+    trained = {str(s) for s in (card or {}).get("training", {}).get("samples", [])}
+    sections = list(dict.fromkeys(scores["sample"].astype(str)))
+    shown, sample = _examples(scores), sections[0]
+    keys: dict[str, Any] = {"pred_key": pred_key, "table_key": table_key, "show": False, "return_fig": True}
+    figures = [
+        Figure.drawn(
+            "Measured and predicted",
+            f"Section {sample}: the metabolites with the highest, the median and the lowest correlation.",
+            lambda: stmsi.pl.compare(data, shown, sample=sample, **keys),
+        ),
+        Figure.drawn(
+            "Intensity",
+            "Pearson correlation of each metabolite in each section.",
+            lambda: stmsi.pl.performance(scores, by="sample", show=False, return_fig=True),
+        ),
+        Figure.drawn(
+            "Presence: ranking",
+            "Mean over metabolites with quartiles. Dotted: without skill.",
+            lambda: stmsi.pl.presence_curves(data, **keys),
+        ),
+        Figure.drawn(
+            "Presence and intervals: promises kept?",
+            "Probabilities against what was found, and the share of spots inside the prediction interval.",
+            lambda: stmsi.pl.calibration(data, **keys),
+        ),
+    ]
+    facts = {
+        "Data": str(source),
+        "Prediction": f'obsm["{pred_key}"]',
+        "Model": str(record.get("params", {}).get("model", "unknown")),
+        "Sections": ", ".join(f"{s} (TRAINED ON)" if s in trained else s for s in sections),
+        "Metabolites": str(scores["metabolite"].nunique()),
+        "Spots scored": str(int(scores.groupby("sample")["n"].max().sum())),
+    }
+    seen = [s for s in sections if s in trained]
+    caution = _SIMULATED if is_simulated(data, table_key) else _NOT_EVIDENCE
+    if seen:
+        caution = (caution[0], f"{caution[1]} The model was trained on {', '.join(seen)}: no evidence there.")
+    where = shlex.quote(str(source))
+    return Page(
+        title=f"Scores of predicted metabolites: {source.name}",
+        lead="Predicted against measured metabolites, per section and metabolite.",
+        caution=caution,
+        facts=facts,
+        tables=[_by_section(scores, trained), _by_metabolite(scores)],
+        figures=[f for f in figures if f is not None],
+        card=card or _short_card(record),
+        commands=[
+            (
+                "Make it again",
+                f"stmsi evaluate {where} --pred-key {shlex.quote(pred_key)} --report report.html --out scores.csv",
+            )
+        ],
+        links={"Evaluate without leakage": f"{_GUIDE}/evaluation.html", "Limits": f"{_GUIDE}/limits.html"},
+    )
+
+
+def is_simulated(data: SpatialData | AnnData, table_key: str = Key.table.ST) -> bool:
+    """Whether the data say of themselves that :mod:`stmsi.datasets` made them."""
+    if Key.uns.TRUTH in get_table(data, table_key).uns:
+        return True
+    if not is_spatialdata(data) or Key.table.MSI not in data.tables:  # type: ignore[union-attr]
+        return False
+    attrs = data.tables[Key.table.MSI].uns.get(Key.uns.MSI, {}).get("attrs", {})  # type: ignore[union-attr]
+    return any(bool(entry.get("simulated", False)) for entry in attrs.values())
+
+
+def _by_section(scores: pd.DataFrame, trained: set[str]) -> Table:
+    groups = scores.groupby("sample", sort=False)
+    medians = groups[list(_COLUMNS)].median(numeric_only=True)
+    number = groups["metabolite"].nunique()
+    rows = [
+        [
+            f"{name} (trained on)" if str(name) in trained else str(name),
+            f"{number.loc[name]:.0f}",  # type: ignore[index,call-overload,unused-ignore]
+            *(_number(row[c]) for c in _COLUMNS),
+        ]
+        for name, row in medians.iterrows()
+    ]
+    blind = ["a prediction without skill", "", "0.500", "the base", "", "", "0", "0 or less"]
+    columns = ["section", "metabolites", *_COLUMNS.values()]
+    return Table("Scores by section", columns, [*rows, blind], note=f"Medians over metabolites. {_READING}")
+
+
+def _by_metabolite(scores: pd.DataFrame) -> Table:
+    means = scores.groupby("metabolite", sort=False)[list(_COLUMNS)].mean(numeric_only=True)
+    means = means.sort_values(["pearson", "auroc"], ascending=False, na_position="last")
+    rows = [[str(name), *(_number(row[c]) for c in _COLUMNS)] for name, row in means.head(_MAX_ROWS).iterrows()]
+    note = "Means over sections, best correlation first; – where a score does not exist."
+    if len(means) > len(rows):
+        note += f" The first {len(rows)} of {len(means)}; stmsi evaluate --out scores.csv writes all."
+    return Table("Scores by metabolite", ["metabolite", *_COLUMNS.values()], rows, note=note, folded=True)
+
+
+def _alignment(report: pd.DataFrame) -> Table:
+    columns = {"tre_um": "TRE (µm)", "mask_iou": "IoU of masks", "spots_covered": "spots covered"}
+    there = {c: name for c, name in columns.items() if c in report}
+    rows = [
+        [str(row.iloc[0]), str(row["model"]), "yes" if row["mirrored"] else "no", *(_number(row[c], 2) for c in there)]
+        for _, row in report.iterrows()
+    ]
+    note = "TRE: error at landmarks that were left out, one by one. IoU: overlap of the tissue outlines."
+    return Table("Alignment", ["section", "model", "mirrored", *there.values()], rows, labels=3, note=note)
+
+
+def _examples(scores: pd.DataFrame) -> list[str]:
+    """The metabolites with the highest, the median and the lowest correlation, each once."""
+    own = scores[scores["stage"] == "intensity"].groupby("metabolite")["pearson"].mean().dropna()
+    ranked = own.sort_values(ascending=False).index.tolist() or list(dict.fromkeys(scores["metabolite"]))
+    return list(dict.fromkeys([ranked[0], ranked[len(ranked) // 2], ranked[-1]]))
+
+
+def _short_card(record: Mapping[str, Any]) -> dict[str, Any]:
+    """What a prediction tells of its model."""
+    kept = {k: record[k] for k in ("model", "params", "missing_genes") if k in record}
+    return json.loads(json.dumps(kept, default=_as_text))
+
+
+def _as_text(value: Any) -> Any:
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _number(value: float, digits: int = 3) -> str:
+    return "–" if pd.isna(value) else f"{value:.{digits}f}"

@@ -1,0 +1,92 @@
+"""Public deposits: where they are, where they are kept, and what a person must download."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stmsi._settings import logger, settings
+
+if TYPE_CHECKING:
+    import pooch
+
+
+@dataclass(frozen=True)
+class Deposit:
+    """A public deposit."""
+
+    name: str
+    doi: str
+    files: str
+    """What to download, and how it lies in the folder."""
+    reader: str
+
+    def folder(self, given: str | Path | None) -> Path:
+        """Where its files are kept: the folder given, else one in the cache directory."""
+        return settings.cache_dir / "datasets" / self.name if given is None else Path(given)
+
+    def by_hand(self, folder: Path) -> str:
+        """What to do without a download."""
+        return (
+            f"Open https://doi.org/{self.doi}, download {self.files} into {folder.absolute()} and call this function "
+            f"again, or read the files with {self.reader}."
+        )
+
+
+def files_of(deposit: Deposit, folder: Path) -> pooch.Pooch:
+    """The list of files of a deposit with their checksums, as the archive states them.
+
+    Raises
+    ------
+    ConnectionError
+        Where the archive cannot be reached or does not answer as expected.
+    """
+    import pooch
+
+    manager = pooch.create(path=folder, base_url=f"doi:{deposit.doi}/", registry=None)
+    try:
+        manager.load_registry_from_doi()
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:  # requests' errors are OSErrors
+        msg = f"The list of files of {deposit.name} (doi:{deposit.doi}) cannot be read ({error}). {deposit.by_hand(folder)}"
+        raise ConnectionError(msg) from error
+    return manager
+
+
+def download(deposit: Deposit, manager: pooch.Pooch, file: str, show_progress_bar: bool | None) -> Path:
+    """One file of a deposit, from the folder where it is there and its checksum holds.
+
+    Raises
+    ------
+    ConnectionError
+        Where the download fails.
+    """
+    visible = settings.progress_bar if show_progress_bar is None else show_progress_bar
+    try:
+        return Path(manager.fetch(file, progressbar=visible))
+    except (OSError, ValueError) as error:  # a ValueError where the checksum does not hold
+        msg = f"{file} of doi:{deposit.doi} cannot be downloaded ({error}). {deposit.by_hand(manager.abspath)}"
+        raise ConnectionError(msg) from error
+
+
+def unpack(archive: Path) -> None:
+    """Unpack a zip file beside itself; what is there after an interrupt is never half of it.
+
+    Raises
+    ------
+    ValueError
+        Where it is damaged.
+    """
+    part = archive.with_suffix(".part")
+    shutil.rmtree(part, ignore_errors=True)
+    logger.info("Unpacking %s", archive)
+    try:
+        with zipfile.ZipFile(archive) as file:
+            file.extractall(part)
+    except (zipfile.BadZipFile, EOFError, OSError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        msg = f"{archive} cannot be unpacked ({error}); download it again."
+        raise ValueError(msg) from error
+    part.rename(archive.with_suffix(""))

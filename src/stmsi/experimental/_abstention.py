@@ -1,0 +1,148 @@
+"""Error against the share of spots for which a prediction is given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+
+import numpy as np
+import pandas as pd
+
+from stmsi._core.metrics.abstention import binary_entropy, kept_errors
+from stmsi._data.checks import check_choice, listing
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, require_frame, require_obs, require_sample, shared_metabolites
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+    from spatialdata import SpatialData
+
+Uncertainty: TypeAlias = Literal["interval", "presence", "ood", "oracle"]
+_REMEDY = "stmsi.tl.predict_metabolites writes it."
+
+
+def abstention(
+    data: SpatialData | AnnData,
+    by: Uncertainty | Sequence[Uncertainty] = ("interval", "presence", "ood"),
+    *,
+    shares: Sequence[float] = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0),
+    pred_key: str = Key.obsm.PRED,
+    metabolite_key: str = Key.obsm.MSI,
+    sample_key: str = Key.obs.SAMPLE,
+    table_key: str = Key.table.ST,
+) -> pd.DataFrame:
+    """Error of the predictions that remain when the most uncertain spots are left out.
+
+    An uncertainty is worth something if the error falls as fewer spots are kept. It speaks of new tissue only where the
+    model did not see the section while training. In each section and for each metabolite the spots are ordered by their
+    uncertainty.
+
+    Parameters
+    ----------
+    data
+        SpatialData or its ST table, after :func:`stmsi.tl.predict_metabolites`, with measured metabolites.
+    by
+        One or several uncertainties: ``"interval"`` (width of the prediction interval), ``"presence"`` (entropy of the
+        probability of presence), ``"ood"`` (out-of-distribution score, the same for all metabolites of a spot) and
+        ``"oracle"`` (the error itself: no uncertainty can do better).
+    shares
+        Shares of the covered spots to keep, above 0 and up to 1.
+    pred_key
+        Prediction in ``obsm``.
+    metabolite_key
+        Measured intensities in ``obsm``.
+    sample_key
+        Column of ``obs`` with the section name.
+    table_key
+        The ST table.
+
+    Returns
+    -------
+    One row per section x uncertainty x metabolite x share: ``sample``, ``by``, ``metabolite``, ``share``, ``n`` (spots
+    kept), ``mae`` and ``mse`` (mean absolute and squared error of the spots kept), ``relative_mae`` (in units of the
+    ``mae`` of all spots; NaN where that is 0). Metabolites that a section lacks have no rows.
+
+    Raises
+    ------
+    KeyError
+        Prediction, uncertainty or measurement is not there.
+    ValueError
+        Unknown uncertainty, shares out of range, no metabolite in common, or no section with MSI.
+
+    Notes
+    -----
+    Where little is predicted, errors are small and intervals narrow. Part of what leaving out wide intervals brings is
+    therefore that the spots that are left have low intensities.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> stmsi.tl.predict_metabolites(sdata, "ridge", show_progress_bar=False)
+    >>> curve = stmsi.experimental.abstention(sdata, "interval", shares=[0.5, 1])
+    >>> error = curve.groupby("share")["relative_mae"].mean()
+    >>> bool(error[0.5] < error[1.0])
+    True
+    """
+    st = get_table(data, table_key)
+    names = [by] if isinstance(by, str) else list(by)
+    if not names:
+        msg = f"Name at least one uncertainty: {listing(get_args(Uncertainty))}."
+        raise ValueError(msg)
+    for name in names:
+        check_choice(name, get_args(Uncertainty), "by")
+    wanted = np.asarray(shares, dtype=np.float64).reshape(-1)
+    if len(wanted) == 0 or not ((wanted > 0) & (wanted <= 1)).all():
+        msg = f"shares lie above 0 and up to 1, at least one; found {listing(wanted)}."
+        raise ValueError(msg)
+    predicted = require_frame(st, pred_key, _REMEDY)
+    measured = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
+    ids = shared_metabolites(predicted, measured)
+    difference = predicted[ids].to_numpy(np.float64) - measured[ids].to_numpy(np.float64)
+    uncertain = {name: _uncertainty(st, name, pred_key, ids, difference) for name in names}
+    sample = require_sample(st, sample_key)
+    parts = []
+    for section in dict.fromkeys(sample):
+        rows = sample == section
+        if np.isnan(difference[rows]).all():
+            continue
+        for name, values in uncertain.items():
+            n, mae = kept_errors(np.abs(difference[rows]), values[rows], wanted)
+            _, mse = kept_errors(difference[rows] ** 2, values[rows], wanted)
+            _, of_all = kept_errors(np.abs(difference[rows]), values[rows], np.ones(1))
+            relative = np.where(of_all > 0, mae / np.where(of_all > 0, of_all, 1), np.nan)
+            columns = {
+                "metabolite": np.repeat(ids, len(wanted)),
+                "share": np.tile(wanted, len(ids)),
+                **{key: v.T.ravel() for key, v in (("n", n), ("mae", mae), ("mse", mse), ("relative_mae", relative))},
+            }
+            parts.append(pd.DataFrame({"sample": section, "by": name, **columns}))
+    if not parts:
+        msg = "No section has MSI to compare with: all measured intensities are NaN."
+        raise ValueError(msg)
+    table = pd.concat(parts, ignore_index=True)
+    return table.loc[table["n"] > 0].reset_index(drop=True)
+
+
+def _uncertainty(
+    st: AnnData, name: str, pred_key: str, ids: list[str], difference: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Uncertainty of each spot and metabolite."""
+    if name == "oracle":
+        return np.abs(difference)
+    if name == "ood":
+        score = require_obs(st, Key.ood_of(pred_key), _REMEDY).to_numpy(np.float64)
+        return np.broadcast_to(score[:, None], difference.shape)
+    keys = Key.bounds_of(pred_key) if name == "interval" else (Key.presence_of(pred_key),)
+    frames = []
+    for key in keys:
+        frame = require_frame(st, key, _REMEDY)
+        missing = [m for m in ids if m not in frame.columns]
+        if missing:
+            msg = f"obsm[{key!r}] lacks the metabolites {listing(missing)}; predict again with the same model."
+            raise ValueError(msg)
+        frames.append(frame[ids].to_numpy(np.float64))
+    return frames[1] - frames[0] if name == "interval" else binary_entropy(frames[0])

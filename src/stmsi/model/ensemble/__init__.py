@@ -1,0 +1,1 @@
+"""HurdleEnsemble: members, their held-out predictions, and the weights that stack them."""

@@ -1,0 +1,305 @@
+"""Several models as one: stacked on predictions of spots that they were not trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import joblib
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stmsi._core.learning.folds import held_out_units, inner_groups
+from stmsi._core.learning.stacking import stacking_weights
+from stmsi._data.checks import listing
+from stmsi._progress import track
+from stmsi._settings import logger, settings
+from stmsi.model._families import ModelSpec
+from stmsi.model._load import load
+from stmsi.model.ensemble._members import Member, members_by_name, place, predict_group, reduced_adata, stages_of
+from stmsi.model.linear._hurdle_linear import HurdleLinear
+from stmsi.model.shared._hurdle_model import HurdleModel
+from stmsi.model.shared._persistence import save_model
+from stmsi.model.shared._plain_files import read_payload, write_payload
+from stmsi.model.shared._setup import Setup
+from stmsi.model.shared._spot_features import STAGES, SpotFeatures
+from stmsi.model.shared._spot_input import Spots
+from stmsi.model.shared._targets import Targets
+from stmsi.model.shared._training_data import TrainingData, signature_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import ArrayLike, NDArray
+
+MEMBERS = "members"
+DEFAULT_MEMBERS: dict[str, ModelSpec] = {
+    "ridge": "ridge",
+    "kernel_ridge": {"model": "kernel_ridge", "presence": "prior"},
+}
+"""Two that differ in stage 2 and cost seconds; their stage 1 would be the same, and is fitted once."""
+NEIGHBOUR_MEMBERS: dict[str, ModelSpec] = {
+    "ridge, diffused": {"model": "ridge", "context": "diffused"},
+    "kernel_ridge, diffused": {"model": "kernel_ridge", "context": "diffused", "presence": "prior"},
+    "kernel_ridge, pooled": {"model": "kernel_ridge", "context": "pooled"},
+}
+"""The same where there is a graph, which they read in two ways."""
+_COMPONENTS = 50
+"""Components of the space in which out-of-distribution spots are found."""
+
+
+class HurdleEnsemble(HurdleModel):
+    """Several models, stacked: for each metabolite and each stage, a weighted mean of their predictions.
+
+    The training spots are split into groups of whole sections (spatial blocks where there are fewer than three), and
+    every member predicts each group without having been trained on it. Members of :class:`HurdleLinear` have made such
+    predictions in their inner folds; the others are trained once more for every group. The weights minimise the squared
+    error of these predictions: of the calibrated probability of presence (Brier score), and of the intensity where
+    present, as far as it varies within the sections. They are not negative and sum to 1. The weights of a metabolite are
+    shrunk to those of all metabolites together, the more the fewer spots they rest on; how much, is decided by groups
+    that had no say in them. Thresholds, intervals and the evidence in the feature table come from the stacked
+    predictions of the groups, so that they rest on every training section.
+
+    Parameters
+    ----------
+    adata
+        Spots x genes after :meth:`setup_anndata`.
+    members
+        Families by name, or mappings ``{"model": family or class, "train": {...}, **hyper-parameters}``, as a sequence
+        or as a mapping from the name to show. The entry ``"setup"`` of a member can switch inputs of the ensemble off:
+        ``{"model": "ridge", "setup": {"graph_key": None}}``. Members that cannot read a graph are given none. `None`:
+        ridge and kernel ridge; with a graph, both on diffused components and kernel ridge on pooled counts.
+    nested
+        Train every member once more for each group. The inner folds of :class:`HurdleLinear` have chosen penalties and
+        calibrated with the spots that they then predict, and its components have seen their genes; nested predictions are
+        free of that, for several times the cost.
+    n_folds
+        Groups at most.
+    n_jobs
+        Processes for groups x members; `None` follows ``stmsi.settings.n_jobs``. Results do not depend on it.
+    rng
+        Seed of the blocks, and of members that are not given one.
+
+    Raises
+    ------
+    ValueError
+        No or unknown members, an ensemble as a member, options that cannot be saved, or an AnnData that is not set up.
+
+    Notes
+    -----
+    A metabolite that a member leaves out is predicted by the others. A metabolite without held-out evidence (measured
+    in one group only), or that never varies (constant, always or never present), has the weights of all metabolites. If
+    no held-out spot can be predicted, its threshold and interval are those of the member with the largest weight.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> st = sdata.tables["st"]
+    >>> stmsi.model.HurdleEnsemble.setup_anndata(st)
+    >>> members = ["mean", {"model": "ridge", "n_components": 10, "n_folds": 2}]
+    >>> model = stmsi.model.HurdleEnsemble(st, members=members, n_folds=2)
+    >>> model.train(show_progress_bar=False)
+    >>> model.predict().shape
+    (344, 12)
+    >>> model.weights.columns.tolist()
+    ['metabolite', 'stage', 'member', 'weight']
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        *,
+        members: Sequence[ModelSpec] | Mapping[str, ModelSpec] | None = None,
+        nested: bool = False,
+        n_folds: int = 5,
+        n_jobs: int | None = None,
+        rng: int = 0,
+    ) -> None:
+        if n_folds < 2:
+            msg = f"n_folds must be at least 2, found {n_folds!r}."
+            raise ValueError(msg)
+        self.adata: AnnData | None = adata
+        self._setup = Setup.read(adata, type(self).__name__)
+        if members is None:
+            members = DEFAULT_MEMBERS if self._setup.graph_key is None else NEIGHBOUR_MEMBERS
+        self.members = members_by_name(members)
+        self.nested, self.n_folds, self.n_jobs, self.rng = nested, n_folds, n_jobs, rng
+        self._make_members()  # bad ones are refused before training begins
+        self.models_: list[HurdleModel] = []
+        self.stack_: dict[str, NDArray[np.float64]] = {}
+
+    # the same fields for every member
+    setup_anndata = HurdleLinear.setup_anndata
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether :meth:`~stmsi.model.HurdleEnsemble.train` has been called."""
+        return self.state_ is not None
+
+    @property
+    def weights(self) -> pd.DataFrame:
+        """Weight of each member: tidy table with ``metabolite``, ``stage``, ``member``, ``weight``.
+
+        Raises
+        ------
+        RuntimeError
+            The model is not trained.
+        """
+        index = pd.MultiIndex.from_product(
+            [self.metabolites, STAGES, self.members], names=["metabolite", "stage", "member"]
+        )
+        values = np.stack([self.stack_[stage] for stage in STAGES]).transpose(2, 0, 1)
+        return pd.DataFrame({"weight": values.ravel()}, index=index).reset_index()
+
+    def train(
+        self,
+        train_idx: ArrayLike | None = None,
+        validation_idx: ArrayLike | None = None,
+        *,
+        show_progress_bar: bool | None = None,
+    ) -> None:
+        """Train all members, and the weights that stack them.
+
+        Parameters
+        ----------
+        train_idx
+            Spots to train on (positions or mask); `None`: all with MSI that are not in `validation_idx`.
+        validation_idx
+            Spots that set thresholds and intervals; `None`: the stacked held-out predictions of the groups do.
+        show_progress_bar
+            `None` follows ``stmsi.settings.progress_bar``.
+
+        Raises
+        ------
+        ValueError
+            No training spot has MSI, or too few spots or positions for groups within groups. A member that fails is
+            named.
+        """
+        setup = self._setup
+        data = TrainingData.read(self.adata, setup, train_idx, validation_idx)
+        train, targets, sample = data.train, data.targets, data.sample
+        labels, signature = signature_of(data.adata, setup)
+        features = SpotFeatures(n_components=_COMPONENTS, seed=self.rng).fit(train, labels, signature)
+        state = data.start(setup, features)
+        groups = inner_groups(sample, train.xy, n_groups=self.n_folds, seed=self.rng)
+        units = held_out_units(sample, groups)
+
+        own = reduced_adata(data.adata, setup, train, data.rows)
+        n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
+        todo = track(self._make_members(), "members", total=len(self.members), show=show_progress_bar)
+        models = [member.fit(own.copy(), n_jobs=n_jobs) for member in todo]
+        held_out = self._held_out(models, own, train, targets.metabolites, groups, n_jobs, show_progress_bar)
+
+        predicted = np.stack([targets.metabolites.isin(m.metabolites) for m in models])
+        kept = np.asarray(predicted.any(axis=0))
+        if not kept.all():
+            logger.warning("Metabolites that no member predicts are left out: %s", listing(targets.metabolites[~kept]))
+            targets = Targets(targets.intensity[:, kept], targets.presence[:, kept], targets.metabolites[kept])
+            data = replace(data, targets=targets)
+            held_out, predicted = held_out[..., kept], predicted[:, kept]
+            state.metabolites, state.feature_table = targets.metabolites, state.feature_table.loc[kept]
+        truth = (targets.presence, targets.where_present())
+        # the level of a section is the same guess for all members: what tells them apart is the pattern inside
+        stack = [
+            stacking_weights(y, h, groups, predicted, within)
+            for y, h, within in zip(truth, held_out, (None, units), strict=True)
+        ]
+        self.models_, self.stack_, self.state_ = models, dict(zip(STAGES, stack, strict=True)), state
+        probability, intensity = (_weighted(h, w) for h, w in zip(held_out, stack, strict=True))
+        without = np.asarray((np.isnan(probability) | np.isnan(targets.presence)).all(axis=0))
+        self._calibrate_after(data, probability, intensity, units, self.rng, without)
+        if data.validation is None:
+            self._borrow_calibration(without)
+
+    def _make_members(self) -> list[Member]:
+        members = [Member.create(name, spec, self._setup, self.rng) for name, spec in self.members.items()]
+        for member in members:
+            if issubclass(member.cls, HurdleEnsemble):
+                msg = f"Member {member.name!r} is an ensemble itself; list its members instead."
+                raise ValueError(msg)
+        return members
+
+    def _held_out(
+        self,
+        models: Sequence[HurdleModel],
+        own: AnnData,
+        train: Spots,
+        metabolites: pd.Index,
+        groups: NDArray[np.int64],
+        n_jobs: int,
+        show_progress_bar: bool | None,
+    ) -> NDArray[np.float64]:
+        """Predictions of every training spot by members trained without its group.
+
+        Of shape (stages, members, spots, metabolites), NaN where a member predicts none.
+        """
+        held_out = np.full((len(STAGES), len(models), len(train), len(metabolites)), np.nan)
+        missing = []
+        for k, model in enumerate(models):
+            made = None if self.nested else model._held_out_stages()
+            if made is None or made.shape[1] != len(train):  # a member may be told to train on part of the spots
+                missing.append(k)
+                continue
+            place(held_out[:, k], made, model.state.metabolites, metabolites)
+        members = self._make_members()
+        tasks = [(k, g) for g in np.unique(groups) for k in missing]
+        if not tasks:
+            return held_out
+        jobs = (joblib.delayed(predict_group)(members[k], own, train, groups == g, metabolites) for k, g in tasks)
+        done = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
+        parts = track(done, "held-out predictions", total=len(tasks), show=show_progress_bar)
+        for (k, g), part in zip(tasks, parts, strict=True):
+            held_out[:, k, groups == g] = part
+        return held_out
+
+    def _borrow_calibration(self, columns: NDArray[np.bool_]) -> None:
+        """Threshold, interval and spread of some metabolites from the member with the largest weight."""
+        state = self.state
+        if not columns.any():
+            return
+        assert state.residuals is not None
+        for m, metabolite in zip(np.flatnonzero(columns), state.metabolites[columns], strict=True):
+            member = self.models_[int(self.stack_["intensity"][:, m].argmax())].state
+            assert member.residuals is not None
+            at = member.metabolites.get_indexer(pd.Index([metabolite]))
+            state.threshold[m], state.spread[m] = member.threshold[at[0]], member.spread[at[0]]
+            state.residuals = state.residuals.with_columns(np.array([m]), member.residuals.take(at))
+
+    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        parts = np.stack([stages_of(m, spots, self.state.metabolites) for m in self.models_], axis=1)
+        probability, intensity = (_weighted(p, self.stack_[stage]) for p, stage in zip(parts, STAGES, strict=True))
+        return np.clip(probability, 0, 1), intensity
+
+    def _write(self, directory: Path) -> None:
+        write_payload(directory, {"params": self._params(), "state": self.state, "stack": self.stack_})
+        for k, model in enumerate(self.models_):  # by number: names may hold anything
+            save_model(model, directory / MEMBERS / str(k), overwrite=False)
+
+    @classmethod
+    def _read(cls, directory: Path, adata: AnnData | None) -> HurdleEnsemble:
+        payload = read_payload(directory)
+        model = cls.__new__(cls)
+        for name, value in payload["params"].items():
+            setattr(model, name, value)
+        model.n_jobs, model.adata, model.state_ = None, adata, payload["state"]
+        model._setup, model.stack_ = payload["state"].setup, payload["stack"]
+        model.models_ = [load(directory / MEMBERS / str(k)) for k in range(len(model.members))]
+        return model
+
+    def _contains_training_profiles(self) -> bool:
+        return any(m._contains_training_profiles() for m in self.models_)
+
+    def _params(self) -> dict[str, Any]:
+        return {"members": self.members, "nested": self.nested, "n_folds": self.n_folds, "rng": self.rng}
+
+
+def _weighted(predictions: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Weighted mean over the members that made a prediction, NaN where none with weight did; (spots, metabolites)."""
+    share = np.where(np.isnan(predictions), 0, weights[:, None])
+    total = share.sum(axis=0)
+    return np.where(total > 0, (share * np.nan_to_num(predictions)).sum(axis=0) / np.where(total > 0, total, 1), np.nan)

@@ -1,0 +1,429 @@
+"""Two-stage prediction with one estimator per metabolite and stage."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, get_args
+
+import joblib
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from stmsi._core.learning.folds import groups_where_measured, held_out_units, inner_groups
+from stmsi._data.checks import check_choice, listing
+from stmsi._data.keys import Key
+from stmsi._progress import track
+from stmsi._settings import logger, settings
+from stmsi.model.linear._gene_prior import GenePrior, PriorUse, fit_classifier_with, fit_regression_with
+from stmsi.model.linear._intensity import IntensityFamily, Regression, fit_regression
+from stmsi.model.linear._presence import Classifier, PresenceFamily, fit_classifiers
+from stmsi.model.linear._similarity import KernelMap, NeighbourMap
+from stmsi.model.shared._hurdle_model import HurdleModel
+from stmsi.model.shared._plain_files import read_payload, write_payload
+from stmsi.model.shared._setup import Setup, read_prior
+from stmsi.model.shared._spot_features import STAGES, Context, SignatureStage, SpotFeatures, check_stages
+from stmsi.model.shared._spot_input import Spots
+from stmsi.model.shared._targets import Targets
+from stmsi.model.shared._training_data import TrainingData, signature_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
+
+_TOGETHER = 16
+"""Metabolites whose presence is fitted in one job. A number of its own, so that results do not depend on the number of jobs."""
+
+
+class HurdleLinear(HurdleModel):
+    """Presence, then intensity, each by one estimator per metabolite, most of them of scikit-learn.
+
+    Genes become the principal components of the most variable ones (with a graph, a spot's neighbourhood is a second
+    input; features named at setup are appended); the presence stage also sees the signature mask of the spot's cluster.
+    Everything is fitted on the training spots. Regularisation is chosen by inner cross-validation over whole sections
+    (spatial blocks where there are fewer than three): for presence the best AUROC, for intensity the best mean
+    correlation within the held-out sections. The same held-out predictions calibrate the probabilities, set each
+    metabolite's threshold (by F1) and give the prediction intervals.
+
+    Parameters
+    ----------
+    adata
+        Spots x genes after :meth:`setup_anndata`.
+    presence
+        First stage: ``"prior"`` (training prevalence), ``"logistic"``, ``"svm"`` (linear) or ``"mlp"`` (a network with
+        one output), with balanced classes and Platt-calibrated probabilities. The logistic regressions of several
+        metabolites are solved together, to about 0.001 in log-odds: within that, one depends on the others.
+    intensity
+        Second stage, fitted where the metabolite is present: ``"mean"``, ``"linear"`` (least squares), ``"ridge"``,
+        ``"lasso"``, ``"pls"``, ``"kernel_ridge"`` (RBF on unit-variance rows, at most 500 Nystroem landmarks),
+        ``"knn"`` (mean of the most similar training spots, weighted by similarity), ``"poisson"`` and
+        ``"negative_binomial"`` (log link), ``"boosting"`` (histogram gradient boosting) or ``"mlp"``. A saved
+        ``"kernel_ridge"`` or ``"knn"`` contains training spots.
+    n_top_genes
+        Most variable genes that are used.
+    n_components
+        Principal components of the spot's own expression, and again of its neighbourhood's.
+    context
+        What of the neighbourhood, where a graph is set up: ``"pooled"`` (components of the counts of a spot and its
+        neighbours added up) or ``"diffused"`` (the components averaged over the neighbours, and over theirs).
+    signature_stages
+        Stages that see the signature mask, where a signature is set up: of ``"presence"`` and ``"intensity"``.
+    prior
+        How the genes that a knowledge prior names for a metabolite enter its two estimators, where a prior is set up:
+        ``"penalty"`` (each gene as a column of its own, with a smaller penalty than the components have) or
+        ``"features"`` (their mean as one column); with a graph, their mean over the neighbours as well. How much
+        smaller is chosen in the inner folds, for each metabolite and stage, and the prior is left out where it does not
+        raise the held-out AUROC or correlation by 0.02. Families without a penalty see the columns or do not.
+    n_folds
+        Inner folds at most.
+    n_jobs
+        Processes; `None` follows ``stmsi.settings.n_jobs``. Results do not depend on it.
+    rng
+        Seed of the solvers that draw.
+
+    Raises
+    ------
+    ValueError
+        Unknown families, an AnnData that is not set up, or ``intensity="knn"`` with a prior.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> st = sdata.tables["st"]
+    >>> stmsi.model.HurdleLinear.setup_anndata(st)
+    >>> model = stmsi.model.HurdleLinear(st, intensity="ridge", n_components=20)
+    >>> model.train(show_progress_bar=False)
+    >>> model.predict().shape
+    (344, 12)
+    """
+
+    def __init__(
+        self,
+        adata: AnnData,
+        *,
+        presence: PresenceFamily = "logistic",
+        intensity: IntensityFamily = "ridge",
+        n_top_genes: int = 2000,
+        n_components: int = 128,
+        context: Context = "pooled",
+        signature_stages: Sequence[SignatureStage] = ("presence",),
+        prior: PriorUse = "penalty",
+        n_folds: int = 5,
+        n_jobs: int | None = None,
+        rng: int = 0,
+    ) -> None:
+        check_choice(presence, get_args(PresenceFamily), "presence")
+        check_choice(intensity, get_args(IntensityFamily), "intensity")
+        check_choice(context, get_args(Context), "context")
+        check_choice(prior, get_args(PriorUse), "prior")
+        self.signature_stages = check_stages(signature_stages)
+        for name, value, least in (
+            ("n_top_genes", n_top_genes, 1),
+            ("n_components", n_components, 1),
+            ("n_folds", n_folds, 2),
+        ):
+            if value < least:
+                msg = f"{name} must be at least {least}, found {value!r}."
+                raise ValueError(msg)
+        self.presence, self.intensity = presence, intensity
+        self.n_top_genes, self.n_components, self.n_folds = n_top_genes, n_components, n_folds
+        self.context, self.n_jobs, self.rng = context, n_jobs, rng
+        self.prior = prior
+        self.adata: AnnData | None = adata
+        self._setup = Setup.read(adata, type(self).__name__)
+        if self._setup.prior_key is not None and not self._reads_prior({"intensity": intensity}):
+            msg = f"intensity={intensity!r} compares whole spots and reads no prior; set up without prior_key."
+            raise ValueError(msg)
+        self.classifiers_: list[Classifier] = []
+        self.regressions_: list[Regression] = []
+        self.map_: KernelMap | NeighbourMap | None = None
+        self.held_out_: NDArray[np.float64] | None = None
+        self.prior_: GenePrior | None = None
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        metabolite_key: str = Key.obsm.MSI,
+        presence_key: str | None = None,
+        signature_key: str | None = None,
+        cluster_key: str | None = None,
+        sample_key: str = Key.obs.SAMPLE,
+        graph_key: str | None = None,
+        covariate_keys: Sequence[str] | None = None,
+        feature_key: str | Sequence[str] | None = None,
+        prior_key: str | None = None,
+    ) -> None:
+        """Say which fields of an AnnData the model uses.
+
+        Parameters
+        ----------
+        adata
+            Spots x genes.
+        layer
+            Layer with raw counts; `None`: ``X``.
+        metabolite_key
+            Intensities in ``obsm`` (DataFrame; NaN where not covered).
+        presence_key
+            Presence in ``obsm``; `None`: present where the intensity is above 0.
+        signature_key, cluster_key
+            Signature in ``varm`` and clusters in ``obs``, as :func:`stmsi.pp.gene_signatures` writes them. Spots of
+            other data are assigned to the nearest training cluster.
+        sample_key
+            Section of each spot in ``obs``.
+        graph_key
+            Neighbourhood graph in ``obsp``, as :func:`stmsi.pp.spatial_graph` writes it; used for features of the
+            neighbourhood.
+        covariate_keys
+            Columns of ``obs``: numbers are z-scored, categories become indicators.
+        feature_key
+            Features to append to the genes, such as those of the histology image: keys of ``obsm`` (array or
+            DataFrame), z-scored on the training spots. Spots to be predicted need them too.
+        prior_key
+            Genes known to belong to each metabolite, in ``varm``, as :func:`stmsi.pp.knowledge_prior` writes them.
+
+        Returns
+        -------
+        `None`. Writes the names into ``uns["_stmsi_setup"]``.
+
+        Raises
+        ------
+        KeyError
+            A field is not there.
+        ValueError
+            A view, an empty table, duplicate names, negative or infinite intensities.
+        """
+        Setup.create(
+            adata, layer=layer, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
+            cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
+            feature_key=feature_key, prior_key=prior_key,
+        )  # fmt: skip
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether :meth:`~stmsi.model.HurdleLinear.train` has been called."""
+        return self.state_ is not None
+
+    def train(
+        self,
+        train_idx: ArrayLike | None = None,
+        validation_idx: ArrayLike | None = None,
+        *,
+        show_progress_bar: bool | None = None,
+    ) -> None:
+        """Fit both stages.
+
+        Parameters
+        ----------
+        train_idx
+            Spots to train on (positions or mask); `None`: all with MSI that are not in `validation_idx`.
+        validation_idx
+            Spots that set thresholds and intervals; `None`: the held-out predictions of the inner folds do.
+        show_progress_bar
+            `None` follows ``stmsi.settings.progress_bar``.
+
+        Raises
+        ------
+        ValueError
+            No training spot has MSI, or too few spots for inner folds.
+        """
+        setup = self._setup
+        data = TrainingData.read(self.adata, setup, train_idx, validation_idx)
+        train, targets, sample = data.train, data.targets, data.sample
+        labels, signature = signature_of(data.adata, setup)
+        features = SpotFeatures(self.n_top_genes, self.n_components, self.rng, self.context, self.signature_stages).fit(
+            train, labels, signature
+        )
+        state = data.start(setup, features)
+        groups = inner_groups(sample, train.xy, n_groups=self.n_folds, seed=self.rng)
+        for_intensity, for_presence = features.transform(train)
+        shared: KernelMap | NeighbourMap | None = None
+        if self.intensity == "kernel_ridge":
+            shared = KernelMap.fit(for_intensity, features.widths, self.rng)
+            for_intensity = shared.transform(for_intensity)
+        elif self.intensity == "knn":
+            shared = NeighbourMap.fit(for_intensity, features.widths)
+        folds = self._folds(targets, sample, train.xy, groups)
+        inputs = [
+            shared.held_out(for_intensity, own) if isinstance(shared, NeighbourMap) else for_intensity
+            for own, _ in folds.kinds
+        ]
+        present = targets.where_present()
+        prior, values = None, []
+        if setup.prior_key is not None:
+            known = read_prior(data.adata, setup.prior_key, data.all_targets.metabolites)
+            prior = GenePrior.fit(train, known[:, data.all_targets.metabolites.isin(targets.metabolites)], self.prior)
+            values = prior.values(train)
+        n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
+        columns = [None if prior is None else prior.columns(values, m) for m in range(len(folds.of))]
+        # estimators of a metabolite with columns of its own have nothing in common with others
+        parts = folds.parts(_TOGETHER if self.presence == "logistic" and prior is None else 1)
+        jobs = [
+            joblib.delayed(_fit_presence)(
+                for_presence, targets.presence[:, own], folds.kinds[k][0], self.presence, self.rng, columns[own[0]]
+            )
+            for k, own in parts
+        ] + [
+            joblib.delayed(_fit_intensity)(
+                inputs[k], present[:, m], *folds.kinds[k], self.intensity, self.rng, columns[m]
+            )
+            for m, k in enumerate(folds.of)
+        ]
+        fitted = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
+        description = f"{self.presence} + {self.intensity}"
+        done = list(track(fitted, description, total=len(jobs), show=show_progress_bar))
+        place = np.argsort(np.concatenate([own for _, own in parts]))
+        classifiers = [one for part in done[: len(parts)] for one in part]
+        stages = [classifiers[i] for i in place], done[len(parts) :]
+        self.classifiers_, self.regressions_ = ([one for one, _ in stage] for stage in stages)
+        self.map_, self.prior_ = shared, prior
+        if prior is not None:
+            prior.strength = {
+                name: np.array([strength for _, strength in stage]) for name, stage in zip(STAGES, stages, strict=True)
+            }
+            logger.info(
+                "The prior is used for presence of %d and intensity of %d of %d metabolites.",
+                *((prior.strength[stage] > 0).sum() for stage in STAGES), len(columns),
+            )  # fmt: skip
+        self.state_ = state
+        probability = np.column_stack([c.held_out for c in self.classifiers_])
+        intensity = np.column_stack([r.held_out for r in self.regressions_])
+        self.held_out_ = np.stack([probability, intensity])
+        self._calibrate_after(data, probability, intensity, held_out_units(sample, groups), self.rng)
+
+    def _folds(
+        self,
+        targets: Targets,
+        sample: NDArray[Any],
+        xy: NDArray[np.float64] | None,
+        groups: NDArray[np.int64],
+    ) -> _Folds:
+        """Inner folds of each metabolite: those of all, but for the ones measured in one group only."""
+        kinds, of, stuck = [groups], [], []
+        number: dict[bytes, int] = {}
+        measured = ~np.isnan(targets.presence)
+        for m, metabolite in enumerate(targets.metabolites):
+            known = measured[:, m].tobytes()
+            if known not in number:
+                own = groups_where_measured(sample, xy, groups, measured[:, m], n_groups=self.n_folds, seed=self.rng)
+                number[known] = 0 if own is None else len(kinds)
+                kinds += [] if own is None else [own]
+            of.append(number[known])
+            if of[-1] == 0 and len(np.unique(groups[measured[:, m]])) < 2:
+                stuck.append(metabolite)
+        if stuck:
+            logger.warning(
+                "Metabolites measured in one section only, whose spots cannot be split into blocks, are predicted with "
+                "their mean: %s",
+                listing(stuck),
+            )
+        return _Folds([(own, held_out_units(sample, own + 1)) for own in kinds], of)
+
+    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        for_intensity, for_presence = self.state.features.transform(spots)
+        if self.map_ is not None:
+            for_intensity = self.map_.transform(for_intensity)
+        prior = self.prior_
+        if prior is None:
+            probability = np.column_stack([c.predict(for_presence) for c in self.classifiers_])
+            return probability, np.column_stack([r.predict(for_intensity) for r in self.regressions_])
+        values = prior.values(spots)
+        classifiers, regressions = enumerate(self.classifiers_), enumerate(self.regressions_)
+        return (
+            np.column_stack([c.predict(prior.extend(for_presence, values, STAGES[0], m)) for m, c in classifiers]),
+            np.column_stack([r.predict(prior.extend(for_intensity, values, STAGES[1], m)) for m, r in regressions]),
+        )
+
+    def _held_out_stages(self) -> NDArray[np.float64] | None:
+        return self.held_out_
+
+    def _write(self, directory: Path) -> None:
+        nothing = np.empty(0)
+        payload = {
+            "params": self._params(),
+            "state": self.state,
+            "classifiers": [replace(c, held_out=nothing) for c in self.classifiers_],
+            "regressions": [replace(r, held_out=nothing) for r in self.regressions_],
+            "map": self.map_,
+            "prior": self.prior_,
+        }
+        write_payload(directory, payload)
+
+    @classmethod
+    def _read(cls, directory: Path, adata: AnnData | None) -> HurdleLinear:
+        payload = read_payload(directory)
+        model = cls.__new__(cls)
+        for name, value in payload["params"].items():
+            setattr(model, name, value)
+        model.n_jobs, model.adata, model.state_ = None, adata, payload["state"]
+        model._setup = payload["state"].setup
+        model.classifiers_, model.regressions_ = payload["classifiers"], payload["regressions"]
+        model.map_, model.prior_, model.held_out_ = payload["map"], payload["prior"], None
+        return model
+
+    def _contains_training_profiles(self) -> bool:
+        return self.map_ is not None
+
+    @classmethod
+    def _reads_prior(cls, params: Mapping[str, Any]) -> bool:
+        # retrieval looks up whole spots: a column more has no place in it
+        return params.get("intensity", "ridge") != "knn"
+
+    def _params(self) -> dict[str, Any]:
+        names = (
+            "presence", "intensity", "n_top_genes", "n_components", "context", "signature_stages", "prior", "n_folds", "rng"
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in names}
+
+
+@dataclass(frozen=True)
+class _Folds:
+    """Kinds of inner folds, each the groups and the units within which predictions are compared; that of each metabolite."""
+
+    kinds: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    of: list[int]
+
+    def parts(self, size: int) -> list[tuple[int, NDArray[np.int64]]]:
+        """Metabolites whose presence is fitted in one job, `size` at most: a kind of folds, and which of those that have it."""
+        kind = np.array(self.of)
+        own = [(k, np.flatnonzero(kind == k)) for k in np.unique(kind)]
+        return [(int(k), part) for k, of in own for part in np.split(of, range(size, len(of), size))]
+
+
+def _fit_presence(
+    F: NDArray[np.float64],
+    presence: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    family: PresenceFamily,
+    seed: int,
+    columns: NDArray[np.float64] | None,
+) -> list[tuple[Classifier, float]]:
+    """Classifiers of some metabolites, or of one with the `columns` of its prior; and the strength of these."""
+    # the fits are small: threads would cost more than they bring, and sums would depend on their number
+    with threadpool_limits(1):
+        if columns is None:
+            return [(c, 0.0) for c in fit_classifiers(F, presence, groups, family, seed)]
+        return [fit_classifier_with(F, columns, presence[:, 0], groups, family, seed)]
+
+
+def _fit_intensity(
+    F: NDArray[np.float64],
+    intensity: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    units: NDArray[np.int64],
+    family: IntensityFamily,
+    seed: int,
+    columns: NDArray[np.float64] | None,
+) -> tuple[Regression, float]:
+    """Regression of a metabolite, and the strength of the `columns` of its prior."""
+    with threadpool_limits(1):
+        if columns is None:
+            return fit_regression(F, intensity, groups, family, seed, units), 0.0
+        return fit_regression_with(F, columns, intensity, groups, family, seed, units)

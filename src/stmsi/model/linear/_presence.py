@@ -1,0 +1,234 @@
+"""Stage 1: one calibrated classifier per metabolite."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+import numpy as np
+from scipy.special import expit
+
+from stmsi._core.learning.logistic import balanced_logistic
+from stmsi._core.metrics.presence import auroc
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PresenceFamily: TypeAlias = Literal["prior", "logistic", "svm", "mlp"]
+
+_STRENGTHS = {"logistic": (1e-3, 1e-2, 1e-1), "svm": (1e-4, 1e-3, 1e-2), "mlp": (1.0, 10.0)}
+"""Regularisation to choose from: C of logistic regression and SVM, alpha of the network."""
+
+
+@dataclass(frozen=True)
+class Classifier:
+    """A fitted classifier of one metabolite, or a constant.
+
+    Attributes
+    ----------
+    estimator
+        Fitted classifier, of scikit-learn or :class:`stmsi._core.learning.logistic.Logistic`; `None`: the probability is `prior`
+        everywhere.
+    prior
+        Share of training spots with the metabolite.
+    slope, offset
+        Platt calibration of the classifier's score, fitted on held-out scores.
+    strength
+        Regularisation chosen.
+    held_out
+        Calibrated held-out probability of each training row (NaN where there was none).
+    """
+
+    estimator: Any
+    prior: float
+    slope: float
+    offset: float
+    strength: float
+    held_out: NDArray[np.float64]
+
+    def predict(self, F: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Probability of presence, shape (spots,)."""
+        if self.estimator is None:
+            return np.full(len(F), self.prior)
+        return expit(self.slope * _score(self.estimator, F) + self.offset)
+
+
+def fit_classifier(
+    F: NDArray[np.float64], present: NDArray[np.float64], groups: NDArray[np.int64], family: PresenceFamily, seed: int
+) -> Classifier:
+    """Fit the classifier of one metabolite, `present` having shape (spots,); see :func:`fit_classifiers`."""
+    return fit_classifiers(F, present[:, None], groups, family, seed)[0]
+
+
+def fit_classifiers(
+    F: NDArray[np.float64], present: NDArray[np.float64], groups: NDArray[np.int64], family: PresenceFamily, seed: int
+) -> list[Classifier]:
+    """Fit the classifiers of several metabolites.
+
+    Parameters
+    ----------
+    F
+        Features, shape (spots, features).
+    present
+        1, 0 or NaN, shape (spots, metabolites).
+    groups
+        Groups of the inner folds, which choose the regularisation and calibrate.
+    family
+        See :class:`stmsi.model.HurdleLinear`.
+    seed
+        For the solvers that draw.
+    """
+    usable = np.zeros(present.shape[1], dtype=bool)
+    if family != "prior":
+        usable = _varies(present) & np.logical_or.reduce([fit for *_, fit in _folds(present, groups)])
+    fitted = iter(_fit_usable(F, present[:, usable], groups, family, seed) if usable.any() else ())
+    return [next(fitted) if use else _constant(y, groups) for use, y in zip(usable, present.T, strict=True)]
+
+
+def _varies(present: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Metabolites that are present in some of the spots and absent in others."""
+    return np.asarray((present > 0).any(axis=0) & (present <= 0).any(axis=0))
+
+
+def _folds(
+    present: NDArray[np.float64], groups: NDArray[np.int64]
+) -> Iterator[tuple[NDArray[np.bool_], NDArray[np.bool_], NDArray[np.bool_]]]:
+    """Training and test spots of each inner fold, and the metabolites that can be fitted and judged there."""
+    for g in np.unique(groups):
+        train, test = groups != g, groups == g
+        yield train, test, _varies(present[train]) & ~np.isnan(present[test]).all(axis=0)
+
+
+def _constant(present: NDArray[np.float64], groups: NDArray[np.int64]) -> Classifier:
+    """The share of spots with the metabolite, everywhere."""
+    known = ~np.isnan(present)
+    prior = float((present[known] > 0).mean()) if known.any() else 0.0
+    held_out = np.full(len(present), np.nan)
+    for g in np.unique(groups[known]):
+        rest = present[known & (groups != g)] > 0
+        held_out[known & (groups == g)] = rest.mean() if len(rest) else prior
+    return Classifier(None, prior, 1.0, 0.0, np.nan, held_out)
+
+
+def _fit_usable(
+    F: NDArray[np.float64], present: NDArray[np.float64], groups: NDArray[np.int64], family: PresenceFamily, seed: int
+) -> list[Classifier]:
+    """Classifiers of metabolites whose regularisation held-out groups can choose."""
+    strengths = np.array(_STRENGTHS[family])
+    scores = np.full((len(strengths), *present.shape), np.nan)
+    for train, test, possible in _folds(present, groups):
+        fit = np.flatnonzero(possible)
+        if len(fit) == 0:
+            continue
+        # all strengths at once
+        own = np.tile(present[np.ix_(train, fit)], len(strengths))
+        estimators = _fit_columns(F[train], own, family, np.repeat(strengths, len(fit)), seed)
+        held_out = np.column_stack([_score(e, F[test]) for e in estimators]).reshape(-1, len(strengths), len(fit))
+        scores[:, np.flatnonzero(test)[:, None], fit] = held_out.swapaxes(0, 1)
+    scores[:, np.isnan(present)] = np.nan
+    quality = np.nan_to_num([auroc(present, score) for score in scores])
+    best = np.zeros(present.shape[1], dtype=np.int64)
+    column = np.arange(present.shape[1])
+    for i in range(1, len(strengths)):
+        # strengths rise from the strongest penalty (network: from the weakest); a tie keeps the simpler model
+        least = quality[best, column] + (0 if family == "mlp" else 1e-3)
+        best = np.where(quality[i] >= least if family == "mlp" else quality[i] > least, i, best)
+    score = scores[best, :, column].T
+    estimators = _fit_columns(F, present, family, strengths[best], seed)
+    return [
+        _calibrated(e, y, s, groups, float(strength))
+        for e, y, s, strength in zip(estimators, present.T, score.T, strengths[best], strict=True)
+    ]
+
+
+def _calibrated(
+    estimator: Any,
+    present: NDArray[np.float64],
+    score: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    strength: float,
+) -> Classifier:
+    """An estimator with the sigmoid that fits its held-out scores."""
+    without = _constant(present, groups)
+    slope, offset = platt(score, present)
+    # where the other groups are all of one class, their share is what can be said
+    held_out = np.where(np.isnan(score), without.held_out, expit(slope * np.nan_to_num(score) + offset))
+    return Classifier(estimator, without.prior, slope, offset, strength, held_out)
+
+
+def _fit_columns(
+    X: NDArray[np.float64],
+    present: NDArray[np.float64],
+    family: PresenceFamily,
+    strengths: NDArray[np.float64],
+    seed: int,
+) -> list[Any]:
+    """One estimator for each column of `present`, on the spots where it is not NaN."""
+    if family == "logistic":
+        return list(balanced_logistic(X, present, strengths))
+    known = ~np.isnan(present)
+    return [
+        _fit(X[k], y[k] > 0, family, float(strength), seed)
+        for k, y, strength in zip(known.T, present.T, strengths, strict=True)
+    ]
+
+
+def _fit(X: NDArray[Any], y: NDArray[np.bool_], family: PresenceFamily, strength: float, seed: int) -> Any:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.neural_network import MLPClassifier
+    from sklearn.svm import LinearSVC
+
+    with warnings.catch_warnings():
+        # stopping early is a form of regularisation here, not a failure
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        if family == "svm":
+            return LinearSVC(C=strength, class_weight="balanced", dual="auto", random_state=seed).fit(X, y)
+        network = MLPClassifier(
+            hidden_layer_sizes=(64,), alpha=strength, learning_rate_init=3e-3, batch_size=min(128, len(y)), max_iter=30,
+            random_state=seed,
+        )  # fmt: skip
+        balanced = np.where(y, 0.5 / y.mean(), 0.5 / (1 - y.mean()))
+        return network.fit(X, y, sample_weight=balanced)
+
+
+def _score(estimator: Any, X: NDArray[Any]) -> NDArray[np.float64]:
+    """Log-odds or margin."""
+    if hasattr(estimator, "decision_function"):
+        return np.asarray(estimator.decision_function(X), dtype=np.float64)
+    p = np.clip(estimator.predict_proba(X)[:, 1], 1e-6, 1 - 1e-6)
+    return np.log(p / (1 - p))
+
+
+def platt(score: NDArray[np.float64], present: NDArray[np.float64]) -> tuple[float, float]:
+    """Slope and offset of Platt's sigmoid on held-out scores, with his smoothed targets; never a falling sigmoid.
+
+    Parameters
+    ----------
+    score
+        Log-odds or margins, shape (spots,); NaN is left out.
+    present
+        1, 0 or NaN, likewise.
+    """
+    known = ~np.isnan(score) & ~np.isnan(present)
+    s, t = score[known], present[known] > 0
+    n1, n0 = int(t.sum()), int((~t).sum())
+    base_rate = (1e-6, float(np.log((n1 + 1) / (n0 + 1))))
+    if n1 == 0 or n0 == 0:
+        return base_rate
+    target = np.where(t, (n1 + 1) / (n1 + 2), 1 / (n0 + 2))
+    slope, offset = 1.0 / max(float(s.std()), 1e-9), 0.0
+    for _ in range(100):
+        p = expit(slope * s + offset)
+        gradient = np.array([((p - target) * s).sum(), (p - target).sum()])
+        w = np.maximum(p * (1 - p), 1e-10)
+        hessian = np.array([[(w * s * s).sum(), (w * s).sum()], [(w * s).sum(), w.sum()]]) + 1e-9 * np.eye(2)
+        step = np.linalg.solve(hessian, gradient)
+        slope, offset = slope - step[0], offset - step[1]
+        if np.abs(step).max() < 1e-8:
+            break
+    if not np.isfinite([slope, offset]).all() or slope <= 0:
+        # held-out scores that rank the wrong way carry no information
+        return base_rate
+    return float(slope), float(offset)

@@ -1,0 +1,92 @@
+"""What the network learns from held-out spots beside its weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from scipy.special import expit
+
+from stmsi._core.learning.folds import sections_or_blocks
+from stmsi._data.checks import listing
+from stmsi._data.tables import require_sample
+from stmsi._settings import logger
+from stmsi.model.linear._presence import platt
+from stmsi.model.net._prediction import PREDICT_BATCH, NetPrediction
+from stmsi.model.net._surroundings import quiet, seeded
+from stmsi.model.net._training_inputs import presence_counts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from numpy.typing import NDArray
+
+    from stmsi.model.shared._fitted_state import FittedState
+    from stmsi.model.shared._spot_input import Spots
+    from stmsi.model.shared._targets import Targets
+
+_MIN_EVIDENCE = 10
+"""Held-out spots with, and without, a metabolite that its calibration needs."""
+
+
+class NetCalibration(NetPrediction):
+    """Calibration of :class:`stmsi.model.HurdleNet`."""
+
+    _make_data_loader: Callable[..., Any]  # of scvi-tools
+
+    def _fit_calibration(
+        self, spots: Spots, all_targets: Targets, rows: NDArray[np.int64], validation: NDArray[np.int64]
+    ) -> None:
+        """Platt's sigmoid of each metabolite, thresholds and intervals from the validation spots."""
+        self._remember(rows)
+        targets = all_targets.some(validation, self.state.metabolites)
+        logit, intensity = self._forward(spots)
+        self.platt_ = np.array([platt(s, p) for s, p in zip(logit.T, targets.presence.T, strict=True)])
+        # A sigmoid and a threshold fitted to a handful of spots are noise. The logits of a class-balanced loss, shifted
+        # by the base rate of the training spots, are the better guess; where training has one class only, so is that.
+        n1, n0 = presence_counts(targets.presence)
+        trained1, trained0 = presence_counts(all_targets.some(rows, self.state.metabolites).presence)
+        few = (n1 < _MIN_EVIDENCE) | (n0 < _MIN_EVIDENCE)
+        one_class = few & ((trained1 == 0) | (trained0 == 0))
+        shift = few & ~one_class
+        keep = all_targets.metabolites.isin(self.state.metabolites)
+        weight = self.module.positive_weight.cpu().numpy().astype(np.float64)[keep]
+        self.platt_[shift] = np.column_stack([np.ones(len(weight)), -np.log(weight)])[shift]
+        odds = np.log((trained1 + n1 + 1) / (trained0 + n0 + 1))
+        self.platt_[one_class] = np.column_stack([np.full(len(odds), 1e-6), odds])[one_class]
+        assert self.adata is not None
+        sample = require_sample(self.adata, self._setup.sample_key)[validation]
+        units = sections_or_blocks(sample, spots.xy, seed=self._hyper["rng"])
+        probability = expit(logit * self.platt_[:, 0] + self.platt_[:, 1])
+        self._calibrate(targets, probability, intensity, units, shift, places=(sample, spots.xy))
+
+    def _remember(self, rows: NDArray[np.int64]) -> None:
+        """Put training spots into the bank of a retrieval encoder."""
+        module = self.module
+        if module.encoder.bank is None:
+            return
+        module.eval()
+        with torch.no_grad(), quiet(), seeded(self._hyper["rng"]):
+            loader = self._make_data_loader(adata=self.adata, indices=rows, batch_size=PREDICT_BATCH)
+            parts = [module.targets({k: v.to(module.device) for k, v in tensors.items()}) for tensors in loader]
+            module.encoder.remember(*(torch.cat(values) for values in zip(*parts, strict=True)))
+
+    def _carry_over(self, calibrated: FittedState) -> None:
+        """Calibration of the run with held-out spots for the one on all spots, metabolite by metabolite."""
+        state = self.state
+        at = calibrated.metabolites.get_indexer(state.metabolites)
+        kept = at >= 0
+        if not kept.all():
+            logger.warning(
+                "Metabolites measured only in the spots held out for calibration are left out: %s",
+                listing(state.metabolites[~kept]),
+            )
+            state.metabolites = state.metabolites[kept]
+            at = at[kept]
+        assert self.platt_ is not None
+        assert calibrated.residuals is not None
+        self.platt_ = self.platt_[at]
+        state.threshold, state.spread = calibrated.threshold[at], calibrated.spread[at]
+        state.residuals = calibrated.residuals.take(at)
+        state.feature_table = calibrated.feature_table.iloc[at]

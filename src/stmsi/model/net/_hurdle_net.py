@@ -1,0 +1,524 @@
+"""Two-stage prediction with a neural network: a scvi-tools model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+import torch
+from anndata import AnnData
+from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager
+from scvi.model.base import BaseModelClass
+
+from stmsi._data.checks import check_choice, listing, require_anndata, require_unique
+from stmsi._data.keys import Key
+from stmsi._data.tables import require_sample
+from stmsi._settings import logger
+from stmsi.model.net._metabolite_descriptors import training_metabolites
+from stmsi.model.net._neighbour_context import CONTEXT_COMPONENTS
+from stmsi.model.net._scvi_fields import ROW_KEY, scvi_fields
+from stmsi.model.net._surroundings import quiet, seeded
+from stmsi.model.net._training import NetTraining
+from stmsi.model.net._training_inputs import measured_data, panel_data, presence_counts, setup_arguments, target_moments
+from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
+from stmsi.model.net.modules import HurdleModule
+from stmsi.model.net.modules._hurdle import CLUSTER_KEY, FEATURES_KEY, METABOLITES_KEY
+from stmsi.model.net.modules._losses import INTENSITY_LOSSES, PRESENCE_LOSSES, IntensityLoss, PresenceLoss
+from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
+from stmsi.model.shared._plain_files import read_payload, write_payload
+from stmsi.model.shared._setup import Setup, read_prior
+from stmsi.model.shared._spot_features import SignatureStage, SpotFeatures, check_stages
+from stmsi.model.shared._spot_input import read_spots
+from stmsi.model.shared._targets import Targets, read_targets
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from numpy.typing import ArrayLike, NDArray
+
+
+class HurdleNet(NetTraining, BaseModelClass):
+    """Presence and intensity of all metabolites from one network.
+
+    An encoder embeds the spot; one head gives the log-odds of presence (it also sees the signature mask of the spot's
+    cluster), another the intensity given presence. Both correct what ridge regressions say. The loss is a class-balanced
+    cross-entropy plus the squared error of the standardised intensity where present (others see below); entries without
+    MSI never count. Training stops early on whole held-out sections (spatial blocks where there are fewer than three),
+    keeps the weights that were best there, and calibrates probabilities, thresholds and intervals on them.
+
+    Parameters
+    ----------
+    adata
+        Spots x genes after :meth:`setup_anndata`.
+    registry
+        Used by scvi-tools when a model is loaded without data.
+    encoder
+        What turns a spot into an embedding. ``"mlp"``: the spot by itself. ``"transformer"``: metabolites attend to the
+        genes of the spot (see :func:`stmsi.tl.attention`). With the neighbours of ``graph_key``:
+        ``"graph"`` (the spot, corrected by graph convolutions over two rings, as SEPAL does), ``"deepset"`` (the spot and
+        the maximum over its neighbours, as DeepSpot does), ``"niche"`` (self-attention over the spot and its rings, as
+        NicheTrans does). With the sections of ``sample_key`` and positions in ``obsm["spatial"]``: ``"section"`` (the spot,
+        corrected by linear attention over all spots of its section, after HisToGene). ``"crossmodal"``: the spot by
+        itself, in a space shared with its metabolites (after CMRCNet; BLEEP and mclSTExp by options), read out by the heads or
+        by retrieval of training spots, which are then saved with the model.
+    n_top_genes
+        Most variable genes (over the training spots) that are used.
+    intensity_weight
+        Weight of the intensity loss beside the presence loss.
+    presence_loss
+        ``"bce"`` (cross-entropy) or ``"focal"`` (the same with less weight on what is right for sure, exponent 2). Both
+        balance the classes.
+    intensity_loss
+        Over the spots that have the metabolite: ``"mse"``, ``"huber"``, or one less the ``"pearson"`` correlation or
+        ``"cosine"`` of each metabolite within a batch. The last two know no level, and have a tenth of the squared error
+        added.
+    standardise
+        Intensities are learnt as differences to the training mean over its standard deviation: of each ``"metabolite"``,
+        or of each metabolite in each section (``"sample"``). With the latter the differences between sections are not
+        learnt; every prediction, also of a training section, is put on the mean scale of the training sections.
+    training
+        ``"joint"``: both stages at once; ``"two_stage"``: first encoder and presence, then, with these fixed, the
+        intensity with an encoder of its own that starts from the other.
+    residual
+        ``"ridge"``: both heads correct ridge regressions on the principal components of the genes, fitted beforehand;
+        `None`: the network alone; ``"auto"``: ridge, but for ``"transformer"``, whose attention is to explain all of the
+        prediction.
+    signature_stages
+        Heads that see the signature mask, where a signature is set up: of ``"presence"`` and ``"intensity"``.
+    encoder_kwargs
+        Options of the encoder. ``"mlp"``: ``n_hidden``, ``n_layers``, ``dropout``, ``input_dropout``, ``per_metabolite`` (one
+        small network for each metabolite); ``"graph"``:
+        ``n_hidden``, ``n_graph``, ``n_layers``, ``dropout``, ``input_dropout``; ``"deepset"``: ``n_hidden``, ``dropout``, ``n_phi``, ``n_rho``; ``"niche"``: ``n_hidden``, ``n_heads``, ``dropout``, ``neighbour_dropout``;
+        ``"section"``: ``n_hidden``, ``n_context``, ``n_heads``, ``n_layers``, ``n_keys`` (spots of a section that a training
+        step attends to at most), ``dropout``, ``input_dropout``; ``"crossmodal"``: ``output`` (``"decoder"`` or ``"retrieval"``),
+        ``n_hidden``, ``n_neighbours``, ``weighting`` (``"uniform"`` or ``"softmax"``), ``contrastive_weight``,
+        ``reconstruction_weight``, ``temperature``, ``hard_labels``, ``dropout``, ``input_dropout``;
+        ``"transformer"``: ``tokens`` (``"programmes"``: learned groups of genes, or ``"genes"``), ``n_tokens``
+        (programmes), ``attention`` (``"softmax"`` or ``"linear"``), ``n_hidden``, ``n_heads``, ``dropout``,
+        ``input_dropout``, ``query_dropout`` (share of metabolites that are asked for by m/z and descriptors alone in a
+        step) and ``descriptors`` (numeric columns of the feature table beside ``mz``).
+    rng
+        Seed. On a CPU the same seed gives the same bits.
+
+    Raises
+    ------
+    ValueError
+        Unknown encoder, or an AnnData that is not set up.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> st = sdata.tables["st"]
+    >>> stmsi.model.HurdleNet.setup_anndata(st)
+    >>> model = stmsi.model.HurdleNet(st, encoder="mlp")
+    >>> model.train(max_epochs=2, show_progress_bar=False)
+    >>> model.predict().shape
+    (344, 12)
+    """
+
+    _module_cls = HurdleModule
+
+    def __init__(
+        self,
+        adata: AnnData | None = None,
+        registry: dict[str, Any] | None = None,
+        *,
+        encoder: str = "mlp",
+        n_top_genes: int = 2000,
+        intensity_weight: float = 1.0,
+        presence_loss: PresenceLoss = "bce",
+        intensity_loss: IntensityLoss = "mse",
+        standardise: Literal["metabolite", "sample"] = "metabolite",
+        training: Literal["joint", "two_stage"] = "joint",
+        residual: Literal["auto", "ridge"] | None = "auto",
+        signature_stages: Sequence[SignatureStage] = ("presence",),
+        encoder_kwargs: dict[str, Any] | None = None,
+        rng: int = 0,
+    ) -> None:
+        check_choice(encoder, ENCODERS, "encoder")
+        check_choice(presence_loss, PRESENCE_LOSSES, "presence_loss")
+        check_choice(intensity_loss, INTENSITY_LOSSES, "intensity_loss")
+        check_choice(standardise, ("metabolite", "sample"), "standardise")
+        check_choice(training, ("joint", "two_stage"), "training")
+        if residual is not None:
+            check_choice(residual, ("auto", "ridge"), "residual")
+        if training == "two_stage" and ENCODERS[encoder].is_joint:
+            msg = f'encoder={encoder!r} learns both stages at once; use training="joint".'
+            raise ValueError(msg)
+        signature_stages = check_stages(signature_stages)
+        if adata is not None:
+            self._setup = Setup.read(adata, type(self).__name__)
+            if self._setup.graph_key is not None and not ENCODERS[encoder].uses_graph:
+                with_graph = listing(name for name, kind in ENCODERS.items() if kind.uses_graph)
+                msg = (
+                    f"encoder={encoder!r} reads no neighbourhood; set up without graph_key, or use one of {with_graph}."
+                )
+                raise ValueError(msg)
+            if self._setup.graph_key is None and ENCODERS[encoder].uses_graph:
+                msg = (
+                    f"encoder={encoder!r} reads the neighbourhood: call stmsi.pp.spatial_graph(adata), then "
+                    f'setup_anndata(adata, graph_key="{Key.obsp.CONNECTIVITIES}").'
+                )
+                raise ValueError(msg)
+            if self._setup.prior_key is not None and not self._reads_prior({"encoder": encoder}):
+                msg = (
+                    f"encoder={encoder!r} has no attention that a prior could guide; set up without prior_key, or use "
+                    'encoder="transformer" or HurdleLinear.'
+                )
+                raise ValueError(msg)
+            if issubclass(ENCODERS[encoder], MetaboliteEncoder):  # bad input is refused before training begins
+                training_metabolites(adata, self._setup, (encoder_kwargs or {}).get("descriptors", ()))
+        BaseModelClass.__init__(self, adata, registry)
+        self._hyper: dict[str, Any] = {
+            "encoder": encoder,
+            "n_top_genes": n_top_genes,
+            "intensity_weight": intensity_weight,
+            "presence_loss": presence_loss,
+            "intensity_loss": intensity_loss,
+            "standardise": standardise,
+            "training": training,
+            "residual": ENCODERS[encoder].residual if residual == "auto" else residual,
+            "signature_stages": signature_stages,
+            "encoder_kwargs": dict(encoder_kwargs or {}),
+            "rng": rng,
+        }
+        self.module = self._new_module()
+        self.platt_: NDArray[np.float64] | None = None
+        self.init_params_ = self._get_init_params(locals())
+
+    def _new_module(self) -> HurdleModule:
+        """A module with fresh weights, the same for the same seed."""
+        stats = self.summary_stats
+        covariates = self.registry_["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
+        with seeded(self._hyper["rng"]):
+            return self._module_cls(
+                n_selected=min(self._hyper["n_top_genes"], stats.n_vars),
+                n_metabolites=stats[f"n_{METABOLITES_KEY}"],
+                n_clusters=int(stats.get(f"n_{CLUSTER_KEY}", 0)),
+                n_cats_per_cov=tuple(int(n) for n in covariates.get("n_cats_per_key", ())),
+                n_continuous=int(stats.get("n_extra_continuous_covs", 0)),
+                n_components=CONTEXT_COMPONENTS if self._uses_context else 0,
+                encoder=self._hyper["encoder"],
+                intensity_weight=self._hyper["intensity_weight"],
+                encoder_kwargs=self._hyper["encoder_kwargs"],
+                n_features=self._feature_widths(),
+                presence_loss=self._hyper["presence_loss"],
+                intensity_loss=self._hyper["intensity_loss"],
+                two_stage=self._hyper["training"] == "two_stage",
+                linear_path=self._hyper["residual"] is not None,
+                signature_stages=self._hyper["signature_stages"],
+                has_prior=self.registry_["setup_args"].get("prior_key") is not None,
+            )
+
+    def _feature_widths(self) -> tuple[int, ...]:
+        """Columns of each further set of features."""
+        names = (f"n_{FEATURES_KEY}_{i}" for i in range(len(self.registry_["field_registries"])))
+        return tuple(int(self.summary_stats[n]) for n in names if n in self.summary_stats)
+
+    @classmethod
+    def setup_anndata(
+        cls,
+        adata: AnnData,
+        *,
+        layer: str | None = None,
+        metabolite_key: str = Key.obsm.MSI,
+        presence_key: str | None = None,
+        signature_key: str | None = None,
+        cluster_key: str | None = None,
+        sample_key: str = Key.obs.SAMPLE,
+        graph_key: str | None = None,
+        covariate_keys: Sequence[str] | None = None,
+        feature_key: str | Sequence[str] | None = None,
+        prior_key: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Say which fields of an AnnData the model uses.
+
+        Parameters
+        ----------
+        adata
+            Spots x genes.
+        layer
+            Layer with raw counts; `None`: ``X``.
+        metabolite_key
+            Intensities in ``obsm`` (DataFrame; NaN where not covered).
+        presence_key
+            Presence in ``obsm``; `None`: present where the intensity is above 0.
+        signature_key, cluster_key
+            Signature in ``varm`` and clusters in ``obs``, as :func:`stmsi.pp.gene_signatures` writes them. Spots of
+            other data are assigned to the nearest training cluster.
+        sample_key
+            Section of each spot in ``obs``.
+        graph_key
+            Neighbourhood graph in ``obsp``, for encoders that read it.
+        covariate_keys
+            Columns of ``obs``: numbers are z-scored, categories become indicators.
+        feature_key
+            Further features in ``obsm`` (arrays or DataFrames), such as those of the histology image; z-scored on the
+            training spots and appended to the genes. Several keys are allowed.
+        prior_key
+            Genes known to belong to each metabolite, for ``encoder="transformer"``: DataFrame genes x metabolites in
+            ``varm``, as :func:`stmsi.pp.knowledge_prior` writes it. A metabolite attends to them more; how much more is
+            learned.
+        **kwargs
+            For scvi-tools, which replays the setup when a model is loaded.
+
+        Returns
+        -------
+        `None`. Writes the names into ``uns["_stmsi_setup"]`` and, as scvi-tools does, ``uns["_scvi_uuid"]``,
+        ``uns["_scvi_manager_uuid"]``, ``_scvi_*`` columns for clusters and covariates and ``obs["_indices"]``.
+
+        Raises
+        ------
+        KeyError
+            A field is not there.
+        ValueError
+            A view, an empty table, duplicate names, negative or infinite intensities, a dask array of sparse pieces.
+        """
+        setup_method_args = cls._get_setup_method_args(**locals())
+        require_anndata(adata)
+        counts = adata.X if layer is None else adata.layers.get(layer)
+        if sp.issparse(getattr(counts, "_meta", None)):
+            name = "X" if layer is None else f"layers[{layer!r}]"
+            msg = (
+                f"{name} is a dask array of sparse pieces, which cannot be read in batches; load it: "
+                f"adata.{name} = adata.{name}.compute()."
+            )
+            raise ValueError(msg)
+        setup = Setup.create(
+            adata, layer=layer, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
+            cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
+            feature_key=feature_key, prior_key=prior_key,
+        )  # fmt: skip
+        adata.obs[ROW_KEY] = np.arange(adata.n_obs)
+        with quiet():
+            manager = AnnDataManager(fields=scvi_fields(adata, setup), setup_method_args=setup_method_args)
+            manager.register_fields(adata, **kwargs)
+        cls.register_manager(manager)
+
+    def fine_tune(
+        self,
+        adata: AnnData,
+        train_idx: ArrayLike | None = None,
+        validation_idx: ArrayLike | None = None,
+        *,
+        lr: float = 3e-4,
+        max_epochs: int = 50,
+        patience: int = 10,
+        min_genes: float = MIN_GENES,
+        **train_kwargs: Any,
+    ) -> HurdleNet:
+        """Go on training on new sections that have MSI, as a new model; this one stays as it is.
+
+        The new model has the genes, scaling and metabolites of this one, and begins with its weights. It is trained and
+        calibrated on the new spots alone: early stopping, thresholds and intervals come from held-out sections or blocks of
+        them. If no step makes the held-out loss lower, the weights stay. Metabolites that the new sections lack are
+        still predicted, with the calibration that they had; those that this model does not know are left out.
+
+        Parameters
+        ----------
+        adata
+            Spots x genes with the fields that the model was set up with (signatures and clusters are those of this model).
+            Genes and metabolites are found by name; missing genes are imputed, missing metabolites do not count. It is
+            not changed, and the new model keeps a copy of what it needs.
+        train_idx, validation_idx
+            As for :meth:`train`.
+        lr, max_epochs, patience
+            As for :meth:`train`, with smaller steps and fewer of them.
+        min_genes
+            Share of the training genes that must be there.
+        **train_kwargs
+            Further arguments of :meth:`train`.
+
+        Returns
+        -------
+        The new model. Its model card says from how many spots and which sections it started (``fine_tuned_from``).
+
+        Raises
+        ------
+        RuntimeError
+            This model is not trained.
+        ValueError
+            No metabolite or too few genes in common, repeated spot names, or no spot with MSI.
+        KeyError
+            A field of the setup is not there.
+
+        Examples
+        --------
+        >>> import stmsi
+        >>> sdata = stmsi.datasets.toy()
+        >>> stmsi.pp.align(sdata)
+        >>> stmsi.pp.map_to_spots(sdata)
+        >>> st = sdata.tables["st"]
+        >>> old, new = st[st.obs["sample"] != "P3S1"].copy(), st[st.obs["sample"] == "P3S1"].copy()
+        >>> stmsi.model.HurdleNet.setup_anndata(old)
+        >>> model = stmsi.model.HurdleNet(old)
+        >>> model.train(max_epochs=2, show_progress_bar=False)
+        >>> tuned = model.fine_tune(new, max_epochs=2, show_progress_bar=False)
+        >>> tuned.state.training["fine_tuned_from"]["samples"]
+        ['P1S1', 'P2S1']
+        """
+        state, setup = self.state, self._setup
+        spots = read_spots(adata, setup, state.panel, min_genes=min_genes, with_cluster=False)
+        require_unique(spots.names, "Names of spots", "Call adata.obs_names_make_unique().")
+        if spots.missing > 0:
+            logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
+        # signatures and prior are those of the model
+        replace(setup, signature_key=None, cluster_key=None, prior_key=None)._check(adata)
+        targets = read_targets(adata, setup)
+        known = targets.metabolites.isin(state.metabolites)
+        if not known.any():
+            msg = (
+                f"The data share no metabolite with the model. It predicts {listing(state.metabolites)}; "
+                f"obsm[{setup.metabolite_key!r}] has {listing(targets.metabolites)}. Ids must be the same."
+            )
+            raise ValueError(msg)
+        if not known.all():
+            logger.warning(
+                "Metabolites that the model does not know are left out: %s", listing(targets.metabolites[~known])
+            )
+        columns = self._registered_metabolites()
+        at = targets.metabolites.get_indexer(columns)
+        at[~columns.isin(state.metabolites)] = -1
+        intensity, presence = (
+            pd.DataFrame(np.where(at >= 0, values[:, at], np.nan).astype(np.float32), columns=columns)
+            for values in (targets.intensity, targets.presence)
+        )
+        data = panel_data(spots, setup, state, spots.names)
+        measured_data(
+            data,
+            spots,
+            setup,
+            state,
+            sample=require_sample(adata, setup.sample_key),
+            intensity=intensity,
+            presence=presence,
+        )
+        if setup.prior_key is not None:
+            data.varm[setup.prior_key] = self._known_genes(data.var_names)
+        type(self).setup_anndata(data, **setup_arguments(setup), source_registry=self.registry_)
+        with quiet():
+            model = type(self)(data, **self._hyper)
+        model.module.load_state_dict(self.module.state_dict())
+        origin = {k: state.training[k] for k in ("n_spots", "samples")}
+        model.state_ = replace(state, training={**state.training, "refit": False, "fine_tuned_from": origin})
+        model.platt_ = self.platt_
+        model.train(
+            train_idx, validation_idx, lr=lr, max_epochs=max_epochs, patience=patience, warm_start=True, **train_kwargs
+        )
+        return model
+
+    def _set_buffers(
+        self,
+        features: SpotFeatures,
+        labels: NDArray[Any] | None,
+        signature: NDArray[np.bool_] | None,
+        targets: Targets,
+        keep: NDArray[np.bool_],
+    ) -> None:
+        """Statistics of the training spots that the module normalises with."""
+        module = self.module
+        mean, scale = target_moments(targets.where_present())
+        n1, n0 = presence_counts(targets.presence)
+        full = {name: np.full(len(keep), fill) for name, fill in (("mean", 0.0), ("scale", 1.0), ("weight", 1.0))}
+        full["mean"][keep], full["scale"][keep] = mean, scale
+        full["weight"][keep] = np.where((n1 > 0) & (n0 > 0), np.clip(n0 / np.maximum(n1, 1), 0.05, 20), 1.0)
+        index = np.zeros(len(module.gene_index), np.int64)
+        gene_mean, gene_scale = np.zeros(len(index)), np.full(len(index), 1e6)  # slots left over stay near 0
+        n = len(features.own.selected)
+        index[:n], gene_mean[:n], gene_scale[:n] = features.own.selected, features.own.mean, features.own.scale
+        values = {
+            "gene_index": index, "gene_mean": gene_mean, "gene_scale": gene_scale,
+            "target_mean": full["mean"], "target_scale": full["scale"], "positive_weight": full["weight"],
+        }  # fmt: skip
+        numbers = [v for v in features.categories.values() if isinstance(v, tuple)]
+        if numbers:
+            values |= {"covariate_mean": np.array([v[0] for v in numbers])}
+            values |= {"covariate_scale": np.array([v[1] for v in numbers])}
+        if features.extra:
+            values |= {"feature_mean": np.concatenate([e.mean for e in features.extra.values()])}
+            values |= {"feature_scale": np.concatenate([e.scale for e in features.extra.values()])}
+        if labels is not None and signature is not None:
+            order = [list(labels).index(str(c)) for c in self._cluster_categories()]
+            mask = signature[order][:, index].astype(np.float32)
+            mask[:, n:] = 0
+            values["signature"] = mask
+        module.set_buffers(**values)
+        if isinstance(module.encoder, MetaboliteEncoder):
+            self._describe(module.encoder, features)
+
+    def _describe(self, encoder: MetaboliteEncoder, features: SpotFeatures) -> None:
+        """What an encoder of one embedding per metabolite starts from."""
+        assert self.adata is not None
+        known = training_metabolites(self.adata, self._setup, self._descriptors)
+        prior = None
+        if self._setup.prior_key is not None:
+            metabolites = self.adata.obsm[self._setup.metabolite_key].columns
+            weight = read_prior(self.adata, self._setup.prior_key, metabolites)[features.own.selected].T
+            prior = torch.zeros(len(weight), len(self.module.gene_index))
+            prior[:, : weight.shape[1]] = torch.as_tensor(weight)
+        # copies: columns of pandas 3 are read-only
+        encoder.describe(torch.tensor(known.mz), torch.tensor(known.descriptors), prior)
+        space = features.own
+        loadings = space.components * space.deviation[:, None] / space.scale
+        with seeded(self._hyper["rng"]):
+            encoder.initialise(torch.as_tensor(loadings), self._hyper["rng"])
+
+    def _known_genes(self, genes: pd.Index) -> pd.DataFrame:
+        """The prior as the encoder keeps it, over the genes of the panel."""
+        known = np.zeros((len(genes), len(self._registered_metabolites())), bool)
+        used = self.state.features.own.selected
+        known[used] = self.module.encoder.prior.cpu().numpy()[:, : len(used)].T > 0  # type: ignore[union-attr, operator]
+        return pd.DataFrame(known, index=genes, columns=self._registered_metabolites())
+
+    def _cluster_categories(self) -> list[str]:
+        state = self.registry_["field_registries"][CLUSTER_KEY]["state_registry"]
+        return [str(c) for c in state["categorical_mapping"]]
+
+    def _write(self, directory: Path) -> None:
+        # the attributes that scvi-tools saves, but without its pickle
+        names = [n for n in vars(self) if n.endswith("_") and not n.endswith("__") and n != "init_params_"]
+        weights = {name: value.detach().cpu().numpy() for name, value in self.module.state_dict().items()}
+        attributes = {name: getattr(self, name) for name in names}
+        given = {k: v for k, v in self.init_params_["non_kwargs"].items() if k not in ("adata", "registry")}
+        write_payload(directory, {"params": given, "attributes": attributes, "weights": weights})
+
+    @classmethod
+    def _read(cls, directory: Path, adata: AnnData | None) -> HurdleNet:
+        payload = read_payload(directory)
+        attributes = payload["attributes"]
+        registry = attributes.pop("registry_")
+        if adata is not None:
+            cls.setup_anndata(adata, source_registry=registry, **registry["setup_args"])
+        model = cls(adata, registry, **payload["params"])
+        for name, value in attributes.items():
+            setattr(model, name, value)
+        model.module.load_state_dict({name: torch.as_tensor(value) for name, value in payload["weights"].items()})
+        model.to_device("cuda" if torch.cuda.is_available() else "cpu")
+        model.module.eval()
+        model._setup = model.state.setup
+        return model
+
+    def _contains_training_profiles(self) -> bool:
+        return self.module.encoder.bank is not None
+
+    @classmethod
+    def _reads_graph(cls, params: Mapping[str, Any]) -> bool:
+        return ENCODERS[params.get("encoder", "mlp")].uses_graph
+
+    @classmethod
+    def _reads_prior(cls, params: Mapping[str, Any]) -> bool:
+        return issubclass(ENCODERS[params.get("encoder", "mlp")], MetaboliteEncoder)
+
+    def _params(self) -> dict[str, Any]:
+        return dict(self._hyper)
+
+    __repr__ = HurdleModel.__repr__

@@ -1,0 +1,100 @@
+"""What encoders see around a spot: its neighbourhood, or its section."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from stmsi._core.spatial.neighbourhoods import neighbour_rings, relative_positions, section_positions
+from stmsi._data.keys import Key
+from stmsi._settings import logger
+from stmsi.model.net.encoders import ENCODERS
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from stmsi.model.net.modules import HurdleModule
+    from stmsi.model.shared._spot_features import SpotFeatures
+    from stmsi.model.shared._spot_input import Spots
+
+CONTEXT_COMPONENTS = 128
+"""Components in which encoders see a spot's neighbourhood, and from which a linear path predicts."""
+
+
+def set_context(
+    module: HurdleModule,
+    encoder_name: str,
+    spots: Spots,
+    features: SpotFeatures,
+    parts: Sequence[NDArray[np.int64]],
+    sample_key: str,
+) -> None:
+    """Put neighbourhoods or sections of all spots into a module.
+
+    Parameters
+    ----------
+    module
+        Changed in place.
+    encoder_name
+        Its encoder, which says what it reads.
+    spots, features
+        All spots, and the space in which the encoder sees them.
+    parts
+        Rows that must not see each other (training, validation): edges between them are cut, as are sections that they
+        share.
+    sample_key
+        For messages.
+
+    Raises
+    ------
+    KeyError
+        The encoder needs positions, and there are none.
+    ValueError
+        Positions or sections are missing for some spots.
+    """
+    encoder = ENCODERS[encoder_name]
+    if spots.xy is None and encoder.uses_positions:
+        msg = f'encoder={encoder_name!r} needs the positions of the spots in obsm["{Key.obsm.SPATIAL}"].'
+        raise KeyError(msg)
+    if spots.xy is not None and encoder.uses_positions and not np.isfinite(spots.xy).all():
+        n_bad = int((~np.isfinite(spots.xy)).any(axis=1).sum())
+        msg = f'obsm["{Key.obsm.SPATIAL}"] is NaN or infinite in {n_bad} spots; leave them out or place them.'
+        raise ValueError(msg)
+    part = np.zeros(len(spots), np.int64)
+    for number, rows in enumerate(parts):
+        part[rows] = number
+    components = features.components(spots)
+    padded = np.zeros((len(spots), CONTEXT_COMPONENTS), np.float32)  # few training spots have fewer components
+    padded[:, : components.shape[1]] = components
+    if encoder.uses_section:
+        assert spots.xy is not None
+        section = _section_codes(spots, sample_key)
+        _, seen = np.unique(np.column_stack([section, part]), axis=0, return_inverse=True)
+        module.set_section_context(padded, section_positions(spots.xy, section), seen.ravel())
+        return
+    assert spots.graph is not None
+    edges = spots.graph.tocoo()
+    inside = part[edges.row] == part[edges.col]
+    cut = sp.csr_matrix((edges.data[inside], (edges.row[inside], edges.col[inside])), shape=edges.shape)
+    index, ring = neighbour_rings(cut)
+    offset = np.zeros((*index.shape, 2), np.float32)
+    if spots.xy is not None:
+        offset = relative_positions(spots.xy, index, ring)
+    module.set_context(padded, index, ring, offset)
+
+
+def _section_codes(spots: Spots, key: str) -> NDArray[np.int64]:
+    """Number of each spot's section."""
+    if spots.sample is None:
+        logger.warning("obs has no column %r: all %d spots are taken to be of one section.", key, len(spots))
+        return np.zeros(len(spots), np.int64)
+    codes, _ = pd.factorize(spots.sample)
+    if (codes < 0).any():
+        msg = f"obs[{key!r}] has {int((codes < 0).sum())} missing values; every spot needs a section."
+        raise ValueError(msg)
+    return codes.astype(np.int64)

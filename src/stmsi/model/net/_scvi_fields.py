@@ -1,0 +1,65 @@
+"""The fields of an AnnData that the network reads, as scvi-tools registers them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from scvi import REGISTRY_KEYS
+from scvi.data.fields import (
+    CategoricalJointObsField,
+    CategoricalObsField,
+    LayerField,
+    NumericalJointObsField,
+    NumericalObsField,
+    ObsmField,
+)
+
+from stmsi.model.net.modules._hurdle import CLUSTER_KEY, FEATURES_KEY, METABOLITES_KEY, PRESENCE_KEY
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from stmsi.model.shared._setup import Setup
+
+ROW_KEY = "_indices"
+"""Column of ``obs`` with the row of each spot, as scvi-tools calls it."""
+
+
+class OptionalObsmField(ObsmField):
+    """A field of ``obsm`` that query data need not have.
+
+    Training data register it as usual. When the setup is transferred to data without it, the column names of the
+    training data are kept and nothing is read; data loaders must then not ask for the field.
+    """
+
+    def transfer_field(self, state_registry: dict[str, Any], adata_target: AnnData, **kwargs: Any) -> dict[str, Any]:
+        """Transfer the field where the target has it."""
+        if self.attr_key in getattr(adata_target, self.attr_name):
+            return super().transfer_field(state_registry, adata_target, **kwargs)
+        return {self.COLUMN_NAMES_KEY: list(state_registry[self.COLUMN_NAMES_KEY])}
+
+
+def scvi_fields(adata: AnnData, setup: Setup) -> list[Any]:
+    """The fields of a setup."""
+    fields: list[Any] = [
+        LayerField(REGISTRY_KEYS.X_KEY, setup.layer, is_count_data=False),
+        OptionalObsmField(METABOLITES_KEY, setup.metabolite_key),
+    ]
+    if setup.presence_key is not None:
+        fields.append(OptionalObsmField(PRESENCE_KEY, setup.presence_key))
+    fields.append(NumericalObsField(REGISTRY_KEYS.INDICES_KEY, ROW_KEY))
+    fields += [ObsmField(f"{FEATURES_KEY}_{i}", key) for i, key in enumerate(setup.feature_key)]
+    if setup.cluster_key is not None:
+        fields.append(CategoricalObsField(CLUSTER_KEY, setup.cluster_key))
+    numeric = [k for k in setup.covariate_keys if _is_number(adata.obs[k])]
+    categorical = [k for k in setup.covariate_keys if k not in numeric]
+    if categorical:
+        fields.append(CategoricalJointObsField(REGISTRY_KEYS.CAT_COVS_KEY, categorical))
+    if numeric:
+        fields.append(NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, numeric))
+    return fields
+
+
+def _is_number(column: pd.Series) -> bool:
+    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)

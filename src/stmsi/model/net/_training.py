@@ -1,0 +1,406 @@
+"""How the network is trained: passes, early stopping, refit, interrupts, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping
+from scvi.model.base import UnsupervisedTrainingMixin
+
+from stmsi._core.learning.folds import held_out_group, inner_groups, sections_or_blocks
+from stmsi._data.tables import require_sample
+from stmsi._progress import current_display
+from stmsi._settings import logger, settings
+from stmsi.model.net._calibration import NetCalibration
+from stmsi.model.net._callbacks import AverageWeights, EpochBar, KeepBestWeights
+from stmsi.model.net._neighbour_context import CONTEXT_COMPONENTS
+from stmsi.model.net._surroundings import plain_interrupts, quiet, seeded, threads
+from stmsi.model.net._training_inputs import (
+    check_checkpoint,
+    linear_path,
+    merge_calibration,
+    section_moments,
+    some_metabolites,
+)
+from stmsi.model.net.modules._hurdle import Stage
+from stmsi.model.shared._fitted_state import FittedState
+from stmsi.model.shared._persistence import save_model
+from stmsi.model.shared._spot_features import SpotFeatures
+from stmsi.model.shared._spot_input import Spots, read_spots
+from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, training_rows
+from stmsi.model.shared._training_data import require_data, signature_of, start_state, summarise_training
+
+if TYPE_CHECKING:
+    from numpy.typing import ArrayLike, NDArray
+
+_COMPONENTS = 50
+"""Components of the space in which clusters are assigned and out-of-distribution spots found."""
+_DECAY = 0.98
+"""Of averaged weights: they reach back some 50 steps."""
+
+
+@dataclass(frozen=True)
+class _Start:
+    """Where a warm start begins."""
+
+    weights: dict[str, Any]
+    state: FittedState
+    platt: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What one call of ``train`` works on: all spots and targets, the rows used, the start, the folder for checkpoints."""
+
+    spots: Spots
+    targets: Targets
+    rows: NDArray[np.int64]
+    validation: NDArray[np.int64]
+    start: _Start | None
+    directory: Path | None
+
+
+class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
+    """Training of :class:`stmsi.model.HurdleNet`, which says what module and data there are."""
+
+    history_: dict[str, Any] | None
+    is_trained_: bool
+
+    def train(  # type: ignore[override]
+        self,
+        train_idx: ArrayLike | None = None,
+        validation_idx: ArrayLike | None = None,
+        *,
+        max_epochs: int = 150,
+        early_stopping: bool = True,
+        patience: int = 20,
+        batch_size: int = 128,
+        lr: float = 3e-3,
+        weight_decay: float = 1e-3,
+        weight_averaging: bool = False,
+        refit: bool = True,
+        warm_start: bool = False,
+        checkpoint_dir: str | Path | None = None,
+        n_threads: int = 1,
+        accelerator: str = "auto",
+        devices: int | list[int] | str = "auto",
+        precision: str = "32-true",
+        compile: bool = False,
+        show_progress_bar: bool | None = None,
+        plan_kwargs: dict[str, Any] | None = None,
+        **trainer_kwargs: Any,
+    ) -> None:
+        """Train both stages.
+
+        Parameters
+        ----------
+        train_idx
+            Spots to train on (positions or mask); `None`: all with MSI that are not in `validation_idx`.
+        validation_idx
+            Spots for early stopping, thresholds and intervals; `None`: one group of whole sections (a spatial block of
+            each section where there are fewer than three) is taken out of the training spots.
+        max_epochs
+            Passes over the training spots at most; with ``training="two_stage"`` of each stage.
+        early_stopping
+            Stop when the validation loss has not fallen for `patience` epochs.
+        patience
+            See `early_stopping`.
+        batch_size
+            Spots in a step.
+        lr, weight_decay
+            Of AdamW.
+        weight_averaging
+            Validate and keep an exponential moving average of the weights (over some 50 steps).
+        refit
+            Where the validation spots were taken out of the training spots: train once more on all of them, from the
+            start, for as many epochs as were best. Calibration stays that of the held-out spots.
+        warm_start
+            Go on from the weights that the model has, with its genes and scaling, after an interrupted training or from a
+            checkpoint. The optimizer begins anew. Pass the same `train_idx` and `validation_idx`.
+        checkpoint_dir
+            Folder into which the model is saved, calibrated, whenever the validation loss has fallen (with
+            ``training="two_stage"`` in the second stage); it replaces the one before, whole or not at all.
+            :func:`stmsi.model.load` reads it. It is not the refitted model: save that one yourself.
+        n_threads
+            CPU threads of torch. The steps are small, so that on a busy machine more threads cost up to ten times
+            what they bring; one also makes sums independent of the machine.
+        accelerator, devices
+            As for Lightning.
+        precision
+            As for Lightning, such as ``"bf16-mixed"`` or ``"16-mixed"`` on a GPU. Losses and predictions are always computed
+            in 32 bits.
+        compile
+            Compile the module with :func:`torch.compile`, which takes a C++ compiler and a minute, and pays off on a GPU only.
+        show_progress_bar
+            `None` follows ``stmsi.settings.progress_bar``.
+        plan_kwargs
+            Passed on to :class:`scvi.train.TrainingPlan`.
+        **trainer_kwargs
+            Passed on to :class:`scvi.train.Trainer`.
+
+        Raises
+        ------
+        ValueError
+            No training spot has MSI, or none is left for validation; `warm_start` where no held-out spots are left.
+        RuntimeError
+            The validation loss was never finite, or `warm_start` without a trained model.
+        FileExistsError
+            `checkpoint_dir` holds something else.
+
+        Notes
+        -----
+        When an interrupt (Ctrl+C, the stop button of a notebook) or an error ends training early, the model keeps the
+        weights that were best so far and is calibrated on the held-out spots, as with ``refit=False``; then the exception
+        is raised. It can predict, be saved, or go on with ``train(warm_start=True)``. Only if no epoch was validated before (with
+        ``training="two_stage"`` none of the second stage) is it left untrained. Interrupted while it is refitted, it is the
+        model before that.
+        """
+        adata = require_data(self.adata)
+        if max_epochs < 1:
+            msg = f"max_epochs must be at least 1, found {max_epochs!r}."
+            raise ValueError(msg)
+        directory = check_checkpoint(checkpoint_dir)
+        if warm_start and self.state.training.get("refit", True):
+            msg = (
+                "The model was refitted on all its spots (refit=True), so that none are left which decide when to stop and "
+                "calibrate. Go on from an interrupted training, a checkpoint or train(refit=False), or use fine_tune for new data."
+            )
+            raise ValueError(msg)
+        setup = self._setup
+        spots, targets = read_spots(adata, setup), read_targets(adata, setup)
+        rows, validation = training_rows(targets, train_idx, validation_idx)
+        given = validation is not None
+        if validation is None:
+            sample = require_sample(adata, setup.sample_key)[rows]
+            xy = None if spots.xy is None else spots.xy[rows]
+            measured = ~np.isnan(targets.intensity[rows])
+            held_out = held_out_group(sample, xy, measured, seed=self._hyper["rng"])
+            rows, validation = rows[~held_out], rows[held_out]
+        plan_kwargs = {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay, "compile": compile} | (
+            plan_kwargs or {}
+        )
+        options = {
+            "accelerator": accelerator, "devices": devices, "n_threads": n_threads, "batch_size": batch_size, "plan_kwargs": plan_kwargs,
+            "enable_progress_bar": settings.progress_bar if show_progress_bar is None else show_progress_bar,
+            "precision": precision, "decay": _DECAY if weight_averaging else None, **trainer_kwargs,
+        }  # fmt: skip
+        start = _Start(deepcopy(self.module.state_dict()), self.state, self.platt_) if warm_start else None
+        run = _Run(spots, targets, rows, validation, start, directory)
+        best_epochs = self._learn(run, max_epochs=max_epochs, patience=patience if early_stopping else None, **options)
+        # a linear path wants all spots even where no epoch beat it
+        if not given and refit and (start is None or max(best_epochs)):
+            self._refit(run, best_epochs, **options)
+
+    def _learn(self, run: _Run, *, max_epochs: int, patience: int | None, **options: Any) -> list[int]:
+        """Train, stop early, keep the best weights, calibrate; the number of epochs that was best for each stage."""
+        self._prepare(run, run.rows, run.validation)
+        callbacks = options.pop("callbacks", [])
+        stages, epochs = self._passes(run), list[int]()
+        # a correction, or better weights, must first beat what training begins with
+        has_start = run.start is not None or self._hyper["residual"] is not None
+        for stage in stages:
+            last = stage == stages[-1]
+            best = KeepBestWeights(on_better=self._checkpointer(run, sum(epochs)) if last else None)
+            # Lightning's own, as that of scvi-tools prints its verdict past every logger
+            stop = [] if patience is None else [EarlyStopping("validation_loss", patience=patience)]
+            try:
+                self._fit(
+                    stage, run.rows, run.validation, best, max_epochs=max_epochs, callbacks=[*callbacks, *stop],
+                    check_val_every_n_epoch=1, num_sanity_val_steps=-1 if has_start and stage != "presence" else 0, **options,
+                )  # fmt: skip
+            except BaseException:
+                if last and best.found:
+                    best.restore(self.module)
+                    self._settle(run, sum(epochs) + best.best_epoch + 1)
+                    logger.warning(
+                        "Training ended early; the model keeps the weights of epoch %d and is calibrated.",
+                        best.best_epoch + 1,
+                    )
+                else:
+                    self.state_, self.platt_, self.is_trained_ = None, None, False
+                raise
+            best.restore(self.module)
+            if not best.found or not all(bool(torch.isfinite(p).all()) for p in self.module.parameters()):
+                self.state_, self.platt_, self.is_trained_ = None, None, False
+                msg = "The validation loss was never finite; lower lr, and look for extreme intensities."
+                raise RuntimeError(msg)
+            epochs.append(best.best_epoch + 1)
+            n_epochs = len(self.history["validation_loss"]) if epochs[-1] or stage == stages[0] else 0
+            logger.info("Best validation loss in epoch %d of %d.", epochs[-1], n_epochs)
+        self._settle(run, sum(epochs))
+        return epochs
+
+    def _refit(self, run: _Run, epochs: list[int], **options: Any) -> None:
+        """Train once more on all spots, from the start; calibration stays."""
+        module, state, platt, history = self.module, self.state, self.platt_, self.history
+        try:
+            rows = np.sort(np.concatenate([run.rows, run.validation]))
+            self._prepare(run, rows, rows[:0])
+            for stage, n in zip(self._passes(run), epochs, strict=True):
+                if n:
+                    self._fit(stage, rows, rows[:0], KeepBestWeights(), max_epochs=n, **options)
+            self.platt_ = platt
+            self._remember(rows)
+            self._carry_over(state)
+            if not all(bool(torch.isfinite(p).all()) for p in self.module.parameters()):
+                msg = "The weights left all bounds when training once more on all spots; lower lr, or pass refit=False."
+                raise RuntimeError(msg)
+            assert self.adata is not None
+            self.state.training = state.training | summarise_training(self.adata, self._setup, rows) | {"refit": True}
+        except BaseException:
+            self.module, self.state_, self.platt_ = module, state, platt
+            logger.warning("Training on all spots did not end; the model is the one before that.")
+            raise
+        finally:
+            self.history_, self.is_trained_ = history, True
+            self.module.eval()
+
+    def _passes(self, run: _Run) -> tuple[Stage, ...]:
+        """What is trained, one after the other."""
+        # trained once, the two encoders no longer depend on each other
+        two = self._hyper["training"] == "two_stage" and run.start is None
+        return ("presence", "intensity") if two else ("joint",)
+
+    def _checkpointer(self, run: _Run, epochs: int) -> Callable[[int], None] | None:
+        """Function that writes the model as it is."""
+        if run.directory is None:
+            return None
+
+        def write(n: int) -> None:
+            trained = self.is_trained_
+            with self.module.kept_rows():
+                self._settle(run, epochs + n)
+                assert run.directory is not None
+                save_model(self, run.directory, overwrite=True)
+            self.is_trained_ = trained
+
+        return write
+
+    def _settle(self, run: _Run, epochs: int) -> None:
+        """Calibrate the weights as they are, and say what they were trained on."""
+        assert self.adata is not None
+        self.module.eval()
+        validation = run.spots.take(run.validation)
+        earlier: dict[str, Any] = {}
+        if run.start is None:
+            self._fit_calibration(validation, run.targets, run.rows, run.validation)
+        else:
+            old, platt = run.start.state, run.start.platt
+            assert platt is not None
+            columns = run.targets.metabolites.get_indexer(old.metabolites)
+            at = np.asarray(~np.isnan(run.targets.presence[run.validation][:, columns]).all(axis=0))
+            self.state_ = some_metabolites(old, at)
+            self._fit_calibration(validation, run.targets, run.rows, run.validation)
+            self.state_, fitted, self.platt_ = merge_calibration(old, self.state, at), self.platt_, platt.copy()
+            self.platt_[at] = fitted
+            earlier = {k: v for k, v in old.training.items() if k == "fine_tuned_from"}
+        summary = summarise_training(self.adata, self._setup, run.rows)
+        self.state.training = summary | {"epochs": epochs, "refit": False} | earlier
+        self.is_trained_ = True
+
+    def _prepare(self, run: _Run, rows: NDArray[np.int64], validation: NDArray[np.int64]) -> None:
+        """Module and state before the first step: fitted to the training spots, or those that training starts from."""
+        assert self.adata is not None
+        setup, start, all_targets = self._setup, run.start, run.targets
+        sample = require_sample(self.adata, setup.sample_key)
+        if start is None:
+            targets, train = drop_unmeasured(all_targets, rows), run.spots.take(rows)
+            labels, signature = signature_of(self.adata, setup)
+            many = self._uses_context or self._hyper["residual"] is not None
+            n_components = CONTEXT_COMPONENTS if many else _COMPONENTS
+            features = SpotFeatures(self._hyper["n_top_genes"], n_components, self._hyper["rng"])
+            features.fit(replace(train, graph=None), labels, signature)
+            self.module = self._new_module()
+            self._set_buffers(features, labels, signature, targets, all_targets.metabolites.isin(targets.metabolites))
+            self.state_ = start_state(self.adata, setup, targets, features, train)
+        else:
+            self.module = self._new_module()
+            self.module.load_state_dict(start.weights)
+            self.state_ = start.state
+        present = all_targets.where_present()
+        if self._hyper["standardise"] == "sample":
+            code, mean, scale, trained = section_moments(present, sample, rows, validation)
+            self.module.set_sections(code, mean, scale)
+            self._set_target_moments(mean[trained], scale[trained], present[rows], fresh=start is None)
+        else:
+            code = np.zeros(len(present), np.int64)
+            mean, scale = (b.numpy()[None] for b in (self.module.target_mean, self.module.target_scale))
+        if self._hyper["residual"] is not None and start is None:
+            standardised = ((present - mean[code]) / scale[code])[rows]
+            make_groups = sections_or_blocks if train.xy is None else inner_groups
+            groups = make_groups(sample[rows], train.xy, seed=self._hyper["rng"])
+            units = np.unique(sample[rows], return_inverse=True)[1]
+            weight, bias = linear_path(
+                self.state.features,
+                train,
+                all_targets.presence[rows],
+                standardised,
+                groups,
+                units,
+                len(self.module.gene_index),
+            )
+            self.module.set_linear_path(weight, bias)
+        if self._uses_context:
+            rest = np.setdiff1d(np.arange(self.adata.n_obs), np.concatenate([rows, validation]))
+            self._set_context(run.spots, self.state.features, [rows, validation, rest])
+        self.is_trained_, self.history_ = False, None
+
+    def _set_target_moments(
+        self, mean: NDArray[np.float64], scale: NDArray[np.float64], present: NDArray[np.float64], *, fresh: bool
+    ) -> None:
+        """The scale of predictions: the mean over the training sections, where these have the metabolite."""
+        module, known = self.module, ~np.isnan(present).all(axis=0)
+        if fresh:
+            module.set_buffers(target_mean=mean.mean(axis=0), target_scale=scale.mean(axis=0))
+            return
+        module.set_buffers(
+            target_mean=np.where(known, mean.mean(axis=0), module.target_mean.numpy()),
+            target_scale=np.where(known, scale.mean(axis=0), module.target_scale.numpy()),
+        )
+
+    def _fit(
+        self,
+        stage: Stage,
+        rows: NDArray[np.int64],
+        validation: NDArray[np.int64],
+        best: KeepBestWeights,
+        *,
+        batch_size: int,
+        n_threads: int,
+        decay: float | None,
+        callbacks: Sequence[Callback] = (),
+        **options: Any,
+    ) -> None:
+        """Gradient steps on the module as it is."""
+        assert self.adata is not None
+        rest = np.setdiff1d(np.arange(self.adata.n_obs), np.concatenate([rows, validation]))
+        # one or two spots left over for the last step would make its gradient noise
+        while 0 < len(rows) % batch_size < 3 and len(rows) > batch_size:
+            batch_size += 1
+        # the average must still be in place when the best weights are looked for
+        average = [] if decay is None else [AverageWeights(decay)]
+        display = current_display()
+        if display is not None and options.get("enable_progress_bar"):
+            options["enable_progress_bar"] = False
+            callbacks = [*callbacks, EpochBar(display)]
+        self.module.begin(stage)
+        try:
+            with seeded(self._hyper["rng"]), quiet(), threads(n_threads), plain_interrupts():
+                UnsupervisedTrainingMixin.train(
+                    self,
+                    batch_size=batch_size,
+                    datasplitter_kwargs={"external_indexing": [rows, validation, rest]},
+                    callbacks=[best, *average, *callbacks],
+                    **options,
+                )
+            if best.exception is not None:  # some versions of Lightning keep an interrupt to themselves
+                raise best.exception
+        finally:
+            self.module.begin("joint")
+            self.module.eval()

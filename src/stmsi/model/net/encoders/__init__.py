@@ -1,0 +1,47 @@
+"""Encoders: what turns a spot into an embedding. Adding one takes a file here and a line in the registry."""
+
+from stmsi.model.net.encoders._crossmodal import CrossModalEncoder
+from stmsi.model.net.encoders._deepset import DeepSetEncoder
+from stmsi.model.net.encoders._encoder import (
+    Context,
+    Encoder,
+    MetaboliteEncoder,
+    Queries,
+    SectionContext,
+    SectionKeys,
+    Sizes,
+)
+from stmsi.model.net.encoders._graph import GraphEncoder
+from stmsi.model.net.encoders._mlp import MLPEncoder
+from stmsi.model.net.encoders._niche import NicheEncoder
+from stmsi.model.net.encoders._section import SectionEncoder
+from stmsi.model.net.encoders._transformer import TransformerEncoder
+
+ENCODERS: dict[str, type[Encoder]] = {
+    "mlp": MLPEncoder,
+    "transformer": TransformerEncoder,
+    "graph": GraphEncoder,
+    "deepset": DeepSetEncoder,
+    "niche": NicheEncoder,
+    "section": SectionEncoder,
+    "crossmodal": CrossModalEncoder,
+}
+"""Name for ``HurdleNet(encoder=...)`` -> class."""
+
+__all__ = [
+    "ENCODERS",
+    "Context",
+    "CrossModalEncoder",
+    "DeepSetEncoder",
+    "Encoder",
+    "GraphEncoder",
+    "MLPEncoder",
+    "MetaboliteEncoder",
+    "NicheEncoder",
+    "Queries",
+    "SectionContext",
+    "SectionEncoder",
+    "SectionKeys",
+    "Sizes",
+    "TransformerEncoder",
+]

@@ -1,0 +1,449 @@
+"""The hurdle model as a scvi-tools module."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+
+import torch
+from scvi import REGISTRY_KEYS
+from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from torch import nn
+from torch.nn.functional import one_hot
+
+from stmsi._core.learning.expression_space import TARGET_SUM
+from stmsi.model.net.encoders import ENCODERS, Context, MetaboliteEncoder, Queries, SectionContext, Sizes
+from stmsi.model.net.encoders._section import section_keys
+from stmsi.model.net.modules._heads import GroupedHead, LinearPath, SharedHead
+from stmsi.model.net.modules._losses import IntensityLoss, PresenceLoss, intensity_loss, presence_loss
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from stmsi.model.net.encoders import SectionEncoder
+    from stmsi.model.net.encoders._encoder import Summary
+
+METABOLITES_KEY = "metabolites"
+PRESENCE_KEY = "presence"
+CLUSTER_KEY = "cluster"
+FEATURES_KEY = "features"
+Stage: TypeAlias = Literal["joint", "presence", "intensity"]
+_CLIP = 10.0
+_SIGNATURE_WIDTH = 32
+_OF_SECTIONS = ("in_section", "section_rows", "section_start", "section_count")
+_OF_ROWS = ("components", "neighbours", "ring", "offset", "position", *_OF_SECTIONS)
+"""Buffers about the spots at hand."""
+
+
+class HurdleModule(BaseModuleClass):
+    """An encoder and two heads: presence and intensity, where asked for with the signature mask as an input of its own.
+
+    What is fitted to the training spots before the gradient steps (genes used, their scaling, target statistics,
+    signatures) are buffers, set by the model and saved with the weights.
+
+    Parameters
+    ----------
+    n_selected
+        Genes used.
+    n_metabolites
+        Outputs.
+    n_clusters
+        Clusters with a signature; 0 without.
+    n_cats_per_cov
+        Categories of each categorical covariate.
+    n_continuous
+        Numerical covariates.
+    n_components
+        Components of spots and neighbours, for encoders that read the neighbourhood or the section.
+    encoder
+        Name in the registry of encoders.
+    intensity_weight
+        Weight of the intensity loss beside the presence loss.
+    encoder_kwargs
+        Options of the encoder.
+    n_features
+        Columns of each further set of features.
+    presence_loss, intensity_loss
+        See :mod:`stmsi.model.net.modules._losses`.
+    two_stage
+        Whether the intensity has an encoder of its own.
+    linear_path
+        Whether the heads correct a linear prediction; they then begin at 0.
+    signature_stages
+        Heads that see the signature mask.
+    has_prior
+        Whether the encoder is told which genes belong to which metabolite.
+    """
+
+    def __init__(
+        self,
+        n_selected: int,
+        n_metabolites: int,
+        n_clusters: int = 0,
+        n_cats_per_cov: tuple[int, ...] = (),
+        n_continuous: int = 0,
+        n_components: int = 0,
+        encoder: str = "mlp",
+        intensity_weight: float = 1.0,
+        encoder_kwargs: dict[str, Any] | None = None,
+        n_features: tuple[int, ...] = (),
+        presence_loss: PresenceLoss = "bce",
+        intensity_loss: IntensityLoss = "mse",
+        two_stage: bool = False,
+        linear_path: bool = False,
+        signature_stages: Sequence[str] = ("presence",),
+        has_prior: bool = False,
+    ) -> None:
+        super().__init__()
+        self.n_features = tuple(n_features)
+        self.presence_loss, self.intensity_loss = presence_loss, intensity_loss
+        self.stage: Stage = "joint"
+        self.n_cats_per_cov = tuple(n_cats_per_cov)
+        self.n_clusters = n_clusters
+        self.intensity_weight = intensity_weight
+        self.register_buffer("gene_index", torch.zeros(n_selected, dtype=torch.long))
+        self.register_buffer("gene_mean", torch.zeros(n_selected))
+        self.register_buffer("gene_scale", torch.ones(n_selected))
+        self.register_buffer("covariate_mean", torch.zeros(n_continuous))
+        self.register_buffer("covariate_scale", torch.ones(n_continuous))
+        self.register_buffer("feature_mean", torch.zeros(sum(n_features)))
+        self.register_buffer("feature_scale", torch.ones(sum(n_features)))
+        self.register_buffer("signature", torch.zeros(max(n_clusters, 1), n_selected))
+        self.register_buffer("target_mean", torch.zeros(n_metabolites))
+        self.register_buffer("target_scale", torch.ones(n_metabolites))
+        self.register_buffer("positive_weight", torch.ones(n_metabolites))
+        # of the spots at hand, whoever they are: set anew for each data set and not saved
+        self.register_buffer("components", torch.empty(0, n_components), persistent=False)
+        self.register_buffer("neighbours", torch.empty(0, 0, dtype=torch.long), persistent=False)
+        self.register_buffer("ring", torch.empty(0, 0, dtype=torch.long), persistent=False)
+        self.register_buffer("offset", torch.empty(0, 0, 2), persistent=False)
+        self.register_buffer("position", torch.empty(0, 2), persistent=False)
+        for name in _OF_SECTIONS:
+            self.register_buffer(name, torch.empty(0, dtype=torch.long), persistent=False)
+        self._summary: list[Summary] | None = None
+        # of the training sections, where targets are standardised in each
+        self.register_buffer("section", torch.empty(0, dtype=torch.long), persistent=False)
+        self.register_buffer("section_mean", torch.empty(0, n_metabolites), persistent=False)
+        self.register_buffer("section_scale", torch.empty(0, n_metabolites), persistent=False)
+        n_covariates = sum(n_cats_per_cov) + n_continuous + sum(n_features)
+        sizes = Sizes(n_selected, n_covariates, n_components, n_metabolites, has_prior)
+        self.encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {}))
+        self.intensity_encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {})) if two_stage else None
+        width = self.encoder.n_output
+        masked = n_clusters > 0 and not isinstance(self.encoder, MetaboliteEncoder)
+        self.signature_layer = nn.Linear(n_selected, _SIGNATURE_WIDTH) if masked else None
+        self.signature_stages = tuple(signature_stages) if masked else ()
+        seen = {s: _SIGNATURE_WIDTH if s in self.signature_stages else 0 for s in ("presence", "intensity")}
+        self.presence_head: nn.Module
+        self.intensity_head: nn.Module
+        if isinstance(self.encoder, MetaboliteEncoder):  # whose embeddings have seen the mask
+            self.presence_head, self.intensity_head = SharedHead(width, n_metabolites), SharedHead(width, n_metabolites)
+        elif self.encoder.is_grouped:
+            self.presence_head = GroupedHead(width, n_metabolites, seen["presence"])
+            self.intensity_head = GroupedHead(width, n_metabolites, seen["intensity"])
+        else:
+            self.presence_head = nn.Linear(width + seen["presence"], n_metabolites)
+            self.intensity_head = nn.Linear(width + seen["intensity"], n_metabolites)
+        self.linear_path = LinearPath(n_selected + sum(n_features), n_metabolites) if linear_path else None
+        if linear_path:
+            for parameter in (*self.presence_head.parameters(), *self.intensity_head.parameters()):
+                nn.init.zeros_(parameter)
+
+    def set_buffers(self, **values: Any) -> None:
+        """Fill buffers with statistics of the training spots."""
+        for name, value in values.items():
+            buffer = getattr(self, name)
+            buffer.copy_(torch.as_tensor(value, dtype=buffer.dtype))
+
+    def set_sections(self, code: NDArray[np.int64], mean: NDArray[np.float64], scale: NDArray[np.float64]) -> None:
+        """Section of all spots that batches will name by their row, and statistics by which targets are standardised there.
+
+        Parameters
+        ----------
+        code
+            Shape (spots,).
+        mean, scale
+            Shape (sections, metabolites).
+        """
+        self._set_rows(section=code, section_mean=mean, section_scale=scale)
+
+    def set_linear_path(self, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
+        """Weights on genes and features, shape (inputs, 2 x metabolites), and offsets of the prediction that the heads correct."""
+        assert self.linear_path is not None
+        self.linear_path.weight.copy_(torch.as_tensor(weight))
+        self.linear_path.bias.copy_(torch.as_tensor(bias))
+
+    def begin(self, stage: Stage) -> None:
+        """What the next gradient steps train: both stages, or one of them while the other is fixed.
+
+        The encoder of the intensity begins as that of the presence.
+        """
+        self.stage = stage
+        if self.intensity_encoder is None:
+            return
+        if stage == "intensity":
+            self.intensity_encoder.load_state_dict(self.encoder.state_dict())
+        for part in (self.intensity_encoder, self.intensity_head):
+            part.requires_grad_(stage != "presence")
+        presence = [self.encoder, self.presence_head, *([] if self.signature_layer is None else [self.signature_layer])]
+        for part in presence:
+            part.requires_grad_(stage != "intensity")
+
+    def set_context(
+        self,
+        components: NDArray[np.float32],
+        neighbours: NDArray[np.int64],
+        ring: NDArray[np.int64],
+        offset: NDArray[np.float32],
+    ) -> None:
+        """The neighbourhoods of all spots that batches will name by their row.
+
+        Parameters
+        ----------
+        components
+            Shape (spots, components).
+        neighbours, ring, offset
+            Row, ring and relative position of each spot's neighbours; shapes (spots, K), (spots, K), (spots, K, 2).
+        """
+        self._set_rows(components=components, neighbours=neighbours, ring=ring, offset=offset)
+
+    def set_section_context(
+        self, components: NDArray[np.float32], position: NDArray[np.float32], section: NDArray[np.int64]
+    ) -> None:
+        """The sections of all spots that batches will name by their row.
+
+        Parameters
+        ----------
+        components
+            Shape (spots, components).
+        position
+            In steps between spots, shape (spots, 2).
+        section
+            Number of each spot's section from 0, none left out; spots see those of the same number.
+        """
+        code = torch.as_tensor(section)
+        count = code.bincount()
+        self._set_rows(
+            components=components, position=position, in_section=code, section_rows=code.argsort(stable=True),
+            section_start=count.cumsum(0) - count, section_count=count,
+        )  # fmt: skip
+
+    @contextmanager
+    def kept_rows(self) -> Iterator[None]:
+        """What is known of the spots by row, as it was afterwards, whatever other spots are embedded inside."""
+        kept = {name: getattr(self, name) for name in _OF_ROWS}
+        try:
+            yield
+        finally:
+            for name, value in kept.items():
+                setattr(self, name, value)
+
+    def _set_rows(self, **values: Any) -> None:
+        for name, value in values.items():
+            old = getattr(self, name)
+            setattr(self, name, torch.as_tensor(value, dtype=old.dtype, device=old.device))
+
+    @contextmanager
+    def sections_summed_up(self) -> Iterator[None]:
+        """Sum up all sections once for all batches inside, in which neither weights nor spots may change."""
+        if self.encoder.uses_section:
+            self._summary = self._summarise(torch.arange(len(self.section_count), device=self.section_count.device))
+        try:
+            yield
+        finally:
+            self._summary = None
+
+    def _summarise(self, sections: torch.Tensor) -> list[Summary]:
+        encoder = cast("SectionEncoder", self.encoder)
+        start, count = self.section_start[sections], self.section_count[sections]
+        return encoder.summarise(
+            section_keys(
+                self.components, self.position, self.section_rows, start, count, encoder.n_keys, draw=self.training
+            )
+        )
+
+    def _section_context(self, row: torch.Tensor) -> SectionContext:
+        row = row.reshape(-1).long()
+        section, summary = self.in_section[row], self._summary
+        if summary is None:
+            sections, section = section.unique(return_inverse=True)
+            summary = self._summarise(sections)
+        return SectionContext(self.components[row], self.position[row], section, summary)
+
+    def _context(self, row: torch.Tensor) -> Context:
+        row = row.reshape(-1).long()
+        neighbours, ring = self.neighbours[row], self.ring[row]
+        around = self.components[neighbours.clamp(min=0)] * (ring > 0).unsqueeze(-1)
+        return Context(self.components[row], around, ring, self.offset[row])
+
+    def _get_inference_input(self, tensors: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, Any]:
+        return {
+            "x": tensors[REGISTRY_KEYS.X_KEY],
+            "cluster": tensors.get(CLUSTER_KEY),
+            "categorical": tensors.get(REGISTRY_KEYS.CAT_COVS_KEY),
+            "continuous": tensors.get(REGISTRY_KEYS.CONT_COVS_KEY),
+            "row": tensors.get(REGISTRY_KEYS.INDICES_KEY),
+            "features": self._features(tensors),
+        }
+
+    def _features(self, tensors: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        parts = [tensors[f"{FEATURES_KEY}_{i}"] for i in range(len(self.n_features))]
+        return torch.cat(parts, dim=1) if parts else None
+
+    def _get_generative_input(
+        self, tensors: dict[str, torch.Tensor], inference_outputs: dict[str, Any], **kwargs: Any
+    ) -> dict[str, Any]:
+        return inference_outputs
+
+    @auto_move_data
+    def inference(
+        self,
+        x: torch.Tensor,
+        cluster: torch.Tensor | None = None,
+        categorical: torch.Tensor | None = None,
+        continuous: torch.Tensor | None = None,
+        row: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor | None]:
+        """Embed spots from raw counts over the panel."""
+        return self.embed(self.expression(x), cluster, categorical, continuous, row, features)
+
+    def expression(self, x: torch.Tensor) -> torch.Tensor:
+        """Log-normalised expression of the genes used, standardised by the training spots: 0 is their mean."""
+        library = x.sum(dim=1, keepdim=True)
+        scaled = x[:, self.gene_index] * (TARGET_SUM / torch.where(library > 0, library, torch.ones_like(library)))
+        return ((torch.log1p(scaled) - self.gene_mean) / self.gene_scale).clamp(-_CLIP, _CLIP)
+
+    def signature_of(self, cluster: torch.Tensor) -> torch.Tensor | None:
+        """Signature mask of each spot's cluster, shape (spots, genes used); `None` where the model has none."""
+        return self.signature[cluster.reshape(-1).long()] if self.n_clusters else None
+
+    def embed(
+        self,
+        expression: torch.Tensor,
+        cluster: torch.Tensor | None = None,
+        categorical: torch.Tensor | None = None,
+        continuous: torch.Tensor | None = None,
+        row: torch.Tensor | None = None,
+        features: torch.Tensor | None = None,
+        *,
+        metabolites: torch.Tensor | None = None,
+        queries: Queries | None = None,
+    ) -> dict[str, torch.Tensor | None]:
+        """Embed spots from standardised expression; `row` names them in the context.
+
+        Encoders of one embedding per metabolite can be asked for some `metabolites` by position, or by `queries` for others
+        than those of the training data, whose positions are -1.
+        """
+        columns = [expression.new_zeros(len(expression), 0)]
+        if categorical is not None:
+            columns += [
+                one_hot(categorical[:, i].long(), n).to(expression.dtype) for i, n in enumerate(self.n_cats_per_cov)
+            ]
+        if continuous is not None:
+            columns.append((continuous - self.covariate_mean) / self.covariate_scale)
+        linear = [expression]
+        if features is not None:
+            features = (features - self.feature_mean) / self.feature_scale
+            columns.append(features)
+            linear.append(features)
+        context: Context | SectionContext | None = None
+        if row is not None and self.encoder.uses_graph:
+            context = self._context(row)
+        elif row is not None and self.encoder.uses_section:
+            context = self._section_context(row)
+        covariates = torch.cat(columns, dim=1)
+        mask = None if cluster is None else self.signature_of(cluster)
+        if isinstance(self.encoder, MetaboliteEncoder):
+            queries = queries or self.encoder.ask(metabolites)
+            embedding = self.encoder(expression, covariates, context, mask=mask, queries=queries)
+            outputs: dict[str, torch.Tensor | None] = {"embedding": embedding, "metabolites": metabolites}
+        else:
+            outputs = {"embedding": self.encoder(expression, covariates, context), "mask": mask}
+        if self.intensity_encoder is not None and self.stage != "presence":
+            outputs["intensity_embedding"] = self.intensity_encoder(expression, covariates, context)
+        if self.linear_path is not None:
+            outputs["linear"] = self.linear_path(torch.cat(linear, dim=1))
+        return outputs
+
+    @auto_move_data
+    def generative(
+        self,
+        embedding: torch.Tensor,
+        mask: torch.Tensor | None = None,
+        intensity_embedding: torch.Tensor | None = None,
+        linear: torch.Tensor | None = None,
+        metabolites: torch.Tensor | None = None,
+    ) -> dict[str, torch.Tensor]:
+        """Both stages from the embedding: log-odds of presence, standardised intensity given presence."""
+        if isinstance(self.encoder, MetaboliteEncoder):
+            logit, mean = self.presence_head(embedding, metabolites), self.intensity_head(embedding, metabolites)
+        else:
+            logit, mean = self._read(embedding, mask, intensity_embedding)
+        if linear is not None:
+            linear_logit, linear_mean = linear.chunk(2, dim=1)
+            if metabolites is not None:
+                linear_logit, linear_mean = linear_logit[:, metabolites], linear_mean[:, metabolites]
+            logit, mean = logit + linear_logit, mean + linear_mean
+        return {"logit": logit, "mean": mean}
+
+    def _read(
+        self, embedding: torch.Tensor, mask: torch.Tensor | None, intensity_embedding: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Both heads on one embedding per spot."""
+        inputs = {"presence": embedding, "intensity": embedding if intensity_embedding is None else intensity_embedding}
+        if self.signature_layer is not None and self.signature_stages:
+            signature = self.signature_layer(mask)
+            inputs |= {stage: torch.cat([inputs[stage], signature], dim=1) for stage in self.signature_stages}
+        return self.presence_head(inputs["presence"]), self.intensity_head(inputs["intensity"])
+
+    def read_out(self, **outputs: Any) -> dict[str, torch.Tensor]:
+        """What is predicted from embeddings: retrieved where the encoder keeps training spots, else that of the heads."""
+        bank = self.encoder.bank
+        if bank is None:
+            return self.generative(**outputs)
+        logit, mean = bank.look_up(outputs["embedding"])
+        # on the scale of the head, which a class-balanced loss trains
+        return {"logit": logit + self.positive_weight.log(), "mean": mean}
+
+    def targets(self, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Standardised intensity and presence of a batch, NaN where not covered; each of shape (spots, metabolites)."""
+        measured = tensors[METABOLITES_KEY]
+        if PRESENCE_KEY in tensors:
+            present = torch.where(torch.isnan(measured), measured, tensors[PRESENCE_KEY])
+        else:
+            present = torch.where(torch.isnan(measured), measured, (measured > 0).to(measured.dtype))
+        mean, scale = self.target_mean, self.target_scale
+        if len(self.section):
+            section = self.section[tensors[REGISTRY_KEYS.INDICES_KEY].reshape(-1).long()]
+            mean, scale = self.section_mean[section], self.section_scale[section]
+        return (measured - mean) / scale, present
+
+    def loss(
+        self,
+        tensors: dict[str, torch.Tensor],
+        inference_outputs: dict[str, Any],
+        generative_outputs: dict[str, torch.Tensor],
+    ) -> LossOutput:
+        """Presence loss plus weighted intensity loss (while one stage is trained, that of this stage), plus the encoder's own."""
+        target, present = self.targets(tensors)
+        # in full precision, also where the network runs in half
+        logit, predicted = generative_outputs["logit"].float(), generative_outputs["mean"].float()
+        presence = presence_loss(logit, present, self.positive_weight, self.presence_loss)
+        intensity = intensity_loss(predicted, target, present, self.intensity_loss)
+        weighted = self.intensity_weight * intensity
+        loss = {"joint": presence + weighted, "presence": presence, "intensity": weighted}[self.stage]
+        metrics = {"presence_loss": presence.detach(), "intensity_loss": intensity.detach()}
+        auxiliary = self.encoder.auxiliary_loss(inference_outputs["embedding"], target, present)
+        if auxiliary is not None:
+            loss = loss + auxiliary
+            metrics["auxiliary_loss"] = auxiliary.detach()
+        return LossOutput(
+            loss=loss,
+            reconstruction_loss=intensity.expand(len(target)),
+            n_obs_minibatch=len(target),
+            extra_metrics=metrics,
+        )

@@ -1,0 +1,1 @@
+"""What all models share: input from AnnData, targets, trained state, model files, the base class."""

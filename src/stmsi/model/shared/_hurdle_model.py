@@ -1,0 +1,463 @@
+"""What all models share: calibration on held-out spots, and the calls that predict."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+import pandas as pd
+from scipy.special import ndtr, ndtri
+
+from stmsi._core.learning.folds import sections_or_blocks
+from stmsi._core.learning.hurdle import best_f1_threshold, hurdle_mean
+from stmsi._core.metrics.intensity import pearson
+from stmsi._core.metrics.presence import auroc, prevalence
+from stmsi._core.uncertainty.conformal import GroupConformal
+from stmsi._core.uncertainty.copula import HurdleCopula
+from stmsi._data.checks import check_choice, listing
+from stmsi._data.tables import require_sample
+from stmsi._settings import logger
+from stmsi.model.shared._fitted_state import FittedState
+from stmsi.model.shared._persistence import load_as, model_card, read_card, save_model
+from stmsi.model.shared._spot_input import Spots, read_spots
+from stmsi.model.shared._targets import Targets
+
+if TYPE_CHECKING:
+    import xarray as xr
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from stmsi.model.shared._training_data import TrainingData
+
+MIN_GENES = 0.5
+"""Share of the training genes that a query must have when nothing else is said."""
+
+_F1_TOLERANCE = 0.05
+"""Share of the best F1 given up for a lower threshold. F1 is flat at its best, and a false zero costs all that the
+probability tells there."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Held-out predictions of training spots, what was measured there, and where they lie."""
+
+    targets: Targets
+    probability: NDArray[np.float64]
+    intensity: NDArray[np.float64]
+    sample: NDArray[Any]
+    xy: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Both stages and what follows from them, each a DataFrame spots x metabolites; `ood` one value a spot."""
+
+    presence: pd.DataFrame
+    intensity: pd.DataFrame
+    expected: pd.DataFrame
+    lower: pd.DataFrame
+    upper: pd.DataFrame
+    ood: NDArray[np.float64]
+    missing_genes: float
+
+
+class HurdleModel:
+    """The calls that every model answers; the families differ in how they train and in `_stages`."""
+
+    state_: FittedState | None = None
+    adata: AnnData | None
+    _about: Mapping[str, Any] = {}  # what the user says of the model: licence, notes
+    _evidence: HeldOut | None = None  # of the last calibration, from which the copula is fitted
+
+    @abstractmethod
+    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Probability of presence and intensity given presence, each of shape (spots, metabolites)."""
+
+    def _held_out_stages(self) -> NDArray[np.float64] | None:
+        """Both stages for every training spot, predicted without it, where training has left them behind.
+
+        Of shape (2, spots, metabolites), NaN where there was none.
+        """
+        return None
+
+    @abstractmethod
+    def _contains_training_profiles(self) -> bool:
+        """Whether a saved model holds training spots as they are."""
+
+    @abstractmethod
+    def _write(self, directory: Path) -> None:
+        """Write everything but the model card."""
+
+    @classmethod
+    @abstractmethod
+    def _read(cls, directory: Path, adata: AnnData | None) -> Self:
+        """The model that :meth:`_write` wrote."""
+
+    @classmethod
+    def _reads_graph(cls, params: Mapping[str, Any]) -> bool:  # noqa: ARG003
+        """Whether a model with these hyper-parameters can be set up with a neighbourhood graph."""
+        return True
+
+    @classmethod
+    def _reads_prior(cls, params: Mapping[str, Any]) -> bool:  # noqa: ARG003
+        """Whether a model with these hyper-parameters can be set up with a knowledge prior."""
+        return False
+
+    @property
+    def state(self) -> FittedState:
+        """What training left behind."""
+        if self.state_ is None:
+            msg = f"The {type(self).__name__} is not trained; call .train() first."
+            raise RuntimeError(msg)
+        return self.state_
+
+    @property
+    def metabolites(self) -> list[str]:
+        """Ids of the metabolites that the model predicts."""
+        return list(self.state.metabolites)
+
+    @property
+    def card(self) -> dict[str, Any]:
+        """The model card: what the model is, what it was trained on, and how well held-out spots were predicted.
+
+        A saved model has it as ``stmsi.json`` in its folder. The entries are ``format``, ``class``, ``stmsi``, ``params``
+        (hyper-parameters and seed), ``setup``, ``training`` (spots, sections, date, versions, how intensities were
+        made), ``genes``, ``metabolites`` (each with m/z and held-out scores), ``held_out``,
+        ``contains_training_profiles``, ``note`` and, where they were given to :meth:`save`, ``license`` and ``about``.
+        """
+        return model_card(self)
+
+    def predict_presence(self, adata: AnnData | None = None, *, min_genes: float = MIN_GENES) -> pd.DataFrame:
+        """Calibrated probability that each metabolite is present in each spot.
+
+        Parameters
+        ----------
+        adata
+            Spots to predict; `None`: the training data. Any gene order, symbols or Ensembl ids; no MSI is needed.
+            Genes that are missing are imputed at their training mean.
+        min_genes
+            Share of the training genes that must be there.
+
+        Returns
+        -------
+        DataFrame spots x metabolites, float32, 0 to 1.
+
+        Raises
+        ------
+        RuntimeError
+            The model is not trained.
+        ValueError
+            Too few genes, or no genes in common.
+        KeyError
+            A graph or covariate that the model uses is not there.
+        """
+        return self._predict_all(adata, min_genes=min_genes).presence
+
+    def predict_intensity(self, adata: AnnData | None = None, *, min_genes: float = MIN_GENES) -> pd.DataFrame:
+        """Mean intensity given that the metabolite is present, on the scale of the training intensities.
+
+        Parameters
+        ----------
+        adata, min_genes
+            As for :meth:`predict_presence`.
+
+        Returns
+        -------
+        DataFrame spots x metabolites, float32, at least 0.
+        """
+        return self._predict_all(adata, min_genes=min_genes).intensity
+
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        *,
+        how: Literal["expected", "mask"] = "expected",
+        min_genes: float = MIN_GENES,
+    ) -> pd.DataFrame:
+        """Predicted intensity, exactly 0 where the presence stage says absent.
+
+        Parameters
+        ----------
+        adata, min_genes
+            As for :meth:`predict_presence`.
+        how
+            ``"expected"``: where presence is called, the probability of presence times the intensity given presence
+            (the mean of the hurdle model); ``"mask"``: the intensity given presence itself, undamped.
+
+        Returns
+        -------
+        DataFrame spots x metabolites, float32.
+        """
+        check_choice(how, ("expected", "mask"), "how")
+        prediction = self._predict_all(adata, min_genes=min_genes)
+        return prediction.expected if how == "expected" else prediction.intensity.where(prediction.expected > 0, 0)
+
+    def predict_interval(
+        self, adata: AnnData | None = None, coverage: float = 0.9, *, min_genes: float = MIN_GENES
+    ) -> tuple[pd.DataFrame, pd.DataFrame]:
+        """Interval that holds the measured intensity with the given chance.
+
+        Quantiles of the residuals that held-out sections (or blocks) of the training data left, in units of the hurdle
+        model's own standard deviation of the spot; for each metabolite, separately for spots called present and absent.
+        Where absent is called, the lower bound is 0 and all of the tail is above. The chance is that of a random spot of
+        a new section which is exchangeable with the training sections.
+
+        Parameters
+        ----------
+        adata, min_genes
+            As for :meth:`predict_presence`.
+        coverage
+            Between 0 and 1.
+
+        Returns
+        -------
+        Lower and upper bound, each a DataFrame spots x metabolites, float32, at least 0.
+        """
+        prediction = self._predict_all(adata, coverage=coverage, min_genes=min_genes)
+        return prediction.lower, prediction.upper
+
+    def sample(
+        self,
+        adata: AnnData | None = None,
+        n_samples: int = 1,
+        rng: int | np.random.Generator | None = None,
+        *,
+        min_genes: float = MIN_GENES,
+    ) -> xr.DataArray:
+        """Draw from the fitted hurdle model, spot by spot.
+
+        Presence is drawn with the predicted probability, the intensity from a normal around its prediction with the
+        spread of held-out residuals, cut at 0.
+
+        Parameters
+        ----------
+        adata, min_genes
+            As for :meth:`predict_presence`.
+        n_samples
+            Number of draws.
+        rng
+            Seed or generator.
+
+        Returns
+        -------
+        DataArray with the dimensions ``draw``, ``spot``, ``metabolite``, float32.
+        """
+        import xarray as xr
+
+        if n_samples < 1:
+            msg = f"n_samples must be at least 1, found {n_samples!r}."
+            raise ValueError(msg)
+        random = np.random.default_rng(rng)
+        prediction = self._predict_all(adata, min_genes=min_genes)
+        p, mean = prediction.presence.to_numpy(np.float64), prediction.intensity.to_numpy(np.float64)
+        sd = np.maximum(self.state.spread, 1e-9)
+        draws = np.empty((n_samples, *p.shape), dtype=np.float32)
+        for i in range(n_samples):
+            floor = ndtr(-mean / sd)
+            u = floor + (1 - floor) * random.random(p.shape)
+            value = mean + sd * ndtri(np.clip(u, 1e-12, 1 - 1e-12))
+            draws[i] = np.where(random.random(p.shape) < p, np.maximum(value, 0), 0)
+        coords = {"spot": list(prediction.presence.index), "metabolite": self.metabolites}
+        return xr.DataArray(draws, dims=("draw", "spot", "metabolite"), coords=coords, name="intensity")
+
+    def save(
+        self,
+        dir_path: str | Path,
+        *,
+        overwrite: bool = False,
+        license: str | None = None,
+        card: str | Mapping[str, Any] | None = None,
+    ) -> None:
+        """Write the model to a folder; :func:`stmsi.model.load` reads it.
+
+        Parameters
+        ----------
+        dir_path
+            Folder to make. It appears whole or not at all.
+        overwrite
+            Replace a model that is there.
+        license
+            Licence of use, for the model card; `None`: what the model was loaded with, if anything.
+        card
+            What else the card should say, under ``about``: a text, or a mapping such as ``{"tissue": "breast"}``.
+
+        Raises
+        ------
+        FileExistsError
+            The folder exists and `overwrite` is false.
+        RuntimeError
+            The model is not trained.
+        TypeError
+            Values for the card that JSON cannot hold.
+        """
+        save_model(self, dir_path, overwrite=overwrite, license=license, card=card)
+
+    @classmethod
+    def load(cls, dir_path: str | Path, adata: AnnData | None = None) -> Self:
+        """Load a saved model of this class; see :func:`stmsi.model.load`, which takes any.
+
+        Parameters
+        ----------
+        dir_path
+            Folder that ``model.save`` wrote.
+        adata
+            Training data to attach; `None`: the model predicts data that are passed to it.
+
+        Returns
+        -------
+        The model.
+
+        Raises
+        ------
+        FileNotFoundError
+            No such folder.
+        ValueError
+            Another class, another format, or damaged files.
+        """
+        path = Path(dir_path)
+        return load_as(cls, path, read_card(path), adata)
+
+    def _predict_all(self, adata: AnnData | None, *, coverage: float = 0.9, min_genes: float = MIN_GENES) -> Prediction:
+        state = self.state
+        if not 0 < coverage < 1:
+            msg = f"coverage is a share between 0 and 1, found {coverage!r}."
+            raise ValueError(msg)
+        spots = self._query_spots(adata, min_genes)
+        probability, intensity = (np.asarray(v, dtype=np.float32) for v in self._stages(spots))
+        intensity = np.maximum(intensity, 0)
+        expected = hurdle_mean(intensity, probability, state.threshold)
+        assert state.residuals is not None
+        lower, upper = state.residuals.interval(expected, probability, intensity, coverage)
+
+        def frame(values: NDArray[np.float32]) -> pd.DataFrame:
+            return pd.DataFrame(values, index=spots.names, columns=state.metabolites)
+
+        return Prediction(
+            frame(probability), frame(intensity), frame(expected), frame(lower), frame(upper),
+            state.features.ood(spots), spots.missing,
+        )  # fmt: skip
+
+    def _query_spots(self, adata: AnnData | None, min_genes: float) -> Spots:
+        """Inputs of the spots to predict; `None`: the training data, whose cluster labels are known."""
+        if adata is None and self.adata is None:
+            msg = "The model was loaded without data; pass the AnnData to predict."
+            raise ValueError(msg)
+        own = adata is None or adata is self.adata
+        data = self.adata if adata is None else adata
+        spots = read_spots(data, self.state.setup, self.state.panel, min_genes=min_genes, with_cluster=own)  # type: ignore[arg-type]
+        if spots.missing > 0:
+            logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
+        return spots
+
+    def _calibrate_after(
+        self,
+        data: TrainingData,
+        probability: NDArray[np.float64],
+        intensity: NDArray[np.float64],
+        units: NDArray[Any],
+        seed: int,
+        few: NDArray[np.bool_] | None = None,
+    ) -> None:
+        """Calibrate on the validation spots, or else on the predictions of the training spots that inner folds made."""
+        if data.validation is None:
+            places = (data.sample, data.train.xy)
+            self._calibrate(data.targets, probability, intensity, units, few, places=places)
+            return
+        judges = data.spots.take(data.validation)
+        sample = require_sample(data.adata, self.state.setup.sample_key)[data.validation]
+        units = sections_or_blocks(sample, judges.xy, seed=seed)
+        targets = data.all_targets.some(data.validation, self.state.metabolites)
+        self._calibrate(targets, *self._stages(judges), units, places=(sample, judges.xy))
+
+    def _calibrate(
+        self,
+        targets: Targets,
+        probability: NDArray[np.float64],
+        intensity: NDArray[np.float64],
+        groups: NDArray[Any],
+        few: NDArray[np.bool_] | None = None,
+        *,
+        places: tuple[NDArray[Any], NDArray[np.float64] | None],
+    ) -> None:
+        """Thresholds, intervals and evidence from held-out predictions of training spots.
+
+        `groups` are the sections (or blocks) of the spots, which weigh the same in the intervals. Metabolites in `few`
+        have too few held-out spots with or without them to choose a threshold by. `places` are section and position of
+        the spots.
+        """
+        state = self.state
+        self._evidence, state.copula = HeldOut(targets, probability, intensity, *places), None
+        unseen = np.asarray(np.isnan(targets.presence).all(axis=0))
+        if unseen.any():
+            logger.warning(
+                "Metabolites not measured in the spots held out for calibration get the threshold 0.5 and no interval: %s",
+                listing(state.metabolites[unseen]),
+            )
+        undecided = unseen if few is None else unseen | few
+        threshold = best_f1_threshold(targets.presence, probability, _F1_TOLERANCE)
+        state.threshold = np.where(undecided, 0.5, threshold)
+        known = ~np.isnan(probability) & ~np.isnan(intensity)
+        expected = np.where(
+            known, hurdle_mean(np.nan_to_num(intensity), np.nan_to_num(probability), state.threshold), np.nan
+        )
+        state.residuals = GroupConformal.fit(
+            targets.intensity, targets.presence, probability, np.maximum(intensity, 0), expected, groups
+        )
+        residual = targets.where_present() - intensity
+        count = np.maximum((~np.isnan(residual)).sum(axis=0), 1)
+        state.spread = np.sqrt(np.nansum(residual**2, axis=0) / count)
+        evidence = {
+            "prevalence": prevalence(targets.presence),
+            "training_mean": np.nansum(targets.intensity, axis=0)
+            / np.maximum((~np.isnan(targets.intensity)).sum(axis=0), 1),
+            "n_spots": (~np.isnan(targets.intensity)).sum(axis=0),
+            "held_out_pearson": pearson(targets.intensity, expected),
+            "held_out_auroc": auroc(targets.presence, probability),
+        }
+        state.feature_table = state.feature_table.assign(**evidence)
+
+    def _fit_copula(self) -> HurdleCopula | None:
+        """Fit how held-out residuals hang together, once; `None` where the model holds none."""
+        state, held_out = self.state, self._evidence
+        if state.copula is None and held_out is not None:
+            state.copula = HurdleCopula.fit(
+                held_out.targets.metabolites.to_numpy(dtype=object),
+                held_out.targets.intensity,
+                held_out.targets.presence,
+                held_out.probability,
+                held_out.intensity,
+                np.unique(held_out.sample.astype(str), return_inverse=True)[1],
+                held_out.xy,
+            )
+        return state.copula
+
+    def _copula(self, metabolites: pd.Index) -> HurdleCopula:
+        """How held-out residuals of some metabolites hang together."""
+        copula = self._fit_copula()
+        at = pd.Index([] if copula is None else copula.names, dtype=object).get_indexer(metabolites)
+        if copula is None or (at < 0).any():
+            lacking = "" if copula is None else f" of {listing(metabolites[at < 0])}"
+            msg = (
+                f"The {type(self).__name__} holds no held-out residuals{lacking}, from which draws are made; train it again "
+                "with this version of stmsi, or draw spot by spot with model.sample."
+            )
+            raise ValueError(msg)
+        return copula.take(at)
+
+    def __repr__(self) -> str:
+        name, params = type(self).__name__, ", ".join(f"{k}={v!r}" for k, v in self._params().items())
+        if self.state_ is None:
+            return f"{name}({params}), not trained"
+        t = self.state_.training
+        return (
+            f"{name}({params}), trained on {t['n_spots']} spots of {len(t['samples'])} section(s): "
+            f"{t['n_genes']} genes -> {len(self.state_.metabolites)} metabolites"
+        )
+
+    @abstractmethod
+    def _params(self) -> dict[str, Any]:
+        """Hyper-parameters as plain values."""

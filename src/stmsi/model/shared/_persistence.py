@@ -1,0 +1,244 @@
+"""Models on disk: a folder with a card that says what is inside."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import tempfile
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+
+import numpy as np
+import pandas as pd
+
+from stmsi._data.checks import listing
+from stmsi._data.keys import Key
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from stmsi.model.shared._fitted_state import FittedState
+
+CARD = "stmsi.json"
+FORMAT = 2
+"""To be raised when an older stmsi would misread what is written. Fields with a default can be added without."""
+_PICKLED = 1
+"""The last format that held pickled objects."""
+_PACKAGES = ("stmsi", "numpy", "scipy", "pandas", "scikit-learn", "torch", "scvi-tools")
+_ENSEMBL = {
+    "ENSG": "Homo sapiens", "ENSMUSG": "Mus musculus", "ENSRNOG": "Rattus norvegicus", "ENSDARG": "Danio rerio",
+}  # fmt: skip
+_DESCRIBING = (Key.var.NAME, Key.var.MZ, Key.var.FORMULA, Key.var.ADDUCT)
+_EVIDENCE = ("n_spots", "prevalence", "training_mean", "held_out_pearson", "held_out_auroc")
+
+
+class StoredModel(Protocol):
+    """What a model must offer to be written to a folder and read from it."""
+
+    _about: Mapping[str, Any]
+
+    @property
+    def state(self) -> FittedState: ...
+
+    def _params(self) -> dict[str, Any]: ...
+
+    def _contains_training_profiles(self) -> bool: ...
+
+    def _fit_copula(self) -> Any: ...
+
+    def _write(self, directory: Path) -> None: ...
+
+    @classmethod
+    def _read(cls, directory: Path, adata: AnnData | None) -> Self: ...
+
+
+Model = TypeVar("Model", bound=StoredModel)
+
+
+def save_model(
+    model: StoredModel,
+    dir_path: str | Path,
+    *,
+    overwrite: bool,
+    license: str | None = None,
+    card: str | Mapping[str, Any] | None = None,
+) -> None:
+    """Write a trained model to a folder, whole or not at all."""
+    target = Path(dir_path)
+    about = dict(model._about)
+    if license is not None:
+        about["license"] = license
+    if card is not None:
+        about["about"] = {"description": card} if isinstance(card, str) else dict(card)
+    content = model_card(model) | about
+    try:
+        json.dumps(about, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        msg = f"license= and card= take text, numbers and mappings of them ({error})."
+        raise TypeError(msg) from error
+    if target.exists() and not overwrite:
+        msg = f"{target} exists already; pass overwrite=True or another folder."
+        raise FileExistsError(msg)
+    if target.exists() and not (target / CARD).is_file():
+        msg = f"{target} is not a folder that stmsi wrote (no {CARD}); it is not overwritten."
+        raise FileExistsError(msg)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    new, old = scratch / "new", scratch / "old"
+    try:
+        model._fit_copula()  # held-out residuals are not saved, what was learnt from them is
+        new.mkdir()  # with the permissions of any other folder, which mkdtemp's own has not
+        model._write(new)
+        files = [p for p in sorted(new.rglob("*")) if p.is_file()]  # members of an ensemble are folders inside
+        content["files"] = {p.relative_to(new).as_posix(): p.stat().st_size for p in files}
+        (new / CARD).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
+        try:
+            if target.exists():
+                target.replace(old)
+            new.replace(target)
+        except BaseException:
+            if old.exists() and not target.exists():
+                old.replace(target)
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    model._about = about
+
+
+def model_card(model: StoredModel) -> dict[str, Any]:
+    """What a model is, what it was trained on and how well held-out training spots were predicted."""
+    state = model.state
+    card = {
+        "format": FORMAT,
+        "class": type(model).__name__,
+        "stmsi": version("stmsi"),
+        "params": model._params(),
+        "setup": {k: v for k, v in vars(state.setup).items() if v not in (None, ())},
+        "training": state.training,
+        "genes": _genes(state),
+        "metabolites": _metabolites(state),
+        "held_out": {
+            f"{how}_{score}": _summary(state.feature_table[f"held_out_{score}"], how)
+            for score in ("pearson", "auroc")
+            for how in ("mean", "median")
+        },
+        "contains_training_profiles": model._contains_training_profiles(),
+        "note": (
+            "Held-out scores are of training spots left out of the fit (inner folds or validation spots), not of new "
+            "patients. The files hold numbers and text, no pickled objects."
+        ),
+        **model._about,
+    }
+    return _plain(card)
+
+
+def training_record(adata: AnnData, metabolite_key: str) -> dict[str, Any]:
+    """When and with what a model was trained, and what its intensities are."""
+    record = adata.uns.get(metabolite_key)
+    params = record.get("params") if isinstance(record, Mapping) else None
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "software": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "intensities": _plain(params) if isinstance(params, Mapping) else {},
+    }
+
+
+def _genes(state: FittedState) -> dict[str, Any]:
+    """Number and kinds of the genes; the species where Ensembl ids tell it."""
+    species = {
+        name
+        for names in state.panel.names.values()
+        for prefix, name in _ENSEMBL.items()
+        if names.str.fullmatch(rf"{prefix}\d+").mean() > 0.5
+    }
+    used = state.features.own.selected
+    return {
+        "n": len(state.panel),
+        "n_used": len(used),
+        "ids": {kind: list(names[:5]) for kind, names in state.panel.names.items()},
+        "species": species.pop() if len(species) == 1 else None,
+    }
+
+
+def _metabolites(state: FittedState) -> list[dict[str, Any]]:
+    """Each metabolite with its mass and its evidence."""
+    table = state.feature_table
+    columns = [c for c in (*_DESCRIBING, *_EVIDENCE) if c in table]
+    rows = table[columns].astype(object).to_dict("records")
+    threshold = state.threshold if len(state.threshold) == len(rows) else [None] * len(rows)
+    return [
+        {"id": str(m)} | _plain(row) | {"threshold": _plain(t)}
+        for m, row, t in zip(state.metabolites, rows, threshold, strict=True)
+    ]
+
+
+def _summary(scores: pd.Series, how: str) -> float | None:
+    values = scores.to_numpy(dtype=float)
+    values = values[np.isfinite(values)]
+    return float(getattr(np, how)(values)) if len(values) else None
+
+
+def _plain(value: Any) -> Any:
+    """Values as JSON knows them; what is NaN or infinite is unknown."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, np.ndarray | list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def load_as(cls: type[Model], path: Path, card: Mapping[str, Any], adata: AnnData | None) -> Model:
+    """Load a model of class `cls`, whose card was read, from its folder."""
+    name = card["class"]
+    if name != cls.__name__:
+        msg = f"{path} holds a {name}, not a {cls.__name__}; load it with stmsi.model.load or {name}.load."
+        raise ValueError(msg)
+    for file, size in card.get("files", {}).items():
+        n_bytes = (path / file).stat().st_size if (path / file).is_file() else 0
+        if n_bytes != size:
+            msg = f"{path} is damaged: {file} has {n_bytes} of {size} bytes; copy it again or save the model again."
+            raise ValueError(msg)
+    model = cls._read(path, adata)
+    model._about = {k: card[k] for k in ("license", "about") if k in card}
+    return model
+
+
+def read_card(path: Path) -> dict[str, Any]:
+    """The card of a saved model that this version can read."""
+    if not path.is_dir():
+        msg = f"No folder {path}. Pass the folder that model.save(...) wrote."
+        raise FileNotFoundError(msg)
+    if not (path / CARD).is_file():
+        found = sorted(p.name for p in path.iterdir())
+        hint = " It looks like a model of scvi-tools; load it with the class that saved it." * ("model.pt" in found)
+        msg = f"{path} is not a saved stmsi model: it has no {CARD}; found {listing(found)}.{hint}"
+        raise ValueError(msg)
+    try:
+        card = json.loads((path / CARD).read_text(encoding="utf-8"))
+        name, file_format = card["class"], int(card["format"])
+        damage = None if isinstance(name, str) and isinstance(card.get("files", {}), dict) else "no class or files"
+    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+        damage = str(error)
+    if damage is not None:
+        msg = f"{path / CARD} is damaged ({damage}); save the model again."
+        raise ValueError(msg)
+    if file_format > FORMAT:
+        msg = (
+            f"{path} was written by stmsi {card.get('stmsi')} in format {file_format}; this version, {version('stmsi')}, "
+            f"reads format {FORMAT}. Upgrade stmsi to {card.get('stmsi')} or newer."
+        )
+        raise ValueError(msg)
+    if file_format <= _PICKLED:
+        msg = (
+            f"{path} was written by stmsi {card.get('stmsi')} in format {file_format}, whose pickled objects can run any "
+            "code when they are read; they are not read any more. Train the model again, or predict with the version "
+            "that saved it."
+        )
+        raise ValueError(msg)
+    return card

@@ -1,0 +1,197 @@
+"""The input side of a model: spots with aligned genes and what else the setup names."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from stmsi._data.checks import check_nonnegative, check_share, listing, require_anndata, require_rows, require_unique
+from stmsi._data.keys import Key
+from stmsi._data.tables import require_obs
+from stmsi._settings import logger
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+    from stmsi.model.shared._gene_panel import GenePanel
+    from stmsi.model.shared._setup import Setup
+
+
+_LOOKED_AT = 10_000
+"""Counts that are looked at to tell raw ones from normalised ones."""
+
+
+@dataclass(frozen=True)
+class Spots:
+    """Inputs of n spots.
+
+    Attributes
+    ----------
+    names
+        ``obs_names``.
+    counts
+        Raw counts over the panel, shape (n, genes), CSR.
+    graph
+        Neighbourhood graph, shape (n, n), where the model uses one.
+    covariates
+        Columns of ``obs``, where the model uses some.
+    features
+        Further features by key, each a DataFrame of n rows, where the model uses some.
+    cluster
+        Cluster label of each spot (`None` where unknown), where the model uses signatures.
+    xy
+        Positions, shape (n, 2), where known.
+    sample
+        Section of each spot (`None` where unknown), where the data say it.
+    missing
+        Share of the panel genes that were imputed.
+    """
+
+    names: pd.Index
+    counts: sp.csr_matrix
+    graph: sp.csr_matrix | None = None
+    covariates: pd.DataFrame | None = None
+    features: dict[str, pd.DataFrame] | None = None
+    cluster: NDArray[Any] | None = None
+    xy: NDArray[np.float64] | None = None
+    sample: NDArray[Any] | None = None
+    missing: float = 0.0
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def take(self, rows: NDArray[np.int64]) -> Spots:
+        """Some of the spots; edges to the others are cut."""
+        return replace(
+            self,
+            names=self.names[rows],
+            counts=self.counts[rows],
+            graph=None if self.graph is None else self.graph[rows][:, rows],
+            covariates=None if self.covariates is None else self.covariates.iloc[rows],
+            features=None if self.features is None else {k: v.iloc[rows] for k, v in self.features.items()},
+            cluster=None if self.cluster is None else self.cluster[rows],
+            xy=None if self.xy is None else self.xy[rows],
+            sample=None if self.sample is None else self.sample[rows],
+        )
+
+
+def read_counts(adata: AnnData, layer: str | None) -> sp.csr_matrix:
+    """Raw counts as CSR from a dense, sparse, backed or dask-backed matrix."""
+    if layer is not None and layer not in adata.layers:
+        msg = f"The counts are in layer {layer!r}, which the data lack; layers: {listing(adata.layers.keys())}."
+        raise KeyError(msg)
+    X = adata.X if layer is None else adata.layers[layer]
+    if X is None:
+        msg = "The AnnData has no X; put the raw counts there or name a layer."
+        raise ValueError(msg)
+    if hasattr(X, "compute"):
+        X = X.compute()
+    elif not isinstance(X, np.ndarray) and not sp.issparse(X):
+        X = X[:] if hasattr(X, "__getitem__") else X
+    counts = sp.csr_matrix(X, dtype=np.float32)
+    check_nonnegative(counts, "Gene counts")
+    some = counts.data[:_LOOKED_AT]
+    if (some != np.round(some)).any():
+        logger.warning(
+            "%s holds numbers that are not whole, as after normalisation; models expect raw counts and normalise them "
+            "themselves: name the layer that holds the counts.",
+            "X" if layer is None else f"layers[{layer!r}]",
+        )
+    return counts
+
+
+def read_spots(
+    adata: AnnData,
+    setup: Setup,
+    panel: GenePanel | None = None,
+    *,
+    min_genes: float = 0.0,
+    with_cluster: bool = True,
+) -> Spots:
+    """Inputs of all spots of an AnnData.
+
+    Parameters
+    ----------
+    adata
+        Training or query data.
+    setup
+        Names of the fields.
+    panel
+        The model's genes; `None` takes the genes of `adata` as they are.
+    min_genes
+        Share of the panel that must be found.
+    with_cluster
+        Whether the cluster labels may be read. Those of a query come from another clustering, whose labels mean
+        something else, and are not.
+    """
+    require_anndata(adata)
+    require_rows(adata)
+    check_share(min_genes, "min_genes")
+    counts = read_counts(adata, setup.layer)
+    missing = 0.0
+    if panel is not None:
+        columns = panel.locate(adata.var)
+        missing = float((columns < 0).mean())
+        if 1 - missing < min_genes:
+            msg = (
+                f"Only {1 - missing:.1%} of the {len(panel)} training genes are in the data; at least {min_genes:.0%} "
+                "are needed (min_genes=). Missing genes would be imputed at their training mean."
+            )
+            raise ValueError(msg)
+        counts = panel.align(counts, columns)
+    else:
+        require_unique(adata.var_names, "Gene names")
+    graph = None
+    if setup.graph_key is not None:
+        if setup.graph_key not in adata.obsp:
+            msg = (
+                f"The model uses the graph obsp[{setup.graph_key!r}], which the data lack; found "
+                f"{listing(adata.obsp.keys())}. Call stmsi.pp.spatial_graph on them."
+            )
+            raise KeyError(msg)
+        graph = sp.csr_matrix(adata.obsp[setup.graph_key])
+    covariates = None
+    if setup.covariate_keys:
+        columns_of = {k: require_obs(adata, k, "The model uses it as a covariate.") for k in setup.covariate_keys}
+        for key, column in columns_of.items():
+            if column.isna().any():
+                msg = f"Covariate obs[{key!r}] has missing values; fill them first."
+                raise ValueError(msg)
+        covariates = pd.DataFrame(columns_of)
+    features = {key: _read_features(adata, key) for key in setup.feature_key} or None
+    cluster = None
+    if setup.cluster_key is not None and with_cluster and setup.cluster_key in adata.obs:
+        cluster = _labels(adata.obs[setup.cluster_key])
+    xy = adata.obsm.get(Key.obsm.SPATIAL)
+    xy = None if xy is None else np.asarray(xy, dtype=np.float64)[:, :2]
+    sample = _labels(adata.obs[setup.sample_key]) if setup.sample_key in adata.obs else None
+    return Spots(adata.obs_names.copy(), counts, graph, covariates, features, cluster, xy, sample, missing)
+
+
+def _labels(column: pd.Series) -> NDArray[Any]:
+    """Labels as strings, `None` where there is none."""
+    return column.astype(object).where(column.notna(), None).map(lambda c: c if c is None else str(c)).to_numpy()
+
+
+def _read_features(adata: AnnData, key: str) -> pd.DataFrame:
+    if key not in adata.obsm:
+        msg = (
+            f"The model uses the features obsm[{key!r}], which the data lack; found {listing(adata.obsm.keys())}. "
+            "Compute them for these spots too, or train without feature_key."
+        )
+        raise KeyError(msg)
+    values = adata.obsm[key]
+    columns = values.columns.astype(str) if isinstance(values, pd.DataFrame) else None
+    array = np.asarray(values.toarray() if sp.issparse(values) else values, dtype=np.float64)
+    frame = pd.DataFrame(array.reshape(len(array), -1), columns=columns)
+    require_unique(frame.columns, f"Columns of obsm[{key!r}]", "Rename them.")
+    bad = int((~np.isfinite(frame.to_numpy())).any(axis=1).sum())
+    if bad:
+        msg = f"Features obsm[{key!r}] are NaN or infinite in {bad} spots; fill them or leave the spots out."
+        raise ValueError(msg)
+    return frame

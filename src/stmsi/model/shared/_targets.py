@@ -1,0 +1,114 @@
+"""What is learnt: measured intensities and presence, and the spots to learn them from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stmsi._data.checks import listing
+from stmsi._data.tables import require_frame
+from stmsi._settings import logger
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
+
+    from stmsi.model.shared._setup import Setup
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Measured intensities and presence of the spots, NaN where not covered; ids of their columns."""
+
+    intensity: NDArray[np.float64]
+    presence: NDArray[np.float64]
+    metabolites: pd.Index
+
+    @property
+    def covered(self) -> NDArray[np.bool_]:
+        """Spots with any measured metabolite."""
+        return np.asarray(~np.isnan(self.intensity).all(axis=1))
+
+    def some(self, rows: NDArray[np.int64], metabolites: pd.Index) -> Targets:
+        """Of some spots, the metabolites that are among those given."""
+        kept = self.metabolites.isin(metabolites)
+        return Targets(self.intensity[rows][:, kept], self.presence[rows][:, kept], self.metabolites[kept])
+
+    def where_present(self) -> NDArray[np.float64]:
+        """Intensity where present, NaN elsewhere."""
+        return np.where(self.presence > 0, self.intensity, np.nan)
+
+
+def read_targets(adata: AnnData, setup: Setup) -> Targets:
+    """Measured intensities and presence of all metabolites and spots."""
+    frame = require_frame(adata, setup.metabolite_key, "stmsi.pp.map_to_spots writes it.")
+    Y = frame.to_numpy(dtype=np.float64)
+    if setup.presence_key is None:
+        P = np.where(np.isnan(Y), np.nan, Y > 0)
+    else:
+        P = require_frame(adata, setup.presence_key).to_numpy(dtype=np.float64)
+        P = np.where(np.isnan(Y), np.nan, P)
+    return Targets(Y, P, pd.Index(frame.columns.astype(str)))
+
+
+def drop_unmeasured(targets: Targets, rows: NDArray[np.int64]) -> Targets:
+    """The targets of some spots, without metabolites that none of them has measured."""
+    Y, P = targets.intensity[rows], targets.presence[rows]
+    measured = np.asarray((~np.isnan(Y) & ~np.isnan(P)).any(axis=0))
+    if not measured.any():
+        msg = "No metabolite was measured in any training spot: all intensities are NaN. Check alignment and mapping."
+        raise ValueError(msg)
+    if not measured.all():
+        left_out = targets.metabolites[~measured]
+        logger.warning("Metabolites never measured in the training spots are left out: %s", listing(left_out))
+    return Targets(Y[:, measured], P[:, measured], targets.metabolites[measured])
+
+
+def resolve_rows(index: ArrayLike | None, n: int, name: str) -> NDArray[np.int64] | None:
+    """Row numbers from positions or a boolean mask."""
+    if index is None:
+        return None
+    rows = np.asarray(index)
+    if rows.dtype == bool:
+        if rows.shape != (n,):
+            msg = f"{name} as a mask must have length {n}, found {rows.shape}."
+            raise ValueError(msg)
+        rows = np.flatnonzero(rows)
+    rows = rows.astype(np.int64)
+    if len(rows) == 0 or rows.min() < 0 or rows.max() >= n or len(np.unique(rows)) < len(rows):
+        msg = (
+            f"{name} must be distinct positions from 0 to {n - 1} (or a mask), at least one. To let rare spots weigh more, "
+            "train on what stmsi.experimental.oversample returns."
+        )
+        raise ValueError(msg)
+    return rows
+
+
+def training_rows(
+    targets: Targets, train_idx: ArrayLike | None, validation_idx: ArrayLike | None
+) -> tuple[NDArray[np.int64], NDArray[np.int64] | None]:
+    """Rows to train and validate on; spots without MSI are left out."""
+    n = len(targets.intensity)
+    train, validation = resolve_rows(train_idx, n, "train_idx"), resolve_rows(validation_idx, n, "validation_idx")
+    if train is None:
+        train = np.setdiff1d(np.arange(n), [] if validation is None else validation)
+    elif validation is not None and np.isin(validation, train).any():
+        msg = f"{int(np.isin(validation, train).sum())} spots are in train_idx and in validation_idx; split them."
+        raise ValueError(msg)
+    covered = targets.covered
+    if not covered[train].any():
+        msg = (
+            "None of the training spots has MSI (all intensities are NaN). Train on sections with MSI and pass the "
+            "others to predict; check pp.alignment_report where MSI was expected."
+        )
+        raise ValueError(msg)
+    train = train[covered[train]]
+    if validation is not None:
+        validation = validation[covered[validation]]
+        if len(validation) == 0:
+            msg = "None of the validation spots has MSI (all intensities are NaN)."
+            raise ValueError(msg)
+    return train, validation

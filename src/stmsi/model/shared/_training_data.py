@@ -1,0 +1,121 @@
+"""What every model's training starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stmsi._core.learning.expression_space import column_moments, log_normalize
+from stmsi._data.keys import Key
+from stmsi._data.tables import require_sample
+from stmsi.model.shared._fitted_state import FittedState
+from stmsi.model.shared._gene_panel import GenePanel, gene_names
+from stmsi.model.shared._persistence import training_record
+from stmsi.model.shared._spot_input import Spots, read_spots
+from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, training_rows
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
+
+    from stmsi.model.shared._setup import Setup
+    from stmsi.model.shared._spot_features import SpotFeatures
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What one call of ``train`` works on.
+
+    Attributes
+    ----------
+    adata
+        The data that the model was made with.
+    spots, all_targets
+        Of all spots.
+    rows, validation
+        Which of them are trained on, and which calibrate (`None`: held-out predictions of the others do).
+    train, targets, sample
+        The training spots, what was measured there (without metabolites that were measured nowhere there), and their
+        sections.
+    """
+
+    adata: AnnData
+    spots: Spots
+    all_targets: Targets
+    rows: NDArray[np.int64]
+    validation: NDArray[np.int64] | None
+    train: Spots
+    targets: Targets
+    sample: NDArray[Any]
+
+    @classmethod
+    def read(
+        cls, adata: AnnData | None, setup: Setup, train_idx: ArrayLike | None, validation_idx: ArrayLike | None
+    ) -> TrainingData:
+        """Read and check; errors as for ``train``."""
+        adata = require_data(adata)
+        spots, all_targets = read_spots(adata, setup), read_targets(adata, setup)
+        rows, validation = training_rows(all_targets, train_idx, validation_idx)
+        targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
+        sample = require_sample(adata, setup.sample_key)[rows]
+        return cls(adata, spots, all_targets, rows, validation, train, targets, sample)
+
+    def start(self, setup: Setup, features: SpotFeatures) -> FittedState:
+        """State of a model whose features are fitted, with the summary of the training spots."""
+        state = start_state(self.adata, setup, self.targets, features, self.train)
+        state.training = summarise_training(self.adata, setup, self.rows)
+        return state
+
+
+def require_data(adata: AnnData | None) -> AnnData:
+    """The data of a model, which one loaded without them lacks."""
+    if adata is None:
+        msg = "The model was loaded without data and cannot be trained; make a new one from the AnnData."
+        raise ValueError(msg)
+    return adata
+
+
+def start_state(adata: AnnData, setup: Setup, targets: Targets, features: SpotFeatures, train: Spots) -> FittedState:
+    """State of a model whose features are fitted to its training spots."""
+    record = adata.uns.get(setup.metabolite_key)
+    table = record.get("features") if isinstance(record, Mapping) else None
+    table = (
+        table.reindex(targets.metabolites)
+        if isinstance(table, pd.DataFrame) and targets.metabolites.isin(table.index).all()
+        else pd.DataFrame({Key.var.NAME: targets.metabolites}, index=targets.metabolites)
+    )
+    mean_log, _ = column_moments(log_normalize(train.counts))
+    panel = GenePanel(gene_names(adata.var), mean_log)
+    return FittedState(setup, panel, features, targets.metabolites, table)
+
+
+def summarise_training(adata: AnnData, setup: Setup, rows: NDArray[np.int64]) -> dict[str, Any]:
+    """Plain summary of the training data for the model card; patients are counted, not named."""
+    names, size = np.unique(require_sample(adata, setup.sample_key)[rows].astype(str), return_counts=True)
+    samples = [str(name) for name in names]
+    patients = adata.obs[Key.obs.PATIENT].iloc[rows].nunique() if Key.obs.PATIENT in adata.obs else None
+    return {
+        "n_spots": len(rows),
+        "n_genes": adata.n_vars,
+        "samples": samples,
+        "spots_per_sample": dict(zip(samples, size.tolist(), strict=True)),
+        "n_patients": patients,
+    } | training_record(adata, setup.metabolite_key)
+
+
+def signature_of(adata: AnnData, setup: Setup) -> tuple[NDArray[Any] | None, NDArray[np.bool_] | None]:
+    """Cluster labels and their masks (clusters x genes), where the setup names a signature."""
+    if setup.signature_key is None:
+        return None, None
+    signature = adata.varm[setup.signature_key]
+    record = adata.uns.get(setup.signature_key, {})
+    labels = record.get("clusters", getattr(signature, "columns", None))
+    mask = np.asarray(signature, dtype=bool).T
+    if labels is None or len(labels) != len(mask):
+        msg = f"varm[{setup.signature_key!r}] has no cluster labels; write it with stmsi.pp.gene_signatures."
+        raise ValueError(msg)
+    return np.asarray([str(c) for c in labels], dtype=object), mask

@@ -1,0 +1,240 @@
+"""What the layers show: values of a metabolite at the spots of a section, and the limits of their colours."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import pandas as pd
+
+from stmsi._data.checks import check_share, listing, require_rows
+from stmsi._data.feature_table import find_features
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, require_frame, require_metabolites
+from stmsi.pl._colour_limits import check_percentiles, diverging_norm, make_norm
+from stmsi.pl._metabolite_layers import column, intensity_label, readable_names, table_samples
+from stmsi.pl._sections import load_section
+from stmsi.pl._style import PERCENTILES
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stmsi._data.checks import Data
+    from stmsi.pl._sections import Section
+
+    Maps = dict[str, NDArray[np.float64]]
+
+MEASURED: Final = "measured"
+PREDICTED: Final = "predicted"
+RESIDUAL: Final = "predicted - measured"
+WIDTH: Final = "interval width"
+CHANCE: Final = "P(present)"
+ROLES: Final = (MEASURED, PREDICTED, RESIDUAL, WIDTH, CHANCE)
+MODES: Final = {
+    "compare": (MEASURED, PREDICTED),
+    "residual": (RESIDUAL,),
+    "uncertainty": (WIDTH,),
+    "presence": (CHANCE,),
+}
+"""Layers that are visible in each mode."""
+PPM: Final = 10.0
+"""How far an ion may lie from the m/z that is searched for."""
+
+
+class MetaboliteMaps:
+    """The metabolites of a table, measured and predicted, one section at a time.
+
+    Parameters
+    ----------
+    data
+        SpatialData or AnnData.
+    pred_key, metabolite_key
+        Predicted and measured intensities in ``obsm``; one of the two may be missing.
+    table_key, sample_key
+        The ST table, and the column of ``obs`` with the section.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        *,
+        pred_key: str = Key.obsm.PRED,
+        metabolite_key: str = Key.obsm.MSI,
+        table_key: str = Key.table.ST,
+        sample_key: str = Key.obs.SAMPLE,
+    ) -> None:
+        self.data, self.table_key = data, table_key
+        self.pred_key, self.metabolite_key, self.sample_key = pred_key, metabolite_key, sample_key
+        self.adata = get_table(data, table_key)
+        require_rows(self.adata)
+        self.sections = table_samples(self.adata, sample_key, None)
+        lower, upper = Key.bounds_of(pred_key)
+        keys = {
+            MEASURED: metabolite_key,
+            PREDICTED: pred_key,
+            "lower": lower,
+            "upper": upper,
+            CHANCE: Key.presence_of(pred_key),
+        }
+        self.frames = {role: require_frame(self.adata, key) for role, key in keys.items() if key in self.adata.obsm}
+        if not {MEASURED, PREDICTED} & set(self.frames):
+            msg = (
+                f"obsm has neither {metabolite_key!r} nor {pred_key!r}; found {listing(self.adata.obsm.keys())}. "
+                "stmsi.pp.map_to_spots writes the measured metabolites, stmsi.tl.predict_metabolites the predicted ones."
+            )
+            raise KeyError(msg)
+        self.features = self._features()
+
+    def _features(self) -> pd.DataFrame:
+        """Metabolites by id: name, m/z and, where known, the trust tier and what decided it."""
+        layers = [
+            (k, self.frames[r])
+            for r, k in ((PREDICTED, self.pred_key), (MEASURED, self.metabolite_key))
+            if r in self.frames
+        ]
+        ids = pd.Index([str(c) for _, frame in layers for c in frame.columns]).unique()
+        out = pd.DataFrame({Key.var.NAME: readable_names(self.adata, layers[0][0], ids), Key.var.MZ: np.nan}, index=ids)
+        for key, _ in reversed(layers):
+            known = find_features(self.adata, key)
+            for field in (Key.var.MZ, Key.var.TIER):
+                if known is not None and field in known:
+                    found = known[field].set_axis(known.index.astype(str)).reindex(ids)
+                    out[field] = found if field not in out else found.where(found.notna(), out[field])
+        record = self.adata.uns.get(self.pred_key)
+        verdicts = record.get("reliability") if isinstance(record, dict) else None
+        if isinstance(verdicts, pd.DataFrame) and "reason" in verdicts:
+            out["reason"] = verdicts["reason"].set_axis(verdicts.index.astype(str)).reindex(ids)
+        return out
+
+    @property
+    def modes(self) -> list[str]:
+        """Modes for which there are data."""
+        can = {
+            "compare": True,
+            "residual": {MEASURED, PREDICTED} <= set(self.frames),
+            "uncertainty": {"lower", "upper"} <= set(self.frames),
+            "presence": CHANCE in self.frames,
+        }
+        return [mode for mode in MODES if can[mode]]
+
+    def check_mode(self, mode: str) -> None:
+        """Raise where a mode does not exist, or has no data."""
+        if mode not in MODES:
+            msg = f"mode={mode!r} is not known; choose one of {listing(MODES)}."
+            raise ValueError(msg)
+        if mode in self.modes:
+            return
+        if PREDICTED in self.frames and mode == "residual":
+            msg = f"mode='residual' needs obsm[{self.metabolite_key!r}], what MSI measured: stmsi.pp.map_to_spots writes it."
+        else:
+            msg = (
+                f"mode={mode!r} needs a prediction with {'bounds' if mode == 'uncertainty' else 'its presence'}, and there "
+                f"is none under {self.pred_key!r}: stmsi.tl.predict_metabolites writes it. mode='compare' shows what is there."
+            )
+        raise KeyError(msg)
+
+    def section_name(self, sample: str | None) -> str:
+        """The section asked for, or the only one."""
+        found = table_samples(self.adata, self.sample_key, sample)
+        if len(found) > 1:
+            msg = f"There are {len(found)} sections; name one of them with sample=: {listing(found)}."
+            raise ValueError(msg)
+        return found[0]
+
+    def section(self, sample: str, *, spot_diameter: float | None = None) -> Section:
+        """Spots of a section, true to size."""
+        return load_section(self.data, self.adata, sample, sample_key=self.sample_key, spot_diameter=spot_diameter)
+
+    def resolve(self, metabolite: str) -> str:
+        """Id of a metabolite given by id or name; the error names the nearest ones."""
+        return require_metabolites([metabolite], self.features.index, self.features[Key.var.NAME])[0]
+
+    def values(self, role: str, metabolite: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+        """One metabolite of one layer; NaN where the layer does not know it."""
+        frame = self.frames.get(role)
+        if frame is None or metabolite not in frame.columns:
+            return np.full(len(rows), np.nan)
+        return column(frame, metabolite)[rows]
+
+    def maps(self, metabolite: str, rows: NDArray[np.int64], threshold: float = 0.0) -> Maps:
+        """Values of every layer. Spots whose P(present) is below `threshold` count as absent: 0."""
+        check_share(threshold, "threshold")
+        out = {role: self.values(role, metabolite, rows) for role in (MEASURED, PREDICTED, CHANCE)}
+        out[PREDICTED] = np.where(out[CHANCE] < threshold, 0.0, out[PREDICTED])
+        out[RESIDUAL] = out[PREDICTED] - out[MEASURED]
+        out[WIDTH] = self.values("upper", metabolite, rows) - self.values("lower", metabolite, rows)
+        return {role: out[role] for role in ROLES}
+
+    def limits(
+        self,
+        maps: Maps,
+        *,
+        vmin: float | None = None,
+        vmax: float | None = None,
+        percentiles: tuple[float, float] = PERCENTILES,
+    ) -> dict[str, tuple[float, float]]:
+        """Limits of the colours; measured and predicted share theirs."""
+        percentiles = check_percentiles(percentiles)
+        both = make_norm(
+            np.concatenate([maps[MEASURED], maps[PREDICTED]]), vmin=vmin, vmax=vmax, percentiles=percentiles
+        )
+        norms = {
+            MEASURED: both,
+            PREDICTED: both,
+            RESIDUAL: diverging_norm(maps[RESIDUAL], percentiles[1]),
+            WIDTH: make_norm(maps[WIDTH], vmin=0.0, percentiles=percentiles),
+        }
+        out = {role: (float(norm.vmin or 0.0), float(norm.vmax or 0.0)) for role, norm in norms.items()}
+        return out | {CHANCE: (0.0, 1.0)}
+
+    def search(self, text: str, *, ppm: float = PPM) -> list[str]:
+        """Ids of metabolites by part of their name or id, by m/z within `ppm`, or by the nearest name; all for no text."""
+        text = text.strip().lower()
+        ids, names = self.features.index, self.features[Key.var.NAME].astype(str)
+        if not text:
+            return list(ids)
+        hit = names.str.lower().str.contains(text, regex=False) | ids.str.lower().str.contains(text, regex=False)
+        found = list(ids[hit])
+        mass = _number(text)
+        if mass is not None:
+            error = self.ppm_errors(mass)
+            near = error[error <= ppm].sort_values(kind="stable")
+            found = list(dict.fromkeys([*near.index, *found]))
+        if not found and mass is None:
+            lower = names.str.lower()
+            close = get_close_matches(text, list(lower), n=10, cutoff=0.6)
+            found = list(dict.fromkeys(i for c in close for i in ids[lower == c]))
+        return found
+
+    def ppm_errors(self, mz: float) -> pd.Series:
+        """Distance of each metabolite from an m/z, in ppm."""
+        return (self.features[Key.var.MZ].astype(float) - mz).abs() / mz * 1e6
+
+    def trust(self, metabolite: str) -> tuple[str, str]:
+        """Trust tier of a predicted metabolite and what decided it; empty where :func:`stmsi.tl.reliability` has not run."""
+        row = self.features.loc[metabolite]
+        tier, reason = row.get(Key.var.TIER), row.get("reason")
+        return ("" if pd.isna(tier) else str(tier)), ("" if pd.isna(reason) else str(reason))
+
+    def label(self, role: str) -> str:
+        """What the colours of a layer mean."""
+        if role == CHANCE:
+            return CHANCE
+        return intensity_label(self.adata, self.pred_key if PREDICTED in self.frames else self.metabolite_key)
+
+    def describe(self, metabolite: str) -> str:
+        """Name of a metabolite with its m/z where known."""
+        row = self.features.loc[metabolite]
+        mz = row[Key.var.MZ]
+        return str(row[Key.var.NAME]) + ("" if pd.isna(mz) else f" (m/z {mz:.4f})")
+
+
+def _number(text: str) -> float | None:
+    """An m/z typed into a search field."""
+    text = text.removeprefix("m/z").strip().replace(",", ".")
+    try:
+        value = float(text)
+    except ValueError:
+        return None
+    return value if np.isfinite(value) and value > 0 else None

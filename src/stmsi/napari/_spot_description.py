@@ -1,0 +1,154 @@
+"""All that is known of one spot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from stmsi._core.ids import safe_ids
+from stmsi._data.keys import Key
+from stmsi._data.tables import as_csr, require_frame
+from stmsi.napari._metabolite_maps import CHANCE, MEASURED, PREDICTED
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stmsi.napari._metabolite_maps import MetaboliteMaps
+
+N_GENES = 5
+
+
+@dataclass(frozen=True)
+class Spot:
+    """Values of a metabolite at a spot, and its genes."""
+
+    name: str
+    x: float
+    y: float
+    measured: float
+    predicted: float
+    lower: float
+    upper: float
+    chance: float
+    interval: float
+    """Chance with which the interval holds the measurement."""
+    ood: float
+    genes: tuple[tuple[str, float], ...]
+    """Genes furthest above their mean in the section, with the spot's own value in ``X``."""
+    drivers: tuple[tuple[str, float], ...]
+    """What the prediction rests on, with its weight."""
+    drivers_of: str
+    """Where the weights come from."""
+
+    def lines(self) -> list[tuple[str, str]]:
+        """What to show: label and value."""
+        out = [
+            ("spot", f"{self.name}  (x {self.x:.0f}, y {self.y:.0f} um)"),
+            ("measured", _number(self.measured, "not measured")),
+            ("predicted", _number(self.predicted, "no prediction")),
+        ]
+        if np.isfinite(self.lower) and np.isfinite(self.upper):
+            share = "interval" if np.isnan(self.interval) else f"{self.interval:.0%} interval"
+            out.append((share, f"{self.lower:.3g} to {self.upper:.3g}"))
+        if np.isfinite(self.chance):
+            out.append(("P(present)", f"{self.chance:.2f}"))
+        if np.isfinite(self.ood):
+            unusual = " (unlike the training spots)" if self.ood > 1 else ""
+            out.append(("out of distribution", f"{self.ood:.2f}{unusual}"))
+        if self.genes:
+            out.append(("genes above the section's mean", ", ".join(f"{g} ({v:g})" for g, v in self.genes)))
+        if self.drivers:
+            out.append((self.drivers_of, ", ".join(f"{g} ({v:.2g})" for g, v in self.drivers)))
+        return out
+
+
+def describe_spot(
+    source: MetaboliteMaps, metabolite: str, row: int, section_rows: NDArray[np.int64], *, n_genes: int = N_GENES
+) -> Spot:
+    """Values and genes of a spot.
+
+    Parameters
+    ----------
+    source
+        The table.
+    metabolite
+        Its id.
+    row
+        Row of the table.
+    section_rows
+        Rows of the spot's section, to whose mean its genes are compared.
+    n_genes
+        How many genes to name.
+    """
+    adata, at = source.adata, np.array([row])
+    value = {
+        role: float(source.values(role, metabolite, at)[0]) for role in (MEASURED, PREDICTED, "lower", "upper", CHANCE)
+    }
+    x, y = require_frame(adata, Key.obsm.SPATIAL).to_numpy(dtype=float)[row, :2]
+    record = adata.uns.get(source.pred_key)
+    params = record.get("params", {}) if isinstance(record, dict) else {}
+    ood = Key.ood_of(source.pred_key)
+    drivers, drivers_of = _drivers(source, metabolite, row, n_genes)
+    return Spot(
+        name=str(adata.obs_names[row]),
+        x=float(x),
+        y=float(y),
+        measured=value[MEASURED],
+        predicted=value[PREDICTED],
+        lower=value["lower"],
+        upper=value["upper"],
+        chance=value[CHANCE],
+        interval=float(params.get("coverage", np.nan)),
+        ood=float(adata.obs[ood].iloc[row]) if ood in adata.obs else np.nan,
+        genes=_genes(source, row, section_rows, n_genes),
+        drivers=drivers,
+        drivers_of=drivers_of,
+    )
+
+
+def _genes(source: MetaboliteMaps, row: int, section_rows: NDArray[np.int64], n: int) -> tuple[tuple[str, float], ...]:
+    """Genes of a spot that are furthest above their mean in its section, on the scale log1p(counts per 10,000)."""
+    own = as_csr(source.adata.X[[row]], np.float64)
+    if own.nnz == 0 or own.data.min() < 0:
+        return ()
+    mean = _section_mean(source, section_rows.tobytes())
+    scaled = np.log1p(own.data / own.data.sum() * 1e4)
+    above = scaled - mean[own.indices]
+    order = np.argsort(-above, kind="stable")[:n]
+    names = source.adata.var_names
+    return tuple((str(names[own.indices[i]]), float(own.data[i])) for i in order if above[i] > 0)
+
+
+@lru_cache(maxsize=4)
+def _section_mean(source: MetaboliteMaps, rows: bytes) -> NDArray[np.float64]:
+    """Mean of every gene in a section, on the scale log1p(counts per 10,000); computed at the first click."""
+    X = as_csr(source.adata.X[np.frombuffer(rows, dtype=np.int64)], np.float64).copy()
+    total = np.asarray(X.sum(axis=1)).ravel()
+    X.data = np.log1p(X.data * np.repeat(1e4 / np.where(total > 0, total, 1), np.diff(X.indptr)))
+    return np.asarray(X.mean(axis=0)).ravel()
+
+
+def _drivers(source: MetaboliteMaps, metabolite: str, row: int, n: int) -> tuple[tuple[tuple[str, float], ...], str]:
+    """What the prediction rests on: attention of the spot, of all spots, or attribution, whichever is stored."""
+    adata, safe = source.adata, safe_ids([metabolite])[0]
+    of_spot = Key.group_of(Key.varm.ATTENTION, safe)
+    if of_spot in adata.obsm:
+        return _largest(require_frame(adata, of_spot).iloc[row], n), "attention of this spot"
+    for key, name in ((Key.varm.ATTENTION, "attention, all spots"), (Key.varm.ATTRIBUTION, "attribution, all spots")):
+        frame = adata.varm.get(key)
+        if isinstance(frame, pd.DataFrame) and safe in frame:
+            return _largest(frame[safe], n), name
+    return (), ""
+
+
+def _largest(weights: pd.Series, n: int) -> tuple[tuple[str, float], ...]:
+    best = weights[weights.abs().sort_values(ascending=False, kind="stable", na_position="last").index[:n]]
+    return tuple((str(g), float(v)) for g, v in best.items() if v == v and v != 0)
+
+
+def _number(value: float, missing: str) -> str:
+    return missing if np.isnan(value) else f"{value:.3g}"

@@ -1,0 +1,129 @@
+"""What is drawn on the spots: layers of metabolites, their names, labels and tiers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stmsi._data.checks import listing, suggest
+from stmsi._data.feature_table import base_key, find_features, written_by
+from stmsi._data.keys import Key
+from stmsi._data.tables import require_frame, require_metabolites, require_sample
+from stmsi.pl._style import INTENSITY_CMAP, PRESENT_LABEL
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from anndata import AnnData
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One value per spot, and how it is named and coloured."""
+
+    title: str
+    values: NDArray[np.float64]
+    label: str
+    bounds: tuple[float, float] | None = None
+    """Limits of the colours where the values have natural ones."""
+    cmap: str = INTENSITY_CMAP
+    """Colour map where the user names none."""
+
+
+def table_samples(adata: AnnData, sample_key: str, sample: str | Sequence[str] | None) -> list[str]:
+    """The sections asked for; `None`: all of them."""
+    present = list(dict.fromkeys(map(str, require_sample(adata, sample_key))))
+    if sample is None:
+        return present
+    wanted = [sample] if isinstance(sample, str) else [str(s) for s in sample]
+    unknown = [s for s in wanted if s not in present]
+    if unknown or not wanted:
+        msg = f"No section {listing(unknown)}; sections: {listing(present)}.{suggest(unknown[0], present) if unknown else ''}"
+        raise KeyError(msg)
+    return wanted
+
+
+def as_list(names: str | Sequence[str], what: str = "metabolite") -> list[str]:
+    """One name or several as a list."""
+    out = [names] if isinstance(names, str) else [str(n) for n in names]
+    if not out:
+        msg = f"Name at least one {what}."
+        raise ValueError(msg)
+    return out
+
+
+def readable_names(adata: AnnData, key: str, columns: pd.Index) -> pd.Series:
+    """Readable name of each metabolite of a layer; its id where none is known."""
+    names = pd.Series(columns.astype(str), index=columns.astype(str), dtype=object)
+    features = find_features(adata, key)
+    if features is None:
+        features = find_features(adata, Key.obsm.MSI)
+    if features is not None and Key.var.NAME in features:
+        known = features[Key.var.NAME].astype(str)
+        known = known[(known != "") & known.index.isin(names.index)]
+        names.loc[known.index] = known
+    return names
+
+
+def trust(adata: AnnData, key: str, metabolite: str) -> str:
+    """The tier that :func:`stmsi.tl.reliability` gave a predicted metabolite, for titles; empty where there is none."""
+    features = find_features(adata, key)
+    if features is None or Key.var.TIER not in features or metabolite not in features.index:
+        return ""
+    return f"trust: {features[Key.var.TIER].loc[metabolite]!s}"
+
+
+def resolve(adata: AnnData, key: str, frame: pd.DataFrame, metabolites: Sequence[str]) -> tuple[list[str], pd.Series]:
+    """Ids of the metabolites asked for, and the readable names of all."""
+    columns = frame.columns.astype(str)
+    names = readable_names(adata, key, columns)
+    return require_metabolites(metabolites, columns, names), names
+
+
+def column(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    """One metabolite of a layer as floats."""
+    j = list(frame.columns.astype(str)).index(name)
+    return frame.iloc[:, j].to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def is_presence(key: str) -> bool:
+    """Whether a layer holds presence, 0 to 1."""
+    return key == Key.obsm.TRUTH_PRESENCE or key.endswith(Key.presence_of(""))
+
+
+def is_width(adata: AnnData, key: str) -> bool:
+    """Whether a layer is the width of the interval of another."""
+    return key not in adata.obsm and key.endswith(Key.width_of(""))
+
+
+def layer_frame(adata: AnnData, key: str) -> pd.DataFrame:
+    """A layer of ``obsm``; the width of an interval is taken from its bounds."""
+    if not is_width(adata, key):
+        return require_frame(adata, key, f"{written_by(key)} ")
+    lower, upper = (
+        require_frame(adata, k, f"{key!r} is the width of the interval: its bounds are missing. {written_by(k)} ")
+        for k in Key.bounds_of(key.removesuffix(Key.width_of("")))
+    )
+    return upper - lower
+
+
+def intensity_label(adata: AnnData, key: str) -> str:
+    """What the colours of a layer mean."""
+    if is_presence(key):
+        # of a measurement 0 or 1, of a prediction anything between
+        values = adata.obsm.get(key)
+        called = isinstance(values, pd.DataFrame) and bool((values.isin([0, 1]) | values.isna()).all(axis=None))
+        return PRESENT_LABEL if called or key == Key.obsm.PRESENCE else "P(present)"
+    if key == Key.obsm.TRUTH_INTENSITY:
+        return "intensity"
+    params: Any = adata.uns.get(Key.uns.MSI, {})
+    for name in ("params", "normalize_msi", "log1p"):
+        params = params.get(name, {}) if isinstance(params, dict) else {}
+    logged = base_key(key) in (Key.obsm.MSI, Key.obsm.PRED) and params not in ({}, False)
+    if is_width(adata, key):
+        return "interval width (log1p)" if logged else "interval width"
+    return "log1p intensity" if logged else "intensity"

@@ -1,0 +1,87 @@
+"""Layers x sections as a grid of panels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from stmsi.pl._colour_limits import check_percentiles, fill_norm, get_cmap, make_norm
+from stmsi.pl._panels import draw_spots, get_axes, panel_size, wrap
+from stmsi.pl._style import PERCENTILES
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+    from matplotlib.colors import Colormap, Normalize
+    from matplotlib.figure import Figure, SubFigure
+    from numpy.typing import NDArray
+
+    from stmsi.pl._metabolite_layers import Layer
+    from stmsi.pl._sections import Section
+
+
+@dataclass(frozen=True)
+class Colours:
+    """How values become colours, as the user asked for it."""
+
+    norm: Normalize | None = None
+    vmin: float | None = None
+    vmax: float | None = None
+    percentiles: tuple[float, float] = PERCENTILES
+    share_norm: bool = True
+    cmap: str | Colormap | None = None
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.norm is not None and not (self.vmin is None and self.vmax is None):
+            msg = "Give either norm or vmin and vmax: a norm has limits of its own."
+            raise ValueError(msg)
+        check_percentiles(self.percentiles)
+
+    def of(self, layer: Layer, values: NDArray[np.float64]) -> Normalize:
+        """The norm of some values of a layer."""
+        if self.norm is not None:
+            return self.norm
+        return make_norm(values, vmin=self.vmin, vmax=self.vmax, bounds=layer.bounds, percentiles=self.percentiles)
+
+
+def draw_grid(
+    layers: Sequence[Layer],
+    sections: Sequence[Section],
+    colours: Colours,
+    *,
+    several: bool,
+    ncols: int,
+    scalebar: bool,
+    ax: Axes | Sequence[Axes] | None,
+) -> tuple[Figure | SubFigure, list[Axes]]:
+    """A panel per layer and section, section by section within each layer; `several` puts the section into the titles."""
+    if len(layers) > 1 and 1 < len(sections) <= ncols:
+        # the sections of a layer stay in one row
+        ncols = ncols // len(sections) * len(sections)
+    lines = max(wrap(*layer.title.splitlines()).count("\n") for layer in layers) + 1
+    figure, axes = get_axes(len(layers) * len(sections), ncols, ax, panel_size(sections, lines + several))
+    drawn = np.concatenate([s.rows for s in sections])
+    if colours.norm is not None:
+        fill_norm(colours.norm, np.concatenate([layer.values[drawn] for layer in layers]), colours.percentiles)
+    place = iter(axes)
+    for layer in layers:
+        shared = colours.of(layer, layer.values[drawn])
+        for section in sections:
+            values = layer.values[section.rows]
+            draw_spots(
+                next(place),
+                section,
+                values,
+                norm=shared if colours.share_norm else colours.of(layer, values),
+                cmap=get_cmap(colours.cmap, layer.cmap),
+                label=layer.label,
+                title=wrap(*layer.title.splitlines(), section.name if several else ""),
+                scalebar=scalebar,
+                alpha=colours.alpha,
+                missing="no values" if layer.label == "" else "not measured",
+            )
+    return figure, axes

@@ -1,0 +1,1 @@
+"""Parts of `pp.align`: what it reads of a section, and the ways to find an alignment."""

@@ -1,0 +1,37 @@
+"""Parts of the net that stand alone: the ridge path as weights on genes."""
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+
+from stmsi._core.learning.expression_space import log_normalize
+from stmsi.model.linear._intensity import fit_regression
+from stmsi.model.net._training_inputs import linear_path
+from stmsi.model.shared._spot_features import SpotFeatures
+from stmsi.model.shared._spot_input import Spots
+
+
+def test_the_linear_path_is_the_ridge_regression_with_its_slope():
+    rng = np.random.default_rng(0)
+    counts = sp.csr_matrix(rng.poisson(rng.lognormal(1, 1, 20) * rng.lognormal(0, 0.5, (120, 20))), dtype=np.float32)
+    own = pd.DataFrame({"size": rng.normal(size=120)})
+    spots = Spots(pd.RangeIndex(120).astype(str), counts, features={"image": own})
+    features = SpotFeatures(n_top_genes=15, n_components=8).fit(spots)
+    groups = units = np.repeat(np.arange(4), 30)
+    log = log_normalize(counts).toarray()[:, features.own.selected].astype(np.float64)
+    standard = (log - features.own.mean) / features.own.scale
+    # one metabolite that genes tell, one that is noise: its slope is far below 1
+    intensity = np.column_stack([standard[:, 0] + own["size"] + 0.1 * rng.normal(size=120), rng.normal(size=120)])
+    presence = (intensity > 0).astype(float)
+    presence[:5] = np.nan
+
+    weight, bias = linear_path(features, spots, presence, intensity, groups, units, n_slots=17)
+
+    Z = np.hstack([features.components(spots), features.extra["image"].transform(spots.features, "image")])
+    fits = [fit_regression(Z, y, groups, "ridge", features.seed, units) for y in np.hstack([presence, intensity]).T]
+    assert fits[2].slope > 0.9
+    assert fits[3].slope < 0.6
+    inputs = np.hstack([standard, np.zeros((120, 2)), Z[:, -1:]])
+    expected = np.column_stack([f.predict(Z) for f in fits])
+    expected[:, :2] = 4 * (expected[:, :2] - np.nanmean(presence, axis=0))
+    np.testing.assert_allclose(inputs @ weight + bias, expected, atol=1e-4)
