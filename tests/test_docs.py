@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from importlib import import_module
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -97,22 +98,52 @@ def test_every_public_name_is_in_the_api_and_used_somewhere():
 def test_versions_agree():
     version = re.search(r'^version = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
     citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
-    entry = yaml.safe_load((DOCS / "ecosystem" / "meta.yaml").read_text())
-    assert str(citation["version"]) == str(entry["version"]) == version
+    assert str(citation["version"]) == version
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
+# The closed lists of the registry's schema 2.0 (https://github.com/scverse/ecosystem-packages, August 2026).
+CATEGORIES = """
+Data structures, scRNA-seq, bulk RNA-seq, Spatial, Epigenomics, Proteomics, Adaptive immune cell receptor, Multimodal, Imaging,
+Infrastructure
+"""
+TAGS = """
+scRNA-seq, bulk RNA-seq, spatial transcriptomics, spatial proteomics, proteomics, flow cytometry, ATAC-seq, epigenomics,
+immune receptor, imaging, multimodal, preprocessing, quality control, denoising, data integration, cell-type annotation,
+differential expression, compositional analysis, functional analysis, gene regulatory networks, cell-cell communication,
+deconvolution, clustering, dimensionality reduction, trajectory inference, pseudotime, RNA velocity, lineage tracing,
+perturbation, spatially variable genes, segmentation, copy number variation, visualization, benchmarking, deep learning,
+foundation model, large language models, probabilistic modeling, optimal transport, GPU acceleration, pipeline,
+data structures, interoperability, file formats, documentation
+"""
+
+
 def test_the_entry_for_the_ecosystem():
-    """Fields as the registry's schema has them (https://github.com/scverse/ecosystem-packages, schema 2.0)."""
+    """Fields and terms as the registry's schema has them."""
     entry = yaml.safe_load((DOCS / "ecosystem" / "meta.yaml").read_text())
-    required = {"name", "description", "project_home", "documentation_home", "install", "license", "tags", "version", "contact"}  # fmt: skip
-    known = required | {"tutorials_home", "publications", "logo", "test_command"}
-    assert required <= set(entry) <= known
-    assert set(entry["install"]) <= {"pypi", "conda", "cran", "bioconductor"}
-    assert entry["license"] == re.search(r'^license = "(.+)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)[1]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    required = {"name", "description", "project_home", "documentation_home", "install", "license", "tags", "contact"}
+    required |= {"primary_category", "language", "category"}
+    assert required <= set(entry) <= required | {"blurb", "tutorials_home", "publications", "logo", "test_command"}
+    assert "version" not in entry, "the registry reads it from PyPI"
+    assert entry["install"] == {"pypi": project["name"]}
+    assert entry["license"] == project["license"]
+    assert entry["project_home"] == project["urls"]["Homepage"]
+    assert (entry["category"], entry["language"]) == ("ecosystem", "Python")
+    assert entry["primary_category"] in re.split(r",\s", CATEGORIES.strip())
+    assert set(entry["tags"]) <= set(re.split(r",\s", TAGS.strip()))
+    assert len(entry["tags"]) <= 10
     for field in ("tags", "contact"):
         assert len(entry[field]) == len(set(entry[field])) > 0
     assert len(re.findall(r"[.](?:\s|$)", entry["description"])) <= 2, "one or two sentences"
+
+
+def test_actions_are_pinned():
+    """By commit, with the version as a comment, for a tag can be moved."""
+    for path in (ROOT / ".github" / "workflows").glob("*.yaml"):
+        used = re.findall(r"uses: (.+)", path.read_text())
+        assert used
+        assert [line for line in used if not re.fullmatch(r"[\w.-]+/[\w.-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", line)] == []
 
 
 @pytest.mark.parametrize("name", ["bug_report", "feature_request", "question"])

@@ -1,0 +1,50 @@
+"""Runs every cell of every notebook in this folder: ./run tutorials. The unit tests (tests/) do not come here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+NOTEBOOKS = sorted(Path(__file__).parent.glob("*.ipynb"))
+
+# Cells one after the other in one scope, as a kernel would; the value of a last line is shown, since that may fail as well.
+RUNNER = """
+import ast, json, sys
+import matplotlib.pyplot as plt
+
+scope = {"__name__": "__main__"}
+for number, cell in enumerate(json.loads(open(sys.argv[1], encoding="utf-8").read())["cells"]):
+    if cell["cell_type"] == "code":
+        tree = ast.parse("".join(cell["source"]))
+        last = tree.body.pop() if tree.body and isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, f"cell {number}", "exec"), scope)
+        if last is not None:
+            value = eval(compile(ast.Expression(last.value), f"cell {number}", "eval"), scope)
+            getattr(value, "_repr_html_", value.__repr__)()
+        for figure in plt.get_fignums():
+            plt.figure(figure).canvas.draw()
+        plt.close("all")
+"""
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_it_runs(path: Path, tmp_path: Path) -> None:
+    if path.stem == "napari":
+        pytest.importorskip("napari")
+        if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform in ("win32", "darwin")):
+            pytest.skip("napari needs a display")
+    environment = os.environ | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "STMSI_CACHE": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", RUNNER, str(path)],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
