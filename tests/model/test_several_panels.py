@@ -128,7 +128,7 @@ def test_sections_of_one_panel_predict_another_section(panels, st):
     stmsi.tl.predict_metabolites(query, model)
     assert query.obsm["msi_pred"].shape[1] == 12
     assert query.obsm["msi_pred"].iloc[:, OWN].std().min() > 0
-    features = stmsi.get.feature_table(query, key="msi_pred")
+    features = stmsi.get.feature_table(query, metabolite_key="msi_pred")
     assert features["mz"].notna().all(), "also of those that the first table did not have"
 
 
