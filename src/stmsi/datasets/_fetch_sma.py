@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stmsi.datasets._deposits import Deposit, unpack
+from stmsi.datasets._read_sma import read_sma
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -59,8 +60,6 @@ def fetch_sma(
     >>> import stmsi
     >>> sdata = stmsi.datasets.fetch_sma(matrix="FMP-10")  # doctest: +SKIP
     """
-    from stmsi.io import read_sma
-
     where = SMA.folder(folder)
     if not any(where.rglob("*smamsi.csv")):
         archive = where / "sma.zip"

@@ -16,13 +16,13 @@ from scipy.spatial import cKDTree
 
 from stmsi._core.ids import safe_ids
 from stmsi._core.spectra.spectrum_arrays import mz_from_names, mz_labels
-from stmsi._data.checks import check_nonnegative, listing, require_anndata_file
+from stmsi._data.checks import check_nonnegative, chosen, listing
 from stmsi._data.keys import Key
 from stmsi._data.sections import VISIUM_PITCH, VISIUM_SPOT_DIAMETER, msi_section, pixel_squares, st_section
 from stmsi._data.tables import as_csr
 from stmsi._settings import logger
-from stmsi.io._deposit_layout import chosen
-from stmsi.io._text_table import check_file, check_intensities
+from stmsi.io._files import check_file, inside, open_h5ad
+from stmsi.io._text_table import check_intensities
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -74,16 +74,16 @@ def read_desium(
     Raises
     ------
     FileNotFoundError
-        Where a file is missing, or a folder holds none.
+        A file is missing, or a folder holds none.
     KeyError
-        Where `sample` names a section that is not there, or a file lacks MSI, m/z or positions.
+        `sample` names a section that is not there, or a file lacks MSI, m/z or positions.
     ValueError
-        Where sizes do not go together, intensities are negative or partly NaN, or there are neither counts nor log1p.
+        Sizes do not go together, intensities are negative or partly NaN, or there are neither counts nor log1p.
 
     Warns
     -----
     UserWarning
-        Where counts cannot be recovered, so that expm1 of ``layers["log1p"]`` stands in for them.
+        Counts cannot be recovered, so that expm1 of ``layers["log1p"]`` stands in for them.
 
     Notes
     -----
@@ -125,7 +125,7 @@ def _files(path: str | Path | Iterable[str | Path]) -> dict[str, Path]:
         given = Path(path)
         files = sorted(given.rglob("*.h5ad")) if given.is_dir() else [given]
         if not files:
-            msg = f"{given} holds no .h5ad; found {listing(sorted(p.name for p in given.iterdir()))}."
+            msg = f"{given} holds no .h5ad; found {inside(given)}."
             raise FileNotFoundError(msg)
     else:
         files = [Path(p) for p in path]
@@ -139,12 +139,10 @@ def _files(path: str | Path | Iterable[str | Path]) -> dict[str, Path]:
 def _section(
     file: Path, name: str, patient: Mapping[str, str], um_per_unit: float | None, spot_diameter: float
 ) -> tuple[SpatialData, SpatialData]:
-    import anndata as ad
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
-    require_anndata_file(file)
-    adata = ad.read_h5ad(file)
+    adata = open_h5ad(file)
     intensities, var = _ions(adata, file)
     xy, scale = _micrometres(adata, file, um_per_unit)
     counts, origin = _counts(adata, file)
@@ -159,9 +157,7 @@ def _section(
     check_intensities(intensities[covered], var.index, file)
     row, col = _places(adata, covered)
     attrs = {"format": "desium", "file": file.name, "um_per_unit": scale, "counts": origin, "frame": Key.st_frame(name)}
-    msi = msi_section(
-        sp.csr_matrix(intensities[covered]), var, row, col, sample=name, pixel_size=spot_diameter, attrs=attrs
-    )
+    msi = msi_section(intensities[covered], var, row, col, sample=name, pixel_size=spot_diameter, attrs=attrs)
     # squares at the spots instead of on a raster: the deposit holds no pixels
     corner = (xy[covered] - spot_diameter / 2) / spot_diameter
     squares = pixel_squares(corner[:, 1], corner[:, 0], spot_diameter)
@@ -235,7 +231,7 @@ def _counts(adata: AnnData, file: Path) -> tuple[sp.csr_matrix, str]:
     if _LOG not in adata.layers:
         msg = (
             f"{file} holds no counts: X is neither whole numbers nor log1p of counts scaled spot by spot, and there is no "
-            f"layer 'log1p'; layers: {listing(k for k in adata.layers if k is not None)}."
+            f"layer 'log1p'; layers: {listing(adata.layers)}."
         )
         raise ValueError(msg)
     warnings.warn(
@@ -249,14 +245,6 @@ def counts_of_log1p(values: sp.csr_matrix) -> sp.csr_matrix | None:
     """Counts of which `values` are log1p after each row was scaled, or `None` where they are not.
 
     The smallest value above 0 of a row is taken for one count; then all others must be whole numbers.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> counts = sp.csr_matrix(np.array([[1.0, 0.0, 3.0], [2.0, 1.0, 0.0]], dtype=np.float32))
-    >>> scaled = sp.diags(1e4 / np.asarray(counts.sum(axis=1)).ravel()) @ counts
-    >>> counts_of_log1p(scaled.log1p().tocsr()).toarray().tolist()
-    [[1.0, 0.0, 3.0], [2.0, 1.0, 0.0]]
     """
     matrix = sp.csr_matrix(values, dtype=np.float64)
     matrix.eliminate_zeros()

@@ -12,6 +12,7 @@ import pandas as pd
 from stmsi._core.ids import safe_ids
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
+from stmsi._data.sections import filled_text
 from stmsi._settings import logger
 from stmsi.io._text_table import check_numbers
 
@@ -68,8 +69,7 @@ def ion_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
         values = frame[column]
         if values.isna().all() or key in out:
             continue
-        numeric = pd.api.types.is_numeric_dtype(values)  # so are truth values
-        out[key] = values if numeric else values.astype(object).where(values.notna(), "").astype(str)
+        out[key] = values if pd.api.types.is_numeric_dtype(values) else filled_text(values)  # truth values are numeric
     label = text[_ION].where(text[_ION] != "", ion)
     if label.duplicated().any():
         # one ion in several databases, or formulas that differ by a loss alone
@@ -79,13 +79,7 @@ def ion_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def annotated(images: pd.DataFrame, annotations: pd.DataFrame, files: tuple[Path, Path]) -> pd.DataFrame:
-    """The ions of the images with what the annotations say of them, in the order of the images.
-
-    Raises
-    ------
-    ValueError
-        Where an image belongs to several annotations, or none to any.
-    """
+    """The ions of the images with what the annotations say of them, in the order of the images."""
     place = np.full(len(images), -1)
     order = np.argsort(annotations[Key.var.MZ].to_numpy(), kind="stable")
     sorted_mz = annotations[Key.var.MZ].to_numpy()[order]
@@ -142,7 +136,7 @@ def annotated(images: pd.DataFrame, annotations: pd.DataFrame, files: tuple[Path
 def _text(frame: pd.DataFrame, column: str) -> pd.Series:
     if column not in frame:
         return pd.Series("", index=frame.index)
-    return frame[column].astype(object).where(frame[column].notna(), "").astype(str).str.strip()
+    return filled_text(frame[column]).str.strip()
 
 
 def _flat(value: str) -> str:

@@ -11,13 +11,14 @@ import scipy.sparse as sp
 
 from stmsi._core.ids import safe_ids
 from stmsi._core.spectra.spectrum_arrays import Reduce, Unit, mz_labels
-from stmsi._data.checks import check_choice, listing
+from stmsi._data.checks import check_choice, check_share, listing
 from stmsi._data.keys import Key
 from stmsi._data.sections import check_pixel_size, check_sample_name, msi_section, raster_image
 from stmsi._imzml.extract import Options, Plan, SparseRows, common_ions, extract, plan_axis, plan_ions, plan_targets
 from stmsi._imzml.file import ImzmlFile, check_imzml, stated_pixel_size
 from stmsi._settings import logger
-from stmsi.io._msi_store import NewStore, check_new_store, read_lazily
+from stmsi.io._files import check_new, unfinished
+from stmsi.io._msi_store import StoredRows, read_lazily, write_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,11 +48,10 @@ def read_imzml(
     """Read the ions of an imzML file, continuous or processed.
 
     One pass over the binary file, which is mapped into memory and not loaded, finds all ions, in as many threads as numba
-    is given (``NUMBA_NUM_THREADS``). Positions and offsets of large files are kept in ``stmsi.settings.cache_dir``, so
-    that the XML is read once. Without numba (or with ``STMSI_COMPILED=0`` in the environment) the same is done in NumPy,
-    more slowly. The raster comes from the positions of the spectra, because
-    the size in the header is often wrong. Spectra whose m/z are not ascending are sorted; empty spectra give pixels
-    without intensity. Plain and zlib-compressed arrays of 16- to 64-bit numbers are understood.
+    is given (``NUMBA_NUM_THREADS``). Positions and offsets of large files are kept in ``stmsi.settings.cache_dir``. Without
+    numba (or with ``STMSI_COMPILED=0`` in the environment) NumPy does the same, more slowly. The raster comes from the
+    positions of the spectra, because the size in the header is often wrong. Spectra whose m/z are not ascending are sorted;
+    empty spectra give pixels without intensity. Plain and zlib-compressed arrays of 16- to 64-bit numbers are understood.
 
     Parameters
     ----------
@@ -59,10 +59,10 @@ def read_imzml(
         The ``.imzML`` file; its ``.ibd`` lies beside it under the same name.
     mz
         Ions to extract: m/z in Da, or a Series of them, or a DataFrame with a column ``mz``; the index holds the names
-        unless it is numeric, and further columns are kept in ``var``. `None` takes every bin of the m/z axis of a
-        continuous file. In a processed file it looks for common ions: peaks no further apart than `tolerance` are
-        one ion (at most twice that wide), and its intensity is that of its own peaks. For profiles, pass what
-        :func:`stmsi.pp.pick_peaks` finds. A column ``mz_measured`` says where to look instead of ``mz``.
+        unless it is numeric, and further columns are kept in ``var``. A column ``mz_measured`` says where to look instead
+        of ``mz``. `None` takes every bin of the m/z axis of a continuous file, and the common ions of a processed file:
+        peaks no further apart than `tolerance` are one ion (at most twice that wide). For profiles, pass what
+        :func:`stmsi.pp.pick_peaks` finds.
     tolerance
         Half width of the m/z window of an ion (both ends belong to it), or the gap that parts two common ions.
     unit
@@ -74,7 +74,7 @@ def read_imzml(
     pixel_size
         Side of a pixel in micrometres, or ``(x, y)``; by default that of the file.
     min_frequency
-        Common ions must occur, with an intensity above 0, in at least this share of the spectra, 0 to 1.
+        Share of the spectra, 0 to 1, in which a common ion must at least have an intensity above 0.
     z
         The slice to read where the file holds several.
     check_uuid
@@ -83,7 +83,7 @@ def read_imzml(
         Whether to compare the binary file with the checksum in the imzML, which takes as long as reading it.
     out
         A new SpatialData store (zarr) to write to while reading, so that the intensities are never in memory at once. It
-        appears when it is whole; an error leaves nothing behind. What grows in memory are the pixels (shapes, ``obs``).
+        appears when it is whole; an error leaves nothing behind.
     show_progress_bar
         Whether to show progress; `None` follows ``stmsi.settings.progress_bar``.
 
@@ -91,21 +91,21 @@ def read_imzml(
     -------
     SpatialData with table ``msi`` (pixels x ions, float32 CSR, `var` with ``mz`` in Da; for common ions also
     ``frequency``) and squares ``<sample>_pixels`` in micrometres, coordinate system ``<sample>_msi``. Row and column
-    count from the smallest y and x. ``obs["tic"]`` (float64) is the total ion current of each pixel: the sum of its
-    whole spectrum, whichever ions were asked for; ``stmsi.pp.normalize_msi(tic_key="tic")`` divides by it.
+    count from the smallest y and x. ``obs["tic"]`` (float64) is the total ion current of each pixel, the sum of its whole
+    spectrum, and the image ``<sample>_tic`` shows it; ``stmsi.pp.normalize_msi(tic_key="tic")`` divides by it.
     ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``origin`` (the smallest x and y), ``file``, ``uuid``,
-    ``mode``, ``spectrum_type``, ``polarity``, ``instrument`` and how the ions were taken. The image ``<sample>_tic`` shows
-    ``obs["tic"]``. With `out`, the object belongs to the store and ``X`` is a dask array that is read when needed.
+    ``mode``, ``spectrum_type``, ``polarity``, ``instrument`` and how the ions were taken. With `out`, the object belongs to
+    the store and ``X`` is a dask array that is read when needed.
 
     Raises
     ------
     FileNotFoundError
-        Where one of the two files is missing, or the folder of `out`.
+        One of the two files is missing, or the folder of `out`.
     FileExistsError
-        Where `out` exists.
+        `out` exists.
     ValueError
-        Where a file is broken, truncated or not an imzML, the two do not belong together, the pixel size is unknown,
-        positions repeat, there are several slices, or intensities are negative, NaN or infinite.
+        A file is broken, truncated or not an imzML, the two do not belong together, the pixel size is unknown, positions
+        repeat, there are several slices, or intensities are negative, NaN or infinite.
 
     Notes
     -----
@@ -134,7 +134,7 @@ def read_imzml(
     options = Options(float(tolerance), unit, reduce, float(min_frequency), show_progress_bar)
     _check(options)
     targets = None if mz is None else _target_frame(mz)
-    store = None if out is None else check_new_store(Path(out))
+    store = None if out is None else check_new(Path(out), "store")
     path = Path(path)
     check_imzml(path)
     sample = safe_ids([path.stem])[0] if sample is None else check_sample_name(sample)
@@ -146,19 +146,11 @@ def read_imzml(
             file.check_checksum()
         plan, var, how = _plan(file, chosen, targets, options)
         attrs = {
-            "format": "imzML",
-            "file": path.name,
-            "uuid": identifier,
-            "mode": file.header.mode,
-            "spectrum_type": file.index.spectrum_type,
-            "polarity": file.index.polarity,
-            "instrument": file.header.instrument,
-            "origin": origin,
-            "ions": how,
-            "tolerance": options.tolerance,
-            "unit": unit,
-            "reduce": reduce,
-        }
+            "format": "imzML", "file": path.name, "uuid": identifier, "mode": file.header.mode,
+            "spectrum_type": file.index.spectrum_type, "polarity": file.index.polarity,
+            "instrument": file.header.instrument, "origin": origin, "ions": how, "tolerance": options.tolerance,
+            "unit": unit, "reduce": reduce,
+        }  # fmt: skip
 
         def section(X: sp.csr_matrix, tic: NDArray[np.float64]) -> SpatialData:
             obs = pd.DataFrame({Key.obs.TIC: tic})
@@ -172,10 +164,10 @@ def read_imzml(
             rows = SparseRows(*shape)
             tic = extract(file, chosen, plan, options, rows)
             return section(rows.matrix(), tic)
-        with NewStore(store) as new:
-            stored = new.rows(*shape, most=int(np.minimum(file.most(chosen), plan.n_columns).sum()))
+        with unfinished(store) as folder:
+            stored = StoredRows(folder / "rows", *shape, int(np.minimum(file.most(chosen), plan.n_columns).sum()))
             tic = extract(file, chosen, plan, options, stored)
-            new.write(section(sp.csr_matrix(shape, dtype=np.float32), tic), stored)
+            write_with(stored, section(sp.csr_matrix(shape, dtype=np.float32), tic), folder, store)
     return read_lazily(store)
 
 
@@ -186,9 +178,7 @@ def _check(options: Options) -> None:
     if not (np.isfinite(options.tolerance) and options.tolerance > 0):
         msg = f"tolerance must be a positive number, found {options.tolerance!r}."
         raise ValueError(msg)
-    if not 0 <= options.min_frequency <= 1:
-        msg = f"min_frequency is a share between 0 and 1, found {options.min_frequency!r}."
-        raise ValueError(msg)
+    check_share(options.min_frequency, "min_frequency")
 
 
 def _raster(

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
+from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._data.sections import VISIUM_PITCH, VISIUM_SPOT_DIAMETER, check_sample_name, st_section
 from stmsi._settings import logger
+from stmsi.io._files import check_folder, inside
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from numpy.typing import ArrayLike
     from spatialdata import SpatialData
 
@@ -69,14 +70,14 @@ def read_visium(
     Raises
     ------
     FileNotFoundError
-        Where the folder, the counts, the positions or the scale factors are missing.
+        The folder, the counts, the positions or the scale factors are missing.
     ValueError
-        Where a file is broken, barcodes have no position, or no spot lies in the tissue.
+        A file is broken, barcodes have no position, or no spot lies in the tissue.
 
     Warns
     -----
     UserWarning
-        Where pitch and scale factor disagree about the size of a pixel by more than 20 %.
+        Pitch and scale factor disagree about the size of a pixel by more than 20 %.
 
     Notes
     -----
@@ -89,19 +90,11 @@ def read_visium(
     >>> sdata = read_visium("section_1/outs", sample="section_1")  # doctest: +SKIP
     >>> sdata.tables["st"].obsm["spatial"]  # micrometres  # doctest: +SKIP
     """
-    return visium_section(
-        path,
-        sample=sample,
-        spot_diameter=spot_diameter,
-        images=images,
-        keep_off_tissue=keep_off_tissue,
-        counts_file=counts_file,
-    )[0]
+    return visium_section(path, sample, spot_diameter, images, keep_off_tissue, counts_file)[0]
 
 
 def visium_section(
     path: str | Path,
-    *,
     sample: str | None = None,
     spot_diameter: float = VISIUM_SPOT_DIAMETER,
     images: bool = True,
@@ -130,16 +123,10 @@ def visium_section(
 
 
 def _check_folder(path: Path) -> Path:
-    if not path.exists():
-        msg = f"There is no folder {path}."
-        raise FileNotFoundError(msg)
-    if not path.is_dir():
-        msg = f"{path} is a file; pass the Space Ranger output folder that holds it (outs)."
-        raise ValueError(msg)
+    check_folder(path, "the output of Space Ranger (outs)")
     if not (path / "spatial").is_dir():
         hint = f" Try {path / 'outs'}." if (path / "outs" / "spatial").is_dir() else ""
-        found = listing(sorted(p.name for p in path.iterdir()))
-        msg = f"{path} is no Space Ranger output: it has no folder 'spatial'; found {found}.{hint}"
+        msg = f"{path} is no Space Ranger output: it has no folder 'spatial'; found {inside(path)}.{hint}"
         raise FileNotFoundError(msg)
     if not any((path / "spatial" / name).exists() for name in _POSITIONS):
         hint = " Visium HD (tissue_positions.parquet) is not read here." if list(path.glob("**/*.parquet")) else ""
@@ -170,8 +157,7 @@ def _find_counts(path: Path, counts_file: str | None, *, prefer_raw: bool) -> st
                 msg = f"{path} holds several count matrices: {listing(h5)}; name one by counts_file=."
                 raise ValueError(msg)
     wanted = counts_file or "filtered_feature_bc_matrix.h5 (or a folder of that name with matrix.mtx.gz)"
-    found = listing(sorted(p.name for p in path.iterdir()))
-    msg = f"{path} has no counts {wanted}; found {found}. Name the file by counts_file=."
+    msg = f"{path} has no counts {wanted}; found {inside(path)}. Name the file by counts_file=."
     raise FileNotFoundError(msg)
 
 
@@ -210,8 +196,6 @@ def _read(path: Path, counts: str, sample: str) -> tuple[AnnData, dict[str, Any]
     if lost.any():
         msg = f"{path}: {int(lost.sum())} barcodes have no tissue position: {listing(source.obs_names[lost])}."
         raise ValueError(msg)
-    from anndata import AnnData
-
     obs = source.obs[[_IN_TISSUE, _ARRAY_ROW, _ARRAY_COL]].astype(int)
     table = AnnData(sp.csr_matrix(source.X, dtype=np.float32), obs=obs, var=source.var.copy())
     table.var_names_make_unique()

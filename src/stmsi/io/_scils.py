@@ -27,11 +27,6 @@ def with_positions(
     """A wide table with the columns ``x``, ``y`` and one per m/z, from the two files of SCiLS Lab.
 
     Spots are counted from 1 in the spectra and from 0 in the region spots.
-
-    Raises
-    ------
-    ValueError
-        Where the table holds features of regions, the places are missing or do not go with the spots.
     """
     spot = frame.iloc[:, 0].astype(str).str.extract(_SPOT)[0]
     if spot.isna().any():
