@@ -42,8 +42,7 @@ def test_layers_of_a_prediction(st, key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "call"),
-    [("msi", r"pp\.map_to_spots"), ("msi_pred", r"tl\.predict_metabolites"), ("other", r"key_added")],
+    ("key", "call"), [("msi", r"pp\.map_to_spots"), ("msi_pred", r"tl\.predict_metabolites"), ("other", r"key_added")]
 )
 def test_missing_tells_the_call(st, key: str, call: str) -> None:
     del st.uns["msi"]

@@ -62,6 +62,13 @@ def check_share(value: float, name: str) -> None:
         raise ValueError(msg)
 
 
+def check_positive(value: float, name: str) -> None:
+    """Raise a `ValueError` where `value` is not positive and finite."""
+    if not (np.isfinite(value) and value > 0):
+        msg = f"{name} must be a positive number, found {value!r}."
+        raise ValueError(msg)
+
+
 def is_spatialdata(data: object) -> bool:
     """Whether `data` is a SpatialData, without importing spatialdata for an AnnData."""
     return not isinstance(data, AnnData) and type(data).__name__ == "SpatialData"

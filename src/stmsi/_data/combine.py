@@ -11,7 +11,15 @@ import pandas as pd
 from anndata import AnnData
 from scipy.spatial import cKDTree
 
-from stmsi._data.checks import check_choice, check_nonnegative, is_spatialdata, listing, require_rows, require_unique
+from stmsi._data.checks import (
+    check_choice,
+    check_nonnegative,
+    check_positive,
+    is_spatialdata,
+    listing,
+    require_rows,
+    require_unique,
+)
 from stmsi._data.concatenate import concat_msi, concat_st
 from stmsi._data.keys import Key
 from stmsi._data.sections import VISIUM_SPOT_DIAMETER, msi_section, st_section
@@ -100,11 +108,10 @@ def combine(
     for option, value in (
         ("um_per_unit", um_per_unit),
         ("spot_diameter", spot_diameter),
-        ("mz_tolerance", 1.0 if mz_tolerance is None else mz_tolerance),
+        ("mz_tolerance", mz_tolerance),
     ):
-        if not (np.isfinite(value) and value > 0):
-            msg = f"{option} must be a positive number, found {value!r}."
-            raise ValueError(msg)
+        if value is not None:
+            check_positive(value, option)
     st_sections = [s for section in _iterate(st) for s in _as_st(*section, sample_key, um_per_unit, spot_diameter)]
     brought = [(None, s) for s in st_sections if Key.table.MSI in s.tables]
     given = [] if msi is None else [pair for pair in _iterate(msi) if not any(pair[1] is s for _, s in brought)]
@@ -231,14 +238,13 @@ def _split(name: str | None, adata: AnnData, sample_key: str) -> list[tuple[str,
 
 def _check_spatialdata(name: str | None, section: Any, table: str, element: Any, remedy: str) -> SpatialData:
     """A SpatialData in the data model; the name it was given must be its own."""
-    missing = table not in section.tables or any(element(s) not in section.shapes for s in sample_names(section, table))
-    if missing:
+    names = sample_names(section, table) if table in section.tables else []
+    if not names or any(element(s) not in section.shapes for s in names):
         msg = (
             f"The SpatialData does not follow stmsi's data model: expected a table {table!r} and shapes "
             f"{element('<sample>')!r}; found {listing(n for _, n, _ in section.gen_elements())}. Make it with {remedy}."
         )
         raise ValueError(msg)
-    names = sample_names(section, table)
     if name is not None and names != [name]:
         msg = f"The SpatialData given as {name!r} holds the sections {listing(names)}; read it with sample={name!r}."
         raise ValueError(msg)
@@ -265,9 +271,5 @@ def _check_pitch(sample: str, xy: np.ndarray, spot_diameter: float) -> None:
         )
         raise ValueError(msg)
     if pitch > 10 * spot_diameter:
-        logger.warning(
-            "Section %r: neighbouring spots are %.4g um apart but %g um wide; check um_per_unit.",
-            sample,
-            pitch,
-            spot_diameter,
-        )
+        found = f"neighbouring spots are {pitch:.4g} um apart but {spot_diameter:g} um wide"
+        logger.warning("Section %r: %s; check um_per_unit.", sample, found)

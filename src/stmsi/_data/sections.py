@@ -71,15 +71,6 @@ def pixel_squares(row: ArrayLike, col: ArrayLike, pixel_size: float | tuple[floa
     return gpd.GeoDataFrame(geometry=shapely.box(x, y, x + size_x, y + size_y))
 
 
-def spot_circles(xy: ArrayLike, diameter: float) -> GeoDataFrame:
-    """Spot circles (points with a radius) in micrometres."""
-    import geopandas as gpd
-    import shapely
-
-    xy = np.asarray(xy, dtype=float)
-    return gpd.GeoDataFrame({"radius": np.full(len(xy), diameter / 2)}, geometry=shapely.points(xy))
-
-
 def link_table(adata: AnnData, region: str | None = None) -> None:
     """Make a table annotate the element `region` row by row, or else the elements that its own columns name."""
     from spatialdata.models import TableModel
@@ -112,10 +103,6 @@ def msi_section(
     of each pixel, integers; `pixel_size` in micrometres; `obs` more columns of the pixels; `attrs` plain values for
     ``uns["msi"]["attrs"][sample]``. `checked`: `X` is known to hold no impossible value, and to look takes memory.
     """
-    from spatialdata import SpatialData
-    from spatialdata.models import ShapesModel
-    from spatialdata.transformations import Identity
-
     sample = check_sample_name(sample)
     row, col = _raster_index(row, sample), _raster_index(col, sample)
     size = check_pixel_size(pixel_size)
@@ -135,11 +122,8 @@ def msi_section(
     obs[Key.obs.ROW], obs[Key.obs.COL] = row, col
     table = AnnData(X, obs=obs, var=feature_frame(var))
     table.uns[Key.uns.MSI] = {"attrs": {sample: {"pixel_size": np.array(size), **(attrs or {})}}}
-    link_table(table, Key.pixels(sample))
-    shapes = pixel_squares(row, col, size)
     table.obsm[Key.obsm.SPATIAL] = np.column_stack([(col + 0.5) * size[0], (row + 0.5) * size[1]])
-    element = ShapesModel.parse(shapes, transformations={Key.msi_frame(sample): Identity()})
-    return SpatialData(shapes={Key.pixels(sample): element}, tables={Key.table.MSI: table})
+    return _linked(table, Key.table.MSI, pixel_squares(row, col, size), Key.pixels(sample), Key.msi_frame(sample))
 
 
 def check_pixel_size(pixel_size: float | tuple[float, float]) -> tuple[float, float]:
@@ -184,9 +168,8 @@ def st_section(adata: AnnData, xy: ArrayLike, *, sample: str, spot_diameter: flo
 
     `adata` spots x genes is copied; `xy` centres, shape (spots, 2), and `spot_diameter` are in micrometres.
     """
-    from spatialdata import SpatialData
-    from spatialdata.models import ShapesModel
-    from spatialdata.transformations import Identity
+    import geopandas as gpd
+    import shapely
 
     sample = check_sample_name(sample)
     xy = np.asarray(xy, dtype=float)
@@ -199,6 +182,16 @@ def st_section(adata: AnnData, xy: ArrayLike, *, sample: str, spot_diameter: flo
     table = adata.copy()
     table.obs[Key.obs.SAMPLE] = pd.Categorical([sample] * table.n_obs)
     table.obsm[Key.obsm.SPATIAL] = xy
-    link_table(table, Key.spots(sample))
-    element = ShapesModel.parse(spot_circles(xy, spot_diameter), transformations={Key.st_frame(sample): Identity()})
-    return SpatialData(shapes={Key.spots(sample): element}, tables={Key.table.ST: table})
+    circles = gpd.GeoDataFrame({"radius": np.full(len(xy), spot_diameter / 2)}, geometry=shapely.points(xy))
+    return _linked(table, Key.table.ST, circles, Key.spots(sample), Key.st_frame(sample))
+
+
+def _linked(table: AnnData, table_key: str, shapes: GeoDataFrame, region: str, frame: str) -> SpatialData:
+    """A SpatialData with a table and the shapes that it annotates, which lie in the coordinate system `frame`."""
+    from spatialdata import SpatialData
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    link_table(table, region)
+    element = ShapesModel.parse(shapes, transformations={frame: Identity()})
+    return SpatialData(shapes={region: element}, tables={table_key: table})

@@ -45,14 +45,14 @@ def fetch_desium(
     Raises
     ------
     ConnectionError
-        Where the deposit cannot be reached, and the files asked for are not there, with what to do.
+        The files asked for are neither there nor reachable; the message says what to do.
     KeyError
-        Where the deposit has no such section.
+        The deposit has no such section.
 
     Notes
     -----
-    Paper: https://doi.org/10.1002/anie.202502028. Data: https://doi.org/10.7910/DVN/GZFCWC. Archives (``.zip``) of the
-    deposit are downloaded whole where it holds no section as a file of its own.
+    Paper: https://doi.org/10.1002/anie.202502028. Data: https://doi.org/10.7910/DVN/GZFCWC. Where the deposit holds archives
+    (``.zip``) instead of sections, they are downloaded whole.
 
     Examples
     --------

@@ -54,22 +54,20 @@ def read_desium(
     sample
         Sections to read, by the names of their files; `None`: all.
     patient
-        Patient of each section, for splits by patient. By default the letters and the number with which the name of a
-        file starts: ``BC_515_Section_1`` is of ``BC_515``.
+        Patient of each section. By default the start of its name: ``BC_515_Section_1`` is of ``BC_515``.
     um_per_unit
-        Micrometres per unit of ``obsm["spatial"]``. By default neighbouring spots are taken to lie 100 um apart, as on
-        every Visium array.
+        Micrometres per unit of ``obsm["spatial"]``. By default neighbouring spots lie 100 um apart, as on every Visium array.
     spot_diameter
         In micrometres.
 
     Returns
     -------
     SpatialData as made by :func:`stmsi.pp.combine`, in the coordinate system ``<sample>`` (micrometres). The deposit has
-    brought the MSI to the spots, so ``<sample>_pixels`` are no pixels of the instrument: one square of the width of a
-    spot at each spot that has MSI, aligned already. :func:`stmsi.pp.map_to_spots` comes next and gives every spot its own
-    values. ``obs["patient"]`` of the table ``st`` names the patient. Its ``X`` holds counts: those of the file where they
-    are whole numbers, else recovered from log1p of scaled counts, where the smallest value of a spot is one count.
-    ``uns["msi"]["attrs"][<sample>]`` holds ``file``, ``um_per_unit`` and ``counts`` (where they come from).
+    brought the MSI to the spots: ``<sample>_pixels`` are squares of the width of a spot, one at each spot that has MSI, and
+    aligned already. :func:`stmsi.pp.map_to_spots` gives every spot its own values. In the table ``st``, ``obs["patient"]``
+    names the patient, and ``X`` holds counts: those of the file, else recovered from log1p of scaled counts, where the
+    smallest value of a spot is one count. ``uns["msi"]["attrs"][<sample>]`` holds ``file``, ``um_per_unit`` and ``counts``
+    (where they come from).
 
     Raises
     ------

@@ -17,7 +17,7 @@ from stmsi._settings import logger
 from stmsi.io._files import check_file, check_folder, inside
 from stmsi.io._pixels import RESERVED, pixels_from_frame, section_of
 from stmsi.io._read_visium import visium_section
-from stmsi.io._text_table import check_numbers, read_text_table, require_columns
+from stmsi.io._text_table import check_numbers, check_repeats, read_text_table, require_columns
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,11 +54,9 @@ def read_magpie(
     path
         The folder ``input`` with one folder a sample, or the folder of one sample: ``visium/`` (Space Ranger),
         ``msi/MSI_intensities.csv`` (``spot_id``, then one column an ion), ``msi/MSI_metadata.csv`` (``spot_id``, ``x``,
-        ``y``, further columns) and the landmarks. Where the app has turned or mirrored the MSI, its
-        ``MSI_metadata_modified.csv`` holds the places, as in MAGPIE.
+        ``y``, further columns; ``MSI_metadata_modified.csv`` of the app goes first) and the landmarks.
     sample
-        Samples to read; `None`: all folders with ``msi/``, less those in ``exclude.txt`` or only those in
-        ``selected.txt``, where there is such a file.
+        Samples to read; `None`: all folders with ``msi/``, as ``selected.txt`` and ``exclude.txt`` say.
     pixel_size
         Side of a pixel in micrometres, or ``(x, y)``. By default the pitch of the places where it is above 1; places with
         a pitch of 1 are raster indices, which do not tell the size.
@@ -67,18 +65,12 @@ def read_magpie(
 
     Returns
     -------
-    SpatialData as made by :func:`stmsi.pp.combine`: tables ``st`` and ``msi``, circles ``<sample>_spots`` and the image
-    ``<sample>_he`` in the coordinate system ``<sample>``, squares ``<sample>_pixels`` in ``<sample>_msi``, all in
-    micrometres. Landmarks are the points ``<sample>_landmarks_msi`` and ``<sample>_landmarks_st``, each in its own
-    coordinate system, which :func:`stmsi.pp.align` takes by itself. They come from
-
-    - ``landmarks_MSI2HE.csv`` and ``landmarks_HE2HE.csv``, the two steps over a histology of the MSI section, where both
-      are there and ``msi/`` holds that image (``MSI_HE.*``) or there is no other file; the second step is fitted as an
-      affine transformation;
-    - else ``landmarks_noHE.csv``.
-
-    Samples without landmarks get none. ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``file``, ``landmarks`` (the
-    files used), and ``origin`` and ``pitch`` of the places.
+    SpatialData as made by :func:`stmsi.pp.combine`, with the landmarks as points ``<sample>_landmarks_msi`` and
+    ``<sample>_landmarks_st``, which :func:`stmsi.pp.align` takes by itself. They come from ``landmarks_MSI2HE.csv`` and
+    ``landmarks_HE2HE.csv``, the two steps over a histology of the MSI section, where ``msi/`` holds that image (``MSI_HE.*``)
+    or there is no other file (the second step is fitted as an affine transformation); else from ``landmarks_noHE.csv``.
+    ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``file``, ``landmarks`` (the files used), and ``origin`` and
+    ``pitch`` of the places.
 
     Raises
     ------
@@ -169,7 +161,7 @@ def _msi(folder: Path, sample: str, pixel_size: float | tuple[float, float] | No
         raise ValueError(msg)
     ions = frame.drop(columns=frame.columns.intersection([_X, _Y])).loc[places.index]
     obs = places.drop(columns=[_X, _Y, *places.columns.intersection(list(RESERVED))])
-    obs = obs.apply(lambda column: column if pd.api.types.is_numeric_dtype(column) else filled_text(column))
+    obs = obs.assign(**{c: filled_text(obs[c]) for c in obs.select_dtypes(exclude=["number", "bool"])})
     obs.columns = pd.Index(safe_ids(obs.columns))
     pixels = pixels_from_frame(ions.assign(**places[[_X, _Y]]), file, fixed=True)._replace(obs=obs.reset_index())
     attrs = {"format": "magpie", "landmarks": landmarks}
@@ -180,9 +172,7 @@ def _by_spot(file: Path) -> pd.DataFrame:
     frame = read_text_table(file)
     require_columns(frame, (_SPOT,), file, "It names each pixel, alike in both tables.")
     frame = frame.set_index(frame[_SPOT].astype(str).rename(_SPOT)).drop(columns=_SPOT)
-    if not frame.index.is_unique:
-        msg = f"{file} repeats spot_id: {listing(frame.index[frame.index.duplicated()].unique())}."
-        raise ValueError(msg)
+    check_repeats(frame.index, file, _SPOT)
     return frame
 
 

@@ -56,8 +56,8 @@ def read_sma(
     sample
         Sections to read, such as ``"V11L12-109_B1"``; `None`: all that have both.
     matrix
-        Read sections of this MALDI matrix only: ``"DHB"``, ``"9-AA"`` or ``"FMP-10"``, which the name of the table tells.
-        Needed where the folder holds several, because the same m/z is another ion in another matrix.
+        MALDI matrix of the sections to read: ``"DHB"``, ``"9-AA"`` or ``"FMP-10"``. Needed where the folder holds several,
+        because one m/z is another ion in another matrix.
     pixel_size
         Side of a pixel in micrometres, or ``(x, y)``; the tables hold raster indices.
     polarity
@@ -69,11 +69,9 @@ def read_sma(
 
     Returns
     -------
-    SpatialData as made by :func:`stmsi.pp.combine`: tables ``st`` and ``msi``, circles ``<sample>_spots`` and the image
-    ``<sample>_he`` in the coordinate system ``<sample>``, squares ``<sample>_pixels`` in ``<sample>_msi``. The deposit
-    holds no transformation between the two, and the raster may be turned or mirrored: :func:`stmsi.pp.align` comes
-    next. ``uns["msi"]["attrs"][<sample>]`` holds ``matrix``, ``polarity``, ``pixel_size``, ``file``, and ``origin`` and
-    ``pitch`` of the raster.
+    SpatialData as made by :func:`stmsi.pp.combine`. The deposit holds no transformation between the two modalities, and
+    the raster may be turned or mirrored: :func:`stmsi.pp.align` comes next. ``uns["msi"]["attrs"][<sample>]`` holds
+    ``matrix``, ``polarity``, ``pixel_size``, ``file``, and ``origin`` and ``pitch`` of the raster.
 
     Raises
     ------

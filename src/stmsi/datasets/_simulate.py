@@ -36,25 +36,24 @@ def simulate(
     r"""Simulate paired, not yet aligned ST and MSI sections with known truth.
 
     **Tissue.** Each section is an irregular piece of tissue with four domains that blend into one another. Eight gene
-    programmes have an activity :math:`a_k(x)` made of a profile of the domains (shared, with a shift for each patient),
-    a gradient over the section and a Gaussian random field.
+    programmes have an activity :math:`a_k(x)`: a profile of the domains (shared, with a shift for each patient), a gradient
+    over the section and a Gaussian random field.
 
-    **Genes.** :math:`\log \mu_j(x) = b_j + \sum_k L_{jk} a_k(x) + e_j(x)`, where a gene belongs to at most one
-    programme and :math:`e_j` is its own variation (for enzymes a smooth field). Counts are negative binomial with mean
+    **Genes.** :math:`\log \mu_j(x) = b_j + \sum_k L_{jk} a_k(x) + e_j(x)`; a gene belongs to at most one programme, and
+    :math:`e_j` is its own variation (for enzymes a smooth field). Counts are negative binomial with mean
     :math:`\ell\,\mathrm{softmax}(\log \mu)` and a lognormal library size :math:`\ell`, on a Visium hexagon (55 um
     spots, 100 um pitch).
 
     **Metabolites.** The drive of a metabolite follows the true expression :math:`g_j = \log \mu_j - b_j` of its three
-    enzymes: ``linear`` (weighted sum :math:`z`), ``saturating`` (:math:`\log \sigma(z)`), ``product`` of the
-    activities of two programmes (:math:`\mathrm{softplus}(0.7 z_1)\,\mathrm{softplus}(0.7 z_2)`), or ``unpredictable`` (a
-    random field of its own, which no gene knows of). Every second predictable one is diffused over its surroundings
-    (Gaussian, 100 um). Standardised, the drive :math:`f` gives the noiseless intensity :math:`\exp(\mu_m + s_m f)`.
+    enzymes: ``linear`` (weighted sum :math:`z`), ``saturating`` (:math:`\log \sigma(z)`), ``product`` of two programmes
+    (:math:`\mathrm{softplus}(0.7 z_1)\,\mathrm{softplus}(0.7 z_2)`), or ``unpredictable`` (a random field that no gene
+    knows of). Every second predictable one is diffused over its surroundings (Gaussian, 100 um). Standardised, the drive
+    :math:`f` gives the noiseless intensity :math:`\exp(\mu_m + s_m f)`.
 
-    **MSI.** Pixels lie on a raster of their own: rotated, shifted, every second section **mirrored**, part of the
-    tissue not measured. A serial section is deformed besides (`deformation`): a thin-plate spline through nine random
-    displacements, without its affine part. Pixel values have lognormal noise; values under the ion's detection limit are 0, with limits
-    such that prevalence spans 5 to 100 %; every section is multiplied by a batch scale of its own. ``obs["tic"]`` is the
-    total ion current of the whole spectrum, most of which is background that no ion of the table holds.
+    **MSI.** Pixels lie on a raster of their own: rotated, shifted, every second section **mirrored**, part of the tissue not
+    measured, and with `deformation` bent by a thin-plate spline. Pixel values have lognormal noise and a batch scale for
+    each section. Values under the ion's detection limit are 0; prevalence spans 5 to 100 %. ``obs["tic"]`` is the total ion
+    current of the whole spectrum, most of it background that no ion of the table holds.
 
     Parameters
     ----------
@@ -79,8 +78,7 @@ def simulate(
     mirror
         Whether every second section is mirrored.
     deformation
-        Largest displacement, in micrometres, by which the tissue on the MSI slide is deformed against the ST section; 0:
-        the two show the same slice.
+        Largest displacement, in micrometres, of the tissue on the MSI slide against the ST section; 0: one slice.
     n_landmarks
         Pairs of landmarks in each section, at least 3.
     rng
@@ -163,8 +161,7 @@ def simulate(
 def toy(*, rng: int | np.random.Generator = 0) -> SpatialData:
     """A small simulation for tests and examples, made in about a second.
 
-    Three patients with one section each, about 100 spots a section, 120 genes and 12 metabolites; everything else as
-    in :func:`simulate`.
+    Three patients with one section each, about 100 spots a section, 120 genes and 12 metabolites; else as :func:`simulate`.
 
     Parameters
     ----------

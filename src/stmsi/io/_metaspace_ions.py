@@ -81,18 +81,13 @@ def ion_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 def annotated(images: pd.DataFrame, annotations: pd.DataFrame, files: tuple[Path, Path]) -> pd.DataFrame:
     """The ions of the images with what the annotations say of them, in the order of the images."""
     place = np.full(len(images), -1)
-    order = np.argsort(annotations[Key.var.MZ].to_numpy(), kind="stable")
-    sorted_mz = annotations[Key.var.MZ].to_numpy()[order]
-    mz = images[Key.var.MZ].to_numpy()
-    low = np.searchsorted(sorted_mz, mz * (1 - _SAME), side="left")
-    high = np.searchsorted(sorted_mz, mz * (1 + _SAME), side="right")
-    plain = [_plain(a) for a in annotations[Key.var.ADDUCT]]
-    for i in range(len(images)):
-        own = _plain(images[Key.var.ADDUCT].iloc[i])
-        near = [j for j in order[low[i] : high[i]] if plain[j] == own]
+    known, mz = annotations[Key.var.MZ].to_numpy(), images[Key.var.MZ].to_numpy()
+    adducts = np.array([_plain(a) for a in annotations[Key.var.ADDUCT]])
+    molecules = [_ids(text) for text in annotations["molecule_ids"]]
+    for i, (adduct, ids) in enumerate(zip(images[Key.var.ADDUCT], images["molecule_ids"], strict=True)):
+        near = np.flatnonzero((np.abs(known - mz[i]) <= _SAME * mz[i]) & (adducts == _plain(adduct))).tolist()
         if len(near) > 1:
-            wanted = _ids(images["molecule_ids"].iloc[i])
-            near = [j for j in near if _ids(annotations["molecule_ids"].iloc[j]) == wanted]
+            near = [j for j in near if molecules[j] == _ids(ids)]
             if len(near) != 1:
                 msg = (
                     f"{files[0]}: several annotations of {files[1].name} go with the image of {images.index[i]!r} (m/z "
@@ -104,7 +99,7 @@ def annotated(images: pd.DataFrame, annotations: pd.DataFrame, files: tuple[Path
     if (place < 0).all():
         msg = (
             f"No image of {files[0]} belongs to an annotation of {files[1]}: m/z {listing(mz[:3].round(4))} against "
-            f"{listing(annotations[Key.var.MZ][:3].round(4))}. Export both from one dataset."
+            f"{listing(known[:3].round(4))}. Export both from one dataset."
         )
         raise ValueError(msg)
     alone = place < 0
@@ -117,19 +112,12 @@ def annotated(images: pd.DataFrame, annotations: pd.DataFrame, files: tuple[Path
     if missing:
         logger.info("%s: %d of %d annotations have no image", files[1].name, missing, len(annotations))
     out = annotations.iloc[np.where(alone, 0, place)].copy()
-    index = out.index.to_numpy(dtype=object, copy=True)
-    for column in out:
-        own_column = images.get(column)
-        values = out[column].to_numpy(copy=True)
-        if alone.any():
-            if own_column is None:
-                values = values.astype(np.float64) if values.dtype.kind in "iub" else values
-                values[alone] = np.nan if values.dtype.kind == "f" else ""
-            else:
-                values[alone] = own_column.to_numpy()[alone]
-        out[column] = values
-    index[alone] = images.index[alone]
-    out.index = pd.Index(_distinct(pd.Series(index)))
+    if alone.any():
+        for column in out:
+            blank = np.nan if pd.api.types.is_numeric_dtype(out[column]) else ""
+            own = images[column].to_numpy() if column in images else blank
+            out[column] = np.where(alone, own, out[column].to_numpy())
+    out.index = pd.Index(_distinct(pd.Series(np.where(alone, images.index, out.index))))
     return out
 
 

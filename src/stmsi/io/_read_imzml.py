@@ -11,7 +11,7 @@ import scipy.sparse as sp
 
 from stmsi._core.ids import safe_ids
 from stmsi._core.spectra.spectrum_arrays import Reduce, Unit, mz_labels
-from stmsi._data.checks import check_choice, check_share, listing
+from stmsi._data.checks import check_choice, check_positive, check_share, listing
 from stmsi._data.keys import Key
 from stmsi._data.sections import check_pixel_size, check_sample_name, msi_section, raster_image
 from stmsi._imzml.extract import Options, Plan, SparseRows, common_ions, extract, plan_axis, plan_ions, plan_targets
@@ -132,7 +132,10 @@ def read_imzml(
     [9.0, 10.0, 10.0, 11.0]
     """
     options = Options(float(tolerance), unit, reduce, float(min_frequency), show_progress_bar)
-    _check(options)
+    check_choice(unit, get_args(Unit), "unit")
+    check_choice(reduce, get_args(Reduce), "reduce")
+    check_positive(options.tolerance, "tolerance")
+    check_share(options.min_frequency, "min_frequency")
     targets = None if mz is None else _target_frame(mz)
     store = None if out is None else check_new(Path(out), "store")
     path = Path(path)
@@ -171,16 +174,6 @@ def read_imzml(
     return read_lazily(store)
 
 
-def _check(options: Options) -> None:
-    """Raise where a value is out of range."""
-    check_choice(options.unit, get_args(Unit), "unit")
-    check_choice(options.reduce, get_args(Reduce), "reduce")
-    if not (np.isfinite(options.tolerance) and options.tolerance > 0):
-        msg = f"tolerance must be a positive number, found {options.tolerance!r}."
-        raise ValueError(msg)
-    check_share(options.min_frequency, "min_frequency")
-
-
 def _raster(
     xyz: NDArray[np.int_], z: int | None, path: Path
 ) -> tuple[NDArray[np.intp], NDArray[np.int_], NDArray[np.int_], NDArray[np.int_]]:
@@ -208,15 +201,16 @@ def _raster(
 def _target_frame(mz: Targets) -> pd.DataFrame:
     """Ions asked for: index = names, column ``mz``."""
     if isinstance(mz, pd.DataFrame):
-        if Key.var.MZ not in mz:
-            msg = f"The DataFrame of ions needs a column {Key.var.MZ!r}; found {listing(mz.columns)}."
-            raise ValueError(msg)
         frame = mz.copy()
     else:
-        frame = pd.DataFrame({Key.var.MZ: mz}) if isinstance(mz, pd.Series) else pd.DataFrame({Key.var.MZ: list(mz)})
+        frame = pd.DataFrame({Key.var.MZ: mz if isinstance(mz, pd.Series) else list(mz)})
+    if Key.var.MZ not in frame:
+        msg = f"The DataFrame of ions needs a column {Key.var.MZ!r}; found {listing(frame.columns)}."
+        raise ValueError(msg)
     values = pd.to_numeric(frame[Key.var.MZ], errors="coerce").to_numpy(dtype=np.float64)
-    if len(values) == 0 or not (np.isfinite(values).all() and (values > 0).all()):
-        wrong = listing(frame[Key.var.MZ][~(np.isfinite(values) & (values > 0))])
+    right = np.isfinite(values) & (values > 0)
+    if len(values) == 0 or not right.all():
+        wrong = listing(frame[Key.var.MZ][~right])
         msg = f"mz must hold at least one m/z in Da, positive and finite; found {len(values)}, wrong: {wrong}."
         raise ValueError(msg)
     if len(np.unique(values)) < len(values):
@@ -228,10 +222,6 @@ def _target_frame(mz: Targets) -> pd.DataFrame:
     return frame
 
 
-def _ion_frame(mz: NDArray[np.float64], **columns: NDArray[np.float64]) -> pd.DataFrame:
-    return pd.DataFrame({Key.var.MZ: mz, **columns}, index=pd.Index(safe_ids(mz_labels(mz))))
-
-
 def _plan(
     file: ImzmlFile, chosen: NDArray[np.intp], targets: pd.DataFrame | None, options: Options
 ) -> tuple[Plan, pd.DataFrame, str]:
@@ -241,6 +231,10 @@ def _plan(
         return plan_targets(file, chosen, targets[place].to_numpy(), options), targets, "targets"
     shared = file.shared_axis(chosen)
     if shared is not None:
-        return plan_axis(*shared), _ion_frame(shared[0]), "axis"
-    ions = common_ions(file, chosen, options)
-    return plan_ions(ions), _ion_frame(ions.mz, frequency=ions.frequency), "reference"
+        plan, mz, how = plan_axis(*shared), shared[0], "axis"
+        columns: dict[str, Any] = {Key.var.MZ: mz}
+    else:
+        ions = common_ions(file, chosen, options)
+        plan, mz, how = plan_ions(ions), ions.mz, "reference"
+        columns = {Key.var.MZ: mz, "frequency": ions.frequency}
+    return plan, pd.DataFrame(columns, index=pd.Index(safe_ids(mz_labels(mz)))), how

@@ -171,9 +171,7 @@ def _exported(
             "other data with them, see stmsi.pp.annotate_mz."
         )
         raise ValueError(msg)
-    known = {
-        key: _single(first, column, path) for key, column in (("dataset", "datasetId"), ("dataset_name", "datasetName"))
-    }
+    known = {key: _single(first, f"dataset{part}", path) for key, part in (("dataset", "Id"), ("dataset_name", "Name"))}
     ions = ion_table(first, path)
     if isinstance(intensities, Mapping):
         X, places = _image_stack(intensities, ions)
@@ -226,9 +224,8 @@ def _pixel_table(
 
 def _image_stack(images: Images, ions: pd.DataFrame) -> tuple[NDArray[np.float64], pd.DataFrame]:
     """Intensities (pixels x ions) of the ions, and the places of the pixels."""
-    wanted = list(zip(ions[Key.var.FORMULA], ions[EXPORTED], ions.index, strict=True))
     stack: list[NDArray[np.float64]] = []
-    for formula, adduct, ion in wanted:
+    for formula, adduct, ion in zip(ions[Key.var.FORMULA], ions[EXPORTED], ions.index, strict=True):
         keys = [key for key in ((formula, adduct), (formula, adduct.removeprefix("M")), ion) if key in images]
         if not keys:
             msg = f"intensities has no image of {ion!r} ({formula!r}, {adduct!r}); keys: {listing(images)}."
@@ -269,11 +266,8 @@ def _converted(source: Any, name: str) -> tuple[Any, pd.DataFrame, pd.DataFrame,
 def _noted(adata: AnnData, store: SpatialData | None) -> dict[str, Any]:
     """What metaspace-converter has noted about the dataset."""
     noted = adata.uns.get(_METASPACE, {})
-    known = {
-        "dataset": noted.get("id"),
-        "dataset_name": noted.get("name"),
-        "polarity": str(noted["polarity"]).lower() if noted.get("polarity") else None,
-    }
+    known = {"dataset": noted.get("id"), "dataset_name": noted.get("name")}
+    known["polarity"] = str(noted.get("polarity") or "").lower()
     size = noted.get("metadata", {}).get("MS_Analysis", {}).get("Pixel_Size", {})
     if "Xaxis" in size and "Yaxis" in size:
         known["pixel_size"] = (float(size["Xaxis"]), float(size["Yaxis"]))

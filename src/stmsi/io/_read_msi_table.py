@@ -11,14 +11,14 @@ import pandas as pd
 
 from stmsi._core.ids import safe_ids
 from stmsi._core.spectra.spectrum_arrays import mz_from_names
-from stmsi._data.checks import check_choice, listing, require_unique, suggest
+from stmsi._data.checks import check_choice, listing, suggest
 from stmsi._data.keys import Key
 from stmsi._data.sections import check_sample_name
 from stmsi._settings import logger
 from stmsi.io._files import check_file, open_h5ad
 from stmsi.io._pixels import Pixels, pixels_from_frame, section_of
 from stmsi.io._scils import is_spectra_export, with_positions
-from stmsi.io._text_table import check_numbers, read_text_table
+from stmsi.io._text_table import check_numbers, check_repeats, read_text_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -185,7 +185,7 @@ def _from_h5ad(path: Path, x_key: str, y_key: str, mz_key: str | None, layer: st
     if X is None or 0 in adata.shape:
         msg = f"{path} holds no intensities (shape {adata.shape}); name a layer by layer=."
         raise ValueError(msg)
-    require_unique(adata.var_names, f"The ions of {path}", "Every ion needs its own name.")
+    check_repeats(adata.var_names, path, "ions", "; every ion needs its own name")
     obs, var = adata.obs.copy(), adata.var.copy()
     if (x_key, y_key) == (_DEFAULT_X, _DEFAULT_Y) and Key.obsm.SPATIAL in adata.obsm:
         xy = np.asarray(adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)

@@ -36,12 +36,11 @@ _PLACEHOLDER = 1.0
 
 
 class _Part(NamedTuple):
-    """Rows of a table that are one section."""
+    """Rows of a table that are one section; its slice and region, where the table has several."""
 
     table: str
     rows: NDArray[np.bool_]
     labels: tuple[tuple[str, int], ...]
-    """Slice and region, where the table has several."""
 
 
 def read_thyra(
@@ -100,9 +99,8 @@ def read_thyra(
 
     Examples
     --------
-    >>> from stmsi.io import read_thyra
-    >>> msi = read_thyra("run.zarr", sample="s1")  # doctest: +SKIP
-    >>> sdata = stmsi.pp.combine(st, msi)  # doctest: +SKIP
+    >>> import stmsi
+    >>> msi = stmsi.io.read_thyra("run.zarr", sample="s1")  # doctest: +SKIP
     """
     from spatialdata import SpatialData
 
@@ -130,8 +128,8 @@ def _tables(store: SpatialData, path: Path) -> dict[str, AnnData]:
     if not fitting:
         held = "; ".join(f"{name!r}: obs {listing(t.obs)}, var {listing(t.var)}" for name, t in tables.items())
         msg = (
-            f"{path} is no store of thyra: no table has var['mz'] and the raster in obs['x'] and obs['y']. Tables: {held or 'none'}. "
-            "Stores of metaspace-converter: stmsi.io.read_metaspace."
+            f"{path} is no store of thyra: no table has var['mz'] and the raster in obs['x'] and obs['y']. "
+            f"Tables: {held or 'none'}. Stores of metaspace-converter: stmsi.io.read_metaspace."
         )
         raise ValueError(msg)
     return dict(sorted(fitting.items()))

@@ -58,8 +58,7 @@ def read_visium(
     keep_off_tissue
         Whether to keep spots outside the tissue; then the raw matrix is preferred to the filtered one.
     counts_file
-        The count matrix inside `path`, where its name is not the usual one: an ``.h5`` file, or a folder that holds
-        ``matrix.mtx.gz``, ``features.tsv.gz`` and ``barcodes.tsv.gz``.
+        The count matrix inside `path` where its name is not the usual one: an ``.h5`` file or a folder.
 
     Returns
     -------
@@ -86,9 +85,8 @@ def read_visium(
 
     Examples
     --------
-    >>> from stmsi.io import read_visium
-    >>> sdata = read_visium("section_1/outs", sample="section_1")  # doctest: +SKIP
-    >>> sdata.tables["st"].obsm["spatial"]  # micrometres  # doctest: +SKIP
+    >>> import stmsi
+    >>> sdata = stmsi.io.read_visium("section_1/outs", sample="section_1")  # doctest: +SKIP
     """
     return visium_section(path, sample, spot_diameter, images, keep_off_tissue, counts_file)[0]
 
@@ -103,18 +101,20 @@ def visium_section(
 ) -> tuple[SpatialData, float]:
     """What :func:`read_visium` returns, and the micrometres of a pixel of the hires image, where others place landmarks."""
     path = _check_folder(Path(path))
-    sample = _default_name(path) if sample is None else check_sample_name(sample)
+    folder = path.resolve()
+    name = folder.parent.name if folder.name == "outs" else folder.name
+    sample = safe_ids([name])[0] if sample is None else check_sample_name(sample)
     counts = _find_counts(path, counts_file, prefer_raw=keep_off_tissue)
     scale = _scale_factors(path)
     table, elements = _read(path, counts, sample)
     xy = np.asarray(table.obsm[Key.obsm.SPATIAL], dtype=float)
     um_per_px = _micrometres_per_pixel(table, xy, scale, sample)
     if not keep_off_tissue:
-        inside = table.obs[_IN_TISSUE].to_numpy() == 1
-        if not inside.any():
+        on_tissue = table.obs[_IN_TISSUE].to_numpy() == 1
+        if not on_tissue.any():
             msg = f"No spot of {path} lies in the tissue; pass keep_off_tissue=True to read the others."
             raise ValueError(msg)
-        table, xy = table[inside].copy(), xy[inside]
+        table, xy = table[on_tissue].copy(), xy[on_tissue]
     sdata = st_section(table, xy * um_per_px, sample=sample, spot_diameter=spot_diameter)
     if images:
         _add_image(sdata, elements, scale, um_per_px, sample)
@@ -135,27 +135,20 @@ def _check_folder(path: Path) -> Path:
     return path
 
 
-def _default_name(path: Path) -> str:
-    resolved = path.resolve()
-    return safe_ids([resolved.parent.name if resolved.name == "outs" else resolved.name])[0]
-
-
 def _find_counts(path: Path, counts_file: str | None, *, prefer_raw: bool) -> str:
     """Name of the count matrix, relative to the folder, as spatialdata-io takes it."""
-    kinds = ("raw", "filtered") if prefer_raw else ("filtered",)
-    for name in [counts_file] if counts_file is not None else [f"{kind}_feature_bc_matrix" for kind in kinds]:
-        if (path / name).is_dir():
-            if (path / name / "matrix.mtx.gz").exists():
-                return f"{name}/matrix.mtx.gz"
-        elif (path / name).is_file():
+    usual = [f"{kind}_feature_bc_matrix" for kind in (("raw", "filtered") if prefer_raw else ("filtered",))]
+    for name in usual if counts_file is None else [counts_file]:
+        if (path / name / "matrix.mtx.gz").exists():
+            return f"{name}/matrix.mtx.gz"
+        if (path / name).is_file():
             return name
-        if counts_file is None:
-            h5 = sorted(p.name for p in path.glob(f"*{name}.h5"))
-            if len(h5) == 1:
-                return h5[0]
-            if h5:
-                msg = f"{path} holds several count matrices: {listing(h5)}; name one by counts_file=."
-                raise ValueError(msg)
+        h5 = sorted(p.name for p in path.glob(f"*{name}.h5")) if counts_file is None else []
+        if len(h5) == 1:
+            return h5[0]
+        if h5:
+            msg = f"{path} holds several count matrices: {listing(h5)}; name one by counts_file=."
+            raise ValueError(msg)
     wanted = counts_file or "filtered_feature_bc_matrix.h5 (or a folder of that name with matrix.mtx.gz)"
     msg = f"{path} has no counts {wanted}; found {inside(path)}. Name the file by counts_file=."
     raise FileNotFoundError(msg)
@@ -242,10 +235,9 @@ def _add_image(
 
     for kind in ("hires", "lowres"):
         image = elements.get(f"{sample}_{kind}_image")
-        if image is None:
-            continue
-        factor = um_per_px / scale[f"tissue_{kind}_scalef"]
-        set_transformation(image, {Key.st_frame(sample): Scale([factor, factor], axes=("x", "y"))}, set_all=True)
-        sdata.images[Key.image(sample)] = image
-        return
+        if image is not None:
+            factor = um_per_px / scale[f"tissue_{kind}_scalef"]
+            set_transformation(image, {Key.st_frame(sample): Scale([factor, factor], axes=("x", "y"))}, set_all=True)
+            sdata.images[Key.image(sample)] = image
+            return
     logger.info("%s: no histology image in the folder", sample)

@@ -18,7 +18,7 @@ from stmsi._data.checks import listing, suggest
 from stmsi.io._files import check_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
     from pathlib import Path
 
     import scipy.sparse as sp
@@ -50,12 +50,8 @@ def read_text_table(
     try:
         comments, header, row = _first_lines(path, compressed=compression is not None)
         separator = separator or (_found_in(header) if comments or default is None else default)
-        options: dict[str, Any] = {
-            "sep": separator,
-            "compression": compression,
-            "encoding": "utf-8-sig",
-            "skiprows": comments,
-        }
+        options: dict[str, Any] = {"sep": separator, "compression": compression, "encoding": "utf-8-sig"}
+        options["skiprows"] = comments
         # two lines, because pandas takes a first field without a name for an index, silently; here it is an error
         lines = 2
         if row.endswith(separator) and row.count(separator) == header.count(separator) + 1:
@@ -149,6 +145,14 @@ def require_columns(frame: pd.DataFrame, names: Sequence[str], path: Path, remed
         raise ValueError(msg)
 
 
+def check_repeats(names: Iterable[Any], path: Path, what: str, remedy: str = "") -> None:
+    """Raise where names repeat; `what` they are."""
+    index = pd.Index(names)
+    if not index.is_unique:
+        msg = f"{path} repeats {what}: {listing(index[index.duplicated()].unique())}{remedy}."
+        raise ValueError(msg)
+
+
 def check_numbers(frame: pd.DataFrame, path: Path, *, decimal: str = "", keep: str = "") -> None:
     """Raise with the first column that holds something else than numbers, and what it holds.
 
@@ -219,7 +223,4 @@ def _check_columns(names: list[str], path: Path, separator: str) -> None:
         hint = f"Its header holds a {_SEPARATORS[other[0]]}: pass separator={other[0]!r}." if other else ""
         msg = f"{path} has only one column with the separator {separator!r} ({names[0][:60]!r}). {hint}".strip()
         raise ValueError(msg)
-    index = pd.Index([str(name).strip() for name in names])
-    if not index.is_unique:
-        msg = f"{path} repeats columns: {listing(index[index.duplicated()].unique())}; every ion needs its own name."
-        raise ValueError(msg)
+    check_repeats([str(name).strip() for name in names], path, "columns", "; every ion needs its own name")

@@ -210,15 +210,19 @@ def _spot_pixels(
         msg = f"The table has no obsm[{Key.obsm.SPATIAL!r}], the positions of the spots in micrometres."
         raise KeyError(msg)
     xy = np.asarray(adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)[rows, :2]
-    if pixel_size is not None:
-        size = check_pixel_size(pixel_size)
-        col, row = np.rint((xy - xy.min(axis=0)) / size).astype(np.int64).T
-        _check_apart(row, col, name, "a smaller pixel_size=")
-        return _Pixels(col + 1, row + 1, size)
-    if "array_row" in adata.obs and "array_col" in adata.obs:
-        row, col = (adata.obs[k].to_numpy(np.int64)[rows] for k in ("array_row", "array_col"))
-        _check_apart(row, col, name, "pixel_size=")
-        return _Pixels(col - col.min() + 1, row - row.min() + 1, (_pitch(col, xy), _pitch(row, xy)))
+    on_array = "array_row" in adata.obs and "array_col" in adata.obs
+    if pixel_size is not None or on_array:
+        if pixel_size is not None:
+            size, remedy = check_pixel_size(pixel_size), "a smaller pixel_size="
+            col, row = np.rint((xy - xy.min(axis=0)) / size).astype(np.int64).T
+        else:
+            row, col = (adata.obs[k].to_numpy(np.int64)[rows] for k in ("array_row", "array_col"))
+            size, remedy = (_pitch(col, xy), _pitch(row, xy)), "pixel_size="
+        repeated = pd.DataFrame({"row": row, "col": col}).duplicated()
+        if repeated.any():
+            msg = f"{int(repeated.sum())} spots of section {name!r} fall into a pixel with another spot; pass {remedy}."
+            raise ValueError(msg)
+        return _Pixels(col - col.min() + 1, row - row.min() + 1, size)
     try:
         raster = find_raster(xy[:, 0], xy[:, 1], Path(name))
     except ValueError as error:
@@ -234,13 +238,6 @@ def _pitch(index: NDArray[np.int64], xy: NDArray[np.float64]) -> float:
     centred = index - index.mean()
     slope = centred @ (xy - xy.mean(axis=0)) / (centred @ centred)
     return float(np.hypot(*slope)) or 1.0
-
-
-def _check_apart(row: NDArray[np.int64], col: NDArray[np.int64], name: str, remedy: str) -> None:
-    repeated = pd.DataFrame({"row": row, "col": col}).duplicated().to_numpy()
-    if repeated.any():
-        msg = f"{int(repeated.sum())} spots of section {name!r} fall into a pixel with another spot; pass {remedy}."
-        raise ValueError(msg)
 
 
 def _write(
@@ -259,14 +256,13 @@ def _write(
             template = IMZML_TEMPLATE.replace("</scanSettings>", _size_terms(pixels.size) + "</scanSettings>")
             engine = Engine(loader=DictLoader({"imzml": template}), extensions=[CoreExtension()])
             writer.imzml_template, writer.run_id = engine.get_template("imzml"), "stmsi"
-            for start in track(
-                range(0, X.shape[0], _ROWS), "Writing spectra", total=-(-X.shape[0] // _ROWS), show=show
-            ):
+            starts = track(range(0, X.shape[0], _ROWS), "Writing spectra", total=-(-X.shape[0] // _ROWS), show=show)
+            for start in starts:
                 for i, intensity in enumerate(X[start : start + _ROWS].toarray(), start):
-                    seen = np.arange(len(mz))
+                    seen: Any = slice(None)
                     if mode == "processed":
                         # a spectrum without any peak is more than the writer, and many a reader, can take
-                        seen = np.flatnonzero(intensity) if intensity.any() else seen[:1]
+                        seen = np.flatnonzero(intensity) if intensity.any() else slice(1)
                     writer.addSpectrum(mz[seen], intensity[seen], (int(pixels.x[i]), int(pixels.y[i])))
         os.replace(made.with_suffix(".ibd"), path.with_suffix(".ibd"))  # noqa: PTH105
         os.replace(made, path)  # noqa: PTH105 (last: without it, there is no imzML)
