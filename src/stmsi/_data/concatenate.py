@@ -104,9 +104,9 @@ def _keep_shared_layers(tables: list[AnnData], what: str) -> None:
     lost = sorted(set.union(*layers) - set.intersection(*layers))
     if lost:
         logger.warning("Layers that only some %s sections have are left out: %s", what, listing(lost))
-    for table, own in zip(tables, layers, strict=True):
-        for key in own.intersection(lost):
-            del table.layers[key]
+    for table in tables:
+        for key in lost:
+            table.layers.pop(key, None)
 
 
 def _check_normalised_alike(tables: list[AnnData]) -> None:
@@ -167,8 +167,8 @@ def _groups_by_mz(tables: list[AnnData], names: list[list[str]], ppm: float) -> 
         raise ValueError(msg)
     named: dict[str, dict[int, tuple[str, ...]]] = {}
     for kind, own, group in zip(kinds, names, groups, strict=True):
-        for k, name, g in zip(kind, own, group.tolist(), strict=True):
-            named.setdefault(name, {}).setdefault(g, k)
+        for ion_kind, name, g in zip(kind, own, group.tolist(), strict=True):
+            named.setdefault(name, {}).setdefault(g, ion_kind)
     # two adducts of one molecule may share its name
     torn = [name for name, own in named.items() if any(compatible(a, b) for a, b in combinations(own.values(), 2))]
     if torn:

@@ -161,7 +161,7 @@ def _msi(folder: Path, sample: str, pixel_size: float | tuple[float, float] | No
         raise ValueError(msg)
     ions = frame.drop(columns=frame.columns.intersection([_X, _Y])).loc[places.index]
     obs = places.drop(columns=[_X, _Y, *places.columns.intersection(list(RESERVED))])
-    obs = obs.assign(**{c: filled_text(obs[c]) for c in obs.select_dtypes(exclude=["number", "bool"])})
+    obs = obs.assign(**{str(c): filled_text(obs[c]) for c in obs.select_dtypes(exclude=["number", "bool"])})
     obs.columns = pd.Index(safe_ids(obs.columns))
     pixels = pixels_from_frame(ions.assign(**places[[_X, _Y]]), file, fixed=True)._replace(obs=obs.reset_index())
     attrs = {"format": "magpie", "landmarks": landmarks}

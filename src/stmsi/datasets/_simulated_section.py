@@ -80,7 +80,7 @@ class Section:
             return biology.loading[gene, k] * activity[k] + own[position[gene]]
 
         drive = raster.smooth_field(150, rng, len(biology.var))  # kept by those that no gene knows of
-        for m in np.flatnonzero(biology.var["predictable"]):
+        for m in np.flatnonzero(biology.var["predictable"]).tolist():
             field = biology.drive_of(m, [expression(g) for g in biology.enzymes[m]])
             drive[m] = raster.diffuse(field, _DIFFUSION, tissue) if biology.var["diffused"].iloc[m] else field
         angle = rng.uniform(-np.pi, np.pi)

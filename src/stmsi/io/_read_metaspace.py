@@ -244,7 +244,7 @@ def _converted(source: Any, name: str) -> tuple[Any, pd.DataFrame, pd.DataFrame,
     if isinstance(source, str | Path):
         source = Path(source)
         source = open_h5ad(source) if source.suffix.lower() == ".h5ad" else open_store(source)
-    adata, store = (source, None) if isinstance(source, AnnData) else (None, source)
+    adata, store = source, None if isinstance(source, AnnData) else source
     if store is not None:
         fitting = [table for table in store.tables.values() if {_X, _Y} <= set(table.obs)]
         if len(fitting) != 1:
