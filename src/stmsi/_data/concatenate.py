@@ -100,8 +100,8 @@ def _relinked(table: AnnData) -> AnnData:
 
 def _keep_shared_layers(tables: list[AnnData], what: str) -> None:
     """Drop layers that some sections lack, which a concatenation would fill with zeros that nobody measured."""
-    layers = [set(layer_names(t)) for t in tables]
-    lost = sorted(set.union(*layers) - set.intersection(*layers))
+    layers: list[set[object]] = [set(layer_names(t)) for t in tables]
+    lost = sorted(map(str, set.union(*layers) - set.intersection(*layers)))
     if lost:
         logger.warning("Layers that only some %s sections have are left out: %s", what, listing(lost))
     for table in tables:
