@@ -105,13 +105,10 @@ def combine(
     from spatialdata import SpatialData
 
     check_choice(join, ("inner", "outer"), "join")
-    for option, value in (
-        ("um_per_unit", um_per_unit),
-        ("spot_diameter", spot_diameter),
-        ("mz_tolerance", mz_tolerance),
-    ):
-        if value is not None:
-            check_positive(value, option)
+    check_positive(um_per_unit, "um_per_unit")
+    check_positive(spot_diameter, "spot_diameter")
+    if mz_tolerance is not None:
+        check_positive(mz_tolerance, "mz_tolerance")
     st_sections = [s for section in _iterate(st) for s in _as_st(*section, sample_key, um_per_unit, spot_diameter)]
     brought = [(None, s) for s in st_sections if Key.table.MSI in s.tables]
     given = [] if msi is None else [pair for pair in _iterate(msi) if not any(pair[1] is s for _, s in brought)]

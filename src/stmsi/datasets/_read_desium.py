@@ -90,8 +90,6 @@ def read_desium(
 
     Examples
     --------
-    A file as in the deposit, read and mapped:
-
     >>> import tempfile, numpy as np, stmsi
     >>> from anndata import AnnData
     >>> xy = np.array([[0.0, 0.0], [200.0, 0.0], [100.0, 173.2]])
@@ -153,9 +151,13 @@ def _section(
 
     covered = np.asarray(~np.isnan(intensities).all(axis=1))
     check_intensities(intensities[covered], var.index, file)
-    row, col = _places(adata, covered)
+    row, col = np.zeros(len(xy), dtype=np.int64), np.arange(len(xy))  # counted through where the array is not told
+    if all(key in adata.obs for key in _ARRAY) and not adata.obs.duplicated(list(_ARRAY)).any():
+        row, col = (adata.obs[key].to_numpy(dtype=np.int64) for key in _ARRAY)
     attrs = {"format": "desium", "file": file.name, "um_per_unit": scale, "counts": origin, "frame": Key.st_frame(name)}
-    msi = msi_section(intensities[covered], var, row, col, sample=name, pixel_size=spot_diameter, attrs=attrs)
+    msi = msi_section(
+        intensities[covered], var, row[covered], col[covered], sample=name, pixel_size=spot_diameter, attrs=attrs
+    )
     # squares at the spots instead of on a raster: the deposit holds no pixels
     corner = (xy[covered] - spot_diameter / 2) / spot_diameter
     squares = pixel_squares(corner[:, 1], corner[:, 0], spot_diameter)
@@ -205,14 +207,6 @@ def _micrometres(adata: AnnData, file: Path, um_per_unit: float | None) -> tuple
     return xy * um_per_unit, float(um_per_unit)
 
 
-def _places(adata: AnnData, covered: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and column on the array; spots that do not tell theirs are counted through."""
-    if all(key in adata.obs for key in _ARRAY) and not adata.obs.duplicated(list(_ARRAY)).any():
-        row, col = (adata.obs[key].to_numpy(dtype=np.int64)[covered] for key in _ARRAY)
-        return row, col
-    return np.zeros(int(covered.sum()), dtype=np.int64), np.flatnonzero(covered)
-
-
 def _counts(adata: AnnData, file: Path) -> tuple[sp.csr_matrix, str]:
     """Raw counts, and where they come from."""
     for where, values in (("X", adata.X), (f"layers[{_LOG!r}]", adata.layers.get(_LOG))):
@@ -232,10 +226,8 @@ def _counts(adata: AnnData, file: Path) -> tuple[sp.csr_matrix, str]:
             f"layer 'log1p'; layers: {listing(adata.layers)}."
         )
         raise ValueError(msg)
-    warnings.warn(
-        f"{file.name}: the counts cannot be recovered from layers['log1p']; expm1 of it stands in for them.",
-        stacklevel=4,
-    )
+    text = f"{file.name}: the counts cannot be recovered from layers['log1p']; expm1 of it stands in for them."
+    warnings.warn(text, stacklevel=4)
     return as_csr(adata.layers[_LOG], np.float32).expm1(), f"layers[{_LOG!r}], expm1"
 
 

@@ -12,7 +12,7 @@ from stmsi._core.ids import safe_ids
 from stmsi._core.registration.landmarks import apply_affine, fit_landmarks
 from stmsi._data.checks import chosen, listing
 from stmsi._data.keys import Key
-from stmsi._data.sections import filled_text
+from stmsi._data.sections import VISIUM_SPOT_DIAMETER, filled_text
 from stmsi._settings import logger
 from stmsi.io._files import check_file, check_folder, inside
 from stmsi.io._pixels import RESERVED, pixels_from_frame, section_of
@@ -84,15 +84,14 @@ def read_magpie(
 
     Notes
     -----
-    Williams et al. 2025, MAGPIE, https://doi.org/10.1038/s41467-025-68003-w; layout:
-    https://core-bioinformatics.github.io/magpie. Landmarks of MSI are in the ``x`` and ``y`` of its metadata (the centres
-    of pixels), those of Visium in pixels of ``tissue_hires_image.png``.
+    Williams et al. 2025, https://doi.org/10.1038/s41467-025-68003-w; layout: https://core-bioinformatics.github.io/magpie.
+    Landmarks of MSI are in the ``x`` and ``y`` of its metadata (the centres of pixels), those of Visium in pixels of
+    ``tissue_hires_image.png``.
 
     Examples
     --------
-    >>> from stmsi.datasets import read_magpie
-    >>> sdata = read_magpie("input", pixel_size=100)  # doctest: +SKIP
-    >>> stmsi.pp.align(sdata)  # by the landmarks of the folder  # doctest: +SKIP
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.read_magpie("input", pixel_size=100)  # doctest: +SKIP
     """
     from spatialdata.models import PointsModel
     from spatialdata.transformations import Identity
@@ -105,7 +104,7 @@ def read_magpie(
     for name in names:
         pairs, used = _landmarks(folders[name])
         msi[name] = _msi(folders[name], name, pixel_size, used)
-        st[name], um_per_px = visium_section(folders[name] / _VISIUM, sample=name, images=images)
+        st[name], um_per_px = visium_section(folders[name] / _VISIUM, name, VISIUM_SPOT_DIAMETER, images, False, None)
         if pairs is None:
             without.append(name)
             continue
@@ -133,16 +132,13 @@ def _folders(root: Path) -> dict[str, Path]:
     if not found:
         msg = f"{root} is no input of MAGPIE: expected {_LAYOUT}; found {inside(root)}."
         raise FileNotFoundError(msg)
-    listed = {key: _names(root / f"{key}.txt") for key in ("selected", "exclude")}
-    keep = [name for name in found if name in (listed["selected"] or found) and name not in (listed["exclude"] or ())]
+    files = [root / "selected.txt", root / "exclude.txt"]
+    selected, excluded = ({line.strip() for line in f.read_text().splitlines()} if f.exists() else set() for f in files)
+    keep = [name for name in found if name in (selected - {""} or found) and name not in excluded]
     if not keep:
         msg = f"selected.txt and exclude.txt of {root} leave no sample of {listing(found)}."
         raise ValueError(msg)
     return dict(zip(safe_ids(keep), [found[name] for name in keep], strict=True))
-
-
-def _names(file: Path) -> list[str]:
-    return [line.strip() for line in file.read_text().splitlines() if line.strip()] if file.exists() else []
 
 
 def _msi(folder: Path, sample: str, pixel_size: float | tuple[float, float] | None, landmarks: str) -> SpatialData:

@@ -85,14 +85,12 @@ def read_sma(
     Notes
     -----
     Vicari et al. 2024, https://doi.org/10.1038/s41587-023-01937-y; data https://doi.org/10.17632/w7nw4km7xd.1. The default
-    size of a pixel fits section V11L12-109_B1, where the pixels on the tissue cover the area of the spots with a side of 95
-    micrometres; pass that of your section where it is known.
+    size of a pixel fits the area of section V11L12-109_B1; pass that of your section where it is known.
 
     Examples
     --------
-    >>> from stmsi.datasets import read_sma
-    >>> sdata = read_sma("sma", matrix="FMP-10")  # doctest: +SKIP
-    >>> stmsi.pp.align(sdata, landmarks={"V11L12-109_B1": (in_msi, in_st)})  # doctest: +SKIP
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.read_sma("sma", matrix="FMP-10")  # doctest: +SKIP
     """
     from stmsi.pp import combine
 
@@ -148,8 +146,7 @@ def _select(
     sections: list[_Section], root: Path, sample: str | Sequence[str] | None, matrix: str | None
 ) -> list[_Section]:
     if matrix is not None:
-        known = list(dict.fromkeys(s.matrix for s in sections))
-        check_choice(matrix, known, "matrix")
+        check_choice(matrix, dict.fromkeys(s.matrix for s in sections), "matrix")
         sections = [s for s in sections if s.matrix == matrix]
     names = chosen(list(dict.fromkeys(s.name for s in sections)), sample, str(root))
     sections = [s for name in names for s in sections if s.name == name]

@@ -47,11 +47,10 @@ def read_imzml(
 ) -> SpatialData:
     """Read the ions of an imzML file, continuous or processed.
 
-    One pass over the binary file, which is mapped into memory and not loaded, finds all ions, in as many threads as numba
-    is given (``NUMBA_NUM_THREADS``). Positions and offsets of large files are kept in ``stmsi.settings.cache_dir``. Without
-    numba (or with ``STMSI_COMPILED=0`` in the environment) NumPy does the same, more slowly. The raster comes from the
-    positions of the spectra, because the size in the header is often wrong. Spectra whose m/z are not ascending are sorted;
-    empty spectra give pixels without intensity. Plain and zlib-compressed arrays of 16- to 64-bit numbers are understood.
+    One pass over the binary file finds all ions, in as many threads as numba is given (``NUMBA_NUM_THREADS``); without numba
+    (or with ``STMSI_COMPILED=0`` in the environment) NumPy does the same, more slowly. Positions and offsets of large files
+    are kept in ``stmsi.settings.cache_dir``. The raster comes from the positions of the spectra, because the size in the
+    header is often wrong. Empty spectra give pixels without intensity. Arrays may be compressed by zlib.
 
     Parameters
     ----------
@@ -109,16 +108,11 @@ def read_imzml(
 
     Notes
     -----
-    Format: Schramm et al. 2012, imzML: a common data format for the flexible exchange and processing of mass
-    spectrometry imaging data, https://doi.org/10.1016/j.jprot.2012.07.026.
-
-    The XML is scanned as bytes, and parsed as XML where anything does not add up. Repaired, and logged: lengths that are
-    missing, 64-bit offsets written as 32-bit ones, whole numbers written as floats.
+    Format: Schramm et al. 2012, https://doi.org/10.1016/j.jprot.2012.07.026. Repaired, and logged: lengths that are missing,
+    64-bit offsets written as 32-bit ones, whole numbers written as floats. Spectra whose m/z are not ascending are sorted.
 
     Examples
     --------
-    Two ions of a file of four spectra, which pyimzML writes first:
-
     >>> import tempfile, stmsi
     >>> from pyimzml.ImzMLWriter import ImzMLWriter
     >>> with tempfile.TemporaryDirectory() as folder:

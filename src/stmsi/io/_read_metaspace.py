@@ -73,10 +73,9 @@ def read_metaspace(
     Returns
     -------
     SpatialData with table ``msi`` (pixels x ions, float32 CSR) and squares ``<sample>_pixels`` in micrometres, coordinate
-    system ``<sample>_msi``. Row and column are those of the ion images. ``var``: ``name`` (the molecule where there is a
-    single candidate, else the ion), ``mz`` (Da), ``formula`` (neutral), ``adduct`` such as ``[M+H]+``, ``fdr``,
-    ``molecule_names`` and ``molecule_ids`` (all candidates), ``n_isomers``, and further columns of the export in lower case
-    (``msm``, ``off_sample``, ...). ``obs["roi"]`` names the region, where there are some.
+    system ``<sample>_msi``. ``var``: ``name`` (the molecule where there is a single candidate, else the ion), ``mz`` (Da),
+    ``formula`` (neutral), ``adduct`` such as ``[M+H]+``, ``fdr``, ``molecule_names`` and ``molecule_ids`` (all candidates),
+    ``n_isomers``, and further columns of the export in lower case. ``obs["roi"]`` names the region, where there are some.
     ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``file`` and, where known, ``dataset``, ``dataset_name`` and
     ``polarity``.
 
@@ -90,9 +89,9 @@ def read_metaspace(
 
     Notes
     -----
-    Palmer et al. 2017, https://doi.org/10.1038/nmeth.4072; https://metaspace2020.org;
-    https://github.com/metaspace2020/metaspace-converter. An image and an annotation belong together where adduct and m/z
-    agree, and, where that is several, the ids of their molecules. Images without an annotation are kept, without FDR.
+    Palmer et al. 2017, https://doi.org/10.1038/nmeth.4072; https://github.com/metaspace2020/metaspace-converter. An image and
+    an annotation belong together where adduct and m/z agree, and, where that is several, the ids of their molecules. Images
+    without an annotation are kept, without FDR.
 
     Examples
     --------
@@ -110,8 +109,8 @@ def read_metaspace(
     >>> table = sdata.tables["msi"]
     >>> table.obs["row"].tolist(), table.obs["col"].tolist(), table.X.toarray().ravel().tolist()
     ([0, 1, 0], [0, 0, 1], [1.0, 2.0, 3.0])
-    >>> table.var[["formula", "adduct", "molecule_names"]].iloc[0].tolist()
-    ['C6H12O6', '[M+Na]+', 'Glucose, Fructose']
+    >>> table.var[["adduct", "molecule_names"]].iloc[0].tolist()
+    ['[M+Na]+', 'Glucose, Fructose']
     """
     if fdr is not None and not 0 <= fdr <= 1:
         msg = f"fdr is a rate between 0 and 1, found {fdr!r}."

@@ -74,9 +74,9 @@ def read_thyra(
     -------
     SpatialData with table ``msi`` (pixels x ions, float32 CSR; ions are named by their m/z) and squares
     ``<sample>_pixels`` in micrometres, coordinate system ``<sample>_msi``. One section is called ``<sample>``, several
-    ``<sample>_z0``, ``<sample>_z1``, ...; regions ``<sample>_r1``, ...; both ``<sample>_z0_r1``. Row and column are those of
-    the store. Further columns of ``obs`` and ``var`` are kept; images are not read. ``uns["msi"]["attrs"][<sample>]`` holds
-    ``pixel_size``, ``file``, ``table``, and ``spectrum_type`` and ``thyra_version`` where known.
+    ``<sample>_z0``, ...; regions ``<sample>_r1``, ...; both ``<sample>_z0_r1``. Row, column and further columns of ``obs`` and
+    ``var`` are those of the store; images are not read. ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``file``,
+    ``table``, and ``spectrum_type`` and ``thyra_version`` where known.
 
     Raises
     ------
@@ -94,8 +94,8 @@ def read_thyra(
 
     Notes
     -----
-    thyra centres its first pixel on the origin; here its corner lies there, as in all readers. So places differ by
-    half a pixel from those in the store. Store: https://github.com/M4i-Imaging-Mass-Spectrometry/thyra.
+    Store: https://github.com/M4i-Imaging-Mass-Spectrometry/thyra. It centres its first pixel on the origin; here its corner
+    lies there, as in all readers.
 
     Examples
     --------

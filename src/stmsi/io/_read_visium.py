@@ -42,8 +42,8 @@ def read_visium(
 ) -> SpatialData:
     """Read the spots, counts and histology of a Space Ranger ``outs`` folder (Visium, versions 1 to 3).
 
-    Positions become micrometres by the pitch of the array: neighbouring spots lie 100 um apart, which an affine
-    least-squares fit of the pixel positions to the array positions measures to a fraction of a percent.
+    Positions become micrometres by the pitch of the array: neighbouring spots lie 100 um apart, which an affine fit of the
+    pixel positions to the array positions measures.
 
     Parameters
     ----------
@@ -93,11 +93,11 @@ def read_visium(
 
 def visium_section(
     path: str | Path,
-    sample: str | None = None,
-    spot_diameter: float = VISIUM_SPOT_DIAMETER,
-    images: bool = True,
-    keep_off_tissue: bool = False,
-    counts_file: str | None = None,
+    sample: str | None,
+    spot_diameter: float,
+    images: bool,
+    keep_off_tissue: bool,
+    counts_file: str | None,
 ) -> tuple[SpatialData, float]:
     """What :func:`read_visium` returns, and the micrometres of a pixel of the hires image, where others place landmarks."""
     path = _check_folder(Path(path))
