@@ -13,6 +13,7 @@ from spatialdata.transformations import get_transformation
 
 import stmsi
 from stmsi._data.sections import msi_section, st_section
+from stmsi._data.tables import layer_names
 
 XY = np.array([[0.0, 0.0], [100.0, 0.0], [50.0, 86.6]])
 CONTAINERS = {
@@ -328,6 +329,25 @@ def test_layers_and_notes_of_ions_are_kept():
     assert table.uns["instrument"] == {"matrix": "DHB"}
 
 
+def test_x_is_no_layer_of_its_own():
+    """anndata 0.13 lists X among the layers, as None."""
+    msi = {"A": _msi(), "B": _msi()}
+    for table in msi.values():
+        table.layers["counts"] = np.asarray(table.X) * 2
+    msi["B"].layers["more"] = np.asarray(table.X)
+    sdata = stmsi.pp.combine({"A": _st(), "B": _st()}, msi, pixel_size=50)
+    for table in sdata.tables.values():
+        assert sp.isspmatrix_csr(table.X)
+        assert layer_names(table) == (["counts"] if table is sdata.tables["msi"] else [])
+    table = sdata.tables["msi"]
+    assert table.X.dtype == np.float32
+    np.testing.assert_array_equal(table.layers["counts"].toarray(), 2 * table.X.toarray())
+    # and a table of layers alone has no X to put together
+    bare = AnnData(None, obs=_msi().obs, var=_msi().var, layers={"counts": np.ones((4, 2))})
+    with pytest.raises(ValueError, match="MSI section 'A' has no X; put the intensities there"):
+        _combine(msi=bare)
+
+
 def test_layers_of_some_sections_only_are_named(caplog):
     msi = {"A": _msi(), "B": _msi()}
     msi["A"].layers["counts"] = msi["A"].X.copy()
@@ -446,6 +466,7 @@ def test_what_a_section_did_not_measure_is_unknown_and_not_absent():
     pd.testing.assert_frame_equal(st.uns["msi"]["section_mz"], sdata.tables["msi"].varm["section_mz"])
     stmsi.pp.call_presence(sdata)
     assert st.obsm["msi_presence"].isna().equals(st.obsm["msi"].isna())
+    assert list(st.uns["msi"]["detection_limit"].columns) == ["A", "B"]
 
 
 def test_prevalence_is_of_the_sections_that_measured_the_ion():
@@ -500,3 +521,41 @@ def test_polarities_are_not_mixed():
 def test_masses_that_cannot_be_matched(second, tolerance, message):
     with pytest.raises(ValueError, match=message):
         _two_panels(second=second, mz_tolerance=tolerance)
+
+
+def test_sections_that_were_mapped_already_are_combined_again(mapped, tmp_path):
+    """Two objects whose lists of ions differ: everything that belongs to the metabolites is made anew."""
+    parts = []
+    for name, columns, ppm in (("P1S1", slice(0, 8), 0.0), ("P2S1", slice(4, 12), 2.0)):
+        own = mapped.filter_by_coordinate_system([name, f"{name}_msi"])
+        table = own.tables["msi"][:, columns].copy()
+        table.var["mz"] *= 1 + ppm * 1e-6
+        if ppm:
+            table.var["name"] = table.var_names = [f"ion_{mz:.3f}" for mz in table.var["mz"]]
+        own.tables["msi"] = table
+        stmsi.pp.map_to_spots(own)
+        parts.append(own)
+    before = [part.tables["st"].obsm["msi"].copy() for part in parts]
+    sdata = stmsi.pp.combine(parts, mz_tolerance=5)
+    assert stmsi.pp.alignment_report(sdata)["aligned"].tolist() == [True, True]
+    stmsi.pp.map_to_spots(sdata, replicates=True)
+    stmsi.pp.call_presence(sdata)
+    stmsi.pp.impute_dropout(sdata)
+    st = sdata.tables["st"]
+    ids = list(st.obsm["msi"].columns)
+    assert ids[:8] == list(before[0].columns), "named after the first section that has them"
+    assert stmsi.get.feature_table(sdata).shape[0] == len(ids) == 12
+    for key in ("msi", "msi_presence", "msi_variance", "msi_half_1", "msi_half_2", "msi_observed"):
+        assert list(st.obsm[key]) == ids, key
+    assert all(dtype.kind == "b" for dtype in st.obsm["msi_observed"].dtypes)
+    assert (st.obsm["msi"].dtypes == np.float32).all()
+    observed = st.obsm["msi"].where(st.obsm["msi_observed"])
+    for name, old, own in zip(("P1S1", "P2S1"), before, (ids[:8], ids[4:]), strict=True):
+        rows = (st.obs["sample"] == name).to_numpy()
+        assert st.obsm["msi"].loc[rows, [m for m in ids if m not in own]].isna().all(axis=None)
+        np.testing.assert_array_equal(
+            observed.loc[rows, own].fillna(-1), old.where(observed.loc[rows, own].notna().to_numpy()).fillna(-1)
+        )
+    stmsi.tl.noise_ceiling(st)
+    st.write_h5ad(tmp_path / "a.h5ad")
+    pd.testing.assert_frame_equal(ad.read_h5ad(tmp_path / "a.h5ad").obsm["msi"], st.obsm["msi"])

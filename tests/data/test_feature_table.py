@@ -30,25 +30,24 @@ def test_is_a_copy(st) -> None:
 
 @pytest.mark.parametrize("key", ["msi_presence", "truth_intensity", "truth_presence"])
 def test_layers_of_the_measurement(st, key: str) -> None:
-    pd.testing.assert_frame_equal(stmsi.get.feature_table(st, key=key), stmsi.get.feature_table(st))
+    pd.testing.assert_frame_equal(stmsi.get.feature_table(st, metabolite_key=key), stmsi.get.feature_table(st))
 
 
 @pytest.mark.parametrize("key", ["msi_pred", "msi_pred_presence", "msi_pred_lower", "msi_pred_upper"])
 def test_layers_of_a_prediction(st, key: str) -> None:
     st.uns["msi_pred"] = {"features": st.uns["msi"]["features"].iloc[:3].drop(columns="name")}
-    features = stmsi.get.feature_table(st, key=key)
+    features = stmsi.get.feature_table(st, metabolite_key=key)
     assert len(features) == 3
     assert list(features["name"]) == list(features.index)
 
 
 @pytest.mark.parametrize(
-    ("key", "call"),
-    [("msi", r"pp\.map_to_spots"), ("msi_pred", r"tl\.predict_metabolites"), ("other", r"key_added")],
+    ("key", "call"), [("msi", r"pp\.map_to_spots"), ("msi_pred", r"tl\.predict_metabolites"), ("other", r"key_added")]
 )
 def test_missing_tells_the_call(st, key: str, call: str) -> None:
     del st.uns["msi"]
     with pytest.raises(KeyError, match=call):
-        stmsi.get.feature_table(st, key=key)
+        stmsi.get.feature_table(st, metabolite_key=key)
 
 
 def test_missing_table(mapped: SpatialData) -> None:

@@ -73,7 +73,7 @@ def test_a_section_is_downloaded_once_and_kept(archive, tmp_path):
 
 def test_all_sections_and_unknown_ones(archive):
     assert set(fetch_desium().tables["st"].obs["patient"]) == {"LC_091", "BC_515"}
-    with pytest.raises(KeyError, match=r"DESIUM has no section 'LC_92'; found .*Did you mean 'LC_091'"):
+    with pytest.raises(KeyError, match=r"No section 'LC_92' in DESIUM; found .*Did you mean 'LC_091'"):
         fetch_desium(sample="LC_92")
 
 

@@ -6,8 +6,8 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 import stmsi
+from stmsi.datasets import read_desium
 from stmsi.datasets._read_desium import counts_of_log1p
-from stmsi.io import read_desium
 
 MZ = np.array([255.2330, 281.2486, 885.5499])
 ROWS, COLS, GENES = 5, 6, 7

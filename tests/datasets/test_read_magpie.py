@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 import stmsi
-from stmsi.io import read_magpie
+from stmsi.datasets import read_magpie
 
 UM_PER_PX, HIRES = 0.5, 0.2
 """Of the Space Ranger folders that the fixture writes."""

@@ -3,7 +3,7 @@ import pandas as pd
 import pytest
 
 import stmsi
-from stmsi.io import read_sma
+from stmsi.datasets import read_sma
 
 MZ = ["104.10701", "760.58510", "281.24860"]
 ROWS, COLS = 9, 11

@@ -85,7 +85,7 @@ def test_what_describes_a_layer_has_its_feature_table(toy):
     stmsi.pp.map_to_spots(toy, replicates=True)
     expected = toy.tables["st"].uns["msi"]["features"].index
     for key in ("msi_half_1", "msi_half_2", "msi_variance"):
-        assert list(stmsi.get.feature_table(toy, key=key).index) == list(expected)
+        assert list(stmsi.get.feature_table(toy, metabolite_key=key).index) == list(expected)
     stmsi.tl.sample_metabolites(toy, "ridge", key_added="zz", show_progress_bar=False)
     stmsi.get.as_table(toy, key="zz_0", key_added="draw")
     assert toy.tables["draw"].n_vars == len(expected)

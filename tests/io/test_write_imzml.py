@@ -61,7 +61,7 @@ def test_predictions_on_a_lattice(tmp_path, st):
     own = (st.obs["sample"] == name).to_numpy()
     mz = feature_table(st)["mz"]
     covered = st.obsm["msi"][own].notna().any(axis=1).to_numpy()
-    write_imzml(st, tmp_path / "p.imzML", key="msi", sample=name)
+    write_imzml(st, tmp_path / "p.imzML", metabolite_key="msi", sample=name)
     again = read_imzml(tmp_path / "p.imzML", mz=mz, tolerance=0.01).tables["msi"]
     np.testing.assert_allclose(again.X.toarray(), st.obsm["msi"][own][covered], rtol=1e-6)
     place = st.obs[["array_row", "array_col"]][own].to_numpy()
@@ -81,16 +81,16 @@ def test_spots_without_a_lattice(tmp_path, section):
     for xy, options in ((grid, {}), (grid + rng.uniform(-2, 2, grid.shape), {"pixel_size": 10})):
         st.obsm["spatial"] = xy
         target = tmp_path / f"{len(options)}.imzML"
-        write_imzml(st, target, key="msi_pred", **options)
+        write_imzml(st, target, metabolite_key="msi_pred", **options)
         table = read_imzml(target).tables["msi"]
         assert table.X.toarray()[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
         assert table.obs["col"].tolist() == [0, 1, 2, 0, 1, 2]
     with pytest.raises(ValueError, match=r"not on a raster; pass pixel_size="):
-        write_imzml(st, tmp_path / "n.imzML", key="msi_pred")
+        write_imzml(st, tmp_path / "n.imzML", metabolite_key="msi_pred")
     with pytest.raises(ValueError, match=r"fall into a pixel with another spot; pass a smaller pixel_size="):
-        write_imzml(st, tmp_path / "n.imzML", key="msi_pred", pixel_size=100)
+        write_imzml(st, tmp_path / "n.imzML", metabolite_key="msi_pred", pixel_size=100)
     with pytest.raises(KeyError, match="obsm has no 'msi'"):
-        write_imzml(st, tmp_path / "n.imzML", key="msi")
+        write_imzml(st, tmp_path / "n.imzML", metabolite_key="msi")
 
 
 def test_missing_values(tmp_path, section):

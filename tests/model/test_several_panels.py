@@ -2,7 +2,6 @@
 
 import logging
 
-import anndata as ad
 import numpy as np
 import pytest
 from pandas.testing import assert_frame_equal
@@ -30,22 +29,18 @@ MODELS = {
 
 @pytest.fixture(scope="module")
 def _panels(_mapped):
-    tables = []
-    for section, columns in (("P1S1", slice(4, 12)), ("P2S1", slice(0, 8)), ("P3S1", slice(0, 8))):
-        st = _mapped.tables["st"]
-        own = st[st.obs["sample"] == section].copy()
-        for key in ("msi", "msi_presence"):
-            own.obsm[key] = own.obsm[key].iloc[:, columns]
-        own.uns["msi"] = {**own.uns["msi"], "features": own.uns["msi"]["features"].iloc[columns]}
-        tables.append(own)
-    stmsi.pp.match_metabolites(tables, mz_tolerance=5)
-    both = ad.concat(tables, merge="first", uns_merge="first", pairwise=True)
-    order = both.uns["msi"]["features"].index
-    assert (order == both.obsm["msi"].columns).all()
+    sections = []
+    for name, columns in (("P1S1", slice(4, 12)), ("P2S1", slice(0, 8)), ("P3S1", slice(0, 8))):
+        own = _mapped.filter_by_coordinate_system([name, f"{name}_msi"])
+        own.tables["msi"] = own.tables["msi"][:, columns].copy()
+        sections.append(own)
+    sdata = stmsi.pp.combine(sections, mz_tolerance=5)
+    stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
+    both, st = sdata.tables["st"], _mapped.tables["st"]
+    assert (both.uns["msi"]["features"].index == both.obsm["msi"].columns).all()
     # columns in the order of the toy again
-    names = _mapped.tables["st"].obsm["msi"].columns
-    for key in ("msi", "msi_presence"):
-        both.obsm[key] = both.obsm[key][names]
+    both.obsm["msi"] = both.obsm["msi"][st.obsm["msi"].columns]
+    both.obsm["msi_presence"] = st.obsm["msi_presence"].where(both.obsm["msi"].notna())
     return both
 
 
@@ -128,7 +123,7 @@ def test_sections_of_one_panel_predict_another_section(panels, st):
     stmsi.tl.predict_metabolites(query, model)
     assert query.obsm["msi_pred"].shape[1] == 12
     assert query.obsm["msi_pred"].iloc[:, OWN].std().min() > 0
-    features = stmsi.get.feature_table(query, key="msi_pred")
+    features = stmsi.get.feature_table(query, metabolite_key="msi_pred")
     assert features["mz"].notna().all(), "also of those that the first table did not have"
 
 

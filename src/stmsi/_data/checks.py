@@ -43,10 +43,29 @@ def check_choice(value: Any, options: Iterable[Any], name: str) -> None:
         raise ValueError(msg)
 
 
+def chosen(available: Sequence[str], wanted: str | Sequence[str] | None, what: str) -> list[str]:
+    """The sections asked for, in the order asked; `None`: all. `what` holds them."""
+    if wanted is None:
+        return list(available)
+    names = [wanted] if isinstance(wanted, str) else list(wanted)
+    unknown = [name for name in names if name not in available]
+    if unknown:
+        msg = f"No section {listing(unknown)} in {what}; found {listing(available)}.{suggest(unknown[0], available)}"
+        raise KeyError(msg)
+    return names
+
+
 def check_share(value: float, name: str) -> None:
     """Raise a `ValueError` where `value` is not between 0 and 1."""
     if not 0 <= value <= 1:
         msg = f"{name} is a share between 0 and 1, found {value!r}."
+        raise ValueError(msg)
+
+
+def check_positive(value: float, name: str) -> None:
+    """Raise a `ValueError` where `value` is not positive and finite."""
+    if not (np.isfinite(value) and value > 0):
+        msg = f"{name} must be a positive number, found {value!r}."
         raise ValueError(msg)
 
 

@@ -1,4 +1,4 @@
-"""One SpatialData from the sections of both modalities."""
+"""One SpatialData from the sections of both modalities: :func:`combine`, and how it takes what users pass."""
 
 from __future__ import annotations
 
@@ -6,19 +6,24 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import anndata as ad
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from anndata import AnnData
 from scipy.spatial import cKDTree
 
-from stmsi._core.ids import safe_ids
-from stmsi._data.checks import check_choice, check_nonnegative, is_spatialdata, listing, require_rows, require_unique
+from stmsi._data.checks import (
+    check_choice,
+    check_nonnegative,
+    check_positive,
+    is_spatialdata,
+    listing,
+    require_rows,
+    require_unique,
+)
+from stmsi._data.concatenate import concat_msi, concat_st
 from stmsi._data.keys import Key
-from stmsi._data.metabolite_matching import identities_of, united_ids
-from stmsi._data.sections import VISIUM_SPOT_DIAMETER, feature_frame, msi_section, st_section
-from stmsi._data.tables import as_csr, instances, require_obs, require_sample, sample_names
+from stmsi._data.sections import VISIUM_SPOT_DIAMETER, msi_section, st_section
+from stmsi._data.tables import as_csr, layer_names, require_obs, require_sample, sample_names
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -26,12 +31,6 @@ if TYPE_CHECKING:
 
     Section: TypeAlias = AnnData | SpatialData
     Sections: TypeAlias = Section | Iterable[Section] | Mapping[str, Section]
-
-_MZ_TOLERANCE = 20e-6
-"""Relative m/z difference above which one id means two different ions."""
-
-_UNKNOWN = "unknown"
-"""Polarity of a file that does not tell it."""
 
 
 def combine(
@@ -50,34 +49,33 @@ def combine(
     Parameters
     ----------
     st
-        The ST sections: what :func:`stmsi.io.read_visium` returns, or AnnData of spots x genes with raw counts and
-        ``obsm["spatial"]``. One object (which may hold several sections), several, or a mapping from section name to
-        object. A SpatialData that holds both modalities, such as an earlier result, brings its MSI along.
+        ST sections: one object (which may hold several sections), several, or a mapping from section name to object. An
+        object is what :func:`stmsi.io.read_visium` returns, or an AnnData of spots x genes with raw counts and
+        ``obsm["spatial"]``. A SpatialData with both modalities, such as an earlier result, brings its MSI along.
     msi
-        The MSI sections, likewise: what the readers of :mod:`stmsi.io` return, or AnnData of pixels x ions with
-        integer ``obs["row"]`` and ``obs["col"]``. Not every ST section needs one; every MSI section needs its ST
-        section. `None` with ST alone makes an object for prediction only.
+        MSI sections, likewise: what the readers of :mod:`stmsi.io` return, or AnnData of pixels x ions with integer
+        ``obs["row"]`` and ``obs["col"]``. Every MSI section needs an ST section of its name; an ST section without MSI is
+        for prediction only.
     sample_key
         Column of ``obs`` with the section name, for AnnData that hold several sections.
     um_per_unit
-        Micrometres per unit of ``obsm["spatial"]`` of ST given as AnnData (for example 100 for array positions with
-        a pitch of one).
+        Micrometres per unit of ``obsm["spatial"]`` of ST given as AnnData: 100 for array positions with a pitch of one.
     spot_diameter
         Diameter of the spots of ST given as AnnData, in micrometres.
     pixel_size
         Side of a pixel of MSI given as AnnData, in micrometres, or ``(x, y)``.
     join
-        Whether genes must be in every section (``"inner"``) or in any (``"outer"``, missing counts are 0). Ions are
-        always kept from every section; which section measured which ion is in ``varm["measured"]``.
+        Whether genes must be in every section (``"inner"``) or in any (``"outer"``, missing counts are 0). The ions of
+        every section are always kept.
     mz_tolerance
-        How to tell which ions of different MSI sections are the same. `None`: they have the same name. A number: their
-        m/z differ by no more than so many ppm, whatever their names; each ion goes with its mutual nearest, and ions
-        whose adduct, formula or polarity are given and differ are never joined.
+        Which ions of different sections are the same. `None`: those with one name. A number: those whose m/z differ by no
+        more than so many ppm, whatever their names. Each ion goes with its mutual nearest; ions whose adduct, formula or
+        polarity are given and differ stay apart.
 
     Returns
     -------
     SpatialData with the tables ``st`` and ``msi``, shapes ``<sample>_spots`` and ``<sample>_pixels``, and the images
-    and points of the inputs. The inputs are not changed. In the table ``msi``:
+    and points of the inputs, which are not changed. In the table ``msi``:
 
     - ``var``: id, name and m/z of an ion are those of the first section that measured it;
     - ``varm["measured"]``: ions x sections, whether the section measured the ion. Where it did not, ``X`` holds nothing,
@@ -87,10 +85,10 @@ def combine(
     Raises
     ------
     ValueError
-        Names that clash, MSI without its ST section, coordinates that cannot be micrometres, ions that two others
-        are equally near to within `mz_tolerance`.
+        Names clash, MSI has no ST section, coordinates cannot be micrometres, or two ions of a section are equally near
+        to one of another within `mz_tolerance`.
     KeyError
-        Missing columns or tables.
+        A column or table is missing.
 
     Examples
     --------
@@ -107,14 +105,10 @@ def combine(
     from spatialdata import SpatialData
 
     check_choice(join, ("inner", "outer"), "join")
-    for option, value in (
-        ("um_per_unit", um_per_unit),
-        ("spot_diameter", spot_diameter),
-        ("mz_tolerance", 1.0 if mz_tolerance is None else mz_tolerance),
-    ):
-        if not (np.isfinite(value) and value > 0):
-            msg = f"{option} must be a positive number, found {value!r}."
-            raise ValueError(msg)
+    check_positive(um_per_unit, "um_per_unit")
+    check_positive(spot_diameter, "spot_diameter")
+    if mz_tolerance is not None:
+        check_positive(mz_tolerance, "mz_tolerance")
     st_sections = [s for section in _iterate(st) for s in _as_st(*section, sample_key, um_per_unit, spot_diameter)]
     brought = [(None, s) for s in st_sections if Key.table.MSI in s.tables]
     given = [] if msi is None else [pair for pair in _iterate(msi) if not any(pair[1] is s for _, s in brought)]
@@ -136,20 +130,17 @@ def combine(
         logger.info("Sections without MSI (for prediction only): %s", listing(without))
 
     elements: dict[str, Any] = {}
-    taken: dict[str, Any] = {}
+    given_as: dict[str, Any] = {}
     for section in [*st_sections, *msi_sections]:
         for kind, name, element in section.gen_elements():
             if kind == "tables":
                 continue
-            if name in taken and taken[name] is element:  # one object that was given as ST and as MSI
-                continue
-            if name in taken:
+            if given_as.setdefault(name, element) is not element:  # one object may be given as ST and as MSI
                 msg = f"Two sections hold an element {name!r}; rename one of them."
                 raise ValueError(msg)
             # shapes and points carry their transformations, which stmsi.pp.align changes: not those of the input
-            taken[name] = element
             elements[name] = element.copy() if kind in ("shapes", "points") else element
-    tables = {Key.table.ST: _concat_st([s.tables[Key.table.ST] for s in st_sections], join)}
+    tables = {Key.table.ST: concat_st([s.tables[Key.table.ST] for s in st_sections], join)}
     if msi_sections:
         tables[Key.table.MSI] = concat_msi([s.tables[Key.table.MSI] for s in msi_sections], mz_tolerance)
     return SpatialData.init_from_elements(elements | tables)
@@ -210,7 +201,7 @@ def _as_msi(
 
 def _carry_over(source: AnnData, table: AnnData) -> None:
     """What an AnnData of ions holds beside the data model: layers, further arrays, unstructured notes."""
-    for key in source.layers:
+    for key in layer_names(source):
         table.layers[key] = as_csr(source.layers[key], np.float32)
     for key in source.obsm.keys() - table.obsm.keys():
         table.obsm[key] = source.obsm[key].copy()
@@ -244,14 +235,13 @@ def _split(name: str | None, adata: AnnData, sample_key: str) -> list[tuple[str,
 
 def _check_spatialdata(name: str | None, section: Any, table: str, element: Any, remedy: str) -> SpatialData:
     """A SpatialData in the data model; the name it was given must be its own."""
-    missing = table not in section.tables or any(element(s) not in section.shapes for s in sample_names(section, table))
-    if missing:
+    names = sample_names(section, table) if table in section.tables else []
+    if not names or any(element(s) not in section.shapes for s in names):
         msg = (
             f"The SpatialData does not follow stmsi's data model: expected a table {table!r} and shapes "
             f"{element('<sample>')!r}; found {listing(n for _, n, _ in section.gen_elements())}. Make it with {remedy}."
         )
         raise ValueError(msg)
-    names = sample_names(section, table)
     if name is not None and names != [name]:
         msg = f"The SpatialData given as {name!r} holds the sections {listing(names)}; read it with sample={name!r}."
         raise ValueError(msg)
@@ -278,156 +268,5 @@ def _check_pitch(sample: str, xy: np.ndarray, spot_diameter: float) -> None:
         )
         raise ValueError(msg)
     if pitch > 10 * spot_diameter:
-        logger.warning(
-            "Section %r: neighbouring spots are %.4g um apart but %g um wide; check um_per_unit.",
-            sample,
-            pitch,
-            spot_diameter,
-        )
-
-
-def _relink(table: AnnData) -> AnnData:
-    """Annotate all regions of a concatenated table."""
-    from spatialdata.models import TableModel
-
-    table.obs[Key.obs.REGION] = table.obs[Key.obs.REGION].astype("category")
-    table.obs[Key.obs.SAMPLE] = table.obs[Key.obs.SAMPLE].astype("category")
-    table.uns[TableModel.ATTRS_KEY] = {
-        TableModel.REGION_KEY: list(dict.fromkeys(table.obs[Key.obs.REGION].astype(str))),
-        TableModel.REGION_KEY_KEY: Key.obs.REGION,
-        TableModel.INSTANCE_KEY: Key.obs.INSTANCE,
-    }
-    return TableModel.validate(table) or table
-
-
-def _with_own_keys(table: AnnData) -> AnnData:
-    """A copy whose annotated element and instance stand in the columns of the data model, and with sparse X."""
-    from spatialdata.models import TableModel
-
-    table = table.copy()
-    attrs = table.uns[TableModel.ATTRS_KEY]
-    table.obs[Key.obs.REGION] = table.obs[attrs[TableModel.REGION_KEY_KEY]].astype(str)
-    table.obs[Key.obs.INSTANCE] = instances(table)
-    table.X = as_csr(table.X)
-    return table
-
-
-def _keep_shared_layers(tables: list[AnnData], what: str) -> None:
-    """Drop layers that some sections lack, which a concatenation would fill with zeros that nobody measured."""
-    layers = [set(t.layers) for t in tables]
-    lost = sorted(set.union(*layers) - set.intersection(*layers))
-    if lost:
-        logger.warning("Layers that only some %s sections have are left out: %s", what, listing(lost))
-    for table in tables:
-        for key in lost:
-            table.layers.pop(key, None)
-
-
-def _concat_st(tables: list[AnnData], join: str) -> AnnData:
-    tables = [_with_own_keys(t) for t in tables]
-    _keep_shared_layers(tables, "ST")
-    genes = set.intersection(*(set(t.var_names) for t in tables))
-    if not genes:
-        msg = (
-            "The ST sections share no gene. First names of each: "
-            f"{'; '.join(listing(t.var_names[:3]) for t in tables)}. Use one kind of id (symbols or Ensembl) in all."
-        )
-        raise ValueError(msg)
-    names = pd.Index(np.concatenate([t.obs_names for t in tables]))
-    if not names.is_unique:  # 10x barcodes repeat from section to section
-        for t in tables:
-            t.obs_names = [f"{s}_{n}" for s, n in zip(require_sample(t, Key.obs.SAMPLE), t.obs_names, strict=True)]
-    merged = ad.concat(tables, join=join, merge="first", uns_merge="first", fill_value=0)
-    merged.X = sp.csr_matrix(merged.X)
-    return _relink(merged)
-
-
-def concat_msi(tables: list[AnnData], mz_tolerance: float | None) -> AnnData:
-    tables = [_with_own_keys(t) for t in tables]
-    _keep_shared_layers(tables, "MSI")
-    _check_normalised_alike(tables)
-    if mz_tolerance is None:
-        _match_ions(tables)
-    else:
-        _match_ions_by_mz(tables, mz_tolerance)
-    var = tables[0].var
-    for t in tables[1:]:
-        shared = var.index.intersection(t.var_names)
-        mz, other = var.loc[shared, Key.var.MZ], t.var.loc[shared, Key.var.MZ]
-        apart = shared[((mz - other).abs() > _MZ_TOLERANCE * mz).to_numpy()]
-        if mz_tolerance is None and len(apart):
-            msg = (
-                f"Ions with the same name have different m/z in different sections: {listing(apart)}. "
-                "Rename them, read all sections with one list of m/z, or match ions by m/z (mz_tolerance=)."
-            )
-            raise ValueError(msg)
-        var = var.combine_first(t.var).loc[var.index.union(t.var_names, sort=False)]
-    measured = pd.DataFrame({s: _measured(t, s, var.index) for t in tables for s in sample_names(t)}, index=var.index)
-    section_mz = pd.DataFrame(
-        {s: _section_mz(t, s, var.index) for t in tables for s in sample_names(t)}, index=var.index
-    )
-    attrs = {k: v for t in tables for k, v in t.uns.get(Key.uns.MSI, {}).get("attrs", {}).items()}
-    merged = ad.concat(tables, join="outer", fill_value=0, merge="unique", uns_merge="unique")[:, var.index].copy()
-    merged.X = sp.csr_matrix(merged.X)
-    merged.var = feature_frame(var)  # columns that some sections lack have gaps now
-    merged.varm[Key.varm.MEASURED] = measured
-    merged.varm[Key.varm.SECTION_MZ] = section_mz.where(measured)
-    merged.uns[Key.uns.MSI] = {"attrs": attrs}
-    return _relink(merged)
-
-
-def _match_ions(tables: list[AnnData]) -> None:
-    """Give ions that carry one readable name in several sections one id, and those that do not, different ones.
-
-    Ids are made section by section, and two names can have the same one: ``18:1/16:0`` and ``18:1_16:0``.
-    """
-    identities = [identities_of(t.var) for t in tables]
-    first: dict[str, str] = {}
-    for table, own in zip(tables, identities, strict=True):
-        for identity, ion in zip(own, table.var_names, strict=True):
-            first.setdefault(identity, str(ion))
-    ids = dict(zip(first, safe_ids(first.values()), strict=True))
-    for table, own in zip(tables, identities, strict=True):
-        table.var_names = [ids[identity] for identity in own]
-
-
-def _match_ions_by_mz(tables: list[AnnData], ppm: float) -> None:
-    """Give ions of different sections one id where their m/z agree."""
-    features = []
-    for table in tables:
-        attrs = table.uns.get(Key.uns.MSI, {}).get("attrs", {})
-        polarity = {str(attrs.get(s, {}).get("polarity", _UNKNOWN)) for s in sample_names(table)}
-        known = len(polarity) == 1 and polarity != {_UNKNOWN}
-        features.append(table.var.assign(polarity=polarity.pop() if known else ""))
-    labels = [", ".join(sample_names(t)) for t in tables]
-    for table, ids in zip(tables, united_ids(features, labels, ppm), strict=True):
-        table.var_names = ids
-
-
-def _section_mz(table: AnnData, sample: str, ions: pd.Index) -> np.ndarray:
-    """m/z of each ion in a section, also where an earlier combination had united it with others."""
-    known = table.varm.get(Key.varm.SECTION_MZ)
-    own = known[sample] if isinstance(known, pd.DataFrame) and sample in known else table.var[Key.var.MZ]
-    return pd.Series(own.to_numpy(float), index=table.var_names).reindex(ions).to_numpy()
-
-
-def _measured(table: AnnData, sample: str, ions: pd.Index) -> np.ndarray:
-    """Which ions a section measured: those of its table, less those that an earlier combination had filled up."""
-    known = table.varm.get(Key.varm.MEASURED)
-    own = table.var_names
-    if isinstance(known, pd.DataFrame) and sample in known:
-        own = own[known[sample].to_numpy(bool)]
-    return ions.isin(own)
-
-
-def _check_normalised_alike(tables: list[AnnData]) -> None:
-    """Refuse to put intensities on different scales into one matrix."""
-    params = [t.uns.get(Key.uns.NORMALIZE, {}).get("params") for t in tables]
-    if any(str(p) != str(params[0]) for p in params):
-        names = [", ".join(sample_names(t)) for t in tables]
-        found = "; ".join(f"{n}: {'as measured' if p is None else p}" for n, p in zip(names, params, strict=True))
-        msg = (
-            f"The MSI sections were normalised differently ({found}). Combine the sections as measured (their "
-            'layers["raw"], where it is kept) and call stmsi.pp.normalize_msi on the whole.'
-        )
-        raise ValueError(msg)
+        found = f"neighbouring spots are {pitch:.4g} um apart but {spot_diameter:g} um wide"
+        logger.warning("Section %r: %s; check um_per_unit.", sample, found)

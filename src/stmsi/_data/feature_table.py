@@ -25,28 +25,27 @@ _NUMBER = re.compile(r"_\d+$")
 """Draws from a model share the feature table of the first."""
 
 
-def feature_table(data: Data, *, table_key: str = Key.table.ST, key: str = Key.obsm.MSI) -> pd.DataFrame:
+def feature_table(data: Data, *, table_key: str = Key.table.ST, metabolite_key: str = Key.obsm.MSI) -> pd.DataFrame:
     """Metabolites of a layer, with their mass, readable name and whatever else is known of them.
 
     Parameters
     ----------
     data
-        SpatialData or AnnData after :func:`stmsi.pp.map_to_spots` or `stmsi.tl.predict_metabolites`.
+        SpatialData or AnnData after :func:`stmsi.pp.map_to_spots` or :func:`stmsi.tl.predict_metabolites`.
     table_key
         The ST table of a SpatialData.
-    key
-        A layer in ``obsm``: ``"msi"``, ``"msi_pred"`` or one that belongs to them (``"msi_presence"``,
-        ``"msi_pred_presence"``, ``"msi_pred_lower"``, ``"msi_pred_upper"``).
+    metabolite_key
+        A layer in ``obsm``: ``"msi"``, ``"msi_pred"`` or one that belongs to them, such as ``"msi_pred_presence"``.
 
     Returns
     -------
-    One row per metabolite, its id (the column in ``obsm``) as index; columns ``name``, ``mz`` (Da) and, where known,
+    One row per metabolite, indexed by its id (the column in ``obsm``). Columns ``name``, ``mz`` (Da) and, where known,
     ``formula``, ``adduct``, ``fdr`` and others. A copy: changes do not reach `data`.
 
     Raises
     ------
     KeyError
-        The table is missing, or nothing was written under `key` yet.
+        The table is missing, or nothing was written under `metabolite_key` yet.
 
     Examples
     --------
@@ -58,10 +57,10 @@ def feature_table(data: Data, *, table_key: str = Key.table.ST, key: str = Key.o
     'simPC(28:0)'
     """
     adata = get_table(data, table_key)
-    features = find_features(adata, key)
+    features = find_features(adata, metabolite_key)
     if features is None:
         held = [k for k, v in adata.uns.items() if isinstance(v, dict) and _FEATURES in v]
-        msg = f"No feature table for {key!r}; uns holds feature tables for {listing(held)}. {written_by(key)}"
+        msg = f"No feature table for {metabolite_key!r}; uns holds feature tables for {listing(held)}. {written_by(metabolite_key)}"
         raise KeyError(msg)
     features = features.copy()
     features.index = features.index.astype(str)

@@ -1,6 +1,17 @@
 """Every name of the data model, in one place: no other module spells a field as a string."""
 
+from collections.abc import Callable
 from typing import Final
+
+
+def _named(pattern: str) -> Callable[[str], str]:
+    """The name that a section or another name gives, put into `pattern`."""
+    return pattern.format
+
+
+def _pair(first: str, second: str) -> Callable[[str], tuple[str, str]]:
+    """Two names of that kind."""
+    return lambda name: (first.format(name), second.format(name))
 
 
 class Key:
@@ -96,130 +107,46 @@ class Key:
         CEILING: Final = "msi_noise_ceiling"
         PRIOR: Final = "msi_prior"
 
-    @staticmethod
-    def spots(sample: str) -> str:
-        """Shapes element that holds the spots of a section."""
-        return f"{sample}_spots"
-
-    @staticmethod
-    def pixels(sample: str) -> str:
-        """Shapes element that holds the MSI pixels of a section."""
-        return f"{sample}_pixels"
-
-    @staticmethod
-    def warped_pixels(sample: str) -> str:
-        """Shapes element that holds the MSI pixels of a section after an alignment that is more than affine."""
-        return f"{sample}_pixels_warped"
-
-    @staticmethod
-    def image(sample: str) -> str:
-        """Image element that holds the histology of a section."""
-        return f"{sample}_he"
-
-    @staticmethod
-    def msi_image(sample: str) -> str:
-        """Image element that holds the histology of the MSI section."""
-        return f"{sample}_msi_he"
-
-    @staticmethod
-    def tic_image(sample: str) -> str:
-        """Image element that holds the total ion current of a section."""
-        return f"{sample}_tic"
-
-    @staticmethod
-    def st_frame(sample: str) -> str:
-        """Coordinate system of a section: micrometres, the ST frame."""
-        return sample
-
-    @staticmethod
-    def msi_frame(sample: str) -> str:
-        """Coordinate system of the MSI raster of a section before alignment, in micrometres."""
-        return f"{sample}_msi"
+    # elements and coordinate systems of a section
+    st_frame = _named("{}")  # coordinate system of the spots, in micrometres
+    msi_frame = _named("{}_msi")  # coordinate system of the MSI raster before alignment, in micrometres
+    spots = _named("{}_spots")
+    pixels = _named("{}_pixels")
+    warped_pixels = _named("{}_pixels_warped")  # after an alignment that is more than affine
+    synthetic_pixels = _named("{}_synthetic_pixels")  # the pixels on which draws were made
+    image = _named("{}_he")  # histology
+    msi_image = _named("{}_msi_he")  # histology of the MSI section
+    tic_image = _named("{}_tic")  # total ion current
 
     @staticmethod
     def landmarks(sample: str, modality: str) -> str:
-        """Points element with the landmarks of a section; `modality` is ``"st"`` or ``"msi"``."""
+        """Points of a section; `modality` is ``"st"`` or ``"msi"``."""
         return f"{sample}_landmarks_{modality}"
 
-    @staticmethod
-    def presence_of(key_added: str) -> str:
-        """Where the presence probabilities that belong to a prediction are written."""
-        return f"{key_added}_presence"
-
-    @staticmethod
-    def variance_of(key_added: str) -> str:
-        """Where the variance between the pixels of each spot is written."""
-        return f"{key_added}_variance"
-
-    @staticmethod
-    def halves_of(key_added: str) -> tuple[str, str]:
-        """Where the values from either half of the pixels are written."""
-        return f"{key_added}_half_1", f"{key_added}_half_2"
+    # fields that belong to the field whose name is given
+    presence_of = _named("{}_presence")  # probability of presence
+    bounds_of = _pair("{}_lower", "{}_upper")  # prediction interval
+    width_of = _named("{}_width")  # width of the interval, computed when asked for and not stored
+    ood_of = _named("{}_ood")  # in obs: out-of-distribution score
+    variance_of = _named("{}_variance")  # between the pixels of each spot
+    halves_of = _pair("{}_half_1", "{}_half_2")  # values from either half of the pixels
+    spread_of = _named("{}_spread")  # standard deviation that the error of the alignment causes
+    n_pixels_of = _pair("{}_n_pixels", "{}_n_effective")  # in obs: number of pixels of a spot, and the effective number
+    pixel_of = _pair("{}_pixel", "{}_pixel_share")  # in obs: the pixel with the largest weight in a spot, and its share
+    spot_of = _named("{}_spot")  # in obs of the MSI table: the spot that a pixel was paired with
+    observed_of = _named("{}_observed")  # which intensities were measured and not imputed
+    uncorrected_of = _named("{}_uncorrected")  # the intensities that a correction replaced
+    programmes_of = _named("{}_programmes")  # genes of each programme of an attention
 
     @staticmethod
     def draw_of(key_added: str, number: int) -> str:
-        """Where a draw from a model is written."""
+        """A draw from a model."""
         return f"{key_added}_{number}"
 
     @staticmethod
-    def synthetic_pixels(sample: str) -> str:
-        """Shapes element that holds the pixels on which draws of a section were made."""
-        return f"{sample}_synthetic_pixels"
-
-    @staticmethod
-    def spread_of(key_added: str) -> str:
-        """Where the standard deviation that the error of the alignment causes is written."""
-        return f"{key_added}_spread"
-
-    @staticmethod
-    def n_pixels_of(key_added: str) -> tuple[str, str]:
-        """Columns of ``obs`` with the number of pixels of each spot, and with the effective number."""
-        return f"{key_added}_n_pixels", f"{key_added}_n_effective"
-
-    @staticmethod
-    def pixel_of(key_added: str) -> tuple[str, str]:
-        """Columns of ``obs`` with the pixel that gives a spot most of its value, and with its share of the weight."""
-        return f"{key_added}_pixel", f"{key_added}_pixel_share"
-
-    @staticmethod
-    def spot_of(key_added: str) -> str:
-        """Column of the MSI table's ``obs`` with the spot that each pixel was paired with."""
-        return f"{key_added}_spot"
-
-    @staticmethod
-    def observed_of(key: str) -> str:
-        """Where it is written which intensities were measured and not imputed."""
-        return f"{key}_observed"
-
-    @staticmethod
-    def uncorrected_of(key: str) -> str:
-        """Where the intensities are kept that a correction replaced."""
-        return f"{key}_uncorrected"
-
-    @staticmethod
-    def bounds_of(key_added: str) -> tuple[str, str]:
-        """Where the prediction interval that belongs to a prediction is written."""
-        return f"{key_added}_lower", f"{key_added}_upper"
-
-    @staticmethod
-    def width_of(key_added: str) -> str:
-        """Name of the width of the prediction interval, which is not stored: it is upper minus lower bound."""
-        return f"{key_added}_width"
-
-    @staticmethod
     def group_of(key_added: str, group: str) -> str:
-        """Where what drives a metabolite in one group of spots is written; `group` is a safe id."""
+        """What drives a metabolite in one group of spots; `group` is a safe id."""
         return f"{key_added}_{group}"
-
-    @staticmethod
-    def programmes_of(key_added: str) -> str:
-        """Where the genes of each programme that belong to an attention are written."""
-        return f"{key_added}_programmes"
-
-    @staticmethod
-    def ood_of(key_added: str) -> str:
-        """Column of ``obs`` with the out-of-distribution score that belongs to a prediction."""
-        return f"{key_added}_ood"
 
 
 # Scores that stmsi.tl.evaluate writes, by stage and by what they need.

@@ -26,7 +26,6 @@ VISIUM_PITCH = 100.0
 """Distance between the centres of neighbouring Visium spots in micrometres."""
 
 _TEXT = (Key.var.NAME, Key.var.FORMULA, Key.var.ADDUCT)
-_NUMERIC = (Key.var.MZ, Key.var.FDR)
 
 
 def check_sample_name(sample: str) -> str:
@@ -47,19 +46,19 @@ def feature_frame(var: pd.DataFrame) -> pd.DataFrame:
     if Key.var.NAME not in out:
         out[Key.var.NAME] = var.index.astype(str)
     out.index = pd.Index(safe_ids(var.index))
-    for column in _TEXT:
-        if column in out:
-            out[column] = out[column].astype(object).where(out[column].notna(), "").astype(str)
-    for column in _NUMERIC:
-        if column in out:
+    for column in out:
+        if column in (Key.var.MZ, Key.var.FDR):
             out[column] = pd.to_numeric(out[column], errors="coerce").astype(np.float64)
-    # other columns are the user's own: text with gaps would not survive a write
-    for column in out.columns.difference([*_TEXT, *_NUMERIC]):
-        if out[column].dtype == object:
-            out[column] = out[column].where(out[column].notna(), "").astype(str)
+        elif column in _TEXT or out[column].dtype == object:  # text with gaps would not survive a write
+            out[column] = filled_text(out[column])
     if Key.var.MZ not in out:
         out[Key.var.MZ] = np.nan
     return out
+
+
+def filled_text(column: pd.Series) -> pd.Series:
+    """A column as text, empty where it has gaps."""
+    return column.astype(object).where(column.notna(), "").astype(str)
 
 
 def pixel_squares(row: ArrayLike, col: ArrayLike, pixel_size: float | tuple[float, float]) -> GeoDataFrame:
@@ -72,24 +71,15 @@ def pixel_squares(row: ArrayLike, col: ArrayLike, pixel_size: float | tuple[floa
     return gpd.GeoDataFrame(geometry=shapely.box(x, y, x + size_x, y + size_y))
 
 
-def spot_circles(xy: ArrayLike, diameter: float) -> GeoDataFrame:
-    """Spot circles (points with a radius) in micrometres."""
-    import geopandas as gpd
-    import shapely
-
-    xy = np.asarray(xy, dtype=float)
-    return gpd.GeoDataFrame({"radius": np.full(len(xy), diameter / 2)}, geometry=shapely.points(xy))
-
-
-def link_table(adata: AnnData, region: str, instance: NDArray[Any] | None = None) -> None:
-    """Make a table annotate the element `region`, row by row."""
+def link_table(adata: AnnData, region: str | None = None) -> None:
+    """Make a table annotate the element `region` row by row, or else the elements that its own columns name."""
     from spatialdata.models import TableModel
 
-    adata.uns.pop(TableModel.ATTRS_KEY, None)
-    adata.obs[Key.obs.REGION] = pd.Categorical([region] * adata.n_obs)
-    adata.obs[Key.obs.INSTANCE] = np.arange(adata.n_obs) if instance is None else instance
+    if region is not None:
+        adata.obs[Key.obs.REGION] = pd.Categorical([region] * adata.n_obs)
+        adata.obs[Key.obs.INSTANCE] = np.arange(adata.n_obs)
     adata.uns[TableModel.ATTRS_KEY] = {
-        TableModel.REGION_KEY: [region],
+        TableModel.REGION_KEY: list(dict.fromkeys(adata.obs[Key.obs.REGION].astype(str))),
         TableModel.REGION_KEY_KEY: Key.obs.REGION,
         TableModel.INSTANCE_KEY: Key.obs.INSTANCE,
     }
@@ -107,38 +97,15 @@ def msi_section(
     attrs: dict[str, Any] | None = None,
     checked: bool = False,
 ) -> SpatialData:
-    """A SpatialData with the ions of one section.
+    """A SpatialData with the ions of one section: table ``msi`` and shapes ``<sample>_pixels``.
 
-    Parameters
-    ----------
-    X
-        Intensities, shape (pixels, ions); stored as float32 CSR.
-    var
-        Ions: index = readable names, column ``mz`` in Da where known.
-    row, col
-        Raster position of each pixel, integers from 0.
-    sample
-        Name of the section.
-    pixel_size
-        Side of a pixel in micrometres, or ``(x, y)``.
-    obs
-        More columns for the pixels.
-    attrs
-        Plain values kept in ``uns["msi"]["attrs"]`` (polarity, instrument, file, ...).
-    checked
-        Whether `X` is known to hold no impossible value; to look takes memory.
-
-    Returns
-    -------
-    SpatialData with table ``msi`` and shapes ``<sample>_pixels`` in the coordinate system ``<sample>_msi``.
+    `X` pixels x ions, stored as float32 CSR; `var` with readable names as index and ``mz`` in Da where known; `row` and `col`
+    of each pixel, integers; `pixel_size` in micrometres; `obs` more columns of the pixels; `attrs` plain values for
+    ``uns["msi"]["attrs"][sample]``. `checked`: `X` is known to hold no impossible value, and to look takes memory.
     """
-    from spatialdata import SpatialData
-    from spatialdata.models import ShapesModel
-    from spatialdata.transformations import Identity
-
     sample = check_sample_name(sample)
     row, col = _raster_index(row, sample), _raster_index(col, sample)
-    size = np.asarray(check_pixel_size(pixel_size))
+    size = check_pixel_size(pixel_size)
     if len(row) == 0:
         msg = f"Section {sample!r} has no pixels."
         raise ValueError(msg)
@@ -154,12 +121,9 @@ def msi_section(
     obs[Key.obs.SAMPLE] = pd.Categorical([sample] * len(row))
     obs[Key.obs.ROW], obs[Key.obs.COL] = row, col
     table = AnnData(X, obs=obs, var=feature_frame(var))
-    table.uns[Key.uns.MSI] = {"attrs": {sample: {"pixel_size": size.copy(), **(attrs or {})}}}
-    link_table(table, Key.pixels(sample))
-    shapes = pixel_squares(row, col, (size[0], size[1]))
+    table.uns[Key.uns.MSI] = {"attrs": {sample: {"pixel_size": np.array(size), **(attrs or {})}}}
     table.obsm[Key.obsm.SPATIAL] = np.column_stack([(col + 0.5) * size[0], (row + 0.5) * size[1]])
-    element = ShapesModel.parse(shapes, transformations={Key.msi_frame(sample): Identity()})
-    return SpatialData(shapes={Key.pixels(sample): element}, tables={Key.table.MSI: table})
+    return _linked(table, Key.table.MSI, pixel_squares(row, col, size), Key.pixels(sample), Key.msi_frame(sample))
 
 
 def check_pixel_size(pixel_size: float | tuple[float, float]) -> tuple[float, float]:
@@ -200,26 +164,12 @@ def _raster_index(values: ArrayLike, sample: str) -> NDArray[np.int64]:
 
 
 def st_section(adata: AnnData, xy: ArrayLike, *, sample: str, spot_diameter: float) -> SpatialData:
-    """A SpatialData with the spots of one section.
+    """A SpatialData with the spots of one section: table ``st`` and circles ``<sample>_spots``.
 
-    Parameters
-    ----------
-    adata
-        Spots x genes; it is copied.
-    xy
-        Spot centres in micrometres, shape (spots, 2).
-    sample
-        Name of the section.
-    spot_diameter
-        In micrometres.
-
-    Returns
-    -------
-    SpatialData with table ``st`` and shapes ``<sample>_spots`` in the coordinate system ``<sample>``.
+    `adata` spots x genes is copied; `xy` centres, shape (spots, 2), and `spot_diameter` are in micrometres.
     """
-    from spatialdata import SpatialData
-    from spatialdata.models import ShapesModel
-    from spatialdata.transformations import Identity
+    import geopandas as gpd
+    import shapely
 
     sample = check_sample_name(sample)
     xy = np.asarray(xy, dtype=float)
@@ -232,6 +182,16 @@ def st_section(adata: AnnData, xy: ArrayLike, *, sample: str, spot_diameter: flo
     table = adata.copy()
     table.obs[Key.obs.SAMPLE] = pd.Categorical([sample] * table.n_obs)
     table.obsm[Key.obsm.SPATIAL] = xy
-    link_table(table, Key.spots(sample))
-    element = ShapesModel.parse(spot_circles(xy, spot_diameter), transformations={Key.st_frame(sample): Identity()})
-    return SpatialData(shapes={Key.spots(sample): element}, tables={Key.table.ST: table})
+    circles = gpd.GeoDataFrame({"radius": np.full(len(xy), spot_diameter / 2)}, geometry=shapely.points(xy))
+    return _linked(table, Key.table.ST, circles, Key.spots(sample), Key.st_frame(sample))
+
+
+def _linked(table: AnnData, table_key: str, shapes: GeoDataFrame, region: str, frame: str) -> SpatialData:
+    """A SpatialData with a table and the shapes that it annotates, which lie in the coordinate system `frame`."""
+    from spatialdata import SpatialData
+    from spatialdata.models import ShapesModel
+    from spatialdata.transformations import Identity
+
+    link_table(table, region)
+    element = ShapesModel.parse(shapes, transformations={frame: Identity()})
+    return SpatialData(shapes={region: element}, tables={table_key: table})

@@ -37,12 +37,16 @@ def get_table(data: Data, table_key: str) -> AnnData:
     return data.tables[table_key]
 
 
+def layer_names(adata: AnnData) -> list[str]:
+    """The layers of a table; anndata 0.13 lists ``X`` among them, as `None`."""
+    return [key for key in adata.layers if key is not None]
+
+
 def require_obs(adata: AnnData, key: str, remedy: str = "") -> pd.Series:
     """A column of ``obs``."""
     if key not in adata.obs:
-        msg = (
-            f"obs has no column {key!r}; found {listing(adata.obs.columns)}. {remedy}{suggest(key, adata.obs.columns)}"
-        )
+        found = adata.obs.columns
+        msg = f"obs has no column {key!r}; found {listing(found)}. {remedy}{suggest(key, found)}"
         raise KeyError(msg.strip())
     return adata.obs[key]
 
@@ -60,8 +64,7 @@ def require_sample(adata: AnnData, key: str) -> NDArray[Any]:
 def require_frame(adata: AnnData, key: str, remedy: str = "") -> pd.DataFrame:
     """A DataFrame of ``obsm``; an array is wrapped with column names ``0, 1, ...``."""
     if key not in adata.obsm:
-        found = listing(adata.obsm.keys())
-        msg = f"obsm has no {key!r}; found {found}. {remedy}{suggest(key, adata.obsm.keys())}"
+        msg = f"obsm has no {key!r}; found {listing(adata.obsm.keys())}. {remedy}{suggest(key, adata.obsm.keys())}"
         raise KeyError(msg.strip())
     value = adata.obsm[key]
     if isinstance(value, pd.DataFrame):
@@ -178,8 +181,6 @@ def measured_presence(st: AnnData, metabolite_key: str, presence_key: str | None
 
 def copy_of(data: SpatialData | AnnData) -> SpatialData | AnnData:
     """A deep copy of either container."""
-    from anndata import AnnData
-
     if isinstance(data, AnnData):
         return data.copy()
     from spatialdata import deepcopy

@@ -13,30 +13,10 @@ if TYPE_CHECKING:
     from stmsi.datasets._read_sma import read_sma
     from stmsi.datasets._simulate import simulate, toy
 
-__all__ = [
-    "core_metabolites",
-    "fetch_desium",
-    "fetch_sma",
-    "read_desium",
-    "read_magpie",
-    "read_sma",
-    "simulate",
-    "toy",
-]
+__all__ = ["core_metabolites", "fetch_desium", "fetch_sma", "read_desium", "read_magpie", "read_sma", "simulate", "toy"]
 
-_getattr, __dir__ = lazy_attributes(
-    __name__,
-    names={
-        "core_metabolites": "stmsi._core.chemistry.core_metabolites",
-        "fetch_desium": "_fetch_desium",
-        "fetch_sma": "_fetch_sma",
-        "read_desium": "_read_desium",
-        "read_magpie": "_read_magpie",
-        "read_sma": "_read_sma",
-        "simulate": "_simulate",
-        "toy": "_simulate",
-    },
-)
+_elsewhere = {"core_metabolites": "stmsi._core.chemistry.core_metabolites", "toy": "_simulate"}
+_getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__} | _elsewhere)
 
 
 def __getattr__(name: str) -> Any:  # an explicit function, so that type checkers see a module attribute hook

@@ -37,13 +37,7 @@ class Deposit:
 
 
 def files_of(deposit: Deposit, folder: Path) -> pooch.Pooch:
-    """The list of files of a deposit with their checksums, as the archive states them.
-
-    Raises
-    ------
-    ConnectionError
-        Where the archive cannot be reached or does not answer as expected.
-    """
+    """The list of files of a deposit with their checksums, as the archive states them."""
     import pooch
 
     manager = pooch.create(path=folder, base_url=f"doi:{deposit.doi}/", registry=None)
@@ -56,13 +50,7 @@ def files_of(deposit: Deposit, folder: Path) -> pooch.Pooch:
 
 
 def download(deposit: Deposit, manager: pooch.Pooch, file: str, show_progress_bar: bool | None) -> Path:
-    """One file of a deposit, from the folder where it is there and its checksum holds.
-
-    Raises
-    ------
-    ConnectionError
-        Where the download fails.
-    """
+    """One file of a deposit, from the folder where it is there and its checksum holds."""
     visible = settings.progress_bar if show_progress_bar is None else show_progress_bar
     try:
         return Path(manager.fetch(file, progressbar=visible))
@@ -72,13 +60,7 @@ def download(deposit: Deposit, manager: pooch.Pooch, file: str, show_progress_ba
 
 
 def unpack(archive: Path) -> None:
-    """Unpack a zip file beside itself; what is there after an interrupt is never half of it.
-
-    Raises
-    ------
-    ValueError
-        Where it is damaged.
-    """
+    """Unpack a zip file beside itself; what is there after an interrupt is never half of it."""
     part = archive.with_suffix(".part")
     shutil.rmtree(part, ignore_errors=True)
     logger.info("Unpacking %s", archive)

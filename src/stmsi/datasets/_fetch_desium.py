@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stmsi._core.ids import safe_ids
-from stmsi._data.checks import listing, suggest
+from stmsi._data.checks import chosen, listing
 from stmsi._settings import logger
 from stmsi.datasets._deposits import Deposit, download, files_of, unpack
+from stmsi.datasets._read_desium import read_desium
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -44,22 +45,20 @@ def fetch_desium(
     Raises
     ------
     ConnectionError
-        Where the deposit cannot be reached, and the files asked for are not there, with what to do.
+        The files asked for are neither there nor reachable; the message says what to do.
     KeyError
-        Where the deposit has no such section.
+        The deposit has no such section.
 
     Notes
     -----
-    Paper: https://doi.org/10.1002/anie.202502028. Data: https://doi.org/10.7910/DVN/GZFCWC. Archives (``.zip``) of the
-    deposit are downloaded whole where it holds no section as a file of its own.
+    Paper: https://doi.org/10.1002/anie.202502028. Data: https://doi.org/10.7910/DVN/GZFCWC. Where the deposit holds archives
+    (``.zip``) instead of sections, they are downloaded whole.
 
     Examples
     --------
     >>> import stmsi
     >>> sdata = stmsi.datasets.fetch_desium(sample="LC_091")  # doctest: +SKIP
     """
-    from stmsi.io import read_desium
-
     where = DESIUM.folder(folder)
     wanted = None if sample is None else [sample] if isinstance(sample, str) else list(sample)
     local = _local(where)
@@ -81,24 +80,19 @@ def _local(where: Path) -> dict[str, Path]:
 
 
 def _downloaded(where: Path, wanted: list[str] | None, show: bool | None) -> dict[str, Path]:
+    """Sections that were downloaded: those wanted, or all."""
     manager = files_of(DESIUM, where)
-    sections = {safe_ids([Path(file).stem])[0]: file for file in manager.registry_files if file.endswith(".h5ad")}
-    if not sections:
-        for file in (f for f in manager.registry_files if f.endswith(".zip")):
+    remote = {safe_ids([Path(file).stem])[0]: file for file in manager.registry_files if file.endswith(".h5ad")}
+    for file in manager.registry_files if not remote else ():
+        if file.endswith(".zip"):
             archive = download(DESIUM, manager, file, show)
             if not archive.with_suffix("").is_dir():
                 unpack(archive)
-        found = _local(where)
-        sections = {name: str(path) for name, path in found.items()}
-        if not found:
-            msg = f"doi:{DESIUM.doi} holds no .h5ad; its files: {listing(manager.registry_files)}. {DESIUM.by_hand(where)}"
-            raise ConnectionError(msg)
-    else:
-        found = None
-    unknown = [name for name in wanted or () if name not in sections]
-    if unknown:
-        msg = f"DESIUM has no section {listing(unknown)}; found {listing(sections)}.{suggest(unknown[0], sections)}"
-        raise KeyError(msg)
-    if found is not None:
-        return found
-    return {name: download(DESIUM, manager, sections[name], show) for name in wanted or sections}
+    sections = list(remote or _local(where))
+    if not sections:
+        msg = f"doi:{DESIUM.doi} holds no .h5ad; its files: {listing(manager.registry_files)}. {DESIUM.by_hand(where)}"
+        raise ConnectionError(msg)
+    chosen(sections, wanted, "DESIUM")
+    return (
+        {name: download(DESIUM, manager, remote[name], show) for name in wanted or remote} if remote else _local(where)
+    )

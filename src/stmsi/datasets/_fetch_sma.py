@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stmsi.datasets._deposits import Deposit, unpack
+from stmsi.datasets._read_sma import read_sma
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,8 +25,8 @@ def fetch_sma(
 ) -> SpatialData:
     """MALDI imaging and Visium of the same sections of mouse and human brain (SMA, Vicari et al. 2024).
 
-    Mendeley Data, which holds the deposit, offers no download to programs: the first call says what to download and
-    where to put it. The next one unpacks ``sma.zip`` and reads it; later ones read what is unpacked.
+    Mendeley Data offers no download to programs. The first call says what to download and where to put it; the next one
+    unpacks ``sma.zip`` and reads it.
 
     Parameters
     ----------
@@ -45,22 +46,19 @@ def fetch_sma(
     Raises
     ------
     FileNotFoundError
-        Where the files are not there, with what to do.
+        The files are not there; the message says what to do.
     KeyError, ValueError
         As :func:`stmsi.datasets.read_sma`, and where the archive is damaged.
 
     Notes
     -----
-    Paper: https://doi.org/10.1038/s41587-023-01937-y. Data: https://doi.org/10.17632/w7nw4km7xd.1; the archive states no
-    checksum that could be compared.
+    Paper: https://doi.org/10.1038/s41587-023-01937-y. Data: https://doi.org/10.17632/w7nw4km7xd.1, without a checksum.
 
     Examples
     --------
     >>> import stmsi
     >>> sdata = stmsi.datasets.fetch_sma(matrix="FMP-10")  # doctest: +SKIP
     """
-    from stmsi.io import read_sma
-
     where = SMA.folder(folder)
     if not any(where.rglob("*smamsi.csv")):
         archive = where / "sma.zip"

@@ -16,13 +16,13 @@ from scipy.spatial import cKDTree
 
 from stmsi._core.ids import safe_ids
 from stmsi._core.spectra.spectrum_arrays import mz_from_names, mz_labels
-from stmsi._data.checks import check_nonnegative, listing, require_anndata_file
+from stmsi._data.checks import check_nonnegative, chosen, listing
 from stmsi._data.keys import Key
 from stmsi._data.sections import VISIUM_PITCH, VISIUM_SPOT_DIAMETER, msi_section, pixel_squares, st_section
 from stmsi._data.tables import as_csr
 from stmsi._settings import logger
-from stmsi.io._deposit_layout import chosen
-from stmsi.io._text_table import check_file, check_intensities
+from stmsi.io._files import check_file, inside, open_h5ad
+from stmsi.io._text_table import check_intensities
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -54,36 +54,34 @@ def read_desium(
     sample
         Sections to read, by the names of their files; `None`: all.
     patient
-        Patient of each section, for splits by patient. By default the letters and the number with which the name of a
-        file starts: ``BC_515_Section_1`` is of ``BC_515``.
+        Patient of each section. By default the start of its name: ``BC_515_Section_1`` is of ``BC_515``.
     um_per_unit
-        Micrometres per unit of ``obsm["spatial"]``. By default neighbouring spots are taken to lie 100 um apart, as on
-        every Visium array.
+        Micrometres per unit of ``obsm["spatial"]``. By default neighbouring spots lie 100 um apart, as on every Visium array.
     spot_diameter
         In micrometres.
 
     Returns
     -------
     SpatialData as made by :func:`stmsi.pp.combine`, in the coordinate system ``<sample>`` (micrometres). The deposit has
-    brought the MSI to the spots, so ``<sample>_pixels`` are no pixels of the instrument: one square of the width of a
-    spot at each spot that has MSI, aligned already. :func:`stmsi.pp.map_to_spots` comes next and gives every spot its own
-    values. ``obs["patient"]`` of the table ``st`` names the patient. Its ``X`` holds counts: those of the file where they
-    are whole numbers, else recovered from log1p of scaled counts, where the smallest value of a spot is one count.
-    ``uns["msi"]["attrs"][<sample>]`` holds ``file``, ``um_per_unit`` and ``counts`` (where they come from).
+    brought the MSI to the spots: ``<sample>_pixels`` are squares of the width of a spot, one at each spot that has MSI, and
+    aligned already. :func:`stmsi.pp.map_to_spots` gives every spot its own values. In the table ``st``, ``obs["patient"]``
+    names the patient, and ``X`` holds counts: those of the file, else recovered from log1p of scaled counts, where the
+    smallest value of a spot is one count. ``uns["msi"]["attrs"][<sample>]`` holds ``file``, ``um_per_unit`` and ``counts``
+    (where they come from).
 
     Raises
     ------
     FileNotFoundError
-        Where a file is missing, or a folder holds none.
+        A file is missing, or a folder holds none.
     KeyError
-        Where `sample` names a section that is not there, or a file lacks MSI, m/z or positions.
+        `sample` names a section that is not there, or a file lacks MSI, m/z or positions.
     ValueError
-        Where sizes do not go together, intensities are negative or partly NaN, or there are neither counts nor log1p.
+        Sizes do not go together, intensities are negative or partly NaN, or there are neither counts nor log1p.
 
     Warns
     -----
     UserWarning
-        Where counts cannot be recovered, so that expm1 of ``layers["log1p"]`` stands in for them.
+        Counts cannot be recovered, so that expm1 of ``layers["log1p"]`` stands in for them.
 
     Notes
     -----
@@ -92,8 +90,6 @@ def read_desium(
 
     Examples
     --------
-    A file as in the deposit, read and mapped:
-
     >>> import tempfile, numpy as np, stmsi
     >>> from anndata import AnnData
     >>> xy = np.array([[0.0, 0.0], [200.0, 0.0], [100.0, 173.2]])
@@ -125,7 +121,7 @@ def _files(path: str | Path | Iterable[str | Path]) -> dict[str, Path]:
         given = Path(path)
         files = sorted(given.rglob("*.h5ad")) if given.is_dir() else [given]
         if not files:
-            msg = f"{given} holds no .h5ad; found {listing(sorted(p.name for p in given.iterdir()))}."
+            msg = f"{given} holds no .h5ad; found {inside(given)}."
             raise FileNotFoundError(msg)
     else:
         files = [Path(p) for p in path]
@@ -139,12 +135,10 @@ def _files(path: str | Path | Iterable[str | Path]) -> dict[str, Path]:
 def _section(
     file: Path, name: str, patient: Mapping[str, str], um_per_unit: float | None, spot_diameter: float
 ) -> tuple[SpatialData, SpatialData]:
-    import anndata as ad
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
-    require_anndata_file(file)
-    adata = ad.read_h5ad(file)
+    adata = open_h5ad(file)
     intensities, var = _ions(adata, file)
     xy, scale = _micrometres(adata, file, um_per_unit)
     counts, origin = _counts(adata, file)
@@ -157,10 +151,12 @@ def _section(
 
     covered = np.asarray(~np.isnan(intensities).all(axis=1))
     check_intensities(intensities[covered], var.index, file)
-    row, col = _places(adata, covered)
+    row, col = np.zeros(len(xy), dtype=np.int64), np.arange(len(xy))  # counted through where the array is not told
+    if all(key in adata.obs for key in _ARRAY) and not adata.obs.duplicated(list(_ARRAY)).any():
+        row, col = (adata.obs[key].to_numpy(dtype=np.int64) for key in _ARRAY)
     attrs = {"format": "desium", "file": file.name, "um_per_unit": scale, "counts": origin, "frame": Key.st_frame(name)}
     msi = msi_section(
-        sp.csr_matrix(intensities[covered]), var, row, col, sample=name, pixel_size=spot_diameter, attrs=attrs
+        intensities[covered], var, row[covered], col[covered], sample=name, pixel_size=spot_diameter, attrs=attrs
     )
     # squares at the spots instead of on a raster: the deposit holds no pixels
     corner = (xy[covered] - spot_diameter / 2) / spot_diameter
@@ -211,14 +207,6 @@ def _micrometres(adata: AnnData, file: Path, um_per_unit: float | None) -> tuple
     return xy * um_per_unit, float(um_per_unit)
 
 
-def _places(adata: AnnData, covered: NDArray[np.bool_]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Row and column on the array; spots that do not tell theirs are counted through."""
-    if all(key in adata.obs for key in _ARRAY) and not adata.obs.duplicated(list(_ARRAY)).any():
-        row, col = (adata.obs[key].to_numpy(dtype=np.int64)[covered] for key in _ARRAY)
-        return row, col
-    return np.zeros(int(covered.sum()), dtype=np.int64), np.flatnonzero(covered)
-
-
 def _counts(adata: AnnData, file: Path) -> tuple[sp.csr_matrix, str]:
     """Raw counts, and where they come from."""
     for where, values in (("X", adata.X), (f"layers[{_LOG!r}]", adata.layers.get(_LOG))):
@@ -235,13 +223,11 @@ def _counts(adata: AnnData, file: Path) -> tuple[sp.csr_matrix, str]:
     if _LOG not in adata.layers:
         msg = (
             f"{file} holds no counts: X is neither whole numbers nor log1p of counts scaled spot by spot, and there is no "
-            f"layer 'log1p'; layers: {listing(k for k in adata.layers if k is not None)}."
+            f"layer 'log1p'; layers: {listing(adata.layers)}."
         )
         raise ValueError(msg)
-    warnings.warn(
-        f"{file.name}: the counts cannot be recovered from layers['log1p']; expm1 of it stands in for them.",
-        stacklevel=4,
-    )
+    text = f"{file.name}: the counts cannot be recovered from layers['log1p']; expm1 of it stands in for them."
+    warnings.warn(text, stacklevel=4)
     return as_csr(adata.layers[_LOG], np.float32).expm1(), f"layers[{_LOG!r}], expm1"
 
 
@@ -249,14 +235,6 @@ def counts_of_log1p(values: sp.csr_matrix) -> sp.csr_matrix | None:
     """Counts of which `values` are log1p after each row was scaled, or `None` where they are not.
 
     The smallest value above 0 of a row is taken for one count; then all others must be whole numbers.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> counts = sp.csr_matrix(np.array([[1.0, 0.0, 3.0], [2.0, 1.0, 0.0]], dtype=np.float32))
-    >>> scaled = sp.diags(1e4 / np.asarray(counts.sum(axis=1)).ravel()) @ counts
-    >>> counts_of_log1p(scaled.log1p().tocsr()).toarray().tolist()
-    [[1.0, 0.0, 3.0], [2.0, 1.0, 0.0]]
     """
     matrix = sp.csr_matrix(values, dtype=np.float64)
     matrix.eliminate_zeros()

@@ -6,17 +6,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-import scipy.sparse as sp
-
 from stmsi._core.ids import safe_ids
-from stmsi._data.checks import check_choice, listing
-from stmsi._data.sections import msi_section
+from stmsi._data.checks import check_choice, chosen, listing
 from stmsi._settings import logger
-from stmsi.io._deposit_layout import chosen, measured_pixels
-from stmsi.io._raster import find_raster
-from stmsi.io._read_msi_table import pixels_from_frame
+from stmsi.io._files import check_folder, inside
+from stmsi.io._pixels import pixels_from_frame, section_of
 from stmsi.io._read_visium import read_visium
-from stmsi.io._text_table import check_folder, check_intensities, read_text_table
+from stmsi.io._text_table import read_text_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,13 +52,12 @@ def read_sma(
     ----------
     path
         Any folder of the unpacked ``sma.zip``: the whole, a slide or a section. A section is a table ``*_smamsi.csv`` (``x``,
-        ``y``, then one column an m/z) in ``<section>_MSI/`` beside ``<section>_RNA/outs``; the table beside ``outs`` is
-        fine as well.
+        ``y``, then one column an m/z) in ``<section>_MSI/`` beside ``<section>_RNA/outs``, or beside ``outs`` itself.
     sample
         Sections to read, such as ``"V11L12-109_B1"``; `None`: all that have both.
     matrix
-        Read sections of this MALDI matrix only: ``"DHB"``, ``"9-AA"`` or ``"FMP-10"``, which the name of the table tells.
-        Needed where the folder holds several, because the same m/z is another ion in another matrix.
+        MALDI matrix of the sections to read: ``"DHB"``, ``"9-AA"`` or ``"FMP-10"``. Needed where the folder holds several,
+        because one m/z is another ion in another matrix.
     pixel_size
         Side of a pixel in micrometres, or ``(x, y)``; the tables hold raster indices.
     polarity
@@ -74,38 +69,40 @@ def read_sma(
 
     Returns
     -------
-    SpatialData as made by :func:`stmsi.pp.combine`: tables ``st`` and ``msi``, circles ``<sample>_spots`` and the image
-    ``<sample>_he`` in the coordinate system ``<sample>``, squares ``<sample>_pixels`` in ``<sample>_msi``. The deposit
-    holds no transformation between the two, and the raster may be turned or mirrored: :func:`stmsi.pp.align` comes
-    next. ``uns["msi"]["attrs"][<sample>]`` holds ``matrix``, ``polarity``, ``pixel_size``, ``origin`` and ``file``.
+    SpatialData as made by :func:`stmsi.pp.combine`. The deposit holds no transformation between the two modalities, and
+    the raster may be turned or mirrored: :func:`stmsi.pp.align` comes next. ``uns["msi"]["attrs"][<sample>]`` holds
+    ``matrix``, ``polarity``, ``pixel_size``, ``file``, and ``origin`` and ``pitch`` of the raster.
 
     Raises
     ------
     FileNotFoundError
-        Where the folder, the tables or all of the Space Ranger folders are missing.
+        The folder, the tables or all of the Space Ranger folders are missing.
     KeyError
-        Where `sample` names a section that is not there.
+        `sample` names a section that is not there.
     ValueError
-        Where there are several matrices, or tables for one section, or a table is not as described.
+        There are several matrices, or tables for one section, or a table is not as described.
 
     Notes
     -----
-    Vicari et al. 2024, Spatial multimodal analysis of transcriptomes and metabolomes in tissues,
-    https://doi.org/10.1038/s41587-023-01937-y; data https://doi.org/10.17632/w7nw4km7xd.1. The default size of a pixel
-    goes with section V11L12-109_B1, where the pixels on the tissue cover the area of the spots with a side of 95
-    micrometres; pass that of your section where it is known.
+    Vicari et al. 2024, https://doi.org/10.1038/s41587-023-01937-y; data https://doi.org/10.17632/w7nw4km7xd.1. The default
+    size of a pixel fits the area of section V11L12-109_B1; pass that of your section where it is known.
 
     Examples
     --------
-    >>> from stmsi.io import read_sma
-    >>> sdata = read_sma("sma", matrix="FMP-10")  # doctest: +SKIP
-    >>> stmsi.pp.align(sdata, landmarks={"V11L12-109_B1": (in_msi, in_st)})  # doctest: +SKIP
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.read_sma("sma", matrix="FMP-10")  # doctest: +SKIP
     """
     from stmsi.pp import combine
 
     root = check_folder(Path(path), _LAYOUT)
     sections = _select(_find(root), root, sample, matrix)
-    msi = {s.name: _pixels(s, pixel_size, polarity, keep_empty=keep_empty) for s in sections}
+    msi = {}
+    for s in sections:
+        attrs = {"format": "sma", "matrix": s.matrix, "polarity": polarity or _POLARITY.get(s.matrix, _UNKNOWN)}
+        pixels = pixels_from_frame(read_text_table(s.table), s.table, fixed=True)
+        msi[s.name] = section_of(
+            pixels, s.table, sample=s.name, pixel_size=pixel_size, attrs=attrs, keep_empty=keep_empty
+        )
     st = {s.name: read_visium(s.outs, sample=s.name, images=images) for s in sections if s.outs is not None}
     return combine(st, msi)
 
@@ -114,8 +111,7 @@ def _find(root: Path) -> list[_Section]:
     # macOS puts a shadow of every file into its archives
     tables = sorted(p for p in root.rglob(_PATTERN) if "__MACOSX" not in p.parts and not p.name.startswith("._"))
     if not tables:
-        found = listing(sorted(p.name for p in root.iterdir()))
-        msg = f"{root} holds no table {_PATTERN}; found {found}. Expected {_LAYOUT}."
+        msg = f"{root} holds no table {_PATTERN}; found {inside(root)}. Expected {_LAYOUT}."
         raise FileNotFoundError(msg)
     return [_Section(_name(table), _matrix(table), table, _outs(table, root)) for table in tables]
 
@@ -150,8 +146,7 @@ def _select(
     sections: list[_Section], root: Path, sample: str | Sequence[str] | None, matrix: str | None
 ) -> list[_Section]:
     if matrix is not None:
-        known = list(dict.fromkeys(s.matrix for s in sections))
-        check_choice(matrix, known, "matrix")
+        check_choice(matrix, dict.fromkeys(s.matrix for s in sections), "matrix")
         sections = [s for s in sections if s.matrix == matrix]
     names = chosen(list(dict.fromkeys(s.name for s in sections)), sample, str(root))
     sections = [s for name in names for s in sections if s.name == name]
@@ -179,29 +174,3 @@ def _select(
         msg = f"{root} holds several tables for one section: {files}. Pass the folder of one of them."
         raise ValueError(msg)
     return sections
-
-
-def _pixels(
-    section: _Section, pixel_size: float | tuple[float, float], polarity: str | None, *, keep_empty: bool
-) -> SpatialData:
-    pixels = pixels_from_frame(read_text_table(section.table), section.table, fixed=True)
-    check_intensities(pixels.X, pixels.var.index, section.table)
-    raster = find_raster(pixels.x, pixels.y, section.table)
-    X = sp.csr_matrix(pixels.X)
-    keep = measured_pixels(X, keep_empty=keep_empty, what=section.table.name)
-    attrs = {
-        "format": "sma",
-        "file": section.table.name,
-        "matrix": section.matrix,
-        "polarity": polarity or _POLARITY.get(section.matrix, _UNKNOWN),
-        "origin": raster.origin,
-    }
-    return msi_section(
-        X[keep],
-        pixels.var,
-        raster.row[keep],
-        raster.col[keep],
-        sample=section.name,
-        pixel_size=pixel_size,
-        attrs=attrs,
-    )

@@ -80,7 +80,7 @@ def as_table(
     frame = require_frame(adata, key, f"{written_by(key)} ")
     frame = frame.set_axis(frame.columns.astype(str), axis=1)
     require_unique(frame.columns, f"Columns of obsm[{key!r}]")
-    features = feature_table(adata, key=key)
+    features = feature_table(adata, metabolite_key=key)
     unknown = frame.columns.difference(features.index)
     if len(unknown):
         msg = f"The feature table of {key!r} lacks {listing(unknown)} of obsm[{key!r}]; write both by one call."

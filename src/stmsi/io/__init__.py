@@ -12,26 +12,9 @@ if TYPE_CHECKING:
     from stmsi.io._read_visium import read_visium
     from stmsi.io._write_imzml import write_imzml
 
-__all__ = [
-    "read_imzml",
-    "read_metaspace",
-    "read_msi_table",
-    "read_thyra",
-    "read_visium",
-    "write_imzml",
-]
+__all__ = ["read_imzml", "read_metaspace", "read_msi_table", "read_thyra", "read_visium", "write_imzml"]
 
-_getattr, __dir__ = lazy_attributes(
-    __name__,
-    names={
-        "read_imzml": "_read_imzml",
-        "read_metaspace": "_read_metaspace",
-        "read_msi_table": "_read_msi_table",
-        "read_thyra": "_read_thyra",
-        "read_visium": "_read_visium",
-        "write_imzml": "_write_imzml",
-    },
-)
+_getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
 
 
 def __getattr__(name: str) -> Any:  # an explicit function, so that type checkers see a module attribute hook

@@ -12,6 +12,7 @@ import pandas as pd
 from stmsi._core.ids import safe_ids
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
+from stmsi._data.sections import filled_text
 from stmsi._settings import logger
 from stmsi.io._text_table import check_numbers
 
@@ -68,8 +69,7 @@ def ion_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
         values = frame[column]
         if values.isna().all() or key in out:
             continue
-        numeric = pd.api.types.is_numeric_dtype(values)  # so are truth values
-        out[key] = values if numeric else values.astype(object).where(values.notna(), "").astype(str)
+        out[key] = values if pd.api.types.is_numeric_dtype(values) else filled_text(values)  # truth values are numeric
     label = text[_ION].where(text[_ION] != "", ion)
     if label.duplicated().any():
         # one ion in several databases, or formulas that differ by a loss alone
@@ -79,26 +79,15 @@ def ion_table(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 
 def annotated(images: pd.DataFrame, annotations: pd.DataFrame, files: tuple[Path, Path]) -> pd.DataFrame:
-    """The ions of the images with what the annotations say of them, in the order of the images.
-
-    Raises
-    ------
-    ValueError
-        Where an image belongs to several annotations, or none to any.
-    """
+    """The ions of the images with what the annotations say of them, in the order of the images."""
     place = np.full(len(images), -1)
-    order = np.argsort(annotations[Key.var.MZ].to_numpy(), kind="stable")
-    sorted_mz = annotations[Key.var.MZ].to_numpy()[order]
-    mz = images[Key.var.MZ].to_numpy()
-    low = np.searchsorted(sorted_mz, mz * (1 - _SAME), side="left")
-    high = np.searchsorted(sorted_mz, mz * (1 + _SAME), side="right")
-    plain = [_plain(a) for a in annotations[Key.var.ADDUCT]]
-    for i in range(len(images)):
-        own = _plain(images[Key.var.ADDUCT].iloc[i])
-        near = [j for j in order[low[i] : high[i]] if plain[j] == own]
+    known, mz = annotations[Key.var.MZ].to_numpy(), images[Key.var.MZ].to_numpy()
+    adducts = np.array([_plain(a) for a in annotations[Key.var.ADDUCT]])
+    molecules = [_ids(text) for text in annotations["molecule_ids"]]
+    for i, (adduct, ids) in enumerate(zip(images[Key.var.ADDUCT], images["molecule_ids"], strict=True)):
+        near = np.flatnonzero((np.abs(known - mz[i]) <= _SAME * mz[i]) & (adducts == _plain(adduct))).tolist()
         if len(near) > 1:
-            wanted = _ids(images["molecule_ids"].iloc[i])
-            near = [j for j in near if _ids(annotations["molecule_ids"].iloc[j]) == wanted]
+            near = [j for j in near if molecules[j] == _ids(ids)]
             if len(near) != 1:
                 msg = (
                     f"{files[0]}: several annotations of {files[1].name} go with the image of {images.index[i]!r} (m/z "
@@ -110,7 +99,7 @@ def annotated(images: pd.DataFrame, annotations: pd.DataFrame, files: tuple[Path
     if (place < 0).all():
         msg = (
             f"No image of {files[0]} belongs to an annotation of {files[1]}: m/z {listing(mz[:3].round(4))} against "
-            f"{listing(annotations[Key.var.MZ][:3].round(4))}. Export both from one dataset."
+            f"{listing(known[:3].round(4))}. Export both from one dataset."
         )
         raise ValueError(msg)
     alone = place < 0
@@ -123,26 +112,19 @@ def annotated(images: pd.DataFrame, annotations: pd.DataFrame, files: tuple[Path
     if missing:
         logger.info("%s: %d of %d annotations have no image", files[1].name, missing, len(annotations))
     out = annotations.iloc[np.where(alone, 0, place)].copy()
-    index = out.index.to_numpy(dtype=object, copy=True)
-    for column in out:
-        own_column = images.get(column)
-        values = out[column].to_numpy(copy=True)
-        if alone.any():
-            if own_column is None:
-                values = values.astype(np.float64) if values.dtype.kind in "iub" else values
-                values[alone] = np.nan if values.dtype.kind == "f" else ""
-            else:
-                values[alone] = own_column.to_numpy()[alone]
-        out[column] = values
-    index[alone] = images.index[alone]
-    out.index = pd.Index(_distinct(pd.Series(index)))
+    if alone.any():
+        for column in out:
+            blank = np.nan if pd.api.types.is_numeric_dtype(out[column]) else ""
+            own = images[column].to_numpy() if column in images else blank
+            out[column] = np.where(alone, own, out[column].to_numpy())
+    out.index = pd.Index(_distinct(pd.Series(np.where(alone, images.index, out.index))))
     return out
 
 
 def _text(frame: pd.DataFrame, column: str) -> pd.Series:
     if column not in frame:
         return pd.Series("", index=frame.index)
-    return frame[column].astype(object).where(frame[column].notna(), "").astype(str).str.strip()
+    return filled_text(frame[column]).str.strip()
 
 
 def _flat(value: str) -> str:

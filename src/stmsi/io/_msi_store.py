@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import shutil
-import uuid
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from stmsi._core.spectra.extraction import check_finite
 from stmsi._data.keys import Key
+from stmsi.io._files import check_new
 
 if TYPE_CHECKING:
     from pathlib import Path
-    from types import TracebackType
 
     from numpy.typing import NDArray
     from spatialdata import SpatialData
@@ -26,72 +25,19 @@ _CHUNKS = 64
 _LAZY_VALUES = 2**22
 
 
-def check_new_store(path: Path) -> Path:
-    """`path` itself, where a store can be made.
-
-    Raises
-    ------
-    FileExistsError
-        Where there is something already.
-    FileNotFoundError
-        Where its folder does not exist.
-    """
-    if path.exists() or path.is_symlink():
-        msg = f"{path} exists; remove it or name another store."
-        raise FileExistsError(msg)
-    if not path.absolute().parent.is_dir():
-        msg = f"There is no folder {path.absolute().parent} to write {path.name} into."
-        raise FileNotFoundError(msg)
-    return path
-
-
-class NewStore:
-    """A store in the making, beside the place it moves to when it is whole; an error leaves nothing behind.
-
-    Parameters
-    ----------
-    path
-        Where the store is to be.
-    """
-
-    def __init__(self, path: Path) -> None:
-        path = path.absolute()
-        self.path, self._folder = path, path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
-
-    def __enter__(self) -> NewStore:
-        self._folder.mkdir()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-
-    def rows(self, n_rows: int, n_columns: int, *, most: int) -> StoredRows:
-        """Where the rows of the table go; `most` is the largest number of values there can be."""
-        return StoredRows(self._folder / "rows", n_rows, n_columns, most)
-
-    def write(self, sdata: SpatialData, rows: StoredRows) -> None:
-        """Write a section whose table is empty, put the rows into it, and move the store to its place."""
-        store = self._folder / "store"
-        sdata.write(store)
-        rows.finish(store / "tables" / Key.table.MSI / "X")
-        sdata.write_consolidated_metadata()
-        check_new_store(self.path)
-        store.rename(self.path)
+def write_with(rows: StoredRows, sdata: SpatialData, folder: Path, target: Path) -> None:
+    """Write a section whose table is empty, put the rows into it, and move the store from `folder` to its place."""
+    store = folder / "store"
+    sdata.write(store)
+    rows.finish(store / "tables" / Key.table.MSI / "X")
+    sdata.write_consolidated_metadata()
+    store.rename(check_new(target, "store"))
 
 
 class StoredRows:
     """Rows that grow on disk into the arrays of a CSR matrix; one chunk of each is in memory.
 
-    Parameters
-    ----------
-    folder
-        A new folder for the arrays.
-    n_rows, n_columns
-        Shape of the matrix.
-    most
-        The largest number of values there can be.
+    `folder` is new; `most` is the largest number of values there can be.
     """
 
     def __init__(self, folder: Path, n_rows: int, n_columns: int, most: int) -> None:
@@ -118,13 +64,13 @@ class StoredRows:
         starts = self._indptr[self._rows]
         self._indptr[self._rows + 1 : self._rows + n + 1] = starts + np.cumsum(rows.counts)
         self._rows += n
-        indices = _sorted_rows(rows)
+        values = dict(zip(("data", "indices"), _sorted_rows(rows), strict=True))
         start = 0
         while start < len(rows.data):
             stop = min(start + self._chunk - self._filled, len(rows.data))
             end = self._filled + stop - start
-            self._buffers["data"][self._filled : end] = indices[0][start:stop]
-            self._buffers["indices"][self._filled : end] = indices[1][start:stop]
+            for name, buffer in self._buffers.items():
+                buffer[self._filled : end] = values[name][start:stop]
             self._filled, start = end, stop
             if self._filled == self._chunk:
                 self._flush()
@@ -147,14 +93,7 @@ class StoredRows:
             shutil.move(self._folder / name, group / name)
         shutil.rmtree(group / "indptr")
         indptr = self._indptr.astype(self._index_type)
-        array = zarr.create_array(
-            store=str(group / "indptr"),
-            shape=indptr.shape,
-            chunks=(max(len(indptr), 1),),
-            dtype=indptr.dtype,
-            zarr_format=3,
-        )
-        array[:] = indptr
+        zarr.create_array(store=str(group / "indptr"), data=indptr, chunks=indptr.shape, zarr_format=3)
 
 
 def _sorted_rows(rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.int32]]:

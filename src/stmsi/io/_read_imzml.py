@@ -11,13 +11,14 @@ import scipy.sparse as sp
 
 from stmsi._core.ids import safe_ids
 from stmsi._core.spectra.spectrum_arrays import Reduce, Unit, mz_labels
-from stmsi._data.checks import check_choice, listing
+from stmsi._data.checks import check_choice, check_positive, check_share, listing
 from stmsi._data.keys import Key
 from stmsi._data.sections import check_pixel_size, check_sample_name, msi_section, raster_image
 from stmsi._imzml.extract import Options, Plan, SparseRows, common_ions, extract, plan_axis, plan_ions, plan_targets
 from stmsi._imzml.file import ImzmlFile, check_imzml, stated_pixel_size
 from stmsi._settings import logger
-from stmsi.io._msi_store import NewStore, check_new_store, read_lazily
+from stmsi.io._files import check_new, unfinished
+from stmsi.io._msi_store import StoredRows, read_lazily, write_with
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,12 +47,10 @@ def read_imzml(
 ) -> SpatialData:
     """Read the ions of an imzML file, continuous or processed.
 
-    One pass over the binary file, which is mapped into memory and not loaded, finds all ions, in as many threads as numba
-    is given (``NUMBA_NUM_THREADS``). Positions and offsets of large files are kept in ``stmsi.settings.cache_dir``, so
-    that the XML is read once. Without numba (or with ``STMSI_COMPILED=0`` in the environment) the same is done in NumPy,
-    more slowly. The raster comes from the positions of the spectra, because
-    the size in the header is often wrong. Spectra whose m/z are not ascending are sorted; empty spectra give pixels
-    without intensity. Plain and zlib-compressed arrays of 16- to 64-bit numbers are understood.
+    One pass over the binary file finds all ions, in as many threads as numba is given (``NUMBA_NUM_THREADS``); without numba
+    (or with ``STMSI_COMPILED=0`` in the environment) NumPy does the same, more slowly. Positions and offsets of large files
+    are kept in ``stmsi.settings.cache_dir``. The raster comes from the positions of the spectra, because the size in the
+    header is often wrong. Empty spectra give pixels without intensity. Arrays may be compressed by zlib.
 
     Parameters
     ----------
@@ -59,10 +58,10 @@ def read_imzml(
         The ``.imzML`` file; its ``.ibd`` lies beside it under the same name.
     mz
         Ions to extract: m/z in Da, or a Series of them, or a DataFrame with a column ``mz``; the index holds the names
-        unless it is numeric, and further columns are kept in ``var``. `None` takes every bin of the m/z axis of a
-        continuous file. In a processed file it looks for common ions: peaks no further apart than `tolerance` are
-        one ion (at most twice that wide), and its intensity is that of its own peaks. For profiles, pass what
-        :func:`stmsi.pp.pick_peaks` finds. A column ``mz_measured`` says where to look instead of ``mz``.
+        unless it is numeric, and further columns are kept in ``var``. A column ``mz_measured`` says where to look instead
+        of ``mz``. `None` takes every bin of the m/z axis of a continuous file, and the common ions of a processed file:
+        peaks no further apart than `tolerance` are one ion (at most twice that wide). For profiles, pass what
+        :func:`stmsi.pp.pick_peaks` finds.
     tolerance
         Half width of the m/z window of an ion (both ends belong to it), or the gap that parts two common ions.
     unit
@@ -74,7 +73,7 @@ def read_imzml(
     pixel_size
         Side of a pixel in micrometres, or ``(x, y)``; by default that of the file.
     min_frequency
-        Common ions must occur, with an intensity above 0, in at least this share of the spectra, 0 to 1.
+        Share of the spectra, 0 to 1, in which a common ion must at least have an intensity above 0.
     z
         The slice to read where the file holds several.
     check_uuid
@@ -83,7 +82,7 @@ def read_imzml(
         Whether to compare the binary file with the checksum in the imzML, which takes as long as reading it.
     out
         A new SpatialData store (zarr) to write to while reading, so that the intensities are never in memory at once. It
-        appears when it is whole; an error leaves nothing behind. What grows in memory are the pixels (shapes, ``obs``).
+        appears when it is whole; an error leaves nothing behind.
     show_progress_bar
         Whether to show progress; `None` follows ``stmsi.settings.progress_bar``.
 
@@ -91,34 +90,29 @@ def read_imzml(
     -------
     SpatialData with table ``msi`` (pixels x ions, float32 CSR, `var` with ``mz`` in Da; for common ions also
     ``frequency``) and squares ``<sample>_pixels`` in micrometres, coordinate system ``<sample>_msi``. Row and column
-    count from the smallest y and x. ``obs["tic"]`` (float64) is the total ion current of each pixel: the sum of its
-    whole spectrum, whichever ions were asked for; ``stmsi.pp.normalize_msi(tic_key="tic")`` divides by it.
+    count from the smallest y and x. ``obs["tic"]`` (float64) is the total ion current of each pixel, the sum of its whole
+    spectrum, and the image ``<sample>_tic`` shows it; ``stmsi.pp.normalize_msi(tic_key="tic")`` divides by it.
     ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``origin`` (the smallest x and y), ``file``, ``uuid``,
-    ``mode``, ``spectrum_type``, ``polarity``, ``instrument`` and how the ions were taken. The image ``<sample>_tic`` shows
-    ``obs["tic"]``. With `out`, the object belongs to the store and ``X`` is a dask array that is read when needed.
+    ``mode``, ``spectrum_type``, ``polarity``, ``instrument`` and how the ions were taken. With `out`, the object belongs to
+    the store and ``X`` is a dask array that is read when needed.
 
     Raises
     ------
     FileNotFoundError
-        Where one of the two files is missing, or the folder of `out`.
+        One of the two files is missing, or the folder of `out`.
     FileExistsError
-        Where `out` exists.
+        `out` exists.
     ValueError
-        Where a file is broken, truncated or not an imzML, the two do not belong together, the pixel size is unknown,
-        positions repeat, there are several slices, or intensities are negative, NaN or infinite.
+        A file is broken, truncated or not an imzML, the two do not belong together, the pixel size is unknown, positions
+        repeat, there are several slices, or intensities are negative, NaN or infinite.
 
     Notes
     -----
-    Format: Schramm et al. 2012, imzML: a common data format for the flexible exchange and processing of mass
-    spectrometry imaging data, https://doi.org/10.1016/j.jprot.2012.07.026.
-
-    The XML is scanned as bytes, and parsed as XML where anything does not add up. Repaired, and logged: lengths that are
-    missing, 64-bit offsets written as 32-bit ones, whole numbers written as floats.
+    Format: Schramm et al. 2012, https://doi.org/10.1016/j.jprot.2012.07.026. Repaired, and logged: lengths that are missing,
+    64-bit offsets written as 32-bit ones, whole numbers written as floats. Spectra whose m/z are not ascending are sorted.
 
     Examples
     --------
-    Two ions of a file of four spectra, which pyimzML writes first:
-
     >>> import tempfile, stmsi
     >>> from pyimzml.ImzMLWriter import ImzMLWriter
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -132,9 +126,12 @@ def read_imzml(
     [9.0, 10.0, 10.0, 11.0]
     """
     options = Options(float(tolerance), unit, reduce, float(min_frequency), show_progress_bar)
-    _check(options)
+    check_choice(unit, get_args(Unit), "unit")
+    check_choice(reduce, get_args(Reduce), "reduce")
+    check_positive(options.tolerance, "tolerance")
+    check_share(options.min_frequency, "min_frequency")
     targets = None if mz is None else _target_frame(mz)
-    store = None if out is None else check_new_store(Path(out))
+    store = None if out is None else check_new(Path(out), "store")
     path = Path(path)
     check_imzml(path)
     sample = safe_ids([path.stem])[0] if sample is None else check_sample_name(sample)
@@ -146,19 +143,11 @@ def read_imzml(
             file.check_checksum()
         plan, var, how = _plan(file, chosen, targets, options)
         attrs = {
-            "format": "imzML",
-            "file": path.name,
-            "uuid": identifier,
-            "mode": file.header.mode,
-            "spectrum_type": file.index.spectrum_type,
-            "polarity": file.index.polarity,
-            "instrument": file.header.instrument,
-            "origin": origin,
-            "ions": how,
-            "tolerance": options.tolerance,
-            "unit": unit,
-            "reduce": reduce,
-        }
+            "format": "imzML", "file": path.name, "uuid": identifier, "mode": file.header.mode,
+            "spectrum_type": file.index.spectrum_type, "polarity": file.index.polarity,
+            "instrument": file.header.instrument, "origin": origin, "ions": how, "tolerance": options.tolerance,
+            "unit": unit, "reduce": reduce,
+        }  # fmt: skip
 
         def section(X: sp.csr_matrix, tic: NDArray[np.float64]) -> SpatialData:
             obs = pd.DataFrame({Key.obs.TIC: tic})
@@ -172,23 +161,11 @@ def read_imzml(
             rows = SparseRows(*shape)
             tic = extract(file, chosen, plan, options, rows)
             return section(rows.matrix(), tic)
-        with NewStore(store) as new:
-            stored = new.rows(*shape, most=int(np.minimum(file.most(chosen), plan.n_columns).sum()))
+        with unfinished(store) as folder:
+            stored = StoredRows(folder / "rows", *shape, int(np.minimum(file.most(chosen), plan.n_columns).sum()))
             tic = extract(file, chosen, plan, options, stored)
-            new.write(section(sp.csr_matrix(shape, dtype=np.float32), tic), stored)
+            write_with(stored, section(sp.csr_matrix(shape, dtype=np.float32), tic), folder, store)
     return read_lazily(store)
-
-
-def _check(options: Options) -> None:
-    """Raise where a value is out of range."""
-    check_choice(options.unit, get_args(Unit), "unit")
-    check_choice(options.reduce, get_args(Reduce), "reduce")
-    if not (np.isfinite(options.tolerance) and options.tolerance > 0):
-        msg = f"tolerance must be a positive number, found {options.tolerance!r}."
-        raise ValueError(msg)
-    if not 0 <= options.min_frequency <= 1:
-        msg = f"min_frequency is a share between 0 and 1, found {options.min_frequency!r}."
-        raise ValueError(msg)
 
 
 def _raster(
@@ -218,15 +195,16 @@ def _raster(
 def _target_frame(mz: Targets) -> pd.DataFrame:
     """Ions asked for: index = names, column ``mz``."""
     if isinstance(mz, pd.DataFrame):
-        if Key.var.MZ not in mz:
-            msg = f"The DataFrame of ions needs a column {Key.var.MZ!r}; found {listing(mz.columns)}."
-            raise ValueError(msg)
         frame = mz.copy()
     else:
-        frame = pd.DataFrame({Key.var.MZ: mz}) if isinstance(mz, pd.Series) else pd.DataFrame({Key.var.MZ: list(mz)})
+        frame = pd.DataFrame({Key.var.MZ: mz if isinstance(mz, pd.Series) else list(mz)})
+    if Key.var.MZ not in frame:
+        msg = f"The DataFrame of ions needs a column {Key.var.MZ!r}; found {listing(frame.columns)}."
+        raise ValueError(msg)
     values = pd.to_numeric(frame[Key.var.MZ], errors="coerce").to_numpy(dtype=np.float64)
-    if len(values) == 0 or not (np.isfinite(values).all() and (values > 0).all()):
-        wrong = listing(frame[Key.var.MZ][~(np.isfinite(values) & (values > 0))])
+    right = np.isfinite(values) & (values > 0)
+    if len(values) == 0 or not right.all():
+        wrong = listing(frame[Key.var.MZ][~right])
         msg = f"mz must hold at least one m/z in Da, positive and finite; found {len(values)}, wrong: {wrong}."
         raise ValueError(msg)
     if len(np.unique(values)) < len(values):
@@ -238,10 +216,6 @@ def _target_frame(mz: Targets) -> pd.DataFrame:
     return frame
 
 
-def _ion_frame(mz: NDArray[np.float64], **columns: NDArray[np.float64]) -> pd.DataFrame:
-    return pd.DataFrame({Key.var.MZ: mz, **columns}, index=pd.Index(safe_ids(mz_labels(mz))))
-
-
 def _plan(
     file: ImzmlFile, chosen: NDArray[np.intp], targets: pd.DataFrame | None, options: Options
 ) -> tuple[Plan, pd.DataFrame, str]:
@@ -251,6 +225,10 @@ def _plan(
         return plan_targets(file, chosen, targets[place].to_numpy(), options), targets, "targets"
     shared = file.shared_axis(chosen)
     if shared is not None:
-        return plan_axis(*shared), _ion_frame(shared[0]), "axis"
-    ions = common_ions(file, chosen, options)
-    return plan_ions(ions), _ion_frame(ions.mz, frequency=ions.frequency), "reference"
+        plan, mz, how = plan_axis(*shared), shared[0], "axis"
+        columns: dict[str, Any] = {Key.var.MZ: mz}
+    else:
+        ions = common_ions(file, chosen, options)
+        plan, mz, how = plan_ions(ions), ions.mz, "reference"
+        columns = {Key.var.MZ: mz, "frequency": ions.frequency}
+    return plan, pd.DataFrame(columns, index=pd.Index(safe_ids(mz_labels(mz)))), how

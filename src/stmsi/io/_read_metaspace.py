@@ -13,15 +13,15 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
-from stmsi._data.checks import is_spatialdata, listing, require_anndata_file
+from stmsi._data.checks import is_spatialdata, listing
 from stmsi._data.keys import Key
 from stmsi._data.sections import check_sample_name, msi_section
 from stmsi._data.tables import as_csr
 from stmsi._settings import logger
-from stmsi.io._deposit_layout import measured_pixels
+from stmsi.io._files import open_h5ad, open_store
 from stmsi.io._metaspace_ions import ADDUCT, EXPORTED, FORMULA, MZ, annotated, ion_table
-from stmsi.io._read_thyra import open_store
-from stmsi.io._text_table import check_file, check_intensities, check_numbers, read_wide_table, require_columns
+from stmsi.io._pixels import measured_pixels
+from stmsi.io._text_table import check_intensities, check_numbers, read_wide_table, require_columns
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -64,35 +64,34 @@ def read_metaspace(
     sample
         Name of the section; by default that of the dataset, else of the file.
     pixel_size
-        Side of a pixel in micrometres, or ``(x, y)``; by default that which metaspace-converter has noted.
+        Side of a pixel in micrometres, or ``(x, y)``; by default what metaspace-converter has noted.
     fdr
-        Keep ions up to this false-discovery rate, 0 to 1, for example 0.1; `None`: all.
+        Keep ions up to this false-discovery rate, 0 to 1; `None`: all.
     keep_empty
         Whether to keep pixels without any ion: images are rectangles, in which pixels that were not measured are 0.
 
     Returns
     -------
     SpatialData with table ``msi`` (pixels x ions, float32 CSR) and squares ``<sample>_pixels`` in micrometres, coordinate
-    system ``<sample>_msi``. Row and column are those of the ion images. ``var``: ``name`` (the molecule where there is a
-    single candidate, else the ion), ``mz`` (Da), ``formula`` (neutral), ``adduct`` such as ``[M+H]+``, ``fdr``,
-    ``molecule_names`` and ``molecule_ids`` (all candidates), ``n_isomers``, and further columns of the export with their
-    names in lower case: ``msm``, ``off_sample``, ``isobars``, ... ``obs["roi"]`` names the region, where there are some.
-    ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``file``, ``dataset``, ``dataset_name`` and ``polarity``, where
-    known.
+    system ``<sample>_msi``. ``var``: ``name`` (the molecule where there is a single candidate, else the ion), ``mz`` (Da),
+    ``formula`` (neutral), ``adduct`` such as ``[M+H]+``, ``fdr``, ``molecule_names`` and ``molecule_ids`` (all candidates),
+    ``n_isomers``, and further columns of the export in lower case. ``obs["roi"]`` names the region, where there are some.
+    ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``file`` and, where known, ``dataset``, ``dataset_name`` and
+    ``polarity``.
 
     Raises
     ------
     FileNotFoundError
-        Where a file is missing.
+        A file is missing.
     ValueError
-        Where a table is not as described or holds several datasets, an ion image belongs to several annotations, images
-        have different shapes, no ion is left, or the pixel size is unknown.
+        A table is not as described or holds several datasets, an ion image belongs to several annotations, images differ
+        in shape, no ion is left, or the pixel size is unknown.
 
     Notes
     -----
-    Palmer et al. 2017, https://doi.org/10.1038/nmeth.4072; https://metaspace2020.org;
-    https://github.com/metaspace2020/metaspace-converter. An image and an annotation belong together where adduct and m/z
-    agree, and, where that is several, the ids of their molecules. Images without an annotation are kept, without FDR.
+    Palmer et al. 2017, https://doi.org/10.1038/nmeth.4072; https://github.com/metaspace2020/metaspace-converter. An image and
+    an annotation belong together where adduct and m/z agree, and, where that is several, the ids of their molecules. Images
+    without an annotation are kept, without FDR.
 
     Examples
     --------
@@ -110,8 +109,8 @@ def read_metaspace(
     >>> table = sdata.tables["msi"]
     >>> table.obs["row"].tolist(), table.obs["col"].tolist(), table.X.toarray().ravel().tolist()
     ([0, 1, 0], [0, 0, 1], [1.0, 2.0, 3.0])
-    >>> table.var[["formula", "adduct", "molecule_names"]].iloc[0].tolist()
-    ['C6H12O6', '[M+Na]+', 'Glucose, Fructose']
+    >>> table.var[["adduct", "molecule_names"]].iloc[0].tolist()
+    ['[M+Na]+', 'Glucose, Fructose']
     """
     if fdr is not None and not 0 <= fdr <= 1:
         msg = f"fdr is a rate between 0 and 1, found {fdr!r}."
@@ -132,17 +131,15 @@ def read_metaspace(
     if fdr is not None:
         X, ions = _up_to(X, ions, fdr, source)
     keep = measured_pixels(X, keep_empty=keep_empty, what=source)
-    size = known.pop("pixel_size", None) if pixel_size is None else pixel_size
+    noted = known.pop("pixel_size", None)
+    size = noted if pixel_size is None else pixel_size
     if size is None:
         msg = f"{source} does not tell the size of a pixel; pass pixel_size= (micrometres)."
         raise ValueError(msg)
     stem = safe_ids([known.get("dataset_name") or ("metaspace" if file is None else Path(file).stem)])[0]
-    known.pop("pixel_size", None)
     signs = set(ions[Key.var.ADDUCT].str[-1])
     if len(signs) == 1 and signs <= set(_SIGNS):
         known.setdefault("polarity", _SIGNS[signs.pop()])
-    attrs = {"format": "metaspace", "file": "" if file is None else Path(file).name, **known}
-    obs = places.drop(columns=[_X, _Y])[keep]
     return msi_section(
         sp.csr_matrix(X)[keep],
         ions.drop(columns=EXPORTED),
@@ -150,8 +147,8 @@ def read_metaspace(
         places[_X].to_numpy()[keep],
         sample=stem if sample is None else check_sample_name(sample),
         pixel_size=size,
-        obs=obs,
-        attrs=attrs,
+        obs=places.drop(columns=[_X, _Y])[keep],
+        attrs={"format": "metaspace", "file": "" if file is None else Path(file).name, **known},
     )
 
 
@@ -173,8 +170,7 @@ def _exported(
             "other data with them, see stmsi.pp.annotate_mz."
         )
         raise ValueError(msg)
-    dataset = _single(first, "datasetId", path, "Export one dataset at a time.")
-    known = {"dataset": dataset, "dataset_name": _single(first, "datasetName", path, "Export one dataset at a time.")}
+    known = {key: _single(first, f"dataset{part}", path) for key, part in (("dataset", "Id"), ("dataset_name", "Name"))}
     ions = ion_table(first, path)
     if isinstance(intensities, Mapping):
         X, places = _image_stack(intensities, ions)
@@ -189,12 +185,12 @@ def _stated(known: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in known.items() if value not in (None, "")}
 
 
-def _single(frame: pd.DataFrame, column: str, path: Path, remedy: str) -> str | None:
+def _single(frame: pd.DataFrame, column: str, path: Path) -> str | None:
     if column not in frame:
         return None
     values = frame[column].dropna().astype(str).unique()
     if len(values) > 1:
-        msg = f"{path} holds several values of {column}: {listing(values)}. {remedy}"
+        msg = f"{path} holds several values of {column}: {listing(values)}. Export one dataset at a time."
         raise ValueError(msg)
     return str(values[0]) if len(values) else None
 
@@ -227,9 +223,8 @@ def _pixel_table(
 
 def _image_stack(images: Images, ions: pd.DataFrame) -> tuple[NDArray[np.float64], pd.DataFrame]:
     """Intensities (pixels x ions) of the ions, and the places of the pixels."""
-    wanted = list(zip(ions[Key.var.FORMULA], ions[EXPORTED], ions.index, strict=True))
     stack: list[NDArray[np.float64]] = []
-    for formula, adduct, ion in wanted:
+    for formula, adduct, ion in zip(ions[Key.var.FORMULA], ions[EXPORTED], ions.index, strict=True):
         keys = [key for key in ((formula, adduct), (formula, adduct.removeprefix("M")), ion) if key in images]
         if not keys:
             msg = f"intensities has no image of {ion!r} ({formula!r}, {adduct!r}); keys: {listing(images)}."
@@ -245,27 +240,18 @@ def _image_stack(images: Images, ions: pd.DataFrame) -> tuple[NDArray[np.float64
 
 def _converted(source: Any, name: str) -> tuple[Any, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
     """Intensities, ions, places and what else is known, from what metaspace-converter makes."""
-    store = None
-    if isinstance(source, AnnData):
-        adata = source
-    elif is_spatialdata(source):
-        store = source
-    elif Path(source).suffix.lower() == ".h5ad":
-        import anndata as ad
-
-        require_anndata_file(check_file(Path(source)))
-        adata = ad.read_h5ad(source)
-    else:
-        store = open_store(Path(source))
+    if isinstance(source, str | Path):
+        source = Path(source)
+        source = open_h5ad(source) if source.suffix.lower() == ".h5ad" else open_store(source)
+    adata, store = source, None if isinstance(source, AnnData) else source
     if store is not None:
         fitting = [table for table in store.tables.values() if {_X, _Y} <= set(table.obs)]
         if len(fitting) != 1:
             msg = f"{name} is not of metaspace-converter: {len(fitting)} of its tables {listing(store.tables)} have obs {_X!r}."
             raise ValueError(msg)
         adata = fitting[0]
-    absent = [key for key in (_X, _Y) if key not in adata.obs] + [
-        k for k in (FORMULA, ADDUCT, MZ) if k not in adata.var
-    ]
+    wanted = [(adata.obs, _X), (adata.obs, _Y), *((adata.var, key) for key in (FORMULA, ADDUCT, MZ))]
+    absent = [key for frame, key in wanted if key not in frame]
     if absent:
         msg = (
             f"{name} is not of metaspace-converter: it lacks {listing(absent)} in obs and var; found obs "
@@ -279,11 +265,8 @@ def _converted(source: Any, name: str) -> tuple[Any, pd.DataFrame, pd.DataFrame,
 def _noted(adata: AnnData, store: SpatialData | None) -> dict[str, Any]:
     """What metaspace-converter has noted about the dataset."""
     noted = adata.uns.get(_METASPACE, {})
-    known = {
-        "dataset": noted.get("id"),
-        "dataset_name": noted.get("name"),
-        "polarity": str(noted["polarity"]).lower() if noted.get("polarity") else None,
-    }
+    known = {"dataset": noted.get("id"), "dataset_name": noted.get("name")}
+    known["polarity"] = str(noted.get("polarity") or "").lower()
     size = noted.get("metadata", {}).get("MS_Analysis", {}).get("Pixel_Size", {})
     if "Xaxis" in size and "Yaxis" in size:
         known["pixel_size"] = (float(size["Xaxis"]), float(size["Yaxis"]))

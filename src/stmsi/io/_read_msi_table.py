@@ -3,54 +3,37 @@
 from __future__ import annotations
 
 import re
-import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
 
 from stmsi._core.ids import safe_ids
 from stmsi._core.spectra.spectrum_arrays import mz_from_names
-from stmsi._data.checks import check_choice, listing, require_anndata_file, suggest
+from stmsi._data.checks import check_choice, listing, suggest
 from stmsi._data.keys import Key
-from stmsi._data.sections import check_sample_name, msi_section
+from stmsi._data.sections import check_sample_name
 from stmsi._settings import logger
-from stmsi.io._raster import find_raster, size_from_pitch
+from stmsi.io._files import check_file, open_h5ad
+from stmsi.io._pixels import Pixels, pixels_from_frame, section_of
 from stmsi.io._scils import is_spectra_export, with_positions
-from stmsi.io._text_table import check_file, check_intensities, check_numbers, read_text_table, require_columns
+from stmsi.io._text_table import check_numbers, check_repeats, read_text_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import scipy.sparse as sp
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
 TableFormat: TypeAlias = Literal["csv", "tsv", "parquet", "h5ad"]
 
 _SUFFIXES: dict[str, TableFormat] = {
-    ".csv": "csv",
-    ".tsv": "tsv",
-    ".txt": "tsv",
-    ".parquet": "parquet",
-    ".pq": "parquet",
-    ".h5ad": "h5ad",
-}
+    ".csv": "csv", ".tsv": "tsv", ".txt": "tsv", ".parquet": "parquet", ".pq": "parquet", ".h5ad": "h5ad",
+}  # fmt: skip
 _MZ_COLUMN = re.compile(r"(?:^|[_. ])m/?zs?(?:$|[_. ])", re.IGNORECASE)
 _MZ_PREFERRED = ("mz", "m/z", "observed_mz", "raw_mz")
 _DEFAULT_X, _DEFAULT_Y = "x", "y"
-_RESERVED = (Key.obs.SAMPLE, Key.obs.ROW, Key.obs.COL, Key.obs.REGION, Key.obs.INSTANCE)
-
-
-class Pixels(NamedTuple):
-    """What a file holds, whatever its format."""
-
-    X: NDArray[np.float64] | sp.csr_matrix
-    var: pd.DataFrame
-    x: NDArray[np.float64]
-    y: NDArray[np.float64]
-    obs: pd.DataFrame
 
 
 def read_msi_table(
@@ -70,42 +53,37 @@ def read_msi_table(
 ) -> SpatialData:
     r"""Read one MSI section from a wide table (csv, tsv, parquet) or an AnnData file (h5ad).
 
-    Row and column of each pixel follow from its coordinates: their pitch is the usual smallest step along each axis,
-    and every coordinate must be near a multiple of it. Gaps in the raster are fine.
-
-    Comment lines (``#``) before the column names are left out, and the separator of such a file, as SCiLS Lab writes it,
-    is found in its column names.
+    Row and column of each pixel follow from its coordinates. Their pitch is the usual smallest step along each axis, and
+    every coordinate must be near a multiple of it; gaps in the raster are fine.
 
     Parameters
     ----------
     path
-        ``.csv``, ``.tsv``, ``.txt`` (tab), each also ``.gz``, ``.parquet`` or ``.h5ad``. A wide table has one row a
-        pixel: `x_key`, `y_key`, then one column an ion, named by its m/z (``104.107``, ``mz-104.107``, ``m/z 104.107``)
-        or by anything else.
+        ``.csv``, ``.tsv``, ``.txt`` (tab), each also ``.gz``, ``.parquet`` or ``.h5ad``. A wide table has one row a pixel:
+        `x_key`, `y_key`, then one column an ion, named by its m/z (``104.107``, ``mz-104.107``, ``m/z 104.107``) or by
+        anything else. Comment lines (``#``) before the column names are left out.
     sample
         Name of the section; by default the name of the file.
     pixel_size
         Side of a pixel in micrometres, or ``(x, y)``. By default the pitch of the coordinates where it is above 1;
         coordinates with a pitch of 1 are raster indices, which do not tell the size.
     x_key, y_key
-        Columns with the coordinates. In an h5ad file the defaults mean ``obsm["spatial"]`` where there is one, else
-        these columns of ``obs``.
+        Columns with the coordinates. In an h5ad file the defaults mean ``obsm["spatial"]``, else these columns of ``obs``.
     table_format
         ``"csv"``, ``"tsv"``, ``"parquet"`` or ``"h5ad"``; by default what the suffix says.
     separator
-        Between fields; by default a comma (csv) or a tab (tsv), after comment lines what the column names hold.
+        Between fields; by default a comma (csv), a tab (tsv), or after comment lines whatever the column names hold.
     decimal
         Decimal sign of the numbers in a text file.
     obs_keys
         Columns of a wide table that are not ions and are kept in ``obs``.
     mz_key
-        Column of ``var`` of an h5ad file with the m/z; by default ``mz``, else ``observed_mz``, ``raw_mz`` or another
-        whose name says m/z, else the names of the variables are parsed.
+        Column of ``var`` of an h5ad file with the m/z; by default one whose name says m/z, else the names are parsed.
     layer
         Layer of an h5ad file to read instead of ``X``.
     coordinates
-        The region spots of SCiLS Lab (columns ``Spot index``, ``x``, ``y``), where `path` is its export of spectra: a first
-        column ``m/z`` with ``Spot 1``, ``Spot 2``, ..., then one column an m/z. Spot 1 has index 0.
+        The region spots of SCiLS Lab (``Spot index`` from 0, ``x``, ``y``), where `path` is its export of spectra: a first
+        column ``m/z`` with ``Spot 1``, ``Spot 2``, ..., then one column an m/z.
 
     Returns
     -------
@@ -117,17 +95,16 @@ def read_msi_table(
     Raises
     ------
     FileNotFoundError
-        Where the file is missing.
+        The file is missing.
     ValueError
-        Where the file is empty, has an unknown suffix or the wrong separator or decimal sign, lacks coordinates,
-        repeats ions or positions, holds text, NaN, infinite or negative intensities, where the coordinates are not a
-        raster, or the pixel size is unknown; where an export of SCiLS Lab holds regions instead of spots, or its spots
-        have no coordinates.
+        The file is empty, of an unknown format, or not a table; coordinates are missing, repeat or lie on no raster; ions
+        repeat; intensities are text, NaN, infinite or negative; the pixel size is unknown; spots of SCiLS Lab have no
+        coordinates, or its export holds regions.
 
     Warns
     -----
     UserWarning
-        Where most columns are m/z but some are not: these may not be ions.
+        Most columns are m/z but some are not: these may not be ions.
 
     Examples
     --------
@@ -145,39 +122,36 @@ def read_msi_table(
     """
     path = check_file(Path(path))
     kind = _format(path, table_format)
-    sample = safe_ids([_stem(path)])[0] if sample is None else check_sample_name(sample)
+    sample = safe_ids([_plain(path).stem])[0] if sample is None else check_sample_name(sample)
     if kind == "h5ad":
         pixels = _from_h5ad(path, x_key, y_key, mz_key, layer)
     else:
-        if kind == "parquet":
-            frame = _parquet(path)
-        else:
-            default = "," if kind == "csv" else "\t"
-            frame = read_text_table(path, separator=separator, decimal=decimal, default=default)
+        default = "," if kind == "csv" else "\t"
+        frame = (
+            _parquet(path)
+            if kind == "parquet"
+            else read_text_table(path, separator=separator, decimal=decimal, default=default)
+        )
         if is_spectra_export(frame):
             frame = with_positions(frame, path, coordinates, separator=separator, decimal=decimal)
         elif coordinates is not None:
             msg = f"coordinates= goes with an export of spectra of SCiLS Lab (first column 'm/z'); {path.name} is none."
             raise ValueError(msg)
         pixels = pixels_from_frame(frame, path, x_key, y_key, obs_keys)
-    check_intensities(pixels.X, pixels.var.index, path)
-    row, col, pitch, origin = find_raster(pixels.x, pixels.y, path)
-    size = size_from_pitch(pitch, path) if pixel_size is None else pixel_size
-    attrs = {"file": path.name, "format": kind, "origin": origin, "pitch": np.array(pitch)}
-    return msi_section(pixels.X, pixels.var, row, col, sample=sample, pixel_size=size, obs=pixels.obs, attrs=attrs)
+    return section_of(pixels, path, sample=sample, pixel_size=pixel_size, attrs={"format": kind})
 
 
-def _stem(path: Path) -> str:
-    return Path(path.stem).stem if path.suffix.lower() == ".gz" else path.stem
+def _plain(path: Path) -> Path:
+    """The name of a file without ``.gz``."""
+    return path.with_suffix("") if path.suffix.lower() == ".gz" else path
 
 
 def _format(path: Path, table_format: TableFormat | None) -> TableFormat:
     if table_format is not None:
         check_choice(table_format, get_args(TableFormat), "table_format")
         return table_format
-    suffix = Path(path.stem).suffix if path.suffix.lower() == ".gz" else path.suffix
-    found = _SUFFIXES.get(suffix.lower())
-    if found is None or (path.suffix.lower() == ".gz" and found not in ("csv", "tsv")):
+    found = _SUFFIXES.get(_plain(path).suffix.lower())
+    if found is None or (_plain(path) != path and found not in ("csv", "tsv")):
         msg = (
             f"Cannot tell the format of {path.name} from its suffix; known: {listing(_SUFFIXES)}, and .csv.gz, "
             ".tsv.gz. Say it by table_format= (imzML files: stmsi.io.read_imzml)."
@@ -202,70 +176,16 @@ def _parquet(path: Path) -> pd.DataFrame:
     return frame.drop(columns="index", errors="ignore")
 
 
-def pixels_from_frame(
-    frame: pd.DataFrame,
-    path: Path,
-    x_key: str = _DEFAULT_X,
-    y_key: str = _DEFAULT_Y,
-    obs_keys: Sequence[str] = (),
-    *,
-    fixed: bool = False,
-) -> Pixels:
-    """Intensities, ions and places of a wide table; raises where a column is not what it should be.
-
-    `fixed`: the layout is given, so that errors name no options.
-    """
-    frame = frame.rename(columns=lambda name: str(name).strip())
-    if len(frame) == 0:
-        msg = f"{path} has a header but no pixels."
-        raise ValueError(msg)
-    remedy = "" if fixed else "Name the coordinates by x_key= and y_key=."
-    require_columns(frame, (x_key, y_key, *obs_keys), path, remedy)
-    taken = [key for key in obs_keys if key in _RESERVED]
-    if taken:
-        msg = f"obs_keys names {listing(taken)}, which stmsi writes itself; rename the column in {path.name}."
-        raise ValueError(msg)
-    obs = frame[list(obs_keys)]
-    ions = frame.drop(columns=list({x_key, y_key, *obs_keys}))
-    if ions.shape[1] == 0:
-        msg = f"{path} has no ion: its only columns are {listing(frame.columns)}."
-        raise ValueError(msg)
-    remedies = {"decimal": "pass decimal=','", "keep": ", or pass obs_keys= where the column is no ion"}
-    remedies = {} if fixed else remedies
-    check_numbers(frame[[x_key, y_key]], path, **remedies)
-    check_numbers(ions, path, **remedies)
-    var = pd.DataFrame({Key.var.MZ: mz_from_names(ions.columns)}, index=ions.columns)
-    no_mz = var[Key.var.MZ].isna()
-    if 0 < no_mz.sum() < len(var) / 2:
-        warnings.warn(
-            f"{path.name}: most columns are m/z, but {listing(var.index[no_mz])} are not; they are read as ions."
-            + ("" if fixed else " Pass obs_keys= where they are not."),
-            stacklevel=3,
-        )
-    x, y = (frame[key].to_numpy(dtype=np.float64) for key in (x_key, y_key))
-    return Pixels(ions.to_numpy(dtype=np.float64), var, x, y, obs)
-
-
 def _from_h5ad(path: Path, x_key: str, y_key: str, mz_key: str | None, layer: str | None) -> Pixels:
-    import anndata as ad
-
-    require_anndata_file(path)
-    try:
-        adata = ad.read_h5ad(path)
-    except OSError as error:
-        msg = f"{path} is not a readable h5ad file ({error}); copy or export it again."
-        raise ValueError(msg) from error
+    adata = open_h5ad(path)
     if layer is not None and layer not in adata.layers:
-        msg = f"{path} has no layer {layer!r}; found {listing(k for k in adata.layers if k is not None)}."
+        msg = f"{path} has no layer {layer!r}; found {listing(adata.layers)}."
         raise ValueError(msg)
     X = adata.X if layer is None else adata.layers[layer]
     if X is None or 0 in adata.shape:
         msg = f"{path} holds no intensities (shape {adata.shape}); name a layer by layer=."
         raise ValueError(msg)
-    if not adata.var_names.is_unique:
-        repeated = adata.var_names[adata.var_names.duplicated()].unique()
-        msg = f"{path} repeats ions: {listing(repeated)}; every ion needs its own name."
-        raise ValueError(msg)
+    check_repeats(adata.var_names, path, "ions", "; every ion needs its own name")
     obs, var = adata.obs.copy(), adata.var.copy()
     if (x_key, y_key) == (_DEFAULT_X, _DEFAULT_Y) and Key.obsm.SPATIAL in adata.obsm:
         xy = np.asarray(adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)

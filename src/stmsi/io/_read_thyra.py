@@ -13,11 +13,13 @@ import pandas as pd
 
 from stmsi._core.ids import safe_ids
 from stmsi._core.spectra.spectrum_arrays import mz_labels
-from stmsi._data.checks import listing
+from stmsi._data.checks import chosen, listing
+from stmsi._data.concatenate import concat_msi
 from stmsi._data.keys import Key
 from stmsi._data.sections import check_sample_name, msi_section
 from stmsi._data.tables import as_csr
-from stmsi.io._deposit_layout import chosen, measured_pixels
+from stmsi.io._files import open_store
+from stmsi.io._pixels import measured_pixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -34,12 +36,11 @@ _PLACEHOLDER = 1.0
 
 
 class _Part(NamedTuple):
-    """Rows of a table that are one section."""
+    """Rows of a table that are one section; its slice and region, where the table has several."""
 
     table: str
     rows: NDArray[np.bool_]
     labels: tuple[tuple[str, int], ...]
-    """Slice and region, where the table has several."""
 
 
 def read_thyra(
@@ -59,7 +60,7 @@ def read_thyra(
         The store (``.zarr``). Each slice is a table, ``<id>_z0`` and so on, with ``var["mz"]`` and the raster in
         ``obs["x"]`` and ``obs["y"]``; a volume is one table ``<id>`` with ``obs["z"]``.
     sample
-        Name of the section, or what the names start with where there are several; by default the store's ``<id>``.
+        Name of the section, or the start of the names of several; by default the store's ``<id>``.
     slices
         Sections to read, by the names they get; `None`: all.
     split_regions
@@ -72,78 +73,50 @@ def read_thyra(
     Returns
     -------
     SpatialData with table ``msi`` (pixels x ions, float32 CSR; ions are named by their m/z) and squares
-    ``<sample>_pixels`` in micrometres, coordinate system ``<sample>_msi``. Sections are called ``<sample>`` where there is
-    one, else ``<sample>_z0``, ``<sample>_z1``, ...; regions ``<sample>_r1``, ...; both ``<sample>_z0_r1``. Row and column are
-    those of the store. Further columns of ``obs`` and ``var`` are kept. ``uns["msi"]["attrs"][<sample>]`` holds
-    ``pixel_size``, ``file``, ``table``, and ``spectrum_type`` and ``thyra_version`` where known. Images are not read.
+    ``<sample>_pixels`` in micrometres, coordinate system ``<sample>_msi``. One section is called ``<sample>``, several
+    ``<sample>_z0``, ...; regions ``<sample>_r1``, ...; both ``<sample>_z0_r1``. Row, column and further columns of ``obs`` and
+    ``var`` are those of the store; images are not read. ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``file``,
+    ``table``, and ``spectrum_type`` and ``thyra_version`` where known.
 
     Raises
     ------
     FileNotFoundError
-        Where there is no store.
+        There is no store.
     KeyError
-        Where `slices` names a section that is not there.
+        `slices` names a section that is not there.
     ValueError
-        Where it is no store of thyra, the pixel size is unknown, or intensities are negative or NaN.
+        It is no store of thyra, the pixel size is unknown, or intensities are negative or NaN.
 
     Warns
     -----
     UserWarning
-        Where the size of a pixel is 1 um, which is what thyra writes when it knows none.
+        The size of a pixel is 1 um, which thyra writes when it knows none.
 
     Notes
     -----
-    thyra centres its first pixel on the origin; here its corner lies there, as in all readers. So places differ by
-    half a pixel from those in the store. Store: https://github.com/M4i-Imaging-Mass-Spectrometry/thyra.
+    Store: https://github.com/M4i-Imaging-Mass-Spectrometry/thyra. It centres its first pixel on the origin; here its corner
+    lies there, as in all readers.
 
     Examples
     --------
-    >>> from stmsi.io import read_thyra
-    >>> msi = read_thyra("run.zarr", sample="s1")  # doctest: +SKIP
-    >>> sdata = stmsi.pp.combine(st, msi)  # doctest: +SKIP
+    >>> import stmsi
+    >>> msi = stmsi.io.read_thyra("run.zarr", sample="s1")  # doctest: +SKIP
     """
+    from spatialdata import SpatialData
+
     path = Path(path)
     store = open_store(path)
     tables = _tables(store, path)
     parts = _parts(tables, split_regions=split_regions)
-    ids = _names(parts, sample)
-    names = chosen(ids, slices, path.name)
-    sections = {}
-    for name in names:
-        part = parts[ids.index(name)]
-        size = _pixel_size(store, tables[part.table], path) if pixel_size is None else pixel_size
-        sections[name] = _section(tables[part.table], part, name, size, path, keep_empty=keep_empty)
-    return join_msi(list(sections.values()))
-
-
-def open_store(path: Path) -> SpatialData:
-    """The tables, shapes and points of a store."""
-    from spatialdata import read_zarr
-
-    if not path.exists():
-        msg = f"There is no store {path}."
-        raise FileNotFoundError(msg)
-    if not path.is_dir():
-        msg = f"{path} is a file; expected a SpatialData store, a folder that ends with .zarr."
-        raise ValueError(msg)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # older layouts of stores announce themselves
-        try:
-            return read_zarr(path, selection=("tables", "shapes", "points"))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            msg = f"{path} is no readable SpatialData store ({error}); copy or convert it again."
-            raise ValueError(msg) from error
-
-
-def join_msi(sections: list[SpatialData]) -> SpatialData:
-    """One SpatialData of several sections of MSI alone; the ions of all are kept."""
-    from spatialdata import SpatialData
-
-    from stmsi._data.combine import concat_msi
-
+    named = dict(zip(_names(parts, sample), parts, strict=True))
+    sections = []
+    for name in chosen(list(named), slices, path.name):
+        table = tables[named[name].table]
+        size = _pixel_size(store, table, path) if pixel_size is None else pixel_size
+        sections.append(_section(table, named[name], name, size, path, keep_empty=keep_empty))
     if len(sections) == 1:
         return sections[0]
-    elements: dict[str, Any] = {name: e for s in sections for kind, name, e in s.gen_elements() if kind != "tables"}
+    elements: dict[str, Any] = {name: shapes for s in sections for name, shapes in s.shapes.items()}
     elements[Key.table.MSI] = concat_msi([s.tables[Key.table.MSI] for s in sections], None)
     return SpatialData.init_from_elements(elements)
 
@@ -153,12 +126,10 @@ def _tables(store: SpatialData, path: Path) -> dict[str, AnnData]:
     tables = {str(name): t for name, t in store.tables.items() if not str(name).endswith(_SIBLINGS)}
     fitting = {name: t for name, t in tables.items() if Key.var.MZ in t.var and {_X, _Y} <= set(t.obs)}
     if not fitting:
-        held = (
-            "; ".join(f"{name!r}: obs {listing(t.obs)}, var {listing(t.var)}" for name, t in tables.items()) or "none"
-        )
+        held = "; ".join(f"{name!r}: obs {listing(t.obs)}, var {listing(t.var)}" for name, t in tables.items())
         msg = (
-            f"{path} is no store of thyra: no table has var['mz'] and the raster in obs['x'] and obs['y']. Tables: {held}. "
-            "Stores of metaspace-converter: stmsi.io.read_metaspace."
+            f"{path} is no store of thyra: no table has var['mz'] and the raster in obs['x'] and obs['y']. "
+            f"Tables: {held or 'none'}. Stores of metaspace-converter: stmsi.io.read_metaspace."
         )
         raise ValueError(msg)
     return dict(sorted(fitting.items()))
@@ -224,13 +195,7 @@ def _step(obs: pd.DataFrame, axis: str) -> float | None:
 
 
 def _section(
-    table: AnnData,
-    part: _Part,
-    name: str,
-    pixel_size: float | tuple[float, float],
-    path: Path,
-    *,
-    keep_empty: bool,
+    table: AnnData, part: _Part, name: str, pixel_size: float | tuple[float, float], path: Path, *, keep_empty: bool
 ) -> SpatialData:
     X = as_csr(table.X, np.float32)[part.rows]
     keep = measured_pixels(X, keep_empty=keep_empty, what=f"Section {name!r} of {path.name}")
@@ -242,12 +207,6 @@ def _section(
     attrs = {"format": "thyra", "file": path.name, "table": part.table, **dict(part.labels), **known}
     own = [_X, _Y, _Z, "region", "instance_key", "instance_id", "spatial_x", "spatial_y"]
     return msi_section(
-        X[keep],
-        var,
-        obs[_Y].to_numpy(),
-        obs[_X].to_numpy(),
-        sample=name,
-        pixel_size=pixel_size,
-        obs=obs.drop(columns=own, errors="ignore"),
-        attrs=attrs,
-    )
+        X[keep], var, obs[_Y].to_numpy(), obs[_X].to_numpy(), sample=name, pixel_size=pixel_size,
+        obs=obs.drop(columns=own, errors="ignore"), attrs=attrs,
+    )  # fmt: skip

@@ -9,15 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
+from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._data.sections import VISIUM_PITCH, VISIUM_SPOT_DIAMETER, check_sample_name, st_section
 from stmsi._settings import logger
+from stmsi.io._files import check_folder, inside
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from numpy.typing import ArrayLike
     from spatialdata import SpatialData
 
@@ -41,8 +42,8 @@ def read_visium(
 ) -> SpatialData:
     """Read the spots, counts and histology of a Space Ranger ``outs`` folder (Visium, versions 1 to 3).
 
-    Positions become micrometres by the pitch of the array: neighbouring spots lie 100 um apart, which an affine
-    least-squares fit of the pixel positions to the array positions measures to a fraction of a percent.
+    Positions become micrometres by the pitch of the array: neighbouring spots lie 100 um apart, which an affine fit of the
+    pixel positions to the array positions measures.
 
     Parameters
     ----------
@@ -57,8 +58,7 @@ def read_visium(
     keep_off_tissue
         Whether to keep spots outside the tissue; then the raw matrix is preferred to the filtered one.
     counts_file
-        The count matrix inside `path`, where its name is not the usual one: an ``.h5`` file, or a folder that holds
-        ``matrix.mtx.gz``, ``features.tsv.gz`` and ``barcodes.tsv.gz``.
+        The count matrix inside `path` where its name is not the usual one: an ``.h5`` file or a folder.
 
     Returns
     -------
@@ -69,14 +69,14 @@ def read_visium(
     Raises
     ------
     FileNotFoundError
-        Where the folder, the counts, the positions or the scale factors are missing.
+        The folder, the counts, the positions or the scale factors are missing.
     ValueError
-        Where a file is broken, barcodes have no position, or no spot lies in the tissue.
+        A file is broken, barcodes have no position, or no spot lies in the tissue.
 
     Warns
     -----
     UserWarning
-        Where pitch and scale factor disagree about the size of a pixel by more than 20 %.
+        Pitch and scale factor disagree about the size of a pixel by more than 20 %.
 
     Notes
     -----
@@ -85,43 +85,36 @@ def read_visium(
 
     Examples
     --------
-    >>> from stmsi.io import read_visium
-    >>> sdata = read_visium("section_1/outs", sample="section_1")  # doctest: +SKIP
-    >>> sdata.tables["st"].obsm["spatial"]  # micrometres  # doctest: +SKIP
+    >>> import stmsi
+    >>> sdata = stmsi.io.read_visium("section_1/outs", sample="section_1")  # doctest: +SKIP
     """
-    return visium_section(
-        path,
-        sample=sample,
-        spot_diameter=spot_diameter,
-        images=images,
-        keep_off_tissue=keep_off_tissue,
-        counts_file=counts_file,
-    )[0]
+    return visium_section(path, sample, spot_diameter, images, keep_off_tissue, counts_file)[0]
 
 
 def visium_section(
     path: str | Path,
-    *,
-    sample: str | None = None,
-    spot_diameter: float = VISIUM_SPOT_DIAMETER,
-    images: bool = True,
-    keep_off_tissue: bool = False,
-    counts_file: str | None = None,
+    sample: str | None,
+    spot_diameter: float,
+    images: bool,
+    keep_off_tissue: bool,
+    counts_file: str | None,
 ) -> tuple[SpatialData, float]:
     """What :func:`read_visium` returns, and the micrometres of a pixel of the hires image, where others place landmarks."""
     path = _check_folder(Path(path))
-    sample = _default_name(path) if sample is None else check_sample_name(sample)
+    folder = path.resolve()
+    name = folder.parent.name if folder.name == "outs" else folder.name
+    sample = safe_ids([name])[0] if sample is None else check_sample_name(sample)
     counts = _find_counts(path, counts_file, prefer_raw=keep_off_tissue)
     scale = _scale_factors(path)
     table, elements = _read(path, counts, sample)
     xy = np.asarray(table.obsm[Key.obsm.SPATIAL], dtype=float)
     um_per_px = _micrometres_per_pixel(table, xy, scale, sample)
     if not keep_off_tissue:
-        inside = table.obs[_IN_TISSUE].to_numpy() == 1
-        if not inside.any():
+        on_tissue = table.obs[_IN_TISSUE].to_numpy() == 1
+        if not on_tissue.any():
             msg = f"No spot of {path} lies in the tissue; pass keep_off_tissue=True to read the others."
             raise ValueError(msg)
-        table, xy = table[inside].copy(), xy[inside]
+        table, xy = table[on_tissue].copy(), xy[on_tissue]
     sdata = st_section(table, xy * um_per_px, sample=sample, spot_diameter=spot_diameter)
     if images:
         _add_image(sdata, elements, scale, um_per_px, sample)
@@ -130,16 +123,10 @@ def visium_section(
 
 
 def _check_folder(path: Path) -> Path:
-    if not path.exists():
-        msg = f"There is no folder {path}."
-        raise FileNotFoundError(msg)
-    if not path.is_dir():
-        msg = f"{path} is a file; pass the Space Ranger output folder that holds it (outs)."
-        raise ValueError(msg)
+    check_folder(path, "the output of Space Ranger (outs)")
     if not (path / "spatial").is_dir():
         hint = f" Try {path / 'outs'}." if (path / "outs" / "spatial").is_dir() else ""
-        found = listing(sorted(p.name for p in path.iterdir()))
-        msg = f"{path} is no Space Ranger output: it has no folder 'spatial'; found {found}.{hint}"
+        msg = f"{path} is no Space Ranger output: it has no folder 'spatial'; found {inside(path)}.{hint}"
         raise FileNotFoundError(msg)
     if not any((path / "spatial" / name).exists() for name in _POSITIONS):
         hint = " Visium HD (tissue_positions.parquet) is not read here." if list(path.glob("**/*.parquet")) else ""
@@ -148,30 +135,22 @@ def _check_folder(path: Path) -> Path:
     return path
 
 
-def _default_name(path: Path) -> str:
-    resolved = path.resolve()
-    return safe_ids([resolved.parent.name if resolved.name == "outs" else resolved.name])[0]
-
-
 def _find_counts(path: Path, counts_file: str | None, *, prefer_raw: bool) -> str:
     """Name of the count matrix, relative to the folder, as spatialdata-io takes it."""
-    kinds = ("raw", "filtered") if prefer_raw else ("filtered",)
-    for name in [counts_file] if counts_file is not None else [f"{kind}_feature_bc_matrix" for kind in kinds]:
-        if (path / name).is_dir():
-            if (path / name / "matrix.mtx.gz").exists():
-                return f"{name}/matrix.mtx.gz"
-        elif (path / name).is_file():
+    usual = [f"{kind}_feature_bc_matrix" for kind in (("raw", "filtered") if prefer_raw else ("filtered",))]
+    for name in usual if counts_file is None else [counts_file]:
+        if (path / name / "matrix.mtx.gz").exists():
+            return f"{name}/matrix.mtx.gz"
+        if (path / name).is_file():
             return name
-        if counts_file is None:
-            h5 = sorted(p.name for p in path.glob(f"*{name}.h5"))
-            if len(h5) == 1:
-                return h5[0]
-            if h5:
-                msg = f"{path} holds several count matrices: {listing(h5)}; name one by counts_file=."
-                raise ValueError(msg)
+        h5 = sorted(p.name for p in path.glob(f"*{name}.h5")) if counts_file is None else []
+        if len(h5) == 1:
+            return h5[0]
+        if h5:
+            msg = f"{path} holds several count matrices: {listing(h5)}; name one by counts_file=."
+            raise ValueError(msg)
     wanted = counts_file or "filtered_feature_bc_matrix.h5 (or a folder of that name with matrix.mtx.gz)"
-    found = listing(sorted(p.name for p in path.iterdir()))
-    msg = f"{path} has no counts {wanted}; found {found}. Name the file by counts_file=."
+    msg = f"{path} has no counts {wanted}; found {inside(path)}. Name the file by counts_file=."
     raise FileNotFoundError(msg)
 
 
@@ -210,8 +189,6 @@ def _read(path: Path, counts: str, sample: str) -> tuple[AnnData, dict[str, Any]
     if lost.any():
         msg = f"{path}: {int(lost.sum())} barcodes have no tissue position: {listing(source.obs_names[lost])}."
         raise ValueError(msg)
-    from anndata import AnnData
-
     obs = source.obs[[_IN_TISSUE, _ARRAY_ROW, _ARRAY_COL]].astype(int)
     table = AnnData(sp.csr_matrix(source.X, dtype=np.float32), obs=obs, var=source.var.copy())
     table.var_names_make_unique()
@@ -258,10 +235,9 @@ def _add_image(
 
     for kind in ("hires", "lowres"):
         image = elements.get(f"{sample}_{kind}_image")
-        if image is None:
-            continue
-        factor = um_per_px / scale[f"tissue_{kind}_scalef"]
-        set_transformation(image, {Key.st_frame(sample): Scale([factor, factor], axes=("x", "y"))}, set_all=True)
-        sdata.images[Key.image(sample)] = image
-        return
+        if image is not None:
+            factor = um_per_px / scale[f"tissue_{kind}_scalef"]
+            set_transformation(image, {Key.st_frame(sample): Scale([factor, factor], axes=("x", "y"))}, set_all=True)
+            sdata.images[Key.image(sample)] = image
+            return
     logger.info("%s: no histology image in the folder", sample)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stmsi._data.checks import listing
-from stmsi.io._text_table import check_numbers, read_text_table, require_columns
+from stmsi.io._text_table import check_numbers, check_repeats, read_text_table, require_columns
 
 _FIRST = "m/z"
 _SPOT = re.compile(r"^\s*Spot\s+(\d+)\s*$", re.IGNORECASE)
@@ -27,11 +27,6 @@ def with_positions(
     """A wide table with the columns ``x``, ``y`` and one per m/z, from the two files of SCiLS Lab.
 
     Spots are counted from 1 in the spectra and from 0 in the region spots.
-
-    Raises
-    ------
-    ValueError
-        Where the table holds features of regions, the places are missing or do not go with the spots.
     """
     spot = frame.iloc[:, 0].astype(str).str.extract(_SPOT)[0]
     if spot.isna().any():
@@ -52,9 +47,7 @@ def with_positions(
     require_columns(places, (_INDEX, _X, _Y), file, "Export the region spots from SCiLS Lab.")
     check_numbers(places[[_INDEX, _X, _Y]], file, decimal="pass decimal=','")
     index = pd.Index(places[_INDEX])
-    if not index.is_unique:
-        msg = f"{file} repeats spots: {listing(index[index.duplicated()].unique())}."
-        raise ValueError(msg)
+    check_repeats(index, file, "spots")
     number = spot.to_numpy(dtype=np.int64) - 1
     at = index.get_indexer(number)
     if (at < 0).any():

@@ -6,8 +6,8 @@ import csv
 import gzip
 import re
 import zlib
+from contextlib import suppress
 from itertools import islice
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -15,75 +15,30 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 
 from stmsi._data.checks import listing, suggest
+from stmsi.io._files import check_file
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from pathlib import Path
 
     import scipy.sparse as sp
     from numpy.typing import NDArray
 
-SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
+_SEPARATORS = {",": "comma", "\t": "tab", ";": "semicolon", "|": "bar"}
 _DECIMAL_COMMA = re.compile(r"^\s*-?\d*,\d+\s*$")
 _COMMENT = "#"
-
-
-def check_file(path: Path) -> Path:
-    """Raise where there is no file with something in it."""
-    if not path.exists():
-        msg = f"There is no file {path}."
-        if path.parent.is_dir():
-            msg += suggest(path.name, [p.name for p in path.parent.iterdir()])
-        raise FileNotFoundError(msg)
-    if path.is_dir():
-        msg = f"{path} is a directory; pass one file. In it: {listing(sorted(p.name for p in path.iterdir()))}."
-        raise ValueError(msg)
-    if path.stat().st_size == 0:
-        msg = f"{path} is empty (0 bytes); copy or export it again."
-        raise ValueError(msg)
-    return path
-
-
-def check_folder(path: Path, what: str) -> Path:
-    """Raise where there is no folder; `what` says what it should hold."""
-    if not path.exists():
-        msg = f"There is no folder {path}; expected {what}."
-        raise FileNotFoundError(msg)
-    if not path.is_dir():
-        msg = f"{path} is a file; pass the folder with {what}."
-        raise ValueError(msg)
-    return path
 
 
 def read_text_table(
     path: Path, *, separator: str | None = None, decimal: str = ".", default: str | None = None
 ) -> pd.DataFrame:
-    """A text table with its columns as they are called in the file.
+    """A text table with its columns as they are called in the file, without blanks at their ends.
 
     Lines that start with ``#`` before the column names are left out, and so is a column without name at either end: the
     index that pandas and R write, and what follows a separator at the end of every line.
 
-    Parameters
-    ----------
-    path
-        Plain or compressed by gzip, in UTF-8.
-    separator
-        Between fields. `None`: `default`, or what the column names hold where there is none or after comment lines, as
-        SCiLS Lab writes them.
-    decimal
-        Decimal sign.
-    default
-        Separator of a file without comments, where the caller has an option to change it; `None`: any.
-
-    Returns
-    -------
-    The table; names are text without blanks at their ends.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where there is no such file.
-    ValueError
-        Where it is empty, damaged, not text, or its columns do not add up.
+    `path` is plain or compressed by gzip, in UTF-8. `separator` `None`: `default`, or what the column names hold where there
+    is none or after comment lines, as SCiLS Lab writes them. `default` is given where the caller has an option to change it.
     """
     check_file(path)
     # by its first bytes, because a gzip file is not always called so
@@ -134,23 +89,19 @@ def read_wide_table(
 ) -> tuple[pd.DataFrame, list[str], NDArray[np.float64] | None]:
     """A text table that ends with very many columns of numbers, such as one a pixel.
 
-    pandas spends a series on every column; here each row becomes one array. What does not fit, text among the numbers
-    say, goes to :func:`read_text_table`, whose errors tell more.
+    pandas spends a series on every column; here each row becomes one array. What does not fit, such as text among the
+    numbers, goes to :func:`read_text_table`, whose errors tell more.
 
-    Returns
-    -------
-    The columns before, the names of the wide ones, and their numbers, shape (rows, wide columns), `None` where the frame
-    holds them.
+    Returns the columns before, the names of the wide ones, and their numbers, shape (rows, wide columns), or `None` where the
+    frame holds them.
     """
     check_file(path)
-    try:
+    with suppress(ValueError, csv.Error, OSError, EOFError, zlib.error):
         parsed = _wide_rows(path, is_wide)
-    except (ValueError, csv.Error, OSError, EOFError, zlib.error):
-        parsed = None
-    if parsed is None:
-        frame = read_text_table(path)
-        return frame, [name for name in frame.columns if is_wide(name)], None
-    return parsed
+        if parsed is not None:
+            return parsed
+    frame = read_text_table(path)
+    return frame, [name for name in frame.columns if is_wide(name)], None
 
 
 def _wide_rows(
@@ -191,6 +142,14 @@ def require_columns(frame: pd.DataFrame, names: Sequence[str], path: Path, remed
         raise ValueError(msg.strip() + suggest(absent[0], frame.columns))
     if len(frame) == 0:
         msg = f"{path} has a header but no rows; export it again."
+        raise ValueError(msg)
+
+
+def check_repeats(names: Iterable[Any], path: Path, what: str, remedy: str = "") -> None:
+    """Raise where names repeat; `what` they are."""
+    index = pd.Index(names)
+    if not index.is_unique:
+        msg = f"{path} repeats {what}: {listing(index[index.duplicated()].unique())}{remedy}."
         raise ValueError(msg)
 
 
@@ -253,18 +212,15 @@ def _opened(path: Path, *, compressed: bool) -> IO[str]:
 
 def _found_in(header: str) -> str:
     """The separator that the column names hold most often."""
-    counts = {separator: header.count(separator) for separator in SEPARATORS}
+    counts = {separator: header.count(separator) for separator in _SEPARATORS}
     best = max(counts, key=lambda separator: counts[separator])
     return best if counts[best] else ","
 
 
 def _check_columns(names: list[str], path: Path, separator: str) -> None:
     if len(names) == 1:
-        other = [s for s in SEPARATORS if s != separator and s in names[0]]
-        hint = f"Its header holds a {SEPARATORS[other[0]]}: pass separator={other[0]!r}." if other else ""
+        other = [s for s in _SEPARATORS if s != separator and s in names[0]]
+        hint = f"Its header holds a {_SEPARATORS[other[0]]}: pass separator={other[0]!r}." if other else ""
         msg = f"{path} has only one column with the separator {separator!r} ({names[0][:60]!r}). {hint}".strip()
         raise ValueError(msg)
-    index = pd.Index([str(name).strip() for name in names])
-    if not index.is_unique:
-        msg = f"{path} repeats columns: {listing(index[index.duplicated()].unique())}; every ion needs its own name."
-        raise ValueError(msg)
+    check_repeats([str(name).strip() for name in names], path, "columns", "; every ion needs its own name")

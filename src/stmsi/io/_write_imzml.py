@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import uuid
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
@@ -13,7 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._data.checks import check_choice, check_nonnegative, listing, require_rows, suggest
+from stmsi._data.checks import check_choice, check_nonnegative, chosen, listing, require_rows
 from stmsi._data.feature_table import find_features, written_by
 from stmsi._data.keys import Key
 from stmsi._data.sections import check_pixel_size
@@ -21,7 +19,8 @@ from stmsi._data.tables import as_csr, get_table, require_frame, require_obs, re
 from stmsi._imzml.header import UNKNOWN
 from stmsi._progress import track
 from stmsi._settings import logger
-from stmsi.io._raster import find_raster
+from stmsi.io._files import check_new, unfinished
+from stmsi.io._pixels import find_raster
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,7 +43,7 @@ def write_imzml(
     data: SpatialData | AnnData,
     path: str | Path,
     *,
-    key: str | None = None,
+    metabolite_key: str | None = None,
     layer: str | None = None,
     sample: str | None = None,
     sample_key: str = Key.obs.SAMPLE,
@@ -64,11 +63,10 @@ def write_imzml(
         SpatialData, or one of its tables. ``X`` and layers sparse, dense or dask.
     path
         The ``.imzML`` file to make; the ``.ibd`` goes beside it. Neither may exist.
-    key
+    metabolite_key
         `None` writes the pixels of the MSI table. A layer in ``obsm`` of the ST table, such as ``"msi_pred"``, writes
-        spots: those on a lattice (``obs["array_row"]`` and ``["array_col"]`` of Visium, or coordinates on a raster) keep
-        their rows and columns, with gaps where a hexagonal lattice has no spot; others are put on a raster of
-        `pixel_size`.
+        spots. Spots on a lattice (``obs["array_row"]`` and ``["array_col"]`` of Visium, or coordinates on a raster) keep
+        their rows and columns, with gaps where a hexagonal lattice has no spot; others are put on a raster of `pixel_size`.
     layer
         A layer of the MSI table instead of ``X``.
     sample
@@ -76,7 +74,7 @@ def write_imzml(
     sample_key
         Column of ``obs`` with the section name.
     table_key
-        The table; by default ``"msi"``, and ``"st"`` with `key`.
+        The table; by default ``"msi"``, and ``"st"`` with `metabolite_key`.
     mode
         ``"continuous"`` writes every ion of every pixel, ``"processed"`` only those above 0.
     pixel_size
@@ -91,8 +89,8 @@ def write_imzml(
     FileExistsError
         One of the files exists.
     ValueError
-        m/z are missing or repeat, intensities are negative or in part NaN (pixels that are NaN throughout, and ions that
-        are, are left out), or two spots fall into one pixel.
+        m/z are missing or repeat, intensities are negative or in part NaN (pixels and ions that are NaN throughout are left
+        out), or two spots fall into one pixel.
 
     Notes
     -----
@@ -109,60 +107,42 @@ def write_imzml(
     True
     """
     check_choice(mode, get_args(Mode), "mode")
-    path = _check_target(Path(path))
-    spots = key is not None
-    adata = get_table(data, table_key or (Key.table.ST if spots else Key.table.MSI))
-    require_rows(adata, "spots" if spots else "pixels")
-    name, rows = _section(adata, sample, sample_key)
-    if key is not None:
-        frame = require_frame(adata, key, written_by(key) + " ")
-        X, features = sp.csr_matrix(np.nan_to_num(frame.to_numpy(np.float32)[rows])), find_features(adata, key)
-        unknown = frame.isna().to_numpy()[rows]
-        pixels = _spot_pixels(adata, rows, name, pixel_size)
-        ids = frame.columns
-    else:
-        X, features, ids = as_csr(_matrix(adata, layer))[rows], adata.var, adata.var_names
-        unknown = None
-        if np.isnan(X.data).any():
-            unknown = np.isnan(X.toarray())
-            X = sp.csr_matrix(np.nan_to_num(X.toarray()))
-        pixels = _msi_pixels(adata, rows, name, pixel_size)
-    mz = _masses(features, ids, key)
-    check_nonnegative(X, f"Intensities of {key or layer or 'X'!r}")
-    keep_rows, keep_ions = _known(unknown, X.shape, name)
-    order = np.flatnonzero(keep_ions)[np.argsort(mz[keep_ions], kind="stable")]
-    _check_masses(mz[order], ids[order])
-    attrs = adata.uns.get(Key.uns.MSI, {}).get("attrs", {}).get(name, {})
-    _write(X[keep_rows][:, order], mz[order], _Pixels(pixels.x[keep_rows], pixels.y[keep_rows], pixels.size), path, mode,
-           str(attrs.get("polarity", UNKNOWN)), show_progress_bar)  # fmt: skip
-    logger.info("%s: %d pixels x %d ions", path.name, int(keep_rows.sum()), len(order))
-
-
-def _check_target(path: Path) -> Path:
+    path = Path(path)
     if path.suffix.lower() != ".imzml":
         msg = f"{path} must end with .imzML."
         raise ValueError(msg)
-    if not path.absolute().parent.is_dir():
-        msg = f"There is no folder {path.absolute().parent} to write {path.name} into."
-        raise FileNotFoundError(msg)
     for file in (path, path.with_suffix(".ibd")):
-        if file.exists():
-            msg = f"{file} exists; remove it or name another file."
-            raise FileExistsError(msg)
-    return path
-
-
-def _section(adata: AnnData, sample: str | None, sample_key: str) -> tuple[str, NDArray[np.intp]]:
+        check_new(file, "file")
+    key = metabolite_key
+    adata = get_table(data, table_key or (Key.table.MSI if key is None else Key.table.ST))
+    require_rows(adata, "pixels" if key is None else "spots")
     label = require_sample(adata, sample_key)
     names = list(dict.fromkeys(label))
     if sample is None and len(names) > 1:
         msg = f"The table holds {len(names)} sections; pass sample=, one of {listing(names)}. imzML holds one a file."
         raise ValueError(msg)
-    name = names[0] if sample is None else sample
-    if name not in names:
-        msg = f"No section {name!r}; sections: {listing(names)}.{suggest(name, names)}"
-        raise KeyError(msg)
-    return name, np.flatnonzero(label == name)
+    name = chosen(names, sample, "the table")[0]
+    rows = np.flatnonzero(label == name)
+    attrs = adata.uns.get(Key.uns.MSI, {}).get("attrs", {}).get(name, {})
+    if key is None:
+        X, features, ids = as_csr(_matrix(adata, layer))[rows], adata.var, adata.var_names
+        pixels = _msi_pixels(adata, rows, attrs, pixel_size)
+    else:
+        frame = require_frame(adata, key, written_by(key) + " ")
+        X, features, ids = sp.csr_matrix(frame.to_numpy(np.float32)[rows]), find_features(adata, key), frame.columns
+        pixels = _spot_pixels(adata, rows, name, pixel_size)
+    mz = _masses(features, ids, key)
+    X, keep_rows, keep_ions = _without_nan(X, name)
+    check_nonnegative(X, f"Intensities of {key or layer or 'X'!r}")
+    order = np.flatnonzero(keep_ions)[np.argsort(mz[keep_ions], kind="stable")]
+    same = np.flatnonzero(np.diff(mz[order]) == 0)
+    if same.size:
+        msg = f"Several ions have one m/z, which imzML cannot tell apart: {listing(ids[order[same]])}. Leave all but one out."
+        raise ValueError(msg)
+    pixels = _Pixels(pixels.x[keep_rows], pixels.y[keep_rows], pixels.size)
+    polarity = str(attrs.get("polarity", UNKNOWN))
+    _write(X[keep_rows][:, order], mz[order], pixels, path, mode, polarity, show_progress_bar)
+    logger.info("%s: %d pixels x %d ions", path.name, int(keep_rows.sum()), len(order))
 
 
 def _matrix(adata: AnnData, layer: str | None) -> Any:
@@ -190,20 +170,13 @@ def _masses(features: pd.DataFrame | None, ids: pd.Index, key: str | None) -> ND
     return mz
 
 
-def _check_masses(mz: NDArray[np.float64], ids: pd.Index) -> None:
-    same = np.flatnonzero(np.diff(mz) == 0)
-    if same.size:
-        msg = f"Several ions have one m/z, which imzML cannot tell apart: {listing(ids[same])}. Leave all but one out."
-        raise ValueError(msg)
-
-
-def _known(
-    unknown: NDArray[np.bool_] | None, shape: tuple[int, int], name: str
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
-    """Pixels and ions that are not NaN throughout."""
-    if unknown is None:
-        return np.ones(shape[0], bool), np.ones(shape[1], bool)
-    rows, ions = np.atleast_1d(~unknown.all(axis=1)), np.atleast_1d(~unknown.all(axis=0))
+def _without_nan(X: sp.csr_matrix, name: str) -> tuple[sp.csr_matrix, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Intensities with 0 for NaN, and the pixels and ions that are not NaN throughout; raises where others are in part."""
+    if not np.isnan(X.data).any():
+        return X, np.ones(X.shape[0], bool), np.ones(X.shape[1], bool)
+    values = X.toarray()
+    unknown = np.isnan(values)
+    rows, ions = ~unknown.all(axis=1), ~unknown.all(axis=0)
     if not rows.any():
         msg = f"Section {name!r} has only NaN there; nothing can be written."
         raise ValueError(msg)
@@ -214,23 +187,20 @@ def _known(
             "ions or pixels out, or fill them."
         )
         raise ValueError(msg)
-    return rows, ions
+    return sp.csr_matrix(np.where(unknown, 0, values)), rows, ions
 
 
 def _msi_pixels(
-    adata: AnnData, rows: NDArray[np.intp], name: str, pixel_size: float | tuple[float, float] | None
+    adata: AnnData, rows: NDArray[np.intp], attrs: dict[str, Any], pixel_size: float | tuple[float, float] | None
 ) -> _Pixels:
-    row, col = (
-        require_obs(adata, k, "It is the raster position of a pixel.").to_numpy()[rows]
-        for k in (Key.obs.ROW, Key.obs.COL)
-    )
-    attrs = adata.uns.get(Key.uns.MSI, {}).get("attrs", {}).get(name, {})
+    remedy = "It is the raster position of a pixel."
+    row, col = (require_obs(adata, k, remedy).to_numpy(np.int64)[rows] for k in (Key.obs.ROW, Key.obs.COL))
     size = pixel_size if pixel_size is not None else attrs.get("pixel_size")
     origin = np.asarray(attrs.get("origin", (1, 1)))
     if origin.shape != (2,) or not (origin == np.round(origin)).all():
         origin = np.array([1, 1])  # a table in micrometres
     size = None if size is None else check_pixel_size(tuple(np.broadcast_to(size, 2)))
-    return _Pixels(col.astype(np.int64) + int(origin[0]), row.astype(np.int64) + int(origin[1]), size)
+    return _Pixels(col + int(origin[0]), row + int(origin[1]), size)
 
 
 def _spot_pixels(
@@ -240,15 +210,19 @@ def _spot_pixels(
         msg = f"The table has no obsm[{Key.obsm.SPATIAL!r}], the positions of the spots in micrometres."
         raise KeyError(msg)
     xy = np.asarray(adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)[rows, :2]
-    if pixel_size is not None:
-        size = check_pixel_size(pixel_size)
-        col, row = np.rint((xy - xy.min(axis=0)) / size).astype(np.int64).T
-        _check_apart(row, col, name, "a smaller pixel_size=")
-        return _Pixels(col + 1, row + 1, size)
-    if "array_row" in adata.obs and "array_col" in adata.obs:
-        row, col = (adata.obs[k].to_numpy(np.int64)[rows] for k in ("array_row", "array_col"))
-        _check_apart(row, col, name, "pixel_size=")
-        return _Pixels(col - col.min() + 1, row - row.min() + 1, (_pitch(col, xy), _pitch(row, xy)))
+    on_array = "array_row" in adata.obs and "array_col" in adata.obs
+    if pixel_size is not None or on_array:
+        if pixel_size is not None:
+            size, remedy = check_pixel_size(pixel_size), "a smaller pixel_size="
+            col, row = np.rint((xy - xy.min(axis=0)) / size).astype(np.int64).T
+        else:
+            row, col = (adata.obs[k].to_numpy(np.int64)[rows] for k in ("array_row", "array_col"))
+            size, remedy = (_pitch(col, xy), _pitch(row, xy)), "pixel_size="
+        repeated = pd.DataFrame({"row": row, "col": col}).duplicated()
+        if repeated.any():
+            msg = f"{int(repeated.sum())} spots of section {name!r} fall into a pixel with another spot; pass {remedy}."
+            raise ValueError(msg)
+        return _Pixels(col - col.min() + 1, row - row.min() + 1, size)
     try:
         raster = find_raster(xy[:, 0], xy[:, 1], Path(name))
     except ValueError as error:
@@ -266,52 +240,32 @@ def _pitch(index: NDArray[np.int64], xy: NDArray[np.float64]) -> float:
     return float(np.hypot(*slope)) or 1.0
 
 
-def _check_apart(row: NDArray[np.int64], col: NDArray[np.int64], name: str, remedy: str) -> None:
-    repeated = pd.DataFrame({"row": row, "col": col}).duplicated().to_numpy()
-    if repeated.any():
-        msg = f"{int(repeated.sum())} spots of section {name!r} fall into a pixel with another spot; pass {remedy}."
-        raise ValueError(msg)
-
-
 def _write(
     X: sp.csr_matrix, mz: NDArray[np.float64], pixels: _Pixels, path: Path, mode: Mode, polarity: str, show: bool | None
 ) -> None:
     """Both files, first in a folder of their own beside the target."""
-    folder = path.absolute().parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
-    folder.mkdir()
-    try:
-        made = folder / "data.imzML"
-        _write_files(X, mz, pixels, made, mode, polarity, show)
-        os.replace(made.with_suffix(".ibd"), path.with_suffix(".ibd"))  # noqa: PTH105
-        os.replace(made, path)  # noqa: PTH105 (last: without it, there is no imzML)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _write_files(
-    X: sp.csr_matrix, mz: NDArray[np.float64], pixels: _Pixels, path: Path, mode: Mode, polarity: str, show: bool | None
-) -> None:
     from pyimzml.ImzMLWriter import IMZML_TEMPLATE, ImzMLWriter
     from wheezy.template import CoreExtension, DictLoader, Engine
 
-    writer = ImzMLWriter(
-        str(path), mode=mode, spec_type="centroid", polarity=polarity if polarity in ("positive", "negative") else None
-    )
-    with closing(writer.xml), closing(writer.ibd), writer:  # the writer leaves them open where it fails
-        # the writer has no parameter for the pixel size, and names the run after the temporary folder
-        template = IMZML_TEMPLATE.replace("</scanSettings>", _size_terms(pixels.size) + "</scanSettings>")
-        engine = Engine(loader=DictLoader({"imzml": template}), extensions=[CoreExtension()])
-        writer.imzml_template, writer.run_id = engine.get_template("imzml"), "stmsi"
-        for start in track(range(0, X.shape[0], _ROWS), "Writing spectra", total=-(-X.shape[0] // _ROWS), show=show):
-            block = X[start : start + _ROWS].toarray()
-            for i, intensity in enumerate(block, start):
-                place = (int(pixels.x[i]), int(pixels.y[i]))
-                if mode == "continuous":
-                    writer.addSpectrum(mz, intensity, place)
-                else:
-                    # a spectrum without any peak is more than the writer, and many a reader, can take
-                    seen = np.flatnonzero(intensity) if intensity.any() else np.array([0])
-                    writer.addSpectrum(mz[seen], intensity[seen], place)
+    with unfinished(path) as folder:
+        made = folder / "data.imzML"
+        known = polarity if polarity in ("positive", "negative") else None
+        writer = ImzMLWriter(str(made), mode=mode, spec_type="centroid", polarity=known)
+        with closing(writer.xml), closing(writer.ibd), writer:  # the writer leaves them open where it fails
+            # the writer has no parameter for the pixel size, and names the run after the temporary folder
+            template = IMZML_TEMPLATE.replace("</scanSettings>", _size_terms(pixels.size) + "</scanSettings>")
+            engine = Engine(loader=DictLoader({"imzml": template}), extensions=[CoreExtension()])
+            writer.imzml_template, writer.run_id = engine.get_template("imzml"), "stmsi"
+            starts = track(range(0, X.shape[0], _ROWS), "Writing spectra", total=-(-X.shape[0] // _ROWS), show=show)
+            for start in starts:
+                for i, intensity in enumerate(X[start : start + _ROWS].toarray(), start):
+                    seen: Any = slice(None)
+                    if mode == "processed":
+                        # a spectrum without any peak is more than the writer, and many a reader, can take
+                        seen = np.flatnonzero(intensity) if intensity.any() else slice(1)
+                    writer.addSpectrum(mz[seen], intensity[seen], (int(pixels.x[i]), int(pixels.y[i])))
+        os.replace(made.with_suffix(".ibd"), path.with_suffix(".ibd"))  # noqa: PTH105
+        os.replace(made, path)  # noqa: PTH105 (last: without it, there is no imzML)
 
 
 def _size_terms(size: tuple[float, float] | None) -> str:

@@ -95,7 +95,7 @@ def reliability(
     >>> trust = stmsi.tl.reliability(sdata, scores)
     >>> set(trust["tier"]) <= {"high", "medium", "low", "none"}
     True
-    >>> "tier" in stmsi.get.feature_table(sdata, key="msi_pred")
+    >>> "tier" in stmsi.get.feature_table(sdata, metabolite_key="msi_pred")
     True
     """
     st = get_table(data, table_key)
