@@ -12,8 +12,8 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.spatial import KDTree
 
-from stmsi._core.metrics.structure import _correlations
-from stmsi._core.spatial.blocks import spot_pitch
+from stmsi._core.metrics.structure import correlations
+from stmsi._core.spatial.sections import spot_pitch
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._data.tables import as_csr, require_frame, require_sample
@@ -327,7 +327,7 @@ def features(split: Split) -> Iterator[Finding]:
     for where, values in split.features():
         if not np.isfinite(values).all():
             continue
-        correlation = np.abs(_correlations(values, targets))
+        correlation = np.abs(correlations(values, targets))
         if (correlation > _COPY).any():
             yield Finding(
                 "target", "error", where, everywhere, np.nan,

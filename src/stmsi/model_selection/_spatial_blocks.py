@@ -11,7 +11,8 @@ from anndata import AnnData
 from sklearn.model_selection import BaseCrossValidator
 from sklearn.utils import check_consistent_length
 
-from stmsi._core.spatial.blocks import correlation_range, correlogram, grid_blocks, near_any, spot_pitch, spread_blocks
+from stmsi._core.spatial.blocks import correlation_range, correlogram, grid_blocks, near_any, spread_blocks
+from stmsi._core.spatial.sections import spot_pitch
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_frame, require_sample

@@ -1,4 +1,4 @@
-"""From counts to features, fitted on training spots only."""
+"""Features of spots from counts, fitted on training spots only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _CHUNK = 4096
 def log_normalize(counts: sp.csr_matrix) -> sp.csr_matrix:
     """``log(1 + counts / library size x 10,000)``, sparse; spots without counts stay 0.
 
-    Shares the positions of its entries with `counts`, which are most of its memory.
+    The result shares the positions of its entries with `counts`.
     """
     if not counts.has_canonical_format:
         counts = counts.copy()
@@ -43,18 +43,9 @@ def neighbour_mean(values: NDArray[np.float32], graph: sp.csr_matrix) -> NDArray
 
 
 def profile_distance(counts: sp.csr_matrix, profile: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One less the Pearson correlation over genes of each spot's log-normalised expression with a profile.
+    """One less the Pearson correlation of each spot's log-normalised expression with a profile (genes,); 0 to 2.
 
-    Parameters
-    ----------
-    counts
-        Spots x genes.
-    profile
-        Of the same genes, shape (genes,).
-
-    Returns
-    -------
-    Shape (spots,), 0 to 2; 1 where a spot, or the profile, does not vary.
+    1 where a spot, or the profile, does not vary. `counts` are of shape (spots, genes).
     """
     parts = [_profile_distance(counts[i : i + _CHUNK], profile) for i in range(0, counts.shape[0], _CHUNK)]
     return np.concatenate([*parts, np.empty(0)])
@@ -72,41 +63,22 @@ def _profile_distance(counts: sp.csr_matrix, profile: NDArray[np.float64]) -> ND
 
 @dataclass(frozen=True)
 class ExpressionSpace:
-    """Variable genes, their moments, and the principal components of the training spots.
-
-    Attributes
-    ----------
-    selected
-        Columns of the genes used.
-    mean, scale
-        Of their log-normalised expression over the training spots.
-    components
-        Principal axes, shape (components, genes used).
-    deviation
-        Standard deviation of the training spots along each component.
-    """
+    """Variable genes, their moments, and the principal components of the training spots."""
 
     selected: NDArray[np.int64]
+    """Columns of the genes used."""
     mean: NDArray[np.float32]
+    """Of their log-normalised expression over the training spots."""
     scale: NDArray[np.float32]
+    """Its standard deviation."""
     components: NDArray[np.float32]
+    """Principal axes, shape (components, genes used)."""
     deviation: NDArray[np.float32]
+    """Standard deviation of the training spots along each component."""
 
     @classmethod
     def fit(cls, counts: sp.csr_matrix, *, n_top_genes: int, n_components: int, seed: int = 0) -> ExpressionSpace:
-        """Choose the most variable genes and find the components.
-
-        Parameters
-        ----------
-        counts
-            Training spots x genes.
-        n_top_genes
-            Genes with the largest variance of log-normalised expression that are kept.
-        n_components
-            Components at most.
-        seed
-            For the randomised solver.
-        """
+        """Choose the genes with the largest variance of log-normalised expression, and find the components."""
         from sklearn.decomposition import PCA
 
         X = log_normalize(counts)
@@ -117,19 +89,14 @@ class ExpressionSpace:
             raise ValueError(msg)
         order = np.argsort(-np.where(usable, variance, -1), kind="stable")
         selected = np.sort(order[: min(n_top_genes, int(usable.sum()))])
-        space = cls(
-            selected,
-            mean[selected].astype(np.float32),
-            np.sqrt(variance[selected]).astype(np.float32),
-            np.empty((0, len(selected)), np.float32),
-            np.empty(0, np.float32),
-        )
-        Z = space.centred(counts)
+        moments = mean[selected].astype(np.float32), np.sqrt(variance[selected]).astype(np.float32)
+        none = np.empty((0, len(selected)), np.float32)
+        Z = cls(selected, *moments, none, none[:, 0]).centred(counts)
         n = min(n_components, len(selected), max(1, len(Z) - 1))
         pca = PCA(n, random_state=seed).fit(Z)
         components = pca.components_.astype(np.float32)
         deviation = np.sqrt(np.maximum(pca.explained_variance_, 1e-12)).astype(np.float32)
-        return cls(space.selected, space.mean, space.scale, components, deviation)
+        return cls(selected, *moments, components, deviation)
 
     def centred(self, counts: sp.csr_matrix) -> NDArray[np.float32]:
         """Log-normalised expression of the genes used less its training mean; shape (spots, genes used).
@@ -142,7 +109,7 @@ class ExpressionSpace:
         return X
 
     def transform(self, counts: sp.csr_matrix) -> NDArray[np.float32]:
-        """Components of spots, shape (spots, components), worked through in pieces."""
+        """Components of spots, shape (spots, components), in pieces."""
         parts = [self.centred(counts[i : i + _CHUNK]) @ self.components.T for i in range(0, counts.shape[0], _CHUNK)]
         return np.vstack(parts) if parts else np.empty((0, len(self.components)), np.float32)
 

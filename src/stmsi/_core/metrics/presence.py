@@ -1,4 +1,4 @@
-"""Scores of calls and probabilities of presence per metabolite."""
+"""Scores of calls and probabilities of presence, one number per metabolite."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stmsi._core.metrics.intensity import paired, ranks, ratio, total
+from stmsi._core.metrics.columns import number, ordered_quantiles, paired, ranks, ratio, total
 
 
 def prevalence(present: ArrayLike) -> NDArray[np.float64]:
-    """Share of covered spots in which each metabolite is present: what AUPRC must be compared with.
+    """Share of covered spots in which each metabolite is present. Compare AUPRC with it.
 
     Parameters
     ----------
@@ -29,13 +29,7 @@ def prevalence(present: ArrayLike) -> NDArray[np.float64]:
     array([0.5])
     """
     y, _ = paired(present, present)
-    return ratio(total(y > 0), total(~np.isnan(y)))
-
-
-def _confusion(present: ArrayLike, called: ArrayLike) -> tuple[NDArray[np.float64], ...]:
-    y, p = paired(present, called)
-    hit = total((y > 0) & (p > 0))
-    return hit, total((y == 0) & (p > 0)), total((y > 0) & (p == 0))
+    return ratio(total(y > 0), number(y))
 
 
 def precision(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
@@ -44,7 +38,7 @@ def precision(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     Parameters
     ----------
     present, called
-        1 present, 0 absent; shape (spots, metabolites); pairs with NaN are left out.
+        1 present, 0 absent; shape (spots, metabolites). Pairs with NaN are left out.
 
     Returns
     -------
@@ -56,7 +50,7 @@ def precision(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     >>> precision([[1.0], [0.0]], [[1.0], [1.0]])
     array([0.5])
     """
-    hit, false_call, _ = _confusion(present, called)
+    hit, false_call, _, _ = _confusion(present, called)
     return ratio(hit, hit + false_call)
 
 
@@ -66,7 +60,7 @@ def recall(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     Parameters
     ----------
     present, called
-        1 present, 0 absent; shape (spots, metabolites); pairs with NaN are left out.
+        1 present, 0 absent; shape (spots, metabolites). Pairs with NaN are left out.
 
     Returns
     -------
@@ -78,7 +72,7 @@ def recall(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     >>> recall([[1.0], [1.0]], [[1.0], [0.0]])
     array([0.5])
     """
-    hit, _, missed = _confusion(present, called)
+    hit, _, missed, _ = _confusion(present, called)
     return ratio(hit, hit + missed)
 
 
@@ -88,7 +82,7 @@ def f1(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     Parameters
     ----------
     present, called
-        1 present, 0 absent; shape (spots, metabolites); pairs with NaN are left out.
+        1 present, 0 absent; shape (spots, metabolites). Pairs with NaN are left out.
 
     Returns
     -------
@@ -100,7 +94,7 @@ def f1(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     >>> f1([[1.0], [1.0]], [[1.0], [0.0]]).round(3)
     array([0.667])
     """
-    hit, false_call, missed = _confusion(present, called)
+    hit, false_call, missed, _ = _confusion(present, called)
     return ratio(2 * hit, 2 * hit + false_call + missed)
 
 
@@ -114,7 +108,7 @@ def mcc(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     Parameters
     ----------
     present, called
-        1 present, 0 absent; shape (spots, metabolites); pairs with NaN are left out.
+        1 present, 0 absent; shape (spots, metabolites). Pairs with NaN are left out.
 
     Returns
     -------
@@ -130,9 +124,7 @@ def mcc(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     >>> mcc([[1.0], [0.0], [0.0]], [[1.0], [1.0], [0.0]])
     array([0.5])
     """
-    y, p = paired(present, called)
-    hit, false_call, missed = _confusion(y, p)
-    rest = total((y == 0) & (p == 0))
+    hit, false_call, missed, rest = _confusion(present, called)
     sides = [np.sqrt(a) for a in (hit + false_call, hit + missed, rest + false_call, rest + missed)]
     return ratio(hit * rest - false_call * missed, np.prod(sides, axis=0))
 
@@ -192,10 +184,10 @@ def auprc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
 
 
 def brier(present: ArrayLike, probability: ArrayLike) -> NDArray[np.float64]:
-    """Brier score: mean squared difference between the probability and what was found.
+    """Brier score: mean squared difference between the probability and the presence.
 
-    It falls with calibration and with discrimination; the share of spots with the metabolite, predicted everywhere,
-    reaches prevalence x (1 - prevalence).
+    It falls with calibration and with discrimination. The prevalence, predicted everywhere, scores
+    prevalence x (1 - prevalence).
 
     Parameters
     ----------
@@ -219,21 +211,19 @@ def brier(present: ArrayLike, probability: ArrayLike) -> NDArray[np.float64]:
     >>> brier([[0.0], [1.0]], [[0.5], [1.0]])
     array([0.125])
     """
-    y, p = paired(present, probability)
-    _check_probability(p)
-    return ratio(total((p - (y > 0)) ** 2), total(~np.isnan(y)))
+    y, p = _with_probability(present, probability)
+    return ratio(total((p - (y > 0)) ** 2), number(y))
 
 
 def ece(present: ArrayLike, probability: ArrayLike, n_bins: int = 10) -> NDArray[np.float64]:
-    r"""Expected calibration error: how far probabilities are from the shares of spots with the metabolite.
+    r"""Expected calibration error: distance of the probabilities from the shares of spots with the metabolite.
 
     .. math:: \sum_b \frac{n_b}{n} \, \bigl| \bar p_b - \bar y_b \bigr|
 
-    over bins with equally many spots, bounded by quantiles of the probability; equal probabilities share a bin.
-
-    The shares are those of finitely many spots, so that probabilities without fault do not score 0 but about
-    :math:`\sqrt{2 \bar p (1 - \bar p) B / (\pi n)}` with :math:`B` bins: 0.03 for 10 bins, 1000 spots and a prevalence
-    of one half where the probability varies little. Compare scores of the same number of spots only.
+    Bins are bounded by quantiles of the probability; equal probabilities share a bin. Perfect probabilities do not score
+    0 on finitely many spots, but about :math:`\sqrt{2 \bar p (1 - \bar p) B / (\pi n)}` with :math:`B` bins: 0.03 for
+    10 bins, 1000 spots and a prevalence of one half where the probability varies little. Compare only scores of the same
+    number of spots.
 
     Parameters
     ----------
@@ -242,7 +232,7 @@ def ece(present: ArrayLike, probability: ArrayLike, n_bins: int = 10) -> NDArray
     probability
         Probability of presence, likewise.
     n_bins
-        Number of bins at most.
+        Most bins.
 
     Returns
     -------
@@ -259,12 +249,11 @@ def ece(present: ArrayLike, probability: ArrayLike, n_bins: int = 10) -> NDArray
     >>> ece([[0.0], [1.0], [1.0], [1.0]], [[0.5], [0.5], [0.9], [0.9]], n_bins=2).round(3)
     array([0.05])
     """
-    y, p = paired(present, probability)
-    _check_probability(p)
+    y, p = _with_probability(present, probability)
     if n_bins < 1:
         msg = f"n_bins must be at least 1, found {n_bins!r}."
         raise ValueError(msg)
-    n = (~np.isnan(y)).sum(axis=0)
+    n = number(y)
     if len(y) == 0:
         return np.full(y.shape[1], np.nan)
     rows, there = np.ascontiguousarray(p.T), np.ascontiguousarray((y > 0).T)
@@ -272,35 +261,17 @@ def ece(present: ArrayLike, probability: ArrayLike, n_bins: int = 10) -> NDArray
     q, hit = np.take_along_axis(rows, order, axis=1), np.take_along_axis(there, order, axis=1)
     gap = np.zeros((len(q), q.shape[1] + 1))
     np.cumsum(np.where(np.isnan(q), 0, q - hit), axis=1, out=gap[:, 1:])
-    # numpy's quantiles of the first n of each row
-    at = np.maximum(n - 1, 0)[:, None] * (np.arange(1, n_bins) / n_bins)
-    low = np.floor(at).astype(np.int64)
-    below, above = (np.take_along_axis(q, np.minimum(k, np.maximum(n - 1, 0)[:, None]), axis=1) for k in (low, low + 1))
-    edges = below + (above - below) * (at - low)
-    bounds = np.stack([(q < edge[:, None]).sum(axis=1) for edge in edges.T], axis=1) if n_bins > 1 else low
-    ends = np.hstack([np.zeros((len(q), 1), np.int64), bounds, n[:, None]])
+    edges = ordered_quantiles(q.T, np.arange(1, n_bins) / n_bins)
+    ends = np.column_stack([np.zeros_like(n), *((q < edge[:, None]).sum(axis=1) for edge in edges), n])
     of_bin = np.diff(np.take_along_axis(gap, ends, axis=1), axis=1)
-    return ratio(np.abs(of_bin).sum(axis=1), n.astype(np.float64))
-
-
-def _check_probability(p: NDArray[np.float64]) -> None:
-    if (p < 0).any() or (p > 1).any():
-        msg = f"Probabilities lie between 0 and 1, found {np.nanmin(p):.3g} to {np.nanmax(p):.3g}."
-        raise ValueError(msg)
+    return ratio(np.abs(of_bin).sum(axis=1), n)
 
 
 def ranked_hits(present: ArrayLike, score: ArrayLike) -> tuple[NDArray[Any], ...]:
     """Running counts when spots are called from the highest score down.
 
-    Parameters
-    ----------
-    present, score
-        As for :func:`auprc`.
-
-    Returns
-    -------
-    ``hits`` and ``called`` after each spot, ``last`` (whether the next score is lower, so that a threshold can lie
-    there), all of shape (spots, metabolites); numbers of spots with and without the metabolite.
+    Returns ``hits``, ``called`` and ``last`` (the next score is lower, so that a threshold can lie there), of shape (spots,
+    metabolites), and the numbers of spots with and without the metabolite.
     """
     y, p = paired(present, score)
     # sorted as contiguous rows, which is several times faster; the order within ties does not show where `last` is true
@@ -312,3 +283,18 @@ def ranked_hits(present: ArrayLike, score: ArrayLike) -> tuple[NDArray[Any], ...
     last = known.copy()
     last[:, :-1] &= (p[:, :-1] != p[:, 1:]) | ~known[:, 1:]
     return hits.T, called.T, last.T, (y > 0).sum(axis=1), (y == 0).sum(axis=1)
+
+
+def _confusion(present: ArrayLike, called: ArrayLike) -> tuple[NDArray[np.float64], ...]:
+    """Numbers of true positive, false positive, false negative and true negative calls."""
+    y, p = paired(present, called)
+    sides = ((y > 0, p > 0), (y == 0, p > 0), (y > 0, p == 0), (y == 0, p == 0))
+    return tuple(total(of_truth & of_call) for of_truth, of_call in sides)
+
+
+def _with_probability(present: ArrayLike, probability: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    y, p = paired(present, probability)
+    if (p < 0).any() or (p > 1).any():
+        msg = f"Probabilities lie between 0 and 1, found {np.nanmin(p):.3g} to {np.nanmax(p):.3g}."
+        raise ValueError(msg)
+    return y, p

@@ -1,4 +1,11 @@
-"""Spatial structure of many variables at once."""
+"""Moran's I of many variables, and the graphs it is taken on.
+
+Own code, measured on 5,000 pixels x 500 variables (one thread): :func:`squidpy.gr.spatial_autocorr` (``n_perms=None``)
+takes 11 times as long on dense and 3 times on sparse values, :func:`scanpy.metrics.morans_i` 7 and 2 times; values agree
+to 1e-14. squidpy's grid graph takes 40 times as long as :func:`raster_graph` for the same edges, and scikit-learn's
+``grid_to_graph`` has no corners. ``kneighbors_graph`` (scikit-learn, squidpy) is no faster than :func:`neighbour_means`
+and chooses others among equally near positions.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +14,14 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
+from stmsi._core.spatial.sections import rows_of_each
+
 _COLUMNS = 64
 _STEPS = {4: ((0, 1), (1, 0)), 8: ((0, 1), (1, 0), (1, 1), (1, -1))}
 
 
 def raster_graph(row: NDArray[np.int64], col: NDArray[np.int64], n_neighs: int = 8) -> sp.csr_matrix:
-    """Neighbours on a raster, which may have gaps.
-
-    Parameters
-    ----------
-    row, col
-        Position of each pixel, all different.
-    n_neighs
-        4 (sides) or 8 (corners as well).
-
-    Returns
-    -------
-    Adjacency, shape (pixels, pixels), symmetric, ones.
-    """
+    """Adjacency (pixels, pixels) of ones: pixels that share a side (4), or a side or corner (8). Rasters may have gaps."""
     row, col = row - row.min(initial=0), col - col.min(initial=0)
     width = int(col.max(initial=0)) + 3  # a free column on either side, so that no step wraps around
     code = row.astype(np.int64) * width + col + 1
@@ -43,26 +40,13 @@ def raster_graph(row: NDArray[np.int64], col: NDArray[np.int64], n_neighs: int =
 
 
 def neighbour_means(xy: NDArray[np.float64], section: NDArray[np.int64] | None = None, k: int = 6) -> sp.csr_matrix:
-    """Matrix that takes the mean over the nearest positions of the same section, the position itself left out.
+    """Matrix (n, n) of the mean over the k nearest positions of the same section, the position itself left out.
 
-    Parameters
-    ----------
-    xy
-        Positions, shape (n, 2).
-    section
-        Number of the section of each; `None`: all of one.
-    k
-        Positions that take part.
-
-    Returns
-    -------
-    Shape (n, n); rows without a neighbour are empty.
+    Rows without a neighbour are empty. Without `section` all positions are of one.
     """
     n = len(xy)
-    section = np.zeros(n, np.int64) if section is None else section
     rows, columns = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for s in np.unique(section):
-        own = np.flatnonzero(section == s)
+    for own in rows_of_each(np.zeros(n, np.int64) if section is None else section):
         found = min(k + 1, len(own))
         at = KDTree(xy[own]).query(xy[own], k=[*range(1, found + 1)])[1]
         rows.append(np.repeat(own, found))
@@ -73,23 +57,13 @@ def neighbour_means(xy: NDArray[np.float64], section: NDArray[np.int64] | None =
 
 
 def morans_i(graph: sp.spmatrix, X: sp.spmatrix | NDArray[np.floating]) -> NDArray[np.float64]:
-    r"""Moran's I of each column, with the rows of the graph scaled to a sum of 1, as squidpy scales them.
+    r"""Moran's I of each column of (n, m), with the rows of the graph (n, n) scaled to a sum of 1, as squidpy does.
 
     .. math:: I = \frac{n}{W} \frac{z^\top W z}{z^\top z} \qquad z = x - \bar x
 
-    Sparse stays sparse: there :math:`z^\top W z` is taken as
-    :math:`x^\top W x - \bar x (x^\top W 1 + 1^\top W x) + \bar x^2\, 1^\top W 1`.
-
-    Parameters
-    ----------
-    graph
-        Adjacency, shape (n, n), weights of at least 0.
-    X
-        Values, shape (n, m), dense or sparse.
-
-    Returns
-    -------
-    Shape (m,); NaN where a column is constant or the graph has no edge.
+    Sparse stays sparse: there :math:`z^\top W z` is
+    :math:`x^\top W x - \bar x (x^\top W 1 + 1^\top W x) + \bar x^2\, 1^\top W 1`. NaN where a column is constant or the
+    graph has no edge.
     """
     degree = np.asarray(graph.sum(axis=1), dtype=np.float64).ravel()
     W = sp.csr_matrix(sp.diags(1 / np.where(degree > 0, degree, 1.0)) @ sp.csr_matrix(graph, dtype=np.float64))

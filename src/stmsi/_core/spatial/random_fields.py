@@ -1,4 +1,4 @@
-"""Gaussian random fields at scattered positions, drawn by nearest-neighbour conditioning."""
+"""Gaussian random fields at scattered positions, drawn one position given its nearest earlier ones."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import numpy as np
 import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
+
+from stmsi._core.spatial.sections import rows_of_each
 
 N_NEIGHBOURS = 16
 """Earlier positions that each one is drawn from."""
@@ -25,24 +27,15 @@ def matern32(distance: NDArray[np.floating], length: float) -> NDArray[np.float6
 class FieldSampler:
     r"""Unit Gaussian fields with a Matern correlation, independent between sections.
 
-    Positions are taken in a random order; each value is normal around a weighted mean of the nearest earlier ones, with
-    the weights and the variance that the correlation gives (Vecchia's approximation). A position depends on few others,
-    so that those of one level, which depend on earlier levels only, are one sparse product for all fields.
-
-    Attributes
-    ----------
-    levels
-        For each level the positions and their weights, shape (positions of the level, all positions).
-    scale
-        Standard deviation of each position given the earlier ones.
-
-    References
-    ----------
-    Katzfuss & Guinness, Statistical Science 36 (2021) 124-141.
+    Positions are drawn in a random order; each value is normal around a weighted mean of the nearest earlier ones
+    (Vecchia's approximation; Katzfuss & Guinness, Statistical Science 36 (2021) 124-141). Positions of one level depend
+    on earlier levels only, so they are one sparse product for all fields.
     """
 
     levels: list[tuple[NDArray[np.int64], sp.csr_matrix]]
+    """For each level the positions and their weights, shape (positions of the level, all positions)."""
     scale: NDArray[np.float32]
+    """Standard deviation of each position given the earlier ones."""
 
     @classmethod
     def build(
@@ -52,8 +45,8 @@ class FieldSampler:
         n = len(xy)
         order = np.random.default_rng(0).permutation(n)
         neighbours = np.full((n, n_neighbours), -1, np.int64)
-        for number in np.unique(section):
-            own = order[section[order] == number]
+        for in_order in rows_of_each(section[order]):
+            own = order[in_order]
             neighbours[own] = _earlier(xy[own], own, n_neighbours)
         weights, variance = np.empty(neighbours.shape), np.empty(n)
         for start in range(0, n, _CHUNK):
@@ -84,18 +77,14 @@ def _earlier(xy: NDArray[np.float64], rows: NDArray[np.int64], k: int) -> NDArra
     while begin < n:
         end = min(n, max(2 * begin, 64))
         block = np.arange(begin, end)
-        candidates = np.empty((len(block), 0), np.int64)
-        distance = np.empty((len(block), 0))
-        if begin > 0:
-            found = min(k, begin)
-            d, at = KDTree(xy[:begin]).query(xy[block], k=np.arange(1, found + 1))
-            candidates, distance = at, d
         # of the block itself, the nearest few: those that come later are passed over
         inside = len(block) if begin == 0 else min(2 * k + 1, len(block))
-        d, at = KDTree(xy[block]).query(xy[block], k=np.arange(1, inside + 1))
-        at = at + begin
-        d = np.where(at < block[:, None], d, np.inf)
-        candidates, distance = np.hstack([candidates, at]), np.hstack([distance, d])
+        distance, candidates = KDTree(xy[block]).query(xy[block], k=np.arange(1, inside + 1))
+        candidates = candidates + begin
+        distance = np.where(candidates < block[:, None], distance, np.inf)
+        if begin > 0:
+            earlier, at = KDTree(xy[:begin]).query(xy[block], k=np.arange(1, min(k, begin) + 1))
+            candidates, distance = np.hstack([at, candidates]), np.hstack([earlier, distance])
         best = np.argsort(distance, axis=1, kind="stable")[:, :k]
         chosen = np.take_along_axis(candidates, best, axis=1)
         there = np.isfinite(np.take_along_axis(distance, best, axis=1))

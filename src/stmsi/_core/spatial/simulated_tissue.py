@@ -18,13 +18,7 @@ MARGIN = 200.0
 
 @dataclass(frozen=True)
 class LatentRaster:
-    """The raster on which a section's hidden fields live.
-
-    Attributes
-    ----------
-    width, height
-        Capture area in micrometres.
-    """
+    """The raster of a section's hidden fields; `width` and `height` of the capture area in micrometres."""
 
     width: float
     height: float
@@ -59,17 +53,7 @@ class LatentRaster:
 
 @dataclass(frozen=True)
 class Deformation:
-    """A smooth deformation of the tissue: a thin-plate spline without its affine part.
-
-    Attributes
-    ----------
-    spline
-        Displacements, with an affine part.
-    affine
-        That part, shape (3, 2), taken off.
-    factor
-        Brings the largest displacement to its size.
-    """
+    """A smooth deformation of the tissue: a thin-plate spline without its affine part (3, 2), scaled by a factor."""
 
     spline: ThinPlate
     affine: NDArray[np.float64]

@@ -1,4 +1,4 @@
-"""Draws from the hurdle model whose residuals hang together in space and between metabolites."""
+"""Draws from the hurdle model with residuals that are correlated in space and between metabolites."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from stmsi._core.spatial.coregionalization import Coregionalization, impute_censored, spacing
+from stmsi._core.spatial.coregionalization import Coregionalization, impute_censored
 from stmsi._core.spatial.morans_i import neighbour_means
 from stmsi._core.spatial.random_fields import FieldSampler
+from stmsi._core.spatial.sections import rows_of_each
 
 _KNOTS = 6
-"""Predicted intensities at which the distribution of what was measured is described."""
+"""Predicted intensities at which the distribution of the measured ones is described."""
 _LEVELS = 41
 _PER_KNOT = 25
 _MOST_SPOTS = 12_000
@@ -22,22 +23,14 @@ _MOST_SPOTS = 12_000
 
 @dataclass(frozen=True)
 class ResidualTable:
-    """Distribution of the measured intensity where present, given its prediction.
-
-    Attributes
-    ----------
-    knots
-        Predicted intensities, rising, shape (metabolites, knots).
-    residual
-        Quantiles of measured minus predicted at each knot, shape (metabolites, knots, levels); levels are evenly spaced
-        from 0 to 1.
-    floor
-        Smallest intensity measured where present, shape (metabolites,).
-    """
+    """Distribution of the measured intensity where present, given its prediction."""
 
     knots: NDArray[np.float64]
+    """Predicted intensities, rising, shape (metabolites, knots)."""
     residual: NDArray[np.float64]
+    """Quantiles of measured minus predicted, shape (metabolites, knots, levels), at levels evenly spaced from 0 to 1."""
     floor: NDArray[np.float64]
+    """Smallest intensity measured where present, shape (metabolites,)."""
 
     @classmethod
     def fit(cls, present: NDArray[np.float64], predicted: NDArray[np.float64]) -> ResidualTable:
@@ -54,11 +47,10 @@ class ResidualTable:
             order = np.argsort(mu, kind="stable")
             y, mu = y[order], mu[order]
             count = int(np.clip(len(y) // _PER_KNOT, 1, _KNOTS))
-            centre = (np.arange(count) + 0.5) / count
             # windows overlap, so that the distribution changes slowly
             half = 0.5 if count == 1 else 0.75 / count
             for b in range(_KNOTS):
-                c = centre[min(b, count - 1)]
+                c = (min(b, count - 1) + 0.5) / count
                 low, high = int(np.floor(max(c - half, 0) * len(y))), int(np.ceil(min(c + half, 1) * len(y)))
                 window = slice(low, max(high, low + 1))
                 knots[m, b] = mu[window].mean()
@@ -128,24 +120,18 @@ class ResidualTable:
 class HurdleCopula:
     r"""Gaussian copula of the hurdle model.
 
-    A spot and metabolite has the distribution :math:`F(y) = 1 - p + p\,G(y)` with the probability of presence
-    :math:`p` and the distribution :math:`G` of the intensity where present. A unit Gaussian field :math:`z` decides
-    about both: absent where :math:`\Phi(z) < 1 - p`, else the quantile of :math:`G` at
-    :math:`(\Phi(z) - 1 + p) / p`. Whatever the correlation of :math:`z`, the margins are those of the model.
-
-    Attributes
-    ----------
-    names
-        Ids of the metabolites, objects.
-    table
-        The distribution G.
-    fields
-        Covariance of z between metabolites and over distance.
+    The distribution of a spot and metabolite is :math:`F(y) = 1 - p + p\,G(y)`, with the probability of presence :math:`p`
+    and the distribution :math:`G` of the intensity where present. A unit Gaussian field :math:`z` decides both: absent where
+    :math:`\Phi(z) < 1 - p`, else the quantile of :math:`G` at :math:`(\Phi(z) - 1 + p) / p`. So the margins are those of
+    the model, whatever the correlation of :math:`z`.
     """
 
     names: NDArray[np.object_]
+    """Ids of the metabolites."""
     table: ResidualTable
+    """The distribution G."""
     fields: Coregionalization
+    """Covariance of z between metabolites and over distance."""
 
     @classmethod
     def fit(
@@ -159,22 +145,9 @@ class HurdleCopula:
         xy: NDArray[np.float64] | None,
         seed: int = 0,
     ) -> HurdleCopula:
-        """Fit to held-out predictions.
+        """Fit to measurements and held-out predictions (spots, metabolites) in numbered sections; NaN where there is none.
 
-        Parameters
-        ----------
-        names
-            Ids of the metabolites.
-        intensity, presence
-            Measured, shape (spots, metabolites); NaN where not covered.
-        probability, predicted
-            Held-out probability of presence and intensity given presence; NaN where there is none.
-        section
-            Section of each spot, numbers.
-        xy
-            Positions, shape (spots, 2); `None`: no structure in space.
-        seed
-            Of the draws for absent metabolites.
+        Without positions there is no structure in space. The seed is that of the draws for absent metabolites.
         """
         rng = np.random.default_rng(seed)
         rows = _some_spots(section, xy, rng)
@@ -210,49 +183,29 @@ class HurdleCopula:
     ) -> Iterator[NDArray[np.float32]]:
         """Draws of intensities, shape (spots, metabolites), exactly 0 where absent.
 
-        Parameters
-        ----------
-        probability, predicted
-            Both stages at the spots, shape (spots, metabolites).
-        xy, section
-            Where the spots are; `xy` is not read without `spatial`.
-        n_samples
-            Number of draws.
-        rng
-            Generator.
-        spatial
-            Whether residuals hang together over distance and sections. Without, they do between metabolites only.
+        Without `spatial`, residuals are correlated between metabolites only, and positions are not needed.
         """
         predicted = np.maximum(np.asarray(predicted, dtype=np.float32), 0)
         absent = 1 - np.asarray(probability, dtype=np.float32)
         below, part = self.table.place(predicted.astype(np.float64))
         column = np.broadcast_to(np.arange(predicted.shape[1]), predicted.shape)
-        samplers = []
+        samplers = None
         if spatial:
             assert xy is not None
             samplers = [FieldSampler.build(xy, section, float(length)) for length in self.fields.lengths]
         for own in rng.spawn(n_samples):
-            u = ndtr(self._latent(len(predicted), section, samplers, own, spatial=spatial))
-            row = np.flatnonzero(u > absent)
-            gap = absent.ravel()[row]
-            level = np.clip((u.ravel()[row] - gap) / np.maximum(1 - gap, 1e-9), 0, 1)
-            mean = predicted.ravel()[row]
+            u = ndtr(self._latent(len(predicted), section, samplers, own))
+            there = u > absent
+            gap = absent[there]
+            level = np.clip((u[there] - gap) / np.maximum(1 - gap, 1e-9), 0, 1)
             out = np.zeros(predicted.shape, np.float32)
-            out.ravel()[row] = self.table.quantile(
-                level, mean, column.ravel()[row], below.ravel()[row], part.ravel()[row]
-            )
+            out[there] = self.table.quantile(level, predicted[there], column[there], below[there], part[there])
             yield out
 
     def _latent(
-        self,
-        n: int,
-        section: NDArray[np.int64],
-        samplers: list[FieldSampler],
-        rng: np.random.Generator,
-        *,
-        spatial: bool,
+        self, n: int, section: NDArray[np.int64], samplers: list[FieldSampler] | None, rng: np.random.Generator
     ) -> NDArray[np.float32]:
-        """The field z, shape (spots, metabolites)."""
+        """The field z, shape (spots, metabolites); without samplers independent between spots."""
         loadings, specific = self.fields.loadings.astype(np.float32), np.sqrt(self.fields.specific).astype(np.float32)
         m, k = loadings.shape[1:]
         z = np.zeros((n, m), np.float32)
@@ -261,11 +214,11 @@ class HurdleCopula:
         for s in range(len(loadings)):
             if not loadings[s].any() and not specific[s].any():
                 continue
-            if s == last and spatial:
+            if s == last and samplers is not None:
                 noise = rng.standard_normal((int(number.max(initial=0)) + 1, k + m), dtype=np.float32)[number]
             else:
                 noise = rng.standard_normal((n, k + m), dtype=np.float32)
-                if spatial and s > 0:
+                if samplers is not None and s > 0:
                     noise = samplers[s - 1](noise)
             z += noise[:, :k] @ loadings[s].T + noise[:, k:] * specific[s]
         return z
@@ -274,13 +227,12 @@ class HurdleCopula:
 def _some_spots(
     section: NDArray[np.int64], xy: NDArray[np.float64] | None, rng: np.random.Generator
 ) -> NDArray[np.int64]:
-    """Spots to fit to: all, or of many an equal part of each section around one of its spots."""
+    """Spots to fit to: all of few, else an equal part of each section around one of its spots."""
     n = len(section)
     if n <= _MOST_SPOTS:
         return np.arange(n)
     kept = []
-    for s in np.unique(section):
-        own = np.flatnonzero(section == s)
+    for own in rows_of_each(section):
         size = max(1, int(_MOST_SPOTS * len(own) / n))
         if xy is None:
             kept.append(rng.choice(own, size, replace=False))
@@ -288,6 +240,3 @@ def _some_spots(
             middle = xy[own[rng.integers(len(own))]]
             kept.append(own[np.argsort(np.linalg.norm(xy[own] - middle, axis=1), kind="stable")[:size]])
     return np.sort(np.concatenate(kept))
-
-
-__all__ = ["HurdleCopula", "ResidualTable", "spacing"]
