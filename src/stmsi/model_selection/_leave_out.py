@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _LeaveOneOut(LeaveOneGroupOut):
-    """Leave-one-group-out with the groups in a column of ``obs``."""
+    """Leave-one-group-out with the groups in the column `key` of ``obs``."""
 
     key: str
 
@@ -37,19 +37,16 @@ class _LeaveOneOut(LeaveOneGroupOut):
                 "Add data, or split sections into blocks with stmsi.model_selection.SpatialBlockKFold."
             )
             raise ValueError(msg)
-        # scikit-learn's own tables may hold groups of one; a section of one spot is one that went missing
+        # scikit-learn's own tables may hold groups of one; a section of one spot is an error
         if isinstance(X, AnnData) and (count < 2).any():
-            msg = (
-                f"{listing(found[count < 2])} in obs[{self.key!r}] has a single spot, inside which nothing can be scored; "
-                "leave it out."
-            )
+            one = listing(found[count < 2])
+            msg = f"{one} in obs[{self.key!r}] has a single spot, inside which nothing can be scored; leave it out."
             raise ValueError(msg)
         return np.asarray(groups)
 
     def _labels(self, adata: AnnData) -> NDArray[Any]:
-        label = require_obs(
-            adata, self.key, f"The folds follow it; set adata.obs[{self.key!r}] or name another column."
-        )
+        remedy = f"The folds follow it; set adata.obs[{self.key!r}] or name another column."
+        label = require_obs(adata, self.key, remedy)
         if label.isna().any():
             msg = f"obs[{self.key!r}] has {int(label.isna().sum())} missing values; every spot needs a label."
             raise ValueError(msg)
@@ -94,7 +91,7 @@ class _LeaveOneOut(LeaveOneGroupOut):
 class LeaveOneSampleOut(_LeaveOneOut):
     """Each fold tests on one section and trains on all others.
 
-    With several sections of one patient, prefer :class:`LeaveOnePatientOut`: neighbouring sections are nearly copies.
+    With several sections of one patient, prefer :class:`LeaveOnePatientOut`: neighbouring sections are nearly equal.
 
     Parameters
     ----------

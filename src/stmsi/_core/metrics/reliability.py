@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
@@ -28,7 +30,7 @@ def fisher_bounds(r: NDArray[np.float64], n: NDArray[np.int64], z: float = 1.96)
     return np.tanh(centre - width), np.tanh(centre + width)
 
 
-def mean_and_error(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+def mean_and_error(values: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
     """Mean, standard error, number and lower bound (Student's t) of the columns of (replicates, n), NaN left out.
 
     One replicate alone has no error and no bound.
