@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from stmsi._core.arrays import Ints
 from stmsi._data.checks import check_choice
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, require_sample
@@ -19,7 +20,6 @@ from stmsi.model_selection._leaks import Finding
 from stmsi.model_selection._split import Split
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from stmsi.model_selection._split import Folds
@@ -157,7 +157,7 @@ def msi_table(data: Any) -> AnnData | None:
     return None if isinstance(data, AnnData) else data.tables.get(Key.table.MSI)
 
 
-def _given(folds: Any, n: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _given(folds: Any, n: int) -> list[tuple[Ints, Ints]]:
     """Folds that are given as indices."""
     if not isinstance(folds, Sequence) or isinstance(folds, str) or not folds or any(len(f) != 2 for f in folds):
         msg = f"Pass a splitter, or a sequence of (training, test) indices; found {type(folds).__name__}."

@@ -10,6 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.spatial import KDTree
 
+from stmsi._core.arrays import Floats
 from stmsi._core.metrics.structure import correlations
 from stmsi._core.spatial.sections import rows_of_each, spot_pitch
 from stmsi._data.keys import Key
@@ -17,8 +18,6 @@ from stmsi._data.tables import as_csr, require_frame, require_sample
 from stmsi.model_selection._split import codes, is_whole
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from stmsi.model_selection._leaks import Finding, Severity
     from stmsi.model_selection._split import Split
 
@@ -178,7 +177,7 @@ def features(split: Split) -> Iterator[Finding]:
             yield split.leak("components", where)
 
 
-def _standardised(values: NDArray[np.float64]) -> bool:
+def _standardised(values: Floats) -> bool:
     """Whether all columns that vary have mean 0 and deviation 1."""
     spread = values.std(axis=0)
     own = spread > 0
@@ -189,7 +188,7 @@ def _standardised(values: NDArray[np.float64]) -> bool:
     )
 
 
-def _orthogonal(values: NDArray[np.float64]) -> bool:
+def _orthogonal(values: Floats) -> bool:
     """Whether columns, three at least, have mean 0 and are uncorrelated beyond chance."""
     own = values[:, values.std(axis=0) > 0]
     if own.shape[1] < 3 or len(own) <= own.shape[1]:

@@ -10,6 +10,7 @@ from anndata import AnnData
 from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.utils import check_consistent_length
 
+from stmsi._core.arrays import Ints
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_obs
@@ -52,9 +53,7 @@ class _LeaveOneOut(LeaveOneGroupOut):
             raise ValueError(msg)
         return label.astype(str).to_numpy(dtype=object)
 
-    def split(
-        self, X: Any, y: Any = None, groups: ArrayLike | None = None
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def split(self, X: Any, y: Any = None, groups: ArrayLike | None = None) -> Iterator[tuple[Ints, Ints]]:
         """Yield training and test indices.
 
         Parameters

@@ -11,6 +11,7 @@ from anndata import AnnData
 from sklearn.model_selection import BaseCrossValidator
 from sklearn.utils import check_consistent_length
 
+from stmsi._core.arrays import Bools, Floats, Ints
 from stmsi._core.spatial.blocks import correlation_range, correlogram, grid_blocks, near_any, spread_blocks
 from stmsi._core.spatial.sections import rows_of_each, spot_pitch
 from stmsi._data.checks import listing
@@ -19,18 +20,18 @@ from stmsi._data.tables import require_frame, require_sample
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
 _BUFFER_SHARE = 0.5
 _FEW_LEFT = 0.2
 
 
 class _Spots(NamedTuple):
-    xy: NDArray[np.float64]
+    xy: Floats
     names: list[Any]
-    section: NDArray[np.int64]
-    targets: NDArray[np.float64] | None
-    pixel: NDArray[np.int64] | None
+    section: Ints
+    targets: Floats | None
+    pixel: Ints | None
 
 
 class SpatialBlockKFold(BaseCrossValidator):
@@ -129,9 +130,7 @@ class SpatialBlockKFold(BaseCrossValidator):
         """
         return self._ranges(self._read(X, y, groups))
 
-    def split(
-        self, X: Any, y: Any = None, groups: ArrayLike | None = None
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def split(self, X: Any, y: Any = None, groups: ArrayLike | None = None) -> Iterator[tuple[Ints, Ints]]:
         """Yield training and test indices.
 
         Parameters
@@ -175,9 +174,7 @@ class SpatialBlockKFold(BaseCrossValidator):
                 )  # fmt: skip
             yield train, np.flatnonzero(held)
 
-    def _iter_test_masks(
-        self, X: Any = None, y: Any = None, groups: ArrayLike | None = None
-    ) -> Iterator[NDArray[np.bool_]]:
+    def _iter_test_masks(self, X: Any = None, y: Any = None, groups: ArrayLike | None = None) -> Iterator[Bools]:
         """Test spots of each fold, which scikit-learn's base class asks for."""
         fold, _ = self._folds(self._read(X, y, groups))
         yield from (fold == k for k in range(self.n_splits))
@@ -252,7 +249,7 @@ class SpatialBlockKFold(BaseCrossValidator):
             sizes.append(size)
         return sizes
 
-    def _folds(self, spots: _Spots) -> tuple[NDArray[np.int64], list[float]]:
+    def _folds(self, spots: _Spots) -> tuple[Ints, list[float]]:
         """Fold of each spot, buffer in each section."""
         sizes, sections = self._sizes(spots), rows_of_each(spots.section)
         block, number = np.zeros(len(spots.xy), np.int64), 0

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stmsi._core.arrays import Floats, Ints
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._data.tables import as_csr, require_sample
@@ -18,9 +19,8 @@ from stmsi.model_selection._leaks import LEAKS, Finding, Severity
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from numpy.typing import NDArray
 
-    Folds = Sequence[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    Folds = Sequence[tuple[Ints, Ints]]
 
 
 @dataclass
@@ -50,7 +50,7 @@ class Split:
         return found if isinstance(found, Mapping) else {}
 
     @cached_property
-    def sample(self) -> NDArray[np.int64]:
+    def sample(self) -> Ints:
         """Number of each spot's section."""
         return codes(require_sample(self.adata, self.sample_key))
 
@@ -79,7 +79,7 @@ class Split:
         layer = self.setup.get("layer")
         return "X" if layer is None else f"layers[{layer!r}]"
 
-    def shared(self, code: NDArray[np.int64]) -> list[float]:
+    def shared(self, code: Ints) -> list[float]:
         """Share of each fold's test spots whose code a training spot has too; -1 is no code."""
         shares = []
         for train, test in self.folds:
@@ -89,7 +89,7 @@ class Split:
             shares.append(float(known[code[test]].mean()) if len(test) else 0.0)
         return shares
 
-    def features(self) -> Iterator[tuple[str, NDArray[np.float64]]]:
+    def features(self) -> Iterator[tuple[str, Floats]]:
         """Numbers beside expression that the model reads, by name."""
         for key in self.keys("feature_key"):
             if key in self.adata.obsm:
@@ -123,7 +123,7 @@ class Split:
             yield self.leak(name, where, hit, max(shares), severity)
 
 
-def codes(label: Any) -> NDArray[np.int64]:
+def codes(label: Any) -> Ints:
     """Number of each label, -1 where there is none."""
     return pd.factorize(pd.Series(label).astype(object))[0].astype(np.int64)
 

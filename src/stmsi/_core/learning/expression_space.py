@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
+
+from stmsi._core.arrays import Floats, Floats32, Ints
 
 TARGET_SUM = 1e4
 """Counts that every spot is scaled to before the logarithm."""
@@ -35,14 +36,14 @@ def pool_counts(counts: sp.csr_matrix, graph: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix(counts + adjacency @ counts)
 
 
-def neighbour_mean(values: NDArray[np.float32], graph: sp.csr_matrix) -> NDArray[np.float32]:
+def neighbour_mean(values: Floats32, graph: sp.csr_matrix) -> Floats32:
     """Mean over the neighbours of each spot, itself left out; 0 where it has none. Shape as `values`."""
     adjacency = sp.csr_matrix(graph != 0, dtype=np.float32)
     count = np.asarray(adjacency.sum(axis=1), dtype=np.float32)
     return np.asarray((adjacency @ values) / np.maximum(count, 1), dtype=np.float32)
 
 
-def profile_distance(counts: sp.csr_matrix, profile: NDArray[np.float64]) -> NDArray[np.float64]:
+def profile_distance(counts: sp.csr_matrix, profile: Floats) -> Floats:
     """One less the Pearson correlation of each spot's log-normalised expression with a profile (genes,); 0 to 2.
 
     1 where a spot, or the profile, does not vary. `counts` are of shape (spots, genes).
@@ -51,7 +52,7 @@ def profile_distance(counts: sp.csr_matrix, profile: NDArray[np.float64]) -> NDA
     return np.concatenate([*parts, np.empty(0)])
 
 
-def _profile_distance(counts: sp.csr_matrix, profile: NDArray[np.float64]) -> NDArray[np.float64]:
+def _profile_distance(counts: sp.csr_matrix, profile: Floats) -> Floats:
     X, n = log_normalize(counts), len(profile)
     centred = profile - profile.mean()
     total = np.asarray(X.sum(axis=1), dtype=np.float64).ravel()
@@ -65,15 +66,15 @@ def _profile_distance(counts: sp.csr_matrix, profile: NDArray[np.float64]) -> ND
 class ExpressionSpace:
     """Variable genes, their moments, and the principal components of the training spots."""
 
-    selected: NDArray[np.int64]
+    selected: Ints
     """Columns of the genes used."""
-    mean: NDArray[np.float32]
+    mean: Floats32
     """Of their log-normalised expression over the training spots."""
-    scale: NDArray[np.float32]
+    scale: Floats32
     """Its standard deviation."""
-    components: NDArray[np.float32]
+    components: Floats32
     """Principal axes, shape (components, genes used)."""
-    deviation: NDArray[np.float32]
+    deviation: Floats32
     """Standard deviation of the training spots along each component."""
 
     @classmethod
@@ -98,7 +99,7 @@ class ExpressionSpace:
         deviation = np.sqrt(np.maximum(pca.explained_variance_, 1e-12)).astype(np.float32)
         return cls(selected, *moments, components, deviation)
 
-    def centred(self, counts: sp.csr_matrix) -> NDArray[np.float32]:
+    def centred(self, counts: sp.csr_matrix) -> Floats32:
         """Log-normalised expression of the genes used less its training mean; shape (spots, genes used).
 
         Genes are not scaled to one variance: on real ST that lifts the counting noise of weak genes.
@@ -108,13 +109,13 @@ class ExpressionSpace:
         X -= self.mean
         return X
 
-    def transform(self, counts: sp.csr_matrix) -> NDArray[np.float32]:
+    def transform(self, counts: sp.csr_matrix) -> Floats32:
         """Components of spots, shape (spots, components), in pieces."""
         parts = [self.centred(counts[i : i + _CHUNK]) @ self.components.T for i in range(0, counts.shape[0], _CHUNK)]
         return np.vstack(parts) if parts else np.empty((0, len(self.components)), np.float32)
 
 
-def column_moments(X: sp.csr_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def column_moments(X: sp.csr_matrix) -> tuple[Floats, Floats]:
     """Mean and variance of every column of a sparse matrix."""
     n = X.shape[0]
     mean = np.asarray(X.mean(axis=0), dtype=np.float64).ravel()

@@ -6,15 +6,14 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
+from stmsi._core.arrays import Bools, Floats, Ints
 from stmsi._core.spatial.blocks import deal_out
 from stmsi._core.spatial.sections import rows_of_each
 
 _MIN_GROUPS = 3
 
 
-def inner_groups(
-    sample: NDArray[np.str_], xy: NDArray[np.float64] | None, *, n_groups: int = 5, seed: int = 0
-) -> NDArray[np.int64]:
+def inner_groups(sample: NDArray[np.str_], xy: Floats | None, *, n_groups: int = 5, seed: int = 0) -> Ints:
     """Group 0, 1, ... of each spot for inner cross-validation, two groups at least and `n_groups` at most.
 
     Groups are whole sections, or with fewer than three sections spatial blocks, which need positions (spots, 2).
@@ -44,9 +43,7 @@ def inner_groups(
     return group
 
 
-def held_out_group(
-    sample: NDArray[np.str_], xy: NDArray[np.float64] | None, measured: NDArray[np.bool_], *, seed: int = 0
-) -> NDArray[np.bool_]:
+def held_out_group(sample: NDArray[np.str_], xy: Floats | None, measured: Bools, *, seed: int = 0) -> Bools:
     """Mask of one group of spots to hold out, the first of :func:`inner_groups`.
 
     Every metabolite, `measured` of shape (spots, metabolites), keeps spots to learn from: of a section that alone measured
@@ -63,14 +60,8 @@ def held_out_group(
 
 
 def groups_where_measured(
-    sample: NDArray[np.str_],
-    xy: NDArray[np.float64] | None,
-    groups: NDArray[np.int64],
-    measured: NDArray[np.bool_],
-    *,
-    n_groups: int = 5,
-    seed: int = 0,
-) -> NDArray[np.int64] | None:
+    sample: NDArray[np.str_], xy: Floats | None, groups: Ints, measured: Bools, *, n_groups: int = 5, seed: int = 0
+) -> Ints | None:
     """Groups for a metabolite that was measured in one of the `groups` only, where no fold could be trained.
 
     -1 for spots where it was not `measured`. `None` where `groups` serve, or where no others can be made.
@@ -85,7 +76,7 @@ def groups_where_measured(
     return own
 
 
-def held_out_units(sample: NDArray[np.str_], groups: NDArray[np.int64]) -> NDArray[np.int64]:
+def held_out_units(sample: NDArray[np.str_], groups: Ints) -> Ints:
     """Number of each spot's section, or of its part in one group where a section is split over several groups.
 
     Parts of one section are predicted by different models, and a group can hold several sections.
@@ -94,7 +85,7 @@ def held_out_units(sample: NDArray[np.str_], groups: NDArray[np.int64]) -> NDArr
     return np.unique(section * (int(groups.max(initial=0)) + 1) + groups, return_inverse=True)[1]
 
 
-def sections_or_blocks(sample: NDArray[np.str_], xy: NDArray[np.float64] | None, *, seed: int = 0) -> NDArray[np.int64]:
+def sections_or_blocks(sample: NDArray[np.str_], xy: Floats | None, *, seed: int = 0) -> Ints:
     """Number of each spot's section, or with fewer than three sections of its spatial block.
 
     Sections stay whole without positions, and where spots are too few for blocks.

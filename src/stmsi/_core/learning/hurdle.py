@@ -5,15 +5,14 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from stmsi._core.arrays import Floats, Floats32
 from stmsi._core.metrics.presence import ranked_hits
 
 ALWAYS, NEVER = 0.0, 2.0
 """Thresholds on a probability that every spot, or none, reaches."""
 
 
-def best_f1_threshold(
-    present: NDArray[np.float64], probability: NDArray[np.float64], tolerance: float = 0.0
-) -> NDArray[np.float64]:
+def best_f1_threshold(present: Floats, probability: Floats, tolerance: float = 0.0) -> Floats:
     """Threshold of each metabolite with the best F1 on held-out spots, halfway between neighbouring probabilities.
 
     `present` (1, 0, NaN) and `probability` are of shape (spots, metabolites). With a tolerance, the lowest threshold is
@@ -37,9 +36,7 @@ def best_f1_threshold(
     return np.where(usable, (at + below) / 2, threshold)
 
 
-def hurdle_mean(
-    intensity: NDArray[np.floating], probability: NDArray[np.floating], threshold: NDArray[np.float64]
-) -> NDArray[np.float32]:
+def hurdle_mean(intensity: NDArray[np.floating], probability: NDArray[np.floating], threshold: Floats) -> Floats32:
     """Probability x intensity given presence where the probability reaches the threshold, exactly 0 elsewhere.
 
     Shape (spots, metabolites); negative intensities count as 0.

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from stmsi._core.arrays import Floats
 from stmsi._settings import logger
 
 _GRADIENT = 1e-3
@@ -19,15 +19,15 @@ _MAX_ITERATIONS = 1000
 class Logistic:
     """Log-odds as an affine function of the features."""
 
-    weights: NDArray[np.float64]
+    weights: Floats
     offset: float
 
-    def decision_function(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+    def decision_function(self, X: Floats) -> Floats:
         """Log-odds, shape (spots,)."""
         return X @ self.weights + self.offset
 
 
-def balanced_logistic(X: NDArray[np.float64], Y: NDArray[np.float64], C: NDArray[np.float64]) -> list[Logistic]:
+def balanced_logistic(X: Floats, Y: Floats, C: Floats) -> list[Logistic]:
     r"""Penalised logistic regressions with balanced classes, one for each column of `Y` (1, 0, or NaN: not measured).
 
     Each minimises the loss of scikit-learn's ``LogisticRegression(class_weight="balanced")``,
@@ -64,7 +64,7 @@ def balanced_logistic(X: NDArray[np.float64], Y: NDArray[np.float64], C: NDArray
     margin, small, pull = (np.empty(Y.shape) for _ in range(3))
     signed = sign * weight
 
-    def loss(v: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def loss(v: Floats) -> tuple[float, Floats]:
         v = v.reshape(-1, Y.shape[1])
         np.matmul(Z, scale * v[:-1], out=margin)
         np.add(margin, step * v[-1], out=margin)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from stmsi._core.arrays import Bools, Floats, Ints
 from stmsi._core.spatial.sections import rows_of_each
 
 _SHRINKAGE = (np.inf, 3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0)
@@ -15,9 +15,7 @@ _TO_EQUAL = 1e-4
 """Pull towards equal weights, so that members that agree share their weight."""
 
 
-def simplex_weights(
-    moments: NDArray[np.float64], prior: NDArray[np.float64], strength: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def simplex_weights(moments: Floats, prior: Floats, strength: Floats) -> Floats:
     r"""Non-negative weights with sum 1, shape (problems, members), that make the error of a weighted mean small.
 
     .. math:: \min_w \; w^\top E w + \lambda \lVert w - w_0 \rVert^2 \quad\text{with } w \ge 0,\; 1^\top w = 1
@@ -45,12 +43,8 @@ def simplex_weights(
 
 
 def stacking_weights(
-    truth: NDArray[np.float64],
-    predictions: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    eligible: NDArray[np.bool_] | None = None,
-    units: NDArray[np.int64] | None = None,
-) -> NDArray[np.float64]:
+    truth: Floats, predictions: Floats, groups: Ints, eligible: Bools | None = None, units: Ints | None = None
+) -> Floats:
     """Weights of each metabolite, shape (members, metabolites), shrunk to those of all metabolites.
 
     They minimise the squared error of the weighted mean of the members. The fewer spots a metabolite has, the more its
@@ -81,13 +75,8 @@ def stacking_weights(
 
 
 def _error_moments(
-    truth: NDArray[np.float64],
-    predictions: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    made: NDArray[np.bool_],
-    candidates: NDArray[np.bool_],
-    units: NDArray[np.int64] | None,
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    truth: Floats, predictions: Floats, groups: Ints, made: Bools, candidates: Bools, units: Ints | None
+) -> tuple[Floats, Ints]:
     """Products of errors, summed over the spots of each group, in units of the truth's variance; number of spots.
 
     Shapes (groups, metabolites, members, members) and (groups, metabolites).
@@ -107,13 +96,7 @@ def _error_moments(
     return np.stack(moments), np.stack([known[g].sum(axis=0) for g in by_group])
 
 
-def _errors_within(
-    truth: NDArray[np.float64],
-    predictions: NDArray[np.float64],
-    known: NDArray[np.bool_],
-    candidates: NDArray[np.bool_],
-    units: NDArray[np.int64],
-) -> NDArray[np.float64]:
+def _errors_within(truth: Floats, predictions: Floats, known: Bools, candidates: Bools, units: Ints) -> Floats:
     """Errors of the pattern inside each unit, shape (members, spots, metabolites); 0 where they do not count.
 
     Units differ in level and spread, and one of another batch would have most of the squared error. So the truth has the
@@ -124,7 +107,7 @@ def _errors_within(
     of_unit = sp.csr_matrix((np.ones(len(code)), (code, np.arange(len(code)))))
     n = np.maximum(of_unit @ known.astype(float), 1)
 
-    def centred(values: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def centred(values: Floats, where: Bools) -> Floats:
         values = np.where(where, values, 0)
         return np.where(where, values - ((of_unit @ values) / n)[code], 0)
 
@@ -138,16 +121,11 @@ def _errors_within(
     return (factor[code] * h - y) * (known & candidates[:, None]) / np.where(spread > 0, spread, 1)[code]
 
 
-def _ratio(a: NDArray[np.float64], b: NDArray[np.float64], otherwise: float) -> NDArray[np.float64]:
+def _ratio(a: Floats, b: Floats, otherwise: float) -> Floats:
     return np.where(b != 0, a / np.where(b != 0, b, 1), otherwise)
 
 
-def _weights(
-    moments: NDArray[np.float64],
-    n: NDArray[np.int64],
-    candidates: NDArray[np.bool_],
-    strengths: tuple[float, ...] = _SHRINKAGE,
-) -> list[NDArray[np.float64]]:
+def _weights(moments: Floats, n: Ints, candidates: Bools, strengths: tuple[float, ...] = _SHRINKAGE) -> list[Floats]:
     """Weights for each strength of shrinkage, shape (metabolites, members)."""
     k = len(candidates)
     prior = np.full(k, 1 / k)

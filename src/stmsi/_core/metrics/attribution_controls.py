@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.special import gammaln
 
+from stmsi._core.arrays import Floats, Ints
 from stmsi._core.metrics.columns import number, ratio, total
 from stmsi._core.metrics.intensity import pearson
 from stmsi._core.spatial.sections import rows_of_each
@@ -15,7 +16,7 @@ _REACH = 1.5
 """Distance, in spacings of the spots, within which a shifted spot counts as lying on tissue."""
 
 
-def shuffle_within(section: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+def shuffle_within(section: Ints, rng: np.random.Generator) -> Ints:
     """Row numbers in random order, each row replaced by one of the same section."""
     order = np.arange(len(section))
     for own in rows_of_each(section):
@@ -23,7 +24,7 @@ def shuffle_within(section: NDArray[np.int64], rng: np.random.Generator) -> NDAr
     return order
 
 
-def gene_blocks(X: NDArray[np.floating], n_blocks: int | None) -> NDArray[np.int64]:
+def gene_blocks(X: NDArray[np.floating], n_blocks: int | None) -> Ints:
     """Block 0, 1, ... of each gene of (spots, genes): genes that vary together (average linkage on correlation).
 
     `n_blocks` at most; `None`: each gene by itself.
@@ -42,7 +43,7 @@ def gene_blocks(X: NDArray[np.floating], n_blocks: int | None) -> NDArray[np.int
     return np.unique(label, return_inverse=True)[1].astype(np.int64)
 
 
-def torus_shift(xy: NDArray[np.float64], section: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+def torus_shift(xy: Floats, section: Ints, rng: np.random.Generator) -> Ints:
     """Row whose place each spot takes when every section is shifted on a torus: neighbours stay neighbours.
 
     A shift is at least a quarter of the section's extent along one axis. Row -1: the shifted spot is not on tissue.
@@ -62,9 +63,7 @@ def torus_shift(xy: NDArray[np.float64], section: NDArray[np.int64], rng: np.ran
     return source
 
 
-def within_sections(
-    truth: NDArray[np.float64], prediction: NDArray[np.float64], section: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def within_sections(truth: Floats, prediction: Floats, section: Ints) -> Floats:
     """Pearson correlation of each column within each section, averaged over the sections in which it exists."""
     scores = np.stack([pearson(truth[own], prediction[own]) for own in rows_of_each(section)])
     return ratio(total(scores), number(scores))

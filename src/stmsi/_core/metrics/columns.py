@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stmsi._core.arrays import Bools, Floats, Ints
 
-def paired(truth: ArrayLike, prediction: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+
+def paired(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
     """Both as (n, m) floats with NaN in the same places."""
     y, p = (np.asarray(v, dtype=np.float64) for v in (truth, prediction))
     if y.ndim == 1:
@@ -18,22 +20,22 @@ def paired(truth: ArrayLike, prediction: ArrayLike) -> tuple[NDArray[np.float64]
     return np.where(missing, np.nan, y), np.where(missing, np.nan, p)
 
 
-def total(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
+def total(values: Floats | Bools) -> Floats:
     """Sum of each column without NaN."""
     return np.nansum(values, axis=0)
 
 
-def number(values: NDArray[np.float64]) -> NDArray[np.int64]:
+def number(values: Floats) -> Ints:
     """How many values of each column are not NaN."""
     return (~np.isnan(values)).sum(axis=0)
 
 
-def ratio(top: NDArray[np.floating | np.integer], bottom: NDArray[np.floating | np.integer]) -> NDArray[np.float64]:
+def ratio(top: NDArray[np.floating | np.integer], bottom: NDArray[np.floating | np.integer]) -> Floats:
     """`top / bottom`, NaN where `bottom` is 0."""
     return np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1), np.nan)
 
 
-def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
+def ranks(values: Floats) -> Floats:
     """Ranks of each column of (n, m) from 1, ties at their mean rank, NaN at none.
 
     Those of :func:`scipy.stats.rankdata`, in a third of the time.
@@ -54,7 +56,7 @@ def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return rank.T
 
 
-def ordered_quantiles(ordered: NDArray[np.float64], levels: ArrayLike) -> NDArray[np.float64]:
+def ordered_quantiles(ordered: Floats, levels: ArrayLike) -> Floats:
     """Quantiles, shape (levels, columns), of columns in rising order with NaN last; NaN without a value."""
     last = np.maximum(number(ordered) - 1, 0)
     position = np.asarray(levels, dtype=np.float64)[:, None] * last

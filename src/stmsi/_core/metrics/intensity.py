@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
+from stmsi._core.arrays import Bools, Floats
 from stmsi._core.metrics.columns import number, paired, ranks, ratio, total
+from stmsi._core.metrics.score_docs import documented
 
 _FLAT = 1e-9
 """Relative spread under which a column counts as constant."""
 
 
-def mse(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where no pair is left")
+def mse(truth: ArrayLike, prediction: ArrayLike) -> Floats:
     """Mean squared error of each metabolite.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites). Pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where no pair is left.
 
     Examples
     --------
@@ -33,17 +27,9 @@ def mse(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
     return ratio(total((y - p) ** 2), number(y))
 
 
-def mae(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where no pair is left")
+def mae(truth: ArrayLike, prediction: ArrayLike) -> Floats:
     """Mean absolute error of each metabolite.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites). Pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where no pair is left.
 
     Examples
     --------
@@ -55,24 +41,14 @@ def mae(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
     return ratio(total(np.abs(y - p)), number(y))
 
 
-def r2(truth: ArrayLike, prediction: ArrayLike, reference: ArrayLike | None = None) -> NDArray[np.float64]:
+@documented("NaN where the truth never differs from the reference")
+def r2(truth: ArrayLike, prediction: ArrayLike, reference: ArrayLike | None = None) -> Floats:
     r"""Share of the squared error of the *training* mean that the prediction explains.
 
     .. math:: R^2 = 1 - \sum_i (y_i - \hat y_i)^2 / \sum_i (y_i - \bar y_\text{train})^2
 
     The mean of a held-out section is not known when predicting. With that mean as reference, a constant shift of the
     section would look like a failure of the model.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites). Pairs with NaN are left out.
-    reference
-        Training mean of each metabolite, shape (metabolites,); `None`: the mean of `truth`.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where the truth never differs from the reference.
 
     Examples
     --------
@@ -85,17 +61,9 @@ def r2(truth: ArrayLike, prediction: ArrayLike, reference: ArrayLike | None = No
     return 1 - ratio(total((y - p) ** 2), total((y - mean) ** 2))
 
 
-def pearson(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where truth or prediction is constant")
+def pearson(truth: ArrayLike, prediction: ArrayLike) -> Floats:
     """Pearson correlation of each metabolite.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites). Pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where truth or prediction is constant.
 
     Examples
     --------
@@ -108,17 +76,9 @@ def pearson(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
     return np.where(flat_y | flat_p, np.nan, correlation)
 
 
-def spearman(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where truth or prediction is constant")
+def spearman(truth: ArrayLike, prediction: ArrayLike) -> Floats:
     """Spearman rank correlation of each metabolite, ties at their mean rank.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites). Pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where truth or prediction is constant.
 
     Examples
     --------
@@ -130,12 +90,12 @@ def spearman(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
     return pearson(ranks(y), ranks(p))
 
 
-def is_constant(values: NDArray[np.float64]) -> NDArray[np.bool_]:
+def is_constant(values: Floats) -> Bools:
     """Columns for which no correlation exists: constant but for rounding, or without a value."""
     return _centred(values)[2]
 
 
-def _centred(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+def _centred(values: Floats) -> tuple[Floats, Floats, Bools]:
     """Columns less their mean, their standard deviation, and whether they are constant."""
     n = np.maximum(number(values), 1)
     size = np.abs(np.where(np.isnan(values), 0, values)).max(axis=0, initial=0)

@@ -7,7 +7,9 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 
+from stmsi._core.arrays import Bools, Floats, Ints
 from stmsi._core.metrics.columns import number, paired, ratio
+from stmsi._core.metrics.score_docs import documented
 from stmsi._core.spatial.morans_i import morans_i
 from stmsi._core.spatial.sections import spot_pitch
 
@@ -16,24 +18,13 @@ _MOST_PIXELS = 4_000_000
 """Of a raster: wrong positions would ask for billions."""
 
 
-def ssim(truth: ArrayLike, prediction: ArrayLike, xy: ArrayLike) -> NDArray[np.float64]:
+@documented("1 for the same map, NaN where the measured map is constant or smaller than the window of 7 x 7 pixels")
+def ssim(truth: ArrayLike, prediction: ArrayLike, xy: ArrayLike) -> Floats:
     """Structural similarity of the maps of each metabolite, after putting the spots on a raster.
 
     A pixel of the raster is as large as the distance between spots and takes the value of the nearest spot. Both maps
     are scaled by the range of the measured one. Outside of the tissue both have the measured mean. The similarity is
     averaged over the pixels of measured spots.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites). Pairs with NaN are left out.
-    xy
-        Positions of the spots of one section, shape (spots, 2).
-
-    Returns
-    -------
-    Shape (metabolites,), 1 for the same map; NaN where the measured map is constant or smaller than the window of 7 x 7
-    pixels.
 
     Raises
     ------
@@ -78,19 +69,11 @@ def ssim(truth: ArrayLike, prediction: ArrayLike, xy: ArrayLike) -> NDArray[np.f
     return score
 
 
-def moran_i(values: ArrayLike, graph: sp.spmatrix | NDArray[np.floating]) -> NDArray[np.float64]:
+@documented("NaN where a metabolite is constant or the graph has no edge")
+def moran_i(values: ArrayLike, graph: sp.spmatrix | NDArray[np.floating]) -> Floats:
     """Moran's I of each metabolite, with the values of :func:`squidpy.gr.spatial_autocorr`.
 
-    Parameters
-    ----------
-    values
-        Shape (spots, metabolites). Spots with NaN are left out with their edges.
-    graph
-        Neighbourhood of the spots, shape (spots, spots), such as ``obsp["spatial_connectivities"]``.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where a metabolite is constant or the graph has no edge.
+    Spots with NaN are left out with their edges.
 
     Raises
     ------
@@ -122,24 +105,12 @@ def moran_i(values: ArrayLike, graph: sp.spmatrix | NDArray[np.floating]) -> NDA
     return score
 
 
-def moran_gap(
-    truth: ArrayLike, prediction: ArrayLike, graph: sp.spmatrix | NDArray[np.floating]
-) -> NDArray[np.float64]:
+@documented("0 where it is preserved, NaN where either map is constant")
+def moran_gap(truth: ArrayLike, prediction: ArrayLike, graph: sp.spmatrix | NDArray[np.floating]) -> Floats:
     """Moran's I of the prediction less that of the measurement: is spatial structure preserved?
 
-    Above 0 the prediction is smoother. Noise lowers the value of the measurement, so a perfect prediction of the mean is
-    smoother too.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites). Pairs with NaN are left out.
-    graph
-        As for :func:`moran_i`.
-
-    Returns
-    -------
-    Shape (metabolites,), 0 where it is preserved; NaN where either map is constant.
+    Above 0 the prediction is smoother. Noise lowers the value of the measurement, so a perfect prediction of the mean
+    is smoother too.
 
     Examples
     --------
@@ -154,30 +125,15 @@ def moran_gap(
     return both[y.shape[1] :] - both[: y.shape[1]]
 
 
+@documented("1 for the same hot spots, NaN where measurement or prediction is constant")
 def hotspot_jaccard(
-    truth: ArrayLike,
-    prediction: ArrayLike,
-    share: float = 0.1,
-    graph: sp.spmatrix | NDArray[np.floating] | None = None,
-) -> NDArray[np.float64]:
+    truth: ArrayLike, prediction: ArrayLike, share: float = 0.1, graph: sp.spmatrix | NDArray[np.floating] | None = None
+) -> Floats:
     """Overlap of the hot spots of both maps: shared spots over spots of either.
 
-    The share of spots with the highest values is hot, ties included, but never a spot at the lowest value. Without skill
-    the overlap is about ``share / (2 - share)``: 0.05 for a tenth.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites). Pairs with NaN are left out.
-    share
-        Share of the spots that are hot, between 0 and 1.
-    graph
-        Neighbourhood of the spots. Values are first averaged over each spot and its neighbours, so that regions count
-        instead of single spots; `None`: no averages.
-
-    Returns
-    -------
-    Shape (metabolites,), 1 for the same hot spots; NaN where measurement or prediction is constant.
+    Spots with the highest values are hot, ties included, but never a spot at the lowest value. With a `graph`, values are
+    first averaged over each spot and its neighbours, so that regions count instead of single spots. Without skill the
+    overlap is about ``share / (2 - share)``: 0.05 for a tenth.
 
     Raises
     ------
@@ -204,14 +160,14 @@ def hotspot_jaccard(
     return np.where(varies[0] & varies[1], overlap, np.nan)
 
 
-def near_graph(xy: NDArray[np.float64]) -> sp.csr_matrix:
+def near_graph(xy: Floats) -> sp.csr_matrix:
     """Graph of spots within one and a half times their distance: 6 neighbours on a hexagon, 8 on a square."""
     pairs = KDTree(xy).query_pairs(1.5 * spot_pitch(xy), output_type="ndarray") if len(xy) else np.empty((0, 2), int)
     i, j = np.vstack([pairs, pairs[:, ::-1]]).T
     return sp.csr_matrix((np.ones(len(i)), (i, j)), shape=(len(xy), len(xy)))
 
 
-def _hot(values: NDArray[np.float64], share: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _hot(values: Floats, share: float) -> tuple[Bools, Bools]:
     """Hot spots of each column, and whether it has any."""
     known, n = ~np.isnan(values), number(values)
     if len(values) == 0:
@@ -226,7 +182,7 @@ def _hot(values: NDArray[np.float64], share: float) -> tuple[NDArray[np.bool_], 
     return known & (values >= limit) & (values > lowest), varies
 
 
-def _raster(xy: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _raster(xy: Floats) -> tuple[Ints, Bools]:
     """Nearest spot of each pixel of a raster over the section, and whether it is near enough to count."""
     pitch = spot_pitch(xy)
     if pitch == 0:

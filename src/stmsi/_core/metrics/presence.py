@@ -7,20 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from stmsi._core.arrays import Floats
 from stmsi._core.metrics.columns import number, ordered_quantiles, paired, ranks, ratio, total
+from stmsi._core.metrics.score_docs import documented
 
 
-def prevalence(present: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where no spot is covered")
+def prevalence(present: ArrayLike) -> Floats:
     """Share of covered spots in which each metabolite is present. Compare AUPRC with it.
-
-    Parameters
-    ----------
-    present
-        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
-
-    Returns
-    -------
-    Shape (metabolites,).
 
     Examples
     --------
@@ -32,17 +26,9 @@ def prevalence(present: ArrayLike) -> NDArray[np.float64]:
     return ratio(total(y > 0), number(y))
 
 
-def precision(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where none is called present")
+def precision(present: ArrayLike, called: ArrayLike) -> Floats:
     """Share of the spots called present in which a metabolite is present.
-
-    Parameters
-    ----------
-    present, called
-        1 present, 0 absent; shape (spots, metabolites). Pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where none is called present.
 
     Examples
     --------
@@ -54,17 +40,9 @@ def precision(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     return ratio(hit, hit + false_call)
 
 
-def recall(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where it is present nowhere")
+def recall(present: ArrayLike, called: ArrayLike) -> Floats:
     """Share of the spots with a metabolite that are called present.
-
-    Parameters
-    ----------
-    present, called
-        1 present, 0 absent; shape (spots, metabolites). Pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where it is present nowhere.
 
     Examples
     --------
@@ -76,17 +54,9 @@ def recall(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     return ratio(hit, hit + missed)
 
 
-def f1(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where a metabolite is neither present nor called anywhere")
+def f1(present: ArrayLike, called: ArrayLike) -> Floats:
     """Harmonic mean of precision and recall.
-
-    Parameters
-    ----------
-    present, called
-        1 present, 0 absent; shape (spots, metabolites). Pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where a metabolite is neither present nor called anywhere.
 
     Examples
     --------
@@ -98,21 +68,13 @@ def f1(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     return ratio(2 * hit, 2 * hit + false_call + missed)
 
 
-def mcc(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where only one class occurs or only one is called")
+def mcc(present: ArrayLike, called: ArrayLike) -> Floats:
     r"""Matthews correlation: the correlation of what is called with what is present.
 
     .. math:: \frac{TP\,TN - FP\,FN}{\sqrt{(TP+FP)(TP+FN)(TN+FP)(TN+FN)}}
 
     Unlike F1 it is 0 without skill at any prevalence.
-
-    Parameters
-    ----------
-    present, called
-        1 present, 0 absent; shape (spots, metabolites). Pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where only one class occurs or only one is called.
 
     References
     ----------
@@ -129,19 +91,9 @@ def mcc(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     return ratio(hit * rest - false_call * missed, np.prod(sides, axis=0))
 
 
-def auroc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where only one class occurs")
+def auroc(present: ArrayLike, score: ArrayLike) -> Floats:
     """Area under the ROC curve: the chance that a spot with the metabolite scores above one without; ties half.
-
-    Parameters
-    ----------
-    present
-        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
-    score
-        Anything that rises with the chance of presence, likewise.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where only one class occurs.
 
     Examples
     --------
@@ -154,19 +106,11 @@ def auroc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
     return ratio(np.where(y > 0, ranks(p), 0).sum(axis=0) - n1 * (n1 + 1) / 2, n1 * n0)
 
 
-def auprc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
-    r"""Average precision, :math:`\sum_k (R_k - R_{k-1}) P_k` over the distinct scores; compare it with prevalence.
+@documented("NaN where only one class occurs")
+def auprc(present: ArrayLike, score: ArrayLike) -> Floats:
+    r"""Average precision, :math:`\sum_k (R_k - R_{k-1}) P_k` over the distinct scores.
 
-    Parameters
-    ----------
-    present
-        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
-    score
-        Anything that rises with the chance of presence, likewise.
-
-    Returns
-    -------
-    Shape (metabolites,), as :func:`sklearn.metrics.average_precision_score`; NaN where only one class occurs.
+    The value of :func:`sklearn.metrics.average_precision_score`. Compare it with prevalence.
 
     Examples
     --------
@@ -183,22 +127,12 @@ def auprc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
     return np.where(n0 > 0, ratio(area, n1), np.nan)
 
 
-def brier(present: ArrayLike, probability: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where no pair is left")
+def brier(present: ArrayLike, probability: ArrayLike) -> Floats:
     """Brier score: mean squared difference between the probability and the presence.
 
     It falls with calibration and with discrimination. The prevalence, predicted everywhere, scores
     prevalence x (1 - prevalence).
-
-    Parameters
-    ----------
-    present
-        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
-    probability
-        Probability of presence, likewise.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where no pair is left.
 
     Raises
     ------
@@ -215,7 +149,8 @@ def brier(present: ArrayLike, probability: ArrayLike) -> NDArray[np.float64]:
     return ratio(total((p - (y > 0)) ** 2), number(y))
 
 
-def ece(present: ArrayLike, probability: ArrayLike, n_bins: int = 10) -> NDArray[np.float64]:
+@documented("NaN where no pair is left")
+def ece(present: ArrayLike, probability: ArrayLike, n_bins: int = 10) -> Floats:
     r"""Expected calibration error: distance of the probabilities from the shares of spots with the metabolite.
 
     .. math:: \sum_b \frac{n_b}{n} \, \bigl| \bar p_b - \bar y_b \bigr|
@@ -224,19 +159,6 @@ def ece(present: ArrayLike, probability: ArrayLike, n_bins: int = 10) -> NDArray
     0 on finitely many spots, but about :math:`\sqrt{2 \bar p (1 - \bar p) B / (\pi n)}` with :math:`B` bins: 0.03 for
     10 bins, 1000 spots and a prevalence of one half where the probability varies little. Compare only scores of the same
     number of spots.
-
-    Parameters
-    ----------
-    present
-        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
-    probability
-        Probability of presence, likewise.
-    n_bins
-        Most bins.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where no pair is left.
 
     Raises
     ------
@@ -285,14 +207,14 @@ def ranked_hits(present: ArrayLike, score: ArrayLike) -> tuple[NDArray[Any], ...
     return hits.T, called.T, last.T, (y > 0).sum(axis=1), (y == 0).sum(axis=1)
 
 
-def _confusion(present: ArrayLike, called: ArrayLike) -> tuple[NDArray[np.float64], ...]:
+def _confusion(present: ArrayLike, called: ArrayLike) -> tuple[Floats, ...]:
     """Numbers of true positive, false positive, false negative and true negative calls."""
     y, p = paired(present, called)
     sides = ((y > 0, p > 0), (y == 0, p > 0), (y > 0, p == 0), (y == 0, p == 0))
     return tuple(total(of_truth & of_call) for of_truth, of_call in sides)
 
 
-def _with_probability(present: ArrayLike, probability: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _with_probability(present: ArrayLike, probability: ArrayLike) -> tuple[Floats, Floats]:
     y, p = paired(present, probability)
     if (p < 0).any() or (p > 1).any():
         msg = f"Probabilities lie between 0 and 1, found {np.nanmin(p):.3g} to {np.nanmax(p):.3g}."

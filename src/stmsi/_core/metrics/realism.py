@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
+from stmsi._core.arrays import Floats, Ints
 from stmsi._core.metrics.columns import ordered_quantiles
 from stmsi._core.metrics.presence import auroc
 from stmsi._core.spatial.coregionalization import distance_classes
@@ -17,7 +17,7 @@ LEVELS = tuple(np.linspace(0.05, 0.95, 10).round(3))
 """Quantiles of the intensity where present that are compared."""
 
 
-def marginals(y: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
+def marginals(y: Floats) -> dict[str, Floats]:
     """Mean, standard deviation, prevalence and dynamic range of each column of (spots, metabolites) without NaN.
 
     The dynamic range is the log10 of the 95th over the 5th percentile where present.
@@ -28,21 +28,19 @@ def marginals(y: NDArray[np.float64]) -> dict[str, NDArray[np.float64]]:
     return {"mean": y.mean(axis=0), "sd": y.std(axis=0), "prevalence": (y > 0).mean(axis=0), "dynamic_range": dynamic}
 
 
-def present_quantiles(present: NDArray[np.float64], levels: tuple[float, ...]) -> NDArray[np.float64]:
+def present_quantiles(present: Floats, levels: tuple[float, ...]) -> Floats:
     """Quantiles of each column without NaN, shape (levels, columns); NaN where there is nothing else."""
     return ordered_quantiles(np.sort(present, axis=0), levels)
 
 
-def kolmogorov_smirnov(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def kolmogorov_smirnov(a: Floats, b: Floats) -> Floats:
     """Largest distance between the distribution functions of each column of two arrays without NaN."""
     from scipy.stats import ks_2samp
 
     return np.asarray(ks_2samp(a, b, axis=0, method="asymp").statistic, dtype=np.float64)
 
 
-def variogram(
-    y: NDArray[np.float64], xy: NDArray[np.float64], rng: np.random.Generator
-) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
+def variogram(y: Floats, xy: Floats, rng: np.random.Generator) -> tuple[Floats, list[Floats]]:
     """Half the mean squared difference by class of distance, in units of the variance.
 
     Returns the mean distance of each class, and for each array of (spots, metabolites) in `y`, stacked first, the values
@@ -58,13 +56,7 @@ def variogram(
 
 
 def two_sample_auc(
-    real: NDArray[np.float64],
-    fake: NDArray[np.float64],
-    means: sp.csr_matrix | None,
-    groups: NDArray[np.int64],
-    *,
-    n_splits: int = 5,
-    seed: int = 0,
+    real: Floats, fake: Floats, means: sp.csr_matrix | None, groups: Ints, *, n_splits: int = 5, seed: int = 0
 ) -> float:
     """How well gradient-boosted trees tell synthetic from measured held-out spots: 0.5 not at all, 1 always.
 

@@ -8,13 +8,14 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
+from stmsi._core.arrays import Floats, Ints
 from stmsi._core.metrics.columns import number, ratio, total
 
 CONFIDENCE = 0.9
 """One-sided, of the lower bounds."""
 
 
-def spearman_brown(r: NDArray[np.float64]) -> NDArray[np.float64]:
+def spearman_brown(r: Floats) -> Floats:
     r"""Reliability of a mean from the correlation of its halves, :math:`2r / (1 + r)`; 0 where `r` is negative.
 
     Spearman, British Journal of Psychology 3 (1910) 271-295; Brown, ibid. 296-322.
@@ -23,14 +24,14 @@ def spearman_brown(r: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(np.isnan(r), np.nan, 2 * np.maximum(r, 0) / (1 + np.maximum(r, 0)))
 
 
-def fisher_bounds(r: NDArray[np.float64], n: NDArray[np.int64], z: float = 1.96) -> tuple[NDArray[np.float64], ...]:
+def fisher_bounds(r: Floats, n: Ints, z: float = 1.96) -> tuple[Floats, ...]:
     """Lower and upper bound of a correlation of n independent pairs, by Fisher's transformation."""
     with np.errstate(invalid="ignore", divide="ignore"):
         centre, width = np.arctanh(np.clip(r, -0.999999, 0.999999)), z / np.sqrt(np.maximum(n - 3, 1))
     return np.tanh(centre - width), np.tanh(centre + width)
 
 
-def mean_and_error(values: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
+def mean_and_error(values: Floats) -> tuple[NDArray[Any], ...]:
     """Mean, standard error, number and lower bound (Student's t) of the columns of (replicates, n), NaN left out.
 
     One replicate alone has no error and no bound.
@@ -42,9 +43,7 @@ def mean_and_error(values: NDArray[np.float64]) -> tuple[NDArray[Any], ...]:
     return mean, error, k, mean - student.ppf(CONFIDENCE, np.maximum(k - 1, 1)) * error
 
 
-def kept_errors(
-    error: NDArray[np.float64], uncertainty: NDArray[np.float64], shares: NDArray[np.float64]
-) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+def kept_errors(error: Floats, uncertainty: Floats, shares: Floats) -> tuple[Ints, Floats]:
     """Number and mean error of the least uncertain spots, shape (shares, metabolites); 0 and NaN where there is none.
 
     `error` and `uncertainty` are of shape (spots, metabolites); pairs with NaN are left out. Shares are rounded up to a
@@ -59,7 +58,7 @@ def kept_errors(
     return kept, ratio(np.take_along_axis(sums, kept, axis=0), kept)
 
 
-def binary_entropy(probability: NDArray[np.floating]) -> NDArray[np.float64]:
+def binary_entropy(probability: NDArray[np.floating]) -> Floats:
     """Entropy of a yes-or-no question in bits: 1 at one half, 0 where the answer is certain."""
     p = np.clip(np.asarray(probability, np.float64), 1e-300, 1 - 1e-16)
     return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))

@@ -9,27 +9,21 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
+from stmsi._core.arrays import Bools, Floats
 from stmsi._core.metrics.columns import number, paired, ranks, ratio
 from stmsi._core.metrics.intensity import pearson
+from stmsi._core.metrics.score_docs import documented
 
 _LEAST_PAIRS = 3
 """A line goes through any two points."""
 
 
-def correlation_preserved(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
+@documented("1 where preserved, NaN for constant metabolites and with fewer than three others")
+def correlation_preserved(truth: ArrayLike, prediction: ArrayLike) -> Floats:
     """How well the correlations of a metabolite with all others are preserved.
 
-    The Pearson correlation, over the other metabolites, of its correlations with them in prediction and measurement.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites). Pairs with NaN are left out; a correlation is over the spots that both
-        metabolites have.
-
-    Returns
-    -------
-    Shape (metabolites,), 1 where preserved; NaN for constant metabolites and with fewer than three others.
+    The Pearson correlation, over the other metabolites, of its correlations with them in prediction and measurement, each
+    over the spots that both metabolites have.
 
     Examples
     --------
@@ -45,24 +39,12 @@ def correlation_preserved(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np
     return _agreement(*tables)
 
 
-def gene_correlation_preserved(
-    genes: sp.spmatrix | ArrayLike, truth: ArrayLike, prediction: ArrayLike
-) -> NDArray[np.float64]:
+@documented("1 where preserved, NaN for constant metabolites and with fewer than three genes that vary")
+def gene_correlation_preserved(genes: sp.spmatrix | ArrayLike, truth: ArrayLike, prediction: ArrayLike) -> Floats:
     """How well the correlations of a metabolite with genes are preserved.
 
     The Pearson correlation, over genes, of their correlations with the predicted and with the measured metabolite. A
     prediction is a function of genes and correlates with them more; the score asks whether with the same ones.
-
-    Parameters
-    ----------
-    genes
-        Normalised expression, shape (spots, genes), dense or sparse.
-    truth, prediction
-        Intensities, shape (spots, metabolites). Pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,), 1 where preserved; NaN for constant metabolites and with fewer than three genes that vary.
 
     Raises
     ------
@@ -87,7 +69,7 @@ def gene_correlation_preserved(
     return _agreement(correlations(x, y), correlations(x, p))
 
 
-def group_means(values: ArrayLike, group: ArrayLike) -> tuple[NDArray[np.float64], NDArray[Any]]:
+def group_means(values: ArrayLike, group: ArrayLike) -> tuple[Floats, NDArray[Any]]:
     """Mean of each metabolite in each group of spots: cluster averages, or pseudo-bulk of sections.
 
     Parameters
@@ -114,21 +96,11 @@ def group_means(values: ArrayLike, group: ArrayLike) -> tuple[NDArray[np.float64
     return ratio(member @ np.where(known, x, 0), member @ known.astype(np.float64)), names
 
 
-def group_agreement(truth: ArrayLike, prediction: ArrayLike, group: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN with fewer than three groups, and for constant means")
+def group_agreement(truth: ArrayLike, prediction: ArrayLike, group: ArrayLike) -> Floats:
     """Pearson correlation of the groups' means, measured and predicted.
 
     Groups are clusters, or the sections or patients of pseudo-bulk samples.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites). Pairs with NaN are left out.
-    group
-        Group of each spot; spots without one are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN with fewer than three groups, and for constant means.
 
     Examples
     --------
@@ -140,9 +112,7 @@ def group_agreement(truth: ArrayLike, prediction: ArrayLike, group: ArrayLike) -
     return _agreement(group_means(y, group)[0], group_means(p, group)[0])
 
 
-def differential_abundance(
-    values: ArrayLike, group: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[Any]]:
+def differential_abundance(values: ArrayLike, group: ArrayLike) -> tuple[Floats, Floats, NDArray[Any]]:
     """Each group of spots against all others: rank-biserial effect and Mann-Whitney p value.
 
     Neighbouring spots are not independent, so p values are too small, in prediction and measurement alike.
@@ -183,26 +153,12 @@ def differential_abundance(
     return ratio(2 * u, pairs) - 1, np.where(pairs > 0, 2 * ndtr(-z), np.nan), names
 
 
-def differential_agreement(
-    truth: ArrayLike, prediction: ArrayLike, group: ArrayLike, alpha: float = 0.05
-) -> NDArray[np.float64]:
+@documented("NaN where the measurement differs in no group")
+def differential_agreement(truth: ArrayLike, prediction: ArrayLike, group: ArrayLike, alpha: float = 0.05) -> Floats:
     """Share of the measured differences between regions that the prediction shows too.
 
     A group counts where its measured abundance differs from the rest (:func:`differential_abundance`,
     Benjamini-Hochberg over groups and metabolites). The prediction must differ there, to the same side.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites). Pairs with NaN are left out.
-    group
-        Region or cluster of each spot; spots without one are left out.
-    alpha
-        False discovery rate.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where the measurement differs in no group.
 
     Examples
     --------
@@ -221,7 +177,7 @@ def differential_agreement(
     return ratio(again.sum(axis=0), found.sum(axis=0))
 
 
-def correlations(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+def correlations(x: Floats, y: Floats) -> Floats:
     """Correlation of each column of `x` with each of `y`, over the rows that both have; NaN for constant ones."""
     gaps = [np.isnan(v) for v in (x, y)]
     if all((g == g[:, :1]).all() for g in gaps):
@@ -243,7 +199,7 @@ def correlations(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.f
     return np.where(flat, np.nan, (a.T @ b / n - mean_a * mean_b) / spread)
 
 
-def _standard(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _standard(x: Floats) -> Floats:
     """Columns with mean 0 and length 1; NaN for constant ones."""
     size = np.abs(x).max(axis=0, initial=0)
     z = x - x.mean(axis=0) if len(x) else x
@@ -252,12 +208,12 @@ def _standard(x: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.where(flat, np.nan, z / np.where(flat, 1, length))
 
 
-def _agreement(first: NDArray[np.float64], second: NDArray[np.float64]) -> NDArray[np.float64]:
+def _agreement(first: Floats, second: Floats) -> Floats:
     """Pearson correlation of the columns, NaN with too few pairs."""
     return np.where(number(first + second) >= _LEAST_PAIRS, pearson(first, second), np.nan)
 
 
-def _discoveries(p: NDArray[np.float64], alpha: float) -> NDArray[np.bool_]:
+def _discoveries(p: Floats, alpha: float) -> Bools:
     """Which p values are below the limit of Benjamini and Hochberg; NaN are none."""
     ordered = np.sort(p[~np.isnan(p)])
     below = np.flatnonzero(ordered <= alpha * np.arange(1, len(ordered) + 1) / max(len(ordered), 1))

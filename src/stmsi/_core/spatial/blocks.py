@@ -6,10 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from scipy.spatial.distance import pdist
 
+from stmsi._core.arrays import Bools, Floats, Ints
 from stmsi._core.spatial.sections import rows_of_each, spot_pitch
 
 _MOST_SPOTS = 1500
@@ -23,17 +23,15 @@ _PRACTICAL = 3.0
 class Correlogram(NamedTuple):
     """Correlation of targets between spots by their distance; bins without pairs are left out."""
 
-    lag: NDArray[np.float64]
+    lag: Floats
     """Mean distance of the pairs of each bin, shape (bins,)."""
-    rho: NDArray[np.float64]
+    rho: Floats
     """Correlation, shape (bins, targets); NaN without pairs."""
-    pairs: NDArray[np.float64]
+    pairs: Floats
     """Pairs with both spots measured, likewise."""
 
 
-def correlogram(
-    xy: NDArray[np.float64], targets: NDArray[np.float64], *, n_bins: int = 15, seed: int = 0
-) -> Correlogram:
+def correlogram(xy: Floats, targets: Floats, *, n_bins: int = 15, seed: int = 0) -> Correlogram:
     """Empirical correlogram of each target (spots, targets) in one section; NaN are left out.
 
     Bins reach from the pitch of the spots to half the diagonal of the section. A random part of many spots is used.
@@ -66,7 +64,7 @@ def correlogram(
     return Correlogram(np.array(lag), np.array(rho).reshape(-1, m), np.array(pairs).reshape(-1, m))
 
 
-def correlation_range(found: Correlogram) -> NDArray[np.float64]:
+def correlation_range(found: Correlogram) -> Floats:
     r"""Distance at which the correlation of each target has fallen to 5 % of what space explains.
 
     Least squares of :math:`s\, e^{-3 h / r}` with :math:`0 \le s \le 1` over the bins, weighted by their pairs, for
@@ -91,9 +89,7 @@ def correlation_range(found: Correlogram) -> NDArray[np.float64]:
     return np.where(at_first > _STRUCTURE, found_range, np.nan)
 
 
-def grid_blocks(
-    xy: NDArray[np.float64], size: float, unit: NDArray[np.int64] | None = None
-) -> tuple[NDArray[np.int64], tuple[int, int]]:
+def grid_blocks(xy: Floats, size: float, unit: Ints | None = None) -> tuple[Ints, tuple[int, int]]:
     """Block of each spot in a regular grid over one section, 0, 1, ... of those with spots; blocks in each direction.
 
     `size` is the least length of a side: blocks are stretched, so that no slivers are left at the border. Spots of the
@@ -112,9 +108,7 @@ def grid_blocks(
     return block, (int(number[0]), int(number[1]))
 
 
-def spread_blocks(
-    section: NDArray[np.int64], block: NDArray[np.int64], n_folds: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
+def spread_blocks(section: Ints, block: Ints, n_folds: int, rng: np.random.Generator) -> Ints:
     """Fold of each spot: in every section, blocks go to the smallest fold, the largest first, equals in random order.
 
     `block` is numbered over all sections; there are at least as many as folds.
@@ -127,7 +121,7 @@ def spread_blocks(
     return deal_out(size, order, n_folds)[block]
 
 
-def deal_out(size: NDArray[np.int64], order: NDArray[np.int64], n_groups: int) -> NDArray[np.int64]:
+def deal_out(size: Ints, order: Ints, n_groups: int) -> Ints:
     """Group of each thing, which one after the other, in `order`, goes to the group that is the smallest so far."""
     load, group = np.zeros(n_groups), np.empty(len(size), np.int64)
     for one in order:
@@ -136,9 +130,7 @@ def deal_out(size: NDArray[np.int64], order: NDArray[np.int64], n_groups: int) -
     return group
 
 
-def near_any(
-    xy: NDArray[np.float64], section: NDArray[np.int64], mask: NDArray[np.bool_], radius: float
-) -> NDArray[np.bool_]:
+def near_any(xy: Floats, section: Ints, mask: Bools, radius: float) -> Bools:
     """Spots within a distance of a spot of `mask` in their section, those of `mask` included."""
     near = mask.copy()
     if radius <= 0:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from scipy.special import ndtr, ndtri
 
+from stmsi._core.arrays import Bools, Floats, Ints
 from stmsi._core.spatial.random_fields import matern32
 from stmsi._core.spatial.sections import rows_of_each, spacing
 
@@ -28,12 +28,8 @@ _LEAST_VARIANCE = 0.05
 
 
 def impute_censored(
-    z: NDArray[np.float64],
-    limit: NDArray[np.float64],
-    means: sp.csr_matrix | None,
-    rng: np.random.Generator,
-    sweeps: int = _SWEEPS,
-) -> NDArray[np.float64]:
+    z: Floats, limit: Floats, means: sp.csr_matrix | None, rng: np.random.Generator, sweeps: int = _SWEEPS
+) -> Floats:
     """Draw the censored scores (spots, variables), given neighbours and the other variables; 0 where not measured.
 
     `z` is NaN where not measured. `limit` holds the upper limit of the censored scores, NaN elsewhere. `means` is a
@@ -60,9 +56,7 @@ def impute_censored(
     return z
 
 
-def _regress(
-    z: NDArray[np.float64], first: NDArray[np.float64], second: NDArray[np.float64], known: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _regress(z: Floats, first: Floats, second: Floats, known: Bools) -> tuple[Floats, Floats]:
     """Prediction of each column from its two own predictors, and the standard deviation that is left."""
     n = np.maximum(known.sum(axis=0), 1)
     a, b, c = ((u * v * known).sum(axis=0) / n for u, v in ((first, first), (first, second), (second, second)))
@@ -79,22 +73,16 @@ def _regress(
 class Coregionalization:
     """Linear model of coregionalization of unit variables (Goulard & Voltz, Mathematical Geology 24 (1992) 269-286)."""
 
-    lengths: NDArray[np.float64]
+    lengths: Floats
     """Lengths of the Matern structures, shape (structures,)."""
-    loadings: NDArray[np.float64]
+    loadings: Floats
     """Of nugget, Matern structures and section, shape (2 + structures, variables, factors)."""
-    specific: NDArray[np.float64]
+    specific: Floats
     """Variance that each variable has for itself in each of them, shape (2 + structures, variables)."""
 
     @classmethod
     def fit(
-        cls,
-        z: NDArray[np.float64],
-        known: NDArray[np.bool_],
-        xy: NDArray[np.float64] | None,
-        section: NDArray[np.int64],
-        rng: np.random.Generator,
-        n_factors: int = 20,
+        cls, z: Floats, known: Bools, xy: Floats | None, section: Ints, rng: np.random.Generator, n_factors: int = 20
     ) -> Coregionalization:
         """Fit to scores of shape (spots, variables), by least squares on covariances in classes of distance."""
         scale = np.sqrt((z**2).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
@@ -114,7 +102,7 @@ class Coregionalization:
         return cls._reduce(lengths, found, n_factors)
 
     @classmethod
-    def _reduce(cls, lengths: NDArray[np.float64], B: NDArray[np.float64], n_factors: int) -> Coregionalization:
+    def _reduce(cls, lengths: Floats, B: Floats, n_factors: int) -> Coregionalization:
         """Few factors of each structure; what they leave is each variable's own."""
         k = min(n_factors, B.shape[1])
         values, vectors = np.linalg.eigh(B)
@@ -126,18 +114,16 @@ class Coregionalization:
         total = np.where(total > 1e-9, total, 1)
         return cls(lengths, loadings / np.sqrt(total)[:, None], specific / total)
 
-    def covariance(self, structure: int) -> NDArray[np.float64]:
+    def covariance(self, structure: int) -> Floats:
         """Covariance between the variables of one structure: 0 the nugget, -1 the section."""
         return self.loadings[structure] @ self.loadings[structure].T + np.diag(self.specific[structure])
 
-    def take(self, columns: NDArray[np.int64]) -> Coregionalization:
+    def take(self, columns: Ints) -> Coregionalization:
         """Of some variables."""
         return Coregionalization(self.lengths, self.loadings[:, columns], self.specific[:, columns])
 
 
-def _product(
-    z: NDArray[np.float64], known: NDArray[np.bool_], i: NDArray[np.int64], j: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def _product(z: Floats, known: Bools, i: Ints, j: Ints) -> Floats:
     """Mean product at pairs of spots, shape (variables, variables); 0 where two are never measured together."""
     if known.all():
         return z[i].T @ z[j] / len(i)
@@ -145,9 +131,7 @@ def _product(
     return z[i].T @ z[j] / np.maximum(n, 1)
 
 
-def distance_classes(
-    xy: NDArray[np.float64], section: NDArray[np.int64], rng: np.random.Generator
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]]:
+def distance_classes(xy: Floats, section: Ints, rng: np.random.Generator) -> Iterator[tuple[Ints, Ints, Floats]]:
     """Pairs of spots of the same section and their distance, class by class of distance, if a class has enough pairs.
 
     All near pairs, and a random choice of all pairs. Nothing where no section has two positions.
@@ -175,7 +159,7 @@ def distance_classes(
             yield i[own], j[own], distance[own]
 
 
-def _goulard_voltz(C: NDArray[np.float64], rho: NDArray[np.float64]) -> NDArray[np.float64]:
+def _goulard_voltz(C: Floats, rho: Floats) -> Floats:
     """Covariance matrices B of the structures with sum_j rho[h, j] B_j close to C[h] and no negative eigenvalue."""
     weight = np.ones(len(rho))
     weight[0] = 2.0

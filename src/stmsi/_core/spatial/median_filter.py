@@ -5,8 +5,9 @@ from __future__ import annotations
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import KDTree
+
+from stmsi._core.arrays import Floats, Ints
 
 _SAME = 0.05
 """Difference of distances, in steps of the grid, that small errors of the positions make."""
@@ -14,7 +15,7 @@ _BLOCK = 4_000_000
 """Values gathered at once; bounds the memory, not the result."""
 
 
-def distance_rings(xy: NDArray[np.float64], n_rings: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def distance_rings(xy: Floats, n_rings: int) -> tuple[Ints, Ints]:
     """Spots around each spot, nearest first from itself, shape (n, K), padded with -1; how many lie within each ring.
 
     The rings of a grid are its distinct distances (1, 1.73, 2, 2.65, ... steps on a hexagon). A step is the median distance
@@ -45,7 +46,7 @@ def distance_rings(xy: NDArray[np.float64], n_rings: int) -> tuple[NDArray[np.in
     return index, np.cumsum(inside, axis=1)[:, 1:]
 
 
-def _rings(steps: NDArray[np.float64], n_rings: int) -> NDArray[np.int64]:
+def _rings(steps: Floats, n_rings: int) -> Ints:
     """Ring of each distance (in steps), from 0."""
     order = np.argsort(steps)
     ordered = steps[order]
@@ -57,9 +58,7 @@ def _rings(steps: NDArray[np.float64], n_rings: int) -> NDArray[np.int64]:
     return np.maximum(np.rint(steps).astype(np.int64) - 1, 0) if max(width, default=0) > 2 * _SAME else ring
 
 
-def adaptive_median(
-    values: NDArray[np.float64], index: NDArray[np.int64], inside: NDArray[np.int64]
-) -> NDArray[np.float64]:
+def adaptive_median(values: Floats, index: Ints, inside: Ints) -> Floats:
     """Replace zeros of one section (spots, metabolites) by the median of the smallest ring whose median is not zero.
 
     Where there is none, by the median of the column's values above zero. NaN stay and count in no median. `index` and
@@ -87,7 +86,7 @@ def adaptive_median(
     return np.where((values == 0) & np.isnan(filled), 0.0, filled)
 
 
-def _row_medians(window: NDArray[np.float64]) -> NDArray[np.float64]:
+def _row_medians(window: Floats) -> Floats:
     """Median of each row without NaN, NaN where there is nothing else; numpy's would warn."""
     ordered = np.sort(window, axis=1)  # NaN last
     count, rows = (~np.isnan(ordered)).sum(axis=1), np.arange(len(ordered))

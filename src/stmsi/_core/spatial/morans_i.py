@@ -14,13 +14,14 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
+from stmsi._core.arrays import Floats, Ints
 from stmsi._core.spatial.sections import rows_of_each
 
 _COLUMNS = 64
 _STEPS = {4: ((0, 1), (1, 0)), 8: ((0, 1), (1, 0), (1, 1), (1, -1))}
 
 
-def raster_graph(row: NDArray[np.int64], col: NDArray[np.int64], n_neighs: int = 8) -> sp.csr_matrix:
+def raster_graph(row: Ints, col: Ints, n_neighs: int = 8) -> sp.csr_matrix:
     """Adjacency (pixels, pixels) of ones: pixels that share a side (4), or a side or corner (8). Rasters may have gaps."""
     row, col = row - row.min(initial=0), col - col.min(initial=0)
     width = int(col.max(initial=0)) + 3  # a free column on either side, so that no step wraps around
@@ -39,7 +40,7 @@ def raster_graph(row: NDArray[np.int64], col: NDArray[np.int64], n_neighs: int =
     return sp.csr_matrix((ones, pairs), shape=(len(code), len(code)))
 
 
-def neighbour_means(xy: NDArray[np.float64], section: NDArray[np.int64] | None = None, k: int = 6) -> sp.csr_matrix:
+def neighbour_means(xy: Floats, section: Ints | None = None, k: int = 6) -> sp.csr_matrix:
     """Matrix (n, n) of the mean over the k nearest positions of the same section, the position itself left out.
 
     Rows without a neighbour are empty. Without `section` all positions are of one.
@@ -56,7 +57,7 @@ def neighbour_means(xy: NDArray[np.float64], section: NDArray[np.int64] | None =
     return sp.csr_matrix((1.0 / np.bincount(i, minlength=n)[i], (i, j)), shape=(n, n))
 
 
-def morans_i(graph: sp.spmatrix, X: sp.spmatrix | NDArray[np.floating]) -> NDArray[np.float64]:
+def morans_i(graph: sp.spmatrix, X: sp.spmatrix | NDArray[np.floating]) -> Floats:
     r"""Moran's I of each column of (n, m), with the rows of the graph (n, n) scaled to a sum of 1, as squidpy does.
 
     .. math:: I = \frac{n}{W} \frac{z^\top W z}{z^\top z} \qquad z = x - \bar x
@@ -75,7 +76,7 @@ def morans_i(graph: sp.spmatrix, X: sp.spmatrix | NDArray[np.floating]) -> NDArr
     return np.where(varies, X.shape[0] / total * cross / np.where(varies, spread, 1.0), np.nan)
 
 
-def _sparse_moments(W: sp.csr_matrix, X: sp.spmatrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _sparse_moments(W: sp.csr_matrix, X: sp.spmatrix) -> tuple[Floats, Floats]:
     r""":math:`z^\top W z` and :math:`z^\top z` of each column; the latter is 0 where a column is constant."""
     X = sp.csc_matrix(X, dtype=np.float64)
     n = X.shape[0]
@@ -88,7 +89,7 @@ def _sparse_moments(W: sp.csr_matrix, X: sp.spmatrix) -> tuple[NDArray[np.float6
     return cross - mean * (X.T @ (out + into)) + mean**2 * out.sum(), np.where(spread > 1e-10 * square, spread, 0.0)
 
 
-def _dense_moments(W: sp.csr_matrix, x: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _dense_moments(W: sp.csr_matrix, x: NDArray[np.floating]) -> tuple[Floats, Floats]:
     """The same of a dense array, a few columns at a time: they stay in the cache, and no copy of all is made."""
     n, m = x.shape
     # either direction of an edge adds the same, so that half of the entries do

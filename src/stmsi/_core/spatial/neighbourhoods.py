@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 
+from stmsi._core.arrays import Floats, Floats32, Ints
 from stmsi._core.spatial.sections import rows_of_each, spot_pitch
 
 MOST_IN_RING = (8, 16)
 """Neighbours kept of the first and of the second ring: all of them on hexagons (6, 12) and squares (8, 16)."""
 
 
-def neighbour_rings(
-    graph: sp.csr_matrix, most: tuple[int, ...] = MOST_IN_RING
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def neighbour_rings(graph: sp.csr_matrix, most: tuple[int, ...] = MOST_IN_RING) -> tuple[Ints, Ints]:
     """Row of each neighbour, shape (n, K), -1 where there is none, and its ring from 1, 0 where there is none.
 
     Ring 1 are the spots that share an edge with the spot, ring 2 those that share one with ring 1 and are in no earlier
@@ -38,9 +36,7 @@ def neighbour_rings(
     return np.hstack(index), np.hstack(ring)
 
 
-def relative_positions(
-    xy: NDArray[np.float64], index: NDArray[np.int64], ring: NDArray[np.int64]
-) -> NDArray[np.float32]:
+def relative_positions(xy: Floats, index: Ints, ring: Ints) -> Floats32:
     """Position of each neighbour relative to its spot, in units of the median distance of ring 1.
 
     Shape (n, K, 2), 0 where there is none; `index` and `ring` are those of :func:`neighbour_rings`.
@@ -51,7 +47,7 @@ def relative_positions(
     return (offset / (step or 1.0)).astype(np.float32)
 
 
-def section_positions(xy: NDArray[np.float64], section: NDArray[np.int64]) -> NDArray[np.float32]:
+def section_positions(xy: Floats, section: Ints) -> Floats32:
     """Position of each spot relative to the middle of its section, in units of the pitch of its spots.
 
     Shape (n, 2); 0 for a section with one position.
@@ -64,7 +60,7 @@ def section_positions(xy: NDArray[np.float64], section: NDArray[np.int64]) -> ND
     return position
 
 
-def _first(matrix: sp.csr_matrix, limit: int) -> NDArray[np.int64]:
+def _first(matrix: sp.csr_matrix, limit: int) -> Ints:
     """Columns stored in each row as a dense array padded with -1; of more than `limit`, evenly spaced ones."""
     count = np.diff(matrix.indptr)[:, None]
     width = int(min(count.max(initial=0), limit))

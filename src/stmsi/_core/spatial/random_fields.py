@@ -9,6 +9,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
+from stmsi._core.arrays import Floats, Floats32, Ints
 from stmsi._core.spatial.sections import rows_of_each
 
 N_NEIGHBOURS = 16
@@ -17,7 +18,7 @@ _JITTER = 1e-6
 _CHUNK = 4096
 
 
-def matern32(distance: NDArray[np.floating], length: float) -> NDArray[np.float64]:
+def matern32(distance: NDArray[np.floating], length: float) -> Floats:
     r"""Matern correlation of smoothness 3/2, :math:`(1 + \sqrt3 h / \ell) \exp(-\sqrt3 h / \ell)`."""
     scaled = np.sqrt(3.0) * np.asarray(distance, dtype=np.float64) / length
     return (1 + scaled) * np.exp(-scaled)
@@ -32,15 +33,13 @@ class FieldSampler:
     on earlier levels only, so they are one sparse product for all fields.
     """
 
-    levels: list[tuple[NDArray[np.int64], sp.csr_matrix]]
+    levels: list[tuple[Ints, sp.csr_matrix]]
     """For each level the positions and their weights, shape (positions of the level, all positions)."""
-    scale: NDArray[np.float32]
+    scale: Floats32
     """Standard deviation of each position given the earlier ones."""
 
     @classmethod
-    def build(
-        cls, xy: NDArray[np.float64], section: NDArray[np.int64], length: float, n_neighbours: int = N_NEIGHBOURS
-    ) -> FieldSampler:
+    def build(cls, xy: Floats, section: Ints, length: float, n_neighbours: int = N_NEIGHBOURS) -> FieldSampler:
         """Weights for positions, shape (n, 2), of numbered sections; `length` in their unit."""
         n = len(xy)
         order = np.random.default_rng(0).permutation(n)
@@ -60,7 +59,7 @@ class FieldSampler:
         members = np.split(np.argsort(level, kind="stable"), np.cumsum(np.bincount(level))[:-1])
         return cls([(rows, matrix[rows]) for rows in members], np.sqrt(variance).astype(np.float32))
 
-    def __call__(self, noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, noise: Floats32) -> Floats32:
         """Fields from white noise, shape (positions, fields); the noise is used up."""
         noise *= self.scale[:, None]
         for rows, weights in self.levels[1:]:
@@ -68,7 +67,7 @@ class FieldSampler:
         return noise
 
 
-def _earlier(xy: NDArray[np.float64], rows: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+def _earlier(xy: Floats, rows: Ints, k: int) -> Ints:
     """The nearest earlier ones of each position of a section, given in the order of drawing; -1 where there is none."""
     n = len(xy)
     out = np.full((n, k), -1, np.int64)
@@ -93,9 +92,7 @@ def _earlier(xy: NDArray[np.float64], rows: NDArray[np.int64], k: int) -> NDArra
     return out
 
 
-def _conditional(
-    xy: NDArray[np.float64], at: NDArray[np.float64], neighbours: NDArray[np.int64], length: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _conditional(xy: Floats, at: Floats, neighbours: Ints, length: float) -> tuple[Floats, Floats]:
     """Weights of the neighbours of each position, and the variance that they leave."""
     there = neighbours >= 0
     near = xy[np.maximum(neighbours, 0)]
@@ -109,7 +106,7 @@ def _conditional(
     return weights, np.asarray(np.clip(left, _JITTER, 1), dtype=np.float64)
 
 
-def _levels(order: NDArray[np.int64], neighbours: NDArray[np.int64]) -> NDArray[np.int64]:
+def _levels(order: Ints, neighbours: Ints) -> Ints:
     """Length of the longest chain of earlier positions that leads to each one."""
     n = len(order)
     rows, slots = np.nonzero(neighbours >= 0)

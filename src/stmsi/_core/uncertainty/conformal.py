@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.optimize import nnls
 
+from stmsi._core.arrays import Floats, Floats32, Ints
 from stmsi._core.metrics.columns import number
 from stmsi._core.spatial.sections import rows_of_each
 
@@ -23,12 +24,7 @@ ABSENT, LOWER, UPPER = range(3)
 """Rows of :attr:`GroupConformal.values`."""
 
 
-def spread_coefficients(
-    truth: NDArray[np.float64],
-    presence: NDArray[np.float64],
-    intensity: NDArray[np.float64],
-    prediction: NDArray[np.float64],
-) -> NDArray[np.float64]:
+def spread_coefficients(truth: Floats, presence: Floats, intensity: Floats, prediction: Floats) -> Floats:
     r"""Growth of the error with the intensity: :math:`a`, :math:`b` and the least variance, shape (3, metabolites).
 
     Where it is present, :math:`\mathrm{E}(y - \mu)^2 = a + b \mu^2` with :math:`a, b \ge 0`, by least squares on
@@ -50,9 +46,7 @@ def spread_coefficients(
     return coefficients
 
 
-def hurdle_spread(
-    probability: NDArray[np.floating], intensity: NDArray[np.floating], coefficients: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def hurdle_spread(probability: NDArray[np.floating], intensity: NDArray[np.floating], coefficients: Floats) -> Floats:
     r"""Standard deviation of each spot under the hurdle model, :math:`s^2 = p (1 - p) \mu^2 + p (a + b \mu^2) + \text{floor}`.
 
     Probability of presence and intensity given presence are of shape (spots, metabolites).
@@ -78,25 +72,19 @@ class GroupConformal:
     J. Am. Stat. Assoc. 118 (2023); their bound for any number of sections needs at least nine of them for 90 %.
     """
 
-    coverages: NDArray[np.float64]
+    coverages: Floats
     """Coverages of the table, shape (levels,)."""
-    values: NDArray[np.float64]
+    values: Floats
     """Scores at the bounds, shape (3, levels, metabolites): upper where called absent, lower (sign turned) and upper where
     called present."""
-    count: NDArray[np.int64]
+    count: Ints
     """Held-out spots behind them, shape (2, metabolites): called absent, called present."""
-    spread: NDArray[np.float64]
+    spread: Floats
     """Coefficients of the standard deviation, shape (3, metabolites)."""
 
     @classmethod
     def fit(
-        cls,
-        truth: NDArray[np.float64],
-        presence: NDArray[np.float64],
-        probability: NDArray[np.float64],
-        intensity: NDArray[np.float64],
-        prediction: NDArray[np.float64],
-        groups: NDArray[np.int64],
+        cls, truth: Floats, presence: Floats, probability: Floats, intensity: Floats, prediction: Floats, groups: Ints
     ) -> GroupConformal:
         """Calibrate on held-out predictions (spots, metabolites), 0 where called absent; pairs with NaN are left out."""
         spread = spread_coefficients(truth, presence, intensity, prediction)
@@ -114,12 +102,8 @@ class GroupConformal:
         return cls(coverages, values, np.stack([number(absent), number(present)]), spread)
 
     def interval(
-        self,
-        prediction: NDArray[np.float32],
-        probability: NDArray[np.floating],
-        intensity: NDArray[np.floating],
-        coverage: float,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        self, prediction: Floats32, probability: NDArray[np.floating], intensity: NDArray[np.floating], coverage: float
+    ) -> tuple[Floats32, Floats32]:
         """Lower and upper bound, at least 0, with the prediction between them; shape (spots, metabolites).
 
         The coverage is rounded up to the table's next, a quarter of a per cent at most.
@@ -133,7 +117,7 @@ class GroupConformal:
         upper = np.maximum(prediction + above, 0).astype(np.float32)
         return np.minimum(lower, prediction), np.maximum(upper, prediction)
 
-    def take(self, columns: NDArray[np.int64]) -> GroupConformal:
+    def take(self, columns: Ints) -> GroupConformal:
         """Calibration of some metabolites."""
         return GroupConformal(
             self.coverages, self.values[..., columns], self.count[:, columns], self.spread[:, columns]
@@ -146,9 +130,7 @@ class GroupConformal:
         return GroupConformal(self.coverages, values, count, spread)
 
 
-def upper_quantiles(
-    score: NDArray[np.float64], weight: NDArray[np.float64], levels: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def upper_quantiles(score: Floats, weight: Floats, levels: Floats) -> Floats:
     """Smallest scores at or under which a share of the weight lies, shape (levels,); NaN scores (spots,) are left out.
 
     Levels are widened by :math:`1 + 1/n` as in split-conformal prediction, with the effective number :math:`n` of unequal
@@ -164,14 +146,7 @@ def upper_quantiles(
     return score[order][np.minimum(at, len(score) - 1)]
 
 
-def raised_levels(
-    score: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    group: NDArray[np.int64],
-    coverages: NDArray[np.float64],
-    *,
-    two_sided: bool,
-) -> NDArray[np.float64]:
+def raised_levels(score: Floats, weight: Floats, group: Ints, coverages: Floats, *, two_sided: bool) -> Floats:
     """Levels at which groups that took no part in the quantiles are covered as asked, shape (levels,).
 
     Scores and weights are of shape (spots, metabolites), groups numbers from 0. Levels do not fall, are at least
@@ -195,9 +170,7 @@ def raised_levels(
     return np.maximum.accumulate(coverages + (n_groups - 1) / n_groups * np.maximum(raised - coverages, 0))
 
 
-def left_out_levels(
-    score: NDArray[np.float64], weight: NDArray[np.float64], group: NDArray[np.int64], *, two_sided: bool
-) -> NDArray[np.float64]:
+def left_out_levels(score: Floats, weight: Floats, group: Ints, *, two_sided: bool) -> Floats:
     """Level above which quantiles of the other groups cover each score (spots,).
 
     Infinite past their largest score, NaN where the other groups have too few scores.
@@ -219,21 +192,19 @@ def left_out_levels(
     return needed
 
 
-def _weight_below(score: NDArray[np.float64], weight: NDArray[np.float64]) -> NDArray[np.float64]:
+def _weight_below(score: Floats, weight: Floats) -> Floats:
     """Weight of the scores strictly below each score."""
     order = np.argsort(score, kind="stable")
     total = np.concatenate([[0.0], np.cumsum(weight[order])])
     return total[np.searchsorted(score[order], score, side="left")]
 
 
-def _inverse_size(weight: NDArray[np.float64]) -> float:
+def _inverse_size(weight: Floats) -> float:
     """One over the effective number of weighted scores."""
     return float((weight**2).sum() / weight.sum() ** 2)
 
 
-def _tail_quantiles(
-    own: NDArray[np.float64], both: NDArray[np.float64], weight: NDArray[np.float64], levels: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _tail_quantiles(own: Floats, both: Floats, weight: Floats, levels: Floats) -> Floats:
     """Upper quantiles of each metabolite, shape (levels, metabolites); 0 where a metabolite has no score at all.
 
     Scores have one scale, so a thin stratum takes the mean quantiles of the other metabolites. Where none has enough, it

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
+from stmsi._core.arrays import Floats, Floats32, Ints
 from stmsi._core.spatial.coregionalization import Coregionalization, impute_censored
 from stmsi._core.spatial.morans_i import neighbour_means
 from stmsi._core.spatial.random_fields import FieldSampler
@@ -25,15 +26,15 @@ _MOST_SPOTS = 12_000
 class ResidualTable:
     """Distribution of the measured intensity where present, given its prediction."""
 
-    knots: NDArray[np.float64]
+    knots: Floats
     """Predicted intensities, rising, shape (metabolites, knots)."""
-    residual: NDArray[np.float64]
+    residual: Floats
     """Quantiles of measured minus predicted, shape (metabolites, knots, levels), at levels evenly spaced from 0 to 1."""
-    floor: NDArray[np.float64]
+    floor: Floats
     """Smallest intensity measured where present, shape (metabolites,)."""
 
     @classmethod
-    def fit(cls, present: NDArray[np.float64], predicted: NDArray[np.float64]) -> ResidualTable:
+    def fit(cls, present: Floats, predicted: Floats) -> ResidualTable:
         """From held-out spots: measured intensity (NaN where absent or not covered) and its prediction."""
         n = present.shape[1]
         knots, residual, floor = np.zeros((n, _KNOTS)), np.zeros((n, _KNOTS, _LEVELS)), np.zeros(n)
@@ -57,7 +58,7 @@ class ResidualTable:
                 residual[m, b] = np.quantile(y[window] - mu[window], grid)
         return cls(knots, residual, floor)
 
-    def place(self, predicted: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def place(self, predicted: Floats) -> tuple[Ints, Floats32]:
         """Knot below each prediction, and how far it lies towards the next; shape (spots, metabolites)."""
         below = np.zeros(predicted.shape, np.int64)
         for b in range(1, _KNOTS - 1):
@@ -72,8 +73,8 @@ class ResidualTable:
         self,
         level: NDArray[np.floating],
         predicted: NDArray[np.floating],
-        column: NDArray[np.int64],
-        below: NDArray[np.int64],
+        column: Ints,
+        below: Ints,
         part: NDArray[np.floating],
     ) -> NDArray[np.floating]:
         """Intensity at a level between 0 and 1; all arguments of one shape."""
@@ -87,9 +88,7 @@ class ResidualTable:
         high = flat[start] + within * (flat[start + 1] - flat[start])
         return np.maximum(predicted + low + part * (high - low), self.floor.astype(np.float32)[column])
 
-    def level(
-        self, intensity: NDArray[np.float64], predicted: NDArray[np.float64], rng: np.random.Generator
-    ) -> NDArray[np.float64]:
+    def level(self, intensity: Floats, predicted: Floats, rng: np.random.Generator) -> Floats:
         """Level of a measured intensity, the inverse of :meth:`quantile`; NaN stays NaN."""
         below, part = self.place(predicted)
         out = np.full(intensity.shape, np.nan)
@@ -111,7 +110,7 @@ class ResidualTable:
             out[rows, m] = np.where(tied, spread, level)
         return out
 
-    def take(self, columns: NDArray[np.int64]) -> ResidualTable:
+    def take(self, columns: Ints) -> ResidualTable:
         """Of some metabolites."""
         return ResidualTable(self.knots[columns], self.residual[columns], self.floor[columns])
 
@@ -137,12 +136,12 @@ class HurdleCopula:
     def fit(
         cls,
         names: NDArray[np.object_],
-        intensity: NDArray[np.float64],
-        presence: NDArray[np.float64],
-        probability: NDArray[np.float64],
-        predicted: NDArray[np.float64],
-        section: NDArray[np.int64],
-        xy: NDArray[np.float64] | None,
+        intensity: Floats,
+        presence: Floats,
+        probability: Floats,
+        predicted: Floats,
+        section: Ints,
+        xy: Floats | None,
         seed: int = 0,
     ) -> HurdleCopula:
         """Fit to measurements and held-out predictions (spots, metabolites) in numbered sections; NaN where there is none.
@@ -166,7 +165,7 @@ class HurdleCopula:
         z = impute_censored(z, limit, near, rng)
         return cls(names, table, Coregionalization.fit(z, known, xy, section, rng))
 
-    def take(self, columns: NDArray[np.int64]) -> HurdleCopula:
+    def take(self, columns: Ints) -> HurdleCopula:
         """Of some metabolites."""
         return HurdleCopula(self.names[columns], self.table.take(columns), self.fields.take(columns))
 
@@ -174,13 +173,13 @@ class HurdleCopula:
         self,
         probability: NDArray[np.floating],
         predicted: NDArray[np.floating],
-        xy: NDArray[np.float64] | None,
-        section: NDArray[np.int64],
+        xy: Floats | None,
+        section: Ints,
         n_samples: int,
         rng: np.random.Generator,
         *,
         spatial: bool = True,
-    ) -> Iterator[NDArray[np.float32]]:
+    ) -> Iterator[Floats32]:
         """Draws of intensities, shape (spots, metabolites), exactly 0 where absent.
 
         Without `spatial`, residuals are correlated between metabolites only, and positions are not needed.
@@ -202,9 +201,7 @@ class HurdleCopula:
             out[there] = self.table.quantile(level, predicted[there], column[there], below[there], part[there])
             yield out
 
-    def _latent(
-        self, n: int, section: NDArray[np.int64], samplers: list[FieldSampler] | None, rng: np.random.Generator
-    ) -> NDArray[np.float32]:
+    def _latent(self, n: int, section: Ints, samplers: list[FieldSampler] | None, rng: np.random.Generator) -> Floats32:
         """The field z, shape (spots, metabolites); without samplers independent between spots."""
         loadings, specific = self.fields.loadings.astype(np.float32), np.sqrt(self.fields.specific).astype(np.float32)
         m, k = loadings.shape[1:]
@@ -224,9 +221,7 @@ class HurdleCopula:
         return z
 
 
-def _some_spots(
-    section: NDArray[np.int64], xy: NDArray[np.float64] | None, rng: np.random.Generator
-) -> NDArray[np.int64]:
+def _some_spots(section: Ints, xy: Floats | None, rng: np.random.Generator) -> Ints:
     """Spots to fit to: all of few, else an equal part of each section around one of its spots."""
     n = len(section)
     if n <= _MOST_SPOTS:
