@@ -123,11 +123,8 @@ def find_leaks(
 ) -> pd.DataFrame:
     """The findings for models with several setups, each once."""
     found: dict[tuple[str, str], Finding] = {}
-    seen: list[Mapping[str, Any]] = []
-    for setup in setups:
-        if setup in seen:
-            continue
-        seen.append(setup)
+    setups = list(setups)
+    for setup in (one for k, one in enumerate(setups) if one not in setups[:k]):
         split = Split(adata, folds, setup, msi, sample_key)
         for finding in chain.from_iterable(rule(split) for rule in RULES):
             found.setdefault((finding.check, finding.where), finding)

@@ -18,15 +18,12 @@ from stmsi._data.tables import as_csr, require_frame, require_sample
 from stmsi.model_selection._split import codes, is_whole
 
 if TYPE_CHECKING:
-    from stmsi.model_selection._leaks import Finding, Severity
+    from stmsi.model_selection._leaks import Finding
     from stmsi.model_selection._split import Split
 
-_NEAR = 1.5
-"""Neighbours are up to this many times the spots' distance away: 6 on a hexagon, 8 on a square."""
-_MANY = 0.75
-"""Share of test spots beside a training spot from which a split is no split by blocks."""
-_LEAST_GENES = 10
-"""Spots with fewer genes than this can be equal by chance."""
+_NEAR = 1.5  # neighbours are up to this many times the spots' distance away: 6 on a hexagon, 8 on a square
+_MANY = 0.75  # share of test spots beside a training spot from which a split is no split by blocks
+_LEAST_GENES = 10  # spots with fewer genes than this can be equal by chance
 _COPY = 0.999
 _EMBEDDINGS = ("pca", "umap", "tsne", "diffmap", "draw_graph", "scvi", "scanvi", "harmony", "scanorama", "nmf")
 _COUNTS = ("counts", "raw")
@@ -77,8 +74,7 @@ def neighbours(split: Split) -> Iterator[Finding]:
         yield split.leak("no positions", "obsm", split.cut)
         return
     xy = np.asarray(split.adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2]
-    placed = np.isfinite(xy).all(axis=1)
-    sections = [own[placed[own]] for own in rows_of_each(split.sample)]
+    sections = [own[np.isfinite(xy[own]).all(axis=1)] for own in rows_of_each(split.sample)]
     pitch = [spot_pitch(xy[own]) for own in sections]
     shares = []
     for train, test in split.folds:
@@ -88,8 +84,7 @@ def neighbours(split: Split) -> Iterator[Finding]:
             if len(a) and len(b):
                 near += int((KDTree(xy[a]).query(xy[b])[0] <= _NEAR * step).sum())
         shares.append(near / max(len(test), 1))
-    severity: Severity | None = "error" if max(shares) > _MANY else None
-    yield from split.leaks("neighbours", f"obsm[{Key.obsm.SPATIAL!r}]", shares, severity)
+    yield from split.leaks("neighbours", f"obsm[{Key.obsm.SPATIAL!r}]", shares, error=max(shares) > _MANY)
 
 
 def patients(split: Split) -> Iterator[Finding]:
@@ -119,21 +114,17 @@ def genes(split: Split) -> Iterator[Finding]:
     chosen = adata.var.get("highly_variable")
     if (chosen is not None and chosen.astype(bool).all()) or (chosen is None and "hvg" in adata.uns):
         yield split.leak("genes", "var")
-    if split.whole:
+    if is_whole(split.matrix):
         return
     if {"mean", "std"} <= set(adata.var):
         yield split.leak("scaled genes", split.where)
         return
     reference = _counts(split)
     if reference is not None:
-        before = reference.copy()
-        before.data = np.ones(len(before.data))
-        new = split.matrix.copy()
-        new.data = (new.data != 0).astype(np.float64)
-        moved = new - new.multiply(before)
-        share = float((np.asarray(moved.sum(axis=1)).ravel() > 0).mean())
+        moved = (split.matrix != 0) > (reference != 0)
+        share = float((moved.sum(axis=1) > 0).mean())
         if share > 0:
-            yield split.leak("smoothing", split.where, split.cut, share, "error" if split.cut else None)
+            yield split.leak("smoothing", split.where, split.cut, share, error=bool(split.cut))
             return
     log = " after scanpy's log1p" if "log1p" in adata.uns else ""
     yield split.leak("normalisation", split.where, log=log)
@@ -142,18 +133,12 @@ def genes(split: Split) -> Iterator[Finding]:
 def _counts(split: Split) -> sp.csr_matrix | None:
     """Counts that the expression may have been made of."""
     adata = split.adata
-    candidates = [adata.layers[k] for k in _COUNTS if k in adata.layers and k != split.setup.get("layer")]
-    if split.setup.get("layer") is not None and adata.X is not None:
+    candidates = [adata.layers[k] for k in _COUNTS if k in adata.layers and k != split.layer]
+    if split.layer is not None and adata.X is not None:
         candidates.append(adata.X)
     if adata.raw is not None and adata.raw.shape[1] == adata.n_vars:
         candidates.append(adata.raw.X)
-    for value in candidates:
-        found = as_csr(value)
-        if is_whole(found):
-            found = found.copy()
-            found.eliminate_zeros()
-            return found
-    return None
+    return next((found for found in map(as_csr, candidates) if is_whole(found)), None)
 
 
 def features(split: Split) -> Iterator[Finding]:
@@ -179,13 +164,9 @@ def features(split: Split) -> Iterator[Finding]:
 
 def _standardised(values: Floats) -> bool:
     """Whether all columns that vary have mean 0 and deviation 1."""
-    spread = values.std(axis=0)
-    own = spread > 0
-    return bool(
-        own.any()
-        and (np.abs(values.mean(axis=0)[own]) < 1e-3).all()
-        and (np.abs(spread[own] - 1) < 5 / len(values)).all()
-    )
+    mean, spread = values.mean(axis=0), values.std(axis=0)
+    near = (np.abs(mean) < 1e-3) & (np.abs(spread - 1) < 5 / len(values))
+    return bool((spread > 0).any() and near[spread > 0].all())
 
 
 def _orthogonal(values: Floats) -> bool:

@@ -18,6 +18,7 @@ from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_frame, require_sample
 from stmsi._settings import logger
+from stmsi.model_selection._split import codes
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
@@ -97,36 +98,14 @@ class SpatialBlockKFold(BaseCrossValidator):
         self.metabolite_key, self.sample_key, self.rng = metabolite_key, sample_key, rng
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: ArrayLike | None = None) -> int:
-        """Number of folds.
-
-        Parameters
-        ----------
-        X, y, groups
-            Ignored.
-
-        Returns
-        -------
-        `n_splits`.
-        """
+        """Number of folds; the arguments are ignored."""
         return int(self.n_splits)
 
     def correlation_ranges(self, X: Any, y: Any = None, groups: ArrayLike | None = None) -> pd.Series:
-        """Distance over which the targets of each section are correlated.
+        """Range of the targets' correlation in each section; arguments and KeyError as for :meth:`split`.
 
-        Parameters
-        ----------
-        X, y, groups
-            As for :meth:`split`.
-
-        Returns
-        -------
-        The median over targets for each section. The range of a target is the distance at which an exponential, fitted
-        to its correlogram, has fallen to 5 %. NaN where no target has a pattern, infinite where correlations do not fall.
-
-        Raises
-        ------
-        KeyError
-            Positions or targets are missing.
+        The median over targets of the distance at which an exponential, fitted to the correlogram, has fallen to 5 %. NaN
+        where no target has a pattern, infinite where correlations do not fall within the section.
         """
         return self._ranges(self._read(X, y, groups))
 
@@ -193,7 +172,7 @@ class SpatialBlockKFold(BaseCrossValidator):
             name = Key.pixel_of(self.metabolite_key)[0]
             if name in X.obs:
                 # spots without a pixel are each their own
-                code = pd.factorize(X.obs[name].astype(object))[0].astype(np.int64)
+                code = codes(X.obs[name])
                 pixel = np.where(code >= 0, code, code.max(initial=-1) + 1 + np.arange(len(code)))
         else:
             xy = np.asarray(X, dtype=np.float64)
@@ -210,11 +189,10 @@ class SpatialBlockKFold(BaseCrossValidator):
             msg = "There are no spots to split."
             raise ValueError(msg)
         section, names = pd.factorize(np.asarray(groups, dtype=object))
-        targets = None
         if y is not None:
             check_consistent_length(xy, y)
-            targets = np.asarray(y, dtype=np.float64).reshape(len(xy), -1)
-        return _Spots(xy, list(names), section.astype(np.int64), targets, pixel)
+            y = np.asarray(y, dtype=np.float64).reshape(len(xy), -1)
+        return _Spots(xy, list(names), section.astype(np.int64), y, pixel)
 
     def _ranges(self, spots: _Spots) -> pd.Series:
         if spots.targets is None:
@@ -239,14 +217,13 @@ class SpatialBlockKFold(BaseCrossValidator):
             xy = spots.xy[own]
             least = 2 * spot_pitch(xy) or 1.0
             most = max(float(np.ptp(xy, axis=0).max()) / np.ceil(np.sqrt(self.n_splits)), least)
-            size = least if np.isnan(found) else float(np.clip(found, least, most))
+            sizes.append(least if np.isnan(found) else float(np.clip(found, least, most)))
             if found > most:
                 logger.warning(
                     "Section %r: targets are correlated over %.4g, further than blocks for %d folds can be (%.4g): its "
                     "scores tell how well a section is filled in, not what a new one gives.",
                     str(name), found, self.n_splits, most,
                 )  # fmt: skip
-            sizes.append(size)
         return sizes
 
     def _folds(self, spots: _Spots) -> tuple[Ints, list[float]]:

@@ -15,7 +15,7 @@ from stmsi._core.arrays import Floats, Ints
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._data.tables import as_csr, require_sample
-from stmsi.model_selection._leaks import LEAKS, Finding, Severity
+from stmsi.model_selection._leaks import LEAKS, Finding
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,21 +33,17 @@ class Split:
     msi: AnnData | None
     sample_key: str
 
+    def __post_init__(self) -> None:
+        self.metabolite_key = str(self.setup.get("metabolite_key", Key.obsm.MSI))
+        record = self.adata.uns.get(self.metabolite_key)
+        self.record: Mapping[str, Any] = record if isinstance(record, Mapping) else {}  # by stmsi.pp, on the targets
+        self.layer = self.setup.get("layer")
+        self.where = "X" if self.layer is None else f"layers[{self.layer!r}]"  # of the expression
+
     def keys(self, name: str) -> list[str]:
         """A field of the setup that may name one or several keys."""
         value = self.setup.get(name) or ()
         return [value] if isinstance(value, str) else [str(v) for v in value]
-
-    @property
-    def metabolite_key(self) -> str:
-        """Where the targets are."""
-        return str(self.setup.get("metabolite_key", Key.obsm.MSI))
-
-    @property
-    def record(self) -> Mapping[str, Any]:
-        """What stmsi.pp wrote about the targets."""
-        found = self.adata.uns.get(self.metabolite_key, {})
-        return found if isinstance(found, Mapping) else {}
 
     @cached_property
     def sample(self) -> Ints:
@@ -62,22 +58,10 @@ class Split:
     @cached_property
     def matrix(self) -> sp.csr_matrix:
         """Expression that the model reads."""
-        layer = self.setup.get("layer")
-        if layer is not None and layer not in self.adata.layers:
-            msg = f"No layer {layer!r}; layers: {listing(self.adata.layers.keys())}."
+        if self.layer is not None and self.layer not in self.adata.layers:
+            msg = f"No layer {self.layer!r}; layers: {listing(self.adata.layers.keys())}."
             raise KeyError(msg)
-        return as_csr(self.adata.X if layer is None else self.adata.layers[layer])
-
-    @cached_property
-    def whole(self) -> bool:
-        """Whether it holds counts."""
-        return is_whole(self.matrix)
-
-    @property
-    def where(self) -> str:
-        """Name of the expression."""
-        layer = self.setup.get("layer")
-        return "X" if layer is None else f"layers[{layer!r}]"
+        return as_csr(self.adata.X if self.layer is None else self.adata.layers[self.layer])
 
     def shared(self, code: Ints) -> list[float]:
         """Share of each fold's test spots whose code a training spot has too; -1 is no code."""
@@ -104,23 +88,22 @@ class Split:
         self,
         name: str,
         where: str,
-        folds: tuple[int, ...] = (),
+        folds: Sequence[int] = (),
         share: float = np.nan,
-        severity: Severity | None = None,
+        *,
+        error: bool = False,
         **found: str,
     ) -> Finding:
-        """A leak of :data:`LEAKS` in some folds, or in all."""
-        check, usual, message = LEAKS[name]
-        everywhere = tuple(range(len(self.folds)))
-        return Finding(check, severity or usual, where, folds or everywhere, share, message.format(**found))
+        """A leak of :data:`LEAKS` in some folds, or in all; `error` makes a warning one."""
+        check, severity, message = LEAKS[name]
+        hit = tuple(folds or range(len(self.folds)))
+        return Finding(check, "error" if error else severity, where, hit, share, message.format(**found))
 
-    def leaks(
-        self, name: str, where: str, shares: Sequence[float], severity: Severity | None = None
-    ) -> Iterator[Finding]:
+    def leaks(self, name: str, where: str, shares: Sequence[float], *, error: bool = False) -> Iterator[Finding]:
         """The leak of the folds in which some share of the test spots is concerned."""
         hit = tuple(f for f, share in enumerate(shares) if share > 0)
         if hit:
-            yield self.leak(name, where, hit, max(shares), severity)
+            yield self.leak(name, where, hit, max(shares), error=error)
 
 
 def codes(label: Any) -> Ints:

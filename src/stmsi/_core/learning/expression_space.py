@@ -66,16 +66,11 @@ def _profile_distance(counts: sp.csr_matrix, profile: Floats) -> Floats:
 class ExpressionSpace:
     """Variable genes, their moments, and the principal components of the training spots."""
 
-    selected: Ints
-    """Columns of the genes used."""
-    mean: Floats32
-    """Of their log-normalised expression over the training spots."""
-    scale: Floats32
-    """Its standard deviation."""
-    components: Floats32
-    """Principal axes, shape (components, genes used)."""
-    deviation: Floats32
-    """Standard deviation of the training spots along each component."""
+    selected: Ints  # columns of the genes used
+    mean: Floats32  # of their log-normalised expression over the training spots
+    scale: Floats32  # its standard deviation
+    components: Floats32  # principal axes, shape (components, genes used)
+    deviation: Floats32  # standard deviation of the training spots along each component
 
     @classmethod
     def fit(cls, counts: sp.csr_matrix, *, n_top_genes: int, n_components: int, seed: int = 0) -> ExpressionSpace:

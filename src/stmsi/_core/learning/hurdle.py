@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
-from stmsi._core.arrays import Floats, Floats32
+from stmsi._core.arrays import AnyFloats, Floats, Floats32
 from stmsi._core.metrics.presence import ranked_hits
 
 ALWAYS, NEVER = 0.0, 2.0
@@ -36,7 +35,7 @@ def best_f1_threshold(present: Floats, probability: Floats, tolerance: float = 0
     return np.where(usable, (at + below) / 2, threshold)
 
 
-def hurdle_mean(intensity: NDArray[np.floating], probability: NDArray[np.floating], threshold: Floats) -> Floats32:
+def hurdle_mean(intensity: AnyFloats, probability: AnyFloats, threshold: Floats) -> Floats32:
     """Probability x intensity given presence where the probability reaches the threshold, exactly 0 elsewhere.
 
     Shape (spots, metabolites); negative intensities count as 0.

@@ -11,8 +11,7 @@ from stmsi._core.spatial.sections import rows_of_each
 
 _SHRINKAGE = (np.inf, 3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0)
 """Strengths of shrinkage, strongest first: the number of spots that the weights of all metabolites count for."""
-_TO_EQUAL = 1e-4
-"""Pull towards equal weights, so that members that agree share their weight."""
+_TO_EQUAL = 1e-4  # pull towards equal weights, so that members that agree share their weight
 
 
 def simplex_weights(moments: Floats, prior: Floats, strength: Floats) -> Floats:

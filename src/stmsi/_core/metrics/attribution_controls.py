@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from scipy.special import gammaln
 
-from stmsi._core.arrays import Floats, Ints
+from stmsi._core.arrays import AnyFloats, Floats, Ints
 from stmsi._core.metrics.columns import number, ratio, total
 from stmsi._core.metrics.intensity import pearson
 from stmsi._core.spatial.sections import rows_of_each
 
-_REACH = 1.5
-"""Distance, in spacings of the spots, within which a shifted spot counts as lying on tissue."""
+_REACH = 1.5  # distance, in spacings of the spots, within which a shifted spot counts as lying on tissue
 
 
 def shuffle_within(section: Ints, rng: np.random.Generator) -> Ints:
@@ -24,7 +22,7 @@ def shuffle_within(section: Ints, rng: np.random.Generator) -> Ints:
     return order
 
 
-def gene_blocks(X: NDArray[np.floating], n_blocks: int | None) -> Ints:
+def gene_blocks(X: AnyFloats, n_blocks: int | None) -> Ints:
     """Block 0, 1, ... of each gene of (spots, genes): genes that vary together (average linkage on correlation).
 
     `n_blocks` at most; `None`: each gene by itself.

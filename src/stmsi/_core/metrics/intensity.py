@@ -9,8 +9,7 @@ from stmsi._core.arrays import Bools, Floats
 from stmsi._core.metrics.columns import number, paired, ranks, ratio, total
 from stmsi._core.metrics.score_docs import documented
 
-_FLAT = 1e-9
-"""Relative spread under which a column counts as constant."""
+_FLAT = 1e-9  # relative spread under which a column counts as constant
 
 
 @documented("NaN where no pair is left")

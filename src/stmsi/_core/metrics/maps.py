@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.spatial import KDTree
 
-from stmsi._core.arrays import Bools, Floats, Ints
+from stmsi._core.arrays import AnyFloats, Bools, Floats, Ints
 from stmsi._core.metrics.columns import number, paired, ratio
 from stmsi._core.metrics.score_docs import documented
 from stmsi._core.spatial.morans_i import morans_i
 from stmsi._core.spatial.sections import spot_pitch
 
 _WINDOW = 7
-_MOST_PIXELS = 4_000_000
-"""Of a raster: wrong positions would ask for billions."""
+_MOST_PIXELS = 4_000_000  # of a raster: wrong positions would ask for billions
 
 
 @documented("1 for the same map, NaN where the measured map is constant or smaller than the window of 7 x 7 pixels")
@@ -70,7 +69,7 @@ def ssim(truth: ArrayLike, prediction: ArrayLike, xy: ArrayLike) -> Floats:
 
 
 @documented("NaN where a metabolite is constant or the graph has no edge")
-def moran_i(values: ArrayLike, graph: sp.spmatrix | NDArray[np.floating]) -> Floats:
+def moran_i(values: ArrayLike, graph: sp.spmatrix | AnyFloats) -> Floats:
     """Moran's I of each metabolite, with the values of :func:`squidpy.gr.spatial_autocorr`.
 
     Spots with NaN are left out with their edges.
@@ -106,7 +105,7 @@ def moran_i(values: ArrayLike, graph: sp.spmatrix | NDArray[np.floating]) -> Flo
 
 
 @documented("0 where it is preserved, NaN where either map is constant")
-def moran_gap(truth: ArrayLike, prediction: ArrayLike, graph: sp.spmatrix | NDArray[np.floating]) -> Floats:
+def moran_gap(truth: ArrayLike, prediction: ArrayLike, graph: sp.spmatrix | AnyFloats) -> Floats:
     """Moran's I of the prediction less that of the measurement: is spatial structure preserved?
 
     Above 0 the prediction is smoother. Noise lowers the value of the measurement, so a perfect prediction of the mean
@@ -127,7 +126,7 @@ def moran_gap(truth: ArrayLike, prediction: ArrayLike, graph: sp.spmatrix | NDAr
 
 @documented("1 for the same hot spots, NaN where measurement or prediction is constant")
 def hotspot_jaccard(
-    truth: ArrayLike, prediction: ArrayLike, share: float = 0.1, graph: sp.spmatrix | NDArray[np.floating] | None = None
+    truth: ArrayLike, prediction: ArrayLike, share: float = 0.1, graph: sp.spmatrix | AnyFloats | None = None
 ) -> Floats:
     """Overlap of the hot spots of both maps: shared spots over spots of either.
 
@@ -198,7 +197,7 @@ def _raster(xy: Floats) -> tuple[Ints, Bools]:
     return spot.reshape(shape), (distance <= 0.75 * pitch).reshape(shape)
 
 
-def _edges(graph: sp.spmatrix | NDArray[np.floating], n: int) -> sp.csr_matrix:
+def _edges(graph: sp.spmatrix | AnyFloats, n: int) -> sp.csr_matrix:
     edges = sp.csr_matrix(graph, dtype=np.float64)
     if edges.shape != (n, n):
         msg = f"The graph is of shape {edges.shape}, but there are {n} spots; take the rows and columns of these spots."

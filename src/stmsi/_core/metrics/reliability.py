@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student
 
-from stmsi._core.arrays import Floats, Ints
+from stmsi._core.arrays import AnyFloats, Floats, Ints
 from stmsi._core.metrics.columns import number, ratio, total
 
 CONFIDENCE = 0.9
@@ -58,7 +58,7 @@ def kept_errors(error: Floats, uncertainty: Floats, shares: Floats) -> tuple[Int
     return kept, ratio(np.take_along_axis(sums, kept, axis=0), kept)
 
 
-def binary_entropy(probability: NDArray[np.floating]) -> Floats:
+def binary_entropy(probability: AnyFloats) -> Floats:
     """Entropy of a yes-or-no question in bits: 1 at one half, 0 where the answer is certain."""
     p = np.clip(np.asarray(probability, np.float64), 1e-300, 1 - 1e-16)
     return -(p * np.log2(p) + (1 - p) * np.log2(1 - p))

@@ -28,10 +28,10 @@ ARGUMENTS = {
 }
 
 
-def documented(returned: str) -> Callable[[_F], _F]:
+def documented(returned: str | None = None) -> Callable[[_F], _F]:
     """Write the sections Parameters and Returns into the docstring of a score, before its other sections.
 
-    A score returns one number for each metabolite; `returned` says where NaN.
+    A score returns one number for each metabolite; `returned` says where NaN. `None`: the docstring says what returns.
     """
 
     def write(function: _F) -> _F:
@@ -39,7 +39,9 @@ def documented(returned: str) -> Callable[[_F], _F]:
             return function
         names = inspect.signature(function).parameters
         parameters = "\n".join(f"{name}\n    {ARGUMENTS[name]}" for name in names)
-        sections = f"Parameters\n----------\n{parameters}\n\nReturns\n-------\nShape (metabolites,); {returned}.\n\n"
+        sections = f"Parameters\n----------\n{parameters}\n\n"
+        if returned is not None:
+            sections += f"Returns\n-------\nShape (metabolites,); {returned}.\n\n"
         head, heading, rest = re.split(r"^(\w+\n-+\n)", inspect.getdoc(function) or "", maxsplit=1, flags=re.MULTILINE)
         function.__doc__ = head + sections + heading + rest
         return function

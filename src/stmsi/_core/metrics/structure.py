@@ -14,8 +14,7 @@ from stmsi._core.metrics.columns import number, paired, ranks, ratio
 from stmsi._core.metrics.intensity import pearson
 from stmsi._core.metrics.score_docs import documented
 
-_LEAST_PAIRS = 3
-"""A line goes through any two points."""
+_LEAST_PAIRS = 3  # a line goes through any two points
 
 
 @documented("1 where preserved, NaN for constant metabolites and with fewer than three others")
@@ -69,15 +68,9 @@ def gene_correlation_preserved(genes: sp.spmatrix | ArrayLike, truth: ArrayLike,
     return _agreement(correlations(x, y), correlations(x, p))
 
 
+@documented()
 def group_means(values: ArrayLike, group: ArrayLike) -> tuple[Floats, NDArray[Any]]:
     """Mean of each metabolite in each group of spots: cluster averages, or pseudo-bulk of sections.
-
-    Parameters
-    ----------
-    values
-        Shape (spots, metabolites); NaN are left out.
-    group
-        Group of each spot; spots without one (`None`, NaN) are left out.
 
     Returns
     -------
@@ -112,17 +105,11 @@ def group_agreement(truth: ArrayLike, prediction: ArrayLike, group: ArrayLike) -
     return _agreement(group_means(y, group)[0], group_means(p, group)[0])
 
 
+@documented()
 def differential_abundance(values: ArrayLike, group: ArrayLike) -> tuple[Floats, Floats, NDArray[Any]]:
     """Each group of spots against all others: rank-biserial effect and Mann-Whitney p value.
 
     Neighbouring spots are not independent, so p values are too small, in prediction and measurement alike.
-
-    Parameters
-    ----------
-    values
-        Shape (spots, metabolites); NaN are left out.
-    group
-        Group of each spot; spots without one are left out.
 
     Returns
     -------

@@ -12,23 +12,17 @@ from scipy.spatial.distance import pdist
 from stmsi._core.arrays import Bools, Floats, Ints
 from stmsi._core.spatial.sections import rows_of_each, spot_pitch
 
-_MOST_SPOTS = 1500
-"""Spots that form pairs: a million pairs are enough for the range."""
-_STRUCTURE = 0.1
-"""Share of a target's variance that must be correlated in space for its range to count."""
-_PRACTICAL = 3.0
-"""An exponential correlation has fallen to 5 % at three times its scale."""
+_MOST_SPOTS = 1500  # spots that form pairs: a million pairs are enough for the range
+_STRUCTURE = 0.1  # share of a target's variance that must be correlated in space for its range to count
+_PRACTICAL = 3.0  # an exponential correlation has fallen to 5 % at three times its scale
 
 
 class Correlogram(NamedTuple):
     """Correlation of targets between spots by their distance; bins without pairs are left out."""
 
-    lag: Floats
-    """Mean distance of the pairs of each bin, shape (bins,)."""
-    rho: Floats
-    """Correlation, shape (bins, targets); NaN without pairs."""
-    pairs: Floats
-    """Pairs with both spots measured, likewise."""
+    lag: Floats  # mean distance of the pairs of each bin, shape (bins,)
+    rho: Floats  # correlation, shape (bins, targets); NaN without pairs
+    pairs: Floats  # pairs with both spots measured, likewise
 
 
 def correlogram(xy: Floats, targets: Floats, *, n_bins: int = 15, seed: int = 0) -> Correlogram:

@@ -73,12 +73,9 @@ def _regress(z: Floats, first: Floats, second: Floats, known: Bools) -> tuple[Fl
 class Coregionalization:
     """Linear model of coregionalization of unit variables (Goulard & Voltz, Mathematical Geology 24 (1992) 269-286)."""
 
-    lengths: Floats
-    """Lengths of the Matern structures, shape (structures,)."""
-    loadings: Floats
-    """Of nugget, Matern structures and section, shape (2 + structures, variables, factors)."""
-    specific: Floats
-    """Variance that each variable has for itself in each of them, shape (2 + structures, variables)."""
+    lengths: Floats  # lengths of the Matern structures, shape (structures,)
+    loadings: Floats  # of nugget, Matern structures and section, shape (2 + structures, variables, factors)
+    specific: Floats  # variance that each variable has for itself in each of them, shape (2 + structures, variables)
 
     @classmethod
     def fit(

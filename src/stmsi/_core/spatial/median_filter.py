@@ -9,10 +9,8 @@ from scipy.spatial import KDTree
 
 from stmsi._core.arrays import Floats, Ints
 
-_SAME = 0.05
-"""Difference of distances, in steps of the grid, that small errors of the positions make."""
-_BLOCK = 4_000_000
-"""Values gathered at once; bounds the memory, not the result."""
+_SAME = 0.05  # difference of distances, in steps of the grid, that small errors of the positions make
+_BLOCK = 4_000_000  # values gathered at once; bounds the memory, not the result
 
 
 def distance_rings(xy: Floats, n_rings: int) -> tuple[Ints, Ints]:
@@ -80,8 +78,6 @@ def adaptive_median(values: Floats, index: Ints, inside: Ints) -> Floats:
             left.append(np.flatnonzero(~(median > 0)) + low)
         again = np.concatenate(left) if left else np.empty(0, np.int64)
         spot, column = spot[again], column[again]
-        if len(spot) == 0:
-            break
     filled[spot, column] = _row_medians(np.where(values > 0, values, np.nan).T)[column]
     return np.where((values == 0) & np.isnan(filled), 0.0, filled)
 

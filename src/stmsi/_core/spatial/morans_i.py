@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from stmsi._core.arrays import Floats, Ints
+from stmsi._core.arrays import AnyFloats, Floats, Ints
 from stmsi._core.spatial.sections import rows_of_each
 
 _COLUMNS = 64
@@ -57,7 +56,7 @@ def neighbour_means(xy: Floats, section: Ints | None = None, k: int = 6) -> sp.c
     return sp.csr_matrix((1.0 / np.bincount(i, minlength=n)[i], (i, j)), shape=(n, n))
 
 
-def morans_i(graph: sp.spmatrix, X: sp.spmatrix | NDArray[np.floating]) -> Floats:
+def morans_i(graph: sp.spmatrix, X: sp.spmatrix | AnyFloats) -> Floats:
     r"""Moran's I of each column of (n, m), with the rows of the graph (n, n) scaled to a sum of 1, as squidpy does.
 
     .. math:: I = \frac{n}{W} \frac{z^\top W z}{z^\top z} \qquad z = x - \bar x
@@ -89,7 +88,7 @@ def _sparse_moments(W: sp.csr_matrix, X: sp.spmatrix) -> tuple[Floats, Floats]:
     return cross - mean * (X.T @ (out + into)) + mean**2 * out.sum(), np.where(spread > 1e-10 * square, spread, 0.0)
 
 
-def _dense_moments(W: sp.csr_matrix, x: NDArray[np.floating]) -> tuple[Floats, Floats]:
+def _dense_moments(W: sp.csr_matrix, x: AnyFloats) -> tuple[Floats, Floats]:
     """The same of a dense array, a few columns at a time: they stay in the cache, and no copy of all is made."""
     n, m = x.shape
     # either direction of an edge adds the same, so that half of the entries do

@@ -6,10 +6,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-from stmsi._core.arrays import Floats, Floats32, Ints
+from stmsi._core.arrays import AnyFloats, Floats, Floats32, Ints
 from stmsi._core.spatial.sections import rows_of_each
 
 N_NEIGHBOURS = 16
@@ -18,7 +17,7 @@ _JITTER = 1e-6
 _CHUNK = 4096
 
 
-def matern32(distance: NDArray[np.floating], length: float) -> Floats:
+def matern32(distance: AnyFloats, length: float) -> Floats:
     r"""Matern correlation of smoothness 3/2, :math:`(1 + \sqrt3 h / \ell) \exp(-\sqrt3 h / \ell)`."""
     scaled = np.sqrt(3.0) * np.asarray(distance, dtype=np.float64) / length
     return (1 + scaled) * np.exp(-scaled)
@@ -33,10 +32,8 @@ class FieldSampler:
     on earlier levels only, so they are one sparse product for all fields.
     """
 
-    levels: list[tuple[Ints, sp.csr_matrix]]
-    """For each level the positions and their weights, shape (positions of the level, all positions)."""
-    scale: Floats32
-    """Standard deviation of each position given the earlier ones."""
+    levels: list[tuple[Ints, sp.csr_matrix]]  # positions, and weights of shape (positions of the level, all positions)
+    scale: Floats32  # standard deviation of each position given the earlier ones
 
     @classmethod
     def build(cls, xy: Floats, section: Ints, length: float, n_neighbours: int = N_NEIGHBOURS) -> FieldSampler:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.optimize import nnls
 
-from stmsi._core.arrays import Floats, Floats32, Ints
+from stmsi._core.arrays import AnyFloats, Floats, Floats32, Ints
 from stmsi._core.metrics.columns import number
 from stmsi._core.spatial.sections import rows_of_each
 
@@ -16,10 +16,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LEVELS = 401
-_MIN_COUNT = 20
-"""A metabolite with fewer held-out spots of a stratum takes the scores of the others."""
-_FLOOR = 0.05
-"""Least spread of a spot, as a share of the root mean squared error of its metabolite."""
+_MIN_COUNT = 20  # a metabolite with fewer held-out spots of a stratum takes the scores of the others
+_FLOOR = 0.05  # least spread of a spot, as a share of the root mean squared error of its metabolite
 ABSENT, LOWER, UPPER = range(3)
 """Rows of :attr:`GroupConformal.values`."""
 
@@ -46,7 +44,7 @@ def spread_coefficients(truth: Floats, presence: Floats, intensity: Floats, pred
     return coefficients
 
 
-def hurdle_spread(probability: NDArray[np.floating], intensity: NDArray[np.floating], coefficients: Floats) -> Floats:
+def hurdle_spread(probability: AnyFloats, intensity: AnyFloats, coefficients: Floats) -> Floats:
     r"""Standard deviation of each spot under the hurdle model, :math:`s^2 = p (1 - p) \mu^2 + p (a + b \mu^2) + \text{floor}`.
 
     Probability of presence and intensity given presence are of shape (spots, metabolites).
@@ -72,15 +70,10 @@ class GroupConformal:
     J. Am. Stat. Assoc. 118 (2023); their bound for any number of sections needs at least nine of them for 90 %.
     """
 
-    coverages: Floats
-    """Coverages of the table, shape (levels,)."""
-    values: Floats
-    """Scores at the bounds, shape (3, levels, metabolites): upper where called absent, lower (sign turned) and upper where
-    called present."""
-    count: Ints
-    """Held-out spots behind them, shape (2, metabolites): called absent, called present."""
-    spread: Floats
-    """Coefficients of the standard deviation, shape (3, metabolites)."""
+    coverages: Floats  # coverages of the table, shape (levels,)
+    values: Floats  # scores at the bounds (absent: upper; present: minus lower, upper), shape (3, levels, metabolites)
+    count: Ints  # held-out spots behind them, shape (2, metabolites): called absent, called present
+    spread: Floats  # coefficients of the standard deviation, shape (3, metabolites)
 
     @classmethod
     def fit(
@@ -102,7 +95,7 @@ class GroupConformal:
         return cls(coverages, values, np.stack([number(absent), number(present)]), spread)
 
     def interval(
-        self, prediction: Floats32, probability: NDArray[np.floating], intensity: NDArray[np.floating], coverage: float
+        self, prediction: Floats32, probability: AnyFloats, intensity: AnyFloats, coverage: float
     ) -> tuple[Floats32, Floats32]:
         """Lower and upper bound, at least 0, with the prediction between them; shape (spots, metabolites).
 

@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from stmsi._core.arrays import Floats, Floats32, Ints
+from stmsi._core.arrays import AnyFloats, Floats, Floats32, Ints
 from stmsi._core.spatial.coregionalization import Coregionalization, impute_censored
 from stmsi._core.spatial.morans_i import neighbour_means
 from stmsi._core.spatial.random_fields import FieldSampler
 from stmsi._core.spatial.sections import rows_of_each
 
-_KNOTS = 6
-"""Predicted intensities at which the distribution of the measured ones is described."""
+_KNOTS = 6  # predicted intensities at which the distribution of the measured ones is described
 _LEVELS = 41
 _PER_KNOT = 25
 _MOST_SPOTS = 12_000
@@ -26,12 +25,9 @@ _MOST_SPOTS = 12_000
 class ResidualTable:
     """Distribution of the measured intensity where present, given its prediction."""
 
-    knots: Floats
-    """Predicted intensities, rising, shape (metabolites, knots)."""
-    residual: Floats
-    """Quantiles of measured minus predicted, shape (metabolites, knots, levels), at levels evenly spaced from 0 to 1."""
-    floor: Floats
-    """Smallest intensity measured where present, shape (metabolites,)."""
+    knots: Floats  # predicted intensities, rising, shape (metabolites, knots)
+    residual: Floats  # quantiles of measured minus predicted, shape (metabolites, knots, levels), levels evenly spaced
+    floor: Floats  # smallest intensity measured where present, shape (metabolites,)
 
     @classmethod
     def fit(cls, present: Floats, predicted: Floats) -> ResidualTable:
@@ -69,14 +65,7 @@ class ResidualTable:
         part = np.where(wide, (predicted - left) / np.where(wide, right - left, 1), 0)
         return below, np.clip(part, 0, 1).astype(np.float32)
 
-    def quantile(
-        self,
-        level: NDArray[np.floating],
-        predicted: NDArray[np.floating],
-        column: Ints,
-        below: Ints,
-        part: NDArray[np.floating],
-    ) -> NDArray[np.floating]:
+    def quantile(self, level: AnyFloats, predicted: AnyFloats, column: Ints, below: Ints, part: AnyFloats) -> AnyFloats:
         """Intensity at a level between 0 and 1; all arguments of one shape."""
         flat = self.residual.astype(np.float32).reshape(-1)
         position = level * (_LEVELS - 1)
@@ -125,12 +114,9 @@ class HurdleCopula:
     the model, whatever the correlation of :math:`z`.
     """
 
-    names: NDArray[np.object_]
-    """Ids of the metabolites."""
-    table: ResidualTable
-    """The distribution G."""
-    fields: Coregionalization
-    """Covariance of z between metabolites and over distance."""
+    names: NDArray[np.object_]  # ids of the metabolites
+    table: ResidualTable  # the distribution G
+    fields: Coregionalization  # covariance of z between metabolites and over distance
 
     @classmethod
     def fit(
@@ -171,8 +157,8 @@ class HurdleCopula:
 
     def draw(
         self,
-        probability: NDArray[np.floating],
-        predicted: NDArray[np.floating],
+        probability: AnyFloats,
+        predicted: AnyFloats,
         xy: Floats | None,
         section: Ints,
         n_samples: int,
