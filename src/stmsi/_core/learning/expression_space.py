@@ -9,8 +9,7 @@ import scipy.sparse as sp
 
 from stmsi._core.arrays import Floats, Floats32, Ints
 
-TARGET_SUM = 1e4
-"""Counts that every spot is scaled to before the logarithm."""
+TARGET_SUM = 1e4  # counts that every spot is scaled to before the logarithm
 _CHUNK = 4096
 
 

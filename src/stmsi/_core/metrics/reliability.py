@@ -11,8 +11,7 @@ from scipy.stats import t as student
 from stmsi._core.arrays import AnyFloats, Floats, Ints
 from stmsi._core.metrics.columns import number, ratio, total
 
-CONFIDENCE = 0.9
-"""One-sided, of the lower bounds."""
+CONFIDENCE = 0.9  # one-sided, of the lower bounds
 
 
 def spearman_brown(r: Floats) -> Floats:

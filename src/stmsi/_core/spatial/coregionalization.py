@@ -14,8 +14,7 @@ from stmsi._core.arrays import Bools, Floats, Ints
 from stmsi._core.spatial.random_fields import matern32
 from stmsi._core.spatial.sections import rows_of_each, spacing
 
-LENGTHS = (1.5, 4.0, 10.0)
-"""Lengths of the Matern structures, in units of the spots' spacing."""
+LENGTHS = (1.5, 4.0, 10.0)  # lengths of the Matern structures, in units of the spots' spacing
 _EDGES = (1.3, 1.9, 2.5, 3.5, 5.0, 7.5, 11.0, 16.0, 25.0, np.inf)
 """Borders of the classes of distance, in the same unit; the first class begins at 0."""
 _N_NEAR = 36
@@ -27,9 +26,7 @@ _RIDGE = 0.05
 _LEAST_VARIANCE = 0.05
 
 
-def impute_censored(
-    z: Floats, limit: Floats, means: sp.csr_matrix | None, rng: np.random.Generator, sweeps: int = _SWEEPS
-) -> Floats:
+def impute_censored(z: Floats, limit: Floats, means: sp.csr_matrix | None, rng: np.random.Generator) -> Floats:
     """Draw the censored scores (spots, variables), given neighbours and the other variables; 0 where not measured.
 
     `z` is NaN where not measured. `limit` holds the upper limit of the censored scores, NaN elsewhere. `means` is a
@@ -40,7 +37,7 @@ def impute_censored(
     z = np.nan_to_num(z)
     row, column = np.nonzero(~np.isnan(limit) & known)
     below = limit[row, column]
-    for _ in range(sweeps if len(row) else 0):
+    for _ in range(_SWEEPS if len(row) else 0):
         counts = np.maximum(known.T.astype(float) @ known, 1.0)
         covariance = z.T @ z / counts
         scale = np.sqrt(np.maximum(np.diag(covariance), 1e-9))

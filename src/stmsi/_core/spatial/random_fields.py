@@ -11,8 +11,7 @@ from scipy.spatial import KDTree
 from stmsi._core.arrays import AnyFloats, Floats, Floats32, Ints
 from stmsi._core.spatial.sections import rows_of_each
 
-N_NEIGHBOURS = 16
-"""Earlier positions that each one is drawn from."""
+N_NEIGHBOURS = 16  # earlier positions that each one is drawn from
 _JITTER = 1e-6
 _CHUNK = 4096
 

@@ -10,10 +10,8 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from stmsi._core.arrays import Bools, Floats, Floats32, Ints
 from stmsi._core.registration.warps import ThinPlate
 
-SPACING = 25.0
-"""Spacing of the latent raster in micrometres."""
-MARGIN = 200.0
-"""Width of the latent raster beyond the capture area in micrometres."""
+SPACING = 25.0  # spacing of the latent raster in micrometres
+MARGIN = 200.0  # width of the latent raster beyond the capture area in micrometres
 
 
 @dataclass(frozen=True)
