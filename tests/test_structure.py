@@ -31,7 +31,7 @@ NEIGHBOURS = {("model_selection", "model"), ("get", "tl")}
 """What a room may call on its own floor."""
 STAIRS_OF_MODEL = [{"shared"}, {"linear"}, {"net"}, {"_families", "_load", "explain"}, {"ensemble"}]
 STAIRS_OF_CORE = [
-    {"compiled", "ids", "parallel"},
+    {"arrays", "compiled", "ids", "parallel"},
     {"spectra", "chemistry", "mapping", "metrics", "learning", "registration", "spatial", "uncertainty"},
 ]
 MOST_FILES_OF_A_CORE_ROOM = 12

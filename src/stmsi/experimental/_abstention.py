@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 import numpy as np
 import pandas as pd
 
-from stmsi._core.metrics.abstention import binary_entropy, kept_errors
+from stmsi._core.metrics.reliability import binary_entropy, kept_errors
 from stmsi._data.checks import check_choice, listing
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, require_obs, require_sample, shared_metabolites

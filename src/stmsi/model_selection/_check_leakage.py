@@ -1,25 +1,28 @@
-"""Does a split let a model see its test spots?"""
+"""Search of a split for leaks of test spots into training."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from stmsi._core.arrays import Ints
 from stmsi._data.checks import check_choice
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, require_sample
 from stmsi._settings import logger
-from stmsi.model_selection._leakage_rules import RULES, Finding, Split
+from stmsi.model_selection._leakage_rules import RULES
+from stmsi.model_selection._leaks import Finding
+from stmsi.model_selection._split import Split
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-    from stmsi.model_selection._leakage_rules import Folds
+    from stmsi.model_selection._split import Folds
 
 
 def check_leakage(
@@ -33,8 +36,8 @@ def check_leakage(
 ) -> pd.DataFrame:
     """Look for ways in which a model could know its test spots.
 
-    :func:`stmsi.tl.cross_validate` calls it. It reads the folds, the fields that the model would use, and what scanpy and
-    stmsi recorded of the steps before; what left no trace cannot be found.
+    It reads the folds, the fields that the model would use, and what scanpy and stmsi recorded of the steps before. It
+    cannot find a step that left no trace. :func:`stmsi.tl.cross_validate` calls it.
 
     ================= ============================================================================================
     check             what it finds
@@ -62,15 +65,13 @@ def check_leakage(
     Parameters
     ----------
     data
-        SpatialData or its ST table, with mapped MSI. Spots without MSI are left out, as in
-        :func:`stmsi.tl.cross_validate`.
+        SpatialData or its ST table, with mapped MSI. Spots without MSI are left out. It is not changed.
     splitter
         Object with ``split(adata)``, or a sequence of (training, test) indices into the rows of the table.
     setup
         Fields that the model uses, as for ``setup_anndata``; `None`: those of :func:`stmsi.tl.cross_validate`.
     on_error
-        ``"raise"``: an error where a finding is one, warnings go to the log; ``"warn"``: all go to the log;
-        ``"ignore"``: the table only.
+        ``"raise"``: errors are raised, warnings go to the log; ``"warn"``: all go to the log; ``"ignore"``: neither.
     sample_key
         Column of ``obs`` with the section name.
     table_key
@@ -78,16 +79,15 @@ def check_leakage(
 
     Returns
     -------
-    One row per finding, none where all is well: ``check``, ``severity`` (``"error"`` or ``"warning"``), ``where``,
-    ``folds`` (their numbers), ``share`` (of the test spots concerned, in the worst fold; NaN where it concerns all), and
-    ``message`` with the remedy. `data` is not changed.
+    One row per finding: ``check``, ``severity`` (``"error"`` or ``"warning"``), ``where``, ``folds`` (numbers), ``share``
+    (of the test spots, in the worst fold; NaN where it concerns all), and ``message`` with the remedy.
 
     Raises
     ------
     ValueError
-        Something of severity ``"error"`` was found (with ``on_error="raise"``).
+        A finding is an error (with ``on_error="raise"``).
     KeyError
-        Intensities, sections or what the splitter needs are not there.
+        Intensities, sections or fields of the splitter are not there.
 
     Examples
     --------
@@ -123,15 +123,11 @@ def find_leaks(
 ) -> pd.DataFrame:
     """The findings for models with several setups, each once."""
     found: dict[tuple[str, str], Finding] = {}
-    seen: list[Mapping[str, Any]] = []
-    for setup in setups:
-        if setup in seen:
-            continue
-        seen.append(setup)
+    setups = list(setups)
+    for setup in (one for k, one in enumerate(setups) if one not in setups[:k]):
         split = Split(adata, folds, setup, msi, sample_key)
-        for rule in RULES:
-            for finding in rule(split):
-                found.setdefault((finding.check, finding.where), finding)
+        for finding in chain.from_iterable(rule(split) for rule in RULES):
+            found.setdefault((finding.check, finding.where), finding)
     table = pd.DataFrame(list(found.values()), columns=list(Finding._fields))
     return table.astype({"share": np.float64}).sort_values("severity", kind="stable", ignore_index=True)
 
@@ -140,9 +136,11 @@ def report(found: pd.DataFrame, on_error: str) -> pd.DataFrame:
     """Raise or warn of findings; returns them."""
     if on_error == "ignore":
         return found
-    shares = found["share"].to_numpy(np.float64)
-    text = [f"{r.check} ({r.where}{_some(s)}): {r.message}" for r, s in zip(found.itertuples(), shares, strict=True)]
-    errors = [t for t, severity in zip(text, found["severity"], strict=True) if severity == "error"]
+    text, errors = [], []
+    for check, severity, where, _, share, message in found.itertuples(index=False):
+        part = "" if np.isnan(share) else f", {share:.1%} of the test spots"
+        text.append(f"{check} ({where}{part}): {message}")
+        errors += text[-1:] if severity == "error" else []
     if errors and on_error == "raise":
         msg = "The split leaks:\n- " + "\n- ".join(errors) + "\nPass on_error='warn' to go on all the same."
         raise ValueError(msg)
@@ -156,11 +154,7 @@ def msi_table(data: Any) -> AnnData | None:
     return None if isinstance(data, AnnData) else data.tables.get(Key.table.MSI)
 
 
-def _some(share: float) -> str:
-    return "" if np.isnan(share) else f", {share:.1%} of the test spots"
-
-
-def _given(folds: Any, n: int) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+def _given(folds: Any, n: int) -> list[tuple[Ints, Ints]]:
     """Folds that are given as indices."""
     if not isinstance(folds, Sequence) or isinstance(folds, str) or not folds or any(len(f) != 2 for f in folds):
         msg = f"Pass a splitter, or a sequence of (training, test) indices; found {type(folds).__name__}."

@@ -10,6 +10,7 @@ from anndata import AnnData
 from sklearn.model_selection import LeaveOneGroupOut
 from sklearn.utils import check_consistent_length
 
+from stmsi._core.arrays import Ints
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_obs
@@ -21,14 +22,24 @@ if TYPE_CHECKING:
 class _LeaveOneOut(LeaveOneGroupOut):
     """Leave-one-group-out with the groups in a column of ``obs``."""
 
-    key: str
+    _argument: str  # name of the argument that names the column
+
+    @property
+    def key(self) -> str:
+        """Column of ``obs`` that the folds follow."""
+        return str(getattr(self, self._argument))
 
     def _groups(self, X: Any, groups: ArrayLike | None) -> NDArray[Any]:
-        if isinstance(X, AnnData):
-            groups = self._labels(X) if groups is None else groups
+        column = f"obs[{self.key!r}]"
         if groups is None:
-            msg = f"Pass an AnnData with obs[{self.key!r}], or groups=."
-            raise ValueError(msg)
+            if not isinstance(X, AnnData):
+                msg = f"Pass an AnnData with {column}, or groups=."
+                raise ValueError(msg)
+            label = require_obs(X, self.key, f"The folds follow it; set adata.{column} or name another column.")
+            if label.isna().any():
+                msg = f"{column} has {int(label.isna().sum())} missing values; every spot needs a label."
+                raise ValueError(msg)
+            groups = label.astype(str).to_numpy(dtype=object)
         check_consistent_length(X, groups)
         found, count = np.unique(np.asarray(groups), return_counts=True)
         if len(found) < 2:
@@ -37,64 +48,30 @@ class _LeaveOneOut(LeaveOneGroupOut):
                 "Add data, or split sections into blocks with stmsi.model_selection.SpatialBlockKFold."
             )
             raise ValueError(msg)
-        # scikit-learn's own tables may hold groups of one; a section of one spot is one that went missing
+        # scikit-learn's own tables may hold groups of one; a section of one spot is an error
         if isinstance(X, AnnData) and (count < 2).any():
-            msg = (
-                f"{listing(found[count < 2])} in obs[{self.key!r}] has a single spot, inside which nothing can be scored; "
-                "leave it out."
-            )
+            one = listing(found[count < 2])
+            msg = f"{one} in {column} has a single spot, inside which nothing can be scored; leave it out."
             raise ValueError(msg)
         return np.asarray(groups)
 
-    def _labels(self, adata: AnnData) -> NDArray[Any]:
-        label = require_obs(
-            adata, self.key, f"The folds follow it; set adata.obs[{self.key!r}] or name another column."
-        )
-        if label.isna().any():
-            msg = f"obs[{self.key!r}] has {int(label.isna().sum())} missing values; every spot needs a label."
-            raise ValueError(msg)
-        return label.astype(str).to_numpy(dtype=object)
+    def split(self, X: Any, y: Any = None, groups: ArrayLike | None = None) -> Iterator[tuple[Ints, Ints]]:
+        """Yield training and test indices into `X`: AnnData of spots, or anything with a length where `groups` are given.
 
-    def split(
-        self, X: Any, y: Any = None, groups: ArrayLike | None = None
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-        """Yield training and test indices.
-
-        Parameters
-        ----------
-        X
-            AnnData of spots, or anything with a length when `groups` is given.
-        y
-            Ignored.
-        groups
-            Group of each spot; `None` reads it from ``obs``.
-
-        Yields
-        ------
-        Indices of the training and of the test spots.
+        Groups of `None` are those in ``obs``; `y` is ignored.
         """
         label = self._groups(X, groups)
         yield from super().split(np.empty((len(label), 1)), y, label)
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: ArrayLike | None = None) -> int:
-        """Number of folds.
-
-        Parameters
-        ----------
-        X, y, groups
-            As for :meth:`split`.
-
-        Returns
-        -------
-        One fold for each group.
-        """
+        """Number of folds, one for each group; arguments as for :meth:`split`."""
         return len(np.unique(self._groups(X, groups)))
 
 
 class LeaveOneSampleOut(_LeaveOneOut):
     """Each fold tests on one section and trains on all others.
 
-    With several sections of one patient, prefer :class:`LeaveOnePatientOut`: neighbouring sections are nearly copies.
+    With several sections of one patient, prefer :class:`LeaveOnePatientOut`: neighbouring sections are nearly equal.
 
     Parameters
     ----------
@@ -109,13 +86,10 @@ class LeaveOneSampleOut(_LeaveOneOut):
     3
     """
 
+    _argument = "sample_key"
+
     def __init__(self, sample_key: str = Key.obs.SAMPLE) -> None:
         self.sample_key = sample_key
-
-    @property
-    def key(self) -> str:  # type: ignore[override]
-        """Column of ``obs`` that the folds follow."""
-        return self.sample_key
 
 
 class LeaveOnePatientOut(_LeaveOneOut):
@@ -135,10 +109,7 @@ class LeaveOnePatientOut(_LeaveOneOut):
     {'P1'}
     """
 
+    _argument = "patient_key"
+
     def __init__(self, patient_key: str = Key.obs.PATIENT) -> None:
         self.patient_key = patient_key
-
-    @property
-    def key(self) -> str:  # type: ignore[override]
-        """Column of ``obs`` that the folds follow."""
-        return self.patient_key

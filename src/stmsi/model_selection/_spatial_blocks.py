@@ -11,47 +11,50 @@ from anndata import AnnData
 from sklearn.model_selection import BaseCrossValidator
 from sklearn.utils import check_consistent_length
 
-from stmsi._core.spatial.blocks import correlation_range, correlogram, grid_blocks, near_any, spot_pitch, spread_blocks
+from stmsi._core.arrays import Bools, Floats, Ints
+from stmsi._core.spatial.blocks import correlation_range, correlogram, grid_blocks, near_any, spread_blocks
+from stmsi._core.spatial.sections import rows_of_each, spot_pitch
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_frame, require_sample
 from stmsi._settings import logger
+from stmsi.model_selection._split import codes
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
 
 _BUFFER_SHARE = 0.5
 _FEW_LEFT = 0.2
 
 
 class _Spots(NamedTuple):
-    xy: NDArray[np.float64]
+    xy: Floats
     names: list[Any]
-    section: NDArray[np.int64]
-    targets: NDArray[np.float64] | None
-    pixel: NDArray[np.int64] | None
+    section: Ints
+    targets: Floats | None
+    pixel: Ints | None
 
 
 class SpatialBlockKFold(BaseCrossValidator):
     """Each fold tests on some spatial blocks and trains on the spots that are far enough from them.
 
-    Neighbouring spots resemble each other, so that a random split of spots tests a model on what it was trained on. A
-    square grid cuts each section into blocks about as large as the targets are correlated, blocks are dealt out to the
-    folds, and training spots within `buffer` of a test spot are left out of the fold. Spots whose values come from one MSI
-    pixel (``obs["msi_pixel"]``, written by :func:`stmsi.pp.map_to_spots`) stay in one block.
+    Neighbouring spots resemble each other, so a random split tests a model on near copies of its training spots. Here a
+    square grid cuts each section into blocks as large as the range of the targets' correlation. Blocks are dealt out to
+    the folds, and training spots within `buffer` of a test spot are left out of the fold. Spots with values from one MSI
+    pixel (``obs["msi_pixel"]`` of :func:`stmsi.pp.map_to_spots`) stay in one block.
 
-    For a single section, or two. What it tells is how well a model fills in a section of which it knows parts; for new
-    sections see :class:`LeaveOneSampleOut` and :class:`LeaveOnePatientOut`.
+    For one or two sections. Scores tell how well a model fills in a section that it knows in part; for new sections see
+    :class:`LeaveOneSampleOut` and :class:`LeaveOnePatientOut`.
 
     Parameters
     ----------
     n_splits
         Number of folds, at least 2.
     block_size
-        Least side of a block, in the unit of the positions (um); `None`: in each section the range of the targets'
-        correlation (:meth:`correlation_ranges`), at least two spots, and at most what leaves enough blocks.
+        Least side of a block, in the unit of the positions (um). `None`: in each section the range of the targets'
+        correlation (:meth:`correlation_ranges`), between two spots and the largest that leaves enough blocks.
     buffer
-        Distance from a test spot up to which spots are left out of training; `None`: half the block size. 0: none.
+        Distance from a test spot within which spots are left out of training; `None`: half the block size.
     metabolite_key
         Targets in ``obsm``, for the block size.
     sample_key
@@ -95,43 +98,18 @@ class SpatialBlockKFold(BaseCrossValidator):
         self.metabolite_key, self.sample_key, self.rng = metabolite_key, sample_key, rng
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: ArrayLike | None = None) -> int:
-        """Number of folds.
-
-        Parameters
-        ----------
-        X, y, groups
-            Ignored.
-
-        Returns
-        -------
-        `n_splits`.
-        """
+        """Number of folds; the arguments are ignored."""
         return int(self.n_splits)
 
     def correlation_ranges(self, X: Any, y: Any = None, groups: ArrayLike | None = None) -> pd.Series:
-        """Distance over which the targets of each section are correlated.
+        """Range of the targets' correlation in each section; arguments and KeyError as for :meth:`split`.
 
-        Parameters
-        ----------
-        X, y, groups
-            As for :meth:`split`.
-
-        Returns
-        -------
-        One value per section: the median over targets of the distance at which the correlation has fallen to 5 % of
-        what space explains, from an exponential fitted to the empirical correlogram. NaN where no target has a pattern,
-        infinite where correlations do not fall within the section.
-
-        Raises
-        ------
-        KeyError
-            Positions or targets are not there.
+        The median over targets of the distance at which an exponential, fitted to the correlogram, has fallen to 5 %. NaN
+        where no target has a pattern, infinite where correlations do not fall within the section.
         """
         return self._ranges(self._read(X, y, groups))
 
-    def split(
-        self, X: Any, y: Any = None, groups: ArrayLike | None = None
-    ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    def split(self, X: Any, y: Any = None, groups: ArrayLike | None = None) -> Iterator[tuple[Ints, Ints]]:
         """Yield training and test indices.
 
         Parameters
@@ -139,8 +117,7 @@ class SpatialBlockKFold(BaseCrossValidator):
         X
             AnnData of spots with positions in ``obsm["spatial"]``, or an array of positions, shape (spots, 2).
         y
-            Targets, shape (spots,) or (spots, metabolites); `None`: ``obsm[metabolite_key]``. Used where `block_size`
-            is `None`.
+            Targets for the block size, shape (spots,) or (spots, metabolites); `None`: ``obsm[metabolite_key]``.
         groups
             Section of each spot; `None`: ``obs[sample_key]`` of an AnnData, one section for positions.
 
@@ -151,18 +128,16 @@ class SpatialBlockKFold(BaseCrossValidator):
         Raises
         ------
         KeyError
-            Positions, sections or targets are not there.
+            Positions, sections or targets are missing.
         ValueError
-            NaN positions, blocks larger than the tissue, fewer blocks than folds, or a buffer that leaves nothing to
-            train on.
+            Positions are NaN, blocks larger than the tissue or fewer than folds, or the buffer leaves no training spot.
         """
         spots = self._read(X, y, groups)
         fold, buffer = self._folds(spots)
         for k in range(self.n_splits):
             held = fold == k
             near = held.copy()
-            for s, width in enumerate(buffer):
-                own = spots.section == s
+            for own, width in zip(rows_of_each(spots.section), buffer, strict=True):
                 near[own] = near_any(spots.xy[own], spots.section[own], held[own], width)
             train = np.flatnonzero(~near)
             if len(train) == 0:
@@ -178,9 +153,7 @@ class SpatialBlockKFold(BaseCrossValidator):
                 )  # fmt: skip
             yield train, np.flatnonzero(held)
 
-    def _iter_test_masks(
-        self, X: Any = None, y: Any = None, groups: ArrayLike | None = None
-    ) -> Iterator[NDArray[np.bool_]]:
+    def _iter_test_masks(self, X: Any = None, y: Any = None, groups: ArrayLike | None = None) -> Iterator[Bools]:
         """Test spots of each fold, which scikit-learn's base class asks for."""
         fold, _ = self._folds(self._read(X, y, groups))
         yield from (fold == k for k in range(self.n_splits))
@@ -189,10 +162,8 @@ class SpatialBlockKFold(BaseCrossValidator):
         pixel = None
         if isinstance(X, AnnData):
             if Key.obsm.SPATIAL not in X.obsm:
-                msg = (
-                    f'obsm has no "{Key.obsm.SPATIAL}" with the spot positions, which spatial blocks need; found '
-                    f"{listing(X.obsm.keys())}."
-                )
+                found = listing(X.obsm.keys())
+                msg = f'obsm has no "{Key.obsm.SPATIAL}" with the spot positions, which spatial blocks need; found {found}.'
                 raise KeyError(msg)
             xy = np.asarray(X.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2]
             groups = require_sample(X, self.sample_key) if groups is None else groups
@@ -201,7 +172,7 @@ class SpatialBlockKFold(BaseCrossValidator):
             name = Key.pixel_of(self.metabolite_key)[0]
             if name in X.obs:
                 # spots without a pixel are each their own
-                code = pd.factorize(X.obs[name].astype(object))[0].astype(np.int64)
+                code = codes(X.obs[name])
                 pixel = np.where(code >= 0, code, code.max(initial=-1) + 1 + np.arange(len(code)))
         else:
             xy = np.asarray(X, dtype=np.float64)
@@ -218,11 +189,10 @@ class SpatialBlockKFold(BaseCrossValidator):
             msg = "There are no spots to split."
             raise ValueError(msg)
         section, names = pd.factorize(np.asarray(groups, dtype=object))
-        targets = None
         if y is not None:
             check_consistent_length(xy, y)
-            targets = np.asarray(y, dtype=np.float64).reshape(len(xy), -1)
-        return _Spots(xy, list(names), section.astype(np.int64), targets, pixel)
+            y = np.asarray(y, dtype=np.float64).reshape(len(xy), -1)
+        return _Spots(xy, list(names), section.astype(np.int64), y, pixel)
 
     def _ranges(self, spots: _Spots) -> pd.Series:
         if spots.targets is None:
@@ -232,8 +202,7 @@ class SpatialBlockKFold(BaseCrossValidator):
             )
             raise KeyError(msg)
         ranges = []
-        for s in range(len(spots.names)):
-            own = spots.section == s
+        for own in rows_of_each(spots.section):
             each = correlation_range(correlogram(spots.xy[own], spots.targets[own], seed=self.rng))
             each = each[~np.isnan(each)]
             ranges.append(float(np.median(each)) if len(each) else np.nan)
@@ -244,31 +213,29 @@ class SpatialBlockKFold(BaseCrossValidator):
         if self.block_size is not None:
             return [float(self.block_size)] * len(spots.names)
         sizes = []
-        for s, found in enumerate(self._ranges(spots)):
-            xy = spots.xy[spots.section == s]
+        for name, own, found in zip(spots.names, rows_of_each(spots.section), self._ranges(spots), strict=True):
+            xy = spots.xy[own]
             least = 2 * spot_pitch(xy) or 1.0
             most = max(float(np.ptp(xy, axis=0).max()) / np.ceil(np.sqrt(self.n_splits)), least)
-            size = least if np.isnan(found) else float(np.clip(found, least, most))
+            sizes.append(least if np.isnan(found) else float(np.clip(found, least, most)))
             if found > most:
                 logger.warning(
                     "Section %r: targets are correlated over %.4g, further than blocks for %d folds can be (%.4g): its "
                     "scores tell how well a section is filled in, not what a new one gives.",
-                    str(spots.names[s]), found, self.n_splits, most,
+                    str(name), found, self.n_splits, most,
                 )  # fmt: skip
-            sizes.append(size)
         return sizes
 
-    def _folds(self, spots: _Spots) -> tuple[NDArray[np.int64], list[float]]:
+    def _folds(self, spots: _Spots) -> tuple[Ints, list[float]]:
         """Fold of each spot, buffer in each section."""
-        sizes = self._sizes(spots)
+        sizes, sections = self._sizes(spots), rows_of_each(spots.section)
         block, number = np.zeros(len(spots.xy), np.int64), 0
-        for s, size in enumerate(sizes):
-            own = np.flatnonzero(spots.section == s)
+        for own, size in zip(sections, sizes, strict=True):
             code, _ = grid_blocks(spots.xy[own], size, None if spots.pixel is None else spots.pixel[own])
             block[own] = code + number
             number += int(code.max()) + 1
         if number == len(sizes) or number < self.n_splits:
-            extent = max(float(np.ptp(spots.xy[spots.section == s], axis=0).max()) for s in range(len(sizes)))
+            extent = max(float(np.ptp(spots.xy[own], axis=0).max()) for own in sections)
             what = "is larger than the tissue" if number == len(sizes) else f"makes {number} blocks in all"
             msg = (
                 f"block_size={self._shown(sizes)} {what}, which {self.n_splits} folds cannot be made of; the largest "

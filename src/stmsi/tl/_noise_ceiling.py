@@ -11,7 +11,7 @@ from scipy.spatial import KDTree
 
 from stmsi._core.metrics import intensity as metrics
 from stmsi._core.metrics.reliability import fisher_bounds, spearman_brown
-from stmsi._core.spatial.coregionalization import spacing
+from stmsi._core.spatial.sections import spacing
 from stmsi._data.checks import check_choice, check_key, listing, refuse_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, require_sample

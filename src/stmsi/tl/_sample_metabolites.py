@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from scipy.spatial import KDTree
 
-from stmsi._core.spatial.coregionalization import spacing
+from stmsi._core.spatial.sections import spacing
 from stmsi._data.checks import check_key, check_share, is_spatialdata, refuse_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table, require_metabolites

@@ -13,7 +13,7 @@ from scipy.stats import pearsonr, rankdata, spearmanr
 
 import stmsi
 from stmsi import metrics
-from stmsi._core.metrics.intensity import ranks
+from stmsi._core.metrics.columns import ranks
 
 PAIRS = ["mse", "mae", "r2", "pearson", "spearman"]
 CALLS = ["precision", "recall", "f1", "mcc"]

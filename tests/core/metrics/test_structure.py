@@ -5,7 +5,7 @@ import scipy.sparse as sp
 from scipy.stats import mannwhitneyu
 
 from stmsi import metrics
-from stmsi._core.metrics.structure import _correlations
+from stmsi._core.metrics.structure import correlations
 
 
 def _data(seed=0, n=80, m=7):
@@ -21,14 +21,14 @@ def test_correlations_are_pandas(share):
     other = rng.normal(size=(80, 4)) + truth[:, :4] + 1e4
     truth[rng.random(truth.shape) < share] = np.nan
     both = pd.DataFrame(np.hstack([truth, other])).corr(min_periods=2).to_numpy()
-    np.testing.assert_allclose(_correlations(truth, other), both[:7, 7:], rtol=1e-6)
-    np.testing.assert_allclose(_correlations(truth, truth), both[:7, :7], rtol=1e-6)
+    np.testing.assert_allclose(correlations(truth, other), both[:7, 7:], rtol=1e-6)
+    np.testing.assert_allclose(correlations(truth, truth), both[:7, :7], rtol=1e-6)
 
 
 def test_correlations_of_spots_without_msi_and_of_constants():
     _, _, truth = _data()
     truth[::3], truth[:, 2] = np.nan, 0.1
-    found = _correlations(truth, truth)
+    found = correlations(truth, truth)
     assert np.isnan(found[2]).all()
     keep = [0, 1, 3, 4, 5, 6]
     np.testing.assert_allclose(found[np.ix_(keep, keep)], pd.DataFrame(truth[:, keep]).corr(), rtol=1e-9)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cdist
 
-from stmsi._core.spatial.blocks import correlation_range, correlogram, grid_blocks, near_any, spot_pitch, spread_blocks
+from stmsi._core.spatial.blocks import correlation_range, correlogram, grid_blocks, near_any, spread_blocks
+from stmsi._core.spatial.sections import spot_pitch
 
 XY = 100.0 * np.argwhere(np.ones((26, 26)))
 

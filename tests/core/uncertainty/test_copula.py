@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 from scipy.special import ndtr
 
-from stmsi._core.spatial.coregionalization import Coregionalization, impute_censored, spacing
+from stmsi._core.spatial.coregionalization import Coregionalization, impute_censored
 from stmsi._core.spatial.morans_i import neighbour_means
 from stmsi._core.spatial.random_fields import FieldSampler
+from stmsi._core.spatial.sections import spacing
 from stmsi._core.uncertainty.copula import HurdleCopula, ResidualTable
 
 N, M = 900, 6

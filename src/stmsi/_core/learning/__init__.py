@@ -1,1 +1,1 @@
-"""What models learn with: expression space, folds, solvers, stacking, the two stages put together."""
+"""Tools of the models: expression space, folds, solvers, stacking, both stages together."""

@@ -1,4 +1,4 @@
-"""From counts to features, fitted on training spots only."""
+"""Features of spots from counts, fitted on training spots only."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 
-TARGET_SUM = 1e4
-"""Counts that every spot is scaled to before the logarithm."""
+from stmsi._core.arrays import Floats, Floats32, Ints
+
+TARGET_SUM = 1e4  # counts that every spot is scaled to before the logarithm
 _CHUNK = 4096
 
 
 def log_normalize(counts: sp.csr_matrix) -> sp.csr_matrix:
     """``log(1 + counts / library size x 10,000)``, sparse; spots without counts stay 0.
 
-    Shares the positions of its entries with `counts`, which are most of its memory.
+    The result shares the positions of its entries with `counts`.
     """
     if not counts.has_canonical_format:
         counts = counts.copy()
@@ -35,32 +35,23 @@ def pool_counts(counts: sp.csr_matrix, graph: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix(counts + adjacency @ counts)
 
 
-def neighbour_mean(values: NDArray[np.float32], graph: sp.csr_matrix) -> NDArray[np.float32]:
+def neighbour_mean(values: Floats32, graph: sp.csr_matrix) -> Floats32:
     """Mean over the neighbours of each spot, itself left out; 0 where it has none. Shape as `values`."""
     adjacency = sp.csr_matrix(graph != 0, dtype=np.float32)
     count = np.asarray(adjacency.sum(axis=1), dtype=np.float32)
     return np.asarray((adjacency @ values) / np.maximum(count, 1), dtype=np.float32)
 
 
-def profile_distance(counts: sp.csr_matrix, profile: NDArray[np.float64]) -> NDArray[np.float64]:
-    """One less the Pearson correlation over genes of each spot's log-normalised expression with a profile.
+def profile_distance(counts: sp.csr_matrix, profile: Floats) -> Floats:
+    """One less the Pearson correlation of each spot's log-normalised expression with a profile (genes,); 0 to 2.
 
-    Parameters
-    ----------
-    counts
-        Spots x genes.
-    profile
-        Of the same genes, shape (genes,).
-
-    Returns
-    -------
-    Shape (spots,), 0 to 2; 1 where a spot, or the profile, does not vary.
+    1 where a spot, or the profile, does not vary. `counts` are of shape (spots, genes).
     """
     parts = [_profile_distance(counts[i : i + _CHUNK], profile) for i in range(0, counts.shape[0], _CHUNK)]
     return np.concatenate([*parts, np.empty(0)])
 
 
-def _profile_distance(counts: sp.csr_matrix, profile: NDArray[np.float64]) -> NDArray[np.float64]:
+def _profile_distance(counts: sp.csr_matrix, profile: Floats) -> Floats:
     X, n = log_normalize(counts), len(profile)
     centred = profile - profile.mean()
     total = np.asarray(X.sum(axis=1), dtype=np.float64).ravel()
@@ -72,41 +63,17 @@ def _profile_distance(counts: sp.csr_matrix, profile: NDArray[np.float64]) -> ND
 
 @dataclass(frozen=True)
 class ExpressionSpace:
-    """Variable genes, their moments, and the principal components of the training spots.
+    """Variable genes, their moments, and the principal components of the training spots."""
 
-    Attributes
-    ----------
-    selected
-        Columns of the genes used.
-    mean, scale
-        Of their log-normalised expression over the training spots.
-    components
-        Principal axes, shape (components, genes used).
-    deviation
-        Standard deviation of the training spots along each component.
-    """
-
-    selected: NDArray[np.int64]
-    mean: NDArray[np.float32]
-    scale: NDArray[np.float32]
-    components: NDArray[np.float32]
-    deviation: NDArray[np.float32]
+    selected: Ints  # columns of the genes used
+    mean: Floats32  # of their log-normalised expression over the training spots
+    scale: Floats32  # its standard deviation
+    components: Floats32  # principal axes, shape (components, genes used)
+    deviation: Floats32  # standard deviation of the training spots along each component
 
     @classmethod
     def fit(cls, counts: sp.csr_matrix, *, n_top_genes: int, n_components: int, seed: int = 0) -> ExpressionSpace:
-        """Choose the most variable genes and find the components.
-
-        Parameters
-        ----------
-        counts
-            Training spots x genes.
-        n_top_genes
-            Genes with the largest variance of log-normalised expression that are kept.
-        n_components
-            Components at most.
-        seed
-            For the randomised solver.
-        """
+        """Choose the genes with the largest variance of log-normalised expression, and find the components."""
         from sklearn.decomposition import PCA
 
         X = log_normalize(counts)
@@ -117,21 +84,16 @@ class ExpressionSpace:
             raise ValueError(msg)
         order = np.argsort(-np.where(usable, variance, -1), kind="stable")
         selected = np.sort(order[: min(n_top_genes, int(usable.sum()))])
-        space = cls(
-            selected,
-            mean[selected].astype(np.float32),
-            np.sqrt(variance[selected]).astype(np.float32),
-            np.empty((0, len(selected)), np.float32),
-            np.empty(0, np.float32),
-        )
-        Z = space.centred(counts)
+        moments = mean[selected].astype(np.float32), np.sqrt(variance[selected]).astype(np.float32)
+        none = np.empty((0, len(selected)), np.float32)
+        Z = cls(selected, *moments, none, none[:, 0]).centred(counts)
         n = min(n_components, len(selected), max(1, len(Z) - 1))
         pca = PCA(n, random_state=seed).fit(Z)
         components = pca.components_.astype(np.float32)
         deviation = np.sqrt(np.maximum(pca.explained_variance_, 1e-12)).astype(np.float32)
-        return cls(space.selected, space.mean, space.scale, components, deviation)
+        return cls(selected, *moments, components, deviation)
 
-    def centred(self, counts: sp.csr_matrix) -> NDArray[np.float32]:
+    def centred(self, counts: sp.csr_matrix) -> Floats32:
         """Log-normalised expression of the genes used less its training mean; shape (spots, genes used).
 
         Genes are not scaled to one variance: on real ST that lifts the counting noise of weak genes.
@@ -141,13 +103,13 @@ class ExpressionSpace:
         X -= self.mean
         return X
 
-    def transform(self, counts: sp.csr_matrix) -> NDArray[np.float32]:
-        """Components of spots, shape (spots, components), worked through in pieces."""
+    def transform(self, counts: sp.csr_matrix) -> Floats32:
+        """Components of spots, shape (spots, components), in pieces."""
         parts = [self.centred(counts[i : i + _CHUNK]) @ self.components.T for i in range(0, counts.shape[0], _CHUNK)]
         return np.vstack(parts) if parts else np.empty((0, len(self.components)), np.float32)
 
 
-def column_moments(X: sp.csr_matrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def column_moments(X: sp.csr_matrix) -> tuple[Floats, Floats]:
     """Mean and variance of every column of a sparse matrix."""
     n = X.shape[0]
     mean = np.asarray(X.mean(axis=0), dtype=np.float64).ravel()

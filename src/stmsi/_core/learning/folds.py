@@ -6,44 +6,24 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
+from stmsi._core.arrays import Bools, Floats, Ints
+from stmsi._core.spatial.blocks import deal_out
+from stmsi._core.spatial.sections import rows_of_each
+
 _MIN_GROUPS = 3
 
 
-def inner_groups(
-    sample: NDArray[np.str_], xy: NDArray[np.float64] | None, *, n_groups: int = 5, seed: int = 0
-) -> NDArray[np.int64]:
-    """Group of each spot for inner cross-validation: whole sections, or spatial blocks where there are few sections.
+def inner_groups(sample: NDArray[np.str_], xy: Floats | None, *, n_groups: int = 5, seed: int = 0) -> Ints:
+    """Group 0, 1, ... of each spot for inner cross-validation, two groups at least and `n_groups` at most.
 
-    Parameters
-    ----------
-    sample
-        Section of each spot.
-    xy
-        Positions, shape (spots, 2); needed with fewer than three sections.
-    n_groups
-        Groups at most.
-    seed
-        For the blocks.
-
-    Returns
-    -------
-    Group numbers 0, 1, ..., shape (spots,); at least two groups.
-
-    Raises
-    ------
-    ValueError
-        Fewer than three sections and no positions, or too few spots to make two groups.
+    Groups are whole sections, or with fewer than three sections spatial blocks, which need positions (spots, 2).
+    Raises ValueError where positions are missing or spots are too few.
     """
     names, code = np.unique(sample, return_inverse=True)
     if len(names) >= _MIN_GROUPS:
         # spread the sections over the groups by size, largest first
-        order = np.argsort(-np.bincount(code), kind="stable")
-        load = np.zeros(min(n_groups, len(names)))
-        group_of = np.empty(len(names), np.int64)
-        for section in order:
-            group_of[section] = load.argmin()
-            load[group_of[section]] += (code == section).sum()
-        return group_of[code]
+        size = np.bincount(code)
+        return deal_out(size, np.argsort(-size, kind="stable"), min(n_groups, len(names)))[code]
     if xy is None:
         msg = (
             f"With {len(names)} section(s) the inner folds are spatial blocks, which need the spots' positions in "
@@ -52,13 +32,9 @@ def inner_groups(
         raise ValueError(msg)
     per_section = int(np.ceil(n_groups / len(names)))
     group = np.zeros(len(sample), np.int64)
-    for s in range(len(names)):
-        own = np.flatnonzero(code == s)
+    for s, own in enumerate(rows_of_each(code)):
         k = min(per_section, len(own))
-        if k > 1:
-            block = KMeans(k, n_init=3, random_state=seed).fit_predict(np.nan_to_num(xy[own]))
-        else:
-            block = np.zeros(len(own), np.int64)
+        block = KMeans(k, n_init=3, random_state=seed).fit_predict(np.nan_to_num(xy[own])) if k > 1 else 0
         group[own] = s * per_section + block
     group = np.unique(group, return_inverse=True)[1]
     if group.max(initial=0) < 1:
@@ -67,24 +43,11 @@ def inner_groups(
     return group
 
 
-def held_out_group(
-    sample: NDArray[np.str_], xy: NDArray[np.float64] | None, measured: NDArray[np.bool_], *, seed: int = 0
-) -> NDArray[np.bool_]:
-    """One group of spots to hold out, of which every metabolite keeps spots to learn from.
+def held_out_group(sample: NDArray[np.str_], xy: Floats | None, measured: Bools, *, seed: int = 0) -> Bools:
+    """Mask of one group of spots to hold out, the first of :func:`inner_groups`.
 
-    The first group of :func:`inner_groups`. Of a section that alone measured some metabolite, one spatial block is held
-    out instead of the whole, where positions are known.
-
-    Parameters
-    ----------
-    sample, xy, seed
-        As for :func:`inner_groups`.
-    measured
-        Whether each spot has a measurement of each metabolite, shape (spots, metabolites).
-
-    Returns
-    -------
-    Mask, shape (spots,).
+    Every metabolite, `measured` of shape (spots, metabolites), keeps spots to learn from: of a section that alone measured
+    one, only one spatial block is held out, where positions are known.
     """
     out = inner_groups(sample, xy, seed=seed) == 0
     lost = measured[out].any(axis=0) & ~measured[~out].any(axis=0)
@@ -97,28 +60,11 @@ def held_out_group(
 
 
 def groups_where_measured(
-    sample: NDArray[np.str_],
-    xy: NDArray[np.float64] | None,
-    groups: NDArray[np.int64],
-    measured: NDArray[np.bool_],
-    *,
-    n_groups: int = 5,
-    seed: int = 0,
-) -> NDArray[np.int64] | None:
-    """Groups for a metabolite that was measured in one group only, with which no fold could be trained.
+    sample: NDArray[np.str_], xy: Floats | None, groups: Ints, measured: Bools, *, n_groups: int = 5, seed: int = 0
+) -> Ints | None:
+    """Groups for a metabolite that was measured in one of the `groups` only, where no fold could be trained.
 
-    Parameters
-    ----------
-    sample, xy, n_groups, seed
-        As for :func:`inner_groups`.
-    groups
-        Groups of all metabolites.
-    measured
-        Spots that have a measurement of this one, shape (spots,).
-
-    Returns
-    -------
-    Its own groups, -1 where it was not measured; `None` where `groups` serve, or where no others can be made.
+    -1 for spots where it was not `measured`. `None` where `groups` serve, or where no others can be made.
     """
     known = np.flatnonzero(measured)
     if len(known) < 2 or len(np.unique(groups[known])) > 1:
@@ -130,35 +76,19 @@ def groups_where_measured(
     return own
 
 
-def held_out_units(sample: NDArray[np.str_], groups: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Sections, those that are split over several groups in pieces.
+def held_out_units(sample: NDArray[np.str_], groups: Ints) -> Ints:
+    """Number of each spot's section, or of its part in one group where a section is split over several groups.
 
-    Pieces of one section are predicted by different models, and a group can hold several sections.
-
-    Parameters
-    ----------
-    sample, groups
-        Section and group of inner cross-validation of each spot.
-
-    Returns
-    -------
-    Numbers 0, 1, ..., shape (spots,).
+    Parts of one section are predicted by different models, and a group can hold several sections.
     """
     section = np.unique(sample, return_inverse=True)[1]
     return np.unique(section * (int(groups.max(initial=0)) + 1) + groups, return_inverse=True)[1]
 
 
-def sections_or_blocks(sample: NDArray[np.str_], xy: NDArray[np.float64] | None, *, seed: int = 0) -> NDArray[np.int64]:
-    """Units of spots that one model predicts: sections, or spatial blocks of them where there are few.
+def sections_or_blocks(sample: NDArray[np.str_], xy: Floats | None, *, seed: int = 0) -> Ints:
+    """Number of each spot's section, or with fewer than three sections of its spatial block.
 
-    Parameters
-    ----------
-    sample, xy, seed
-        As for :func:`inner_groups`; without positions, and where spots are too few for blocks, sections stay whole.
-
-    Returns
-    -------
-    Numbers 0, 1, ..., shape (spots,).
+    Sections stay whole without positions, and where spots are too few for blocks.
     """
     section = np.unique(sample, return_inverse=True)[1]
     if xy is None or section.max(initial=0) + 1 >= _MIN_GROUPS or len(sample) < 2:

@@ -1,33 +1,21 @@
-"""The two stages put together: thresholds and means."""
+"""Both stages together: thresholds and means."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
+from stmsi._core.arrays import AnyFloats, Floats, Floats32
 from stmsi._core.metrics.presence import ranked_hits
 
 ALWAYS, NEVER = 0.0, 2.0
 """Thresholds on a probability that every spot, or none, reaches."""
 
 
-def best_f1_threshold(
-    present: NDArray[np.float64], probability: NDArray[np.float64], tolerance: float = 0.0
-) -> NDArray[np.float64]:
-    """Threshold of each metabolite with the best F1 on held-out spots.
+def best_f1_threshold(present: Floats, probability: Floats, tolerance: float = 0.0) -> Floats:
+    """Threshold of each metabolite with the best F1 on held-out spots, halfway between neighbouring probabilities.
 
-    Parameters
-    ----------
-    present
-        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
-    probability
-        Held-out probabilities of presence, likewise.
-    tolerance
-        The lowest threshold is taken whose F1 falls short of the best by no more than this share.
-
-    Returns
-    -------
-    Shape (metabolites,), halfway between neighbouring probabilities; :data:`ALWAYS` for metabolites that are never
+    `present` (1, 0, NaN) and `probability` are of shape (spots, metabolites). With a tolerance, the lowest threshold is
+    taken whose F1 falls short of the best by no more than this share. :data:`ALWAYS` for metabolites that are never
     absent, :data:`NEVER` for those never present.
     """
     hits, called, last, n1, n0 = ranked_hits(present, probability)
@@ -47,20 +35,9 @@ def best_f1_threshold(
     return np.where(usable, (at + below) / 2, threshold)
 
 
-def hurdle_mean(
-    intensity: NDArray[np.floating], probability: NDArray[np.floating], threshold: NDArray[np.float64]
-) -> NDArray[np.float32]:
-    r"""Mean of the hurdle model where the metabolite is called present, exactly 0 elsewhere.
+def hurdle_mean(intensity: AnyFloats, probability: AnyFloats, threshold: Floats) -> Floats32:
+    """Probability x intensity given presence where the probability reaches the threshold, exactly 0 elsewhere.
 
-    .. math:: \hat y = p\,\mu \; [p \ge t]
-
-    Parameters
-    ----------
-    intensity
-        Intensity given presence :math:`\mu`, shape (spots, metabolites); negative values count as 0.
-    probability
-        Probability of presence :math:`p`, likewise.
-    threshold
-        :math:`t` of each metabolite.
+    Shape (spots, metabolites); negative intensities count as 0.
     """
     return np.where(probability >= threshold, probability * np.maximum(intensity, 0), 0).astype(np.float32)

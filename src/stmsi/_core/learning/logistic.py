@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.optimize import minimize
 
+from stmsi._core.arrays import Floats
 from stmsi._settings import logger
 
 _GRADIENT = 1e-3
-"""Largest gradient left, in coordinates in which the curvature is about 1: log-odds are then right to about as much."""
+"""Largest gradient left, in coordinates with a curvature of about 1: the error of the log-odds is about as large."""
 _MAX_ITERATIONS = 1000
 
 
@@ -19,39 +19,26 @@ _MAX_ITERATIONS = 1000
 class Logistic:
     """Log-odds as an affine function of the features."""
 
-    weights: NDArray[np.float64]
+    weights: Floats
     offset: float
 
-    def decision_function(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+    def decision_function(self, X: Floats) -> Floats:
         """Log-odds, shape (spots,)."""
         return X @ self.weights + self.offset
 
 
-def balanced_logistic(X: NDArray[np.float64], Y: NDArray[np.float64], C: NDArray[np.float64]) -> list[Logistic]:
-    r"""Penalised logistic regressions with balanced classes, one for each column of `Y`.
+def balanced_logistic(X: Floats, Y: Floats, C: Floats) -> list[Logistic]:
+    r"""Penalised logistic regressions with balanced classes, one for each column of `Y` (1, 0, or NaN: not measured).
 
-    Each minimises what scikit-learn's ``LogisticRegression(class_weight="balanced")`` does,
+    Each minimises the loss of scikit-learn's ``LogisticRegression(class_weight="balanced")``,
 
     .. math:: \tfrac12 \lVert w \rVert^2 + C \sum_i s_i \log\bigl(1 + e^{-y_i (w^\top x_i + b)}\bigr)
 
     with :math:`y_i = \pm 1` and the weight :math:`s_i` of a spot half the number of spots over the number in its class.
-    Together, the products of the features with all targets are two multiplications of matrices for each step of the
-    solver (L-BFGS), in place of one Hessian for each target and step. In the basis of the features' principal axes,
-    scaled by the curvature that all targets have in common, few steps are needed.
-
-    Parameters
-    ----------
-    X
-        Features, shape (spots, features).
-    Y
-        Positive: 1, negative: 0, NaN: not measured; shape (spots, targets). Every target needs both classes.
-    C
-        Inverse strength of the penalty of each target, shape (targets,).
-
-    Raises
-    ------
-    ValueError
-        A target with one class only.
+    Together, all targets take two matrix products for each step of the solver (L-BFGS), instead of one Hessian for each
+    target and step. The basis of the features' principal axes, scaled by the curvature that all targets have in common,
+    needs few steps. `X` is of shape (spots, features), `Y` (spots, targets), and `C` (targets,). Every target needs both
+    classes.
     """
     measured = ~np.isnan(Y).all(axis=1)
     X, Y = X[measured], Y[measured]
@@ -73,11 +60,11 @@ def balanced_logistic(X: NDArray[np.float64], Y: NDArray[np.float64], C: NDArray
     Z = X @ axes
     penalty = scale**2 / C
 
-    # written into again at every step: fresh pages for arrays of this size would cost more than the arithmetic
+    # reused at every step: new memory for arrays of this size would cost more than the arithmetic
     margin, small, pull = (np.empty(Y.shape) for _ in range(3))
     signed = sign * weight
 
-    def loss(v: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def loss(v: Floats) -> tuple[float, Floats]:
         v = v.reshape(-1, Y.shape[1])
         np.matmul(Z, scale * v[:-1], out=margin)
         np.add(margin, step * v[-1], out=margin)

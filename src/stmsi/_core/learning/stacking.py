@@ -1,41 +1,29 @@
-"""Weights that stack the held-out predictions of several models."""
+"""Stacking weights from the held-out predictions of several models."""
 
 from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from scipy.optimize import nnls
 
+from stmsi._core.arrays import Bools, Floats, Ints
+from stmsi._core.spatial.sections import rows_of_each
+
 _SHRINKAGE = (np.inf, 3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0)
-"""Strengths to choose from, in spots: how many of them the weights of all metabolites count for. Strongest first."""
-_TO_EQUAL = 1e-4
-"""Pull of the weights of all metabolites towards equal ones, so that members that agree share their weight."""
+"""Strengths of shrinkage, strongest first: the number of spots that the weights of all metabolites count for."""
+_TO_EQUAL = 1e-4  # pull towards equal weights, so that members that agree share their weight
 
 
-def simplex_weights(
-    moments: NDArray[np.float64], prior: NDArray[np.float64], strength: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    r"""Non-negative weights with sum 1 that make the error of a weighted mean small.
+def simplex_weights(moments: Floats, prior: Floats, strength: Floats) -> Floats:
+    r"""Non-negative weights with sum 1, shape (problems, members), that make the error of a weighted mean small.
 
     .. math:: \min_w \; w^\top E w + \lambda \lVert w - w_0 \rVert^2 \quad\text{with } w \ge 0,\; 1^\top w = 1
 
-    With weights that sum to 1 the second term is :math:`\lambda \lVert (I - w_0 1^\top) w \rVert^2`, so that the
-    whole is one quadratic form :math:`Q`. The minimum of :math:`u^\top Q u + (1^\top u - 1)^2` over :math:`u \ge 0`,
-    which is a non-negative least-squares problem, is a multiple of the solution.
-
-    Parameters
-    ----------
-    moments
-        Products of the members' errors :math:`E`, shape (problems, members, members).
-    prior
-        Weights :math:`w_0` to shrink to, shape (members,).
-    strength
-        :math:`\lambda` of each problem, shape (problems,); infinite gives the prior.
-
-    Returns
-    -------
-    Shape (problems, members).
+    :math:`E` are the moments of the members' errors, shape (problems, members, members), :math:`w_0` the prior (members,),
+    and :math:`\lambda` the strength (problems,); an infinite one gives the prior. With weights that sum to 1 the second
+    term is :math:`\lambda \lVert (I - w_0 1^\top) w \rVert^2`, so the whole is one quadratic form :math:`Q`. The minimum
+    of :math:`u^\top Q u + (1^\top u - 1)^2` over :math:`u \ge 0`, a non-negative least-squares problem, is a multiple of
+    the solution.
     """
     k = len(prior)
     finite = np.isfinite(strength)
@@ -54,49 +42,29 @@ def simplex_weights(
 
 
 def stacking_weights(
-    truth: NDArray[np.float64],
-    predictions: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    eligible: NDArray[np.bool_] | None = None,
-    units: NDArray[np.int64] | None = None,
-) -> NDArray[np.float64]:
-    """Weights of each metabolite, shrunk to those of all metabolites as far as held-out groups advise.
+    truth: Floats, predictions: Floats, groups: Ints, eligible: Bools | None = None, units: Ints | None = None
+) -> Floats:
+    """Weights of each metabolite, shape (members, metabolites), shrunk to those of all metabolites.
 
-    The weights minimise the squared error of the weighted mean of the members. Those of one metabolite rest on few
-    spots, so they are pulled to the weights that are best for all metabolites together, the more the fewer its spots.
-    How strongly is chosen by leaving out one group after the other.
-
-    Parameters
-    ----------
-    truth
-        Shape (spots, metabolites); NaN does not count.
-    predictions
-        Held-out predictions, shape (members, spots, metabolites), NaN where a member made none. A spot counts for a
-        metabolite where all members that predict it at all did.
-    groups
-        Group of each spot, shape (spots,).
-    eligible
-        Members that may have weight, shape (members, metabolites); `None`: all.
-    units
-        Unit (section) of each spot, shape (spots,): only the pattern inside units counts, and as much in each; `None`:
-        errors as they are.
-
-    Returns
-    -------
-    Shape (members, metabolites), never NaN; columns sum to 1, or to 0 where no member is eligible. A metabolite without
-    evidence, or whose truth does not vary, has the weights of all metabolites.
+    They minimise the squared error of the weighted mean of the members. The fewer spots a metabolite has, the more its
+    weights are pulled to the best ones for all metabolites together; how strongly is chosen by leaving out one group after
+    the other. `predictions` are held-out, shape (members, spots, metabolites), NaN where a member made none. A spot counts
+    for a metabolite if all members that predict the metabolite at all predict it there. Only `eligible` members (members,
+    metabolites) have weight. With `units` (sections), only the pattern inside units counts, and as much in each. Columns
+    sum to 1, or to 0 where no member is eligible. A metabolite without evidence, or with a constant truth, has the weights
+    of all metabolites.
     """
     n_members, _, n_metabolites = predictions.shape
     eligible = np.ones((n_members, n_metabolites), bool) if eligible is None else eligible
     made = ~np.isnan(predictions) & ~np.isnan(truth)
     compared = eligible & made.any(axis=1)
-    # members that no held-out spot can tell anything of have weight only where there is no other
+    # members without held-out predictions have weight only where there is no other member
     candidates = np.where(compared.any(axis=0), compared, eligible)
     moments, count = _error_moments(truth, predictions, groups, made, candidates, units)
     total, n = moments.sum(axis=0), count.sum(axis=0)
     best = 0
     if len(moments) > 1:
-        # the error of each strength on groups that had no say in the weights, every metabolite counting the same
+        # the error of each strength on groups that were left out, every metabolite counting the same
         error = np.zeros(len(_SHRINKAGE))
         for own, own_n in zip(moments, count, strict=True):
             for i, w in enumerate(_weights(total - own, n - own_n, candidates)):
@@ -106,16 +74,11 @@ def stacking_weights(
 
 
 def _error_moments(
-    truth: NDArray[np.float64],
-    predictions: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    made: NDArray[np.bool_],
-    candidates: NDArray[np.bool_],
-    units: NDArray[np.int64] | None,
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Sums over the spots of each group of products of errors, in units of the truth's variance, and their numbers.
+    truth: Floats, predictions: Floats, groups: Ints, made: Bools, candidates: Bools, units: Ints | None
+) -> tuple[Floats, Ints]:
+    """Products of errors, summed over the spots of each group, in units of the truth's variance; number of spots.
 
-    Of shape (groups, metabolites, members, members) and (groups, metabolites).
+    Shapes (groups, metabolites, members, members) and (groups, metabolites).
     """
     known = (made | ~candidates[:, None]).all(axis=0) & candidates.any(axis=0) & ~np.isnan(truth)
     n = np.maximum(known.sum(axis=0), 1)
@@ -123,34 +86,27 @@ def _error_moments(
     variance = np.where(known, (truth - mean) ** 2, 0).sum(axis=0) / n
     varies = variance > 1e-12 * mean**2
     known &= varies
-    unit = np.sqrt(np.where(varies, variance, 1))
     if units is None:
-        error = np.where(known & candidates[:, None], (predictions - truth) / unit, 0)
+        error = np.where(known & candidates[:, None], (predictions - truth) / np.sqrt(np.where(varies, variance, 1)), 0)
     else:
         error = _errors_within(truth, predictions, known, candidates, units)
-    by_group = [groups == g for g in np.unique(groups)]
+    by_group = rows_of_each(groups)
     moments = [np.einsum("knm,lnm->mkl", error[:, g], error[:, g], optimize=True) for g in by_group]
     return np.stack(moments), np.stack([known[g].sum(axis=0) for g in by_group])
 
 
-def _errors_within(
-    truth: NDArray[np.float64],
-    predictions: NDArray[np.float64],
-    known: NDArray[np.bool_],
-    candidates: NDArray[np.bool_],
-    units: NDArray[np.int64],
-) -> NDArray[np.float64]:
+def _errors_within(truth: Floats, predictions: Floats, known: Bools, candidates: Bools, units: Ints) -> Floats:
     """Errors of the pattern inside each unit, shape (members, spots, metabolites); 0 where they do not count.
 
-    Units differ in level and in spread, and one of another batch would have most of the squared error. So the truth has the same
-    variance in each; and where the members' mean prediction spreads too far or too little there, more than it does
-    everywhere, all members are scaled by the same factor.
+    Units differ in level and spread, and one of another batch would have most of the squared error. So the truth has the
+    same variance in each unit. Where the members' mean prediction spreads more or less in a unit than everywhere, all
+    members are scaled by the same factor.
     """
     code = np.unique(units, return_inverse=True)[1]
     of_unit = sp.csr_matrix((np.ones(len(code)), (code, np.arange(len(code)))))
     n = np.maximum(of_unit @ known.astype(float), 1)
 
-    def centred(values: NDArray[np.float64], where: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def centred(values: Floats, where: Bools) -> Floats:
         values = np.where(where, values, 0)
         return np.where(where, values - ((of_unit @ values) / n)[code], 0)
 
@@ -164,16 +120,11 @@ def _errors_within(
     return (factor[code] * h - y) * (known & candidates[:, None]) / np.where(spread > 0, spread, 1)[code]
 
 
-def _ratio(a: NDArray[np.float64], b: NDArray[np.float64], otherwise: float) -> NDArray[np.float64]:
+def _ratio(a: Floats, b: Floats, otherwise: float) -> Floats:
     return np.where(b != 0, a / np.where(b != 0, b, 1), otherwise)
 
 
-def _weights(
-    moments: NDArray[np.float64],
-    n: NDArray[np.int64],
-    candidates: NDArray[np.bool_],
-    strengths: tuple[float, ...] = _SHRINKAGE,
-) -> list[NDArray[np.float64]]:
+def _weights(moments: Floats, n: Ints, candidates: Bools, strengths: tuple[float, ...] = _SHRINKAGE) -> list[Floats]:
     """Weights for each strength of shrinkage, shape (metabolites, members)."""
     k = len(candidates)
     prior = np.full(k, 1 / k)

@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 from scipy.special import gammaln
 
-from stmsi._core.metrics import intensity as metrics
+from stmsi._core.arrays import AnyFloats, Floats, Ints
+from stmsi._core.metrics.columns import number, ratio, total
+from stmsi._core.metrics.intensity import pearson
+from stmsi._core.spatial.sections import rows_of_each
 
-_REACH = 1.5
-"""Distance, in spacings of the spots, within which a shifted spot counts as lying on tissue."""
+_REACH = 1.5  # distance, in spacings of the spots, within which a shifted spot counts as lying on tissue
 
 
-def shuffle_within(section: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+def shuffle_within(section: Ints, rng: np.random.Generator) -> Ints:
     """Row numbers in random order, each row replaced by one of the same section."""
     order = np.arange(len(section))
-    for s in np.unique(section):
-        own = np.flatnonzero(section == s)
+    for own in rows_of_each(section):
         order[own] = rng.permutation(own)
     return order
 
 
-def gene_blocks(X: NDArray[np.floating], n_blocks: int | None) -> NDArray[np.int64]:
-    """Block 0, 1, ... of each gene: genes that rise and fall together (average linkage on correlation).
+def gene_blocks(X: AnyFloats, n_blocks: int | None) -> Ints:
+    """Block 0, 1, ... of each gene of (spots, genes): genes that vary together (average linkage on correlation).
 
-    Parameters
-    ----------
-    X
-        Expression, shape (spots, genes).
-    n_blocks
-        Blocks at most; `None`: each gene by itself.
+    `n_blocks` at most; `None`: each gene by itself.
     """
     n = X.shape[1]
     if n_blocks is None or n_blocks >= n:
@@ -45,27 +41,13 @@ def gene_blocks(X: NDArray[np.floating], n_blocks: int | None) -> NDArray[np.int
     return np.unique(label, return_inverse=True)[1].astype(np.int64)
 
 
-def torus_shift(xy: NDArray[np.float64], section: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+def torus_shift(xy: Floats, section: Ints, rng: np.random.Generator) -> Ints:
     """Row whose place each spot takes when every section is shifted on a torus: neighbours stay neighbours.
 
-    Parameters
-    ----------
-    xy
-        Positions, shape (spots, 2).
-    section
-        Section of each spot.
-    rng
-        For the shifts: at least a quarter of the section's extent along one axis.
-
-    Returns
-    -------
-    Row numbers, shape (spots,); -1 where the shifted spot does not lie on tissue.
+    A shift is at least a quarter of the section's extent along one axis. Row -1: the shifted spot is not on tissue.
     """
-    from scipy.spatial import cKDTree
-
     source = np.full(len(xy), -1)
-    for s in np.unique(section):
-        own = np.flatnonzero(section == s)
+    for own in rows_of_each(section):
         if len(own) < 2:
             continue
         tree = cKDTree(xy[own])
@@ -79,25 +61,10 @@ def torus_shift(xy: NDArray[np.float64], section: NDArray[np.int64], rng: np.ran
     return source
 
 
-def within_sections(
-    truth: NDArray[np.float64], prediction: NDArray[np.float64], section: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Pearson correlation of each column within each section, averaged over the sections in which it exists.
-
-    Parameters
-    ----------
-    truth, prediction
-        Shape (spots, columns); pairs with NaN are left out.
-    section
-        Section of each spot.
-
-    Returns
-    -------
-    Shape (columns,); NaN where it exists in no section.
-    """
-    scores = np.stack([metrics.pearson(truth[section == s], prediction[section == s]) for s in np.unique(section)])
-    count = (~np.isnan(scores)).sum(axis=0)
-    return np.where(count > 0, np.nansum(scores, axis=0) / np.maximum(count, 1), np.nan)
+def within_sections(truth: Floats, prediction: Floats, section: Ints) -> Floats:
+    """Pearson correlation of each column within each section, averaged over the sections in which it exists."""
+    scores = np.stack([pearson(truth[own], prediction[own]) for own in rows_of_each(section)])
+    return ratio(total(scores), number(scores))
 
 
 def chance_of_best_rank(rank: int, n_drivers: int, n_genes: int) -> float:

@@ -1,46 +1,20 @@
-"""Scores of intensities per metabolite: columns of arrays in, one number per column out."""
+"""Scores of intensities, one number per metabolite."""
 
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
-_FLAT = 1e-9
-"""Relative spread under which a column counts as constant."""
+from stmsi._core.arrays import Bools, Floats
+from stmsi._core.metrics.columns import number, paired, ranks, ratio, total
+from stmsi._core.metrics.score_docs import documented
 
-
-def paired(truth: ArrayLike, prediction: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Both as (n, m) floats with NaN in the same places."""
-    y, p = (np.asarray(v, dtype=np.float64) for v in (truth, prediction))
-    if y.ndim == 1:
-        y, p = y[:, None], p.reshape(len(p), -1)
-    if y.shape != p.shape:
-        msg = f"Truth and prediction must have the same shape, found {y.shape} and {p.shape}."
-        raise ValueError(msg)
-    missing = np.isnan(y) | np.isnan(p)
-    return np.where(missing, np.nan, y), np.where(missing, np.nan, p)
+_FLAT = 1e-9  # relative spread under which a column counts as constant
 
 
-def total(values: NDArray[np.float64] | NDArray[np.bool_]) -> NDArray[np.float64]:
-    return np.nansum(values, axis=0)
-
-
-def ratio(top: NDArray[np.float64], bottom: NDArray[np.float64]) -> NDArray[np.float64]:
-    """`top / bottom`, NaN where `bottom` is 0."""
-    return np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1), np.nan)
-
-
-def mse(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
-    r"""Mean squared error of each metabolite.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites); pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where no pair is left.
+@documented("NaN where no pair is left")
+def mse(truth: ArrayLike, prediction: ArrayLike) -> Floats:
+    """Mean squared error of each metabolite.
 
     Examples
     --------
@@ -49,20 +23,12 @@ def mse(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
     array([2.])
     """
     y, p = paired(truth, prediction)
-    return ratio(total((y - p) ** 2), total(~np.isnan(y)))
+    return ratio(total((y - p) ** 2), number(y))
 
 
-def mae(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where no pair is left")
+def mae(truth: ArrayLike, prediction: ArrayLike) -> Floats:
     """Mean absolute error of each metabolite.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites); pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where no pair is left.
 
     Examples
     --------
@@ -71,27 +37,17 @@ def mae(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
     array([1.])
     """
     y, p = paired(truth, prediction)
-    return ratio(total(np.abs(y - p)), total(~np.isnan(y)))
+    return ratio(total(np.abs(y - p)), number(y))
 
 
-def r2(truth: ArrayLike, prediction: ArrayLike, reference: ArrayLike | None = None) -> NDArray[np.float64]:
-    r"""Explained share of the squared error that the *training* mean makes.
+@documented("NaN where the truth never differs from the reference")
+def r2(truth: ArrayLike, prediction: ArrayLike, reference: ArrayLike | None = None) -> Floats:
+    r"""Share of the squared error of the *training* mean that the prediction explains.
 
     .. math:: R^2 = 1 - \sum_i (y_i - \hat y_i)^2 / \sum_i (y_i - \bar y_\text{train})^2
 
-    The mean of the held-out section itself is not known when predicting; measured against it, a constant shift of a
+    The mean of a held-out section is not known when predicting. With that mean as reference, a constant shift of the
     section would look like a failure of the model.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites); pairs with NaN are left out.
-    reference
-        Training mean of each metabolite, shape (metabolites,); `None`: the mean of `truth`.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where the truth never differs from the reference.
 
     Examples
     --------
@@ -100,22 +56,13 @@ def r2(truth: ArrayLike, prediction: ArrayLike, reference: ArrayLike | None = No
     array([0.5])
     """
     y, p = paired(truth, prediction)
-    n = total(~np.isnan(y))
-    mean = ratio(total(y), n) if reference is None else np.asarray(reference, dtype=np.float64).reshape(-1)
+    mean = ratio(total(y), number(y)) if reference is None else np.asarray(reference, dtype=np.float64).reshape(-1)
     return 1 - ratio(total((y - p) ** 2), total((y - mean) ** 2))
 
 
-def pearson(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where truth or prediction is constant")
+def pearson(truth: ArrayLike, prediction: ArrayLike) -> Floats:
     """Pearson correlation of each metabolite.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites); pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where truth or prediction is constant, for which a correlation does not exist.
 
     Examples
     --------
@@ -123,35 +70,14 @@ def pearson(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
     >>> pearson([[1.0], [2.0], [3.0]], [[2.0], [4.0], [6.0]]).round(6)
     array([1.])
     """
-    y, p = paired(truth, prediction)
-    n = np.maximum(total(~np.isnan(y)), 1)
-    size = [np.abs(np.where(np.isnan(v), 0, v)).max(axis=0, initial=0) for v in (y, p)]
-    y, p = y - total(y) / n, p - total(p) / n
-    spread = [np.sqrt(total(v**2) / n) for v in (y, p)]
-    flat = (spread[0] <= _FLAT * size[0]) | (spread[1] <= _FLAT * size[1])
-    return np.where(flat, np.nan, ratio(total(y * p) / n, spread[0] * spread[1]))
+    (y, sd_y, flat_y), (p, sd_p, flat_p) = (_centred(v) for v in paired(truth, prediction))
+    correlation = ratio(total(y * p) / np.maximum(number(y), 1), sd_y * sd_p)
+    return np.where(flat_y | flat_p, np.nan, correlation)
 
 
-def is_constant(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Columns in which no correlation exists: constant but for rounding, or without a value."""
-    known = ~np.isnan(values)
-    x = np.where(known, values, 0)
-    n = np.maximum(known.sum(axis=0), 1)
-    spread = np.sqrt((np.where(known, x - x.sum(axis=0) / n, 0) ** 2).sum(axis=0) / n)
-    return spread <= _FLAT * np.abs(x).max(axis=0, initial=0)
-
-
-def spearman(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where truth or prediction is constant")
+def spearman(truth: ArrayLike, prediction: ArrayLike) -> Floats:
     """Spearman rank correlation of each metabolite, ties at their mean rank.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites); pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where truth or prediction is constant.
 
     Examples
     --------
@@ -163,34 +89,15 @@ def spearman(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
     return pearson(ranks(y), ranks(p))
 
 
-def ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks within each column, ties at their mean rank; those of :func:`scipy.stats.rankdata`, in a third of the time.
-
-    Parameters
-    ----------
-    values
-        Shape (n, m); NaN get none.
-
-    Returns
-    -------
-    Shape (n, m), from 1.
-    """
-    rows = np.ascontiguousarray(values.T)  # sorting along rows is several times faster
-    order = np.argsort(rows, axis=1)
-    ordered = np.take_along_axis(rows, order, axis=1)
-    rank = np.empty_like(rows)
-    np.put_along_axis(rank, order, _mean_ranks(ordered), axis=1)
-    rank[np.isnan(rows)] = np.nan
-    return rank.T
+def is_constant(values: Floats) -> Bools:
+    """Columns for which no correlation exists: constant but for rounding, or without a value."""
+    return _centred(values)[2]
 
 
-def _mean_ranks(ordered: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Ranks of ordered rows, ties at their mean rank."""
-    m, n = ordered.shape
-    if n == 0:
-        return np.empty((m, 0))
-    first = np.ones((m, n), bool)
-    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
-    start = np.flatnonzero(first)  # of runs of ties, in the flattened rows
-    length = np.diff(start, append=m * n)
-    return np.repeat((start % n) + (length + 1) / 2, length).reshape(m, n)
+def _centred(values: Floats) -> tuple[Floats, Floats, Bools]:
+    """Columns less their mean, their standard deviation, and whether they are constant."""
+    n = np.maximum(number(values), 1)
+    size = np.abs(np.where(np.isnan(values), 0, values)).max(axis=0, initial=0)
+    values = values - total(values) / n
+    sd = np.sqrt(total(values**2) / n)
+    return values, sd, sd <= _FLAT * size

@@ -1,46 +1,34 @@
-"""Scores of maps: what a metabolite looks like in space."""
+"""Scores of maps: the pattern of a metabolite in space."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy.spatial import KDTree
 
-from stmsi._core.metrics.intensity import paired
-from stmsi._core.spatial.blocks import spot_pitch
+from stmsi._core.arrays import AnyFloats, Bools, Floats, Ints
+from stmsi._core.metrics.columns import number, paired, ratio
+from stmsi._core.metrics.score_docs import documented
 from stmsi._core.spatial.morans_i import morans_i
+from stmsi._core.spatial.sections import spot_pitch
 
 _WINDOW = 7
-_MOST_PIXELS = 4_000_000
-"""Of a raster: positions in other units than the spots' distances would ask for billions."""
+_MOST_PIXELS = 4_000_000  # of a raster: wrong positions would ask for billions
 
 
-def ssim(truth: ArrayLike, prediction: ArrayLike, xy: ArrayLike) -> NDArray[np.float64]:
+@documented("1 for the same map, NaN where the measured map is constant or smaller than the window of 7 x 7 pixels")
+def ssim(truth: ArrayLike, prediction: ArrayLike, xy: ArrayLike) -> Floats:
     """Structural similarity of the maps of each metabolite, after putting the spots on a raster.
 
-    Each pixel of the raster, of the size of the spots' distance, takes the value of the nearest spot. Both maps are
-    scaled by the range of the measured one; similarity is averaged over the pixels of measured spots. What lies outside
-    of the tissue is filled with the measured mean in both.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites); pairs with NaN are left out.
-    xy
-        Positions of the spots of one section, shape (spots, 2).
-
-    Returns
-    -------
-    Shape (metabolites,), 1 for the same map; NaN where the measured map is constant, or where the section is smaller than
-    the window of 7 x 7 pixels.
+    A pixel of the raster is as large as the distance between spots and takes the value of the nearest spot. Both maps
+    are scaled by the range of the measured one. Outside of the tissue both have the measured mean. The similarity is
+    averaged over the pixels of measured spots.
 
     Raises
     ------
     ValueError
-        Positions that are NaN, or so far apart that they make no raster.
+        Positions are NaN, or so far apart that they make no raster.
 
     References
     ----------
@@ -59,7 +47,10 @@ def ssim(truth: ArrayLike, prediction: ArrayLike, xy: ArrayLike) -> NDArray[np.f
     from skimage.metrics import structural_similarity
 
     y, p = paired(truth, prediction)
-    at = _positions(xy, len(y))
+    at = np.asarray(xy, dtype=np.float64)
+    if at.shape != (len(y), 2) or not np.isfinite(at).all():
+        msg = f"Positions must be finite numbers of shape ({len(y)}, 2), found shape {at.shape}."
+        raise ValueError(msg)
     score = np.full(y.shape[1], np.nan)
     known = ~np.isnan(y)
     if not known.any():
@@ -67,11 +58,9 @@ def ssim(truth: ArrayLike, prediction: ArrayLike, xy: ArrayLike) -> NDArray[np.f
     spot, inside = _raster(at)
     if min(spot.shape) < _WINDOW:
         return score
-    n = np.maximum(known.sum(axis=0), 1)
-    mean = np.where(known, y, 0).sum(axis=0) / n
+    mean = np.where(known, y, 0).sum(axis=0) / np.maximum(number(y), 1)
     size = np.max(np.where(known, y, -np.inf), axis=0) - np.min(np.where(known, y, np.inf), axis=0)
-    varies = np.flatnonzero(size > 1e-12 * np.abs(mean))
-    for m in varies:
+    for m in np.flatnonzero(size > 1e-12 * np.abs(mean)):
         there = inside & known[spot, m]
         first, second = (np.where(there, v[spot, m], mean[m]) / size[m] for v in (y, p))
         similarity = structural_similarity(first, second, win_size=_WINDOW, data_range=1.0, full=True)[1]
@@ -79,19 +68,11 @@ def ssim(truth: ArrayLike, prediction: ArrayLike, xy: ArrayLike) -> NDArray[np.f
     return score
 
 
-def moran_i(values: ArrayLike, graph: sp.spmatrix | NDArray[np.floating]) -> NDArray[np.float64]:
-    """Moran's I of each metabolite, the values of :func:`squidpy.gr.spatial_autocorr` for all of them at once.
+@documented("NaN where a metabolite is constant or the graph has no edge")
+def moran_i(values: ArrayLike, graph: sp.spmatrix | AnyFloats) -> Floats:
+    """Moran's I of each metabolite, with the values of :func:`squidpy.gr.spatial_autocorr`.
 
-    Parameters
-    ----------
-    values
-        Shape (spots, metabolites). Spots with NaN are left out with their edges.
-    graph
-        Neighbourhood of the spots, shape (spots, spots), such as ``obsp["spatial_connectivities"]``.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where a metabolite is constant or the graph has no edge.
+    Spots with NaN are left out with their edges.
 
     Raises
     ------
@@ -109,36 +90,26 @@ def moran_i(values: ArrayLike, graph: sp.spmatrix | NDArray[np.floating]) -> NDA
     x = np.asarray(values, dtype=np.float64)
     x = x[:, None] if x.ndim == 1 else x
     edges = _edges(graph, len(x))
-    score = np.full(x.shape[1], np.nan)
-    whole = ~np.isnan(x.sum(axis=0))
-    if whole.all():
+    if not np.isnan(x.sum(axis=0)).any():
         return morans_i(edges, x)
-    score[whole] = morans_i(edges, x[:, whole])
-    gaps = np.flatnonzero(~whole)
-    for rows, columns in _same_gaps(x[:, gaps]):
-        own = gaps[columns]
-        score[own] = morans_i(edges[rows][:, rows], x[np.ix_(rows, own)])
+    score = np.empty(x.shape[1])
+    patterns, of = np.unique(np.packbits(~np.isnan(x), axis=0), axis=1, return_inverse=True)
+    for k in range(patterns.shape[1]):
+        columns = np.flatnonzero(of.ravel() == k)  # with NaN in the same rows
+        rows = np.flatnonzero(~np.isnan(x[:, columns[0]]))
+        if len(rows) == len(x):
+            score[columns] = morans_i(edges, x[:, columns])
+        else:
+            score[columns] = morans_i(edges[rows][:, rows], x[np.ix_(rows, columns)])
     return score
 
 
-def moran_gap(
-    truth: ArrayLike, prediction: ArrayLike, graph: sp.spmatrix | NDArray[np.floating]
-) -> NDArray[np.float64]:
+@documented("0 where it is preserved, NaN where either map is constant")
+def moran_gap(truth: ArrayLike, prediction: ArrayLike, graph: sp.spmatrix | AnyFloats) -> Floats:
     """Moran's I of the prediction less that of the measurement: is spatial structure preserved?
 
-    Above 0 a prediction is smoother than what was measured. Measured values carry noise, which lowers theirs: a
-    prediction without fault of the mean is smoother.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites); pairs with NaN are left out.
-    graph
-        As for :func:`moran_i`.
-
-    Returns
-    -------
-    Shape (metabolites,), 0 where it is preserved; NaN where either map is constant.
+    Above 0 the prediction is smoother. Noise lowers the value of the measurement, so a perfect prediction of the mean
+    is smoother too.
 
     Examples
     --------
@@ -153,35 +124,20 @@ def moran_gap(
     return both[y.shape[1] :] - both[: y.shape[1]]
 
 
+@documented("1 for the same hot spots, NaN where measurement or prediction is constant")
 def hotspot_jaccard(
-    truth: ArrayLike,
-    prediction: ArrayLike,
-    share: float = 0.1,
-    graph: sp.spmatrix | NDArray[np.floating] | None = None,
-) -> NDArray[np.float64]:
+    truth: ArrayLike, prediction: ArrayLike, share: float = 0.1, graph: sp.spmatrix | AnyFloats | None = None
+) -> Floats:
     """Overlap of the hot spots of both maps: shared spots over spots of either.
 
-    Hot are the spots of the highest values, `share` of all, ties included, and never those at the lowest value. Without
-    skill the overlap of two such sets is about ``share / (2 - share)``: 0.05 for a tenth.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites); pairs with NaN are left out.
-    share
-        Share of the spots that are hot, between 0 and 1.
-    graph
-        Neighbourhood of the spots: values are averaged over each spot and its neighbours first, so that regions count
-        and not single spots; `None`: the values themselves.
-
-    Returns
-    -------
-    Shape (metabolites,), 1 for the same hot spots; NaN where the measurement is constant or the prediction is.
+    Spots with the highest values are hot, ties included, but never a spot at the lowest value. With a `graph`, values are
+    first averaged over each spot and its neighbours, so that regions count instead of single spots. Without skill the
+    overlap is about ``share / (2 - share)``: 0.05 for a tenth.
 
     Raises
     ------
     ValueError
-        A `share` that is none, or a graph with another number of spots.
+        `share` is not between 0 and 1, or the graph has another number of spots.
 
     Examples
     --------
@@ -199,21 +155,20 @@ def hotspot_jaccard(
         n = np.where(known, weight @ known.astype(np.float64), 1)
         y, p = (np.where(known, (weight @ np.where(known, v, 0)) / n, np.nan) for v in (y, p))
     hot, varies = zip(*(_hot(v, share) for v in (y, p)), strict=True)
-    either = (hot[0] | hot[1]).sum(axis=0)
-    return np.where(varies[0] & varies[1], (hot[0] & hot[1]).sum(axis=0) / np.maximum(either, 1), np.nan)
+    overlap = ratio((hot[0] & hot[1]).sum(axis=0), (hot[0] | hot[1]).sum(axis=0))
+    return np.where(varies[0] & varies[1], overlap, np.nan)
 
 
-def near_graph(xy: NDArray[np.float64]) -> sp.csr_matrix:
-    """Spots next to each other: within one and a half times their distance, 6 on a hexagon and 8 on a square."""
+def near_graph(xy: Floats) -> sp.csr_matrix:
+    """Graph of spots within one and a half times their distance: 6 neighbours on a hexagon, 8 on a square."""
     pairs = KDTree(xy).query_pairs(1.5 * spot_pitch(xy), output_type="ndarray") if len(xy) else np.empty((0, 2), int)
     i, j = np.vstack([pairs, pairs[:, ::-1]]).T
     return sp.csr_matrix((np.ones(len(i)), (i, j)), shape=(len(xy), len(xy)))
 
 
-def _hot(values: NDArray[np.float64], share: float) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+def _hot(values: Floats, share: float) -> tuple[Bools, Bools]:
     """Hot spots of each column, and whether it has any."""
-    known = ~np.isnan(values)
-    n = known.sum(axis=0)
+    known, n = ~np.isnan(values), number(values)
     if len(values) == 0:
         return known, n > 0
     ordered = np.sort(values, axis=0)  # NaN last
@@ -226,43 +181,25 @@ def _hot(values: NDArray[np.float64], share: float) -> tuple[NDArray[np.bool_], 
     return known & (values >= limit) & (values > lowest), varies
 
 
-def _positions(xy: ArrayLike, n: int) -> NDArray[np.float64]:
-    at = np.asarray(xy, dtype=np.float64)
-    if at.shape != (n, 2) or not np.isfinite(at).all():
-        msg = f"Positions must be finite numbers of shape ({n}, 2), found shape {at.shape}."
-        raise ValueError(msg)
-    return at
-
-
-def _raster(xy: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def _raster(xy: Floats) -> tuple[Ints, Bools]:
     """Nearest spot of each pixel of a raster over the section, and whether it is near enough to count."""
     pitch = spot_pitch(xy)
     if pitch == 0:
         return np.zeros((1, 1), np.int64), np.ones((1, 1), bool)
-    low, number = xy.min(axis=0), np.round(np.ptp(xy, axis=0) / pitch).astype(np.int64) + 1
-    if float(number[0]) * float(number[1]) > _MOST_PIXELS:
-        msg = f"The spots, {pitch:.3g} apart, would make a raster of {number[0]} x {number[1]} pixels; check the positions."
+    low, shape = xy.min(axis=0), np.round(np.ptp(xy, axis=0) / pitch).astype(np.int64) + 1
+    if float(shape[0]) * float(shape[1]) > _MOST_PIXELS:
+        msg = (
+            f"The spots, {pitch:.3g} apart, would make a raster of {shape[0]} x {shape[1]} pixels; check the positions."
+        )
         raise ValueError(msg)
-    grid = np.stack(np.meshgrid(*(np.arange(k) for k in number), indexing="ij"), axis=-1) * pitch + low
+    grid = np.stack(np.meshgrid(*(np.arange(k) for k in shape), indexing="ij"), axis=-1) * pitch + low
     distance, spot = KDTree(xy).query(grid.reshape(-1, 2))
-    return spot.reshape(number), (distance <= 0.75 * pitch).reshape(number)
+    return spot.reshape(shape), (distance <= 0.75 * pitch).reshape(shape)
 
 
-def _edges(graph: sp.spmatrix | NDArray[np.floating], n: int) -> sp.csr_matrix:
+def _edges(graph: sp.spmatrix | AnyFloats, n: int) -> sp.csr_matrix:
     edges = sp.csr_matrix(graph, dtype=np.float64)
     if edges.shape != (n, n):
         msg = f"The graph is of shape {edges.shape}, but there are {n} spots; take the rows and columns of these spots."
         raise ValueError(msg)
     return edges
-
-
-def _same_gaps(values: NDArray[np.float64]) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Rows without NaN and columns, for each set of columns with NaN in the same rows."""
-    known = ~np.isnan(values)
-    if known.all():
-        yield np.arange(len(values)), np.arange(values.shape[1])
-        return
-    patterns, of = np.unique(np.packbits(known, axis=0), axis=1, return_inverse=True)
-    for k in range(patterns.shape[1]):
-        columns = np.flatnonzero(of.ravel() == k)
-        yield np.flatnonzero(known[:, columns[0]]), columns

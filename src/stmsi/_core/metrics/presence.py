@@ -1,4 +1,4 @@
-"""Scores of calls and probabilities of presence per metabolite."""
+"""Scores of calls and probabilities of presence, one number per metabolite."""
 
 from __future__ import annotations
 
@@ -7,20 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from stmsi._core.metrics.intensity import paired, ranks, ratio, total
+from stmsi._core.arrays import Floats
+from stmsi._core.metrics.columns import number, ordered_quantiles, paired, ranks, ratio, total
+from stmsi._core.metrics.score_docs import documented
 
 
-def prevalence(present: ArrayLike) -> NDArray[np.float64]:
-    """Share of covered spots in which each metabolite is present: what AUPRC must be compared with.
-
-    Parameters
-    ----------
-    present
-        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
-
-    Returns
-    -------
-    Shape (metabolites,).
+@documented("NaN where no spot is covered")
+def prevalence(present: ArrayLike) -> Floats:
+    """Share of covered spots in which each metabolite is present. Compare AUPRC with it.
 
     Examples
     --------
@@ -29,26 +23,12 @@ def prevalence(present: ArrayLike) -> NDArray[np.float64]:
     array([0.5])
     """
     y, _ = paired(present, present)
-    return ratio(total(y > 0), total(~np.isnan(y)))
+    return ratio(total(y > 0), number(y))
 
 
-def _confusion(present: ArrayLike, called: ArrayLike) -> tuple[NDArray[np.float64], ...]:
-    y, p = paired(present, called)
-    hit = total((y > 0) & (p > 0))
-    return hit, total((y == 0) & (p > 0)), total((y > 0) & (p == 0))
-
-
-def precision(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where none is called present")
+def precision(present: ArrayLike, called: ArrayLike) -> Floats:
     """Share of the spots called present in which a metabolite is present.
-
-    Parameters
-    ----------
-    present, called
-        1 present, 0 absent; shape (spots, metabolites); pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where none is called present.
 
     Examples
     --------
@@ -56,21 +36,13 @@ def precision(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     >>> precision([[1.0], [0.0]], [[1.0], [1.0]])
     array([0.5])
     """
-    hit, false_call, _ = _confusion(present, called)
+    hit, false_call, _, _ = _confusion(present, called)
     return ratio(hit, hit + false_call)
 
 
-def recall(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where it is present nowhere")
+def recall(present: ArrayLike, called: ArrayLike) -> Floats:
     """Share of the spots with a metabolite that are called present.
-
-    Parameters
-    ----------
-    present, called
-        1 present, 0 absent; shape (spots, metabolites); pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where it is present nowhere.
 
     Examples
     --------
@@ -78,21 +50,13 @@ def recall(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     >>> recall([[1.0], [1.0]], [[1.0], [0.0]])
     array([0.5])
     """
-    hit, _, missed = _confusion(present, called)
+    hit, _, missed, _ = _confusion(present, called)
     return ratio(hit, hit + missed)
 
 
-def f1(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where a metabolite is neither present nor called anywhere")
+def f1(present: ArrayLike, called: ArrayLike) -> Floats:
     """Harmonic mean of precision and recall.
-
-    Parameters
-    ----------
-    present, called
-        1 present, 0 absent; shape (spots, metabolites); pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where a metabolite is neither present nor called anywhere.
 
     Examples
     --------
@@ -100,25 +64,17 @@ def f1(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     >>> f1([[1.0], [1.0]], [[1.0], [0.0]]).round(3)
     array([0.667])
     """
-    hit, false_call, missed = _confusion(present, called)
+    hit, false_call, missed, _ = _confusion(present, called)
     return ratio(2 * hit, 2 * hit + false_call + missed)
 
 
-def mcc(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where only one class occurs or only one is called")
+def mcc(present: ArrayLike, called: ArrayLike) -> Floats:
     r"""Matthews correlation: the correlation of what is called with what is present.
 
     .. math:: \frac{TP\,TN - FP\,FN}{\sqrt{(TP+FP)(TP+FN)(TN+FP)(TN+FN)}}
 
     Unlike F1 it is 0 without skill at any prevalence.
-
-    Parameters
-    ----------
-    present, called
-        1 present, 0 absent; shape (spots, metabolites); pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where only one class occurs or only one is called.
 
     References
     ----------
@@ -130,26 +86,14 @@ def mcc(present: ArrayLike, called: ArrayLike) -> NDArray[np.float64]:
     >>> mcc([[1.0], [0.0], [0.0]], [[1.0], [1.0], [0.0]])
     array([0.5])
     """
-    y, p = paired(present, called)
-    hit, false_call, missed = _confusion(y, p)
-    rest = total((y == 0) & (p == 0))
+    hit, false_call, missed, rest = _confusion(present, called)
     sides = [np.sqrt(a) for a in (hit + false_call, hit + missed, rest + false_call, rest + missed)]
     return ratio(hit * rest - false_call * missed, np.prod(sides, axis=0))
 
 
-def auroc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN where only one class occurs")
+def auroc(present: ArrayLike, score: ArrayLike) -> Floats:
     """Area under the ROC curve: the chance that a spot with the metabolite scores above one without; ties half.
-
-    Parameters
-    ----------
-    present
-        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
-    score
-        Anything that rises with the chance of presence, likewise.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where only one class occurs.
 
     Examples
     --------
@@ -162,19 +106,11 @@ def auroc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
     return ratio(np.where(y > 0, ranks(p), 0).sum(axis=0) - n1 * (n1 + 1) / 2, n1 * n0)
 
 
-def auprc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
-    r"""Average precision, :math:`\sum_k (R_k - R_{k-1}) P_k` over the distinct scores; compare it with prevalence.
+@documented("NaN where only one class occurs")
+def auprc(present: ArrayLike, score: ArrayLike) -> Floats:
+    r"""Average precision, :math:`\sum_k (R_k - R_{k-1}) P_k` over the distinct scores.
 
-    Parameters
-    ----------
-    present
-        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
-    score
-        Anything that rises with the chance of presence, likewise.
-
-    Returns
-    -------
-    Shape (metabolites,), as :func:`sklearn.metrics.average_precision_score`; NaN where only one class occurs.
+    The value of :func:`sklearn.metrics.average_precision_score`. Compare it with prevalence.
 
     Examples
     --------
@@ -191,22 +127,12 @@ def auprc(present: ArrayLike, score: ArrayLike) -> NDArray[np.float64]:
     return np.where(n0 > 0, ratio(area, n1), np.nan)
 
 
-def brier(present: ArrayLike, probability: ArrayLike) -> NDArray[np.float64]:
-    """Brier score: mean squared difference between the probability and what was found.
+@documented("NaN where no pair is left")
+def brier(present: ArrayLike, probability: ArrayLike) -> Floats:
+    """Brier score: mean squared difference between the probability and the presence.
 
-    It falls with calibration and with discrimination; the share of spots with the metabolite, predicted everywhere,
-    reaches prevalence x (1 - prevalence).
-
-    Parameters
-    ----------
-    present
-        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
-    probability
-        Probability of presence, likewise.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where no pair is left.
+    It falls with calibration and with discrimination. The prevalence, predicted everywhere, scores
+    prevalence x (1 - prevalence).
 
     Raises
     ------
@@ -219,34 +145,20 @@ def brier(present: ArrayLike, probability: ArrayLike) -> NDArray[np.float64]:
     >>> brier([[0.0], [1.0]], [[0.5], [1.0]])
     array([0.125])
     """
-    y, p = paired(present, probability)
-    _check_probability(p)
-    return ratio(total((p - (y > 0)) ** 2), total(~np.isnan(y)))
+    y, p = _with_probability(present, probability)
+    return ratio(total((p - (y > 0)) ** 2), number(y))
 
 
-def ece(present: ArrayLike, probability: ArrayLike, n_bins: int = 10) -> NDArray[np.float64]:
-    r"""Expected calibration error: how far probabilities are from the shares of spots with the metabolite.
+@documented("NaN where no pair is left")
+def ece(present: ArrayLike, probability: ArrayLike, n_bins: int = 10) -> Floats:
+    r"""Expected calibration error: distance of the probabilities from the shares of spots with the metabolite.
 
     .. math:: \sum_b \frac{n_b}{n} \, \bigl| \bar p_b - \bar y_b \bigr|
 
-    over bins with equally many spots, bounded by quantiles of the probability; equal probabilities share a bin.
-
-    The shares are those of finitely many spots, so that probabilities without fault do not score 0 but about
-    :math:`\sqrt{2 \bar p (1 - \bar p) B / (\pi n)}` with :math:`B` bins: 0.03 for 10 bins, 1000 spots and a prevalence
-    of one half where the probability varies little. Compare scores of the same number of spots only.
-
-    Parameters
-    ----------
-    present
-        1 present, 0 absent, NaN not covered; shape (spots, metabolites).
-    probability
-        Probability of presence, likewise.
-    n_bins
-        Number of bins at most.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where no pair is left.
+    Bins are bounded by quantiles of the probability; equal probabilities share a bin. Perfect probabilities do not score
+    0 on finitely many spots, but about :math:`\sqrt{2 \bar p (1 - \bar p) B / (\pi n)}` with :math:`B` bins: 0.03 for
+    10 bins, 1000 spots and a prevalence of one half where the probability varies little. Compare only scores of the same
+    number of spots.
 
     Raises
     ------
@@ -259,12 +171,11 @@ def ece(present: ArrayLike, probability: ArrayLike, n_bins: int = 10) -> NDArray
     >>> ece([[0.0], [1.0], [1.0], [1.0]], [[0.5], [0.5], [0.9], [0.9]], n_bins=2).round(3)
     array([0.05])
     """
-    y, p = paired(present, probability)
-    _check_probability(p)
+    y, p = _with_probability(present, probability)
     if n_bins < 1:
         msg = f"n_bins must be at least 1, found {n_bins!r}."
         raise ValueError(msg)
-    n = (~np.isnan(y)).sum(axis=0)
+    n = number(y)
     if len(y) == 0:
         return np.full(y.shape[1], np.nan)
     rows, there = np.ascontiguousarray(p.T), np.ascontiguousarray((y > 0).T)
@@ -272,35 +183,17 @@ def ece(present: ArrayLike, probability: ArrayLike, n_bins: int = 10) -> NDArray
     q, hit = np.take_along_axis(rows, order, axis=1), np.take_along_axis(there, order, axis=1)
     gap = np.zeros((len(q), q.shape[1] + 1))
     np.cumsum(np.where(np.isnan(q), 0, q - hit), axis=1, out=gap[:, 1:])
-    # numpy's quantiles of the first n of each row
-    at = np.maximum(n - 1, 0)[:, None] * (np.arange(1, n_bins) / n_bins)
-    low = np.floor(at).astype(np.int64)
-    below, above = (np.take_along_axis(q, np.minimum(k, np.maximum(n - 1, 0)[:, None]), axis=1) for k in (low, low + 1))
-    edges = below + (above - below) * (at - low)
-    bounds = np.stack([(q < edge[:, None]).sum(axis=1) for edge in edges.T], axis=1) if n_bins > 1 else low
-    ends = np.hstack([np.zeros((len(q), 1), np.int64), bounds, n[:, None]])
+    edges = ordered_quantiles(q.T, np.arange(1, n_bins) / n_bins)
+    ends = np.column_stack([np.zeros_like(n), *((q < edge[:, None]).sum(axis=1) for edge in edges), n])
     of_bin = np.diff(np.take_along_axis(gap, ends, axis=1), axis=1)
-    return ratio(np.abs(of_bin).sum(axis=1), n.astype(np.float64))
-
-
-def _check_probability(p: NDArray[np.float64]) -> None:
-    if (p < 0).any() or (p > 1).any():
-        msg = f"Probabilities lie between 0 and 1, found {np.nanmin(p):.3g} to {np.nanmax(p):.3g}."
-        raise ValueError(msg)
+    return ratio(np.abs(of_bin).sum(axis=1), n)
 
 
 def ranked_hits(present: ArrayLike, score: ArrayLike) -> tuple[NDArray[Any], ...]:
     """Running counts when spots are called from the highest score down.
 
-    Parameters
-    ----------
-    present, score
-        As for :func:`auprc`.
-
-    Returns
-    -------
-    ``hits`` and ``called`` after each spot, ``last`` (whether the next score is lower, so that a threshold can lie
-    there), all of shape (spots, metabolites); numbers of spots with and without the metabolite.
+    Returns ``hits``, ``called`` and ``last`` (the next score is lower, so that a threshold can lie there), of shape (spots,
+    metabolites), and the numbers of spots with and without the metabolite.
     """
     y, p = paired(present, score)
     # sorted as contiguous rows, which is several times faster; the order within ties does not show where `last` is true
@@ -312,3 +205,18 @@ def ranked_hits(present: ArrayLike, score: ArrayLike) -> tuple[NDArray[Any], ...
     last = known.copy()
     last[:, :-1] &= (p[:, :-1] != p[:, 1:]) | ~known[:, 1:]
     return hits.T, called.T, last.T, (y > 0).sum(axis=1), (y == 0).sum(axis=1)
+
+
+def _confusion(present: ArrayLike, called: ArrayLike) -> tuple[Floats, ...]:
+    """Numbers of true positive, false positive, false negative and true negative calls."""
+    y, p = paired(present, called)
+    sides = ((y > 0, p > 0), (y == 0, p > 0), (y > 0, p == 0), (y == 0, p == 0))
+    return tuple(total(of_truth & of_call) for of_truth, of_call in sides)
+
+
+def _with_probability(present: ArrayLike, probability: ArrayLike) -> tuple[Floats, Floats]:
+    y, p = paired(present, probability)
+    if (p < 0).any() or (p > 1).any():
+        msg = f"Probabilities lie between 0 and 1, found {np.nanmin(p):.3g} to {np.nanmax(p):.3g}."
+        raise ValueError(msg)
+    return y, p

@@ -1,4 +1,4 @@
-"""Scores of what holds between metabolites, genes and regions: is it the same in prediction and measurement?"""
+"""Scores of relations between metabolites, genes and regions: are those of the measurement in the prediction?"""
 
 from __future__ import annotations
 
@@ -9,24 +9,20 @@ import scipy.sparse as sp
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import ndtr
 
-from stmsi._core.metrics.intensity import paired, pearson, ranks
+from stmsi._core.arrays import Bools, Floats
+from stmsi._core.metrics.columns import number, paired, ranks, ratio
+from stmsi._core.metrics.intensity import pearson
+from stmsi._core.metrics.score_docs import documented
+
+_LEAST_PAIRS = 3  # a line goes through any two points
 
 
-def correlation_preserved(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np.float64]:
+@documented("1 where preserved, NaN for constant metabolites and with fewer than three others")
+def correlation_preserved(truth: ArrayLike, prediction: ArrayLike) -> Floats:
     """How well the correlations of a metabolite with all others are preserved.
 
-    The Pearson correlation, over the other metabolites, of their correlations with this one in the prediction with
-    those in the measurement.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites); pairs with NaN are left out, correlations are over the spots that both
-        metabolites have.
-
-    Returns
-    -------
-    Shape (metabolites,), 1 where preserved; NaN for constant metabolites and with fewer than three others.
+    The Pearson correlation, over the other metabolites, of its correlations with them in prediction and measurement, each
+    over the spots that both metabolites have.
 
     Examples
     --------
@@ -36,36 +32,23 @@ def correlation_preserved(truth: ArrayLike, prediction: ArrayLike) -> NDArray[np
     >>> correlation_preserved(truth, 3 * truth + 1).round(6)
     array([1., 1., 1., 1., 1.])
     """
-    y, p = paired(truth, prediction)
-    first, second = _correlations(y, y), _correlations(p, p)
-    for table in (first, second):
+    tables = [correlations(v, v) for v in paired(truth, prediction)]
+    for table in tables:
         np.fill_diagonal(table, np.nan)
-    return _agreement(first, second, least=3)
+    return _agreement(*tables)
 
 
-def gene_correlation_preserved(
-    genes: sp.spmatrix | ArrayLike, truth: ArrayLike, prediction: ArrayLike
-) -> NDArray[np.float64]:
+@documented("1 where preserved, NaN for constant metabolites and with fewer than three genes that vary")
+def gene_correlation_preserved(genes: sp.spmatrix | ArrayLike, truth: ArrayLike, prediction: ArrayLike) -> Floats:
     """How well the correlations of a metabolite with genes are preserved.
 
-    The Pearson correlation, over genes, of their correlations with the predicted metabolite with those with the measured
-    one. A prediction is a function of genes, and will correlate with them more; what counts is whether with the same.
-
-    Parameters
-    ----------
-    genes
-        Expression, normalised, shape (spots, genes), dense or sparse.
-    truth, prediction
-        Intensities, shape (spots, metabolites); pairs with NaN are left out.
-
-    Returns
-    -------
-    Shape (metabolites,), 1 where preserved; NaN for constant metabolites and with fewer than three genes that vary.
+    The Pearson correlation, over genes, of their correlations with the predicted and with the measured metabolite. A
+    prediction is a function of genes and correlates with them more; the score asks whether with the same ones.
 
     Raises
     ------
     ValueError
-        Another number of spots in `genes`.
+        `genes` has another number of spots.
 
     Examples
     --------
@@ -82,18 +65,12 @@ def gene_correlation_preserved(
     if x.ndim != 2 or len(x) != len(y):
         msg = f"genes must be of shape ({len(y)}, genes), found {x.shape}."
         raise ValueError(msg)
-    return _agreement(_correlations(x, y), _correlations(x, p), least=3)
+    return _agreement(correlations(x, y), correlations(x, p))
 
 
-def group_means(values: ArrayLike, group: ArrayLike) -> tuple[NDArray[np.float64], NDArray[Any]]:
+@documented()
+def group_means(values: ArrayLike, group: ArrayLike) -> tuple[Floats, NDArray[Any]]:
     """Mean of each metabolite in each group of spots: cluster averages, or pseudo-bulk of sections.
-
-    Parameters
-    ----------
-    values
-        Shape (spots, metabolites); NaN are left out.
-    group
-        Group of each spot; spots without one (`None`, NaN) are left out.
 
     Returns
     -------
@@ -109,25 +86,14 @@ def group_means(values: ArrayLike, group: ArrayLike) -> tuple[NDArray[np.float64
     x, _ = paired(values, values)
     member, names = _members(group, len(x))
     known = ~np.isnan(x)
-    n = member @ known.astype(np.float64)
-    return np.where(n > 0, (member @ np.where(known, x, 0)) / np.maximum(n, 1), np.nan), names
+    return ratio(member @ np.where(known, x, 0), member @ known.astype(np.float64)), names
 
 
-def group_agreement(truth: ArrayLike, prediction: ArrayLike, group: ArrayLike) -> NDArray[np.float64]:
+@documented("NaN with fewer than three groups, and for constant means")
+def group_agreement(truth: ArrayLike, prediction: ArrayLike, group: ArrayLike) -> Floats:
     """Pearson correlation of the groups' means, measured and predicted.
 
-    With clusters it is the agreement of cluster averages, with sections or patients that of pseudo-bulk samples.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites); pairs with NaN are left out.
-    group
-        Group of each spot; spots without one are left out.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN with fewer than three groups, through two of which every line goes, and for constant means.
+    Groups are clusters, or the sections or patients of pseudo-bulk samples.
 
     Examples
     --------
@@ -136,27 +102,20 @@ def group_agreement(truth: ArrayLike, prediction: ArrayLike, group: ArrayLike) -
     array([0.997])
     """
     y, p = paired(truth, prediction)
-    return _agreement(group_means(y, group)[0], group_means(p, group)[0], least=3)
+    return _agreement(group_means(y, group)[0], group_means(p, group)[0])
 
 
-def differential_abundance(
-    values: ArrayLike, group: ArrayLike
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[Any]]:
+@documented()
+def differential_abundance(values: ArrayLike, group: ArrayLike) -> tuple[Floats, Floats, NDArray[Any]]:
     """Each group of spots against all others: rank-biserial effect and Mann-Whitney p value.
 
-    Parameters
-    ----------
-    values
-        Shape (spots, metabolites); NaN are left out.
-    group
-        Group of each spot; spots without one are left out.
+    Neighbouring spots are not independent, so p values are too small, in prediction and measurement alike.
 
     Returns
     -------
-    Effects, shape (groups, metabolites), from -1 to 1: the chance that a spot of the group has more of it than another
-    spot, less the chance that it has less (NaN where either side is empty); two-sided p values of the normal approximation
-    with correction for ties, likewise; names of the groups, sorted. Neighbouring spots are no independent samples, so that
-    p values are too small, in prediction as in measurement.
+    Effects, shape (groups, metabolites): the chance that a spot of the group has more than another spot, less the chance
+    that it has less, NaN where either side is empty. Two-sided p values of the normal approximation with correction for
+    ties, likewise. Names of the groups, sorted.
 
     Examples
     --------
@@ -169,43 +128,24 @@ def differential_abundance(
     member, names = _members(group, len(x))
     grouped = np.asarray(member.sum(axis=0)).ravel() > 0
     x = np.where(grouped[:, None], x, np.nan)
-    known = ~np.isnan(x)
+    known, rank = ~np.isnan(x), ranks(x)
     total = known.sum(axis=0).astype(np.float64)
-    rank = ranks(x)
     n = member @ known.astype(np.float64)
-    rest = total - n
     u = member @ np.where(known, rank, 0) - n * (n + 1) / 2
-    pairs = n * rest
-    there = pairs > 0
-    effect = np.where(there, 2 * u / np.where(there, pairs, 1) - 1, np.nan)
-    # ranks of ties spread less, which is all that the correction for ties says
-    mean = (total + 1) / 2
-    spread = (np.where(known, rank - mean, 0) ** 2).sum(axis=0) / np.maximum(total - 1, 1)
+    pairs = n * (total - n)
+    # ranks with ties spread less, which is the whole correction for ties
+    spread = (np.where(known, rank - (total + 1) / 2, 0) ** 2).sum(axis=0) / np.maximum(total - 1, 1)
     sd = np.sqrt(pairs * spread / np.maximum(total, 1))
     z = np.abs(u - pairs / 2) / np.where(sd > 0, sd, np.inf)
-    return effect, np.where(there, 2 * ndtr(-z), np.nan), names
+    return ratio(2 * u, pairs) - 1, np.where(pairs > 0, 2 * ndtr(-z), np.nan), names
 
 
-def differential_agreement(
-    truth: ArrayLike, prediction: ArrayLike, group: ArrayLike, alpha: float = 0.05
-) -> NDArray[np.float64]:
-    """Share of the differences between regions that the prediction shows too.
+@documented("NaN where the measurement differs in no group")
+def differential_agreement(truth: ArrayLike, prediction: ArrayLike, group: ArrayLike, alpha: float = 0.05) -> Floats:
+    """Share of the measured differences between regions that the prediction shows too.
 
-    Of the groups in which the measured abundance differs from the rest (:func:`differential_abundance`,
-    Benjamini-Hochberg over groups and metabolites at `alpha`), the share that differ in the prediction, to the same side.
-
-    Parameters
-    ----------
-    truth, prediction
-        Intensities, shape (spots, metabolites); pairs with NaN are left out.
-    group
-        Region or cluster of each spot; spots without one are left out.
-    alpha
-        False discovery rate.
-
-    Returns
-    -------
-    Shape (metabolites,); NaN where the measurement differs in no group.
+    A group counts where its measured abundance differs from the rest (:func:`differential_abundance`,
+    Benjamini-Hochberg over groups and metabolites). The prediction must differ there, to the same side.
 
     Examples
     --------
@@ -218,16 +158,49 @@ def differential_agreement(
     if not 0 < alpha < 1:
         msg = f"alpha is a rate between 0 and 1, found {alpha!r}."
         raise ValueError(msg)
-    y, p = paired(truth, prediction)
-    effect, p_value, _ = differential_abundance(y, group)
-    other, other_p, _ = differential_abundance(p, group)
-    found = _discoveries(p_value, alpha)
+    (effect, p, _), (other, other_p, _) = (differential_abundance(v, group) for v in paired(truth, prediction))
+    found = _discoveries(p, alpha)
     again = found & _discoveries(other_p, alpha) & (np.sign(effect) == np.sign(other))
-    n = found.sum(axis=0)
-    return np.where(n > 0, again.sum(axis=0) / np.maximum(n, 1), np.nan)
+    return ratio(again.sum(axis=0), found.sum(axis=0))
 
 
-def _discoveries(p: NDArray[np.float64], alpha: float) -> NDArray[np.bool_]:
+def correlations(x: Floats, y: Floats) -> Floats:
+    """Correlation of each column of `x` with each of `y`, over the rows that both have; NaN for constant ones."""
+    gaps = [np.isnan(v) for v in (x, y)]
+    if all((g == g[:, :1]).all() for g in gaps):
+        # gaps are those of spots: one product of standardised columns
+        rows = ~(gaps[0][:, 0] | gaps[1][:, 0]) if x.shape[1] and y.shape[1] else np.zeros(len(x), bool)
+        a = _standard(x[rows])
+        return a.T @ (a if y is x else _standard(y[rows]))
+    known = [(~g).astype(np.float64) for g in gaps]
+    # shifted by the mean of the column, the sums of squares do not cancel
+    a, b = (
+        np.where(g, 0, v - np.nansum(v, axis=0) / np.maximum(number(v), 1)) for v, g in zip((x, y), gaps, strict=True)
+    )
+    n = np.maximum(known[0].T @ known[1], 1)
+    mean_a, mean_b = a.T @ known[1] / n, known[0].T @ b / n
+    square_a, square_b = (a**2).T @ known[1] / n, known[0].T @ b**2 / n
+    var_a, var_b = square_a - mean_a**2, square_b - mean_b**2
+    flat = (var_a <= 1e-10 * square_a) | (var_b <= 1e-10 * square_b)
+    spread = np.sqrt(np.where(flat, 1, var_a * var_b))
+    return np.where(flat, np.nan, (a.T @ b / n - mean_a * mean_b) / spread)
+
+
+def _standard(x: Floats) -> Floats:
+    """Columns with mean 0 and length 1; NaN for constant ones."""
+    size = np.abs(x).max(axis=0, initial=0)
+    z = x - x.mean(axis=0) if len(x) else x
+    length = np.sqrt((z**2).sum(axis=0))
+    flat = length <= 1e-9 * size * np.sqrt(max(len(x), 1))
+    return np.where(flat, np.nan, z / np.where(flat, 1, length))
+
+
+def _agreement(first: Floats, second: Floats) -> Floats:
+    """Pearson correlation of the columns, NaN with too few pairs."""
+    return np.where(number(first + second) >= _LEAST_PAIRS, pearson(first, second), np.nan)
+
+
+def _discoveries(p: Floats, alpha: float) -> Bools:
     """Which p values are below the limit of Benjamini and Hochberg; NaN are none."""
     ordered = np.sort(p[~np.isnan(p)])
     below = np.flatnonzero(ordered <= alpha * np.arange(1, len(ordered) + 1) / max(len(ordered), 1))
@@ -245,42 +218,3 @@ def _members(group: ArrayLike, n: int) -> tuple[sp.csr_matrix, NDArray[Any]]:
     code, names = pd.factorize(label, sort=True)
     own = np.flatnonzero(code >= 0)
     return sp.csr_matrix((np.ones(len(own)), (code[own], own)), shape=(len(names), n)), np.asarray(names)
-
-
-def _correlations(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Correlation of each column of `x` with each of `y`, over the rows that both have; NaN for constant ones."""
-    gaps = [np.isnan(v) for v in (x, y)]
-    whole = [(g == g[:, :1]).all() for g in gaps]
-    if all(whole):
-        # gaps are those of spots: one product of standardised columns
-        rows = ~(gaps[0][:, 0] | gaps[1][:, 0]) if x.shape[1] and y.shape[1] else np.zeros(len(x), bool)
-        a = _standard(x[rows])
-        return a.T @ (a if y is x else _standard(y[rows]))
-    known = [(~g).astype(np.float64) for g in gaps]
-    # shifted by the mean of the column, the sums of squares do not cancel
-    a, b = (
-        np.where(g, 0, v - np.nansum(v, axis=0) / np.maximum((~g).sum(axis=0), 1))
-        for v, g in zip((x, y), gaps, strict=True)
-    )
-    n = np.maximum(known[0].T @ known[1], 1)
-    mean_a, mean_b = a.T @ known[1] / n, known[0].T @ b / n
-    square_a, square_b = (a**2).T @ known[1] / n, known[0].T @ b**2 / n
-    var_a, var_b = square_a - mean_a**2, square_b - mean_b**2
-    flat = (var_a <= 1e-10 * square_a) | (var_b <= 1e-10 * square_b)
-    spread = np.sqrt(np.where(flat, 1, var_a * var_b))
-    return np.where(flat, np.nan, (a.T @ b / n - mean_a * mean_b) / spread)
-
-
-def _standard(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Columns with mean 0 and length 1; NaN for constant ones."""
-    size = np.abs(x).max(axis=0, initial=0)
-    z = x - x.mean(axis=0) if len(x) else x
-    length = np.sqrt((z**2).sum(axis=0))
-    flat = length <= 1e-9 * size * np.sqrt(max(len(x), 1))
-    return np.where(flat, np.nan, z / np.where(flat, 1, length))
-
-
-def _agreement(first: NDArray[np.float64], second: NDArray[np.float64], least: int) -> NDArray[np.float64]:
-    """Pearson correlation of the columns, NaN with fewer than `least` pairs."""
-    pairs = (~(np.isnan(first) | np.isnan(second))).sum(axis=0)
-    return np.where(pairs >= least, pearson(first, second), np.nan)

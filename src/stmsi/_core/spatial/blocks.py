@@ -1,4 +1,4 @@
-"""How far targets are correlated in space, and blocks of spots of that size."""
+"""The range of spatial correlation, and blocks of spots of that size."""
 
 from __future__ import annotations
 
@@ -6,63 +6,29 @@ from typing import NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from scipy.spatial.distance import pdist
 
-from stmsi._core.mapping.nearest_pixels import lattice_pitch
+from stmsi._core.arrays import Bools, Floats, Ints
+from stmsi._core.spatial.sections import rows_of_each, spot_pitch
 
-_MOST_SPOTS = 1500
-"""Spots of which all pairs are formed: a million pairs tell the range."""
-_STRUCTURE = 0.1
-"""Share of a target's variance that must be correlated in space for its range to count."""
-_PRACTICAL = 3.0
-"""An exponential correlation has fallen to 5 % at three times its scale."""
+_MOST_SPOTS = 1500  # spots that form pairs: a million pairs are enough for the range
+_STRUCTURE = 0.1  # share of a target's variance that must be correlated in space for its range to count
+_PRACTICAL = 3.0  # an exponential correlation has fallen to 5 % at three times its scale
 
 
 class Correlogram(NamedTuple):
-    """Correlation of targets between spots by their distance.
+    """Correlation of targets between spots by their distance; bins without pairs are left out."""
 
-    Attributes
-    ----------
-    lag
-        Mean distance of the pairs of each bin, shape (bins,).
-    rho
-        Correlation, shape (bins, targets); NaN without pairs.
-    pairs
-        Pairs with both spots measured, likewise.
-    """
-
-    lag: NDArray[np.float64]
-    rho: NDArray[np.float64]
-    pairs: NDArray[np.float64]
+    lag: Floats  # mean distance of the pairs of each bin, shape (bins,)
+    rho: Floats  # correlation, shape (bins, targets); NaN without pairs
+    pairs: Floats  # pairs with both spots measured, likewise
 
 
-def spot_pitch(xy: NDArray[np.float64]) -> float:
-    """Median distance from a position to the nearest other one; 0 for a single position."""
-    own = np.unique(xy, axis=0)
-    return lattice_pitch(own) if len(own) > 1 else 0.0
+def correlogram(xy: Floats, targets: Floats, *, n_bins: int = 15, seed: int = 0) -> Correlogram:
+    """Empirical correlogram of each target (spots, targets) in one section; NaN are left out.
 
-
-def correlogram(
-    xy: NDArray[np.float64], targets: NDArray[np.float64], *, n_bins: int = 15, seed: int = 0
-) -> Correlogram:
-    """Empirical correlogram of each target in one section.
-
-    Parameters
-    ----------
-    xy
-        Positions, shape (n, 2).
-    targets
-        Shape (n, m); NaN are left out.
-    n_bins
-        Distance bins, from the pitch of the spots to half the diagonal of the section.
-    seed
-        For the spots that are drawn where there are more than enough.
-
-    Returns
-    -------
-    Bins without pairs are left out.
+    Bins reach from the pitch of the spots to half the diagonal of the section. A random part of many spots is used.
     """
     pitch = spot_pitch(xy)
     if len(xy) > _MOST_SPOTS:
@@ -74,13 +40,11 @@ def correlogram(
     z = np.where(known, z - z.sum(axis=0) / n, 0.0)
     spread = np.sqrt((z**2).sum(axis=0) / n)
     z = z / np.where(spread > 0, spread, np.inf)
+    longest = max(0.5 * float(np.hypot(*np.ptp(xy, axis=0))) if len(xy) else 0.0, 1.5 * pitch)
     distance = pdist(xy)
-    longest = 0.5 * float(np.hypot(*np.ptp(xy, axis=0))) if len(xy) else 0.0
-    first, second = np.triu_indices(len(xy), 1)
-    near = (distance > 0) & (distance <= max(longest, 1.5 * pitch))
-    distance, first, second = distance[near], first[near], second[near]
-    edges = np.linspace(0.5 * pitch, max(longest, 1.5 * pitch), n_bins + 1)[1:-1]
-    code = np.searchsorted(edges, distance)
+    near = (distance > 0) & (distance <= longest)
+    distance, first, second = distance[near], *(side[near] for side in np.triu_indices(len(xy), 1))
+    code = np.searchsorted(np.linspace(0.5 * pitch, longest, n_bins + 1)[1:-1], distance)
     lag, rho, pairs = [], [], []
     for b in np.unique(code):
         own = code == b
@@ -94,15 +58,12 @@ def correlogram(
     return Correlogram(np.array(lag), np.array(rho).reshape(-1, m), np.array(pairs).reshape(-1, m))
 
 
-def correlation_range(found: Correlogram) -> NDArray[np.float64]:
-    r"""Distance at which the correlation has fallen to 5 % of what space explains, for each target.
+def correlation_range(found: Correlogram) -> Floats:
+    r"""Distance at which the correlation of each target has fallen to 5 % of what space explains.
 
     Least squares of :math:`s\, e^{-3 h / r}` with :math:`0 \le s \le 1` over the bins, weighted by their pairs, for
-    :math:`r` on a grid. What differs between a spot and its nearest neighbour (noise) is in :math:`1 - s`.
-
-    Returns
-    -------
-    Shape (targets,); NaN for targets without a pattern in space, infinite where the correlation does not fall.
+    :math:`r` on a grid. Noise, the difference between nearest neighbours, is in :math:`1 - s`. NaN for targets without a
+    pattern in space, infinite where the correlation does not fall.
     """
     lag, rho, pairs = found
     m = rho.shape[1]
@@ -116,29 +77,17 @@ def correlation_range(found: Correlogram) -> NDArray[np.float64]:
     s = np.clip(cross / np.where(square > 0, square, np.inf), 0, 1)
     error = (weight * value**2).sum(axis=0) - 2 * s * cross + s**2 * square
     best = error.argmin(axis=0)
-    # a long tail alone does not count: what two neighbours share must be there
+    # a long tail alone does not count: neighbours must be correlated
     at_first = s[best, np.arange(m)] * shape[best, 0]
     found_range = np.where(best == len(grid) - 1, np.inf, grid[best])
     return np.where(at_first > _STRUCTURE, found_range, np.nan)
 
 
-def grid_blocks(
-    xy: NDArray[np.float64], size: float, unit: NDArray[np.int64] | None = None
-) -> tuple[NDArray[np.int64], tuple[int, int]]:
-    """Blocks of a regular grid over one section.
+def grid_blocks(xy: Floats, size: float, unit: Ints | None = None) -> tuple[Ints, tuple[int, int]]:
+    """Block of each spot in a regular grid over one section, 0, 1, ... of those with spots; blocks in each direction.
 
-    Parameters
-    ----------
-    xy
-        Positions, shape (n, 2).
-    size
-        Least length of a block's side; blocks are stretched so that no slivers are left at the border.
-    unit
-        Spots with the same number stay together, in the block of their mean position; `None`: each by itself.
-
-    Returns
-    -------
-    Block of each spot, numbers 0, 1, ... of those that hold spots; blocks in each direction.
+    `size` is the least length of a side: blocks are stretched, so that no slivers are left at the border. Spots of the
+    same `unit` stay together, in the block of their mean position.
     """
     at = xy
     if unit is not None:
@@ -153,40 +102,30 @@ def grid_blocks(
     return block, (int(number[0]), int(number[1]))
 
 
-def spread_blocks(
-    section: NDArray[np.int64], block: NDArray[np.int64], n_folds: int, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Fold of each spot: blocks are dealt out in random order of equals, the largest first, to the smallest fold.
+def spread_blocks(section: Ints, block: Ints, n_folds: int, rng: np.random.Generator) -> Ints:
+    """Fold of each spot: in every section, blocks go to the smallest fold, the largest first, equals in random order.
 
-    Parameters
-    ----------
-    section, block
-        Of each spot; blocks are numbered over all sections.
-    n_folds
-        Number of folds, at most that of blocks.
-    rng
-        Generator.
-
-    Returns
-    -------
-    Shape (spots,).
+    `block` is numbered over all sections; there are at least as many as folds.
     """
     size = np.bincount(block)
     of_section = np.zeros(len(size), np.int64)
     of_section[block] = section
-    load, fold = np.zeros(n_folds), np.empty(len(size), np.int64)
-    for s in np.unique(of_section):
-        own = rng.permutation(np.flatnonzero(of_section == s))
-        for b in own[np.argsort(-size[own], kind="stable")]:
-            fold[b] = load.argmin()
-            load[fold[b]] += size[b]
-    return fold[block]
+    shuffled = (rng.permutation(own) for own in rows_of_each(of_section))
+    order = np.concatenate([own[np.argsort(-size[own], kind="stable")] for own in shuffled])
+    return deal_out(size, order, n_folds)[block]
 
 
-def near_any(
-    xy: NDArray[np.float64], section: NDArray[np.int64], mask: NDArray[np.bool_], radius: float
-) -> NDArray[np.bool_]:
-    """Which spots lie within a distance of a spot of `mask` in their section (those of `mask` included)."""
+def deal_out(size: Ints, order: Ints, n_groups: int) -> Ints:
+    """Group of each thing, which one after the other, in `order`, goes to the group that is the smallest so far."""
+    load, group = np.zeros(n_groups), np.empty(len(size), np.int64)
+    for one in order:
+        group[one] = load.argmin()
+        load[group[one]] += size[one]
+    return group
+
+
+def near_any(xy: Floats, section: Ints, mask: Bools, radius: float) -> Bools:
+    """Spots within a distance of a spot of `mask` in their section, those of `mask` included."""
     near = mask.copy()
     if radius <= 0:
         return near

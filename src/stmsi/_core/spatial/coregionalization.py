@@ -2,72 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from scipy.spatial import KDTree
 from scipy.special import ndtr, ndtri
 
+from stmsi._core.arrays import Bools, Floats, Ints
 from stmsi._core.spatial.random_fields import matern32
+from stmsi._core.spatial.sections import rows_of_each, spacing
 
-LENGTHS = (1.5, 4.0, 10.0)
-"""Lengths of the Matern structures, in units of the distance between neighbouring spots."""
+LENGTHS = (1.5, 4.0, 10.0)  # lengths of the Matern structures, in units of the spots' spacing
 _EDGES = (1.3, 1.9, 2.5, 3.5, 5.0, 7.5, 11.0, 16.0, 25.0, np.inf)
 """Borders of the classes of distance, in the same unit; the first class begins at 0."""
 _N_NEAR = 36
 _FAR_PAIRS = 100_000
+_LEAST_PAIRS = 30
 _MOST_PAIRS = 20_000
 _SWEEPS = 16
 _RIDGE = 0.05
 _LEAST_VARIANCE = 0.05
 
 
-def spacing(xy: NDArray[np.float64], section: NDArray[np.int64]) -> float:
-    """Median distance between neighbouring positions of a section; NaN where no section has two."""
-    nearest = [
-        KDTree(own).query(own, k=2)[0][:, 1]
-        for own in (np.unique(xy[section == s], axis=0) for s in np.unique(section))
-        if len(own) > 1
-    ]
-    return float(np.median(np.concatenate(nearest))) if nearest else np.nan
+def impute_censored(z: Floats, limit: Floats, means: sp.csr_matrix | None, rng: np.random.Generator) -> Floats:
+    """Draw the censored scores (spots, variables), given neighbours and the other variables; 0 where not measured.
 
-
-def impute_censored(
-    z: NDArray[np.float64],
-    limit: NDArray[np.float64],
-    means: sp.csr_matrix | None,
-    rng: np.random.Generator,
-    sweeps: int = _SWEEPS,
-) -> NDArray[np.float64]:
-    """Draw the values that are only known to lie below a limit, given neighbours and the other variables.
-
-    A random start would be independent between variables and spots, and dilute their correlation; what is drawn from
-    the others, again and again, does not.
-
-    Parameters
-    ----------
-    z
-        Normal scores, shape (spots, variables); NaN where not measured, any value below the limit where censored.
-    limit
-        Upper limit of the censored ones, likewise; NaN elsewhere.
-    means
-        As :func:`stmsi._core.spatial.morans_i.neighbour_means` gives them; `None`: no positions.
-    rng
-        Generator.
-    sweeps
-        Rounds, each of which redraws half of the censored values.
-
-    Returns
-    -------
-    Scores, with 0 where not measured.
+    `z` is NaN where not measured. `limit` holds the upper limit of the censored scores, NaN elsewhere. `means` is a
+    matrix of :func:`stmsi._core.spatial.morans_i.neighbour_means`, if there are positions. Each sweep redraws half of the
+    censored scores: a random start alone would dilute the correlation between variables and spots.
     """
     known = ~np.isnan(z)
     z = np.nan_to_num(z)
     row, column = np.nonzero(~np.isnan(limit) & known)
     below = limit[row, column]
-    for _ in range(sweeps if len(row) else 0):
+    for _ in range(_SWEEPS if len(row) else 0):
         counts = np.maximum(known.T.astype(float) @ known, 1.0)
         covariance = z.T @ z / counts
         scale = np.sqrt(np.maximum(np.diag(covariance), 1e-9))
@@ -83,9 +53,7 @@ def impute_censored(
     return z
 
 
-def _regress(
-    z: NDArray[np.float64], first: NDArray[np.float64], second: NDArray[np.float64], known: NDArray[np.bool_]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _regress(z: Floats, first: Floats, second: Floats, known: Bools) -> tuple[Floats, Floats]:
     """Prediction of each column from its two own predictors, and the standard deviation that is left."""
     n = np.maximum(known.sum(axis=0), 1)
     a, b, c = ((u * v * known).sum(axis=0) / n for u, v in ((first, first), (first, second), (second, second)))
@@ -100,61 +68,35 @@ def _regress(
 
 @dataclass(frozen=True)
 class Coregionalization:
-    """Linear model of coregionalization of unit variables.
+    """Linear model of coregionalization of unit variables (Goulard & Voltz, Mathematical Geology 24 (1992) 269-286)."""
 
-    Attributes
-    ----------
-    lengths
-        Lengths of the Matern structures, shape (structures,).
-    loadings
-        Of nugget, Matern structures and section, shape (2 + structures, variables, factors).
-    specific
-        Variance that each variable has for itself in each of them, shape (2 + structures, variables).
-
-    References
-    ----------
-    Goulard & Voltz, Mathematical Geology 24 (1992) 269-286.
-    """
-
-    lengths: NDArray[np.float64]
-    loadings: NDArray[np.float64]
-    specific: NDArray[np.float64]
+    lengths: Floats  # lengths of the Matern structures, shape (structures,)
+    loadings: Floats  # of nugget, Matern structures and section, shape (2 + structures, variables, factors)
+    specific: Floats  # variance that each variable has for itself in each of them, shape (2 + structures, variables)
 
     @classmethod
     def fit(
-        cls,
-        z: NDArray[np.float64],
-        known: NDArray[np.bool_],
-        xy: NDArray[np.float64] | None,
-        section: NDArray[np.int64],
-        rng: np.random.Generator,
-        n_factors: int = 20,
+        cls, z: Floats, known: Bools, xy: Floats | None, section: Ints, rng: np.random.Generator, n_factors: int = 20
     ) -> Coregionalization:
         """Fit to scores of shape (spots, variables), by least squares on covariances in classes of distance."""
         scale = np.sqrt((z**2).sum(axis=0) / np.maximum(known.sum(axis=0), 1))
         z = z / np.where(scale > 0, scale, 1)
         pitch = spacing(xy, section) if xy is not None else np.nan
         lengths = np.array(LENGTHS) * (pitch if np.isfinite(pitch) else 1.0)
-        several = len(np.unique(section)) > 1
-        covariance, correlation = [_product(z, known, *(np.arange(len(z)),) * 2)], [np.ones(len(lengths) + 2)]
-        if xy is not None and np.isfinite(pitch):
-            i, j, distance = _pairs(xy, section, rng)
-            classes = np.digitize(distance / pitch, _EDGES)
-            for c in range(len(_EDGES)):
-                chosen = np.flatnonzero(classes == c)
-                if len(chosen) < 30:
-                    continue
-                chosen = rng.permutation(chosen)[:_MOST_PAIRS]
-                product = _product(z, known, i[chosen], j[chosen])
-                covariance.append((product + product.T) / 2)
-                matern = [float(matern32(distance[chosen], length).mean()) for length in lengths]
-                correlation.append(np.array([0.0, *matern, float(several)]))
-        correlation[0][-1] = float(several)
-        found = _goulard_voltz(np.stack(covariance), np.stack(correlation))
+        several = float(len(np.unique(section)) > 1)
+        itself = np.arange(len(z))
+        covariance, correlation = [_product(z, known, itself, itself)], [[*np.ones(len(lengths) + 1), several]]
+        for i, j, distance in () if xy is None else distance_classes(xy, section, rng):
+            chosen = rng.permutation(len(i))[:_MOST_PAIRS]
+            product = _product(z, known, i[chosen], j[chosen])
+            covariance.append((product + product.T) / 2)
+            matern = (matern32(distance[chosen], length).mean() for length in lengths)
+            correlation.append([0.0, *matern, several])
+        found = _goulard_voltz(np.stack(covariance), np.array(correlation))
         return cls._reduce(lengths, found, n_factors)
 
     @classmethod
-    def _reduce(cls, lengths: NDArray[np.float64], B: NDArray[np.float64], n_factors: int) -> Coregionalization:
+    def _reduce(cls, lengths: Floats, B: Floats, n_factors: int) -> Coregionalization:
         """Few factors of each structure; what they leave is each variable's own."""
         k = min(n_factors, B.shape[1])
         values, vectors = np.linalg.eigh(B)
@@ -166,54 +108,57 @@ class Coregionalization:
         total = np.where(total > 1e-9, total, 1)
         return cls(lengths, loadings / np.sqrt(total)[:, None], specific / total)
 
-    def covariance(self, structure: int) -> NDArray[np.float64]:
+    def covariance(self, structure: int) -> Floats:
         """Covariance between the variables of one structure: 0 the nugget, -1 the section."""
         return self.loadings[structure] @ self.loadings[structure].T + np.diag(self.specific[structure])
 
-    def take(self, columns: NDArray[np.int64]) -> Coregionalization:
+    def take(self, columns: Ints) -> Coregionalization:
         """Of some variables."""
         return Coregionalization(self.lengths, self.loadings[:, columns], self.specific[:, columns])
 
 
-def _product(
-    z: NDArray[np.float64], known: NDArray[np.bool_], i: NDArray[np.int64], j: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Mean product of the scores at pairs of spots, of all pairs of variables; 0 where never measured together."""
+def _product(z: Floats, known: Bools, i: Ints, j: Ints) -> Floats:
+    """Mean product at pairs of spots, shape (variables, variables); 0 where two are never measured together."""
     if known.all():
         return z[i].T @ z[j] / len(i)
     n = known[i].T.astype(float) @ known[j]
     return z[i].T @ z[j] / np.maximum(n, 1)
 
 
-def _pairs(
-    xy: NDArray[np.float64], section: NDArray[np.int64], rng: np.random.Generator
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Pairs of spots of the same section: all near ones, and a random choice of all."""
+def distance_classes(xy: Floats, section: Ints, rng: np.random.Generator) -> Iterator[tuple[Ints, Ints, Floats]]:
+    """Pairs of spots of the same section and their distance, class by class of distance, if a class has enough pairs.
+
+    All near pairs, and a random choice of all pairs. Nothing where no section has two positions.
+    """
+    pitch = spacing(xy, section)
+    if np.isnan(pitch):
+        return
     first, second = [], []
-    names, size = np.unique(section, return_counts=True)
-    for s, n in zip(names, size, strict=True):
+    for own in rows_of_each(section):
+        n = len(own)
         if n < 2:
             continue
-        own = np.flatnonzero(section == s)
         k = min(_N_NEAR + 1, n)
         at = KDTree(xy[own]).query(xy[own], k=k)[1]
-        first.append(np.repeat(own, k))
-        second.append(own[at.ravel()])
         m = int(np.ceil(_FAR_PAIRS * n / len(xy)))
-        first.append(own[rng.integers(n, size=m)])
-        second.append(own[rng.integers(n, size=m)])
-    i, j = (np.concatenate(v) if v else np.empty(0, np.int64) for v in (first, second))
+        first += [np.repeat(own, k), own[rng.integers(n, size=m)]]
+        second += [own[at.ravel()], own[rng.integers(n, size=m)]]
+    i, j = np.concatenate(first), np.concatenate(second)
     i, j = i[i != j], j[i != j]
-    return i, j, np.linalg.norm(xy[i] - xy[j], axis=1)
+    distance = np.linalg.norm(xy[i] - xy[j], axis=1)
+    classes = np.digitize(distance / pitch, _EDGES)
+    for c in range(len(_EDGES)):
+        own = np.flatnonzero(classes == c)
+        if len(own) >= _LEAST_PAIRS:
+            yield i[own], j[own], distance[own]
 
 
-def _goulard_voltz(C: NDArray[np.float64], rho: NDArray[np.float64]) -> NDArray[np.float64]:
+def _goulard_voltz(C: Floats, rho: Floats) -> Floats:
     """Covariance matrices B of the structures with sum_j rho[h, j] B_j close to C[h] and no negative eigenvalue."""
-    n_lags, n_structures = rho.shape
-    weight = np.ones(n_lags)
+    weight = np.ones(len(rho))
     weight[0] = 2.0
     size = (weight[:, None] * rho**2).sum(axis=0)
-    B = np.zeros((n_structures, *C.shape[1:]))
+    B = np.zeros((rho.shape[1], *C.shape[1:]))
     used = np.flatnonzero(size > 1e-9)
     B[used] = C[0] / len(used)
     rest = C - np.einsum("hj,jab->hab", rho, B)

@@ -1,37 +1,24 @@
-"""Fill zeros from their surroundings."""
+"""Replacement of zeros by the median of their surroundings."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-_SAME = 0.05
-"""Difference of distances, in steps of the grid, that small errors of the positions can make."""
-_BLOCK = 4_000_000
-"""Values gathered at once; bounds the memory, not the result."""
+from stmsi._core.arrays import Floats, Ints
+
+_SAME = 0.05  # difference of distances, in steps of the grid, that small errors of the positions make
+_BLOCK = 4_000_000  # values gathered at once; bounds the memory, not the result
 
 
-def distance_rings(xy: NDArray[np.float64], n_rings: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """All spots in the first rings around each spot, the spot itself first.
+def distance_rings(xy: Floats, n_rings: int) -> tuple[Ints, Ints]:
+    """Spots around each spot, nearest first from itself, shape (n, K), padded with -1; how many lie within each ring.
 
-    The rings of a grid are its distinct distances (1, 1.73, 2, 2.65, ... steps on a hexagon), where a step is the median
-    distance to the nearest spot and distances closer than 0.05 steps are one. Positions that form no grid have rings of
-    one step's width.
-
-    Parameters
-    ----------
-    xy
-        Positions, shape (n, 2).
-    n_rings
-        How many distinct distances.
-
-    Returns
-    -------
-    Spots around each, shape (n, K), nearest first, -1 where there are no more; how many of them lie within each ring,
-    the spot itself counted, shape (n, `n_rings`).
+    The rings of a grid are its distinct distances (1, 1.73, 2, 2.65, ... steps on a hexagon). A step is the median distance
+    to the nearest spot, and distances closer than 0.05 steps are one. Positions that form no grid have rings of one
+    step's width. The numbers, shape (n, `n_rings`), count the spot itself.
     """
     n = len(xy)
     if n < 2:
@@ -43,10 +30,9 @@ def distance_rings(xy: NDArray[np.float64], n_rings: int) -> tuple[NDArray[np.in
     pairs = tree.query_pairs(reach, output_type="ndarray")
     steps = np.hypot(*(xy[pairs[:, 0]] - xy[pairs[:, 1]]).T) / step
     ring = _rings(steps, n_rings)
-    pairs, ring = pairs[ring < n_rings], ring[ring < n_rings]
+    (i, j), ring = pairs[ring < n_rings].T, ring[ring < n_rings]
     own = np.arange(n)
-    spot = np.concatenate([own, pairs[:, 0], pairs[:, 1]])
-    other = np.concatenate([own, pairs[:, 1], pairs[:, 0]])
+    spot, other = np.concatenate([own, i, j]), np.concatenate([own, j, i])
     ring = np.concatenate([np.full(n, -1), ring, ring])
     order = np.lexsort((other, ring, spot))
     spot, other, ring = spot[order], other[order], ring[order]
@@ -58,7 +44,7 @@ def distance_rings(xy: NDArray[np.float64], n_rings: int) -> tuple[NDArray[np.in
     return index, np.cumsum(inside, axis=1)[:, 1:]
 
 
-def _rings(steps: NDArray[np.float64], n_rings: int) -> NDArray[np.int64]:
+def _rings(steps: Floats, n_rings: int) -> Ints:
     """Ring of each distance (in steps), from 0."""
     order = np.argsort(steps)
     ordered = steps[order]
@@ -70,23 +56,11 @@ def _rings(steps: NDArray[np.float64], n_rings: int) -> NDArray[np.int64]:
     return np.maximum(np.rint(steps).astype(np.int64) - 1, 0) if max(width, default=0) > 2 * _SAME else ring
 
 
-def adaptive_median(
-    values: NDArray[np.float64], index: NDArray[np.int64], inside: NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Replace zeros by the median of the smallest ring whose median is not zero.
+def adaptive_median(values: Floats, index: Ints, inside: Ints) -> Floats:
+    """Replace zeros of one section (spots, metabolites) by the median of the smallest ring whose median is not zero.
 
-    Where none is, by the median of the column's values above zero. NaN are left as they are and count in no median.
-
-    Parameters
-    ----------
-    values
-        One section, shape (spots, metabolites), at least 0 or NaN.
-    index, inside
-        As :func:`distance_rings` returns them.
-
-    Returns
-    -------
-    Shape (spots, metabolites).
+    Where there is none, by the median of the column's values above zero. NaN stay and count in no median. `index` and
+    `inside` are those of :func:`distance_rings`.
     """
     filled = values.copy()
     spot, column = np.nonzero(values == 0)
@@ -104,18 +78,13 @@ def adaptive_median(
             left.append(np.flatnonzero(~(median > 0)) + low)
         again = np.concatenate(left) if left else np.empty(0, np.int64)
         spot, column = spot[again], column[again]
-        if len(spot) == 0:
-            break
     filled[spot, column] = _row_medians(np.where(values > 0, values, np.nan).T)[column]
     return np.where((values == 0) & np.isnan(filled), 0.0, filled)
 
 
-def _row_medians(window: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Median of each row without NaN, NaN where there is nothing else; without the warning of numpy."""
+def _row_medians(window: Floats) -> Floats:
+    """Median of each row without NaN, NaN where there is nothing else; numpy's would warn."""
     ordered = np.sort(window, axis=1)  # NaN last
-    count = (~np.isnan(ordered)).sum(axis=1)
-    rows = np.arange(len(ordered))
-    middle = (
-        ordered[rows, np.maximum(count - 1, 0) // 2] + ordered[rows, np.minimum(count // 2, ordered.shape[1] - 1)]
-    ) / 2
-    return np.where(count > 0, middle, np.nan)
+    count, rows = (~np.isnan(ordered)).sum(axis=1), np.arange(len(ordered))
+    low, high = np.maximum(count - 1, 0) // 2, np.minimum(count // 2, ordered.shape[1] - 1)
+    return (ordered[rows, low] + ordered[rows, high]) / 2

@@ -1,30 +1,27 @@
-"""Spatial structure of many variables at once."""
+"""Moran's I of many variables, and the graphs it is taken on.
+
+Own code, measured on 5,000 pixels x 500 variables (one thread): :func:`squidpy.gr.spatial_autocorr` (``n_perms=None``)
+takes 11 times as long on dense and 3 times on sparse values, :func:`scanpy.metrics.morans_i` 7 and 2 times; values agree
+to 1e-14. squidpy's grid graph takes 40 times as long as :func:`raster_graph` for the same edges, and scikit-learn's
+``grid_to_graph`` has no corners. ``kneighbors_graph`` (scikit-learn, squidpy) is no faster than :func:`neighbour_means`
+and chooses others among equally near positions.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from scipy.spatial import KDTree
+
+from stmsi._core.arrays import AnyFloats, Floats, Ints
+from stmsi._core.spatial.sections import rows_of_each
 
 _COLUMNS = 64
 _STEPS = {4: ((0, 1), (1, 0)), 8: ((0, 1), (1, 0), (1, 1), (1, -1))}
 
 
-def raster_graph(row: NDArray[np.int64], col: NDArray[np.int64], n_neighs: int = 8) -> sp.csr_matrix:
-    """Neighbours on a raster, which may have gaps.
-
-    Parameters
-    ----------
-    row, col
-        Position of each pixel, all different.
-    n_neighs
-        4 (sides) or 8 (corners as well).
-
-    Returns
-    -------
-    Adjacency, shape (pixels, pixels), symmetric, ones.
-    """
+def raster_graph(row: Ints, col: Ints, n_neighs: int = 8) -> sp.csr_matrix:
+    """Adjacency (pixels, pixels) of ones: pixels that share a side (4), or a side or corner (8). Rasters may have gaps."""
     row, col = row - row.min(initial=0), col - col.min(initial=0)
     width = int(col.max(initial=0)) + 3  # a free column on either side, so that no step wraps around
     code = row.astype(np.int64) * width + col + 1
@@ -42,27 +39,14 @@ def raster_graph(row: NDArray[np.int64], col: NDArray[np.int64], n_neighs: int =
     return sp.csr_matrix((ones, pairs), shape=(len(code), len(code)))
 
 
-def neighbour_means(xy: NDArray[np.float64], section: NDArray[np.int64] | None = None, k: int = 6) -> sp.csr_matrix:
-    """Matrix that takes the mean over the nearest positions of the same section, the position itself left out.
+def neighbour_means(xy: Floats, section: Ints | None = None, k: int = 6) -> sp.csr_matrix:
+    """Matrix (n, n) of the mean over the k nearest positions of the same section, the position itself left out.
 
-    Parameters
-    ----------
-    xy
-        Positions, shape (n, 2).
-    section
-        Number of the section of each; `None`: all of one.
-    k
-        Positions that take part.
-
-    Returns
-    -------
-    Shape (n, n); rows without a neighbour are empty.
+    Rows without a neighbour are empty. Without `section` all positions are of one.
     """
     n = len(xy)
-    section = np.zeros(n, np.int64) if section is None else section
     rows, columns = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for s in np.unique(section):
-        own = np.flatnonzero(section == s)
+    for own in rows_of_each(np.zeros(n, np.int64) if section is None else section):
         found = min(k + 1, len(own))
         at = KDTree(xy[own]).query(xy[own], k=[*range(1, found + 1)])[1]
         rows.append(np.repeat(own, found))
@@ -72,24 +56,14 @@ def neighbour_means(xy: NDArray[np.float64], section: NDArray[np.int64] | None =
     return sp.csr_matrix((1.0 / np.bincount(i, minlength=n)[i], (i, j)), shape=(n, n))
 
 
-def morans_i(graph: sp.spmatrix, X: sp.spmatrix | NDArray[np.floating]) -> NDArray[np.float64]:
-    r"""Moran's I of each column, with the rows of the graph scaled to a sum of 1, as squidpy scales them.
+def morans_i(graph: sp.spmatrix, X: sp.spmatrix | AnyFloats) -> Floats:
+    r"""Moran's I of each column of (n, m), with the rows of the graph (n, n) scaled to a sum of 1, as squidpy does.
 
     .. math:: I = \frac{n}{W} \frac{z^\top W z}{z^\top z} \qquad z = x - \bar x
 
-    Sparse stays sparse: there :math:`z^\top W z` is taken as
-    :math:`x^\top W x - \bar x (x^\top W 1 + 1^\top W x) + \bar x^2\, 1^\top W 1`.
-
-    Parameters
-    ----------
-    graph
-        Adjacency, shape (n, n), weights of at least 0.
-    X
-        Values, shape (n, m), dense or sparse.
-
-    Returns
-    -------
-    Shape (m,); NaN where a column is constant or the graph has no edge.
+    Sparse stays sparse: there :math:`z^\top W z` is
+    :math:`x^\top W x - \bar x (x^\top W 1 + 1^\top W x) + \bar x^2\, 1^\top W 1`. NaN where a column is constant or the
+    graph has no edge.
     """
     degree = np.asarray(graph.sum(axis=1), dtype=np.float64).ravel()
     W = sp.csr_matrix(sp.diags(1 / np.where(degree > 0, degree, 1.0)) @ sp.csr_matrix(graph, dtype=np.float64))
@@ -101,7 +75,7 @@ def morans_i(graph: sp.spmatrix, X: sp.spmatrix | NDArray[np.floating]) -> NDArr
     return np.where(varies, X.shape[0] / total * cross / np.where(varies, spread, 1.0), np.nan)
 
 
-def _sparse_moments(W: sp.csr_matrix, X: sp.spmatrix) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _sparse_moments(W: sp.csr_matrix, X: sp.spmatrix) -> tuple[Floats, Floats]:
     r""":math:`z^\top W z` and :math:`z^\top z` of each column; the latter is 0 where a column is constant."""
     X = sp.csc_matrix(X, dtype=np.float64)
     n = X.shape[0]
@@ -114,7 +88,7 @@ def _sparse_moments(W: sp.csr_matrix, X: sp.spmatrix) -> tuple[NDArray[np.float6
     return cross - mean * (X.T @ (out + into)) + mean**2 * out.sum(), np.where(spread > 1e-10 * square, spread, 0.0)
 
 
-def _dense_moments(W: sp.csr_matrix, x: NDArray[np.floating]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _dense_moments(W: sp.csr_matrix, x: AnyFloats) -> tuple[Floats, Floats]:
     """The same of a dense array, a few columns at a time: they stay in the cache, and no copy of all is made."""
     n, m = x.shape
     # either direction of an edge adds the same, so that half of the entries do

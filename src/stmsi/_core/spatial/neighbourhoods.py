@@ -1,34 +1,22 @@
-"""Neighbourhoods as dense arrays, which batched matrix products take without a graph library."""
+"""Neighbourhoods as dense arrays, for batched matrix products."""
 
 from __future__ import annotations
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
-from scipy.spatial import KDTree
+
+from stmsi._core.arrays import Floats, Floats32, Ints
+from stmsi._core.spatial.sections import rows_of_each, spot_pitch
 
 MOST_IN_RING = (8, 16)
 """Neighbours kept of the first and of the second ring: all of them on hexagons (6, 12) and squares (8, 16)."""
 
 
-def neighbour_rings(
-    graph: sp.csr_matrix, most: tuple[int, ...] = MOST_IN_RING
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Neighbours of each spot, ring by ring.
+def neighbour_rings(graph: sp.csr_matrix, most: tuple[int, ...] = MOST_IN_RING) -> tuple[Ints, Ints]:
+    """Row of each neighbour, shape (n, K), -1 where there is none, and its ring from 1, 0 where there is none.
 
-    Ring 1 are the spots that share an edge with it, ring 2 those that share one with ring 1 and are in no earlier ring.
-
-    Parameters
-    ----------
-    graph
-        Adjacency, shape (n, n); what is not 0 is an edge, its weight does not count.
-    most
-        Neighbours kept of each ring, evenly spaced over those in row order where there are more.
-
-    Returns
-    -------
-    Row of each neighbour, shape (n, K), -1 where there is none; its ring from 1, likewise, 0 where there is none. K is
-    as small as these data allow.
+    Ring 1 are the spots that share an edge with the spot, ring 2 those that share one with ring 1 and are in no earlier
+    ring. Of a ring with more than `most` spots, evenly spaced ones in row order are kept. Edge weights do not count.
     """
     edges = sp.csr_matrix(graph, dtype=np.float64, copy=True)
     edges.eliminate_zeros()
@@ -48,21 +36,10 @@ def neighbour_rings(
     return np.hstack(index), np.hstack(ring)
 
 
-def relative_positions(
-    xy: NDArray[np.float64], index: NDArray[np.int64], ring: NDArray[np.int64]
-) -> NDArray[np.float32]:
+def relative_positions(xy: Floats, index: Ints, ring: Ints) -> Floats32:
     """Position of each neighbour relative to its spot, in units of the median distance of ring 1.
 
-    Parameters
-    ----------
-    xy
-        Positions, shape (n, 2).
-    index, ring
-        As :func:`neighbour_rings` returns them.
-
-    Returns
-    -------
-    Shape (n, K, 2); 0 where there is no neighbour.
+    Shape (n, K, 2), 0 where there is none; `index` and `ring` are those of :func:`neighbour_rings`.
     """
     offset = np.where((index >= 0)[..., None], xy[index] - xy[:, None, :], 0.0)
     length = np.hypot(*np.moveaxis(offset, -1, 0))[ring == 1]
@@ -70,40 +47,27 @@ def relative_positions(
     return (offset / (step or 1.0)).astype(np.float32)
 
 
-def section_positions(xy: NDArray[np.float64], section: NDArray[np.int64]) -> NDArray[np.float32]:
-    """Position of each spot relative to the middle of its section, in units of the median distance to the nearest spot.
+def section_positions(xy: Floats, section: Ints) -> Floats32:
+    """Position of each spot relative to the middle of its section, in units of the pitch of its spots.
 
-    Parameters
-    ----------
-    xy
-        Positions, shape (n, 2).
-    section
-        Section of each spot.
-
-    Returns
-    -------
     Shape (n, 2); 0 for a section with one position.
     """
     position = np.zeros(xy.shape, np.float32)
-    for number in np.unique(section):
-        rows = np.flatnonzero(section == number)
-        own = np.unique(xy[rows], axis=0)
-        if len(own) > 1:
-            step = np.median(KDTree(own).query(own, k=2)[0][:, 1])
-            position[rows] = (xy[rows] - xy[rows].mean(axis=0)) / step
+    for rows in rows_of_each(section):
+        pitch = spot_pitch(xy[rows])
+        if pitch > 0:
+            position[rows] = (xy[rows] - xy[rows].mean(axis=0)) / pitch
     return position
 
 
-def _first(matrix: sp.csr_matrix, limit: int) -> NDArray[np.int64]:
-    """Columns stored in each row as a dense array padded with -1, at most `limit` of each row."""
-    count = np.diff(matrix.indptr)
+def _first(matrix: sp.csr_matrix, limit: int) -> Ints:
+    """Columns stored in each row as a dense array padded with -1; of more than `limit`, evenly spaced ones."""
+    count = np.diff(matrix.indptr)[:, None]
     width = int(min(count.max(initial=0), limit))
     if width == 0:
         return np.empty((matrix.shape[0], 0), np.int64)
     kept = np.minimum(count, width)
-    slot = np.arange(width)[None, :]
-    # position in the row of the kept ones: all of a short row, evenly spaced ones of a long row
-    position = np.where(kept[:, None] > 0, slot * count[:, None] // np.maximum(kept[:, None], 1), 0)
-    there = slot < kept[:, None]
-    flat = np.where(there, matrix.indptr[:-1, None] + position, 0)
-    return np.where(there, matrix.indices[np.minimum(flat, max(matrix.nnz - 1, 0))].astype(np.int64), -1)
+    slot = np.arange(width)
+    there = slot < kept
+    at = np.where(there, matrix.indptr[:-1, None] + slot * count // np.maximum(kept, 1), 0)
+    return np.where(there, matrix.indices[at].astype(np.int64), -1)

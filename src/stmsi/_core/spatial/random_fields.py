@@ -1,4 +1,4 @@
-"""Gaussian random fields at scattered positions, drawn by nearest-neighbour conditioning."""
+"""Gaussian random fields at scattered positions, drawn one position given its nearest earlier ones."""
 
 from __future__ import annotations
 
@@ -6,16 +6,17 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
-N_NEIGHBOURS = 16
-"""Earlier positions that each one is drawn from."""
+from stmsi._core.arrays import AnyFloats, Floats, Floats32, Ints
+from stmsi._core.spatial.sections import rows_of_each
+
+N_NEIGHBOURS = 16  # earlier positions that each one is drawn from
 _JITTER = 1e-6
 _CHUNK = 4096
 
 
-def matern32(distance: NDArray[np.floating], length: float) -> NDArray[np.float64]:
+def matern32(distance: AnyFloats, length: float) -> Floats:
     r"""Matern correlation of smoothness 3/2, :math:`(1 + \sqrt3 h / \ell) \exp(-\sqrt3 h / \ell)`."""
     scaled = np.sqrt(3.0) * np.asarray(distance, dtype=np.float64) / length
     return (1 + scaled) * np.exp(-scaled)
@@ -25,35 +26,22 @@ def matern32(distance: NDArray[np.floating], length: float) -> NDArray[np.float6
 class FieldSampler:
     r"""Unit Gaussian fields with a Matern correlation, independent between sections.
 
-    Positions are taken in a random order; each value is normal around a weighted mean of the nearest earlier ones, with
-    the weights and the variance that the correlation gives (Vecchia's approximation). A position depends on few others,
-    so that those of one level, which depend on earlier levels only, are one sparse product for all fields.
-
-    Attributes
-    ----------
-    levels
-        For each level the positions and their weights, shape (positions of the level, all positions).
-    scale
-        Standard deviation of each position given the earlier ones.
-
-    References
-    ----------
-    Katzfuss & Guinness, Statistical Science 36 (2021) 124-141.
+    Positions are drawn in a random order; each value is normal around a weighted mean of the nearest earlier ones
+    (Vecchia's approximation; Katzfuss & Guinness, Statistical Science 36 (2021) 124-141). Positions of one level depend
+    on earlier levels only, so they are one sparse product for all fields.
     """
 
-    levels: list[tuple[NDArray[np.int64], sp.csr_matrix]]
-    scale: NDArray[np.float32]
+    levels: list[tuple[Ints, sp.csr_matrix]]  # positions, and weights of shape (positions of the level, all positions)
+    scale: Floats32  # standard deviation of each position given the earlier ones
 
     @classmethod
-    def build(
-        cls, xy: NDArray[np.float64], section: NDArray[np.int64], length: float, n_neighbours: int = N_NEIGHBOURS
-    ) -> FieldSampler:
+    def build(cls, xy: Floats, section: Ints, length: float, n_neighbours: int = N_NEIGHBOURS) -> FieldSampler:
         """Weights for positions, shape (n, 2), of numbered sections; `length` in their unit."""
         n = len(xy)
         order = np.random.default_rng(0).permutation(n)
         neighbours = np.full((n, n_neighbours), -1, np.int64)
-        for number in np.unique(section):
-            own = order[section[order] == number]
+        for in_order in rows_of_each(section[order]):
+            own = order[in_order]
             neighbours[own] = _earlier(xy[own], own, n_neighbours)
         weights, variance = np.empty(neighbours.shape), np.empty(n)
         for start in range(0, n, _CHUNK):
@@ -67,7 +55,7 @@ class FieldSampler:
         members = np.split(np.argsort(level, kind="stable"), np.cumsum(np.bincount(level))[:-1])
         return cls([(rows, matrix[rows]) for rows in members], np.sqrt(variance).astype(np.float32))
 
-    def __call__(self, noise: NDArray[np.float32]) -> NDArray[np.float32]:
+    def __call__(self, noise: Floats32) -> Floats32:
         """Fields from white noise, shape (positions, fields); the noise is used up."""
         noise *= self.scale[:, None]
         for rows, weights in self.levels[1:]:
@@ -75,7 +63,7 @@ class FieldSampler:
         return noise
 
 
-def _earlier(xy: NDArray[np.float64], rows: NDArray[np.int64], k: int) -> NDArray[np.int64]:
+def _earlier(xy: Floats, rows: Ints, k: int) -> Ints:
     """The nearest earlier ones of each position of a section, given in the order of drawing; -1 where there is none."""
     n = len(xy)
     out = np.full((n, k), -1, np.int64)
@@ -84,18 +72,14 @@ def _earlier(xy: NDArray[np.float64], rows: NDArray[np.int64], k: int) -> NDArra
     while begin < n:
         end = min(n, max(2 * begin, 64))
         block = np.arange(begin, end)
-        candidates = np.empty((len(block), 0), np.int64)
-        distance = np.empty((len(block), 0))
-        if begin > 0:
-            found = min(k, begin)
-            d, at = KDTree(xy[:begin]).query(xy[block], k=np.arange(1, found + 1))
-            candidates, distance = at, d
         # of the block itself, the nearest few: those that come later are passed over
         inside = len(block) if begin == 0 else min(2 * k + 1, len(block))
-        d, at = KDTree(xy[block]).query(xy[block], k=np.arange(1, inside + 1))
-        at = at + begin
-        d = np.where(at < block[:, None], d, np.inf)
-        candidates, distance = np.hstack([candidates, at]), np.hstack([distance, d])
+        distance, candidates = KDTree(xy[block]).query(xy[block], k=np.arange(1, inside + 1))
+        candidates = candidates + begin
+        distance = np.where(candidates < block[:, None], distance, np.inf)
+        if begin > 0:
+            earlier, at = KDTree(xy[:begin]).query(xy[block], k=np.arange(1, min(k, begin) + 1))
+            candidates, distance = np.hstack([at, candidates]), np.hstack([earlier, distance])
         best = np.argsort(distance, axis=1, kind="stable")[:, :k]
         chosen = np.take_along_axis(candidates, best, axis=1)
         there = np.isfinite(np.take_along_axis(distance, best, axis=1))
@@ -104,9 +88,7 @@ def _earlier(xy: NDArray[np.float64], rows: NDArray[np.int64], k: int) -> NDArra
     return out
 
 
-def _conditional(
-    xy: NDArray[np.float64], at: NDArray[np.float64], neighbours: NDArray[np.int64], length: float
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _conditional(xy: Floats, at: Floats, neighbours: Ints, length: float) -> tuple[Floats, Floats]:
     """Weights of the neighbours of each position, and the variance that they leave."""
     there = neighbours >= 0
     near = xy[np.maximum(neighbours, 0)]
@@ -120,7 +102,7 @@ def _conditional(
     return weights, np.asarray(np.clip(left, _JITTER, 1), dtype=np.float64)
 
 
-def _levels(order: NDArray[np.int64], neighbours: NDArray[np.int64]) -> NDArray[np.int64]:
+def _levels(order: Ints, neighbours: Ints) -> Ints:
     """Length of the longest chain of earlier positions that leads to each one."""
     n = len(order)
     rows, slots = np.nonzero(neighbours >= 0)

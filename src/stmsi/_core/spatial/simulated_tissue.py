@@ -5,26 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from stmsi._core.arrays import Bools, Floats, Floats32, Ints
 from stmsi._core.registration.warps import ThinPlate
 
-SPACING = 25.0
-"""Spacing of the latent raster in micrometres."""
-MARGIN = 200.0
-"""Width of the latent raster beyond the capture area in micrometres."""
+SPACING = 25.0  # spacing of the latent raster in micrometres
+MARGIN = 200.0  # width of the latent raster beyond the capture area in micrometres
 
 
 @dataclass(frozen=True)
 class LatentRaster:
-    """The raster on which a section's hidden fields live.
-
-    Attributes
-    ----------
-    width, height
-        Capture area in micrometres.
-    """
+    """The raster of a section's hidden fields; `width` and `height` of the capture area in micrometres."""
 
     width: float
     height: float
@@ -34,24 +26,24 @@ class LatentRaster:
         """Rows and columns of the raster."""
         return tuple(int(np.ceil((side + 2 * MARGIN) / SPACING)) + 1 for side in (self.height, self.width))  # type: ignore[return-value]
 
-    def positions(self) -> NDArray[np.float64]:
+    def positions(self) -> Floats:
         """Raster points in micrometres, shape (points, 2)."""
         rows, cols = np.indices(self.shape)
         return np.asarray(np.column_stack([cols.ravel(), rows.ravel()]) * SPACING - MARGIN, dtype=np.float64)
 
-    def smooth_field(self, length: float, rng: np.random.Generator, n: int = 1) -> NDArray[np.float64]:
+    def smooth_field(self, length: float, rng: np.random.Generator, n: int = 1) -> Floats:
         """Gaussian random fields of unit variance with a correlation length in micrometres, shape (n, rows, cols)."""
         white = rng.standard_normal((n, *self.shape))
         field = gaussian_filter(white, sigma=(0, length / SPACING, length / SPACING), mode="wrap")
         return field / field.std(axis=(1, 2), keepdims=True)
 
-    def diffuse(self, field: NDArray[np.float64], length: float, tissue: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def diffuse(self, field: Floats, length: float, tissue: Bools) -> Floats:
         """Spread a field, shape (rows, cols), over its surroundings inside the tissue."""
         weight = gaussian_filter(tissue.astype(float), length / SPACING)
         spread = gaussian_filter(np.where(tissue, field, 0.0), length / SPACING)
         return np.where(weight > 1e-6, spread / np.maximum(weight, 1e-6), 0.0)
 
-    def at(self, fields: NDArray[np.float64], xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    def at(self, fields: Floats, xy: Floats) -> Floats:
         """Fields, shape (n, rows, cols), at positions in micrometres; shape (positions, n)."""
         where = ((xy + MARGIN) / SPACING).T[::-1]
         return np.column_stack([map_coordinates(f, where, order=1, mode="nearest") for f in fields])
@@ -59,30 +51,18 @@ class LatentRaster:
 
 @dataclass(frozen=True)
 class Deformation:
-    """A smooth deformation of the tissue: a thin-plate spline without its affine part.
-
-    Attributes
-    ----------
-    spline
-        Displacements, with an affine part.
-    affine
-        That part, shape (3, 2), taken off.
-    factor
-        Brings the largest displacement to its size.
-    """
+    """A smooth deformation of the tissue: a thin-plate spline without its affine part (3, 2), scaled by a factor."""
 
     spline: ThinPlate
-    affine: NDArray[np.float64]
+    affine: Floats
     factor: float
 
-    def __call__(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    def __call__(self, xy: Floats) -> Floats:
         """Move points."""
         return xy + self.factor * (self.spline(xy) - np.column_stack([xy, np.ones(len(xy))]) @ self.affine)
 
     @classmethod
-    def draw(
-        cls, raster: LatentRaster, tissue: NDArray[np.bool_], largest: float, rng: np.random.Generator
-    ) -> Deformation:
+    def draw(cls, raster: LatentRaster, tissue: Bools, largest: float, rng: np.random.Generator) -> Deformation:
         """A random deformation whose largest displacement on the tissue is `largest`."""
         x, y = np.meshgrid(np.linspace(0, raster.width, 3), np.linspace(0, raster.height, 3))
         spline = ThinPlate(np.column_stack([x.ravel(), y.ravel()]), rng.normal(size=(9, 2)))
@@ -94,7 +74,7 @@ class Deformation:
         return cls(spline, affine, largest / float(np.hypot(*bent.T).max()))
 
 
-def tissue_mask(raster: LatentRaster, rng: np.random.Generator, share: float) -> NDArray[np.bool_]:
+def tissue_mask(raster: LatentRaster, rng: np.random.Generator, share: float) -> Bools:
     """An irregular piece of tissue that fills about `share` of the capture area."""
     x, y = raster.positions().T
     angle = np.arctan2(y - raster.height / 2, x - raster.width / 2)
@@ -108,7 +88,7 @@ def tissue_mask(raster: LatentRaster, rng: np.random.Generator, share: float) ->
     return ((ratio <= limit) & inside_area).reshape(raster.shape)
 
 
-def visium_positions(width: float, height: float, pitch: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+def visium_positions(width: float, height: float, pitch: float) -> tuple[Floats, Ints]:
     """Centres of a Visium hexagon in micrometres, and their (array_row, array_col)."""
     n_rows = int(height / (pitch * np.sqrt(3) / 2)) + 1
     n_cols = int(width / (pitch / 2)) + 1
@@ -118,9 +98,7 @@ def visium_positions(width: float, height: float, pitch: float) -> tuple[NDArray
     return np.column_stack([array[:, 1] * pitch / 2, array[:, 0] * pitch * np.sqrt(3) / 2]), array
 
 
-def negative_binomial(
-    log_rate: NDArray[np.float64], library: NDArray[np.float64], dispersion: float, rng: np.random.Generator
-) -> NDArray[np.float32]:
+def negative_binomial(log_rate: Floats, library: Floats, dispersion: float, rng: np.random.Generator) -> Floats32:
     """Over-dispersed counts: rows of softmax(log_rate) times the library size, variance mu + dispersion mu^2."""
     rate = np.exp(log_rate - log_rate.max(axis=1, keepdims=True))
     mean = rate / rate.sum(axis=1, keepdims=True) * library[:, None]

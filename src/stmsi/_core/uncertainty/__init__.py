@@ -1,1 +1,1 @@
-"""Intervals calibrated on held-out groups, and draws whose residuals hang together."""
+"""Intervals calibrated on held-out groups, and draws with correlated residuals."""

@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import nnls
 
+from stmsi._core.arrays import AnyFloats, Floats, Floats32, Ints
+from stmsi._core.metrics.columns import number
+from stmsi._core.spatial.sections import rows_of_each
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _LEVELS = 401
-_MIN_COUNT = 20
-"""Held-out spots of a stratum under which a metabolite takes the scores of the others."""
-_FLOOR = 0.05
-"""Least spread of a spot, as a share of the root mean squared error of its metabolite."""
+_MIN_COUNT = 20  # a metabolite with fewer held-out spots of a stratum takes the scores of the others
+_FLOOR = 0.05  # least spread of a spot, as a share of the root mean squared error of its metabolite
 ABSENT, LOWER, UPPER = range(3)
 """Rows of :attr:`GroupConformal.values`."""
 
 
-def spread_coefficients(
-    truth: NDArray[np.float64],
-    presence: NDArray[np.float64],
-    intensity: NDArray[np.float64],
-    prediction: NDArray[np.float64],
-) -> NDArray[np.float64]:
-    r"""How the error of each metabolite grows with its intensity.
+def spread_coefficients(truth: Floats, presence: Floats, intensity: Floats, prediction: Floats) -> Floats:
+    r"""Growth of the error with the intensity: :math:`a`, :math:`b` and the least variance, shape (3, metabolites).
 
-    Where it is present, :math:`\mathrm{E}(y - \mu)^2 = a + b \mu^2` with :math:`a, b \ge 0`, by least squares.
-
-    Parameters
-    ----------
-    truth, presence
-        Measured intensity and presence, shape (spots, metabolites).
-    intensity, prediction
-        Held-out intensity given presence and combined prediction, likewise. NaN anywhere leaves the pair out.
-
-    Returns
-    -------
-    :math:`a`, :math:`b` and the least variance of a spot, shape (3, metabolites); 0, 0, 1 without any pair.
+    Where it is present, :math:`\mathrm{E}(y - \mu)^2 = a + b \mu^2` with :math:`a, b \ge 0`, by least squares on
+    measurements and held-out predictions (spots, metabolites). Pairs with NaN are left out; 0, 0, 1 without any.
     """
     coefficients = np.tile([[0.0], [0.0], [1.0]], truth.shape[1])
     for m in range(truth.shape[1]):
@@ -57,19 +44,10 @@ def spread_coefficients(
     return coefficients
 
 
-def hurdle_spread(
-    probability: NDArray[np.floating], intensity: NDArray[np.floating], coefficients: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    r"""Standard deviation of each spot under the hurdle model.
+def hurdle_spread(probability: AnyFloats, intensity: AnyFloats, coefficients: Floats) -> Floats:
+    r"""Standard deviation of each spot under the hurdle model, :math:`s^2 = p (1 - p) \mu^2 + p (a + b \mu^2) + \text{floor}`.
 
-    .. math:: s^2 = p (1 - p) \mu^2 + p (a + b \mu^2) + \text{floor}
-
-    Parameters
-    ----------
-    probability, intensity
-        Of presence, and given presence, shape (spots, metabolites).
-    coefficients
-        See :func:`spread_coefficients`.
+    Probability of presence and intensity given presence are of shape (spots, metabolites).
     """
     p, square = np.asarray(probability, np.float64), np.asarray(intensity, np.float64) ** 2
     a, b, floor = coefficients
@@ -78,69 +56,34 @@ def hurdle_spread(
 
 @dataclass(frozen=True)
 class GroupConformal:
-    r"""Intervals from the errors that held-out groups (sections, or blocks) left.
+    r"""Intervals from the errors of held-out groups (sections, or blocks).
 
-    Errors are measured in units of the hurdle model's own standard deviation of the spot (:func:`hurdle_spread`), so
-    that sure spots get narrow intervals and doubtful ones wide. For each metabolite, and for spots called absent and
-    present apart, the scores of all groups form one distribution in which every group weighs the same. Its quantiles
-    are the bounds: one tail of it for spots called absent, whose lower bound is 0, two equal tails for spots called
-    present.
+    Errors are scores in units of the hurdle model's standard deviation of the spot (:func:`hurdle_spread`), so confident
+    spots get narrow intervals. For each metabolite, and for spots called absent and present apart, the scores of all groups
+    form one distribution in which every group weighs the same. Spots called absent have a lower bound of 0 and one tail of
+    it as upper bound, spots called present two equal tails.
 
-    A new section is not one of those that formed the distribution. How much that costs is measured by leaving out one
-    group after the other: the level is raised until groups left out are covered as asked, all metabolites together,
-    times :math:`(K - 1) / K`, since :math:`K` groups and not :math:`K - 1` form the final distribution.
-
-    Attributes
-    ----------
-    coverages
-        Coverages of the table, shape (levels,).
-    values
-        Scores at the bounds, shape (3, levels, metabolites): upper bound where called absent, lower (its sign turned)
-        and upper bound where called present.
-    count
-        Held-out spots behind them, shape (2, metabolites): called absent, called present.
-    spread
-        Coefficients of the standard deviation, shape (3, metabolites).
-
-    Notes
-    -----
-    Pooled distributions of groups are those of Dunn, Wasserman and Ramdas, *Distribution-free prediction sets for
-    two-layer hierarchical models*, J. Am. Stat. Assoc. 118 (2023). If sections are exchangeable, coverage approaches the
-    one asked for as their number grows; the raised level is an estimate, not a bound. A bound that holds for any number of
-    sections needs at least nine of them for 90 %.
+    A new section is none of those groups, which costs coverage. So the level is raised until groups that are left out, one
+    after the other, are covered as asked over all metabolites, times :math:`(K - 1) / K`, since :math:`K` groups and not
+    :math:`K - 1` form the final distribution. The raised level is an estimate and no bound: if sections are exchangeable,
+    coverage approaches the one asked for with their number. Pooled distributions are those of Dunn, Wasserman and Ramdas,
+    J. Am. Stat. Assoc. 118 (2023); their bound for any number of sections needs at least nine of them for 90 %.
     """
 
-    coverages: NDArray[np.float64]
-    values: NDArray[np.float64]
-    count: NDArray[np.int64]
-    spread: NDArray[np.float64]
+    coverages: Floats  # coverages of the table, shape (levels,)
+    values: Floats  # scores at the bounds (absent: upper; present: minus lower, upper), shape (3, levels, metabolites)
+    count: Ints  # held-out spots behind them, shape (2, metabolites): called absent, called present
+    spread: Floats  # coefficients of the standard deviation, shape (3, metabolites)
 
     @classmethod
     def fit(
-        cls,
-        truth: NDArray[np.float64],
-        presence: NDArray[np.float64],
-        probability: NDArray[np.float64],
-        intensity: NDArray[np.float64],
-        prediction: NDArray[np.float64],
-        groups: NDArray[np.int64],
+        cls, truth: Floats, presence: Floats, probability: Floats, intensity: Floats, prediction: Floats, groups: Ints
     ) -> GroupConformal:
-        """Calibrate on held-out predictions.
-
-        Parameters
-        ----------
-        truth, presence
-            Measured intensity and presence, shape (spots, metabolites).
-        probability, intensity, prediction
-            Held-out probability, intensity given presence, and combined prediction (0 where called absent), likewise.
-            Pairs with NaN are left out.
-        groups
-            Group of each spot, shape (spots,).
-        """
+        """Calibrate on held-out predictions (spots, metabolites), 0 where called absent; pairs with NaN are left out."""
         spread = spread_coefficients(truth, presence, intensity, prediction)
         score = (truth - prediction) / hurdle_spread(probability, intensity, spread)
         group = np.unique(groups, return_inverse=True)[1]
-        size = np.stack([(~np.isnan(score[group == g])).sum(axis=0) for g in np.unique(group)])
+        size = np.stack([number(score[own]) for own in rows_of_each(group)])
         weight = 1 / np.maximum(size, 1)[group]
         coverages = np.linspace(0, 1, _LEVELS)
         absent, present = (np.where(s, score, np.nan) for s in (prediction == 0, prediction > 0))
@@ -149,24 +92,14 @@ class GroupConformal:
         tail = (1 + of_present) / 2
         tails = ((absent, score, level), (-present, -score, tail), (present, score, tail))
         values = np.stack([_tail_quantiles(own, both, weight, at) for own, both, at in tails])
-        count = np.stack([(~np.isnan(s)).sum(axis=0) for s in (absent, present)])
-        return cls(coverages, values, count, spread)
+        return cls(coverages, values, np.stack([number(absent), number(present)]), spread)
 
     def interval(
-        self,
-        prediction: NDArray[np.float32],
-        probability: NDArray[np.floating],
-        intensity: NDArray[np.floating],
-        coverage: float,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Lower and upper bound, at least 0, with the prediction between them.
+        self, prediction: Floats32, probability: AnyFloats, intensity: AnyFloats, coverage: float
+    ) -> tuple[Floats32, Floats32]:
+        """Lower and upper bound, at least 0, with the prediction between them; shape (spots, metabolites).
 
-        Parameters
-        ----------
-        prediction, probability, intensity
-            Combined prediction and both stages, shape (spots, metabolites).
-        coverage
-            Between 0 and 1; rounded up to the table's next, a quarter of a per cent at most.
+        The coverage is rounded up to the table's next, a quarter of a per cent at most.
         """
         at = min(int(np.ceil(coverage * (len(self.coverages) - 1) - 1e-9)), len(self.coverages) - 1)
         spread = hurdle_spread(probability, intensity, self.spread)
@@ -177,33 +110,24 @@ class GroupConformal:
         upper = np.maximum(prediction + above, 0).astype(np.float32)
         return np.minimum(lower, prediction), np.maximum(upper, prediction)
 
-    def take(self, columns: NDArray[np.int64]) -> GroupConformal:
-        """Those of some metabolites."""
-        return replace(
-            self, values=self.values[:, :, columns], count=self.count[:, columns], spread=self.spread[:, columns]
+    def take(self, columns: Ints) -> GroupConformal:
+        """Calibration of some metabolites."""
+        return GroupConformal(
+            self.coverages, self.values[..., columns], self.count[:, columns], self.spread[:, columns]
         )
 
     def with_columns(self, columns: NDArray[Any], other: GroupConformal) -> GroupConformal:
-        """With some metabolites (numbers or mask) as they are in another calibration, which has these in order."""
+        """Calibration with some metabolites (numbers or mask) taken from another one, which has only them, in order."""
         values, count, spread = self.values.copy(), self.count.copy(), self.spread.copy()
         values[:, :, columns], count[:, columns], spread[:, columns] = other.values, other.count, other.spread
-        return replace(self, values=values, count=count, spread=spread)
+        return GroupConformal(self.coverages, values, count, spread)
 
 
-def upper_quantiles(
-    score: NDArray[np.float64], weight: NDArray[np.float64], levels: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Smallest scores at or under which a share of the weight lies.
+def upper_quantiles(score: Floats, weight: Floats, levels: Floats) -> Floats:
+    """Smallest scores at or under which a share of the weight lies, shape (levels,); NaN scores (spots,) are left out.
 
-    Levels are widened by :math:`1 + 1/n` for the finite number of scores, as in split-conformal prediction, with
-    :math:`n` the effective number of unequal weights (Kish); past 1 the largest score is taken.
-
-    Parameters
-    ----------
-    score, weight
-        Shape (spots,); at least one score, NaN are left out.
-    levels
-        Shares, shape (levels,).
+    Levels are widened by :math:`1 + 1/n` as in split-conformal prediction, with the effective number :math:`n` of unequal
+    weights (Kish); past 1 the largest score is taken.
     """
     known = ~np.isnan(score)
     score, weight = score[known], weight[known]
@@ -215,30 +139,11 @@ def upper_quantiles(
     return score[order][np.minimum(at, len(score) - 1)]
 
 
-def raised_levels(
-    score: NDArray[np.float64],
-    weight: NDArray[np.float64],
-    group: NDArray[np.int64],
-    coverages: NDArray[np.float64],
-    *,
-    two_sided: bool,
-) -> NDArray[np.float64]:
-    """Levels at which groups that took no part in the quantiles are covered as asked.
+def raised_levels(score: Floats, weight: Floats, group: Ints, coverages: Floats, *, two_sided: bool) -> Floats:
+    """Levels at which groups that took no part in the quantiles are covered as asked, shape (levels,).
 
-    Parameters
-    ----------
-    score, weight
-        Shape (spots, metabolites); NaN are left out.
-    group
-        Group of each spot, numbers from 0, shape (spots,).
-    coverages
-        Rising from 0 to 1, shape (levels,).
-    two_sided
-        Whether the interval leaves out both tails of the scores.
-
-    Returns
-    -------
-    Not falling, at least `coverages`, and the same where there is one group only; shape (levels,).
+    Scores and weights are of shape (spots, metabolites), groups numbers from 0. Levels do not fall, are at least
+    `coverages`, which rise from 0 to 1, and equal them with a single group. `two_sided` intervals leave out both tails.
     """
     n_groups = int(group.max(initial=-1)) + 1
     missed = np.zeros(len(coverages) + 1)
@@ -258,63 +163,47 @@ def raised_levels(
     return np.maximum.accumulate(coverages + (n_groups - 1) / n_groups * np.maximum(raised - coverages, 0))
 
 
-def left_out_levels(
-    score: NDArray[np.float64], weight: NDArray[np.float64], group: NDArray[np.int64], *, two_sided: bool
-) -> NDArray[np.float64]:
-    """Level above which quantiles of the other groups cover each score.
+def left_out_levels(score: Floats, weight: Floats, group: Ints, *, two_sided: bool) -> Floats:
+    """Level above which quantiles of the other groups cover each score (spots,).
 
-    Parameters
-    ----------
-    score, weight, group
-        Shape (spots,), without NaN.
-    two_sided
-        Whether the interval leaves out both tails of the scores.
-
-    Returns
-    -------
-    Shape (spots,); infinite past their largest score, NaN where the other groups have too few scores.
+    Infinite past their largest score, NaN where the other groups have too few scores.
     """
     needed = np.full(len(score), np.nan)
     # a score beyond the prediction (0) can be missed on its own side only
     sides = (score > 0, score < 0) if two_sided else (np.ones(len(score), bool),)
     for side, sign in zip(sides, (1, -1), strict=False):
-        below = _weight_below(sign * score, weight, sign * score)
+        below = _weight_below(sign * score, weight)
         for g in np.unique(group):
             own = group == g
-            rest = weight[~own].sum()
-            if len(score) - own.sum() < _MIN_COUNT:
+            rest = weight[~own]
+            if len(rest) < _MIN_COUNT:
                 continue
-            share = (below[own] - _weight_below(sign * score[own], weight[own], sign * score[own])) / rest
-            level = share / (1 + _inverse_size(weight[~own]))
+            share = (below[own] - _weight_below(sign * score[own], weight[own])) / rest.sum()
+            level = share / (1 + _inverse_size(rest))
             level = np.where(share < 1 - 1e-12, np.maximum(2 * level - 1 if two_sided else level, 0), np.inf)
             needed[own] = np.where(side[own], level, np.where(np.isnan(needed[own]), 0, needed[own]))
     return needed
 
 
-def _weight_below(
-    score: NDArray[np.float64], weight: NDArray[np.float64], at: NDArray[np.float64]
-) -> NDArray[np.float64]:
-    """Weight of the scores strictly below others."""
+def _weight_below(score: Floats, weight: Floats) -> Floats:
+    """Weight of the scores strictly below each score."""
     order = np.argsort(score, kind="stable")
     total = np.concatenate([[0.0], np.cumsum(weight[order])])
-    return total[np.searchsorted(score[order], at, side="left")]
+    return total[np.searchsorted(score[order], score, side="left")]
 
 
-def _inverse_size(weight: NDArray[np.float64]) -> float:
+def _inverse_size(weight: Floats) -> float:
     """One over the effective number of weighted scores."""
     return float((weight**2).sum() / weight.sum() ** 2)
 
 
-def _tail_quantiles(
-    own: NDArray[np.float64], both: NDArray[np.float64], weight: NDArray[np.float64], levels: NDArray[np.float64]
-) -> NDArray[np.float64]:
+def _tail_quantiles(own: Floats, both: Floats, weight: Floats, levels: Floats) -> Floats:
     """Upper quantiles of each metabolite, shape (levels, metabolites); 0 where a metabolite has no score at all.
 
-    Scores have one scale, so that a thin stratum takes the mean quantiles of the other metabolites' there. Where none
-    has enough, it takes the metabolite's own of both strata.
+    Scores have one scale, so a thin stratum takes the mean quantiles of the other metabolites. Where none has enough, it
+    takes the metabolite's own of both strata.
     """
-    count = (~np.isnan(own)).sum(axis=0)
-    enough = count >= _MIN_COUNT
+    enough = number(own) >= _MIN_COUNT
     some = ~np.isnan(both).all(axis=0)
     values = np.zeros((len(levels), own.shape[1]))
     for m in np.flatnonzero(some):

@@ -1,4 +1,4 @@
-"""Draws from the hurdle model whose residuals hang together in space and between metabolites."""
+"""Draws from the hurdle model with residuals that are correlated in space and between metabolites."""
 
 from __future__ import annotations
 
@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from stmsi._core.spatial.coregionalization import Coregionalization, impute_censored, spacing
+from stmsi._core.arrays import AnyFloats, Floats, Floats32, Ints
+from stmsi._core.spatial.coregionalization import Coregionalization, impute_censored
 from stmsi._core.spatial.morans_i import neighbour_means
 from stmsi._core.spatial.random_fields import FieldSampler
+from stmsi._core.spatial.sections import rows_of_each
 
-_KNOTS = 6
-"""Predicted intensities at which the distribution of what was measured is described."""
+_KNOTS = 6  # predicted intensities at which the distribution of the measured ones is described
 _LEVELS = 41
 _PER_KNOT = 25
 _MOST_SPOTS = 12_000
@@ -22,25 +23,14 @@ _MOST_SPOTS = 12_000
 
 @dataclass(frozen=True)
 class ResidualTable:
-    """Distribution of the measured intensity where present, given its prediction.
+    """Distribution of the measured intensity where present, given its prediction."""
 
-    Attributes
-    ----------
-    knots
-        Predicted intensities, rising, shape (metabolites, knots).
-    residual
-        Quantiles of measured minus predicted at each knot, shape (metabolites, knots, levels); levels are evenly spaced
-        from 0 to 1.
-    floor
-        Smallest intensity measured where present, shape (metabolites,).
-    """
-
-    knots: NDArray[np.float64]
-    residual: NDArray[np.float64]
-    floor: NDArray[np.float64]
+    knots: Floats  # predicted intensities, rising, shape (metabolites, knots)
+    residual: Floats  # quantiles of measured minus predicted, shape (metabolites, knots, levels), levels evenly spaced
+    floor: Floats  # smallest intensity measured where present, shape (metabolites,)
 
     @classmethod
-    def fit(cls, present: NDArray[np.float64], predicted: NDArray[np.float64]) -> ResidualTable:
+    def fit(cls, present: Floats, predicted: Floats) -> ResidualTable:
         """From held-out spots: measured intensity (NaN where absent or not covered) and its prediction."""
         n = present.shape[1]
         knots, residual, floor = np.zeros((n, _KNOTS)), np.zeros((n, _KNOTS, _LEVELS)), np.zeros(n)
@@ -54,18 +44,17 @@ class ResidualTable:
             order = np.argsort(mu, kind="stable")
             y, mu = y[order], mu[order]
             count = int(np.clip(len(y) // _PER_KNOT, 1, _KNOTS))
-            centre = (np.arange(count) + 0.5) / count
             # windows overlap, so that the distribution changes slowly
             half = 0.5 if count == 1 else 0.75 / count
             for b in range(_KNOTS):
-                c = centre[min(b, count - 1)]
+                c = (min(b, count - 1) + 0.5) / count
                 low, high = int(np.floor(max(c - half, 0) * len(y))), int(np.ceil(min(c + half, 1) * len(y)))
                 window = slice(low, max(high, low + 1))
                 knots[m, b] = mu[window].mean()
                 residual[m, b] = np.quantile(y[window] - mu[window], grid)
         return cls(knots, residual, floor)
 
-    def place(self, predicted: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def place(self, predicted: Floats) -> tuple[Ints, Floats32]:
         """Knot below each prediction, and how far it lies towards the next; shape (spots, metabolites)."""
         below = np.zeros(predicted.shape, np.int64)
         for b in range(1, _KNOTS - 1):
@@ -76,14 +65,7 @@ class ResidualTable:
         part = np.where(wide, (predicted - left) / np.where(wide, right - left, 1), 0)
         return below, np.clip(part, 0, 1).astype(np.float32)
 
-    def quantile(
-        self,
-        level: NDArray[np.floating],
-        predicted: NDArray[np.floating],
-        column: NDArray[np.int64],
-        below: NDArray[np.int64],
-        part: NDArray[np.floating],
-    ) -> NDArray[np.floating]:
+    def quantile(self, level: AnyFloats, predicted: AnyFloats, column: Ints, below: Ints, part: AnyFloats) -> AnyFloats:
         """Intensity at a level between 0 and 1; all arguments of one shape."""
         flat = self.residual.astype(np.float32).reshape(-1)
         position = level * (_LEVELS - 1)
@@ -95,9 +77,7 @@ class ResidualTable:
         high = flat[start] + within * (flat[start + 1] - flat[start])
         return np.maximum(predicted + low + part * (high - low), self.floor.astype(np.float32)[column])
 
-    def level(
-        self, intensity: NDArray[np.float64], predicted: NDArray[np.float64], rng: np.random.Generator
-    ) -> NDArray[np.float64]:
+    def level(self, intensity: Floats, predicted: Floats, rng: np.random.Generator) -> Floats:
         """Level of a measured intensity, the inverse of :meth:`quantile`; NaN stays NaN."""
         below, part = self.place(predicted)
         out = np.full(intensity.shape, np.nan)
@@ -119,7 +99,7 @@ class ResidualTable:
             out[rows, m] = np.where(tied, spread, level)
         return out
 
-    def take(self, columns: NDArray[np.int64]) -> ResidualTable:
+    def take(self, columns: Ints) -> ResidualTable:
         """Of some metabolites."""
         return ResidualTable(self.knots[columns], self.residual[columns], self.floor[columns])
 
@@ -128,53 +108,31 @@ class ResidualTable:
 class HurdleCopula:
     r"""Gaussian copula of the hurdle model.
 
-    A spot and metabolite has the distribution :math:`F(y) = 1 - p + p\,G(y)` with the probability of presence
-    :math:`p` and the distribution :math:`G` of the intensity where present. A unit Gaussian field :math:`z` decides
-    about both: absent where :math:`\Phi(z) < 1 - p`, else the quantile of :math:`G` at
-    :math:`(\Phi(z) - 1 + p) / p`. Whatever the correlation of :math:`z`, the margins are those of the model.
-
-    Attributes
-    ----------
-    names
-        Ids of the metabolites, objects.
-    table
-        The distribution G.
-    fields
-        Covariance of z between metabolites and over distance.
+    The distribution of a spot and metabolite is :math:`F(y) = 1 - p + p\,G(y)`, with the probability of presence :math:`p`
+    and the distribution :math:`G` of the intensity where present. A unit Gaussian field :math:`z` decides both: absent where
+    :math:`\Phi(z) < 1 - p`, else the quantile of :math:`G` at :math:`(\Phi(z) - 1 + p) / p`. So the margins are those of
+    the model, whatever the correlation of :math:`z`.
     """
 
-    names: NDArray[np.object_]
-    table: ResidualTable
-    fields: Coregionalization
+    names: NDArray[np.object_]  # ids of the metabolites
+    table: ResidualTable  # the distribution G
+    fields: Coregionalization  # covariance of z between metabolites and over distance
 
     @classmethod
     def fit(
         cls,
         names: NDArray[np.object_],
-        intensity: NDArray[np.float64],
-        presence: NDArray[np.float64],
-        probability: NDArray[np.float64],
-        predicted: NDArray[np.float64],
-        section: NDArray[np.int64],
-        xy: NDArray[np.float64] | None,
+        intensity: Floats,
+        presence: Floats,
+        probability: Floats,
+        predicted: Floats,
+        section: Ints,
+        xy: Floats | None,
         seed: int = 0,
     ) -> HurdleCopula:
-        """Fit to held-out predictions.
+        """Fit to measurements and held-out predictions (spots, metabolites) in numbered sections; NaN where there is none.
 
-        Parameters
-        ----------
-        names
-            Ids of the metabolites.
-        intensity, presence
-            Measured, shape (spots, metabolites); NaN where not covered.
-        probability, predicted
-            Held-out probability of presence and intensity given presence; NaN where there is none.
-        section
-            Section of each spot, numbers.
-        xy
-            Positions, shape (spots, 2); `None`: no structure in space.
-        seed
-            Of the draws for absent metabolites.
+        Without positions there is no structure in space. The seed is that of the draws for absent metabolites.
         """
         rng = np.random.default_rng(seed)
         rows = _some_spots(section, xy, rng)
@@ -193,66 +151,44 @@ class HurdleCopula:
         z = impute_censored(z, limit, near, rng)
         return cls(names, table, Coregionalization.fit(z, known, xy, section, rng))
 
-    def take(self, columns: NDArray[np.int64]) -> HurdleCopula:
+    def take(self, columns: Ints) -> HurdleCopula:
         """Of some metabolites."""
         return HurdleCopula(self.names[columns], self.table.take(columns), self.fields.take(columns))
 
     def draw(
         self,
-        probability: NDArray[np.floating],
-        predicted: NDArray[np.floating],
-        xy: NDArray[np.float64] | None,
-        section: NDArray[np.int64],
+        probability: AnyFloats,
+        predicted: AnyFloats,
+        xy: Floats | None,
+        section: Ints,
         n_samples: int,
         rng: np.random.Generator,
         *,
         spatial: bool = True,
-    ) -> Iterator[NDArray[np.float32]]:
+    ) -> Iterator[Floats32]:
         """Draws of intensities, shape (spots, metabolites), exactly 0 where absent.
 
-        Parameters
-        ----------
-        probability, predicted
-            Both stages at the spots, shape (spots, metabolites).
-        xy, section
-            Where the spots are; `xy` is not read without `spatial`.
-        n_samples
-            Number of draws.
-        rng
-            Generator.
-        spatial
-            Whether residuals hang together over distance and sections. Without, they do between metabolites only.
+        Without `spatial`, residuals are correlated between metabolites only, and positions are not needed.
         """
         predicted = np.maximum(np.asarray(predicted, dtype=np.float32), 0)
         absent = 1 - np.asarray(probability, dtype=np.float32)
         below, part = self.table.place(predicted.astype(np.float64))
         column = np.broadcast_to(np.arange(predicted.shape[1]), predicted.shape)
-        samplers = []
+        samplers = None
         if spatial:
             assert xy is not None
             samplers = [FieldSampler.build(xy, section, float(length)) for length in self.fields.lengths]
         for own in rng.spawn(n_samples):
-            u = ndtr(self._latent(len(predicted), section, samplers, own, spatial=spatial))
-            row = np.flatnonzero(u > absent)
-            gap = absent.ravel()[row]
-            level = np.clip((u.ravel()[row] - gap) / np.maximum(1 - gap, 1e-9), 0, 1)
-            mean = predicted.ravel()[row]
+            u = ndtr(self._latent(len(predicted), section, samplers, own))
+            there = u > absent
+            gap = absent[there]
+            level = np.clip((u[there] - gap) / np.maximum(1 - gap, 1e-9), 0, 1)
             out = np.zeros(predicted.shape, np.float32)
-            out.ravel()[row] = self.table.quantile(
-                level, mean, column.ravel()[row], below.ravel()[row], part.ravel()[row]
-            )
+            out[there] = self.table.quantile(level, predicted[there], column[there], below[there], part[there])
             yield out
 
-    def _latent(
-        self,
-        n: int,
-        section: NDArray[np.int64],
-        samplers: list[FieldSampler],
-        rng: np.random.Generator,
-        *,
-        spatial: bool,
-    ) -> NDArray[np.float32]:
-        """The field z, shape (spots, metabolites)."""
+    def _latent(self, n: int, section: Ints, samplers: list[FieldSampler] | None, rng: np.random.Generator) -> Floats32:
+        """The field z, shape (spots, metabolites); without samplers independent between spots."""
         loadings, specific = self.fields.loadings.astype(np.float32), np.sqrt(self.fields.specific).astype(np.float32)
         m, k = loadings.shape[1:]
         z = np.zeros((n, m), np.float32)
@@ -261,26 +197,23 @@ class HurdleCopula:
         for s in range(len(loadings)):
             if not loadings[s].any() and not specific[s].any():
                 continue
-            if s == last and spatial:
+            if s == last and samplers is not None:
                 noise = rng.standard_normal((int(number.max(initial=0)) + 1, k + m), dtype=np.float32)[number]
             else:
                 noise = rng.standard_normal((n, k + m), dtype=np.float32)
-                if spatial and s > 0:
+                if samplers is not None and s > 0:
                     noise = samplers[s - 1](noise)
             z += noise[:, :k] @ loadings[s].T + noise[:, k:] * specific[s]
         return z
 
 
-def _some_spots(
-    section: NDArray[np.int64], xy: NDArray[np.float64] | None, rng: np.random.Generator
-) -> NDArray[np.int64]:
-    """Spots to fit to: all, or of many an equal part of each section around one of its spots."""
+def _some_spots(section: Ints, xy: Floats | None, rng: np.random.Generator) -> Ints:
+    """Spots to fit to: all of few, else an equal part of each section around one of its spots."""
     n = len(section)
     if n <= _MOST_SPOTS:
         return np.arange(n)
     kept = []
-    for s in np.unique(section):
-        own = np.flatnonzero(section == s)
+    for own in rows_of_each(section):
         size = max(1, int(_MOST_SPOTS * len(own) / n))
         if xy is None:
             kept.append(rng.choice(own, size, replace=False))
@@ -288,6 +221,3 @@ def _some_spots(
             middle = xy[own[rng.integers(len(own))]]
             kept.append(own[np.argsort(np.linalg.norm(xy[own] - middle, axis=1), kind="stable")[:size]])
     return np.sort(np.concatenate(kept))
-
-
-__all__ = ["HurdleCopula", "ResidualTable", "spacing"]

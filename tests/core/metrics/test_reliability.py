@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stmsi._core.metrics.abstention import binary_entropy, kept_errors
+from stmsi._core.metrics.reliability import binary_entropy, kept_errors
 
 
 @settings(deadline=None, max_examples=50)

@@ -1,0 +1,66 @@
+"""Columns of numbers with gaps: pairs of them, sums, ranks and quantiles."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from stmsi._core.arrays import Bools, Floats, Ints
+
+
+def paired(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
+    """Both as (n, m) floats with NaN in the same places."""
+    y, p = (np.asarray(v, dtype=np.float64) for v in (truth, prediction))
+    if y.ndim == 1:
+        y, p = y[:, None], p.reshape(len(p), -1)
+    if y.shape != p.shape:
+        msg = f"Truth and prediction must have the same shape, found {y.shape} and {p.shape}."
+        raise ValueError(msg)
+    missing = np.isnan(y) | np.isnan(p)
+    return np.where(missing, np.nan, y), np.where(missing, np.nan, p)
+
+
+def total(values: Floats | Bools) -> Floats:
+    """Sum of each column without NaN."""
+    return np.nansum(values, axis=0)
+
+
+def number(values: Floats) -> Ints:
+    """How many values of each column are not NaN."""
+    return (~np.isnan(values)).sum(axis=0)
+
+
+def ratio(top: NDArray[np.floating | np.integer], bottom: NDArray[np.floating | np.integer]) -> Floats:
+    """`top / bottom`, NaN where `bottom` is 0."""
+    return np.where(bottom > 0, top / np.where(bottom > 0, bottom, 1), np.nan)
+
+
+def ranks(values: Floats) -> Floats:
+    """Ranks of each column of (n, m) from 1, ties at their mean rank, NaN at none.
+
+    Those of :func:`scipy.stats.rankdata`, in a third of the time.
+    """
+    rows = np.ascontiguousarray(values.T)  # sorting along rows is several times faster
+    m, n = rows.shape
+    if n == 0:
+        return np.empty((0, m))
+    order = np.argsort(rows, axis=1)
+    ordered = np.take_along_axis(rows, order, axis=1)
+    first = np.ones((m, n), bool)
+    first[:, 1:] = ordered[:, 1:] != ordered[:, :-1]
+    start = np.flatnonzero(first)  # of runs of ties, in the flattened rows
+    length = np.diff(start, append=m * n)
+    rank = np.empty_like(rows)
+    np.put_along_axis(rank, order, np.repeat((start % n) + (length + 1) / 2, length).reshape(m, n), axis=1)
+    rank[np.isnan(rows)] = np.nan
+    return rank.T
+
+
+def ordered_quantiles(ordered: Floats, levels: ArrayLike) -> Floats:
+    """Quantiles, shape (levels, columns), of columns in rising order with NaN last; NaN without a value."""
+    last = np.maximum(number(ordered) - 1, 0)
+    position = np.asarray(levels, dtype=np.float64)[:, None] * last
+    below = position.astype(np.int64)
+    column = np.arange(ordered.shape[1])
+    low, high = ordered[below, column], ordered[np.minimum(below + 1, last), column]
+    return low + (position - below) * (high - low)
