@@ -50,6 +50,13 @@ def check_share(value: float, name: str) -> None:
         raise ValueError(msg)
 
 
+def check_positive(value: float | None, name: str, unit: str = "") -> None:
+    """Raise a `ValueError` where a value is given and is not a positive, finite number."""
+    if value is not None and not (np.isfinite(value) and value > 0):
+        msg = f"{name} must be a positive number{unit and f' of {unit}'}, found {value!r}."
+        raise ValueError(msg)
+
+
 def is_spatialdata(data: object) -> bool:
     """Whether `data` is a SpatialData, without importing spatialdata for an AnnData."""
     return not isinstance(data, AnnData) and type(data).__name__ == "SpatialData"

@@ -9,10 +9,13 @@ from spatialdata import SpatialData, deepcopy
 
 import stmsi
 from stmsi._core.registration.landmarks import apply_affine
-from stmsi.pp._alignment.automatic import _fixed, align_automatically
-from stmsi.pp._alignment.automatic_fit import AutomaticFit
+from stmsi.pp._alignment.automatic import AutomaticFit, _fixed, automatic_input
 
 PITCH = 100.0
+
+
+def align_automatically(sdata, name, *, n_perturb=12, **options):
+    return automatic_input(sdata, name, **options).fit(np.random.default_rng(0), n_perturb)
 
 
 @pytest.fixture(scope="module")
@@ -220,7 +223,7 @@ def test_nan_coordinates(sections):
         ({"frame": "hull"}, ValueError, "frame='hull' is not known"),
         ({"frame": "crop", "scale": "free"}, ValueError, "does not tell the size of a pixel"),
         ({"layer": "raw2"}, KeyError, "ST table has no layer 'raw2'"),
-        ({"table_key": "ion"}, KeyError, "no table 'ion'"),
+        ({"msi_table_key": "ion"}, KeyError, "no table 'ion'"),
     ],
 )
 def test_wrong_arguments(shared_sections, kwargs, error, match):
