@@ -10,15 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from stmsi._data.checks import (
-    check_choice,
-    is_spatialdata,
-    listing,
-    refuse_view,
-    require_rows,
-    require_unique,
-    suggest,
-)
+from stmsi._data.checks import check_choice, is_spatialdata, listing, refuse_view, require_rows, require_unique, suggest
 from stmsi._data.keys import Key
 
 if TYPE_CHECKING:

@@ -106,7 +106,7 @@ def impute_dropout(
     if Key.presence_of(metabolite_key) not in st.obsm:
         logger.warning(
             "Presence was not called: a model would take what is filled in for present. Call stmsi.pp.call_presence, which "
-            "counts it as absent, before training.",
+            "counts it as absent, before training."
         )
     st.obsm[metabolite_key] = pd.DataFrame(filled.astype(np.float32), index=frame.index, columns=frame.columns)
     st.obsm[Key.observed_of(metabolite_key)] = pd.DataFrame(observed, index=frame.index, columns=frame.columns)

@@ -105,10 +105,7 @@ def select_spatially_variable(
     msi.var[Key.var.MORAN] = mean
     msi.var[Key.var.SPATIALLY_VARIABLE] = chosen
     params = {"n_top": n_top, "n_neighs": n_neighs, "layer": layer, "tissue_key": tissue_key}
-    msi.uns[Key.uns.VARIABLE] = {
-        "params": {k: v for k, v in params.items() if v is not None},
-        Key.var.MORAN: scores,
-    }
+    msi.uns[Key.uns.VARIABLE] = {"params": {k: v for k, v in params.items() if v is not None}, Key.var.MORAN: scores}
     if subset:
         msi._inplace_subset_var(chosen)
     return changed
