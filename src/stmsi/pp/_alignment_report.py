@@ -89,11 +89,8 @@ def alignment_report(
                 components = st_components(sdata, name, table_key, sample_key)
                 row |= _information(components, msi_components(sdata, name, msi_table_key, sample_key), own, geometry)
             row |= {k: plain(own[k]) for k, plain in (("ambiguous", bool), ("message", str)) if k in own}
-            row["resolution"] = (
-                _refit_resolution(own["resolution"])
-                if "resolution" in own
-                else resolution(row["tre_um"], row["tre_max_um"], geometry.pitch)
-            )
+            error = (row["tre_um"], row["tre_max_um"], geometry.pitch)
+            row["resolution"] = _refit_resolution(own["resolution"]) if "resolution" in own else resolution(*error)
         if Key.obs.COVERAGE in st.obs:
             here = (st.obs[sample_key].astype(str) == name).to_numpy()
             row["spots_covered"] = float((st.obs.loc[here, Key.obs.COVERAGE] > 0).mean())

@@ -305,18 +305,15 @@ def _write(
     name = name.astype(object)
     name[at] = best["name"].to_numpy(object)
     msi.var[Key.var.NAME] = ["" if pd.isna(v) else str(v) for v in name]
-    for column in (Key.var.FORMULA, Key.var.ADDUCT, Key.var.CLASS):
-        text = np.full(n, "", object)
+    for column in (Key.var.FORMULA, Key.var.ADDUCT, Key.var.CLASS, Key.var.PPM_ERROR, Key.var.FDR):
+        number = column in (Key.var.PPM_ERROR, Key.var.FDR)
+        new = np.full(n, np.nan) if number else np.full(n, "", object)
         if column in msi.var:
-            text[others] = msi.var[column].astype(object).where(msi.var[column].notna(), "").to_numpy(object)[others]
-        text[at] = best[column].to_numpy(object)
-        msi.var[column] = text
-    for column in (Key.var.PPM_ERROR, Key.var.FDR):
-        number = np.full(n, np.nan)
-        if column in msi.var:
-            number[others] = pd.to_numeric(msi.var[column], errors="coerce").to_numpy(np.float64)[others]
-        number[at] = best[column].to_numpy(np.float64)
-        msi.var[column] = number
+            known = msi.var[column]
+            known = pd.to_numeric(known, errors="coerce") if number else known.astype(object).where(known.notna(), "")
+            new[others] = known.to_numpy(new.dtype)[others]
+        new[at] = best[column].to_numpy(new.dtype)
+        msi.var[column] = new
     msi.var[Key.var.N_CANDIDATES] = np.bincount(candidates["_position"], minlength=n)
     several = candidates.groupby("_position")["formula"].nunique()
     isobaric = np.zeros(n, bool)

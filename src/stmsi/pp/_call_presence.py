@@ -78,8 +78,8 @@ def call_presence(
 
     Returns
     -------
-    `None`, or with ``copy=True`` the changed copy. Writes ``obsm["msi_presence"]`` (1 present, 0 absent, NaN not covered; float32), the limits used,
-    ``uns["msi"]["detection_limit"]`` (metabolites x sections; present means strictly above), and
+    `None`, or with ``copy=True`` the changed copy. Writes ``obsm["msi_presence"]`` (1 present, 0 absent, NaN not covered;
+    float32), ``uns["msi"]["detection_limit"]`` (metabolites x sections; present means strictly above) and
     ``uns["msi"]["presence"]`` (``method``, and ``source``: where the limits of each section come from). Intensities that
     :func:`stmsi.pp.impute_dropout` filled in were 0 and count as absent.
 

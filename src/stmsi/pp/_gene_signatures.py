@@ -135,15 +135,13 @@ def signature_mask(
 
 def _from_sets(gene_sets: GeneSets, names: Sequence[str], genes: pd.Index) -> np.ndarray:
     sets = dict(gene_sets) if isinstance(gene_sets, Mapping) else read_gmt(Path(gene_sets))
-    missing = [n for n in names if n not in sets]
-    if missing:
+    if missing := [n for n in names if n not in sets]:
         msg = (
             f"No gene set for the clusters {listing(missing)}; sets: {listing(sets)}. Name the sets like the clusters."
         )
         raise KeyError(msg)
     mask = np.column_stack([genes.isin(list(sets[n])) for n in names])
-    empty = [n for n, hits in zip(names, mask.sum(axis=0), strict=True) if hits == 0]
-    if empty:
+    if empty := [n for n, hits in zip(names, mask.sum(axis=0), strict=True) if hits == 0]:
         msg = (
             f"The gene sets of {listing(empty)} share no gene with the data, whose genes look like "
             f"{listing(genes[:3])}. Use the same kind of id (symbols or Ensembl)."

@@ -132,9 +132,7 @@ def knowledge_prior(
     }
     st.uns[key_added] = {
         "params": params | ({} if ppm is None else {"ppm": float(ppm), "adducts": list(adducts)}),
-        "matches": pd.DataFrame(
-            {"matched_by": matches["matched_by"], "entries": names, "n_genes": mask.sum(axis=0)}, index=metabolites
-        ),
+        "matches": matches[["matched_by"]].assign(entries=names, n_genes=mask.sum(axis=0)),
     }
     how = matches.loc[matches["matched_by"] != "", "matched_by"].value_counts()
     logger.info(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -183,9 +184,8 @@ def map_to_spots(
     tic = None if tic_key is None else total_ion_current(msi, tic_key)
     parity = None
     if replicates:  # the colour of each pixel on a chess board
-        parity = (
-            np.sum(raster_of(msi, "The halves of replicates=True are pixels of even and odd row + col."), axis=0) % 2
-        )
+        row, col = raster_of(msi, "The halves of replicates=True are pixels of even and odd row + col.")
+        parity = (row + col) % 2
     st_sample, msi_sample = require_sample(st, sample_key), require_sample(msi, sample_key)
     sections = paired_sections(sdata, st, msi, st_sample, msi_sample)
     perturbations = _perturbations(msi, sections) if spread else {}
@@ -205,11 +205,10 @@ def map_to_spots(
         results[Key.spread_of(key_added)] = _spread_of(
             sections, perturbations, aggregate, (st.n_obs, msi.n_obs), method, weights.max_distance, min_coverage
         )
-    unmeasured = _unmeasured(msi, sections)
     for matrix in results.values():
         matrix[~kept] = np.nan
-        for rows, ions in unmeasured:
-            matrix[np.ix_(rows, ions)] = np.nan
+        for name, section in sections.items():
+            matrix[np.ix_(section.spots, ~measured_ions(msi, name))] = np.nan
     columns = _columns(weights.used, kept, msi.obs_names, key_added)
     pairing = _categorical(dominant(sp.csr_matrix(weights.used.T))[0], st.obs_names)
 
@@ -302,21 +301,14 @@ def _spread_of(
     max_distance: dict[str, float],
     min_coverage: float,
 ) -> NDArray[np.float32]:
+    """Standard deviation of the values over perturbed alignments, shape (spots, metabolites)."""
     spread = Spread((shape[0], aggregate.values.shape[1]))
     for k in range(max(len(p) for p in perturbations.values())):
-        moved = {
-            name: Section(sections[name].geometry.moved(drawn[k]), sections[name].spots, sections[name].pixels)
-            for name, drawn in perturbations.items()
-            if k < len(drawn)
-        }
+        now = {name: drawn[k] for name, drawn in perturbations.items() if k < len(drawn)}
+        moved = {n: replace(sections[n], geometry=sections[n].geometry.moved(matrix)) for n, matrix in now.items()}
         weights = weigh(moved, *shape, method, max_distance)
         spread.add(aggregate(weights.used, weights.pixel_area), weights.covered(min_coverage)[1])
     return spread.std()
-
-
-def _unmeasured(msi: AnnData, sections: dict[str, Section]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Spots of each section and the ions that it did not measure."""
-    return [(section.spots, np.flatnonzero(~measured_ions(msi, name))) for name, section in sections.items()]
 
 
 def _columns(used: sp.csr_matrix, kept: NDArray[np.bool_], pixels: pd.Index, key_added: str) -> dict[str, Any]:

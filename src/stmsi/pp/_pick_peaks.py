@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
@@ -104,8 +104,7 @@ def pick_peaks(
     Parameters
     ----------
     data
-        Path of an imzML file, which is read out of core; or a SpatialData with an MSI table, or that table, with m/z in
-        ``var["mz"]``.
+        Path of an imzML file; or a SpatialData with an MSI table, or that table, with m/z in ``var["mz"]``.
     spectrum
         ``"mean"`` or ``"skyline"``.
     snr
@@ -125,9 +124,9 @@ def pick_peaks(
     recalibrate
         Whether to free the m/z from the error of the calibrants: constant, or with three or more a straight line.
     table_key
-        The MSI table of a SpatialData.
+        The MSI table.
     copy
-        Return a changed copy of `data` instead of working in place.
+        Return a changed copy instead of working in place.
     show_progress_bar
         Whether to show progress; `None` follows ``stmsi.settings.progress_bar``.
 
@@ -172,8 +171,9 @@ def pick_peaks(
     check_choice(spectrum, get_args(Spectrum), "spectrum")
     check_choice(unit, get_args(Unit), "unit")
     check_share(min_frequency, "min_frequency")
-    for name, value in (("tolerance", tolerance), ("snr", snr)):
-        check_positive(value, name)
+    check_positive(tolerance, "tolerance")
+    check_positive(snr, "snr")
+    check_positive(search, "search", "ppm")
     known = np.sort(np.asarray([] if calibrants is None else list(calibrants), dtype=np.float64))
     if known.size == 0 and recalibrate:
         msg = "recalibrate=True needs calibrants=, the exact m/z (Da) of ions that are known to be there."
@@ -181,7 +181,6 @@ def pick_peaks(
     if not (np.isfinite(known).all() and (known > 0).all()):
         msg = f"calibrants must be positive m/z in Da, found {listing(known[~(known > 0)])}."
         raise ValueError(msg)
-    check_positive(search, "search", "ppm")
     options = _Options(
         spectrum, float(snr), float(tolerance), unit, float(min_frequency), profile, known, float(search), recalibrate,
         show_progress_bar,
@@ -206,9 +205,7 @@ def _of_file(path: Path, options: _Options) -> pd.DataFrame:
         else:
             found = _from_centroids(file, chosen, options)
         options.require_some(found, path.name)
-        frame = _with_masses(
-            found, _calibrant_errors(file, chosen, options) if options.calibrants.size else None, options
-        )
+        frame = _with_masses(found, _calibrant_errors(file, chosen, options), options)
     logger.info("%s: %d ions", path.name, len(frame))
     return frame
 
@@ -315,22 +312,30 @@ def _joined(found: pd.DataFrame, file: ImzmlFile, chosen: NDArray[np.intp], opti
     return found[owner == np.arange(len(found))].reset_index(drop=True)
 
 
-def _calibrant_errors(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options) -> MassErrors:
-    """Errors of the most intense peak near each calibrant, in spectra spread over the acquisition."""
+def _calibrant_errors(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options) -> MassErrors | None:
+    """Errors of the calibrants in spectra spread over the acquisition."""
+    if options.calibrants.size == 0:
+        return None
     picked = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(_SAMPLE, len(chosen))).astype(np.intp))]
     file.lengths(picked)
+    parts = [picked[start : start + 64] for start in range(0, len(picked), 64)]
+    errors = [_errors(*spectra_of(file.chunk(part)), len(part), options) for part in parts]
+    return mass_errors(np.vstack(errors), picked / max(len(chosen) - 1, 1))
+
+
+def _errors(
+    mz: NDArray[np.float64], intensity: NDArray[Any], row: NDArray[np.integer], n: int, options: _Options
+) -> NDArray[np.float64]:
+    """Error (ppm) of the most intense peak near each calibrant in each of `n` spectra, NaN without one."""
     calibrants = options.calibrants
     low, high = windows(calibrants, options.search)
-    errors = np.full((len(picked), len(calibrants)), np.nan)
-    for start in range(0, len(picked), 64):
-        part = picked[start : start + 64]
-        mz, intensity, row = spectra_of(file.chunk(part))
-        for j in range(len(calibrants)):
-            near = np.flatnonzero((mz >= low[j]) & (mz <= high[j]) & (intensity > 0))
-            last = near[np.lexsort((intensity[near], row[near]))]  # the most intense one of a row is its last
-            last = last[np.append(row[last][1:] != row[last][:-1], True)[: last.size]]
-            errors[start + row[last], j] = (mz[last] / calibrants[j] - 1) * 1e6
-    return mass_errors(errors, picked / max(len(chosen) - 1, 1))
+    errors = np.full((n, len(calibrants)), np.nan)
+    for j in range(len(calibrants)):
+        near = np.flatnonzero((mz >= low[j]) & (mz <= high[j]) & (intensity > 0))
+        last = near[np.lexsort((intensity[near], row[near]))]  # the most intense one of a row is its last
+        last = last[np.append(row[last][1:] != row[last][:-1], True)[: last.size]]
+        errors[row[last], j] = (mz[last] / calibrants[j] - 1) * 1e6
+    return errors
 
 
 def _with_masses(found: pd.DataFrame, errors: MassErrors | None, options: _Options) -> pd.DataFrame:
@@ -355,9 +360,7 @@ def _warn_of_drift(errors: MassErrors, options: _Options) -> None:
         warnings.warn("No calibrant was found; make search= larger or name others.", stacklevel=4)
         return
     calibrants = options.calibrants
-    reach = (
-        options.tolerance * np.ones(len(calibrants)) if options.unit == "ppm" else options.tolerance / calibrants * 1e6
-    )
+    reach = options.tolerance * (np.ones(len(calibrants)) if options.unit == "ppm" else 1e6 / calibrants)
     drift = np.abs(errors.drift)
     worst = int(np.nanargmax(np.where(np.isfinite(drift), drift - reach, -np.inf)))
     if np.isfinite(drift[worst]) and drift[worst] > reach[worst]:
@@ -389,10 +392,14 @@ def _reduce(table: AnnData, options: _Options) -> None:
     found = _from_axis(mz[order], seen, table.n_obs, options, kind)
     options.require_some(found, "The table")
     summit, ions = found["bin"].to_numpy(np.intp), found[Key.var.MZ].to_numpy()
-    frame = _with_masses(found, _errors_of_list(ions, found["intensity"].to_numpy(), options), options)
+    errors = None
+    if options.calibrants.size:  # a list knows no time, so no drift
+        in_list = _errors(ions, found["intensity"].to_numpy(), np.zeros(len(ions), np.intp), 1, options)
+        errors = mass_errors(in_list, np.zeros(1))
+    frame = _with_masses(found, errors, options)
     # bins within the tolerance of a summit, the summit always, each in one ion at most: the nearest
     low, high = windows(ions, options.tolerance, options.unit)
-    nearest = _nearest(ions, mz[order])
+    nearest = np.searchsorted((ions[1:] + ions[:-1]) / 2, mz[order])
     inside = (mz[order] >= low[nearest]) & (mz[order] <= high[nearest])
     inside[summit], nearest[summit] = True, np.arange(len(summit))
     bins = np.flatnonzero(inside)
@@ -412,24 +419,3 @@ def _reduce(table: AnnData, options: _Options) -> None:
     params = {name: getattr(options, name) for name in recorded}
     table.uns[Key.uns.PEAKS] = {"params": params, "calibration": pd.DataFrame(calibration)}
     logger.info("%d bins became %d ions.", len(mz), table.n_vars)
-
-
-def _nearest(sorted_mz: NDArray[np.float64], mz: NDArray[np.float64]) -> NDArray[np.intp]:
-    right = np.clip(np.searchsorted(sorted_mz, mz), 1, max(len(sorted_mz) - 1, 1))
-    if len(sorted_mz) == 1:
-        return np.zeros(len(mz), np.intp)
-    return np.where(mz - sorted_mz[right - 1] <= sorted_mz[right] - mz, right - 1, right)
-
-
-def _errors_of_list(mz: NDArray[np.float64], intensity: NDArray[np.float64], options: _Options) -> MassErrors | None:
-    """Errors of the most intense ion near each calibrant; a list knows no time, so no drift."""
-    if options.calibrants.size == 0:
-        return None
-    errors = np.full((1, len(options.calibrants)), np.nan)
-    for j, (calibrant, low, high) in enumerate(
-        zip(options.calibrants, *windows(options.calibrants, options.search), strict=True)
-    ):
-        near = np.flatnonzero((mz >= low) & (mz <= high))
-        if near.size:
-            errors[0, j] = (mz[near[intensity[near].argmax()]] / calibrant - 1) * 1e6
-    return mass_errors(errors, np.zeros(1))

@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.registration.automatic import Verdict, register_sections, telling_landmark
-from stmsi._core.registration.component_images import CrossModal, unbiased_information
+from stmsi._core.registration.component_images import CrossModal
 from stmsi._core.registration.landmarks import apply_affine
 from stmsi._core.registration.placements import FREE, KNOWN, SERIAL, Freedom, Placement, inverse
 from stmsi._core.registration.spatial_components import spatial_components
@@ -61,7 +61,6 @@ class AutomaticFit:
     landmark: dict[str, NDArray[np.float64]] | None  # where one would tell the best two apart: msi, st, st_rival; (2,)
     decided_by: str  # "masks" or "intensities"
     refined: bool  # whether intensities refined the placement of the masks
-    mutual_information: tuple[float, float]  # before and after, nats; NaN where fewer than 20 spots are covered
     resolution: dict[str, float]  # spread of refits: median_um, p90_um; share same_spot, one_ring, two_rings
     perturbed: NDArray[np.float64]  # matrices of the refits, (n, 3, 3)
 
@@ -84,9 +83,7 @@ class AutomaticInput:
         """Find the alignment, and refit `n_perturb` times to perturbed data."""
         from threadpoolctl import threadpool_limits
 
-        data = None
-        if self.ions is not None:
-            data = _cross_modal(self.moving, self.fixed, self.ions, self.counts, rng)
+        data = self._cross_modal(rng)
         # thousands of products of a few numbers: threads of BLAS would only wait for one another
         with threadpool_limits(1, user_api="blas"):
             verdict = register_sections(
@@ -100,7 +97,14 @@ class AutomaticInput:
                 "also fits the size."
             )
             raise ValueError(msg)
-        return _result(verdict, self.moving, self.fixed, data, self.resize)
+        return _result(verdict, self.moving, self.fixed, self.resize)
+
+    def _cross_modal(self, rng: np.random.Generator) -> CrossModal | None:
+        if self.ions is None:
+            return None
+        a, _ = spatial_components(self.ions, self.moving.xy, _N_ION_COMPONENTS, rng)
+        b, _ = spatial_components(self.counts, self.fixed.xy[self.fixed.tissue], _N_GENE_COMPONENTS, rng)
+        return CrossModal.build(self.moving, self.fixed, a, b, rng) if a.shape[1] and b.shape[1] else None
 
 
 def automatic_input(
@@ -147,16 +151,10 @@ def automatic_input(
     freedom = FREE if scale == "free" else SERIAL if serial else KNOWN
     if serial and scale == "free":
         freedom = Freedom(FREE.scale, SERIAL.stretch, FREE.scales)
+    seen: tuple[Any, Any] = (ions[on_tissue], counts[in_tissue]) if intensities else (None, None)
+    resize = np.diag([factor, factor, 1.0]) @ inverse(to_msi)
     return AutomaticInput(
-        name,
-        moving.scaled(factor),
-        fixed,
-        ions[on_tissue] if intensities else None,
-        counts[in_tissue] if intensities else None,
-        np.diag([factor, factor, 1.0]) @ inverse(to_msi),
-        freedom,
-        model == "affine",
-        serial,
+        name, moving.scaled(factor), fixed, seen[0], seen[1], resize, freedom, model == "affine", serial
     )
 
 
@@ -214,17 +212,7 @@ def _unit(moving: TissueRaster, fixed: TissuePoints, name: str, scale: str) -> f
     return 1.0
 
 
-def _cross_modal(
-    moving: TissueRaster, fixed: TissuePoints, ions: Any, counts: Any, rng: np.random.Generator
-) -> CrossModal | None:
-    a, _ = spatial_components(ions, moving.xy, _N_ION_COMPONENTS, rng)
-    b, _ = spatial_components(counts, fixed.xy[fixed.tissue], _N_GENE_COMPONENTS, rng)
-    return CrossModal.build(moving, fixed, a, b, rng) if a.shape[1] and b.shape[1] else None
-
-
-def _result(
-    verdict: Verdict, moving: TissueRaster, fixed: TissuePoints, data: CrossModal | None, resize: NDArray[np.float64]
-) -> AutomaticFit:
+def _result(verdict: Verdict, moving: TissueRaster, fixed: TissuePoints, resize: NDArray[np.float64]) -> AutomaticFit:
     rows = []
     for k, c in enumerate(verdict.candidates):
         place = Placement(c.placement.matrix @ resize, c.placement.score)
@@ -238,7 +226,9 @@ def _result(
     final = Placement(verdict.matrix @ resize, verdict.candidates[verdict.chosen].placement.score)
     reasons, landmark = [], None
     if verdict.rivals:
-        rival = _strongest(verdict)
+        # to tell apart first: by what intensities say where they say something, else by the masks
+        z = [verdict.candidates[k].z for k in verdict.rivals]
+        rival = verdict.rivals[int(np.argmax(z)) if np.isfinite(z).all() and max(z) > _LOOSE else 0]
         at, here, there = telling_landmark(verdict, rival, moving, fixed)
         in_frame = apply_affine(inverse(resize), at[None])[0]
         landmark = {"msi": in_frame, "st": here, "st_rival": there}
@@ -266,30 +256,5 @@ def _result(
     return AutomaticFit(
         final.matrix, final.mirrored, final.rotation, final.scale, final.score, verdict.iou, pd.DataFrame(rows),
         bool(reasons), message, landmark, verdict.decided_by, verdict.polished,
-        _information(data, verdict.matrix, inverse(resize)), asdict(verdict.resolution), verdict.draws @ resize,
+        asdict(verdict.resolution), verdict.draws @ resize,
     )  # fmt: skip
-
-
-def _strongest(verdict: Verdict) -> int:
-    """The rival to tell apart first: by what intensities say where they say something, else by the masks."""
-    z = [verdict.candidates[k].z for k in verdict.rivals]
-    return verdict.rivals[int(np.argmax(z))] if np.isfinite(z).all() and max(z) > _LOOSE else verdict.rivals[0]
-
-
-def _information(
-    data: CrossModal | None, matrix: NDArray[np.float64], unaligned: NDArray[np.float64]
-) -> tuple[float, float]:
-    """Mutual information before and after of the pair of leading components that shares most after."""
-    if data is None:
-        return float("nan"), float("nan")
-
-    def pair(m: NDArray[np.float64], k: int, j: int) -> float:
-        value, covered = data.sampled(m)
-        return unbiased_information(value[covered, k], data.expression[covered, j])
-
-    leading = [(k, j) for k in range(min(3, len(data.images))) for j in range(min(3, data.expression.shape[1]))]
-    after = [pair(matrix, k, j) for k, j in leading]
-    if not np.isfinite(after).any():
-        return float("nan"), float("nan")
-    best = int(np.nanargmax(after))
-    return pair(unaligned, *leading[best]), after[best]
