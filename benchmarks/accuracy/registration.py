@@ -38,7 +38,7 @@ from stmsi._core.registration.landmarks import apply_affine
 from stmsi._core.registration.placements import FREE, KNOWN, Placement, same_place
 from stmsi._core.registration.spatial_components import spatial_components
 from stmsi._core.registration.tissue_masks import TissuePoints, TissueRaster, frame_points, pixel_raster
-from stmsi.pp._alignment.automatic import align_automatically
+from stmsi.pp._alignment.automatic import automatic_input
 from stmsi.pp._alignment.section_geometry import aligned
 
 DATA = Path(os.environ.get("STMSI_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -285,7 +285,7 @@ def simulator(args: argparse.Namespace) -> pd.DataFrame:
             truth = sdata.tables["st"].uns["truth"]["transformation"]
             for name, matrix in truth.items():
                 start = process_time()
-                fit = align_automatically(sdata, name, rng=0)
+                fit = automatic_input(sdata, name).fit(np.random.default_rng(0), 12)
                 seconds = process_time() - start
                 xy = sdata.tables["msi"].obsm["spatial"][(sdata.tables["msi"].obs["sample"] == name).to_numpy()]
                 error = distances(fit.matrix, matrix, xy)

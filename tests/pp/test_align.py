@@ -195,7 +195,7 @@ BAD = {
         "finite affine matrix",
     ),
     "shape": (lambda s: {"transformation": {"P1S1": np.eye(2)}}, ValueError, r"found shape \(2, 2\)"),
-    "table": (lambda s: {"table_key": "mis"}, KeyError, "no table 'mis'.*Did you mean 'msi'"),
+    "table": (lambda s: {"msi_table_key": "mis"}, KeyError, "no table 'mis'.*Did you mean 'msi'"),
     "sample_key": (lambda s: {"sample_key": "section"}, KeyError, "no column 'section'"),
 }
 
@@ -434,7 +434,7 @@ MORE_BAD = {
         lambda s: {"transformation": {"P1S1": _truth(s)["P1S1"]}, "n_perturb": 3},
         "pass perturb_sd= in micrometres",
     ),
-    "max_error": (lambda s: {"max_error": 0}, "max_error is a positive number"),
+    "max_error": (lambda s: {"max_error": 0}, "max_error must be a positive number"),
 }
 
 

@@ -173,7 +173,7 @@ def test_wrong_arguments(st):
         stmsi.pp.knowledge_prior(st, metabolite_key="elsewhere")
     with pytest.raises(ValueError, match="adducts"):
         stmsi.pp.knowledge_prior(st, ppm=5, adducts=["[M+Li]+"])
-    with pytest.raises(ValueError, match="ppm must be above 0"):
+    with pytest.raises(ValueError, match="ppm must be a positive number"):
         stmsi.pp.knowledge_prior(st, ppm=0)
     with pytest.raises(ValueError, match="view"):
         stmsi.pp.knowledge_prior(st[:3])

@@ -62,10 +62,10 @@ def check_share(value: float, name: str) -> None:
         raise ValueError(msg)
 
 
-def check_positive(value: float, name: str) -> None:
-    """Raise a `ValueError` where `value` is not positive and finite."""
-    if not (np.isfinite(value) and value > 0):
-        msg = f"{name} must be a positive number, found {value!r}."
+def check_positive(value: float | None, name: str, unit: str = "") -> None:
+    """Raise a `ValueError` where a value is given and is not a positive, finite number."""
+    if value is not None and not (np.isfinite(value) and value > 0):
+        msg = f"{name} must be a positive number{unit and f' of {unit}'}, found {value!r}."
         raise ValueError(msg)
 
 

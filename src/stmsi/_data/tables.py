@@ -10,12 +10,11 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from stmsi._data.checks import check_choice, is_spatialdata, listing, suggest
+from stmsi._data.checks import check_choice, is_spatialdata, listing, refuse_view, require_rows, require_unique, suggest
 from stmsi._data.keys import Key
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from spatialdata import SpatialData
 
     from stmsi._core.chemistry.adducts import Polarity
     from stmsi._data.checks import Data
@@ -73,6 +72,25 @@ def require_frame(adata: AnnData, key: str, remedy: str = "") -> pd.DataFrame:
         return value if text else value.set_axis(value.columns.astype(str), axis=1)
     value = value.toarray() if hasattr(value, "toarray") else np.asarray(value)
     return pd.DataFrame(value, index=adata.obs_names, columns=[str(j) for j in range(value.shape[1])])
+
+
+def require_mapped(st: AnnData, metabolite_key: str) -> pd.DataFrame:
+    """Mapped intensities, spots x metabolites, whose ids do not repeat."""
+    frame = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
+    require_unique(frame.columns, "Metabolite names", "Rename the columns.")
+    return frame
+
+
+def require_positions(st: AnnData, rows: Any = slice(None)) -> NDArray[np.float64]:
+    """Spot positions, (spots, 2 or more); those of `rows` must be finite."""
+    if Key.obsm.SPATIAL not in st.obsm:
+        msg = f'obsm has no "spatial" with the spot positions; found {listing(st.obsm.keys())}.'
+        raise KeyError(msg)
+    xy = np.asarray(st.obsm[Key.obsm.SPATIAL], dtype=np.float64)
+    if not np.isfinite(xy[rows]).all():
+        msg = 'obsm["spatial"] contains NaN or infinite positions; drop those spots first.'
+        raise ValueError(msg)
+    return xy
 
 
 def imputed(adata: AnnData, key: str, frame: pd.DataFrame) -> NDArray[np.bool_]:
@@ -179,10 +197,29 @@ def measured_presence(st: AnnData, metabolite_key: str, presence_key: str | None
     return there.astype(np.float64).where(measured[list(there.columns)].notna())
 
 
-def copy_of(data: SpatialData | AnnData) -> SpatialData | AnnData:
+def copy_of(data: Data) -> Data:
     """A deep copy of either container."""
     if isinstance(data, AnnData):
         return data.copy()
     from spatialdata import deepcopy
 
     return deepcopy(data)
+
+
+def table_to_change(data: Data, table_key: str, *, copy: bool, rows: str = "spots") -> tuple[AnnData, Data | None]:
+    """The table that a verb writes into, and what the verb returns: the changed copy, or `None` where it works in place."""
+    out = copy_of(data) if copy else data
+    table = get_table(out, table_key)
+    refuse_view(table)
+    require_rows(table, rows)
+    return table, out if copy else None
+
+
+def values_of(table: AnnData, layer: str | None, what: str) -> Any:
+    """``X`` or a layer, as it is stored; `what` names the table in the message."""
+    if layer is None:
+        return table.X
+    if layer not in table.layers:
+        msg = f"The {what} table has no layer {layer!r}; layers: {listing(table.layers)}."
+        raise KeyError(msg)
+    return table.layers[layer]

@@ -165,10 +165,10 @@ def _clicks(sdata: Any, name: str, side: str, size: float, offset: NDArray[np.fl
     element = Key.landmarks(name, side)
     yx = np.empty((0, 2))
     if element in sdata.points:
-        from stmsi.pp._alignment.landmark_input import _of_element
+        from stmsi.pp._alignment.landmark_input import points_of
 
         frame = Key.msi_frame(name) if side == "msi" else Key.st_frame(name)
-        yx = _of_element(sdata, element, frame)[:, ::-1].copy()
+        yx = points_of(sdata, element, frame)[:, ::-1].copy()
     options = {
         "name": element,
         "ndim": 2,

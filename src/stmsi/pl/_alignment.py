@@ -19,7 +19,7 @@ from stmsi.pl._panels import add_spots, get_axes, hand_back, panel_size, prepare
 from stmsi.pl._sections import load_section
 from stmsi.pl._style import INTENSITY_CMAP, STYLE, WIDTH_CMAP
 from stmsi.pp._alignment.section_geometry import Geometry, aligned, msi_components, section_geometry, st_components
-from stmsi.pp._alignment_report import REACH, alignment_report
+from stmsi.pp._alignment_report import REACH, alignment_report, points_on
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -134,13 +134,13 @@ def alignment(
     if missing or not names:
         msg = f"Sections {listing(missing)} are not aligned; aligned: {listing(record)}. Call stmsi.pp.align first."
         raise ValueError(msg)
-    keys = {"table_key": msi_table_key, "st_table_key": table_key, "sample_key": sample_key}
+    keys = {"table_key": table_key, "msi_table_key": msi_table_key, "sample_key": sample_key}
     sections = [load_section(sdata, adata, n, sample_key=sample_key, image=image) for n in names]
     figure, axes = get_axes(len(names), ncols, ax, panel_size(sections, 3))
     report = alignment_report(sdata, intensities=False, **keys)
     for axis, section in zip(axes, sections, strict=True):
         own, row = record[section.name], {str(k): v for k, v in report.loc[section.name].items()}
-        geometry = section_geometry(sdata, section.name, sample_key=sample_key, st_table_key=table_key)
+        geometry = section_geometry(sdata, section.name, table_key=table_key, sample_key=sample_key)
         corners = aligned(own, geometry.corners.reshape(-1, 2)).reshape(geometry.corners.shape)
         prepare_panel(axis, section, "")
         _widen(axis, section, corners)
@@ -168,14 +168,10 @@ def _widen(ax: Axes, section: Section, corners: NDArray[np.float64]) -> None:
 
 
 def _overlay(ax: Axes, section: Section, corners: NDArray[np.float64], row: dict[str, Any]) -> tuple[str, str]:
-    import shapely
-
     ax.add_collection(
         PolyCollection(list(corners), facecolors=_PIXELS, edgecolors="none", alpha=0.8, zorder=2), autolim=False
     )
-    inside = np.zeros(len(section.xy), dtype=bool)
-    tree = shapely.STRtree(shapely.polygons(corners))
-    inside[tree.query(shapely.points(section.xy), predicate="intersects")[0]] = True
+    inside = points_on(section.xy, corners)
     colours = np.where(inside, _COVERED, _UNCOVERED)
     add_spots(ax, section, facecolors="none", edgecolors=colours, linewidths=0.6, zorder=3)
     return f"{inside.mean():.0%} of the spots on pixels", "" if np.isnan(
@@ -230,8 +226,8 @@ def _components(
     sdata: SpatialData, section: Section, own: dict[str, Any], geometry: Geometry, keys: dict[str, str]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
     """First pair of canonical components at the spots on tissue and at the pixels, and their correlation."""
-    st = st_components(sdata, section.name, keys["st_table_key"], keys["sample_key"])
-    msi = msi_components(sdata, section.name, keys["table_key"], keys["sample_key"])
+    st = st_components(sdata, section.name, keys["table_key"], keys["sample_key"])
+    msi = msi_components(sdata, section.name, keys["msi_table_key"], keys["sample_key"])
     known = np.isfinite(msi).all(axis=1)
     pixels = aligned(own, geometry.pixels)
     near, covered = values_at_spots(geometry.spots, pixels[known], msi[known], REACH * geometry.pitch)

@@ -40,24 +40,7 @@ __all__ = [
 ]
 
 _getattr, __dir__ = lazy_attributes(
-    __name__,
-    names={
-        "align": "_align",
-        "alignment_report": "_alignment_report",
-        "annotate_mz": "_annotate_mz",
-        "call_presence": "_call_presence",
-        "combine": "stmsi._data.combine",
-        "correct_batch": "_correct_batch",
-        "filter_metabolites": "_filter_metabolites",
-        "gene_signatures": "_gene_signatures",
-        "impute_dropout": "_impute_dropout",
-        "knowledge_prior": "_knowledge_prior",
-        "map_to_spots": "_map_to_spots",
-        "normalize_msi": "_normalize_msi",
-        "pick_peaks": "_pick_peaks",
-        "select_spatially_variable": "_select_spatially_variable",
-        "spatial_graph": "_spatial_graph",
-    },
+    __name__, names={name: f"_{name}" for name in __all__} | {"combine": "stmsi._data.combine"}
 )
 
 

@@ -3,33 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
 from stmsi._core.registration.landmark_consensus import METHODS, RobustMethod
-from stmsi._core.registration.landmarks import MODELS, TransformModel
-from stmsi._data.checks import check_choice, listing, require_spatialdata
+from stmsi._core.registration.landmarks import MODELS, TransformModel, apply_affine
+from stmsi._data.checks import check_choice, check_positive, listing, require_spatialdata
+from stmsi._data.elements import matrix_to, place
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, sample_names
+from stmsi._data.tables import copy_of, get_table, sample_names
 from stmsi._progress import track
 from stmsi._settings import logger, settings
-from stmsi.pp._alignment.automatic import automatic_input
-from stmsi.pp._alignment.automatic_fit import AutomaticMethod
+from stmsi.pp._alignment.automatic import automatic_input, fit_automatically
 from stmsi.pp._alignment.histology import histology_method
-from stmsi.pp._alignment.landmark_input import expand, has_landmarks, landmark_pair
-from stmsi.pp._alignment.section_fit import GivenFit, LandmarkFit, Method, Result, Task, check_landmarks_place, run
+from stmsi.pp._alignment.landmark_input import has_landmarks, is_file, landmark_pair, read_landmarks
+from stmsi.pp._alignment.section_fit import Method, Result, Task, check_landmarks_place, fit_given, fit_legs, run
 from stmsi.pp._alignment.section_geometry import Geometry, msi_components, section_geometry, st_components
 
 if TYPE_CHECKING:
     from geopandas import GeoDataFrame
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import ArrayLike
     from spatialdata import SpatialData
     from spatialdata.transformations import BaseTransformation
 
     from stmsi.pp._alignment.landmark_input import Landmarks, Unit
 
 AlignMethod = Literal["landmarks", "given", "auto", "histology"]
+_AUTO = ("scale", "serial", "frame", "intensities", "layer", "msi_layer")
+"""Options of an alignment without landmarks."""
 _N_REFITS = 12
 """Refits from which the resolution of an automatic alignment is told."""
 _USUAL_SCALE = 1.1
@@ -56,17 +59,18 @@ def align(
     sample: str | Sequence[str] | None = None,
     max_scale: float = 3.0,
     sample_key: str = Key.obs.SAMPLE,
-    table_key: str = Key.table.MSI,
-    st_table_key: str = Key.table.ST,
+    table_key: str = Key.table.ST,
+    msi_table_key: str = Key.table.MSI,
     rng: int | np.random.Generator | None = 0,
     n_jobs: int | None = None,
+    copy: bool = False,
     show_progress_bar: bool | None = None,
-) -> None:
+) -> SpatialData | None:
     """Align the MSI pixels of one or more sections to their ST section.
 
     The transformation goes from the MSI frame (micrometres on the raster, ``<sample>_msi``) to the ST frame
-    (micrometres, ``<sample>``), from landmarks, or without any: from the outlines of the tissue and from what genes and
-    ions say about it. Mirrored sections are recognised.
+    (micrometres, ``<sample>``). It comes from landmarks, or without any from the outlines of the tissue and from what
+    genes and ions say about it. Mirrored sections are recognised.
 
     Parameters
     ----------
@@ -74,19 +78,18 @@ def align(
         As made by :func:`stmsi.pp.combine`.
     method
         ``"landmarks"``, ``"given"`` (takes `transformation`), ``"auto"`` (takes neither) or ``"histology"`` (takes
-        `images`); `None`: what the arguments imply, and for a section without landmarks ``"auto"``.
+        `images`); `None`: what the arguments imply, and ``"auto"`` for a section without landmarks.
     landmarks
-        Pairs of points that show the same place: ``(in the MSI frame, in the ST frame)``, each an array of shape
-        (n, 2) in micrometres or the name of a points element (drawn in napari, for example), for one section; or a
-        mapping from section to such a pair. Or the path of a csv file, see Notes. `None` (and no `transformation`) takes
-        the points ``<sample>_landmarks_msi`` and ``<sample>_landmarks_st`` of the sections that have them.
+        Points that show the same place: ``(in the MSI frame, in the ST frame)``, each an array of shape (n, 2) in
+        micrometres or the name of a points element (drawn in napari, for example), for one section; a mapping from
+        section to such a pair; or the path of a csv file, see Notes. `None` (and no `transformation`) takes the points
+        ``<sample>_landmarks_msi`` and ``<sample>_landmarks_st`` of the sections that have them.
     transformation
         A known transformation instead: matrix of shape (3, 3) or (2, 3), or a SpatialData transformation, for one
         section or a mapping from section to it.
     via
-        For two stages, landmarks of the second: ``(in the histology of the MSI section, in the ST frame)``, as
-        `landmarks`, which then are ``(in the MSI frame, in the histology of the MSI section)``. That histology may be in
-        any unit.
+        Landmarks of a second stage, ``(in the histology of the MSI section, in the ST frame)``, given like `landmarks`,
+        which then are ``(in the MSI frame, in the histology of the MSI section)``. That histology may be in any unit.
     model
         What landmarks are fitted with: ``"rigid"``, ``"similarity"``, ``"affine"``, ``"projective"`` or
         ``"thin_plate"``, a smoothed thin-plate spline for sections that are deformed against each other [1]_. Without
@@ -96,19 +99,20 @@ def align(
 
         - ``scale``: ``"known"`` (pixels and spots are in micrometres, the default) or ``"free"`` (the pixel size is a
           placeholder);
-        - ``serial``: whether the modalities measured neighbouring sections and not the same one, so that size and shape may
-          differ by about 10 %;
-        - ``frame``: which places without tissue ST has seen: ``"auto"``, ``"crop"`` (the spots are a piece cut from the
-          tissue) or an array of shape (n, 2), all positions of the capture frame in the ST frame;
+        - ``serial``: whether the modalities measured neighbouring sections, so that size and shape may differ by about
+          10 %;
+        - ``frame``: which places without tissue ST has seen: ``"auto"`` (spots with ``obs["in_tissue"] == 0``, else around
+          the tissue, except beyond a side along which it was cut), ``"crop"`` (the spots are a piece cut from the tissue)
+          or an array of shape (n, 2), all positions of the capture frame in the ST frame;
         - ``intensities``: ``False`` for masks alone;
         - ``layer``, ``msi_layer``: layers with counts and intensities.
     images
         For ``method="histology"``: ``(of the MSI section, of the ST section)``, names of images in the MSI and in the ST
         frame, for one section or a mapping from section to them. `None`: ``<sample>_msi_he`` and ``<sample>_he``; without
-        the first, what MSI measured (peaks per pixel) is laid onto the histology. Their contrasts may differ.
+        the first, the number of peaks of each pixel. Their contrasts may differ.
     robust
-        ``"ransac"`` [2]_ or ``"lmeds"`` [3]_: find landmarks that disagree with the others, name them and leave them out.
-        For the thin-plate spline they are those that disagree with an affine map.
+        ``"ransac"`` [2]_ or ``"lmeds"`` [3]_: find landmarks that disagree with the others (for the thin-plate spline:
+        with an affine map), name them and leave them out.
     max_error
         Residual (um) up to which RANSAC takes a landmark as right. LMedS needs no limit.
     smoothing
@@ -116,16 +120,15 @@ def align(
         value with the smallest leave-one-landmark-out error.
     landmark_units
         Of landmarks given as arrays or file, in the MSI and in the ST frame: micrometres per unit; ``"file"``: x and y
-        as in the MSI file; or the name of an element (an image, say) in whose own coordinates they are. With `via`: of
-        the MSI frame and of the ST frame.
+        as in the MSI file; or the name of an element (such as an image) in whose own coordinates they are.
     refine
-        ``"intensity"``: afterwards, look for a smooth displacement that makes genes and ions agree better. It is kept
-        only where mutual information rises and nothing folds.
+        ``"intensity"``: look for a smooth displacement that makes genes and ions agree better. It is kept only where
+        mutual information rises and nothing folds.
     refine_length
         Spacing (um) of the displacement's control points; `None`: five spot pitches.
     n_perturb
-        Number of transformations to draw within the error of the alignment, for
-        :func:`stmsi.pp.map_to_spots` to pass on: a parametric bootstrap of the landmarks, or refits to perturbed masks.
+        Number of transformations to draw within the error of the alignment, for ``stmsi.pp.map_to_spots(spread=True)``: a
+        parametric bootstrap of the landmarks, or refits to perturbed masks.
     perturb_sd
         Error of the alignment in micrometres (root mean square at the section's corners); `None`: from the landmarks.
     sample
@@ -134,28 +137,31 @@ def align(
         Both frames are in micrometres, so a scale beyond this factor (either way) means mixed-up units and is refused.
     sample_key
         Column of ``obs`` with the section name.
-    table_key
-        The MSI table.
-    st_table_key
-        The ST table.
+    table_key, msi_table_key
+        The ST and the MSI table.
     rng
-        Seed or generator, for RANSAC and `n_perturb`.
+        Seed or generator, for RANSAC, ``"auto"`` and `n_perturb`.
     n_jobs
         Sections aligned at once; `None`: ``stmsi.settings.n_jobs``. The result does not depend on it.
+    copy
+        Return a changed copy instead of working in place.
     show_progress_bar
         `None`: ``stmsi.settings.progress_bar``.
 
     Returns
     -------
-    `None`. Sets the transformation of ``shapes["<sample>_pixels"]`` (and of ``images["<sample>_tic"]``, where it is there)
-    into the coordinate system ``<sample>`` and writes
-    ``tables["msi"].uns["alignment"][<sample>]``: ``matrix`` (3 x 3), ``model``, ``method``, ``mirrored``, ``scale``,
-    ``n_landmarks``, ``residual_um`` and ``tre_um`` (leave-one-landmark-out) per landmark, ``outliers`` (rows),
-    ``landmarks_moved`` and ``landmarks_st`` (where the alignment puts them and where they belong); without landmarks
-    ``ambiguous`` (the data cannot tell: look before you go on), ``message``, ``candidates`` (all placements that fit
-    nearly as well), ``telling_landmark`` (the place that would tell the best two apart), ``decided_by``, ``mask_score`` and
-    ``resolution`` (spread of refits, um, and the share of pixels that stay in their spot, within one ring, two rings);
-    ``perturbations`` (n x 3 x 3, from the ST frame to the ST frame, to be applied after the alignment).
+    `None`, or with ``copy=True`` the changed copy. Sets the transformation of ``shapes["<sample>_pixels"]`` (and of
+    ``images["<sample>_tic"]``, where it is there) into the coordinate system ``<sample>`` and writes
+    ``tables["msi"].uns["alignment"][<sample>]``:
+
+    - ``matrix`` (3 x 3), ``model``, ``method``, ``mirrored``, ``scale``, ``n_landmarks``; for each landmark
+      ``residual_um``, ``tre_um`` (leave-one-landmark-out), ``landmarks_moved`` and ``landmarks_st`` (where the alignment
+      puts it and where it belongs); ``outliers`` (rows);
+    - without landmarks ``ambiguous`` (the data cannot tell: look before you go on), ``message``, ``candidates`` (all
+      placements that fit nearly as well), ``telling_landmark`` (the place that would tell the best two apart),
+      ``decided_by``, ``mask_score`` and ``resolution`` (spread of refits, um, and the share of pixels that stay in their
+      spot, within one ring, two rings; it is precision, not accuracy);
+    - ``perturbations`` (n x 3 x 3, from the ST frame to the ST frame, to be applied after the alignment).
 
     An alignment that is more than affine (projective, thin plate, displacement) is baked into new pixels,
     ``shapes["<sample>_pixels_warped"]``, which lie in ``<sample>``; ``element`` names them, ``warp`` and ``inverse`` hold
@@ -168,7 +174,7 @@ def align(
     ------
     ValueError
         Too few, unequal, collinear or duplicate landmarks, NaN; landmarks in another frame or unit (by place and scale);
-        a singular matrix; no overlap of pixels and spots; folds.
+        a singular matrix; no overlap of pixels and spots; folds; without landmarks fewer than 20 pixels or spots.
     KeyError
         Unknown sections, or landmarks that are not there.
 
@@ -176,9 +182,8 @@ def align(
     -----
     A csv file of landmarks (comma, semicolon or tab) has one row per pair and the columns ``x_msi,y_msi,x_st,y_st``, or
     those of MAGPIE (``X_left,Y_left,X_right,Y_right``: ``landmarks_noHE.csv``; ``landmarks_MSI2HE.csv`` with
-    ``via="landmarks_HE2HE.csv"``), and for several sections a column ``sample``.
-
-    An affine map is fitted by total least squares (the normalised direct linear transformation of scikit-image).
+    ``via="landmarks_HE2HE.csv"``), and for several sections a column ``sample``. An affine map is fitted by total least
+    squares (the normalised direct linear transformation of scikit-image).
 
     References
     ----------
@@ -202,63 +207,71 @@ def align(
     'P1S1_pixels_warped'
     """
     require_spatialdata(sdata)
-    available = sample_names(sdata, table_key, sample_key)
+    available = sample_names(sdata, msi_table_key, sample_key)
     method = _method(method, landmarks, transformation, via)
-    if model is not None:
-        check_choice(model, MODELS, "model")
-    options = _auto_options(auto)
+    options = dict(auto or {})
+    if unknown := [k for k in options if k not in _AUTO]:
+        msg = f"auto= has unknown options {listing(unknown)}; known: {listing(_AUTO)}."
+        raise ValueError(msg)
     if images is not None:
         if method not in (None, "histology") or landmarks is not None:
             msg = 'images= goes with method="histology" alone.'
             raise ValueError(msg)
         method = "histology"
-    if robust is not None:
-        check_choice(robust, METHODS, "robust")
-    if refine is not None:
-        check_choice(refine, ("intensity",), "refine")
-    _check_numbers(max_error=max_error, max_scale=max_scale, refine_length=refine_length, perturb_sd=perturb_sd)
+    for name, choice, choices in (
+        ("model", model, MODELS),
+        ("robust", robust, METHODS),
+        ("refine", refine, ("intensity",)),
+    ):
+        if choice is not None:
+            check_choice(choice, choices, name)
+    limits = {"max_error": max_error, "max_scale": max_scale, "refine_length": refine_length, "perturb_sd": perturb_sd}
+    for name, limit in limits.items():
+        check_positive(limit, name)
     if not isinstance(n_perturb, int | np.integer) or n_perturb < 0:
         msg = f"n_perturb is a number of transformations, at least 0; found {n_perturb!r}."
         raise ValueError(msg)
-    given = transformation if method == "given" else expand(landmarks, available)
-    second = expand(via, available)
-    samples = _samples(sample, given, available)
+    if not isinstance(landmark_units, tuple | list) or len(landmark_units) != 2:
+        msg = f"landmark_units is a pair (of the MSI frame, of the ST frame), found {landmark_units!r}."
+        raise ValueError(msg)
+    sides: tuple[Any, Any] = (landmarks, via)
+    first, second = (read_landmarks(side, available) if is_file(side) else side for side in sides)
+    given = transformation if method == "given" else first
+    keys: dict[str, Any] = {"table_key": table_key, "msi_table_key": msi_table_key, "sample_key": sample_key}
 
     tasks = []
-    for name in samples:
+    for name in _samples(sample, given, available):
         try:
-            geometry = section_geometry(sdata, name, sample_key=sample_key, st_table_key=st_table_key)
+            geometry = section_geometry(sdata, name, table_key=table_key, sample_key=sample_key)
             fit: Method
             own_method = method or ("landmarks" if given is not None or has_landmarks(sdata, name) else "auto")
             if own_method == "given":
-                fit = GivenFit(_own(given, name))
+                fit = partial(fit_given, _own(given, name))
             elif own_method == "histology":
-                pair = images.get(name, (None, None)) if isinstance(images, Mapping) else images
-                fit = histology_method(sdata, name, pair or (None, None), table_key=table_key, sample_key=sample_key)
+                pair = images.get(name) if isinstance(images, Mapping) else images
+                fit = histology_method(
+                    sdata, name, pair or (None, None), table_key=msi_table_key, sample_key=sample_key
+                )
             elif own_method == "auto":
-                section = automatic_input(
-                    sdata, name, model=_auto_model(model), **options,
-                    table_key=table_key, st_table_key=st_table_key, sample_key=sample_key,
-                )  # fmt: skip
-                fit = AutomaticMethod(section, max(_N_REFITS, int(n_perturb)))
+                section = automatic_input(sdata, name, model=_auto_model(model), **options, **keys)
+                fit = partial(fit_automatically, section, max(_N_REFITS, int(n_perturb)))
             else:
                 legs = _legs(sdata, name, _own(given, name), _own(second, name), landmark_units, geometry)
-                fit = LandmarkFit(legs, model or "similarity", robust, max_error, smoothing)
+                fit = partial(fit_legs, legs, model or "similarity", robust, max_error, smoothing)
         except ValueError as error:
             msg = f"Section {name!r}: {error}"
             raise ValueError(msg) from error
         components = None
         if refine is not None and len(geometry.spots):
-            st, msi = (
-                st_components(sdata, name, st_table_key, sample_key),
-                msi_components(sdata, name, table_key, sample_key),
-            )
-            components = st, msi
+            msi = msi_components(sdata, name, msi_table_key, sample_key)
+            components = st_components(sdata, name, table_key, sample_key), msi
         tasks.append(
             Task(name, own_method, fit, geometry, max_scale, int(n_perturb), perturb_sd, components, refine_length)
         )
     results = _run_all(tasks, available, rng, n_jobs, show_progress_bar)
-    _write(sdata, tasks, results, table_key)
+    out = copy_of(sdata) if copy else sdata
+    _write(out, tasks, results, msi_table_key)  # whatever could fail was done before
+    return out if copy else None
 
 
 def _run_all(
@@ -279,24 +292,22 @@ def _run_all(
 
 
 def _write(sdata: SpatialData, tasks: list[Task], results: list[Result], table_key: str) -> None:
-    """Write all sections; whatever could fail was done before."""
-    from spatialdata.transformations import Affine, set_transformation
-
     table = get_table(sdata, table_key)
     record = dict(table.uns.get(Key.uns.ALIGNMENT, {}))
-    warped = {
-        task.name: _baked(sdata, task, result) for task, result in zip(tasks, results, strict=True) if result.fit.steps
-    }
-    for task, result in zip(tasks, results, strict=True):
+    pairs = [(task, result, _warped(sdata, task, result)) for task, result in zip(tasks, results, strict=True)]
+    for task, result, warped in pairs:
         name, fit = task.name, result.fit
-        pixels_to_st = Affine(fit.matrix @ task.geometry.to_msi, input_axes=("x", "y"), output_axes=("x", "y"))
-        set_transformation(sdata.shapes[Key.pixels(name)], pixels_to_st, to_coordinate_system=Key.st_frame(name))
-        _move_tic_image(sdata, name, fit.matrix)
+        place(sdata.shapes[Key.pixels(name)], fit.matrix @ task.geometry.to_msi, Key.st_frame(name))
+        if Key.tic_image(name) in sdata.images:  # it follows the pixels, affinely
+            image = sdata.images[Key.tic_image(name)]
+            to_msi = matrix_to(image, Key.msi_frame(name))
+            if to_msi is not None:
+                place(image, fit.matrix @ to_msi, Key.st_frame(name))
         if Key.warped_pixels(name) in sdata.shapes:
             del sdata.shapes[Key.warped_pixels(name)]
         record[name] = result.record
-        if name in warped:
-            sdata.shapes[Key.warped_pixels(name)] = warped[name]
+        if warped is not None:
+            sdata.shapes[Key.warped_pixels(name)] = warped
             record[name]["element"] = Key.warped_pixels(name)
         if not 1 / _USUAL_SCALE < fit.scale < _USUAL_SCALE:
             logger.warning("Section %r: the alignment scales by %.3g; is its pixel size right?", name, fit.scale)
@@ -305,32 +316,16 @@ def _write(sdata: SpatialData, tasks: list[Task], results: list[Result], table_k
     table.uns[Key.uns.ALIGNMENT] = record
 
 
-def _move_tic_image(sdata: SpatialData, name: str, matrix: NDArray[np.float64]) -> None:
-    """Let the image of the total ion current follow the pixels (affinely)."""
-    from spatialdata.transformations import Affine, get_transformation, set_transformation
-
-    if Key.tic_image(name) not in sdata.images:
-        return
-    image = sdata.images[Key.tic_image(name)]
-    known = get_transformation(image, get_all=True)
-    if Key.msi_frame(name) not in known:
-        return
-    to_msi = np.asarray(known[Key.msi_frame(name)].to_affine_matrix(("x", "y"), ("x", "y")))
-    moved = Affine(matrix @ to_msi, input_axes=("x", "y"), output_axes=("x", "y"))
-    set_transformation(image, moved, to_coordinate_system=Key.st_frame(name))
-
-
-def _baked(sdata: SpatialData, task: Task, result: Result) -> GeoDataFrame:
-    """The pixels of a section with every corner where the alignment puts it."""
+def _warped(sdata: SpatialData, task: Task, result: Result) -> GeoDataFrame | None:
+    """The pixels of a section with every corner where an alignment that is more than affine puts it."""
     import geopandas as gpd
     import shapely
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
-    from stmsi._core.registration.landmarks import apply_affine
-
-    pixels = sdata.shapes[Key.pixels(task.name)]
-    to_msi = task.geometry.to_msi
+    if not result.fit.steps:
+        return None
+    pixels, to_msi = sdata.shapes[Key.pixels(task.name)], task.geometry.to_msi
     geometry = shapely.transform(pixels.geometry.to_numpy(), lambda xy: result.fit(apply_affine(to_msi, xy)))
     frame = gpd.GeoDataFrame(geometry=geometry, index=pixels.index)
     return ShapesModel.parse(frame, transformations={Key.st_frame(task.name): Identity()})
@@ -338,46 +333,31 @@ def _baked(sdata: SpatialData, task: Task, result: Result) -> GeoDataFrame:
 
 def _method(method: str | None, landmarks: Any, transformation: Any, via: Any) -> AlignMethod | None:
     """The method for all sections; `None`: landmarks where a section has some, otherwise none are needed."""
-    if landmarks is not None and transformation is not None:
-        msg = "Pass landmarks or transformation, not both."
-        raise ValueError(msg)
     if method is not None:
         check_choice(method, get_args(AlignMethod), "method")
-    if method == "given" and (transformation is None or via is not None):
+    msg = ""
+    if landmarks is not None and transformation is not None:
+        msg = "Pass landmarks or transformation, not both."
+    elif method == "given" and (transformation is None or via is not None):
         msg = 'method="given" takes transformation=, and neither landmarks= nor via=.'
-        raise ValueError(msg)
-    if method == "landmarks" and transformation is not None:
+    elif method == "landmarks" and transformation is not None:
         msg = 'method="landmarks" takes no transformation=; leave method out.'
-        raise ValueError(msg)
-    if method in ("auto", "histology") and not (landmarks is None and transformation is None and via is None):
+    elif method in ("auto", "histology") and not (landmarks is None and transformation is None and via is None):
         msg = f'method="{method}" takes no landmarks=, transformation= or via=; leave method out to use them.'
-        raise ValueError(msg)
-    if via is not None and landmarks is None:
+    elif via is not None and landmarks is None:
         msg = "via= holds the landmarks of the second stage; pass landmarks= with those of the first."
+    if msg:
         raise ValueError(msg)
-    if transformation is not None:
-        return "given"
-    return method  # type: ignore[return-value]
-
-
-def _auto_options(auto: Mapping[str, Any] | None) -> dict[str, Any]:
-    options = dict(auto or {})
-    known = ("scale", "serial", "frame", "intensities", "layer", "msi_layer")
-    unknown = [k for k in options if k not in known]
-    if unknown:
-        msg = f"auto= has unknown options {listing(unknown)}; known: {listing(known)}."
-        raise ValueError(msg)
-    return options
+    return "given" if transformation is not None else method  # type: ignore[return-value]
 
 
 def _auto_model(model: TransformModel | None) -> Literal["similarity", "affine"]:
-    if model in ("similarity", "affine"):
-        return model
     if model is None:
         return "affine"
-    msg = f"model={model!r} needs landmarks; without them an alignment is a 'similarity' or 'affine'" + (
-        ", and refine='intensity' goes on from there." if model in ("thin_plate", "projective") else "."
-    )
+    if model in ("similarity", "affine"):
+        return model
+    hint = ", and refine='intensity' goes on from there" if model in ("thin_plate", "projective") else ""
+    msg = f"model={model!r} needs landmarks; without them an alignment is a 'similarity' or 'affine'{hint}."
     raise ValueError(msg)
 
 
@@ -394,34 +374,16 @@ def _legs(
     sdata: SpatialData, name: str, first: Any, second: Any, units: tuple[Unit, Unit], geometry: Geometry
 ) -> tuple[Any, ...]:
     """Landmarks of each stage as arrays."""
-    if not isinstance(units, tuple | list) or len(units) != 2:
-        msg = f"landmark_units is a pair (of the MSI frame, of the ST frame), found {units!r}."
-        raise ValueError(msg)
     msi_frame, st_frame = Key.msi_frame(name), Key.st_frame(name)
     if second is None:
         pair = landmark_pair(sdata, name, first, frames=(msi_frame, st_frame), units=units)
         check_landmarks_place(pair, geometry)
         return (pair,)
-    start = landmark_pair(
-        sdata, name, first, frames=(msi_frame, None), units=(units[0], 1.0), what="(in the MSI frame, in its histology)"
-    )
-    end = landmark_pair(
-        sdata,
-        name,
-        second,
-        frames=(None, st_frame),
-        units=(1.0, units[1]),
-        what="(in the MSI histology, in the ST frame)",
-    )
+    what = "(in the MSI frame, in its histology)", "(in the MSI histology, in the ST frame)"
+    start = landmark_pair(sdata, name, first, frames=(msi_frame, None), units=(units[0], 1.0), what=what[0])
+    end = landmark_pair(sdata, name, second, frames=(None, st_frame), units=(1.0, units[1]), what=what[1])
     check_landmarks_place((start[0], end[1]), geometry)
     return start, end
-
-
-def _check_numbers(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not (np.isfinite(value) and value > 0):
-            msg = f"{name} is a positive number, found {value!r}."
-            raise ValueError(msg)
 
 
 def _samples(sample: str | Sequence[str] | None, given: Any, available: list[str]) -> list[str]:

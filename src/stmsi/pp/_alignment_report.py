@@ -27,8 +27,8 @@ def alignment_report(
     *,
     intensities: bool = True,
     sample_key: str = Key.obs.SAMPLE,
-    table_key: str = Key.table.MSI,
-    st_table_key: str = Key.table.ST,
+    table_key: str = Key.table.ST,
+    msi_table_key: str = Key.table.MSI,
 ) -> pd.DataFrame:
     """How well each section is aligned.
 
@@ -37,31 +37,28 @@ def alignment_report(
     sdata
         After :func:`stmsi.pp.align`.
     intensities
-        Whether to compare what was measured, too: ``information_before`` and ``information``, which take most of the
-        time.
+        Whether to compare what was measured, which takes most of the time.
     sample_key
         Column of ``obs`` with the section name.
-    table_key
-        The MSI table.
-    st_table_key
-        The ST table.
+    table_key, msi_table_key
+        The ST and the MSI table.
 
     Returns
     -------
     One row per section with MSI:
 
     - ``aligned``, ``method``, ``model``, ``mirrored``, ``rotation_deg``, ``scale``: what was done;
-    - ``n_landmarks``, ``outliers`` (rows of the landmarks that were left out, as text), ``rmse_um`` (at the landmarks
-      that were kept), ``tre_um`` and ``tre_max_um`` (median and maximum of the leave-one-landmark-out target
-      registration error; of two stages, the stages' added in quadrature);
+    - ``n_landmarks``, ``outliers`` (rows of the landmarks that were left out, as text), ``rmse_um`` (at the others),
+      ``tre_um`` and ``tre_max_um`` (median and maximum of the leave-one-landmark-out target registration error; two
+      stages are added in quadrature);
     - ``folds``: share of the pixels that a deformation folds;
     - ``spots_covered``: share of the spots on tissue whose centre a pixel covers (after
       :func:`stmsi.pp.map_to_spots`: of the spots that pixels cover at all);
-    - ``mask_iou``: intersection over union of ST tissue and pixels, at the spots of the capture frame only, so that
-      tissue beyond the frame costs nothing. Where only spots on tissue are known, their rectangle counts as the frame;
-    - ``information_before``, ``information``: mutual information (nats) of genes and ions, in the first pair of
-      canonical components of both, each spot judged by an analysis without its surroundings. Before: the two sections
-      laid upon each other by their middles, not turned; after: aligned;
+    - ``mask_iou``: intersection over union of ST tissue and pixels, at the spots of the capture frame. Where only spots on
+      tissue are known, their rectangle counts as the frame;
+    - ``information_before``, ``information``: mutual information (nats) of genes and ions, in their first pair of
+      canonical components, each spot judged by an analysis without its surroundings. Before: the sections laid upon each
+      other by their middles, not turned; after: aligned;
     - ``ambiguous``, ``message``: whether the data leave another alignment open, where `align` could tell;
     - ``resolution``: what the error supports claims about.
 
@@ -79,24 +76,21 @@ def alignment_report(
     [8, 8, 8]
     """
     require_spatialdata(sdata)
-    record = get_table(sdata, table_key).uns.get(Key.uns.ALIGNMENT, {})
-    st = get_table(sdata, st_table_key)
-    keys = {"table_key": table_key, "st_table_key": st_table_key, "sample_key": sample_key}
+    record = get_table(sdata, msi_table_key).uns.get(Key.uns.ALIGNMENT, {})
+    st = get_table(sdata, table_key)
     rows = {}
-    for name in sample_names(sdata, table_key, sample_key):
+    for name in sample_names(sdata, msi_table_key, sample_key):
         row: dict[str, Any] = {"aligned": name in record}
         if name in record:
             own = record[name]
-            geometry = section_geometry(sdata, name, sample_key=sample_key, st_table_key=st_table_key)
+            geometry = section_geometry(sdata, name, table_key=table_key, sample_key=sample_key)
             row |= _landmarks(own) | _masks(own, geometry)
             if intensities and len(geometry.spots):
-                row |= _information(sdata, name, own, geometry, keys)
-            row |= {k: _plain(own[k]) for k in ("ambiguous", "message") if k in own}
-            row["resolution"] = (
-                _refit_resolution(own["resolution"])
-                if "resolution" in own
-                else resolution(row["tre_um"], row["tre_max_um"], geometry.pitch)
-            )
+                components = st_components(sdata, name, table_key, sample_key)
+                row |= _information(components, msi_components(sdata, name, msi_table_key, sample_key), own, geometry)
+            row |= {k: plain(own[k]) for k, plain in (("ambiguous", bool), ("message", str)) if k in own}
+            error = (row["tre_um"], row["tre_max_um"], geometry.pitch)
+            row["resolution"] = _refit_resolution(own["resolution"]) if "resolution" in own else resolution(*error)
         if Key.obs.COVERAGE in st.obs:
             here = (st.obs[sample_key].astype(str) == name).to_numpy()
             row["spots_covered"] = float((st.obs.loc[here, Key.obs.COVERAGE] > 0).mean())
@@ -126,24 +120,18 @@ def _refit_resolution(spread: dict[str, Any]) -> str:
     )
 
 
-def _plain(value: Any) -> Any:
-    return value.item() if hasattr(value, "item") else value
-
-
 def _landmarks(own: dict[str, Any]) -> dict[str, Any]:
     matrix = np.asarray(own["matrix"])
     residual, tre = (np.asarray(own.get(k, []), dtype=float) for k in ("residual_um", "tre_um"))
     outliers = np.asarray(own.get("outliers", []), dtype=int)
-    kept = np.setdiff1d(np.arange(len(residual)), outliers)
     leg = np.asarray(own.get("leg", np.ones(len(residual))))
-    median, largest, mean = [], [], []
+    kept = np.isin(np.arange(len(residual)), outliers, invert=True)
+    errors = []  # of each leg: root mean square, median and maximum
     for number in np.unique(leg):
-        here = leg == number
-        errors = tre[here & np.isfinite(tre)]
-        median.append(np.median(errors) if len(errors) else np.nan)
-        largest.append(errors.max() if len(errors) else np.nan)
-        mean.append(np.sqrt(np.mean(residual[np.intersect1d(kept, np.flatnonzero(here))] ** 2)))
-    together = [float(np.sqrt(np.square(v).sum())) if v else np.nan for v in (mean, median, largest)]
+        left_out = tre[(leg == number) & np.isfinite(tre)]
+        ends = (np.median(left_out), left_out.max()) if len(left_out) else (np.nan, np.nan)
+        errors.append((np.sqrt(np.mean(residual[kept & (leg == number)] ** 2)), *ends))
+    together = np.sqrt(np.square(errors).sum(axis=0)) if errors else np.full(3, np.nan)
     return {
         "method": str(own.get("method", "landmarks")),
         "model": str(own["model"]),
@@ -153,9 +141,7 @@ def _landmarks(own: dict[str, Any]) -> dict[str, Any]:
         "rotation_deg": float(np.degrees(np.arctan2(-matrix[0, 1], matrix[1, 1]))),
         "scale": float(own["scale"]),
         "outliers": ", ".join(map(str, outliers)),
-        "rmse_um": together[0],
-        "tre_um": together[1],
-        "tre_max_um": together[2],
+        **dict(zip(("rmse_um", "tre_um", "tre_max_um"), map(float, together), strict=True)),
         "folds": float(own.get("folds", 0.0)),
     }
 
@@ -164,26 +150,24 @@ def _masks(own: dict[str, Any], g: Geometry) -> dict[str, float]:
     """Masks, compared at the spots of the capture frame."""
     if len(g.spots) == 0:
         return {"spots_covered": np.nan, "mask_iou": np.nan}
-    on_tissue = _covered(g.spots, own, g)
-    beside = _covered(points_beside(g.spots, g.others, g.pitch), own, g)
+    corners = aligned(own, g.corners.reshape(-1, 2)).reshape(g.corners.shape)
+    on_tissue, beside = (points_on(xy, corners) for xy in (g.spots, points_beside(g.spots, g.others, g.pitch)))
     return {"spots_covered": float(on_tissue.mean()), "mask_iou": mask_iou(on_tissue, beside)}
 
 
-def _covered(points: NDArray[np.float64], own: dict[str, Any], g: Geometry) -> NDArray[np.bool_]:
+def points_on(points: NDArray[np.float64], corners: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Which points lie on a pixel, of pixels with corners of shape (k, 4, 2)."""
     import shapely
 
-    corners = aligned(own, g.corners.reshape(-1, 2)).reshape(g.corners.shape)
-    tree = shapely.STRtree(shapely.polygons(corners))
     out = np.zeros(len(points), dtype=bool)
+    tree = shapely.STRtree(shapely.polygons(corners))
     out[tree.query(shapely.points(points), predicate="intersects")[0]] = True
     return out
 
 
 def _information(
-    sdata: SpatialData, name: str, own: dict[str, Any], g: Geometry, keys: dict[str, str]
+    st: NDArray[np.float64], msi: NDArray[np.float64], own: dict[str, Any], g: Geometry
 ) -> dict[str, float]:
-    st = st_components(sdata, name, keys["st_table_key"], keys["sample_key"])
-    msi = msi_components(sdata, name, keys["table_key"], keys["sample_key"])
     known = np.isfinite(msi).all(axis=1)
     middle = g.pixels - g.pixels.mean(axis=0) + g.spots.mean(axis=0)
     places = {"information_before": middle, "information": aligned(own, g.pixels)}

@@ -20,9 +20,9 @@ from stmsi._core.chemistry.adducts import (
 )
 from stmsi._core.chemistry.formulas import Formulas, valid_formulas
 from stmsi._core.chemistry.mass_annotation import false_discovery_rate, match_masses, nearest_error
-from stmsi._data.checks import check_choice, listing, refuse_view, require_rows
+from stmsi._data.checks import check_choice, check_positive, check_share, listing
 from stmsi._data.keys import Key
-from stmsi._data.tables import copy_of, get_table, polarity_of
+from stmsi._data.tables import polarity_of, table_to_change
 from stmsi._settings import logger
 from stmsi.pp import _molecule_tables as mol
 
@@ -54,28 +54,26 @@ def annotate_mz(
 
     .. math:: (n M + s) / |z|
 
-    with the monoisotopic mass :math:`M` (by the molmass library), and :math:`n`, :math:`s`, :math:`z` of the adduct. All
-    that lie within `ppm` are candidates. **A mass is not an identification**: isomers have the same, and isobars nearly
-    so. Confirm what matters by MS/MS or standards (level 2 or 1 of the Metabolomics Standards Initiative; m/z alone is a
-    putative annotation at best).
+    with the monoisotopic mass :math:`M` and :math:`n`, :math:`s`, :math:`z` of the adduct. All that lie within `ppm` are
+    candidates. **A mass is not an identification**: isomers have the same, and isobars nearly so. Confirm what matters by
+    MS/MS or standards (level 2 or 1 of the Metabolomics Standards Initiative).
 
     Parameters
     ----------
     data
         SpatialData with an MSI table, or that table; ``var["mz"]`` in Da. Ions without m/z (NaN) get no candidates.
     database
-        Table of molecules, or the path of one (csv, tsv, parquet): a column with formulas, and with names, ids and
-        classes where there are any, under the names that stmsi, METASPACE's CoreMetabolome, LipidMaps and HMDB use. Rows
-        whose formula cannot be read are left out, and counted in the log. An export of annotations from METASPACE is
-        taken as it is: its ions, m/z and false-discovery rates (from isotope patterns and images, so better than the
-        ones below) stand. `None`: :func:`stmsi.datasets.core_metabolites`.
+        Table of molecules, or the path of one (csv, tsv, parquet): a column with formulas, and optionally names, ids and
+        classes, named as by stmsi, METASPACE's CoreMetabolome, LipidMaps or HMDB. Rows whose formula cannot be read are
+        left out, and counted in the log. An export of annotations from METASPACE keeps its ions, m/z and false-discovery
+        rates (from isotope patterns and images, so better than the ones below). `None`:
+        :func:`stmsi.datasets.core_metabolites`.
     polarity
         ``"positive"`` or ``"negative"``; `None`: that of the `adducts` or of an export of METASPACE, else of
         ``uns["msi"]["attrs"]``.
     matrix
-        MALDI matrix, which decides about the default adducts: ``"DHB"``, ``"CHCA"``, ``"9-AA"``, ``"FMP-10"`` (amines
-        and phenols carry one or two groups of 268.1121 Da, Shariatgorji et al. 2019) or another one that
-        :func:`stmsi.pp.filter_metabolites` knows.
+        MALDI matrix, which decides about the default adducts; those of :func:`stmsi.pp.filter_metabolites`. With
+        ``"FMP-10"`` amines and phenols carry one or two groups of 268.1121 Da (Shariatgorji et al. 2019).
     adducts
         Ions to expect instead, such as ``["[M+H]+", "[2M+Na]+", "[M+2H]2+", "[M+FMP10]+"]``, the likeliest first.
         ``"[M]+"`` stands for molecules that are cations already (an odd sum of valences, such as choline's) and for
@@ -83,8 +81,7 @@ def annotate_mz(
     ppm
         Half the width of the window.
     max_fdr
-        Write only annotations into ``var`` that have at most this false-discovery rate. All candidates stay in the
-        table.
+        Highest false-discovery rate of annotations in ``var``. All candidates stay in the table.
     key_added
         Where in ``uns`` to write the candidates.
     table_key
@@ -100,7 +97,7 @@ def annotate_mz(
       ``name``, ``id``, ``class``, ``formula``, ``adduct``, ``ion_mz`` (computed), ``ppm_error`` (measured less
       computed), ``fdr``;
     - ``var``: ``name``, ``formula``, ``adduct``, ``class``, ``ppm_error`` and ``fdr`` of the best (ions without one keep
-      their name and what was known of them before this function was called), ``n_candidates`` (molecules x adducts) and ``isobaric`` (the candidates have several formulas);
+      what was known of them), ``n_candidates`` (molecules x adducts) and ``isobaric`` (they have several formulas);
     - ``uns["annotation"]["params"]``, with the median error of the best ones, ``median_ppm_error``.
 
     The best has the smallest error; among equals the adduct that stands first, then the molecule that stands first.
@@ -110,18 +107,18 @@ def annotate_mz(
     KeyError
         No m/z, or no column with formulas.
     ValueError
-        No ion has an m/z, or they are not above zero; an unknown matrix, polarity or adduct, adducts of both polarities or
-        none; a database without a formula that can be read.
+        No ion has an m/z above zero; an unknown matrix, polarity or adduct, adducts of both polarities or none; a
+        database without a formula that can be read.
     FileNotFoundError
         There is no file at the path.
 
     Notes
     -----
     The false-discovery rate compares with **decoys**: the same formulas with adducts that do not form, such as [M+Au]+
-    (Palmer et al. 2017, doi:10.1038/nmeth.4072), for each adduct by itself, here with all 80 elements of METASPACE's
-    list in place of random ones. As METASPACE scores isotope patterns and images as well, and here there is only the
-    mass, the rate is **weak evidence**: with a large database nearly every m/z finds something, and rates near 1 say
-    so. It also says nothing about isomers. A median error far from 0 points to a calibration that is off.
+    (Palmer et al. 2017, doi:10.1038/nmeth.4072), for each adduct by itself, with all 80 elements of METASPACE's list in
+    place of random ones. There is only the mass here, no isotope pattern and no image, so the rate is **weak evidence**:
+    with a large database nearly every m/z finds something, and rates are near 1. It says nothing about isomers. A median
+    error far from 0 points to a calibration that is off.
 
     Examples
     --------
@@ -132,20 +129,16 @@ def annotate_mz(
     >>> sdata.tables["msi"].var["name"].tolist()[:2]
     ['creatine', 'glutamine']
     """
-    if not (np.isfinite(ppm) and ppm > 0):
-        msg = f"ppm must be a positive number, found {ppm!r}."
-        raise ValueError(msg)
-    if max_fdr is not None and not 0 <= max_fdr <= 1:
-        msg = f"max_fdr is a share between 0 and 1, found {max_fdr!r}."
-        raise ValueError(msg)
-    out = copy_of(data) if copy else data
-    msi = get_table(out, table_key)
-    refuse_view(msi)
-    require_rows(msi, "pixels")
-    mz = _masses(msi)
+    check_positive(ppm, "ppm")
+    if max_fdr is not None:
+        check_share(max_fdr, "max_fdr")
+    if polarity is not None:
+        check_choice(polarity, ("positive", "negative"), "polarity")
     kind = None if matrix is None else matrix_name(matrix)
     if kind is not None:
         check_choice(kind, MATRICES, "matrix")
+    msi, changed = table_to_change(data, table_key, copy=copy, rows="pixels")
+    mz = _masses(msi)
     molecules = _molecules(database, polarity)
     if mol.ADDUCT in molecules:
         expected, molecules = _of_export(molecules, polarity, adducts)
@@ -159,7 +152,7 @@ def annotate_mz(
         "polarity": expected[0].polarity, "adducts": [a.name for a in expected], "ppm": float(ppm),
     } | ({} if kind is None else {"matrix": kind}) | ({} if max_fdr is None else {"max_fdr": float(max_fdr)})  # fmt: skip
     _write(msi, candidates, params, ppm, max_fdr, key_added)
-    return out if copy else None
+    return changed
 
 
 def _masses(msi: AnnData) -> NDArray[np.float64]:
@@ -181,8 +174,6 @@ def _adducts(
     msi: AnnData, polarity: Polarity | None, matrix: str | None, adducts: Sequence[str] | None
 ) -> list[Adduct]:
     """The ions to expect, all of one polarity."""
-    if polarity is not None:
-        check_choice(polarity, ("positive", "negative"), "polarity")
     if adducts is None:
         return [parse_adduct(a) for a in default_adducts(polarity_of(msi, polarity), matrix)]
     if isinstance(adducts, str):
@@ -205,8 +196,6 @@ def _of_export(
     molecules: pd.DataFrame, polarity: Polarity | None, adducts: Sequence[str] | None
 ) -> tuple[list[Adduct], pd.DataFrame]:
     """The ions of an export of METASPACE that are asked for."""
-    if polarity is not None:
-        check_choice(polarity, ("positive", "negative"), "polarity")
     held = [parse_adduct(a) for a in dict.fromkeys(molecules[mol.ADDUCT])]
     wanted = None if adducts is None else {parse_adduct(a, polarity).name for a in adducts}
     expected = [a for a in held if polarity in (None, a.polarity) and (wanted is None or a.name in wanted)]
@@ -301,30 +290,30 @@ def _write(
     best = candidates.drop_duplicates("_position")
     if max_fdr is not None:
         best = best[best["fdr"] <= max_fdr]
-    at = best["_position"].to_numpy(np.int64)
-    n = msi.n_vars
+    at, n = best["_position"].to_numpy(np.int64), msi.n_vars
     own = msi.var_names.astype(str).to_numpy(object)
-    before = msi.var[Key.var.NAME].astype(object).to_numpy() if Key.var.NAME in msi.var else own
-    # names that an earlier call gave are taken back
-    name = np.where(before == _named_before(msi, key_added), own, before).astype(object)
+    record = msi.uns.get(key_added)
+    earlier = record.get("candidates") if isinstance(record, dict) else None
+    name = msi.var[Key.var.NAME].astype(object).to_numpy() if Key.var.NAME in msi.var else own
+    others = np.ones(n, bool)  # ions of which another source may know something
+    others[at] = False
+    if isinstance(earlier, pd.DataFrame):  # what an earlier call gave is taken back
+        first = earlier[earlier["rank"] == 1].drop_duplicates("ion").set_index("ion")["name"].astype(object)
+        given = first.reindex(own)
+        name = np.where(name == given.where(given.notna(), None).to_numpy(object), own, name)
+        others &= ~np.isin(own, earlier["ion"].astype(str))
+    name = name.astype(object)
     name[at] = best["name"].to_numpy(object)
     msi.var[Key.var.NAME] = ["" if pd.isna(v) else str(v) for v in name]
-    # what another source says of ions that this one does not know stays
-    others = np.ones(n, bool)
-    others[at] = False
-    others &= ~np.isin(own, _annotated_before(msi, key_added))
-    for column in (Key.var.FORMULA, Key.var.ADDUCT, Key.var.CLASS):
-        text = np.full(n, "", object)
+    for column in (Key.var.FORMULA, Key.var.ADDUCT, Key.var.CLASS, Key.var.PPM_ERROR, Key.var.FDR):
+        number = column in (Key.var.PPM_ERROR, Key.var.FDR)
+        new = np.full(n, np.nan) if number else np.full(n, "", object)
         if column in msi.var:
-            text[others] = msi.var[column].astype(object).where(msi.var[column].notna(), "").to_numpy(object)[others]
-        text[at] = best[column].to_numpy(object)
-        msi.var[column] = text
-    for column in (Key.var.PPM_ERROR, Key.var.FDR):
-        number = np.full(n, np.nan)
-        if column in msi.var:
-            number[others] = pd.to_numeric(msi.var[column], errors="coerce").to_numpy(np.float64)[others]
-        number[at] = best[column].to_numpy(np.float64)
-        msi.var[column] = number
+            known = msi.var[column]
+            known = pd.to_numeric(known, errors="coerce") if number else known.astype(object).where(known.notna(), "")
+            new[others] = known.to_numpy(new.dtype)[others]
+        new[at] = best[column].to_numpy(new.dtype)
+        msi.var[column] = new
     msi.var[Key.var.N_CANDIDATES] = np.bincount(candidates["_position"], minlength=n)
     several = candidates.groupby("_position")["formula"].nunique()
     isobaric = np.zeros(n, bool)
@@ -345,21 +334,3 @@ def _write(
     text_columns = ["ion", "name", "id", "class", "formula", "adduct"]
     table[text_columns] = table[text_columns].astype(str)
     msi.uns[key_added] = {"candidates": table, "params": params}
-
-
-def _annotated_before(msi: AnnData, key_added: str) -> list[str]:
-    """Ions that an earlier call had candidates for."""
-    record = msi.uns.get(key_added)
-    table = record.get("candidates") if isinstance(record, dict) else None
-    return list(table["ion"].astype(str).unique()) if isinstance(table, pd.DataFrame) else []
-
-
-def _named_before(msi: AnnData, key_added: str) -> NDArray[Any]:
-    """The name that an earlier call gave each ion, `None` without."""
-    record = msi.uns.get(key_added)
-    table = record.get("candidates") if isinstance(record, dict) else None
-    if not isinstance(table, pd.DataFrame):
-        return np.full(msi.n_vars, None)
-    best = table[table["rank"] == 1].drop_duplicates("ion").set_index("ion")["name"].astype(object)
-    found = best.reindex(msi.var_names.astype(str))
-    return found.where(found.notna(), None).to_numpy(object)

@@ -10,18 +10,17 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stmsi._core.spectra.detection_limits import blank_limit, mixture_limit, noise_floor, otsu_limit
-from stmsi._data.checks import (
-    check_choice,
-    check_key,
-    check_nonnegative,
-    is_spatialdata,
-    listing,
-    refuse_view,
-    require_rows,
-    require_unique,
-)
+from stmsi._data.checks import check_choice, check_key, check_nonnegative, is_spatialdata, listing
 from stmsi._data.keys import Key
-from stmsi._data.tables import as_csr, get_table, imputed, require_frame, require_sample
+from stmsi._data.tables import (
+    as_csr,
+    imputed,
+    require_frame,
+    require_mapped,
+    require_sample,
+    table_to_change,
+    values_of,
+)
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -43,7 +42,8 @@ def call_presence(
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.ST,
     msi_table_key: str = Key.table.MSI,
-) -> None:
+    copy: bool = False,
+) -> SpatialData | AnnData | None:
     """Call each metabolite present or absent in each spot.
 
     Parameters
@@ -53,17 +53,16 @@ def call_presence(
     method
         How the limit is found, for each metabolite in each section by itself:
 
-        - ``"lod"``: the limit of detection. Where the MSI table knows which pixels are off the tissue
-          (``obs["on_tissue"]``, 20 of them or more), mean and three standard deviations of their measured values, brought
-          to the scale of the tissue. Else, and for ions that are nowhere off the tissue, the noise floor seen in the
-          data: the 1 % quantile of the values above zero (of the pixels where the MSI table is at hand, else of the
-          spots). A spot of which only a sliver was detected stays under it. Metabolites detected nearly everywhere
-          (98 %) show no noise floor: every value above zero counts.
+        - ``"lod"``: the limit of detection. Where the MSI table knows 20 pixels or more off the tissue
+          (``obs["on_tissue"]``): mean and three standard deviations of their measured values, brought to the scale of the
+          tissue. Else, and for ions that are nowhere off the tissue: the noise floor, the 1 % quantile of the values above
+          zero (of the pixels where the MSI table is at hand, else of the spots). Metabolites detected nearly everywhere
+          (98 %) show no noise floor: every value above zero counts;
         - ``"detected"``: every value above zero;
         - ``"otsu"``: Otsu's threshold of the spot values;
         - ``"mixture"``: where noise and signal are equally likely, in two normal components of the logarithm of the spot
-          values above zero. Every value above zero counts where there are fewer than 10, or where the components lie so
-          close that they are no evidence of two (Ashman et al. 1994).
+          values above zero. Every value above zero counts where there are fewer than 10, or where the components lie too
+          close to be two (Ashman et al. 1994).
     threshold
         Limits to use instead, one for all or a mapping from metabolite id.
     metabolite_key
@@ -72,23 +71,23 @@ def call_presence(
         Where in ``obsm`` to write; `None`: ``<metabolite_key>_presence``.
     sample_key
         Column of ``obs`` with the section name.
-    table_key
-        The ST table.
-    msi_table_key
-        The MSI table.
+    table_key, msi_table_key
+        The ST and the MSI table.
+    copy
+        Return a changed copy instead of working in place.
 
     Returns
     -------
-    `None`. Writes ``obsm["msi_presence"]`` (1 present, 0 absent, NaN not covered; float32), the limits used,
-    ``uns["msi"]["detection_limit"]`` (metabolites x sections; present means strictly above), and
+    `None`, or with ``copy=True`` the changed copy. Writes ``obsm["msi_presence"]`` (1 present, 0 absent, NaN not covered;
+    float32), ``uns["msi"]["detection_limit"]`` (metabolites x sections; present means strictly above) and
     ``uns["msi"]["presence"]`` (``method``, and ``source``: where the limits of each section come from). Intensities that
     :func:`stmsi.pp.impute_dropout` filled in were 0 and count as absent.
 
     Notes
     -----
-    ``"lod"`` reads the MSI table **as it is now**. Normalise it anew after mapping, and its limits belong to another scale
-    than the spots; filter ions out, and the limits come from the spots. Call presence right after
-    :func:`stmsi.pp.map_to_spots`. After :func:`stmsi.pp.correct_batch` presence is called from the intensities before it.
+    ``"lod"`` reads the MSI table **as it is now**: call presence right after :func:`stmsi.pp.map_to_spots`. If the table
+    was normalised anew after mapping, its limits belong to another scale than the spots; if ions were filtered out, the
+    limits come from the spots. After :func:`stmsi.pp.correct_batch` presence is called from the intensities before it.
 
     Raises
     ------
@@ -110,11 +109,8 @@ def call_presence(
     check_choice(method, get_args(Method), "method")
     key_added = Key.presence_of(metabolite_key) if key_added is None else key_added
     check_key(key_added)
-    st = get_table(data, table_key)
-    refuse_view(st)
-    require_rows(st)
-    frame = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
-    require_unique(frame.columns, "Metabolite names", "Rename the columns.")
+    st, changed = table_to_change(data, table_key, copy=copy)
+    frame = require_mapped(st, metabolite_key)
     check_nonnegative(frame.to_numpy(), "Metabolite intensities", allow_nan=True)
     sample = require_sample(st, sample_key)
     filled = imputed(st, metabolite_key, frame)
@@ -123,6 +119,8 @@ def call_presence(
         frame = require_frame(st, Key.uncorrected_of(metabolite_key))[list(frame.columns)]
     values = np.where(filled, 0.0, frame.to_numpy(dtype=np.float64))
     limits = pd.DataFrame(0.0, index=frame.columns.astype(str), columns=list(dict.fromkeys(sample)))
+    pixels = _pixels(data, msi_table_key, st, metabolite_key, frame.columns) if method == "lod" else None
+    pixel_sample = np.empty(0) if pixels is None else require_sample(pixels[0], sample_key)
     source = {}
     for name in limits.columns:
         own = values[sample == name]
@@ -134,8 +132,12 @@ def call_presence(
         elif method == "mixture":
             limits[name] = mixture_limit(own)
         elif method == "lod":
-            found = _pixels(data, msi_table_key, sample_key, name, frame, st, metabolite_key)
-            limits[name], source[name] = _detection_limit(found, own)
+            rows = np.flatnonzero(pixel_sample == name)
+            if pixels is not None and len(rows):
+                limits[name], source[name] = _pixel_limits(*pixels, rows, frame.columns)
+            else:
+                seen = np.isfinite(own).any(axis=1)
+                limits[name] = noise_floor(sp.csr_matrix(np.nan_to_num(own[seen])))
     above = values > limits[list(sample)].T.to_numpy()
     presence = np.where(np.isnan(values), np.nan, above).astype(np.float32)
     st.obsm[key_added] = pd.DataFrame(presence, index=frame.index, columns=frame.columns)
@@ -143,6 +145,7 @@ def call_presence(
         "detection_limit": limits,
         "presence": {"method": "threshold" if threshold is not None else method, "source": source},
     }
+    return changed
 
 
 def _given(threshold: float | Mapping[str, float], ids: pd.Index) -> NDArray[np.float64]:
@@ -160,32 +163,35 @@ def _given(threshold: float | Mapping[str, float], ids: pd.Index) -> NDArray[np.
 
 
 def _pixels(
-    data: SpatialData | AnnData,
-    msi_table_key: str,
-    sample_key: str,
-    name: str,
-    frame: pd.DataFrame,
-    st: AnnData,
-    metabolite_key: str,
-) -> tuple[sp.csr_matrix, NDArray[np.float64] | None] | None:
-    """Pixel values of a section and limits from its blank ones, on the scale of the mapped values; `None` without."""
+    data: SpatialData | AnnData, msi_table_key: str, st: AnnData, metabolite_key: str, ids: pd.Index
+) -> tuple[AnnData, str | None] | None:
+    """The MSI table and its layer that were mapped; `None` where it is not there or on another scale than the spots."""
     if not is_spatialdata(data) or msi_table_key not in data.tables:  # type: ignore[union-attr]
         return None
     msi = data.tables[msi_table_key]  # type: ignore[union-attr]
-    rows = np.flatnonzero(require_sample(msi, sample_key) == name)
-    if len(rows) == 0 or not frame.columns.isin(msi.var_names).all():
-        return None
     params = st.uns.get(metabolite_key, {}).get("params", {})
     layer = params.get("layer")
     # not written by stmsi.pp.map_to_spots, or a sum or share: on a scale of its own
-    if layer is None or params.get("agg", "mean") not in ("mean", "median"):
+    if layer is None or params.get("agg", "mean") not in ("mean", "median") or not ids.isin(msi.var_names).all():
         return None
-    columns = msi.var_names.get_indexer(frame.columns)
-    values = as_csr(msi.X if layer == "X" else msi.layers[layer])[rows][:, columns]
-    return values, _blank(msi, rows, columns, layer)
+    return msi, None if layer == "X" else layer
 
 
-def _blank(msi: AnnData, rows: NDArray[np.int64], columns: NDArray[np.int64], layer: str) -> NDArray[np.float64] | None:
+def _pixel_limits(
+    msi: AnnData, layer: str | None, rows: NDArray[np.int64], ids: pd.Index
+) -> tuple[NDArray[np.float64], str]:
+    """Limits of detection from the pixels of a section, on the scale of the mapped values, and what they were seen in."""
+    columns = msi.var_names.get_indexer(ids)
+    floor = noise_floor(as_csr(values_of(msi, layer, "MSI"))[rows][:, columns])
+    blank = _blank(msi, layer, rows, columns)
+    if blank is None or not (blank > 0).any():
+        return floor, "pixels"
+    return np.where(blank > 0, blank, floor), "off tissue"
+
+
+def _blank(
+    msi: AnnData, layer: str | None, rows: NDArray[np.int64], columns: NDArray[np.int64]
+) -> NDArray[np.float64] | None:
     """Limits of detection from the pixels of a section that are off the tissue; `None` where they are not known.
 
     Blank pixels have next to no total ion current, so dividing by it would blow their noise up: the limit is found in
@@ -197,26 +203,13 @@ def _blank(msi: AnnData, rows: NDArray[np.int64], columns: NDArray[np.int64], la
     if (~tissue).sum() < _BLANKS or not tissue.any():
         return None
     params = msi.uns.get(Key.uns.NORMALIZE, {}).get("params", {})
-    normalised = layer == "X" and bool(params)
+    normalised = layer is None and bool(params)
     if normalised and (Key.layers.RAW not in msi.layers or Key.obs.SCALE not in msi.obs):
         return None
-    measured = as_csr(msi.layers[Key.layers.RAW] if normalised else msi.X if layer == "X" else msi.layers[layer])
+    measured = as_csr(values_of(msi, Key.layers.RAW if normalised else layer, "MSI"))
     limit = blank_limit(measured[rows[~tissue]][:, columns])
     if not normalised:
         return limit
     scale = msi.obs[Key.obs.SCALE].to_numpy(np.float64)[rows[tissue]]
     limit = limit * (np.median(scale[scale > 0]) if (scale > 0).any() else 1.0)
     return np.log1p(limit) if params.get("log1p") else limit
-
-
-def _detection_limit(
-    found: tuple[sp.csr_matrix, NDArray[np.float64] | None] | None, spots: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], str]:
-    """Limits of detection of a section, and what they were seen in."""
-    if found is None:
-        return noise_floor(sp.csr_matrix(np.nan_to_num(spots[np.isfinite(spots).any(axis=1)]))), "spots"
-    pixels, blank = found
-    floor = noise_floor(pixels)
-    if blank is None or not (blank > 0).any():
-        return floor, "pixels"
-    return np.where(blank > 0, blank, floor), "off tissue"

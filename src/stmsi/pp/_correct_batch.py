@@ -10,9 +10,9 @@ from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
 from stmsi._core.spectra.section_scale import distribution, section_ranks, transfer
-from stmsi._data.checks import check_choice, check_nonnegative, listing, refuse_view, require_rows, require_unique
+from stmsi._data.checks import check_choice, check_nonnegative, listing
 from stmsi._data.keys import Key
-from stmsi._data.tables import copy_of, get_table, imputed, require_frame, require_obs, require_sample
+from stmsi._data.tables import imputed, require_frame, require_mapped, require_obs, table_to_change
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ def correct_batch(
     r"""Take out what differs between sections as a whole.
 
     Zeros stay 0 (absent is absent in any batch) and NaN stay NaN, with every method. What differs between sections may
-    be biology: with one section per condition, nothing tells the two apart. Batches are also a property of the test
-    section: a correction that has seen it is none that a new section without MSI could get, so quote such scores with it.
+    be biology: with one section per condition, nothing tells the two apart. A correction that has seen the test section
+    is none that a new section without MSI could get: say so with the scores.
 
     Parameters
     ----------
@@ -47,10 +47,8 @@ def correct_batch(
     method
         - ``"combat"``: :func:`scanpy.pp.combat` (Johnson et al. 2007), for intensities on a logarithmic scale. It shifts
           and scales each metabolite in each batch, after what all metabolites of the batch have in common. Values above
-          zero stay so: they do not fall below the smallest that was measured. Spots without MSI are left out;
-          metabolites with NaN in other places are corrected together with those that have the same places, on the
-          batches that measured them, and left as they are where these are fewer than two or the metabolites fewer
-          than three.
+          zero do not fall below the smallest that was measured. Metabolites are corrected together with those that have
+          NaN in the same spots; fewer than three of them, or fewer than two batches, stay as they are.
         - ``"quantile"``: each metabolite's values above zero get the same distribution in each batch, the mean of the
           batches' quantiles. The distributions are kept, so that it can be turned back.
         - ``"rank"``: rank among the values above zero of the batch, a share in (0, 1). It makes platforms comparable
@@ -60,10 +58,8 @@ def correct_batch(
         Column of ``obs`` that names the batches (slide, run, patient); `None`: the sections.
     metabolite_key
         Intensities in ``obsm``.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The ST table.
+    sample_key, table_key
+        Column of ``obs`` with the section name; the ST table.
     copy
         Return a changed copy instead of working in place.
 
@@ -94,23 +90,27 @@ def correct_batch(
     True
     """
     check_choice(method, get_args(Method), "method")
-    out = copy_of(data) if copy else data
-    st = get_table(out, table_key)
-    refuse_view(st)
-    require_rows(st)
-    frame = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
-    require_unique(frame.columns, "Metabolite names", "Rename the columns.")
+    st, changed = table_to_change(data, table_key, copy=copy)
+    frame = require_mapped(st, metabolite_key)
     kept = Key.uncorrected_of(metabolite_key)
-    if method == "none":
-        _restore(st, metabolite_key, kept)
-        return out if copy else None
+    if method == "none":  # put back what an earlier call replaced
+        st.obsm[metabolite_key] = require_frame(
+            st, kept, "stmsi.pp.correct_batch writes it; nothing was corrected."
+        ).copy()
+        del st.obsm[kept]
+        st.uns[metabolite_key] = {k: v for k, v in st.uns.get(metabolite_key, {}).items() if k != "correct_batch"}
+        return changed
     if kept in st.obsm:
         frame = require_frame(st, kept)
     check_nonnegative(frame.to_numpy(), f"obsm[{metabolite_key!r}]", allow_nan=True)
     if imputed(st, metabolite_key, frame).any():
         logger.info("Imputed intensities are corrected like measured ones.")
     key = sample_key if batch_key is None else batch_key
-    batch = require_sample(st, sample_key) if batch_key is None else _batches(st, batch_key)
+    label = require_obs(st, key, "It names the batch of each spot.")
+    if label.isna().any():
+        msg = f"obs[{key!r}] has {int(label.isna().sum())} missing values; every spot needs a batch."
+        raise ValueError(msg)
+    batch = label.astype(str).to_numpy(dtype=object)
     values = frame.to_numpy(np.float64)
     covered = np.isfinite(values).any(axis=1)
     names = list(dict.fromkeys(batch[covered]))
@@ -141,23 +141,7 @@ def correct_batch(
     st.obsm[kept] = frame.copy()
     st.obsm[metabolite_key] = pd.DataFrame(corrected.astype(np.float32), index=frame.index, columns=frame.columns)
     st.uns[metabolite_key] = dict(st.uns.get(metabolite_key, {})) | {"correct_batch": record}
-    return out if copy else None
-
-
-def _restore(st: AnnData, metabolite_key: str, kept: str) -> None:
-    """Put the intensities back that an earlier call replaced."""
-    st.obsm[metabolite_key] = require_frame(st, kept, "stmsi.pp.correct_batch writes it; nothing was corrected.").copy()
-    del st.obsm[kept]
-    st.uns[metabolite_key] = {k: v for k, v in st.uns.get(metabolite_key, {}).items() if k != "correct_batch"}
-
-
-def _batches(st: AnnData, batch_key: str) -> NDArray[Any]:
-    """Batch of each spot, as text."""
-    label = require_obs(st, batch_key, "It names the batch of each spot.")
-    if label.isna().any():
-        msg = f"obs[{batch_key!r}] has {int(label.isna().sum())} missing values; every spot needs a batch."
-        raise ValueError(msg)
-    return label.astype(str).to_numpy(dtype=object)
+    return changed
 
 
 def _combat(
@@ -173,23 +157,18 @@ def _combat(
     corrected = values.copy()
     patterns, group = np.unique(np.isnan(values[covered]), axis=1, return_inverse=True)
     rows_covered = np.flatnonzero(covered)
-    # a constant metabolite has no scale, and scanpy would divide by it
-    spread = np.nanmax(np.where(covered[:, None], values, np.nan), axis=0, initial=-np.inf) - np.nanmin(
-        np.where(covered[:, None], values, np.nan), axis=0, initial=np.inf
-    )
-    left = 0
+    left = values.shape[1]
     for g in range(patterns.shape[1]):
-        columns = np.flatnonzero((group.ravel() == g) & (spread > 0))
+        columns = np.flatnonzero(group.ravel() == g)
         rows = rows_covered[~patterns[:, g]]
         label, count = np.unique(batch[rows].astype(str), return_counts=True)
         rows = rows[np.isin(batch[rows].astype(str), label[count > 1])]
-        n_batches = int((count > 1).sum())
-        columns = columns[_varies(values[np.ix_(rows, columns)], batch[rows])] if n_batches > 1 else columns[:0]
-        if len(columns) < _FEWEST:
-            columns = columns[:0]
-        left += int((group.ravel() == g).sum()) - len(columns)
-        if len(columns) == 0:
+        if (count > 1).sum() < 2:
             continue
+        columns = columns[_varies(values[np.ix_(rows, columns)], batch[rows])]
+        if len(columns) < _FEWEST:
+            continue
+        left -= len(columns)
         obs = pd.DataFrame({"batch": pd.Categorical(batch[rows].astype(str))}, index=rows.astype(str))
         table = AnnData(values[np.ix_(rows, columns)], obs=obs)
         fixed = np.asarray(sc.pp.combat(table, key="batch", inplace=False), dtype=np.float64)

@@ -11,11 +11,11 @@ import scipy.sparse as sp
 
 from stmsi._core.chemistry.adducts import MATRICES, Polarity, matrix_name, matrix_peaks
 from stmsi._core.chemistry.mass_annotation import match_masses
-from stmsi._data.checks import check_choice, check_nonnegative, listing, refuse_view, require_rows
+from stmsi._data.checks import check_choice, check_nonnegative, check_share, listing
 from stmsi._data.keys import Key
-from stmsi._data.tables import as_csr, copy_of, get_table, polarity_of, require_sample
+from stmsi._data.tables import as_csr, polarity_of, require_sample, table_to_change
 from stmsi._settings import logger
-from stmsi.pp._normalize_msi import tissue_of
+from stmsi.pp._msi_table import measured_ions, tissue_of
 from stmsi.pp._select_spatially_variable import moran_of_sections
 
 if TYPE_CHECKING:
@@ -58,20 +58,17 @@ def filter_metabolites(
         m/z (Da) of matrix peaks or contaminants to leave out.
     matrix
         MALDI matrix whose own ions to leave out: ``"DHB"``, ``"CHCA"``, ``"SA"``, ``"DHAP"``, ``"9-AA"``, ``"DAN"``,
-        ``"NEDC"``, ``"norharmane"`` or ``"FMP-10"``. Its clusters of up to three molecules with protons, sodium and
-        potassium are computed from its formula (Keller & Li, J. Am. Soc. Mass Spectrom. 2000, 11, 88); fragments and
-        adducts with the solvent are not among them, so add what your blank shows to `exclude_mz`. A metabolite of the
-        same mass goes too.
+        ``"NEDC"``, ``"norharmane"`` or ``"FMP-10"``. They are clusters of up to three molecules with protons, sodium and
+        potassium (Keller & Li, J. Am. Soc. Mass Spectrom. 2000, 11, 88), without fragments and adducts of the solvent:
+        add what your blank shows to `exclude_mz`. A metabolite of the same mass goes too.
     polarity
         ``"positive"`` or ``"negative"``, for `matrix`; `None`: from ``uns["msi"]["attrs"]``.
     ppm
         Relative window around `exclude_mz` and the ions of `matrix`.
     tissue_key
         Boolean column of ``obs``, such as ``"on_tissue"``: other pixels do not count.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The MSI table.
+    sample_key, table_key
+        Column of ``obs`` with the section name; the MSI table.
     copy
         Return a changed copy instead of working in place.
 
@@ -95,29 +92,22 @@ def filter_metabolites(
     >>> sdata.tables["msi"].n_vars
     10
     """
-    if not 0 <= min_prevalence <= 1:
-        msg = f"min_prevalence is a share between 0 and 1, found {min_prevalence!r}."
-        raise ValueError(msg)
-    out = copy_of(data) if copy else data
-    msi = get_table(out, table_key)
-    refuse_view(msi)
-    require_rows(msi, "pixels")
+    check_share(min_prevalence, "min_prevalence")
+    msi, changed = table_to_change(data, table_key, copy=copy, rows="pixels")
     sample = require_sample(msi, sample_key)
     names = list(dict.fromkeys(sample))
     tissue = tissue_of(msi, tissue_key)
-    whole = np.ones(msi.n_vars, bool)
     if not 1 <= min_samples <= len(names):
         msg = f"min_samples must lie between 1 and the number of sections ({len(names)}), found {min_samples!r}."
         raise ValueError(msg)
     X = as_csr(msi.X)
     check_nonnegative(X, "MSI intensities")
-    indicator = sp.csr_matrix(np.stack([(sample == n) & tissue for n in names]).astype(np.float64))
+    own = np.stack([(sample == n) & tissue for n in names])
+    indicator = sp.csr_matrix(own.astype(np.float64))
     detected = (indicator @ (X > 0).astype(np.float64)).toarray()
-    total = (indicator @ X).toarray()
-    n_pixels = np.maximum([((sample == n) & tissue).sum() for n in names], 1)[:, None]
-    intense = total / np.maximum(detected, 1) >= min_intensity
-    enough = (detected / n_pixels >= min_prevalence) & (detected > 0) & intense
-    keep = enough.sum(axis=0) >= min_samples
+    intense = (indicator @ X).toarray() / np.maximum(detected, 1) >= min_intensity
+    n_pixels = np.maximum(own.sum(axis=1), 1)[:, None]
+    keep = ((detected / n_pixels >= min_prevalence) & (detected > 0) & intense).sum(axis=0) >= min_samples
     excluded = [] if exclude_mz is None else [float(m) for m in exclude_mz]
     if matrix is not None:
         kind = matrix_name(matrix)
@@ -131,20 +121,21 @@ def filter_metabolites(
         mz = pd.to_numeric(msi.var[Key.var.MZ]).to_numpy(dtype=float)
         keep[match_masses(mz, np.array(excluded), ppm)[0]] = False
     if min_moran is not None:
-        if Key.var.MORAN in msi.var:
-            moran = msi.var[Key.var.MORAN].to_numpy(float)
-        else:
-            moran = moran_of_sections(msi, 8, None, tissue_key, sample_key).mean(axis=1).to_numpy(float)
-        keep &= moran >= min_moran
+        known_moran = Key.var.MORAN in msi.var
+        moran = (
+            msi.var[Key.var.MORAN]
+            if known_moran
+            else moran_of_sections(msi, 8, None, tissue_key, sample_key).mean(axis=1)
+        )
+        keep &= moran.to_numpy(float) >= min_moran
     if not keep.any():
         msg = (
             f"No ion passes (largest prevalence {(detected / n_pixels).max():.3g}); lower min_prevalence, "
             "min_intensity, min_samples or min_moran, or exclude less."
         )
         raise ValueError(msg)
-    measured = msi.varm.get(Key.varm.MEASURED)
-    known = np.stack([measured[n].to_numpy(bool) if measured is not None and n in measured else whole for n in names])
+    known = np.stack([measured_ions(msi, n) for n in names])
     msi.var[Key.var.PREVALENCE] = detected.sum(axis=0) / np.maximum((n_pixels * known).sum(axis=0), 1)
     logger.info("Keeping %d of %d ions.", int(keep.sum()), len(keep))
     msi._inplace_subset_var(keep)
-    return out if copy else None
+    return changed

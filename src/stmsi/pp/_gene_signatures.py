@@ -10,9 +10,9 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.ids import safe_ids
-from stmsi._data.checks import check_nonnegative, listing, refuse_view, require_rows, require_unique
+from stmsi._data.checks import check_nonnegative, listing, require_unique
 from stmsi._data.keys import Key
-from stmsi._data.tables import as_csr, get_table, require_obs
+from stmsi._data.tables import as_csr, require_obs, table_to_change, values_of
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -32,7 +32,8 @@ def gene_signatures(
     layer: str | None = None,
     key_added: str = Key.varm.SIGNATURE,
     table_key: str = Key.table.ST,
-) -> None:
+    copy: bool = False,
+) -> SpatialData | AnnData | None:
     """Mark the genes of each spatial cluster's signature.
 
     The mask of a spot, which the presence stage of every model can take as input, is the column of its cluster.
@@ -56,11 +57,13 @@ def gene_signatures(
         Where in ``varm`` to write.
     table_key
         The ST table.
+    copy
+        Return a changed copy instead of working in place.
 
     Returns
     -------
-    `None`. Writes ``varm["signature"]`` (DataFrame genes x clusters, boolean; columns are safe ids) and
-    ``uns["signature"]``: ``params`` and ``clusters``, the cluster labels in column order.
+    `None`, or with ``copy=True`` the changed copy. Writes ``varm["signature"]`` (DataFrame genes x clusters, boolean;
+    columns are safe ids) and ``uns["signature"]``: ``params`` and ``clusters``, the cluster labels in column order.
 
     Raises
     ------
@@ -77,9 +80,7 @@ def gene_signatures(
     >>> int(sdata.tables["st"].varm["signature"].sum().iloc[0])
     10
     """
-    st = get_table(data, table_key)
-    refuse_view(st)
-    require_rows(st)
+    st, changed = table_to_change(data, table_key, copy=copy)
     require_unique(st.var_names, "Gene names")
     label = require_obs(st, cluster_key, "Cluster the spots first, for example with scanpy.tl.leiden.")
     cluster = label.astype(object).where(label.notna(), None)
@@ -92,14 +93,14 @@ def gene_signatures(
         mask = _from_sets(gene_sets, names, st.var_names)
     else:
         mask = signature_mask(st, cluster.astype("string"), names, n_genes, method, layer)
-    frame = pd.DataFrame(mask, index=st.var_names, columns=safe_ids(names))
-    st.varm[key_added] = frame
+    st.varm[key_added] = pd.DataFrame(mask, index=st.var_names, columns=safe_ids(names))
     params = {"cluster_key": cluster_key, "n_genes": n_genes, "method": "gene_sets" if gene_sets else method}
     st.uns[Key.uns.SIGNATURE if key_added == Key.varm.SIGNATURE else key_added] = {
         "params": params | ({"layer": layer} if layer else {}),
         "clusters": np.array(names, dtype=object),
     }
     logger.info("Signatures of %d clusters, %d to %d genes.", len(names), mask.sum(0).min(), mask.sum(0).max())
+    return changed
 
 
 def signature_mask(
@@ -121,10 +122,7 @@ def signature_mask(
         msg = f"n_genes must lie between 1 and the number of genes ({st.n_vars}), found {n_genes!r}."
         raise ValueError(msg)
     known = cluster.notna().to_numpy()
-    if layer is not None and layer not in st.layers:
-        msg = f"The ST table has no layer {layer!r}; layers: {listing(st.layers)}."
-        raise KeyError(msg)
-    counts = as_csr(st.X if layer is None else st.layers[layer], np.float32)
+    counts = as_csr(values_of(st, layer, "ST"), np.float32)
     check_nonnegative(counts, "Gene counts")
     work = AnnData(counts[known], var=pd.DataFrame(index=st.var_names))
     work.obs["cluster"] = pd.Categorical(cluster[known].astype(str).to_numpy(), categories=list(names))
@@ -137,15 +135,13 @@ def signature_mask(
 
 def _from_sets(gene_sets: GeneSets, names: Sequence[str], genes: pd.Index) -> np.ndarray:
     sets = dict(gene_sets) if isinstance(gene_sets, Mapping) else read_gmt(Path(gene_sets))
-    missing = [n for n in names if n not in sets]
-    if missing:
+    if missing := [n for n in names if n not in sets]:
         msg = (
             f"No gene set for the clusters {listing(missing)}; sets: {listing(sets)}. Name the sets like the clusters."
         )
         raise KeyError(msg)
     mask = np.column_stack([genes.isin(list(sets[n])) for n in names])
-    empty = [n for n, hits in zip(names, mask.sum(axis=0), strict=True) if hits == 0]
-    if empty:
+    if empty := [n for n, hits in zip(names, mask.sum(axis=0), strict=True) if hits == 0]:
         msg = (
             f"The gene sets of {listing(empty)} share no gene with the data, whose genes look like "
             f"{listing(genes[:3])}. Use the same kind of id (symbols or Ensembl)."

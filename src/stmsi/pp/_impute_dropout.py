@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.spatial.median_filter import adaptive_median, distance_rings
-from stmsi._data.checks import check_nonnegative, listing, refuse_view, require_rows, require_unique
+from stmsi._data.checks import check_nonnegative
 from stmsi._data.keys import Key
-from stmsi._data.tables import copy_of, get_table, imputed, require_frame, require_sample
+from stmsi._data.tables import imputed, require_mapped, require_positions, require_sample, table_to_change
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -45,10 +45,8 @@ def impute_dropout(
         How many distinct distances the window may grow to; on a hexagon 7 are 54 neighbours.
     metabolite_key
         Intensities in ``obsm``.
-    sample_key
-        Column of ``obs`` with the section name; windows do not cross sections.
-    table_key
-        The ST table.
+    sample_key, table_key
+        Column of ``obs`` with the section name (windows do not cross sections); the ST table.
     copy
         Return a changed copy instead of working in place.
 
@@ -82,12 +80,8 @@ def impute_dropout(
     if n_rings < 1:
         msg = f"n_rings must be at least 1, found {n_rings!r}."
         raise ValueError(msg)
-    out = copy_of(data) if copy else data
-    st = get_table(out, table_key)
-    refuse_view(st)
-    require_rows(st)
-    frame = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
-    require_unique(frame.columns, "Metabolite names", "Rename the columns.")
+    st, changed = table_to_change(data, table_key, copy=copy)
+    frame = require_mapped(st, metabolite_key)
     check_nonnegative(frame.to_numpy(), f"obsm[{metabolite_key!r}]", allow_nan=True)
     if Key.uncorrected_of(metabolite_key) in st.obsm:
         msg = (
@@ -95,19 +89,13 @@ def impute_dropout(
             "stmsi.pp.correct_batch(data, method='none'), impute, and correct again."
         )
         raise ValueError(msg)
-    if Key.obsm.SPATIAL not in st.obsm:
-        msg = f'obsm has no "spatial" with the spot positions; found {listing(st.obsm.keys())}.'
-        raise KeyError(msg)
-    xy = np.asarray(st.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2]
     sample = require_sample(st, sample_key)
     measured = np.where(imputed(st, metabolite_key, frame), 0.0, frame.to_numpy(np.float64))
     covered = np.isfinite(measured).any(axis=1)
     if not covered.any():
         msg = f"obsm[{metabolite_key!r}] holds nothing but NaN; align and map the MSI first."
         raise ValueError(msg)
-    if not np.isfinite(xy[covered]).all():
-        msg = 'obsm["spatial"] contains NaN or infinite positions; drop those spots first.'
-        raise ValueError(msg)
+    xy = require_positions(st, covered)[:, :2]
     filled = measured.copy()
     for name in dict.fromkeys(sample[covered]):
         rows = np.flatnonzero((sample == name) & covered)
@@ -118,7 +106,7 @@ def impute_dropout(
     if Key.presence_of(metabolite_key) not in st.obsm:
         logger.warning(
             "Presence was not called: a model would take what is filled in for present. Call stmsi.pp.call_presence, which "
-            "counts it as absent, before training.",
+            "counts it as absent, before training."
         )
     st.obsm[metabolite_key] = pd.DataFrame(filled.astype(np.float32), index=frame.index, columns=frame.columns)
     st.obsm[Key.observed_of(metabolite_key)] = pd.DataFrame(observed, index=frame.index, columns=frame.columns)
@@ -126,4 +114,4 @@ def impute_dropout(
     st.uns[metabolite_key] = dict(st.uns.get(metabolite_key, {})) | {
         "impute_dropout": {"n_rings": n_rings, "imputed_share": share}
     }
-    return out if copy else None
+    return changed

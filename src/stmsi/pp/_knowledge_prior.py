@@ -13,10 +13,10 @@ import pandas as pd
 from stmsi._core.chemistry.adducts import ADDUCTS
 from stmsi._core.chemistry.core_metabolites import core_metabolites
 from stmsi._core.chemistry.molecule_index import Entry, EntryIndex
-from stmsi._data.checks import check_choice, check_key, listing, refuse_view, require_rows, require_unique, suggest
+from stmsi._data.checks import check_choice, check_key, check_positive, listing, suggest
 from stmsi._data.feature_table import find_features
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, require_frame
+from stmsi._data.tables import require_mapped, table_to_change
 from stmsi._settings import logger
 from stmsi.pp._gene_signatures import read_gmt
 
@@ -45,7 +45,8 @@ def knowledge_prior(
     adducts: Sequence[str] = ("[M+H]+", "[M+Na]+", "[M+K]+", "[M-H]-", "[M+Cl]-"),
     key_added: str = Key.varm.PRIOR,
     table_key: str = Key.table.ST,
-) -> None:
+    copy: bool = False,
+) -> SpatialData | AnnData | None:
     """Mark the genes that are known to make, use or carry each metabolite.
 
     Models take the mark as an optional input (``setup_anndata(prior_key="msi_prior")``). Metabolites are found in the
@@ -79,12 +80,14 @@ def knowledge_prior(
         Where in ``varm`` and ``uns`` to write.
     table_key
         The ST table.
+    copy
+        Return a changed copy instead of working in place.
 
     Returns
     -------
-    `None`. Writes ``varm["msi_prior"]`` (DataFrame genes x metabolites, boolean; columns are the metabolites' ids) and
-    ``uns["msi_prior"]``: ``params`` and ``matches``, one row per metabolite with ``matched_by``, ``entries`` (names in the
-    table) and ``n_genes`` (found among the genes of the data).
+    `None`, or with ``copy=True`` the changed copy. Writes ``varm["msi_prior"]`` (DataFrame genes x metabolites, boolean;
+    columns are the metabolites' ids) and ``uns["msi_prior"]``: ``params`` and ``matches``, one row per metabolite with
+    ``matched_by``, ``entries`` (names in the table) and ``n_genes`` (found among the genes of the data).
 
     Raises
     ------
@@ -105,30 +108,19 @@ def knowledge_prior(
     >>> int(sdata.tables["st"].varm["msi_prior"]["simPC_28_0"].sum())
     2
     """
-    st = get_table(data, table_key)
-    refuse_view(st)
-    require_rows(st)
     check_key(key_added)
     for adduct in adducts:
         check_choice(adduct, ADDUCTS, "adducts")
-    if ppm is not None and not ppm > 0:
-        msg = f"ppm must be above 0, found {ppm!r}."
-        raise ValueError(msg)
-    metabolites = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.").columns
-    require_unique(metabolites, "Metabolite names")
+    check_positive(ppm, "ppm")
+    st, changed = table_to_change(data, table_key, copy=copy)
+    metabolites = require_mapped(st, metabolite_key).columns
     symbols = _symbols(st, gene_symbols)
     entries = _entries(core_metabolites() if table is None else table, transporters=transporters)
     matches = _match(_features(st, metabolite_key, metabolites), entries, ppm, adducts)
 
-    position: dict[str, list[int]] = {}
-    for i, symbol in enumerate(symbols):
-        position.setdefault(symbol, []).append(i)
-    mask = np.zeros((st.n_vars, len(metabolites)), dtype=bool)
-    wanted: set[str] = set()
-    for m, found in enumerate(matches["found"]):
-        genes = {gene.upper() for i in found for gene in entries[i].genes}
-        wanted |= genes
-        mask[[i for gene in genes for i in position.get(gene, ())], m] = True
+    genes = [{gene.upper() for i in found for gene in entries[i].genes} for found in matches["found"]]
+    wanted = set().union(*genes)
+    mask = np.column_stack([pd.Index(symbols).isin(own) for own in genes])
     _check_found(matches, entries, wanted, mask, symbols)
 
     st.varm[key_added] = pd.DataFrame(mask, index=st.var_names, columns=metabolites)
@@ -140,16 +132,15 @@ def knowledge_prior(
     }
     st.uns[key_added] = {
         "params": params | ({} if ppm is None else {"ppm": float(ppm), "adducts": list(adducts)}),
-        "matches": pd.DataFrame(
-            {"matched_by": matches["matched_by"], "entries": names, "n_genes": mask.sum(axis=0)}, index=metabolites
-        ),
+        "matches": matches[["matched_by"]].assign(entries=names, n_genes=mask.sum(axis=0)),
     }
     how = matches.loc[matches["matched_by"] != "", "matched_by"].value_counts()
     logger.info(
         "Knowledge prior: %d of %d metabolites matched (%s); %d of their %d genes are in the data.",
         how.sum(), len(metabolites), ", ".join(f"{n} by {by}" for by, n in how.items()),
-        len(wanted & set(position)), len(wanted),
+        len(wanted & set(symbols)), len(wanted),
     )  # fmt: skip
+    return changed
 
 
 def _symbols(st: AnnData, gene_symbols: str | None) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
@@ -21,6 +22,7 @@ from stmsi._data.checks import (
     check_choice,
     check_key,
     check_nonnegative,
+    check_positive,
     check_share,
     listing,
     refuse_view,
@@ -29,9 +31,10 @@ from stmsi._data.checks import (
     require_unique,
 )
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, require_obs, require_sample
+from stmsi._data.tables import copy_of, get_table, require_sample, values_of
 from stmsi._settings import logger
-from stmsi.pp._mapping.spot_weights import Section, check_coverage, covered_spots, paired_sections, weigh
+from stmsi.pp._mapping.spot_weights import Section, check_coverage, paired_sections, weigh
+from stmsi.pp._msi_table import measured_ions, raster_of, total_ion_current
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -57,7 +60,8 @@ def map_to_spots(
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.ST,
     msi_table_key: str = Key.table.MSI,
-) -> None:
+    copy: bool = False,
+) -> SpatialData | None:
     r"""Map aligned MSI pixels to spots, bins or cells by the exact area that they share.
 
     The value of metabolite :math:`m` in spot :math:`i` is the area-weighted mean over the pixels :math:`p`
@@ -65,61 +69,56 @@ def map_to_spots(
     .. math:: y_{im} = \sum_p A_{ip} x_{pm} / \sum_p A_{ip}
 
     with :math:`A_{ip}` the exact area that the spot (a circle, a square bin, or a cell of any outline) and the pixel (its
-    square after alignment, also after a non-rigid one) share. It is one sparse matrix product, for which the ions are
-    read in blocks.
+    square after alignment, also after a non-rigid one) share.
 
     It works in both directions. Where bins are finer than pixels, each takes the value of the pixel that it lies in, and
-    **neighbouring bins share one measurement**: they are no replicates of each other. ``obs["msi_pixel"]`` names the
-    pixel that a bin has most of its value from. Count such groups, not bins, and keep them in one fold.
+    **neighbouring bins share one measurement**: they are no replicates. ``obs["msi_pixel"]`` names the pixel that a bin
+    has most of its value from. Count such groups, not bins, and keep them in one fold.
 
     Parameters
     ----------
     sdata
         After :func:`stmsi.pp.align`. Sections without MSI may be among them.
     layer
-        Layer of the MSI table to map; `None`: ``X``. Dense, sparse, dask (of either) or backed by a file. What is not in
-        memory is read block by block.
+        Layer of the MSI table to map; `None`: ``X``. Dense, sparse, dask (of either) or backed by a file, then read block
+        by block.
     method
-        ``"area"``: every pixel counts with the area that it shares with the spot. ``"nearest"``: every pixel goes, as a
-        whole, to the nearest of *all* spots of the shapes element (also of those that the table has left out, so that
-        the spots at the border of the tissue take nothing from beyond it) whose centre lies within `max_distance` of
-        its own, and counts as 1. Spots without a pixel are NaN.
+        ``"area"``: every pixel counts with the area that it shares with the spot. ``"nearest"``: every pixel counts as 1
+        in the nearest of *all* spots of the shapes element (also of those that the table has left out, so that the spots
+        at the border of the tissue take nothing from beyond it), within `max_distance`. Spots without a pixel are NaN.
     agg
         What becomes of the pixels of a spot, weighted as `method` says:
 
         - ``"mean"``: as above;
-        - ``"sum"``: each pixel gives the share of its signal that its overlapping share of its area stands for,
-          :math:`\sum_p (A_{ip} / A_p) x_{pm}` (with ``"nearest"`` the plain sum). It grows with the area covered;
+        - ``"sum"``: :math:`\sum_p (A_{ip} / A_p) x_{pm}` (with ``"nearest"`` the plain sum), which grows with the area;
         - ``"median"``: the weighted median, robust against hot pixels;
-        - ``"tic"``: :math:`\sum_p A_{ip} x_{pm} / \sum_p A_{ip} t_p` with the total ion current :math:`t_p`: pixels count
-          by their signal, and values are shares of the total.
+        - ``"tic"``: :math:`\sum_p A_{ip} x_{pm} / \sum_p A_{ip} t_p` with the total ion current :math:`t_p`: shares of the
+          total.
     min_coverage
         Share of a spot's area that pixels must cover; below it the spot counts as not covered.
     max_distance
-        For ``method="nearest"``, in micrometres; `None`: half the pitch of the spots, the median distance between
-        neighbours.
+        For ``method="nearest"``, in micrometres; `None`: half the median distance between neighbouring spots.
     tic_key
         For ``agg="tic"``: column of the MSI table's ``obs`` with the total ion current of the whole spectrum; `None`: the
         sum of the ions in the table.
     replicates
-        Also write the variance between the pixels of each spot, and the values from either half of them: the pixels of
-        even and those of odd ``row + col``, two interleaved sets that share none. The agreement of the halves bounds
-        what any prediction of the values can reach.
+        Also write the variance between the pixels of each spot, and the values from either half of them (even and odd
+        ``row + col``). The agreement of the halves bounds what any prediction can reach.
     spread
-        Also write how much the values change within the error of the alignment: the standard deviation over the
-        transformations that ``stmsi.pp.align(n_perturb=)`` has drawn.
+        Also write the standard deviation of the values within the error of the alignment: over the transformations that
+        ``stmsi.pp.align(n_perturb=)`` has drawn.
     key_added
         Where in ``obsm`` to write.
     sample_key
         Column of ``obs`` with the section name.
-    table_key
-        The ST table.
-    msi_table_key
-        The MSI table.
+    table_key, msi_table_key
+        The ST and the MSI table.
+    copy
+        Return a changed copy instead of working in place.
 
     Returns
     -------
-    `None`. Writes into the ST table:
+    `None`, or with ``copy=True`` the changed copy. Writes into the ST table:
 
     - ``obsm["msi"]``: DataFrame spots x metabolites, float32; **NaN where MSI did not cover the spot** (or the section
       did not measure the ion), 0 where it did and found nothing;
@@ -135,16 +134,15 @@ def map_to_spots(
       ``obsm["msi_half_2"]``, NaN where a half has no pixel;
     - with `spread` ``obsm["msi_spread"]``: standard deviation over the perturbed alignments.
 
-    With ``method="nearest"`` the pairing is written into the MSI table: ``obs["msi_spot"]``, the spot of each pixel.
-    With another `key_added` all these names begin with it, except for ``msi_coverage``. What an earlier mapping to the
-    same key wrote and this one does not, the presence called from it (``obsm["msi_presence"]``), and
-    the records of what was imputed or corrected are removed.
+    With ``method="nearest"`` the MSI table gets ``obs["msi_spot"]``, the spot of each pixel. With another `key_added` all
+    these names begin with it, except for ``msi_coverage``. What else an earlier mapping to the same key wrote, the
+    presence called from it, and the records of what was imputed or corrected are removed.
 
     Raises
     ------
     ValueError
         A section is not aligned, no spot is covered, pixels overlap each other, spots and pixels are in different
-        units, names of spots or pixels repeat, intensities are negative or NaN, or there are no perturbed alignments for `spread`.
+        units, names of spots or pixels repeat, intensities are negative or NaN, or nothing was drawn for `spread`.
     KeyError
         Missing tables, elements, layers or columns.
 
@@ -167,7 +165,13 @@ def map_to_spots(
     check_choice(method, get_args(Method), "method")
     check_choice(agg, get_args(Aggregation), "agg")
     check_share(min_coverage, "min_coverage")
-    _check_options(method, agg, max_distance, tic_key)
+    check_positive(max_distance, "max_distance", "micrometres")
+    if max_distance is not None and method != "nearest":
+        msg = f"max_distance goes with method='nearest', found method={method!r}."
+        raise ValueError(msg)
+    if tic_key is not None and agg != "tic":
+        msg = f"tic_key goes with agg='tic', found agg={agg!r}."
+        raise ValueError(msg)
     st, msi = get_table(sdata, table_key), get_table(sdata, msi_table_key)
     refuse_view(st)
     if method == "nearest":
@@ -176,12 +180,12 @@ def map_to_spots(
     require_rows(msi, "pixels")
     for table, what in ((st, "Spot names"), (msi, "Pixel names")):
         require_unique(table.obs_names, what, "Call .obs_names_make_unique() on the table.")
-    if layer is not None and layer not in msi.layers:
-        msg = f"The MSI table has no layer {layer!r}; layers: {listing(msi.layers)}."
-        raise KeyError(msg)
-    values = msi.X if layer is None else msi.layers[layer]
-    tic = None if tic_key is None else _total_ion_current(msi, tic_key)
-    parity = _parity(msi) if replicates else None
+    values = values_of(msi, layer, "MSI")
+    tic = None if tic_key is None else total_ion_current(msi, tic_key)
+    parity = None
+    if replicates:  # the colour of each pixel on a chess board
+        row, col = raster_of(msi, "The halves of replicates=True are pixels of even and odd row + col.")
+        parity = (row + col) % 2
     st_sample, msi_sample = require_sample(st, sample_key), require_sample(msi, sample_key)
     sections = paired_sections(sdata, st, msi, st_sample, msi_sample)
     perturbations = _perturbations(msi, sections) if spread else {}
@@ -201,15 +205,16 @@ def map_to_spots(
         results[Key.spread_of(key_added)] = _spread_of(
             sections, perturbations, aggregate, (st.n_obs, msi.n_obs), method, weights.max_distance, min_coverage
         )
-    unmeasured = _unmeasured(msi, sections)
     for matrix in results.values():
         matrix[~kept] = np.nan
-        for rows, ions in unmeasured:
-            matrix[np.ix_(rows, ions)] = np.nan
+        for name, section in sections.items():
+            matrix[np.ix_(section.spots, ~measured_ions(msi, name))] = np.nan
     columns = _columns(weights.used, kept, msi.obs_names, key_added)
     pairing = _categorical(dominant(sp.csr_matrix(weights.used.T))[0], st.obs_names)
 
     # from here on nothing can fail
+    out = copy_of(sdata) if copy else sdata
+    st, msi = get_table(out, table_key), get_table(out, msi_table_key)
     names = msi.var_names.astype(str)
     _forget(st, key_added, keep=set(results))
     for key, matrix in results.items():
@@ -231,6 +236,7 @@ def map_to_spots(
     st.uns[key_added] = {"features": msi.var.copy(), "params": params}
     if Key.varm.SECTION_MZ in msi.varm:
         st.uns[key_added][Key.varm.SECTION_MZ] = msi.varm[Key.varm.SECTION_MZ].copy()
+    return out if copy else None
 
 
 class _Aggregate:
@@ -260,39 +266,11 @@ class _Aggregate:
         return out
 
 
-def _check_options(method: str, agg: str, max_distance: float | None, tic_key: str | None) -> None:
-    if max_distance is not None and method != "nearest":
-        msg = f"max_distance goes with method='nearest', found method={method!r}."
-        raise ValueError(msg)
-    if max_distance is not None and not (np.isfinite(max_distance) and max_distance > 0):
-        msg = f"max_distance is a positive number of micrometres, found {max_distance!r}."
-        raise ValueError(msg)
-    if tic_key is not None and agg != "tic":
-        msg = f"tic_key goes with agg='tic', found agg={agg!r}."
-        raise ValueError(msg)
-
-
 def _check_block(block: Any) -> None:
     array = block.data if sp.issparse(block) else block
     if array.size and array.dtype.kind in "fiu" and array.min() >= 0 and array.max() < np.inf:
         return  # two passes without a copy; NaN fails both
     check_nonnegative(block, "MSI intensities")
-
-
-def _total_ion_current(msi: AnnData, tic_key: str) -> NDArray[np.float64]:
-    column = require_obs(msi, tic_key, "It holds the total ion current of each pixel.")
-    tic = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
-    if not np.isfinite(tic).all() or (tic < 0).any():
-        msg = f"obs[{tic_key!r}] must hold finite total ion currents of at least 0."
-        raise ValueError(msg)
-    return tic
-
-
-def _parity(msi: AnnData) -> NDArray[np.int64]:
-    """The colour of each pixel on a chess board."""
-    remedy = "The halves of replicates=True are pixels of even and odd row + col."
-    row, col = (require_obs(msi, key, remedy).to_numpy(dtype=np.int64) for key in (Key.obs.ROW, Key.obs.COL))
-    return (row + col) % 2
 
 
 def _perturbations(msi: AnnData, sections: dict[str, Section]) -> dict[str, NDArray[np.float64]]:
@@ -323,42 +301,26 @@ def _spread_of(
     max_distance: dict[str, float],
     min_coverage: float,
 ) -> NDArray[np.float32]:
+    """Standard deviation of the values over perturbed alignments, shape (spots, metabolites)."""
     spread = Spread((shape[0], aggregate.values.shape[1]))
     for k in range(max(len(p) for p in perturbations.values())):
-        moved = {
-            name: Section(sections[name].geometry.moved(drawn[k]), sections[name].spots, sections[name].pixels)
-            for name, drawn in perturbations.items()
-            if k < len(drawn)
-        }
+        now = {name: drawn[k] for name, drawn in perturbations.items() if k < len(drawn)}
+        moved = {n: replace(sections[n], geometry=sections[n].geometry.moved(matrix)) for n, matrix in now.items()}
         weights = weigh(moved, *shape, method, max_distance)
-        share = np.asarray(weights.areas.sum(axis=1)).ravel() / weights.spot_area
-        spread.add(aggregate(weights.used, weights.pixel_area), covered_spots(weights, share, min_coverage))
+        spread.add(aggregate(weights.used, weights.pixel_area), weights.covered(min_coverage)[1])
     return spread.std()
-
-
-def _unmeasured(msi: AnnData, sections: dict[str, Section]) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
-    """Spots of each section and the ions that it did not measure."""
-    measured = msi.varm.get(Key.varm.MEASURED)
-    if measured is None:
-        return []
-    return [
-        (section.spots, np.flatnonzero(~measured[name].to_numpy(bool)))
-        for name, section in sections.items()
-        if name in measured
-    ]
 
 
 def _columns(used: sp.csr_matrix, kept: NDArray[np.bool_], pixels: pd.Index, key_added: str) -> dict[str, Any]:
     """Columns of ``obs`` that say which pixels a spot has its values from."""
-    number, effective = Key.n_pixels_of(key_added)
-    pixel, share = Key.pixel_of(key_added)
     column, largest = dominant(used)
-    return {
-        number: np.where(kept, np.diff(used.indptr), 0).astype(np.int32),
-        effective: np.where(kept, effective_number(used), 0.0),
-        pixel: _categorical(np.where(kept, column, -1), pixels),
-        share: np.where(kept, largest, 0.0),
-    }
+    found = (
+        np.where(kept, np.diff(used.indptr), 0).astype(np.int32),
+        np.where(kept, effective_number(used), 0.0),
+        _categorical(np.where(kept, column, -1), pixels),
+        np.where(kept, largest, 0.0),
+    )
+    return dict(zip((*Key.n_pixels_of(key_added), *Key.pixel_of(key_added)), found, strict=True))
 
 
 def _categorical(position: NDArray[np.int64], names: pd.Index) -> pd.Categorical:
@@ -371,10 +333,8 @@ def _categorical(position: NDArray[np.int64], names: pd.Index) -> pd.Categorical
 def _forget(st: AnnData, key_added: str, keep: set[str]) -> None:
     """Drop what an earlier mapping to the same key wrote, and what was made from it."""
     written = (Key.variance_of(key_added), Key.spread_of(key_added), *Key.halves_of(key_added))
-    made = (Key.observed_of(key_added), Key.uncorrected_of(key_added))
-    for key in (*written, *made):
-        if key not in keep:
-            st.obsm.pop(key, None)
+    for key in {*written, Key.observed_of(key_added), Key.uncorrected_of(key_added)} - keep:
+        st.obsm.pop(key, None)
     ceiling = st.uns.get(Key.uns.CEILING, {})
     if ceiling.get("params", {}).get("metabolite_key") == key_added:
         del st.uns[Key.uns.CEILING]

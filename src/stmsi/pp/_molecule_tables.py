@@ -58,17 +58,11 @@ def _read(path: Path) -> pd.DataFrame:
         raise ValueError(msg)
     if path.suffix.lower() == ".parquet":
         return pd.read_parquet(path)
-    with path.open(encoding="utf-8", errors="replace") as file:
-        lines = [line for line in file if line.strip() and not line.startswith("#")][:1]
-    head = lines[0] if lines else ""
-    sep = max("\t,;", key=head.count)
     # METASPACE heads its exports with comments; elsewhere '#' may be part of a name
-    skip = 0
     with path.open(encoding="utf-8", errors="replace") as file:
-        for line in file:
-            if not line.startswith("#") and line.strip():
-                break
-            skip += 1
+        head = [(n, line) for n, line in enumerate(file) if line.strip() and not line.startswith("#")][:1]
+    skip, first = head[0] if head else (0, "")
+    sep = max("\t,;", key=first.count)
     try:
         return pd.read_csv(path, sep=sep, skiprows=skip, dtype=str, keep_default_na=False)
     except (pd.errors.ParserError, UnicodeDecodeError) as error:

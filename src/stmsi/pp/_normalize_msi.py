@@ -9,10 +9,11 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stmsi._core.spectra.pixel_statistics import otsu_tissue, pixel_factors, section_quantiles
-from stmsi._data.checks import check_choice, check_nonnegative, refuse_view, require_rows
+from stmsi._data.checks import check_choice, check_nonnegative, check_positive
 from stmsi._data.keys import Key
-from stmsi._data.tables import as_csr, copy_of, get_table, require_metabolites, require_obs, require_sample
+from stmsi._data.tables import as_csr, require_metabolites, require_sample, table_to_change
 from stmsi._settings import logger
+from stmsi.pp._msi_table import tissue_of, total_ion_current
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -45,32 +46,29 @@ def normalize_msi(
         SpatialData with an MSI table, or that table. ``X`` sparse or dense.
     method
         What a pixel is divided by: its total ion current (``"tic"``), the root mean square (``"rms"``) or the median
-        (``"median"``) of its ions above zero, one ion (``"reference"``, such as a sprayed standard), or nothing
-        (``"none"``).
+        (``"median"``) of its ions above zero, one ion (``"reference"``), or nothing (``"none"``).
     reference
-        Id or name of the ion to divide by, with ``method="reference"``. Pixels without it become 0.
+        Id or name of the ion to divide by, such as a sprayed standard, with ``method="reference"``. Pixels without it
+        become 0.
     log1p
         Whether to take ``log(1 + x)`` afterwards.
     winsorize
-        Quantile (for example 0.99) of each ion's values above zero in each section at which hot spots are capped,
-        before normalisation.
+        Quantile (such as 0.99) of each ion's values above zero in each section at which hot spots are capped before.
     target
         What normalised pixels are scaled to; `None`: the mean over sections of the median factor, so that intensities
         keep their order of magnitude and sections share one scale.
     tic_key
         Column of ``obs`` with the total ion current of the *whole* spectrum, for ``method="tic"``; `None`: the sum of
-        the ions in the table. Give it where the table holds a few ions only: their sum makes each of them depend on
-        all others (closure), so that an ion without any pattern of its own takes on the inverse of theirs.
+        the ions in the table. Give it where the table holds few ions: their sum makes each depend on all others
+        (closure), and an ion without a pattern takes on the inverse of theirs.
     tissue
         Which pixels are tissue: a boolean column of ``obs``, or ``"otsu"`` for Otsu's threshold on the logarithm of the
-        total ion current (``obs["tic"]`` where it is there, else the sum of the table) in each section by itself. A
-        section without a background that is clearly darker (and at least 2 % of it) counts as tissue altogether, which
-        is logged: the matrix around the tissue is often as bright as the tissue, and then a column must say. `None`: all pixels. Pixels outside
-        the tissue become 0 in ``X`` and count neither for caps nor for scale; ``layers["raw"]`` keeps them.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The MSI table.
+        total ion current (``obs["tic"]``, else the sum of the table) in each section. A section without a clearly
+        darker background (of at least 2 % of it) counts as tissue altogether, which is logged: where the matrix is as
+        bright as the tissue, a column must say. `None`: all pixels. Pixels outside the tissue become 0 in ``X`` and
+        count neither for caps nor for scale; ``layers["raw"]`` keeps them.
+    sample_key, table_key
+        Column of ``obs`` with the section name; the MSI table.
     copy
         Return a changed copy instead of working in place.
 
@@ -106,13 +104,8 @@ def normalize_msi(
     if (reference is not None) != (method == "reference"):
         msg = f"reference= names the ion for method='reference'; found method={method!r}, reference={reference!r}."
         raise ValueError(msg)
-    if target is not None and not (np.isfinite(target) and target > 0):
-        msg = f"target must be a positive number, found {target!r}."
-        raise ValueError(msg)
-    out = copy_of(data) if copy else data
-    msi = get_table(out, table_key)
-    refuse_view(msi)
-    require_rows(msi, "pixels")
+    check_positive(target, "target")
+    msi, changed = table_to_change(data, table_key, copy=copy, rows="pixels")
     raw = as_csr(msi.layers.get(Key.layers.RAW, msi.X), np.float32)
     check_nonnegative(raw, "MSI intensities")
     sample = require_sample(msi, sample_key)
@@ -126,9 +119,10 @@ def normalize_msi(
         cap[cap == 0] = np.inf
         X.data = np.minimum(X.data, cap[np.repeat(section, np.diff(X.indptr)), X.indices])
     if method == "reference":
-        factor = _of_ion(msi, X, str(reference))
+        ion = require_metabolites([str(reference)], msi.var_names, msi.var.get(Key.var.NAME))[0]
+        factor = X[:, [msi.var_names.get_loc(ion)]].toarray().ravel()
     else:
-        factor = pixel_factors(X, method) if tic_key is None else _whole_spectrum(msi, tic_key)
+        factor = pixel_factors(X, method) if tic_key is None else total_ion_current(msi, tic_key)
     used = (factor > 0) & on_tissue
     scale = on_tissue.astype(np.float64)
     if method != "none":
@@ -156,31 +150,14 @@ def normalize_msi(
         "tic_key": tic_key, "tissue": tissue,
     }  # fmt: skip
     msi.uns[Key.uns.NORMALIZE] = {"params": {k: v for k, v in params.items() if v is not None}}
-    return out if copy else None
-
-
-def _whole_spectrum(msi: AnnData, tic_key: str) -> NDArray[np.float64]:
-    """Total ion current of each pixel from ``obs``."""
-    column = require_obs(msi, tic_key, "It holds the total ion current of each pixel.")
-    tic = pd.to_numeric(column, errors="coerce").to_numpy(dtype=np.float64)
-    if not np.isfinite(tic).all() or (tic < 0).any():
-        msg = f"obs[{tic_key!r}] must hold finite total ion currents of at least 0."
-        raise ValueError(msg)
-    return tic
-
-
-def _of_ion(msi: AnnData, X: sp.csr_matrix, reference: str) -> NDArray[np.float64]:
-    """Intensity of the reference ion in each pixel."""
-    names = msi.var.get(Key.var.NAME)
-    ion = require_metabolites([reference], msi.var_names, names)[0]
-    return X[:, [msi.var_names.get_loc(ion)]].toarray().ravel()
+    return changed
 
 
 def _tissue(msi: AnnData, raw: sp.csr_matrix, sample: NDArray[Any], tissue: str) -> NDArray[np.bool_]:
     """Which pixels are tissue, by threshold or from ``obs``."""
     if tissue != _OTSU:
         return tissue_of(msi, tissue)
-    total = _whole_spectrum(msi, Key.obs.TIC) if Key.obs.TIC in msi.obs else pixel_factors(raw, "tic")
+    total = total_ion_current(msi, Key.obs.TIC) if Key.obs.TIC in msi.obs else pixel_factors(raw, "tic")
     found = np.ones(msi.n_obs, bool)
     for name in dict.fromkeys(sample):
         rows = sample == name
@@ -196,17 +173,3 @@ def _tissue(msi: AnnData, raw: sp.csr_matrix, sample: NDArray[Any], tissue: str)
                 "a boolean column of obs as tissue= where you know better.", name,
             )  # fmt: skip
     return found
-
-
-def tissue_of(msi: AnnData, tissue_key: str | None) -> NDArray[np.bool_]:
-    """Which pixels are tissue, from a column of ``obs``; all without one."""
-    if tissue_key is None:
-        return np.ones(msi.n_obs, bool)
-    column = require_obs(msi, tissue_key, "stmsi.pp.normalize_msi(tissue='otsu') writes obs['on_tissue'].")
-    if not pd.api.types.is_bool_dtype(column):
-        msg = f"obs[{tissue_key!r}] must be boolean (True on tissue), found {column.dtype}."
-        raise ValueError(msg)
-    if column.isna().any() or not column.any():
-        msg = f"obs[{tissue_key!r}] must be True for some pixels and have no gaps."
-        raise ValueError(msg)
-    return column.to_numpy(bool)

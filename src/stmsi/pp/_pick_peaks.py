@@ -23,9 +23,9 @@ from stmsi._core.spectra.peaks import (
     signal_to_noise,
 )
 from stmsi._core.spectra.spectrum_arrays import Unit, mz_labels, windows
-from stmsi._data.checks import check_choice, check_nonnegative, check_share, listing, refuse_view, require_rows
+from stmsi._data.checks import check_choice, check_nonnegative, check_positive, check_share, listing
 from stmsi._data.keys import Key
-from stmsi._data.tables import as_csr, copy_of, get_table
+from stmsi._data.tables import as_csr, table_to_change
 from stmsi._imzml.extract import Options, count_ions, extract, fill_cells, plan_axis, plan_targets
 from stmsi._imzml.file import ImzmlFile
 from stmsi._settings import logger
@@ -45,22 +45,35 @@ _DENSE = 0.3  # Da; bins closer than this are those of a profile
 
 
 class _Options(NamedTuple):
+    """What makes an ion, and the calibrants (Da) to look for."""
+
     spectrum: Spectrum
     snr: float
     tolerance: float
     unit: Unit
     min_frequency: float
     profile: bool | None
+    calibrants: NDArray[np.float64]
+    search: float
+    recalibrate: bool
     show: bool | None
 
-    def check(self) -> None:
-        check_choice(self.spectrum, get_args(Spectrum), "spectrum")
-        check_choice(self.unit, get_args(Unit), "unit")
-        check_share(self.min_frequency, "min_frequency")
-        for name, value in (("tolerance", self.tolerance), ("snr", self.snr)):
-            if not (np.isfinite(value) and value > 0):
-                msg = f"{name} must be a positive number, found {value!r}."
-                raise ValueError(msg)
+    def reading(self, reduce: Literal["sum", "max"] = "max") -> Options:
+        """The same for the reader of imzML."""
+        return Options(self.tolerance, self.unit, reduce, self.min_frequency, self.show)
+
+    def recurring(self, found: pd.DataFrame) -> pd.DataFrame:
+        """Ions that occur in enough spectra."""
+        return found[found["frequency"] >= self.min_frequency * (1 - 1e-9)].reset_index(drop=True)
+
+    def require_some(self, found: pd.DataFrame, where: str) -> None:
+        """Raise where there is no ion."""
+        if len(found) == 0:
+            msg = (
+                f"{where}: no ion has a signal-to-noise ratio of {self.snr:g} and occurs in {self.min_frequency:.2%} of the "
+                "spectra; lower snr or min_frequency."
+            )
+            raise ValueError(msg)
 
 
 def pick_peaks(
@@ -82,17 +95,16 @@ def pick_peaks(
     r"""List the ions of an imzML file, or reduce the bins of an MSI table to them.
 
     All spectra become one: their mean, or the skyline (the largest intensity at each m/z, which also shows ions of a few
-    pixels). In profiles, ions are the summits that stand `snr` times the noise above the baseline, both estimated by
-    medians around each summit. In centroided spectra, peaks no further apart than `tolerance` are one ion, and the noise
-    is that of the peaks that do not recur. An ion must occur in enough spectra.
+    pixels). In profiles, ions are the summits that stand `snr` times the noise above the baseline, both medians around
+    each summit. In centroided spectra, peaks no further apart than `tolerance` are one ion, and the noise is that of the
+    peaks that do not recur.
 
     .. math:: \mathrm{noise} = 1.4826\ \mathrm{median}(|I - \mathrm{median}(I)|)
 
     Parameters
     ----------
     data
-        Path of an imzML file, which is read out of core; or a SpatialData with an MSI table, or that table, with m/z in
-        ``var["mz"]``.
+        Path of an imzML file; or a SpatialData with an MSI table, or that table, with m/z in ``var["mz"]``.
     spectrum
         ``"mean"`` or ``"skyline"``.
     snr
@@ -104,18 +116,17 @@ def pick_peaks(
     min_frequency
         Share of the spectra, 0 to 1, that must hold an intensity above 0 there.
     profile
-        Whether the spectra are profiles; `None` takes what the file says, or whether the bins of a shared axis are dense.
+        Whether the spectra are profiles; `None`: what the file says, or whether the bins of a shared axis are dense.
     calibrants
-        Exact m/z (Da) of ions that are known to be there: their mass error, and its drift over the acquisition, are measured.
+        Exact m/z (Da) of ions that are known to be there, whose mass error and drift over the acquisition are measured.
     search
         How far from a calibrant its peak is looked for, in ppm.
     recalibrate
-        Whether to free the m/z of the list from the error of the calibrants: constant, or with three calibrants or more
-        a straight line.
+        Whether to free the m/z from the error of the calibrants: constant, or with three or more a straight line.
     table_key
-        The MSI table of a SpatialData.
+        The MSI table.
     copy
-        Return a changed copy of `data` instead of working in place.
+        Return a changed copy instead of working in place.
     show_progress_bar
         Whether to show progress; `None` follows ``stmsi.settings.progress_bar``.
 
@@ -157,20 +168,12 @@ def pick_peaks(
     >>> ions["mz"].round(4).tolist()
     [104.1071, 760.585]
     """
-    options = _Options(spectrum, float(snr), float(tolerance), unit, float(min_frequency), profile, show_progress_bar)
-    options.check()
-    known = _check_calibrants(calibrants, search, recalibrate)
-    if isinstance(data, str | Path):
-        return _of_file(Path(data), options, known, float(search), recalibrate)
-    out = copy_of(data) if copy else data
-    table = get_table(out, table_key)
-    refuse_view(table)
-    require_rows(table, "pixels")
-    _reduce(table, options, known, float(search), recalibrate)
-    return out if copy else None
-
-
-def _check_calibrants(calibrants: Sequence[float] | None, search: float, recalibrate: bool) -> NDArray[np.float64]:
+    check_choice(spectrum, get_args(Spectrum), "spectrum")
+    check_choice(unit, get_args(Unit), "unit")
+    check_share(min_frequency, "min_frequency")
+    check_positive(tolerance, "tolerance")
+    check_positive(snr, "snr")
+    check_positive(search, "search", "ppm")
     known = np.sort(np.asarray([] if calibrants is None else list(calibrants), dtype=np.float64))
     if known.size == 0 and recalibrate:
         msg = "recalibrate=True needs calibrants=, the exact m/z (Da) of ions that are known to be there."
@@ -178,33 +181,31 @@ def _check_calibrants(calibrants: Sequence[float] | None, search: float, recalib
     if not (np.isfinite(known).all() and (known > 0).all()):
         msg = f"calibrants must be positive m/z in Da, found {listing(known[~(known > 0)])}."
         raise ValueError(msg)
-    if not (np.isfinite(search) and search > 0):
-        msg = f"search must be a positive number of ppm, found {search!r}."
-        raise ValueError(msg)
-    return known
+    options = _Options(
+        spectrum, float(snr), float(tolerance), unit, float(min_frequency), profile, known, float(search), recalibrate,
+        show_progress_bar,
+    )  # fmt: skip
+    if isinstance(data, str | Path):
+        return _of_file(Path(data), options)
+    table, changed = table_to_change(data, table_key, copy=copy, rows="pixels")
+    _reduce(table, options)
+    return changed
 
 
-def _of_file(
-    path: Path, options: _Options, calibrants: NDArray[np.float64], search: float, recalibrate: bool
-) -> pd.DataFrame:
+def _of_file(path: Path, options: _Options) -> pd.DataFrame:
     with ImzmlFile(path) as file:
         chosen = np.arange(len(file.xyz))
-        reading = Options(options.tolerance, options.unit, "max", options.min_frequency, options.show)
         shared = file.shared_axis(chosen)
         if shared is not None:
             seen = _Statistics(len(shared[0]))
-            extract(file, chosen, plan_axis(*shared), reading, seen)
+            extract(file, chosen, plan_axis(*shared), options.reading(), seen)
             found = _from_axis(shared[0], seen, len(chosen), options, file.index.spectrum_type)
         elif options.profile or (options.profile is None and file.index.spectrum_type == "profile"):
-            found = _from_profiles(file, chosen, options, reading)
+            found = _from_profiles(file, chosen, options)
         else:
-            found = _from_centroids(file, chosen, options, reading)
-        if len(found) == 0:
-            raise ValueError(_none(path.name, options))
-        errors = None
-        if calibrants.size:
-            errors = _calibrant_errors(file, chosen, calibrants, search)
-    frame = _with_masses(found, calibrants, errors, recalibrate, options)
+            found = _from_centroids(file, chosen, options)
+        options.require_some(found, path.name)
+        frame = _with_masses(found, _calibrant_errors(file, chosen, options), options)
     logger.info("%s: %d ions", path.name, len(frame))
     return frame
 
@@ -221,16 +222,20 @@ class _Statistics:
         self.count += np.bincount(rows.indices, minlength=len(self.count))
         np.maximum.at(self.top, rows.indices, rows.data)
 
+    def spectrum(self, n: int, options: _Options) -> NDArray[np.float64]:
+        """The mean of `n` spectra, or their skyline."""
+        return self.total / n if options.spectrum == "mean" else self.top
+
 
 def _from_axis(
     axis: NDArray[np.float64], seen: _Statistics, n: int, options: _Options, spectrum_type: str
 ) -> pd.DataFrame:
     """Ions of spectra that share an axis; column ``bin`` has the summit."""
-    whole = seen.total / n if options.spectrum == "mean" else seen.top
-    frequency = seen.count / n
+    whole, frequency = seen.spectrum(n, options), seen.count / n
     profile = options.profile
     if profile is None:
-        profile = spectrum_type == "profile" or (spectrum_type != "centroid" and _is_dense(axis))
+        dense = len(axis) > 50 and float(np.median(np.diff(axis))) < _DENSE
+        profile = spectrum_type == "profile" or (spectrum_type != "centroid" and dense)
     if profile:
         peaks = profile_peaks(axis, whole, options.tolerance, options.unit, options.snr)
         columns = (peaks.bin, peaks.mz, frequency[peaks.bin], peaks.height, peaks.snr)
@@ -238,12 +243,8 @@ def _from_axis(
         ratio = _recurrence_snr(whole, frequency, options)
         kept = np.flatnonzero((ratio >= options.snr) & (whole > 0))
         columns = (kept, axis[kept], frequency[kept], whole[kept], ratio[kept])
-    found = pd.DataFrame(dict(zip(("bin", Key.var.MZ, "frequency", "intensity", "snr"), columns, strict=True)))
-    return found[found["frequency"] >= options.min_frequency * (1 - 1e-9)].reset_index(drop=True)
-
-
-def _is_dense(axis: NDArray[np.float64]) -> bool:
-    return len(axis) > 50 and float(np.median(np.diff(axis))) < _DENSE
+    names = ("bin", Key.var.MZ, "frequency", "intensity", "snr")
+    return options.recurring(pd.DataFrame(dict(zip(names, columns, strict=True))))
 
 
 def _recurrence_snr(
@@ -256,8 +257,9 @@ def _recurrence_snr(
     return signal_to_noise(whole, Noise(np.full(len(whole), baseline), np.full(len(whole), sigma)))
 
 
-def _from_profiles(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options, reading: Options) -> pd.DataFrame:
+def _from_profiles(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options) -> pd.DataFrame:
     """Ions of profiles that differ in m/z: summits on a grid as fine as the tolerance."""
+    reading = options.reading()
     cells = fill_cells(file, chosen, reading)
     if cells is None:
         return pd.DataFrame({Key.var.MZ: []})
@@ -277,12 +279,12 @@ def _from_profiles(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options,
     found = pd.DataFrame(
         {Key.var.MZ: peaks.mz, "frequency": counts.count / len(chosen), "intensity": peaks.height, "snr": peaks.snr}
     )
-    return found[found["frequency"] >= options.min_frequency * (1 - 1e-9)].reset_index(drop=True)
+    return options.recurring(found)
 
 
-def _from_centroids(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options, reading: Options) -> pd.DataFrame:
+def _from_centroids(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options) -> pd.DataFrame:
     """Ions of centroided spectra: peaks that lie close together."""
-    counts = count_ions(file, chosen, reading)
+    counts = count_ions(file, chosen, options.reading())
     whole = counts.intensity / len(chosen) if options.spectrum == "mean" else counts.top
     ratio = _recurrence_snr(whole, counts.spectra / len(chosen), options)
     ions, kept = reference_ions(counts, len(chosen), options.min_frequency)
@@ -301,77 +303,64 @@ def _joined(found: pd.DataFrame, file: ImzmlFile, chosen: NDArray[np.intp], opti
         return found
     weight = np.bincount(owner, found["frequency"], len(found))
     mean = np.bincount(owner, found["frequency"] * found[Key.var.MZ], len(found)) / np.where(weight > 0, weight, 1)
-    reduce: Literal["sum", "max"] = "sum" if options.spectrum == "mean" else "max"
-    reading = Options(options.tolerance, options.unit, reduce, options.min_frequency, options.show)
+    reading = options.reading("sum" if options.spectrum == "mean" else "max")
     counts = _Statistics(joined.size)
     extract(file, chosen, plan_targets(file, chosen, mean[joined], reading), reading, counts)
-    whole = counts.total / len(chosen) if options.spectrum == "mean" else counts.top
+    whole = counts.spectrum(len(chosen), options)
     columns = [Key.var.MZ, "frequency", "intensity"]
     found.loc[joined, columns] = np.column_stack([mean[joined], counts.count / len(chosen), whole])
     return found[owner == np.arange(len(found))].reset_index(drop=True)
 
 
-def _none(where: str, options: _Options) -> str:
-    return (
-        f"{where}: no ion has a signal-to-noise ratio of {options.snr:g} and occurs in {options.min_frequency:.2%} of the "
-        "spectra; lower snr or min_frequency."
-    )
-
-
-def _calibrant_errors(
-    file: ImzmlFile, chosen: NDArray[np.intp], calibrants: NDArray[np.float64], search: float
-) -> MassErrors:
-    """Errors of the most intense peak near each calibrant, in spectra spread over the acquisition."""
+def _calibrant_errors(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options) -> MassErrors | None:
+    """Errors of the calibrants in spectra spread over the acquisition."""
+    if options.calibrants.size == 0:
+        return None
     picked = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(_SAMPLE, len(chosen))).astype(np.intp))]
     file.lengths(picked)
-    low, high = windows(calibrants, search)
-    errors = np.full((len(picked), len(calibrants)), np.nan)
-    for start in range(0, len(picked), 64):
-        part = picked[start : start + 64]
-        mz, intensity, row = spectra_of(file.chunk(part))
-        for j in range(len(calibrants)):
-            near = np.flatnonzero((mz >= low[j]) & (mz <= high[j]) & (intensity > 0))
-            last = near[np.lexsort((intensity[near], row[near]))]  # the most intense one of a row is its last
-            last = last[np.append(row[last][1:] != row[last][:-1], True)[: last.size]]
-            errors[start + row[last], j] = (mz[last] / calibrants[j] - 1) * 1e6
-    return mass_errors(errors, picked / max(len(chosen) - 1, 1))
+    parts = [picked[start : start + 64] for start in range(0, len(picked), 64)]
+    errors = [_errors(*spectra_of(file.chunk(part)), len(part), options) for part in parts]
+    return mass_errors(np.vstack(errors), picked / max(len(chosen) - 1, 1))
 
 
-def _with_masses(
-    found: pd.DataFrame,
-    calibrants: NDArray[np.float64],
-    errors: MassErrors | None,
-    recalibrate: bool,
-    options: _Options,
-) -> pd.DataFrame:
+def _errors(
+    mz: NDArray[np.float64], intensity: NDArray[Any], row: NDArray[np.integer], n: int, options: _Options
+) -> NDArray[np.float64]:
+    """Error (ppm) of the most intense peak near each calibrant in each of `n` spectra, NaN without one."""
+    calibrants = options.calibrants
+    low, high = windows(calibrants, options.search)
+    errors = np.full((n, len(calibrants)), np.nan)
+    for j in range(len(calibrants)):
+        near = np.flatnonzero((mz >= low[j]) & (mz <= high[j]) & (intensity > 0))
+        last = near[np.lexsort((intensity[near], row[near]))]  # the most intense one of a row is its last
+        last = last[np.append(row[last][1:] != row[last][:-1], True)[: last.size]]
+        errors[row[last], j] = (mz[last] / calibrants[j] - 1) * 1e6
+    return errors
+
+
+def _with_masses(found: pd.DataFrame, errors: MassErrors | None, options: _Options) -> pd.DataFrame:
     """The list named by m/z, free of the calibrants' error where asked for, with their errors in ``attrs``."""
-    frame = found.copy()
+    frame = found.drop(columns="bin", errors="ignore")
     calibration: dict[str, list[float]] = {}
     if errors is not None:
-        calibration = {
-            Key.var.MZ: calibrants.tolist(),
-            "error_ppm": errors.median.tolist(),
-            "spread_ppm": errors.spread.tolist(),
-            "drift_ppm": errors.drift.tolist(),
-            "spectra": errors.found.tolist(),
-        }
-        _warn_of_drift(errors, calibrants, options)
-    if recalibrate and errors is not None:
-        frame[Key.var.MEASURED_MZ] = frame[Key.var.MZ]
-        frame[Key.var.MZ] = recalibrated(frame[Key.var.MZ], calibrants, errors.median)
+        columns = (options.calibrants, errors.median, errors.spread, errors.drift, errors.found)
+        names = (Key.var.MZ, "error_ppm", "spread_ppm", "drift_ppm", "spectra")
+        calibration = {name: column.tolist() for name, column in zip(names, columns, strict=True)}
+        _warn_of_drift(errors, options)
+        if options.recalibrate:
+            frame[Key.var.MEASURED_MZ] = frame[Key.var.MZ]
+            frame[Key.var.MZ] = recalibrated(frame[Key.var.MZ], options.calibrants, errors.median)
     frame.index = pd.Index(safe_ids(mz_labels(frame[Key.var.MZ].to_numpy())))
-    frame = frame.drop(columns="bin", errors="ignore")
     frame.attrs["calibration"] = calibration
     return frame
 
 
-def _warn_of_drift(errors: MassErrors, calibrants: NDArray[np.float64], options: _Options) -> None:
+def _warn_of_drift(errors: MassErrors, options: _Options) -> None:
     if not errors.found.any():
         warnings.warn("No calibrant was found; make search= larger or name others.", stacklevel=4)
         return
-    reach = (
-        np.full(len(calibrants), options.tolerance) if options.unit == "ppm" else options.tolerance / calibrants * 1e6
-    )
+    calibrants = options.calibrants
+    reach = options.tolerance * (np.ones(len(calibrants)) if options.unit == "ppm" else 1e6 / calibrants)
     drift = np.abs(errors.drift)
     worst = int(np.nanargmax(np.where(np.isfinite(drift), drift - reach, -np.inf)))
     if np.isfinite(drift[worst]) and drift[worst] > reach[worst]:
@@ -382,9 +371,7 @@ def _warn_of_drift(errors: MassErrors, calibrants: NDArray[np.float64], options:
         )
 
 
-def _reduce(
-    table: AnnData, options: _Options, calibrants: NDArray[np.float64], search: float, recalibrate: bool
-) -> None:
+def _reduce(table: AnnData, options: _Options) -> None:
     """Put ions into the place of the bins of a table."""
     if Key.var.MZ not in table.var:
         msg = f"var has no column {Key.var.MZ!r}, the m/z of each bin in Da; found {listing(table.var.columns)}."
@@ -403,14 +390,16 @@ def _reduce(
     stored = [a.get("spectrum_type") for a in table.uns.get(Key.uns.MSI, {}).get("attrs", {}).values()]
     kind = str(stored[0]) if stored and len(set(stored)) == 1 else ""
     found = _from_axis(mz[order], seen, table.n_obs, options, kind)
-    if len(found) == 0:
-        raise ValueError(_none("The table", options))
-    summit = found["bin"].to_numpy(np.intp)
-    errors = _errors_of_list(found[Key.var.MZ].to_numpy(), found["intensity"].to_numpy(), calibrants, search)
-    frame = _with_masses(found, calibrants, errors, recalibrate, options)
+    options.require_some(found, "The table")
+    summit, ions = found["bin"].to_numpy(np.intp), found[Key.var.MZ].to_numpy()
+    errors = None
+    if options.calibrants.size:  # a list knows no time, so no drift
+        in_list = _errors(ions, found["intensity"].to_numpy(), np.zeros(len(ions), np.intp), 1, options)
+        errors = mass_errors(in_list, np.zeros(1))
+    frame = _with_masses(found, errors, options)
     # bins within the tolerance of a summit, the summit always, each in one ion at most: the nearest
-    low, high = windows(found[Key.var.MZ].to_numpy(), options.tolerance, options.unit)
-    nearest = _nearest(found[Key.var.MZ].to_numpy(), mz[order])
+    low, high = windows(ions, options.tolerance, options.unit)
+    nearest = np.searchsorted((ions[1:] + ions[:-1]) / 2, mz[order])
     inside = (mz[order] >= low[nearest]) & (mz[order] <= high[nearest])
     inside[summit], nearest[summit] = True, np.arange(len(summit))
     bins = np.flatnonzero(inside)
@@ -426,31 +415,7 @@ def _reduce(
     table.var[Key.var.NAME] = frame.index.astype(str)
     for column in frame:
         table.var[column] = frame[column].to_numpy()
-    params: dict[str, Any] = {
-        "spectrum": options.spectrum, "snr": options.snr, "tolerance": options.tolerance, "unit": options.unit,
-        "min_frequency": options.min_frequency, "search": search, "recalibrate": recalibrate,
-    }  # fmt: skip
+    recorded = ("spectrum", "snr", "tolerance", "unit", "min_frequency", "search", "recalibrate")
+    params = {name: getattr(options, name) for name in recorded}
     table.uns[Key.uns.PEAKS] = {"params": params, "calibration": pd.DataFrame(calibration)}
     logger.info("%d bins became %d ions.", len(mz), table.n_vars)
-
-
-def _nearest(sorted_mz: NDArray[np.float64], mz: NDArray[np.float64]) -> NDArray[np.intp]:
-    right = np.clip(np.searchsorted(sorted_mz, mz), 1, max(len(sorted_mz) - 1, 1))
-    if len(sorted_mz) == 1:
-        return np.zeros(len(mz), np.intp)
-    return np.where(mz - sorted_mz[right - 1] <= sorted_mz[right] - mz, right - 1, right)
-
-
-def _errors_of_list(
-    mz: NDArray[np.float64], intensity: NDArray[np.float64], calibrants: NDArray[np.float64], search: float
-) -> MassErrors | None:
-    """Errors of the most intense ion near each calibrant; a list knows no time, so no drift."""
-    if calibrants.size == 0:
-        return None
-    errors = np.full((1, len(calibrants)), np.nan)
-    low, high = windows(calibrants, search)
-    for j in range(len(calibrants)):
-        near = np.flatnonzero((mz >= low[j]) & (mz <= high[j]))
-        if near.size:
-            errors[0, j] = (mz[near[intensity[near].argmax()]] / calibrants[j] - 1) * 1e6
-    return mass_errors(errors, np.zeros(1))

@@ -6,18 +6,16 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 
 from stmsi._core.spatial.morans_i import morans_i, raster_graph
-from stmsi._data.checks import check_choice, check_nonnegative, listing, refuse_view, require_rows
+from stmsi._data.checks import check_choice, check_nonnegative
 from stmsi._data.keys import Key
-from stmsi._data.tables import as_csr, copy_of, get_table, require_obs, require_sample
+from stmsi._data.tables import as_csr, require_sample, table_to_change, values_of
 from stmsi._settings import logger
-from stmsi.pp._normalize_msi import tissue_of
+from stmsi.pp._msi_table import measured_ions, raster_of, tissue_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
-    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
 
@@ -54,14 +52,12 @@ def select_spatially_variable(
     layer
         Layer to use; `None`: ``X``.
     tissue_key
-        Boolean column of ``obs``, such as ``"on_tissue"``: pixels outside the tissue are left out. With them, every ion
-        that is brighter on tissue than off it counts as spatially variable.
+        Boolean column of ``obs``, such as ``"on_tissue"``: other pixels are left out. With them, every ion that is
+        brighter on tissue than off it counts as spatially variable.
     subset
         Keep the marked ions only.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The MSI table.
+    sample_key, table_key
+        Column of ``obs`` with the section name; the MSI table.
     copy
         Return a changed copy instead of working in place.
 
@@ -90,10 +86,7 @@ def select_spatially_variable(
     if n_top is not None and n_top < 1:
         msg = f"n_top must be at least 1, found {n_top!r}."
         raise ValueError(msg)
-    out = copy_of(data) if copy else data
-    msi = get_table(out, table_key)
-    refuse_view(msi)
-    require_rows(msi, "pixels")
+    msi, changed = table_to_change(data, table_key, copy=copy, rows="pixels")
     if n_top is not None and n_top > msi.n_vars:
         msg = f"n_top={n_top} ions were asked for, but the table has {msi.n_vars}."
         raise ValueError(msg)
@@ -112,41 +105,27 @@ def select_spatially_variable(
     msi.var[Key.var.MORAN] = mean
     msi.var[Key.var.SPATIALLY_VARIABLE] = chosen
     params = {"n_top": n_top, "n_neighs": n_neighs, "layer": layer, "tissue_key": tissue_key}
-    msi.uns[Key.uns.VARIABLE] = {
-        "params": {k: v for k, v in params.items() if v is not None},
-        Key.var.MORAN: scores,
-    }
+    msi.uns[Key.uns.VARIABLE] = {"params": {k: v for k, v in params.items() if v is not None}, Key.var.MORAN: scores}
     if subset:
         msi._inplace_subset_var(chosen)
-    return out if copy else None
+    return changed
 
 
 def moran_of_sections(
     msi: AnnData, n_neighs: int, layer: str | None, tissue_key: str | None, sample_key: str
 ) -> pd.DataFrame:
     """Moran's I of each ion (rows) in each section (columns), NaN where it does not exist."""
-    if layer is not None and layer not in msi.layers:
-        msg = f"The MSI table has no layer {layer!r}; layers: {listing(msi.layers)}."
-        raise KeyError(msg)
-    X = as_csr(msi.X if layer is None else msi.layers[layer])
+    X = as_csr(values_of(msi, layer, "MSI"))
     check_nonnegative(X, "MSI intensities")
-    remedy = "Moran's I needs the raster position of each pixel."
-    row, col = (require_obs(msi, key, remedy).to_numpy(np.int64) for key in (Key.obs.ROW, Key.obs.COL))
+    row, col = raster_of(msi, "Moran's I needs the raster position of each pixel.")
     sample = require_sample(msi, sample_key)
     tissue = tissue_of(msi, tissue_key)
-    measured = msi.varm.get(Key.varm.MEASURED)
     scores = {}
     for name in dict.fromkeys(sample):
         pixels = np.flatnonzero((sample == name) & tissue)
-        score = morans_i(_graph(row[pixels], col[pixels], n_neighs, str(name)), X[pixels])
-        if measured is not None and name in measured:
-            score = np.where(measured[name].to_numpy(bool), score, np.nan)
-        scores[name] = score
+        if pd.MultiIndex.from_arrays([row[pixels], col[pixels]]).has_duplicates:
+            msg = f"Several pixels of section {name!r} share a position (row, col)."
+            raise ValueError(msg)
+        score = morans_i(raster_graph(row[pixels], col[pixels], n_neighs), X[pixels])
+        scores[name] = np.where(measured_ions(msi, name), score, np.nan)
     return pd.DataFrame(scores, index=msi.var_names)
-
-
-def _graph(row: NDArray[np.int64], col: NDArray[np.int64], n_neighs: int, name: str) -> sp.csr_matrix:
-    if pd.MultiIndex.from_arrays([row, col]).has_duplicates:
-        msg = f"Several pixels of section {name!r} share a position (row, col)."
-        raise ValueError(msg)
-    return raster_graph(row, col, n_neighs)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 import pandas as pd
 
-from stmsi._data.checks import check_choice, listing, refuse_view, require_rows
+from stmsi._data.checks import check_choice, listing
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, require_sample
+from stmsi._data.tables import require_positions, require_sample, table_to_change
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -25,11 +25,12 @@ def spatial_graph(
     n_rings: int = 1,
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.ST,
-) -> None:
+    copy: bool = False,
+) -> SpatialData | AnnData | None:
     """Connect each spot with its neighbours inside its section.
 
-    A thin shell over :func:`squidpy.gr.spatial_neighbors_grid` and :func:`squidpy.gr.spatial_neighbors_knn`,
-    block-diagonal over sections.
+    squidpy makes the graph (:func:`squidpy.gr.spatial_neighbors_grid`, :func:`squidpy.gr.spatial_neighbors_knn`), and
+    its own graph serves as well: call it with ``library_key="sample"``, so that no edge joins two sections.
 
     Parameters
     ----------
@@ -41,14 +42,15 @@ def spatial_graph(
         Neighbours of a spot: 6 on a hexagon, 4 or 8 on squares, k for generic positions.
     n_rings
         Rings of neighbours on a grid.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The ST table.
+    sample_key, table_key
+        Column of ``obs`` with the section name; the ST table.
+    copy
+        Return a changed copy instead of working in place.
 
     Returns
     -------
-    `None`. Writes ``obsp["spatial_connectivities"]``, ``obsp["spatial_distances"]`` and ``uns["spatial_neighbors"]``.
+    `None`, or with ``copy=True`` the changed copy. Writes ``obsp["spatial_connectivities"]``,
+    ``obsp["spatial_distances"]`` and ``uns["spatial_neighbors"]``.
 
     Raises
     ------
@@ -66,15 +68,8 @@ def spatial_graph(
     6
     """
     check_choice(coord_type, ("grid", "generic"), "coord_type")
-    st = get_table(data, table_key)
-    refuse_view(st)
-    require_rows(st)
-    if Key.obsm.SPATIAL not in st.obsm:
-        msg = f'obsm has no "spatial" with the spot positions; found {listing(st.obsm.keys())}.'
-        raise KeyError(msg)
-    if not np.isfinite(np.asarray(st.obsm[Key.obsm.SPATIAL], dtype=float)).all():
-        msg = 'obsm["spatial"] contains NaN or infinite positions; drop those spots first.'
-        raise ValueError(msg)
+    st, changed = table_to_change(data, table_key, copy=copy)
+    require_positions(st)
     sample = require_sample(st, sample_key)
     names, count = np.unique(sample, return_counts=True)
     if (count < 2).any():
@@ -85,10 +80,9 @@ def spatial_graph(
     if not isinstance(st.obs[sample_key].dtype, pd.CategoricalDtype):
         st.obs[sample_key] = pd.Categorical(st.obs[sample_key].astype(str))
     st.obs[sample_key] = st.obs[sample_key].cat.remove_unused_categories()
+    keys = {"spatial_key": Key.obsm.SPATIAL, "library_key": sample_key}
     if coord_type == "grid":
-        sq.gr.spatial_neighbors_grid(
-            st, spatial_key=Key.obsm.SPATIAL, library_key=sample_key, n_neighs=n_neighs, n_rings=n_rings
-        )
+        sq.gr.spatial_neighbors_grid(st, n_neighs=n_neighs, n_rings=n_rings, **keys)
     else:
         if count.min() <= n_neighs:
             logger.warning(
@@ -96,4 +90,5 @@ def spatial_graph(
                 n_neighs, count.min() - 1, listing(names[count <= n_neighs]),
             )  # fmt: skip
             n_neighs = int(count.min()) - 1
-        sq.gr.spatial_neighbors_knn(st, spatial_key=Key.obsm.SPATIAL, library_key=sample_key, n_neighs=n_neighs)
+        sq.gr.spatial_neighbors_knn(st, n_neighs=n_neighs, **keys)
+    return changed

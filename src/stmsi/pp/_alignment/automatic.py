@@ -1,17 +1,38 @@
-"""Find where a section's MSI belongs on its spots, without landmarks."""
+"""Alignment without landmarks: from the outlines of the tissue, and from what genes and ions say about it.
+
+Masks: every turn, in steps of ten degrees, of either side of the section is tried at every shift. The best placements are
+refined by a soft IoU, scored at the spots of the capture frame only: tissue outside it costs nothing. Intensities: under
+each placement, spatial components of one modality (Switzer & Green 1984) predict those of the other by ridge regression
+on held-out spatial blocks, as in canonical correlation analysis (Hotelling 1936). A placement wins where it stands four
+standard deviations above wrong placements and leads every other by three; the same components then refine it.
+"""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+import pandas as pd
 
-from stmsi._core.registration.placements import FREE, KNOWN, SERIAL, Freedom, inverse
+from stmsi._core.registration.automatic import Verdict, register_sections, telling_landmark
+from stmsi._core.registration.component_images import CrossModal
+from stmsi._core.registration.landmarks import apply_affine
+from stmsi._core.registration.placements import FREE, KNOWN, SERIAL, Freedom, Placement, inverse
+from stmsi._core.registration.spatial_components import spatial_components
 from stmsi._core.registration.tissue_masks import TissuePoints, TissueRaster, frame_points, pixel_raster
-from stmsi._data.checks import check_choice, require_spatialdata
+from stmsi._data.checks import check_choice
 from stmsi._data.keys import Key
-from stmsi.pp._alignment.automatic_fit import AutomaticFit, AutomaticInput
-from stmsi.pp._alignment.section_input import pixel_centres, pixels_on_tissue, section_table, spot_centres, table_values
+from stmsi._data.tables import as_csr, values_of
+from stmsi.pp._alignment.section_fit import WITHOUT_LANDMARKS, SectionFit
+from stmsi.pp._alignment.section_geometry import (
+    pixel_centres,
+    pixels_on_tissue,
+    section_table,
+    spot_centres,
+    spots_on_tissue,
+)
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -19,106 +40,71 @@ if TYPE_CHECKING:
 
 _MIN_POINTS = 20
 _MAX_FACTOR = 5.0
+_NO_OVERLAP, _POOR_OVERLAP = 0.3, 0.7
+_LOOSE = 3.0
+_N_ION_COMPONENTS, _N_GENE_COMPONENTS = 8, 10
 
 
-def align_automatically(
-    sdata: SpatialData,
-    name: str,
-    *,
-    scale: Literal["known", "free"] = "known",
-    model: Literal["similarity", "affine"] = "affine",
-    serial: bool = False,
-    frame: ArrayLike | Literal["auto", "crop"] = "auto",
-    intensities: bool = True,
-    layer: str | None = None,
-    msi_layer: str | None = None,
-    n_perturb: int = 12,
-    table_key: str = Key.table.MSI,
-    st_table_key: str = Key.table.ST,
-    sample_key: str = Key.obs.SAMPLE,
-    rng: int | np.random.Generator | None = 0,
-) -> AutomaticFit:
-    r"""Find where the MSI pixels of a section belong on its spots, from tissue masks and intensities.
+@dataclass(frozen=True)
+class AutomaticFit:
+    """An alignment that nobody clicked, and how far to trust it."""
 
-    **Masks.** Every turn, in steps of ten degrees, of either side of the section is tried at every shift. The best ones
-    are refined, a similarity first, then an affine transformation, by a soft IoU that is scored at the spots of the
-    capture frame only: tissue that MSI saw outside it costs nothing.
+    matrix: NDArray[np.float64]  # from the MSI to the ST frame, (3, 3)
+    mirrored: bool
+    rotation_deg: float  # left after undoing a mirror in x
+    scale: float
+    score: float  # soft IoU of the masks at the spots of the capture frame
+    iou: float
+    candidates: pd.DataFrame  # placements that fit the masks nearly as well, best first
+    ambiguous: bool  # whether the data cannot tell; then `message` says why and what would help
+    message: str
+    landmark: dict[str, NDArray[np.float64]] | None  # where one would tell the best two apart: msi, st, st_rival; (2,)
+    decided_by: str  # "masks" or "intensities"
+    refined: bool  # whether intensities refined the placement of the masks
+    resolution: dict[str, float]  # spread of refits: median_um, p90_um; share same_spot, one_ring, two_rings
+    perturbed: NDArray[np.float64]  # matrices of the refits, (n, 3, 3)
 
-    **Intensities.** Masks cannot tell near-ties apart. Under each candidate, spatial components of one modality predict
-    those of the other by ridge regression on spatial blocks that the fit has not seen; signs are free. What wrong
-    placements reach, the section turned at random, is the reference: a candidate wins where it stands four
-    standard deviations above it and leads every other by three. The winner is then refined by the same
-    components.
 
-    Where neither decides, the result is ``ambiguous`` and names the landmark that would tell.
+@dataclass(frozen=True)
+class AutomaticInput:
+    """What the alignment of a section without landmarks starts from; arrays only, so that another process can do it."""
 
-    Parameters
-    ----------
-    sdata
-        As made by :func:`stmsi.pp.combine`. It is not changed.
-    name
-        The section.
-    scale
-        ``"known"``: pixel size and spot positions are micrometres, and the tissue shrank by a few per cent at
-        most. ``"free"``: the pixel size is a placeholder.
-    model
-        How far masks may go.
-    serial
-        The modalities measured neighbouring sections and not the same one: size and shape may differ by about 10 %.
-    frame
-        Which places without tissue ST has seen. ``"auto"``: spots with ``obs["in_tissue"] == 0`` where there are some,
-        else around the tissue, except beyond a side along which the tissue was cut. ``"crop"``: the spots are a piece
-        cut from the tissue, and only its holes and bays count. An array of shape (n, 2): all positions of the capture
-        frame in the ST frame (um), on tissue or not.
-    intensities
-        Whether to use them; masks alone otherwise.
-    layer, msi_layer
-        Layers of the ST and MSI table with counts and intensities; `None`: ``X``.
-    n_perturb
-        Number of refits to perturbed data from which the resolution is told.
-    table_key, st_table_key
-        The MSI and the ST table.
-    sample_key
-        Column of ``obs`` with the section name.
-    rng
-        Seed or generator.
+    name: str
+    moving: TissueRaster  # MSI, brought to about the size of the ST tissue
+    fixed: TissuePoints
+    ions: Any  # of the pixels on tissue; `None`: masks alone decide
+    counts: Any  # of the spots on tissue
+    resize: NDArray[np.float64]  # from the MSI frame to that of `moving`, (3, 3)
+    freedom: Freedom
+    affine: bool
+    serial: bool
 
-    Returns
-    -------
-    The alignment. Nothing is written.
+    def fit(self, rng: np.random.Generator, n_perturb: int) -> AutomaticFit:
+        """Find the alignment, and refit `n_perturb` times to perturbed data."""
+        from threadpoolctl import threadpool_limits
 
-    Raises
-    ------
-    ValueError
-        Fewer than 20 pixels or spots, NaN coordinates, empty masks, sizes that show mixed-up units, no overlap.
-    KeyError
-        The section or its elements do not exist.
+        data = self._cross_modal(rng)
+        # thousands of products of a few numbers: threads of BLAS would only wait for one another
+        with threadpool_limits(1, user_api="blas"):
+            verdict = register_sections(
+                self.moving, self.fixed, data, rng, self.freedom,
+                affine=self.affine, polish=not self.serial, n_perturb=n_perturb,
+            )  # fmt: skip
+        if verdict.iou < _NO_OVERLAP:
+            msg = (
+                f"Section {self.name!r}: the tissue masks do not overlap in any position (IoU {verdict.iou:.2f}). Are both "
+                "tables of the same section, and is the pixel size right? Look at stmsi.pl.spatial of both; auto={'scale': 'free'} "
+                "also fits the size."
+            )
+            raise ValueError(msg)
+        return _result(verdict, self.moving, self.fixed, self.resize)
 
-    Notes
-    -----
-    A resolution is precision, not accuracy: what shifts both masks alike, such as a torn edge that one of them lost, does
-    not show in the spread of refits.
-
-    References
-    ----------
-    Candidates are compared by cross-validated multivariate regression, as in canonical correlation analysis: H. Hotelling.
-    Relations between two sets of variates. Biometrika 28, 321-377 (1936). Components: P. Switzer, A. A. Green. Min/max
-    autocorrelation factors for multivariate spatial imagery. Technical report 6, Stanford University (1984).
-
-    Examples
-    --------
-    >>> import stmsi
-    >>> from stmsi.pp._alignment.automatic import align_automatically
-    >>> sdata = stmsi.datasets.simulate(n_patients=2, sections_per_patient=1, n_genes=100, n_metabolites=20, size=2000)
-    >>> fit = align_automatically(sdata, "P2S1", n_perturb=4)
-    >>> fit.mirrored, fit.ambiguous, fit.decided_by
-    (True, False, 'intensities')
-    """
-    section = automatic_input(
-        sdata, name, scale=scale, model=model, serial=serial, frame=frame, intensities=intensities, layer=layer,
-        msi_layer=msi_layer, table_key=table_key, st_table_key=st_table_key, sample_key=sample_key,
-    )  # fmt: skip
-    return section.fit(np.random.default_rng(rng), n_perturb)
+    def _cross_modal(self, rng: np.random.Generator) -> CrossModal | None:
+        if self.ions is None:
+            return None
+        a, _ = spatial_components(self.ions, self.moving.xy, _N_ION_COMPONENTS, rng)
+        b, _ = spatial_components(self.counts, self.fixed.xy[self.fixed.tissue], _N_GENE_COMPONENTS, rng)
+        return CrossModal.build(self.moving, self.fixed, a, b, rng) if a.shape[1] and b.shape[1] else None
 
 
 def automatic_input(
@@ -132,12 +118,11 @@ def automatic_input(
     intensities: bool = True,
     layer: str | None = None,
     msi_layer: str | None = None,
-    table_key: str = Key.table.MSI,
-    st_table_key: str = Key.table.ST,
+    table_key: str = Key.table.ST,
+    msi_table_key: str = Key.table.MSI,
     sample_key: str = Key.obs.SAMPLE,
 ) -> AutomaticInput:
-    """Read a section and check it; parameters and errors as for :func:`align_automatically`."""
-    require_spatialdata(sdata)
+    """Read a section and check it; the options are those of ``stmsi.pp.align(auto=)``."""
     check_choice(scale, ("known", "free"), "scale")
     check_choice(model, ("similarity", "affine"), "model")
     if isinstance(frame, str):
@@ -145,47 +130,58 @@ def automatic_input(
         if frame == "crop" and scale == "free":
             msg = "A crop of unknown extent does not tell the size of a pixel: pass the pixel size and scale='known'."
             raise ValueError(msg)
-    msi, st = (section_table(sdata, key, name, sample_key) for key in (table_key, st_table_key))
+    msi, st = (section_table(sdata, key, name, sample_key) for key in (msi_table_key, table_key))
     pixels, size, to_msi = pixel_centres(sdata, name, msi)
     spots = spot_centres(sdata, name, st)
-    ions, counts = table_values(msi, msi_layer, "MSI"), table_values(st, layer, "ST")
-    on_tissue = pixels_on_tissue(msi, ions)
-    in_tissue = np.ones(len(spots), bool)
-    if Key.obs.IN_TISSUE in st.obs:
-        in_tissue = st.obs[Key.obs.IN_TISSUE].to_numpy().astype(float) > 0
-    _check_number(int(in_tissue.sum()), name, "spots on tissue", f"obs[{Key.obs.IN_TISSUE!r}]")
-    _check_number(int(on_tissue.sum()), name, "MSI pixels on tissue", "the pixels")
-
+    ions, counts = as_csr(values_of(msi, msi_layer, "MSI")), as_csr(values_of(st, layer, "ST"))
+    on_tissue, in_tissue = pixels_on_tissue(msi, ions), spots_on_tissue(st)
+    for n, what, where in (
+        (int(in_tissue.sum()), "spots on tissue", f"obs[{Key.obs.IN_TISSUE!r}]"),
+        (int(on_tissue.sum()), "MSI pixels on tissue", "the pixels"),
+    ):
+        if n < _MIN_POINTS:
+            msg = (
+                f"Section {name!r} has {n} {what}, and an alignment without landmarks needs at least {_MIN_POINTS}. "
+                f"Check {where}, or pass landmarks."
+            )
+            raise ValueError(msg)
     fixed = _fixed(spots, in_tissue, frame)
     moving = pixel_raster(pixels, size, on_tissue)
     factor = _unit(moving, fixed, name, scale)
-    moving = moving.scaled(factor)
-    freedom = SERIAL if serial and scale == "known" else FREE if scale == "free" else KNOWN
+    freedom = FREE if scale == "free" else SERIAL if serial else KNOWN
     if serial and scale == "free":
         freedom = Freedom(FREE.scale, SERIAL.stretch, FREE.scales)
+    seen: tuple[Any, Any] = (ions[on_tissue], counts[in_tissue]) if intensities else (None, None)
+    resize = np.diag([factor, factor, 1.0]) @ inverse(to_msi)
     return AutomaticInput(
-        name,
-        moving,
-        fixed,
-        ions[on_tissue] if intensities else None,
-        counts[in_tissue] if intensities else None,
-        np.diag([factor, factor, 1.0]) @ inverse(to_msi),
-        freedom,
-        model == "affine",
-        serial,
+        name, moving.scaled(factor), fixed, seen[0], seen[1], resize, freedom, model == "affine", serial
     )
 
 
-def _check_number(n: int, name: str, what: str, where: str) -> None:
-    if n < _MIN_POINTS:
-        msg = (
-            f"Section {name!r} has {n} {what}, and an alignment without landmarks needs at least {_MIN_POINTS}. "
-            f"Check {where}, or pass landmarks."
-        )
-        raise ValueError(msg)
+def fit_automatically(section: AutomaticInput, n_refits: int, rng: np.random.Generator) -> SectionFit:
+    """Alignment without landmarks, as a method of :func:`stmsi.pp.align`."""
+    fit = section.fit(rng, n_refits)
+    fields: dict[str, Any] = WITHOUT_LANDMARKS | {
+        "model": "affine" if section.affine else "similarity",
+        "ambiguous": fit.ambiguous,
+        "message": fit.message,
+        "candidates": fit.candidates.set_axis(fit.candidates.index.astype(str)),
+        "decided_by": fit.decided_by,
+        "mask_score": fit.score,
+        "resolution": fit.resolution,
+    }
+    if fit.landmark is not None:
+        fields["telling_landmark"] = fit.landmark
+    return SectionFit(fit.matrix, fields, sample=partial(_draw, fit.perturbed @ np.linalg.inv(fit.matrix)))
+
+
+def _draw(refits: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Displacements within the ST frame by which refits to perturbed data differ."""
+    return refits[rng.choice(len(refits), n, replace=n > len(refits))]
 
 
 def _fixed(spots: NDArray[np.float64], in_tissue: NDArray[np.bool_], frame: Any) -> TissuePoints:
+    """Spots on tissue, and the places without tissue that ST has seen."""
     on = spots[in_tissue]
     if isinstance(frame, str):
         off = spots[~in_tissue] if not in_tissue.all() and frame == "auto" else None
@@ -214,3 +210,51 @@ def _unit(moving: TissueRaster, fixed: TissuePoints, name: str, scale: str) -> f
         )
         raise ValueError(msg)
     return 1.0
+
+
+def _result(verdict: Verdict, moving: TissueRaster, fixed: TissuePoints, resize: NDArray[np.float64]) -> AutomaticFit:
+    rows = []
+    for k, c in enumerate(verdict.candidates):
+        place = Placement(c.placement.matrix @ resize, c.placement.score)
+        chosen = k == verdict.chosen
+        rows.append(
+            {
+                "mirrored": place.mirrored, "rotation_deg": place.rotation, "scale": place.scale, "mask_score": place.score,
+                "intensity_score": c.explained, "intensity_z": c.z, "chosen": chosen, "possible": chosen or k in verdict.rivals,
+            }
+        )  # fmt: skip
+    final = Placement(verdict.matrix @ resize, verdict.candidates[verdict.chosen].placement.score)
+    reasons, landmark = [], None
+    if verdict.rivals:
+        # to tell apart first: by what intensities say where they say something, else by the masks
+        z = [verdict.candidates[k].z for k in verdict.rivals]
+        rival = verdict.rivals[int(np.argmax(z)) if np.isfinite(z).all() and max(z) > _LOOSE else 0]
+        at, here, there = telling_landmark(verdict, rival, moving, fixed)
+        in_frame = apply_affine(inverse(resize), at[None])[0]
+        landmark = {"msi": in_frame, "st": here, "st_rival": there}
+        sides = ["as measured" if not rows[k]["mirrored"] else "mirrored" for k in (verdict.chosen, rival)]
+        reasons.append(
+            f"{len(verdict.rivals) + 1} placements fit about equally well. One landmark would tell: what lies near "
+            f"({in_frame[0]:.0f}, {in_frame[1]:.0f}) um in the MSI frame lies near ({here[0]:.0f}, {here[1]:.0f}) um of the "
+            f"ST frame if the chosen one is right ({sides[0]}, turned by {rows[verdict.chosen]['rotation_deg']:.0f} degrees), and near "
+            f"({there[0]:.0f}, {there[1]:.0f}) um if it is the next ({sides[1]}, {rows[rival]['rotation_deg']:.0f} degrees)."
+        )
+    if verdict.iou < _POOR_OVERLAP:
+        reasons.append(
+            f"The tissue masks overlap by {verdict.iou:.0%} only: they may not show the same piece of tissue. If the spots are "
+            "a piece cut from it, pass auto={'frame': 'crop'}."
+        )
+    if verdict.resolution.p90_um > _LOOSE * fixed.pitch:
+        reasons.append(
+            f"The outlines hold the section loosely: refits move pixels by {verdict.resolution.p90_um:.0f} um (90th "
+            "percentile). Landmarks would hold it."
+        )
+    message = " ".join(reasons) or (
+        f"Placed by {verdict.decided_by}: IoU {verdict.iou:.2f}, pixels move by {verdict.resolution.median_um:.0f} um "
+        "(median) between refits."
+    )
+    return AutomaticFit(
+        final.matrix, final.mirrored, final.rotation, final.scale, final.score, verdict.iou, pd.DataFrame(rows),
+        bool(reasons), message, landmark, verdict.decided_by, verdict.polished,
+        asdict(verdict.resolution), verdict.draws @ resize,
+    )  # fmt: skip

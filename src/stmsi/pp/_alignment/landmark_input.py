@@ -12,6 +12,7 @@ import pandas as pd
 
 from stmsi._core.registration.landmarks import apply_affine
 from stmsi._data.checks import listing
+from stmsi._data.elements import frames_of, matrix_to
 from stmsi._data.keys import Key
 
 if TYPE_CHECKING:
@@ -44,19 +45,7 @@ def is_file(given: Any) -> bool:
 
 
 def read_landmarks(path: str | PathLike[str], samples: list[str]) -> dict[str, Pair] | Pair:
-    """Landmarks of a csv file.
-
-    Parameters
-    ----------
-    path
-        Table with a header; commas, tabs or semicolons. See :func:`stmsi.pp.align` for the columns.
-    samples
-        Sections that are there.
-
-    Returns
-    -------
-    A pair of arrays; where the file has a column with the section, a pair for each of `samples` in it.
-    """
+    """Landmarks of a csv file, each side (n, 2); where the file names sections, a pair for each of `samples` in it."""
     path = Path(path)
     if not path.is_file():
         msg = f"No file of landmarks {str(path)!r}."
@@ -96,11 +85,6 @@ def has_landmarks(sdata: SpatialData, name: str) -> bool:
     return any(Key.landmarks(name, side) in sdata.points for side in ("msi", "st"))
 
 
-def expand(given: Any, available: list[str]) -> Any:
-    """Landmarks with a file that holds several sections taken apart."""
-    return read_landmarks(given, available) if is_file(given) else given
-
-
 def landmark_pair(
     sdata: SpatialData,
     name: str,
@@ -110,23 +94,9 @@ def landmark_pair(
     units: tuple[Unit, Unit] = (1.0, 1.0),
     what: str = "(in the MSI frame, in the ST frame)",
 ) -> Pair:
-    """Landmarks of a section as two arrays in micrometres of their frames.
+    """Landmarks of a section as two arrays in micrometres of their frames; `None` takes the usual points elements.
 
-    Parameters
-    ----------
-    sdata
-        With the elements that are named.
-    name
-        The section.
-    pair
-        Two sides, each an array or the name of an element with points; or the path of a table; `None`: the points
-        ``<sample>_landmarks_msi`` and ``<sample>_landmarks_st``.
-    frames
-        Coordinate system of each side; `None`: points elements count as they are.
-    units
-        Of each side: micrometres per unit, ``"file"``, or the name of an element in whose own coordinates they are.
-    what
-        What the sides are, for messages.
+    A side without a frame keeps its coordinates. `what` names the sides in messages.
     """
     if pair is None:
         pair = Key.landmarks(name, "msi"), Key.landmarks(name, "st")
@@ -143,7 +113,7 @@ def landmark_pair(
 
 def _side(sdata: SpatialData, name: str, side: Any, frame: str | None, unit: Unit) -> NDArray[np.float64]:
     if isinstance(side, str):
-        return _of_element(sdata, side, frame)
+        return points_of(sdata, side, frame)
     try:
         xy = np.asarray(side, dtype=float)
     except (TypeError, ValueError) as error:
@@ -154,9 +124,9 @@ def _side(sdata: SpatialData, name: str, side: Any, frame: str | None, unit: Uni
     return apply_affine(_unit_matrix(sdata, name, unit, frame), xy)
 
 
-def _of_element(sdata: SpatialData, element: str, frame: str | None) -> NDArray[np.float64]:
+def points_of(sdata: SpatialData, element: str, frame: str | None) -> NDArray[np.float64]:
+    """Points of an element in a coordinate system, (n, 2); its own coordinates without one."""
     from spatialdata import transform
-    from spatialdata.transformations import get_transformation
 
     if element in sdata.points:
         points: Any = sdata.points[element]
@@ -168,10 +138,9 @@ def _of_element(sdata: SpatialData, element: str, frame: str | None) -> NDArray[
             "Pass landmarks={section: (msi_xy, st_xy)} or transformation=."
         )
         raise KeyError(msg)
-    known = get_transformation(points, get_all=True)
     if frame is not None:
-        if frame not in known:
-            msg = f"points {element!r} lie in {listing(known)}, not in {frame!r}; landmarks are (in the MSI, in the ST frame)."
+        if matrix_to(points, frame) is None:
+            msg = f"points {element!r} lie in {frames_of(points)}, not in {frame!r}; landmarks are (in the MSI, in the ST frame)."
             raise ValueError(msg)
         points = transform(points, to_coordinate_system=frame)
     if "geometry" in points:
@@ -181,8 +150,6 @@ def _of_element(sdata: SpatialData, element: str, frame: str | None) -> NDArray[
 
 def _unit_matrix(sdata: SpatialData, name: str, unit: Unit, frame: str | None) -> NDArray[np.float64]:
     """Matrix from the unit of landmarks into micrometres of a frame."""
-    from spatialdata.transformations import get_transformation
-
     if isinstance(unit, str):
         if unit == FILE_UNITS:
             return _file_matrix(sdata, name)
@@ -190,11 +157,12 @@ def _unit_matrix(sdata: SpatialData, name: str, unit: Unit, frame: str | None) -
             names = [n for kind in (sdata.images, sdata.labels, sdata.shapes, sdata.points) for n in kind]
             msg = f"landmark_units={unit!r} is no element; elements: {listing(names)}, or a number, or {FILE_UNITS!r}."
             raise KeyError(msg)
-        known = get_transformation(sdata[unit], get_all=True)
-        if frame is None or frame not in known:
-            msg = f"Element {unit!r} lies in {listing(known)}, not in {frame!r}; landmarks in its coordinates have no place."
+        matrix = None if frame is None else matrix_to(sdata[unit], frame)
+        if matrix is None:
+            found = frames_of(sdata[unit])
+            msg = f"Element {unit!r} lies in {found}, not in {frame!r}; landmarks in its coordinates have no place."
             raise ValueError(msg)
-        return np.asarray(known[frame].to_affine_matrix(("x", "y"), ("x", "y")))
+        return matrix
     scale = float(unit)
     if not (np.isfinite(scale) and scale > 0):
         msg = f"landmark_units holds micrometres per unit, a positive number; found {unit!r}."
@@ -211,9 +179,8 @@ def _file_matrix(sdata: SpatialData, name: str) -> NDArray[np.float64]:
             "size); pass micrometres per unit instead of 'file'."
         )
         raise ValueError(msg)
-    size = np.broadcast_to(np.asarray(attrs["pixel_size"], dtype=float), 2)
-    origin = np.broadcast_to(np.asarray(attrs.get("origin", 0.0), dtype=float), 2)
-    pitch = np.broadcast_to(np.asarray(attrs.get("pitch", 1.0), dtype=float), 2)
+    fields = (attrs["pixel_size"], attrs.get("origin", 0.0), attrs.get("pitch", 1.0))
+    size, origin, pitch = (np.broadcast_to(np.asarray(v, dtype=float), 2) for v in fields)
     out = np.diag([*(size / pitch), 1.0])
     # a coordinate of the file is the middle of a pixel
     out[:2, 2] = 0.5 * size - origin * size / pitch

@@ -1,9 +1,10 @@
-"""The alignment of one section, however it was found."""
+"""The alignment of one section, however it was found: fit, checks and record."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,30 +35,18 @@ REFINE_PITCHES = 5.0
 """Spacing of the control points of a displacement, in spot pitches."""
 _FAR = 1.0
 """Landmarks all lie elsewhere when none is within the section's box, widened by this share of its size on every side."""
-
-Sampler = Callable[[int, np.random.Generator], "NDArray[np.float64]"]
+WITHOUT_LANDMARKS = {"n_landmarks": 0, "residual_um": np.empty(0), "tre_um": np.empty(0)}
 
 
 @dataclass(frozen=True)
 class SectionFit:
-    """What a method of alignment returns for one section.
+    """What a method of alignment returns for one section."""
 
-    Attributes
-    ----------
-    matrix
-        From the MSI to the ST frame, shape (3, 3); of an alignment that is more than affine, its affine part.
-    fields
-        What else goes into the record of the section: plain values and arrays, under their keys.
-    steps
-        The whole map from the MSI to the ST frame, where it is more than `matrix`; else empty.
-    sample
-        Draws matrices by which the alignment may be off (n, generator); `None` where its error is not known.
-    """
-
-    matrix: NDArray[np.float64]
-    fields: Mapping[str, Any] = field(default_factory=dict)
-    steps: tuple[Step, ...] = ()
-    sample: Sampler | None = None
+    matrix: NDArray[np.float64]  # from the MSI to the ST frame, (3, 3); the affine part where there are steps
+    fields: Mapping[str, Any] = field(default_factory=dict)  # what else goes into the record of the section
+    steps: tuple[Step, ...] = ()  # the whole map, where it is more than `matrix`
+    sample: Callable[[int, np.random.Generator], NDArray[np.float64]] | None = None
+    """Draws matrices by which the alignment may be off; `None` where its error is not known."""
 
     def __call__(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
         """Points of the MSI frame in the ST frame."""
@@ -66,132 +55,11 @@ class SectionFit:
     @property
     def scale(self) -> float:
         """Of the affine part."""
-        return float(np.sqrt(abs(np.linalg.det(self.matrix[:2, :2]))))
+        return _scale(self.matrix)
 
 
 Method = Callable[[np.random.Generator], SectionFit]
 """Aligns one section; it holds the arrays that it needs, so that it can run in another process."""
-
-
-@dataclass(frozen=True)
-class LandmarkFit:
-    """Fits landmarks, of one leg (MSI to ST) or two (MSI to its histology, its histology to ST)."""
-
-    legs: tuple[Pair, ...]
-    model: TransformModel
-    robust: RobustMethod | None
-    max_error: float
-    smoothing: float | None
-
-    def __call__(self, rng: np.random.Generator) -> SectionFit:
-        """Fit."""
-        fits: list[Fit] = []
-        for number, (moving, fixed) in enumerate(self.legs):
-            try:
-                # the limit is in micrometres of the ST frame: of the first of two legs it is not known yet
-                limit = self.max_error if number == len(self.legs) - 1 else self._limit(number)
-                fits.append(
-                    fit_landmarks(
-                        moving, fixed, self.model,
-                        robust=self.robust, max_error=limit, smoothing=self.smoothing, rng=rng,
-                    )
-                )  # fmt: skip
-            except ValueError as error:
-                if len(self.legs) == 1:
-                    raise
-                leg = ("MSI to its histology", "histology to ST")[number]
-                msg = f"{leg}: {error}"
-                raise ValueError(msg) from error
-        matrix = np.eye(3)
-        for fit in fits:
-            matrix = fit.matrix @ matrix
-        steps: tuple[Step, ...] = ()
-        if any(fit.steps for fit in fits):
-            steps = tuple(fit.map for fit in fits)
-        moved, target = self._in_st_frame(fits)
-        size = [float(np.sqrt(abs(np.linalg.det(self._rest(fits, i)[:2, :2])))) for i in range(len(fits))]
-        count = np.cumsum([0, *(len(fit.residual) for fit in fits)])
-        fields: dict[str, Any] = {
-            "model": self.model,
-            "n_landmarks": int(count[-1]),
-            "residual_um": np.concatenate([fit.residual * s for fit, s in zip(fits, size, strict=True)]),
-            "tre_um": np.concatenate([fit.tre * s for fit, s in zip(fits, size, strict=True)]),
-            "outliers": np.concatenate([fit.outliers + n for fit, n in zip(fits, count[:-1], strict=True)]),
-            "landmarks_moved": moved,
-            "landmarks_st": target,
-        }
-        if len(fits) > 1:
-            fields["leg"] = np.repeat(np.arange(1, len(fits) + 1), [len(fit.residual) for fit in fits])
-        if self.model == "thin_plate":
-            fields["smoothing"] = np.array([fit.smoothing for fit in fits])
-        known = all(np.isfinite(fit.sigma) for fit in fits)
-        sampler = _LandmarkSampler(tuple(fits), self.legs, self.model) if known else None
-        return SectionFit(matrix, fields, steps, sampler)
-
-    def _limit(self, number: int) -> float:
-        """The limit of RANSAC in the unit that the first leg maps to, from the spreads of the second leg's landmarks."""
-        moving, fixed = self.legs[number + 1]
-        spread = [float(np.sqrt(np.var(np.asarray(p, dtype=float), axis=0).sum())) for p in (moving, fixed)]
-        return self.max_error * spread[0] / spread[1] if spread[1] > 0 else self.max_error
-
-    def _in_st_frame(self, fits: list[Fit]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Where the alignment puts the landmarks, and where they belong."""
-        moved, target = [], []
-        for i, (moving, fixed) in enumerate(self.legs):
-            later = [fit.map for fit in fits[i + 1 :]]
-            moved.append(apply_steps([fits[i].map, *later], moving))
-            target.append(apply_steps(later, fixed))
-        return np.vstack(moved), np.vstack(target)
-
-    @staticmethod
-    def _rest(fits: list[Fit], number: int) -> NDArray[np.float64]:
-        out = np.eye(3)
-        for fit in fits[number + 1 :]:
-            out = fit.matrix @ out
-        return out
-
-
-@dataclass(frozen=True)
-class _LandmarkSampler:
-    """Parametric bootstrap of the landmarks of every leg, brought into the ST frame."""
-
-    fits: tuple[Fit, ...]
-    legs: tuple[Pair, ...]
-    model: TransformModel
-
-    def __call__(self, n: int, rng: np.random.Generator) -> NDArray[np.float64]:
-        out = np.broadcast_to(np.eye(3), (n, 3, 3))
-        for i, (fit, (moving, _)) in enumerate(zip(self.fits, self.legs, strict=True)):
-            kept = np.setdiff1d(np.arange(len(moving)), fit.outliers)
-            own = perturbations(fit.map(np.asarray(moving)[kept]), fit.sigma, n, rng, self.model)
-            rest = LandmarkFit._rest(list(self.fits), i)
-            out = (rest @ own @ np.linalg.inv(rest)) @ out
-        return np.asarray(out)
-
-
-@dataclass(frozen=True)
-class GivenFit:
-    """Takes a transformation that is known."""
-
-    transformation: Any
-
-    def __call__(self, rng: np.random.Generator) -> SectionFit:  # noqa: ARG002
-        """Check it."""
-        given = self.transformation
-        if hasattr(given, "to_affine_matrix"):
-            matrix = given.to_affine_matrix(("x", "y"), ("x", "y"))
-        else:
-            matrix = np.asarray(given, dtype=float)
-            if matrix.shape == (2, 3):
-                matrix = np.vstack([matrix, [0, 0, 1]])
-        if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or not np.allclose(matrix[2], [0, 0, 1]):
-            msg = f"A transformation is a finite affine matrix of shape (3, 3) or (2, 3), found shape {matrix.shape}."
-            raise ValueError(msg)
-        if abs(float(np.linalg.det(matrix[:2, :2]))) < 1e-12:
-            msg = "The transformation is singular: it maps the section onto a line."
-            raise ValueError(msg)
-        none = np.empty(0)
-        return SectionFit(matrix, {"model": "given", "n_landmarks": 0, "residual_um": none, "tre_um": none})
 
 
 @dataclass(frozen=True)
@@ -205,39 +73,122 @@ class Task:
     max_scale: float
     n_perturb: int
     perturb_sd: float | None
-    components: tuple[NDArray[np.float64], NDArray[np.float64]] | None
-    """Of the spots and pixels, where a displacement is to be found from them."""
+    components: tuple[NDArray[np.float64], NDArray[np.float64]] | None  # of spots and pixels, for a displacement
     refine_length: float | None
 
 
 @dataclass(frozen=True)
 class Result:
-    """An alignment that passed all checks, and its record."""
+    """An alignment that passed all checks, its record, and what the user should be warned of."""
 
     fit: SectionFit
     record: dict[str, Any]
     notes: tuple[str, ...] = ()
-    """What the user should be warned of."""
 
 
 def run(task: Task, rng: np.random.Generator) -> Result:
-    """Align a section and check it.
-
-    Raises
-    ------
-    ValueError
-        With the section's name: whatever makes the alignment impossible or wrong.
-    """
+    """Align a section and check it; errors name the section."""
     try:
         fit = task.fit(rng)
         _check_scale(fit, task)
         _check_overlap(fit, task.geometry)
         if task.components is not None:
-            fit = _refine(fit, task)
+            fit = _refine(fit, task, *task.components)
         return _record(fit, task, rng)
     except ValueError as error:
         msg = f"Section {task.name!r}: {error}"
         raise ValueError(msg) from error
+
+
+def fit_given(transformation: Any, rng: np.random.Generator) -> SectionFit:  # noqa: ARG001
+    """Take a transformation that is known."""
+    if hasattr(transformation, "to_affine_matrix"):
+        matrix = transformation.to_affine_matrix(("x", "y"), ("x", "y"))
+    else:
+        matrix = np.asarray(transformation, dtype=float)
+        if matrix.shape == (2, 3):
+            matrix = np.vstack([matrix, [0, 0, 1]])
+    if matrix.shape != (3, 3) or not np.isfinite(matrix).all() or not np.allclose(matrix[2], [0, 0, 1]):
+        msg = f"A transformation is a finite affine matrix of shape (3, 3) or (2, 3), found shape {matrix.shape}."
+        raise ValueError(msg)
+    if abs(float(np.linalg.det(matrix[:2, :2]))) < 1e-12:
+        msg = "The transformation is singular: it maps the section onto a line."
+        raise ValueError(msg)
+    return SectionFit(matrix, WITHOUT_LANDMARKS | {"model": "given"})
+
+
+def fit_legs(
+    legs: tuple[Pair, ...],
+    model: TransformModel,
+    robust: RobustMethod | None,
+    max_error: float,
+    smoothing: float | None,
+    rng: np.random.Generator,
+) -> SectionFit:
+    """Fit landmarks of one leg (MSI to ST) or two (MSI to its histology, its histology to ST)."""
+    fits: list[Fit] = []
+    for number, (moving, fixed) in enumerate(legs):
+        try:
+            # the limit is in micrometres of the ST frame: of the first of two legs it is not known yet
+            limit = max_error if number == len(legs) - 1 else _before(legs[number + 1], max_error)
+            options: dict[str, Any] = {"robust": robust, "max_error": limit, "smoothing": smoothing, "rng": rng}
+            fits.append(fit_landmarks(moving, fixed, model, **options))
+        except ValueError as error:
+            if len(legs) == 1:
+                raise
+            msg = f"{('MSI to its histology', 'histology to ST')[number]}: {error}"
+            raise ValueError(msg) from error
+    later = [[fit.map for fit in fits[i + 1 :]] for i in range(len(fits))]
+    size = [_scale(_chained(fits[i + 1 :])) for i in range(len(fits))]
+    count = np.cumsum([0, *(len(fit.residual) for fit in fits)])
+    fields: dict[str, Any] = {
+        "model": model,
+        "n_landmarks": int(count[-1]),
+        "residual_um": np.concatenate([fit.residual * s for fit, s in zip(fits, size, strict=True)]),
+        "tre_um": np.concatenate([fit.tre * s for fit, s in zip(fits, size, strict=True)]),
+        "outliers": np.concatenate([fit.outliers + n for fit, n in zip(fits, count[:-1], strict=True)]),
+        # where the alignment puts the landmarks, and where they belong
+        "landmarks_moved": np.vstack([apply_steps([fits[i].map, *later[i]], legs[i][0]) for i in range(len(fits))]),
+        "landmarks_st": np.vstack([apply_steps(later[i], legs[i][1]) for i in range(len(fits))]),
+    }
+    if len(fits) > 1:
+        fields["leg"] = np.repeat(np.arange(1, len(fits) + 1), np.diff(count))
+    if model == "thin_plate":
+        fields["smoothing"] = np.array([fit.smoothing for fit in fits])
+    steps = tuple(fit.map for fit in fits) if any(fit.steps for fit in fits) else ()
+    sample = partial(_bootstrap, fits, legs, model) if all(np.isfinite(fit.sigma) for fit in fits) else None
+    return SectionFit(_chained(fits), fields, steps, sample)
+
+
+def _before(leg: Pair, length: float) -> float:
+    """A length after a leg in the unit before it, by the spreads of its landmarks."""
+    spread = [float(np.sqrt(np.var(np.asarray(p, dtype=float), axis=0).sum())) for p in leg]
+    return length * spread[0] / spread[1] if spread[1] > 0 else length
+
+
+def _chained(fits: list[Fit]) -> NDArray[np.float64]:
+    """The affine parts of fits, one after the other."""
+    out = np.eye(3)
+    for fit in fits:
+        out = fit.matrix @ out
+    return out
+
+
+def _bootstrap(
+    fits: list[Fit], legs: tuple[Pair, ...], model: TransformModel, n: int, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    """Parametric bootstrap of the landmarks of every leg, brought into the ST frame."""
+    out = np.broadcast_to(np.eye(3), (n, 3, 3))
+    for i, (fit, (moving, _)) in enumerate(zip(fits, legs, strict=True)):
+        kept = np.setdiff1d(np.arange(len(moving)), fit.outliers)
+        own = perturbations(fit.map(np.asarray(moving)[kept]), fit.sigma, n, rng, model)
+        rest = _chained(fits[i + 1 :])
+        out = (rest @ own @ np.linalg.inv(rest)) @ out
+    return np.asarray(out)
+
+
+def _scale(matrix: NDArray[np.float64]) -> float:
+    return float(np.sqrt(abs(np.linalg.det(matrix[:2, :2]))))
 
 
 def check_landmarks_place(pair: Pair, geometry: Geometry) -> None:
@@ -287,27 +238,21 @@ def _check_overlap(fit: SectionFit, geometry: Geometry) -> None:
         raise ValueError(msg)
 
 
-def _refine(fit: SectionFit, task: Task) -> SectionFit:
-    """Add a displacement from intensities, where one makes the agreement better."""
-    assert task.components is not None  # the caller's condition
-    st, msi = task.components
+def _refine(fit: SectionFit, task: Task, st: NDArray[np.float64], msi: NDArray[np.float64]) -> SectionFit:
+    """Add a displacement from components of spots and pixels, where it makes them agree better and folds nothing."""
     g = task.geometry
-    if len(g.spots) == 0:
-        msg = 'refine="intensity" needs spots in the section; there are none.'
-        raise ValueError(msg)
     moved = fit(g.pixels)
     known = np.isfinite(msi).all(axis=1)
     length = REFINE_PITCHES * g.pitch if task.refine_length is None else task.refine_length
     flow = estimate_flow(g.spots, st, moved[known], msi[known], pitch=g.pitch, length=length)
     fields = dict(fit.fields) | {"refine": "none", "refine_information": np.array([flow.before, flow.after])}
     if flow.field is None:
-        return SectionFit(fit.matrix, fields, fit.steps, fit.sample)
-    steps = (*(fit.steps or (Homography(fit.matrix),)), flow.field)
-    whole = SectionFit(fit.matrix, fields, steps, fit.sample)
+        return replace(fit, fields=fields)
+    whole = replace(fit, steps=(*(fit.steps or (Homography(fit.matrix),)), flow.field))
     if folded(whole, g.pixels, fit.matrix, 0.25 * g.pixel_size).any():
-        # a displacement that folds is no tissue's: the start is better
-        return SectionFit(fit.matrix, fields, fit.steps, fit.sample)
-    return SectionFit(nearest_affine(whole(g.pixels), g.pixels), fields | {"refine": "intensity"}, steps, fit.sample)
+        return replace(fit, fields=fields)
+    matrix = nearest_affine(whole(g.pixels), g.pixels)
+    return replace(whole, matrix=matrix, fields=fields | {"refine": "intensity"})
 
 
 def _record(fit: SectionFit, task: Task, rng: np.random.Generator) -> Result:

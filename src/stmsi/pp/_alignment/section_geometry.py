@@ -1,4 +1,4 @@
-"""Places of the spots and pixels of one section, and components of what was measured there."""
+"""What an alignment reads of one section: places of spots and pixels, tissue, and components of what was measured."""
 
 from __future__ import annotations
 
@@ -7,12 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
+import shapely
 
 from stmsi._core.mapping.nearest_pixels import lattice_pitch
+from stmsi._core.registration.landmarks import apply_affine
+from stmsi._core.registration.spatial_components import summary_channels
+from stmsi._core.registration.tissue_masks import coherent_tissue
 from stmsi._core.registration.warps import apply_steps, read_steps
 from stmsi._data.checks import listing
+from stmsi._data.elements import annotated_rows, matrix_to, shapes_of
 from stmsi._data.keys import Key
-from stmsi._data.tables import as_csr, instances, require_sample
+from stmsi._data.tables import as_csr, get_table, require_sample
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,30 +30,14 @@ _N_GENES = 1000
 
 @dataclass(frozen=True)
 class Geometry:
-    """Spots and pixels of a section, in micrometres.
+    """Spots (in the ST frame) and pixels (in the MSI frame) of a section, in micrometres."""
 
-    Attributes
-    ----------
-    spots
-        Centres of the spots on tissue, in the ST frame, shape (n, 2), in the order of the ST table.
-    others
-        Centres of the other spots of the capture frame, shape (m, 2).
-    spot_radius
-        Median radius (of bins: of the circle of the same area); NaN without spots.
-    pixels
-        Centres of the pixels in the MSI frame, shape (k, 2), in the order of their element.
-    corners
-        Corners of the pixels in the MSI frame, shape (k, c, 2).
-    to_msi
-        Matrix from the pixel element to the MSI frame, shape (3, 3).
-    """
-
-    spots: NDArray[np.float64]
-    others: NDArray[np.float64]
-    spot_radius: float
-    pixels: NDArray[np.float64]
-    corners: NDArray[np.float64]
-    to_msi: NDArray[np.float64]
+    spots: NDArray[np.float64]  # centres of those on tissue, (n, 2), in the order of the ST table
+    others: NDArray[np.float64]  # centres of the other spots of the capture frame, (m, 2)
+    spot_radius: float  # median (of bins: of the circle of the same area); NaN without spots
+    pixels: NDArray[np.float64]  # centres, (k, 2), in the order of their element
+    corners: NDArray[np.float64]  # (k, 4, 2)
+    to_msi: NDArray[np.float64]  # from the pixel element to the MSI frame, (3, 3)
 
     @property
     def pitch(self) -> float:
@@ -63,24 +52,8 @@ class Geometry:
         return float(np.sqrt(np.median(area)))
 
 
-def section_geometry(sdata: SpatialData, name: str, *, sample_key: str, st_table_key: str = Key.table.ST) -> Geometry:
-    """Read the geometry of a section.
-
-    Parameters
-    ----------
-    sdata
-        With the pixels ``<sample>_pixels``; spots may be missing.
-    name
-        The section.
-    sample_key
-        Column of ``obs`` with the section name.
-    st_table_key
-        The ST table.
-    """
-    import shapely
-
-    from stmsi._core.registration.landmarks import apply_affine
-
+def section_geometry(sdata: SpatialData, name: str, *, table_key: str = Key.table.ST, sample_key: str) -> Geometry:
+    """Geometry of a section with pixels; spots may be missing."""
     to_msi = to_msi_frame(sdata, name)
     outlines = shapely.normalize(sdata.shapes[Key.pixels(name)].geometry.to_numpy())
     # as many corners for each: pixels are squares, unless somebody drew their own
@@ -89,42 +62,38 @@ def section_geometry(sdata: SpatialData, name: str, *, sample_key: str, st_table
         outlines = np.where(four, outlines, shapely.envelope(outlines))
     corners = shapely.get_coordinates(outlines).reshape(len(outlines), 5, 2)[:, :4]
     corners = apply_affine(to_msi, corners.reshape(-1, 2)).reshape(-1, 4, 2)
-    spots, others, radius = _spots(sdata, name, st_table_key, sample_key)
+    spots, others, radius = _spots(sdata, name, table_key, sample_key)
     return Geometry(spots, others, radius, corners.mean(axis=1), corners, to_msi)
 
 
-def frame_matrix(sdata: SpatialData, element: str, frame: str) -> NDArray[np.float64]:
-    """Matrix from shapes to a coordinate system, shape (3, 3); the identity where they do not know it."""
-    from spatialdata.transformations import get_transformation
-
-    known = get_transformation(sdata.shapes[element], get_all=True)
-    if frame not in known:
-        return np.eye(3)
-    return np.asarray(known[frame].to_affine_matrix(("x", "y"), ("x", "y")))
-
-
 def to_msi_frame(sdata: SpatialData, name: str) -> NDArray[np.float64]:
-    """Matrix from the pixel element to the MSI frame."""
-    if Key.pixels(name) not in sdata.shapes:
-        msg = f"No shapes {Key.pixels(name)!r}; shapes elements: {listing(sdata.shapes)}."
-        raise KeyError(msg)
-    return frame_matrix(sdata, Key.pixels(name), Key.msi_frame(name))
+    """Matrix from the pixel element to the MSI frame; the identity where the pixels do not know it."""
+    matrix = matrix_to(shapes_of(sdata, Key.pixels(name)), Key.msi_frame(name))
+    return np.eye(3) if matrix is None else matrix
 
 
 def aligned(record: dict[str, Any], xy: NDArray[np.float64]) -> NDArray[np.float64]:
     """Points of the MSI frame in the ST frame, as the record of an alignment says."""
-    from stmsi._core.registration.landmarks import apply_affine
-
     if "warp" in record:
         return apply_steps(read_steps(record["warp"]), xy)
     return apply_affine(np.asarray(record["matrix"]), xy)
 
 
+def section_table(sdata: SpatialData, key: str, name: str, sample_key: str) -> AnnData:
+    """The observations of one section, as a view."""
+    table = get_table(sdata, key)
+    sample = require_sample(table, sample_key)
+    if not (sample == name).any():
+        msg = f"Table {key!r} has no section {name!r}; its sections: {listing(dict.fromkeys(sample))}."
+        raise KeyError(msg)
+    return table[sample == name]
+
+
 def _spots(
     sdata: SpatialData, name: str, table_key: str, sample_key: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:
+    """Centres of the spots on tissue and of the others, and the median radius."""
     from spatialdata import transform
-    from spatialdata.transformations import get_transformation
 
     nothing = np.empty((0, 2)), np.empty((0, 2)), float("nan")
     frame = Key.st_frame(name)
@@ -132,29 +101,69 @@ def _spots(
         return nothing
     table, element = sdata.tables[table_key], sdata.shapes[Key.spots(name)]
     rows = np.flatnonzero(require_sample(table, sample_key) == name)
-    if len(rows) == 0 or frame not in get_transformation(element, get_all=True):
+    if len(rows) == 0 or matrix_to(element, frame) is None:
         return nothing
+    at = annotated_rows(sdata, Key.spots(name), table[rows], name)
     element = transform(element, to_coordinate_system=frame)
     middle = element.geometry.centroid
     xy = np.column_stack([middle.x, middle.y])
     radius = element["radius"] if "radius" in element else np.sqrt(element.geometry.area / np.pi)
-    at = element.index.get_indexer(instances(table)[rows])
-    if (at < 0).any():
-        msg = f"{int((at < 0).sum())} observations annotate nothing in {Key.spots(name)!r}."
+    tissue = at[spots_on_tissue(table)[rows]]
+    return xy[tissue], xy[np.setdiff1d(np.arange(len(xy)), tissue)], float(np.median(radius))
+
+
+def spot_centres(sdata: SpatialData, name: str, table: AnnData) -> NDArray[np.float64]:
+    """Centres of the spots in the ST frame, in table order."""
+    element = Key.spots(name)
+    rows = annotated_rows(sdata, element, table, name)
+    centre = shapely.get_coordinates(shapely.centroid(sdata.shapes[element].geometry.to_numpy()[rows]))
+    if len(centre) != table.n_obs or not np.isfinite(centre).all():
+        lost = table.n_obs - int(np.isfinite(centre).all(axis=1).sum())
+        msg = f"Section {name!r}: {lost} spots have NaN coordinates; remove them."
         raise ValueError(msg)
-    tissue = np.ones(len(rows), dtype=bool)
-    if Key.obs.IN_TISSUE in table.obs:
-        tissue = table.obs[Key.obs.IN_TISSUE].to_numpy()[rows].astype(float) > 0
-    rest = np.setdiff1d(np.arange(len(xy)), at[tissue])
-    return xy[at[tissue]], xy[rest], float(np.median(radius))
+    matrix = matrix_to(sdata.shapes[element], Key.st_frame(name))
+    return apply_affine(np.eye(3) if matrix is None else matrix, centre)
+
+
+def pixel_centres(
+    sdata: SpatialData, name: str, table: AnnData
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Centres and size of the pixels along their raster, and the matrix from there to the MSI frame."""
+    rows = annotated_rows(sdata, Key.pixels(name), table, name)
+    bounds = shapely.bounds(sdata.shapes[Key.pixels(name)].geometry.to_numpy()[rows])
+    if not np.isfinite(bounds).all():
+        lost = int((~np.isfinite(bounds).all(axis=1)).sum())
+        msg = f"Section {name!r}: {lost} pixels have NaN coordinates; remove them."
+        raise ValueError(msg)
+    low, high = bounds[:, :2], bounds[:, 2:]
+    return (low + high) / 2, np.median(high - low, axis=0), to_msi_frame(sdata, name)
+
+
+def spots_on_tissue(table: AnnData) -> NDArray[np.bool_]:
+    """Spots on tissue, all of them where ``obs`` does not say."""
+    if Key.obs.IN_TISSUE not in table.obs:
+        return np.ones(table.n_obs, bool)
+    return table.obs[Key.obs.IN_TISSUE].to_numpy().astype(float) > 0
+
+
+def pixels_on_tissue(table: AnnData, ions: sp.csr_matrix) -> NDArray[np.bool_]:
+    """Pixels on tissue: as ``obs`` says, else as the data show; all of them where no background can be seen."""
+    if Key.obs.TISSUE in table.obs:
+        return table.obs[Key.obs.TISSUE].to_numpy().astype(bool)
+    row, col = (table.obs[k].to_numpy().astype(np.int64) for k in (Key.obs.ROW, Key.obs.COL))
+    found = np.asarray((ions > 0).sum(axis=1)).ravel().astype(float)
+    on = coherent_tissue(found, row, col)
+    if on.all():
+        known = Key.obs.TIC in table.obs
+        total = table.obs[Key.obs.TIC].to_numpy(float) if known else np.expm1(summary_channels(ions)[:, 1])
+        on = coherent_tissue(total, row, col)
+    return on & (found > 0) if on.all() and (found > 0).mean() < 0.97 else on
 
 
 def st_components(sdata: SpatialData, name: str, table_key: str, sample_key: str) -> NDArray[np.float64]:
     """Leading principal components of the expression of a section's spots on tissue, standardised."""
     table = sdata.tables[table_key]
-    own = require_sample(table, sample_key) == name
-    if Key.obs.IN_TISSUE in table.obs:
-        own &= table.obs[Key.obs.IN_TISSUE].to_numpy().astype(float) > 0
+    own = (require_sample(table, sample_key) == name) & spots_on_tissue(table)
     counts = as_csr(table[own].X, np.float64)
     total = np.asarray(counts.sum(axis=1)).ravel()
     scaled = sp.diags_array(np.median(total) / np.maximum(total, 1.0)) @ counts
@@ -163,27 +172,18 @@ def st_components(sdata: SpatialData, name: str, table_key: str, sample_key: str
 
 def msi_components(sdata: SpatialData, name: str, table_key: str, sample_key: str) -> NDArray[np.float64]:
     """Leading principal components of the ions of a section, standardised, in the order of the pixel element."""
-    table = sdata.tables[table_key]
-    section = table[require_sample(table, sample_key) == name]
+    section = section_table(sdata, table_key, name, sample_key)
     values = as_csr(section.X, np.float64)
-    if Key.uns.NORMALIZE not in table.uns:
+    if Key.uns.NORMALIZE not in section.uns:
         total = np.asarray(values.sum(axis=1)).ravel()
         values = sp.diags_array(np.median(total) / np.maximum(total, 1e-12)) @ values
     level = np.asarray(values.sum(axis=0)).ravel() / np.maximum(np.diff(values.tocsc().indptr), 1)
     values = (values @ sp.diags_array(1 / np.maximum(level, 1e-12))).log1p()
-    rows = _element_rows(sdata, name, section)
+    rows = annotated_rows(sdata, Key.pixels(name), section, name)
     found = _components(values, values.shape[1])
     out = np.full((len(sdata.shapes[Key.pixels(name)]), found.shape[1]), np.nan)
     out[rows] = found
     return out
-
-
-def _element_rows(sdata: SpatialData, name: str, table: AnnData) -> NDArray[np.int64]:
-    rows = sdata.shapes[Key.pixels(name)].index.get_indexer(instances(table))
-    if (rows < 0).any():
-        msg = f"{int((rows < 0).sum())} observations of section {name!r} annotate nothing in {Key.pixels(name)!r}."
-        raise ValueError(msg)
-    return rows
 
 
 def _components(values: sp.csr_matrix, n_features: int) -> NDArray[np.float64]:

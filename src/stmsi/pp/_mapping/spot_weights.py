@@ -12,7 +12,7 @@ from stmsi._core.mapping.pixel_weights import dominant, effective_number
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._settings import logger
-from stmsi.pp._mapping.section_geometry import SectionGeometry, section_geometry
+from stmsi.pp._mapping.outlines import SectionGeometry, section_geometry
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -41,10 +41,16 @@ class Weights:
     pixel_area: NDArray[np.float64]
     max_distance: dict[str, float]  # of each section, for the nearest spot
 
+    def covered(self, min_coverage: float) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+        """Covered share of each spot, and which spots count as covered."""
+        share = np.asarray(self.areas.sum(axis=1)).ravel() / self.spot_area
+        return share, (np.diff(self.used.indptr) > 0) & (share >= min_coverage - 1e-9)
+
 
 def paired_sections(
     sdata: SpatialData, st: AnnData, msi: AnnData, st_sample: NDArray[Any], msi_sample: NDArray[Any]
 ) -> dict[str, Section]:
+    """The sections that have both spots and pixels."""
     record = msi.uns.get(Key.uns.ALIGNMENT, {})
     sections = {}
     for name in dict.fromkeys(msi_sample):
@@ -99,9 +105,8 @@ def _placed(parts: list[tuple[Section, sp.csr_matrix]], shape: tuple[int, int]) 
 def check_coverage(
     sections: dict[str, Section], weights: Weights, min_coverage: float
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """Covered share of each spot, and which spots count as covered."""
-    share = np.asarray(weights.areas.sum(axis=1)).ravel() / weights.spot_area
-    kept = covered_spots(weights, share, min_coverage)
+    """Covered share of each spot, and which spots count as covered; refuses what cannot be right."""
+    share, kept = weights.covered(min_coverage)
     for name, section in sections.items():
         largest = share[section.spots].max()
         if largest > 1 + _ROUNDING:
@@ -116,11 +121,10 @@ def check_coverage(
                 "alignment (stmsi.pp.alignment_report). It takes no part in training. %s.",
                 name, largest, min_coverage, section.geometry.extent(),
             )  # fmt: skip
-        elif np.median(effective_number(weights.used[section.spots[kept[section.spots]]])) < 1.5:
-            pixels = len(np.unique(dominant(weights.used[section.spots[kept[section.spots]]])[0]))
+        elif np.median(effective_number(used := weights.used[section.spots[kept[section.spots]]])) < 1.5:
             logger.info(
                 "Section %r: its spots are finer than its pixels; %d spots share %d measurements.",
-                name, int(kept[section.spots].sum()), pixels,
+                name, used.shape[0], len(np.unique(dominant(used)[0])),
             )  # fmt: skip
     if not kept.any():
         extents = "; ".join(f"{name!r}: {section.geometry.extent()}" for name, section in sections.items())
@@ -130,7 +134,3 @@ def check_coverage(
         )
         raise ValueError(msg)
     return np.clip(share, 0.0, 1.0), kept
-
-
-def covered_spots(weights: Weights, share: NDArray[np.float64], min_coverage: float) -> NDArray[np.bool_]:
-    return (np.diff(weights.used.indptr) > 0) & (share >= min_coverage - 1e-9)

@@ -11,15 +11,12 @@ import shapely
 from stmsi._core.mapping.nearest_pixels import assignment, lattice_pitch, nearest_spots
 from stmsi._core.mapping.overlap import Edges, circle_polygon_overlap, edges_of_rings, oriented_edges, polygon_overlap
 from stmsi._core.registration.landmarks import apply_affine
-from stmsi._data.checks import listing
+from stmsi._data.elements import annotated_rows, matrix_to, shapes_of
 from stmsi._data.keys import Key
-from stmsi._data.tables import instances
 
 if TYPE_CHECKING:
-    import pandas as pd
     import scipy.sparse as sp
     from anndata import AnnData
-    from geopandas import GeoDataFrame
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -103,34 +100,18 @@ class SectionGeometry:
 
 
 def section_geometry(sdata: SpatialData, name: str, st: AnnData, msi: AnnData, pixel_key: str) -> SectionGeometry:
-    """Geometry of a section, checked.
-
-    Parameters
-    ----------
-    sdata
-        With the shapes.
-    name
-        The section.
-    st, msi
-        Its rows of the tables.
-    pixel_key
-        Shapes element of the pixels.
-    """
-    for element in (Key.spots(name), pixel_key):
-        if element not in sdata.shapes:
-            msg = f"No shapes {element!r}; shapes elements: {listing(sdata.shapes)}."
-            raise KeyError(msg)
-    pixels, spots = sdata.shapes[pixel_key], sdata.shapes[Key.spots(name)]
+    """Geometry of a section, checked; `st` and `msi` are its rows of the tables."""
+    spots, pixels = shapes_of(sdata, Key.spots(name)), shapes_of(sdata, pixel_key)
     frame = Key.st_frame(name)
-    pixels_to_frame = _matrix(pixels, frame)
+    pixels_to_frame = matrix_to(pixels, frame)
     if pixels_to_frame is None:
         msg = f"Section {name!r} is not aligned: its pixels have no place in {frame!r}. Call stmsi.pp.align first."
         raise ValueError(msg)
-    spots_to_frame = _matrix(spots, frame)
+    spots_to_frame = matrix_to(spots, frame)
     if spots_to_frame is None:
         msg = f"Section {name!r}: shapes {Key.spots(name)!r} have no place in {frame!r}; set their transformation."
         raise ValueError(msg)
-    outline = pixels.geometry.to_numpy()[_rows(pixels.index, msi, name)]
+    outline = pixels.geometry.to_numpy()[annotated_rows(sdata, pixel_key, msi, name)]
     if (kinds := set(shapely.get_type_id(outline))) != {3}:
         msg = (
             f"Section {name!r}: pixels are polygons (squares before alignment), found geometries of type id "
@@ -140,15 +121,15 @@ def section_geometry(sdata: SpatialData, name: str, st: AnnData, msi: AnnData, p
     if shapely.get_num_interior_rings(outline).any():
         outline = shapely.polygons(shapely.get_exterior_ring(outline))
     vertices, ring = shapely.get_coordinates(outline, return_index=True)
-    rows = _rows(spots.index, st, name)
+    rows = annotated_rows(sdata, Key.spots(name), st, name)
     geometry = spots.geometry.to_numpy()
-    origin = shapely.total_bounds(geometry[rows]).reshape(2, 2).mean(axis=0)
+    outlines = geometry[rows]
+    origin = shapely.total_bounds(outlines).reshape(2, 2).mean(axis=0)
     if "radius" in spots:
-        centres = shapely.get_coordinates(geometry[rows])
-        shape: Circles | Edges = Circles(centres - origin, spots["radius"].to_numpy(dtype=float)[rows])
-        spot_area = np.pi * shape[1] * np.abs(shape[1])  # negative with the radius
+        radii = spots["radius"].to_numpy(dtype=float)[rows]
+        shape: Circles | Edges = Circles(shapely.get_coordinates(outlines) - origin, radii)
+        spot_area = np.pi * radii * np.abs(radii)  # negative with the radius
     else:
-        outlines = geometry[rows]
         crossing = ~shapely.is_valid(outlines)
         if crossing.any():  # a bow tie has no inside that everyone agrees on
             outlines = outlines.copy()
@@ -180,22 +161,3 @@ def _check_sizes(section: SectionGeometry, spot_area: NDArray[np.float64], pixel
             "another unit (pixels of an image, nanometres): check the spot diameter, pixel_size and the alignment."
         )
         raise ValueError(msg)
-
-
-def _matrix(element: GeoDataFrame, frame: str) -> NDArray[np.float64] | None:
-    """Homogeneous matrix from an element into a frame; `None` where the element has no place in it."""
-    from spatialdata.transformations import get_transformation
-
-    known = get_transformation(element, get_all=True)
-    if frame not in known:
-        return None
-    return np.asarray(known[frame].to_affine_matrix(("x", "y"), ("x", "y")), dtype=np.float64)
-
-
-def _rows(index: pd.Index, table: AnnData, name: str) -> NDArray[np.int64]:
-    """Rows of an element that a table's observations annotate."""
-    rows = index.get_indexer(instances(table))
-    if (rows < 0).any():
-        msg = f"{int((rows < 0).sum())} observations of section {name!r} annotate nothing in its shapes element."
-        raise ValueError(msg)
-    return np.asarray(rows)
