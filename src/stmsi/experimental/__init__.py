@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from stmsi.experimental._oversample import oversample
     from stmsi.experimental._plot_abstention import plot_abstention
     from stmsi.experimental._plot_realism import plot_realism
+    from stmsi.experimental._predict_unseen import predict_unseen
     from stmsi.experimental._realism import realism
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "oversample",
     "plot_abstention",
     "plot_realism",
+    "predict_unseen",
     "realism",
 ]
 
@@ -29,6 +31,7 @@ _getattr, __dir__ = lazy_attributes(
         "oversample": "_oversample",
         "plot_abstention": "_plot_abstention",
         "plot_realism": "_plot_realism",
+        "predict_unseen": "_predict_unseen",
         "realism": "_realism",
     },
 )

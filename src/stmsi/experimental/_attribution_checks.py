@@ -1,8 +1,8 @@
-"""Does an attribution say anything?"""
+"""Tests of an attribution against what it would be by chance."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,7 +18,7 @@ from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, require_sample
 from stmsi._progress import track
 from stmsi.tl._attribute import attribute, draw_spots, section_codes
-from stmsi.tl._gene_map_output import trained_model
+from stmsi.tl._models import trained_model
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,21 +53,19 @@ def attribution_checks(
     """Put an attribution to the test.
 
     - ``"deletion"`` [1]_: the k genes with the largest effect on a metabolite are set to their training mean. `value` is
-      how well the prediction then agrees with the untouched one (Pearson within sections), `baseline` the same without
-      k random genes of those that the model uses. An attribution that found what the model leans on falls well below.
-    - ``"random_labels"`` [2]_: the model is trained again on targets shuffled between the spots of each section, and
-      attributed in the same way. `value` is the size of the correlation (over genes) between the true and a
-      random model's attribution, `baseline` that between two random models. Values far above the baseline say that the
-      attribution shows the genes' variances or the method, rather than what was learnt. Trains `n_models` times.
-    - ``"drivers"``: `value` is the rank of the first true driver among the genes that the model uses, `k` the number of
-      drivers, `baseline` the rank expected of as many random genes, `p_value` the chance of such a rank or a better.
-      For simulations, and for known enzymes and transporters.
-    - ``"spatial"`` [3]_: does a gene on top follow the *measured* metabolite more closely than smooth maps do by chance?
-      `value` is the correlation within sections over the spots where stage and data define it, `baseline` the mean size
-      over maps shifted on a torus (whole sections, so that neighbours stay neighbours), `p_value` the share of shifts
-      with one as large. Shuffling single spots would find nearly every gene significant. The three genes with the
-      largest effect are tested; having been chosen for it, they start with an advantage that the p-value does not
-      correct. Shifted spots that leave the tissue are left out.
+      the agreement of that prediction with the untouched one (Pearson within sections), `baseline` the same without k random
+      genes of the model. An attribution that found what the model uses falls well below.
+    - ``"random_labels"`` [2]_: the model is trained again `n_models` times on targets shuffled between the spots of each
+      section, and attributed in the same way. `value` is the size of the correlation (over genes) between the true and a
+      random model's attribution, `baseline` that between two random models. A value far above the baseline says that the
+      attribution shows the genes' variances or the method, rather than what was learnt.
+    - ``"drivers"``, for simulations and known enzymes and transporters: `value` is the rank of the first true driver among
+      the genes of the model, `k` the number of drivers, `baseline` the rank expected of as many random genes, `p_value` the
+      chance of such a rank or a better.
+    - ``"spatial"`` [3]_: does a gene follow the *measured* metabolite more closely than smooth maps do by chance? `value` is
+      the correlation within sections over the spots where stage and data define it, `baseline` the mean size over maps
+      shifted on a torus (whole sections, so that neighbours stay neighbours), `p_value` the share of shifts with one as large.
+      The three genes with the largest effect are tested; the p-value does not correct for that choice.
 
     Parameters
     ----------
@@ -145,37 +143,29 @@ def attribution_checks(
     case = _Case.read(adata, fitted, key, show_progress_bar)
     if drivers is None:
         drivers = adata.uns.get(Key.uns.TRUTH, {}).get("drivers")
-    with_msi = fitted.state.setup.metabolite_key in adata.obsm
-    possible = {"deletion": True, "random_labels": with_msi, "spatial": with_msi, "drivers": drivers is not None}
+    metabolite_key = fitted.state.setup.metabolite_key
+    with_msi, msi = metabolite_key in adata.obsm, f"measured intensities in obsm[{metabolite_key!r}]"
+    run: dict[Check, Callable[[np.random.Generator], list[dict[str, Any]]]] = {
+        "deletion": lambda random: _deletion(case, n_top, n_random, random),
+        "random_labels": lambda random: _random_labels(case, n_models, random),
+        "drivers": lambda _: _drivers(case, drivers),  # type: ignore[arg-type]
+        "spatial": lambda random: _spatial(case, n_shifts, random),
+    }
+    lacking: dict[Check, str] = {} if with_msi else {"random_labels": msi, "spatial": msi}
+    lacking |= {"drivers": "drivers="} if drivers is None else {}
     if checks is None:
-        chosen = [c for c in CHECKS if possible[c]]
+        chosen = [c for c in CHECKS if c not in lacking]
     else:
         chosen = [checks] if isinstance(checks, str) else list(checks)
         for c in chosen:
             check_choice(c, CHECKS, "checks")
-            if not possible[c]:
-                need = (
-                    "drivers="
-                    if c == "drivers"
-                    else f"measured intensities in obsm[{fitted.state.setup.metabolite_key!r}]"
-                )
-                msg = f"The check {c!r} needs {need}, which is missing."
+            if c in lacking:
+                msg = f"The check {c!r} needs {lacking[c]}, which is missing."
                 raise KeyError(msg)
     rows: list[dict[str, Any]] = []
     for c in chosen:
-        own = np.random.default_rng(rng) if not isinstance(rng, np.random.Generator) else rng
-        if c == "deletion":
-            rows += _deletion(case, n_top, n_random, own)
-        elif c == "random_labels":
-            rows += _random_labels(case, n_models, own)
-        elif c == "drivers":
-            assert drivers is not None
-            rows += _drivers(case, drivers)
-        else:
-            rows += _spatial(case, n_shifts, own)
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    numbers = dict.fromkeys(("k", "value", "baseline", "p_value"), np.float64)
-    return table.astype(numbers)
+        rows += run[c](rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng))
+    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[3:], np.float64))
 
 
 @dataclass
@@ -198,9 +188,8 @@ class _Case:
             )
             raise KeyError(msg)
         frame = adata.varm[key]
-        ids = dict(zip(safe_ids(model.metabolites), model.metabolites, strict=True))
         # ids are made safe among the metabolites attributed, which may be some of the model's
-        ids |= {m: m for m in model.metabolites}
+        ids = dict(zip(safe_ids(model.metabolites), model.metabolites, strict=True)) | {m: m for m in model.metabolites}
         unknown = [c for c in frame.columns if c not in ids]
         if unknown:
             msg = f"The attribution under {key!r} has metabolites that the model does not predict: {listing(unknown)}."
@@ -348,20 +337,14 @@ def _spatial(case: _Case, n_shifts: int, rng: np.random.Generator) -> list[dict[
         null[i] = scores(np.where(source[:, None] >= 0, y[source], np.nan))
     # a shift in which the correlation does not exist counts against the gene
     beaten = (np.nan_to_num(np.abs(null), nan=np.inf) >= np.abs(observed)).sum(axis=0)
-    return [
-        _row(
-            "spatial",
-            name,
-            gene=case.effects.index[best[i, m]],
-            k=i + 1,
-            value=observed[i, m],
-            baseline=_mean(np.abs(null[:, i, m])),
-            p_value=(1 + beaten[i, m]) / (1 + n_shifts),
-        )
-        for m, name in enumerate(names)
-        for i in range(k)
-        if not np.isnan(observed[i, m])
-    ]
+    p_value = (1 + beaten) / (1 + n_shifts)
+    rows = []
+    for m, name in enumerate(names):
+        for i in np.flatnonzero(~np.isnan(observed[:, m])):
+            gene, baseline = case.effects.index[best[i, m]], _mean(np.abs(null[:, i, m]))
+            values = {"k": i + 1, "value": observed[i, m], "baseline": baseline, "p_value": p_value[i, m]}
+            rows.append(_row("spatial", name, gene=gene, **values))
+    return rows
 
 
 def _row(check: str, metabolite: str, **values: Any) -> dict[str, Any]:

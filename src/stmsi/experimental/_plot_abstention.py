@@ -38,13 +38,13 @@ def plot_abstention(
 ) -> Axes | Figure | SubFigure:
     """Draw how the error falls as uncertain spots are left out.
 
-    A metabolite counts once: its value is the mean over sections. Lines are the mean over metabolites, bands reach from
-    the lower to the upper quartile. The dashed line is the error at the largest share.
+    Lines are means over metabolites (of their mean over sections), bands reach from the lower to the upper quartile. The dashed
+    line is the error at the largest share.
 
     Parameters
     ----------
     curve
-        What :func:`stmsi.experimental.abstention` returns; tables of several models, joined, have a column that names them.
+        Table of :func:`stmsi.experimental.abstention`, or of several models, joined, with a column that names them.
     metric
         ``"relative_mae"``, ``"mae"`` or ``"mse"``.
     by

@@ -9,22 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from stmsi._core.ids import safe_ids
 from stmsi._data.checks import check_choice, listing, refuse_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table, require_sample
 from stmsi._settings import logger
 from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
-from stmsi.tl._gene_map_output import (
-    TOP,
-    GeneFrames,
-    group_table,
-    read_groups,
-    readable_names,
-    top_genes,
-    trained_model,
-    wanted_metabolites,
-)
+from stmsi.tl._gene_map_output import read_groups, write_gene_maps
+from stmsi.tl._models import trained_model, wanted_metabolites
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -61,14 +52,14 @@ def attribute(
 ) -> SpatialData | AnnData | None:
     r"""Tell which genes drive the prediction of which metabolite, for any trained model.
 
-    All methods answer in one unit, the **standardised effect**: by how much the prediction changes with one standard
-    deviation of the gene's log-normalised expression, on the scale of the intensities, or of log-odds for the presence
-    stage. So genes compare with one another, and on a linear model the three methods agree.
+    All methods give the **standardised effect**: how much the prediction changes with one standard deviation of the gene's
+    log-normalised expression, in units of the intensity, or of log-odds for the presence stage. So genes compare with one
+    another, and on a linear model the three methods agree.
 
-    - ``"coefficients"``, for :class:`stmsi.model.HurdleLinear` with a linear family in the stage asked for: weights on
-      principal components, mapped back to genes, times the standard deviation of the gene over the training spots.
-      Where the model also reads the neighbourhood, the effects in the spot and around it are added. Exact, at no cost.
-    - ``"integrated_gradients"`` [1]_, for :class:`stmsi.model.HurdleNet`: the prediction's difference to that for the
+    - ``"coefficients"``, for :class:`stmsi.model.HurdleLinear` with a linear family in the stage: weights on principal
+      components, mapped back to genes, times the standard deviation of the gene over the training spots. Effects in the spot
+      and in its neighbourhood are added. Exact, at no cost.
+    - ``"integrated_gradients"`` [1]_, for :class:`stmsi.model.HurdleNet`: the difference of the prediction to that for the
       mean of the training spots, :math:`f(x) - f(\bar x) = \sum_j a_j`, is divided among the genes by integrating
       gradients along the straight line. Over the spots, :math:`\operatorname{sign}\bigl(\sum_i a_{ij} (x_{ij} -
       \bar x_j)\bigr) \sqrt{\operatorname{mean}_i a_{ij}^2}`.
@@ -81,8 +72,7 @@ def attribute(
     Parameters
     ----------
     data
-        SpatialData, or AnnData of spots x genes with raw counts, to which the model can be applied; as a rule the
-        training data.
+        SpatialData, or AnnData of spots x genes with raw counts; as a rule the training data.
     model
         A trained model, or the folder of a saved one.
     metabolites
@@ -90,22 +80,20 @@ def attribute(
     stage
         ``"intensity"`` (given presence) or ``"presence"``.
     method
-        See above; ``"auto"``: coefficients where the stage is linear, integrated gradients for networks, else
-        permutation.
+        See above; ``"auto"``: coefficients if the stage is linear, integrated gradients for networks, else permutation.
     groupby
-        Column of ``obs`` with groups of spots: the mean contribution of every gene in each group is written too, with
-        sign, compared with the mean of the training spots. Not for ``"permutation"``.
+        Column of ``obs`` with groups of spots: also write the mean contribution of every gene in each group, with sign,
+        compared with the mean of the training spots. Not for ``"permutation"``.
     n_spots
-        Spots, drawn at random, over which gradients are averaged or genes shuffled; `None`: all. A model that reads a
-        graph always gets all, so that no spot loses its neighbours.
+        Spots, drawn at random, for gradients and shuffles; `None`: all. A model that reads a graph always gets all.
     n_steps
         Steps of the integral (Gauss-Legendre).
     n_repeats
         Shuffles of each gene.
     n_blocks
-        For ``"permutation"``: genes are grouped into so many blocks that rise and fall together (average linkage on
-        correlation), each block is shuffled as a whole and its genes share its value. A single gene of a correlated group
-        may look idle because the others stand in for it. It also costs less: one prediction per block and shuffle.
+        For ``"permutation"``: group the genes into so many blocks that rise and fall together (average linkage on
+        correlation) and shuffle whole blocks, whose genes share one value. A single gene of a correlated group may look idle
+        because the others stand in for it. It also costs less.
     min_genes
         Share of the training genes that must be in the data.
     table_key
@@ -124,7 +112,7 @@ def attribute(
     `None`, or with ``copy=True`` the changed copy. Writes into the ST table (for ``key_added="attribution"``):
 
     - ``varm["attribution"]``: DataFrame genes x metabolites (safe ids), float32; **NaN: the model does not use this
-      gene; 0: it does, to no effect** (all genes of a metabolite whose stage is all but a constant);
+      gene; 0: it does, to no effect** (all genes of a metabolite whose stage is nearly constant);
     - ``varm["attribution_<group>"]``: likewise, mean contribution in each group of `groupby`;
     - ``uns["attribution"]``: ``params`` (with the method that was used), ``metabolites`` (``name`` and, for integrated
       gradients, ``integration_error``: the share of the change in prediction that the sum of the genes misses),
@@ -181,24 +169,13 @@ def attribute(
     params: dict[str, Any] = {
         "method": method, "stage": stage, "n_spots": n_spots, "n_steps": n_steps, "n_repeats": n_repeats,
         "n_blocks": n_blocks, "groupby": groupby, "min_genes": min_genes, "rng": rng if isinstance(rng, int) else None,
-        "model": type(fitted).__name__,
     }  # fmt: skip
     found, groups = _compute(adata, fitted, ids, params, np.random.default_rng(rng), show_progress_bar)
-
-    genes = GeneFrames(adata, fitted.state.panel)
-    columns = safe_ids(ids)
-    adata.varm[key_added] = effects = genes.frame(found.values, columns)
-    record: dict[str, Any] = {
-        "params": {k: v for k, v in params.items() if v is not None},
-        "metabolites": readable_names(fitted, ids).assign(**found.info),
-        TOP: top_genes(effects, "attribution"),
-    }
-    if groups:
-        keys = [Key.group_of(key_added, g) for g in safe_ids(groups)]
-        for key, label in zip(keys, groups, strict=True):
-            adata.varm[key] = genes.frame(found.groups[label], columns)
-        record["groups"] = group_table(groups, keys)
-    adata.uns[key_added] = record
+    of_group = {label: found.groups[label] for label in groups}
+    record = write_gene_maps(
+        adata, fitted, ids, key_added, found.values, of_group, effect="attribution", params=params
+    )  # fmt: skip
+    record["metabolites"] = record["metabolites"].assign(**found.info)
     return out if copy else None
 
 
