@@ -23,18 +23,7 @@ __all__ = [
     "realism",
 ]
 
-_getattr, __dir__ = lazy_attributes(
-    __name__,
-    names={
-        "abstention": "_abstention",
-        "attribution_checks": "_attribution_checks",
-        "oversample": "_oversample",
-        "plot_abstention": "_plot_abstention",
-        "plot_realism": "_plot_realism",
-        "predict_unseen": "_predict_unseen",
-        "realism": "_realism",
-    },
-)
+_getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
 
 
 def __getattr__(name: str) -> Any:  # an explicit function, so that type checkers see a module attribute hook

@@ -47,14 +47,10 @@ def abstention(
         ``"oracle"`` (the error itself: no uncertainty can do better).
     shares
         Shares of the covered spots to keep, above 0 and up to 1.
-    pred_key
-        Prediction in ``obsm``.
-    metabolite_key
-        Measured intensities in ``obsm``.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The ST table.
+    pred_key, metabolite_key
+        Prediction and measured intensities in ``obsm``.
+    sample_key, table_key
+        Column of ``obs`` with the section name, and the ST table.
 
     Returns
     -------

@@ -15,7 +15,7 @@ from stmsi._core.learning.expression_space import log_normalize
 from stmsi._core.metrics.attribution_controls import chance_of_best_rank, shuffle_within, torus_shift, within_sections
 from stmsi._data.checks import check_choice, listing, suggest
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, require_frame, require_sample
+from stmsi._data.tables import get_table, require_frame
 from stmsi._progress import track
 from stmsi.tl._attribute import attribute, draw_spots, section_codes
 from stmsi.tl._models import trained_model
@@ -225,11 +225,7 @@ def _deletion(case: _Case, n_top: Sequence[int], n_random: int, rng: np.random.G
     sizes = list(dict.fromkeys(min(int(k), n_used) for k in n_top))
     plain = stage_scores(model, spots, stage)[:, case.columns]
     defined = ~np.isnan(within_sections(plain, plain, section))
-    sets = {
-        k: [case.best(k)[:, m] for m in range(len(case.columns))]
-        + [rng.choice(n_used, k, replace=False) for _ in range(n_random)]
-        for k in sizes
-    }
+    sets = {k: [*case.best(k).T, *(rng.choice(n_used, k, replace=False) for _ in range(n_random))] for k in sizes}
     tasks = [(k, i) for k in sizes for i in range(len(sets[k]))]
     agreement = {k: np.empty((len(sets[k]), len(case.columns))) for k in sizes}
     per_call = max(1, 4096 // len(spots))
@@ -264,7 +260,7 @@ def _random_labels(case: _Case, n_models: int, rng: np.random.Generator) -> list
     fields = {k: v for k, v in vars(setup).items() if v is not None}
     asked = ("method", "stage", "n_steps", "n_repeats", "n_blocks", "min_genes")
     options: dict[str, Any] = {k: case.params[k] for k in asked if k in case.params}
-    options["n_spots"] = case.params.get("n_spots")
+    options |= {"n_spots": case.params.get("n_spots"), "metabolites": names, "rng": rng, "show_progress_bar": False}
     for _ in track(range(n_models), "random labels", total=n_models, show=case.show):
         shuffled = case.adata[covered].copy()
         for name in [k for k in shuffled.uns if k.startswith("_scvi")]:
@@ -276,7 +272,7 @@ def _random_labels(case: _Case, n_models: int, rng: np.random.Generator) -> list
         type(model).setup_anndata(shuffled, **fields)  # type: ignore[attr-defined]
         fresh: Any = type(model)(shuffled, **model._params())  # type: ignore[call-arg]
         fresh.train(show_progress_bar=False)
-        attribute(shuffled, fresh, metabolites=names, key_added="random", rng=rng, show_progress_bar=False, **options)
+        attribute(shuffled, fresh, key_added="random", **options)
         effects = shuffled.varm["random"].set_axis(names, axis=1)
         found.append(effects.reindex(case.effects.index).fillna(0).astype(np.float64))
     rows = []
@@ -323,7 +319,7 @@ def _spatial(case: _Case, n_shifts: int, rng: np.random.Generator) -> list[dict[
     y = targets.where_present() if case.params["stage"] == "intensity" else targets.presence
     names = [m for m in case.effects.columns if m in targets.metabolites]
     y = y[:, targets.metabolites.get_indexer(pd.Index(names))]
-    section = np.unique(require_sample(adata, model.state.setup.sample_key).astype(str), return_inverse=True)[1]
+    section = section_codes(model, adata)
     X = log_normalize(spots.counts)[:, case.positions].toarray().astype(np.float64)
     k = min(_N_GENES, X.shape[1])
     best = case.best(k)[:, case.effects.columns.get_indexer(pd.Index(names))]
@@ -340,7 +336,7 @@ def _spatial(case: _Case, n_shifts: int, rng: np.random.Generator) -> list[dict[
     p_value = (1 + beaten) / (1 + n_shifts)
     rows = []
     for m, name in enumerate(names):
-        for i in np.flatnonzero(~np.isnan(observed[:, m])):
+        for i in [i for i in range(k) if not np.isnan(observed[i, m])]:
             gene, baseline = case.effects.index[best[i, m]], _mean(np.abs(null[:, i, m]))
             values = {"k": i + 1, "value": observed[i, m], "baseline": baseline, "p_value": p_value[i, m]}
             rows.append(_row("spatial", name, gene=gene, **values))

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._data.checks import listing, require_rows, require_unique
+from stmsi._data.checks import require_rows, require_unique
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, require_obs, require_sample
 from stmsi._settings import logger
@@ -116,8 +116,9 @@ def oversample(
 
     out = _take(adata, source)
     origin = adata.obs_names[source].astype(str)
-    number = pd.Series(source).groupby(source).cumcount().to_numpy()
-    out.obs_names = _repeat_names(origin, number, set(adata.obs_names.astype(str)))
+    number = pd.Series(source).groupby(source).cumcount()
+    out.obs_names = [name if n == 0 else f"{name}-repeat{n}" for name, n in zip(origin, number, strict=True)]
+    require_unique(out.obs_names, "Names of repeats", "Rename the spots whose names end in '-repeat' and a number.")
     out.obs[Key.obs.OVERSAMPLED] = origin.to_numpy(dtype=object)
     for key, values in adata.obsp.items():
         out.obsp[key] = _rows_of_spots(values, source, len(rows))
@@ -152,20 +153,7 @@ def _take(adata: AnnData, rows: NDArray[np.int64]) -> AnnData:
     foreign = [k for k in out.uns if k == "spatialdata_attrs" or k.startswith("_scvi")]
     for key in foreign:
         del out.uns[key]
-    if foreign:
-        logger.info("Left out of uns, as it links the table with other objects: %s.", listing(foreign))
     return out
-
-
-def _repeat_names(origin: pd.Index, number: NDArray[Any], taken: set[str]) -> list[str]:
-    names = []
-    for name, n in zip(origin, number, strict=True):
-        new = name if n == 0 else f"{name}-repeat{n}"
-        while n and new in taken:
-            new += "_"
-        taken.add(new)
-        names.append(new)
-    return names
 
 
 def _rows_of_spots(values: object, source: NDArray[np.int64], n_spots: int) -> object:

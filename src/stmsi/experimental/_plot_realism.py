@@ -50,10 +50,8 @@ def plot_realism(
         Panels in a row.
     ax
         Eight axes to draw into; `None`: a new figure.
-    show
-        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
-    return_fig
-        Whether to return the figure instead of the axes.
+    show, return_fig
+        Call :func:`matplotlib.pyplot.show` (`None` leaves it to matplotlib); return the figure instead of the axes.
 
     Returns
     -------
@@ -124,9 +122,8 @@ def _mean_variance(place: Axes, mean: pd.DataFrame, sd: pd.DataFrame) -> None:
         return
     both = mean.merge(sd, on=by, suffixes=("_mean", "_sd"))
     for k, kind in enumerate(("measured", "synthetic")):
-        place.scatter(
-            both[f"{kind}_mean"], both[f"{kind}_sd"], s=9, color=PALETTE[k], alpha=0.45, linewidths=0, label=kind
-        )
+        x, y = both[f"{kind}_mean"], both[f"{kind}_sd"]
+        place.scatter(x, y, s=9, color=PALETTE[k], alpha=0.45, linewidths=0, label=kind)
     place.legend(frameon=False, fontsize=STYLE.tick_size)
 
 

@@ -56,10 +56,8 @@ def realism(
     presence_key
         Measured presence in ``obsm``; where it is 0 the intensity counts as 0. `None`: ``obsm["<metabolite_key>_presence"]`` if
         it exists, else only intensities that :func:`stmsi.pp.impute_dropout` filled in count as 0.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The ST table.
+    sample_key, table_key
+        Column of ``obs`` with the section name, and the ST table.
     classifier
         Whether to run the two-sample test, which takes most of the time.
     rng
@@ -101,7 +99,9 @@ def realism(
     36
     """
     st = get_table(measured, table_key)
-    real = _measured(st, metabolite_key, presence_key)
+    real = require_frame(st, metabolite_key, MAP_WRITES)
+    presence = measured_presence(st, metabolite_key, presence_key).reindex(columns=real.columns)
+    real = real.mask(presence == 0, 0)
     draws = _draws(st, synthetic)
     ids = [m for m in real.columns if m in draws[0].columns]
     if not ids:
@@ -145,19 +145,10 @@ def realism(
     return table.astype({"at": np.float64, "measured": np.float64, "synthetic": np.float64, "draw": np.int64})
 
 
-def _measured(st: AnnData, key: str, presence_key: str | None) -> pd.DataFrame:
-    """Measured intensities, 0 where called absent."""
-    frame = require_frame(st, key, MAP_WRITES)
-    presence = measured_presence(st, key, presence_key).reindex(columns=frame.columns)
-    return frame.mask(presence == 0, 0)
-
-
 def _draws(st: AnnData, synthetic: Any) -> list[pd.DataFrame]:
     """Each draw as a DataFrame spots x metabolites."""
     if isinstance(synthetic, pd.DataFrame):
         frames = [synthetic]
-    elif isinstance(synthetic, str):
-        frames = [require_frame(st, synthetic, "stmsi.tl.sample_metabolites writes draws.")]
     elif hasattr(synthetic, "dims"):
         if set(synthetic.dims) != {"draw", "spot", "metabolite"}:
             msg = f"The draws have the dimensions {listing(synthetic.dims)}; expected draw, spot and metabolite."
@@ -166,12 +157,12 @@ def _draws(st: AnnData, synthetic: Any) -> list[pd.DataFrame]:
         names = {"index": array["spot"].to_numpy(), "columns": array["metabolite"].to_numpy().astype(str)}
         frames = [pd.DataFrame(values, **names) for values in array.to_numpy()]
     else:
-        frames = [require_frame(st, key, "stmsi.tl.sample_metabolites writes draws.") for key in synthetic]
+        keys = [synthetic] if isinstance(synthetic, str) else synthetic
+        frames = [require_frame(st, key, "stmsi.tl.sample_metabolites writes draws.") for key in keys]
     if not frames:
         msg = "Name at least one synthetic layer."
         raise ValueError(msg)
-    shared = frames[0].index.intersection(st.obs_names)
-    if len(shared) == 0:
+    if frames[0].index.intersection(st.obs_names).empty:
         msg = f"Synthetic and measured spots have no name in common: {listing(frames[0].index[:3])}, {listing(st.obs_names[:3])}."
         raise ValueError(msg)
     return frames
@@ -205,14 +196,9 @@ def _blocks(sample: NDArray[Any], xy: NDArray[np.float64] | None) -> NDArray[np.
 
 
 def _section(
-    section: str,
-    ids: list[str],
-    y: NDArray[np.float64],
-    drawn: list[NDArray[np.float64]],
-    xy: NDArray[np.float64] | None,
-    pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
-    rng: np.random.Generator,
-) -> list[pd.DataFrame]:
+    section: str, ids: list[str], y: NDArray[np.float64], drawn: list[NDArray[np.float64]], xy: NDArray[np.float64] | None,
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64]], rng: np.random.Generator,
+) -> list[pd.DataFrame]:  # fmt: skip
     """All statistics of one section but the classifier's."""
     both = [y, *drawn]
     simple = [core.marginals(v) for v in both]
@@ -228,23 +214,20 @@ def _section(
     correlation = [_correlations(v, pairs) for v in both]
     first, second = (np.asarray(ids, dtype=object)[p] for p in pairs)
     parts: list[pd.DataFrame] = []
-    for d, values in enumerate(drawn):
+    for d, one in enumerate(drawn):
         rows: list[tuple[str, dict[str, Any], Any, Any]] = [
             (name, {"metabolite": ids}, own, simple[d + 1][name]) for name, own in simple[0].items()
         ]
-        rows.append(("ks", {"metabolite": ids}, 0.0, core.kolmogorov_smirnov(y, values)))
+        rows.append(("ks", {"metabolite": ids}, 0.0, core.kolmogorov_smirnov(y, one)))
         for name, at, found in (("quantile", np.asarray(core.LEVELS), quantile), ("variogram", lag, gamma)):
             if len(at):
                 cells = {"at": np.repeat(at, len(ids)), "metabolite": ids * len(at)}
                 rows.append((name, cells, found[0].ravel(), found[d + 1].ravel()))
         if len(first):
             rows.append(("correlation", {"metabolite": first, "other": second}, correlation[0], correlation[d + 1]))
-        parts += [
-            pd.DataFrame(
-                {"sample": section, "draw": d, "statistic": name, **cells, "measured": real, "synthetic": fake}
-            )
-            for name, cells, real, fake in rows
-        ]
+        for name, cells, real, fake in rows:
+            values = {"statistic": name, **cells, "measured": real, "synthetic": fake}
+            parts.append(pd.DataFrame({"sample": section, "draw": d, **values}))
     return parts
 
 

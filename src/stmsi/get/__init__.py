@@ -9,11 +9,7 @@ if TYPE_CHECKING:
     from stmsi.get._as_table import as_table
     from stmsi.get._to_mudata import to_mudata
 
-__all__ = [
-    "as_table",
-    "feature_table",
-    "to_mudata",
-]
+__all__ = ["as_table", "feature_table", "to_mudata"]
 
 _getattr, __dir__ = lazy_attributes(
     __name__,

@@ -27,20 +27,7 @@ __all__ = [
     "sample_metabolites",
 ]
 
-_getattr, __dir__ = lazy_attributes(
-    __name__,
-    names={
-        "attention": "_attention",
-        "attribute": "_attribute",
-        "compare_models": "_compare_models",
-        "cross_validate": "_cross_validate",
-        "evaluate": "_evaluate",
-        "noise_ceiling": "_noise_ceiling",
-        "predict_metabolites": "_predict_metabolites",
-        "reliability": "_reliability",
-        "sample_metabolites": "_sample_metabolites",
-    },
-)
+_getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
 
 
 def __getattr__(name: str) -> Any:  # an explicit function, so that type checkers see a module attribute hook

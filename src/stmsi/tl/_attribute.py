@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from stmsi.model.shared._spot_input import Spots
 
 Method = Literal["auto", "coefficients", "integrated_gradients", "permutation"]
-METHODS = ("auto", "coefficients", "integrated_gradients", "permutation")
 _CONSTANT = 1e-4
 """Log-odds by which no gene moves a probability that is called constant."""
 
@@ -152,7 +151,7 @@ def attribute(
     10
     """
     check_choice(stage, ("intensity", "presence"), "stage")
-    check_choice(method, METHODS, "method")
+    check_choice(method, get_args(Method), "method")
     for name, value in (("n_spots", n_spots), ("n_steps", n_steps), ("n_repeats", n_repeats), ("n_blocks", n_blocks)):
         if value is not None and value < 1:
             msg = f"{name} must be at least 1, found {value!r}."
@@ -202,14 +201,12 @@ def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
         )
         raise ValueError(msg)
     if method == "integrated_gradients" and not network:
-        what = kind
         if kind == "HurdleNet":
             with_graph = model.state.setup.graph_key is not None
-            seen = "a graph" if with_graph else "sections" if model._uses_context else "retrieval"  # type: ignore[attr-defined]
-            what = f"HurdleNet with {seen}"
+            kind += f" with {'a graph' if with_graph else 'sections' if model._uses_context else 'retrieval'}"  # type: ignore[attr-defined]
         msg = (
             "method='integrated_gradients' needs the gradients of a HurdleNet without a graph, sections or retrieval; "
-            f"for a {what} use method='auto'."
+            f"for a {kind} use method='auto'."
         )
         raise ValueError(msg)
     return method
@@ -232,19 +229,16 @@ def draw_spots(
     return spots.take(rows), rows
 
 
-def section_codes(model: HurdleModel, adata: AnnData, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number of the section of each spot."""
+def section_codes(
+    model: HurdleModel, adata: AnnData, rows: NDArray[np.int64] | slice = slice(None)
+) -> NDArray[np.int64]:
+    """Number of the section of each spot (of some rows)."""
     sample = require_sample(adata, model.state.setup.sample_key)[rows]
     return np.unique(sample.astype(str), return_inverse=True)[1].astype(np.int64)
 
 
 def _compute(
-    adata: AnnData,
-    model: Any,
-    ids: list[str],
-    params: dict[str, Any],
-    rng: np.random.Generator,
-    show: bool | None,
+    adata: AnnData, model: Any, ids: list[str], params: dict[str, Any], rng: np.random.Generator, show: bool | None
 ) -> tuple[Attribution, list[str]]:
     """Call the method; also the groups in order."""
     from stmsi.model.explain import _attribution as methods

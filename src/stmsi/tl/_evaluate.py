@@ -50,10 +50,8 @@ def evaluate(
     ----------
     data
         SpatialData or its ST table, after :func:`stmsi.tl.predict_metabolites`.
-    pred_key
-        Prediction in ``obsm``.
-    metabolite_key
-        Measured intensities in ``obsm``.
+    pred_key, metabolite_key
+        Prediction and measured intensities in ``obsm``.
     presence_key
         Measured presence in ``obsm``. `None`: ``obsm["<metabolite_key>_presence"]`` if it exists, else intensity above 0
         (imputed intensities count as absent).
@@ -65,10 +63,8 @@ def evaluate(
         Column of ``obs`` with clusters or regions: also compare the differences between them.
     layer
         Raw counts in ``layers``, for `relations`; `None`: ``X``.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The ST table.
+    sample_key, table_key
+        Column of ``obs`` with the section name, and the ST table.
 
     Returns
     -------

@@ -61,10 +61,8 @@ def noise_ceiling(
         Of nearest spots in adjacent sections, in micrometres; `None`: half the distance between spots.
     metabolite_key
         Measured intensities in ``obsm``; the halves are found by its name.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The ST table.
+    sample_key, table_key
+        Column of ``obs`` with the section name, and the ST table.
     key_added
         Where in ``uns`` to write the table; `None`: only return it.
     copy

@@ -82,14 +82,12 @@ def write_pixels(
     from spatialdata.transformations import Identity
 
     assert places.xy is not None
-    draws = [sp.csr_matrix(values) for values in drawn]
+    first, *others = (sp.csr_matrix(values) for values in drawn)
     obs = pd.DataFrame(
-        {Key.obs.SAMPLE: pd.Categorical(places.sample), Key.obs.ROW: places.row, Key.obs.COL: places.col},
-        index=pd.Index(places.names),
+        {Key.obs.SAMPLE: pd.Categorical(places.sample), Key.obs.ROW: places.row, Key.obs.COL: places.col}
     )
-    table = AnnData(
-        draws[0], obs=obs, var=features.copy(), layers={f"draw_{i}": d for i, d in enumerate(draws) if i > 0}
-    )
+    layers = {f"draw_{i + 1}": draw for i, draw in enumerate(others)}
+    table = AnnData(first, obs=obs.set_axis(places.names), var=features.copy(), layers=layers)
     table.obsm[Key.obsm.SPATIAL] = places.xy
     shapes, names = {}, list(dict.fromkeys(places.sample))
     instance = np.empty(len(obs), np.int64)
@@ -97,19 +95,14 @@ def write_pixels(
         own = np.flatnonzero(places.sample == name)
         x, y = (places.xy[own] - size / 2).T
         squares = gpd.GeoDataFrame(geometry=shapely.box(x, y, x + size, y + size))
-        shapes[Key.synthetic_pixels(name)] = ShapesModel.parse(
-            squares, transformations={Key.st_frame(name): Identity()}
-        )
+        frame = {Key.st_frame(name): Identity()}
+        shapes[Key.synthetic_pixels(name)] = ShapesModel.parse(squares, transformations=frame)
         instance[own] = np.arange(len(own))
     table.obs[Key.obs.REGION] = pd.Categorical([Key.synthetic_pixels(s) for s in places.sample])
     table.obs[Key.obs.INSTANCE] = instance
-    table.uns[Key.uns.MSI] = {
-        "attrs": {name: {"pixel_size": np.array([size, size]), "synthetic": True} for name in names}
-    }
-    table.uns[Key.obsm.SAMPLE] = record
-    table = TableModel.parse(
-        table, region=list(shapes), region_key=Key.obs.REGION, instance_key=Key.obs.INSTANCE
-    )  # fmt: skip
+    attrs = {name: {"pixel_size": np.array([size, size]), "synthetic": True} for name in names}
+    table.uns[Key.uns.MSI], table.uns[Key.obsm.SAMPLE] = {"attrs": attrs}, record
+    table = TableModel.parse(table, region=list(shapes), region_key=Key.obs.REGION, instance_key=Key.obs.INSTANCE)
     if table_added in sdata.tables:
         del sdata.tables[table_added]
     for name, element in shapes.items():

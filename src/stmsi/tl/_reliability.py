@@ -23,12 +23,10 @@ if TYPE_CHECKING:
 
 CONTROLS = ("mean", "coordinates", "shuffled_genes", "toroidal_shift")
 """Models by whose scores luck is known: no gene tells them anything about the test section."""
-HIGH, MEDIUM, LOW = 0.5, 0.25, 0.1
-"""Lower bounds of the Pearson correlation from which a tier is given."""
+TIERS = {"high": (0.5, np.inf), "medium": (0.25, 0.75), "low": (0.1, 0.6)}
+"""Least lower bound of the Pearson correlation, and of the AUROC, which earns a tier for presence alone."""
 HIGH_SHARE = 0.7
 """A metabolite of the middle tier that reaches this share of its noise ceiling is in the high one."""
-AUROC_MEDIUM, AUROC_LOW = 0.75, 0.6
-"""Lower bounds of the AUROC from which presence alone earns a tier."""
 LEAST_CEILING = 0.05
 """No share is taken of a lower ceiling."""
 LIMITS = ("prevalence", "morans_i", "dynamic_range")
@@ -72,10 +70,8 @@ def reliability(
         Prediction in ``obsm``.
     metabolite_key
         Measured intensities in ``obsm``, if any: they tell what limits a metabolite.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The ST table.
+    sample_key, table_key
+        Column of ``obs`` with the section name, and the ST table.
     copy
         Return a changed copy of the data instead of the table.
 
@@ -290,16 +286,12 @@ def _tier(row: dict[Any, Any], *, held: bool) -> tuple[str, str]:
         return "none", f"not better than {row['control']}"
     r, a = np.nan_to_num(r, nan=-1.0), np.nan_to_num(a, nan=-1.0)
     bound = "lower bound of the " if held else "held-out "
-    if held and r >= HIGH:
-        return "high", f"{bound}correlation {r:.2f}"
-    if held and r >= MEDIUM and row["share_of_ceiling"] >= HIGH_SHARE:
-        return "high", f"{bound}correlation {r:.2f}, {row['share_of_ceiling']:.0%} of the noise ceiling"
-    if r >= MEDIUM:
-        return "medium", f"{bound}correlation {r:.2f}"
-    if a >= AUROC_MEDIUM:
-        return "medium", f"presence only: {bound}AUROC {a:.2f}"
-    if r >= LOW:
-        return "low", f"{bound}correlation {r:.2f}"
-    if a >= AUROC_LOW:
-        return "low", f"presence only: {bound}AUROC {a:.2f}"
+    share = row["share_of_ceiling"] if held else np.nan
+    if TIERS["medium"][0] <= r < TIERS["high"][0] and share >= HIGH_SHARE:
+        return "high", f"{bound}correlation {r:.2f}, {share:.0%} of the noise ceiling"
+    for tier, (least_r, least_a) in TIERS.items():
+        if r >= least_r and (held or tier != "high"):
+            return tier, f"{bound}correlation {r:.2f}"
+        if a >= least_a:
+            return tier, f"presence only: {bound}AUROC {a:.2f}"
     return "none", f"{bound}correlation {r:.2f}, AUROC {a:.2f}"

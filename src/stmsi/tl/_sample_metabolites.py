@@ -218,17 +218,10 @@ def _as_array(drawn: Any, places: Places, ids: pd.Index, n_samples: int) -> xr.D
     for i, draw in enumerate(drawn):
         values[i] = draw
     place = "spot" if places.row is None else "pixel"
-    coords: dict[str, Any] = {
-        place: places.names,
-        "metabolite": [str(m) for m in ids],
-        Key.obs.SAMPLE: (place, places.sample),
-    }
+    coords: dict[str, Any] = {place: places.names, "metabolite": [str(m) for m in ids]}
+    coords[Key.obs.SAMPLE] = place, places.sample
     if places.row is not None:
         assert places.xy is not None
-        coords |= {
-            Key.obs.ROW: (place, places.row),
-            Key.obs.COL: (place, places.col),
-            "x": (place, places.xy[:, 0]),
-            "y": (place, places.xy[:, 1]),
-        }
+        x, y = places.xy.T
+        coords |= {Key.obs.ROW: (place, places.row), Key.obs.COL: (place, places.col), "x": (place, x), "y": (place, y)}
     return xr.DataArray(values, dims=("draw", place, "metabolite"), coords=coords, name="intensity")
