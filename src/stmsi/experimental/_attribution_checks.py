@@ -80,14 +80,10 @@ def attribution_checks(
         in ``uns["truth"]``.
     key
         Where :func:`stmsi.tl.attribute` wrote.
-    n_top
-        Numbers of genes to delete.
-    n_random
-        Random sets of genes to delete.
-    n_models
-        Models trained on shuffled targets, at least 2.
-    n_shifts
-        Shifts in space; the smallest p-value is 1 / (`n_shifts` + 1).
+    n_top, n_random
+        Numbers of genes to delete, and random sets of genes of each number.
+    n_models, n_shifts
+        Models trained on shuffled targets (at least 2), and shifts in space (the smallest p-value is 1 / (`n_shifts` + 1)).
     table_key
         The ST table.
     rng

@@ -74,11 +74,9 @@ def realism(
     - ``"ks"``: distance of Kolmogorov and Smirnov between both distributions in ``synthetic`` (0 in ``measured``);
     - ``"correlation"`` between ``metabolite`` and ``other``, of at most 2,000 pairs;
     - ``"variogram"``: half the mean squared difference in units of the variance, distance in ``at``;
-    - ``"auc"``: cross-validated AUROC of gradient-boosted trees that tell synthetic from measured spots by their
-      intensities and the mean of their six neighbours, over all sections in ``synthetic``; 0.5 is not told apart. Whole
-      spatial blocks are held out (Lopez-Paz & Oquab, ICLR 2017): ten in all, or two of each section. With several draws
-      ``measured`` is the AUROC between the first two, which is what a perfect draw reaches, else 0.5. Compare with that, and
-      use several sections: small blocks tell any two realisations apart.
+    - ``"auc"``: AUROC of gradient-boosted trees that tell synthetic from measured spots by their intensities and the mean of
+      their six neighbours; whole spatial blocks are held out (Lopez-Paz & Oquab, ICLR 2017). Compare it with ``measured``: the
+      AUROC between the first two draws, or 0.5 if there is one. Use several sections: small blocks tell any realisations apart.
 
     Raises
     ------
@@ -226,8 +224,8 @@ def _section(
         if len(first):
             rows.append(("correlation", {"metabolite": first, "other": second}, correlation[0], correlation[d + 1]))
         for name, cells, real, fake in rows:
-            values = {"statistic": name, **cells, "measured": real, "synthetic": fake}
-            parts.append(pd.DataFrame({"sample": section, "draw": d, **values}))
+            values_of = {"statistic": name, **cells, "measured": real, "synthetic": fake}
+            parts.append(pd.DataFrame({"sample": section, "draw": d, **values_of}))
     return parts
 
 

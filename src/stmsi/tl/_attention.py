@@ -61,10 +61,8 @@ def attention(
         Metabolites whose attention in every spot is written too.
     min_genes
         Share of the training genes that must be in the data.
-    table_key
-        The ST table.
-    key_added
-        Where to write.
+    table_key, key_added
+        The ST table, and where to write in it.
     show_progress_bar
         `None` follows ``stmsi.settings.progress_bar``.
     copy

@@ -52,12 +52,10 @@ def attribute(
     r"""Tell which genes drive the prediction of which metabolite, for any trained model.
 
     All methods give the **standardised effect**: how much the prediction changes with one standard deviation of the gene's
-    log-normalised expression, in units of the intensity, or of log-odds for the presence stage. So genes compare with one
-    another, and on a linear model the three methods agree.
+    log-normalised expression, in units of the intensity, or of log-odds for presence. On a linear model the methods agree.
 
-    - ``"coefficients"``, for :class:`stmsi.model.HurdleLinear` with a linear family in the stage: weights on principal
-      components, mapped back to genes, times the standard deviation of the gene over the training spots. Effects in the spot
-      and in its neighbourhood are added. Exact, at no cost.
+    - ``"coefficients"``, for :class:`stmsi.model.HurdleLinear` with a linear family in the stage: weights mapped back to genes,
+      times the standard deviation of the gene over the training spots; effects in spot and neighbourhood are added. Exact.
     - ``"integrated_gradients"`` [1]_, for :class:`stmsi.model.HurdleNet`: the difference of the prediction to that for the
       mean of the training spots, :math:`f(x) - f(\bar x) = \sum_j a_j`, is divided among the genes by integrating
       gradients along the straight line. Over the spots, :math:`\operatorname{sign}\bigl(\sum_i a_{ij} (x_{ij} -
@@ -85,20 +83,15 @@ def attribute(
         compared with the mean of the training spots. Not for ``"permutation"``.
     n_spots
         Spots, drawn at random, for gradients and shuffles; `None`: all. A model that reads a graph always gets all.
-    n_steps
-        Steps of the integral (Gauss-Legendre).
-    n_repeats
-        Shuffles of each gene.
+    n_steps, n_repeats
+        Steps of the integral (Gauss-Legendre), and shuffles of each gene.
     n_blocks
-        For ``"permutation"``: group the genes into so many blocks that rise and fall together (average linkage on
-        correlation) and shuffle whole blocks, whose genes share one value. A single gene of a correlated group may look idle
-        because the others stand in for it. It also costs less.
+        For ``"permutation"``: shuffle so many blocks of correlated genes (average linkage), whose genes share one value. It
+        costs less, and no gene looks idle because others of its block stand in for it.
     min_genes
         Share of the training genes that must be in the data.
-    table_key
-        The ST table.
-    key_added
-        Where to write.
+    table_key, key_added
+        The ST table, and where to write in it.
     rng
         Seed or generator, for drawing spots and shuffling.
     show_progress_bar

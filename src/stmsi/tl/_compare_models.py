@@ -53,12 +53,8 @@ def compare_models(
         Model to compare all others with; `None`: all pairs.
     unit
         ``"sample"``, ``"fold"`` or ``"metabolite"``.
-    confidence
-        Of the interval.
-    n_bootstrap
-        Draws of the bootstrap.
-    rng
-        Seed or generator of the bootstrap.
+    confidence, n_bootstrap, rng
+        Of the interval; draws of the bootstrap; its seed or generator.
 
     Returns
     -------

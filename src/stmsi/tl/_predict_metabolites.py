@@ -43,10 +43,8 @@ def predict_metabolites(
         ``"ensemble"``, and the negative controls ``"coordinates"``, ``"shuffled_genes"``, ``"toroidal_shift"``) or a mapping with its
         hyper-parameters. By name, the model is trained on the spots of `data` that have MSI and predicts all; predictions of
         training spots are **not** evidence of its skill: see :func:`stmsi.tl.cross_validate`.
-    table_key
-        The ST table.
-    key_added
-        Where to write.
+    table_key, key_added
+        The ST table, and where to write in it.
     coverage
         Chance that the interval holds the measured intensity.
     min_genes

@@ -42,18 +42,15 @@ def sample_metabolites(
 ) -> SpatialData | AnnData | xr.DataArray | None:
     r"""Draw synthetic metabolite layers for measured or new sections.
 
-    A prediction is a mean, and smoother than any measurement. A draw adds what the model does not know, with its structure:
-    residuals of held-out training spots are alike in neighbouring spots, in spots of one section, and in related metabolites.
+    A prediction is a mean, and smoother than any measurement. A draw adds what the model does not know: residuals, which are
+    alike in neighbouring spots, in spots of one section, and in related metabolites.
 
     The value of a spot has the distribution :math:`F(y) = 1 - p + p\,G(y)`: present with the calibrated probability
-    :math:`p`, then with the distribution :math:`G` of the intensity, which is the prediction plus the quantiles of
-    held-out residuals of spots with a similar prediction. A Gaussian field :math:`z` (one for each metabolite) picks the
-    quantile: absent where :math:`\Phi(z) < 1 - p`, else :math:`G^{-1}((\Phi(z) - 1 + p)/p)`. So the margins are those of the
-    model, whatever the correlation. The covariance of :math:`z` is a linear model of coregionalization [Goulard1992]_ with a
-    nugget, three Matern structures and one for the whole section, each with its own correlation between metabolites (20
-    factors, and what each metabolite has for itself). It is fitted to normal scores of held-out residuals; scores of absent
-    metabolites are drawn below their limit, given neighbours and other metabolites. Fields are drawn with Vecchia's
-    approximation [Katzfuss2021]_, at a cost linear in the number of spots.
+    :math:`p`, then with the intensity :math:`G`, the prediction plus held-out residuals of spots with a similar prediction. A
+    Gaussian field :math:`z` for each metabolite picks the quantile: absent where :math:`\Phi(z) < 1 - p`, else
+    :math:`G^{-1}((\Phi(z) - 1 + p)/p)`. The covariance of :math:`z` is a linear model of coregionalization [Goulard1992]_ (a
+    nugget, three Matern structures and one for the whole section, each with its own correlation between metabolites), fitted
+    to normal scores of held-out residuals. Fields are drawn with Vecchia's approximation [Katzfuss2021]_.
 
     Parameters
     ----------
@@ -61,10 +58,8 @@ def sample_metabolites(
         ST section(s), with or without MSI. SpatialData, or AnnData of spots x genes with raw counts.
     model
         A trained model, the folder of a saved one, or the name of a family, which is then trained on the spots with MSI.
-    n_samples
-        Number of draws.
-    rng
-        Seed or generator. The first draws of a seed do not depend on `n_samples`.
+    n_samples, rng
+        Number of draws, and seed or generator: the first draws of a seed do not depend on the number.
     spatial
         `False`: spots are drawn independently of each other, metabolites of a spot are not.
     metabolites
@@ -74,10 +69,8 @@ def sample_metabolites(
         interpolated to the pixels first; the nugget (what neighbouring spots do not share) is drawn for each pixel.
     table_key
         The ST table.
-    key_added
-        Where to write; `None`: write nothing and return the draws.
-    table_added
-        Name of the table of pixels, for `raster`.
+    key_added, table_added
+        Where to write (`None`: only return the draws), and the name of the table of pixels, for `raster`.
     min_genes
         Share of the training genes that must be in the data.
     setup
@@ -96,14 +89,11 @@ def sample_metabolites(
     - ``obsm["msi_sample_0"]``, ``obsm["msi_sample_1"]``, ...: one DataFrame spots x metabolites for each draw;
     - ``uns["msi_sample"]``: ``features``, ``params`` and ``model``.
 
-    ``stmsi.get.as_table(sdata, metabolite_key="msi_sample_0", key_added="msi_synthetic")`` makes a table of a draw. With
-    `raster` it writes into the SpatialData:
+    With `raster` it writes into the SpatialData:
 
     - ``tables["msi_synthetic"]``: pixels x metabolites, float32 CSR, in the layout of the MSI table (``obs``: ``sample``,
       ``row``, ``col``); ``X`` is the first draw, ``layers["draw_1"]``, ... the others;
     - ``shapes["<sample>_synthetic_pixels"]`` in the section's frame.
-
-    ``stmsi.io.write_imzml(sdata, path, table_key="msi_synthetic", sample=..., pixel_size=...)`` writes it as imzML.
 
     Raises
     ------
