@@ -16,11 +16,7 @@ if TYPE_CHECKING:
 
 
 def predict_unseen(
-    model: HurdleNet | str | Path,
-    features: pd.DataFrame,
-    adata: AnnData | None = None,
-    *,
-    min_genes: float = MIN_GENES,
+    model: HurdleNet | str | Path, features: pd.DataFrame, adata: AnnData | None = None, *, min_genes: float = MIN_GENES
 ) -> pd.DataFrame:
     """Predict the pattern of metabolites that training did not have, from their m/z and descriptors.
 

@@ -12,12 +12,7 @@ if TYPE_CHECKING:
 __all__ = ["as_table", "feature_table", "to_mudata"]
 
 _getattr, __dir__ = lazy_attributes(
-    __name__,
-    names={
-        "as_table": "_as_table",
-        "feature_table": "stmsi._data.feature_table",
-        "to_mudata": "_to_mudata",
-    },
+    __name__, names={"as_table": "_as_table", "feature_table": "stmsi._data.feature_table", "to_mudata": "_to_mudata"}
 )
 
 

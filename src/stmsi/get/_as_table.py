@@ -18,11 +18,7 @@ if TYPE_CHECKING:
 
 
 def as_table(
-    data: Data,
-    *,
-    metabolite_key: str = Key.obsm.PRED,
-    table_key: str = Key.table.ST,
-    key_added: str | None = None,
+    data: Data, *, metabolite_key: str = Key.obsm.PRED, table_key: str = Key.table.ST, key_added: str | None = None
 ) -> AnnData:
     """Make a table of a layer of metabolites, which annotates the same spots.
 
