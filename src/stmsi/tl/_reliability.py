@@ -140,7 +140,11 @@ def reliability(
         out = _of_training(features)
     else:
         of_model = _by_model(scores, ids)
-        model = _predicting_model(of_model, model, controls)
+        candidates = [name for name in of_model if name not in controls]
+        model = candidates[0] if model is None and len(candidates) == 1 else model
+        if model is None or model not in of_model:
+            msg = f"model={model!r} must name the model that predicted; the scores hold {listing(of_model)}."
+            raise ValueError(msg)
         out = _of_scores(of_model, ids, model, controls)
         if ceiling is not None:
             out[["ceiling", "share_of_ceiling", "r2_share"]] = _shares(of_model[model], ceiling).reindex(ids)
@@ -179,17 +183,6 @@ def _by_model(scores: pd.DataFrame, ids: pd.Index) -> dict[str, pd.DataFrame]:
         raise ValueError(msg)
     model = scores["model"].to_numpy(str) if "model" in scores else np.full(len(scores), "")
     return {str(name): scores[model == name] for name in dict.fromkeys(model)}
-
-
-def _predicting_model(of_model: dict[str, pd.DataFrame], model: str | None, controls: Sequence[str]) -> str:
-    """The model asked for, or the only one that is no control."""
-    candidates = [name for name in of_model if name not in controls]
-    if model is None and len(candidates) == 1:
-        return candidates[0]
-    if model is None or model not in of_model:
-        msg = f"model={model!r} must name the model that predicted; the scores hold {listing(of_model)}."
-        raise ValueError(msg)
-    return model
 
 
 def _of_scores(of_model: dict[str, pd.DataFrame], ids: pd.Index, model: str, controls: Sequence[str]) -> pd.DataFrame:
@@ -240,8 +233,9 @@ def _shares(scores: pd.DataFrame, ceiling: pd.DataFrame) -> pd.DataFrame:
     found = own.reindex(pd.MultiIndex.from_frame(rows[["sample", "metabolite"]].astype(str))).to_numpy(np.float64)
     found = np.where(np.isnan(found), overall.reindex(rows["metabolite"].astype(str)).to_numpy(np.float64), found)
     usable = np.where(found >= LEAST_CEILING, found, np.nan)
-    share = {"ceiling": found, "share_of_ceiling": rows["pearson"] / usable, "r2_share": rows["r2"] / usable**2}
-    return pd.DataFrame(share, index=rows.index).groupby(rows["metabolite"], observed=True).mean()
+    r, r2 = (rows[name].to_numpy(np.float64) for name in ("pearson", "r2"))
+    share = pd.DataFrame({"ceiling": found, "share_of_ceiling": r / usable, "r2_share": r2 / usable**2})
+    return share.groupby(rows["metabolite"].astype(str).to_numpy()).mean()
 
 
 def _limits(st: AnnData, metabolite_key: str, sample_key: str, ids: pd.Index) -> pd.DataFrame:
