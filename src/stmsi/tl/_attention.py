@@ -14,7 +14,7 @@ from stmsi._data.checks import refuse_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table
 from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
-from stmsi.tl._gene_map_output import gene_frame, group_keys, read_groups, write_gene_maps
+from stmsi.tl._gene_maps import gene_frame, group_keys, read_groups, write_gene_maps
 from stmsi.tl._models import trained_model, wanted_metabolites
 
 if TYPE_CHECKING:
