@@ -36,8 +36,7 @@ def oversample(
     the repeats as it holds of the cluster.
 
     Train on the result; predict and score on the spots as they are: thresholds, probabilities and held-out evidence of the
-    model refer to the balanced mixture. Repeats share section and position with their spot, so inner folds never part them.
-    Do not split the result by hand: give the training spots as `train_idx`.
+    model refer to the balanced mixture. Do not split the result by hand: give the training spots as `train_idx`.
 
     Parameters
     ----------
@@ -63,9 +62,8 @@ def oversample(
 
     - ``obs_names``: unique; a repeat is called ``<spot>-repeat<n>``.
     - ``obs["oversampled_from"]``: name of the spot in `data`.
-    - ``obsp``: the row of a repeat is that of its spot, and leads to training spots, never to repeats. Sums over neighbours
-      are those of the spot, but the matrices are **not symmetric** any more. Encoders that read two rings find the spot itself
-      in the second ring of its repeat.
+    - ``obsp``: the row of a repeat is that of its spot, and leads to training spots, never to repeats: sums over neighbours
+      are those of the spot, but the matrices are **not symmetric** any more.
     - The links to a SpatialData and to scvi-tools' registries in ``uns`` are dropped: the table is for training.
 
     Raises

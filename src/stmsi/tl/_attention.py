@@ -63,10 +63,8 @@ def attention(
         Share of the training genes that must be in the data.
     table_key, key_added
         The ST table, and where to write in it.
-    show_progress_bar
-        `None` follows ``stmsi.settings.progress_bar``.
-    copy
-        Return a changed copy instead of working in place.
+    show_progress_bar, copy
+        `None` follows ``stmsi.settings.progress_bar``; return a changed copy instead of working in place.
 
     Returns
     -------
@@ -88,10 +86,9 @@ def attention(
     RuntimeError
         The model is not trained.
     KeyError
-        Unknown metabolites (the message names the nearest), or a field that is not there.
+        Unknown metabolites, or a missing field.
     ValueError
-        A model without attention of metabolites to genes (:func:`stmsi.tl.attribute` works for all), a view, keys that
-        coincide.
+        A model without attention of metabolites to genes, a view, keys that coincide.
 
     Examples
     --------

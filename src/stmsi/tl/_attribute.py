@@ -94,10 +94,8 @@ def attribute(
         The ST table, and where to write in it.
     rng
         Seed or generator, for drawing spots and shuffling.
-    show_progress_bar
-        `None` follows ``stmsi.settings.progress_bar``.
-    copy
-        Return a changed copy instead of working in place.
+    show_progress_bar, copy
+        `None` follows ``stmsi.settings.progress_bar``; return a changed copy instead of working in place.
 
     Returns
     -------
@@ -116,7 +114,7 @@ def attribute(
     RuntimeError
         The model is not trained.
     KeyError
-        Unknown metabolites (the message names the nearest), or a field that is not there.
+        Unknown metabolites, or a missing field.
     ValueError
         A method that does not fit the model, a view, numbers out of range.
 

@@ -87,15 +87,11 @@ def cross_validate(
     cache_dir
         Folder that keeps each fold as soon as it is done. A later call with the same data, model, setup, spots, `maps` and
         version of stmsi reads it. Empty the folder if you change stmsi itself.
-    sample_key
-        Column of ``obs`` with the section name; scores are computed inside sections.
-    table_key
-        The ST table.
-    n_jobs
-        Processes for folds x models; `None` follows ``stmsi.settings.n_jobs``, and :func:`joblib.parallel_config` if that
-        is 1. Each fit uses one thread, so results do not depend on it.
-    show_progress_bar
-        `None` follows ``stmsi.settings.progress_bar``.
+    sample_key, table_key
+        Column of ``obs`` with the section name, and the ST table.
+    n_jobs, show_progress_bar
+        Processes for folds x models, and a progress bar. `None` follows ``stmsi.settings``, and :func:`joblib.parallel_config`
+        if ``stmsi.settings.n_jobs`` is 1. Each fit uses one thread, so results do not depend on the processes.
 
     Returns
     -------

@@ -55,10 +55,9 @@ def noise_ceiling(
         pixels by the formula of Spearman and Brown, :math:`\rho = 2r / (1 + r)`. ``"adjacent"``: :math:`\rho` is the correlation
         between the nearest spots of two neighbouring sections of one piece of tissue. `None`: halves if they exist, else
         adjacent sections if they are named.
-    adjacent
-        Pairs of neighbouring sections, whose spots must lie in one frame (register them to each other first).
-    max_distance
-        Of nearest spots in adjacent sections, in micrometres; `None`: half the distance between spots.
+    adjacent, max_distance
+        Pairs of neighbouring sections, registered to each other, and the largest distance of nearest spots in micrometres
+        (`None`: half the distance between spots).
     metabolite_key
         Measured intensities in ``obsm``; the halves are found by its name.
     sample_key, table_key

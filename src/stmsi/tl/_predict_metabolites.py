@@ -52,10 +52,8 @@ def predict_metabolites(
     setup
         Fields for ``setup_anndata`` when training by name (``presence_key``, ``signature_key``, ...); `None`: presence
         from ``obsm["msi_presence"]`` and the signature from ``varm["signature"]`` if they exist.
-    show_progress_bar
-        `None` follows ``stmsi.settings.progress_bar``.
-    copy
-        Return a changed copy instead of working in place.
+    show_progress_bar, copy
+        `None` follows ``stmsi.settings.progress_bar``; return a changed copy instead of working in place.
 
     Returns
     -------

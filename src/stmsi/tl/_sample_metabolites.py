@@ -71,14 +71,10 @@ def sample_metabolites(
         The ST table.
     key_added, table_added
         Where to write (`None`: only return the draws), and the name of the table of pixels, for `raster`.
-    min_genes
-        Share of the training genes that must be in the data.
-    setup
-        Fields for ``setup_anndata`` when training by name, as for :func:`stmsi.tl.predict_metabolites`.
-    show_progress_bar
-        For models that are trained here; `None` follows ``stmsi.settings.progress_bar``.
-    copy
-        Return a changed copy instead of working in place.
+    min_genes, setup
+        As for :func:`stmsi.tl.predict_metabolites`.
+    show_progress_bar, copy
+        `None` follows ``stmsi.settings.progress_bar``; return a changed copy instead of working in place.
 
     Returns
     -------
