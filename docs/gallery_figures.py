@@ -72,10 +72,10 @@ axes = stmsi.pl.performance(scores, metric=["pearson", "r2"])
 # [end]
 save(axes[0].figure, "performance")
 
-# [learnability]
-axes = stmsi.pl.learnability(stmsi.tl.learnability(sdata, scores[scores["model"] != "mean"]))
+# [reliability]
+axes = stmsi.pl.reliability(stmsi.tl.reliability(sdata, scores, model="ridge"))
 # [end]
-save(axes[0].figure, "learnability")
+save(axes[0].figure, "reliability")
 
 # [presence_curves]
 unseen = sdata.tables["st"][held_out].copy()

@@ -24,7 +24,7 @@ import pandas as pd
 from anndata import AnnData
 
 import stmsi
-from stmsi.tl._predict_metabolites import train_model
+from stmsi.tl._models import train_model
 
 try:
     from benchmarks.accuracy.run import RESULTS

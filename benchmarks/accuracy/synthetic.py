@@ -28,7 +28,7 @@ import stmsi
 import stmsi.experimental._realism as module
 from stmsi.model import HurdleLinear
 from stmsi.model.shared._setup import default_setup
-from stmsi.tl._predict_metabolites import train_model
+from stmsi.tl._models import train_model
 
 try:
     from benchmarks.accuracy.run import RESULTS

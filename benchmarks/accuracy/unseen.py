@@ -71,7 +71,7 @@ def main() -> None:
         model = stmsi.model.HurdleNet(adata, encoder="transformer", encoder_kwargs=options)
         model.train(train_idx=np.flatnonzero(~test), show_progress_bar=False)
         query = adata[test].copy()
-        asked = model.predict_unseen(features.loc[left_out], query)
+        asked = stmsi.experimental.predict_unseen(model, features.loc[left_out], query)
         known = model.predict_intensity(query)
         measured = full[test].where(presence[test] > 0).astype(float)
         seen = [m for m in predictable if m in kept]

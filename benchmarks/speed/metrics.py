@@ -14,7 +14,7 @@ from anndata import AnnData
 
 from stmsi import metrics
 from stmsi._core.metrics.maps import near_graph
-from stmsi.tl._evaluate import score_sections
+from stmsi.tl._section_scores import Comparison, score_sections
 
 N_ORACLE = 50
 """Metabolites that squidpy scores, one after the other: enough for the time of each."""
@@ -44,10 +44,11 @@ class Metrics:
     def table(self, *, maps: bool) -> pd.DataFrame:
         ids = [f"m{i}" for i in range(self.truth.shape[1])]
         sample = np.full(len(self.xy), "s", object)
-        return score_sections(
+        found = Comparison(
             ids, sample, self.truth, self.present, self.pred, self.probability, self.truth.mean(axis=0), self.bounds,
             xy=self.xy if maps else None,
         )  # fmt: skip
+        return score_sections(found)
 
     def structure(self) -> None:
         metrics.correlation_preserved(self.truth, self.pred)

@@ -105,7 +105,7 @@ NET = {"model": "HurdleNet", "train": {"max_epochs": 1}}
     ],
 )
 def test_models_train_on_it(st, family, graph):
-    from stmsi.tl._predict_metabolites import train_model
+    from stmsi.tl._models import train_model
 
     st.obsm["msi"] = st.obsm["msi"].iloc[:, :3]
     st.uns["_scvi_uuid"] = "of a model that was trained on the spots"

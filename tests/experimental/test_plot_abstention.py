@@ -52,7 +52,7 @@ def test_other_metrics_models_and_axes(curve) -> None:
 
 
 def test_bad_input(curve) -> None:
-    with pytest.raises(TypeError, match=r"DataFrame of stmsi\.tl\.abstention"):
+    with pytest.raises(TypeError, match=r"DataFrame of stmsi\.experimental\.abstention"):
         stmsi.experimental.plot_abstention([1])
     with pytest.raises(KeyError, match="curve has no column 'relative'"):
         stmsi.experimental.plot_abstention(curve, metric="relative")

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def test_values_names_and_places(mapped: SpatialData) -> None:
     st = mapped.tables["st"]
-    table = stmsi.get.as_table(mapped, key="msi")
+    table = stmsi.get.as_table(mapped, metabolite_key="msi")
     assert table.X.dtype == np.float32
     np.testing.assert_array_equal(table.X, st.obsm["msi"].to_numpy())
     assert np.isnan(table.X).any()
@@ -30,7 +30,7 @@ def test_values_names_and_places(mapped: SpatialData) -> None:
 
 def test_is_a_copy(st) -> None:
     before = st.obsm["msi"].copy()
-    table = stmsi.get.as_table(st, key="msi")
+    table = stmsi.get.as_table(st, metabolite_key="msi")
     table.X[:] = 1
     table.obs["sample"] = "other"
     table.uns[TableModel.ATTRS_KEY]["region"].append("x")
@@ -47,9 +47,9 @@ def test_prediction_is_the_default(st) -> None:
 
 
 def test_stored_written_and_read(mapped: SpatialData, tmp_path: Path) -> None:
-    table = stmsi.get.as_table(mapped, key="msi", key_added="metabolites")
+    table = stmsi.get.as_table(mapped, metabolite_key="msi", key_added="metabolites")
     assert mapped.tables["metabolites"] is table
-    stmsi.get.as_table(mapped, key="msi_presence", key_added="metabolites")  # replaces it without a warning
+    stmsi.get.as_table(mapped, metabolite_key="msi_presence", key_added="metabolites")  # replaces it without a warning
     np.testing.assert_array_equal(mapped.tables["metabolites"].X, mapped.tables["st"].obsm["msi_presence"].to_numpy())
     small = SpatialData(
         shapes={name: mapped.shapes[name] for name in mapped.shapes if name.endswith("_spots")},
@@ -64,12 +64,12 @@ def test_stored_written_and_read(mapped: SpatialData, tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["st", "msi"])
 def test_refuses_to_replace_the_sources(mapped: SpatialData, name: str) -> None:
     with pytest.raises(ValueError, match="would replace"):
-        stmsi.get.as_table(mapped, key="msi", key_added=name)
+        stmsi.get.as_table(mapped, metabolite_key="msi", key_added=name)
 
 
 def test_errors(st) -> None:
     with pytest.raises(TypeError, match="needs a SpatialData"):
-        stmsi.get.as_table(st, key="msi", key_added="metabolites")
+        stmsi.get.as_table(st, metabolite_key="msi", key_added="metabolites")
     with pytest.raises(KeyError, match=r"stmsi\.tl\.predict_metabolites writes it"):
         stmsi.get.as_table(st)
     st.obsm["msi_pred"] = st.obsm["msi"]
@@ -87,5 +87,5 @@ def test_what_describes_a_layer_has_its_feature_table(toy):
     for key in ("msi_half_1", "msi_half_2", "msi_variance"):
         assert list(stmsi.get.feature_table(toy, metabolite_key=key).index) == list(expected)
     stmsi.tl.sample_metabolites(toy, "ridge", key_added="zz", show_progress_bar=False)
-    stmsi.get.as_table(toy, key="zz_0", key_added="draw")
+    stmsi.get.as_table(toy, metabolite_key="zz_0", key_added="draw")
     assert toy.tables["draw"].n_vars == len(expected)

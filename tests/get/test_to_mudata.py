@@ -58,7 +58,7 @@ def test_is_a_copy(st) -> None:
 def test_spots_without_msi_can_be_left_out(st) -> None:
     st.obsm["msi"].iloc[:7] = np.nan
     missing = st.obsm["msi"].isna().all(axis=1).sum()
-    mdata = stmsi.get.to_mudata(st, keys="msi", genes="genes", drop_not_measured=True)
+    mdata = stmsi.get.to_mudata(st, metabolite_keys="msi", genes="genes", drop_not_measured=True)
     assert mdata["msi"].n_obs == st.n_obs - missing
     assert mdata["genes"].n_obs == mdata.n_obs == st.n_obs
     assert not np.isnan(mdata["msi"].X).all(axis=1).any()
@@ -80,7 +80,7 @@ def test_errors(st) -> None:
     with pytest.raises(ValueError, match="is the name of a layer"):
         stmsi.get.to_mudata(st, genes="msi")
     with pytest.raises(KeyError, match=r"stmsi\.tl\.predict_metabolites writes it"):
-        stmsi.get.to_mudata(st, keys=["msi_pred"])
+        stmsi.get.to_mudata(st, metabolite_keys=["msi_pred"])
     del st.obsm["msi"]
     with pytest.raises(ValueError, match=r"No layer of metabolites.*map_to_spots"):
         stmsi.get.to_mudata(st)

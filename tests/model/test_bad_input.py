@@ -56,7 +56,7 @@ def data(st) -> AnnData:
 
 
 def fit(name: str, adata: AnnData, **setup: Any) -> Any:
-    from stmsi.tl._predict_metabolites import train_model
+    from stmsi.tl._models import train_model
 
     return train_model(adata, MODELS[name], setup, show_progress_bar=False)
 

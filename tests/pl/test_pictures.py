@@ -42,11 +42,13 @@ def test_calibration(ranked, same_picture) -> None:
     same_picture(stmsi.pl.calibration(ranked, return_fig=True), "calibration")
 
 
-def test_learnability(same_picture) -> None:
+def test_reliability(same_picture) -> None:
     x = np.linspace(0, 0.9, 30)
-    table = pd.DataFrame({"model": "ridge", "metabolite": [f"m{i}" for i in range(30)], "metric": "pearson"})
-    table = table.assign(score=x**1.5 + 0.05 * np.sin(9 * x), morans_i=x, ceiling=0.3 + 0.7 * x)
-    same_picture(stmsi.pl.learnability(table, return_fig=True), "learnability")
+    table = pd.DataFrame(
+        {"model": "ridge", "pearson": x**1.5 + 0.05 * np.sin(9 * x)}, index=[f"m{i}" for i in range(30)]
+    )
+    table = table.assign(morans_i=x, ceiling=0.3 + 0.7 * x)
+    same_picture(stmsi.pl.reliability(table, return_fig=True), "reliability")
 
 
 def test_abstention(same_picture) -> None:

@@ -1,4 +1,4 @@
-"""pl.learnability, pl.presence_curves, pl.calibration and experimental.plot_realism."""
+"""pl.reliability, pl.presence_curves, pl.calibration and experimental.plot_realism."""
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -78,23 +78,22 @@ def test_calibration(with_predictions) -> None:
     plt.close(figure)
 
 
-def test_learnability() -> None:
+def test_reliability() -> None:
     rng = np.random.default_rng(0)
-    table = pd.DataFrame(
-        {"model": np.repeat(["ridge", "mlp"], 10), "metabolite": [f"m{i}" for i in range(10)] * 2, "metric": "pearson"}
-    )
-    table["score"] = rng.random(20)
-    table["morans_i"] = np.r_[table["score"][:10], -table["score"][10:]]
+    table = pd.DataFrame({"model": np.repeat(["ridge", "mlp"], 10)}, index=[f"m{i}" for i in range(10)] * 2)
+    table["pearson"] = rng.random(20)
+    table["morans_i"] = np.r_[table["pearson"][:10], -table["pearson"][10:]]
     table["ceiling"] = np.nan
-    ax = stmsi.pl.learnability(table)
+    ax = stmsi.pl.reliability(table)
     assert ax.get_title() == "Spearman 1.00, -1.00"
     assert [t.get_text() for t in ax.get_legend().get_texts()] == ["ridge", "mlp"]
+    assert stmsi.pl.reliability(table.assign(mcc=0.1), metric="mcc").get_ylabel() == "Matthews correlation"
     with pytest.raises(KeyError, match="no column 'moran'"):
-        stmsi.pl.learnability(table, by="moran")
+        stmsi.pl.reliability(table, by="moran")
     with pytest.raises(ValueError, match="no finite score"):
-        stmsi.pl.learnability(table.assign(score=np.nan))
+        stmsi.pl.reliability(table.assign(pearson=np.nan))
     with pytest.raises(TypeError, match="DataFrame"):
-        stmsi.pl.learnability([1])
+        stmsi.pl.reliability([1])
 
 
 def test_realism(st) -> None:

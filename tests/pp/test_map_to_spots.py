@@ -508,7 +508,7 @@ def test_two_mappings_side_by_side(aligned):
     assert 0 < n < st.obsm["msi"].shape[1] == 12
     assert len(stmsi.get.feature_table(aligned, metabolite_key="msi")) == 12
     assert len(stmsi.get.feature_table(aligned, metabolite_key="common")) == n
-    assert stmsi.get.as_table(aligned, key="common").n_vars == n
+    assert stmsi.get.as_table(aligned, metabolite_key="common").n_vars == n
     pd.testing.assert_frame_equal(st.uns["msi"]["detection_limit"], limits)
     assert len(st.uns["common"]["detection_limit"]) == n
     assert "msi_presence" in st.obsm

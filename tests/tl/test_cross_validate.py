@@ -4,9 +4,9 @@ from anndata import AnnData
 from pandas.testing import assert_frame_equal
 
 import stmsi
+from stmsi._data.keys import INTENSITY_SCORES, PRESENCE_SCORES
 from stmsi.model import HurdleLinear
 from stmsi.tl import _cross_validate
-from stmsi.tl._evaluate import INTENSITY_SCORES, PRESENCE_SCORES
 
 METABOLITES = ["simPC_28_0", "simPC_31_3", "simPC_36_0"]
 PRESENCE = {"presence_key": "msi_presence"}
@@ -31,9 +31,9 @@ def spy(monkeypatch):
         folds.append({"train": adata.copy(), "model": model})
         return model
 
-    def score(ids, sample, y, present, predicted, probability, training_mean, *rest):
-        folds[-1] |= {"test": sample, "predicted": predicted, "training_mean": training_mean}
-        return score_sections(ids, sample, y, present, predicted, probability, training_mean, *rest)
+    def score(found):
+        folds[-1] |= {"test": found.sample, "predicted": found.predicted, "training_mean": found.training_mean}
+        return score_sections(found)
 
     monkeypatch.setattr(_cross_validate, "train_model", train)
     monkeypatch.setattr(_cross_validate, "score_sections", score)

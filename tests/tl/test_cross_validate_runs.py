@@ -8,10 +8,10 @@ from pandas.testing import assert_frame_equal
 from sklearn.model_selection import KFold
 
 import stmsi
+from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES
 from stmsi.model import HurdleLinear
 from stmsi.model_selection import LeaveOneSampleOut, SpatialBlockKFold
 from stmsi.tl import _cross_validate
-from stmsi.tl._evaluate import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES
 from stmsi.tl._fold_cache import FoldCache, data_fingerprint, fingerprint
 
 SETUP = {"presence_key": "msi_presence"}
@@ -35,9 +35,9 @@ def fits(monkeypatch):
         done.append({"train": adata.copy(), "spec": spec})
         return train_model(adata, spec, *args, **kwargs)
 
-    def score(ids, sample, y, present, predicted, *rest):
-        done[-1]["predicted"] = predicted
-        return score_sections(ids, sample, y, present, predicted, *rest)
+    def score(found):
+        done[-1]["predicted"] = found.predicted
+        return score_sections(found)
 
     monkeypatch.setattr(_cross_validate, "train_model", train)
     monkeypatch.setattr(_cross_validate, "score_sections", score)

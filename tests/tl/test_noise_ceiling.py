@@ -82,20 +82,12 @@ def test_adjacent_sections(halves) -> None:
         stmsi.tl.noise_ceiling(both, adjacent=[("A1", "A2")])
 
 
-def test_shares(halves) -> None:
-    table = stmsi.tl.noise_ceiling(halves)
-    scores = pd.DataFrame(
-        {"sample": "P1S1", "metabolite": ["a", "a", "b"], "stage": ["intensity", "presence", "intensity"], "pearson": 0.4, "r2": 0.1}
-    )  # fmt: skip
-    out = stmsi.tl.share_of_ceiling(scores, halves)
-    ceiling = table.set_index(["sample", "metabolite"])["ceiling"]
-    assert out["pearson_share"].iloc[0] == pytest.approx(0.4 / ceiling["P1S1", "a"])
-    assert out["r2_share"].iloc[2] == pytest.approx(0.1 / ceiling["P1S1", "b"] ** 2)
-    assert np.isnan(out["pearson_share"].iloc[1])
-    with pytest.raises(ValueError, match="share no metabolite"):
-        stmsi.tl.share_of_ceiling(scores.assign(metabolite="z"), table)
-    with pytest.raises(KeyError, match="no column 'r2'"):
-        stmsi.tl.share_of_ceiling(scores.drop(columns="r2"), table)
+def test_a_copy_leaves_the_data_alone(halves) -> None:
+    out = stmsi.tl.noise_ceiling(halves, copy=True)
+    assert "msi_noise_ceiling" not in halves.uns
+    table = stmsi.tl.noise_ceiling(halves, key_added=None)
+    pd.testing.assert_frame_equal(out.uns["msi_noise_ceiling"]["table"], table)
+    pd.testing.assert_frame_equal(stmsi.tl.noise_ceiling(halves, key_added=None, copy=True), table)
 
 
 def test_formulas() -> None:

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from stmsi.experimental._oversample import oversample
     from stmsi.experimental._plot_abstention import plot_abstention
     from stmsi.experimental._plot_realism import plot_realism
+    from stmsi.experimental._predict_unseen import predict_unseen
     from stmsi.experimental._realism import realism
 
 __all__ = [
@@ -18,20 +19,11 @@ __all__ = [
     "oversample",
     "plot_abstention",
     "plot_realism",
+    "predict_unseen",
     "realism",
 ]
 
-_getattr, __dir__ = lazy_attributes(
-    __name__,
-    names={
-        "abstention": "_abstention",
-        "attribution_checks": "_attribution_checks",
-        "oversample": "_oversample",
-        "plot_abstention": "_plot_abstention",
-        "plot_realism": "_plot_realism",
-        "realism": "_realism",
-    },
-)
+_getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
 
 
 def __getattr__(name: str) -> Any:  # an explicit function, so that type checkers see a module attribute hook

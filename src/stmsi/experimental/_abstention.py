@@ -11,7 +11,8 @@ import pandas as pd
 from stmsi._core.metrics.reliability import binary_entropy, kept_errors
 from stmsi._data.checks import check_choice, listing
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, require_frame, require_obs, require_sample, shared_metabolites
+from stmsi._data.measured_and_predicted import PREDICT_WRITES, MeasuredAndPredicted, measured_sections, values_of
+from stmsi._data.tables import get_table, require_frame, require_obs, require_sample
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 Uncertainty: TypeAlias = Literal["interval", "presence", "ood", "oracle"]
-_REMEDY = "stmsi.tl.predict_metabolites writes it."
 
 
 def abstention(
@@ -34,9 +34,8 @@ def abstention(
 ) -> pd.DataFrame:
     """Error of the predictions that remain when the most uncertain spots are left out.
 
-    An uncertainty is worth something if the error falls as fewer spots are kept. It speaks of new tissue only where the
-    model did not see the section while training. In each section and for each metabolite the spots are ordered by their
-    uncertainty.
+    In each section and for each metabolite the spots are ordered by their uncertainty. A useful uncertainty lowers the error
+    as fewer spots are kept; it tells about new tissue only if the model did not see the section while training.
 
     Parameters
     ----------
@@ -48,14 +47,10 @@ def abstention(
         ``"oracle"`` (the error itself: no uncertainty can do better).
     shares
         Shares of the covered spots to keep, above 0 and up to 1.
-    pred_key
-        Prediction in ``obsm``.
-    metabolite_key
-        Measured intensities in ``obsm``.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The ST table.
+    pred_key, metabolite_key
+        Prediction and measured intensities in ``obsm``.
+    sample_key, table_key
+        Column of ``obs`` with the section name, and the ST table.
 
     Returns
     -------
@@ -72,8 +67,8 @@ def abstention(
 
     Notes
     -----
-    Where little is predicted, errors are small and intervals narrow. Part of what leaving out wide intervals brings is
-    therefore that the spots that are left have low intensities.
+    Where little is predicted, errors are small and intervals narrow. Part of the gain is therefore that the spots that are
+    kept have low intensities.
 
     Examples
     --------
@@ -98,27 +93,19 @@ def abstention(
     if len(wanted) == 0 or not ((wanted > 0) & (wanted <= 1)).all():
         msg = f"shares lie above 0 and up to 1, at least one; found {listing(wanted)}."
         raise ValueError(msg)
-    predicted = require_frame(st, pred_key, _REMEDY)
-    measured = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
-    ids = shared_metabolites(predicted, measured)
-    difference = predicted[ids].to_numpy(np.float64) - measured[ids].to_numpy(np.float64)
-    uncertain = {name: _uncertainty(st, name, pred_key, ids, difference) for name in names}
-    sample = require_sample(st, sample_key)
+    pair = MeasuredAndPredicted.read(st, metabolite_key, pred_key)
+    difference = pair.predicted - pair.measured
+    uncertain = {name: _uncertainty(st, name, pred_key, pair.ids, difference) for name in names}
     parts = []
-    for section in dict.fromkeys(sample):
-        rows = sample == section
-        if np.isnan(difference[rows]).all():
-            continue
+    for section, rows in measured_sections(require_sample(st, sample_key), difference):
+        error = difference[rows]
         for name, values in uncertain.items():
-            n, mae = kept_errors(np.abs(difference[rows]), values[rows], wanted)
-            _, mse = kept_errors(difference[rows] ** 2, values[rows], wanted)
-            _, of_all = kept_errors(np.abs(difference[rows]), values[rows], np.ones(1))
+            n, mae = kept_errors(np.abs(error), values[rows], wanted)
+            _, mse = kept_errors(error**2, values[rows], wanted)
+            _, of_all = kept_errors(np.abs(error), values[rows], np.ones(1))
             relative = np.where(of_all > 0, mae / np.where(of_all > 0, of_all, 1), np.nan)
-            columns = {
-                "metabolite": np.repeat(ids, len(wanted)),
-                "share": np.tile(wanted, len(ids)),
-                **{key: v.T.ravel() for key, v in (("n", n), ("mae", mae), ("mse", mse), ("relative_mae", relative))},
-            }
+            columns = {"metabolite": np.repeat(pair.ids, len(wanted)), "share": np.tile(wanted, len(pair.ids))}
+            columns |= {k: v.T.ravel() for k, v in (("n", n), ("mae", mae), ("mse", mse), ("relative_mae", relative))}
             parts.append(pd.DataFrame({"sample": section, "by": name, **columns}))
     if not parts:
         msg = "No section has MSI to compare with: all measured intensities are NaN."
@@ -134,15 +121,8 @@ def _uncertainty(
     if name == "oracle":
         return np.abs(difference)
     if name == "ood":
-        score = require_obs(st, Key.ood_of(pred_key), _REMEDY).to_numpy(np.float64)
+        score = require_obs(st, Key.ood_of(pred_key), PREDICT_WRITES).to_numpy(np.float64)
         return np.broadcast_to(score[:, None], difference.shape)
     keys = Key.bounds_of(pred_key) if name == "interval" else (Key.presence_of(pred_key),)
-    frames = []
-    for key in keys:
-        frame = require_frame(st, key, _REMEDY)
-        missing = [m for m in ids if m not in frame.columns]
-        if missing:
-            msg = f"obsm[{key!r}] lacks the metabolites {listing(missing)}; predict again with the same model."
-            raise ValueError(msg)
-        frames.append(frame[ids].to_numpy(np.float64))
-    return frames[1] - frames[0] if name == "interval" else binary_entropy(frames[0])
+    values = [values_of(require_frame(st, key, PREDICT_WRITES), ids, key) for key in keys]
+    return values[1] - values[0] if name == "interval" else binary_entropy(values[0])

@@ -1,8 +1,8 @@
-"""Does an attribution say anything?"""
+"""Tests of an attribution against what it would be by chance."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,10 +15,10 @@ from stmsi._core.learning.expression_space import log_normalize
 from stmsi._core.metrics.attribution_controls import chance_of_best_rank, shuffle_within, torus_shift, within_sections
 from stmsi._data.checks import check_choice, listing, suggest
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, require_frame, require_sample
+from stmsi._data.tables import get_table, require_frame
 from stmsi._progress import track
 from stmsi.tl._attribute import attribute, draw_spots, section_codes
-from stmsi.tl._gene_map_output import trained_model
+from stmsi.tl._models import trained_model
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,21 +53,19 @@ def attribution_checks(
     """Put an attribution to the test.
 
     - ``"deletion"`` [1]_: the k genes with the largest effect on a metabolite are set to their training mean. `value` is
-      how well the prediction then agrees with the untouched one (Pearson within sections), `baseline` the same without
-      k random genes of those that the model uses. An attribution that found what the model leans on falls well below.
-    - ``"random_labels"`` [2]_: the model is trained again on targets shuffled between the spots of each section, and
-      attributed in the same way. `value` is the size of the correlation (over genes) between the true and a
-      random model's attribution, `baseline` that between two random models. Values far above the baseline say that the
-      attribution shows the genes' variances or the method, rather than what was learnt. Trains `n_models` times.
-    - ``"drivers"``: `value` is the rank of the first true driver among the genes that the model uses, `k` the number of
-      drivers, `baseline` the rank expected of as many random genes, `p_value` the chance of such a rank or a better.
-      For simulations, and for known enzymes and transporters.
-    - ``"spatial"`` [3]_: does a gene on top follow the *measured* metabolite more closely than smooth maps do by chance?
-      `value` is the correlation within sections over the spots where stage and data define it, `baseline` the mean size
-      over maps shifted on a torus (whole sections, so that neighbours stay neighbours), `p_value` the share of shifts
-      with one as large. Shuffling single spots would find nearly every gene significant. The three genes with the
-      largest effect are tested; having been chosen for it, they start with an advantage that the p-value does not
-      correct. Shifted spots that leave the tissue are left out.
+      the agreement of that prediction with the untouched one (Pearson within sections), `baseline` the same without k random
+      genes of the model. An attribution that found what the model uses falls well below.
+    - ``"random_labels"`` [2]_: the model is trained again `n_models` times on targets shuffled between the spots of each
+      section, and attributed in the same way. `value` is the size of the correlation (over genes) between the true and a
+      random model's attribution, `baseline` that between two random models. A value far above the baseline says that the
+      attribution shows the genes' variances or the method, rather than what was learnt.
+    - ``"drivers"``, for simulations and known enzymes and transporters: `value` is the rank of the first true driver among
+      the genes of the model, `k` the number of drivers, `baseline` the rank expected of as many random genes, `p_value` the
+      chance of such a rank or a better.
+    - ``"spatial"`` [3]_: does a gene follow the *measured* metabolite more closely than smooth maps do by chance? `value` is
+      the correlation within sections over the spots where stage and data define it, `baseline` the mean size over maps
+      shifted on a torus (whole sections, so that neighbours stay neighbours), `p_value` the share of shifts with one as large.
+      The three genes with the largest effect are tested; the p-value does not correct for that choice.
 
     Parameters
     ----------
@@ -82,14 +80,10 @@ def attribution_checks(
         in ``uns["truth"]``.
     key
         Where :func:`stmsi.tl.attribute` wrote.
-    n_top
-        Numbers of genes to delete.
-    n_random
-        Random sets of genes to delete.
-    n_models
-        Models trained on shuffled targets, at least 2.
-    n_shifts
-        Shifts in space; the smallest p-value is 1 / (`n_shifts` + 1).
+    n_top, n_random
+        Numbers of genes to delete, and random sets of genes of each number.
+    n_models, n_shifts
+        Models trained on shuffled targets (at least 2), and shifts in space (the smallest p-value is 1 / (`n_shifts` + 1)).
     table_key
         The ST table.
     rng
@@ -145,37 +139,29 @@ def attribution_checks(
     case = _Case.read(adata, fitted, key, show_progress_bar)
     if drivers is None:
         drivers = adata.uns.get(Key.uns.TRUTH, {}).get("drivers")
-    with_msi = fitted.state.setup.metabolite_key in adata.obsm
-    possible = {"deletion": True, "random_labels": with_msi, "spatial": with_msi, "drivers": drivers is not None}
+    metabolite_key = fitted.state.setup.metabolite_key
+    with_msi, msi = metabolite_key in adata.obsm, f"measured intensities in obsm[{metabolite_key!r}]"
+    run: dict[Check, Callable[[np.random.Generator], list[dict[str, Any]]]] = {
+        "deletion": lambda random: _deletion(case, n_top, n_random, random),
+        "random_labels": lambda random: _random_labels(case, n_models, random),
+        "drivers": lambda _: _drivers(case, drivers),  # type: ignore[arg-type]
+        "spatial": lambda random: _spatial(case, n_shifts, random),
+    }
+    lacking: dict[Check, str] = {} if with_msi else {"random_labels": msi, "spatial": msi}
+    lacking |= {"drivers": "drivers="} if drivers is None else {}
     if checks is None:
-        chosen = [c for c in CHECKS if possible[c]]
+        chosen = [c for c in CHECKS if c not in lacking]
     else:
         chosen = [checks] if isinstance(checks, str) else list(checks)
         for c in chosen:
             check_choice(c, CHECKS, "checks")
-            if not possible[c]:
-                need = (
-                    "drivers="
-                    if c == "drivers"
-                    else f"measured intensities in obsm[{fitted.state.setup.metabolite_key!r}]"
-                )
-                msg = f"The check {c!r} needs {need}, which is missing."
+            if c in lacking:
+                msg = f"The check {c!r} needs {lacking[c]}, which is missing."
                 raise KeyError(msg)
     rows: list[dict[str, Any]] = []
     for c in chosen:
-        own = np.random.default_rng(rng) if not isinstance(rng, np.random.Generator) else rng
-        if c == "deletion":
-            rows += _deletion(case, n_top, n_random, own)
-        elif c == "random_labels":
-            rows += _random_labels(case, n_models, own)
-        elif c == "drivers":
-            assert drivers is not None
-            rows += _drivers(case, drivers)
-        else:
-            rows += _spatial(case, n_shifts, own)
-    table = pd.DataFrame(rows, columns=COLUMNS)
-    numbers = dict.fromkeys(("k", "value", "baseline", "p_value"), np.float64)
-    return table.astype(numbers)
+        rows += run[c](rng if isinstance(rng, np.random.Generator) else np.random.default_rng(rng))
+    return pd.DataFrame(rows, columns=COLUMNS).astype(dict.fromkeys(COLUMNS[3:], np.float64))
 
 
 @dataclass
@@ -198,9 +184,8 @@ class _Case:
             )
             raise KeyError(msg)
         frame = adata.varm[key]
-        ids = dict(zip(safe_ids(model.metabolites), model.metabolites, strict=True))
         # ids are made safe among the metabolites attributed, which may be some of the model's
-        ids |= {m: m for m in model.metabolites}
+        ids = dict(zip(safe_ids(model.metabolites), model.metabolites, strict=True)) | {m: m for m in model.metabolites}
         unknown = [c for c in frame.columns if c not in ids]
         if unknown:
             msg = f"The attribution under {key!r} has metabolites that the model does not predict: {listing(unknown)}."
@@ -236,11 +221,7 @@ def _deletion(case: _Case, n_top: Sequence[int], n_random: int, rng: np.random.G
     sizes = list(dict.fromkeys(min(int(k), n_used) for k in n_top))
     plain = stage_scores(model, spots, stage)[:, case.columns]
     defined = ~np.isnan(within_sections(plain, plain, section))
-    sets = {
-        k: [case.best(k)[:, m] for m in range(len(case.columns))]
-        + [rng.choice(n_used, k, replace=False) for _ in range(n_random)]
-        for k in sizes
-    }
+    sets = {k: [*case.best(k).T, *(rng.choice(n_used, k, replace=False) for _ in range(n_random))] for k in sizes}
     tasks = [(k, i) for k in sizes for i in range(len(sets[k]))]
     agreement = {k: np.empty((len(sets[k]), len(case.columns))) for k in sizes}
     per_call = max(1, 4096 // len(spots))
@@ -275,7 +256,7 @@ def _random_labels(case: _Case, n_models: int, rng: np.random.Generator) -> list
     fields = {k: v for k, v in vars(setup).items() if v is not None}
     asked = ("method", "stage", "n_steps", "n_repeats", "n_blocks", "min_genes")
     options: dict[str, Any] = {k: case.params[k] for k in asked if k in case.params}
-    options["n_spots"] = case.params.get("n_spots")
+    options |= {"n_spots": case.params.get("n_spots"), "metabolites": names, "rng": rng, "show_progress_bar": False}
     for _ in track(range(n_models), "random labels", total=n_models, show=case.show):
         shuffled = case.adata[covered].copy()
         for name in [k for k in shuffled.uns if k.startswith("_scvi")]:
@@ -287,7 +268,7 @@ def _random_labels(case: _Case, n_models: int, rng: np.random.Generator) -> list
         type(model).setup_anndata(shuffled, **fields)  # type: ignore[attr-defined]
         fresh: Any = type(model)(shuffled, **model._params())  # type: ignore[call-arg]
         fresh.train(show_progress_bar=False)
-        attribute(shuffled, fresh, metabolites=names, key_added="random", rng=rng, show_progress_bar=False, **options)
+        attribute(shuffled, fresh, key_added="random", **options)
         effects = shuffled.varm["random"].set_axis(names, axis=1)
         found.append(effects.reindex(case.effects.index).fillna(0).astype(np.float64))
     rows = []
@@ -334,7 +315,7 @@ def _spatial(case: _Case, n_shifts: int, rng: np.random.Generator) -> list[dict[
     y = targets.where_present() if case.params["stage"] == "intensity" else targets.presence
     names = [m for m in case.effects.columns if m in targets.metabolites]
     y = y[:, targets.metabolites.get_indexer(pd.Index(names))]
-    section = np.unique(require_sample(adata, model.state.setup.sample_key).astype(str), return_inverse=True)[1]
+    section = section_codes(model, adata)
     X = log_normalize(spots.counts)[:, case.positions].toarray().astype(np.float64)
     k = min(_N_GENES, X.shape[1])
     best = case.best(k)[:, case.effects.columns.get_indexer(pd.Index(names))]
@@ -348,20 +329,14 @@ def _spatial(case: _Case, n_shifts: int, rng: np.random.Generator) -> list[dict[
         null[i] = scores(np.where(source[:, None] >= 0, y[source], np.nan))
     # a shift in which the correlation does not exist counts against the gene
     beaten = (np.nan_to_num(np.abs(null), nan=np.inf) >= np.abs(observed)).sum(axis=0)
-    return [
-        _row(
-            "spatial",
-            name,
-            gene=case.effects.index[best[i, m]],
-            k=i + 1,
-            value=observed[i, m],
-            baseline=_mean(np.abs(null[:, i, m])),
-            p_value=(1 + beaten[i, m]) / (1 + n_shifts),
-        )
-        for m, name in enumerate(names)
-        for i in range(k)
-        if not np.isnan(observed[i, m])
-    ]
+    p_value = (1 + beaten) / (1 + n_shifts)
+    rows = []
+    for m, name in enumerate(names):
+        for i in [i for i in range(k) if not np.isnan(observed[i, m])]:
+            gene, baseline = case.effects.index[best[i, m]], _mean(np.abs(null[:, i, m]))
+            values = {"k": i + 1, "value": observed[i, m], "baseline": baseline, "p_value": p_value[i, m]}
+            rows.append(_row("spatial", name, gene=gene, **values))
+    return rows
 
 
 def _row(check: str, metabolite: str, **values: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._data.checks import listing, require_rows, require_unique
+from stmsi._data.checks import require_rows, require_unique
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, require_obs, require_sample
 from stmsi._settings import logger
@@ -35,10 +35,8 @@ def oversample(
     is kept, and those of smaller clusters are drawn again, with replacement; each section gives as large a share of
     the repeats as it holds of the cluster.
 
-    Train on the result, and predict and score on the spots as they are: thresholds, calibrated probabilities and the
-    evidence that a model keeps of its held-out training spots refer to the balanced mixture. Repeats share the section
-    and the position of their spot, so that inner folds (sections or spatial blocks) never part them. Do not split the
-    result by hand: give the training spots as `train_idx`.
+    Train on the result; predict and score on the spots as they are: thresholds, probabilities and held-out evidence of the
+    model refer to the balanced mixture. Do not split the result by hand: give the training spots as `train_idx`.
 
     Parameters
     ----------
@@ -47,12 +45,12 @@ def oversample(
     cluster_key
         Column of ``obs`` with the tissue states.
     train_idx
-        Training spots (positions or mask), the only ones that the result holds; `None`: all with MSI where
-        ``obsm[metabolite_key]`` is there, else all.
+        Training spots (positions or mask), the only ones in the result; `None`: all with MSI if ``obsm[metabolite_key]``
+        exists, else all.
     sample_key
         Column of ``obs`` with the section name.
     metabolite_key
-        Measured intensities in ``obsm``, which say what spots have MSI.
+        Measured intensities in ``obsm``.
     table_key
         The ST table.
     rng
@@ -64,11 +62,9 @@ def oversample(
 
     - ``obs_names``: unique; a repeat is called ``<spot>-repeat<n>``.
     - ``obs["oversampled_from"]``: name of the spot in `data`.
-    - ``obsp``: the row of a repeat is that of its spot, and leads to spots, never to repeats: sums and means over the
-      neighbours of a row are those of the spot. The matrices are **not symmetric** any more; edges to spots outside of
-      the training spots are cut. Encoders that read two rings find the spot itself in the second ring of its repeat.
-    - All else follows the spots, but for the links to a SpatialData and to scvi-tools' registries in ``uns``, which
-      are dropped: the table is for training, not for a SpatialData, whose shapes it would annotate twice.
+    - ``obsp``: the row of a repeat is that of its spot, and leads to training spots, never to repeats: sums over neighbours
+      are those of the spot, but the matrices are **not symmetric** any more.
+    - The links to a SpatialData and to scvi-tools' registries in ``uns`` are dropped: the table is for training.
 
     Raises
     ------
@@ -101,10 +97,9 @@ def oversample(
     cluster = require_obs(adata, cluster_key, "cluster_key= names the tissue states.")
     sample = require_sample(adata, sample_key)
     rows = resolve_rows(train_idx, adata.n_obs, "train_idx")
-    if rows is None:
-        rows = np.arange(adata.n_obs)
-        if metabolite_key in adata.obsm:
-            rows = np.flatnonzero(require_frame(adata, metabolite_key).notna().any(axis=1).to_numpy())
+    if rows is None and metabolite_key in adata.obsm:
+        rows = np.flatnonzero(require_frame(adata, metabolite_key).notna().any(axis=1).to_numpy())
+    rows = np.arange(adata.n_obs) if rows is None else rows
     if len(rows) == 0:
         msg = "No spot has MSI (all intensities are NaN); align and map the MSI first, or pass train_idx."
         raise ValueError(msg)
@@ -119,8 +114,9 @@ def oversample(
 
     out = _take(adata, source)
     origin = adata.obs_names[source].astype(str)
-    number = pd.Series(source).groupby(source).cumcount().to_numpy()
-    out.obs_names = _repeat_names(origin, number, set(adata.obs_names.astype(str)))
+    number = pd.Series(source).groupby(source).cumcount()
+    out.obs_names = [name if n == 0 else f"{name}-repeat{n}" for name, n in zip(origin, number, strict=True)]
+    require_unique(out.obs_names, "Names of repeats", "Rename the spots whose names end in '-repeat' and a number.")
     out.obs[Key.obs.OVERSAMPLED] = origin.to_numpy(dtype=object)
     for key, values in adata.obsp.items():
         out.obsp[key] = _rows_of_spots(values, source, len(rows))
@@ -155,20 +151,7 @@ def _take(adata: AnnData, rows: NDArray[np.int64]) -> AnnData:
     foreign = [k for k in out.uns if k == "spatialdata_attrs" or k.startswith("_scvi")]
     for key in foreign:
         del out.uns[key]
-    if foreign:
-        logger.info("Left out of uns, as it links the table with other objects: %s.", listing(foreign))
     return out
-
-
-def _repeat_names(origin: pd.Index, number: NDArray[Any], taken: set[str]) -> list[str]:
-    names = []
-    for name, n in zip(origin, number, strict=True):
-        new = name if n == 0 else f"{name}-repeat{n}"
-        while n and new in taken:
-            new += "_"
-        taken.add(new)
-        names.append(new)
-    return names
 
 
 def _rows_of_spots(values: object, source: NDArray[np.int64], n_spots: int) -> object:

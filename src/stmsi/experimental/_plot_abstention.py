@@ -38,23 +38,21 @@ def plot_abstention(
 ) -> Axes | Figure | SubFigure:
     """Draw how the error falls as uncertain spots are left out.
 
-    A metabolite counts once: its value is the mean over sections. Lines are the mean over metabolites, bands reach from
-    the lower to the upper quartile. The dashed line is the error at the largest share.
+    Lines are means over metabolites (of their mean over sections), bands reach from the lower to the upper quartile. The dashed
+    line is the error at the largest share.
 
     Parameters
     ----------
     curve
-        What :func:`stmsi.experimental.abstention` returns; tables of several models, joined, have a column that names them.
+        Table of :func:`stmsi.experimental.abstention`, or of several models, joined, with a column that names them.
     metric
         ``"relative_mae"``, ``"mae"`` or ``"mse"``.
     by
         Column that makes the lines.
     ax
         Axes to draw into; `None`: a new figure.
-    show
-        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
-    return_fig
-        Whether to return the figure instead of the axes.
+    show, return_fig
+        Call :func:`matplotlib.pyplot.show` (`None` leaves it to matplotlib); return the figure instead of the axes.
 
     Returns
     -------
@@ -102,23 +100,17 @@ def plot_abstention(
         colour = PALETTE[k % len(PALETTE)]
         label = _READABLE.get(str(group), str(group))
         place.plot(values.columns, values.mean(), color=colour, label=label, marker="o", markersize=3)
-        place.fill_between(
-            values.columns, values.quantile(0.25), values.quantile(0.75), color=colour, alpha=0.15, linewidth=0
-        )
-    everything = (
-        means.xs(means.index.get_level_values("share").max(), level="share").groupby("metabolite").mean().mean()
-    )
+        low, high = values.quantile(0.25), values.quantile(0.75)
+        place.fill_between(values.columns, low, high, color=colour, alpha=0.15, linewidth=0)
+    at_most = means.index.get_level_values("share").max()
+    everything = means.xs(at_most, level="share").groupby("metabolite").mean().mean()
     place.axhline(everything, color="0.5", linestyle="--", linewidth=0.8)
     place.set_xlabel("share of spots kept", fontsize=STYLE.label_size)
     place.set_ylabel(_READABLE.get(metric, metric), fontsize=STYLE.label_size)
     place.tick_params(labelsize=STYLE.tick_size)
     place.spines[["top", "right"]].set_visible(False)
-    place.legend(
-        frameon=False,
-        fontsize=STYLE.tick_size,
-        title_fontsize=STYLE.tick_size,
-        title="left out by" if by == "by" else by,
-    )
+    title, size = "left out by" if by == "by" else by, STYLE.tick_size
+    place.legend(frameon=False, fontsize=size, title_fontsize=size, title=title)
     out = hand_back(figure, [place], ax=ax, show=show, return_fig=return_fig)
     assert not isinstance(out, list)
     return out

@@ -37,11 +37,10 @@ def plot_realism(
 ) -> Axes | list[Axes] | Figure | SubFigure:
     """Draw all that :func:`stmsi.experimental.realism` compares.
 
-    Scatter plots show synthetic against measured, a point per metabolite (or pair, or quantile) and section; real and
-    synthetic agree on the diagonal. Then standard deviation against mean, the variogram (median and quartiles over
-    metabolites), the distances of Kolmogorov and Smirnov, and the area under the ROC curve of the classifier, one bar
-    per draw; the orange line is the area between two draws, and below the dotted line the classifier hardly tells synthetic
-    from measured.
+    Scatter plots show synthetic against measured, a point per metabolite (or pair, or quantile) and section. Then standard
+    deviation against mean, the variogram (median and quartiles over metabolites), the distances of Kolmogorov and Smirnov, and
+    the AUROC of the classifier, one bar per draw. The orange line is the AUROC between two draws; below the dotted line the
+    classifier hardly tells synthetic from measured.
 
     Parameters
     ----------
@@ -51,10 +50,8 @@ def plot_realism(
         Panels in a row.
     ax
         Eight axes to draw into; `None`: a new figure.
-    show
-        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
-    return_fig
-        Whether to return the figure instead of the axes.
+    show, return_fig
+        Call :func:`matplotlib.pyplot.show` (`None` leaves it to matplotlib); return the figure instead of the axes.
 
     Returns
     -------
@@ -98,10 +95,14 @@ def plot_realism(
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
 
-def _scatter(place: Axes, rows: pd.DataFrame, title: str) -> None:
+def _label(place: Axes, title: str, x: str, y: str = "") -> None:
     place.set_title(title, fontsize=STYLE.title_size)
-    place.set_xlabel("measured", fontsize=STYLE.label_size)
-    place.set_ylabel("synthetic", fontsize=STYLE.label_size)
+    place.set_xlabel(x, fontsize=STYLE.label_size)
+    place.set_ylabel(y, fontsize=STYLE.label_size)
+
+
+def _scatter(place: Axes, rows: pd.DataFrame, title: str) -> None:
+    _label(place, title, "measured", "synthetic")
     rows = rows[np.isfinite(rows["measured"]) & np.isfinite(rows["synthetic"])]
     if len(rows) == 0:
         return
@@ -115,24 +116,19 @@ def _scatter(place: Axes, rows: pd.DataFrame, title: str) -> None:
 
 
 def _mean_variance(place: Axes, mean: pd.DataFrame, sd: pd.DataFrame) -> None:
-    place.set_title("mean and spread", fontsize=STYLE.title_size)
-    place.set_xlabel("mean", fontsize=STYLE.label_size)
-    place.set_ylabel("standard deviation", fontsize=STYLE.label_size)
+    _label(place, "mean and spread", "mean", "standard deviation")
     by = ["sample", "draw", "metabolite"]
     if len(mean) == 0 or len(sd) == 0:
         return
     both = mean.merge(sd, on=by, suffixes=("_mean", "_sd"))
     for k, kind in enumerate(("measured", "synthetic")):
-        place.scatter(
-            both[f"{kind}_mean"], both[f"{kind}_sd"], s=9, color=PALETTE[k], alpha=0.45, linewidths=0, label=kind
-        )
+        x, y = both[f"{kind}_mean"], both[f"{kind}_sd"]
+        place.scatter(x, y, s=9, color=PALETTE[k], alpha=0.45, linewidths=0, label=kind)
     place.legend(frameon=False, fontsize=STYLE.tick_size)
 
 
 def _variogram(place: Axes, rows: pd.DataFrame) -> None:
-    place.set_title("variogram", fontsize=STYLE.title_size)
-    place.set_xlabel("distance", fontsize=STYLE.label_size)
-    place.set_ylabel("half squared difference / variance", fontsize=STYLE.label_size)
+    _label(place, "variogram", "distance", "half squared difference / variance")
     if len(rows) == 0:
         return
     # classes of distance differ a little between sections
@@ -146,19 +142,16 @@ def _variogram(place: Axes, rows: pd.DataFrame) -> None:
 
 
 def _ks(place: Axes, rows: pd.DataFrame) -> None:
-    place.set_title("distance of distributions", fontsize=STYLE.title_size)
-    place.set_xlabel("Kolmogorov-Smirnov", fontsize=STYLE.label_size)
-    place.set_ylabel("metabolites x sections", fontsize=STYLE.label_size)
+    _label(place, "distance of distributions", "Kolmogorov-Smirnov", "metabolites x sections")
     if len(rows):
         place.hist(rows["synthetic"], bins=20, range=(0, max(0.3, float(rows["synthetic"].max()))), color=PALETTE[0])
 
 
 def _auc(place: Axes, rows: pd.DataFrame) -> None:
-    place.set_title("classifier's AUC", fontsize=STYLE.title_size)
+    _label(place, "classifier's AUC", "draw")
     place.set_ylim(0.4, 1.02)
     place.axhline(0.5, color="0.4", linestyle="--", linewidth=0.8)
     place.axhline(0.65, color="0.4", linestyle=":", linewidth=0.8)
-    place.set_xlabel("draw", fontsize=STYLE.label_size)
     place.set_xticks([])
     if len(rows):
         bars = place.bar(range(len(rows)), rows["synthetic"] - 0.4, bottom=0.4, color=PALETTE[0], width=0.7)

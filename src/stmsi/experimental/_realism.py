@@ -13,6 +13,7 @@ from stmsi._core.metrics import realism as core
 from stmsi._core.spatial.morans_i import morans_i, neighbour_means
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
+from stmsi._data.measured_and_predicted import MAP_WRITES, measured_sections
 from stmsi._data.tables import get_table, measured_presence, require_frame, require_sample
 
 if TYPE_CHECKING:
@@ -40,27 +41,23 @@ def realism(
 ) -> pd.DataFrame:
     """Compare synthetic with measured metabolites at the same spots.
 
-    It says whether draws have the statistics of measurements, not whether they are right spot by spot: a good draw differs
-    from the measurement as a second measurement of other tissue would. Use sections that the model was not trained on.
+    It tells whether draws have the statistics of measurements, not whether they are right spot by spot. Use sections that the
+    model was not trained on.
 
     Parameters
     ----------
     measured
-        SpatialData or its ST table, with measured metabolites. Only spots where every compared metabolite was measured
-        count.
+        SpatialData or its ST table. Only spots where every compared metabolite was measured count.
     synthetic
         One or several keys of ``obsm`` (``"msi_sample_0"``, or ``"msi_pred"`` to see what a mean lacks), a DataFrame spots
         x metabolites, or the DataArray that :func:`stmsi.tl.sample_metabolites` returns.
     metabolite_key
         Measured intensities in ``obsm``.
     presence_key
-        Measured presence in ``obsm``, where it is 0 the measured intensity counts as 0; `None`:
-        ``obsm["<metabolite_key>_presence"]`` where it is there, else no intensity but those that
-        :func:`stmsi.pp.impute_dropout` filled in.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The ST table.
+        Measured presence in ``obsm``; where it is 0 the intensity counts as 0. `None`: ``obsm["<metabolite_key>_presence"]`` if
+        it exists, else only intensities that :func:`stmsi.pp.impute_dropout` filled in count as 0.
+    sample_key, table_key
+        Column of ``obs`` with the section name, and the ST table.
     classifier
         Whether to run the two-sample test, which takes most of the time.
     rng
@@ -77,12 +74,9 @@ def realism(
     - ``"ks"``: distance of Kolmogorov and Smirnov between both distributions in ``synthetic`` (0 in ``measured``);
     - ``"correlation"`` between ``metabolite`` and ``other``, of at most 2,000 pairs;
     - ``"variogram"``: half the mean squared difference in units of the variance, distance in ``at``;
-    - ``"auc"``: cross-validated AUROC of gradient-boosted trees that tell synthetic from measured spots by their
-      intensities and the mean of their six neighbours', over all sections in ``synthetic``; 0.5 is not told apart. Whole
-      spatial blocks are held out (Lopez-Paz & Oquab, ICLR 2017). With several draws ``measured`` is the AUROC between the
-      first two, which is what a perfect draw reaches, else 0.5. Compare with that: the smaller the blocks (there are ten in
-      all, or two of each section), the better the level of a section and its smooth fields tell any two realisations apart.
-      Give it several sections.
+    - ``"auc"``: AUROC of gradient-boosted trees that tell synthetic from measured spots by their intensities and the mean of
+      their six neighbours; whole spatial blocks are held out (Lopez-Paz & Oquab, ICLR 2017). Compare it with ``measured``: the
+      AUROC between the first two draws, or 0.5 if there is one. Use several sections: small blocks tell any realisations apart.
 
     Raises
     ------
@@ -103,13 +97,14 @@ def realism(
     36
     """
     st = get_table(measured, table_key)
-    real = _measured(st, metabolite_key, presence_key)
+    real = require_frame(st, metabolite_key, MAP_WRITES)
+    presence = measured_presence(st, metabolite_key, presence_key).reindex(columns=real.columns)
+    real = real.mask(presence == 0, 0)
     draws = _draws(st, synthetic)
     ids = [m for m in real.columns if m in draws[0].columns]
     if not ids:
         msg = f"No metabolite in common: {listing(real.columns[:3])} against {listing(draws[0].columns[:3])}."
         raise ValueError(msg)
-    real = real[ids]
     ids = [m for m in ids if real[m].notna().any()]
     real = real[ids]
     drawn = [d.reindex(index=st.obs_names, columns=ids).to_numpy(np.float64) for d in draws]
@@ -128,12 +123,10 @@ def realism(
     xy = None if xy is None else np.asarray(xy, dtype=np.float64)[used, :2]
     pairs = _metabolite_pairs(len(ids), random)
     parts: list[pd.DataFrame] = []
-    for name in dict.fromkeys(sample):
-        rows = sample == name
-        if rows.sum() < 3:
-            continue
-        place = None if xy is None else xy[rows]
-        parts += _section(str(name), ids, y[rows], [d[rows] for d in drawn], place, pairs, random)
+    for name, rows in measured_sections(sample, y):
+        if len(rows) >= 3:
+            place = None if xy is None else xy[rows]
+            parts += _section(name, ids, y[rows], [d[rows] for d in drawn], place, pairs, random)
     if classifier:
         number = np.unique(sample, return_inverse=True)[1]
         means = None if xy is None else neighbour_means(xy, number)
@@ -142,28 +135,18 @@ def realism(
         # no two realisations of a smooth field are alike: two draws show how far apart equals are
         reference = core.two_sample_auc(drawn[0], drawn[1], means, groups, seed=seed) if len(drawn) > 1 else 0.5
         auc = [core.two_sample_auc(y, d, means, groups, seed=seed) for d in drawn]
-        parts.append(
-            pd.DataFrame({"statistic": "auc", "draw": range(len(drawn)), "measured": reference, "synthetic": auc})
-        )
+        found = {"statistic": "auc", "draw": range(len(drawn)), "measured": reference, "synthetic": auc}
+        parts.append(pd.DataFrame(found))
     table = pd.concat([p.reindex(columns=list(COLUMNS)) for p in parts], ignore_index=True)
     text = ["sample", "metabolite", "other"]
     table[text] = table[text].astype(object).where(table[text].notna(), "")
     return table.astype({"at": np.float64, "measured": np.float64, "synthetic": np.float64, "draw": np.int64})
 
 
-def _measured(st: AnnData, key: str, presence_key: str | None) -> pd.DataFrame:
-    """Measured intensities, 0 where called absent."""
-    frame = require_frame(st, key, "stmsi.pp.map_to_spots writes it.")
-    presence = measured_presence(st, key, presence_key).reindex(columns=frame.columns)
-    return frame.mask(presence == 0, 0)
-
-
 def _draws(st: AnnData, synthetic: Any) -> list[pd.DataFrame]:
     """Each draw as a DataFrame spots x metabolites."""
     if isinstance(synthetic, pd.DataFrame):
         frames = [synthetic]
-    elif isinstance(synthetic, str):
-        frames = [require_frame(st, synthetic, "stmsi.tl.sample_metabolites writes draws.")]
     elif hasattr(synthetic, "dims"):
         if set(synthetic.dims) != {"draw", "spot", "metabolite"}:
             msg = f"The draws have the dimensions {listing(synthetic.dims)}; expected draw, spot and metabolite."
@@ -172,12 +155,12 @@ def _draws(st: AnnData, synthetic: Any) -> list[pd.DataFrame]:
         names = {"index": array["spot"].to_numpy(), "columns": array["metabolite"].to_numpy().astype(str)}
         frames = [pd.DataFrame(values, **names) for values in array.to_numpy()]
     else:
-        frames = [require_frame(st, key, "stmsi.tl.sample_metabolites writes draws.") for key in synthetic]
+        keys = [synthetic] if isinstance(synthetic, str) else synthetic
+        frames = [require_frame(st, key, "stmsi.tl.sample_metabolites writes draws.") for key in keys]
     if not frames:
         msg = "Name at least one synthetic layer."
         raise ValueError(msg)
-    shared = frames[0].index.intersection(st.obs_names)
-    if len(shared) == 0:
+    if frames[0].index.intersection(st.obs_names).empty:
         msg = f"Synthetic and measured spots have no name in common: {listing(frames[0].index[:3])}, {listing(st.obs_names[:3])}."
         raise ValueError(msg)
     return frames
@@ -211,53 +194,38 @@ def _blocks(sample: NDArray[Any], xy: NDArray[np.float64] | None) -> NDArray[np.
 
 
 def _section(
-    name: str,
-    ids: list[str],
-    y: NDArray[np.float64],
-    drawn: list[NDArray[np.float64]],
-    xy: NDArray[np.float64] | None,
-    pairs: tuple[NDArray[np.int64], NDArray[np.int64]],
-    rng: np.random.Generator,
-) -> list[pd.DataFrame]:
+    section: str, ids: list[str], y: NDArray[np.float64], drawn: list[NDArray[np.float64]], xy: NDArray[np.float64] | None,
+    pairs: tuple[NDArray[np.int64], NDArray[np.int64]], rng: np.random.Generator,
+) -> list[pd.DataFrame]:  # fmt: skip
     """All statistics of one section but the classifier's."""
-    parts = []
-    graph = None if xy is None else neighbour_means(xy)
     both = [y, *drawn]
     simple = [core.marginals(v) for v in both]
-    if graph is not None and graph.nnz:
-        for values, out in zip(both, simple, strict=True):
-            out["morans_i"] = morans_i(graph, values)
-    quantile = [core.present_quantiles(np.where(v > 0, v, np.nan), core.LEVELS) for v in both]
-    correlation = [_correlations(v, pairs) for v in both]
     lag: NDArray[np.float64] = np.empty(0)
     gamma: list[NDArray[np.float64]] = []
     if xy is not None:
+        graph = neighbour_means(xy)
+        if graph.nnz:
+            for values, out in zip(both, simple, strict=True):
+                out["morans_i"] = morans_i(graph, values)
         lag, gamma = core.variogram(np.stack(both), xy, rng)
+    quantile = [core.present_quantiles(np.where(v > 0, v, np.nan), core.LEVELS) for v in both]
+    correlation = [_correlations(v, pairs) for v in both]
     first, second = (np.asarray(ids, dtype=object)[p] for p in pairs)
-    for d in range(1, len(both)):
-        base = {"sample": name, "draw": d - 1}
-        parts += [
-            pd.DataFrame(
-                {**base, "statistic": s, "metabolite": ids, "measured": simple[0][s], "synthetic": simple[d][s]}
-            )
-            for s in simple[0]
+    parts: list[pd.DataFrame] = []
+    for d, one in enumerate(drawn):
+        rows: list[tuple[str, dict[str, Any], Any, Any]] = [
+            (name, {"metabolite": ids}, own, simple[d + 1][name]) for name, own in simple[0].items()
         ]
-        ks = core.kolmogorov_smirnov(y, both[d])
-        parts.append(pd.DataFrame({**base, "statistic": "ks", "metabolite": ids, "measured": 0.0, "synthetic": ks}))
-        grids: list[tuple[str, Any, Any]] = [("quantile", np.asarray(core.LEVELS), quantile)]
-        if len(lag):
-            grids.append(("variogram", lag, gamma))
-        for statistic, at, values in grids:
-            cells = {
-                "at": np.repeat(at, len(ids)),
-                "metabolite": ids * len(at),
-                "measured": values[0].ravel(),
-                "synthetic": values[d].ravel(),
-            }
-            parts.append(pd.DataFrame({**base, "statistic": statistic, **cells}))
+        rows.append(("ks", {"metabolite": ids}, 0.0, core.kolmogorov_smirnov(y, one)))
+        for name, at, found in (("quantile", np.asarray(core.LEVELS), quantile), ("variogram", lag, gamma)):
+            if len(at):
+                cells = {"at": np.repeat(at, len(ids)), "metabolite": ids * len(at)}
+                rows.append((name, cells, found[0].ravel(), found[d + 1].ravel()))
         if len(first):
-            cells = {"metabolite": first, "other": second, "measured": correlation[0], "synthetic": correlation[d]}
-            parts.append(pd.DataFrame({**base, "statistic": "correlation", **cells}))
+            rows.append(("correlation", {"metabolite": first, "other": second}, correlation[0], correlation[d + 1]))
+        for name, cells, real, fake in rows:
+            values_of = {"statistic": name, **cells, "measured": real, "synthetic": fake}
+            parts.append(pd.DataFrame({"sample": section, "draw": d, **values_of}))
     return parts
 
 

@@ -9,19 +9,10 @@ if TYPE_CHECKING:
     from stmsi.get._as_table import as_table
     from stmsi.get._to_mudata import to_mudata
 
-__all__ = [
-    "as_table",
-    "feature_table",
-    "to_mudata",
-]
+__all__ = ["as_table", "feature_table", "to_mudata"]
 
 _getattr, __dir__ = lazy_attributes(
-    __name__,
-    names={
-        "as_table": "_as_table",
-        "feature_table": "stmsi._data.feature_table",
-        "to_mudata": "_to_mudata",
-    },
+    __name__, names={"as_table": "_as_table", "feature_table": "stmsi._data.feature_table", "to_mudata": "_to_mudata"}
 )
 
 

@@ -18,24 +18,22 @@ if TYPE_CHECKING:
 
 
 def as_table(
-    data: Data, *, key: str = Key.obsm.PRED, table_key: str = Key.table.ST, key_added: str | None = None
+    data: Data, *, metabolite_key: str = Key.obsm.PRED, table_key: str = Key.table.ST, key_added: str | None = None
 ) -> AnnData:
-    """A layer of metabolites as a table that annotates the same spots.
+    """Make a table of a layer of metabolites, which annotates the same spots.
 
-    spatialdata-plot, squidpy and napari colour spots by the variables of a table, not by columns of ``obsm``; with
-    this table they can colour them by metabolite.
+    spatialdata-plot, squidpy and napari colour spots by the variables of a table, not by columns of ``obsm``.
 
     Parameters
     ----------
     data
         SpatialData or AnnData with the layer.
-    key
+    metabolite_key
         The layer in ``obsm``: ``"msi_pred"``, ``"msi"``, ``"msi_pred_presence"``, ...
     table_key
         The ST table of a SpatialData.
     key_added
-        Store the table in the SpatialData under this name too (an earlier one of that name is replaced); `None`: only
-        return it.
+        Also store the table in the SpatialData under this name, in place of an earlier one; `None`: only return it.
 
     Returns
     -------
@@ -43,8 +41,7 @@ def as_table(
 
     - ``X``: dense float32, **NaN stays NaN** (not covered);
     - ``var``: the rows of :func:`feature_table`;
-    - ``obs``, ``obsm["spatial"]`` and ``uns["spatialdata_attrs"]``: copies of those of the ST table, so that both
-      tables annotate the same elements.
+    - ``obs``, ``obsm["spatial"]`` and ``uns["spatialdata_attrs"]``: copies of those of the ST table.
 
     Raises
     ------
@@ -61,33 +58,33 @@ def as_table(
     >>> sdata = stmsi.datasets.toy()
     >>> stmsi.pp.align(sdata)
     >>> stmsi.pp.map_to_spots(sdata)
-    >>> stmsi.get.as_table(sdata, key="msi", key_added="metabolites").shape
+    >>> stmsi.get.as_table(sdata, metabolite_key="msi", key_added="metabolites").shape
     (344, 12)
     >>> "metabolites" in sdata.tables
     True
     """
     from spatialdata.models import TableModel
 
-    if key_added is not None and not is_spatialdata(data):
-        msg = f"key_added={key_added!r} needs a SpatialData; found {type(data).__name__}. Use the returned table."
-        raise TypeError(msg)
     if key_added is not None:
+        if not is_spatialdata(data):
+            msg = f"key_added={key_added!r} needs a SpatialData; found {type(data).__name__}. Use the returned table."
+            raise TypeError(msg)
         check_key(key_added)
-    if key_added in (table_key, Key.table.ST, Key.table.MSI):
-        msg = f"key_added={key_added!r} would replace the {key_added!r} table itself; choose another name."
-        raise ValueError(msg)
+        if key_added in (table_key, Key.table.ST, Key.table.MSI):
+            msg = f"key_added={key_added!r} would replace the {key_added!r} table itself; choose another name."
+            raise ValueError(msg)
     adata = get_table(data, table_key)
-    frame = require_frame(adata, key, f"{written_by(key)} ")
+    frame = require_frame(adata, metabolite_key, f"{written_by(metabolite_key)} ")
     frame = frame.set_axis(frame.columns.astype(str), axis=1)
-    require_unique(frame.columns, f"Columns of obsm[{key!r}]")
-    features = feature_table(adata, metabolite_key=key)
+    require_unique(frame.columns, f"Columns of obsm[{metabolite_key!r}]")
+    features = feature_table(adata, metabolite_key=metabolite_key)
     unknown = frame.columns.difference(features.index)
     if len(unknown):
-        msg = f"The feature table of {key!r} lacks {listing(unknown)} of obsm[{key!r}]; write both by one call."
+        layer = f"obsm[{metabolite_key!r}]"
+        msg = f"The feature table of {metabolite_key!r} lacks {listing(unknown)} of {layer}; write both by one call."
         raise ValueError(msg)
-    table = AnnData(
-        np.array(frame.to_numpy(), dtype=np.float32), obs=adata.obs.copy(), var=features.loc[frame.columns].copy()
-    )
+    values = np.array(frame.to_numpy(), dtype=np.float32)
+    table = AnnData(values, obs=adata.obs.copy(), var=features.loc[frame.columns].copy())
     if Key.obsm.SPATIAL in adata.obsm:
         table.obsm[Key.obsm.SPATIAL] = np.array(adata.obsm[Key.obsm.SPATIAL])
     if TableModel.ATTRS_KEY in adata.uns:

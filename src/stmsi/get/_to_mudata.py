@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,26 +23,23 @@ if TYPE_CHECKING:
 def to_mudata(
     data: Data,
     *,
-    keys: str | Sequence[str] | None = None,
+    metabolite_keys: str | Sequence[str] | None = None,
     genes: str = "rna",
     drop_not_measured: bool = False,
     table_key: str = Key.table.ST,
 ) -> MuData:
-    """Genes, measured and predicted metabolites as the modalities of one MuData, spot by spot.
-
-    For muon, MOFA and whatever else reads several modalities of the same observations.
+    """Collect genes, measured and predicted metabolites as the modalities of one MuData, for muon, MOFA and the like.
 
     Parameters
     ----------
     data
         SpatialData or its ST table with layers of metabolites.
-    keys
-        Layers in ``obsm``, a modality each under the name of the layer; `None`: ``"msi"`` and ``"msi_pred"``, those that
-        are there.
+    metabolite_keys
+        Layers in ``obsm``, each a modality under the name of the layer; `None`: ``"msi"`` and ``"msi_pred"``, if they exist.
     genes
         Name of the modality with the genes.
     drop_not_measured
-        Leave spots out of a modality where none of its metabolites was measured. Otherwise all modalities have the same
+        Leave spots out of a modality if none of its metabolites was measured. Otherwise all modalities have the same
         spots in one order, and **NaN stays NaN**.
     table_key
         The ST table of a SpatialData.
@@ -52,10 +48,9 @@ def to_mudata(
     -------
     :class:`mudata.MuData`, a copy:
 
-    - the genes: ``X`` (sparse stays sparse), ``layers``, ``obs``, ``var``, ``obsm``, ``obsp``, ``varm`` and ``uns`` of the ST table,
-      without layers of metabolites and their records;
+    - the genes: the ST table (sparse stays sparse) without layers of metabolites and their records;
     - each layer as :func:`as_table` makes it, ``var`` being its feature table. Names of variables must differ between
-      modalities, so that a metabolite is called ``"<layer>:<id>"``; ``var["metabolite"]`` holds the id;
+      modalities, so a metabolite is called ``"<layer>:<id>"``; ``var["metabolite"]`` holds the id;
     - ``obs``: that of the ST table.
 
     Raises
@@ -76,14 +71,14 @@ def to_mudata(
     >>> {name: part.shape for name, part in mdata.mod.items()}
     {'rna': (344, 120), 'msi': (344, 12), 'msi_pred': (344, 12)}
     """
-    from mudata import MuData
+    import mudata
 
     adata = get_table(data, table_key)
     check_key(genes, "genes")
-    if keys is None:
+    if metabolite_keys is None:
         wanted = [k for k in (Key.obsm.MSI, Key.obsm.PRED) if k in adata.obsm]
     else:
-        wanted = list(dict.fromkeys([keys] if isinstance(keys, str) else keys))
+        wanted = list(dict.fromkeys([metabolite_keys] if isinstance(metabolite_keys, str) else metabolite_keys))
     if not wanted:
         msg = (
             f"No layer of metabolites; obsm holds {listing(adata.obsm.keys())}. stmsi.pp.map_to_spots writes 'msi', "
@@ -95,27 +90,22 @@ def to_mudata(
         raise ValueError(msg)
     parts: dict[str, AnnData] = {genes: _genes_only(adata)}
     for key in wanted:
-        table = as_table(adata, key=key)
+        table = as_table(adata, metabolite_key=key)
         table.var["metabolite"] = table.var_names
         table.var_names = [f"{key}:{name}" for name in table.var_names]
         table.var.index.name = None
         if drop_not_measured:
             table = table[~np.isnan(table.X).all(axis=1)].copy()
         parts[key] = table
-    # columns of the spots are put in once, without a prefix
-    with _modalities_keep_their_columns():
-        out = MuData(parts)
+    if hasattr(mudata, "set_options"):  # before mudata 0.4
+        separate = mudata.set_options(pull_on_update=False)
+    else:
+        separate = mudata.settings.override(pull_on_update=False)
+    with separate:  # columns of the spots are put in once, without a prefix
+        out = mudata.MuData(parts)
         for name in adata.obs:
             out.obs[name] = adata.obs[name].reindex(out.obs_names)
     return out
-
-
-def _modalities_keep_their_columns() -> AbstractContextManager[Any]:
-    import mudata
-
-    if hasattr(mudata, "set_options"):  # before mudata 0.4
-        return mudata.set_options(pull_on_update=False)  # type: ignore[no-any-return]
-    return mudata.settings.override(pull_on_update=False)  # type: ignore[no-any-return]
 
 
 def _genes_only(adata: AnnData) -> AnnData:

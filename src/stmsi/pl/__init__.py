@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from stmsi.pl._calibration import calibration
     from stmsi.pl._compare import compare
     from stmsi.pl._history import history
-    from stmsi.pl._learnability import learnability
     from stmsi.pl._performance import performance
     from stmsi.pl._presence_curves import presence_curves
+    from stmsi.pl._reliability import reliability
     from stmsi.pl._spatial import spatial
 
 __all__ = [
@@ -23,9 +23,9 @@ __all__ = [
     "calibration",
     "compare",
     "history",
-    "learnability",
     "performance",
     "presence_curves",
+    "reliability",
     "spatial",
 ]
 
@@ -38,9 +38,9 @@ _getattr, __dir__ = lazy_attributes(
         "calibration": "_calibration",
         "compare": "_compare",
         "history": "_history",
-        "learnability": "_learnability",
         "performance": "_performance",
         "presence_curves": "_presence_curves",
+        "reliability": "_reliability",
         "spatial": "_spatial",
     },
 )

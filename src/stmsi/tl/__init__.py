@@ -10,12 +10,10 @@ if TYPE_CHECKING:
     from stmsi.tl._compare_models import compare_models
     from stmsi.tl._cross_validate import cross_validate
     from stmsi.tl._evaluate import evaluate
-    from stmsi.tl._learnability import learnability
     from stmsi.tl._noise_ceiling import noise_ceiling
     from stmsi.tl._predict_metabolites import predict_metabolites
     from stmsi.tl._reliability import reliability
     from stmsi.tl._sample_metabolites import sample_metabolites
-    from stmsi.tl._share_of_ceiling import share_of_ceiling
 
 __all__ = [
     "attention",
@@ -23,30 +21,13 @@ __all__ = [
     "compare_models",
     "cross_validate",
     "evaluate",
-    "learnability",
     "noise_ceiling",
     "predict_metabolites",
     "reliability",
     "sample_metabolites",
-    "share_of_ceiling",
 ]
 
-_getattr, __dir__ = lazy_attributes(
-    __name__,
-    names={
-        "attention": "_attention",
-        "attribute": "_attribute",
-        "compare_models": "_compare_models",
-        "cross_validate": "_cross_validate",
-        "evaluate": "_evaluate",
-        "learnability": "_learnability",
-        "noise_ceiling": "_noise_ceiling",
-        "predict_metabolites": "_predict_metabolites",
-        "reliability": "_reliability",
-        "sample_metabolites": "_sample_metabolites",
-        "share_of_ceiling": "_share_of_ceiling",
-    },
-)
+_getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
 
 
 def __getattr__(name: str) -> Any:  # an explicit function, so that type checkers see a module attribute hook

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,16 +14,8 @@ from stmsi._data.checks import refuse_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table
 from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
-from stmsi.tl._gene_map_output import (
-    TOP,
-    GeneFrames,
-    group_table,
-    read_groups,
-    readable_names,
-    top_genes,
-    trained_model,
-    wanted_metabolites,
-)
+from stmsi.tl._gene_maps import gene_frame, group_keys, read_groups, write_gene_maps
+from stmsi.tl._models import trained_model, wanted_metabolites
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -48,36 +40,31 @@ def attention(
     r"""Write which genes and programmes each metabolite attends to, for a `HurdleNet` with ``encoder="transformer"``.
 
     In every spot, each metabolite divides its attention among tokens: weights of at least 0 that sum to 1, here the mean
-    over heads. Tokens are genes, or programmes, and then the weight :math:`a_{mt}` of a programme is divided among its genes
-    by their share of it: :math:`a_{mj} = \sum_t a_{mt}\,|w_{tj}| / \sum_{j'} |w_{tj'}|`. With ``attention="linear"`` the
-    weights are those of the kernel, over their sum.
+    over heads. Tokens are genes, or programmes. The weight :math:`a_{mt}` of a programme is divided among its genes by their
+    share of it: :math:`a_{mj} = \sum_t a_{mt}\,|w_{tj}| / \sum_{j'} |w_{tj'}|`. With ``attention="linear"`` the weights are
+    those of the kernel, over their sum.
 
-    **Attention says where the network looks, not what it makes of it**: it has no sign, and a gene that is looked at may
-    be ignored afterwards. What moves the prediction, tells :func:`stmsi.tl.attribute`.
+    **Attention shows where the network looks, not what it makes of it**: it has no sign, and the network may ignore a gene
+    that it looks at. :func:`stmsi.tl.attribute` tells what moves the prediction.
 
     Parameters
     ----------
     data
-        SpatialData, or AnnData of spots x genes with raw counts, to which the model can be applied: the training data or
-        others.
+        SpatialData, or AnnData of spots x genes with raw counts: the training data or others.
     model
         A trained model, or the folder of a saved one.
     metabolites
         Ids or readable names; `None`: all that the model predicts.
     groupby
-        Column of ``obs`` with groups of spots (clusters): the mean over the spots of each group is written too.
+        Column of ``obs`` with groups of spots: also write the mean over the spots of each group.
     per_spot
-        Metabolites of which the attention of every spot is written too.
+        Metabolites whose attention in every spot is written too.
     min_genes
         Share of the training genes that must be in the data.
-    table_key
-        The ST table.
-    key_added
-        Where to write.
-    show_progress_bar
-        `None` follows ``stmsi.settings.progress_bar``.
-    copy
-        Return a changed copy instead of working in place.
+    table_key, key_added
+        The ST table, and where to write in it.
+    show_progress_bar, copy
+        `None` follows ``stmsi.settings.progress_bar``; return a changed copy instead of working in place.
 
     Returns
     -------
@@ -86,23 +73,22 @@ def attention(
     - ``varm["msi_attention"]``: DataFrame genes x metabolites (safe ids), float32, mean over all spots; columns sum to 1
       over the genes of the model; **NaN: the model does not use this gene**;
     - ``varm["msi_attention_<group>"]``: likewise, mean over the spots of each group of `groupby`;
-    - ``varm["msi_attention_programmes"]`` (not where tokens are genes): DataFrame genes x programmes, share of each gene in
+    - ``varm["msi_attention_programmes"]`` (if tokens are programmes): DataFrame genes x programmes, share of each gene in
       each programme;
     - ``obsm["msi_attention_<metabolite>"]``: DataFrame spots x programmes (or genes), for `per_spot`;
     - ``uns["msi_attention"]``: ``params``, ``metabolites`` (``name``), ``top_genes`` (the 20 genes that each metabolite
-      attends to most: ``metabolite``, ``rank``, ``gene``, ``attention``), ``programmes`` (DataFrame metabolites x
-      programmes, mean over all spots; not where tokens are genes) and, with `groupby`, ``groups`` (label and key in
-      ``varm``) and ``programmes_<group>``.
+      attends to most: ``metabolite``, ``rank``, ``gene``, ``attention``); with programmes ``programmes`` (DataFrame
+      metabolites x programmes, mean over all spots); with `groupby` ``groups`` (label and key in ``varm``) and
+      ``programmes_<group>``.
 
     Raises
     ------
     RuntimeError
         The model is not trained.
     KeyError
-        Unknown metabolites (the message names the nearest), or a field that is not there.
+        Unknown metabolites, or a missing field.
     ValueError
-        A model without attention of metabolites to genes (:func:`stmsi.tl.attribute` works for all), a view, keys that
-        coincide.
+        A model without attention of metabolites to genes, a view, keys that coincide.
 
     Examples
     --------
@@ -128,52 +114,32 @@ def attention(
     ids = wanted_metabolites(fitted, metabolites)
     shown = [] if per_spot is None else wanted_metabolites(fitted, per_spot)
     group, groups = read_groups(adata, groupby)
-    columns = safe_ids(ids)
     programmes_key = Key.programmes_of(key_added)
-    group_keys = [Key.group_of(key_added, g) for g in safe_ids(groups)]
-    if programmes_key in group_keys:
+    if programmes_key in group_keys(key_added, groups):
         msg = f"A group of obs[{groupby!r}] is called {PROGRAMMES!r}, and its map would overwrite the programmes; rename it."
         raise ValueError(msg)
-
-    # those of single spots may lie outside of those asked for
-    asked = list(dict.fromkeys([*ids, *shown]))
-    at = np.asarray(fitted.state.metabolites.get_indexer(pd.Index(asked)))
     from stmsi.model.explain._attention import attention_maps
     from stmsi.model.explain._attribution import attribution_spots
 
-    spots = attribution_spots(fitted, adata, min_genes)
-    maps = attention_maps(
-        fitted, spots, at, group, [asked.index(m) for m in shown], show=show_progress_bar  # type: ignore[arg-type]
+    asked = list(dict.fromkeys([*ids, *shown]))  # those of single spots may be others
+    at = np.asarray(fitted.state.metabolites.get_indexer(pd.Index(asked)))
+    spots, single = attribution_spots(fitted, adata, min_genes), [asked.index(m) for m in shown]
+    maps = attention_maps(fitted, spots, at, group, single, show=show_progress_bar)  # type: ignore[arg-type]
+    # metabolites x tokens: over all spots, and of each group
+    weights = [values[: len(ids)] for values in (maps.tokens, *(maps.groups[g] for g in groups))]
+    mean, *of_group = (maps.genes(values) for values in weights)
+    params = {"groupby": groupby, "per_spot": safe_ids(shown) or None, "min_genes": min_genes}
+    record = write_gene_maps(
+        adata, fitted, ids, key_added, mean, dict(zip(groups, of_group, strict=True)), effect="attention", params=params
     )  # fmt: skip
-    genes, n = GeneFrames(adata, fitted.state.panel), len(ids)
     tokens = _token_names(fitted, maps.are_genes, len(maps.shares))
-    params = {
-        "groupby": groupby,
-        "per_spot": safe_ids(shown) or None,
-        "min_genes": min_genes,
-        "model": type(fitted).__name__,
-    }
-    adata.varm[key_added] = mean = genes.frame(maps.genes(maps.tokens[:n]), columns)
-    record: dict[str, Any] = {
-        "params": {k: v for k, v in params.items() if v is not None},
-        "metabolites": readable_names(fitted, ids),
-        TOP: top_genes(mean, "attention"),
-    }
     if not maps.are_genes:
-        adata.varm[programmes_key] = genes.frame(maps.shares.T, tokens)
-        record[PROGRAMMES] = pd.DataFrame(maps.tokens[:n].astype(np.float32), index=columns, columns=tokens)
-    for safe, key, label in zip(safe_ids(groups), group_keys, groups, strict=True):
-        adata.varm[key] = genes.frame(maps.genes(maps.groups[label][:n]), columns)
-        if not maps.are_genes:
-            record[Key.group_of(PROGRAMMES, safe)] = pd.DataFrame(
-                maps.groups[label][:n].astype(np.float32), index=columns, columns=tokens
-            )
-    if groups:
-        record["groups"] = group_table(groups, group_keys)
-    for metabolite, name in zip(shown, safe_ids(shown), strict=True):
-        weights = maps.spots[asked.index(metabolite)]
-        adata.obsm[Key.group_of(key_added, name)] = pd.DataFrame(weights, index=adata.obs_names, columns=tokens)
-    adata.uns[key_added] = record
+        adata.varm[programmes_key] = gene_frame(adata, fitted, maps.shares.T, tokens)
+        keys = [PROGRAMMES, *group_keys(PROGRAMMES, groups)]
+        for key, values in zip(keys, weights, strict=True):
+            record[key] = pd.DataFrame(values.astype(np.float32), index=safe_ids(ids), columns=tokens)
+    for i, name in zip(single, safe_ids(shown), strict=True):
+        adata.obsm[Key.group_of(key_added, name)] = pd.DataFrame(maps.spots[i], index=adata.obs_names, columns=tokens)
     return out if copy else None
 
 

@@ -4,27 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 
-from stmsi._core.ids import safe_ids
 from stmsi._data.checks import check_choice, listing, refuse_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table, require_sample
 from stmsi._settings import logger
 from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
-from stmsi.tl._gene_map_output import (
-    TOP,
-    GeneFrames,
-    group_table,
-    read_groups,
-    readable_names,
-    top_genes,
-    trained_model,
-    wanted_metabolites,
-)
+from stmsi.tl._gene_maps import read_groups, write_gene_maps
+from stmsi.tl._models import trained_model, wanted_metabolites
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -35,7 +26,6 @@ if TYPE_CHECKING:
     from stmsi.model.shared._spot_input import Spots
 
 Method = Literal["auto", "coefficients", "integrated_gradients", "permutation"]
-METHODS = ("auto", "coefficients", "integrated_gradients", "permutation")
 _CONSTANT = 1e-4
 """Log-odds by which no gene moves a probability that is called constant."""
 
@@ -61,14 +51,12 @@ def attribute(
 ) -> SpatialData | AnnData | None:
     r"""Tell which genes drive the prediction of which metabolite, for any trained model.
 
-    All methods answer in one unit, the **standardised effect**: by how much the prediction changes with one standard
-    deviation of the gene's log-normalised expression, on the scale of the intensities, or of log-odds for the presence
-    stage. So genes compare with one another, and on a linear model the three methods agree.
+    All methods give the **standardised effect**: how much the prediction changes with one standard deviation of the gene's
+    log-normalised expression, in units of the intensity, or of log-odds for presence. On a linear model the methods agree.
 
-    - ``"coefficients"``, for :class:`stmsi.model.HurdleLinear` with a linear family in the stage asked for: weights on
-      principal components, mapped back to genes, times the standard deviation of the gene over the training spots.
-      Where the model also reads the neighbourhood, the effects in the spot and around it are added. Exact, at no cost.
-    - ``"integrated_gradients"`` [1]_, for :class:`stmsi.model.HurdleNet`: the prediction's difference to that for the
+    - ``"coefficients"``, for :class:`stmsi.model.HurdleLinear` with a linear family in the stage: weights mapped back to genes,
+      times the standard deviation of the gene over the training spots; effects in spot and neighbourhood are added. Exact.
+    - ``"integrated_gradients"`` [1]_, for :class:`stmsi.model.HurdleNet`: the difference of the prediction to that for the
       mean of the training spots, :math:`f(x) - f(\bar x) = \sum_j a_j`, is divided among the genes by integrating
       gradients along the straight line. Over the spots, :math:`\operatorname{sign}\bigl(\sum_i a_{ij} (x_{ij} -
       \bar x_j)\bigr) \sqrt{\operatorname{mean}_i a_{ij}^2}`.
@@ -81,8 +69,7 @@ def attribute(
     Parameters
     ----------
     data
-        SpatialData, or AnnData of spots x genes with raw counts, to which the model can be applied; as a rule the
-        training data.
+        SpatialData, or AnnData of spots x genes with raw counts; as a rule the training data.
     model
         A trained model, or the folder of a saved one.
     metabolites
@@ -90,41 +77,32 @@ def attribute(
     stage
         ``"intensity"`` (given presence) or ``"presence"``.
     method
-        See above; ``"auto"``: coefficients where the stage is linear, integrated gradients for networks, else
-        permutation.
+        See above; ``"auto"``: coefficients if the stage is linear, integrated gradients for networks, else permutation.
     groupby
-        Column of ``obs`` with groups of spots: the mean contribution of every gene in each group is written too, with
-        sign, compared with the mean of the training spots. Not for ``"permutation"``.
+        Column of ``obs`` with groups of spots: also write the mean contribution of every gene in each group, with sign,
+        compared with the mean of the training spots. Not for ``"permutation"``.
     n_spots
-        Spots, drawn at random, over which gradients are averaged or genes shuffled; `None`: all. A model that reads a
-        graph always gets all, so that no spot loses its neighbours.
-    n_steps
-        Steps of the integral (Gauss-Legendre).
-    n_repeats
-        Shuffles of each gene.
+        Spots, drawn at random, for gradients and shuffles; `None`: all. A model that reads a graph always gets all.
+    n_steps, n_repeats
+        Steps of the integral (Gauss-Legendre), and shuffles of each gene.
     n_blocks
-        For ``"permutation"``: genes are grouped into so many blocks that rise and fall together (average linkage on
-        correlation), each block is shuffled as a whole and its genes share its value. A single gene of a correlated group
-        may look idle because the others stand in for it. It also costs less: one prediction per block and shuffle.
+        For ``"permutation"``: shuffle so many blocks of correlated genes (average linkage), whose genes share one value. It
+        costs less, and no gene looks idle because others of its block stand in for it.
     min_genes
         Share of the training genes that must be in the data.
-    table_key
-        The ST table.
-    key_added
-        Where to write.
+    table_key, key_added
+        The ST table, and where to write in it.
     rng
         Seed or generator, for drawing spots and shuffling.
-    show_progress_bar
-        `None` follows ``stmsi.settings.progress_bar``.
-    copy
-        Return a changed copy instead of working in place.
+    show_progress_bar, copy
+        `None` follows ``stmsi.settings.progress_bar``; return a changed copy instead of working in place.
 
     Returns
     -------
     `None`, or with ``copy=True`` the changed copy. Writes into the ST table (for ``key_added="attribution"``):
 
     - ``varm["attribution"]``: DataFrame genes x metabolites (safe ids), float32; **NaN: the model does not use this
-      gene; 0: it does, to no effect** (all genes of a metabolite whose stage is all but a constant);
+      gene; 0: it does, to no effect** (all genes of a metabolite whose stage is nearly constant);
     - ``varm["attribution_<group>"]``: likewise, mean contribution in each group of `groupby`;
     - ``uns["attribution"]``: ``params`` (with the method that was used), ``metabolites`` (``name`` and, for integrated
       gradients, ``integration_error``: the share of the change in prediction that the sum of the genes misses),
@@ -136,7 +114,7 @@ def attribute(
     RuntimeError
         The model is not trained.
     KeyError
-        Unknown metabolites (the message names the nearest), or a field that is not there.
+        Unknown metabolites, or a missing field.
     ValueError
         A method that does not fit the model, a view, numbers out of range.
 
@@ -164,7 +142,7 @@ def attribute(
     10
     """
     check_choice(stage, ("intensity", "presence"), "stage")
-    check_choice(method, METHODS, "method")
+    check_choice(method, get_args(Method), "method")
     for name, value in (("n_spots", n_spots), ("n_steps", n_steps), ("n_repeats", n_repeats), ("n_blocks", n_blocks)):
         if value is not None and value < 1:
             msg = f"{name} must be at least 1, found {value!r}."
@@ -181,24 +159,13 @@ def attribute(
     params: dict[str, Any] = {
         "method": method, "stage": stage, "n_spots": n_spots, "n_steps": n_steps, "n_repeats": n_repeats,
         "n_blocks": n_blocks, "groupby": groupby, "min_genes": min_genes, "rng": rng if isinstance(rng, int) else None,
-        "model": type(fitted).__name__,
     }  # fmt: skip
     found, groups = _compute(adata, fitted, ids, params, np.random.default_rng(rng), show_progress_bar)
-
-    genes = GeneFrames(adata, fitted.state.panel)
-    columns = safe_ids(ids)
-    adata.varm[key_added] = effects = genes.frame(found.values, columns)
-    record: dict[str, Any] = {
-        "params": {k: v for k, v in params.items() if v is not None},
-        "metabolites": readable_names(fitted, ids).assign(**found.info),
-        TOP: top_genes(effects, "attribution"),
-    }
-    if groups:
-        keys = [Key.group_of(key_added, g) for g in safe_ids(groups)]
-        for key, label in zip(keys, groups, strict=True):
-            adata.varm[key] = genes.frame(found.groups[label], columns)
-        record["groups"] = group_table(groups, keys)
-    adata.uns[key_added] = record
+    of_group = {label: found.groups[label] for label in groups}
+    record = write_gene_maps(
+        adata, fitted, ids, key_added, found.values, of_group, effect="attribution", params=params
+    )  # fmt: skip
+    record["metabolites"] = record["metabolites"].assign(**found.info)
     return out if copy else None
 
 
@@ -225,14 +192,12 @@ def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
         )
         raise ValueError(msg)
     if method == "integrated_gradients" and not network:
-        what = kind
         if kind == "HurdleNet":
             with_graph = model.state.setup.graph_key is not None
-            seen = "a graph" if with_graph else "sections" if model._uses_context else "retrieval"  # type: ignore[attr-defined]
-            what = f"HurdleNet with {seen}"
+            kind += f" with {'a graph' if with_graph else 'sections' if model._uses_context else 'retrieval'}"  # type: ignore[attr-defined]
         msg = (
             "method='integrated_gradients' needs the gradients of a HurdleNet without a graph, sections or retrieval; "
-            f"for a {what} use method='auto'."
+            f"for a {kind} use method='auto'."
         )
         raise ValueError(msg)
     return method
@@ -255,19 +220,16 @@ def draw_spots(
     return spots.take(rows), rows
 
 
-def section_codes(model: HurdleModel, adata: AnnData, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Number of the section of each spot."""
+def section_codes(
+    model: HurdleModel, adata: AnnData, rows: NDArray[np.int64] | slice = slice(None)
+) -> NDArray[np.int64]:
+    """Number of the section of each spot (of some rows)."""
     sample = require_sample(adata, model.state.setup.sample_key)[rows]
     return np.unique(sample.astype(str), return_inverse=True)[1].astype(np.int64)
 
 
 def _compute(
-    adata: AnnData,
-    model: Any,
-    ids: list[str],
-    params: dict[str, Any],
-    rng: np.random.Generator,
-    show: bool | None,
+    adata: AnnData, model: Any, ids: list[str], params: dict[str, Any], rng: np.random.Generator, show: bool | None
 ) -> tuple[Attribution, list[str]]:
     """Call the method; also the groups in order."""
     from stmsi.model.explain import _attribution as methods

@@ -1,4 +1,4 @@
-"""Is one model better than another, or was it luck?"""
+"""Is one model better than another, or was it luck? And which one is best."""
 
 from __future__ import annotations
 
@@ -7,18 +7,21 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
-from scipy.stats import wilcoxon
-from statsmodels.stats.multitest import multipletests
 
 from stmsi._data.checks import check_choice, check_share, listing, suggest
-from stmsi.tl._choose import paired_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Unit = Literal["sample", "fold", "metabolite"]
 _FEWEST = 6
 """Units from which the signed-rank test can go below 0.05 at all."""
+NO_SKILL: dict[str, float | None] = {
+    "pearson": 0.0, "spearman": 0.0, "pearson_present": 0.0, "mcc": 0.0, "f1": 0.0, "auroc": 0.5, "auprc": None,
+    "r2": None, "mse": None, "mae": None, "brier": None,
+}  # fmt: skip
+"""Scores to choose by, with what a prediction without skill reaches: it counts where a model has none."""
+_LOWER_IS_BETTER = ("mse", "mae", "brier")
+_COLUMNS = ("mean", "se", "other_mean", "other_se", "difference", "difference_se", "lower", "upper", "p_value")
 
 
 def compare_models(
@@ -26,7 +29,7 @@ def compare_models(
     *,
     metric: str = "pearson",
     reference: str | None = None,
-    unit: Unit = "sample",
+    unit: Literal["sample", "fold", "metabolite"] = "sample",
     confidence: float = 0.95,
     n_bootstrap: int = 2000,
     rng: int | np.random.Generator | None = 0,
@@ -34,36 +37,31 @@ def compare_models(
     """Compare models on the same folds, sections and metabolites.
 
     Scores are paired: a fold, section and metabolite counts where both models have the score. They are averaged to one
-    value per `unit`; standard errors and the interval come from drawing units with replacement, the p value from the
-    Wilcoxon signed-rank test of the units' differences, corrected for the number of pairs of models after Holm.
+    value per `unit`. Standard errors and the interval come from a bootstrap over units; the p value from the Wilcoxon
+    signed-rank test of the differences, corrected for the number of pairs of models after Holm.
 
-    What a unit is decides what the result speaks of. Sections (or folds, where a fold is a patient) speak of new sections;
-    with few of them nothing becomes significant, and rightly so. Metabolites of the same sections are no independent
-    samples of sections: over them, the result speaks of other metabolites in these sections.
+    Sections (or folds, if a fold is a patient) tell about new sections; with few of them nothing is significant. Metabolites
+    of the same sections tell about other metabolites in these sections.
 
     Parameters
     ----------
     scores
-        What :func:`stmsi.tl.cross_validate` returns, of two models or more.
+        Table of :func:`stmsi.tl.cross_validate`, with two models or more.
     metric
         Column to compare.
     reference
-        Model that all others are compared with; `None`: all pairs.
+        Model to compare all others with; `None`: all pairs.
     unit
         ``"sample"``, ``"fold"`` or ``"metabolite"``.
-    confidence
-        Of the interval.
-    n_bootstrap
-        Draws of the bootstrap.
-    rng
-        Seed or generator of the bootstrap.
+    confidence, n_bootstrap, rng
+        Of the interval; draws of the bootstrap; its seed or generator.
 
     Returns
     -------
     One row per pair: ``model``, ``other``, ``metric``, ``unit``; ``mean`` and ``se`` of the model, ``other_mean`` and
     ``other_se``; ``difference`` (model less other) with ``difference_se``, ``lower``, ``upper``; ``p_value`` and
-    ``p_adjusted``; ``n_units``, ``n_pairs``, ``n_left_out`` (where only one of both has the score) and ``reason``: why a
-    number is NaN, or that the units are too few for the test ever to be significant.
+    ``p_adjusted``; ``n_units``, ``n_pairs``, ``n_left_out`` (only one of both has the score) and ``reason``: why a number is
+    NaN, or that the units are too few to be significant.
 
     Raises
     ------
@@ -83,6 +81,8 @@ def compare_models(
     >>> found[["model", "other", "n_units"]].values.tolist()
     [['ridge', 'mean', 12]]
     """
+    from statsmodels.stats.multitest import multipletests
+
     check_choice(unit, ("sample", "fold", "metabolite"), "unit")
     check_share(confidence, "confidence")
     if n_bootstrap < 1:
@@ -125,10 +125,10 @@ def _pair(
     values: NDArray[np.float64], confidence: float, n_bootstrap: int, rng: np.random.Generator
 ) -> dict[str, float | str]:
     """Statistics of one pair from its units, shape (units, 2)."""
+    from scipy.stats import wilcoxon
+
     n = len(values)
-    row = dict.fromkeys(
-        ("mean", "se", "other_mean", "other_se", "difference", "difference_se", "lower", "upper", "p_value"), np.nan
-    )
+    row = dict.fromkeys(_COLUMNS, np.nan)
     if n == 0:
         return row | {"reason": "the models share no score"}
     row["mean"], row["other_mean"] = values.mean(axis=0)
@@ -151,3 +151,47 @@ def _untied(difference: NDArray[np.float64]) -> bool:
     """Whether the exact distribution holds: few units, no ties, no zeros."""
     size = np.abs(difference)
     return len(size) <= 50 and bool((size > 0).all()) and len(np.unique(size)) == len(size)
+
+
+def best_model(scores: pd.DataFrame, *, metric: str = "pearson") -> str:
+    """The model with the best mean score over the folds, sections and metabolites in which any model has one; of equals the first.
+
+    Without a score there, as a constant prediction has no correlation, a model counts as one without skill, or else the place
+    counts for no model: nobody is chosen for leaving out what is hard.
+    """
+    check_choice(metric, NO_SKILL, "metric")
+    table = paired_scores(scores, metric)
+    table = table[table.notna().any(axis=1)]
+    if table.empty:
+        msg = f"No model has a {metric}; choose by another metric, or on more spots."
+        raise ValueError(msg)
+    floor = NO_SKILL[metric]
+    table = table.dropna() if floor is None else table.fillna(floor)
+    if table.empty:
+        msg = f"The models share no fold, section and metabolite with a {metric}; choose by another metric."
+        raise ValueError(msg)
+    mean = table.mean().to_numpy()
+    best = np.argmin(mean) if metric in _LOWER_IS_BETTER else np.argmax(mean)
+    return str(table.columns[int(best)])
+
+
+def paired_scores(scores: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """One column of `metric` per model, one row per fold x section x metabolite that some model scored."""
+    keys = ["fold", "sample", "metabolite"]
+    missing = [c for c in ("model", *keys, "stage", metric) if c not in scores]
+    if missing:
+        msg = (
+            f"scores has no column {listing(missing)}; found {listing(scores.columns)}. Pass what stmsi.tl.cross_validate "
+            "returns."
+        )
+        raise KeyError(msg)
+    of_stage = scores.groupby("stage", sort=False)[metric].transform(lambda v: v.notna().any()).astype(bool)
+    own = scores[of_stage] if of_stage.any() else scores
+    if own.duplicated(["model", *keys, "stage"]).any() or own["stage"].nunique() > 1:
+        msg = (
+            f"scores has several values of {metric!r} for a model, fold, section and metabolite; pass one run's table."
+        )
+        raise ValueError(msg)
+    table = own.set_index([*keys, "model"])[metric].unstack("model")
+    rows = own.set_index(keys).index.unique()
+    return table.reindex(rows)[list(own["model"].unique())]

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 import joblib
@@ -14,17 +15,19 @@ import pandas as pd
 
 from stmsi._data.checks import check_choice, listing
 from stmsi._data.keys import Key
+from stmsi._data.measured_and_predicted import MAP_WRITES
 from stmsi._data.tables import get_table, imputed, require_frame, require_sample
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec, named_models, resolve
-from stmsi.model.shared._setup import Setup, default_setup
+from stmsi.model.shared._setup import default_setup
 from stmsi.model_selection import LeaveOneSampleOut
 from stmsi.model_selection._check_leakage import find_leaks, msi_table, report
-from stmsi.tl._choose import NO_SKILL, choose
-from stmsi.tl._evaluate import map_positions, score_sections
+from stmsi.tl._compare_models import NO_SKILL, best_model
+from stmsi.tl._evaluate import map_positions
 from stmsi.tl._fold_cache import FoldCache, data_fingerprint, fingerprint
-from stmsi.tl._predict_metabolites import train_model
+from stmsi.tl._models import train_model
+from stmsi.tl._section_scores import Comparison, score_sections
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -53,15 +56,10 @@ def cross_validate(
 ) -> pd.DataFrame:
     """Score models on sections that they were not trained on.
 
-    Everything that is fitted is fitted inside the training fold: gene selection, scaling, components, signatures,
-    regularisation, calibration and thresholds. Edges of graphs are cut at the border of a fold, and what models compute
-    from neighbours is computed on either side by itself. Spots without MSI are left out.
-
-    Models choose their own hyper-parameters (penalties, numbers of components, epochs) by grouped folds inside the
-    training spots. To choose between models as well, name an `inner` splitter.
-
-    On a cluster, run it inside ``joblib.parallel_config("dask")`` with a ``dask.distributed.Client``, or any other
-    backend of joblib.
+    Everything is fitted inside the training fold: gene selection, scaling, components, signatures, regularisation,
+    calibration and thresholds. Edges of graphs are cut at the border of a fold. Spots without MSI are left out. Models choose
+    their own hyper-parameters by grouped folds inside the training spots; to choose between models as well, name an `inner`
+    splitter. On a cluster, call it inside ``joblib.parallel_config("dask")`` with a ``dask.distributed.Client``.
 
     Parameters
     ----------
@@ -73,34 +71,27 @@ def cross_validate(
     splitter
         Object with ``split(adata)``; `None`: :class:`stmsi.model_selection.LeaveOneSampleOut`.
     inner
-        Splitter for the training spots of each fold. All models are cross-validated there, the best by `inner_metric`
-        (:func:`stmsi.model_selection.choose`) is the fold's choice, and its scores on the fold's test spots are added as
-        those of the model ``"chosen"``, with its name in the column ``chosen``. Nested cross-validation: the scores of
-        ``"chosen"`` are those of the whole procedure, choice included.
+        Splitter for the training spots of each fold. All models are cross-validated there, and the one with the best mean
+        `inner_metric` is the choice of the fold. Its scores on the test spots are added as those of the model ``"chosen"``,
+        with its name in the column ``chosen``: nested cross-validation, whose scores include the choice.
     inner_metric
-        Score to choose by.
+        Score to choose by. A model without a score, because its prediction is constant, counts as one without skill.
     setup
-        Fields for ``setup_anndata`` of all models; `None`: presence from ``obsm["msi_presence"]`` and the signature
-        from ``varm["signature"]`` where they are there. Signatures found by :func:`stmsi.pp.gene_signatures` are found
-        again from the training spots of each fold, and test spots are assigned to clusters by the model.
+        Fields for ``setup_anndata`` of all models. `None`: presence from ``obsm["msi_presence"]`` and the signature from
+        ``varm["signature"]`` if they exist. Signatures of :func:`stmsi.pp.gene_signatures` are found again in each training fold.
     maps
         Also compare the maps; see :func:`stmsi.tl.evaluate`.
     on_leakage
-        What to do where :func:`stmsi.model_selection.check_leakage` finds something: ``"raise"`` an error, ``"warn"`` in
-        the log, or ``"ignore"``, without looking.
+        What to do if :func:`stmsi.model_selection.check_leakage` finds something: ``"raise"`` an error, ``"warn"`` in the log, or
+        ``"ignore"``, without looking.
     cache_dir
-        Folder in which finished folds are kept, each as soon as it is done. Called again, after an interrupt or with more
-        models, it reads what is there. A fold is the same where data, model, setup, training and test spots, `maps` and the
-        version of stmsi are; empty the folder when you change stmsi itself.
-    sample_key
-        Column of ``obs`` with the section name, inside which scores are computed.
-    table_key
-        The ST table.
-    n_jobs
-        Processes for folds x models; `None` follows ``stmsi.settings.n_jobs``, and :func:`joblib.parallel_config` where
-        that is 1. Each fit uses one thread, so that results do not depend on it: take as many processes as there are cores.
-    show_progress_bar
-        `None` follows ``stmsi.settings.progress_bar``.
+        Folder that keeps each fold as soon as it is done. A later call with the same data, model, setup, spots, `maps` and
+        version of stmsi reads it. Empty the folder if you change stmsi itself.
+    sample_key, table_key
+        Column of ``obs`` with the section name, and the ST table.
+    n_jobs, show_progress_bar
+        Processes for folds x models, and a progress bar. `None` follows ``stmsi.settings``, and :func:`joblib.parallel_config`
+        if ``stmsi.settings.n_jobs`` is 1. Each fit uses one thread, so results do not depend on the processes.
 
     Returns
     -------
@@ -140,7 +131,7 @@ def cross_validate(
         msg = f"With inner= the name {CHOSEN!r} is that of the model chosen; call yours something else."
         raise ValueError(msg)
     fields = {"sample_key": sample_key} | (default_setup(st) if setup is None else dict(setup))
-    measured = require_frame(st, fields.get("metabolite_key", Key.obsm.MSI), "stmsi.pp.map_to_spots writes it.")
+    measured = require_frame(st, fields.get("metabolite_key", Key.obsm.MSI), MAP_WRITES)
     covered = np.flatnonzero(measured.notna().any(axis=1).to_numpy())
     if len(covered) == 0:
         msg = "No spot has MSI (all intensities are NaN); align and map the MSI first."
@@ -149,30 +140,25 @@ def cross_validate(
     require_sample(adata, sample_key)
     if maps:
         map_positions(adata)
-    splitter = LeaveOneSampleOut(sample_key) if splitter is None else splitter
-    folds = _folds(splitter, adata)
+    folds = _folds(LeaveOneSampleOut(sample_key) if splitter is None else splitter, adata)
     if on_leakage != "ignore":
         setups = [fields | resolve(spec)[2] for spec in named.values()]
         report(find_leaks(adata, folds, setups, msi_table(data), sample_key), on_leakage)
     cache = None if cache_dir is None else FoldCache(cache_dir)
-    tasks = [_Task(f, name, *folds[f]) for f in range(len(folds)) for name in named]
+    fits = [_Fit(f, name, spec, *fold) for f, fold in enumerate(folds) for name, spec in named.items()]
     if inner is not None:
         for f, (train, _) in enumerate(folds):
-            within = _folds(inner, adata[train].copy())
-            tasks += [_Task(f, name, train[a], train[b], k) for k, (a, b) in enumerate(within) for name in named]
-    tables = _compute(tasks, adata, fields, named, sample_key, maps, cache, n_jobs, show_progress_bar)
-    outer = [table for task, table in zip(tasks, tables, strict=True) if task.inner is None]
-    scores = pd.concat(outer, ignore_index=True)
+            within = enumerate(_folds(inner, adata[train].copy()))
+            fits += [_Fit(f, n, spec, train[a], train[b], k) for k, (a, b) in within for n, spec in named.items()]
+    tables = _score_all(fits, _Task(adata, fields, sample_key, maps), cache, n_jobs, show_progress_bar)
+    scores = pd.concat([t for fit, t in zip(fits, tables, strict=True) if fit.inner is None], ignore_index=True)
     if inner is None:
         return scores
     chosen = []
     for f in range(len(folds)):
-        inside = [
-            table.assign(fold=task.inner)
-            for task, table in zip(tasks, tables, strict=True)
-            if task.fold == f and task.inner is not None
-        ]
-        best = choose(pd.concat(inside, ignore_index=True), metric=inner_metric)
+        of_fold = [(fit, t) for fit, t in zip(fits, tables, strict=True) if fit.fold == f and fit.inner is not None]
+        inside = pd.concat([table.assign(fold=fit.inner) for fit, table in of_fold], ignore_index=True)
+        best = best_model(inside, metric=inner_metric)
         own = scores[(scores["fold"] == f) & (scores["model"] == best)]
         chosen.append(own.assign(model=CHOSEN, chosen=best))
         logger.info("Fold %d: the inner folds choose %r.", f, best)
@@ -180,20 +166,33 @@ def cross_validate(
 
 
 @dataclass(frozen=True)
-class _Task:
+class _Fit:
     """One model in one fold; `inner` numbers the fold within the training spots of `fold`."""
 
     fold: int
     name: str
+    spec: ModelSpec
     train: NDArray[np.int64]
     test: NDArray[np.int64]
     inner: int | None = None
 
+    def label(self, table: pd.DataFrame) -> pd.DataFrame:
+        """A table under the names of this run: another run may have called model and fold otherwise."""
+        return table.assign(model=self.name, fold=self.fold)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What all fits share: the spots with MSI, fields for ``setup_anndata``, and how to score."""
+
+    adata: AnnData
+    fields: dict[str, Any]
+    sample_key: str
+    maps: bool
+
 
 def _check_splitter(splitter: Any, name: str) -> None:
-    if splitter is not None and (
-        isinstance(splitter, type) or not hasattr(splitter, "split") or isinstance(splitter, str)
-    ):
+    if splitter is not None and (isinstance(splitter, type | str) or not hasattr(splitter, "split")):
         msg = (
             f"{name}={splitter!r} is no splitter; pass an object such as stmsi.model_selection.LeaveOnePatientOut() "
             "(with the brackets)."
@@ -213,120 +212,64 @@ def _folds(splitter: Any, adata: AnnData) -> list[tuple[NDArray[np.int64], NDArr
     return folds
 
 
-def _compute(
-    tasks: Sequence[_Task],
-    adata: AnnData,
-    fields: dict[str, Any],
-    named: Mapping[str, ModelSpec],
-    sample_key: str,
-    maps: bool,
-    cache: FoldCache | None,
-    n_jobs: int | None,
-    show_progress_bar: bool | None,
+def _score_all(
+    fits: Sequence[_Fit], task: _Task, cache: FoldCache | None, n_jobs: int | None, show_progress_bar: bool | None
 ) -> list[pd.DataFrame]:
-    """Score tables of all tasks in their order: from the cache, or else computed and put there as each is finished."""
+    """Score tables of all fits in their order: from the cache, or computed and put there one by one."""
     tables: dict[int, pd.DataFrame] = {}
     keys: list[str] = []
     if cache is not None:
-        common = fingerprint(data_fingerprint(adata), fields, sample_key, maps, version("stmsi"))
-        keys = [fingerprint(common, named[task.name], task.train, task.test) for task in tasks]
+        common = fingerprint(data_fingerprint(task.adata), task.fields, task.sample_key, task.maps, version("stmsi"))
+        keys = [fingerprint(common, fit.spec, fit.train, fit.test) for fit in fits]
         found = {i: cache.get(key) for i, key in enumerate(keys)}
-        tables = {i: _labelled(table, tasks[i]) for i, table in found.items() if table is not None}
-        logger.info("%d of %d model fits are read from %s.", len(tables), len(tasks), cache.directory)
-    left = [i for i in range(len(tasks)) if i not in tables]
-    jobs = (
-        joblib.delayed(_run_numbered)(
-            i, adata, tasks[i].train, tasks[i].test, fields, named[tasks[i].name], tasks[i].name, tasks[i].fold, sample_key, maps
-        )
-        for i in left
-    )  # fmt: skip
+        tables = {i: fits[i].label(table) for i, table in found.items() if table is not None}
+        logger.info("%d of %d model fits are read from %s.", len(tables), len(fits), cache.directory)
+    jobs = [joblib.delayed(_run)(i, fit, task) for i, fit in enumerate(fits) if i not in tables]
     n_jobs = settings.n_jobs if n_jobs is None else n_jobs
     # None lets joblib.parallel_config say which backend to use, and how much of it
     parallel = joblib.Parallel(n_jobs=None if n_jobs == 1 else n_jobs, return_as="generator_unordered")
-    for i, table in track(parallel(jobs), "cross-validation", total=len(left), show=show_progress_bar):
+    for i, table in track(parallel(jobs), "cross-validation", total=len(jobs), show=show_progress_bar):
         if cache is not None:
             cache.put(keys[i], table)
-        tables[i] = _labelled(table, tasks[i])
-    return [tables[i] for i in range(len(tasks))]
+        tables[i] = fits[i].label(table)
+    return [tables[i] for i in range(len(fits))]
 
 
-def _labelled(table: pd.DataFrame, task: _Task) -> pd.DataFrame:
-    """A table under the names of this run: another run may have called model and fold otherwise."""
-    return table.assign(model=task.name, fold=task.fold)
-
-
-def _run_numbered(number: int, *args: Any) -> tuple[int, pd.DataFrame]:
-    return number, _run(*args)
-
-
-def _run(
-    adata: AnnData,
-    train: NDArray[np.int64],
-    test: NDArray[np.int64],
-    fields: dict[str, Any],
-    spec: ModelSpec,
-    name: str,
-    fold: int,
-    sample_key: str,
-    maps: bool,
-) -> pd.DataFrame:
-    """Train on one side of a split, score the other.
-
-    On one thread: how many a library takes depends on the number of processes, and rounding depends on it.
-    """
+def _run(number: int, fit: _Fit, task: _Task) -> tuple[int, pd.DataFrame]:
+    """Train on one side of a split and score the other, in one thread: rounding depends on the number of threads."""
     from threadpoolctl import threadpool_limits
 
-    resolve(spec)  # loads the libraries whose threads are limited
+    resolve(fit.spec)  # loads the libraries whose threads are limited
     with threadpool_limits(1):
-        return _train_and_score(adata, train, test, fields, spec, name, fold, sample_key, maps)
+        return number, _train_and_score(fit, task)
 
 
-def _train_and_score(
-    adata: AnnData,
-    train: NDArray[np.int64],
-    test: NDArray[np.int64],
-    fields: dict[str, Any],
-    spec: ModelSpec,
-    name: str,
-    fold: int,
-    sample_key: str,
-    maps: bool,
-) -> pd.DataFrame:
-    from time import perf_counter
-
+def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
     start = perf_counter()
-    inside, outside = adata[train].copy(), adata[test].copy()
+    inside, outside = task.adata[fit.train].copy(), task.adata[fit.test].copy()
     try:
-        inside = _refit_signature(inside, fields)
-        model = train_model(inside, spec, fields, show_progress_bar=False)
+        model = train_model(_refit_signature(inside, task.fields), fit.spec, task.fields, show_progress_bar=False)
         prediction = model._predict_all(outside)
     except (ValueError, KeyError, RuntimeError, np.linalg.LinAlgError) as error:
-        msg = f"Model {name!r} failed in fold {fold} ({len(train)} training spots): {error}"
+        msg = f"Model {fit.name!r} failed in fold {fit.fold} ({len(fit.train)} training spots): {error}"
         raise RuntimeError(msg) from error
     seconds = perf_counter() - start
-    state = model.state
-    ids = model.metabolites
-    setup: Setup = state.setup
+    ids, setup = model.metabolites, model.state.setup
     measured = require_frame(outside, setup.metabolite_key)[ids]
     y, filled = measured.to_numpy(np.float64), imputed(outside, setup.metabolite_key, measured)
-    given = setup.presence_key
-    present = (y > 0) & ~filled if given is None else require_frame(outside, given)[ids].to_numpy(float)
-    table = score_sections(
-        ids,
-        require_sample(outside, sample_key),
-        y,
-        np.where(np.isnan(y), np.nan, present),
-        prediction.expected.to_numpy(np.float64),
-        prediction.presence.to_numpy(np.float64),
-        state.feature_table["training_mean"].to_numpy(np.float64),
-        (prediction.lower.to_numpy(np.float64), prediction.upper.to_numpy(np.float64)),
-        filled,
-        map_positions(outside) if maps else None,
+    called = setup.presence_key
+    present = (y > 0) & ~filled if called is None else require_frame(outside, called)[ids].to_numpy(np.float64)
+    expected, probability, lower, upper = (
+        getattr(prediction, name).to_numpy(np.float64) for name in ("expected", "presence", "lower", "upper")
     )
-    table.insert(0, "model", name)
-    table.insert(1, "fold", fold)
-    table.insert(2, "seconds", seconds)
-    return table
+    comparison = Comparison(
+        ids, require_sample(outside, task.sample_key), y, np.where(np.isnan(y), np.nan, present), expected, probability,
+        training_mean=model.state.feature_table["training_mean"].to_numpy(np.float64), bounds=(lower, upper),
+        filled=filled, xy=map_positions(outside) if task.maps else None,
+    )  # fmt: skip
+    table = score_sections(comparison)
+    first = pd.DataFrame({"model": fit.name, "fold": fit.fold, "seconds": seconds}, index=table.index)
+    return pd.concat([first, table], axis=1)
 
 
 def _refit_signature(adata: AnnData, fields: dict[str, Any]) -> AnnData:
@@ -337,15 +280,12 @@ def _refit_signature(adata: AnnData, fields: dict[str, Any]) -> AnnData:
         return adata
     from stmsi.pp import gene_signatures
 
-    cluster = adata.obs[str(params["cluster_key"])].astype(str)
-    # a cluster of which the fold holds a single spot cannot be described from it
+    cluster_key = str(params["cluster_key"])
+    cluster = adata.obs[cluster_key].astype(str)
+    # a cluster with a single spot in the fold cannot be described
     adata = adata[(cluster.map(cluster.value_counts()) >= 2).to_numpy()].copy()
+    method, layer = str(params["method"]), params.get("layer")
     gene_signatures(
-        adata,
-        cluster_key=str(params["cluster_key"]),
-        n_genes=int(params["n_genes"]),
-        method=str(params["method"]),  # type: ignore[arg-type]
-        layer=params.get("layer"),
-        key_added=str(key),
-    )
+        adata, cluster_key=cluster_key, n_genes=int(params["n_genes"]), method=method, layer=layer, key_added=str(key)  # type: ignore[arg-type]
+    )  # fmt: skip
     return adata

@@ -102,10 +102,8 @@ def _feed(digest: Any, thing: Any) -> None:
         digest.update(f"{thing.__module__}.{thing.__qualname__}".encode())
     elif thing is None or isinstance(thing, str | bool | int | float | np.generic | Path):
         digest.update(repr(thing).encode())
-    elif hasattr(thing, "compute"):  # dask
-        _feed(digest, thing.compute())
-    elif hasattr(thing, "to_memory"):  # backed sparse
-        _feed(digest, thing.to_memory())
+    elif hasattr(thing, "compute") or hasattr(thing, "to_memory"):  # dask, backed sparse
+        _feed(digest, thing.compute() if hasattr(thing, "compute") else thing.to_memory())
     elif hasattr(thing, "__array__"):
         _feed(digest, np.asarray(thing))
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,8 @@ from stmsi._core.metrics.reliability import fisher_bounds, spearman_brown
 from stmsi._core.spatial.sections import spacing
 from stmsi._data.checks import check_choice, check_key, listing, refuse_view
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, require_frame, require_sample
+from stmsi._data.measured_and_predicted import MAP_WRITES, measured_sections
+from stmsi._data.tables import copy_of, get_table, require_frame, require_sample
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -22,36 +23,28 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-CeilingMethod: TypeAlias = Literal["halves", "adjacent"]
 COLUMNS = (
-    "sample",
-    "metabolite",
-    "method",
-    "n",
-    "agreement",
-    "reliability",
-    "ceiling",
-    "ceiling_lower",
-    "ceiling_upper",
-)
+    "sample", "metabolite", "method", "n", "agreement", "reliability", "ceiling", "ceiling_lower", "ceiling_upper",
+)  # fmt: skip
 _LEAST = 10
 
 
 def noise_ceiling(
     data: SpatialData | AnnData,
     *,
-    method: CeilingMethod | None = None,
+    method: Literal["halves", "adjacent"] | None = None,
     adjacent: Sequence[tuple[str, str]] | None = None,
     max_distance: float | None = None,
     metabolite_key: str = Key.obsm.MSI,
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.ST,
     key_added: str | None = Key.uns.CEILING,
-) -> pd.DataFrame:
+    copy: bool = False,
+) -> pd.DataFrame | SpatialData | AnnData:
     r"""Estimate how high a correlation with the measured intensities can be.
 
-    Even the true intensity correlates with its noisy measurement by no more than :math:`\sqrt\rho`, with :math:`\rho` the
-    reliability: the share of the variance between spots that is not noise. :math:`\rho` is the ceiling of R2.
+    Even the true intensity correlates with its noisy measurement by no more than :math:`\sqrt\rho`. The reliability
+    :math:`\rho` is the share of the variance between spots that is not noise, and the ceiling of R2.
 
     Parameters
     ----------
@@ -59,21 +52,20 @@ def noise_ceiling(
         SpatialData or its ST table, after ``stmsi.pp.map_to_spots(replicates=True)``.
     method
         ``"halves"``: the correlation :math:`r` between the two halves of the pixels of each spot, stepped up to all
-        pixels by the formula of Spearman and Brown, :math:`\rho = 2r / (1 + r)`. ``"adjacent"``: the correlation between
-        the nearest spots of two neighbouring sections of one piece of tissue is :math:`\rho` itself. `None`: halves
-        where they are there, else adjacent sections where they are named.
-    adjacent
-        Pairs of neighbouring sections, whose spots must lie in one frame (register them to each other first).
-    max_distance
-        Of nearest spots in adjacent sections, in micrometres; `None`: half the distance between spots.
+        pixels by the formula of Spearman and Brown, :math:`\rho = 2r / (1 + r)`. ``"adjacent"``: :math:`\rho` is the correlation
+        between the nearest spots of two neighbouring sections of one piece of tissue. `None`: halves if they exist, else
+        adjacent sections if they are named.
+    adjacent, max_distance
+        Pairs of neighbouring sections, registered to each other, and the largest distance of nearest spots in micrometres
+        (`None`: half the distance between spots).
     metabolite_key
         Measured intensities in ``obsm``; the halves are found by its name.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The ST table.
+    sample_key, table_key
+        Column of ``obs`` with the section name, and the ST table.
     key_added
         Where in ``uns`` to write the table; `None`: only return it.
+    copy
+        Return a changed copy of the data instead of the table.
 
     Returns
     -------
@@ -82,9 +74,8 @@ def noise_ceiling(
     ``ceiling_upper``, as of independent spots. NaN where fewer than 10 spots can be compared or a half is constant. With
     `key_added` it is also written to ``uns["msi_noise_ceiling"]["table"]``.
 
-    What both halves share is not noise to them: misalignment, matrix effects, a batch, blur over neighbouring pixels. The
-    ceiling from halves is therefore too high rather than too low; that from adjacent sections, between which the tissue
-    changes, too low.
+    Halves share misalignment, matrix effects, batches and blur over neighbouring pixels, so their ceiling is rather too high.
+    Tissue changes between adjacent sections, so theirs is too low.
 
     Raises
     ------
@@ -103,13 +94,15 @@ def noise_ceiling(
     >>> bool((ceiling["ceiling"].dropna() <= 1).all())
     True
     """
-    st = get_table(data, table_key)
+    copy = copy and key_added is not None  # else nothing is changed
+    changed = copy_of(data) if copy else data
+    st = get_table(changed, table_key)
     if key_added is not None:
         check_key(key_added)
         refuse_view(st)
     if method is not None:
         check_choice(method, ("halves", "adjacent"), "method")
-    measured = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
+    measured = require_frame(st, metabolite_key, MAP_WRITES)
     sample = require_sample(st, sample_key)
     halves = Key.halves_of(metabolite_key)
     has_halves = all(key in st.obsm for key in halves)
@@ -123,10 +116,19 @@ def noise_ceiling(
             )
             raise KeyError(msg)
         first, second = (st.obsm[key].reindex(columns=measured.columns).to_numpy(np.float64) for key in halves)
-        table = _from_halves(first, second, sample, measured.columns)
+        parts = [
+            _row_block(name, measured.columns, "halves", first[rows], second[rows])
+            for name, rows in measured_sections(sample, first + second)
+        ]
+        if not parts:
+            msg = (
+                "No spot has pixels in both halves: where a spot takes one pixel only there are no replicates. Name "
+                "adjacent sections instead (adjacent=[('A1', 'A2')])."
+            )
+            raise ValueError(msg)
     else:
-        table = _from_adjacent(st, measured, sample, adjacent, max_distance)
-    table = table[list(COLUMNS)]
+        parts = _from_adjacent(st, measured, sample, adjacent, max_distance)
+    table = pd.concat(parts, ignore_index=True)
     if table["ceiling"].isna().all():
         msg = (
             "No metabolite has a ceiling: fewer than 10 spots of a section have pixels in both halves, or all values are "
@@ -143,7 +145,7 @@ def noise_ceiling(
             "table": table.copy(),
             "params": {"method": method, "metabolite_key": metabolite_key, "sample_key": sample_key},
         }
-    return table
+    return changed if copy else table
 
 
 def _row_block(name: str, ids: pd.Index, method: str, a: NDArray[np.float64], b: NDArray[np.float64]) -> pd.DataFrame:
@@ -154,26 +156,8 @@ def _row_block(name: str, ids: pd.Index, method: str, a: NDArray[np.float64], b:
     r = np.where(n >= _LEAST, r, np.nan)
     bounds = fisher_bounds(r, n)
     rho = [spearman_brown(v) if method == "halves" else np.maximum(v, 0) for v in (r, *bounds)]
-    cells = {"n": n, "agreement": r, "reliability": rho[0]}
-    roots = dict(zip(("ceiling", "ceiling_lower", "ceiling_upper"), (np.sqrt(v) for v in rho), strict=True))
-    return pd.DataFrame({"sample": name, "metabolite": ids.astype(str), "method": method, **cells, **roots})
-
-
-def _from_halves(
-    first: NDArray[np.float64], second: NDArray[np.float64], sample: NDArray[np.object_], ids: pd.Index
-) -> pd.DataFrame:
-    parts = [
-        _row_block(str(name), ids, "halves", first[sample == name], second[sample == name])
-        for name in dict.fromkeys(sample)
-        if not np.isnan(first[sample == name] + second[sample == name]).all()
-    ]
-    if not parts:
-        msg = (
-            "No spot has pixels in both halves: where a spot takes one pixel only there are no replicates. Name adjacent "
-            "sections instead (adjacent=[('A1', 'A2')])."
-        )
-        raise ValueError(msg)
-    return pd.concat(parts, ignore_index=True)
+    values = (name, ids.astype(str), method, n, r, rho[0], *(np.sqrt(v) for v in rho))
+    return pd.DataFrame(dict(zip(COLUMNS, values, strict=True)))
 
 
 def _from_adjacent(
@@ -182,8 +166,8 @@ def _from_adjacent(
     sample: NDArray[np.object_],
     adjacent: Sequence[tuple[str, str]] | None,
     max_distance: float | None,
-) -> pd.DataFrame:
-    """Each section against its neighbour; a section of several pairs has their mean agreement in a row each."""
+) -> list[pd.DataFrame]:
+    """Each section against its neighbour; a section of several pairs has a row for each."""
     if not adjacent:
         msg = "method='adjacent' needs the pairs of neighbouring sections, such as adjacent=[('A1', 'A2')]."
         raise ValueError(msg)
@@ -206,6 +190,6 @@ def _from_adjacent(
                 "needed. Register the sections to each other, or raise max_distance."
             )
             raise ValueError(msg)
-        for name in (one, other):
-            parts.append(_row_block(name, measured.columns, "adjacent", y[rows[near]], y[partners[at[near]]]))  # noqa: PERF401
-    return pd.concat(parts, ignore_index=True)
+        found = _row_block(one, measured.columns, "adjacent", y[rows[near]], y[partners[at[near]]])
+        parts += [found, found.assign(sample=other)]
+    return parts

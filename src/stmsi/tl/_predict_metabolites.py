@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
-import pandas as pd
 
 from stmsi._data.checks import check_key, check_share, refuse_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table
 from stmsi._settings import logger
-from stmsi.model._families import FAMILIES, resolve
 from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
-from stmsi.model.shared._setup import default_setup
+from stmsi.tl._models import model_record, obtain_model
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,24 +41,19 @@ def predict_metabolites(
         A trained model, the folder of a saved one, or the name of a family (``"mean"``, ``"linear"``, ``"ridge"``,
         ``"lasso"``, ``"pls"``, ``"kernel_ridge"``, ``"knn"``, ``"poisson"``, ``"negative_binomial"``, ``"boosting"``, ``"mlp"``,
         ``"ensemble"``, and the negative controls ``"coordinates"``, ``"shuffled_genes"``, ``"toroidal_shift"``) or a mapping with its
-        hyper-parameters.
-        By name, the model is trained on the spots of `data` that have MSI and predicts all; predictions of spots that
-        it was trained on are **not** evidence of its skill: see :func:`stmsi.tl.cross_validate`.
-    table_key
-        The ST table.
-    key_added
-        Where to write.
+        hyper-parameters. By name, the model is trained on the spots of `data` that have MSI and predicts all; predictions of
+        training spots are **not** evidence of its skill: see :func:`stmsi.tl.cross_validate`.
+    table_key, key_added
+        The ST table, and where to write in it.
     coverage
-        Chance with which the interval holds the measured intensity.
+        Chance that the interval holds the measured intensity.
     min_genes
         Share of the training genes that must be in the data; missing ones are imputed at their training mean.
     setup
         Fields for ``setup_anndata`` when training by name (``presence_key``, ``signature_key``, ...); `None`: presence
-        from ``obsm["msi_presence"]`` and the signature from ``varm["signature"]`` where they are there.
-    show_progress_bar
-        `None` follows ``stmsi.settings.progress_bar``.
-    copy
-        Return a changed copy instead of working in place.
+        from ``obsm["msi_presence"]`` and the signature from ``varm["signature"]`` if they exist.
+    show_progress_bar, copy
+        `None` follows ``stmsi.settings.progress_bar``; return a changed copy instead of working in place.
 
     Returns
     -------
@@ -100,7 +90,7 @@ def predict_metabolites(
     _check_target(adata, key_added)
     check_share(coverage, "coverage")
     check_share(min_genes, "min_genes")
-    fitted = model if isinstance(model, HurdleModel) else _obtain(model, adata, setup, show_progress_bar)
+    fitted = obtain_model(model, adata, setup, show_progress_bar)
     prediction = fitted._predict_all(adata, coverage=coverage, min_genes=min_genes)
     outside = float((prediction.ood > 1).mean())
     if outside > 0.5:
@@ -110,21 +100,15 @@ def predict_metabolites(
             Key.ood_of(key_added),
         )
     lower, upper = Key.bounds_of(key_added)
-    state = fitted.state
-    written: dict[str, pd.DataFrame] = {
-        key_added: prediction.expected,
-        Key.presence_of(key_added): prediction.presence,
-        lower: prediction.lower,
-        upper: prediction.upper,
-    }
-    for key, frame in written.items():
-        adata.obsm[key] = frame
+    adata.obsm[key_added] = prediction.expected
+    adata.obsm[Key.presence_of(key_added)] = prediction.presence
+    adata.obsm[lower], adata.obsm[upper] = prediction.lower, prediction.upper
     adata.obs[Key.ood_of(key_added)] = prediction.ood
     name = model.name if isinstance(model, Path) else model if isinstance(model, str) else type(fitted).__name__
     adata.uns[key_added] = {
         "params": {"coverage": coverage, "min_genes": min_genes, "model": str(name)},
-        "model": {"class": type(fitted).__name__, "stmsi": version("stmsi"), "params": _plain(fitted._params())},
-        "features": state.feature_table.assign(threshold=state.threshold),
+        "model": model_record(fitted),
+        "features": fitted.state.feature_table.assign(threshold=fitted.state.threshold),
         "missing_genes": prediction.missing_genes,
     }
     return out if copy else None
@@ -139,44 +123,3 @@ def _check_target(adata: AnnData, key: str) -> None:
         where = "obsm" if key in adata.obsm else "uns"
         msg = f"key_added={key!r} would replace {where}[{key!r}], which is no prediction; choose another name."
         raise ValueError(msg)
-
-
-def train_model(
-    adata: AnnData, spec: str | Mapping[str, Any], setup: Mapping[str, Any] | None, *, show_progress_bar: bool | None
-) -> HurdleModel:
-    """Set up and train a model given by name or mapping."""
-    cls, params, own_setup, train = resolve(spec)
-    fields = {**(default_setup(adata) if setup is None else setup), **own_setup}
-    cls.setup_anndata(adata, **fields)
-    fitted = cls(adata, **params)
-    fitted.train(show_progress_bar=show_progress_bar, **train)
-    return fitted
-
-
-def _obtain(
-    model: str | Path | Mapping[str, Any],
-    adata: AnnData,
-    setup: Mapping[str, Any] | None,
-    show_progress_bar: bool | None,
-) -> HurdleModel:
-    """Load the model of a folder, or train the one named, on a copy so that the data keep no trace of it."""
-    if isinstance(model, str | Path) and str(model) not in FAMILIES:
-        from stmsi.model import load
-
-        if Path(model).exists():
-            return load(model)
-        msg = f"model={str(model)!r} is neither a folder nor a family; families: {', '.join(FAMILIES)}."
-        raise ValueError(msg)
-    return train_model(adata.copy(), model, setup, show_progress_bar=show_progress_bar)  # type: ignore[arg-type]
-
-
-def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Values that h5ad and zarr can hold."""
-    plain: dict[str, Any] = {}
-    for key, value in params.items():
-        if isinstance(value, dict):
-            if value:
-                plain[key] = _plain(value)
-        elif value is not None:
-            plain[key] = list(value) if isinstance(value, tuple | list) else np.asarray(value).item()
-    return plain

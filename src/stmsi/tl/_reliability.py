@@ -1,4 +1,4 @@
-"""A trust tier for every metabolite, from held-out evidence."""
+"""How far each predicted metabolite can be trusted, and what limits it."""
 
 from __future__ import annotations
 
@@ -8,67 +8,90 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from stmsi._core.metrics.realism import marginals
 from stmsi._core.metrics.reliability import mean_and_error
+from stmsi._core.spatial.morans_i import morans_i, neighbour_means
 from stmsi._data.checks import listing, refuse_view
-from stmsi._data.keys import Key
-from stmsi._data.tables import get_table
-from stmsi.tl._share_of_ceiling import read_ceiling, share_of_ceiling
+from stmsi._data.keys import GROUP_SCORES, INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, RELATION_SCORES, Key
+from stmsi._data.measured_and_predicted import measured_sections
+from stmsi._data.tables import copy_of, get_table, require_frame, require_sample
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from numpy.typing import NDArray
-
-    from stmsi._data.checks import Data
+    from spatialdata import SpatialData
 
 CONTROLS = ("mean", "coordinates", "shuffled_genes", "toroidal_shift")
 """Models by whose scores luck is known: no gene tells them anything about the test section."""
-HIGH, MEDIUM, LOW = 0.5, 0.25, 0.1
-"""Lower bounds of the Pearson correlation from which a tier is given."""
+TIERS = {"high": (0.5, np.inf), "medium": (0.25, 0.75), "low": (0.1, 0.6)}
+"""Least lower bound of the Pearson correlation, and of the AUROC, which earns a tier for presence alone."""
 HIGH_SHARE = 0.7
 """A metabolite of the middle tier that reaches this share of its noise ceiling is in the high one."""
-AUROC_MEDIUM, AUROC_LOW = 0.75, 0.6
-"""Lower bounds of the AUROC from which presence alone earns a tier."""
+LEAST_CEILING = 0.05
+"""No share is taken of a lower ceiling."""
+LIMITS = ("prevalence", "morans_i", "dynamic_range")
+_EVIDENCE = (
+    "pearson", "pearson_se", "pearson_lower", "auroc", "auroc_se", "auroc_lower", "n_sections", "ceiling",
+    "share_of_ceiling", "control", "margin", "margin_lower", "model", "r2_share",
+)  # fmt: skip
+_ALL_SCORES = (*PRESENCE_SCORES, *INTENSITY_SCORES, *MAP_SCORES, *RELATION_SCORES, *GROUP_SCORES)
 
 
 def reliability(
-    data: Data,
+    data: SpatialData | AnnData,
     scores: pd.DataFrame | None = None,
     *,
     model: str | None = None,
     ceiling: pd.DataFrame | None = None,
     controls: Sequence[str] = CONTROLS,
     pred_key: str = Key.obsm.PRED,
+    metabolite_key: str = Key.obsm.MSI,
+    sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.ST,
-) -> pd.DataFrame:
-    """Say of each predicted metabolite how far it can be trusted.
+    copy: bool = False,
+) -> pd.DataFrame | SpatialData | AnnData:
+    """Tell how far each predicted metabolite can be trusted, and what limits it.
 
     Parameters
     ----------
     data
         SpatialData or its ST table, after :func:`stmsi.tl.predict_metabolites`.
     scores
-        What :func:`stmsi.tl.cross_validate` returned for the model that predicted and, for a fair verdict, for negative
+        Table of :func:`stmsi.tl.cross_validate` for the model that predicted and, for a fair verdict, for negative
         controls: ``cross_validate(sdata, ["ridge", "mean", "coordinates", "shuffled_genes", "toroidal_shift"])``. `None`:
-        the scores on held-out training spots that the model brings along; they are one number for each metabolite, without
-        an error, and earn ``"medium"`` at most.
+        the scores on held-out training spots that the model brings along. These have no error and earn ``"medium"`` at most.
     model
         Which model of the scores predicted; `None`: the only one that is no control.
     ceiling
-        What :func:`stmsi.tl.noise_ceiling` returns; `None`: the one written into the data, if any.
+        Table of :func:`stmsi.tl.noise_ceiling`; `None`: the one in the data, if any.
     controls
         Models of the scores that count as negative controls.
     pred_key
         Prediction in ``obsm``.
-    table_key
-        The ST table.
+    metabolite_key
+        Measured intensities in ``obsm``, if any: they tell what limits a metabolite.
+    sample_key, table_key
+        Column of ``obs`` with the section name, and the ST table.
+    copy
+        Return a changed copy of the data instead of the table.
 
     Returns
     -------
-    One row per predicted metabolite, its id as index: ``tier``, ``reason``, ``pearson``, ``pearson_se``,
-    ``pearson_lower``, ``auroc``, ``auroc_se``, ``auroc_lower``, ``n_sections``, ``ceiling``, ``share_of_ceiling``,
-    ``control`` (the best negative control), ``margin`` and ``margin_lower`` (Pearson correlation above that control, section
-    by section). Standard errors are over sections (or folds); lower bounds are those of Student's t, one-sided 90 %. It is
-    also written to ``uns["msi_pred"]["reliability"]``, and ``tier`` into the feature table, so that
-    :func:`stmsi.get.feature_table`, :func:`stmsi.get.as_table` and the titles of plots show it.
+    One row per predicted metabolite, its id as index:
+
+    - verdict: ``tier`` and ``reason`` (what decided);
+    - scores, mean over sections (or folds): ``pearson``, ``pearson_se``, ``pearson_lower``, ``auroc``, ``auroc_se``,
+      ``auroc_lower``, ``n_sections``. Lower bounds are those of Student's t, one-sided 90 %;
+    - noise ceiling: ``ceiling``, ``share_of_ceiling`` (Pearson correlation over the ceiling of the section) and ``r2_share``
+      (R2 over the reliability); shares of a ceiling below 0.05 are NaN, a share above 1 is chance or a ceiling that is too low;
+    - ``control`` (the best negative control), ``margin`` and ``margin_lower`` (Pearson correlation above it, by section);
+    - ``model``, whose scores these are;
+    - limits, mean over the sections that measured the metabolite: ``prevalence``, ``morans_i`` (six nearest neighbours) and
+      ``dynamic_range`` (log10 of the 95th over the 5th percentile where present);
+    - the mean of every other score of the model, such as ``r2`` and ``mcc``.
+
+    Writes the table to ``uns["msi_pred"]["reliability"]``, and ``tier`` into the feature table: :func:`stmsi.get.feature_table`,
+    :func:`stmsi.get.as_table` and the titles of plots show it. :func:`stmsi.pl.reliability` draws the scores against the limits.
 
     The tiers:
 
@@ -82,7 +105,7 @@ def reliability(
     KeyError
         No prediction, or a column is missing.
     ValueError
-        `model` is not in the scores, or must be named; the scores share no metabolite with the prediction.
+        `model` is not in the scores, or must be named; the scores share no metabolite with the prediction or the ceilings.
 
     Examples
     --------
@@ -98,84 +121,85 @@ def reliability(
     >>> "tier" in stmsi.get.feature_table(sdata, metabolite_key="msi_pred")
     True
     """
-    st = get_table(data, table_key)
+    changed = copy_of(data) if copy else data
+    st = get_table(changed, table_key)
     refuse_view(st)
     record = st.uns.get(pred_key)
     features = record.get("features") if isinstance(record, dict) else None
     if not isinstance(features, pd.DataFrame) or pred_key not in st.obsm:
         msg = f"There is no prediction {pred_key!r}; stmsi.tl.predict_metabolites writes it."
         raise KeyError(msg)
-    if ceiling is None and Key.uns.CEILING in st.uns:
-        ceiling = read_ceiling(st)
+    if ceiling is None:
+        ceiling = st.uns.get(Key.uns.CEILING, {}).get("table")
+    if ceiling is not None and (missing := [c for c in ("sample", "metabolite", "ceiling") if c not in ceiling]):
+        msg = f"The table of ceilings lacks {listing(missing)}; stmsi.tl.noise_ceiling makes it."
+        raise KeyError(msg)
     ids = features.index.astype(str)
-    out = _of_training(features) if scores is None else _of_scores(scores, ids, model, ceiling, controls)
+    others = pd.DataFrame(index=ids)
+    if scores is None:
+        out = _of_training(features)
+    else:
+        of_model = _by_model(scores, ids)
+        candidates = [name for name in of_model if name not in controls]
+        model = candidates[0] if model is None and len(candidates) == 1 else model
+        if model is None or model not in of_model:
+            msg = f"model={model!r} must name the model that predicted; the scores hold {listing(of_model)}."
+            raise ValueError(msg)
+        out = _of_scores(of_model, ids, model, controls)
+        if ceiling is not None:
+            out[["ceiling", "share_of_ceiling", "r2_share"]] = _shares(of_model[model], ceiling).reindex(ids)
+        named = [s for s in _ALL_SCORES if s in scores and s not in (*_EVIDENCE, *LIMITS)]
+        finite = of_model[model][named].replace([np.inf, -np.inf], np.nan)
+        others = finite.groupby(of_model[model]["metabolite"].astype(str)).mean().reindex(ids)
     if ceiling is not None and out["ceiling"].isna().all():
-        out["ceiling"] = read_ceiling(ceiling).groupby("metabolite")["ceiling"].mean().reindex(ids).to_numpy()
-        out["share_of_ceiling"] = out["pearson"] / out["ceiling"].where(out["ceiling"] >= 0.05)
-    out.insert(0, Key.var.TIER, "none")
-    out.insert(1, "reason", "")
+        out["ceiling"] = ceiling.groupby("metabolite")["ceiling"].mean().reindex(ids).to_numpy()
+        out["share_of_ceiling"] = out["pearson"] / out["ceiling"].where(out["ceiling"] >= LEAST_CEILING)
+    out = pd.concat([out, _limits(st, metabolite_key, sample_key, ids), others], axis=1)
     verdicts = [_tier(row, held=scores is not None) for row in out.to_dict("records")]
-    out[Key.var.TIER], out["reason"] = zip(*verdicts, strict=True)
+    tiers, reasons = zip(*verdicts, strict=True)
+    out.insert(0, Key.var.TIER, tiers)
+    out.insert(1, "reason", reasons)
     record["reliability"] = out.copy()
-    record["features"] = features.assign(**{Key.var.TIER: out["tier"].to_numpy()})
-    return out
-
-
-_COLUMNS = (
-    "pearson", "pearson_se", "pearson_lower", "auroc", "auroc_se", "auroc_lower", "n_sections", "ceiling",
-    "share_of_ceiling", "control", "margin", "margin_lower",
-)  # fmt: skip
+    record["features"] = features.assign(**{Key.var.TIER: out[Key.var.TIER].to_numpy()})
+    return changed if copy else out
 
 
 def _of_training(features: pd.DataFrame) -> pd.DataFrame:
     """Evidence that the model brings along."""
-    out = pd.DataFrame(np.nan, index=features.index.astype(str), columns=list(_COLUMNS))
+    out = pd.DataFrame(np.nan, index=features.index.astype(str), columns=list(_EVIDENCE))
     out["pearson"] = out["pearson_lower"] = features["held_out_pearson"].to_numpy(np.float64)
     out["auroc"] = out["auroc_lower"] = features["held_out_auroc"].to_numpy(np.float64)
-    return out.astype({"control": object}).assign(control="", n_sections=0)
+    return out.astype({"control": object, "model": object}).assign(control="", model="", n_sections=0)
 
 
-def _of_scores(
-    scores: pd.DataFrame, ids: pd.Index, model: str | None, ceiling: pd.DataFrame | None, controls: Sequence[str]
-) -> pd.DataFrame:
-    """Evidence from cross-validation."""
+def _by_model(scores: pd.DataFrame, ids: pd.Index) -> dict[str, pd.DataFrame]:
+    """The scores of each model."""
     for name in ("sample", "metabolite", "stage", "pearson", "auroc"):
         if name not in scores:
             msg = f"scores has no column {name!r}; found {listing(scores.columns)}. stmsi.tl.cross_validate makes such a table."
             raise KeyError(msg)
-    scores = scores if "model" in scores else scores.assign(model="")
-    names = list(dict.fromkeys(scores["model"].astype(str)))
-    candidates = [n for n in names if n not in controls]
-    if model is None and len(candidates) == 1:
-        model = candidates[0]
-    if model is None or model not in names:
-        msg = f"model={model!r} must name the model that predicted; the scores hold {listing(names)}."
-        raise ValueError(msg)
     if not set(scores["metabolite"].astype(str)) & set(ids):
         msg = f"Scores and prediction share no metabolite: {listing(scores['metabolite'].unique()[:3])}, {listing(ids[:3])}."
         raise ValueError(msg)
-    of_model = {name: scores[scores["model"].astype(str) == name] for name in names}
+    model = scores["model"].to_numpy(str) if "model" in scores else np.full(len(scores), "")
+    return {str(name): scores[model == name] for name in dict.fromkeys(model)}
+
+
+def _of_scores(of_model: dict[str, pd.DataFrame], ids: pd.Index, model: str, controls: Sequence[str]) -> pd.DataFrame:
+    """Evidence from cross-validation."""
     pearson = _wide(of_model[model], "intensity", "pearson", ids)
     r, r_se, k, r_lower = mean_and_error(pearson.to_numpy())
     a, a_se, _, a_lower = mean_and_error(_wide(of_model[model], "presence", "auroc", ids).to_numpy())
-    out = pd.DataFrame(
-        {
-            "pearson": r, "pearson_se": r_se, "pearson_lower": r_lower, "auroc": a, "auroc_se": a_se, "auroc_lower": a_lower,
-            "n_sections": k, "ceiling": np.nan, "share_of_ceiling": np.nan, "control": "", "margin": np.nan,
-            "margin_lower": np.nan,
-        },
-        index=ids,
-    )  # fmt: skip
-    if ceiling is not None:
-        shares = share_of_ceiling(of_model[model], ceiling)
-        grouped = shares[shares["stage"] == "intensity"].groupby("metabolite", observed=True)
-        out["ceiling"] = grouped["ceiling"].mean().reindex(ids)
-        out["share_of_ceiling"] = grouped["pearson_share"].mean().reindex(ids)
+    known = {
+        "pearson": r, "pearson_se": r_se, "pearson_lower": r_lower, "auroc": a, "auroc_se": a_se, "auroc_lower": a_lower,
+        "n_sections": k, "control": "", "model": model,
+    }  # fmt: skip
+    out = pd.DataFrame({name: known.get(name, np.nan) for name in _EVIDENCE}, index=ids)
     best = np.full(len(ids), -np.inf)
-    for name in [n for n in names if n in controls and n != model]:
+    for name in [n for n in of_model if n in controls and n != model]:
         # a constant prediction correlates with nothing
         other = _wide(of_model[name], "intensity", "pearson", ids).reindex(pearson.index).fillna(0.0)
-        level = _column_mean(other.to_numpy())
+        level = other.to_numpy().mean(axis=0)
         margin, _, _, lower = mean_and_error((pearson - other).to_numpy())
         better = level > best
         best = np.where(better, level, best)
@@ -184,17 +208,65 @@ def _of_scores(
     return out
 
 
-def _column_mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(np.nan_to_num(values).mean(axis=0))
-
-
 def _wide(rows: pd.DataFrame, stage: str, metric: str, ids: pd.Index) -> pd.DataFrame:
     """Scores of one model, (section and fold) x metabolites."""
     rows = rows[rows["stage"].astype(str) == stage]
     by: Any = [rows["sample"].astype(str), *([rows["fold"].astype(str)] if "fold" in rows else [])]
-    return rows.pivot_table(index=by, columns=rows["metabolite"].astype(str), values=metric, dropna=False).reindex(
-        columns=ids
-    )
+    of = rows["metabolite"].astype(str)
+    return rows.pivot_table(index=by, columns=of, values=metric, dropna=False).reindex(columns=ids)
+
+
+def _shares(scores: pd.DataFrame, ceiling: pd.DataFrame) -> pd.DataFrame:
+    """Noise ceiling of each metabolite and the share of it that its scores reach: means over sections.
+
+    A section without a ceiling takes the mean over sections.
+    """
+    if "r2" not in scores:
+        msg = f"scores has no column 'r2'; found {listing(scores.columns)}. stmsi.tl.evaluate makes such a table."
+        raise KeyError(msg)
+    if not set(scores["metabolite"]) & set(ceiling["metabolite"]):
+        msg = f"Scores and ceilings share no metabolite: {listing(scores['metabolite'].unique()[:3])}."
+        raise ValueError(msg)
+    rows = scores[scores["stage"].astype(str) == "intensity"]
+    own = ceiling.groupby(["sample", "metabolite"], observed=True)["ceiling"].mean()
+    overall = ceiling.groupby("metabolite", observed=True)["ceiling"].mean()
+    found = own.reindex(pd.MultiIndex.from_frame(rows[["sample", "metabolite"]].astype(str))).to_numpy(np.float64)
+    found = np.where(np.isnan(found), overall.reindex(rows["metabolite"].astype(str)).to_numpy(np.float64), found)
+    usable = np.where(found >= LEAST_CEILING, found, np.nan)
+    r, r2 = (rows[name].to_numpy(np.float64) for name in ("pearson", "r2"))
+    share = pd.DataFrame({"ceiling": found, "share_of_ceiling": r / usable, "r2_share": r2 / usable**2})
+    return share.groupby(rows["metabolite"].astype(str).to_numpy()).mean()
+
+
+def _limits(st: AnnData, metabolite_key: str, sample_key: str, ids: pd.Index) -> pd.DataFrame:
+    """Properties of the measured metabolites, means over sections; NaN where nothing was measured."""
+    parts: list[pd.DataFrame] = []
+    if metabolite_key in st.obsm:
+        frame = require_frame(st, metabolite_key)
+        frame = frame[[m for m in frame.columns if m in ids]]
+        xy = st.obsm.get(Key.obsm.SPATIAL)
+        xy = None if xy is None else np.asarray(xy, dtype=np.float64)[:, :2]
+        for _, rows in measured_sections(require_sample(st, sample_key), frame.to_numpy(np.float64)):
+            parts += _section_limits(frame.iloc[rows], None if xy is None else xy[rows])
+    if not parts:
+        return pd.DataFrame(np.nan, index=ids, columns=list(LIMITS))
+    return pd.concat(parts).groupby("metabolite").mean().reindex(index=ids, columns=list(LIMITS))
+
+
+def _section_limits(section: pd.DataFrame, xy: NDArray[np.float64] | None) -> list[pd.DataFrame]:
+    """Properties of the metabolites of a section, those measured in the same spots together."""
+    parts = []
+    patterns, of = np.unique(section.notna().to_numpy(), axis=1, return_inverse=True)
+    for k, rows in enumerate(patterns.T):
+        if rows.sum() < 3:
+            continue
+        own = section.loc[:, of.ravel() == k]
+        y = own.to_numpy(np.float64)[rows]
+        found = {name: v for name, v in marginals(y).items() if name in LIMITS}
+        if xy is not None:
+            found["morans_i"] = morans_i(neighbour_means(xy[rows]), y)
+        parts.append(pd.DataFrame({"metabolite": own.columns.astype(str), **found}))
+    return parts
 
 
 def _tier(row: dict[Any, Any], *, held: bool) -> tuple[str, str]:
@@ -208,16 +280,12 @@ def _tier(row: dict[Any, Any], *, held: bool) -> tuple[str, str]:
         return "none", f"not better than {row['control']}"
     r, a = np.nan_to_num(r, nan=-1.0), np.nan_to_num(a, nan=-1.0)
     bound = "lower bound of the " if held else "held-out "
-    if held and r >= HIGH:
-        return "high", f"{bound}correlation {r:.2f}"
-    if held and r >= MEDIUM and row["share_of_ceiling"] >= HIGH_SHARE:
-        return "high", f"{bound}correlation {r:.2f}, {row['share_of_ceiling']:.0%} of the noise ceiling"
-    if r >= MEDIUM:
-        return "medium", f"{bound}correlation {r:.2f}"
-    if a >= AUROC_MEDIUM:
-        return "medium", f"presence only: {bound}AUROC {a:.2f}"
-    if r >= LOW:
-        return "low", f"{bound}correlation {r:.2f}"
-    if a >= AUROC_LOW:
-        return "low", f"presence only: {bound}AUROC {a:.2f}"
+    share = row["share_of_ceiling"] if held else np.nan
+    if TIERS["medium"][0] <= r < TIERS["high"][0] and share >= HIGH_SHARE:
+        return "high", f"{bound}correlation {r:.2f}, {share:.0%} of the noise ceiling"
+    for tier, (least_r, least_a) in TIERS.items():
+        if r >= least_r and (held or tier != "high"):
+            return tier, f"{bound}correlation {r:.2f}"
+        if a >= least_a:
+            return tier, f"presence only: {bound}AUROC {a:.2f}"
     return "none", f"{bound}correlation {r:.2f}, AUROC {a:.2f}"

@@ -26,7 +26,7 @@ def test_controls_fail_where_a_model_does_not(scores) -> None:
 def test_training_leaves_the_data_as_they_were(st) -> None:
     before = st.copy()
     for name in ("shuffled_genes", "toroidal_shift"):
-        fitted = stmsi.tl._predict_metabolites.train_model(
+        fitted = stmsi.tl._models.train_model(
             st, {"model": name, **SIZE}, {"presence_key": "msi_presence"}, show_progress_bar=False
         )
         assert fitted.adata is st
@@ -63,8 +63,6 @@ def test_shuffled_genes_take_their_clusters_along(st) -> None:
     # present in one cluster: what knows the cluster of a spot knows it all
     first = st.obs["domain"].astype(str) == st.obs["domain"].astype(str).iloc[0]
     st.obsm["msi"].iloc[:, 0] = np.where(st.obsm["msi"].iloc[:, 0].isna(), np.nan, first.to_numpy() * 1.0)
-    model = stmsi.tl._predict_metabolites.train_model(
-        st, {"model": "shuffled_genes", **SIZE}, setup, show_progress_bar=False
-    )
+    model = stmsi.tl._models.train_model(st, {"model": "shuffled_genes", **SIZE}, setup, show_progress_bar=False)
     assert model.state.feature_table["held_out_auroc"].iloc[0] < 0.65
     assert st.obs["domain"].dtype == "category"

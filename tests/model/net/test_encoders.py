@@ -9,7 +9,8 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from stmsi.model import HurdleNet
+from stmsi.experimental import predict_unseen
+from stmsi.model import HurdleLinear, HurdleNet
 from stmsi.model import load as load_model
 from stmsi.model.explain._attribution import stack
 from stmsi.model.net.encoders import (
@@ -746,7 +747,7 @@ def test_the_transformer_answers_and_comes_back(data, alone, tmp_path, options):
     again = load_model(tmp_path / "model")
     np.testing.assert_array_equal(again.predict(alone), found)
     unseen = pd.DataFrame({"mz": [555.5]}, index=["new"])
-    np.testing.assert_array_equal(again.predict_unseen(unseen, alone), model.predict_unseen(unseen, alone))
+    np.testing.assert_array_equal(predict_unseen(again, unseen, alone), predict_unseen(model, unseen, alone))
     other = fit_transformer(data.copy(), options, fields)
     np.testing.assert_array_equal(other.predict(alone), found)
 
@@ -771,18 +772,18 @@ def test_a_metabolite_that_training_did_not_have(data):
     features["mass_defect"] = features["mz"] % 1
     model = fit_transformer(data, {"descriptors": ["mass_defect"], "query_dropout": 0.2})
     new = pd.DataFrame({"mz": [500.0, 700.0], "mass_defect": [0.1, np.nan]}, index=["a", "b"])
-    found = model.predict_unseen(new)
+    found = predict_unseen(model, new)
     assert found.shape == (data.n_obs, 2)
     assert list(found) == ["a", "b"]
     assert (found.dtypes == np.float32).all()
     assert np.isfinite(found.to_numpy()).all()
     assert (found.std() > 0).all()
     # a metabolite does not depend on which others are asked for
-    np.testing.assert_allclose(model.predict_unseen(new.iloc[1:])["b"], found["b"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(predict_unseen(model, new.iloc[1:])["b"], found["b"], rtol=1e-4, atol=1e-5)
     with pytest.raises(ValueError, match="Nothing is known of 'c'"):
-        model.predict_unseen(pd.DataFrame({"mz": [np.nan], "mass_defect": [np.nan]}, index=["c"]))
+        predict_unseen(model, pd.DataFrame({"mz": [np.nan], "mass_defect": [np.nan]}, index=["c"]))
     with pytest.raises(KeyError, match=r"features has no column 'mass_defect' \(descriptors=\); found 'mz'"):
-        model.predict_unseen(new[["mz"]])
+        predict_unseen(model, new[["mz"]])
 
 
 def test_descriptors_must_be_numbers_that_are_there(data):
@@ -798,9 +799,14 @@ def test_only_the_transformer_can_be_asked(data):
     model = HurdleNet(data, encoder_kwargs={"n_hidden": 8})
     model.train(max_epochs=1, refit=False)
     with pytest.raises(ValueError, match="encoder='mlp' knows metabolites by their place in the output only"):
-        model.predict_unseen(pd.DataFrame({"mz": [500.0]}))
+        predict_unseen(model, pd.DataFrame({"mz": [500.0]}))
     with pytest.raises(ValueError, match="trained without query_dropout"):
-        fit_transformer(data, max_epochs=1).predict_unseen(pd.DataFrame({"mz": [500.0]}))
+        predict_unseen(fit_transformer(data, max_epochs=1), pd.DataFrame({"mz": [500.0]}))
+    HurdleLinear.setup_anndata(data)
+    other = HurdleLinear(data, presence="prior", intensity="mean")
+    other.train()
+    with pytest.raises(ValueError, match=r"needs a HurdleNet .*found HurdleLinear"):
+        predict_unseen(other, pd.DataFrame({"mz": [500.0]}))
 
 
 def test_prior_genes_reach_the_attention(data, tmp_path):
@@ -841,4 +847,4 @@ def test_what_is_corrected(data):
     model = fit_transformer(data, {"query_dropout": 0.1}, params={"residual": "ridge"}, max_epochs=1)
     assert np.isfinite(model.predict()).all(axis=None)
     with pytest.raises(ValueError, match="train it with residual=None"):
-        model.predict_unseen(pd.DataFrame({"mz": [500.0]}))
+        predict_unseen(model, pd.DataFrame({"mz": [500.0]}))

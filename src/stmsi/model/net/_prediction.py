@@ -21,7 +21,7 @@ from stmsi.model.net._training_inputs import panel_data
 from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
 from stmsi.model.net.modules import HurdleModule
 from stmsi.model.net.modules._hurdle import METABOLITES_KEY, PRESENCE_KEY
-from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
+from stmsi.model.shared._hurdle_model import HurdleModel
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -44,35 +44,8 @@ class NetPrediction(HurdleModel):
     _setup: Setup
     _hyper: dict[str, Any]
 
-    def predict_unseen(
-        self, features: pd.DataFrame, adata: AnnData | None = None, *, min_genes: float = MIN_GENES
-    ) -> pd.DataFrame:
-        """Pattern of metabolites that training did not have, from their m/z and descriptors: an experiment.
-
-        For ``encoder="transformer"`` with ``encoder_kwargs={"query_dropout": 0.1}`` or so: without it, training never asks
-        for a metabolite by what is known of it alone. Nothing is known of how much of such a metabolite there is, so that it has no
-        presence, no unit and no interval: only where there should be more and where less. Whether that can be believed, must be
-        tried with metabolites left out; see the page on interpretation in the user guide.
-
-        Parameters
-        ----------
-        features
-            One row per metabolite, its id as index: ``mz`` (Da; NaN where unknown) and the ``descriptors`` of the model.
-        adata, min_genes
-            As for :meth:`predict_presence`.
-
-        Returns
-        -------
-        DataFrame spots x metabolites, float32: intensity given presence in standard deviations from its mean, on the scale on
-        which the model learns all metabolites.
-
-        Raises
-        ------
-        ValueError
-            Another encoder, no ``query_dropout``, a model that corrects ridge, or neither m/z nor descriptors are known of a metabolite.
-        KeyError
-            A descriptor is not there.
-        """
+    def _predict_unseen(self, features: pd.DataFrame, adata: AnnData | None, min_genes: float) -> pd.DataFrame:
+        """Pattern of metabolites that training did not have; see :func:`stmsi.experimental.predict_unseen`."""
         encoder = self.module.encoder
         if not isinstance(encoder, MetaboliteEncoder):
             msg = (

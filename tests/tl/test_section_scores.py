@@ -24,7 +24,7 @@ def predicted(st):
 
 def test_relations_are_scored_within_sections(predicted):
     plain = stmsi.tl.evaluate(predicted)
-    table = stmsi.tl.evaluate(predicted, relations=True, group_key="domain")
+    table = stmsi.tl.evaluate(predicted, relations=True, groupby="domain")
     added = ["correlation_preserved", "gene_correlation_preserved", "group_agreement", "differential_agreement"]
     assert_frame_equal(table.drop(columns=added), plain)
     assert table.columns[-1] == "reason"
@@ -49,4 +49,4 @@ def test_counts_of_a_layer_and_what_is_missing(predicted):
     with pytest.raises(KeyError, match=r"layer 'raw'.*counts"):
         stmsi.tl.evaluate(predicted, relations=True, layer="raw")
     with pytest.raises(KeyError, match="regions"):
-        stmsi.tl.evaluate(predicted, group_key="regions")
+        stmsi.tl.evaluate(predicted, groupby="regions")

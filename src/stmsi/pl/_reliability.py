@@ -1,4 +1,4 @@
-"""Scores against what limits them."""
+"""Scores of metabolites against what limits them."""
 
 from __future__ import annotations
 
@@ -29,23 +29,26 @@ _SIZE = (2.9, 2.7)
 _LEAST = 3
 
 
-def learnability(
+def reliability(
     table: pd.DataFrame,
     *,
+    metric: str = "pearson",
     by: str | Sequence[str] | None = None,
     ncols: int = 4,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | SubFigure:
-    """Draw the score of each metabolite against its properties, one point per metabolite.
+    """Draw the score of each metabolite against what limits it, one point per metabolite.
 
-    Titles give Spearman's correlation. Beside the noise ceiling, the dashed line is where scores equal it.
+    Titles give Spearman's correlation. In the panel of the noise ceiling, scores equal it on the dashed line.
 
     Parameters
     ----------
     table
-        What :func:`stmsi.tl.learnability` returns. Several models get a colour each.
+        Table of :func:`stmsi.tl.reliability`, or of several models, joined: each has a colour.
+    metric
+        Column with the score: ``"pearson"``, ``"auroc"``, ``"r2"``, ``"mcc"``, ...
     by
         One or several of ``"morans_i"``, ``"prevalence"``, ``"dynamic_range"``, ``"ceiling"``, a panel each; `None`: those
         that have values.
@@ -73,35 +76,32 @@ def learnability(
     --------
     >>> import pandas as pd
     >>> import stmsi
-    >>> table = pd.DataFrame(
-    ...     {"model": "ridge", "metabolite": list("abc"), "metric": "pearson", "score": [0.1, 0.5, 0.4]}
-    ... ).assign(morans_i=[0.0, 0.6, 0.3])
-    >>> ax = stmsi.pl.learnability(table, by="morans_i")
+    >>> table = pd.DataFrame({"pearson": [0.1, 0.5, 0.4], "morans_i": [0.0, 0.6, 0.3]}, index=list("abc"))
+    >>> ax = stmsi.pl.reliability(table, by="morans_i")
     >>> ax.get_title()
     'Spearman 1.00'
     """
     if not isinstance(table, pd.DataFrame):
-        msg = f"table must be the DataFrame of stmsi.tl.learnability, found {type(table).__name__}."
+        msg = f"table must be the DataFrame of stmsi.tl.reliability, found {type(table).__name__}."
         raise TypeError(msg)
     if by is None:
         names = [n for n in _LABELS if n in table and np.isfinite(table[n].to_numpy(np.float64)).any()]
     else:
         names = [by] if isinstance(by, str) else list(by)
-    for name in ("score", *names):
+    for name in (metric, *names):
         if name not in table:
             msg = f"table has no column {name!r}; found {listing(table.columns)}.{suggest(name, table.columns)}"
             raise KeyError(msg)
-    if not names or not np.isfinite(table["score"].to_numpy(np.float64)).any():
-        msg = "table has no finite score, or no property to draw it against."
+    if not names or not np.isfinite(table[metric].to_numpy(np.float64)).any():
+        msg = f"table has no finite score {metric!r}, or no property to draw it against."
         raise ValueError(msg)
     models = list(dict.fromkeys(table["model"])) if "model" in table else [""]
-    metric = str(table["metric"].iloc[0]) if "metric" in table else "score"
     figure, axes = get_axes(len(names), ncols, ax, _SIZE)
     for place, name in zip(axes, names, strict=True):
         found = []
         for k, model in enumerate(models):
             rows = table if "model" not in table else table[table["model"] == model]
-            x, y = rows[name].to_numpy(np.float64), rows["score"].to_numpy(np.float64)
+            x, y = rows[name].to_numpy(np.float64), rows[metric].to_numpy(np.float64)
             known = np.isfinite(x) & np.isfinite(y)
             colour = PALETTE[k % len(PALETTE)]
             place.scatter(x[known], y[known], s=14, color=colour, alpha=0.7, linewidths=0, label=str(model))

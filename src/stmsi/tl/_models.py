@@ -1,0 +1,92 @@
+"""Models as users pass them: trained, in a folder, or by the name of a family."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stmsi._data.keys import Key
+from stmsi._data.tables import require_metabolites
+from stmsi.model._families import FAMILIES, resolve
+from stmsi.model.shared._hurdle_model import HurdleModel
+from stmsi.model.shared._setup import default_setup
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+
+def trained_model(model: HurdleModel | str | Path) -> HurdleModel:
+    """The model itself or the one saved in a folder; it must be trained."""
+    if isinstance(model, str | Path):
+        from stmsi.model import load
+
+        if not Path(model).exists():
+            msg = f"model={str(model)!r} is not a folder; pass a trained model or the folder of a saved one."
+            raise ValueError(msg)
+        model = load(model)
+    if not isinstance(model, HurdleModel):
+        msg = f"Expected a trained model of stmsi.model or the folder of a saved one, found {type(model).__name__}."
+        raise TypeError(msg)
+    model.state  # noqa: B018  raises where it is not trained
+    return model
+
+
+def wanted_metabolites(model: HurdleModel, metabolites: str | Sequence[str] | None) -> list[str]:
+    """Ids of the metabolites asked for."""
+    if metabolites is None:
+        return model.metabolites
+    asked = [metabolites] if isinstance(metabolites, str) else list(metabolites)
+    ids = require_metabolites(asked, model.state.metabolites, model.state.feature_table.get(Key.var.NAME))
+    return list(dict.fromkeys(ids))
+
+
+def train_model(
+    adata: AnnData, spec: str | Mapping[str, Any], setup: Mapping[str, Any] | None, *, show_progress_bar: bool | None
+) -> HurdleModel:
+    """Set up and train a model given by name or mapping."""
+    cls, params, own_setup, train = resolve(spec)
+    fields = {**(default_setup(adata) if setup is None else setup), **own_setup}
+    cls.setup_anndata(adata, **fields)
+    fitted = cls(adata, **params)
+    fitted.train(show_progress_bar=show_progress_bar, **train)
+    return fitted
+
+
+def obtain_model(
+    model: HurdleModel | str | Path | Mapping[str, Any],
+    adata: AnnData,
+    setup: Mapping[str, Any] | None,
+    show_progress_bar: bool | None,
+) -> HurdleModel:
+    """The model itself, that of a folder, or the family named, trained on a copy so that the data keep no trace of it."""
+    if isinstance(model, HurdleModel):
+        return model
+    if isinstance(model, str | Path) and str(model) not in FAMILIES:
+        from stmsi.model import load
+
+        if Path(model).exists():
+            return load(model)
+        msg = f"model={str(model)!r} is neither a folder nor a family; families: {', '.join(FAMILIES)}."
+        raise ValueError(msg)
+    return train_model(adata.copy(), model, setup, show_progress_bar=show_progress_bar)  # type: ignore[arg-type]
+
+
+def model_record(model: HurdleModel) -> dict[str, Any]:
+    """Class, version and hyper-parameters of a model, as h5ad and zarr can hold them."""
+    return {"class": type(model).__name__, "stmsi": version("stmsi"), "params": _plain(model._params())}
+
+
+def _plain(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Values that h5ad and zarr can hold."""
+    plain: dict[str, Any] = {}
+    for key, value in params.items():
+        if isinstance(value, dict):
+            if value:
+                plain[key] = _plain(value)
+        elif value is not None:
+            plain[key] = list(value) if isinstance(value, tuple | list) else np.asarray(value).item()
+    return plain
