@@ -61,4 +61,4 @@ def predict(
         with step(f"Writing {out}"):
             write_data(content, out)
         say(f"Predicted {frame.shape[1]} metabolites in {frame.shape[0]} spots -> {out}")
-        say(f"Next: stmsi evaluate {out}, or stmsi.pl.spatial(data, metabolite, key={key_added!r}) in Python.")
+        say(f"Next: stmsi evaluate {out}, or stmsi.pl.spatial(data, metabolite, metabolite_key={key_added!r}) in Python.")

@@ -156,7 +156,7 @@ def draw(sdata: SpatialData, scores: pd.DataFrame, held_out: str, folder: Path) 
     figures: dict[str, Callable[[], Any]] = {
         "compare": lambda: stmsi.pl.compare(sdata, chosen, sample=held_out, show=False, return_fig=True),
         "presence": lambda: stmsi.pl.spatial(
-            sdata, chosen, key=Key.presence_of(Key.obsm.PRED), sample=held_out, show=False, return_fig=True
+            sdata, chosen, metabolite_key=Key.presence_of(Key.obsm.PRED), sample=held_out, show=False, return_fig=True
         ),
         "coverage": lambda: stmsi.pl.spatial(sdata, Key.obs.COVERAGE, show=False, return_fig=True),
         "performance": lambda: stmsi.pl.performance(

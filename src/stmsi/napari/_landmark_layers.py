@@ -103,12 +103,7 @@ def landmark_layers(
     metadata = {"metadata": section_table(st, spots.rows) | {OWN: {"role": "st", "sample": name}}}
     right = (places, {**_options(f"{name} ST", counts, "magma"), **shape, **metadata, "translate": offset}, kind)
     size = float(2 * np.median(spots.radius))
-    return [
-        left,
-        right,
-        _clicks(sdata, name, "msi", size, np.zeros(2)),
-        _clicks(sdata, name, "st", size, offset),
-    ]
+    return [left, right, _clicks(sdata, name, "msi", size, np.zeros(2)), _clicks(sdata, name, "st", size, offset)]
 
 
 def _pixels(sdata: Any, msi: Any, name: str, rows: NDArray[np.int64], ion: str | None) -> LayerData:

@@ -55,11 +55,7 @@ class MetaboliteWidget(QWidget):
     """
 
     def __init__(
-        self,
-        napari_viewer: Any,
-        *,
-        view: MetaboliteView | None = None,
-        on_section: Callable[[str], None] | None = None,
+        self, napari_viewer: Any, *, view: MetaboliteView | None = None, on_section: Callable[[str], None] | None = None
     ) -> None:
         super().__init__()
         self.viewer, self.view, self.on_section = napari_viewer, view, on_section

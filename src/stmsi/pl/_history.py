@@ -12,7 +12,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from stmsi._data.checks import listing
-from stmsi.pl._panels import get_axes, hand_back
+from stmsi.pl._panels import get_axes, hand_back, label_plot
+from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class _Curve:
     best: int | None
 
 
+@shared_docs
 def history(
     model: Any,
     *,
@@ -53,29 +55,23 @@ def history(
 ) -> Axes | list[Axes] | Figure | SubFigure:
     """Draw the losses of training and validation of both stages, with the epoch whose weights were kept.
 
-    Lines are the validation spots, dashed ones the training spots; a point and a dotted line mark the epoch with the
-    lowest validation loss. Both stages trained together (the default) are kept at one epoch, that of the lowest sum; with
-    ``training="two_stage"`` each stage has its own, and epochs count on from the first to the second. The two losses are
-    those of different sections, so that their difference tells less than their course: a validation loss that rises while that of
-    training falls is overfitting, one that still falls at the end wants more epochs.
+    Lines are the validation spots, dashed lines the training spots; a point and a dotted line mark the epoch with the
+    lowest validation loss. Stages that are trained together (the default) are kept at one epoch, that of the lowest sum; with
+    ``training="two_stage"`` each stage has its own, and epochs count on from the first to the second. A validation loss that
+    rises while the training loss falls is overfitting; one that still falls at the end needs more epochs.
 
     Parameters
     ----------
     model
-        A trained :class:`stmsi.model.HurdleNet`; a :class:`stmsi.model.HurdleEnsemble`, of which the networks are drawn; a list
-        of models or a mapping from names to models; or ``model.history`` itself: a mapping or DataFrame with the columns
+        A trained :class:`stmsi.model.HurdleNet`; a :class:`stmsi.model.HurdleEnsemble`, whose networks are drawn; a list
+        of models or a mapping from names to models; or ``model.history``: a mapping or DataFrame with some of the columns
         ``train_loss``, ``validation_loss``, ``presence_loss_train``, ``presence_loss_validation``, ``intensity_loss_train``
-        and ``intensity_loss_validation`` or some of them.
+        and ``intensity_loss_validation``.
     log
         Whether losses are drawn on a logarithmic axis.
     ncols
         Panels in a row.
-    ax
-        Axes to draw into, one per panel; `None`: a new figure.
-    show
-        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
-    return_fig
-        Whether to return the figure instead of the axes.
+    %(figure)s
 
     Returns
     -------
@@ -85,8 +81,7 @@ def history(
     Raises
     ------
     ValueError
-        A model without a history (:class:`stmsi.model.HurdleLinear` is fitted in closed form or by scikit-learn, without
-        epochs), one that is not trained, or a history without losses.
+        A model without epochs (:class:`stmsi.model.HurdleLinear`), one that is not trained, or a history without losses.
     TypeError
         Something else.
 
@@ -104,27 +99,22 @@ def history(
     >>> [ax.get_title() for ax in axes]
     ['both stages', 'stage 1: presence', 'stage 2: intensity']
     """
-    runs = {name: _losses(name, table) for name, table in _tables(model).items()}
-    if len(runs) > len(PALETTE):
-        msg = f"{len(runs)} models do not fit into one figure, at most {len(PALETTE)} do; pass some of them."
+    curves = {name: _curves(_losses(name, table)) for name, table in _tables(model).items()}
+    if len(curves) > len(PALETTE):
+        msg = f"{len(curves)} models do not fit into one figure, at most {len(PALETTE)} do; pass some of them."
         raise ValueError(msg)
-    curves = {name: _curves(table) for name, table in runs.items()}
     panels = [p for p in _COLUMNS if any(p in own for own in curves.values())]
     figure, axes = get_axes(len(panels), ncols, ax, _SIZE)
     for place, panel in zip(axes, panels, strict=True):
-        for k, (name, own) in enumerate(curves.items()):
+        for colour, own in zip(PALETTE, curves.values(), strict=False):
             if panel in own:
-                _draw(place, own[panel], PALETTE[k], name)
+                _draw(place, own[panel], colour)
         if log:
             place.set_yscale("log")
             place.yaxis.set_major_formatter(ScalarFormatter())
             place.yaxis.set_minor_formatter(ScalarFormatter())
-        place.set_title(_TITLES[panel], fontsize=STYLE.title_size)
-        place.set_xlabel("epoch", fontsize=STYLE.label_size)
         place.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        place.tick_params(which="both", labelsize=STYLE.tick_size)
-        place.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("loss", fontsize=STYLE.label_size)
+        label_plot(place, "epoch", "loss" if place is axes[0] else "", _TITLES[panel])
     _legend(axes[-1], [n for n in curves if n], curves)
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
@@ -135,10 +125,10 @@ def _tables(model: Any) -> dict[str, Any]:
     from stmsi.model.shared._hurdle_model import HurdleModel
 
     if isinstance(model, HurdleEnsemble):
-        names = list(model.members)
-        nets = {n: m for n, m in zip(names, model.models_, strict=bool(model.models_)) if _has_history(m)}
+        nets = {n: m for n, m in zip(model.members, model.models_, strict=False) if _has_history(m)}
         if not nets:
-            what = f"its members are {listing(names)}, none of them a network" if model.models_ else "it is not trained"
+            members = f"its members are {listing(model.members)}, none of them a network"
+            what = members if model.models_ else "it is not trained"
             msg = (
                 f"The HurdleEnsemble has no training curves: {what}. Pass a trained HurdleNet, or an ensemble with one."
             )
@@ -183,8 +173,8 @@ def _history_of(model: Any) -> Any:
     kind = type(model).__name__
     if not hasattr(model, "history_"):
         msg = (
-            f"A {kind} has no training curves: it is fitted at once, without epochs. How well it does on held-out spots, "
-            "tells model.card['metabolites'] or stmsi.tl.cross_validate."
+            f"A {kind} has no training curves: it is fitted at once, without epochs. Its scores on held-out spots are in "
+            "model.card['metabolites'] and come from stmsi.tl.cross_validate."
         )
         raise ValueError(msg)
     if not _has_history(model):
@@ -243,37 +233,33 @@ def _first_stage(losses: pd.DataFrame) -> int:
     return n if n and second[n:].all() else 0
 
 
-def _draw(ax: Axes, curve: _Curve, colour: str, name: str) -> None:
-    marker = {"marker": "o", "markersize": 2.5} if len(curve.epoch) <= _FEW else {}
+def _draw(ax: Axes, curve: _Curve, colour: str) -> None:
+    marker: dict[str, Any] = {"marker": "o", "markersize": 2.5} if len(curve.epoch) <= _FEW else {}
     if curve.train is not None:
-        ax.plot(curve.epoch, curve.train, color=colour, linestyle="--", linewidth=1, alpha=0.7, **marker)  # type: ignore[arg-type]
+        ax.plot(curve.epoch, curve.train, color=colour, linestyle="--", linewidth=1, alpha=0.7, **marker)
     if curve.validation is not None:
-        ax.plot(curve.epoch, curve.validation, color=colour, linewidth=1.4, label=name, **marker)  # type: ignore[arg-type]
+        ax.plot(curve.epoch, curve.validation, color=colour, linewidth=1.4, **marker)
     if curve.best is None:
         return
     ax.axvline(curve.best, color=colour, linestyle=":", linewidth=1)
     if curve.validation is not None:
-        at = curve.validation[int(np.flatnonzero(curve.epoch == curve.best)[0])]
-        ax.plot(
-            curve.best, at, marker="o", linestyle="none", markersize=6, color=colour, markeredgecolor="white", zorder=4
-        )
+        at = curve.validation[curve.epoch == curve.best]
+        dot: dict[str, Any] = {"marker": "o", "markersize": 6, "markeredgecolor": "white", "linestyle": "none"}
+        ax.plot([curve.best], at, color=colour, zorder=4, **dot)
 
 
 def _legend(ax: Axes, names: list[str], curves: Mapping[str, Mapping[str, _Curve]]) -> None:
     """What the lines are; which model has which colour, where there are several."""
     grey = "0.3" if names else PALETTE[0]
     some = [c for own in curves.values() for c in own.values()]
-    handles = []
-    if any(c.validation is not None for c in some):
-        handles.append(Line2D([], [], color=grey, linewidth=1.4, label="validation"))
-    if any(c.train is not None for c in some):
-        handles.append(Line2D([], [], color=grey, linestyle="--", linewidth=1, label="training"))
-    if any(c.best is not None for c in some):
-        handles.append(
-            Line2D([], [], color=grey, linestyle=":", marker="o", markeredgecolor="white", linewidth=1, label="kept")
-        )
+    kinds: list[tuple[str, bool, dict[str, Any]]] = [
+        ("validation", any(c.validation is not None for c in some), {"linewidth": 1.4}),
+        ("training", any(c.train is not None for c in some), {"linestyle": "--"}),
+        ("kept", any(c.best is not None for c in some), {"linestyle": ":", "marker": "o", "markeredgecolor": "white"}),
+    ]
+    handles = [Line2D([], [], color=grey, label=name, **{"linewidth": 1, **how}) for name, there, how in kinds if there]
     handles += [Line2D([], [], color=PALETTE[k], linewidth=3, label=n) for k, n in enumerate(names)]
-    # beside the last panel: it would hide the curves in it
+    # beside the last panel, where it hides no curve
     ax.legend(
         handles=handles, fontsize=STYLE.tick_size, loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, borderaxespad=0
     )  # fmt: skip

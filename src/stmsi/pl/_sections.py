@@ -13,11 +13,8 @@ from stmsi._data.checks import is_spatialdata, listing
 from stmsi._data.keys import Key
 from stmsi._data.sections import VISIUM_SPOT_DIAMETER
 from stmsi._data.tables import instances, require_frame, require_sample
-from stmsi.pl._metabolite_layers import table_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
@@ -113,33 +110,8 @@ class Section:
         return float(np.clip((right - left) / (1.1 * (bottom - top)), 0.5, 2.5))
 
 
-def load_sections(
-    data: Data,
-    adata: AnnData,
-    sample: str | Sequence[str] | None,
-    *,
-    sample_key: str,
-    spot_diameter: float | None,
-    image: bool,
-) -> tuple[list[Section], bool]:
-    """The sections asked for (`None`: all), and whether the reader must be told which is which."""
-    names = table_samples(adata, sample_key, sample)
-    sections = [
-        load_section(data, adata, name, sample_key=sample_key, spot_diameter=spot_diameter, image=image)
-        for name in names
-    ]
-    several = adata.obs[sample_key].nunique() > 1 and (sample is None or len(names) > 1)
-    return sections, several
-
-
 def load_section(
-    data: Data,
-    adata: AnnData,
-    sample: str,
-    *,
-    sample_key: str,
-    spot_diameter: float | None = None,
-    image: bool = False,
+    data: Data, adata: AnnData, sample: str, *, sample_key: str, spot_diameter: float | None = None, image: bool = False
 ) -> Section:
     """Positions and true sizes of the spots of a section."""
     rows = np.flatnonzero(require_sample(adata, sample_key) == sample)

@@ -13,7 +13,6 @@ from stmsi._data.tables import get_table, require_metabolites
 from stmsi.pl._metabolite_layers import (
     Layer,
     as_list,
-    column,
     intensity_label,
     is_presence,
     is_width,
@@ -23,7 +22,7 @@ from stmsi.pl._metabolite_layers import (
 )
 from stmsi.pl._panel_grid import Colours, draw_grid
 from stmsi.pl._panels import hand_back
-from stmsi.pl._sections import load_sections
+from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import INTENSITY_CMAP, PERCENTILES, WIDTH_CMAP
 
 if TYPE_CHECKING:
@@ -37,11 +36,12 @@ if TYPE_CHECKING:
     from stmsi._data.checks import Data
 
 
+@shared_docs
 def spatial(
     data: Data,
     metabolite: str | Sequence[str],
     *,
-    key: str = Key.obsm.MSI,
+    metabolite_key: str = Key.obsm.MSI,
     sample: str | Sequence[str] | None = None,
     table_key: str = Key.table.ST,
     sample_key: str = Key.obs.SAMPLE,
@@ -72,44 +72,17 @@ def spatial(
     metabolite
         One or several ids or readable names, or numeric columns of ``obs`` such as ``"msi_coverage"`` or
         ``"msi_pred_ood"``. A metabolite goes before a column of the same name.
-    key
+    metabolite_key
         The layer in ``obsm`` to draw: ``"msi"``, ``"msi_presence"``, ``"msi_pred"``, ``"msi_pred_presence"``,
-        ``"msi_pred_lower"``, ..., or ``"msi_pred_width"``, the width of the prediction interval (upper minus lower
-        bound).
-    sample
-        Sections to draw; `None`: all.
-    table_key
-        The ST table of a SpatialData.
-    sample_key
-        Column of ``obs`` with the section name.
-    ncols
-        Panels in a row.
-    norm
-        A norm for all panels; its open limits are filled from all that is drawn. Not with `vmin` or `vmax`.
+        ``"msi_pred_lower"``, ..., or ``"msi_pred_width"``, the width of the prediction interval.
+    %(grid)s
     vmin, vmax
         Colour limits of all panels; `None`: `percentiles`, and 0 to 1 for presence and coverage.
-    percentiles
-        Percentiles at which colours are clipped, so that a few hot spots do not hide the rest. Arrows on the colour
-        bar tell that values lie beyond.
-    share_norm
-        Whether the sections share the norm of a metabolite and can be compared; `False`: each panel has its own.
+    %(colours)s
     cmap
         Colour map; `None`: viridis.
-    spot_diameter
-        In micrometres; `None`: the size in ``shapes["<sample>_spots"]``, and 55 um for an AnnData.
-    image
-        Whether to draw the histology ``images["<sample>_he"]`` behind the spots.
-    alpha
-        Opacity of the spots.
-    scalebar
-        Whether to draw a scale bar.
-    ax
-        Axes to draw into, one per panel; `None`: a new figure.
-    show
-        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib (a notebook
-        shows the figure at the end of the cell).
-    return_fig
-        Whether to return the figure instead of the axes.
+    %(spots)s
+    %(figure)s
 
     Returns
     -------
@@ -138,18 +111,16 @@ def spatial(
     colours = Colours(norm, vmin, vmax, percentiles, share_norm, cmap, alpha)
     adata = get_table(data, table_key)
     require_rows(adata)
-    layers = _layers(adata, as_list(metabolite), key)
-    sections, several = load_sections(
-        data, adata, sample, sample_key=sample_key, spot_diameter=spot_diameter, image=image
-    )
-    figure, axes = draw_grid(layers, sections, colours, several=several, ncols=ncols, scalebar=scalebar, ax=ax)
+    figure, axes = draw_grid(
+        data, adata, _layers(adata, as_list(metabolite), metabolite_key), colours, sample=sample, sample_key=sample_key,
+        spot_diameter=spot_diameter, image=image, ncols=ncols, scalebar=scalebar, ax=ax,
+    )  # fmt: skip
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
 
 def _layers(adata: AnnData, names: list[str], key: str) -> list[Layer]:
     """What to draw: metabolites of a layer, or columns of ``obs``."""
-    in_obs = [n for n in names if n in adata.obs]
-    if key not in adata.obsm and len(in_obs) == len(names):
+    if key not in adata.obsm and all(n in adata.obs for n in names):
         return [_obs_layer(adata, n) for n in names]
     frame = layer_frame(adata, key)
     readable = readable_names(adata, key, frame.columns)
@@ -166,7 +137,7 @@ def _layers(adata: AnnData, names: list[str], key: str) -> list[Layer]:
             raise KeyError(msg)
         (identifier,) = require_metabolites([name], readable.index, readable)
         title = ", ".join(filter(None, (str(readable[identifier]), trust(adata, key, identifier))))
-        out.append(Layer(title, column(frame, identifier), label, bounds, default))
+        out.append(Layer(title, frame[identifier].to_numpy(np.float64, na_value=np.nan), label, bounds, default))
     return out
 
 
