@@ -9,10 +9,10 @@ import numpy as np
 from stmsi._core.registration.landmarks import apply_affine
 from stmsi._data.checks import listing, require_spatialdata, suggest
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, instances, require_sample
-from stmsi.napari._metabolite_layers import OWN, VALUE, napari_colormap, section_table, spot_geometry
+from stmsi._data.tables import as_csr, get_table, instances, require_sample
+from stmsi.napari._metabolite_layers import OWN, PLAIN, coloured, section_table, spot_geometry
 from stmsi.pl._colour_limits import get_cmap, make_norm
-from stmsi.pl._metabolite_layers import table_samples
+from stmsi.pl._metabolite_layers import one_section
 from stmsi.pl._sections import load_section
 from stmsi.pl._style import INTENSITY_CMAP
 
@@ -41,8 +41,7 @@ def landmark_layers(
 
     Needs neither napari nor Qt. Add them with :func:`stmsi.napari.add_layers`, click the same places in the same order
     into the layers ``"<sample>_landmarks_msi"`` and ``"<sample>_landmarks_st"``, and read them with
-    :func:`stmsi.napari.landmarks`. Points are numbered. Landmarks that the SpatialData holds already are there from the
-    start.
+    :func:`stmsi.napari.landmarks`. Points are numbered, and start with the landmarks that the SpatialData holds.
 
     Parameters
     ----------
@@ -50,20 +49,15 @@ def landmark_layers(
         SpatialData with ST and MSI, aligned or not.
     sample
         The section; may be left out where there is only one.
-    ion
-        Id of the ion that colours the pixels; `None`: the sum of all.
-    gene
-        Gene that colours the spots; `None`: the sum of all.
-    msi_table_key, table_key
-        The MSI and the ST table.
-    sample_key
-        Column of ``obs`` with the section name, in both.
+    ion, gene
+        Id of the ion that colours the pixels, and gene that colours the spots; `None`: the sum of all.
+    msi_table_key, table_key, sample_key
+        The MSI and the ST table, and the column of ``obs`` with the section name, in both.
 
     Returns
     -------
     Layer data tuples: pixels, spots and the two layers of points. Coordinates are (y, x) in micrometres of the frames
-    ``<sample>_msi`` (before any alignment) and ``<sample>``; the ST layers are moved to the right by ``translate`` only,
-    so that data coordinates stay those of their frame.
+    ``<sample>_msi`` (before any alignment) and ``<sample>``; only ``translate`` moves the ST layers to the right.
 
     Raises
     ------
@@ -82,11 +76,7 @@ def landmark_layers(
     """
     require_spatialdata(sdata)
     st, msi = get_table(sdata, table_key), get_table(sdata, msi_table_key)
-    found = table_samples(st, sample_key, sample)
-    if len(found) > 1:
-        msg = f"There are {len(found)} sections; name one of them with sample=: {listing(found)}."
-        raise ValueError(msg)
-    name = found[0]
+    name = one_section(st, sample_key, sample)
     pixels = np.flatnonzero(require_sample(msi, sample_key) == name)
     if len(pixels) == 0 or Key.pixels(name) not in sdata.shapes:
         msg = f"Section {name!r} has no MSI pixels to click landmarks on; shapes: {listing(sdata.shapes)}."
@@ -94,16 +84,16 @@ def landmark_layers(
     left = _pixels(sdata, msi, name, pixels, ion)
     spots = load_section(sdata, st, name, sample_key=sample_key)
     kind, places, shape = spot_geometry(spots)
-    left_edges, right_edges = _edges(left), spots.bounds
+    squares, half = left[0], left[1]["size"][:, None] / 2
+    (top, _), (_, right) = (squares - half).min(axis=0), (squares + half).max(axis=0)
+    width = right - float((squares - half).min(axis=0)[1])
     # tops and left edges side by side
-    offset = np.array(
-        [left_edges[1] - right_edges[1], left_edges[2] + _GAP * (left_edges[2] - left_edges[0]) - right_edges[0]]
-    )
-    counts = _total(st, spots.rows, gene, "gene")
-    metadata = {"metadata": section_table(st, spots.rows) | {OWN: {"role": "st", "sample": name}}}
-    right = (places, {**_options(f"{name} ST", counts, "magma"), **shape, **metadata, "translate": offset}, kind)
+    offset = np.array([top - spots.bounds[1], right + _GAP * width - spots.bounds[0]])
+    options = {**_coloured(f"{name} ST", st, spots.rows, gene, "gene", "magma"), **shape, "translate": offset}
+    options["metadata"] = section_table(st, spots.rows) | {OWN: {"role": "st", "sample": name}}
     size = float(2 * np.median(spots.radius))
-    return [left, right, _clicks(sdata, name, "msi", size, np.zeros(2)), _clicks(sdata, name, "st", size, offset)]
+    clicks = [_clicks(sdata, name, side, size, at) for side, at in (("msi", np.zeros(2)), ("st", offset))]
+    return [left, (places, options, kind), *clicks]
 
 
 def _pixels(sdata: Any, msi: Any, name: str, rows: NDArray[np.int64], ion: str | None) -> LayerData:
@@ -119,40 +109,23 @@ def _pixels(sdata: Any, msi: Any, name: str, rows: NDArray[np.int64], ion: str |
     matrix = known[frame].to_affine_matrix(("x", "y"), ("x", "y")) if frame in known else np.eye(3)
     centre = apply_affine(matrix, shapely.get_coordinates(shapely.centroid(geometry)))
     side = np.sqrt(shapely.area(geometry) * abs(np.linalg.det(matrix[:2, :2])))
-    options = _options(f"{name} MSI", _total(msi, rows, ion, "ion"), INTENSITY_CMAP)
-    shape = {"symbol": "square", "size": side, "border_width": 0.0, "border_color": "transparent"}
-    return centre[:, ::-1].copy(), {**options, **shape, "metadata": {OWN: {"role": "msi", "sample": name}}}, "points"
+    options = _coloured(f"{name} MSI", msi, rows, ion, "ion", INTENSITY_CMAP)
+    options |= {**PLAIN, "symbol": "square", "size": side, "metadata": {OWN: {"role": "msi", "sample": name}}}
+    return centre[:, ::-1].copy(), options, "points"
 
 
-def _edges(layer: LayerData) -> tuple[float, float, float, float]:
-    """Left, top, right and bottom of squares."""
-    yx, half = layer[0], layer[1]["size"][:, None] / 2
-    (top, left), (bottom, right) = (yx - half).min(axis=0), (yx + half).max(axis=0)
-    return float(left), float(top), float(right), float(bottom)
-
-
-def _total(table: Any, rows: NDArray[np.int64], name: str | None, what: str) -> NDArray[np.float64]:
-    """One variable, or the sum of all, on the scale log1p: outlines show that a linear scale hides."""
+def _coloured(
+    layer: str, table: Any, rows: NDArray[np.int64], name: str | None, what: str, cmap: str
+) -> dict[str, Any]:
+    """Colours by one variable, or by the sum of all, on the scale log1p: outlines show that a linear scale hides."""
     if name is not None and name not in table.var_names:
         msg = f"No {what} {name!r}; available: {listing(table.var_names)}.{suggest(name, table.var_names)}"
         raise KeyError(msg)
-    if name is None:
-        values = np.asarray(table.X[rows].sum(axis=1)).ravel()
-    else:
-        column = table.X[rows][:, [table.var_names.get_loc(name)]]
-        values = np.asarray(column.todense() if hasattr(column, "todense") else column).ravel()
-    return np.log1p(np.clip(values.astype(np.float64), 0, None))
-
-
-def _options(name: str, values: NDArray[np.float64], cmap: str) -> dict[str, Any]:
+    X = table.X[rows]
+    values = np.asarray(X.sum(axis=1) if name is None else as_csr(X[:, [table.var_names.get_loc(name)]]).todense())
+    values = np.log1p(np.clip(values.ravel().astype(np.float64), 0, None))
     norm = make_norm(values)
-    return {
-        "name": name,
-        "features": {VALUE: values},
-        "face_color": VALUE,
-        "face_colormap": napari_colormap(get_cmap(None, cmap)),
-        "face_contrast_limits": (float(norm.vmin or 0.0), float(norm.vmax or 1.0)),
-    }
+    return coloured(layer, values, get_cmap(None, cmap), (float(norm.vmin or 0.0), float(norm.vmax or 1.0)))
 
 
 def _clicks(sdata: Any, name: str, side: str, size: float, offset: NDArray[np.float64]) -> LayerData:
@@ -164,14 +137,5 @@ def _clicks(sdata: Any, name: str, side: str, size: float, offset: NDArray[np.fl
 
         frame = Key.msi_frame(name) if side == "msi" else Key.st_frame(name)
         yx = _of_element(sdata, element, frame)[:, ::-1].copy()
-    options = {
-        "name": element,
-        "ndim": 2,
-        "size": size,
-        "symbol": "cross",
-        "face_color": _COLOUR,
-        "border_width": 0.0,
-        "translate": offset,
-        "metadata": {OWN: {"landmarks": side, "sample": name}},
-    }
-    return yx, options, "points"
+    options = {"name": element, "ndim": 2, "size": size, "symbol": "cross", "face_color": _COLOUR, "border_width": 0.0}
+    return yx, options | {"translate": offset, "metadata": {OWN: {"landmarks": side, "sample": name}}}, "points"

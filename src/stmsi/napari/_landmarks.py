@@ -59,11 +59,8 @@ def landmarks(viewer: Any, *, sample: str | None = None) -> dict[str, tuple[NDAr
             found.setdefault(str(section), {})[side] = layer
     found = {section: sides for section, sides in found.items() if sample is None or section == sample}
     if not found:
-        of = "" if sample is None else f" of section {sample!r}"
-        msg = (
-            f"The viewer has no layers with landmarks{of}; layers: {listing(layer.name for layer in viewer.layers)}. "
-            "stmsi.napari.landmark_layers makes them."
-        )
+        of, names = "" if sample is None else f" of section {sample!r}", listing(layer.name for layer in viewer.layers)
+        msg = f"The viewer has no layers with landmarks{of}; layers: {names}. stmsi.napari.landmark_layers makes them."
         raise KeyError(msg)
     out = {}
     for section, sides in found.items():
@@ -71,17 +68,15 @@ def landmarks(viewer: Any, *, sample: str | None = None) -> dict[str, tuple[NDAr
         if missing:
             msg = f"Section {section!r} has no layer {f'{section}{_TAIL}{missing[0]}'!r}; landmarks are pairs."
             raise KeyError(msg)
-        pair = tuple(np.asarray(sides[side].data, dtype=float).reshape(-1, 2)[:, ::-1].copy() for side in _SIDES)
-        if len(pair[0]) != len(pair[1]):
-            msg = (
-                f"Section {section!r} has {len(pair[0])} landmarks in MSI and {len(pair[1])} in ST; click the same places in "
-                "the same order in both."
+        msi, st = (np.asarray(sides[side].data, dtype=float).reshape(-1, 2)[:, ::-1].copy() for side in _SIDES)
+        if len(msi) != len(st):
+            clicked = (
+                f"{len(msi)} landmarks in MSI and {len(st)} in ST; click the same places in the same order in both."
             )
+            msg = f"Section {section!r} has {clicked}"
             raise ValueError(msg)
-        if len(pair[0]) < 3:
-            msg = (
-                f"Section {section!r} has {len(pair[0])} pairs of landmarks; at least three are needed, six are better."
-            )
+        if len(msi) < 3:
+            msg = f"Section {section!r} has {len(msi)} pairs of landmarks; at least three are needed, six are better."
             raise ValueError(msg)
-        out[section] = (pair[0], pair[1])
+        out[section] = (msi, st)
     return out

@@ -15,17 +15,7 @@ from stmsi._data.keys import Key
 from stmsi._data.tables import get_table
 from stmsi.pl._colour_limits import clipped_limits, get_cmap
 from stmsi.pl._metabolite_layers import table_samples
-from stmsi.pl._panels import (
-    add_spots,
-    colour_bar,
-    get_axes,
-    hand_back,
-    panel_size,
-    prepare_panel,
-    scale_bar,
-    set_limits,
-    wrap,
-)
+from stmsi.pl._panels import add_spots, colour_bar, get_axes, hand_back, panel_size, prepare_panel, scale_bar, wrap
 from stmsi.pl._sections import load_section
 from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import INTENSITY_CMAP, STYLE, WIDTH_CMAP
@@ -101,10 +91,6 @@ def alignment(
         Whether to draw a scale bar.
     %(figure)s
 
-    Returns
-    -------
-    The axes, or a list of them where there are several sections; with `return_fig` the figure.
-
     Raises
     ------
     ValueError
@@ -146,8 +132,7 @@ def alignment(
         own, row = record[section.name], {str(k): v for k, v in report.loc[section.name].items()}
         geometry = section_geometry(sdata, section.name, sample_key=sample_key, st_table_key=table_key)
         corners = aligned(own, geometry.corners.reshape(-1, 2)).reshape(geometry.corners.shape)
-        prepare_panel(axis, section, "")
-        _widen(axis, section, corners)
+        prepare_panel(axis, section, "", corners.reshape(-1, 2))
         if kind == "overlay":
             lines = _overlay(axis, section, corners, row)
         elif kind == "landmarks":
@@ -161,18 +146,14 @@ def alignment(
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
 
-def _widen(ax: Axes, section: Section, corners: NDArray[np.float64]) -> None:
-    """Limits that hold the pixels as well."""
-    left, top, right, bottom = section.bounds
-    low, high = corners.reshape(-1, 2).min(axis=0), corners.reshape(-1, 2).max(axis=0)
-    set_limits(ax, min(left, low[0]), min(top, low[1]), max(right, high[0]), max(bottom, high[1]))
+def _add_pixels(ax: Axes, corners: NDArray[np.float64], **paint: Any) -> None:
+    ax.add_collection(PolyCollection(list(corners), **{"edgecolors": "none", "zorder": 2, **paint}), autolim=False)
 
 
 def _overlay(ax: Axes, section: Section, corners: NDArray[np.float64], row: dict[str, Any]) -> tuple[str, str]:
     import shapely
 
-    pixels = PolyCollection(list(corners), facecolors=_PIXELS, edgecolors="none", alpha=0.8, zorder=2)
-    ax.add_collection(pixels, autolim=False)
+    _add_pixels(ax, corners, facecolors=_PIXELS, alpha=0.8)
     inside = np.zeros(len(section.xy), dtype=bool)
     tree = shapely.STRtree(shapely.polygons(corners))
     inside[tree.query(shapely.points(section.xy), predicate="intersects")[0]] = True
@@ -194,7 +175,7 @@ def _landmarks(
     if "landmarks_moved" not in own:
         msg = f"Section {section.name!r} was aligned without landmarks (method {row['method']!r}); draw kind='overlay'."
         raise ValueError(msg)
-    ax.add_collection(PolyCollection(list(corners), facecolors="#e9eff5", edgecolors="none", zorder=2), autolim=False)
+    _add_pixels(ax, corners, facecolors="#e9eff5")
     add_spots(ax, section, facecolors="none", edgecolors="0.75", linewidths=0.4, zorder=3)
     start, end = np.asarray(own["landmarks_moved"]), np.asarray(own["landmarks_st"])
     tre = np.asarray(own["tre_um"], dtype=float)
@@ -260,10 +241,7 @@ def _checkerboard(
     pixels = ~black(corners.mean(axis=1)) & np.isfinite(at_pixels)
     spots = black(section.xy)
     paint: dict[str, Any] = {"cmap": cmap, "norm": norm, "zorder": 2}
-    squares = list(corners[pixels])
-    ax.add_collection(
-        PolyCollection(squares, array=at_pixels[pixels], edgecolors="face", linewidths=0.1, **paint), autolim=False
-    )
+    _add_pixels(ax, corners[pixels], array=at_pixels[pixels], edgecolors="face", linewidths=0.1, **paint)
     drawn = add_spots(ax, section, chosen=spots, array=at_spots[spots], linewidths=0, **paint)
     colour_bar(ax, drawn, "canonical component", extend="both")
     return "genes (spots), ions (pixels)", f"r = {correlation:.2f}"

@@ -21,7 +21,7 @@ from stmsi._data.tables import get_table
 from stmsi.pl._colour_limits import check_percentiles, clipped_limits, diverging_norm, get_cmap
 from stmsi.pl._gene_maps import DriverMap, Tokens, driver_map, known_genes
 from stmsi.pl._metabolite_layers import as_list
-from stmsi.pl._panels import MOST_PANELS, colour_bar, get_axes, hand_back
+from stmsi.pl._panels import MOST_PANELS, check_least, colour_bar, get_axes, hand_back
 from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import INTENSITY_CMAP, PALETTE, RESIDUAL_CMAP, STYLE
 
@@ -123,10 +123,6 @@ def attention_heatmap(
         The ST table of a SpatialData.
     %(figure)s
 
-    Returns
-    -------
-    The axes, or a list of them where there are several groups; with `return_fig` the figure.
-
     Raises
     ------
     KeyError
@@ -153,9 +149,7 @@ def attention_heatmap(
     if scale is not None:
         check_choice(scale, get_args(Scale), "scale")
     percentiles = check_percentiles(percentiles)
-    if n_genes < 1:
-        msg = f"n_genes must be at least 1, found {n_genes!r}."
-        raise ValueError(msg)
+    check_least(n_genes, 1, "n_genes")
     adata = get_table(data, table_key)
     wanted = None if metabolites is None else as_list(metabolites)
     groups = [None] if group is None else as_list(group, "group")

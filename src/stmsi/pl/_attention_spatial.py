@@ -14,7 +14,7 @@ from stmsi._data.tables import get_table, require_frame, require_metabolites
 from stmsi.pl._gene_maps import is_attention, programme_labels, record_of
 from stmsi.pl._metabolite_layers import Layer, as_list
 from stmsi.pl._panel_grid import Colours, draw_grid
-from stmsi.pl._panels import hand_back
+from stmsi.pl._panels import check_least, hand_back
 from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import PERCENTILES
 
@@ -73,8 +73,7 @@ def attention_spatial(
     metabolite
         Id or readable name of a metabolite in `per_spot`.
     tokens
-        One or several programmes (``"programme01"``) or genes; `None`: the `n_top` programmes (or genes, where they are
-        the tokens) with the largest mean.
+        One or several programmes (``"programme01"``) or genes; `None`: the `n_top` tokens of the model with the largest mean.
     key
         What :func:`stmsi.tl.attention` wrote.
     n_top
@@ -88,18 +87,12 @@ def attention_spatial(
     %(spots)s
     %(figure)s
 
-    Returns
-    -------
-    The axes, or a list of them where there are several panels (gene by gene, within each section by section); with
-    `return_fig` the figure.
-
     Raises
     ------
     KeyError
-        The attention of single spots is not stored (the message names the call that makes it), or an unknown metabolite,
-        gene, section or image.
+        No attention of single spots (the message names the call that makes it); unknown metabolite, gene, section or image.
     ValueError
-        `key` is an attribution, which has no values of single spots; the number of axes is not the number of panels.
+        `key` is an attribution, which has no values of single spots; or the number of axes is wrong.
     TypeError
         `image` with an AnnData, which holds none.
 
@@ -119,9 +112,7 @@ def attention_spatial(
     'simPC(28:0), programme 04'
     """
     colours = Colours(norm, vmin, vmax, percentiles, share_norm, cmap, alpha)
-    if n_top < 1:
-        msg = f"n_top must be at least 1, found {n_top!r}."
-        raise ValueError(msg)
+    check_least(n_top, 1, "n_top")
     adata = get_table(data, table_key)
     require_rows(adata)
     record = record_of(adata, key)
@@ -174,7 +165,7 @@ def _token_layers(
         if token in weights:
             values, label = weights[token].to_numpy(np.float64), str(labels[token])
         elif token in shares.index:
-            share = shares.loc[token, weights.columns].to_numpy(np.float64)
+            share = shares.loc[token, list(weights.columns)].to_numpy(np.float64)
             values, label = weights.to_numpy(np.float64) @ share, token
         else:
             known = [*weights.columns, *shares.index]

@@ -9,7 +9,7 @@ import numpy as np
 from stmsi._core.metrics.presence import ece
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, require_sample
-from stmsi.pl._panels import get_axes, hand_back, jitter, label_plot
+from stmsi.pl._panels import check_least, get_axes, hand_back, jitter, label_plot
 from stmsi.pl._presence_curves import SIZE, presence_of
 from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import PALETTE
@@ -54,10 +54,6 @@ def calibration(
     %(tables)s
     %(figure)s
 
-    Returns
-    -------
-    The two axes; with `return_fig` the figure.
-
     Raises
     ------
     KeyError
@@ -76,9 +72,7 @@ def calibration(
     >>> [ax.get_xlabel() for ax in axes]
     ['probability of presence', 'section']
     """
-    if n_bins < 2:
-        msg = f"n_bins must be at least 2, found {n_bins!r}."
-        raise ValueError(msg)
+    check_least(n_bins, 2, "n_bins")
     st = get_table(data, table_key)
     _, present, probability = presence_of(st, pred_key, metabolite_key, presence_key, None, sample_key)
     measured = require_frame(st, metabolite_key)

@@ -58,6 +58,7 @@ def compare(
     0: red is too much, blue too little. The title of the predicted panel has the Pearson correlation over the covered
     spots and, where they are known, the AUROC of presence and the tier of :func:`stmsi.tl.reliability`. With prediction
     bounds a fourth panel shows the width of the interval. Light grey spots are not covered by MSI.
+    Where a section has none, the measured and the residual panel say so.
 
     Parameters
     ----------
@@ -79,11 +80,6 @@ def compare(
         Colour map of the residual; `None`: RdBu_r.
     %(spots)s
     %(figure)s
-
-    Returns
-    -------
-    List of axes, row by row (measured, predicted, residual and, with bounds, interval width); with `return_fig` the
-    figure. Where the section has no MSI, the measured and the residual panel say so.
 
     Raises
     ------

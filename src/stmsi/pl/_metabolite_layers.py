@@ -11,8 +11,8 @@ import pandas as pd
 from stmsi._data.checks import listing, suggest
 from stmsi._data.feature_table import base_key, find_features, written_by
 from stmsi._data.keys import Key
-from stmsi._data.tables import require_frame, require_sample
-from stmsi.pl._style import INTENSITY_CMAP, PRESENT_LABEL
+from stmsi._data.tables import require_frame, require_metabolites, require_sample
+from stmsi.pl._style import INTENSITY_CMAP, PRESENT_LABEL, WIDTH_CMAP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -129,3 +129,39 @@ def intensity_label(adata: AnnData, key: str) -> str:
     if is_width(adata, key):
         return "interval width (log1p)" if logged else "interval width"
     return "log1p intensity" if logged else "intensity"
+
+
+def layers_of(adata: AnnData, names: list[str], key: str) -> list[Layer]:
+    """What to draw: metabolites of a layer, or columns of ``obs``."""
+    if key not in adata.obsm and all(n in adata.obs for n in names):
+        return [_obs_layer(adata, n) for n in names]
+    frame = layer_frame(adata, key)
+    readable = readable_names(adata, key, frame.columns)
+    label, bounds = intensity_label(adata, key), (0.0, 1.0) if is_presence(key) else None
+    default = WIDTH_CMAP if is_width(adata, key) else INTENSITY_CMAP
+    known = {*readable.index, *readable}
+    out = []
+    for name in names:
+        if name not in known and name in adata.obs:
+            out.append(_obs_layer(adata, name))
+            continue
+        if name not in known and (near := suggest(name, adata.obs.columns)) and not suggest(name, known):
+            msg = f"{name!r} is neither a metabolite of obsm[{key!r}] nor a column of obs.{near}"
+            raise KeyError(msg)
+        (identifier,) = require_metabolites([name], readable.index, readable)
+        title = ", ".join(filter(None, (str(readable[identifier]), trust(adata, key, identifier))))
+        out.append(Layer(title, frame[identifier].to_numpy(np.float64, na_value=np.nan), label, bounds, default))
+    return out
+
+
+def _obs_layer(adata: AnnData, name: str) -> Layer:
+    values = adata.obs[name]
+    if not (pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)):
+        numeric = [c for c in adata.obs if pd.api.types.is_numeric_dtype(adata.obs[c])]
+        msg = (
+            f"obs[{name!r}] is not numeric ({values.dtype}); numeric columns: {listing(numeric)}. "
+            "Draw categories with squidpy.pl.spatial_scatter or spatialdata-plot."
+        )
+        raise ValueError(msg)
+    bounds = (0.0, 1.0) if name == Key.obs.COVERAGE else None
+    return Layer(name, values.to_numpy(dtype=np.float64, na_value=np.nan), "", bounds)

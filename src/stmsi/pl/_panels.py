@@ -124,25 +124,22 @@ def _add_lattice(
     return mappable
 
 
-def prepare_panel(ax: Axes, section: Section, title: str) -> None:
-    """Limits, aspect and direction of a panel, with the histology behind."""
+def prepare_panel(ax: Axes, section: Section, title: str, also: NDArray[np.float64] | None = None) -> None:
+    """Limits (around `also` as well), aspect and direction of a panel, with the histology behind."""
     if section.histology is not None:
         picture = section.histology
         to_um = Affine2D(picture.matrix) + ax.transData
         ax.imshow(picture.pixels, extent=picture.extent, transform=to_um, origin="upper", zorder=1)
-    ax.set_aspect("equal")
-    set_limits(ax, *section.bounds)
-    ax.set_xticks([])
-    ax.set_yticks([])
+    corners = (
+        np.reshape(section.bounds, (2, 2)) if also is None else np.vstack([np.reshape(section.bounds, (2, 2)), also])
+    )
+    (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
+    border = STYLE.margin * max(right - left, bottom - top)
+    # y points down, as in images; below is room for the scale bar
+    ax.set(aspect="equal", xlim=(left - border, right + border), xticks=[], yticks=[])
+    ax.set_ylim(bottom + border + STYLE.foot * (bottom - top), top - border)
     ax.spines[:].set_visible(False)
     ax.set_title(title, fontsize=STYLE.title_size)
-
-
-def set_limits(ax: Axes, left: float, top: float, right: float, bottom: float) -> None:
-    """Limits around a section in micrometres; y points down, as in images, and below is room for the scale bar."""
-    border = STYLE.margin * max(right - left, bottom - top)
-    ax.set_xlim(left - border, right + border)
-    ax.set_ylim(bottom + border + STYLE.foot * (bottom - top), top - border)
 
 
 def scale_bar(ax: Axes) -> None:
@@ -167,12 +164,19 @@ def label_plot(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
 
 def jitter(n: int) -> NDArray[np.float64]:
     """Steps of the golden ratio, -0.5 to 0.5: they spread `n` points evenly, and alike in every run."""
-    return (np.arange(n) * 0.618034) % 1 - 0.5
+    return np.asarray(np.arange(n) * 0.618034 % 1 - 0.5, dtype=np.float64)
 
 
 def wrap(*lines: str) -> str:
     """Lines of a title; long names are broken."""
     return "\n".join(fill(line, STYLE.title_width) for line in lines if line)
+
+
+def check_least(value: int, least: int, name: str) -> None:
+    """Raise where a number is too small."""
+    if value < least:
+        msg = f"{name} must be at least {least}, found {value!r}."
+        raise ValueError(msg)
 
 
 def get_axes(
@@ -191,9 +195,7 @@ def get_axes(
             "the others in another call, or hand over axes of your own (ax=)."
         )
         raise ValueError(msg)
-    if ncols < 1:
-        msg = f"ncols must be at least 1, found {ncols!r}."
-        raise ValueError(msg)
+    check_least(ncols, 1, "ncols")
     ncols = min(ncols, n)
     nrows = ceil(n / ncols)
     inches = (ncols * size[0], nrows * size[1])

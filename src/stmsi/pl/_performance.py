@@ -90,7 +90,7 @@ def performance(
     A metabolite counts once: its value is the mean over sections and folds. Boxes span the quartiles with a line at the
     median (written at the right with the number of metabolites), whiskers the 5th to 95th percentile. The best group is on
     top. Dashed lines mark a prediction without skill: 0 for correlations and R2, 0.5 for AUROC, and the median prevalence
-    of the metabolites for AUPRC.
+    of the metabolites for AUPRC. Missing scores (NaN) are left out and counted under the axis.
 
     Parameters
     ----------
@@ -108,11 +108,6 @@ def performance(
     ncols
         Panels in a row.
     %(figure)s
-
-    Returns
-    -------
-    The axes, or a list of them where there are several metrics; with `return_fig` the figure. Missing scores (NaN) are
-    left out and counted under the axis.
 
     Raises
     ------
@@ -188,29 +183,34 @@ def _check_metric(rows: pd.DataFrame, metric: str, stage: str) -> None:
         raise ValueError(msg)
 
 
-def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, levels: list[Any]) -> None:
-    """One metric: a row per group, in it a box per level of `hue`."""
-    rows = rows.assign(**{metric: rows[metric].astype(float)}).replace({metric: {np.inf: np.nan, -np.inf: np.nan}})
-    left_out = int(rows[metric].isna().sum())
-    rows = rows[rows[metric].notna()]
-    means = rows.groupby([by, "metabolite"], observed=True, sort=False)[metric].mean()
-    medians = means.groupby(level=0, observed=True, sort=False).median()
-    groups = list(medians.sort_values(ascending=metric in _LOWER_IS_BETTER, kind="stable").index)
-    boxes = []
+def _boxes(
+    rows: pd.DataFrame, groups: list[Any], metric: str, by: str, hue: str | None, levels: list[Any]
+) -> list[_Box]:
+    """A row per group, in it a box per level of `hue`."""
+    boxes, height = [], 0.8 / len(levels)
     for i, group in enumerate(groups):
-        of_group = rows[rows[by] == group]
         for j, level in enumerate(levels):
-            part = of_group if hue is None else of_group[of_group[hue] == level]
+            part = rows[(rows[by] == group) & (True if hue is None else rows[hue] == level)]
             if len(part) == 0:
                 continue
             own = part.groupby("metabolite", observed=True)
             base = np.nan
             if metric == "auprc" and Key.var.PREVALENCE in part:
                 base = float(own[Key.var.PREVALENCE].mean().median())
-            height, colour = 0.8 / len(levels), PALETTE[j % len(PALETTE)]
             values = own[metric].mean().to_numpy(dtype=float)
-            boxes.append(_Box(i - 0.4 + (j + 0.5) * height, height, values, colour, base))
-    clip = metric == "r2" and min(b.values.min() for b in boxes) < _R2_FLOOR < max(b.values.max() for b in boxes)
+            boxes.append(_Box(i - 0.4 + (j + 0.5) * height, height, values, PALETTE[j % len(PALETTE)], base))
+    return boxes
+
+
+def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, levels: list[Any]) -> None:
+    """One metric."""
+    rows = rows.assign(**{metric: rows[metric].astype(float)}).replace({metric: {np.inf: np.nan, -np.inf: np.nan}})
+    left_out = int(rows[metric].isna().sum())
+    rows = rows[rows[metric].notna()]
+    means = rows.groupby([by, "metabolite"], observed=True, sort=False)[metric].mean()
+    medians = means.groupby(level=0, observed=True, sort=False).median()
+    groups = list(medians.sort_values(ascending=metric in _LOWER_IS_BETTER, kind="stable").index)
+    boxes = _boxes(rows, groups, metric, by, hue, levels)
     for box in boxes:
         _draw_box(ax, box)
     if metric in REFERENCE:
@@ -218,14 +218,14 @@ def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, l
     note = [READABLE.get(metric, metric)]
     if any(np.isfinite(b.prevalence) for b in boxes):
         note.append("dashed: median prevalence")
-    if clip:
+    if metric == "r2" and min(b.values.min() for b in boxes) < _R2_FLOOR < max(b.values.max() for b in boxes):
         below = sum(int((b.values < _R2_FLOOR).sum()) for b in boxes)
         ax.set_xlim(left=_R2_FLOOR - 0.05)
         note.append(f"{below} below {_R2_FLOOR:g} not shown")
     if left_out:
         note.append(f"{left_out} NaN score{'s' * (left_out > 1)} left out")
-    if left_out and len({len(b.values) for b in boxes}) > 1:
-        note.append("n differs: not the same metabolites")
+        if len({len(b.values) for b in boxes}) > 1:
+            note.append("n differs: not the same metabolites")
     ax.set_xlabel("\n".join(note), fontsize=STYLE.title_size)
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.set_yticks(range(len(groups)), [str(g) for g in groups])
@@ -234,10 +234,9 @@ def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, l
     ax.spines[["top", "right", "left"]].set_visible(False)
     if hue is not None:
         handles = [Patch(color=PALETTE[j % len(PALETTE)], label=str(v)) for j, v in enumerate(levels)]
-        ax.legend(
-            handles=handles, title=hue, loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=min(4, len(handles)),
-            frameon=False, fontsize=STYLE.label_size, title_fontsize=STYLE.label_size, handlelength=1,
-        )  # fmt: skip
+        place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": min(4, len(handles))}
+        sizes: dict[str, Any] = {"fontsize": STYLE.label_size, "title_fontsize": STYLE.label_size, "handlelength": 1}
+        ax.legend(handles=handles, title=hue, frameon=False, **place, **sizes)
 
 
 def _draw_box(ax: Axes, box: _Box) -> None:

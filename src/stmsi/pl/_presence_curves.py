@@ -63,10 +63,6 @@ def presence_curves(
     %(tables)s
     %(figure)s
 
-    Returns
-    -------
-    The two axes; with `return_fig` the figure.
-
     Raises
     ------
     KeyError

@@ -31,22 +31,20 @@ _SNAP = 0.05
 
 @dataclass(frozen=True)
 class Histology:
-    """The image behind a section."""
+    """The image behind a section; `matrix` is the affine from pixels to micrometres, 3 x 3."""
 
     pixels: NDArray[Any]
     extent: tuple[float, float, float, float]
     matrix: NDArray[np.float64]
-    """Affine from pixels to micrometres, 3 x 3."""
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """Bins without gaps between them as the pixels of an image."""
+    """Bins without gaps between them as the pixels of an image; `matrix` takes their corners to micrometres, 3 x 3."""
 
     row: NDArray[np.int64]
     col: NDArray[np.int64]
     matrix: NDArray[np.float64]
-    """Affine from pixels (the first corner of the first one is 0, 0) to micrometres, 3 x 3."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -80,12 +78,11 @@ class Section:
     """The spots of a section, in micrometres."""
 
     name: str
-    rows: NDArray[np.int64]
-    """Rows of the table."""
+    rows: NDArray[np.int64]  # of the table
     xy: NDArray[np.float64]
     radius: NDArray[np.float64]
+    # vertices, where spots are polygons (bins) and not circles; one array where all have the same number
     outlines: NDArray[np.float64] | tuple[NDArray[np.float64], ...] | None = None
-    """Vertices, where the spots are polygons (bins) and not circles; one array where all have the same number."""
     histology: Histology | None = None
 
     @cached_property

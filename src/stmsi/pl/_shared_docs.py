@@ -51,12 +51,16 @@ ax
 show
     `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
 return_fig
-    Whether to return the figure instead of the axes.""",
+    Whether to return the figure instead of the axes.
+
+Returns
+-------
+The axes, or a list of them where there are several panels; with `return_fig` the figure.""",
 }
 
 
 def shared_docs(function: F) -> F:
-    """Put the shared parameters where the docstring says ``%(name)s``."""
+    """Put the shared parameters, and what plots return, where the docstring says ``%(name)s``."""
     doc = cleandoc(function.__doc__ or "")
     for name, text in _PARTS.items():
         doc = doc.replace(f"%({name})s", text.strip())
