@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pandas as pd
 
-from stmsi._data.checks import check_share, listing, require_rows
+from stmsi._data.checks import check_choice, check_share, listing, require_rows
 from stmsi._data.feature_table import find_features
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, require_metabolites
@@ -97,9 +97,7 @@ class MetaboliteMaps:
 
     def check_mode(self, mode: str) -> None:
         """Raise where a mode does not exist, or has no data."""
-        if mode not in MODES:
-            msg = f"mode={mode!r} is not known; choose one of {listing(MODES)}."
-            raise ValueError(msg)
+        check_choice(mode, MODES, "mode")
         if mode in self.modes:
             return
         if PREDICTED in self.frames and mode == "residual":

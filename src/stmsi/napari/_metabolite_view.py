@@ -130,16 +130,14 @@ class MetaboliteView:
 
     def spot_at(self, x: float, y: float) -> int | None:
         """Number in the section of the spot at a place (um); `None` beside all spots."""
-        if self.section.outlines is not None:
-            import shapely
+        if self.section.outlines is None:
+            distance, i = self._tree.query((x, y))
+            return int(i) if distance <= self.section.radius[i] else None
+        import shapely
 
-            near = self._tree.query((x, y), k=min(8, len(self.section.xy)))[1]
-            for i in np.atleast_1d(near):
-                if shapely.Polygon(self.section.outlines[i]).covers(shapely.Point(x, y)):
-                    return int(i)
-            return None
-        distance, i = self._tree.query((x, y))
-        return int(i) if distance <= self.section.radius[i] else None
+        near = np.atleast_1d(self._tree.query((x, y), k=min(8, len(self.section.xy)))[1])
+        place = shapely.Point(x, y)
+        return next((int(i) for i in near if shapely.Polygon(self.section.outlines[i]).covers(place)), None)
 
     def pick(self, x: float, y: float) -> Spot | None:
         """The spot at a place (um), marked in the viewer; `None` and no mark beside all spots."""

@@ -26,7 +26,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from stmsi.napari._metabolite_maps import PPM, MetaboliteMaps
+from stmsi.napari._metabolite_maps import MODES, PPM, MetaboliteMaps
 from stmsi.napari._metabolite_view import STYLES, MetaboliteView, show_scale_bar
 
 if TYPE_CHECKING:
@@ -34,12 +34,6 @@ if TYPE_CHECKING:
 
 _STEPS = 100
 _COLOUR_OF_TIER = {"high": "#4dac26", "medium": "#b8a100", "low": "#e08214", "none": "#d7301f"}
-_LABEL_OF_MODE = {
-    "compare": "measured, predicted",
-    "residual": "predicted - measured",
-    "uncertainty": "interval width",
-    "presence": "P(present)",
-}
 
 
 class MetaboliteWidget(QWidget):
@@ -131,7 +125,7 @@ class MetaboliteWidget(QWidget):
             self.section.setCurrentText(view.section.name)
             self.mode.clear()
             for mode in view.source.modes:
-                self.mode.addItem(_LABEL_OF_MODE[mode], mode)
+                self.mode.addItem(", ".join(MODES[mode]), mode)
             self.mode.setCurrentIndex(view.source.modes.index(view.mode))
             self.mix.setValue(round(view.mix * _STEPS))
             self.threshold.setValue(round(view.threshold * _STEPS))

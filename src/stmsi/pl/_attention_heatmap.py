@@ -46,20 +46,10 @@ _GAP, _STRIP, _TREE, _BAR, _BESIDE = 0.05, 0.13, 0.4, 1.4, 1.1
 """Inches between parts, of a strip of colours, of a tree, of the longest colour bar, and of its width with numbers and label."""
 
 
-class _Place:
-    """Places right of the cells and above them: inches in units of the axes."""
-
-    def __init__(self, ax: Axes) -> None:
-        box, dpi = ax.get_window_extent(), ax.figure.dpi
-        self.wide, self.high = box.width / dpi, box.height / dpi
-
-    def x(self, inches: float) -> float:
-        """So many inches right of the cells."""
-        return 1 + inches / self.wide
-
-    def y(self, inches: float) -> float:
-        """So many inches above the cells."""
-        return 1 + inches / self.high
+def _per_inch(ax: Axes) -> tuple[float, float]:
+    """What an inch is in units of the axes, to the right and upwards."""
+    box, dpi = ax.get_window_extent(), ax.figure.dpi
+    return dpi / box.width, dpi / box.height
 
 
 @shared_docs
@@ -180,25 +170,24 @@ def attention_heatmap(
         place.set_ylim(len(mean), 0)
         _names(place, "y", names)
         _names(place, "x", [labels[j] for j in col])
-        size = _Place(place)
-        handles = _mark(place, marks)
-        right = _GAP
+        wide, high = _per_inch(place)
+        handles, right = _mark(place, marks), _GAP
         if any(of_row):
-            handles += _class_strip(place, of_row, (size.x(right), 0.0, size.x(_STRIP) - 1, 1.0))
+            handles += _class_strip(place, of_row, (1 + right * wide, 0.0, _STRIP * wide, 1.0))
             right += _STRIP + _GAP
         if row_tree is not None:
-            _tree(place, row_tree, (size.x(right), 0.0, size.x(_TREE) - 1, 1.0), at_right=True)
+            _tree(place, row_tree, (1 + right * wide, 0.0, _TREE * wide, 1.0), at_right=True)
             right += _TREE
         if col_tree is not None:
-            _tree(place, col_tree, (0.0, size.y(_GAP), 1.0, size.y(_TREE) - 1), at_right=False)
+            _tree(place, col_tree, (0.0, 1 + _GAP * high, 1.0, _TREE * high), at_right=False)
         right += 2 * _GAP
-        box = (size.x(right), 0.0, size.x(_STRIP) - 1, min(1.0, size.y(_BAR) - 1))
+        box = (1 + right * wide, 0.0, _STRIP * wide, min(1.0, _BAR * high))
         colour_bar(place, mesh, _unit(first, scale), box=box)
         if handles and place is axes[-1]:
             # above the colour bar where there is room for both
-            beside = 0.0 if size.high >= _BAR + 0.15 * (len(handles) + 1) else _BESIDE
+            right += 0.0 if 1 / high >= _BAR + 0.15 * (len(handles) + 1) else _BESIDE
             place.legend(
-                handles=handles, loc="upper left", bbox_to_anchor=(size.x(right + beside), 1.0), frameon=False,
+                handles=handles, loc="upper left", bbox_to_anchor=(1 + right * wide, 1.0), frameon=False,
                 fontsize=STYLE.tick_size, handlelength=0.8, borderaxespad=0, borderpad=0,
             )  # fmt: skip
         if name is not None:
@@ -239,8 +228,7 @@ def _in_units(part: DriverMap, scale: Scale | None) -> NDArray[np.float64]:
         if not part.is_attention:
             msg = "scale='metabolites' compares shares, which an attribution has not; use scale='row' or None."
             raise ValueError(msg)
-        mean = values.mean(axis=0)
-        return np.log2(np.maximum(values, _LEAST) / np.maximum(mean, _LEAST))
+        return np.log2(np.maximum(values, _LEAST) / np.maximum(values.mean(axis=0), _LEAST))
     if part.is_attention:
         values = values * values.shape[1]
     if scale == "row":

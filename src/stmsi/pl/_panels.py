@@ -130,9 +130,8 @@ def prepare_panel(ax: Axes, section: Section, title: str, also: NDArray[np.float
         picture = section.histology
         to_um = Affine2D(picture.matrix) + ax.transData
         ax.imshow(picture.pixels, extent=picture.extent, transform=to_um, origin="upper", zorder=1)
-    corners = (
-        np.reshape(section.bounds, (2, 2)) if also is None else np.vstack([np.reshape(section.bounds, (2, 2)), also])
-    )
+    corners = np.reshape(section.bounds, (2, 2))
+    corners = corners if also is None else np.vstack([corners, also])
     (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
     border = STYLE.margin * max(right - left, bottom - top)
     # y points down, as in images; below is room for the scale bar
@@ -144,13 +143,9 @@ def prepare_panel(ax: Axes, section: Section, title: str, also: NDArray[np.float
 
 def scale_bar(ax: Axes) -> None:
     """A scale bar in micrometres, in the free strip under the section."""
-    size: dict[str, Any] = {
-        "length_fraction": 0.3,
-        "width_fraction": 0.012,
-        "font_properties": {"size": STYLE.tick_size},
-    }
-    place = {"location": "lower right", "scale_loc": "left", "border_pad": 0.2, "pad": 0.1, "sep": 3}
-    ax.add_artist(ScaleBar(1, units="um", box_alpha=0.0, color="black", **size, **place))
+    place: dict[str, Any] = {"location": "lower right", "scale_loc": "left", "border_pad": 0.2, "pad": 0.1, "sep": 3}
+    look: dict[str, Any] = {"length_fraction": 0.3, "width_fraction": 0.012, "box_alpha": 0.0, "color": "black"}
+    ax.add_artist(ScaleBar(1, units="um", font_properties={"size": STYLE.tick_size}, **look, **place))
 
 
 def label_plot(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
