@@ -202,7 +202,8 @@ def _curves(losses: pd.DataFrame) -> dict[str, _Curve]:
             continue
         decisive = validation if n_first or together.isna().all() else together
         # the first of equals, as the weights are kept
-        out[name] = _Curve(train, validation, None if decisive.isna().all() else int(decisive.idxmin()))
+        best = None if decisive.isna().all() else int(decisive.index[int(np.nanargmin(decisive))])
+        out[name] = _Curve(train, validation, best)
     return out
 
 
