@@ -50,7 +50,7 @@ axes = stmsi.pl.spatial(sdata, ["simPC(28:0)", "simPC(36:0)"], sample=["P1S1", "
 save(axes[0].figure, "spatial")
 
 # [uncertainty]
-axes = stmsi.pl.spatial(sdata, "simPC(28:0)", key="msi_pred_width", sample=["P2S1", "P2S2"])
+axes = stmsi.pl.spatial(sdata, "simPC(28:0)", metabolite_key="msi_pred_width", sample=["P2S1", "P2S2"])
 # [end]
 save(axes[0].figure, "uncertainty")
 

@@ -170,8 +170,8 @@ def test_pick_a_spot(view):
     st = view.source.adata
     row = view.section.rows[number]
     assert spot.name == st.obs_names[row]
-    assert spot.predicted == pytest.approx(st.obsm["msi_pred"]["simPC_28_0"].iloc[row])
-    assert (spot.lower, spot.upper) == pytest.approx(
+    assert spot.value["predicted"] == pytest.approx(st.obsm["msi_pred"]["simPC_28_0"].iloc[row])
+    assert (spot.value["lower"], spot.value["upper"]) == pytest.approx(
         [st.obsm[k]["simPC_28_0"].iloc[row] for k in ("msi_pred_lower", "msi_pred_upper")]
     )
     ring = view.viewer.layers[PICKED]

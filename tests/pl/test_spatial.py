@@ -126,7 +126,7 @@ def test_absent_is_not_grey_in_a_log_norm(st) -> None:
 @pytest.mark.parametrize("key", ["msi_presence", "msi_pred_presence"])
 def test_presence_spans_0_to_1(st, predicted, key: str) -> None:
     predicted(st)
-    norm = spots_of(stmsi.pl.spatial(st, "simPC(28:0)", key=key, sample="P1S1")).norm
+    norm = spots_of(stmsi.pl.spatial(st, "simPC(28:0)", metabolite_key=key, sample="P1S1")).norm
     assert (norm.vmin, norm.vmax) == (0, 1)
 
 
@@ -234,7 +234,7 @@ def test_errors(st) -> None:
     with pytest.raises(KeyError, match="Did you mean 'msi_coverage'"):
         stmsi.pl.spatial(st, "msi_coverag")
     with pytest.raises(KeyError, match=r"stmsi\.tl\.predict_metabolites writes it"):
-        stmsi.pl.spatial(st, "simPC_28_0", key="msi_pred")
+        stmsi.pl.spatial(st, "simPC_28_0", metabolite_key="msi_pred")
     with pytest.raises(KeyError, match=r"No section 'P1S9'.*Did you mean"):
         stmsi.pl.spatial(st, "simPC_28_0", sample="P1S9")
     with pytest.raises(ValueError, match="at least one metabolite"):
@@ -249,9 +249,9 @@ def test_errors(st) -> None:
 def test_width_of_the_interval(st, predicted) -> None:
     predicted(st)
     with pytest.raises(KeyError, match=r"'msi_pred_width' is the width.*predict_metabolites writes it"):
-        stmsi.pl.spatial(st, "simPC_28_0", key="msi_pred_width")
+        stmsi.pl.spatial(st, "simPC_28_0", metabolite_key="msi_pred_width")
     predicted(st, bounds=True)
-    ax = stmsi.pl.spatial(st, "simPC(28:0)", key="msi_pred_width", sample="P1S1")
+    ax = stmsi.pl.spatial(st, "simPC(28:0)", metabolite_key="msi_pred_width", sample="P1S1")
     own = (st.obs["sample"] == "P1S1").to_numpy()
     width = (st.obsm["msi_pred_upper"] - st.obsm["msi_pred_lower"])["simPC_28_0"][own]
     np.testing.assert_allclose(spots_of(ax).get_array(), width, rtol=1e-6)

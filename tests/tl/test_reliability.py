@@ -54,7 +54,7 @@ def test_tables_and_titles_carry_the_tier(predicted, scores) -> None:
     stmsi.tl.reliability(predicted, scores)
     assert stmsi.get.feature_table(predicted, metabolite_key="msi_pred").loc["good", "tier"] == "high"
     assert stmsi.get.as_table(predicted, metabolite_key="msi_pred").var.loc["never", "tier"] == "none"
-    ax = stmsi.pl.spatial(predicted, "fair", key="msi_pred", sample="P1S1")
+    ax = stmsi.pl.spatial(predicted, "fair", metabolite_key="msi_pred", sample="P1S1")
     assert "trust: medium" in ax.get_title()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -43,34 +43,42 @@ _FIGURES = {
     "coverage": ("Coverage by MSI", "Share of each spot's area that MSI has measured, after alignment."),
 }  # fmt: skip
 _MAX_ROWS = 500
+_CONTROL = (
+    "Metabolites driven by no gene are the control: single ones scatter around chance, and if all were predictable, "
+    "something leaked."
+)
+_NEXT = (
+    (
+        "Go on in Python",
+        "import spatialdata, stmsi\n\n"
+        'sdata = spatialdata.read_zarr("demo.zarr")           # beside this file\n'
+        'model = stmsi.model.load("model")\n'
+        'stmsi.pl.compare(sdata, sdata.tables["st"].obsm["msi_pred"].columns[0])',
+    ),
+    (
+        "Your own sections",
+        "stmsi predict new.h5ad --model lipids --out predicted.h5ad\n"
+        "stmsi evaluate predicted.h5ad --report scores.html",
+    ),
+)
+_PAGES = {
+    "reading_msi": "Read MSI and ST of your own",
+    "two_stages": "How the two stages work",
+    "choosing_a_model": "Choose a model",
+    "evaluation": "Evaluate without leakage",
+    "limits": "Limits",
+}
 
 
 def demo_report(folder: Path, means: pd.DataFrame, facts: Mapping[str, str], command: str) -> Page:
-    """The report of ``stmsi demo``.
-
-    Parameters
-    ----------
-    folder
-        Where the demo wrote its figures, its model and its scores.
-    means
-        Means over metabolites: index model and predictable.
-    facts
-        Sections, spots and the like.
-    command
-        What makes the demo again.
-    """
+    """The report of ``stmsi demo``, from its folder; `means` over metabolites have the index model and predictable."""
     rows = []
     for key, row in means.iterrows():
         name, predictable = cast("tuple[str, bool]", key)
         shown = f"{name} (baseline)" if name == "mean" else name
         rows.append([shown, "genes" if predictable else "no gene", *(_number(row[c]) for c in _COLUMNS)])
-    scores = Table(
-        "Scores on the held-out section",
-        ["model", "driven by", *_COLUMNS.values()],
-        rows,
-        labels=2,
-        note=f"Means over metabolites; the baseline knows no gene. {_READING} Metabolites driven by no gene are the control: single ones scatter around chance, and if all were predictable, something leaked.",
-    )
+    columns = ["model", "driven by", *_COLUMNS.values()]
+    note = f"Means over metabolites; the baseline knows no gene. {_READING} {_CONTROL}"
     figures = [
         Figure(title, caption, (folder / f"{name}.png").read_bytes()) for name, (title, caption) in _FIGURES.items()
     ]
@@ -80,31 +88,14 @@ def demo_report(folder: Path, means: pd.DataFrame, facts: Mapping[str, str], com
         "trained on all sections but one, and scored on that one.",
         caution=_SIMULATED,
         facts=facts,
-        tables=[scores, _alignment(pd.read_csv(folder / "alignment.csv"))],
+        tables=[
+            Table("Scores on the held-out section", columns, rows, labels=2, note=note),
+            _alignment(pd.read_csv(folder / "alignment.csv")),
+        ],
         figures=figures,
         card=json.loads((folder / "model" / "stmsi.json").read_text(encoding="utf-8")),
-        commands=[
-            ("Make it again", command),
-            (
-                "Go on in Python",
-                "import spatialdata, stmsi\n\n"
-                'sdata = spatialdata.read_zarr("demo.zarr")           # beside this file\n'
-                'model = stmsi.model.load("model")\n'
-                'stmsi.pl.compare(sdata, sdata.tables["st"].obsm["msi_pred"].columns[0])',
-            ),
-            (
-                "Your own sections",
-                "stmsi predict new.h5ad --model lipids --out predicted.h5ad\n"
-                "stmsi evaluate predicted.h5ad --report scores.html",
-            ),
-        ],
-        links={
-            "Read MSI and ST of your own": f"{_GUIDE}/reading_msi.html",
-            "How the two stages work": f"{_GUIDE}/two_stages.html",
-            "Choose a model": f"{_GUIDE}/choosing_a_model.html",
-            "Evaluate without leakage": f"{_GUIDE}/evaluation.html",
-            "Limits": f"{_GUIDE}/limits.html",
-        },
+        commands=[("Make it again", command), *_NEXT],
+        links=_links("reading_msi", "two_stages", "choosing_a_model", "evaluation", "limits"),
     )
 
 
@@ -117,46 +108,32 @@ def evaluation_report(
     table_key: str,
     card: Mapping[str, Any] | None = None,
 ) -> Page:
-    """The report of ``stmsi evaluate``.
-
-    Parameters
-    ----------
-    data
-        What was scored.
-    scores
-        What :func:`stmsi.tl.evaluate` returned.
-    source
-        The file of the data.
-    pred_key, table_key
-        Prediction and ST table.
-    card
-        Card of the model, where it is known.
-    """
+    """The report of ``stmsi evaluate``: what was scored, its scores, its file, and the card of the model if it is known."""
     import stmsi
 
-    st = get_table(data, table_key)
-    record = st.uns.get(pred_key, {})
+    record = get_table(data, table_key).uns.get(pred_key, {})
     trained = {str(s) for s in (card or {}).get("training", {}).get("samples", [])}
     sections = list(dict.fromkeys(scores["sample"].astype(str)))
     shown, sample = _examples(scores), sections[0]
-    keys: dict[str, Any] = {"pred_key": pred_key, "table_key": table_key, "show": False, "return_fig": True}
-    figures = [
-        Figure.drawn(
+    out: dict[str, Any] = {"show": False, "return_fig": True}
+    keys: dict[str, Any] = {"pred_key": pred_key, "table_key": table_key, **out}
+    plots: list[tuple[str, str, Callable[[], Any]]] = [
+        (
             "Measured and predicted",
             f"Section {sample}: the metabolites with the highest, the median and the lowest correlation.",
             lambda: stmsi.pl.compare(data, shown, sample=sample, **keys),
         ),
-        Figure.drawn(
+        (
             "Intensity",
             "Pearson correlation of each metabolite in each section.",
-            lambda: stmsi.pl.performance(scores, by="sample", show=False, return_fig=True),
+            lambda: stmsi.pl.performance(scores, by="sample", **out),
         ),
-        Figure.drawn(
+        (
             "Presence: ranking",
             "Mean over metabolites with quartiles. Dotted: without skill.",
             lambda: stmsi.pl.presence_curves(data, **keys),
         ),
-        Figure.drawn(
+        (
             "Presence and intervals: promises kept?",
             "Probabilities against what was found, and the share of spots inside the prediction interval.",
             lambda: stmsi.pl.calibration(data, **keys),
@@ -170,27 +147,26 @@ def evaluation_report(
         "Metabolites": str(scores["metabolite"].nunique()),
         "Spots scored": str(int(scores.groupby("sample")["n"].max().sum())),
     }
-    seen = [s for s in sections if s in trained]
-    caution = _SIMULATED if is_simulated(data, table_key) else _NOT_EVIDENCE
-    if seen:
-        caution = (caution[0], f"{caution[1]} The model was trained on {', '.join(seen)}: no evidence there.")
-    where = shlex.quote(str(source))
+    mark, caution = _SIMULATED if is_simulated(data, table_key) else _NOT_EVIDENCE
+    if seen := [s for s in sections if s in trained]:
+        caution += f" The model was trained on {', '.join(seen)}: no evidence there."
+    names = f"{shlex.quote(str(source))} --pred-key {shlex.quote(pred_key)}"
     return Page(
         title=f"Scores of predicted metabolites: {source.name}",
         lead="Predicted against measured metabolites, per section and metabolite.",
-        caution=caution,
+        caution=(mark, caution),
         facts=facts,
         tables=[_by_section(scores, trained), _by_metabolite(scores)],
-        figures=[f for f in figures if f is not None],
+        figures=[f for f in (Figure.drawn(*plot) for plot in plots) if f is not None],
         card=card or _short_card(record),
-        commands=[
-            (
-                "Make it again",
-                f"stmsi evaluate {where} --pred-key {shlex.quote(pred_key)} --report report.html --out scores.csv",
-            )
-        ],
-        links={"Evaluate without leakage": f"{_GUIDE}/evaluation.html", "Limits": f"{_GUIDE}/limits.html"},
+        commands=[("Make it again", f"stmsi evaluate {names} --report report.html --out scores.csv")],
+        links=_links("evaluation", "limits"),
     )
+
+
+def _links(*pages: str) -> dict[str, str]:
+    """Pages of the user guide, by what they say."""
+    return {_PAGES[page]: f"{_GUIDE}/{page}.html" for page in pages}
 
 
 def is_simulated(data: SpatialData | AnnData, table_key: str = Key.table.ST) -> bool:
@@ -251,11 +227,7 @@ def _examples(scores: pd.DataFrame) -> list[str]:
 def _short_card(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a prediction tells of its model."""
     kept = {k: record[k] for k in ("model", "params", "missing_genes") if k in record}
-    return json.loads(json.dumps(kept, default=_as_text))
-
-
-def _as_text(value: Any) -> Any:
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    return json.loads(json.dumps(kept, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v)))
 
 
 def _number(value: float, digits: int = 3) -> str:

@@ -15,18 +15,8 @@ from typing import Any
 
 from stmsi._settings import logger
 
-_PACKAGES = (
-    "stmsi",
-    "anndata",
-    "spatialdata",
-    "scanpy",
-    "squidpy",
-    "scikit-learn",
-    "scvi-tools",
-    "torch",
-    "numpy",
-    "pandas",
-)
+_DATA = ("anndata", "spatialdata", "scanpy", "squidpy", "numpy", "pandas")
+_PACKAGES = ("stmsi", *_DATA, "scikit-learn", "scvi-tools", "torch")
 _DPI = 110
 _WIDE = 700
 """Pixels of a picture that is still readable at the width of a phone."""
@@ -99,19 +89,12 @@ class Page:
         """The page; every name and value is escaped."""
         from jinja2 import Environment, PackageLoader, StrictUndefined
 
-        environment = Environment(
-            loader=PackageLoader("stmsi._report", "."),
-            autoescape=True,
-            undefined=StrictUndefined,
-            trim_blocks=True,
-            lstrip_blocks=True,
-        )
-        return environment.get_template("page.html").render(
-            page=self,
-            card=json.dumps(self.card, indent=2, ensure_ascii=False, default=str),
-            versions=versions(),
-            date=f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC",
-        )
+        blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
+        loader = PackageLoader("stmsi._report", ".")
+        environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
+        card = json.dumps(self.card, indent=2, ensure_ascii=False, default=str)
+        date = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        return environment.get_template("page.html").render(page=self, card=card, versions=versions(), date=date)
 
 
 def versions() -> dict[str, str]:

@@ -1,11 +1,10 @@
 """Command line: thin shells over the functions of the package, one command a file."""
 
 from stmsi.cli._align import align
-from stmsi.cli._app import app
+from stmsi.cli._app import app, version
 from stmsi.cli._demo import demo
 from stmsi.cli._evaluate import evaluate
 from stmsi.cli._predict import predict
-from stmsi.cli._version import version
 
 __all__ = ["align", "app", "demo", "evaluate", "predict", "version"]
 

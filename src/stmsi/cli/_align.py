@@ -11,58 +11,37 @@ from stmsi.cli._app import Json, command, say, step
 from stmsi.cli._files import check_output, read_data, write_csv, write_data
 from stmsi.cli._terminal_tables import show_alignment
 
+_LANDMARKS = (
+    "csv with x_msi,y_msi,x_st,y_st (um) and, for several sections, sample; or MAGPIE's landmarks. Without: the points "
+    "`<sample>_landmarks_msi` and `<sample>_landmarks_st`, and where there are none, masks and intensities decide."
+)
+_VIA = "csv of the second stage: from the histology of the MSI section to the ST frame."
+_METHOD = "landmarks or auto (without any); default: landmarks where there are some."
+_MODELS = ("rigid", "similarity", "affine", "projective", "thin_plate")
+_MODEL = "rigid, similarity, affine, projective or thin_plate; default: similarity, without landmarks affine."
 
-def _choices(*values: str) -> Any:
-    """Completion of an option with few values."""
+
+def _option(text: str, *values: str) -> Any:
+    """An option with few values, which the shell completes."""
 
     def complete(incomplete: str) -> list[str]:
         return [value for value in values if value.startswith(incomplete)]
 
-    return complete
+    return typer.Option(help=text, autocompletion=complete)
 
 
 def align(
     *,
-    data: Annotated[
-        Path, typer.Argument(help="ST and MSI together: SpatialData (.zarr), as stmsi.pp.combine makes it.")
-    ],
+    data: Annotated[Path, typer.Argument(help="ST and MSI together: SpatialData (.zarr) of stmsi.pp.combine.")],
     out: Annotated[Path, typer.Option(help="Where to write the same, aligned (.zarr).")],
-    landmarks: Annotated[
-        Path | None,
-        typer.Option(
-            help="csv with x_msi,y_msi,x_st,y_st (um) and, for several sections, sample; or MAGPIE's landmarks. "
-            "Without: the points `<sample>_landmarks_msi` and `<sample>_landmarks_st`, and where there are none, masks and "
-            "intensities decide."
-        ),
-    ] = None,
-    via: Annotated[
-        Path | None,
-        typer.Option(help="csv of the second stage: from the histology of the MSI section to the ST frame."),
-    ] = None,
-    method: Annotated[
-        str | None,
-        typer.Option(
-            help="landmarks or auto (without any); default: landmarks where there are some.",
-            autocompletion=_choices("landmarks", "auto"),
-        ),
-    ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            help="rigid, similarity, affine, projective or thin_plate; default: similarity, without landmarks affine.",
-            autocompletion=_choices("rigid", "similarity", "affine", "projective", "thin_plate"),
-        ),
-    ] = None,
+    landmarks: Annotated[Path | None, typer.Option(help=_LANDMARKS)] = None,
+    via: Annotated[Path | None, typer.Option(help=_VIA)] = None,
+    method: Annotated[str | None, _option(_METHOD, "landmarks", "auto")] = None,
+    model: Annotated[str | None, _option(_MODEL, *_MODELS)] = None,
     robust: Annotated[
-        str | None,
-        typer.Option(
-            help="ransac or lmeds: find wrong landmarks and leave them out.", autocompletion=_choices("ransac", "lmeds")
-        ),
+        str | None, _option("ransac or lmeds: find wrong landmarks and leave them out.", "ransac", "lmeds")
     ] = None,
-    refine: Annotated[
-        str | None,
-        typer.Option(help="intensity: then look for a smooth displacement.", autocompletion=_choices("intensity")),
-    ] = None,
+    refine: Annotated[str | None, _option("intensity: then look for a smooth displacement.", "intensity")] = None,
     sample: Annotated[list[str] | None, typer.Option(help="Section to align (may be repeated); default: all.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as csv.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of what is drawn at random.")] = 0,

@@ -43,6 +43,7 @@ app = typer.Typer(
 )
 console = Console(stderr=True, highlight=False)
 
+_DEBUG = "Log details; show the traceback of an error."
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout; all else goes to stderr.")]
 
 
@@ -69,9 +70,7 @@ def _print_version(asked: bool) -> None:
 def main(
     *,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress, warnings only.")] = False,
-    debug: Annotated[
-        bool, typer.Option("--debug", "--verbose", "-v", help="Log details; show the traceback of an error.")
-    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", "--verbose", "-v", help=_DEBUG)] = False,
     version: Annotated[  # noqa: ARG001
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
     ] = False,
@@ -103,6 +102,19 @@ def main(
     # bars in a log file or a pipe are noise, and some packages write theirs to the standard output
     stmsi.settings.progress_bar = not quiet and console.is_terminal
     stmsi.settings.verbosity = "WARNING" if quiet else "DEBUG" if debug else "INFO"
+
+
+def version(*, as_json: Json = False) -> None:
+    """Print the version; with --json also those of Python and of the packages that matter most."""
+    with command("version", as_json=as_json) as result:
+        import stmsi
+
+        if as_json:
+            from stmsi._report import versions
+
+            result |= {"version": stmsi.__version__, "versions": versions()}
+        else:
+            typer.echo(stmsi.__version__)
 
 
 @contextmanager
@@ -213,7 +225,7 @@ def _display() -> Iterator[None]:
 
 @contextmanager
 def _calm_warnings() -> Iterator[None]:
-    """Warnings as one line, without those on the future of other packages, of which a user can make nothing here."""
+    """Warnings as one line, without those on the future of other packages, which do not help here."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
         console.print(f"[yellow]Warning:[/] {escape(' '.join(str(message).split()))}", soft_wrap=True)

@@ -21,12 +21,13 @@ def demo(
 ) -> None:
     """Run the whole way on simulated sections: align, train, predict a held-out section, score, draw, report."""
     with command("demo", as_json=as_json) as result:
-        from stmsi.cli._run_demo import run_demo, say_next, show_summary, summary
+        from stmsi.cli._run_demo import run_demo, say_next, summary
+        from stmsi.cli._terminal_tables import show_demo
 
         scores = run_demo(out, seed=seed, small=small)
         rows = summary(scores)
         if not as_json:
-            show_summary(rows)
+            show_demo(rows)
         result |= {"out": str(out), "report": str(out / "report.html"), "simulated": True, "seed": seed}
         result |= {"held_out": str(scores["sample"].iloc[0]), "scores": rows.reset_index().to_dict("records")}
         say_next(out)

@@ -11,22 +11,15 @@ from stmsi.cli._app import Json, command, say, step
 from stmsi.cli._files import check_output, read_card, read_data, write_csv, write_text
 from stmsi.cli._terminal_tables import medians, show_scores
 
+_MODEL = "Folder of the saved model: its card goes into the report, which then names trained sections."
+
 
 def evaluate(
     *,
     data: Annotated[Path, typer.Argument(help="Output of `stmsi predict` on sections with MSI (.zarr or .h5ad).")],
-    out: Annotated[
-        Path | None, typer.Option(help="Write the scores as csv: one row per section, metabolite, stage.")
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option(help="Write a report with scores and figures: one .html file for any browser.")
-    ] = None,
-    model: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder of the saved model: its card goes into the report, which then names trained sections."
-        ),
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Write the scores as csv, by section, metabolite and stage.")] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a report (.html) with scores and figures.")] = None,
+    model: Annotated[Path | None, typer.Option(help=_MODEL)] = None,
     pred_key: Annotated[str, typer.Option(help="Prediction in obsm.")] = "msi_pred",
     table_key: Annotated[str, typer.Option(help="ST table of a SpatialData.")] = "st",
     as_json: Json = False,
@@ -43,24 +36,19 @@ def evaluate(
             content = read_data(data)
         with step("Scoring"):
             scores = stmsi.tl.evaluate(content, pred_key=pred_key, table_key=table_key)
-        page = None
+        page = ""
         if report is not None:
             from stmsi._report import evaluation_report
 
+            keys = {"pred_key": pred_key, "table_key": table_key}
             with step("Drawing the report"):
-                page = evaluation_report(
-                    content, scores, source=data, pred_key=pred_key, table_key=table_key, card=card
-                ).html()
-        result |= {
-            "data": str(data),
-            "key": pred_key,
-            "out": None if out is None else str(out),
-            "report": None if report is None else str(report),
-            "medians": medians(scores, ["sample"]).reset_index().to_dict("records"),
-        }
+                page = evaluation_report(content, scores, source=data, card=card, **keys).html()
+        result |= {"data": str(data), "key": pred_key}
+        result |= {name: None if path is None else str(path) for name, path in (("out", out), ("report", report))}
+        result["medians"] = medians(scores, ["sample"]).reset_index().to_dict("records")
         if out is not None:
             write_csv(scores, out)
-        if page is not None and report is not None:
+        if report is not None:
             write_text(page, report)
         if not as_json:
             show_scores(scores, ["sample"], title=f"obsm[{pred_key!r}], medians over metabolites")

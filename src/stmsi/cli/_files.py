@@ -97,16 +97,8 @@ def check_output(out: Path, source: Path, suffix: str | None = None) -> None:
 
 def write_data(content: Any, out: Path) -> None:
     """Write a SpatialData or AnnData, whole or not at all."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        if out.suffix == ".h5ad":
-            content.write_h5ad(scratch / out.name)
-        else:
-            content.write(scratch / out.name)
-        (scratch / out.name).replace(out)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    with _whole(out) as scratch:
+        (content.write_h5ad if out.suffix == ".h5ad" else content.write)(scratch)
 
 
 def write_csv(table: pd.DataFrame, out: Path) -> None:
@@ -123,11 +115,11 @@ def write_text(text: str, out: Path) -> None:
 
 @contextmanager
 def _whole(out: Path) -> Iterator[Path]:
-    """A file beside the output, which takes its place when all went well."""
+    """The same name in a folder beside the output; it takes the place of the output when all went well."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = out.with_name(f".{out.name}.part")
+    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        yield scratch
-        scratch.replace(out)
+        yield folder / out.name
+        (folder / out.name).replace(out)
     finally:
-        scratch.unlink(missing_ok=True)
+        shutil.rmtree(folder, ignore_errors=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from stmsi.cli._app import Json, command, say, step
 from stmsi.cli._files import check_output, read_data, write_data
+
+_MODEL = "Folder of a saved model, or a family to train on spots with MSI."
 
 
 def _models(incomplete: str) -> list[str]:
@@ -24,10 +26,7 @@ def _models(incomplete: str) -> list[str]:
 def predict(
     *,
     data: Annotated[Path, typer.Argument(help="ST section(s): SpatialData (.zarr) or AnnData (.h5ad).")],
-    model: Annotated[
-        str,
-        typer.Option(help="Folder of a saved model, or a family to train on spots with MSI.", autocompletion=_models),
-    ],
+    model: Annotated[str, typer.Option(help=_MODEL, autocompletion=_models)],
     out: Annotated[Path, typer.Option(help="Where to write the same with predictions (.zarr or .h5ad).")],
     key_added: Annotated[str, typer.Option(help="Name of the prediction in obsm.")] = "msi_pred",
     table_key: Annotated[str, typer.Option(help="ST table of a SpatialData.")] = "st",
@@ -44,9 +43,8 @@ def predict(
         with step(f"Reading {data}"):
             content = read_data(data)
         with step(f"Predicting with {model}"):
-            stmsi.tl.predict_metabolites(
-                content, model, table_key=table_key, key_added=key_added, coverage=coverage, min_genes=min_genes
-            )
+            options: dict[str, Any] = {"key_added": key_added, "coverage": coverage, "min_genes": min_genes}
+            stmsi.tl.predict_metabolites(content, model, table_key=table_key, **options)
         st = content if data.suffix == ".h5ad" else content.tables[table_key]  # type: ignore[union-attr]
         frame, record = st.obsm[key_added], st.uns[key_added]
         result |= {
@@ -61,4 +59,6 @@ def predict(
         with step(f"Writing {out}"):
             write_data(content, out)
         say(f"Predicted {frame.shape[1]} metabolites in {frame.shape[0]} spots -> {out}")
-        say(f"Next: stmsi evaluate {out}, or stmsi.pl.spatial(data, metabolite, key={key_added!r}) in Python.")
+        say(
+            f"Next: stmsi evaluate {out}, or stmsi.pl.spatial(data, metabolite, metabolite_key={key_added!r}) in Python."
+        )

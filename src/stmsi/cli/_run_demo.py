@@ -1,4 +1,4 @@
-"""The whole way on simulated sections, as ``stmsi demo`` runs it."""
+"""All steps on simulated sections, as ``stmsi demo`` runs them."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
 import stmsi
@@ -30,20 +29,9 @@ _DOCS = "https://stmsi.readthedocs.io/en/latest"
 
 
 def run_demo(out: Path, *, seed: int, small: bool) -> pd.DataFrame:
-    """Simulate, align, train, predict a held-out section, score, draw and report; everything into one folder.
+    """Simulate, align, train, predict a held-out section, score, draw and report, all into one folder; the scores.
 
-    Parameters
-    ----------
-    out
-        Folder to write; an earlier demo there is replaced, anything else refused.
-    seed
-        Seed of simulation and models.
-    small
-        Toy sections instead of the default ones.
-
-    Returns
-    -------
-    The scores, as written to ``scores.csv``.
+    An earlier demo in the folder is replaced, anything else refused.
     """
     if out.exists() and not (out / _MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
         msg = f"{out} exists and was not written by the demo; pass another --out."
@@ -88,9 +76,8 @@ def _run(folder: Path, seed: int, small: bool, command: str) -> pd.DataFrame:
     for number, name in enumerate(MODELS, 5):
         with step(f"{number}/9 Training {name!r} (presence, then intensity), predicting the held-out section"):
             models[name] = train_named(train, name, seed)
-            tables.append(
-                stmsi.tl.evaluate(stmsi.tl.predict_metabolites(test, models[name], copy=True)).assign(model=name)
-            )
+            predicted = stmsi.tl.predict_metabolites(test, models[name], copy=True)
+            tables.append(stmsi.tl.evaluate(predicted).assign(model=name))
     stmsi.tl.predict_metabolites(sdata, models[SHOWN])
     scores = pd.concat(tables, ignore_index=True)
     scores["kind"] = scores["metabolite"].map(msi.var["kind"].astype(str))
@@ -132,9 +119,8 @@ def train_named(train: AnnData, name: str, seed: int) -> Any:
     from stmsi.model._families import resolve
 
     cls, params, _, _ = resolve(name)
-    cls.setup_anndata(
-        train, presence_key=Key.obsm.PRESENCE, signature_key=Key.varm.SIGNATURE, cluster_key=Key.obs.CLUSTER
-    )
+    keys = {"signature_key": Key.varm.SIGNATURE, "cluster_key": Key.obs.CLUSTER}
+    cls.setup_anndata(train, presence_key=Key.obsm.PRESENCE, **keys)
     model = cls(train, **params, rng=seed)
     model.train()
     return model
@@ -152,19 +138,14 @@ def draw(sdata: SpatialData, scores: pd.DataFrame, held_out: str, folder: Path) 
     """The figures of the demo as PNG files."""
     import matplotlib.pyplot as plt
 
-    chosen = examples(scores)
+    chosen, there = examples(scores), Key.presence_of(Key.obsm.PRED)
+    out: dict[str, Any] = {"show": False, "return_fig": True}
     figures: dict[str, Callable[[], Any]] = {
-        "compare": lambda: stmsi.pl.compare(sdata, chosen, sample=held_out, show=False, return_fig=True),
-        "presence": lambda: stmsi.pl.spatial(
-            sdata, chosen, key=Key.presence_of(Key.obsm.PRED), sample=held_out, show=False, return_fig=True
-        ),
-        "coverage": lambda: stmsi.pl.spatial(sdata, Key.obs.COVERAGE, show=False, return_fig=True),
-        "performance": lambda: stmsi.pl.performance(
-            scores, metric="pearson", stage="intensity", hue="predictable", show=False, return_fig=True
-        ),
-        "performance_presence": lambda: stmsi.pl.performance(
-            scores, metric="auroc", stage="presence", hue="predictable", show=False, return_fig=True
-        ),
+        "compare": lambda: stmsi.pl.compare(sdata, chosen, sample=held_out, **out),
+        "presence": lambda: stmsi.pl.spatial(sdata, chosen, metabolite_key=there, sample=held_out, **out),
+        "coverage": lambda: stmsi.pl.spatial(sdata, Key.obs.COVERAGE, **out),
+        "performance": lambda: stmsi.pl.performance(scores, hue="predictable", **out),
+        "performance_presence": lambda: stmsi.pl.performance(scores, stage="presence", hue="predictable", **out),
     }
     for name, make in figures.items():
         figure = make()
@@ -174,27 +155,9 @@ def draw(sdata: SpatialData, scores: pd.DataFrame, held_out: str, folder: Path) 
 
 def summary(scores: pd.DataFrame) -> pd.DataFrame:
     """Means over metabolites of the held-out section: one row per model, predictable and unpredictable apart."""
-    wide = scores.groupby(["model", "predictable", "stage"], sort=False)[["auroc", "auprc", "prevalence", "f1"]].mean()
-    intensity = scores.groupby(["model", "predictable", "stage"], sort=False)[["pearson", "spearman", "r2"]].mean()
-    return wide.xs("presence", level="stage").join(intensity.xs("intensity", level="stage"))
-
-
-def show_summary(means: pd.DataFrame) -> None:
-    """Print the scores."""
-    from rich.box import SIMPLE_HEAD
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        title="Held-out section, means over metabolites (simulated data)", box=SIMPLE_HEAD, padding=(0, 1, 0, 0)
-    )
-    means = means.rename(columns={"prevalence": "(base)", "r2": "R2"})
-    for name in ("model", "driven by", *means.columns):
-        table.add_column(name, justify="left" if name in ("model", "driven by") else "right", no_wrap=True)
-    for key, row in means.iterrows():
-        model, predictable = cast("tuple[str, bool]", key)
-        table.add_row(model, "genes" if predictable else "no gene", *("–" if np.isnan(v) else f"{v:.3f}" for v in row))
-    Console().print(table)
+    groups = scores.groupby(["model", "predictable", "stage"], sort=False)
+    presence = groups[["auroc", "auprc", "prevalence", "f1"]].mean().xs("presence", level="stage")
+    return presence.join(groups[["pearson", "spearman", "r2"]].mean().xs("intensity", level="stage"))
 
 
 def say_next(out: Path) -> None:

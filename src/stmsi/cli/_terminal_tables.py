@@ -2,14 +2,37 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
     import pandas as pd
+
+
+SHOWN = ["prevalence", "auroc", "auprc", "f1", "pearson", "r2"]
+"""What 80 columns hold; the csv has all."""
+
+
+def print_table(title: str, labels: Sequence[str], columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    """Print a table on the standard output; columns after the labels are numbers."""
+    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in labels:
+        table.add_column(name, no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    Console().print(table)
+
+
+def number(value: float, form: str = ".3f") -> str:
+    """A number, or a dash where it does not exist."""
+    return format(value, form) if value == value else "–"
 
 
 def show_alignment(report: pd.DataFrame) -> None:
@@ -19,28 +42,20 @@ def show_alignment(report: pd.DataFrame) -> None:
         "spots_covered": ("covered", ".2f"), "information_before": ("info before", ".2f"), "information": ("after", ".2f"),
         "folds": ("folds", ".3f"),
     }  # fmt: skip
-    table = Table(title="TRE in µm, information in nats", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in ("section", "model", "mirror", *(title for title, _ in columns.values())):
-        table.add_column(name, justify="left" if name in ("section", "model") else "right", no_wrap=True)
-    printer = Console()
     aligned = report[report["aligned"]]
+    rows = []
     for section, row in aligned.iterrows():
-        values = [
-            format(row[c], form) if row.get(c, float("nan")) == row.get(c) else "–" for c, (_, form) in columns.items()
-        ]
-        table.add_row(str(section), str(row["model"]), "yes" if row["mirrored"] else "no", *values)
-    printer.print(table)
+        values = [number(row.get(c, float("nan")), form) for c, (_, form) in columns.items()]
+        rows.append([str(section), str(row["model"]), "yes" if row["mirrored"] else "no", *values])
+    titles = ["mirror", *(title for title, _ in columns.values())]
+    print_table("TRE in µm, information in nats", ["section", "model"], titles, rows)
     for section, row in aligned.iterrows():
         notes = [f"supports {row['resolution']}"]
         if row.get("outliers"):
             notes.append(f"landmarks left out: {row['outliers']}")
         if row.get("ambiguous") is True:
             notes.append(f"AMBIGUOUS: {row.get('message', '')}")
-        printer.print(f"{section}: {'; '.join(notes)}", markup=False, soft_wrap=True)
-
-
-SHOWN = ["prevalence", "auroc", "auprc", "f1", "pearson", "r2"]
-"""What 80 columns hold; the csv has all."""
+        Console().print(f"{section}: {'; '.join(notes)}", markup=False, soft_wrap=True)
 
 
 def medians(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -53,13 +68,23 @@ def medians(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 def show_scores(scores: pd.DataFrame, by: list[str], title: str = "") -> None:
     """Print medians over metabolites of the main scores of both stages."""
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in by:
-        table.add_column(name, no_wrap=True)
-    for name in ["metabolites", *SHOWN]:
-        table.add_column(name, justify="right", no_wrap=True)
-    for key, row in medians(scores, by).iterrows():
-        labels = key if isinstance(key, tuple) else (key,)
-        values = ["–" if row[v] != row[v] else f"{row[v]:.3f}" for v in SHOWN]
-        table.add_row(*map(str, labels), f"{row['metabolites']:.0f}", *values)
-    Console().print(table)
+    rows = [
+        [
+            *map(str, key if isinstance(key, tuple) else (key,)),
+            f"{row['metabolites']:.0f}",
+            *(number(row[v]) for v in SHOWN),
+        ]
+        for key, row in medians(scores, by).iterrows()
+    ]
+    print_table(title, by, ["metabolites", *SHOWN], rows)
+
+
+def show_demo(means: pd.DataFrame) -> None:
+    """Print the scores of the demo."""
+    means = means.rename(columns={"prevalence": "(base)", "r2": "R2"})
+    rows = []
+    for key, row in means.iterrows():
+        model, predictable = cast("tuple[str, bool]", key)
+        rows.append([model, "genes" if predictable else "no gene", *map(number, row)])
+    title = "Held-out section, means over metabolites (simulated data)"
+    print_table(title, ["model", "driven by"], list(means.columns), rows)

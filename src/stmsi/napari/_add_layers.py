@@ -22,8 +22,8 @@ _LINKED = ("blending", "antialiasing", "shading", "canvas_size_limits")
 def add_layers(viewer: Any, layers: Sequence[LayerData]) -> list[Any]:
     """Add the layers of :func:`stmsi.napari.metabolite_layers` or :func:`stmsi.napari.landmark_layers` to a viewer.
 
-    Measured and predicted are linked: limits of the colours and the way spots are drawn change in both. World
-    coordinates are micrometres.
+    Measured and predicted are linked: colour limits and drawing of the spots change in both. World coordinates are
+    micrometres.
 
     Parameters
     ----------
@@ -60,11 +60,11 @@ def add_layers(viewer: Any, layers: Sequence[LayerData]) -> list[Any]:
     for data, options, kind in layers:
         layer = Layer.create(data, options, kind)
         layer.units = "um"
-        if "landmarks" in layer.metadata.get(OWN, {}):
+        clicked = "landmarks" in layer.metadata.get(OWN, {})
+        if clicked:
             _number(layer)
         added.append(viewer.add_layer(layer))
-        # spots must not be moved by a slip of the pointer
-        layer.editable = "landmarks" in layer.metadata.get(OWN, {})
+        layer.editable = clicked  # spots must not be moved by a slip of the pointer
     _link([layer for layer in added if layer.metadata.get(OWN, {}).get("role") in (MEASURED, PREDICTED)])
     return added
 

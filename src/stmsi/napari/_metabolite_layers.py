@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -29,7 +30,20 @@ OWN = "stmsi"
 """Where layers keep what they show, in their metadata."""
 VALUE = "value"
 """The feature by which spots are coloured; napari shows it under the pointer."""
-CHANCE_CMAP = "cividis"
+_CHANCE_CMAP = "cividis"
+PLAIN: dict[str, Any] = {"border_width": 0.0, "border_color": "transparent"}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How layers are coloured, as the user asked for it."""
+
+    vmin: float | None = None
+    vmax: float | None = None
+    percentiles: tuple[float, float] = PERCENTILES
+    cmap: str | Colormap | None = None
+    residual_cmap: str | Colormap | None = None
+    opacity: float = 1.0
 
 
 def metabolite_layers(
@@ -69,22 +83,14 @@ def metabolite_layers(
         prediction interval) or ``"presence"``.
     threshold
         Spots whose predicted probability of presence is lower count as absent: they are predicted as 0.
-    pred_key
-        Predictions in ``obsm``; presence and bounds are looked up beside them.
-    metabolite_key
-        Measured intensities in ``obsm``.
-    table_key
-        The ST table of a SpatialData.
-    sample_key
-        Column of ``obs`` with the section name.
-    vmin, vmax
+    pred_key, metabolite_key
+        Predicted and measured intensities in ``obsm``; presence and bounds are looked up beside the predictions.
+    table_key, sample_key
+        The ST table of a SpatialData, and the column of ``obs`` with the section name.
+    vmin, vmax, percentiles
         Colour limits of measured and predicted; `None`: `percentiles` of both together.
-    percentiles
-        Percentiles at which colours are clipped.
-    cmap
-        Colour map of measured and predicted; `None`: viridis.
-    residual_cmap
-        Colour map of the residual, which diverges around 0; `None`: RdBu_r.
+    cmap, residual_cmap
+        Colour maps of measured and predicted (`None`: viridis), and of the residual (`None`: RdBu_r).
     spot_diameter
         In micrometres; `None`: the size in ``shapes["<sample>_spots"]``, and 55 um for an AnnData.
     opacity
@@ -94,16 +100,15 @@ def metabolite_layers(
     -------
     Layer data tuples (data, options, type), the lowest first: ``"measured"``, ``"predicted"``, ``"predicted - measured"``,
     ``"interval width"`` and ``"P(present)"``, as far as there are data. Coordinates are (y, x) in micrometres, spots are
-    true to size: circles and squares are points, other outlines shapes. The values are in the feature ``"value"``; spots
-    that MSI did not cover are NaN and drawn in grey, never as 0. Measured and predicted have one colour map and the same
-    limits. ``metadata["stmsi"]`` names section, metabolite and role; ``metadata["adata"]`` is the section's table, which
-    the *View* widget of napari-spatialdata lists.
+    true to size: circles and squares are points, other outlines shapes. The values are in the feature ``"value"``; NaN,
+    not covered by MSI, is grey. Measured and predicted share colour map and limits. ``metadata["stmsi"]`` names section,
+    metabolite and role; ``metadata["adata"]`` is the section's table for the *View* widget of napari-spatialdata.
 
     Raises
     ------
     KeyError
-        An unknown metabolite (near names are suggested), section or table; neither measured nor predicted metabolites;
-        a `mode` that needs predictions without any (the message names the call that makes them).
+        An unknown metabolite (near names are suggested), section or table; no metabolites; a `mode` that needs predictions
+        without any (the message names the call that makes them).
     ValueError
         Several sections and none named, an unknown mode, or a threshold that is no share.
 
@@ -115,65 +120,48 @@ def metabolite_layers(
     >>> stmsi.pp.map_to_spots(sdata)
     >>> stmsi.tl.predict_metabolites(sdata, "ridge", show_progress_bar=False)
     >>> layers = stmsi.napari.metabolite_layers(sdata, "simPC(28:0)", sample="P1S1")
-    >>> [options["name"] for _, options, _ in layers]
-    ['measured', 'predicted', 'predicted - measured', 'interval width', 'P(present)']
     >>> [options["name"] for _, options, _ in layers if options["visible"]]
     ['measured', 'predicted']
-    >>> layers[0][1]["face_contrast_limits"] == layers[1][1]["face_contrast_limits"]
-    True
     """
     source = MetaboliteMaps(
         data, pred_key=pred_key, metabolite_key=metabolite_key, table_key=table_key, sample_key=sample_key
     )
-    return build_layers(
-        source,
-        source.section(source.section_name(sample), spot_diameter=spot_diameter),
-        source.resolve(metabolite),
-        mode=mode,
-        threshold=threshold,
-        limits={"vmin": vmin, "vmax": vmax, "percentiles": percentiles},
-        cmap=cmap,
-        residual_cmap=residual_cmap,
-        opacity=opacity,
-    )
+    section = source.section(sample, spot_diameter=spot_diameter)
+    look = Look(vmin, vmax, percentiles, cmap, residual_cmap, opacity)
+    return build_layers(source, section, source.resolve(metabolite), look, mode=mode, threshold=threshold)
 
 
 def build_layers(
     source: MetaboliteMaps,
     section: Section,
     metabolite: str,
+    look: Look,
     *,
     mode: str = "compare",
     threshold: float = 0.0,
-    limits: dict[str, Any] | None = None,
-    cmap: str | Colormap | None = None,
-    residual_cmap: str | Colormap | None = None,
-    opacity: float = 1.0,
 ) -> list[LayerData]:
     """The layers of a section whose spots are known."""
     source.check_mode(mode)
-    check_share(opacity, "opacity")
+    check_share(look.opacity, "opacity")
     maps = source.maps(metabolite, section.rows, threshold)
     # a threshold must not move the colours of the spots that stay
-    found = source.limits(source.maps(metabolite, section.rows), **(limits or {}))
+    limits = source.limits(source.maps(metabolite, section.rows), look.vmin, look.vmax, look.percentiles)
+    intensity = get_cmap(look.cmap, INTENSITY_CMAP)
     palettes = {
-        MEASURED: get_cmap(cmap, INTENSITY_CMAP),
-        PREDICTED: get_cmap(cmap, INTENSITY_CMAP),
-        RESIDUAL: get_cmap(residual_cmap, RESIDUAL_CMAP),
+        MEASURED: intensity,
+        PREDICTED: intensity,
+        RESIDUAL: get_cmap(look.residual_cmap, RESIDUAL_CMAP),
         WIDTH: get_cmap(None, WIDTH_CMAP),
-        CHANCE: get_cmap(None, CHANCE_CMAP),
+        CHANCE: get_cmap(None, _CHANCE_CMAP),
     }
     kind, places, shape = spot_geometry(section)
     table = section_table(source.adata, section.rows)
+    there = {r for mode in source.modes for r in MODES[mode] if mode != "compare" or r in source.frames}
     out: list[LayerData] = []
-    for role in roles_of(source):
+    for role in (r for r in ROLES if r in there):
         options: dict[str, Any] = {
-            "name": role,
-            "features": {VALUE: maps[role]},
-            "face_color": VALUE,
-            "face_colormap": napari_colormap(palettes[role]),
-            "face_contrast_limits": found[role],
-            "opacity": opacity,
+            **coloured(role, maps[role], palettes[role], limits[role]),
+            "opacity": look.opacity,
             "blending": "translucent",
             "visible": role in MODES[mode],
             "metadata": {OWN: {"role": role, "sample": section.name, "metabolite": metabolite}, **table},
@@ -183,22 +171,25 @@ def build_layers(
     return out
 
 
-def roles_of(source: MetaboliteMaps) -> list[str]:
-    """Layers for which there are data."""
-    of_mode = {"compare": [r for r in (MEASURED, PREDICTED) if r in source.frames]}
-    shown = [role for mode in source.modes for role in of_mode.get(mode, MODES[mode])]
-    return [role for role in ROLES if role in shown]
+def coloured(name: str, values: NDArray[np.float64], cmap: Colormap, limits: tuple[float, float]) -> dict[str, Any]:
+    """Options of a layer whose spots are coloured by a value; NaN is the grey of spots that are not covered."""
+    nan = tuple(float(v) for v in cmap.get_bad())
+    return {
+        "name": name,
+        "features": {VALUE: values},
+        "face_color": VALUE,
+        "face_colormap": {"colors": cmap(np.linspace(0, 1, 256)), "name": f"{OWN} {cmap.name}", "nan_color": nan},
+        "face_contrast_limits": limits,
+    }
 
 
 def spot_geometry(section: Section) -> tuple[str, Any, dict[str, Any]]:
     """Spots as napari draws them fastest: type of the layer, its data in (y, x) and options."""
-    points = {"border_width": 0.0, "border_color": "transparent"}
     if section.outlines is None:
-        return "points", section.xy[:, ::-1].copy(), {**points, "symbol": "disc", "size": 2 * section.radius}
+        return "points", section.xy[:, ::-1].copy(), {**PLAIN, "symbol": "disc", "size": 2 * section.radius}
     squares = _squares(list(section.outlines))
     if squares is not None:
-        centre, side = squares
-        return "points", centre[:, ::-1].copy(), {**points, "symbol": "square", "size": side}
+        return "points", squares[0][:, ::-1].copy(), {**PLAIN, "symbol": "square", "size": squares[1]}
     outlines = [o[:, ::-1].copy() for o in section.outlines]
     return "shapes", outlines, {"shape_type": "polygon", "edge_width": 0.0, "edge_color": "transparent"}
 
@@ -217,23 +208,10 @@ def _squares(outlines: Sequence[NDArray[np.float64]]) -> tuple[NDArray[np.float6
     return (low + high) / 2, side[:, 0]
 
 
-def napari_colormap(cmap: Colormap) -> dict[str, Any]:
-    """A colour map as napari takes it, in which NaN is the grey of spots that are not covered."""
-    return {
-        "colors": cmap(np.linspace(0, 1, 256)),
-        "name": f"{OWN} {cmap.name}",
-        "nan_color": tuple(float(v) for v in cmap.get_bad()),
-    }
-
-
 def section_table(adata: AnnData, rows: NDArray[np.int64]) -> dict[str, Any]:
     """What the View widget of napari-spatialdata needs to colour the spots by genes, annotations and predictions."""
     attrs = adata.uns.get("spatialdata_attrs")
     if attrs is None:
         return {}
-    return {
-        "adata": adata[rows],
-        "region_key": attrs["region_key"],
-        "instance_key": attrs["instance_key"],
-        "indices": instances(adata)[rows].to_list(),
-    }
+    keys = {key: attrs[key] for key in ("region_key", "instance_key")}
+    return {"adata": adata[rows], **keys, "indices": instances(adata)[rows].to_list()}

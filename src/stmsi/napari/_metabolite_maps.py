@@ -1,4 +1,4 @@
-"""What the layers show: values of a metabolite at the spots of a section, and the limits of their colours."""
+"""Values of a metabolite at the spots of a section, and the limits of their colours."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import pandas as pd
 
-from stmsi._data.checks import check_share, listing, require_rows
+from stmsi._data.checks import check_choice, check_share, listing, require_rows
 from stmsi._data.feature_table import find_features
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, require_metabolites
 from stmsi.pl._colour_limits import check_percentiles, diverging_norm, make_norm
-from stmsi.pl._metabolite_layers import column, intensity_label, readable_names, table_samples
+from stmsi.pl._metabolite_layers import intensity_label, one_section, readable_names, table_samples, values_of
 from stmsi.pl._sections import load_section
 from stmsi.pl._style import PERCENTILES
 
@@ -43,17 +43,7 @@ PPM: Final = 10.0
 
 
 class MetaboliteMaps:
-    """The metabolites of a table, measured and predicted, one section at a time.
-
-    Parameters
-    ----------
-    data
-        SpatialData or AnnData.
-    pred_key, metabolite_key
-        Predicted and measured intensities in ``obsm``; one of the two may be missing.
-    table_key, sample_key
-        The ST table, and the column of ``obs`` with the section.
-    """
+    """The metabolites of a table, measured, predicted or both, one section at a time."""
 
     def __init__(
         self,
@@ -69,14 +59,8 @@ class MetaboliteMaps:
         self.adata = get_table(data, table_key)
         require_rows(self.adata)
         self.sections = table_samples(self.adata, sample_key, None)
-        lower, upper = Key.bounds_of(pred_key)
-        keys = {
-            MEASURED: metabolite_key,
-            PREDICTED: pred_key,
-            "lower": lower,
-            "upper": upper,
-            CHANCE: Key.presence_of(pred_key),
-        }
+        keys = {MEASURED: metabolite_key, PREDICTED: pred_key, CHANCE: Key.presence_of(pred_key)}
+        keys |= dict(zip(("lower", "upper"), Key.bounds_of(pred_key), strict=True))
         self.frames = {role: require_frame(self.adata, key) for role, key in keys.items() if key in self.adata.obsm}
         if not {MEASURED, PREDICTED} & set(self.frames):
             msg = (
@@ -88,14 +72,12 @@ class MetaboliteMaps:
 
     def _features(self) -> pd.DataFrame:
         """Metabolites by id: name, m/z and, where known, the trust tier and what decided it."""
-        layers = [
-            (k, self.frames[r])
-            for r, k in ((PREDICTED, self.pred_key), (MEASURED, self.metabolite_key))
-            if r in self.frames
-        ]
-        ids = pd.Index([str(c) for _, frame in layers for c in frame.columns]).unique()
-        out = pd.DataFrame({Key.var.NAME: readable_names(self.adata, layers[0][0], ids), Key.var.MZ: np.nan}, index=ids)
-        for key, _ in reversed(layers):
+        keys = {PREDICTED: self.pred_key, MEASURED: self.metabolite_key}
+        keys = {role: key for role, key in keys.items() if role in self.frames}
+        ids = pd.Index([c for role in keys for c in self.frames[role].columns]).unique()
+        names = readable_names(self.adata, next(iter(keys.values())), ids)
+        out = pd.DataFrame({Key.var.NAME: names, Key.var.MZ: np.nan}, index=ids)
+        for key in reversed(keys.values()):
             known = find_features(self.adata, key)
             for field in (Key.var.MZ, Key.var.TIER):
                 if known is not None and field in known:
@@ -110,19 +92,12 @@ class MetaboliteMaps:
     @property
     def modes(self) -> list[str]:
         """Modes for which there are data."""
-        can = {
-            "compare": True,
-            "residual": {MEASURED, PREDICTED} <= set(self.frames),
-            "uncertainty": {"lower", "upper"} <= set(self.frames),
-            "presence": CHANCE in self.frames,
-        }
-        return [mode for mode in MODES if can[mode]]
+        needs = {"residual": {MEASURED, PREDICTED}, "uncertainty": {"lower", "upper"}, "presence": {CHANCE}}
+        return [mode for mode in MODES if needs.get(mode, set()) <= set(self.frames)]
 
     def check_mode(self, mode: str) -> None:
         """Raise where a mode does not exist, or has no data."""
-        if mode not in MODES:
-            msg = f"mode={mode!r} is not known; choose one of {listing(MODES)}."
-            raise ValueError(msg)
+        check_choice(mode, MODES, "mode")
         if mode in self.modes:
             return
         if PREDICTED in self.frames and mode == "residual":
@@ -134,17 +109,10 @@ class MetaboliteMaps:
             )
         raise KeyError(msg)
 
-    def section_name(self, sample: str | None) -> str:
-        """The section asked for, or the only one."""
-        found = table_samples(self.adata, self.sample_key, sample)
-        if len(found) > 1:
-            msg = f"There are {len(found)} sections; name one of them with sample=: {listing(found)}."
-            raise ValueError(msg)
-        return found[0]
-
-    def section(self, sample: str, *, spot_diameter: float | None = None) -> Section:
-        """Spots of a section, true to size."""
-        return load_section(self.data, self.adata, sample, sample_key=self.sample_key, spot_diameter=spot_diameter)
+    def section(self, sample: str | None, *, spot_diameter: float | None = None) -> Section:
+        """Spots, true to size, of the section asked for, or of the only one."""
+        name = one_section(self.adata, self.sample_key, sample)
+        return load_section(self.data, self.adata, name, sample_key=self.sample_key, spot_diameter=spot_diameter)
 
     def resolve(self, metabolite: str) -> str:
         """Id of a metabolite given by id or name; the error names the nearest ones."""
@@ -152,10 +120,7 @@ class MetaboliteMaps:
 
     def values(self, role: str, metabolite: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
         """One metabolite of one layer; NaN where the layer does not know it."""
-        frame = self.frames.get(role)
-        if frame is None or metabolite not in frame.columns:
-            return np.full(len(rows), np.nan)
-        return column(frame, metabolite)[rows]
+        return values_of(self.frames.get(role), metabolite, rows)
 
     def maps(self, metabolite: str, rows: NDArray[np.int64], threshold: float = 0.0) -> Maps:
         """Values of every layer. Spots whose P(present) is below `threshold` count as absent: 0."""
@@ -169,24 +134,18 @@ class MetaboliteMaps:
     def limits(
         self,
         maps: Maps,
-        *,
         vmin: float | None = None,
         vmax: float | None = None,
         percentiles: tuple[float, float] = PERCENTILES,
     ) -> dict[str, tuple[float, float]]:
         """Limits of the colours; measured and predicted share theirs."""
         percentiles = check_percentiles(percentiles)
-        both = make_norm(
-            np.concatenate([maps[MEASURED], maps[PREDICTED]]), vmin=vmin, vmax=vmax, percentiles=percentiles
-        )
-        norms = {
-            MEASURED: both,
-            PREDICTED: both,
-            RESIDUAL: diverging_norm(maps[RESIDUAL], percentiles[1]),
-            WIDTH: make_norm(maps[WIDTH], vmin=0.0, percentiles=percentiles),
-        }
-        out = {role: (float(norm.vmin or 0.0), float(norm.vmax or 0.0)) for role, norm in norms.items()}
-        return out | {CHANCE: (0.0, 1.0)}
+        pair = np.concatenate([maps[MEASURED], maps[PREDICTED]])
+        both = make_norm(pair, vmin=vmin, vmax=vmax, percentiles=percentiles)
+        residual = diverging_norm(maps[RESIDUAL], percentiles[1])
+        width = make_norm(maps[WIDTH], vmin=0.0, percentiles=percentiles)
+        norms = {MEASURED: both, PREDICTED: both, RESIDUAL: residual, WIDTH: width}
+        return {role: (float(n.vmin or 0.0), float(n.vmax or 0.0)) for role, n in norms.items()} | {CHANCE: (0.0, 1.0)}
 
     def search(self, text: str, *, ppm: float = PPM) -> list[str]:
         """Ids of metabolites by part of their name or id, by m/z within `ppm`, or by the nearest name; all for no text."""
@@ -194,15 +153,14 @@ class MetaboliteMaps:
         ids, names = self.features.index, self.features[Key.var.NAME].astype(str)
         if not text:
             return list(ids)
-        hit = names.str.lower().str.contains(text, regex=False) | ids.str.lower().str.contains(text, regex=False)
-        found = list(ids[hit])
+        lower = names.str.lower()
+        found = list(ids[lower.str.contains(text, regex=False) | ids.str.lower().str.contains(text, regex=False)])
         mass = _number(text)
         if mass is not None:
             error = self.ppm_errors(mass)
             near = error[error <= ppm].sort_values(kind="stable")
             found = list(dict.fromkeys([*near.index, *found]))
-        if not found and mass is None:
-            lower = names.str.lower()
+        elif not found:
             close = get_close_matches(text, list(lower), n=10, cutoff=0.6)
             found = list(dict.fromkeys(i for c in close for i in ids[lower == c]))
         return found

@@ -1,4 +1,4 @@
-"""What the widget does, without Qt: the state of the view, and how it reaches the layers of a viewer."""
+"""The state of the view, and how it reaches the layers of a viewer; without Qt."""
 
 from __future__ import annotations
 
@@ -12,13 +12,11 @@ from scipy.spatial import cKDTree
 
 from stmsi._data.checks import check_choice, check_share
 from stmsi.napari._add_layers import add_layers
-from stmsi.napari._metabolite_layers import OWN, VALUE, build_layers
+from stmsi.napari._metabolite_layers import OWN, VALUE, Look, build_layers
 from stmsi.napari._metabolite_maps import MEASURED, MODES, PREDICTED
 from stmsi.napari._spot_description import Spot, describe_spot
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from stmsi.napari._metabolite_maps import MetaboliteMaps
 
 STYLES = ("blend", "swipe")
@@ -28,25 +26,7 @@ _CLICK = 5.0
 
 
 class MetaboliteView:
-    """Layers of a metabolite in a viewer, and what of them is shown.
-
-    Colours change in place: the spots of a section are drawn once.
-
-    Parameters
-    ----------
-    viewer
-        ``napari.Viewer`` or ``ViewerModel``.
-    source
-        The metabolites.
-    metabolite
-        Id or name; `None`: the first.
-    sample
-        The section; `None`: the first.
-    mode
-        See :func:`stmsi.napari.metabolite_layers`.
-    options
-        Colour limits, maps and opacity, passed on to the layers.
-    """
+    """Layers of a metabolite in a viewer. Colours change in place: the spots of a section are drawn once."""
 
     def __init__(
         self,
@@ -58,31 +38,29 @@ class MetaboliteView:
         mode: str = "compare",
         threshold: float = 0.0,
         spot_diameter: float | None = None,
-        **options: Any,
+        look: Look | None = None,
     ) -> None:
-        self.viewer, self.source = viewer, source
-        self.metabolite = source.resolve(metabolite) if metabolite is not None else str(source.features.index[0])
+        self.viewer, self.source, self.look = viewer, source, look or Look()
+        self.metabolite = str(source.features.index[0]) if metabolite is None else source.resolve(metabolite)
         source.check_mode(mode)
         check_share(threshold, "threshold")
         self.mode, self.threshold = mode, float(threshold)
         self.style, self.mix = "blend", 0.5
         self.picked: int | None = None
+        self.ring: Any = None
         self.on_pick: list[Callable[[Spot], None]] = []
-        self._spot_diameter, self._options = spot_diameter, options
+        self._spot_diameter = spot_diameter
         self.layers: dict[str, Any] = {}
-        self.show_section(source.sections[0] if sample is None else source.section_name(sample))
+        self.show_section(source.sections[0] if sample is None else sample)
         viewer.mouse_drag_callbacks.append(self._on_drag)
 
     # -- What is shown --------------------------------------------------------
 
     def show_section(self, sample: str) -> None:
         """Draw the spots of another section."""
-        section = self.source.section(self.source.section_name(sample), spot_diameter=self._spot_diameter)
-        data = build_layers(
-            self.source, section, self.metabolite, mode=self.mode, threshold=self.threshold, **self._options
-        )
-        self._remove(self.layers.values())
-        self._unpick()
+        section = self.source.section(sample, spot_diameter=self._spot_diameter)
+        data = build_layers(self.source, section, self.metabolite, self.look, mode=self.mode, threshold=self.threshold)
+        self._remove()
         self.section, self._tree = section, cKDTree(section.xy)
         added = add_layers(self.viewer, data)
         self.layers = {layer.metadata[OWN]["role"]: layer for layer in added}
@@ -144,25 +122,22 @@ class MetaboliteView:
         tier, _ = self.source.trust(self.metabolite)
         shown = " | ".join(r for r in self.layers if r in MODES[self.mode])
         label = self.source.label(MODES[self.mode][0])
-        parts = [self.source.describe(self.metabolite), f"section {self.section.name}"]
-        parts.append(shown if label == shown else f"{shown}: {label}")
-        parts += [f"trust: {tier}"] if tier else []
-        return "\n".join(parts)
+        shown = shown if label == shown else f"{shown}: {label}"
+        parts = [self.source.describe(self.metabolite), f"section {self.section.name}", shown]
+        return "\n".join([*parts, f"trust: {tier}"] if tier else parts)
 
     # -- Spots ----------------------------------------------------------------
 
     def spot_at(self, x: float, y: float) -> int | None:
         """Number in the section of the spot at a place (um); `None` beside all spots."""
-        if self.section.outlines is not None:
-            import shapely
+        if self.section.outlines is None:
+            distance, i = self._tree.query((x, y))
+            return int(i) if distance <= self.section.radius[i] else None
+        import shapely
 
-            near = self._tree.query((x, y), k=min(8, len(self.section.xy)))[1]
-            for i in np.atleast_1d(near):
-                if shapely.Polygon(self.section.outlines[i]).covers(shapely.Point(x, y)):
-                    return int(i)
-            return None
-        distance, i = self._tree.query((x, y))
-        return int(i) if distance <= self.section.radius[i] else None
+        near = np.atleast_1d(self._tree.query((x, y), k=min(8, len(self.section.xy)))[1])
+        place = shapely.Point(x, y)
+        return next((int(i) for i in near if shapely.Polygon(self.section.outlines[i]).covers(place)), None)
 
     def pick(self, x: float, y: float) -> Spot | None:
         """The spot at a place (um), marked in the viewer; `None` and no mark beside all spots."""
@@ -182,8 +157,7 @@ class MetaboliteView:
 
     def close(self) -> None:
         """Remove the layers and stop listening to clicks."""
-        self._remove(self.layers.values())
-        self._unpick()
+        self._remove()
         self.layers = {}
         with suppress(ValueError):
             self.viewer.mouse_drag_callbacks.remove(self._on_drag)
@@ -192,19 +166,18 @@ class MetaboliteView:
 
     def _recolour(self) -> None:
         """New values for the layers that are seen; the others follow when they become visible."""
-        every = self.source.maps(self.metabolite, self.section.rows)
-        chosen = {k: v for k, v in (self._options.get("limits") or {}).items() if v is not None}
-        self._limits = self.source.limits(every, **chosen)
-        held_back = self.threshold > 0
-        self._maps = self.source.maps(self.metabolite, self.section.rows, self.threshold) if held_back else every
+        maps, look = self.source.maps(self.metabolite, self.section.rows), self.look
+        self._limits = self.source.limits(maps, look.vmin, look.vmax, look.percentiles)
+        if self.threshold > 0:
+            maps = self.source.maps(self.metabolite, self.section.rows, self.threshold)
+        self._maps = maps
         self._stale = set(self.layers)
         for layer in self.layers.values():
             self._refresh(layer)
 
     def _refresh(self, layer: Any) -> None:
         """Give a layer its values, if it is seen and has old ones."""
-        own = layer.metadata[OWN]
-        role = own["role"]
+        own, role = layer.metadata[OWN], layer.metadata[OWN]["role"]
         if not layer.visible or role not in self._stale:
             return
         self._stale.discard(role)
@@ -224,26 +197,20 @@ class MetaboliteView:
         """Opacity and visible spots of measured and predicted."""
         if not {MEASURED, PREDICTED} <= set(self.layers):
             return
-        measured, predicted = self.layers[MEASURED], self.layers[PREDICTED]
-        opacity = self._options.get("opacity", 1.0)
+        measured, predicted, opacity = self.layers[MEASURED], self.layers[PREDICTED], self.look.opacity
         swipe = self.style == "swipe" and self.can_swipe
         # predicted lies on top of measured, so its opacity is its share
         measured.opacity, predicted.opacity = opacity, opacity if swipe else opacity * self.mix
         if self.can_swipe:
-            right = self._right_of(self.mix) if swipe else np.ones(len(self.section.rows), bool)
-            measured.shown = ~right if swipe else right
-            predicted.shown = right
-
-    def _right_of(self, mix: float) -> NDArray[np.bool_]:
-        """Spots on the side of the prediction; all of them at 1."""
-        left, _, right, _ = self.section.bounds
-        return self.section.xy[:, 0] >= right - mix * (right - left)
+            left, _, right, _ = self.section.bounds
+            # spots on the side of the prediction; all of them at 1
+            beyond = self.section.xy[:, 0] >= right - self.mix * (right - left)
+            everywhere = np.ones(len(beyond), bool)
+            measured.shown, predicted.shown = (~beyond, beyond) if swipe else (everywhere, everywhere)
 
     def _caption(self) -> None:
         overlay = canvas_overlay(self.viewer, "text")
-        overlay.text = self.title
-        overlay.position = "top_left"
-        overlay.visible = True
+        overlay.text, overlay.position, overlay.visible = self.title, "top_left", True
         first = next((r for r in self.layers if r in MODES[self.mode]), None)
         for role, layer in self.layers.items():
             bar = getattr(layer, "face_colorbar", None)  # of points, from napari 0.9
@@ -251,7 +218,6 @@ class MetaboliteView:
                 bar.visible = role == first
 
     def _mark(self, number: int) -> None:
-        place = self.section.xy[[number], ::-1]
         self._unpick()
         ring = {
             "name": PICKED,
@@ -262,16 +228,19 @@ class MetaboliteView:
             "metadata": {OWN: {"role": PICKED}},
         }
         active = self.viewer.layers.selection.active
-        self.ring = add_layers(self.viewer, [(place, ring, "points")])[0]
+        (self.ring,) = add_layers(self.viewer, [(self.section.xy[[number], ::-1], ring, "points")])
         self.viewer.layers.selection.active = active
 
     def _unpick(self) -> None:
-        self._remove([getattr(self, "ring", None)])
+        if self.ring is not None and self.ring in self.viewer.layers:  # the user may have removed it
+            self.viewer.layers.remove(self.ring)
         self.ring = None
 
-    def _remove(self, layers: Any) -> None:
-        for layer in list(layers):
-            if layer is not None and layer in self.viewer.layers:  # the user may have removed it
+    def _remove(self) -> None:
+        """Take all own layers from the viewer."""
+        self._unpick()
+        for layer in self.layers.values():
+            if layer in self.viewer.layers:
                 self.viewer.layers.remove(layer)
 
     def _on_drag(self, viewer: Any, event: Any) -> Iterator[None]:

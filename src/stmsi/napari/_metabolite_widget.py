@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +26,7 @@ from qtpy.QtWidgets import (
     QWidget,
 )
 
-from stmsi.napari._metabolite_maps import PPM, MetaboliteMaps
+from stmsi.napari._metabolite_maps import MODES, PPM, MetaboliteMaps
 from stmsi.napari._metabolite_view import STYLES, MetaboliteView, show_scale_bar
 
 if TYPE_CHECKING:
@@ -33,33 +34,17 @@ if TYPE_CHECKING:
 
 _STEPS = 100
 _COLOUR_OF_TIER = {"high": "#4dac26", "medium": "#b8a100", "low": "#e08214", "none": "#d7301f"}
-_LABEL_OF_MODE = {
-    "compare": "measured, predicted",
-    "residual": "predicted - measured",
-    "uncertainty": "interval width",
-    "presence": "P(present)",
-}
 
 
 class MetaboliteWidget(QWidget):
     """Choose section and metabolite, compare, and ask spots.
 
-    Parameters
-    ----------
-    napari_viewer
-        The viewer; napari fills it in when the widget is opened from its menu.
-    view
-        What to control; `None`: a view of the SpatialData that layers of napari-spatialdata bring along.
-    on_section
-        Called with the section that was chosen.
+    napari fills in `napari_viewer` when the widget is opened from its menu; without a `view` the widget looks for a
+    SpatialData in the layers of napari-spatialdata. `on_section` is called with the section that was chosen.
     """
 
     def __init__(
-        self,
-        napari_viewer: Any,
-        *,
-        view: MetaboliteView | None = None,
-        on_section: Callable[[str], None] | None = None,
+        self, napari_viewer: Any, *, view: MetaboliteView | None = None, on_section: Callable[[str], None] | None = None
     ) -> None:
         super().__init__()
         self.viewer, self.view, self.on_section = napari_viewer, view, on_section
@@ -94,11 +79,9 @@ class MetaboliteWidget(QWidget):
         self.spot.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.save = QPushButton("Save view as PNG ...")
 
-        form = QFormLayout()
-        form.addRow("Section", self.section)
-        form.addRow("Search", _row(self.search, self.ppm))
-        self.controls = QWidget()
-        below = QFormLayout()
+        above, below, self.controls = QFormLayout(), QFormLayout(), QWidget()
+        above.addRow("Section", self.section)
+        above.addRow("Search", _row(self.search, self.ppm))
         below.addRow("Trust", self.trust)
         below.addRow("Show", self.mode)
         below.addRow("Compare by", self.style_of_mix)
@@ -106,7 +89,7 @@ class MetaboliteWidget(QWidget):
         below.addRow("P(present) from", _row(self.threshold, self.threshold_label))
         inside = QVBoxLayout(self.controls)
         inside.setContentsMargins(0, 0, 0, 0)
-        inside.addLayout(form)
+        inside.addLayout(above)
         inside.addWidget(self.list, stretch=1)
         inside.addLayout(below)
         inside.addWidget(self.spot)
@@ -142,7 +125,7 @@ class MetaboliteWidget(QWidget):
             self.section.setCurrentText(view.section.name)
             self.mode.clear()
             for mode in view.source.modes:
-                self.mode.addItem(_LABEL_OF_MODE[mode], mode)
+                self.mode.addItem(", ".join(MODES[mode]), mode)
             self.mode.setCurrentIndex(view.source.modes.index(view.mode))
             self.mix.setValue(round(view.mix * _STEPS))
             self.threshold.setValue(round(view.threshold * _STEPS))
@@ -226,12 +209,8 @@ class MetaboliteWidget(QWidget):
         view = self.view
         assert view is not None
         tier, reason = view.source.trust(view.metabolite)
-        colour = _COLOUR_OF_TIER.get(tier, "")
-        self.trust.setText(
-            f'<b style="color:{colour}">{escape(tier)}</b> {escape(reason)}'
-            if tier
-            else "not judged (stmsi.tl.reliability)"
-        )
+        judged = f'<b style="color:{_COLOUR_OF_TIER.get(tier, "")}">{escape(tier)}</b> {escape(reason)}'
+        self.trust.setText(judged if tier else "not judged (stmsi.tl.reliability)")
         for part in (self.mix, self.style_of_mix):
             part.setEnabled(view.can_mix)
         self.style_of_mix.setToolTip("" if view.can_swipe else "Outlines cannot be swiped, only blended")
@@ -242,18 +221,13 @@ class MetaboliteWidget(QWidget):
             self.spot.setText("Click a spot for its values.")
 
 
-class _silent:  # noqa: N801
+@contextmanager
+def _silent(*widgets: Any) -> Iterator[None]:
     """Block the signals of widgets while their values are set."""
-
-    def __init__(self, *widgets: Any) -> None:
-        self.widgets = widgets
-
-    def __enter__(self) -> None:
-        self.before = [w.blockSignals(True) for w in self.widgets]
-
-    def __exit__(self, *_: object) -> None:
-        for widget, was in zip(self.widgets, self.before, strict=True):
-            widget.blockSignals(was)
+    before = [w.blockSignals(True) for w in widgets]
+    yield
+    for widget, was in zip(widgets, before, strict=True):
+        widget.blockSignals(was)
 
 
 def _text(text: str) -> QLabel:

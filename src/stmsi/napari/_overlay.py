@@ -6,9 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from stmsi._data.checks import require_spatialdata
 from stmsi._data.keys import Key
+from stmsi.napari._metabolite_layers import Look
 from stmsi.napari._metabolite_maps import MetaboliteMaps
 from stmsi.napari._metabolite_view import MetaboliteView, show_scale_bar
 from stmsi.napari._requirements import require_window
+from stmsi.pl._metabolite_layers import one_section
 from stmsi.pl._style import PERCENTILES
 
 if TYPE_CHECKING:
@@ -43,17 +45,15 @@ def overlay(
 ) -> Any:
     """Open measured and predicted metabolites in napari, with a widget to choose and compare.
 
-    The window is napari-spatialdata's ``Interactive``, so its own widgets work beside ours: its list of elements, and its
-    *View*, which colours the spots by genes and annotations. See the page on napari in the user guide.
+    The window is napari-spatialdata's ``Interactive``, whose widgets work as well: the list of elements, and *View*, which
+    colours the spots by genes and annotations. See the page on napari in the user guide.
 
     Parameters
     ----------
     sdata
         SpatialData with measured metabolites, predicted ones or both.
-    metabolite
-        Id or readable name; `None`: the first. The widget switches to others.
-    sample
-        The section; `None`: the first. The widget switches to others.
+    metabolite, sample
+        Id or readable name, and section; `None`: the first. The widget switches to others.
     mode
         ``"compare"``, ``"residual"``, ``"uncertainty"`` or ``"presence"``; see :func:`stmsi.napari.metabolite_layers`.
     threshold
@@ -70,7 +70,7 @@ def overlay(
         An open ``napari.Viewer`` to use; `None`: a new window.
     run
         Whether to start napari's event loop, which returns when the window is closed. Pass ``run=False`` where a loop runs
-        already (IPython with ``%gui qt``) or to go on by code.
+        already (IPython with ``%gui qt``) or to continue by code.
 
     Returns
     -------
@@ -101,7 +101,7 @@ def overlay(
     )
     # everything that can be wrong with the input comes before a window opens
     metabolite = str(source.features.index[0]) if metabolite is None else source.resolve(metabolite)
-    sample = source.sections[0] if sample is None else source.section_name(sample)
+    sample = source.sections[0] if sample is None else one_section(source.adata, sample_key, sample)
     source.check_mode(mode)
     require_window()
 
@@ -115,18 +115,9 @@ def overlay(
         *_, width, height = viewer.window.geometry()
         viewer.window.resize(max(width, WINDOW[0]), max(height, WINDOW[1]))
     elements = _elements(viewer, sdata)
-    view = MetaboliteView(
-        viewer,
-        source,
-        metabolite,
-        sample=sample,
-        mode=mode,
-        threshold=threshold,
-        spot_diameter=spot_diameter,
-        limits={"vmin": vmin, "vmax": vmax, "percentiles": percentiles},
-        cmap=cmap,
-        opacity=opacity,
-    )
+    look = Look(vmin, vmax, percentiles, cmap, None, opacity)
+    at = {"sample": sample, "mode": mode, "threshold": threshold, "spot_diameter": spot_diameter}
+    view = MetaboliteView(viewer, source, metabolite, look=look, **at)  # type: ignore[arg-type]
     show_scale_bar(viewer)
     background = Background(viewer, elements, sdata) if image else None
     widget = MetaboliteWidget(viewer, view=view, on_section=background.show if background else None)
@@ -165,18 +156,14 @@ class Background:
         if sample in self.sdata.coordinate_systems:
             self.elements.switch_coordinate_system(sample)
         name = Key.image(sample)
-        images = [
-            layer
-            for layer in self.viewer.layers
-            if layer.metadata.get("sdata") is self.sdata and layer.name in self.sdata.images
-        ]
+        own = [layer for layer in self.viewer.layers if layer.metadata.get("sdata") is self.sdata]
+        images = [layer for layer in own if layer.name in self.sdata.images]
         for layer in images:
             layer.visible = layer.name == name
         if name in self.sdata.images and name not in [layer.name for layer in images]:
+            model = dict(self.viewer.window.dock_widgets)["SpatialData"].viewer_model
             # synchronously: it must not come after what is drawn on it
-            layer = dict(self.viewer.window.dock_widgets)["SpatialData"].viewer_model.get_sdata_image(
-                self.sdata, name, sample, False
-            )
+            layer = model.get_sdata_image(self.sdata, name, sample, False)
             layer.units = "um"
             active = self.viewer.layers.selection.active
             self.viewer.layers.insert(0, layer)

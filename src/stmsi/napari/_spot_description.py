@@ -29,33 +29,26 @@ class Spot:
     name: str
     x: float
     y: float
-    measured: float
-    predicted: float
-    lower: float
-    upper: float
-    chance: float
-    interval: float
-    """Chance with which the interval holds the measurement."""
+    value: dict[str, float]  # by role, "lower" and "upper"; NaN where it is not known
+    interval: float  # chance with which the interval holds the measurement
     ood: float
-    genes: tuple[tuple[str, float], ...]
-    """Genes furthest above their mean in the section, with the spot's own value in ``X``."""
-    drivers: tuple[tuple[str, float], ...]
-    """What the prediction rests on, with its weight."""
-    drivers_of: str
-    """Where the weights come from."""
+    genes: tuple[tuple[str, float], ...]  # furthest above their mean in the section, with the spot's own value in X
+    drivers: tuple[tuple[str, float], ...]  # what the prediction rests on, with its weight
+    drivers_of: str  # where the weights come from
 
     def lines(self) -> list[tuple[str, str]]:
         """What to show: label and value."""
         out = [
             ("spot", f"{self.name}  (x {self.x:.0f}, y {self.y:.0f} um)"),
-            ("measured", _number(self.measured, "not measured")),
-            ("predicted", _number(self.predicted, "no prediction")),
+            ("measured", _number(self.value[MEASURED], "not measured")),
+            ("predicted", _number(self.value[PREDICTED], "no prediction")),
         ]
-        if np.isfinite(self.lower) and np.isfinite(self.upper):
+        lower, upper, chance = self.value["lower"], self.value["upper"], self.value[CHANCE]
+        if np.isfinite(lower) and np.isfinite(upper):
             share = "interval" if np.isnan(self.interval) else f"{self.interval:.0%} interval"
-            out.append((share, f"{self.lower:.3g} to {self.upper:.3g}"))
-        if np.isfinite(self.chance):
-            out.append(("P(present)", f"{self.chance:.2f}"))
+            out.append((share, f"{lower:.3g} to {upper:.3g}"))
+        if np.isfinite(chance):
+            out.append((CHANCE, f"{chance:.2f}"))
         if np.isfinite(self.ood):
             unusual = " (unlike the training spots)" if self.ood > 1 else ""
             out.append(("out of distribution", f"{self.ood:.2f}{unusual}"))
@@ -66,51 +59,28 @@ class Spot:
         return out
 
 
-def describe_spot(
-    source: MetaboliteMaps, metabolite: str, row: int, section_rows: NDArray[np.int64], *, n_genes: int = N_GENES
-) -> Spot:
-    """Values and genes of a spot.
-
-    Parameters
-    ----------
-    source
-        The table.
-    metabolite
-        Its id.
-    row
-        Row of the table.
-    section_rows
-        Rows of the spot's section, to whose mean its genes are compared.
-    n_genes
-        How many genes to name.
-    """
+def describe_spot(source: MetaboliteMaps, metabolite: str, row: int, section_rows: NDArray[np.int64]) -> Spot:
+    """Values and genes of a spot; its genes are compared to the mean of the section."""
     adata, at = source.adata, np.array([row])
-    value = {
-        role: float(source.values(role, metabolite, at)[0]) for role in (MEASURED, PREDICTED, "lower", "upper", CHANCE)
-    }
     x, y = require_frame(adata, Key.obsm.SPATIAL).to_numpy(dtype=float)[row, :2]
     record = adata.uns.get(source.pred_key)
     params = record.get("params", {}) if isinstance(record, dict) else {}
     ood = Key.ood_of(source.pred_key)
-    drivers, drivers_of = _drivers(source, metabolite, row, n_genes)
+    drivers, drivers_of = _drivers(source, metabolite, row)
     return Spot(
         name=str(adata.obs_names[row]),
         x=float(x),
         y=float(y),
-        measured=value[MEASURED],
-        predicted=value[PREDICTED],
-        lower=value["lower"],
-        upper=value["upper"],
-        chance=value[CHANCE],
+        value={r: float(source.values(r, metabolite, at)[0]) for r in (MEASURED, PREDICTED, "lower", "upper", CHANCE)},
         interval=float(params.get("coverage", np.nan)),
         ood=float(adata.obs[ood].iloc[row]) if ood in adata.obs else np.nan,
-        genes=_genes(source, row, section_rows, n_genes),
+        genes=_genes(source, row, section_rows),
         drivers=drivers,
         drivers_of=drivers_of,
     )
 
 
-def _genes(source: MetaboliteMaps, row: int, section_rows: NDArray[np.int64], n: int) -> tuple[tuple[str, float], ...]:
+def _genes(source: MetaboliteMaps, row: int, section_rows: NDArray[np.int64]) -> tuple[tuple[str, float], ...]:
     """Genes of a spot that are furthest above their mean in its section, on the scale log1p(counts per 10,000)."""
     own = as_csr(source.adata.X[[row]], np.float64)
     if own.nnz == 0 or own.data.min() < 0:
@@ -118,7 +88,7 @@ def _genes(source: MetaboliteMaps, row: int, section_rows: NDArray[np.int64], n:
     mean = _section_mean(source, section_rows.tobytes())
     scaled = np.log1p(own.data / own.data.sum() * 1e4)
     above = scaled - mean[own.indices]
-    order = np.argsort(-above, kind="stable")[:n]
+    order = np.argsort(-above, kind="stable")[:N_GENES]
     names = source.adata.var_names
     return tuple((str(names[own.indices[i]]), float(own.data[i])) for i in order if above[i] > 0)
 
@@ -132,21 +102,21 @@ def _section_mean(source: MetaboliteMaps, rows: bytes) -> NDArray[np.float64]:
     return np.asarray(X.mean(axis=0)).ravel()
 
 
-def _drivers(source: MetaboliteMaps, metabolite: str, row: int, n: int) -> tuple[tuple[tuple[str, float], ...], str]:
+def _drivers(source: MetaboliteMaps, metabolite: str, row: int) -> tuple[tuple[tuple[str, float], ...], str]:
     """What the prediction rests on: attention of the spot, of all spots, or attribution, whichever is stored."""
     adata, safe = source.adata, safe_ids([metabolite])[0]
     of_spot = Key.group_of(Key.varm.ATTENTION, safe)
     if of_spot in adata.obsm:
-        return _largest(require_frame(adata, of_spot).iloc[row], n), "attention of this spot"
+        return _largest(require_frame(adata, of_spot).iloc[row]), "attention of this spot"
     for key, name in ((Key.varm.ATTENTION, "attention, all spots"), (Key.varm.ATTRIBUTION, "attribution, all spots")):
         frame = adata.varm.get(key)
         if isinstance(frame, pd.DataFrame) and safe in frame:
-            return _largest(frame[safe], n), name
+            return _largest(frame[safe]), name
     return (), ""
 
 
-def _largest(weights: pd.Series, n: int) -> tuple[tuple[str, float], ...]:
-    best = weights[weights.abs().sort_values(ascending=False, kind="stable", na_position="last").index[:n]]
+def _largest(weights: pd.Series) -> tuple[tuple[str, float], ...]:
+    best = weights[weights.abs().sort_values(ascending=False, kind="stable", na_position="last").index[:N_GENES]]
     return tuple((str(g), float(v)) for g, v in best.items() if v == v and v != 0)
 
 

@@ -29,21 +29,7 @@ __all__ = [
     "spatial",
 ]
 
-_getattr, __dir__ = lazy_attributes(
-    __name__,
-    names={
-        "alignment": "_alignment",
-        "attention_heatmap": "_attention_heatmap",
-        "attention_spatial": "_attention_spatial",
-        "calibration": "_calibration",
-        "compare": "_compare",
-        "history": "_history",
-        "performance": "_performance",
-        "presence_curves": "_presence_curves",
-        "reliability": "_reliability",
-        "spatial": "_spatial",
-    },
-)
+_getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})
 
 
 def __getattr__(name: str) -> Any:  # an explicit function, so that type checkers see a module attribute hook

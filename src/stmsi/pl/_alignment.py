@@ -1,4 +1,4 @@
-"""How pixels and spots lie upon each other."""
+"""Pixels and spots after alignment, one upon the other."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from stmsi._data.keys import Key
 from stmsi._data.tables import get_table
 from stmsi.pl._colour_limits import clipped_limits, get_cmap
 from stmsi.pl._metabolite_layers import table_samples
-from stmsi.pl._panels import add_spots, get_axes, hand_back, panel_size, prepare_panel, scale_bar, wrap
+from stmsi.pl._panels import add_spots, colour_bar, get_axes, hand_back, panel_size, prepare_panel, scale_bar, wrap
 from stmsi.pl._sections import load_section
+from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import INTENSITY_CMAP, STYLE, WIDTH_CMAP
 from stmsi.pp._alignment.section_geometry import Geometry, aligned, msi_components, section_geometry, st_components
 from stmsi.pp._alignment_report import REACH, alignment_report, points_on
@@ -40,6 +41,7 @@ _ARROW_SHARE = 0.08
 """Length of the longest arrow, as a share of the section's longer side."""
 
 
+@shared_docs
 def alignment(
     sdata: SpatialData,
     *,
@@ -58,7 +60,7 @@ def alignment(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | SubFigure:
-    """Draw how the pixels lie upon the spots, in the ST frame.
+    """Draw the aligned pixels upon the spots, in the ST frame.
 
     Parameters
     ----------
@@ -66,22 +68,19 @@ def alignment(
         After :func:`stmsi.pp.align`.
     kind
         ``"overlay"``: pixels, and spots as rings, dark where a pixel covers their centre and red where none does.
-        ``"landmarks"``: an arrow from where the alignment puts each landmark to where it belongs, coloured by the target
+        ``"landmarks"``: an arrow from the aligned place of each landmark to its true place, coloured by the target
         registration error when that landmark is left out (um); crosses are landmarks that were left out as wrong.
-        ``"checkerboard"``: spots and pixels in turn, coloured by the first pair of canonical components of genes and
-        ions: structures should go on from tile to tile.
+        ``"checkerboard"``: tiles of spots and pixels in turn, coloured by the first pair of canonical components of genes
+        and ions; structures should continue from tile to tile.
     sample
         Sections to draw; `None`: all that are aligned.
     tiles
         Tiles of the checkerboard along the longer side.
     arrow_scale
         Magnification of the arrows; `None`: so that the longest can be seen. The title tells it.
-    table_key
-        The ST table.
+    %(tables)s
     msi_table_key
         The MSI table.
-    sample_key
-        Column of ``obs`` with the section name.
     ncols
         Panels in a row.
     cmap
@@ -90,16 +89,7 @@ def alignment(
         Whether to draw the histology ``images["<sample>_he"]`` behind.
     scalebar
         Whether to draw a scale bar.
-    ax
-        Axes to draw into, one per section; `None`: a new figure.
-    show
-        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given.
-    return_fig
-        Whether to return the figure instead of the axes.
-
-    Returns
-    -------
-    The axes, or a list of them where there are several sections; with `return_fig` the figure.
+    %(figure)s
 
     Raises
     ------
@@ -142,8 +132,7 @@ def alignment(
         own, row = record[section.name], {str(k): v for k, v in report.loc[section.name].items()}
         geometry = section_geometry(sdata, section.name, table_key=table_key, sample_key=sample_key)
         corners = aligned(own, geometry.corners.reshape(-1, 2)).reshape(geometry.corners.shape)
-        prepare_panel(axis, section, "")
-        _widen(axis, section, corners)
+        prepare_panel(axis, section, "", corners.reshape(-1, 2))
         if kind == "overlay":
             lines = _overlay(axis, section, corners, row)
         elif kind == "landmarks":
@@ -157,26 +146,17 @@ def alignment(
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
 
-def _widen(ax: Axes, section: Section, corners: NDArray[np.float64]) -> None:
-    """Limits that hold the pixels as well."""
-    left, top, right, bottom = section.bounds
-    low, high = corners.reshape(-1, 2).min(axis=0), corners.reshape(-1, 2).max(axis=0)
-    left, top, right, bottom = min(left, low[0]), min(top, low[1]), max(right, high[0]), max(bottom, high[1])
-    border = STYLE.margin * max(right - left, bottom - top)
-    ax.set_xlim(left - border, right + border)
-    ax.set_ylim(bottom + border + STYLE.foot * (bottom - top), top - border)
+def _add_pixels(ax: Axes, corners: NDArray[np.float64], **paint: Any) -> None:
+    ax.add_collection(PolyCollection(list(corners), **{"edgecolors": "none", "zorder": 2, **paint}), autolim=False)
 
 
 def _overlay(ax: Axes, section: Section, corners: NDArray[np.float64], row: dict[str, Any]) -> tuple[str, str]:
-    ax.add_collection(
-        PolyCollection(list(corners), facecolors=_PIXELS, edgecolors="none", alpha=0.8, zorder=2), autolim=False
-    )
+    _add_pixels(ax, corners, facecolors=_PIXELS, alpha=0.8)
     inside = points_on(section.xy, corners)
     colours = np.where(inside, _COVERED, _UNCOVERED)
     add_spots(ax, section, facecolors="none", edgecolors=colours, linewidths=0.6, zorder=3)
-    return f"{inside.mean():.0%} of the spots on pixels", "" if np.isnan(
-        row["mask_iou"]
-    ) else f"IoU {row['mask_iou']:.2f}"
+    iou = "" if np.isnan(row["mask_iou"]) else f"IoU {row['mask_iou']:.2f}"
+    return f"{inside.mean():.0%} of the spots on pixels", iou
 
 
 def _landmarks(
@@ -191,7 +171,7 @@ def _landmarks(
     if "landmarks_moved" not in own:
         msg = f"Section {section.name!r} was aligned without landmarks (method {row['method']!r}); draw kind='overlay'."
         raise ValueError(msg)
-    ax.add_collection(PolyCollection(list(corners), facecolors="#e9eff5", edgecolors="none", zorder=2), autolim=False)
+    _add_pixels(ax, corners, facecolors="#e9eff5")
     add_spots(ax, section, facecolors="none", edgecolors="0.75", linewidths=0.4, zorder=3)
     start, end = np.asarray(own["landmarks_moved"]), np.asarray(own["landmarks_st"])
     tre = np.asarray(own["tre_um"], dtype=float)
@@ -211,13 +191,9 @@ def _landmarks(
     )  # fmt: skip
     ax.scatter(start[kept, 0], start[kept, 1], s=14, facecolors="white", edgecolors="black", linewidths=0.7, zorder=4)
     ax.scatter(end[wrong, 0], end[wrong, 1], s=28, marker="x", c=_UNCOVERED, linewidths=1.4, zorder=6)
-    bar = ax.figure.colorbar(arrows, cax=ax.inset_axes((1.03, 0.0, 0.045, 1.0)))
-    bar.set_label("error when left out (µm)", fontsize=STYLE.label_size)
-    bar.ax.tick_params(labelsize=STYLE.tick_size, length=2)
-    bar.outline.set_visible(False)  # type: ignore[operator]
-    error = (
-        "TRE not known" if np.isnan(row["tre_um"]) else f"TRE {row['tre_um']:.0f} µm, at most {row['tre_max_um']:.0f}"
-    )
+    colour_bar(ax, arrows, "error when left out (µm)")
+    error = f"TRE {row['tre_um']:.0f} µm, at most {row['tre_max_um']:.0f}"
+    error = "TRE not known" if np.isnan(row["tre_um"]) else error
     left_out = f", {len(wrong)} left out" if len(wrong) else ""
     return f"{row['model']}, arrows x {arrow_scale:g}{left_out}", error
 
@@ -257,18 +233,11 @@ def _checkerboard(
     def black(xy: NDArray[np.float64]) -> NDArray[np.bool_]:
         return np.floor((xy - [left, top]) / side).astype(int).sum(axis=1) % 2 == 0
 
-    low, high = clipped_limits(np.concatenate([at_spots, at_pixels]))
-    norm = Normalize(low, high)
+    norm = Normalize(*clipped_limits(np.concatenate([at_spots, at_pixels])))
     pixels = ~black(corners.mean(axis=1)) & np.isfinite(at_pixels)
     spots = black(section.xy)
     paint: dict[str, Any] = {"cmap": cmap, "norm": norm, "zorder": 2}
-    ax.add_collection(
-        PolyCollection(list(corners[pixels]), array=at_pixels[pixels], edgecolors="face", linewidths=0.1, **paint),
-        autolim=False,
-    )
+    _add_pixels(ax, corners[pixels], array=at_pixels[pixels], edgecolors="face", linewidths=0.1, **paint)
     drawn = add_spots(ax, section, chosen=spots, array=at_spots[spots], linewidths=0, **paint)
-    bar = ax.figure.colorbar(drawn, cax=ax.inset_axes((1.03, 0.0, 0.045, 1.0)), extend="both")
-    bar.set_label("canonical component", fontsize=STYLE.label_size)
-    bar.ax.tick_params(labelsize=STYLE.tick_size, length=2)
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    colour_bar(ax, drawn, "canonical component", extend="both")
     return "genes (spots), ions (pixels)", f"r = {correlation:.2f}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from math import ceil
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -22,7 +21,8 @@ from stmsi._data.tables import get_table
 from stmsi.pl._colour_limits import check_percentiles, clipped_limits, diverging_norm, get_cmap
 from stmsi.pl._gene_maps import DriverMap, Tokens, driver_map, known_genes
 from stmsi.pl._metabolite_layers import as_list
-from stmsi.pl._panels import MOST_PANELS, get_axes, hand_back
+from stmsi.pl._panels import MOST_PANELS, check_least, colour_bar, get_axes, hand_back
+from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import INTENSITY_CMAP, PALETTE, RESIDUAL_CMAP, STYLE
 
 if TYPE_CHECKING:
@@ -46,36 +46,13 @@ _GAP, _STRIP, _TREE, _BAR, _BESIDE = 0.05, 0.13, 0.4, 1.4, 1.1
 """Inches between parts, of a strip of colours, of a tree, of the longest colour bar, and of its width with numbers and label."""
 
 
-@dataclass(frozen=True)
-class _Order:
-    """Rows or columns in the order of a clustering, and its tree."""
-
-    leaves: NDArray[np.int64]
-    tree: NDArray[np.float64] | None
+def _per_inch(ax: Axes) -> tuple[float, float]:
+    """What an inch is in units of the axes, to the right and upwards."""
+    box, dpi = ax.get_window_extent(), ax.figure.dpi
+    return dpi / box.width, dpi / box.height
 
 
-@dataclass(frozen=True)
-class _Inches:
-    """Places around the cells of a panel."""
-
-    wide: float
-    high: float
-
-    @classmethod
-    def of(cls, ax: Axes) -> _Inches:
-        """Of axes as they are now."""
-        box, dpi = ax.get_window_extent(), ax.figure.dpi
-        return cls(box.width / dpi, box.height / dpi)
-
-    def x(self, inches: float) -> float:
-        """So many inches right of the cells, in axes units."""
-        return 1 + inches / self.wide
-
-    def y(self, inches: float) -> float:
-        """So many inches above the cells, in axes units."""
-        return 1 + inches / self.high
-
-
+@shared_docs
 def attention_heatmap(
     data: Data,
     *,
@@ -97,9 +74,9 @@ def attention_heatmap(
 ) -> Axes | list[Axes] | Figure | SubFigure:
     """Draw which genes or programmes each metabolite attends to, or which genes drive it.
 
-    Attention is drawn as a multiple of an even share (1: as much as if all genes got the same), attribution as its
-    standardised effect, around 0 where it has a sign. Rows and columns are clustered (average linkage on correlation). White
-    dots mark genes that are known to make, use or carry the metabolite, a strip at the right tells its class.
+    Attention is drawn as a multiple of an even share (1: all genes got the same), attribution as its standardised effect,
+    around 0 where it has a sign. Rows and columns are clustered (average linkage on correlation). White dots mark genes
+    that are known to make, use or carry the metabolite; a strip at the right shows its class.
 
     Attention says where the network looks, not what it makes of it; see the page on interpretation in the user guide.
 
@@ -121,11 +98,10 @@ def attention_heatmap(
         One or several groups of spots that were stored with ``groupby=``, a panel each in one order and one norm; `None`:
         all spots.
     cluster
-        Whether to order rows and columns by clustering; otherwise they stay as they are stored or named.
+        Whether to cluster rows and columns; otherwise they stay as they are stored or named.
     scale
-        ``"row"``: each metabolite divided by its largest magnitude, so that weak ones can be read as well;
-        ``"metabolites"``, for attention: log2 of the ratio to the mean over the metabolites that are drawn, which tells what
-        sets one apart where all look at the same genes.
+        ``"row"``: each metabolite divided by its largest magnitude, to read weak ones as well. ``"metabolites"``, for
+        attention: log2 of the ratio to the mean over the drawn metabolites, to see what sets one apart.
     prior_key
         Known genes in ``varm``, as :func:`stmsi.pp.knowledge_prior` writes them; where it is missing, those of
         :func:`stmsi.datasets.core_metabolites`.
@@ -134,23 +110,13 @@ def attention_heatmap(
     cmap
         Colour map; `None`: viridis, or RdBu_r where values have a sign.
     table_key
-        The ST table.
-    ax
-        Axes to draw into, one per group; `None`: a new figure.
-    show
-        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
-    return_fig
-        Whether to return the figure instead of the axes.
-
-    Returns
-    -------
-    The axes, or a list of them where there are several groups; with `return_fig` the figure.
+        The ST table of a SpatialData.
+    %(figure)s
 
     Raises
     ------
     KeyError
-        Neither attention nor attribution is stored (the message names the call that makes it), or an unknown metabolite, gene
-        or group.
+        Nothing is stored (the message names the call that makes it), or an unknown metabolite, gene or group.
     ValueError
         Programmes where there are none, a `scale` that does not fit, or more than 500 metabolites.
 
@@ -173,9 +139,7 @@ def attention_heatmap(
     if scale is not None:
         check_choice(scale, get_args(Scale), "scale")
     percentiles = check_percentiles(percentiles)
-    if n_genes < 1:
-        msg = f"n_genes must be at least 1, found {n_genes!r}."
-        raise ValueError(msg)
+    check_least(n_genes, 1, "n_genes")
     adata = get_table(data, table_key)
     wanted = None if metabolites is None else as_list(metabolites)
     groups = [None] if group is None else as_list(group, "group")
@@ -187,55 +151,48 @@ def attention_heatmap(
     known, classes = known_genes(adata, prior_key, list(first.values.index), first.names)
     scaled = [_in_units(m, scale) for m in maps]
     columns = _columns(first, scaled, genes, n_genes)
-    at = first.values.columns.get_indexer(pd.Index(columns))
-    tables = [s[:, at] for s in scaled]
+    tables = [m[:, first.values.columns.get_indexer(pd.Index(columns))] for m in scaled]
     mean = np.mean(tables, axis=0)
-    row = _order(mean, cluster)
-    col = _order(mean.T, cluster)
+    row, row_tree = _order(mean, cluster)
+    col, col_tree = _order(mean.T, cluster)
 
     values = np.concatenate([t.ravel() for t in tables])
     signed = bool((values < 0).any())
     norm = diverging_norm(values, percentiles[1]) if signed else Normalize(*clipped_limits(values, percentiles))
     colours = get_cmap(cmap, RESIDUAL_CMAP if signed else INTENSITY_CMAP)
-    labels = first.labels.reindex(columns).tolist()
-    figure, axes = _heat_axes(len(groups), ax, len(mean), labels, first, classes)
-    ordered = classes.reindex(first.values.index).iloc[row.leaves].tolist()
-    marks = known.reindex(columns, fill_value=False).to_numpy(bool).T[row.leaves][:, col.leaves] & (tokens == "genes")
+    ids, labels = first.values.index, first.labels.reindex(columns).tolist()
+    figure, axes = _heat_axes(len(groups), ax, labels, first, classes)
+    names, of_row = [str(first.names.get(ids[i], ids[i])) for i in row], classes.reindex(ids).iloc[row].tolist()
+    marks = known.reindex(columns, fill_value=False).to_numpy(bool).T[row][:, col] & (tokens == "genes")
     for place, table, name in zip(axes, tables, groups, strict=True):
-        shown = table[row.leaves][:, col.leaves]
-        mesh = place.pcolormesh(shown, norm=norm, cmap=colours, rasterized=shown.size > 10_000)
+        mesh = place.pcolormesh(table[row][:, col], norm=norm, cmap=colours, rasterized=table.size > 10_000)
         place.set_xlim(0, len(columns))
         place.set_ylim(len(mean), 0)
-        _names(place, "y", [str(first.names.get(first.values.index[i], first.values.index[i])) for i in row.leaves])
-        _names(place, "x", [labels[j] for j in col.leaves])
-        size = _Inches.of(place)
-        handles = _mark(place, marks)
-        right = _GAP
-        if any(ordered):
-            handles += _class_strip(place, ordered, size, right)
+        _names(place, "y", names)
+        _names(place, "x", [labels[j] for j in col])
+        wide, high = _per_inch(place)
+        handles, right = _mark(place, marks), _GAP
+        if any(of_row):
+            handles += _class_strip(place, of_row, (1 + right * wide, 0.0, _STRIP * wide, 1.0))
             right += _STRIP + _GAP
-        if row.tree is not None:
-            _tree(place, row, (size.x(right), 0.0, size.x(_TREE) - 1, 1.0), at_right=True)
+        if row_tree is not None:
+            _tree(place, row_tree, (1 + right * wide, 0.0, _TREE * wide, 1.0), at_right=True)
             right += _TREE
-        if col.tree is not None:
-            _tree(place, col, (0.0, size.y(_GAP), 1.0, size.y(_TREE) - 1), at_right=False)
+        if col_tree is not None:
+            _tree(place, col_tree, (0.0, 1 + _GAP * high, 1.0, _TREE * high), at_right=False)
         right += 2 * _GAP
-        cax = place.inset_axes((size.x(right), 0.0, size.x(_STRIP) - 1, min(1.0, size.y(_BAR) - 1)))
-        bar = figure.colorbar(mesh, cax=cax)
-        bar.set_label(_unit(first, scale), fontsize=STYLE.label_size)
-        bar.ax.tick_params(labelsize=STYLE.tick_size, length=2)
-        bar.outline.set_visible(False)  # type: ignore[operator]
+        box = (1 + right * wide, 0.0, _STRIP * wide, min(1.0, _BAR * high))
+        colour_bar(place, mesh, _unit(first, scale), box=box)
         if handles and place is axes[-1]:
-            # below one another where there is room for both
-            beside = _BESIDE if size.high < _BAR + 0.15 * (len(handles) + 1) else 0.0
+            # above the colour bar where there is room for both
+            right += 0.0 if 1 / high >= _BAR + 0.15 * (len(handles) + 1) else _BESIDE
             place.legend(
-                handles=handles, loc="upper left", bbox_to_anchor=(size.x(right + beside), 1.0), frameon=False,
+                handles=handles, loc="upper left", bbox_to_anchor=(1 + right * wide, 1.0), frameon=False,
                 fontsize=STYLE.tick_size, handlelength=0.8, borderaxespad=0, borderpad=0,
             )  # fmt: skip
         if name is not None:
-            place.set_title(name, fontsize=STYLE.title_size, pad=72 * (_TREE + 2 * _GAP) if col.tree is not None else 6)
-        for spine in place.spines.values():
-            spine.set_visible(False)
+            place.set_title(name, fontsize=STYLE.title_size, pad=6 if col_tree is None else 72 * (_TREE + 2 * _GAP))
+        place.spines[:].set_visible(False)
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
 
@@ -271,8 +228,7 @@ def _in_units(part: DriverMap, scale: Scale | None) -> NDArray[np.float64]:
         if not part.is_attention:
             msg = "scale='metabolites' compares shares, which an attribution has not; use scale='row' or None."
             raise ValueError(msg)
-        mean = values.mean(axis=0)
-        return np.log2(np.maximum(values, _LEAST) / np.maximum(mean, _LEAST))
+        return np.log2(np.maximum(values, _LEAST) / np.maximum(values.mean(axis=0), _LEAST))
     if part.is_attention:
         values = values * values.shape[1]
     if scale == "row":
@@ -288,24 +244,26 @@ def _unit(part: DriverMap, scale: Scale | None) -> str:
     return f"{unit},\nlargest of each row = 1" if scale == "row" else unit
 
 
-def _order(values: NDArray[np.float64], cluster: bool) -> _Order:
-    """Order of rows by average linkage on correlation, neighbours alike; rows without variation are all alike."""
+def _order(values: NDArray[np.float64], cluster: bool) -> tuple[NDArray[np.int64], dict[str, Any] | None]:
+    """Rows by average linkage on correlation, neighbours alike, and the tree; rows without variation are all alike."""
     if not cluster or len(values) < 3 or values.shape[1] < 2:
-        return _Order(np.arange(len(values)), None)
+        return np.arange(len(values)), None
     distance = pdist(values, "correlation")
     distance = np.clip(np.where(np.isfinite(distance), distance, 1.0), 0, None)
-    tree = optimal_leaf_ordering(linkage(distance, "average"), distance)
-    return _Order(np.asarray(dendrogram(tree, no_plot=True)["leaves"], dtype=np.int64), tree)
+    tree = dendrogram(optimal_leaf_ordering(linkage(distance, "average"), distance), no_plot=True)
+    return np.asarray(tree["leaves"], dtype=np.int64), tree
 
 
 def _heat_axes(
-    n: int, ax: Axes | Sequence[Axes] | None, n_rows: int, labels: list[str], part: DriverMap, classes: pd.Series
+    n: int, ax: Axes | Sequence[Axes] | None, labels: list[str], part: DriverMap, classes: pd.Series
 ) -> tuple[Figure | SubFigure, list[Axes]]:
-    """The user's axes, or those of a new figure, in which cells are squares and all that stands around them has room."""
+    """The user's axes, or new ones with square cells and room for all that stands around them."""
     if ax is not None or n > MOST_PANELS:
         return get_axes(n, 2, ax, (1, 1))
-    wide, high = (_CELL * (k if k <= _LABELLED else _LABELLED + (k - _LABELLED) / 5) for k in (len(labels), n_rows))
-    wide, high = max(wide, 1.5), max(high, 1.5)
+    n_rows = len(part.values)
+    wide, high = (
+        max(1.5, _CELL * (k if k <= _LABELLED else _LABELLED + (k - _LABELLED) / 5)) for k in (len(labels), n_rows)
+    )
     left = _text_inches(part.names.reindex(part.values.index)) if n_rows <= _LABELLED else 0.2
     below = _text_inches(labels) if len(labels) <= _LABELLED else 0.2
     right = _TREE + _STRIP + max(0.9, 0.25 + _text_inches([*classes, "known gene"])) + 6 * _GAP
@@ -314,7 +272,7 @@ def _heat_axes(
     panel = left + wide + right + 0.15, high + below + _TREE + 0.4
     n_cols = min(n, 2)
     n_lines = ceil(n / n_cols)
-    # no layout engine: it would stretch the cells, and with them all that is placed in their units
+    # no layout engine: it would stretch the cells, and what is placed in their units
     figure = plt.figure(figsize=(n_cols * panel[0], n_lines * panel[1]))
     axes = []
     for i in range(n):
@@ -326,22 +284,17 @@ def _heat_axes(
 
 def _text_inches(texts: Iterable[Any]) -> float:
     """Width of the longest text beside the cells, with room for the hinting of small pictures."""
-    return (
-        1.12 * max(TextPath((0, 0), str(text) or "-", size=STYLE.tick_size).get_extents().width for text in texts) / 72
-    )
+    widths = (TextPath((0, 0), str(text) or "-", size=STYLE.tick_size).get_extents().width for text in texts)
+    return 1.12 * max(widths) / 72
 
 
 def _names(ax: Axes, axis: Literal["x", "y"], names: list[str]) -> None:
     """Names of rows or columns, where there is room for them."""
-    ticks, labels = np.arange(len(names)) + 0.5, names
+    own = ax.yaxis if axis == "y" else ax.xaxis
     if len(names) > _LABELLED:
-        ticks, labels = ticks[:0], []
-        what = "metabolites" if axis == "y" else "genes"
-        (ax.set_ylabel if axis == "y" else ax.set_xlabel)(f"{len(names)} {what}", fontsize=STYLE.label_size)
-    if axis == "y":
-        ax.set_yticks(ticks, labels, fontsize=STYLE.tick_size)
-    else:
-        ax.set_xticks(ticks, labels, fontsize=STYLE.tick_size, rotation=90)
+        own.set_label_text(f"{len(names)} {'metabolites' if axis == 'y' else 'genes'}", fontsize=STYLE.label_size)
+        names = []
+    own.set_ticks(np.arange(len(names)) + 0.5, names, fontsize=STYLE.tick_size, rotation=0 if axis == "y" else 90)
     ax.tick_params(axis=axis, length=0)
 
 
@@ -350,41 +303,38 @@ def _mark(ax: Axes, known: NDArray[np.bool_]) -> list[Line2D | Patch]:
     row, col = np.nonzero(known)
     if len(row) == 0:
         return []
-    dot: dict[str, Any] = {"marker": "o", "color": "white", "markeredgecolor": "black", "linestyle": "none"}
-    dot |= {"markersize": 4, "markeredgewidth": 0.6}
+    dot: dict[str, Any] = {"marker": "o", "markersize": 4, "color": "white", "linestyle": "none"}
+    dot |= {"markeredgecolor": "black", "markeredgewidth": 0.6}
     ax.plot(col + 0.5, row + 0.5, **dot)
     return [Line2D([], [], label="known gene", **dot)]
 
 
-def _class_strip(ax: Axes, classes: list[str], size: _Inches, right: float) -> list[Line2D | Patch]:
+def _class_strip(ax: Axes, classes: list[str], box: tuple[float, ...]) -> list[Line2D | Patch]:
     """Colours of classes beside the rows; what the legend says of them."""
     present = [c for c in dict.fromkeys(classes) if c]
     first = sorted(present, key=lambda c: -classes.count(c))[: len(PALETTE)]
     if len(present) > len(PALETTE):
         first = first[:-1]
-    strip = ax.inset_axes((size.x(right), 0.0, size.x(_STRIP) - 1, 1.0))
-    colour = [PALETTE[first.index(c)] if c in first else ("0.85" if c else "white") for c in classes]
+    colour_of = dict(zip(first, PALETTE, strict=False))
+    strip = ax.inset_axes(box)  # type: ignore[arg-type]
+    colour = [colour_of.get(c, "0.85" if c else "white") for c in classes]
     strip.barh(np.arange(len(classes)) + 0.5, 1, height=1, color=colour)
     strip.set_xlim(0, 1)
     strip.set_ylim(len(classes), 0)
     strip.axis("off")
-    handles: list[Line2D | Patch] = [Patch(color=PALETTE[i], label=c) for i, c in enumerate(first)]
     if len(present) > len(first):
-        handles.append(Patch(color="0.85", label="other"))
-    return handles
+        colour_of["other"] = "0.85"
+    return [Patch(color=value, label=name) for name, value in colour_of.items()]
 
 
-def _tree(ax: Axes, order: _Order, box: tuple[float, float, float, float], *, at_right: bool) -> None:
+def _tree(ax: Axes, tree: dict[str, Any], box: tuple[float, ...], *, at_right: bool) -> None:
     """The tree of a clustering beside the rows or above the columns."""
-    tree, n = dendrogram(order.tree, no_plot=True), len(order.leaves)
-    place = ax.inset_axes(box)
+    place, n = ax.inset_axes(box), len(tree["leaves"])  # type: ignore[arg-type]
     for along, height in zip(tree["icoord"], tree["dcoord"], strict=True):
         at = np.asarray(along) / 10  # scipy puts leaves at 5, 15, 25, ...
         place.plot(*((height, at) if at_right else (at, height)), color="0.35", linewidth=0.6)
     if at_right:
-        place.set_ylim(n, 0)
-        place.set_xlim(left=0)
+        place.set(ylim=(n, 0), xlim=(0, None))
     else:
-        place.set_xlim(0, n)
-        place.set_ylim(bottom=0)
+        place.set(xlim=(0, n), ylim=(0, None))
     place.axis("off")

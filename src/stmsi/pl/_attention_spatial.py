@@ -14,8 +14,8 @@ from stmsi._data.tables import get_table, require_frame, require_metabolites
 from stmsi.pl._gene_maps import is_attention, programme_labels, record_of
 from stmsi.pl._metabolite_layers import Layer, as_list
 from stmsi.pl._panel_grid import Colours, draw_grid
-from stmsi.pl._panels import hand_back
-from stmsi.pl._sections import load_sections
+from stmsi.pl._panels import check_least, hand_back
+from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import PERCENTILES
 
 if TYPE_CHECKING:
@@ -30,9 +30,10 @@ if TYPE_CHECKING:
     from stmsi._data.checks import Data
 
 _CMAP = "cividis"
-"""Not that of intensities: nobody should take the one for the other."""
+"""Another one than for intensities, so that nobody mixes them up."""
 
 
+@shared_docs
 def attention_spatial(
     data: Data,
     metabolite: str,
@@ -60,9 +61,8 @@ def attention_spatial(
 ) -> Axes | list[Axes] | Figure | SubFigure:
     """Draw where on the tissue a metabolite attends to genes or programmes, with spots true to size.
 
-    One panel per gene or programme and section, coloured by the share of the metabolite's attention in each spot, in per
-    cent. Where the tokens of the model are programmes, the attention to a gene is that to the programmes times the share
-    of the gene in them.
+    One panel per gene or programme and section, coloured by its share of the metabolite's attention in each spot (%). Where
+    the tokens of the model are programmes, a gene gets the attention of each programme times its share in the programme.
 
     Attention says where the network looks, not what it makes of it; see the page on interpretation in the user guide.
 
@@ -73,58 +73,26 @@ def attention_spatial(
     metabolite
         Id or readable name of a metabolite in `per_spot`.
     tokens
-        One or several programmes (``"programme01"``) or genes; `None`: the `n_top` programmes (or genes, where they are
-        the tokens) with the largest mean.
+        One or several programmes (``"programme01"``) or genes; `None`: the `n_top` tokens of the model with the largest mean.
     key
         What :func:`stmsi.tl.attention` wrote.
     n_top
         See `tokens`.
-    sample
-        Sections to draw; `None`: all.
-    table_key
-        The ST table of a SpatialData.
-    sample_key
-        Column of ``obs`` with the section name.
-    ncols
-        Panels in a row.
-    norm
-        A norm for all panels, to compare genes; its open limits are filled from all that is drawn. Not with `vmin` or
-        `vmax`.
+    %(grid)s
     vmin, vmax
         Colour limits, in per cent; `None`: `percentiles`.
-    percentiles
-        Percentiles at which colours are clipped.
-    share_norm
-        Whether the sections of one gene share one norm.
+    %(colours)s
     cmap
         Colour map; `None`: cividis.
-    spot_diameter
-        In micrometres; `None`: the size in ``shapes["<sample>_spots"]``, and 55 um for an AnnData.
-    image
-        Whether to draw the histology ``images["<sample>_he"]`` behind the spots.
-    alpha
-        Opacity of the spots.
-    scalebar
-        Whether to draw a scale bar.
-    ax
-        Axes to draw into, one per panel; `None`: a new figure.
-    show
-        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
-    return_fig
-        Whether to return the figure instead of the axes.
-
-    Returns
-    -------
-    The axes, or a list of them where there are several panels (gene by gene, within each section by section); with
-    `return_fig` the figure.
+    %(spots)s
+    %(figure)s
 
     Raises
     ------
     KeyError
-        The attention of single spots is not stored (the message names the call that makes it), or an unknown metabolite,
-        gene, section or image.
+        No attention of single spots (the message names the call that makes it); unknown metabolite, gene, section or image.
     ValueError
-        `key` is an attribution, which has no values of single spots; the number of axes is not the number of panels.
+        `key` is an attribution, which has no values of single spots; or the number of axes is wrong.
     TypeError
         `image` with an AnnData, which holds none.
 
@@ -144,18 +112,16 @@ def attention_spatial(
     'simPC(28:0), programme 04'
     """
     colours = Colours(norm, vmin, vmax, percentiles, share_norm, cmap, alpha)
-    if n_top < 1:
-        msg = f"n_top must be at least 1, found {n_top!r}."
-        raise ValueError(msg)
+    check_least(n_top, 1, "n_top")
     adata = get_table(data, table_key)
     require_rows(adata)
     record = record_of(adata, key)
     name, weights = _per_spot(adata, key, record, metabolite)
     layers = _token_layers(adata, key, name, weights, tokens, n_top)
-    sections, several = load_sections(
-        data, adata, sample, sample_key=sample_key, spot_diameter=spot_diameter, image=image
-    )
-    figure, axes = draw_grid(layers, sections, colours, several=several, ncols=ncols, scalebar=scalebar, ax=ax)
+    figure, axes = draw_grid(
+        data, adata, layers, colours, sample=sample, sample_key=sample_key, spot_diameter=spot_diameter, image=image,
+        ncols=ncols, scalebar=scalebar, ax=ax,
+    )  # fmt: skip
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
 
@@ -191,24 +157,21 @@ def _token_layers(
     if isinstance(shares, pd.DataFrame):
         labels = "programme " + programme_labels(adata, key).str.replace(": ", "\n")
         shares = shares.dropna()
-    if tokens is None:
-        wanted = list(weights.mean().nlargest(n_top).index.astype(str))
     else:
-        wanted = as_list(tokens, "gene or programme")
+        shares = pd.DataFrame()
+    wanted = list(weights.mean().nlargest(n_top).index) if tokens is None else as_list(tokens, "gene or programme")
     layers = []
     for token in wanted:
         if token in weights:
             values, label = weights[token].to_numpy(np.float64), str(labels[token])
-        elif isinstance(shares, pd.DataFrame) and token in shares.index:
-            values, label = (
-                weights.to_numpy(np.float64) @ shares.loc[token, weights.columns].to_numpy(np.float64),
-                token,
-            )
+        elif token in shares.index:
+            share = shares.loc[token, list(weights.columns)].to_numpy(np.float64)
+            values, label = weights.to_numpy(np.float64) @ share, token
         else:
-            genes = [] if shares is None else list(shares.index)
+            known = [*weights.columns, *shares.index]
             msg = (
-                f"No programme or gene {token!r} in the attention; programmes or genes: {listing([*weights.columns, *genes])}."
-                f"{suggest(token, [*weights.columns, *genes])}"
+                f"No programme or gene {token!r} in the attention; programmes or genes: {listing(known)}."
+                f"{suggest(token, known)}"
             )
             raise KeyError(msg)
         layers.append(Layer(f"{name}, {label}", 100 * values, "attention (%)", cmap=_CMAP))

@@ -1,4 +1,4 @@
-"""Whether probabilities and intervals keep what they promise."""
+"""Calibration of the probabilities of presence and coverage of the intervals."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stmsi._core.metrics import presence as metrics_presence
+from stmsi._core.metrics.presence import ece
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, require_sample
-from stmsi.pl._panels import get_axes, hand_back
-from stmsi.pl._presence_curves import presence_of
-from stmsi.pl._style import PALETTE, STYLE
+from stmsi.pl._panels import check_least, get_axes, hand_back, jitter, label_plot
+from stmsi.pl._presence_curves import SIZE, presence_of
+from stmsi.pl._shared_docs import shared_docs
+from stmsi.pl._style import PALETTE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,9 +22,8 @@ if TYPE_CHECKING:
 
     from stmsi._data.checks import Data
 
-_SIZE = (3.4, 3.3)
 
-
+@shared_docs
 def calibration(
     data: Data,
     *,
@@ -39,37 +39,20 @@ def calibration(
 ) -> Axes | list[Axes] | Figure | SubFigure:
     """Draw a reliability diagram of the probabilities of presence, and the coverage of the prediction intervals.
 
-    Left: spots and metabolites in bins of their probability; on the diagonal, the probability is the share in which the
-    metabolite was found. The size of a point grows with the number of values, bars are quartiles over the metabolites. Right:
-    the share of spots whose intensity lies in its interval, one point per metabolite and section; the dashed line is the
-    coverage that was asked for.
+    Left: spots and metabolites in bins of their probability. On the diagonal, the probability is the share in which the
+    metabolite was found. Larger points hold more values; bars are quartiles over the metabolites. Right: the share of spots
+    whose intensity lies in its interval, one point per metabolite and section; the dashed line is the coverage asked for.
 
     Parameters
     ----------
     data
         SpatialData or its ST table with predictions and measurements, of sections that the model did not see while
         training.
-    pred_key, metabolite_key
-        Prediction and measurement in ``obsm``.
-    presence_key
-        Measured presence in ``obsm``; `None`: ``obsm["<metabolite_key>_presence"]`` where it is there, else intensity
-        above 0 (what :func:`stmsi.pp.impute_dropout` filled in counts as absent).
+    %(measured)s
     n_bins
         Bins of equal width.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The ST table.
-    ax
-        Two axes; `None`: a new figure.
-    show
-        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
-    return_fig
-        Whether to return the figure instead of the axes.
-
-    Returns
-    -------
-    The two axes; with `return_fig` the figure.
+    %(tables)s
+    %(figure)s
 
     Raises
     ------
@@ -89,17 +72,14 @@ def calibration(
     >>> [ax.get_xlabel() for ax in axes]
     ['probability of presence', 'section']
     """
-    if n_bins < 2:
-        msg = f"n_bins must be at least 2, found {n_bins!r}."
-        raise ValueError(msg)
+    check_least(n_bins, 2, "n_bins")
     st = get_table(data, table_key)
     _, present, probability = presence_of(st, pred_key, metabolite_key, presence_key, None, sample_key)
     measured = require_frame(st, metabolite_key)
-    lower, upper = (
-        require_frame(st, key, "stmsi.tl.predict_metabolites writes it.") for key in Key.bounds_of(pred_key)
-    )
+    writes = "stmsi.tl.predict_metabolites writes it."
+    lower, upper = (require_frame(st, key, writes) for key in Key.bounds_of(pred_key))
     ids = [m for m in lower.columns if m in measured.columns]
-    figure, axes = get_axes(2, 2, ax, _SIZE)
+    figure, axes = get_axes(2, 2, ax, SIZE)
     _reliability_diagram(axes[0], present, probability, n_bins)
     y, low, high = (f[ids].to_numpy(np.float64) for f in (measured, lower, upper))
     inside = np.where(np.isnan(y) | np.isnan(low), np.nan, (low <= y) & (y <= high))
@@ -110,19 +90,14 @@ def calibration(
         rows = inside[sample == name]
         n = (~np.isnan(rows)).sum(axis=0)
         share = np.sort((np.nansum(rows, axis=0) / np.maximum(n, 1))[n > 0])
-        spread = (np.arange(len(share)) * 0.618034) % 1 - 0.5
-        place.scatter(k + 0.6 * spread, share, s=10, color=PALETTE[0], alpha=0.5, linewidths=0)
+        place.scatter(k + 0.6 * jitter(len(share)), share, s=10, color=PALETTE[0], alpha=0.5, linewidths=0)
         place.hlines(share.mean(), k - 0.35, k + 0.35, color="0.1", linewidth=1.8)
     asked = st.uns.get(pred_key, {}).get("params", {}).get("coverage")
     if asked is not None:
         place.axhline(float(asked), color="0.4", linestyle="--", linewidth=0.9)
     place.set_xticks(range(len(names)), [str(n) for n in names], rotation=90 if len(names) > 4 else 0)
-    place.set_xlabel("section", fontsize=STYLE.label_size)
-    place.set_ylabel("share of spots in the interval", fontsize=STYLE.label_size)
     place.set_ylim(top=1.01)
-    for own in axes:
-        own.tick_params(labelsize=STYLE.tick_size)
-        own.spines[["top", "right"]].set_visible(False)
+    label_plot(place, "section", "share of spots in the interval")
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
 
@@ -146,10 +121,8 @@ def _reliability_diagram(place: Axes, present: np.ndarray, probability: np.ndarr
     place.vlines(x, low, high, color=PALETTE[0], alpha=0.4, linewidth=2)
     place.plot(x, y, color=PALETTE[0], linewidth=1)
     place.scatter(x, y, s=10 + 60 * np.array(size) / max(size), color=PALETTE[0], zorder=3)
-    error = float(np.nanmedian(metrics_presence.ece(present, probability)))
-    place.set_title(f"median calibration error {error:.3f}", fontsize=STYLE.title_size)
-    place.set_xlabel("probability of presence", fontsize=STYLE.label_size)
-    place.set_ylabel("share present", fontsize=STYLE.label_size)
+    error = float(np.nanmedian(ece(present, probability)))
+    label_plot(place, "probability of presence", "share present", f"median calibration error {error:.3f}")
     # room for the points at both ends
     place.set_xlim(-0.03, 1.03)
     place.set_ylim(-0.03, 1.03)

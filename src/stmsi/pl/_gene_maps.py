@@ -31,14 +31,11 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class DriverMap:
-    """What a metabolite attends to, or what drives it."""
+    """What each metabolite attends to, or what drives it."""
 
-    values: pd.DataFrame
-    """Metabolites (ids) x genes or programmes; only what the model uses."""
-    names: pd.Series
-    """Readable name of each metabolite."""
-    labels: pd.Series
-    """Of the columns."""
+    values: pd.DataFrame  # metabolites (ids) x genes or programmes that the model uses
+    names: pd.Series  # readable names of the metabolites
+    labels: pd.Series  # of the columns
     is_attention: bool
     tokens: Tokens
 
@@ -64,16 +61,12 @@ def driver_map(
     """The map of all spots or of a group."""
     record = record_of(adata, key)
     if tokens == _PROGRAMMES and _PROGRAMMES not in record:
-        why = (
-            "the tokens of this model are genes"
-            if is_attention(record)
-            else "an attribution has no programmes, those come from stmsi.tl.attention"
-        )
+        why = "the tokens of this model are genes"
+        if not is_attention(record):
+            why = "an attribution has no programmes, those come from stmsi.tl.attention"
         msg = f"uns[{key!r}] has no programmes: {why}. Use tokens='genes'."
         raise ValueError(msg)
-    where = key
-    if group is not None:
-        where = _group_key(record, key, group)
+    where = key if group is None else _group_key(record, key, group)
     if tokens == _PROGRAMMES:
         suffix = where.removeprefix(f"{key}_")
         values = record[_PROGRAMMES if group is None else Key.group_of(_PROGRAMMES, suffix)]
@@ -114,10 +107,9 @@ def programme_labels(adata: AnnData, key: str) -> pd.Series:
 def known_genes(
     adata: AnnData, key: str, metabolites: Sequence[str], names: pd.Series
 ) -> tuple[pd.DataFrame, pd.Series]:
-    """Genes known to make, use or carry each metabolite (genes x metabolites), and the class of each (empty: not known).
+    """Genes known to make, use or carry each metabolite (genes x metabolites), and its class (empty: not known).
 
-    Genes come from the prior in ``varm`` where there is one, else from the table of core metabolites; classes from the feature
-    table or that table.
+    Genes come from the prior in ``varm``, or else from the core metabolites; classes from the feature table or from them.
     """
     from stmsi._core.chemistry.core_metabolites import core_metabolites
 
@@ -146,10 +138,9 @@ def _match_core(adata: AnnData, features: pd.DataFrame) -> tuple[pd.DataFrame, p
     from stmsi.pp._knowledge_prior import knowledge_prior
 
     ids = list(features.index)
-    probe = AnnData(
-        np.zeros((1, adata.n_vars), np.float32), var=pd.DataFrame(index=adata.var_names), obs=pd.DataFrame(index=["0"])
-    )
-    probe.obsm[Key.obsm.MSI] = pd.DataFrame(0.0, index=["0"], columns=ids)
+    obs, var = pd.DataFrame(index=["0"]), pd.DataFrame(index=adata.var_names)
+    probe = AnnData(np.zeros((1, adata.n_vars), np.float32), obs=obs, var=var)
+    probe.obsm[Key.obsm.MSI] = pd.DataFrame(0.0, index=obs.index, columns=ids)
     probe.uns[Key.uns.MSI] = {"features": features}
     level = logger.level
     logger.setLevel(logging.ERROR)

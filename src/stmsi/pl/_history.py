@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +12,13 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from stmsi._data.checks import listing
-from stmsi.pl._panels import get_axes, hand_back
+from stmsi.pl._panels import get_axes, hand_back, label_plot
+from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
-    from numpy.typing import NDArray
 
 _SIZE = (3.4, 2.8)
 _TOTAL, _PRESENCE, _INTENSITY = "total", "presence", "intensity"
@@ -34,14 +34,14 @@ _FEW = 25
 
 @dataclass(frozen=True)
 class _Curve:
-    """Losses by epoch of one stage, and where the kept weights are."""
+    """Losses by epoch of one stage, NaN where they are not known, and the epoch of the kept weights."""
 
-    epoch: NDArray[np.int64]
-    train: NDArray[np.float64] | None
-    validation: NDArray[np.float64] | None
+    train: pd.Series
+    validation: pd.Series
     best: int | None
 
 
+@shared_docs
 def history(
     model: Any,
     *,
@@ -53,40 +53,29 @@ def history(
 ) -> Axes | list[Axes] | Figure | SubFigure:
     """Draw the losses of training and validation of both stages, with the epoch whose weights were kept.
 
-    Lines are the validation spots, dashed ones the training spots; a point and a dotted line mark the epoch with the
-    lowest validation loss. Both stages trained together (the default) are kept at one epoch, that of the lowest sum; with
-    ``training="two_stage"`` each stage has its own, and epochs count on from the first to the second. The two losses are
-    those of different sections, so that their difference tells less than their course: a validation loss that rises while that of
-    training falls is overfitting, one that still falls at the end wants more epochs.
+    Panels are the sum of both stages (unless they were trained one after the other), presence and intensity.
+    Lines are the validation spots, dashed lines the training spots; a point and a dotted line mark the epoch with the
+    lowest validation loss. Stages that are trained together (the default) are kept at one epoch, that of the lowest sum; with
+    ``training="two_stage"`` each stage has its own, and epochs count on from the first to the second. A validation loss that
+    rises while the training loss falls is overfitting; one that still falls at the end needs more epochs.
 
     Parameters
     ----------
     model
-        A trained :class:`stmsi.model.HurdleNet`; a :class:`stmsi.model.HurdleEnsemble`, of which the networks are drawn; a list
-        of models or a mapping from names to models; or ``model.history`` itself: a mapping or DataFrame with the columns
+        A trained :class:`stmsi.model.HurdleNet`; a :class:`stmsi.model.HurdleEnsemble`, whose networks are drawn; a list
+        of models or a mapping from names to models; or ``model.history``: a mapping or DataFrame with some of the columns
         ``train_loss``, ``validation_loss``, ``presence_loss_train``, ``presence_loss_validation``, ``intensity_loss_train``
-        and ``intensity_loss_validation`` or some of them.
+        and ``intensity_loss_validation``.
     log
         Whether losses are drawn on a logarithmic axis.
     ncols
         Panels in a row.
-    ax
-        Axes to draw into, one per panel; `None`: a new figure.
-    show
-        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
-    return_fig
-        Whether to return the figure instead of the axes.
-
-    Returns
-    -------
-    The axes (sum of both stages, presence, intensity; without the sum where the stages were trained one after the
-    other); with `return_fig` the figure.
+    %(figure)s
 
     Raises
     ------
     ValueError
-        A model without a history (:class:`stmsi.model.HurdleLinear` is fitted in closed form or by scikit-learn, without
-        epochs), one that is not trained, or a history without losses.
+        A model without epochs (:class:`stmsi.model.HurdleLinear`), one that is not trained, or a history without losses.
     TypeError
         Something else.
 
@@ -104,28 +93,23 @@ def history(
     >>> [ax.get_title() for ax in axes]
     ['both stages', 'stage 1: presence', 'stage 2: intensity']
     """
-    runs = {name: _losses(name, table) for name, table in _tables(model).items()}
-    if len(runs) > len(PALETTE):
-        msg = f"{len(runs)} models do not fit into one figure, at most {len(PALETTE)} do; pass some of them."
+    curves = {name: _curves(_losses(name, table)) for name, table in _tables(model).items()}
+    if len(curves) > len(PALETTE):
+        msg = f"{len(curves)} models do not fit into one figure, at most {len(PALETTE)} do; pass some of them."
         raise ValueError(msg)
-    curves = {name: _curves(table) for name, table in runs.items()}
     panels = [p for p in _COLUMNS if any(p in own for own in curves.values())]
     figure, axes = get_axes(len(panels), ncols, ax, _SIZE)
     for place, panel in zip(axes, panels, strict=True):
-        for k, (name, own) in enumerate(curves.items()):
+        for colour, own in zip(PALETTE, curves.values(), strict=False):
             if panel in own:
-                _draw(place, own[panel], PALETTE[k], name)
+                _draw(place, own[panel], colour)
         if log:
             place.set_yscale("log")
             place.yaxis.set_major_formatter(ScalarFormatter())
             place.yaxis.set_minor_formatter(ScalarFormatter())
-        place.set_title(_TITLES[panel], fontsize=STYLE.title_size)
-        place.set_xlabel("epoch", fontsize=STYLE.label_size)
         place.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
-        place.tick_params(which="both", labelsize=STYLE.tick_size)
-        place.spines[["top", "right"]].set_visible(False)
-    axes[0].set_ylabel("loss", fontsize=STYLE.label_size)
-    _legend(axes[-1], [n for n in curves if n], curves)
+        label_plot(place, "epoch", "loss" if place is axes[0] else "", _TITLES[panel])
+    _legend(axes[-1], [n for n in curves if n], (c for own in curves.values() for c in own.values()))
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
 
@@ -135,13 +119,12 @@ def _tables(model: Any) -> dict[str, Any]:
     from stmsi.model.shared._hurdle_model import HurdleModel
 
     if isinstance(model, HurdleEnsemble):
-        names = list(model.members)
-        nets = {n: m for n, m in zip(names, model.models_, strict=bool(model.models_)) if _has_history(m)}
+        nets = {n: m for n, m in zip(model.members, model.models_, strict=False) if _has_history(m)}
         if not nets:
-            what = f"its members are {listing(names)}, none of them a network" if model.models_ else "it is not trained"
-            msg = (
-                f"The HurdleEnsemble has no training curves: {what}. Pass a trained HurdleNet, or an ensemble with one."
-            )
+            members = f"its members are {listing(model.members)}, none of them a network"
+            what = members if model.models_ else "it is not trained"
+            remedy = "Pass a trained HurdleNet, or an ensemble with one."
+            msg = f"The HurdleEnsemble has no training curves: {what}. {remedy}"
             raise ValueError(msg)
         return {name: net.history for name, net in nets.items()}  # type: ignore[attr-defined]
     if isinstance(model, HurdleModel):
@@ -155,9 +138,8 @@ def _tables(model: Any) -> dict[str, Any]:
     elif isinstance(model, Sequence) and not isinstance(model, str):
         named = {}
         for m in model:
-            kind = type(m).__name__
             encoder = getattr(m, "_hyper", {}).get("encoder")
-            base = f"{kind}, {encoder}" if encoder else kind
+            base = type(m).__name__ + (f", {encoder}" if encoder else "")
             number = sum(n == base or n.startswith(f"{base} (") for n in named)
             named[base if number == 0 else f"{base} ({number + 1})"] = m
     else:
@@ -166,11 +148,11 @@ def _tables(model: Any) -> dict[str, Any]:
     if not named:
         msg = "Name at least one model."
         raise ValueError(msg)
-    out: dict[str, Any] = {}
-    for name, one in named.items():
-        for inner, table in _tables(one).items():
-            out[f"{name}, {inner}" if inner else name] = table
-    return out
+    return {
+        f"{name}, {inner}" if inner else name: table
+        for name, one in named.items()
+        for inner, table in _tables(one).items()
+    }
 
 
 def _has_history(model: Any) -> bool:
@@ -183,8 +165,8 @@ def _history_of(model: Any) -> Any:
     kind = type(model).__name__
     if not hasattr(model, "history_"):
         msg = (
-            f"A {kind} has no training curves: it is fitted at once, without epochs. How well it does on held-out spots, "
-            "tells model.card['metabolites'] or stmsi.tl.cross_validate."
+            f"A {kind} has no training curves: it is fitted at once, without epochs. Its scores on held-out spots are in "
+            "model.card['metabolites'] and come from stmsi.tl.cross_validate."
         )
         raise ValueError(msg)
     if not _has_history(model):
@@ -194,19 +176,15 @@ def _history_of(model: Any) -> Any:
 
 
 def _losses(name: str, table: Any) -> pd.DataFrame:
-    """Known losses by epoch from 1, as floats."""
+    """All kinds of losses by epoch from 1; NaN where they are not known."""
     known = [c for pair in _COLUMNS.values() for c in pair]
-    columns = [c for c in known if c in table]
-    if not columns:
+    # without validation spots in some epochs, a column is shorter
+    frame = pd.DataFrame({c: pd.Series(np.ravel(table[c]), dtype=np.float64) for c in known if c in table})
+    if frame.columns.empty:
         about = f" of {name!r}" if name else ""
         msg = f"The history{about} has no losses; it holds {listing(table)}, expected some of {listing(known)}."
         raise ValueError(msg)
-    parts = {c: np.asarray(table[c], dtype=np.float64).ravel() for c in columns}
-    n = max(map(len, parts.values()))
-    # without validation spots in some epochs, a column is shorter
-    frame = pd.DataFrame({c: np.concatenate([v, np.full(n - len(v), np.nan)]) for c, v in parts.items()})
-    frame.index = pd.RangeIndex(1, n + 1)
-    return frame
+    return frame.set_axis(pd.RangeIndex(1, len(frame) + 1)).reindex(columns=known)
 
 
 def _curves(losses: pd.DataFrame) -> dict[str, _Curve]:
@@ -216,26 +194,22 @@ def _curves(losses: pd.DataFrame) -> dict[str, _Curve]:
     if n_first:
         del parts[_TOTAL]
         parts |= {_PRESENCE: slice(None, n_first), _INTENSITY: slice(n_first, None)}
+    together = losses[_COLUMNS[_TOTAL][1]]
     out = {}
     for name, part in parts.items():
-        train, validation = (losses[c].iloc[part] if c in losses else None for c in _COLUMNS[name])
-        if train is None and validation is None:
+        train, validation = (losses[c].iloc[part] for c in _COLUMNS[name])
+        if train.isna().all() and validation.isna().all():
             continue
-        decisive = validation if n_first else losses.get(_COLUMNS[_TOTAL][1], validation)
+        decisive = validation if n_first or together.isna().all() else together
         # the first of equals, as the weights are kept
-        best = None if decisive is None or decisive.isna().all() else int(decisive.index[int(np.nanargmin(decisive))])
-        epoch = np.asarray(losses.index)[part]
-        values = [None if v is None else v.to_numpy() for v in (train, validation)]
-        out[name] = _Curve(epoch, values[0], values[1], best)
+        best = None if decisive.isna().all() else int(decisive.index[int(np.nanargmin(decisive))])
+        out[name] = _Curve(train, validation, best)
     return out
 
 
 def _first_stage(losses: pd.DataFrame) -> int:
     """Epochs of the first of two stages trained one after the other; 0 where they were trained together."""
-    needed = (_COLUMNS[_TOTAL][0], _COLUMNS[_PRESENCE][0], _COLUMNS[_INTENSITY][0])
-    if any(c not in losses for c in needed):
-        return 0
-    total, presence, intensity = (losses[c].to_numpy() for c in needed)
+    total, presence, intensity = (losses[_COLUMNS[part][0]].to_numpy() for part in (_TOTAL, _PRESENCE, _INTENSITY))
     # alone in training, a stage is the whole loss
     first = np.isclose(total, presence, rtol=1e-4) & ~np.isclose(intensity, 0)
     n = int(np.argmin(first)) if not first.all() else len(first)
@@ -243,37 +217,30 @@ def _first_stage(losses: pd.DataFrame) -> int:
     return n if n and second[n:].all() else 0
 
 
-def _draw(ax: Axes, curve: _Curve, colour: str, name: str) -> None:
-    marker = {"marker": "o", "markersize": 2.5} if len(curve.epoch) <= _FEW else {}
-    if curve.train is not None:
-        ax.plot(curve.epoch, curve.train, color=colour, linestyle="--", linewidth=1, alpha=0.7, **marker)  # type: ignore[arg-type]
-    if curve.validation is not None:
-        ax.plot(curve.epoch, curve.validation, color=colour, linewidth=1.4, label=name, **marker)  # type: ignore[arg-type]
-    if curve.best is None:
-        return
-    ax.axvline(curve.best, color=colour, linestyle=":", linewidth=1)
-    if curve.validation is not None:
-        at = curve.validation[int(np.flatnonzero(curve.epoch == curve.best)[0])]
-        ax.plot(
-            curve.best, at, marker="o", linestyle="none", markersize=6, color=colour, markeredgecolor="white", zorder=4
-        )
+def _draw(ax: Axes, curve: _Curve, colour: str) -> None:
+    marker: dict[str, Any] = {"marker": "o", "markersize": 2.5} if len(curve.train) <= _FEW else {}
+    ax.plot(curve.train, color=colour, linestyle="--", linewidth=1, alpha=0.7, **marker)
+    ax.plot(curve.validation, color=colour, linewidth=1.4, **marker)
+    if curve.best is not None:
+        ax.axvline(curve.best, color=colour, linestyle=":", linewidth=1)
+        dot: dict[str, Any] = {"marker": "o", "markersize": 6, "markeredgecolor": "white", "linestyle": "none"}
+        ax.plot([curve.best], [curve.validation[curve.best]], color=colour, zorder=4, **dot)
 
 
-def _legend(ax: Axes, names: list[str], curves: Mapping[str, Mapping[str, _Curve]]) -> None:
+def _legend(ax: Axes, names: list[str], curves: Iterable[_Curve]) -> None:
     """What the lines are; which model has which colour, where there are several."""
-    grey = "0.3" if names else PALETTE[0]
-    some = [c for own in curves.values() for c in own.values()]
-    handles = []
-    if any(c.validation is not None for c in some):
-        handles.append(Line2D([], [], color=grey, linewidth=1.4, label="validation"))
-    if any(c.train is not None for c in some):
-        handles.append(Line2D([], [], color=grey, linestyle="--", linewidth=1, label="training"))
-    if any(c.best is not None for c in some):
-        handles.append(
-            Line2D([], [], color=grey, linestyle=":", marker="o", markeredgecolor="white", linewidth=1, label="kept")
-        )
+    grey, curves = "0.3" if names else PALETTE[0], list(curves)
+    kinds: list[tuple[str, bool, dict[str, Any]]] = [
+        ("validation", any(c.validation.notna().any() for c in curves), {"linewidth": 1.4}),
+        ("training", any(c.train.notna().any() for c in curves), {"linestyle": "--"}),
+        (
+            "kept",
+            any(c.best is not None for c in curves),
+            {"linestyle": ":", "marker": "o", "markeredgecolor": "white"},
+        ),
+    ]
+    handles = [Line2D([], [], color=grey, label=name, **{"linewidth": 1, **how}) for name, there, how in kinds if there]
     handles += [Line2D([], [], color=PALETTE[k], linewidth=3, label=n) for k, n in enumerate(names)]
-    # beside the last panel: it would hide the curves in it
-    ax.legend(
-        handles=handles, fontsize=STYLE.tick_size, loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False, borderaxespad=0
-    )  # fmt: skip
+    # beside the last panel, where it hides no curve
+    place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0}
+    ax.legend(handles=handles, fontsize=STYLE.tick_size, frameon=False, **place)

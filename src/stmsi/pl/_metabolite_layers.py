@@ -12,7 +12,7 @@ from stmsi._data.checks import listing, suggest
 from stmsi._data.feature_table import base_key, find_features, written_by
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_frame, require_metabolites, require_sample
-from stmsi.pl._style import INTENSITY_CMAP, PRESENT_LABEL
+from stmsi.pl._style import INTENSITY_CMAP, PRESENT_LABEL, WIDTH_CMAP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -23,15 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Layer:
-    """One value per spot, and how it is named and coloured."""
+    """One value per spot, its title, the label of its colours, their limits where they are natural, and a default map."""
 
     title: str
     values: NDArray[np.float64]
     label: str
     bounds: tuple[float, float] | None = None
-    """Limits of the colours where the values have natural ones."""
     cmap: str = INTENSITY_CMAP
-    """Colour map where the user names none."""
 
 
 def table_samples(adata: AnnData, sample_key: str, sample: str | Sequence[str] | None) -> list[str]:
@@ -42,9 +40,19 @@ def table_samples(adata: AnnData, sample_key: str, sample: str | Sequence[str] |
     wanted = [sample] if isinstance(sample, str) else [str(s) for s in sample]
     unknown = [s for s in wanted if s not in present]
     if unknown or not wanted:
-        msg = f"No section {listing(unknown)}; sections: {listing(present)}.{suggest(unknown[0], present) if unknown else ''}"
+        hint = suggest(unknown[0], present) if unknown else ""
+        msg = f"No section {listing(unknown)}; sections: {listing(present)}.{hint}"
         raise KeyError(msg)
     return wanted
+
+
+def one_section(adata: AnnData, sample_key: str, sample: str | None) -> str:
+    """The section asked for, or the only one."""
+    found = table_samples(adata, sample_key, sample)
+    if len(found) > 1:
+        msg = f"There are {len(found)} sections; name one of them with sample=: {listing(found)}."
+        raise ValueError(msg)
+    return found[0]
 
 
 def as_list(names: str | Sequence[str], what: str = "metabolite") -> list[str]:
@@ -77,17 +85,11 @@ def trust(adata: AnnData, key: str, metabolite: str) -> str:
     return f"trust: {features[Key.var.TIER].loc[metabolite]!s}"
 
 
-def resolve(adata: AnnData, key: str, frame: pd.DataFrame, metabolites: Sequence[str]) -> tuple[list[str], pd.Series]:
-    """Ids of the metabolites asked for, and the readable names of all."""
-    columns = frame.columns.astype(str)
-    names = readable_names(adata, key, columns)
-    return require_metabolites(metabolites, columns, names), names
-
-
-def column(frame: pd.DataFrame, name: str) -> NDArray[np.float64]:
-    """One metabolite of a layer as floats."""
-    j = list(frame.columns.astype(str)).index(name)
-    return frame.iloc[:, j].to_numpy(dtype=np.float64, na_value=np.nan)
+def values_of(frame: pd.DataFrame | None, metabolite: str, rows: NDArray[np.int64]) -> NDArray[np.float64]:
+    """Values of a metabolite in some rows; NaN where the layer is missing or does not know it."""
+    if frame is None or metabolite not in frame:
+        return np.full(len(rows), np.nan)
+    return frame[metabolite].to_numpy(dtype=np.float64, na_value=np.nan)[rows]
 
 
 def is_presence(key: str) -> bool:
@@ -127,3 +129,39 @@ def intensity_label(adata: AnnData, key: str) -> str:
     if is_width(adata, key):
         return "interval width (log1p)" if logged else "interval width"
     return "log1p intensity" if logged else "intensity"
+
+
+def layers_of(adata: AnnData, names: list[str], key: str) -> list[Layer]:
+    """What to draw: metabolites of a layer, or columns of ``obs``."""
+    if key not in adata.obsm and all(n in adata.obs for n in names):
+        return [_obs_layer(adata, n) for n in names]
+    frame = layer_frame(adata, key)
+    readable = readable_names(adata, key, frame.columns)
+    label, bounds = intensity_label(adata, key), (0.0, 1.0) if is_presence(key) else None
+    default = WIDTH_CMAP if is_width(adata, key) else INTENSITY_CMAP
+    known = {*readable.index, *readable}
+    out = []
+    for name in names:
+        if name not in known and name in adata.obs:
+            out.append(_obs_layer(adata, name))
+            continue
+        if name not in known and (near := suggest(name, adata.obs.columns)) and not suggest(name, known):
+            msg = f"{name!r} is neither a metabolite of obsm[{key!r}] nor a column of obs.{near}"
+            raise KeyError(msg)
+        (identifier,) = require_metabolites([name], readable.index, readable)
+        title = ", ".join(filter(None, (str(readable[identifier]), trust(adata, key, identifier))))
+        out.append(Layer(title, frame[identifier].to_numpy(np.float64, na_value=np.nan), label, bounds, default))
+    return out
+
+
+def _obs_layer(adata: AnnData, name: str) -> Layer:
+    values = adata.obs[name]
+    if not (pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)):
+        numeric = [c for c in adata.obs if pd.api.types.is_numeric_dtype(adata.obs[c])]
+        msg = (
+            f"obs[{name!r}] is not numeric ({values.dtype}); numeric columns: {listing(numeric)}. "
+            "Draw categories with squidpy.pl.spatial_scatter or spatialdata-plot."
+        )
+        raise ValueError(msg)
+    bounds = (0.0, 1.0) if name == Key.obs.COVERAGE else None
+    return Layer(name, values.to_numpy(dtype=np.float64, na_value=np.nan), "", bounds)

@@ -8,19 +8,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from stmsi.pl._colour_limits import check_percentiles, fill_norm, get_cmap, make_norm
+from stmsi.pl._metabolite_layers import table_samples
 from stmsi.pl._panels import draw_spots, get_axes, panel_size, wrap
+from stmsi.pl._sections import load_section
 from stmsi.pl._style import PERCENTILES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure, SubFigure
     from numpy.typing import NDArray
 
+    from stmsi._data.checks import Data
     from stmsi.pl._metabolite_layers import Layer
-    from stmsi.pl._sections import Section
 
 
 @dataclass(frozen=True)
@@ -49,19 +52,27 @@ class Colours:
 
 
 def draw_grid(
+    data: Data,
+    adata: AnnData,
     layers: Sequence[Layer],
-    sections: Sequence[Section],
     colours: Colours,
     *,
-    several: bool,
+    sample: str | Sequence[str] | None,
+    sample_key: str,
+    spot_diameter: float | None,
+    image: bool,
     ncols: int,
     scalebar: bool,
     ax: Axes | Sequence[Axes] | None,
 ) -> tuple[Figure | SubFigure, list[Axes]]:
-    """A panel per layer and section, section by section within each layer; `several` puts the section into the titles."""
+    """A panel per layer and section, section by section within each layer."""
+    names = table_samples(adata, sample_key, sample)
+    options = {"sample_key": sample_key, "spot_diameter": spot_diameter, "image": image}
+    sections = [load_section(data, adata, name, **options) for name in names]  # type: ignore[arg-type]
+    # only then must titles tell which section is which
+    several = adata.obs[sample_key].nunique() > 1 and (sample is None or len(names) > 1)
     if len(layers) > 1 and 1 < len(sections) <= ncols:
-        # the sections of a layer stay in one row
-        ncols = ncols // len(sections) * len(sections)
+        ncols = ncols // len(sections) * len(sections)  # the sections of a layer stay in one row
     lines = max(wrap(*layer.title.splitlines()).count("\n") for layer in layers) + 1
     figure, axes = get_axes(len(layers) * len(sections), ncols, ax, panel_size(sections, lines + several))
     drawn = np.concatenate([s.rows for s in sections])

@@ -21,13 +21,16 @@ from stmsi.pl._style import PRESENT_LABEL, STYLE
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure, SubFigure
     from numpy.typing import NDArray
 
     from stmsi.pl._sections import Lattice, Section
 
 MOST_PANELS = 150
-"""In one figure: so many take seconds to draw and a page of four in a row is as long as ten screens."""
+"""In one figure: drawing so many takes seconds, and four in a row fill ten screens."""
+_BESIDE = (1.03, 0.0, 0.045, 1.0)
+"""Place of a colour bar: at the right of the panel, in units of the axes."""
 
 
 def draw_spots(
@@ -63,29 +66,28 @@ def draw_spots(
         paint |= {"linewidths": 0.3, "edgecolors": "0.6"} if outlined else {"linewidths": 0}
         spots = add_spots(ax, section, array=shown, **paint)
     if shown.count() == 0:
-        ax.text(
-            0.5,
-            0.5,
-            missing,
-            transform=ax.transAxes,
-            ha="center",
-            va="center",
-            fontsize=STYLE.label_size,
-            bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2},
-            zorder=3,
-        )
+        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2}
+        centre: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "center"}
+        ax.text(0.5, 0.5, missing, **centre, fontsize=STYLE.label_size, bbox=box, zorder=3)
     else:
         low, high = bool(shown.min() < lowest), bool(shown.max() > highest)
-        cax = ax.inset_axes((1.03, 0.0, 0.045, 1.0))
         extend = {(False, False): "neither", (True, False): "min", (False, True): "max", (True, True): "both"}
-        bar = ax.figure.colorbar(spots, cax=cax, extend=extend[low, high])
-        bar.set_label(label, fontsize=STYLE.label_size)
+        bar = colour_bar(ax, spots, label, extend=extend[low, high])
         if label == PRESENT_LABEL:
             bar.set_ticks([0, 1])
-        bar.ax.tick_params(labelsize=STYLE.tick_size, length=2)
-        bar.outline.set_visible(False)  # type: ignore[operator]
     if scalebar:
         scale_bar(ax)
+
+
+def colour_bar(
+    ax: Axes, drawn: Any, label: str, *, extend: str = "neither", box: tuple[float, float, float, float] = _BESIDE
+) -> Colorbar:
+    """A colour bar beside a panel; `box` is its place in units of the axes."""
+    bar = ax.figure.colorbar(drawn, cax=ax.inset_axes(box), extend=extend)
+    bar.set_label(label, fontsize=STYLE.label_size)
+    bar.ax.tick_params(labelsize=STYLE.tick_size, length=2)
+    bar.outline.set_visible(False)  # type: ignore[operator]
+    return bar
 
 
 def add_spots(ax: Axes, section: Section, chosen: NDArray[np.bool_] | None = None, **paint: Any) -> Collection:
@@ -106,14 +108,7 @@ def add_spots(ax: Axes, section: Section, chosen: NDArray[np.bool_] | None = Non
 
 
 def _add_lattice(
-    ax: Axes,
-    lattice: Lattice,
-    values: np.ma.MaskedArray,
-    *,
-    cmap: Colormap,
-    norm: Normalize,
-    alpha: float,
-    zorder: float,
+    ax: Axes, lattice: Lattice, values: np.ma.MaskedArray, cmap: Colormap, norm: Normalize, alpha: float, zorder: float
 ) -> ScalarMappable:
     """Bins as the pixels of an image; where there is no bin, it is transparent."""
     mappable = ScalarMappable(norm, cmap)
@@ -129,49 +124,54 @@ def _add_lattice(
     return mappable
 
 
-def prepare_panel(ax: Axes, section: Section, title: str) -> None:
-    """Limits, aspect and direction of a panel, with the histology behind."""
+def prepare_panel(ax: Axes, section: Section, title: str, also: NDArray[np.float64] | None = None) -> None:
+    """Limits (around `also` as well), aspect and direction of a panel, with the histology behind."""
     if section.histology is not None:
         picture = section.histology
         to_um = Affine2D(picture.matrix) + ax.transData
         ax.imshow(picture.pixels, extent=picture.extent, transform=to_um, origin="upper", zorder=1)
-    left, top, right, bottom = section.bounds
+    corners = np.reshape(section.bounds, (2, 2))
+    corners = corners if also is None else np.vstack([corners, also])
+    (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
     border = STYLE.margin * max(right - left, bottom - top)
-    foot = STYLE.foot * (bottom - top)
-    ax.set_aspect("equal")
-    ax.set_xlim(left - border, right + border)
-    # y points down, as in images
-    ax.set_ylim(bottom + border + foot, top - border)
-    ax.set_xticks([])
-    ax.set_yticks([])
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    # y points down, as in images; below is room for the scale bar
+    ax.set(aspect="equal", xlim=(left - border, right + border), xticks=[], yticks=[])
+    ax.set_ylim(bottom + border + STYLE.foot * (bottom - top), top - border)
+    ax.spines[:].set_visible(False)
     ax.set_title(title, fontsize=STYLE.title_size)
 
 
 def scale_bar(ax: Axes) -> None:
     """A scale bar in micrometres, in the free strip under the section."""
-    ax.add_artist(
-        ScaleBar(
-            1,
-            units="um",
-            length_fraction=0.3,
-            width_fraction=0.012,
-            location="lower right",
-            scale_loc="left",
-            border_pad=0.2,
-            pad=0.1,
-            sep=3,
-            box_alpha=0.0,
-            color="black",
-            font_properties={"size": STYLE.tick_size},
-        )
-    )
+    place: dict[str, Any] = {"location": "lower right", "scale_loc": "left", "border_pad": 0.2, "pad": 0.1, "sep": 3}
+    look: dict[str, Any] = {"length_fraction": 0.3, "width_fraction": 0.012, "box_alpha": 0.0, "color": "black"}
+    ax.add_artist(ScaleBar(1, units="um", font_properties={"size": STYLE.tick_size}, **look, **place))
+
+
+def label_plot(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
+    """Labels of a plot of scores, without the frame at the top and at the right."""
+    ax.set_xlabel(x, fontsize=STYLE.label_size)
+    ax.set_ylabel(y, fontsize=STYLE.label_size)
+    ax.set_title(title, fontsize=STYLE.title_size)
+    ax.tick_params(which="both", labelsize=STYLE.tick_size)
+    ax.spines[["top", "right"]].set_visible(False)
+
+
+def jitter(n: int) -> NDArray[np.float64]:
+    """Steps of the golden ratio, -0.5 to 0.5: they spread `n` points evenly, and alike in every run."""
+    return np.asarray(np.arange(n) * 0.618034 % 1 - 0.5, dtype=np.float64)
 
 
 def wrap(*lines: str) -> str:
     """Lines of a title; long names are broken."""
     return "\n".join(fill(line, STYLE.title_width) for line in lines if line)
+
+
+def check_least(value: int, least: int, name: str) -> None:
+    """Raise where a number is too small."""
+    if value < least:
+        msg = f"{name} must be at least {least}, found {value!r}."
+        raise ValueError(msg)
 
 
 def get_axes(
@@ -190,14 +190,11 @@ def get_axes(
             "the others in another call, or hand over axes of your own (ax=)."
         )
         raise ValueError(msg)
-    if ncols < 1:
-        msg = f"ncols must be at least 1, found {ncols!r}."
-        raise ValueError(msg)
+    check_least(ncols, 1, "ncols")
     ncols = min(ncols, n)
     nrows = ceil(n / ncols)
-    figure, grid = plt.subplots(
-        nrows, ncols, figsize=(ncols * size[0], nrows * size[1]), squeeze=False, layout="constrained"
-    )
+    inches = (ncols * size[0], nrows * size[1])
+    figure, grid = plt.subplots(nrows, ncols, figsize=inches, squeeze=False, layout="constrained")
     for spare in grid.ravel()[n:]:
         spare.remove()
     return figure, list(grid.ravel()[:n])

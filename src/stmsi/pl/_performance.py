@@ -11,9 +11,10 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch
 
 from stmsi._data.checks import check_choice, listing, suggest
-from stmsi._data.keys import GROUP_SCORES, INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, RELATION_SCORES
+from stmsi._data.keys import GROUP_SCORES, INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, RELATION_SCORES, Key
 from stmsi.pl._metabolite_layers import as_list
-from stmsi.pl._panels import get_axes, hand_back
+from stmsi.pl._panels import get_axes, hand_back, jitter
+from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
     from numpy.typing import NDArray
 
-_METABOLITE, _STAGE, _MODEL, _PREVALENCE = "metabolite", "stage", "model", "prevalence"
 _DEFAULT = {"intensity": "pearson", "presence": "auroc"}
 _OF_STAGE = {
     "presence": PRESENCE_SCORES,
@@ -56,14 +56,14 @@ READABLE = {
 REFERENCE = {"pearson": 0.0, "spearman": 0.0, "pearson_present": 0.0, "r2": 0.0, "mcc": 0.0, "auroc": 0.5}
 _LOWER_IS_BETTER = ("mse", "mae", "brier", "ece", "interval_width")
 _R2_FLOOR = -1.0
-"""R2 has no lower bound: a few failures would squeeze all else against the right edge."""
+"""R2 has no lower bound: with a few failures, all other values would stand at the right edge."""
 _ROW_INCHES = 0.34
 _BOX_PERCENTILES = (5, 25, 50, 75, 95)
 
 
 @dataclass(frozen=True)
 class _Box:
-    """The values of one group."""
+    """The values of one group, and where they are drawn."""
 
     at: float
     height: float
@@ -72,6 +72,7 @@ class _Box:
     prevalence: float
 
 
+@shared_docs
 def performance(
     scores: pd.DataFrame,
     *,
@@ -86,16 +87,16 @@ def performance(
 ) -> Axes | list[Axes] | Figure | SubFigure:
     """Draw how well models predict, with one point per metabolite.
 
-    A metabolite counts once: its value is the mean over sections and folds. The box spans the quartiles, its line is
-    the median (written at the right with the number of metabolites), whiskers reach the 5th and 95th percentile. The
-    best group is on top. Dashed lines mark what a prediction without skill reaches: 0 for correlations and R2, 0.5 for
-    AUROC, and for AUPRC the median prevalence of the metabolites.
+    A metabolite counts once: its value is the mean over sections and folds. Boxes span the quartiles with a line at the
+    median (written at the right with the number of metabolites), whiskers the 5th to 95th percentile. The best group is on
+    top. Dashed lines mark a prediction without skill: 0 for correlations and R2, 0.5 for AUROC, and the median prevalence
+    of the metabolites for AUPRC. Missing scores (NaN) are left out and counted under the axis.
 
     Parameters
     ----------
     scores
-        What `stmsi.tl.cross_validate` or `stmsi.tl.evaluate` returns: one row per section, metabolite and stage (and
-        model and fold), one column per metric.
+        The table of :func:`stmsi.tl.cross_validate` or :func:`stmsi.tl.evaluate`: one row per section, metabolite and
+        stage (and model and fold), one column per metric.
     metric
         One or several metrics, a panel each; `None`: ``"pearson"`` for intensity, ``"auroc"`` for presence.
     stage
@@ -106,17 +107,7 @@ def performance(
         Another column (``"sample"``, ``"fold"``, ...) that splits each group by colour.
     ncols
         Panels in a row.
-    ax
-        Axes to draw into, one per metric; `None`: a new figure.
-    show
-        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
-    return_fig
-        Whether to return the figure instead of the axes.
-
-    Returns
-    -------
-    The axes, or a list of them where there are several metrics; with `return_fig` the figure. Scores that do not exist
-    (NaN) are left out; their number is told under the axis.
+    %(figure)s
 
     Raises
     ------
@@ -144,20 +135,17 @@ def performance(
     """
     check_choice(stage, _DEFAULT, "stage")
     rows = _rows_of(scores, stage)
-    if by not in rows and by == _MODEL:
+    if by not in rows and by == "model":
         rows[by] = ""
-    for name in (_METABOLITE, by, *([] if hue is None else [hue])):
+    for name in ("metabolite", by, *([] if hue is None else [hue])):
         _require_column(rows, name)
     metrics = as_list(_DEFAULT[stage] if metric is None else metric, "metric")
     for m in metrics:
         _check_metric(rows, m, stage)
     levels = [None] if hue is None else list(dict.fromkeys(rows[hue].dropna()))
     n_rows = rows[by].nunique() * max(1.0, 0.7 * len(levels))
-    size = (
-        4.2 + 0.055 * max(len(str(v)) for v in rows[by].unique()),
-        0.9 + 0.45 * (hue is not None) + _ROW_INCHES * n_rows,
-    )
-    figure, axes = get_axes(len(metrics), ncols, ax, size)
+    wide = 4.2 + 0.055 * max(len(str(v)) for v in rows[by].unique())
+    figure, axes = get_axes(len(metrics), ncols, ax, (wide, 0.9 + 0.45 * (hue is not None) + _ROW_INCHES * n_rows))
     for place, m in zip(axes, metrics, strict=True):
         _draw(place, rows, m, by, hue, levels)
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
@@ -168,9 +156,9 @@ def _rows_of(scores: pd.DataFrame, stage: str) -> pd.DataFrame:
     if not isinstance(scores, pd.DataFrame):
         msg = f"scores must be the DataFrame of stmsi.tl.cross_validate or tl.evaluate, found {type(scores).__name__}."
         raise TypeError(msg)
-    rows = scores.copy() if _STAGE not in scores else scores[scores[_STAGE].astype(str) == stage].copy()
+    rows = scores.copy() if "stage" not in scores else scores[scores["stage"].astype(str) == stage].copy()
     if len(rows) == 0:
-        found = listing(scores[_STAGE].unique()) if _STAGE in scores else "no rows"
+        found = listing(scores["stage"].unique()) if "stage" in scores else "no rows"
         msg = f"scores has no rows of stage {stage!r}; found {found}."
         raise ValueError(msg)
     return rows
@@ -195,30 +183,34 @@ def _check_metric(rows: pd.DataFrame, metric: str, stage: str) -> None:
         raise ValueError(msg)
 
 
+def _boxes(
+    rows: pd.DataFrame, groups: list[Any], metric: str, by: str, hue: str | None, levels: list[Any]
+) -> list[_Box]:
+    """A row per group, in it a box per level of `hue`."""
+    boxes, height = [], 0.8 / len(levels)
+    for i, group in enumerate(groups):
+        for j, level in enumerate(levels):
+            part = rows[(rows[by] == group) & (True if hue is None else rows[hue] == level)]
+            if len(part) == 0:
+                continue
+            own = part.groupby("metabolite", observed=True)
+            base = np.nan
+            if metric == "auprc" and Key.var.PREVALENCE in part:
+                base = float(own[Key.var.PREVALENCE].mean().median())
+            values = own[metric].mean().to_numpy(dtype=float)
+            boxes.append(_Box(i - 0.4 + (j + 0.5) * height, height, values, PALETTE[j % len(PALETTE)], base))
+    return boxes
+
+
 def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, levels: list[Any]) -> None:
-    """One metric: a row per group, in it a box per level of `hue`."""
+    """One metric."""
     rows = rows.assign(**{metric: rows[metric].astype(float)}).replace({metric: {np.inf: np.nan, -np.inf: np.nan}})
     left_out = int(rows[metric].isna().sum())
     rows = rows[rows[metric].notna()]
-    means = rows.groupby([by, _METABOLITE], observed=True, sort=False)[metric].mean()
+    means = rows.groupby([by, "metabolite"], observed=True, sort=False)[metric].mean()
     medians = means.groupby(level=0, observed=True, sort=False).median()
     groups = list(medians.sort_values(ascending=metric in _LOWER_IS_BETTER, kind="stable").index)
-    boxes = []
-    for i, group in enumerate(groups):
-        of_group = rows[rows[by] == group]
-        for j, level in enumerate(levels):
-            part = of_group if hue is None else of_group[of_group[hue] == level]
-            if len(part) == 0:
-                continue
-            per_metabolite = part.groupby(_METABOLITE, observed=True)
-            prevalence = np.nan
-            if metric == "auprc" and _PREVALENCE in part:
-                prevalence = float(per_metabolite[_PREVALENCE].mean().median())
-            height = 0.8 / len(levels)
-            at = i - 0.4 + (j + 0.5) * height
-            colour = PALETTE[j % len(PALETTE)]
-            boxes.append(_Box(at, height, per_metabolite[metric].mean().to_numpy(dtype=float), colour, prevalence))
-    clip = metric == "r2" and min(b.values.min() for b in boxes) < _R2_FLOOR < max(b.values.max() for b in boxes)
+    boxes = _boxes(rows, groups, metric, by, hue, levels)
     for box in boxes:
         _draw_box(ax, box)
     if metric in REFERENCE:
@@ -226,42 +218,32 @@ def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, l
     note = [READABLE.get(metric, metric)]
     if any(np.isfinite(b.prevalence) for b in boxes):
         note.append("dashed: median prevalence")
-    if clip:
+    if metric == "r2" and min(b.values.min() for b in boxes) < _R2_FLOOR < max(b.values.max() for b in boxes):
         below = sum(int((b.values < _R2_FLOOR).sum()) for b in boxes)
         ax.set_xlim(left=_R2_FLOOR - 0.05)
         note.append(f"{below} below {_R2_FLOOR:g} not shown")
     if left_out:
         note.append(f"{left_out} NaN score{'s' * (left_out > 1)} left out")
-    if left_out and len({len(b.values) for b in boxes}) > 1:
-        note.append("n differs: not the same metabolites")
+        if len({len(b.values) for b in boxes}) > 1:
+            note.append("n differs: not the same metabolites")
     ax.set_xlabel("\n".join(note), fontsize=STYLE.title_size)
     ax.set_ylim(len(groups) - 0.5, -0.5)
     ax.set_yticks(range(len(groups)), [str(g) for g in groups])
     ax.tick_params(axis="x", labelsize=STYLE.label_size)
     ax.tick_params(axis="y", labelsize=STYLE.title_size, length=0)
-    for side in ("top", "right", "left"):
-        ax.spines[side].set_visible(False)
+    ax.spines[["top", "right", "left"]].set_visible(False)
     if hue is not None:
         handles = [Patch(color=PALETTE[j % len(PALETTE)], label=str(v)) for j, v in enumerate(levels)]
-        ax.legend(
-            handles=handles,
-            title=hue,
-            loc="lower center",
-            bbox_to_anchor=(0.5, 1.0),
-            ncols=min(4, len(handles)),
-            frameon=False,
-            fontsize=STYLE.label_size,
-            title_fontsize=STYLE.label_size,
-            handlelength=1,
-        )
+        place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": min(4, len(handles))}
+        sizes: dict[str, Any] = {"fontsize": STYLE.label_size, "title_fontsize": STYLE.label_size, "handlelength": 1}
+        ax.legend(handles=handles, title=hue, frameon=False, **place, **sizes)
 
 
 def _draw_box(ax: Axes, box: _Box) -> None:
     """Box, points and the numbers of one group."""
     values = np.sort(box.values)
-    # golden-ratio steps spread the points evenly, and alike in every run
-    spread = (np.arange(len(values)) * 0.618034) % 1 - 0.5
-    ax.scatter(values, box.at + 0.6 * box.height * spread, s=9, color=box.colour, alpha=0.45, linewidths=0, zorder=2)
+    at = box.at + 0.6 * box.height * jitter(len(values))
+    ax.scatter(values, at, s=9, color=box.colour, alpha=0.45, linewidths=0, zorder=2)
     low, lower, median, upper, high = np.percentile(values, _BOX_PERCENTILES)
     thick = 0.75 * box.height
     # by hand: the argument that lays boxplot on its side changed its name in matplotlib 3.10
@@ -270,15 +252,8 @@ def _draw_box(ax: Axes, box: _Box) -> None:
     ax.barh(box.at, upper - lower, thick, left=lower, facecolor=face, edgecolor=edge, linewidth=1.0, zorder=3)
     ax.vlines(median, box.at - thick / 2, box.at + thick / 2, color="0.05", linewidth=2.0, zorder=4)
     if np.isfinite(box.prevalence):
-        half = box.height / 2
-        ax.plot(
-            [box.prevalence] * 2, [box.at - half, box.at + half], color="0.4", linestyle="--", linewidth=1.2, zorder=4
-        )
-    ax.text(
-        1.01,
-        box.at,
-        f"{median:z.2f} (n={len(values)})",
-        transform=ax.get_yaxis_transform(),
-        va="center",
-        fontsize=STYLE.label_size if box.height > 0.3 else STYLE.tick_size,
-    )
+        ends = [box.at - box.height / 2, box.at + box.height / 2]
+        ax.plot([box.prevalence] * 2, ends, color="0.4", linestyle="--", linewidth=1.2, zorder=4)
+    size = STYLE.label_size if box.height > 0.3 else STYLE.tick_size
+    note = f"{median:z.2f} (n={len(values)})"
+    ax.text(1.01, box.at, note, transform=ax.get_yaxis_transform(), va="center", fontsize=size)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from stmsi._core.metrics import presence as metrics_presence
+from stmsi._core.metrics.presence import auprc, auroc, prevalence, ranked_hits
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, measured_presence, require_frame, require_sample
-from stmsi.pl._metabolite_layers import as_list, readable_names, resolve
-from stmsi.pl._panels import get_axes, hand_back
+from stmsi._data.tables import get_table, measured_presence, require_frame, require_metabolites, require_sample
+from stmsi.pl._metabolite_layers import as_list, readable_names, table_samples
+from stmsi.pl._panels import get_axes, hand_back, label_plot
+from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
@@ -24,11 +25,12 @@ if TYPE_CHECKING:
 
     from stmsi._data.checks import Data
 
-_SIZE = (3.4, 3.3)
+SIZE = (3.4, 3.3)
 _GRID = np.linspace(0, 1, 101)
 _SHOWN = 6
 
 
+@shared_docs
 def presence_curves(
     data: Data,
     metabolite: str | Sequence[str] | None = None,
@@ -45,38 +47,21 @@ def presence_curves(
 ) -> Axes | list[Axes] | Figure | SubFigure:
     """Draw how well the probability of presence ranks spots: ROC at the left, precision against recall at the right.
 
-    A metabolite that is nearly everywhere has a high precision for nothing: the dotted lines mark the prevalence, which a
-    ranking without skill reaches.
+    The dotted lines mark the prevalence, the precision of a ranking without skill: a metabolite that is nearly everywhere
+    has a high one.
 
     Parameters
     ----------
     data
-        SpatialData or its ST table with predictions and measurements. The curves speak of skill only where the model did
-        not see the section while training.
+        SpatialData or its ST table with predictions and measurements, of sections that the model did not see while
+        training.
     metabolite
-        Up to six ids or readable names, a colour each; `None`: the mean over all metabolites with a band from the lower to
-        the upper quartile.
-    pred_key, metabolite_key
-        Prediction and measurement in ``obsm``.
-    presence_key
-        Measured presence in ``obsm``; `None`: ``obsm["<metabolite_key>_presence"]`` where it is there, else intensity
-        above 0 (what :func:`stmsi.pp.impute_dropout` filled in counts as absent).
+        Up to six ids or readable names, a colour each; `None`: the median over all metabolites, with quartiles as a band.
+    %(measured)s
     sample
         One section; `None`: all spots together.
-    sample_key
-        Column of ``obs`` with the section name.
-    table_key
-        The ST table.
-    ax
-        Two axes; `None`: a new figure.
-    show
-        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib.
-    return_fig
-        Whether to return the figure instead of the axes.
-
-    Returns
-    -------
-    The two axes; with `return_fig` the figure.
+    %(tables)s
+    %(figure)s
 
     Raises
     ------
@@ -100,7 +85,9 @@ def presence_curves(
     ids, present, probability = presence_of(st, pred_key, metabolite_key, presence_key, sample, sample_key)
     names = readable_names(st, pred_key, ids)
     if metabolite is not None:
-        wanted, names = resolve(st, pred_key, require_frame(st, pred_key), as_list(metabolite))
+        columns = require_frame(st, pred_key).columns
+        names = readable_names(st, pred_key, columns)
+        wanted = require_metabolites(as_list(metabolite), columns, names)
         if len(wanted) > _SHOWN:
             msg = f"At most {_SHOWN} metabolites fit into one panel, found {len(wanted)}; metabolite=None draws their mean."
             raise ValueError(msg)
@@ -109,14 +96,9 @@ def presence_curves(
             msg = f"{wanted[int(np.argmin(at))]!r} was not measured, or is in all spots or in none: it has no curve."
             raise ValueError(msg)
         ids, present, probability = ids[at], present[:, at], probability[:, at]
-    figure, axes = get_axes(2, 2, ax, _SIZE)
-    tpr, precision = curves(present, probability)
-    prevalence = metrics_presence.prevalence(present)
-    kinds = (
-        (axes[0], tpr, metrics_presence.auroc(present, probability), "AUROC"),
-        (axes[1], precision, metrics_presence.auprc(present, probability), "AUPRC"),
-    )
-    for place, values, area, what in kinds:
+    figure, axes = get_axes(2, 2, ax, SIZE)
+    areas = auroc(present, probability), auprc(present, probability)
+    for place, values, area, what in zip(axes, curves(present, probability), areas, ("AUROC", "AUPRC"), strict=True):
         if metabolite is None:
             low, middle, high = np.percentile(values, [25, 50, 75], axis=1)
             label = f"median {what} {np.median(area):.2f} (n={len(area)})"
@@ -124,20 +106,16 @@ def presence_curves(
             place.plot(_GRID, middle, color=PALETTE[0], label=label)
         else:
             for m, identifier in enumerate(ids):
-                label = f"{names[identifier]} {area[m]:.2f}"
-                place.plot(_GRID, values[:, m], color=PALETTE[m], label=label)
+                place.plot(_GRID, values[:, m], color=PALETTE[m], label=f"{names[identifier]} {area[m]:.2f}")
         place.set_xlim(0, 1)
         place.set_ylim(0, 1.02)
         place.set_aspect("equal")
-        place.tick_params(labelsize=STYLE.tick_size)
-        place.spines[["top", "right"]].set_visible(False)
     axes[0].plot([0, 1], [0, 1], color="0.5", linestyle=":", linewidth=1)
-    for m, share in enumerate([float(np.median(prevalence))] if metabolite is None else prevalence):
+    shares = prevalence(present)
+    for m, share in enumerate([float(np.median(shares))] if metabolite is None else shares):
         axes[1].axhline(share, color=PALETTE[m], linestyle=":", linewidth=1)
-    axes[0].set_xlabel("false positive rate", fontsize=STYLE.label_size)
-    axes[0].set_ylabel("true positive rate", fontsize=STYLE.label_size)
-    axes[1].set_xlabel("recall\ndotted: prevalence", fontsize=STYLE.label_size)
-    axes[1].set_ylabel("precision", fontsize=STYLE.label_size)
+    label_plot(axes[0], "false positive rate", "true positive rate")
+    label_plot(axes[1], "recall\ndotted: prevalence", "precision")
     for place in axes:
         place.legend(frameon=False, fontsize=STYLE.tick_size, loc="lower right" if place is axes[0] else "best")
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
@@ -149,16 +127,12 @@ def presence_of(
     """Ids, measured presence and probability of the metabolites that have both classes."""
     probability = require_frame(st, Key.presence_of(pred_key), "stmsi.tl.predict_metabolites writes it.")
     there = measured_presence(st, metabolite_key, presence_key)
-    rows = np.ones(st.n_obs, dtype=bool)
+    rows: Any = slice(None)
     if sample is not None:
-        names = require_sample(st, sample_key)
-        rows = names == sample
-        if not rows.any():
-            msg = f"No section {sample!r}; sections: {', '.join(map(repr, dict.fromkeys(names)))}."
-            raise KeyError(msg)
+        rows = require_sample(st, sample_key) == table_samples(st, sample_key, sample)[0]
     ids = probability.columns[probability.columns.isin(there.columns)]
     truth = there.loc[rows, ids].to_numpy(np.float64)
-    mean = metrics_presence.prevalence(truth)
+    mean = prevalence(truth)
     both = (mean > 0) & (mean < 1)
     if not both.any():
         msg = "No metabolite has spots with it and spots without it; there is nothing to rank."
@@ -170,7 +144,7 @@ def curves(
     present: NDArray[np.float64], probability: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """True positive rate at false positive rates, and precision at recalls, of the grid; shape (grid, metabolites)."""
-    hits, called, last, n1, n0 = metrics_presence.ranked_hits(present, probability)
+    hits, called, last, n1, n0 = ranked_hits(present, probability)
     tpr, precision = np.empty((len(_GRID), present.shape[1])), np.empty((len(_GRID), present.shape[1]))
     for m in range(present.shape[1]):
         keep = last[:, m].astype(bool) & (called[:, m] > 0)

@@ -13,11 +13,8 @@ from stmsi._data.checks import is_spatialdata, listing
 from stmsi._data.keys import Key
 from stmsi._data.sections import VISIUM_SPOT_DIAMETER
 from stmsi._data.tables import instances, require_frame, require_sample
-from stmsi.pl._metabolite_layers import table_samples
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
@@ -34,22 +31,20 @@ _SNAP = 0.05
 
 @dataclass(frozen=True)
 class Histology:
-    """The image behind a section."""
+    """The image behind a section; `matrix` is the affine from pixels to micrometres, 3 x 3."""
 
     pixels: NDArray[Any]
     extent: tuple[float, float, float, float]
     matrix: NDArray[np.float64]
-    """Affine from pixels to micrometres, 3 x 3."""
 
 
 @dataclass(frozen=True)
 class Lattice:
-    """Bins without gaps between them as the pixels of an image."""
+    """Bins without gaps between them as the pixels of an image; `matrix` takes their corners to micrometres, 3 x 3."""
 
     row: NDArray[np.int64]
     col: NDArray[np.int64]
     matrix: NDArray[np.float64]
-    """Affine from pixels (the first corner of the first one is 0, 0) to micrometres, 3 x 3."""
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -83,12 +78,11 @@ class Section:
     """The spots of a section, in micrometres."""
 
     name: str
-    rows: NDArray[np.int64]
-    """Rows of the table."""
+    rows: NDArray[np.int64]  # of the table
     xy: NDArray[np.float64]
     radius: NDArray[np.float64]
+    # vertices, where spots are polygons (bins) and not circles; one array where all have the same number
     outlines: NDArray[np.float64] | tuple[NDArray[np.float64], ...] | None = None
-    """Vertices, where the spots are polygons (bins) and not circles; one array where all have the same number."""
     histology: Histology | None = None
 
     @cached_property
@@ -113,33 +107,8 @@ class Section:
         return float(np.clip((right - left) / (1.1 * (bottom - top)), 0.5, 2.5))
 
 
-def load_sections(
-    data: Data,
-    adata: AnnData,
-    sample: str | Sequence[str] | None,
-    *,
-    sample_key: str,
-    spot_diameter: float | None,
-    image: bool,
-) -> tuple[list[Section], bool]:
-    """The sections asked for (`None`: all), and whether the reader must be told which is which."""
-    names = table_samples(adata, sample_key, sample)
-    sections = [
-        load_section(data, adata, name, sample_key=sample_key, spot_diameter=spot_diameter, image=image)
-        for name in names
-    ]
-    several = adata.obs[sample_key].nunique() > 1 and (sample is None or len(names) > 1)
-    return sections, several
-
-
 def load_section(
-    data: Data,
-    adata: AnnData,
-    sample: str,
-    *,
-    sample_key: str,
-    spot_diameter: float | None = None,
-    image: bool = False,
+    data: Data, adata: AnnData, sample: str, *, sample_key: str, spot_diameter: float | None = None, image: bool = False
 ) -> Section:
     """Positions and true sizes of the spots of a section."""
     rows = np.flatnonzero(require_sample(adata, sample_key) == sample)

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-
-from stmsi._data.checks import listing, require_rows, suggest
+from stmsi._data.checks import require_rows
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, require_metabolites
-from stmsi.pl._metabolite_layers import (
-    Layer,
-    as_list,
-    column,
-    intensity_label,
-    is_presence,
-    is_width,
-    layer_frame,
-    readable_names,
-    trust,
-)
+from stmsi._data.tables import get_table
+from stmsi.pl._metabolite_layers import as_list, layers_of
 from stmsi.pl._panel_grid import Colours, draw_grid
 from stmsi.pl._panels import hand_back
-from stmsi.pl._sections import load_sections
-from stmsi.pl._style import INTENSITY_CMAP, PERCENTILES, WIDTH_CMAP
+from stmsi.pl._shared_docs import shared_docs
+from stmsi.pl._style import PERCENTILES
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure, SubFigure
@@ -37,11 +23,12 @@ if TYPE_CHECKING:
     from stmsi._data.checks import Data
 
 
+@shared_docs
 def spatial(
     data: Data,
     metabolite: str | Sequence[str],
     *,
-    key: str = Key.obsm.MSI,
+    metabolite_key: str = Key.obsm.MSI,
     sample: str | Sequence[str] | None = None,
     table_key: str = Key.table.ST,
     sample_key: str = Key.obs.SAMPLE,
@@ -62,8 +49,8 @@ def spatial(
 ) -> Axes | list[Axes] | Figure | SubFigure:
     """Draw metabolites on the tissue, with spots true to size.
 
-    One panel per metabolite and section. Light grey spots are not covered by MSI (NaN); the colour of 0 means covered
-    and absent. y points down, as in images.
+    One panel per metabolite and section: metabolite by metabolite, within each section by section. Light grey spots are not
+    covered by MSI (NaN); the colour of 0 means covered and absent. y points down, as in images.
 
     Parameters
     ----------
@@ -72,49 +59,17 @@ def spatial(
     metabolite
         One or several ids or readable names, or numeric columns of ``obs`` such as ``"msi_coverage"`` or
         ``"msi_pred_ood"``. A metabolite goes before a column of the same name.
-    key
+    metabolite_key
         The layer in ``obsm`` to draw: ``"msi"``, ``"msi_presence"``, ``"msi_pred"``, ``"msi_pred_presence"``,
-        ``"msi_pred_lower"``, ..., or ``"msi_pred_width"``, the width of the prediction interval (upper minus lower
-        bound).
-    sample
-        Sections to draw; `None`: all.
-    table_key
-        The ST table of a SpatialData.
-    sample_key
-        Column of ``obs`` with the section name.
-    ncols
-        Panels in a row.
-    norm
-        A norm for all panels; its open limits are filled from all that is drawn. Not with `vmin` or `vmax`.
+        ``"msi_pred_lower"``, ..., or ``"msi_pred_width"``, the width of the prediction interval.
+    %(grid)s
     vmin, vmax
         Colour limits of all panels; `None`: `percentiles`, and 0 to 1 for presence and coverage.
-    percentiles
-        Percentiles at which colours are clipped, so that a few hot spots do not hide the rest. Arrows on the colour
-        bar tell that values lie beyond.
-    share_norm
-        Whether the sections share the norm of a metabolite and can be compared; `False`: each panel has its own.
+    %(colours)s
     cmap
         Colour map; `None`: viridis.
-    spot_diameter
-        In micrometres; `None`: the size in ``shapes["<sample>_spots"]``, and 55 um for an AnnData.
-    image
-        Whether to draw the histology ``images["<sample>_he"]`` behind the spots.
-    alpha
-        Opacity of the spots.
-    scalebar
-        Whether to draw a scale bar.
-    ax
-        Axes to draw into, one per panel; `None`: a new figure.
-    show
-        `True` calls :func:`matplotlib.pyplot.show`, unless `ax` is given. `None` leaves it to matplotlib (a notebook
-        shows the figure at the end of the cell).
-    return_fig
-        Whether to return the figure instead of the axes.
-
-    Returns
-    -------
-    The axes, or a list of them where there are several panels (metabolite by metabolite, within each section by
-    section); with `return_fig` the figure.
+    %(spots)s
+    %(figure)s
 
     Raises
     ------
@@ -138,46 +93,8 @@ def spatial(
     colours = Colours(norm, vmin, vmax, percentiles, share_norm, cmap, alpha)
     adata = get_table(data, table_key)
     require_rows(adata)
-    layers = _layers(adata, as_list(metabolite), key)
-    sections, several = load_sections(
-        data, adata, sample, sample_key=sample_key, spot_diameter=spot_diameter, image=image
-    )
-    figure, axes = draw_grid(layers, sections, colours, several=several, ncols=ncols, scalebar=scalebar, ax=ax)
+    figure, axes = draw_grid(
+        data, adata, layers_of(adata, as_list(metabolite), metabolite_key), colours, sample=sample, sample_key=sample_key,
+        spot_diameter=spot_diameter, image=image, ncols=ncols, scalebar=scalebar, ax=ax,
+    )  # fmt: skip
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
-
-
-def _layers(adata: AnnData, names: list[str], key: str) -> list[Layer]:
-    """What to draw: metabolites of a layer, or columns of ``obs``."""
-    in_obs = [n for n in names if n in adata.obs]
-    if key not in adata.obsm and len(in_obs) == len(names):
-        return [_obs_layer(adata, n) for n in names]
-    frame = layer_frame(adata, key)
-    readable = readable_names(adata, key, frame.columns)
-    label, bounds = intensity_label(adata, key), (0.0, 1.0) if is_presence(key) else None
-    default = WIDTH_CMAP if is_width(adata, key) else INTENSITY_CMAP
-    known = {*readable.index, *readable}
-    out = []
-    for name in names:
-        if name not in known and name in adata.obs:
-            out.append(_obs_layer(adata, name))
-            continue
-        if name not in known and (near := suggest(name, adata.obs.columns)) and not suggest(name, known):
-            msg = f"{name!r} is neither a metabolite of obsm[{key!r}] nor a column of obs.{near}"
-            raise KeyError(msg)
-        (identifier,) = require_metabolites([name], readable.index, readable)
-        title = ", ".join(filter(None, (str(readable[identifier]), trust(adata, key, identifier))))
-        out.append(Layer(title, column(frame, identifier), label, bounds, default))
-    return out
-
-
-def _obs_layer(adata: AnnData, name: str) -> Layer:
-    values = adata.obs[name]
-    if not (pd.api.types.is_numeric_dtype(values) or pd.api.types.is_bool_dtype(values)):
-        numeric = [c for c in adata.obs if pd.api.types.is_numeric_dtype(adata.obs[c])]
-        msg = (
-            f"obs[{name!r}] is not numeric ({values.dtype}); numeric columns: {listing(numeric)}. "
-            "Draw categories with squidpy.pl.spatial_scatter or spatialdata-plot."
-        )
-        raise ValueError(msg)
-    bounds = (0.0, 1.0) if name == Key.obs.COVERAGE else None
-    return Layer(name, values.to_numpy(dtype=np.float64, na_value=np.nan), "", bounds)

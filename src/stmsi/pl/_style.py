@@ -30,16 +30,5 @@ class Style:
 
 
 STYLE = Style()
-PALETTE = (
-    "#0173b2",
-    "#de8f05",
-    "#029e73",
-    "#cc78bc",
-    "#ca9161",
-    "#949494",
-    "#ece133",
-    "#56b4e9",
-    "#d55e00",
-    "#fbafe4",
-)
+PALETTE = ("#0173b2", "#de8f05", "#029e73", "#cc78bc", "#ca9161", "#949494", "#ece133", "#56b4e9", "#d55e00", "#fbafe4")
 """seaborn's "colorblind"."""
