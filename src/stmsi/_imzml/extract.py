@@ -98,13 +98,7 @@ def plan_ions(ions: ReferenceIons) -> Plan:
 
 
 def extract(file: ImzmlFile, chosen: NDArray[np.intp], plan: Plan, options: Options, sink: Sink) -> NDArray[np.float64]:
-    """Send the rows of the chosen spectra to `sink`; returns the total ion current of each.
-
-    Raises
-    ------
-    ValueError
-        Where a spectrum cannot be used.
-    """
+    """Send the rows of the chosen spectra to `sink`; returns the total ion current of each."""
     tic, done = np.empty(len(chosen)), 0
     looked_for = Windows(plan.low, plan.high, plan.column)
 
@@ -124,13 +118,7 @@ def extract(file: ImzmlFile, chosen: NDArray[np.intp], plan: Plan, options: Opti
 
 
 def count_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> IonCounts:
-    """All ions of the chosen spectra, however seldom; the spectra are read three times.
-
-    Raises
-    ------
-    ValueError
-        Where a spectrum cannot be used.
-    """
+    """All ions of the chosen spectra, however seldom; the spectra are read three times."""
     cells = fill_cells(file, chosen, options)
     if cells is None:
         return IonCounts.empty(0)
@@ -146,13 +134,7 @@ def count_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> I
 
 
 def common_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> ReferenceIons:
-    """Ions that occur in enough spectra.
-
-    Raises
-    ------
-    ValueError
-        Where there is none, or a spectrum cannot be used.
-    """
+    """Ions that occur in enough spectra; a `ValueError` where there is none."""
     ions, _ = reference_ions(count_ions(file, chosen, options), len(chosen), options.min_frequency)
     if ions.mz.size == 0:
         share = f"{options.min_frequency:.2%} of the {len(chosen)} spectra"
@@ -203,16 +185,10 @@ def _accumulate(
 
 
 class _Visit:
-    """Chunks of spectra handed to a job, with room to work in; faults of a spectrum become errors that name it.
+    """Chunks of the chosen spectra handed to a job, with room to work in; an error names the spectrum at fault.
 
-    Parameters
-    ----------
-    file, chosen
-        The spectra.
-    n_columns
-        Values that a row of the result has at most.
-    shared
-        Length of the shared axis, where m/z are not looked at.
+    `n_columns` is what a row of the result has at most, `shared` the length of a shared axis, whose m/z are not looked
+    at.
     """
 
     def __init__(self, file: ImzmlFile, chosen: NDArray[np.intp], n_columns: int, shared: int | None) -> None:

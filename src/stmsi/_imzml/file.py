@@ -29,15 +29,7 @@ _BLOCK = 2**24
 
 
 def check_imzml(path: Path) -> Path:
-    """`path` itself, where it is a file that can be an imzML.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where there is no such file.
-    ValueError
-        Where it is the binary part, a directory or empty.
-    """
+    """`path` itself, where it is a file that can be an imzML."""
     if path.suffix.lower() == ".ibd":
         msg = f"{path} holds the binary part; pass the .imzML file beside it."
         raise ValueError(msg)
@@ -55,15 +47,7 @@ def check_imzml(path: Path) -> Path:
 
 
 def find_ibd(path: Path) -> Path:
-    """The binary file beside an imzML: of the same name, its suffix in any case.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where there is none.
-    ValueError
-        Where it is empty.
-    """
+    """The binary file beside an imzML: of the same name, its suffix in any case."""
     found = sorted(p for p in path.parent.iterdir() if p.stem == path.stem and p.suffix.lower() == ".ibd")
     if not found:
         msg = f"The binary part of {path} is missing: put {path.stem}.ibd beside it."
@@ -75,20 +59,7 @@ def find_ibd(path: Path) -> Path:
 
 
 class ImzmlFile:
-    """An imzML and its binary file, mapped into memory and not read: the spectra come in chunks.
-
-    Parameters
-    ----------
-    path
-        The imzML.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where one of the files is missing.
-    ValueError
-        Where a file is broken, truncated or not an imzML, or the type of its arrays is not supported.
-    """
+    """An imzML and its binary file, mapped into memory and not read: the spectra come in chunks."""
 
     def __init__(self, path: Path) -> None:
         self.path = check_imzml(path)
@@ -135,13 +106,7 @@ class ImzmlFile:
         return f"x={x}, y={y}"
 
     def lengths(self, chosen: NDArray[np.intp]) -> NDArray[np.int64]:
-        """Number of values of each spectrum, -1 where only its stream tells.
-
-        Raises
-        ------
-        ValueError
-            Where a spectrum has another number of m/z than of intensities.
-        """
+        """Number of values of each spectrum, -1 where only its stream tells."""
         mz, intensity = self.mz.length[chosen], self.intensity.length[chosen]
         differ = (mz != intensity) & (mz >= 0) & (intensity >= 0)
         if differ.any():
@@ -161,13 +126,7 @@ class ImzmlFile:
         raise ValueError(msg)
 
     def chunk(self, rows: NDArray[np.intp], *, with_mz: bool = True) -> Chunk:
-        """The bytes of several spectra; compressed ones and those of several types become 64-bit floats.
-
-        Raises
-        ------
-        ValueError
-            Where a compressed array is damaged.
-        """
+        """The bytes of several spectra; compressed ones and those of several types become 64-bit floats."""
         if self._plain:
             return Chunk(
                 self.bytes, self.mz.offset[rows], self.bytes, self.intensity.offset[rows], self.intensity.length[rows],
@@ -232,10 +191,7 @@ class ImzmlFile:
         return mz, intensity
 
     def shared_axis(self, chosen: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.intp]] | None:
-        """The m/z axis where all spectra have the same one, ascending, and what sorts it (empty: it is sorted).
-
-        What the header says does not decide. `None` where the spectra differ.
-        """
+        """The ascending m/z axis of all spectra and what sorts it (empty: it is sorted); `None` where they differ."""
         own = self.header.mode == "processed" and len(chosen) == 1
         first = chosen[:1]
         same_place = (self.mz.offset[chosen] == self.mz.offset[first]) & (
@@ -261,22 +217,7 @@ class ImzmlFile:
         return values
 
     def check_uuid(self, *, check: bool) -> str:
-        """The identifier that the imzML declares; the binary file begins with its 16 bytes.
-
-        Parameters
-        ----------
-        check
-            Whether to raise where the two differ.
-
-        Returns
-        -------
-        The identifier, `UNKNOWN` where the imzML declares none.
-
-        Raises
-        ------
-        ValueError
-            Where the files do not belong together.
-        """
+        """The identifier that the imzML declares, or `UNKNOWN`; with `check` the binary file must begin with it."""
         declared = self.header.uuid
         if declared is None:
             logger.info("%s: no valid identifier to check the binary file against", self.ibd.name)
@@ -291,13 +232,7 @@ class ImzmlFile:
         return str(declared)
 
     def check_checksum(self) -> None:
-        """Compare the binary file with the checksum in the imzML, which takes as long as reading all of it.
-
-        Raises
-        ------
-        ValueError
-            Where they differ, or the imzML holds none.
-        """
+        """Compare the binary file with the checksum in the imzML, which takes as long as reading all of it."""
         if self.header.checksum is None:
             msg = f"{self.path.name} holds no checksum of its binary file; pass check_checksum=False."
             raise ValueError(msg)
@@ -314,18 +249,7 @@ class ImzmlFile:
 
 
 def stated_pixel_size(file: ImzmlFile) -> tuple[float, float]:
-    """Pixel size (x, y) in micrometres from the metadata.
-
-    Raises
-    ------
-    ValueError
-        Where the file does not tell it.
-
-    Warns
-    -----
-    UserWarning
-        Where it is 1, which is a placeholder. The warning points at the caller of the calling function.
-    """
+    """Pixel size (x, y) in um from the metadata; the warning about a placeholder points at the caller's caller."""
     size = file.header.pixel_size
     if size is None:
         msg = f"{file.path.name} does not say how large a pixel is; pass pixel_size= (micrometres)."

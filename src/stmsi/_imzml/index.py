@@ -29,8 +29,8 @@ _VERSION = 1
 class Arrays(NamedTuple):
     """The m/z or the intensity arrays of all spectra.
 
-    First byte, number of values (-1: whatever the stream holds), bytes in the file, code of the number type, and whether
-    they are zlib streams.
+    First byte, number of values (-1: whatever the stream holds), bytes in the file, code of the number type, zlib or
+    not.
     """
 
     offset: NDArray[np.int64]
@@ -52,24 +52,7 @@ class Index(NamedTuple):
 
 
 def read_index(path: Path, ibd_size: int, ibd_name: str) -> Index:
-    """Header, positions and places of the arrays of an imzML.
-
-    Parameters
-    ----------
-    path
-        The imzML file, not empty.
-    ibd_size, ibd_name
-        Size of its binary file in bytes, and its name for messages.
-
-    Returns
-    -------
-    The index; every array lies inside the binary file.
-
-    Raises
-    ------
-    ValueError
-        Where the file is not an imzML, broken, or contradicts the binary file.
-    """
+    """Header, positions and places of the arrays of an imzML; every array lies inside the binary file."""
     with path.open("rb") as handle:
         # not closed by hand, which is an error while an array looks at it: it ends with its last view
         buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)

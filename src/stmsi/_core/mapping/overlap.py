@@ -1,4 +1,8 @@
-"""Exact areas in which spots (circles or polygons) and pixels (polygons) overlap."""
+"""Exact areas in which spots (circles or polygons) and pixels (polygons) overlap.
+
+spatialdata.aggregate turns circles into polygons and intersects pairs one by one; this is exact and all array
+operations.
+"""
 
 from __future__ import annotations
 
@@ -20,17 +24,7 @@ _ALIKE = 2.0
 
 
 class Edges(NamedTuple):
-    """Edges of polygons, directed so that the inside lies on their left.
-
-    Attributes
-    ----------
-    start, end
-        Ends of each edge, shape (n, 2).
-    owner
-        Polygon of each edge, sorted.
-    n_polygons
-        Number of polygons.
-    """
+    """Edges of polygons, directed so that the inside lies on their left; `owner` is the polygon of each, sorted."""
 
     start: NDArray[np.float64]
     end: NDArray[np.float64]
@@ -63,17 +57,7 @@ def oriented_edges(geometries: NDArray[np.object_]) -> Edges:
 
 
 def edges_of_rings(vertices: NDArray[np.float64], ring: NDArray[np.int64], n_rings: int) -> Edges:
-    """Edges of closed rings (first vertex repeated) that are listed one after another, in either orientation.
-
-    Parameters
-    ----------
-    vertices
-        Vertices of all rings, shape (n, 2).
-    ring
-        Ring of each vertex, sorted.
-    n_rings
-        Number of rings.
-    """
+    """Edges of closed rings (first vertex repeated), listed one after another, in either orientation."""
     start = np.flatnonzero(ring[:-1] == ring[1:])
     edges = Edges(vertices[start], vertices[start + 1], ring[start], n_rings)
     clockwise = edges.area < 0
@@ -97,20 +81,8 @@ def circle_edge_area(
 ) -> NDArray[np.float64]:
     r"""Signed area shared by a circle around the origin and the triangle (origin, a, b).
 
-    The sum over the edges of a simple polygon, taken counter-clockwise, is the exact area that circle and polygon
-    share (Green's theorem): inside the circle an edge contributes the triangle :math:`(o \times d) / 2`, outside
-    it the circular sector :math:`r^2 \theta / 2`.
-
-    Parameters
-    ----------
-    ax, ay, bx, by
-        Ends of the edges, relative to the centre of the circle.
-    radius
-        Radius of each circle.
-
-    Returns
-    -------
-    Signed areas, one per edge.
+    The sum over the edges of a polygon is the exact area that both share (Green's theorem): inside the circle an edge
+    gives the triangle :math:`(o \times d) / 2`, outside the sector :math:`r^2 \theta / 2`.
     """
     dx, dy = bx - ax, by - ay
     length2 = dx * dx + dy * dy
@@ -129,21 +101,7 @@ def circle_edge_area(
 
 
 def circle_polygon_overlap(centres: NDArray[np.float64], radii: NDArray[np.float64], polygons: Edges) -> sp.csr_matrix:
-    """Area shared by every circle and every polygon.
-
-    Parameters
-    ----------
-    centres
-        Centres of the circles, shape (n, 2).
-    radii
-        Their radii, shape (n,), in the same unit.
-    polygons
-        Simple polygons, convex or not.
-
-    Returns
-    -------
-    Areas, shape (circles, polygons), in the square of the unit; only overlapping pairs are stored.
-    """
+    """Area shared by every circle and every simple polygon, shape (circles, polygons)."""
     low, high, known = _bounds(polygons)
     reach = np.asarray(radii, dtype=np.float64)[:, None]
     spot, pixel = _near_pairs(centres - reach, centres + reach, np.arange(len(centres)), low, high, known)
@@ -164,27 +122,12 @@ def circle_polygon_overlap(centres: NDArray[np.float64], radii: NDArray[np.float
 
 
 def polygon_overlap(spots: Edges, pixels: Edges) -> sp.csr_matrix:
-    r"""Area shared by every spot polygon and every pixel polygon.
+    r"""Area shared by every spot polygon (holes allowed) and every pixel polygon (one ring), shape (spots, pixels).
 
-    A pixel that is a parallelogram becomes the unit square by an affine map of its own, and the area that a polygon
-    shares with the unit square is, by Green's theorem, a sum over its edges alone:
-
-    .. math:: -\oint \min(\max(y, 0), 1) \, dx, \qquad 0 \le x \le 1
-
-    Any other pixel is a fan of triangles, each of which becomes the half of the unit square below its diagonal. So
-    spots may have any simple outline, holes included, no polygon is clipped vertex by vertex, and every term depends
-    continuously on the vertices: shared edges and corners need no special case.
-
-    Parameters
-    ----------
-    spots
-        Outlines of bins or cells.
-    pixels
-        Simple polygons, each of a single ring: squares after any transformation.
-
-    Returns
-    -------
-    Areas, shape (spots, pixels), in the square of the unit; only overlapping pairs are stored.
+    A pixel that is a parallelogram becomes the unit square by an affine map, and the area that a polygon shares with it
+    is, by Green's theorem, :math:`-\oint \min(\max(y, 0), 1) \, dx` over :math:`0 \le x \le 1`. Any other pixel is a
+    fan of triangles. No polygon is clipped, and every term is continuous in the vertices: shared edges need no special
+    case.
     """
     spot, pixel = _near_pairs(*_bounds(spots), *_bounds(pixels))
     patch = _patches(pixels)

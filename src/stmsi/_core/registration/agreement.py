@@ -1,4 +1,7 @@
-"""How well two aligned sections agree: masks, mutual information, canonical components."""
+"""How well two aligned sections agree: masks, mutual information, canonical components.
+
+scikit-learn's CCA iterates, and has no ridge for ions that correlate.
+"""
 
 from __future__ import annotations
 
@@ -17,21 +20,9 @@ BINS = 8
 
 
 def points_beside(tissue: NDArray[np.float64], others: NDArray[np.float64], pitch: float) -> NDArray[np.float64]:
-    """Places at which masks are compared: all spots of the capture frame.
+    """Places off tissue at which masks are compared: the other spots, or a hexagonal lattice in their rectangle.
 
-    Where only the spots on tissue are known, the rectangle that they fill is completed with a hexagonal lattice, so that
-    pixels beside the ST tissue count.
-
-    Parameters
-    ----------
-    tissue, others
-        Centres of the spots on tissue and of the others, shape (n, 2).
-    pitch
-        Distance between neighbouring spots.
-
-    Returns
-    -------
-    The points off tissue, shape (m, 2).
+    The lattice makes pixels beside the ST tissue count where only the spots on tissue are known.
     """
     if len(others):
         return others
@@ -43,19 +34,7 @@ def points_beside(tissue: NDArray[np.float64], others: NDArray[np.float64], pitc
 
 
 def mask_iou(tissue_covered: NDArray[np.bool_], others_covered: NDArray[np.bool_]) -> float:
-    """Intersection over union of two tissue masks at points inside the capture frame.
-
-    Parameters
-    ----------
-    tissue_covered
-        Whether pixels cover each point on ST tissue.
-    others_covered
-        The same for the points off ST tissue.
-
-    Returns
-    -------
-    Share; NaN without points.
-    """
+    """Intersection over union of two masks, from whether pixels cover the points on and off ST tissue (NaN: no points)."""
     union = len(tissue_covered) + int(others_covered.sum())
     return float(tissue_covered.sum() / union) if union else float("nan")
 
@@ -81,14 +60,7 @@ def _equal_counts(values: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
 class Canonical:
     """Linear combinations of two sets of variables that correlate most.
 
-    Attributes
-    ----------
-    x_mean, y_mean
-        Means of the variables.
-    x_weights, y_weights
-        Shape (variables, components): centred variables times these have unit variance.
-    correlation
-        Of each pair, falling.
+    Centred variables times the weights, shape (variables, components), have unit variance; correlations fall.
     """
 
     x_mean: NDArray[np.float64]
@@ -107,16 +79,9 @@ class Canonical:
 
 
 def canonical(x: NDArray[np.float64], y: NDArray[np.float64], n: int, ridge: float = 1e-3) -> Canonical:
-    """Canonical correlation analysis, from the singular values of the whitened cross-covariance.
+    """Canonical correlation analysis of `n` components, from the singular values of the whitened cross-covariance.
 
-    Parameters
-    ----------
-    x, y
-        Variables of the same observations, shape (observations, variables).
-    n
-        Components.
-    ridge
-        Added to the variances, as a share of their mean.
+    `ridge` is added to the variances, as a share of their mean.
     """
     mean = x.mean(axis=0), y.mean(axis=0)
     centred = x - mean[0], y - mean[1]
@@ -136,18 +101,7 @@ def held_out_components(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """First canonical pair of each observation, from an analysis that did not see its surroundings.
 
-    Parameters
-    ----------
-    x, y
-        Variables of the same observations, shape (observations, variables).
-    xy
-        Their places; blocks of a chequered grid with `n_blocks` blocks a side are held out in turn.
-    n_blocks
-        Blocks along each axis.
-
-    Returns
-    -------
-    The two variables, shape (observations,).
+    The blocks of a chequered grid over `xy` are held out in turn.
     """
     span = np.maximum(np.ptp(xy, axis=0), 1e-300)
     cell = np.minimum(((xy - xy.min(axis=0)) / span * n_blocks).astype(int), n_blocks - 1)

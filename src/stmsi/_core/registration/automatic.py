@@ -1,4 +1,7 @@
-"""From two tissue masks and two sets of components to one placement, or to the verdict that there are several."""
+"""From two tissue masks and two sets of components to one placement, or to the verdict that there are several.
+
+scikit-image registers images of one contrast and always answers; here the contrasts differ, and a tie must show.
+"""
 
 from __future__ import annotations
 
@@ -38,17 +41,7 @@ _MAX_PIXELS = 2000
 
 @dataclass(frozen=True)
 class Candidate:
-    """A placement with what speaks for it.
-
-    Attributes
-    ----------
-    placement
-        Matrix and mask score.
-    explained
-        What intensities explain (:meth:`CrossModal.explained`), NaN without intensities.
-    z
-        The same in standard deviations above wrong placements.
-    """
+    """A placement, what intensities explain there (NaN without), and its z-score among wrong placements."""
 
     placement: Placement
     explained: float = float("nan")
@@ -57,14 +50,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Resolution:
-    """How precise a placement is, from `n` refits to perturbed data.
+    """How precise a placement is, from refits to perturbed data.
 
-    Attributes
-    ----------
-    median_um, p90_um
-        Distance by which pixels move between refits.
-    same_spot, one_ring, two_rings
-        Share of pixels that stay in their spot, within one ring of neighbours, within two.
+    Distance (um) by which pixels move, and the share that stays in its spot, within one ring of neighbours, within two.
     """
 
     median_um: float
@@ -78,24 +66,9 @@ class Resolution:
 class Verdict:
     """The chosen placement and its rivals.
 
-    Attributes
-    ----------
-    matrix
-        MSI -> ST; the chosen candidate, polished by intensities where they carry signal.
-    candidates
-        Best first by mask score; `chosen` indexes them.
-    decided_by
-        ``"masks"`` or ``"intensities"``.
-    rivals
-        Indices of the candidates that the data cannot rule out.
-    polished
-        Whether intensities refined the matrix.
-    iou
-        Intersection over union of both masks at the points of the ST frame.
-    draws
-        Matrices of refits to perturbed data, shape (n, 3, 3).
-    resolution
-        What their spread means.
+    matrix: MSI -> ST, polished by intensities where they carry signal. candidates: best mask score first; `chosen` and
+    `rivals` (those that cannot be ruled out) index them. iou: of both masks in the ST frame. draws: refits to perturbed
+    data, shape (n, 3, 3).
     """
 
     matrix: NDArray[np.float64]
@@ -120,24 +93,9 @@ def register_sections(
     polish: bool = True,
     n_perturb: int = 12,
 ) -> Verdict:
-    """Lay the MSI tissue onto the spots.
+    """Lay the MSI tissue onto the spots; without `data` (components of both) by masks only.
 
-    Parameters
-    ----------
-    moving, fixed
-        Tissue of both modalities.
-    data
-        Components of both; `None`: masks only.
-    rng
-        For wrong placements to compare with and for perturbed refits.
-    freedom
-        How far the section may be stretched.
-    affine
-        Whether to go beyond a similarity.
-    polish
-        Whether intensities may refine the placement.
-    n_perturb
-        Number of perturbed refits.
+    `affine` goes beyond a similarity, `polish` lets intensities refine the placement.
     """
     placements = place_masks(moving, fixed, freedom, affine=affine, judge=data.explained if data else None)
     candidates = [Candidate(p) for p in placements]
@@ -282,12 +240,9 @@ def resolution(
 def telling_landmark(
     verdict: Verdict, rival: int, moving: TissueRaster, fixed: TissuePoints
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Where a landmark would tell the choice from a rival.
+    """Where a landmark would tell the choice from a rival: the MSI place at which both disagree most on ST tissue.
 
-    Returns
-    -------
-    The place in the MSI frame at which both disagree most while both put it on ST tissue, and where it lies in the ST
-    frame under the choice and under the rival.
+    Returns that place, and where it lies in the ST frame under the choice and under the rival.
     """
     other = verdict.candidates[rival].placement.matrix
     a, b = apply_affine(verdict.matrix, moving.xy), apply_affine(other, moving.xy)

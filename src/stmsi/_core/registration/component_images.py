@@ -23,19 +23,8 @@ _PRIOR = 0.02
 class CrossModal:
     """Components of both modalities, ready to be compared under any placement.
 
-    Attributes
-    ----------
-    spots
-        Positions of the tissue spots in the ST frame, shape (n, 2).
-    expression
-        Their components, shape (n, p), centred.
-    images
-        Components of MSI on its raster at the resolution of the spots, continued beyond the tissue, shape
-        (q, rows, cols).
-    moving, fixed
-        The masks.
-    fold
-        Spatial block of each spot.
+    The tissue spots, their centred components (n, p), the MSI components as images (q, rows, cols) that continue beyond
+    the tissue, both masks, and the spatial block of each spot.
     """
 
     spots: NDArray[np.float64]
@@ -67,11 +56,10 @@ class CrossModal:
         return value[:-1].T, value[-1] > 0
 
     def explained(self, matrix: NDArray[np.float64]) -> float:
-        """Share of the variance of MSI components that expression explains at spots which the fit has not seen.
+        """Share of variance that MSI components and expression explain of each other at held-out spots.
 
-        Ridge regression of each component on those of expression, and back, over spatial blocks that are left out in
-        turn; signs are free. The mean over components, both directions; components that are explained worse than by
-        their mean count as 0.
+        Ridge regression over spatial blocks that are left out in turn, so signs are free; the mean over components and
+        directions, where a component that is explained worse than by its mean counts as 0.
         """
         value, covered = self.sampled(matrix)
         if covered.sum() < _MIN_SPOTS:
@@ -82,17 +70,7 @@ class CrossModal:
     def refine(
         self, matrix: NDArray[np.float64], freedom: Freedom, weight: NDArray[np.float64] | None = None
     ) -> NDArray[np.float64]:
-        """Placement near `matrix` under which expression explains most of the MSI components.
-
-        Parameters
-        ----------
-        matrix
-            MSI -> ST.
-        freedom
-            How far the section may be stretched from there.
-        weight
-            Of each spot, shape (n,); `None`: equal.
-        """
+        """Placement near `matrix` (MSI -> ST) under which expression explains most; `weight` is that of each spot."""
         # spots well inside the MSI tissue, so that the set stays the same while the placement moves
         at = self.moving.index(apply_affine(inverse(matrix), self.spots))
         depth = sample_images(self.moving.distance[None], at)[0][0]
@@ -132,17 +110,7 @@ class CrossModal:
 
 
 def component_images(moving: TissueRaster, values: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
-    """Values of the tissue pixels as smoothed images that continue beyond the tissue.
-
-    Parameters
-    ----------
-    moving
-        The raster.
-    values
-        Shape (pixels, q).
-    sigma
-        Of the Gaussian, micrometres.
-    """
+    """Values of the tissue pixels, shape (pixels, q), as smoothed images that continue beyond the tissue."""
     shape = moving.distance.shape
     col, row = np.round(moving.index(moving.xy)).astype(int).T
     filled = np.zeros(shape, bool)
@@ -186,10 +154,9 @@ def _held_out(x: NDArray[np.float64], y: NDArray[np.float64], fold: NDArray[np.i
 def reference_matrices(
     matrix: NDArray[np.float64], data: CrossModal, n: int, rng: np.random.Generator
 ) -> list[NDArray[np.float64]]:
-    """Placements that are wrong but overlap: the section turned about its middle, either side up.
+    """Placements that are wrong but overlap: the section turned by at least 25 degrees, either side up, and shifted.
 
-    Maps are smooth, so even a wrong placement explains something; how much, these tell. Turns are at least 25 degrees and
-    shifts a fifth of the radius of the tissue.
+    Maps are smooth, so even a wrong placement explains something; how much, these tell.
     """
     middle = np.median(apply_affine(matrix, data.moving.xy), axis=0)
     radius = float(np.median(np.hypot(*(data.spots - data.spots.mean(axis=0)).T)))

@@ -1,4 +1,7 @@
-"""A smooth displacement that brings two modalities together, from their intensities."""
+"""A smooth displacement that brings two modalities together, from their intensities.
+
+scikit-image's optical flow compares images of one contrast; here genes and metabolites are made comparable first.
+"""
 
 from __future__ import annotations
 
@@ -25,15 +28,7 @@ _MIN_CORRELATION = 0.3
 
 @dataclass(frozen=True)
 class Flow:
-    """A displacement of pixels and what it did to the agreement of the two modalities.
-
-    Attributes
-    ----------
-    field
-        The displacement; `None` where none made the agreement better.
-    before, after
-        Mutual information (nats) of the first canonical pair, each spot from an analysis without its surroundings.
-    """
+    """A displacement of pixels (`None`: none helped), and the :func:`agreement` before and after."""
 
     field: Field | None
     before: float
@@ -60,20 +55,9 @@ def agreement(
     msi: NDArray[np.float64],
     reach: float,
 ) -> float:
-    """Mutual information (nats) of two modalities at the spots.
+    """Mutual information (nats) of the first canonical pair at the spots, held out by blocks; NaN: too little overlap.
 
-    Parameters
-    ----------
-    spots, pixels
-        Places in one frame, shape (n, 2) and (m, 2).
-    st, msi
-        Components of each, shape (n, k) and (m, l).
-    reach
-        Distance up to which a pixel belongs to a spot.
-
-    Returns
-    -------
-    Of the first canonical pair, each spot from an analysis without its surroundings; NaN with too little overlap.
+    `reach` is how far a pixel may lie from its spot.
     """
     at_spots, covered = values_at_spots(spots, pixels, msi, reach)
     if covered.sum() < 4 * (st.shape[1] + msi.shape[1]):
@@ -100,30 +84,10 @@ def estimate_flow(
 
     .. math:: \sum_{p,k} \frac{(g_k(p + v(p)) - m_k(p))^2}{1 - \rho_k^2} + \alpha\,|\Delta c|^2
 
-    where :math:`g_k, m_k` are canonical components of the spots and pixels, both smoothed over a pitch and brought to one
-    contrast, :math:`\rho_k` their correlation and :math:`\Delta c` second differences of the control points; residuals
-    weigh less beyond 1.5 of their spread (Huber). Analysis and displacement take
-    turns. A displacement that does not raise the mutual information at the spots, with the analysis held out by blocks, is
-    not returned.
-
-    Parameters
-    ----------
-    spots, pixels
-        Places in the ST frame, after an affine alignment, shape (n, 2) and (m, 2).
-    st, msi
-        Components of each, shape (n, k) and (m, l).
-    pitch
-        Of the spots.
-    length
-        Spacing of the control points: the field cannot bend within less.
-    stiffness
-        :math:`\alpha`, relative to the weight of the data.
-    n_outer, n_inner
-        Rounds of analysis, and Gauss-Newton steps in each.
-
-    Returns
-    -------
-    The displacement, and the mutual information before and after.
+    where :math:`g_k, m_k` are canonical components of spots and pixels at one contrast, smoothed over a pitch,
+    :math:`\rho_k` their correlation and :math:`\Delta c` second differences of the control points (Huber weights beyond
+    1.5 spreads). Analysis and displacement take turns. Only a displacement that raises the held-out :func:`agreement`
+    is returned.
     """
     reach = 0.75 * pitch
     before = agreement(spots, st, pixels, msi, reach)

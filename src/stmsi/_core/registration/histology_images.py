@@ -1,4 +1,7 @@
-"""Registration of two images of one tissue, of whatever contrast: an MSI summary or its histology, and ST histology."""
+"""Registration of two images of one tissue, of whatever contrast: an MSI summary or its histology, and ST histology.
+
+scikit-image has the cross-correlation of the start, but no registration by mutual information.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +27,9 @@ _SPREAD = np.array([np.inf, 0.05, 0.03, 0.03, np.inf, np.inf])
 
 @dataclass(frozen=True)
 class ImageFit:
-    """An image registration.
+    """An image registration: matrix moving -> fixed (um), mutual information (nats) where both show something, lead.
 
-    Attributes
-    ----------
-    matrix
-        Moving -> fixed, micrometres, shape (3, 3).
-    information
-        Mutual information in nats at the fixed pixels that both images show.
-    lead
-        By how much the other best turn or side falls behind, as a share of `information`; near 0: cannot tell.
+    `lead` is by how much the other best turn or side falls behind, as a share; near 0 it cannot be told.
     """
 
     matrix: NDArray[np.float64]
@@ -54,27 +50,12 @@ class _Level:
 def register_images(
     moving: NDArray[np.floating], fixed: NDArray[np.floating], moving_spacing: float, fixed_spacing: float
 ) -> ImageFit:
-    """Affine transformation that lays one image onto the other.
+    """Affine transformation that lays one image (rows, cols) onto the other; pixel (0, 0) is centred at the origin.
 
-    Both are brought to about 64 cells. The edges of the moving image, turned in steps of ten degrees, either side up, are
-    shifted onto those of the fixed one by cross-correlation; edges have no sign, so that dark tissue may meet bright
-    tissue. The best turns are refined by mutual information, coarse to fine: Powell's method on six numbers.
-
-    Parameters
-    ----------
-    moving, fixed
-        Images of one channel, shape (rows, cols).
-    moving_spacing, fixed_spacing
-        Size of a pixel in micrometres; pixel (0, 0) has its centre at the origin.
-
-    Raises
-    ------
-    ValueError
-        Images that are not two-dimensional, not finite or constant.
-
-    References
-    ----------
-    P. Viola, W. M. Wells. Alignment by maximization of mutual information. Int. J. Comput. Vis. 24, 137-154 (1997).
+    The edges of the moving image at about 64 cells, in turns of ten degrees, either side up, are shifted onto those of
+    the fixed one by cross-correlation; edges have no sign, so dark tissue may meet bright tissue. The best turns are
+    refined by mutual information, coarse to fine, with Powell's method (Viola and Wells, Int. J. Comput. Vis. 24, 137,
+    1997).
     """
     from skimage.filters import sobel
     from skimage.registration import phase_cross_correlation

@@ -1,4 +1,7 @@
-"""Landmarks that agree with one another, among some that do not."""
+"""Landmarks that agree with one another, among some that do not.
+
+RANSAC is scikit-image's; least median of squares, which needs no limit, is own code, because scikit-image has none.
+"""
 
 from __future__ import annotations
 
@@ -33,34 +36,12 @@ def consensus(
     max_error: float,
     rng: np.random.Generator | int | None,
 ) -> NDArray[np.bool_]:
-    """Which landmarks are right.
+    """Which landmarks are right, shape (n,).
 
-    Parameters
-    ----------
-    mapped
-        Where the transformation fitted to some rows puts all landmarks, shape (n, 2); `None` where it cannot be fitted.
-    moving, fixed
-        Where they are and where they belong, shape (n, 2).
-    method
-        ``"ransac"``: the largest set within `max_error` (Fischler and Bolles 1981,
-        https://doi.org/10.1145/358669.358692). ``"lmeds"``: the transformation with the least median error, and the
-        landmarks within the spread that this median implies (Rousseeuw 1984,
-        https://doi.org/10.1080/01621459.1984.10477105); it needs no limit, but half of the landmarks must be right.
-    n_min
-        Landmarks that fix the transformation.
-    max_error
-        Of a right landmark, for RANSAC.
-    rng
-        For the random samples, where there are too many to try all.
-
-    Returns
-    -------
-    Boolean, shape (n,).
-
-    Raises
-    ------
-    ValueError
-        An unknown method, too few landmarks, or too few that agree.
+    `mapped` tells where the transformation fitted to some rows puts all landmarks. ``"ransac"``: the largest set within
+    `max_error` (Fischler and Bolles 1981, https://doi.org/10.1145/358669.358692). ``"lmeds"``: those within the spread
+    that the least median error implies, of which half must be right (Rousseeuw 1984,
+    https://doi.org/10.1080/01621459.1984.10477105).
     """
     n = len(fixed)
     if method not in METHODS:
@@ -170,8 +151,7 @@ def _readmit(
 ) -> NDArray[np.bool_]:
     """Take landmarks back that the others do not contradict.
 
-    Where tissue is deformed, the best half can agree by chance, and a landmark far from it is expected to be off: the
-    spread of the kept ones grows with the leverage of the place.
+    Where tissue is deformed, the best half can agree by chance; the expected error of the others grows with leverage.
     """
     design = np.column_stack([moving - moving.mean(axis=0), np.ones(len(moving))])
     for _ in range(len(moving)):

@@ -1,4 +1,7 @@
-"""Transformations between the MSI and the ST frame, estimated from landmarks."""
+"""Transformations between the MSI and the ST frame, estimated from landmarks.
+
+The fits are scikit-image's; own code checks the clicks, finds mirrored sections and leaves landmarks out.
+"""
 
 from __future__ import annotations
 
@@ -24,25 +27,9 @@ _MIRROR = np.diag([-1.0, 1.0, 1.0])
 class Fit:
     """A transformation and how well it meets its landmarks.
 
-    Attributes
-    ----------
-    matrix
-        Homogeneous matrix, shape (3, 3), that maps MSI to ST coordinates; of models beyond affine, the affine part.
-    residual
-        Distance that remains at each landmark, in micrometres.
-    tre
-        Target registration error of each landmark when it is left out of the fit, in micrometres (NaN where too few
-        landmarks remain, and for landmarks that were taken out as wrong).
-    mirrored
-        Whether the section is mirrored.
-    outliers
-        Landmarks (rows) that were taken out as wrong clicks.
-    steps
-        The whole map where it is more than `matrix`; else empty.
-    smoothing
-        Of the thin-plate spline.
-    sigma
-        Standard deviation of a landmark along one axis, from the residuals; NaN where none are free.
+    matrix: MSI -> ST, shape (3, 3); of models beyond affine the affine part, with the whole map in `steps`.
+    residual, tre: distance (um) at each landmark, in the fit and left out of it (NaN: outliers, too few remain).
+    outliers: rows taken out as wrong clicks. smoothing: of the spline. sigma: of a landmark along one axis (NaN: none free).
     """
 
     matrix: NDArray[np.float64]
@@ -75,37 +62,11 @@ def fit_landmarks(
     smoothing: float | None = None,
     rng: np.random.Generator | int | None = 0,
 ) -> Fit:
-    """Transformation that maps the moving onto the fixed landmarks.
+    """Transformation that maps the moving onto the fixed landmarks, shape (n, 2), with leave-one-out errors.
 
-    Mirrored sections are found by fitting both handednesses and keeping the better one; a tie (landmarks that lie on
-    a line) goes to the unmirrored fit. The affine and projective models are scikit-image's normalised direct linear
-    transformation: total least squares.
-
-    Parameters
-    ----------
-    moving, fixed
-        Landmarks, shape (n, 2), in micrometres, row by row.
-    model
-        ``"rigid"`` (rotation, shift), ``"similarity"`` (and scale), ``"affine"``, ``"projective"`` or
-        ``"thin_plate"`` (a smoothed thin-plate spline).
-    robust
-        ``"ransac"`` or ``"lmeds"``: find wrong landmarks and leave them out.
-    max_error
-        Residual up to which RANSAC takes a landmark as right.
-    smoothing
-        Of the thin-plate spline, with coordinates scaled to unit spread; `None`: the one of :data:`SMOOTHING` with the
-        smallest leave-one-landmark-out error.
-    rng
-        For the random samples.
-
-    Returns
-    -------
-    The fit, with leave-one-landmark-out errors.
-
-    Raises
-    ------
-    ValueError
-        Too few, unequal, duplicate or collinear landmarks, NaN coordinates, or too few that agree.
+    Both handednesses are fitted and the better one is kept; a tie (landmarks on a line) goes to the unmirrored fit.
+    `robust` leaves wrong landmarks out. Without `smoothing`, the spline takes the one of :data:`SMOOTHING` with the
+    smallest leave-one-out error.
     """
     moving, fixed = _check_landmarks(moving, fixed, model)
     if smoothing is not None and not (np.isfinite(smoothing) and smoothing >= 0):
@@ -170,27 +131,10 @@ def perturbations(
     rng: np.random.Generator,
     model: TransformModel = "similarity",
 ) -> NDArray[np.float64]:
-    """Transformations by which an alignment may be off: a parametric bootstrap of its landmarks.
+    """Matrices ST -> ST, shape (n, 3, 3), by which an alignment may be off: a parametric bootstrap of its landmarks.
 
-    Each landmark is moved by normal noise and the model is fitted again; what is returned maps the alignment that was
-    found to the one that the moved landmarks give.
-
-    Parameters
-    ----------
-    points
-        Landmarks where the alignment puts them, shape (m, 2), in the ST frame.
-    sigma
-        Standard deviation of a landmark along one axis.
-    n
-        How many.
-    rng
-        Random numbers.
-    model
-        As the alignment was fitted; beyond affine, the affine part is perturbed.
-
-    Returns
-    -------
-    Matrices from the ST frame to the ST frame, shape (n, 3, 3), to be applied after the alignment.
+    Each landmark (where the alignment puts it) is moved by normal noise and the model is fitted again; of models beyond
+    affine the affine part is perturbed.
     """
     linear: TransformModel = "affine" if model in ("projective", "thin_plate") else model
     # around the middle, so that far-off coordinates cost no precision

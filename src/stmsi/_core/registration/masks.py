@@ -1,4 +1,7 @@
-"""Registration of two tissue masks that nothing else connects: no landmarks, no intensities."""
+"""Registration of two tissue masks that nothing else connects: no landmarks, no intensities.
+
+Image registration (scikit-image) would count what lies beyond the capture frame, where ST saw nothing, as mismatch.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +41,8 @@ _PRIOR = 0.01
 class MaskOverlap:
     r"""Soft IoU of MSI tissue and spots, at the points of the ST frame only.
 
-    With the membership :math:`m_i` of point :math:`i` in the MSI tissue and its label :math:`t_i`,
-    :math:`\sum_i t_i m_i / \sum_i (w_i t_i + (1 - t_i) m_i)`. MSI tissue outside the capture frame meets no point and
-    costs nothing; :math:`w_i < 1` where the MSI raster stopped within the tissue.
+    With the membership :math:`m_i` of point :math:`i` in the MSI tissue and its label :math:`t_i` it is :math:`\sum_i
+    t_i m_i / \sum_i (w_i t_i + (1 - t_i) m_i)`; :math:`w_i < 1` where the MSI raster stopped within the tissue.
     """
 
     def __init__(
@@ -107,10 +109,8 @@ def coarse_placements(
 ) -> list[NDArray[np.float64]]:
     """Starts ST -> MSI: for both handednesses the best turns, each at its best shift.
 
-    Every turn in steps of ten degrees is scored at every shift, by Fourier transforms; so neither round nor square
-    tissue, whose principal axes are arbitrary, nor tissue cut by the frame, whose centre is not the centre of the
-    section, can mislead the start. Round tissue has many good turns: of those, `judge` (a matrix MSI -> ST to a number)
-    may add some to the ones with the best overlap.
+    Every turn in steps of ten degrees is scored at every shift by Fourier transforms, so that neither round nor square
+    nor cut tissue misleads the start. Round tissue has many good turns: `judge` (of a matrix MSI -> ST) may add some.
     """
     low = fixed.xy.min(axis=0)
     # of the smaller of both: a coarse raster must still show the shape of the smaller one
@@ -181,23 +181,7 @@ def place_masks(
     judge: Callable[[NDArray[np.float64]], float] | None = None,
     keep: float = 0.8,
 ) -> list[Placement]:
-    """Ways to lay the MSI tissue onto the spots, best first.
-
-    Parameters
-    ----------
-    moving, fixed
-        Tissue of both modalities, in about the same unit of length.
-    freedom
-        How far the section may be stretched.
-    affine
-        Whether to refine a similarity to an affine transformation.
-    starts
-        Matrices ST -> MSI; `None`: :func:`coarse_placements`.
-    judge
-        Passed to :func:`coarse_placements`.
-    keep
-        Placements with less than this share of the best score are dropped.
-    """
+    """Ways to lay the MSI tissue onto the spots, best first; `judge` goes to :func:`coarse_placements`."""
     starts = coarse_placements(moving, fixed, freedom, judge) if starts is None else starts
     centre = fixed.xy[fixed.tissue].mean(axis=0)
     radius = float(np.hypot(*(fixed.xy[fixed.tissue] - centre).T).mean())

@@ -19,16 +19,9 @@ def inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
 
 @dataclass(frozen=True)
 class Freedom:
-    """How far a section may be stretched: standard deviations of the prior on the logarithms.
+    """How far a section may be stretched.
 
-    Attributes
-    ----------
-    scale
-        Of the size as a whole.
-    stretch
-        Of one direction against the other, and of the shear.
-    scales
-        Sizes to start from, relative to the given ones.
+    Standard deviations of the prior on the logarithms of the size and of the stretch, and the sizes to start from.
     """
 
     scale: float = 0.03
@@ -43,15 +36,7 @@ SERIAL = Freedom(0.1, 0.1, (0.9, 1.0, 1.1))
 
 @dataclass(frozen=True)
 class Placement:
-    """One way to lay the MSI tissue onto the spots.
-
-    Attributes
-    ----------
-    matrix
-        MSI -> ST, shape (3, 3).
-    score
-        Soft IoU at the points of the ST frame.
-    """
+    """One way to lay the MSI tissue onto the spots: matrix MSI -> ST and soft IoU in the ST frame."""
 
     matrix: NDArray[np.float64]
     score: float
@@ -77,18 +62,9 @@ class Placement:
 def sample_images(
     images: NDArray[np.float64], at: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bilinear values of images and their derivatives.
+    """Bilinear values (n, m) of images (n, rows, cols) at places (col, row), and derivatives by them (n, m, 2).
 
-    Parameters
-    ----------
-    images
-        Shape (n, rows, cols).
-    at
-        Positions (col, row), shape (m, 2); those outside take the value of the nearest border and no derivative.
-
-    Returns
-    -------
-    Values, shape (n, m), and derivatives by col and row, shape (n, m, 2).
+    Places outside take the value of the nearest border and no derivative.
     """
     limit = np.array(images.shape[:0:-1]) - 1.001
     inside = np.clip(at, 0, limit)

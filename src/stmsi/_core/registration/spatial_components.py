@@ -1,4 +1,7 @@
-"""Leading spatial components of one modality: patterns over the tissue, whatever molecules make them."""
+"""Leading spatial components of one modality: patterns over the tissue, whatever molecules make them.
+
+Principal components (scikit-learn) come first; they alone would follow noise and stripes of single pixels.
+"""
 
 from __future__ import annotations
 
@@ -27,32 +30,10 @@ def spatial_components(
     n_components: int,
     rng: np.random.Generator,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Maximum autocorrelation factors of the leading principal components.
+    """Maximum autocorrelation factors (n, k) of the leading principal components, and their autocorrelation.
 
-    Profiles are scaled to the same total and logged; of their principal components, the combinations are taken whose
-    values at neighbouring places are most alike. Noise and stripes of single pixels so fall behind. The two summaries of
-    :func:`summary_channels` take part.
-
-    Parameters
-    ----------
-    X
-        Intensities or counts, not negative, shape (n, features); sparse stays sparse.
-    xy
-        Positions, shape (n, 2).
-    n_components
-        At most so many.
-    rng
-        For the randomised decomposition.
-
-    Returns
-    -------
-    Components of unit variance, shape (n, k), and the autocorrelation of each (correlation with the mean of the six
-    nearest), in falling order.
-
-    References
-    ----------
-    P. Switzer, A. A. Green. Min/max autocorrelation factors for multivariate spatial imagery. Technical report 6,
-    Department of Statistics, Stanford University (1984).
+    Of profiles scaled to one total and logged, and of :func:`summary_channels`, the combinations are taken whose values
+    at neighbouring places are most alike (Switzer and Green, Technical report 6, Statistics, Stanford, 1984).
     """
     from sklearn.decomposition import TruncatedSVD
 

@@ -1,4 +1,7 @@
-"""Tissue masks of both modalities: MSI pixels as a raster of distances, spots as labelled points."""
+"""Tissue masks of both modalities: MSI pixels as a raster of distances, spots as labelled points.
+
+scikit-image's Otsu threshold splits every image; :func:`coherent_tissue` adds when not to believe it.
+"""
 
 from __future__ import annotations
 
@@ -29,18 +32,8 @@ _LEAST_TISSUE = 0.1
 class TissueRaster:
     """MSI tissue on its pixel raster.
 
-    Attributes
-    ----------
-    distance
-        Signed distance to the outline in micrometres, positive inside the tissue, shape (rows, cols).
-    measured
-        1 where a pixel was or could have been measured, 0 beyond a side where the raster stopped within the tissue.
-    origin
-        Position of element (0, 0) in the MSI frame, (x, y).
-    spacing
-        Size of a pixel, (x, y).
-    xy
-        Centres of the tissue pixels, shape (n, 2).
+    Signed distance to the outline in um (inside positive); `measured`, 0 beyond a side where the raster stopped within
+    the tissue; position of element (0, 0) and size of a pixel, (x, y); centres of the tissue pixels, shape (n, 2).
     """
 
     distance: NDArray[np.float64]
@@ -76,17 +69,7 @@ class TissueRaster:
 
 @dataclass(frozen=True)
 class TissuePoints:
-    """ST tissue as labelled points: spots, and places known to be off the tissue.
-
-    Attributes
-    ----------
-    xy
-        Shape (n, 2), micrometres.
-    tissue
-        Whether each lies on tissue.
-    pitch
-        Distance between neighbouring spots.
-    """
+    """ST tissue as labelled points: spots, places known to be off the tissue, and the pitch of the spots."""
 
     xy: NDArray[np.float64]
     tissue: NDArray[np.bool_]
@@ -116,17 +99,7 @@ def pixel_raster(
     spacing: NDArray[np.float64],
     tissue: NDArray[np.bool_] | None = None,
 ) -> TissueRaster:
-    """Raster of the tissue pixels, with room around it.
-
-    Parameters
-    ----------
-    xy
-        Centres of all measured pixels, shape (n, 2); axes along the raster.
-    spacing
-        Size of a pixel, (x, y).
-    tissue
-        Which of them lie on tissue; `None`: all.
-    """
+    """Raster of the tissue pixels, with room around it, from the centres of all measured pixels, shape (n, 2)."""
     tissue = np.ones(len(xy), bool) if tissue is None else tissue
     col, row = np.round((xy - xy.min(axis=0)) / spacing).astype(int).T
     pad = max(6, int(0.3 * max(np.ptp(row), np.ptp(col))))
@@ -190,17 +163,8 @@ def frame_points(
 ) -> TissuePoints:
     """Spots on tissue together with places off the tissue.
 
-    Parameters
-    ----------
-    xy
-        Spots on tissue, shape (n, 2).
-    off_tissue
-        Spots of the capture frame that lie off the tissue. `None`: not known; then the lattice is continued around
-        the tissue and in its holes, except beyond a side of the bounding box along which the tissue runs: there the
-        frame ended, not the tissue.
-    crop
-        The spots are a piece cut from the tissue, nobody knows where: only holes and bays, inside the convex hull of the
-        spots, count as off the tissue.
+    Without `off_tissue` the lattice is continued around the tissue and in its holes, except beyond a side along which
+    the tissue runs: there the frame ended. With `crop` (a piece cut out anywhere) only inside the convex hull.
     """
     pitch, lattice = point_spacing(xy)
     if off_tissue is None:
@@ -223,22 +187,9 @@ def frame_points(
 def coherent_tissue(value: NDArray[np.float64], row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which pixels lie on tissue, from a summary such as the number of peaks.
 
-    Otsu's threshold always finds two classes, and tissue has rich and poor regions. The classes count as tissue and
-    background only where they differ by a factor of two and by far more than their spread, few pixels lie between them, both
-    are coherent in space, and the edge of what was measured is background. Otherwise every pixel counts as
-    tissue: a few pixels too many cost less than a lost half of the section.
-
-    Parameters
-    ----------
-    value
-        One number a pixel, not negative.
-    row, col
-        Raster positions.
-
-    References
-    ----------
-    K. M. Ashman, C. M. Bird, S. E. Zepf. Detecting bimodality in astronomical datasets. Astron. J. 108, 2348 (1994).
-    N. Otsu. A threshold selection method from gray-level histograms. IEEE Trans. Syst. Man Cybern. 9, 62-66 (1979).
+    Otsu's threshold always finds two classes. They count only where they differ by a factor of two and by far more than
+    their spread, with few pixels between them (Ashman et al., Astron. J. 108, 2348, 1994), both are coherent, and the
+    edge of what was measured is background. Otherwise every pixel is tissue, which costs less than a lost half.
     """
     from skimage.filters import threshold_otsu
 

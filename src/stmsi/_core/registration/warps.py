@@ -1,4 +1,7 @@
-"""Maps between two frames that are more than affine, their inverse, and whether they fold the tissue."""
+"""Maps between two frames that are more than affine, their inverse, and whether they fold the tissue.
+
+scikit-image's thin-plate spline passes through every landmark; this one (SciPy's) can smooth, and can be written down.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +31,7 @@ class Step(Protocol):
 
 @dataclass(frozen=True)
 class Homography:
-    """An affine or projective map.
-
-    Attributes
-    ----------
-    matrix
-        Homogeneous matrix, shape (3, 3).
-    """
+    """An affine or projective map."""
 
     matrix: Points
 
@@ -53,16 +50,9 @@ class Homography:
 class ThinPlate:
     r"""A thin-plate spline: an affine map and the least bending that brings sources near their targets.
 
-    It minimises :math:`\sum_i |f(x_i) - y_i|^2 + \lambda J(f)` with the bending energy :math:`J`
-    (Bookstein 1989, https://doi.org/10.1109/34.24792). Coordinates are scaled to unit spread, so that :math:`\lambda`
-    means the same in a small and in a large section.
-
-    Attributes
-    ----------
-    source, target
-        Landmarks, shape (n, 2).
-    smoothing
-        :math:`\lambda`; 0 passes through every target.
+    It minimises :math:`\sum_i |f(x_i) - y_i|^2 + \lambda J(f)` with the bending energy :math:`J` (Bookstein 1989,
+    https://doi.org/10.1109/34.24792) in coordinates of unit spread; smoothing :math:`\lambda` 0 passes through every
+    target.
     """
 
     source: Points
@@ -88,19 +78,7 @@ class ThinPlate:
 
 @dataclass(frozen=True)
 class Field:
-    """A displacement on a regular grid, after an affine map; constant beyond its border.
-
-    Attributes
-    ----------
-    matrix
-        Homogeneous matrix, shape (3, 3), applied first.
-    origin
-        Position (x, y) of the first grid point, in the frame that the step maps from.
-    spacing
-        Of the grid.
-    displacement
-        Shape (rows, cols, 2), added to the affinely mapped points; cubic splines go between the grid points.
-    """
+    """A displacement (rows, cols, 2) on a grid from `origin` (x, y), after an affine map; constant beyond its border."""
 
     matrix: Points
     origin: Points
@@ -180,24 +158,9 @@ def folded(f: PointMap, xy: Points, matrix: Points, step: float = 1.0) -> NDArra
 
 
 def inverse_field(f: PointMap, xy: Points, matrix: Points, spacing: float, n_iterations: int = 20) -> Field:
-    """The inverse of a map over the place that points are mapped to, on a grid.
+    """The inverse of a map over the place that points are mapped to, on a grid, by Newton's method.
 
-    Parameters
-    ----------
-    f
-        The map.
-    xy
-        Points that cover the tissue, shape (n, 2).
-    matrix
-        The affine part of the map, shape (3, 3): the start of Newton's method.
-    spacing
-        Of the grid, in the frame that `f` maps to.
-    n_iterations
-        Steps of Newton's method, at most.
-
-    Returns
-    -------
-    A field that maps back.
+    `xy` covers the tissue; `matrix` is the affine part of the map, from which the search starts.
     """
     moved = f(xy)
     low, high = moved.min(axis=0) - 2 * spacing, moved.max(axis=0) + 2 * spacing

@@ -1,4 +1,7 @@
-"""Common ions of many spectra, without all their peaks in memory at once."""
+"""Common ions of many spectra, counted on a grid of m/z.
+
+Own code, because sorting or clustering all peaks (as pyimzML or scikit-learn users do) needs all of them in memory.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,7 @@ _MOST_CELLS = 50_000_000
 
 
 class Cells(NamedTuple):
-    """Peaks counted on a grid of m/z whose cells are as wide as the tolerance.
-
-    Their number, extreme m/z, summed and largest intensity; cell 0 is number `first` from an m/z of 0 (in Da) or 1 (in
-    ppm).
-    """
+    """Peaks counted in cells of m/z (of log m/z for ppm) as wide as the tolerance; `first` is the number of cell 0."""
 
     first: int
     width: float
@@ -34,13 +33,7 @@ class Cells(NamedTuple):
     top: NDArray[np.float64]
 
     def fill(self, chunk: Chunk, work: Workspace) -> None:
-        """Count the peaks of a chunk with an intensity above 0.
-
-        Raises
-        ------
-        FaultError
-            Where a spectrum cannot be used.
-        """
+        """Count the peaks of a chunk with an intensity above 0."""
         if use_compiled():
             from stmsi._core.spectra import spectra_kernel as kernel
 
@@ -60,7 +53,7 @@ class Cells(NamedTuple):
         np.maximum.at(self.top, cell, intensity)
 
     def add(self, other: Cells) -> None:
-        """Take over what another grid of the same cells has counted."""
+        """Add what another grid of the same cells has counted."""
         self.number[:] += other.number
         np.minimum(self.low, other.low, out=self.low)
         np.maximum(self.high, other.high, out=self.high)
@@ -69,13 +62,7 @@ class Cells(NamedTuple):
 
 
 def cells_between(low: float, high: float, tolerance: float, unit: Unit) -> Cells:
-    """An empty grid from the m/z `low` to `high`.
-
-    Raises
-    ------
-    ValueError
-        Where the tolerance is so small that the grid would not fit into memory.
-    """
+    """An empty grid from the m/z `low` to `high`; a `ValueError` where it would not fit into memory."""
     width = tolerance / _PPM if unit == "ppm" else tolerance
     ends = np.floor((np.log([low, high]) if unit == "ppm" else np.array([low, high])) / width)
     n = int(ends[1] - ends[0]) + 1
@@ -91,13 +78,7 @@ def cells_between(low: float, high: float, tolerance: float, unit: Unit) -> Cell
 
 
 def mz_range(chunk: Chunk, work: Workspace, limits: NDArray[np.float64]) -> None:
-    """Widen `limits` to the m/z of a chunk.
-
-    Raises
-    ------
-    FaultError
-        Where a spectrum cannot be used.
-    """
+    """Widen `limits` to the m/z of a chunk."""
     if use_compiled():
         from stmsi._core.spectra import spectra_kernel as kernel
 
@@ -110,7 +91,7 @@ def mz_range(chunk: Chunk, work: Workspace, limits: NDArray[np.float64]) -> None
 
 
 class Runs(NamedTuple):
-    """Runs of peaks no further apart than the tolerance: their ends, their first ion, and into how many ions each is cut."""
+    """Runs of peaks no further apart than the tolerance: ends, number of the first ion, ions that each is cut into."""
 
     log_scale: bool
     low: NDArray[np.float64]
@@ -127,8 +108,8 @@ class Runs(NamedTuple):
 def find_runs(cells: Cells, tolerance: float, unit: Unit) -> Runs:
     """Cut the peaks on a grid wherever two neighbours are further apart than `tolerance`.
 
-    Two peaks of one cell are never further apart, so that the extremes of each cell suffice. A run wider than twice the
-    tolerance is cut into equal parts of at most that width, so that ions do not chain into each other.
+    Two peaks of one cell never are, so the extremes of each cell suffice. A run wider than twice the tolerance is cut
+    into equal parts, so that ions do not chain into each other.
     """
     seen = np.flatnonzero(cells.number)
     low, high = cells.low[seen], cells.high[seen]
@@ -160,13 +141,7 @@ class IonCounts(NamedTuple):
         )  # fmt: skip
 
     def fill(self, chunk: Chunk, work: Workspace, runs: Runs) -> None:
-        """Count the peaks of a chunk with an intensity above 0.
-
-        Raises
-        ------
-        FaultError
-            Where a spectrum cannot be used.
-        """
+        """Count the peaks of a chunk with an intensity above 0."""
         if use_compiled():
             from stmsi._core.spectra import spectra_kernel as kernel
 
@@ -193,24 +168,14 @@ class IonCounts(NamedTuple):
         np.maximum.at(self.top, ion, intensity)
 
     def add(self, other: IonCounts) -> None:
-        """Take over what was counted elsewhere."""
+        """Add what was counted elsewhere."""
         joins = (np.add, np.add, np.add, np.minimum, np.maximum, np.add, np.maximum)
         for own, more, join in zip(self, other, joins, strict=True):
             join(own, more, out=own)
 
 
 def reference_ions(counts: IonCounts, n_spectra: int, min_frequency: float) -> tuple[ReferenceIons, NDArray[np.intp]]:
-    """The ions that occur in enough spectra, and which of the counted ones they are.
-
-    Parameters
-    ----------
-    counts
-        Over all spectra.
-    n_spectra
-        Number of spectra, those without a peak included.
-    min_frequency
-        Smallest share of them that must hold an ion, 0 to 1.
-    """
+    """The ions that at least a share `min_frequency` of all spectra holds, and which of the counted ones they are."""
     frequency = counts.spectra / n_spectra
     keep = np.flatnonzero((counts.peaks > 0) & (frequency >= min_frequency * (1 - 1e-9)))
     low, high = counts.low[keep], counts.high[keep]

@@ -1,4 +1,7 @@
-"""Passes over many spectra at once, from the raw bytes of their file: compiled where numba is there, else in NumPy."""
+"""Passes over many spectra at once, from the raw bytes of their file: compiled where numba is there, else in NumPy.
+
+pyimzML hands out one spectrum at a time; a pass over a chunk spares a Python call for each.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ _KINDS = ("f4", "f8", "i4", "i8")
 
 
 class Chunk(NamedTuple):
-    """Several spectra: where their arrays begin in a buffer of bytes, how many values they have, of which type."""
+    """Several spectra: buffers of bytes, where each array begins, how many values it has, and of which type."""
 
     mz_bytes: NDArray[np.uint8]
     mz_at: NDArray[np.int64]
@@ -99,15 +102,7 @@ class _Layer:
 
 
 class Windows:
-    """Windows of m/z that ascend in both ends, and what makes them quick to find.
-
-    Parameters
-    ----------
-    low, high
-        Ends in Da; both belong to a window.
-    column
-        Column of each window in the result.
-    """
+    """Windows of m/z (both ends belong) that ascend in both ends, their columns, and what makes them quick to find."""
 
     _CELLS = 16
     """Cells of the grid for each group of windows, so that few cells hold a second one."""
@@ -132,14 +127,7 @@ class Windows:
 
 
 def disjoint_layers(low: NDArray[np.float64], high: NDArray[np.float64]) -> list[NDArray[np.intp]]:
-    """Windows that ascend in both ends, dealt out to layers in which none overlaps another.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> [layer.tolist() for layer in disjoint_layers(np.array([0.0, 1.0, 3.0]), np.array([2.0, 2.5, 4.0]))]
-    [[0, 2], [1]]
-    """
+    """Windows that ascend in both ends, dealt out to layers in which none overlaps another."""
     left, layers = np.arange(len(low)), []
     while left.size:
         # from each window, the next one that begins behind its end
@@ -159,28 +147,7 @@ def sum_windows_of(
     reduce: Reduce,
     work: Workspace,
 ) -> Rows:
-    """Intensities of spectra inside windows of m/z.
-
-    Parameters
-    ----------
-    chunk
-        The spectra.
-    windows
-        Where to look.
-    reduce
-        What becomes of several peaks in one window.
-    work
-        Room to work in, of at least the size that `chunk` needs.
-
-    Returns
-    -------
-    The rows; their arrays belong to the caller.
-
-    Raises
-    ------
-    FaultError
-        Where m/z are not positive and finite, or intensities negative, infinite or NaN.
-    """
+    """Intensities of spectra inside windows of m/z; a `FaultError` where a spectrum cannot be used."""
     n_rows = len(chunk.length)
     if not use_compiled():
         return _sum_windows_numpy(chunk, windows, reduce)
@@ -203,27 +170,9 @@ def sum_bins_of(
     reduce: Reduce,
     work: Workspace,
 ) -> Rows:
-    """Intensities of spectra that share one axis, inside windows of it.
+    """Intensities of spectra that share one axis, inside windows of it; their m/z are not looked at.
 
-    Parameters
-    ----------
-    chunk
-        The spectra; their m/z are not looked at.
-    order
-        What sorts the axis; empty where it is sorted.
-    start, stop
-        First bin of each window, and the one behind its last, in the sorted axis.
-    column, reduce, work
-        As in :func:`sum_windows_of`.
-
-    Returns
-    -------
-    The rows; their arrays belong to the caller.
-
-    Raises
-    ------
-    FaultError
-        Where intensities are negative, infinite or NaN.
+    `order` sorts the axis (empty: it is sorted); a window has the bins `start` to `stop` of the sorted axis.
     """
     n_rows, length = len(chunk.length), int(chunk.length[0])
     if not use_compiled():
@@ -246,13 +195,7 @@ def _rows(work: Workspace, counts: NDArray[np.int64], tic: NDArray[np.float64], 
 
 
 def intensities_of(chunk: Chunk) -> NDArray[Any]:
-    """Intensities of all spectra of a chunk, one after the other, checked.
-
-    Raises
-    ------
-    FaultError
-        Where intensities are negative, infinite or NaN.
-    """
+    """Intensities of all spectra of a chunk, one after the other; a `FaultError` where one is impossible."""
     intensity = _gather(chunk.intensity_bytes, chunk.intensity_at, chunk.length, chunk.intensity_type)
     bad = ~((intensity >= 0) & (intensity < np.inf))
     if bad.any():
@@ -261,13 +204,7 @@ def intensities_of(chunk: Chunk) -> NDArray[Any]:
 
 
 def spectra_of(chunk: Chunk) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[np.int64]]:
-    """Peaks of all spectra of a chunk, ascending in m/z inside each, checked; and the row that each belongs to.
-
-    Raises
-    ------
-    FaultError
-        Where m/z are not positive and finite, or intensities negative, infinite or NaN.
-    """
+    """m/z (ascending in each spectrum), intensities and rows of all peaks of a chunk, checked."""
     mz = _gather(chunk.mz_bytes, chunk.mz_at, chunk.length, chunk.mz_type).astype(np.float64, copy=False)
     ends = np.cumsum(chunk.length)
     bad = ~((mz > 0) & (mz < np.inf))

@@ -1,4 +1,4 @@
-"""Spectra as arrays: decoding, searching windows of m/z, and a common list of ions."""
+"""Spectra as arrays: decoding, windows of m/z, and names of ions."""
 
 from __future__ import annotations
 
@@ -23,11 +23,7 @@ _MZ_NAME = re.compile(r"^\s*(?:m/?z|x)?[\s_:=-]*(\d+(?:\.\d+)?)\s*(?:da)?\s*$", 
 
 
 class ReferenceIons(NamedTuple):
-    """Ions that several spectra have in common, ascending in m/z.
-
-    `mz` is the mean of the members in Da, `low` and `high` are the smallest and the largest member, `frequency` is
-    the share of spectra with at least one member.
-    """
+    """Ions that several spectra share, ascending: mean, smallest and largest m/z (Da), and the share of spectra."""
 
     mz: NDArray[np.float64]
     low: NDArray[np.float64]
@@ -36,34 +32,7 @@ class ReferenceIons(NamedTuple):
 
 
 def decode(raw: bytes, dtype: np.dtype[Any], length: int, *, compressed: bool = False) -> NDArray[Any]:
-    """The array behind the bytes of a binary file.
-
-    Parameters
-    ----------
-    raw
-        At least the bytes of the array; what follows it is ignored.
-    dtype
-        Type of the stored values.
-    length
-        Number of values.
-    compressed
-        Whether the bytes are a zlib stream.
-
-    Returns
-    -------
-    The values, shape ``(length,)``.
-
-    Raises
-    ------
-    ValueError
-        Where there are fewer values than `length`, or the stream is damaged.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> decode(np.array([1.0, 2.0], "<f4").tobytes(), np.dtype("<f4"), 2).tolist()
-    [1.0, 2.0]
-    """
+    """The first `length` values in the bytes of a binary file, which are a zlib stream where `compressed`."""
     if compressed and length > 0:
         # a decompressor object stops at the end of its stream, so the encoded length need not be known
         try:
@@ -79,53 +48,14 @@ def decode(raw: bytes, dtype: np.dtype[Any], length: int, *, compressed: bool = 
 
 
 def windows(mz: ArrayLike, tolerance: float, unit: Unit = "ppm") -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Lower and upper end of the window of each m/z.
-
-    Parameters
-    ----------
-    mz
-        Centres in Da.
-    tolerance
-        Half width of a window, in `unit`.
-    unit
-        ``"ppm"`` (relative to each m/z) or ``"Da"``.
-
-    Returns
-    -------
-    Two arrays in Da; both ends belong to the window.
-
-    Examples
-    --------
-    >>> low, high = windows([100.0, 200.0], 0.5, "Da")
-    >>> low.tolist(), high.tolist()
-    ([99.5, 199.5], [100.5, 200.5])
-    """
+    """Lower and upper end (Da, both belong to the window) around each m/z; `tolerance` is half the width."""
     centre = np.asarray(mz, dtype=np.float64)
     half = centre * (tolerance / _PPM) if unit == "ppm" else np.full(centre.shape, float(tolerance))
     return centre - half, centre + half
 
 
 def sorted_spectrum(mz: NDArray[Any], intensity: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[Any]]:
-    """A spectrum in ascending m/z; one that is sorted already is not copied.
-
-    Parameters
-    ----------
-    mz
-        In Da, shape (peaks,).
-    intensity
-        Shape (peaks,).
-
-    Returns
-    -------
-    m/z as float64, and the intensities in the same order. Equal m/z keep their order.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> mz, intensity = sorted_spectrum(np.array([2.0, 1.0]), np.array([20.0, 10.0]))
-    >>> mz.tolist(), intensity.tolist()
-    ([1.0, 2.0], [10.0, 20.0])
-    """
+    """A spectrum in ascending m/z (float64); one that is sorted already is not copied."""
     mz = mz.astype(np.float64, copy=False)
     if mz.size < 2 or bool(np.all(mz[1:] >= mz[:-1])):
         return mz, intensity
@@ -286,24 +216,7 @@ def stack_rows(rows: Iterable[NDArray[Any]], n_columns: int) -> sp.csr_matrix:
 
 
 def mz_labels(mz: Sequence[float] | NDArray[np.float64], prefix: str = "mz_") -> list[str]:
-    """Readable names of m/z values, with as many decimals (4 to 9) as it takes to tell them apart.
-
-    Parameters
-    ----------
-    mz
-        In Da.
-    prefix
-        Put in front of each number.
-
-    Returns
-    -------
-    One name per m/z; values that are equal to 9 decimals share a name.
-
-    Examples
-    --------
-    >>> mz_labels([104.107, 104.10701])
-    ['mz_104.10700', 'mz_104.10701']
-    """
+    """Readable names of m/z values, with as many decimals (4 to 9) as it takes to tell them apart."""
     values = np.asarray(mz, dtype=np.float64).tolist()
     distinct = len(set(values))
     labels: list[str] = []
@@ -315,21 +228,6 @@ def mz_labels(mz: Sequence[float] | NDArray[np.float64], prefix: str = "mz_") ->
 
 
 def mz_from_names(names: Iterable[object]) -> NDArray[np.float64]:
-    """m/z that names such as ``104.107``, ``mz-104.107`` or ``m/z 104.107`` tell, NaN for the others.
-
-    Parameters
-    ----------
-    names
-        Of the ions.
-
-    Returns
-    -------
-    In Da, shape (ions,).
-
-    Examples
-    --------
-    >>> mz_from_names(["mz-426.9288", "104.107", "lactate"]).tolist()
-    [426.9288, 104.107, nan]
-    """
+    """m/z that names such as ``104.107``, ``mz-104.107`` or ``m/z 104.107`` tell, NaN for the others."""
     found = (_MZ_NAME.match(str(name)) for name in names)
     return np.array([float(match[1]) if match else np.nan for match in found], dtype=np.float64)
