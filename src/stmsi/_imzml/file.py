@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stmsi._core.spectra import imzml_fields as f
-from stmsi._core.spectra.extraction import BAD_MZ, Chunk, FaultError, readable, spectra_of
+from stmsi._core.spectra.extraction import BAD_MZ, Chunk, FaultError, gather, readable, spectra_of
 from stmsi._core.spectra.spectrum_arrays import decode
 from stmsi._data.checks import listing
 from stmsi._imzml.header import UNKNOWN
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _DTYPES = tuple(np.dtype(name) for name in f.DTYPES)
+_FLOAT: np.dtype[Any] = np.dtype("<f8")
 _LARGEST_STREAM = 2**30  # bytes of an array whose length the imzML does not tell
 _BLOCK = 2**24
 
@@ -72,17 +73,11 @@ class ImzmlFile:
         if len(self._map) != self.size:
             msg = f"{self.ibd} changed while it was opened; wait until it is written."
             raise ValueError(msg)
-        types = {int(code) for code in self.mz.dtype[:1]}, {int(code) for code in self.intensity.dtype[:1]}
-        self._plain = (
-            not self.mz.zlib.any()
-            and not self.intensity.zlib.any()
-            and bool(
-                (self.mz.dtype == self.mz.dtype[0]).all() and (self.intensity.dtype == self.intensity.dtype[0]).all()
-            )
-            and all(readable(_DTYPES[code]) for kind in types for code in kind)
+        kinds: list[np.dtype[Any]] = [_DTYPES[int(arrays.dtype[0])] for arrays in (self.mz, self.intensity)]
+        self._plain = all(map(readable, kinds)) and not any(
+            arrays.zlib.any() or (arrays.dtype != arrays.dtype[0]).any() for arrays in (self.mz, self.intensity)
         )
-        kinds = (self.mz.dtype[0], self.intensity.dtype[0]) if self._plain else (1, 1)
-        self.mz_type, self.intensity_type = (_DTYPES[int(code)] for code in kinds)
+        self.mz_type, self.intensity_type = kinds if self._plain else (_FLOAT, _FLOAT)
 
     def __enter__(self) -> ImzmlFile:
         return self
@@ -166,12 +161,7 @@ class ImzmlFile:
             msg = f"{where} has m/z that are not positive finite numbers."
             raise ValueError(msg) from None
         chunk = self.chunk(np.array([index]))
-        values = np.frombuffer(
-            chunk.intensity_bytes[chunk.intensity_at[0] :].tobytes()[
-                : int(chunk.length[0]) * chunk.intensity_type.itemsize
-            ],
-            chunk.intensity_type,
-        )
+        values = gather(chunk.intensity_bytes, chunk.intensity_at, chunk.length, chunk.intensity_type)
         bad = ~(np.isfinite(values) & (values >= 0))
         if not bad.any():
             msg = f"{self.ibd} changed while it was read; wait until it is written."
@@ -192,11 +182,10 @@ class ImzmlFile:
 
     def shared_axis(self, chosen: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.intp]] | None:
         """The ascending m/z axis of all spectra and what sorts it (empty: it is sorted); `None` where they differ."""
+        # what the header says does not decide
         own = self.header.mode == "processed" and len(chosen) == 1
-        first = chosen[:1]
-        same_place = (self.mz.offset[chosen] == self.mz.offset[first]) & (
-            self.mz.length[chosen] == self.mz.length[first]
-        )
+        first, offset, length = chosen[:1], self.mz.offset, self.mz.length
+        same_place = (offset[chosen] == offset[first]) & (length[chosen] == length[first])
         if own or not (same_place.all() or self.header.mode == "continuous"):
             return None
         axis = self._axis(int(first[0]))

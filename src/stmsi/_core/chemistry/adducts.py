@@ -153,11 +153,11 @@ def matrix_peaks(matrix: str, polarity: Polarity) -> dict[str, float]:
     if matrix == "FMP-10":
         return {"[M]+": mass - e, "[M-F+OH+H]+": monoisotopic_mass("C20H16NO") - e} if polarity == "positive" else {}
     h, na, k, water = atom_mass("H"), atom_mass("Na"), atom_mass("K"), monoisotopic_mass("H2O")
-    sign = 1 if polarity == "positive" else -1
+    sign, end = (1, "+") if polarity == "positive" else (-1, "-")
     peaks = {"[M]+": mass - e} if sign > 0 else {}
     if matrix == "CHCA":
         carbonyl = mass - monoisotopic_mass("CO2")
-        peaks[f"[M-CO2{'+' if sign > 0 else '-'}H]{'+' if sign > 0 else '-'}"] = carbonyl + sign * (h - e)
+        peaks[f"[M-CO2{end}H]{end}"] = carbonyl + sign * (h - e)
     for n in (1, 2, 3):
         for lost in range(n + 1 if matrix in _ACIDS else 1):
             core = n * mass - lost * water
@@ -173,7 +173,5 @@ def matrix_peaks(matrix: str, polarity: Polarity) -> dict[str, float]:
                     potassium = x + sign - sodium
                     salt = "".join(f"+{c if c > 1 else ''}{m}" for m, c in (("Na", sodium), ("K", potassium)) if c)
                     gone = f"-{x if x > 1 else ''}H" if x else ""
-                    peaks[f"[{label}{gone}{salt}]{'+' if sign > 0 else '-'}"] = (
-                        core - x * h + sodium * na + potassium * k - sign * e
-                    )
+                    peaks[f"[{label}{gone}{salt}]{end}"] = core - x * h + sodium * na + potassium * k - sign * e
     return peaks

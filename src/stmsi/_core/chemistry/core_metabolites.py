@@ -6,8 +6,6 @@ from importlib.resources import files
 
 import pandas as pd
 
-_FILE = "core_metabolites.tsv"
-
 
 def core_metabolites() -> pd.DataFrame:
     """Core metabolites and lipids with the human genes that make, use or carry them.
@@ -30,5 +28,5 @@ def core_metabolites() -> pd.DataFrame:
     >>> table.set_index("name").loc["glutamine", ["formula", "kegg", "hmdb"]].tolist()
     ['C5H10N2O3', 'C00064', 'HMDB0000641']
     """
-    with files("stmsi._core.chemistry").joinpath(_FILE).open(encoding="utf-8") as file:
+    with files("stmsi._core.chemistry").joinpath("core_metabolites.tsv").open(encoding="utf-8") as file:
         return pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False)

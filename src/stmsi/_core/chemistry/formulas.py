@@ -36,9 +36,7 @@ def _parse(formula: str) -> tuple[tuple[str, int], ...]:
         atoms[element] += int(count or 1)
     unknown = sorted(element for element in atoms if element not in ELEMENTS)
     if not parts or unknown or "".join(e + c for e, c in parts) != formula:
-        msg = f"{formula!r} is not a molecular formula such as 'C6H12O6'" + (
-            f": unknown {unknown}." if unknown else "."
-        )
+        msg = f"{formula!r} is not a molecular formula such as 'C6H12O6'{f': unknown {unknown}' if unknown else ''}."
         raise ValueError(msg)
     return tuple(atoms.items())
 

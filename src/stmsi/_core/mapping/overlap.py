@@ -7,13 +7,16 @@ operations.
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 import shapely
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
 
 _BLOCK = 500_000
 """Pairs of spot and edge handled at once; bounds the memory, not the result."""
@@ -26,13 +29,13 @@ _ALIKE = 2.0
 class Edges(NamedTuple):
     """Edges of polygons, directed so that the inside lies on their left; `owner` is the polygon of each, sorted."""
 
-    start: NDArray[np.float64]
-    end: NDArray[np.float64]
-    owner: NDArray[np.int64]
+    start: Floats
+    end: Floats
+    owner: Ints
     n_polygons: int
 
     @property
-    def area(self) -> NDArray[np.float64]:
+    def area(self) -> Floats:
         """Area of each polygon."""
         # from a vertex of its own, so that far-off coordinates cost no precision
         base = _first_vertex(self)[self.owner]
@@ -56,7 +59,7 @@ def oriented_edges(geometries: NDArray[np.object_]) -> Edges:
     return Edges(start, end, part_owner[polygon][edges.owner], len(geometries))
 
 
-def edges_of_rings(vertices: NDArray[np.float64], ring: NDArray[np.int64], n_rings: int) -> Edges:
+def edges_of_rings(vertices: Floats, ring: Ints, n_rings: int) -> Edges:
     """Edges of closed rings (first vertex repeated), listed one after another, in either orientation."""
     start = np.flatnonzero(ring[:-1] == ring[1:])
     edges = Edges(vertices[start], vertices[start + 1], ring[start], n_rings)
@@ -72,13 +75,7 @@ def edges_of_rings(vertices: NDArray[np.float64], ring: NDArray[np.int64], n_rin
     return edges._replace(start=vertices[start], end=vertices[start + 1])
 
 
-def circle_edge_area(
-    ax: NDArray[np.float64],
-    ay: NDArray[np.float64],
-    bx: NDArray[np.float64],
-    by: NDArray[np.float64],
-    radius: NDArray[np.float64],
-) -> NDArray[np.float64]:
+def circle_edge_area(ax: Floats, ay: Floats, bx: Floats, by: Floats, radius: Floats) -> Floats:
     r"""Signed area shared by a circle around the origin and the triangle (origin, a, b).
 
     The sum over the edges of a polygon is the exact area that both share (Green's theorem): inside the circle an edge
@@ -100,7 +97,7 @@ def circle_edge_area(
     return np.where(length2 > 0, 0.5 * (triangle + radius * radius * (sector_a + sector_b)), 0.0)
 
 
-def circle_polygon_overlap(centres: NDArray[np.float64], radii: NDArray[np.float64], polygons: Edges) -> sp.csr_matrix:
+def circle_polygon_overlap(centres: Floats, radii: Floats, polygons: Edges) -> sp.csr_matrix:
     """Area shared by every circle and every simple polygon, shape (circles, polygons)."""
     low, high, known = _bounds(polygons)
     reach = np.asarray(radii, dtype=np.float64)[:, None]
@@ -149,15 +146,13 @@ def polygon_overlap(spots: Edges, pixels: Edges) -> sp.csr_matrix:
 class _Patches(NamedTuple):
     """Parallelograms and triangles that pixels consist of, each with the map to its unit shape."""
 
-    origin: NDArray[np.float64]
-    inverse: NDArray[np.float64]  # (n, 2, 2)
-    weight: NDArray[np.float64]  # area of the unit, with the sign that Green's theorem needs
-    slope: NDArray[np.float64]  # the unit shape is 0 < x < 1, 0 < y < 1 - slope x
-    owner: NDArray[np.int64]
+    origin: Floats
+    inverse: Floats  # (n, 2, 2)
+    weight: Floats  # area of the unit, with the sign that Green's theorem needs
+    slope: Floats  # the unit shape is 0 < x < 1, 0 < y < 1 - slope x
+    owner: Ints
 
-    def local(
-        self, xy: NDArray[np.float64], patch: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def local(self, xy: Floats, patch: Ints) -> tuple[Floats, Floats]:
         """Points in the frame of the unit shape."""
         x, y = (xy - self.origin[patch]).T
         m = self.inverse[patch]
@@ -187,13 +182,7 @@ def _patches(pixels: Edges) -> _Patches:
     return _Patches(origin[order], np.linalg.inv(axes[order]), -np.abs(det[order]), slope[order], owner[order])
 
 
-def _clipped_integral(
-    ax: NDArray[np.float64],
-    ay: NDArray[np.float64],
-    bx: NDArray[np.float64],
-    by: NDArray[np.float64],
-    slope: NDArray[np.float64],
-) -> NDArray[np.float64]:
+def _clipped_integral(ax: Floats, ay: Floats, bx: Floats, by: Floats, slope: Floats) -> Floats:
     """Integral of ``min(max(y, 0), 1 - slope x)`` over x from 0 to 1 along edges, negative where they run back."""
     dx = bx - ax
     x0, x1 = np.clip(ax, 0.0, 1.0), np.clip(bx, 0.0, 1.0)
@@ -204,30 +193,30 @@ def _clipped_integral(
     return (x1 - x0) * (_mean_positive(y0, y1) - above)
 
 
-def _mean_positive(u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
+def _mean_positive(u: Floats, v: Floats) -> Floats:
     """Mean of the positive part of a line from u to v."""
     total = np.abs(u) + np.abs(v)
     # with one end below zero, the share v / (v - u) of the width has the mean v / 2
     return 0.5 * (np.maximum(u, 0) + np.maximum(v, 0)) ** 2 / np.where(total > 0, total, 1.0)
 
 
-def _cross(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+def _cross(a: Floats, b: Floats) -> Floats:
     return np.asarray(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
 
 
-def _counts(owner: NDArray[np.int64], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _counts(owner: Ints, n: int) -> tuple[Ints, Ints]:
     """Number of items of each owner and position of its first one; owners are sorted."""
     count = np.bincount(owner, minlength=n)
     return count, np.cumsum(count) - count
 
 
-def _expand(count: NDArray[np.int64], first: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _expand(count: Ints, first: Ints) -> tuple[Ints, Ints]:
     """Runs of `count` numbers that begin at `first`: the run of each, and the number."""
     run = np.repeat(np.arange(len(count)), count)
     return run, np.arange(len(run)) + np.repeat(first - (np.cumsum(count) - count), count)
 
 
-def _blocks(cost: NDArray[np.int64]) -> list[slice]:
+def _blocks(cost: Ints) -> list[slice]:
     """Consecutive slices of at most about `_BLOCK` in cost."""
     total = np.cumsum(cost)
     block = total // _BLOCK if len(total) else total
@@ -235,14 +224,14 @@ def _blocks(cost: NDArray[np.int64]) -> list[slice]:
     return [slice(int(a), int(b)) for a, b in pairwise(cuts) if b > a]
 
 
-def _first_vertex(edges: Edges) -> NDArray[np.float64]:
+def _first_vertex(edges: Edges) -> Floats:
     count, first = _counts(edges.owner, edges.n_polygons)
     base = np.zeros((edges.n_polygons, 2))
     base[count > 0] = edges.start[first[count > 0]]
     return base
 
 
-def _bounds(edges: Edges) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+def _bounds(edges: Edges) -> tuple[Floats, Floats, Ints]:
     """Lower and upper corner of each polygon's box, and which polygons have any edge."""
     count, first = _counts(edges.owner, edges.n_polygons)
     known = np.flatnonzero(count)
@@ -255,13 +244,8 @@ def _bounds(edges: Edges) -> tuple[NDArray[np.float64], NDArray[np.float64], NDA
 
 
 def _near_pairs(
-    low: NDArray[np.float64],
-    high: NDArray[np.float64],
-    known: NDArray[np.int64],
-    other_low: NDArray[np.float64],
-    other_high: NDArray[np.float64],
-    other_known: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    low: Floats, high: Floats, known: Ints, other_low: Floats, other_high: Floats, other_known: Ints
+) -> tuple[Ints, Ints]:
     """Pairs whose bounding boxes meet."""
     if len(known) == 0 or len(other_known) == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64)

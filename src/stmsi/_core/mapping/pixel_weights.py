@@ -6,6 +6,7 @@ spatialdata.aggregate holds all values in memory, and has no medians or variance
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise, product, starmap
 from typing import Any
 
 import numpy as np
@@ -37,18 +38,17 @@ def blocks(values: Any) -> Iterator[Block]:
         # whole chunks, where the storage has any: none is read and unpacked twice
         step = chunks[0] if (chunks := getattr(values, "chunks", None)) else 1
         for rows in _ranges(n, 8 * m, step):
-            block = values[rows]
-            yield rows, slice(0, m), sp.csr_matrix(block) if sp.issparse(block) else np.asarray(block)
+            yield rows, slice(0, m), _in_memory(values[rows])
 
 
 def _dask_blocks(values: Any) -> Iterator[Block]:
-    row = np.concatenate([[0], np.cumsum(values.chunks[0])])
-    col = np.concatenate([[0], np.cumsum(values.chunks[1])])
-    for j in range(len(col) - 1):
-        for i in range(len(row) - 1):
-            block = values.blocks[i, j].compute()
-            block = sp.csr_matrix(block) if sp.issparse(block) else np.asarray(block)
-            yield slice(int(row[i]), int(row[i + 1])), slice(int(col[j]), int(col[j + 1])), block
+    row, col = (list(starmap(slice, pairwise([0, *np.cumsum(sizes).tolist()]))) for sizes in values.chunks)
+    for (j, cols), (i, rows) in product(enumerate(col), enumerate(row)):
+        yield rows, cols, _in_memory(values.blocks[i, j].compute())
+
+
+def _in_memory(block: Any) -> Any:
+    return sp.csr_matrix(block) if sp.issparse(block) else np.asarray(block)
 
 
 def _ranges(n: int, bytes_each: int, step: int = 1) -> list[slice]:
@@ -178,12 +178,8 @@ def _median_of_rows(weights: sp.csr_matrix, values: Any, out: NDArray[np.float32
 
 def normalised(weights: sp.csr_matrix) -> sp.csr_matrix:
     """Weights that sum to 1 in each spot; spots without any stay empty."""
-    return _scaled_rows(weights, np.asarray(weights.sum(axis=1)).ravel())
-
-
-def _scaled_rows(weights: sp.csr_matrix, divisor: NDArray[np.float64]) -> sp.csr_matrix:
     out = sp.csr_matrix(weights, dtype=np.float64, copy=True)
-    out.data /= np.repeat(divisor, np.diff(out.indptr))
+    out.data /= np.repeat(np.asarray(weights.sum(axis=1)).ravel(), np.diff(out.indptr))
     return out
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
@@ -25,6 +24,7 @@ from stmsi._core.registration.placements import (
     sample_images,
 )
 from stmsi._core.registration.tissue_masks import TissuePoints, TissueRaster
+from stmsi._core.registration.warps import Floats
 
 NEAR = 0.10
 """Masks alone do not tell two placements apart whose scores differ by less than this share."""
@@ -71,14 +71,14 @@ class Verdict:
     data, shape (n, 3, 3).
     """
 
-    matrix: NDArray[np.float64]
+    matrix: Floats
     candidates: list[Candidate]
     chosen: int
     decided_by: str
     rivals: list[int]
     polished: bool
     iou: float
-    draws: NDArray[np.float64]
+    draws: Floats
     resolution: Resolution
 
 
@@ -142,13 +142,11 @@ def decide(candidates: list[Candidate]) -> tuple[int, list[int], str]:
     return chosen, [int(k) for k in np.flatnonzero(suspects) if k != chosen], "masks"
 
 
-def _polish(data: CrossModal, placement: Placement, freedom: Freedom) -> tuple[NDArray[np.float64], bool]:
+def _polish(data: CrossModal, placement: Placement, freedom: Freedom) -> tuple[Floats, bool]:
     """The placement refined by intensities where that is an improvement and stays with the masks."""
     limits = Freedom(min(freedom.scale, _POLISH.scale), min(freedom.stretch, _POLISH.stretch))
-    matrix = data.refine(placement.matrix, limits)
-    matrix = data.refine(matrix, limits)
-    width = steps(data.moving, data.fixed)[-1]
-    score = MaskOverlap(data.moving, data.fixed, width).at(inverse(matrix))
+    matrix = data.refine(data.refine(placement.matrix, limits), limits)
+    score = MaskOverlap(data.moving, data.fixed, steps(data.moving, data.fixed)[-1]).at(inverse(matrix))
     better = data.explained(matrix) >= data.explained(placement.matrix)
     near = same_place(Placement(matrix, score), placement, data.moving.xy, data.fixed.pitch)
     if better and near and score > (1 - NEAR) * placement.score:
@@ -156,50 +154,44 @@ def _polish(data: CrossModal, placement: Placement, freedom: Freedom) -> tuple[N
     return placement.matrix, False
 
 
-def _half_samples(
-    data: CrossModal, matrix: NDArray[np.float64], n: int, rng: np.random.Generator
-) -> list[NDArray[np.float64]]:
+def _half_samples(data: CrossModal, matrix: Floats, n: int, rng: np.random.Generator) -> list[Floats]:
     """Refits to random halves of many small blocks of spots; their spread is that of the estimate from all."""
     span = np.ptp(data.spots, axis=0).max() / 8
     _, block = np.unique(np.floor(data.spots / span).astype(int), axis=0, return_inverse=True)
-    block = block.ravel()
-    out = []
+    n_blocks, out = block.max() + 1, []
     for _ in range(n):
-        kept = rng.permutation(block.max() + 1) < (block.max() + 1) / 2
-        out.append(data.refine(matrix, _POLISH, np.where(kept[block], 1.0, 1e-3)))
+        kept = rng.permutation(n_blocks) < n_blocks / 2
+        out.append(data.refine(matrix, _POLISH, np.where(kept[block.ravel()], 1.0, 1e-3)))
     return out
 
 
 def _perturbed_outlines(
     moving: TissueRaster,
     fixed: TissuePoints,
-    matrix: NDArray[np.float64],
+    matrix: Floats,
     freedom: Freedom,
     n: int,
     rng: np.random.Generator,
     *,
     affine: bool,
-) -> list[NDArray[np.float64]]:
+) -> list[Floats]:
     """Refits to outlines displaced as much as the two outlines differ at the placement."""
     error = outline_error(moving, fixed, matrix)
-    to_msi = inverse(matrix)
-    centre = fixed.xy[fixed.tissue].mean(axis=0)
-    radius = float(np.hypot(*(fixed.xy[fixed.tissue] - centre).T).mean())
-    adjustment = Adjustment(to_msi, centre, radius)
+    adjustment = Adjustment.about(inverse(matrix), fixed.xy[fixed.tissue])
     sigma = 5 * fixed.pitch / moving.spacing[::-1]
     out = []
     for _ in range(n):
         field = ndimage.gaussian_filter(rng.standard_normal(moving.distance.shape), sigma, mode="wrap")
         distance = moving.distance + error * field / field.std()
         # the start too: a refit that ends where it began would say nothing
-        p = np.array([rng.normal(0, 0.02), 0, 0, 0, *rng.normal(0, 0.5 * fixed.pitch / radius, 2)])
+        p = np.array([rng.normal(0, 0.02), 0, 0, 0, *rng.normal(0, 0.5 * fixed.pitch / adjustment.radius, 2)])
         for width in steps(moving, fixed)[1:]:
             p = MaskOverlap(moving, fixed, width, distance).refine(adjustment, p, freedom, affine=affine)
         out.append(inverse(adjustment.matrix(p)))
     return out
 
 
-def outline_error(moving: TissueRaster, fixed: TissuePoints, matrix: NDArray[np.float64]) -> float:
+def outline_error(moving: TissueRaster, fixed: TissuePoints, matrix: Floats) -> float:
     """Typical distance between both outlines where they meet the ST frame, micrometres."""
     on, off = fixed.xy[fixed.tissue], fixed.xy[~fixed.tissue]
     if len(on) == 0 or len(off) == 0:
@@ -215,9 +207,7 @@ def outline_error(moving: TissueRaster, fixed: TissuePoints, matrix: NDArray[np.
     return max(float(np.quantile(np.abs(distance), 0.68)), 0.25 * fixed.pitch)
 
 
-def resolution(
-    matrix: NDArray[np.float64], draws: list[NDArray[np.float64]], moving: TissueRaster, fixed: TissuePoints
-) -> Resolution:
+def resolution(matrix: Floats, draws: list[Floats], moving: TissueRaster, fixed: TissuePoints) -> Resolution:
     """Spread of refits in micrometres and in spots."""
     if not draws:
         return Resolution(*[float("nan")] * 5)
@@ -239,7 +229,7 @@ def resolution(
 
 def telling_landmark(
     verdict: Verdict, rival: int, moving: TissueRaster, fixed: TissuePoints
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[Floats, Floats, Floats]:
     """Where a landmark would tell the choice from a rival: the MSI place at which both disagree most on ST tissue.
 
     Returns that place, and where it lies in the ST frame under the choice and under the rival.

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import Delaunay, cKDTree
 
+from stmsi._core.registration.warps import Floats
+
 _LATTICE = 1.4
 """Spots lie on a lattice where the 90th percentile of the distance to the next one is below this many medians."""
 _CUT = 0.45
@@ -36,11 +38,11 @@ class TissueRaster:
     the tissue; position of element (0, 0) and size of a pixel, (x, y); centres of the tissue pixels, shape (n, 2).
     """
 
-    distance: NDArray[np.float64]
-    measured: NDArray[np.float64]
-    origin: NDArray[np.float64]
-    spacing: NDArray[np.float64]
-    xy: NDArray[np.float64]
+    distance: Floats
+    measured: Floats
+    origin: Floats
+    spacing: Floats
+    xy: Floats
 
     @property
     def pixel(self) -> float:
@@ -52,11 +54,11 @@ class TissueRaster:
         """Area of the tissue."""
         return float(len(self.xy) * self.spacing.prod())
 
-    def soft(self, width: float) -> NDArray[np.float64]:
+    def soft(self, width: float) -> Floats:
         """Membership from 0 to 1 that changes over `width` micrometres on either side of the outline."""
         return 0.5 * (1 + np.tanh(self.distance / width))
 
-    def index(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    def index(self, xy: Floats) -> Floats:
         """Positions as (col, row), not rounded."""
         return (xy - self.origin) / self.spacing
 
@@ -71,7 +73,7 @@ class TissueRaster:
 class TissuePoints:
     """ST tissue as labelled points: spots, places known to be off the tissue, and the pitch of the spots."""
 
-    xy: NDArray[np.float64]
+    xy: Floats
     tissue: NDArray[np.bool_]
     pitch: float
 
@@ -81,7 +83,7 @@ class TissuePoints:
         return float(self.tissue.sum() * self.pitch**2 * np.sqrt(3) / 2)
 
 
-def point_spacing(xy: NDArray[np.float64]) -> tuple[float, bool]:
+def point_spacing(xy: Floats) -> tuple[float, bool]:
     """Distance between neighbouring spots, and whether they lie on a lattice.
 
     Points without a lattice (a random subset of bins) get the side of the square that each has to itself: twice the
@@ -94,11 +96,7 @@ def point_spacing(xy: NDArray[np.float64]) -> tuple[float, bool]:
     return 2 * float(nearest.mean()), False
 
 
-def pixel_raster(
-    xy: NDArray[np.float64],
-    spacing: NDArray[np.float64],
-    tissue: NDArray[np.bool_] | None = None,
-) -> TissueRaster:
+def pixel_raster(xy: Floats, spacing: Floats, tissue: NDArray[np.bool_] | None = None) -> TissueRaster:
     """Raster of the tissue pixels, with room around it, from the centres of all measured pixels, shape (n, 2)."""
     tissue = np.ones(len(xy), bool) if tissue is None else tissue
     col, row = np.round((xy - xy.min(axis=0)) / spacing).astype(int).T
@@ -114,18 +112,10 @@ def pixel_raster(
     measured = np.ones(shape)
     own = xy[tissue]
     low, high = xy.min(axis=0), xy.max(axis=0)
-    for axis, (first, last) in enumerate(cut_sides(own, low, high, float(spacing.max()))):
-        n = shape[1 - axis]
-        beyond = np.zeros(n, bool)
-        if first:
-            beyond[:pad] = True
-        if last:
-            beyond[n - pad :] = True
-        if axis == 0:
-            measured[:, beyond] = 0
-        else:
-            measured[beyond] = 0
-    return TissueRaster(distance, measured, xy.min(axis=0) - pad * spacing, spacing, own)
+    (left, right), (top, bottom) = cut_sides(own, low, high, float(spacing.max()))
+    measured[:, : pad * left] = measured[:, shape[1] - pad * right :] = 0
+    measured[: pad * top] = measured[shape[0] - pad * bottom :] = 0
+    return TissueRaster(distance, measured, low - pad * spacing, spacing, own)
 
 
 def _without_pinholes(on: NDArray[np.bool_], size: int = 3) -> NDArray[np.bool_]:
@@ -140,7 +130,7 @@ def _without_pinholes(on: NDArray[np.bool_], size: int = 3) -> NDArray[np.bool_]
 
 
 def cut_sides(
-    xy: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], pitch: float, *, lattice: bool = True
+    xy: Floats, low: Floats, high: Floats, pitch: float, *, lattice: bool = True
 ) -> tuple[tuple[bool, bool], tuple[bool, bool]]:
     """Sides (left, right), (top, bottom) of a box at which tissue was cut: it runs along much of them."""
     # points without a lattice meet a side less often
@@ -158,9 +148,7 @@ def cut_sides(
     return result[0], result[1]
 
 
-def frame_points(
-    xy: NDArray[np.float64], off_tissue: NDArray[np.float64] | None = None, *, crop: bool = False
-) -> TissuePoints:
+def frame_points(xy: Floats, off_tissue: Floats | None = None, *, crop: bool = False) -> TissuePoints:
     """Spots on tissue together with places off the tissue.
 
     Without `off_tissue` the lattice is continued around the tissue and in its holes, except beyond a side along which
@@ -184,7 +172,7 @@ def frame_points(
     return TissuePoints(np.vstack([xy, off_tissue]), tissue, pitch)
 
 
-def coherent_tissue(value: NDArray[np.float64], row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.bool_]:
+def coherent_tissue(value: Floats, row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which pixels lie on tissue, from a summary such as the number of peaks.
 
     Otsu's threshold always finds two classes. They count only where they differ by a factor of two and by far more than

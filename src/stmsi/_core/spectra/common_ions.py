@@ -5,12 +5,12 @@ Own code, because sorting or clustering all peaks (as pyimzML or scikit-learn us
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from stmsi._core.compiled import use_compiled
-from stmsi._core.spectra.extraction import GOOD, Chunk, FaultError, Workspace, spectra_of
+from stmsi._core.spectra.extraction import Chunk, Workspace, check_fault, spectra_of
 from stmsi._core.spectra.spectrum_arrays import ReferenceIons, Unit
 
 if TYPE_CHECKING:
@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 
 _PPM = 1e6
 _MOST_CELLS = 50_000_000
+_JOINS = (np.add, np.minimum, np.maximum, np.add, np.maximum)
+"""How number, extreme m/z, summed and largest intensity are joined."""
+_JOINS_OF_IONS = (np.add, *_JOINS)
+"""The same of ions, which also count the sum of m/z."""
 
 
 class Cells(NamedTuple):
@@ -37,28 +41,27 @@ class Cells(NamedTuple):
         if use_compiled():
             from stmsi._core.spectra import spectra_kernel as kernel
 
-            row, fault = kernel.fill_cells(
-                chunk.arrays(), work.arrays(), self.log_scale, self.width, self.first, *self[3:]
+            check_fault(
+                *kernel.fill_cells(chunk.arrays(), work.arrays(), self.log_scale, self.width, self.first, *self[3:])
             )
-            if fault != GOOD:
-                raise FaultError(int(row), int(fault))
             return
         mz, intensity, _ = spectra_of(chunk)
         mz, intensity = mz[intensity > 0], intensity[intensity > 0]
         cell = np.floor((np.log(mz) if self.log_scale else mz) / self.width).astype(np.int64) - self.first
-        np.add.at(self.number, cell, 1)
-        np.minimum.at(self.low, cell, mz)
-        np.maximum.at(self.high, cell, mz)
-        np.add.at(self.total, cell, intensity)
-        np.maximum.at(self.top, cell, intensity)
+        _count(self[3:], _JOINS, cell, (1, mz, mz, intensity, intensity))
 
-    def add(self, other: Cells) -> None:
+    def add(self, other: Cells) -> Cells:
         """Add what another grid of the same cells has counted."""
-        self.number[:] += other.number
-        np.minimum(self.low, other.low, out=self.low)
-        np.maximum(self.high, other.high, out=self.high)
-        self.total[:] += other.total
-        np.maximum(self.top, other.top, out=self.top)
+        for own, more, join in zip(self[3:], other[3:], _JOINS, strict=True):
+            join(own, more, out=own)
+        return self
+
+
+def _count(
+    counts: tuple[Any, ...], joins: tuple[np.ufunc, ...], at: NDArray[np.int64], values: tuple[Any, ...]
+) -> None:
+    for own, join, more in zip(counts, joins, values, strict=True):
+        join.at(own, at, more)
 
 
 def cells_between(low: float, high: float, tolerance: float, unit: Unit) -> Cells:
@@ -82,9 +85,7 @@ def mz_range(chunk: Chunk, work: Workspace, limits: NDArray[np.float64]) -> None
     if use_compiled():
         from stmsi._core.spectra import spectra_kernel as kernel
 
-        row, fault = kernel.range_of_mz(chunk.arrays(), work.arrays(), limits)
-        if fault != GOOD:
-            raise FaultError(int(row), int(fault))
+        check_fault(*kernel.range_of_mz(chunk.arrays(), work.arrays(), limits))
         return
     mz, _, _ = spectra_of(chunk)
     limits[0], limits[1] = np.min(mz, initial=limits[0]), np.max(mz, initial=limits[1])
@@ -145,9 +146,7 @@ class IonCounts(NamedTuple):
         if use_compiled():
             from stmsi._core.spectra import spectra_kernel as kernel
 
-            row, fault = kernel.describe_ions(chunk.arrays(), work.arrays(), *runs, *self)
-            if fault != GOOD:
-                raise FaultError(int(row), int(fault))
+            check_fault(*kernel.describe_ions(chunk.arrays(), work.arrays(), *runs, *self))
             return
         mz, intensity, row = spectra_of(chunk)
         seen = intensity > 0
@@ -160,18 +159,13 @@ class IonCounts(NamedTuple):
         ion = runs.first[run] + np.maximum(part, 0)
         new = np.concatenate([[True], (ion[1:] != ion[:-1]) | (row[1:] != row[:-1])])[: ion.size]
         np.add.at(self.spectra, ion[new], 1)
-        np.add.at(self.peaks, ion, 1)
-        np.add.at(self.total, ion, mz)
-        np.minimum.at(self.low, ion, mz)
-        np.maximum.at(self.high, ion, mz)
-        np.add.at(self.intensity, ion, intensity)
-        np.maximum.at(self.top, ion, intensity)
+        _count(self[1:], _JOINS_OF_IONS, ion, (1, mz, mz, mz, intensity, intensity))
 
-    def add(self, other: IonCounts) -> None:
+    def add(self, other: IonCounts) -> IonCounts:
         """Add what was counted elsewhere."""
-        joins = (np.add, np.add, np.add, np.minimum, np.maximum, np.add, np.maximum)
-        for own, more, join in zip(self, other, joins, strict=True):
+        for own, more, join in zip(self, other, (np.add, *_JOINS_OF_IONS), strict=True):
             join(own, more, out=own)
+        return self
 
 
 def reference_ions(counts: IonCounts, n_spectra: int, min_frequency: float) -> tuple[ReferenceIons, NDArray[np.intp]]:

@@ -28,10 +28,10 @@ class Noise(NamedTuple):
     sigma: NDArray[np.float64]
 
 
-def noise_of(intensity: ArrayLike, window: int = _WINDOW) -> Noise:
+def noise_of(intensity: ArrayLike) -> Noise:
     """Noise around each bin of a spectrum by running medians, which peaks do not move."""
     values = np.asarray(intensity, dtype=np.float64)
-    window = max(min(window, values.size), 1)
+    window = max(min(_WINDOW, values.size), 1)
     baseline = median_filter(values, window, mode="reflect")
     sigma = _TO_SIGMA * median_filter(np.abs(values - baseline), window, mode="reflect")
     return Noise(baseline, sigma)
@@ -63,7 +63,8 @@ def profile_peaks(mz: ArrayLike, intensity: ArrayLike, tolerance: float, unit: U
     # a bin on either side, so that a summit may stand at an end
     summit = find_peaks(np.concatenate([[-1.0], intensity, [-1.0]]))[0] - 1
     summit = summit[(ratio[summit] >= snr) & (intensity[summit] > 0)]
-    summit = _lone(summit, mz, intensity, tolerance, unit)
+    owner = highest_within(mz[summit], intensity[summit], tolerance, unit)
+    summit = summit[owner == np.arange(summit.size)]
     around = np.clip(summit[:, None] + np.array([-1, 0, 1]), 0, mz.size - 1)
     weight = intensity[around]
     # at an end, the summit would count twice
@@ -74,14 +75,6 @@ def profile_peaks(mz: ArrayLike, intensity: ArrayLike, tolerance: float, unit: U
     weight[gap > 3 * np.where(gap > 0, gap, np.inf).min(axis=1)[:, None]] = 0
     centre = (weight * mz[around]).sum(axis=1) / weight.sum(axis=1)
     return Peaks(summit, centre, intensity[summit], ratio[summit])
-
-
-def _lone(
-    summit: NDArray[np.intp], mz: NDArray[np.float64], intensity: NDArray[np.float64], tolerance: float, unit: Unit
-) -> NDArray[np.intp]:
-    """Summits without a higher one within the tolerance."""
-    owner = highest_within(mz[summit], intensity[summit], tolerance, unit)
-    return summit[owner == np.arange(summit.size)]
 
 
 def highest_within(mz: ArrayLike, height: ArrayLike, tolerance: float, unit: Unit) -> NDArray[np.intp]:
@@ -125,8 +118,8 @@ def mass_errors(errors: ArrayLike, time: ArrayLike) -> MassErrors:
         median[j] = np.median(values)
         spread[j] = _TO_SIGMA * np.median(np.abs(values - median[j]))
         late = at > np.median(at)
-        if late.any() and (at[late].mean() - at[~late].mean()) > 0:
-            drift[j] = (np.median(values[late]) - np.median(values[~late])) / (at[late].mean() - at[~late].mean())
+        if late.any() and (apart := at[late].mean() - at[~late].mean()) > 0:
+            drift[j] = (np.median(values[late]) - np.median(values[~late])) / apart
     return MassErrors(median, spread, drift, found)
 
 

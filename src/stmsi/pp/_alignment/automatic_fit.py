@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from stmsi._core.registration.agreement import unbiased_information
 from stmsi._core.registration.automatic import Verdict, register_sections, telling_landmark
-from stmsi._core.registration.component_images import CrossModal, unbiased_information
+from stmsi._core.registration.component_images import CrossModal
 from stmsi._core.registration.landmarks import apply_affine
 from stmsi._core.registration.placements import Freedom, Placement, inverse
 from stmsi._core.registration.spatial_components import spatial_components
