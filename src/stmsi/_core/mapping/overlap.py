@@ -39,8 +39,8 @@ class Edges(NamedTuple):
         """Area of each polygon."""
         # from a vertex of its own, so that far-off coordinates cost no precision
         base = _first_vertex(self)[self.owner]
-        twice = _cross(self.start - base, self.end - base)
-        return np.bincount(self.owner, weights=0.5 * twice, minlength=self.n_polygons).astype(np.float64)
+        (ax, ay), (bx, by) = (self.start - base).T, (self.end - base).T
+        return np.bincount(self.owner, weights=0.5 * (ax * by - ay * bx), minlength=self.n_polygons).astype(np.float64)
 
 
 def oriented_edges(geometries: NDArray[np.object_]) -> Edges:
@@ -198,10 +198,6 @@ def _mean_positive(u: Floats, v: Floats) -> Floats:
     total = np.abs(u) + np.abs(v)
     # with one end below zero, the share v / (v - u) of the width has the mean v / 2
     return 0.5 * (np.maximum(u, 0) + np.maximum(v, 0)) ** 2 / np.where(total > 0, total, 1.0)
-
-
-def _cross(a: Floats, b: Floats) -> Floats:
-    return np.asarray(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
 
 
 def _counts(owner: Ints, n: int) -> tuple[Ints, Ints]:

@@ -39,9 +39,12 @@ class CrossModal:
         cls, moving: TissueRaster, fixed: TissuePoints, msi: Floats, expression: Floats, rng: np.random.Generator
     ) -> CrossModal:
         """From components at the tissue pixels, shape (pixels, q), and at the tissue spots, shape (spots, p)."""
+        from sklearn.cluster import KMeans
+
         spots = fixed.xy[fixed.tissue]
         images = component_images(moving, msi, 0.5 * fixed.pitch)
-        return cls(spots, expression, images, moving, fixed, spatial_blocks(spots, _N_FOLDS, rng))
+        blocks = KMeans(min(_N_FOLDS, len(spots)), n_init=1, random_state=int(rng.integers(2**31)))  # compact, alike
+        return cls(spots, expression, images, moving, fixed, blocks.fit_predict(spots).astype(np.int64))
 
     def sampled(self, matrix: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         """MSI components at the spots, shape (n, q), and which spots lie on MSI tissue."""
@@ -111,15 +114,6 @@ def component_images(moving: TissueRaster, values: Floats, sigma: float) -> Floa
         smooth = ndimage.gaussian_filter(image, sigma / moving.spacing[::-1]) / np.maximum(weight, 1e-12)
         out[k] = smooth[tuple(nearest)]
     return out
-
-
-def spatial_blocks(xy: Floats, n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Compact groups of places of about the same size."""
-    from sklearn.cluster import KMeans
-
-    n = min(n, len(xy))
-    seed = int(rng.integers(2**31))
-    return np.asarray(KMeans(n, n_init=1, random_state=seed).fit_predict(xy), dtype=np.int64)
 
 
 def _held_out(x: Floats, y: Floats, fold: NDArray[np.int64]) -> float:

@@ -120,13 +120,10 @@ def pixel_raster(xy: Floats, spacing: Floats, tissue: NDArray[np.bool_] | None =
 
 def _without_pinholes(on: NDArray[np.bool_], size: int = 3) -> NDArray[np.bool_]:
     """Fill holes of at most `size` pixels: lost spectra, not gaps of the tissue."""
-    label, n = ndimage.label(~on)
-    if n:
-        count = np.bincount(label.ravel())
-        small = count <= size
-        small[0] = False
-        on = on | small[label]
-    return on
+    label, _ = ndimage.label(~on)
+    small = np.bincount(label.ravel()) <= size
+    small[0] = False
+    return on | small[label]
 
 
 def cut_sides(
@@ -135,17 +132,14 @@ def cut_sides(
     """Sides (left, right), (top, bottom) of a box at which tissue was cut: it runs along much of them."""
     # points without a lattice meet a side less often
     depth, width = (0.6 * pitch, 1.5 * pitch) if lattice else (pitch, 2 * pitch)
-    result = []
-    for axis in range(2):
-        along = xy[:, 1 - axis]
-        n = max(1, int((high[1 - axis] - low[1 - axis]) / width))
-        flags = []
-        for side in (low[axis], high[axis]):
-            near = np.abs(xy[:, axis] - side) < depth
-            bins = np.clip(((along[near] - low[1 - axis]) / width).astype(int), 0, n - 1)
-            flags.append(len(np.unique(bins)) > _CUT * n)
-        result.append((flags[0], flags[1]))
-    return result[0], result[1]
+
+    def cut(axis: int, side: float) -> bool:
+        near, start = np.abs(xy[:, axis] - side) < depth, low[1 - axis]
+        n = max(1, int((high[1 - axis] - start) / width))
+        bins = np.clip(((xy[near, 1 - axis] - start) / width).astype(int), 0, n - 1)
+        return len(np.unique(bins)) > _CUT * n
+
+    return (cut(0, low[0]), cut(0, high[0])), (cut(1, low[1]), cut(1, high[1]))
 
 
 def frame_points(xy: Floats, off_tissue: Floats | None = None, *, crop: bool = False) -> TissuePoints:

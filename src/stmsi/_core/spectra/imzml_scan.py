@@ -62,14 +62,10 @@ def _scan_compiled(buffer: mmap.mmap, start: int, groups: Mapping[str, int], roo
 
     names = [name.encode() for name in groups]
     fields = np.empty((room, f.N_FIELDS), np.int64)
-    found, first_end, end, problem = scan(
-        np.frombuffer(buffer, np.uint8),
-        start,
-        np.frombuffer(b"".join(names) or b"\0", np.uint8),
-        np.cumsum([len(name) for name in names], dtype=np.int64),
-        np.array(list(groups.values()), np.int64),
-        fields,
-    )
+    text, ends = b"".join(names) or b"\0", np.cumsum([len(name) for name in names], dtype=np.int64)
+    data, name_data = np.frombuffer(buffer, np.uint8), np.frombuffer(text, np.uint8)
+    kinds = np.array(list(groups.values()), np.int64)
+    found, first_end, end, problem = scan(data, start, name_data, ends, kinds, fields)
     return f.Scan(fields[:found], first_end, end, PROBLEMS[problem])
 
 
