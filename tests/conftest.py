@@ -132,3 +132,25 @@ def through_zarr(tmp_path):
             return spatialdata.read_zarr(tmp_path / "round_trip.zarr")
 
     return write_and_read
+
+
+@pytest.fixture(scope="session")
+def reference_mz():
+    """Common ions from the sorted list of all peaks, the slow way: mean, smallest and largest m/z, share of spectra."""
+
+    def sorted_list(mz, spectrum, tolerance=5.0, unit="ppm", *, min_frequency=0.0, n_spectra):
+        order = np.argsort(mz, kind="stable")
+        mz, spectrum = np.asarray(mz)[order], np.asarray(spectrum)[order]
+        scale = np.log(mz) * 1e6 if unit == "ppm" else mz
+        found = []
+        for run in np.split(np.arange(len(mz)), np.flatnonzero(np.diff(scale) > tolerance) + 1):
+            width = np.ptp(scale[run])
+            parts = max(np.ceil(width / (2 * tolerance) - 1e-9), 1)
+            part = np.minimum(np.floor((scale[run] - scale[run[0]]) * parts / (width or 1)), parts - 1)
+            for own in (run[part == k] for k in np.unique(part)):
+                share = len(set(spectrum[own])) / n_spectra
+                if share >= min_frequency * (1 - 1e-9):
+                    found.append((mz[own].mean(), mz[own[0]], mz[own[-1]], share))
+        return np.array(found).reshape(-1, 4).T
+
+    return sorted_list

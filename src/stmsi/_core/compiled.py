@@ -10,10 +10,7 @@ from typing import Any
 
 
 def use_compiled() -> bool:
-    """Whether numba is there and wanted; the environment variable ``STMSI_COMPILED=0`` turns it off.
-
-    The kernels read little-endian numbers in place, so a big-endian machine takes the other way, too.
-    """
+    """Whether numba is there and wanted (not ``STMSI_COMPILED=0``); the kernels read little-endian numbers in place."""
     wanted = os.environ.get("STMSI_COMPILED", "1").strip().lower() not in ("0", "false", "no", "off")
     return wanted and sys.byteorder == "little" and find_spec("numba") is not None
 

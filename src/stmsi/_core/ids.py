@@ -9,25 +9,9 @@ _UNSAFE = re.compile(r"[^0-9A-Za-z_.-]+")
 
 
 def safe_ids(names: Iterable[object]) -> list[str]:
-    """Unique names made of letters, digits, ``_ . -`` only, in the order given.
+    """Unique names made of letters, digits, ``_ . -`` only, such as zarr stores take, in the order given.
 
-    Lipid names such as ``PC(34:1)`` or ``18:1/16:0`` cannot name a column in a zarr store; their safe id can.
-    Names that are safe and unique (whatever their case, as some file systems need) are kept as they are; the others get
-    a running number where they clash.
-
-    Parameters
-    ----------
-    names
-        Readable names.
-
-    Returns
-    -------
-    One id per name.
-
-    Examples
-    --------
-    >>> safe_ids(["PC(34:1)", "PC 34:1", "lactate"])
-    ['PC_34_1', 'PC_34_1_2', 'lactate']
+    Names that are safe and unique whatever their case stay as they are; the others get a number where they clash.
     """
     readable = [str(name) for name in names]
     base = [_UNSAFE.sub("_", name).strip("_.") or "feature" for name in readable]

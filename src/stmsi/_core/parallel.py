@@ -1,4 +1,4 @@
-"""Work in threads with results in order."""
+"""Work in threads with results in order; Executor.map of the standard library would queue all results at once."""
 
 from __future__ import annotations
 
@@ -16,23 +16,7 @@ R = TypeVar("R")
 def ordered_map(function: Callable[[T], R], items: Iterable[T], n_threads: int) -> Generator[R]:
     """`function` of each item, in their order; no more than two results a thread wait to be taken.
 
-    Parameters
-    ----------
-    function
-        Called in threads; it should release the interpreter's lock.
-    items
-        Taken one by one, when there is room.
-    n_threads
-        1 calls `function` in this thread.
-
-    Yields
-    ------
-    The results. An error ends the iteration; what is under way is waited for.
-
-    Examples
-    --------
-    >>> list(ordered_map(abs, [-1, 2, -3], 2))
-    [1, 2, 3]
+    The function should release the interpreter's lock. An error ends the iteration.
     """
     if n_threads <= 1:
         yield from map(function, items)

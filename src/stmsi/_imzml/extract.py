@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from contextlib import closing
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
@@ -11,7 +12,7 @@ import scipy.sparse as sp
 
 from stmsi._core.compiled import n_threads, use_compiled
 from stmsi._core.parallel import ordered_map
-from stmsi._core.spectra.common_ions import IonCounts, cells_between, find_runs, mz_range, reference_ions
+from stmsi._core.spectra.common_ions import Cells, IonCounts, cells_between, find_runs, mz_range, reference_ions
 from stmsi._core.spectra.extraction import (
     Chunk,
     FaultError,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from stmsi._core.spectra.common_ions import Cells
     from stmsi._core.spectra.spectrum_arrays import Reduce, ReferenceIons, Unit
     from stmsi._imzml.file import ImzmlFile
 
@@ -57,15 +57,22 @@ class Sink(Protocol):
         """Add the rows of the next chunk."""
 
 
+class Bins(NamedTuple):
+    """Number of bins of a shared axis, what sorts it (empty: it is sorted), and the bins that each window begins with."""
+
+    n: int
+    order: NDArray[np.intp]
+    start: NDArray[np.intp]
+    stop: NDArray[np.intp]
+
+
 class Plan(NamedTuple):
     """Which ions are taken, in which columns, and how: inside windows of m/z, or of bins of a shared axis."""
 
     low: NDArray[np.float64]
     high: NDArray[np.float64]
     column: NDArray[np.int32]
-    order: NDArray[np.intp] | None = None
-    start: NDArray[np.intp] | None = None
-    stop: NDArray[np.intp] | None = None
+    bins: Bins | None = None
 
     @property
     def n_columns(self) -> int:
@@ -77,19 +84,18 @@ def plan_targets(file: ImzmlFile, chosen: NDArray[np.intp], mz: NDArray[np.float
     """Windows around m/z, which may come in any order."""
     by_mz = np.argsort(mz, kind="stable")
     low, high = windows(mz[by_mz], options.tolerance, options.unit)
-    plan = Plan(low, high, by_mz.astype(np.int32))
-    shared = file.shared_axis(chosen) if (file.mz.offset[chosen] == file.mz.offset[chosen[0]]).all() else None
-    if shared is None:
-        return plan
-    axis, order = shared
-    start, stop = np.searchsorted(axis, low, side="left"), np.searchsorted(axis, high, side="right")
-    return plan._replace(order=order, start=start, stop=stop)
+    bins = None
+    one_place = (file.mz.offset[chosen] == file.mz.offset[chosen[0]]).all()
+    if one_place and (shared := file.shared_axis(chosen)) is not None:
+        axis, order = shared
+        bins = Bins(len(axis), order, np.searchsorted(axis, low, "left"), np.searchsorted(axis, high, "right"))
+    return Plan(low, high, by_mz.astype(np.int32), bins)
 
 
 def plan_axis(axis: NDArray[np.float64], order: NDArray[np.intp]) -> Plan:
     """Every bin of a shared axis."""
     bins = np.arange(len(axis))
-    return Plan(axis, axis, bins.astype(np.int32), order, bins, bins + 1)
+    return Plan(axis, axis, bins.astype(np.int32), Bins(len(axis), order, bins, bins + 1))
 
 
 def plan_ions(ions: ReferenceIons) -> Plan:
@@ -98,23 +104,16 @@ def plan_ions(ions: ReferenceIons) -> Plan:
 
 
 def extract(file: ImzmlFile, chosen: NDArray[np.intp], plan: Plan, options: Options, sink: Sink) -> NDArray[np.float64]:
-    """Send the rows of the chosen spectra to `sink`; returns the total ion current of each.
-
-    Raises
-    ------
-    ValueError
-        Where a spectrum cannot be used.
-    """
+    """Send the rows of the chosen spectra to `sink`; returns the total ion current of each."""
     tic, done = np.empty(len(chosen)), 0
     looked_for = Windows(plan.low, plan.high, plan.column)
 
     def job(chunk: Chunk, work: Workspace) -> Rows:
-        if plan.order is not None and plan.start is not None and plan.stop is not None:
-            return sum_bins_of(chunk, plan.order, plan.start, plan.stop, plan.column, options.reduce, work)
+        if plan.bins is not None:
+            return sum_bins_of(chunk, *plan.bins[1:], plan.column, options.reduce, work)
         return sum_windows_of(chunk, looked_for, options.reduce, work)
 
-    shared = None if plan.order is None else len(file.shared_axis(chosen)[0])  # type: ignore[index]
-    visit = _Visit(file, chosen, plan.n_columns, shared)
+    visit = _Visit(file, chosen, plan.n_columns, None if plan.bins is None else plan.bins.n)
     with closing(ordered_map(lambda part: visit(part, job), visit.parts, n_threads())) as results:
         for rows in track(results, "Reading spectra", total=len(visit.parts), show=options.show):
             tic[done : done + len(rows.tic)] = rows.tic
@@ -124,35 +123,20 @@ def extract(file: ImzmlFile, chosen: NDArray[np.intp], plan: Plan, options: Opti
 
 
 def count_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> IonCounts:
-    """All ions of the chosen spectra, however seldom; the spectra are read three times.
-
-    Raises
-    ------
-    ValueError
-        Where a spectrum cannot be used.
-    """
+    """All ions of the chosen spectra, however seldom; the spectra are read three times."""
     cells = fill_cells(file, chosen, options)
     if cells is None:
         return IonCounts.empty(0)
     runs = find_runs(cells, options.tolerance, options.unit)
     del cells
-    first, *others = _accumulate(
-        file, chosen, "Looking for ions", options,
-        lambda: IonCounts.empty(runs.n_ions), lambda counts, chunk, work: counts.fill(chunk, work, runs),
+    return _accumulate(
+        file, chosen, "Looking for ions", options, lambda: IonCounts.empty(runs.n_ions),
+        lambda counts, chunk, work: counts.fill(chunk, work, runs), IonCounts.add,
     )  # fmt: skip
-    for other in others:
-        first.add(other)
-    return first
 
 
 def common_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> ReferenceIons:
-    """Ions that occur in enough spectra.
-
-    Raises
-    ------
-    ValueError
-        Where there is none, or a spectrum cannot be used.
-    """
+    """Ions that occur in enough spectra; a `ValueError` where there is none."""
     ions, _ = reference_ions(count_ions(file, chosen, options), len(chosen), options.min_frequency)
     if ions.mz.size == 0:
         share = f"{options.min_frequency:.2%} of the {len(chosen)} spectra"
@@ -163,20 +147,17 @@ def common_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> 
 
 def fill_cells(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> Cells | None:
     """All peaks counted on a grid as fine as the tolerance; `None` where there is no peak."""
-    limits = _accumulate(
-        file, chosen, "Looking for the range", options,
-        lambda: np.array([np.inf, -np.inf]), lambda limit, chunk, work: mz_range(chunk, work, limit),
+    low, high = _accumulate(
+        file, chosen, "Looking for the range", options, lambda: np.array([np.inf, -np.inf]),
+        lambda limits, chunk, work: mz_range(chunk, work, limits),
+        lambda a, b: np.array([min(a[0], b[0]), max(a[1], b[1])]),
     )  # fmt: skip
-    low, high = min(limit[0] for limit in limits), max(limit[1] for limit in limits)
     if not np.isfinite(low):
         return None
-    first, *others = _accumulate(
-        file, chosen, "Counting peaks", options,
-        lambda: cells_between(low, high, options.tolerance, options.unit), lambda grid, chunk, work: grid.fill(chunk, work),
+    return _accumulate(
+        file, chosen, "Counting peaks", options, lambda: cells_between(low, high, options.tolerance, options.unit),
+        Cells.fill, Cells.add,
     )  # fmt: skip
-    for other in others:
-        first.add(other)
-    return first
 
 
 def _accumulate(
@@ -186,8 +167,9 @@ def _accumulate(
     options: Options,
     new: Callable[[], R],
     fill: Callable[[R, Chunk, Workspace], None],
-) -> list[R]:
-    """Accumulators filled with all chunks: always two, each with one half, so that sums do not depend on the threads."""
+    join: Callable[[R, R], R],
+) -> R:
+    """What all chunks fill: always two halves, which are joined, so that sums do not depend on the threads."""
     visit = _Visit(file, chosen, 1, None)
     middle = (len(visit.parts) + 1) // 2
 
@@ -199,20 +181,14 @@ def _accumulate(
 
     halves = [half for half in (visit.parts[:middle], visit.parts[middle:]) if half]
     with closing(ordered_map(run, halves, min(n_threads(), 2))) as results:
-        return list(track(results, title, total=len(halves), show=options.show))
+        return functools.reduce(join, track(results, title, total=len(halves), show=options.show))
 
 
 class _Visit:
-    """Chunks of spectra handed to a job, with room to work in; faults of a spectrum become errors that name it.
+    """Chunks of the chosen spectra handed to a job, with room to work in; an error names the spectrum at fault.
 
-    Parameters
-    ----------
-    file, chosen
-        The spectra.
-    n_columns
-        Values that a row of the result has at most.
-    shared
-        Length of the shared axis, where m/z are not looked at.
+    `n_columns` is what a row of the result has at most, `shared` the length of a shared axis, whose m/z are not looked
+    at.
     """
 
     def __init__(self, file: ImzmlFile, chosen: NDArray[np.intp], n_columns: int, shared: int | None) -> None:

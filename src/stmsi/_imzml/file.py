@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stmsi._core.spectra import imzml_fields as f
-from stmsi._core.spectra.extraction import BAD_MZ, Chunk, FaultError, readable, spectra_of
+from stmsi._core.spectra.extraction import BAD_MZ, Chunk, FaultError, gather, readable, spectra_of
 from stmsi._core.spectra.spectrum_arrays import decode
 from stmsi._data.checks import listing
 from stmsi._imzml.header import UNKNOWN
@@ -24,20 +24,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _DTYPES = tuple(np.dtype(name) for name in f.DTYPES)
+_FLOAT: np.dtype[Any] = np.dtype("<f8")
 _LARGEST_STREAM = 2**30  # bytes of an array whose length the imzML does not tell
 _BLOCK = 2**24
 
 
 def check_imzml(path: Path) -> Path:
-    """`path` itself, where it is a file that can be an imzML.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where there is no such file.
-    ValueError
-        Where it is the binary part, a directory or empty.
-    """
+    """`path` itself, where it is a file that can be an imzML."""
     if path.suffix.lower() == ".ibd":
         msg = f"{path} holds the binary part; pass the .imzML file beside it."
         raise ValueError(msg)
@@ -55,15 +48,7 @@ def check_imzml(path: Path) -> Path:
 
 
 def find_ibd(path: Path) -> Path:
-    """The binary file beside an imzML: of the same name, its suffix in any case.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where there is none.
-    ValueError
-        Where it is empty.
-    """
+    """The binary file beside an imzML: of the same name, its suffix in any case."""
     found = sorted(p for p in path.parent.iterdir() if p.stem == path.stem and p.suffix.lower() == ".ibd")
     if not found:
         msg = f"The binary part of {path} is missing: put {path.stem}.ibd beside it."
@@ -75,20 +60,7 @@ def find_ibd(path: Path) -> Path:
 
 
 class ImzmlFile:
-    """An imzML and its binary file, mapped into memory and not read: the spectra come in chunks.
-
-    Parameters
-    ----------
-    path
-        The imzML.
-
-    Raises
-    ------
-    FileNotFoundError
-        Where one of the files is missing.
-    ValueError
-        Where a file is broken, truncated or not an imzML, or the type of its arrays is not supported.
-    """
+    """An imzML and its binary file, mapped into memory and not read: the spectra come in chunks."""
 
     def __init__(self, path: Path) -> None:
         self.path = check_imzml(path)
@@ -101,17 +73,11 @@ class ImzmlFile:
         if len(self._map) != self.size:
             msg = f"{self.ibd} changed while it was opened; wait until it is written."
             raise ValueError(msg)
-        types = {int(code) for code in self.mz.dtype[:1]}, {int(code) for code in self.intensity.dtype[:1]}
-        self._plain = (
-            not self.mz.zlib.any()
-            and not self.intensity.zlib.any()
-            and bool(
-                (self.mz.dtype == self.mz.dtype[0]).all() and (self.intensity.dtype == self.intensity.dtype[0]).all()
-            )
-            and all(readable(_DTYPES[code]) for kind in types for code in kind)
+        kinds: list[np.dtype[Any]] = [_DTYPES[int(arrays.dtype[0])] for arrays in (self.mz, self.intensity)]
+        self._plain = all(map(readable, kinds)) and not any(
+            arrays.zlib.any() or (arrays.dtype != arrays.dtype[0]).any() for arrays in (self.mz, self.intensity)
         )
-        kinds = (self.mz.dtype[0], self.intensity.dtype[0]) if self._plain else (1, 1)
-        self.mz_type, self.intensity_type = (_DTYPES[int(code)] for code in kinds)
+        self.mz_type, self.intensity_type = kinds if self._plain else (_FLOAT, _FLOAT)
 
     def __enter__(self) -> ImzmlFile:
         return self
@@ -135,13 +101,7 @@ class ImzmlFile:
         return f"x={x}, y={y}"
 
     def lengths(self, chosen: NDArray[np.intp]) -> NDArray[np.int64]:
-        """Number of values of each spectrum, -1 where only its stream tells.
-
-        Raises
-        ------
-        ValueError
-            Where a spectrum has another number of m/z than of intensities.
-        """
+        """Number of values of each spectrum, -1 where only its stream tells."""
         mz, intensity = self.mz.length[chosen], self.intensity.length[chosen]
         differ = (mz != intensity) & (mz >= 0) & (intensity >= 0)
         if differ.any():
@@ -161,13 +121,7 @@ class ImzmlFile:
         raise ValueError(msg)
 
     def chunk(self, rows: NDArray[np.intp], *, with_mz: bool = True) -> Chunk:
-        """The bytes of several spectra; compressed ones and those of several types become 64-bit floats.
-
-        Raises
-        ------
-        ValueError
-            Where a compressed array is damaged.
-        """
+        """The bytes of several spectra; compressed ones and those of several types become 64-bit floats."""
         if self._plain:
             return Chunk(
                 self.bytes, self.mz.offset[rows], self.bytes, self.intensity.offset[rows], self.intensity.length[rows],
@@ -207,12 +161,7 @@ class ImzmlFile:
             msg = f"{where} has m/z that are not positive finite numbers."
             raise ValueError(msg) from None
         chunk = self.chunk(np.array([index]))
-        values = np.frombuffer(
-            chunk.intensity_bytes[chunk.intensity_at[0] :].tobytes()[
-                : int(chunk.length[0]) * chunk.intensity_type.itemsize
-            ],
-            chunk.intensity_type,
-        )
+        values = gather(chunk.intensity_bytes, chunk.intensity_at, chunk.length, chunk.intensity_type)
         bad = ~(np.isfinite(values) & (values >= 0))
         if not bad.any():
             msg = f"{self.ibd} changed while it was read; wait until it is written."
@@ -232,15 +181,11 @@ class ImzmlFile:
         return mz, intensity
 
     def shared_axis(self, chosen: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.intp]] | None:
-        """The m/z axis where all spectra have the same one, ascending, and what sorts it (empty: it is sorted).
-
-        What the header says does not decide. `None` where the spectra differ.
-        """
+        """The ascending m/z axis of all spectra and what sorts it (empty: it is sorted); `None` where they differ."""
+        # what the header says does not decide
         own = self.header.mode == "processed" and len(chosen) == 1
-        first = chosen[:1]
-        same_place = (self.mz.offset[chosen] == self.mz.offset[first]) & (
-            self.mz.length[chosen] == self.mz.length[first]
-        )
+        first, offset, length = chosen[:1], self.mz.offset, self.mz.length
+        same_place = (offset[chosen] == offset[first]) & (length[chosen] == length[first])
         if own or not (same_place.all() or self.header.mode == "continuous"):
             return None
         axis = self._axis(int(first[0]))
@@ -261,22 +206,7 @@ class ImzmlFile:
         return values
 
     def check_uuid(self, *, check: bool) -> str:
-        """The identifier that the imzML declares; the binary file begins with its 16 bytes.
-
-        Parameters
-        ----------
-        check
-            Whether to raise where the two differ.
-
-        Returns
-        -------
-        The identifier, `UNKNOWN` where the imzML declares none.
-
-        Raises
-        ------
-        ValueError
-            Where the files do not belong together.
-        """
+        """The identifier that the imzML declares, or `UNKNOWN`; with `check` the binary file must begin with it."""
         declared = self.header.uuid
         if declared is None:
             logger.info("%s: no valid identifier to check the binary file against", self.ibd.name)
@@ -291,13 +221,7 @@ class ImzmlFile:
         return str(declared)
 
     def check_checksum(self) -> None:
-        """Compare the binary file with the checksum in the imzML, which takes as long as reading all of it.
-
-        Raises
-        ------
-        ValueError
-            Where they differ, or the imzML holds none.
-        """
+        """Compare the binary file with the checksum in the imzML, which takes as long as reading all of it."""
         if self.header.checksum is None:
             msg = f"{self.path.name} holds no checksum of its binary file; pass check_checksum=False."
             raise ValueError(msg)
@@ -314,18 +238,7 @@ class ImzmlFile:
 
 
 def stated_pixel_size(file: ImzmlFile) -> tuple[float, float]:
-    """Pixel size (x, y) in micrometres from the metadata.
-
-    Raises
-    ------
-    ValueError
-        Where the file does not tell it.
-
-    Warns
-    -----
-    UserWarning
-        Where it is 1, which is a placeholder. The warning points at the caller of the calling function.
-    """
+    """Pixel size (x, y) in um from the metadata; the warning about a placeholder points at the caller's caller."""
     size = file.header.pixel_size
     if size is None:
         msg = f"{file.path.name} does not say how large a pixel is; pass pixel_size= (micrometres)."

@@ -49,13 +49,7 @@ class Header(NamedTuple):
 
 
 def read_header(buffer: mmap.mmap, path: Path) -> Header | None:
-    """The header of an imzML, `None` where a list of spectra is not found as plain bytes (as in UTF-16).
-
-    Raises
-    ------
-    ValueError
-        Where the file is not XML, its outermost element is not that of an imzML, or the header is broken.
-    """
+    """The header of an imzML, `None` where a list of spectra is not found as plain bytes (as in UTF-16)."""
     check_root(buffer, path)
     for match in islice(_LIST.finditer(buffer), _TRIES):
         parser: Any = XMLPullParser(events=("start",))

@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 _CACHE_FROM = 1_000_000  # bytes; smaller files are read faster than found
 _CACHED_FILES = 64
 _VERSION = 1
+_ITEMSIZE = np.array([np.dtype(name).itemsize for name in f.DTYPES])
 
 
 class Arrays(NamedTuple):
     """The m/z or the intensity arrays of all spectra.
 
-    First byte, number of values (-1: whatever the stream holds), bytes in the file, code of the number type, and whether
-    they are zlib streams.
+    First byte, number of values (-1: whatever the stream holds), bytes in the file, code of the number type, zlib or
+    not.
     """
 
     offset: NDArray[np.int64]
@@ -52,24 +53,7 @@ class Index(NamedTuple):
 
 
 def read_index(path: Path, ibd_size: int, ibd_name: str) -> Index:
-    """Header, positions and places of the arrays of an imzML.
-
-    Parameters
-    ----------
-    path
-        The imzML file, not empty.
-    ibd_size, ibd_name
-        Size of its binary file in bytes, and its name for messages.
-
-    Returns
-    -------
-    The index; every array lies inside the binary file.
-
-    Raises
-    ------
-    ValueError
-        Where the file is not an imzML, broken, or contradicts the binary file.
-    """
+    """Header, positions and places of the arrays of an imzML; every array lies inside the binary file."""
     with path.open("rb") as handle:
         # not closed by hand, which is an error while an array looks at it: it ends with its last view
         buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
@@ -93,9 +77,8 @@ def _fields(buffer: mmap.mmap, header: Header, path: Path) -> tuple[Header, NDAr
     if cache is not None and (known := _load(cache)) is not None:
         fields, first_end = known
         return header, fields, buffer[header.start : first_end]
-    scan = scan_spectra(
-        buffer, header.start, {name: group.kind for name, group in header.groups.items()}, header.announced
-    )
+    kinds = {name: group.kind for name, group in header.groups.items()}
+    scan = scan_spectra(buffer, header.start, kinds, header.announced)
     problem = scan.problem or ("" if ends_well(buffer, header, scan.end) else "what is around the spectra is not XML")
     if problem:
         logger.info("%s: %s; it is read by the XML parser.", path.name, problem)
@@ -171,7 +154,7 @@ def _arrays(fields: NDArray[np.int64], base: int, group_flags: NDArray[np.int64]
 def _complete(places: dict[int, Arrays], fields: NDArray[np.int64], base: int, what: str, path: Path) -> Arrays:
     """Lengths that are missing, from the encoded length, the spectrum's default, or the other array."""
     own, other = places[base], places[f.MZ + f.INTENSITY - base]
-    item = _itemsize(own.dtype)
+    item = _ITEMSIZE[own.dtype]
     encoded = np.maximum(own.n_bytes, 0)
     known = np.where(own.length == f.MISSING, -1, own.length)
     if (known < -1).any():
@@ -180,7 +163,7 @@ def _complete(places: dict[int, Arrays], fields: NDArray[np.int64], base: int, w
     unsure = (known < 0) | ((known == 0) & (encoded > 0) & ~own.zlib)
     length = np.where(unsure & ~own.zlib & (encoded > 0), encoded // item, known)
     bytes_of_other = np.where(other.zlib, 0, np.maximum(other.n_bytes, 0))
-    partner = np.where(other.length > 0, other.length, bytes_of_other // _itemsize(other.dtype))
+    partner = np.where(other.length > 0, other.length, bytes_of_other // _ITEMSIZE[other.dtype])
     for guess in (fields[:, f.DEFAULT_LENGTH], partner):
         length = np.where((length < 0) & (guess > 0), guess, length)
     length = np.where((length < 0) & (own.n_bytes == 0), 0, length)
@@ -196,18 +179,13 @@ def _complete(places: dict[int, Arrays], fields: NDArray[np.int64], base: int, w
     return own._replace(length=length, n_bytes=np.where(own.zlib, encoded, length * item))
 
 
-def _itemsize(dtype: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.array([np.dtype(name).itemsize for name in f.DTYPES])[dtype]
-
-
 def _inside(mz: Arrays, intensity: Arrays, size: int, name: str) -> tuple[Arrays, Arrays]:
     """Raise where an array does not lie inside the binary file; the bytes of zlib streams are completed."""
     starts = np.unique(np.concatenate([mz.offset, intensity.offset, [size]]))
     out = []
     for arrays in (mz, intensity):
         filled = arrays.length != 0
-        if (filled & (arrays.offset < 16)).any():
-            n = int((filled & (arrays.offset < 16)).sum())
+        if n := int((filled & (arrays.offset < 16)).sum()):
             msg = f"{name}: {n} arrays begin inside the 16 bytes of its identifier: offsets are wrong. Export it again."
             raise ValueError(msg)
         if (arrays.length > size).any():
@@ -222,7 +200,6 @@ def _inside(mz: Arrays, intensity: Arrays, size: int, name: str) -> tuple[Arrays
         # a compressed array ends before the next one begins, where its encoded length is not told
         following = starts[np.minimum(np.searchsorted(starts, arrays.offset, side="right"), len(starts) - 1)]
         n_bytes = np.where(arrays.zlib & (arrays.n_bytes == 0), following - arrays.offset, arrays.n_bytes)
-        out.append(
-            arrays._replace(n_bytes=np.where(filled, np.clip(n_bytes, 0, np.maximum(size - arrays.offset, 0)), 0))
-        )
+        n_bytes = np.clip(n_bytes, 0, np.maximum(size - arrays.offset, 0))
+        out.append(arrays._replace(n_bytes=np.where(filled, n_bytes, 0)))
     return out[0], out[1]

@@ -19,13 +19,7 @@ _NEEDED = {f.X: "position x", f.Y: "position y", f.MZ: "an m/z array", f.INTENSI
 
 
 def parse_spectra(path: Path) -> tuple[Header, np.ndarray, bytes]:
-    """Header, fields of all spectra, and the terms of the first spectrum as attributes of XML.
-
-    Raises
-    ------
-    ValueError
-        Where the file is broken XML or lacks what an imzML needs.
-    """
+    """Header, fields of all spectra, and the terms of the first spectrum as attributes of XML."""
     rows: list[list[int]] = []
     header, listing, first = None, None, b""
     with path.open("rb") as handle:

@@ -3,12 +3,12 @@ import pytest
 import scipy.sparse as sp
 from scipy.ndimage import gaussian_filter, map_coordinates
 
+from stmsi._core.registration.agreement import unbiased_information
 from stmsi._core.registration.automatic import Candidate, decide, outline_error, register_sections, resolution
 from stmsi._core.registration.component_images import (
     CrossModal,
     component_images,
     reference_matrices,
-    unbiased_information,
 )
 from stmsi._core.registration.landmarks import apply_affine
 from stmsi._core.registration.placements import KNOWN, Placement

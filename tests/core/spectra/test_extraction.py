@@ -14,7 +14,8 @@ from stmsi._core.spectra.extraction import (
     sum_bins_of,
     sum_windows_of,
 )
-from stmsi._core.spectra.spectrum_arrays import reference_mz, sum_windows
+
+REDUCERS = {"sum": np.sum, "max": np.max, "mean": np.mean}
 
 
 @pytest.fixture(autouse=True, params=["compiled", "numpy"])
@@ -44,6 +45,20 @@ def _dense(rows, n):
     return out
 
 
+def _slow_windows(mz, intensity, low, high, reduce):
+    inside = [intensity[(mz >= lo) & (mz <= hi)] for lo, hi in zip(low, high, strict=True)]
+    return np.array([REDUCERS[reduce](values) if values.size else 0.0 for values in inside])
+
+
+def _sum_windows(spectrum, low, high):
+    """Sums in windows of one spectrum."""
+    column = np.arange(len(low), dtype=np.int32)
+    windows = Windows(np.array(low, float), np.array(high, float), column)
+    return _dense(sum_windows_of(_chunk([spectrum], "<f8", "<f8"), windows, "sum", Workspace(9, 9)), len(low))[
+        0
+    ].tolist()
+
+
 @pytest.mark.parametrize("peaks", [5, 60, 3000])
 @pytest.mark.parametrize("width", [1e-6, 0.05, 0.6, 20.0])
 @pytest.mark.parametrize("reduce", ["sum", "max", "mean"])
@@ -58,10 +73,23 @@ def test_windows_equal_those_of_one_spectrum(peaks, width, reduce):
         column = rng.permutation(n).astype(np.int32)
         rows = sum_windows_of(_chunk(spectra), Windows(low, high, column), reduce, Workspace(peaks, 12 * n))
         expected = np.zeros((12, n))
-        expected[:, column] = [sum_windows(mz, i, low, high, reduce) for mz, i in spectra]
+        expected[:, column] = [_slow_windows(mz, i, low, high, reduce) for mz, i in spectra]
         np.testing.assert_allclose(_dense(rows, n), expected, rtol=1e-6)
         assert (rows.data != 0).all()
         np.testing.assert_allclose(rows.tic, [i.sum() for _, i in spectra])
+
+
+def test_both_ends_belong_to_a_window():
+    assert _sum_windows(([1.0, 2.0, 3.0], [1.0, 10.0, 100.0]), [1.0, 2.0], [2.0, 3.0]) == [11.0, 110.0]
+
+
+def test_a_window_without_intensity_is_exactly_zero_beside_a_huge_peak():
+    assert _sum_windows(([100.0, 101.0, 102.0], [1e16, 0.0, 3.0]), [100.5, 101.5], [101.5, 102.5]) == [0.0, 3.0]
+
+
+def test_windows_of_an_empty_spectrum_and_no_windows():
+    assert _sum_windows(([], []), [1.0, 2.0], [2.0, 3.0]) == [0.0, 0.0]
+    assert _sum_windows(([1.0], [1.0]), [], []) == []
 
 
 @pytest.mark.parametrize("mz_type", ["<f4", "<f8"])
@@ -104,19 +132,27 @@ def test_layers_do_not_overlap():
         assert (low[layer][1:] > high[layer][:-1]).all()
 
 
-@pytest.mark.parametrize(("tolerance", "unit"), [(5.0, "ppm"), (300.0, "ppm"), (5000.0, "ppm"), (0.3, "Da")])
-def test_ions_equal_those_of_the_sorted_peaks(tolerance, unit):
-    spectra = _spectra(np.random.default_rng(1), 30, 80)
-    work, limits = Workspace(80, 1), np.array([np.inf, -np.inf])
-    mz_range(_chunk(spectra), work, limits)
-    parts = [cells_between(*limits, tolerance, unit) for _ in range(2)]
-    for cells, half in zip(parts, (spectra[:11], spectra[11:]), strict=True):
+def _common(halves, tolerance, unit, n_spectra, min_frequency=0.0):
+    """Ions of spectra that are counted in several chunks, the counts of all, and which were kept."""
+    work, limits = Workspace(300, 1), np.array([np.inf, -np.inf])
+    for half in halves:
+        mz_range(_chunk(half), work, limits)
+    parts = [cells_between(*limits, tolerance, unit) for _ in halves]
+    for cells, half in zip(parts, halves, strict=True):
         cells.fill(_chunk(half), work)
-    parts[0].add(parts[1])
+    for other in parts[1:]:
+        parts[0].add(other)
     runs = find_runs(parts[0], tolerance, unit)
     counts = IonCounts.empty(runs.n_ions)
-    counts.fill(_chunk(spectra), work, runs)
-    found, kept = reference_ions(counts, 30, 0.1)
+    counts.fill(_chunk([spectrum for half in halves for spectrum in half]), work, runs)
+    ions, kept = reference_ions(counts, n_spectra, min_frequency)
+    return ions, counts, kept
+
+
+@pytest.mark.parametrize(("tolerance", "unit"), [(5.0, "ppm"), (300.0, "ppm"), (5000.0, "ppm"), (0.3, "Da")])
+def test_ions_equal_those_of_the_sorted_peaks(tolerance, unit, reference_mz):
+    spectra = _spectra(np.random.default_rng(1), 30, 80)
+    found, counts, kept = _common([spectra[:11], spectra[11:]], tolerance, unit, 30, 0.1)
     mz = np.concatenate([m[i > 0] for m, i in spectra])
     owner = np.concatenate([np.full((i > 0).sum(), n) for n, (_, i) in enumerate(spectra)])
     expected = reference_mz(mz, owner, tolerance, unit, min_frequency=0.1, n_spectra=30)
@@ -124,6 +160,34 @@ def test_ions_equal_those_of_the_sorted_peaks(tolerance, unit):
         np.testing.assert_allclose(own, right, rtol=1e-12)
     assert counts.intensity.sum() == sum(i.sum() for _, i in spectra)
     assert (counts.top[kept] <= counts.intensity[kept]).all()
+
+
+def test_ions_join_close_peaks_and_rare_ones_are_left_out():
+    spectra = [([200.0, 300.0], [1, 1]), ([200.0006, 300.0003, 450.0], [1, 1, 1]), ([200.0002], [1])]
+    ions, _, _ = _common([spectra], 5.0, "ppm", 3, 0.5)
+    np.testing.assert_allclose(ions.mz, [np.mean([200.0, 200.0006, 200.0002]), 300.00015], rtol=1e-12)
+    np.testing.assert_allclose(ions.frequency, [1.0, 2 / 3])
+    assert ions.low.tolist() == [200.0, 300.0]
+    assert ions.high.tolist() == [200.0006, 300.0003]
+
+
+def test_ions_count_a_spectrum_once_and_empty_spectra_too():
+    ions, _, _ = _common([[([100.0, 100.0001, 100.0002], [1, 1, 1])]], 5.0, "ppm", 4)
+    assert ions.frequency.tolist() == [0.25]
+    assert _common([[([100.0], [1])]], 5.0, "ppm", 4, 0.25)[0].mz.size == 1
+    assert _common([[([100.0], [1])]], 5.0, "ppm", 4, 0.26)[0].mz.size == 0
+    assert reference_ions(IonCounts.empty(0), 3, 0.0)[0].mz.size == 0
+
+
+@pytest.mark.parametrize(("unit", "tolerance"), [("ppm", 5.0), ("Da", 0.001)])
+def test_ions_do_not_chain_and_every_peak_is_in_one(unit, tolerance):
+    mz = np.arange(200.0, 200.05, 0.0003)  # gaps of 1.5 ppm: one endless run
+    ions, counts, _ = _common([[([value], [1]) for value in mz]], tolerance, unit, mz.size)
+    width = ions.high - ions.low if unit == "Da" else (ions.high / ions.low - 1) * 1e6
+    assert ions.mz.size > 1
+    assert width.max() <= 2 * tolerance * (1 + 1e-6)
+    assert (ions.low[1:] > ions.high[:-1]).all()
+    assert counts.peaks.sum() == mz.size
 
 
 def test_a_grid_too_fine_is_refused():

@@ -1,4 +1,7 @@
-"""What a molecule becomes when it is ionised, and what the matrix adds of its own."""
+"""What a molecule becomes when it is ionised, and what the matrix adds of its own.
+
+Atomic masses are molmass's; it reads no notation such as ``[2M+Na]+`` and knows no MALDI matrices.
+"""
 
 from __future__ import annotations
 
@@ -71,10 +74,10 @@ class Adduct:
         return (self.molecules * masses + self.shift) / abs(self.charge)
 
     def fits(self, formulas: Formulas) -> NDArray[np.bool_]:
-        """Which formulas can form the ion.
+        """Which formulas can form the ion, by sums of atoms: no structure is known.
 
         A cation takes no further charge, a neutral molecule gets none by itself, what goes must be there, and each
-        derivatised group needs a nitrogen or oxygen. It is a test of sums of atoms and knows no structure.
+        derivatised group needs a nitrogen or oxygen.
         """
         bare = not self.atoms
         fit = (formulas.may_be_charged if bare and self.charge > 0 else ~formulas.charged).copy()
@@ -88,20 +91,7 @@ class Adduct:
 
 @cache
 def parse_adduct(text: str, polarity: Polarity | None = None) -> Adduct:
-    """Read an adduct in the notation ``[nM+X-Y]z+``, or as METASPACE writes it (``M+H``, with `polarity`).
-
-    Raises
-    ------
-    ValueError
-        It cannot be read, or neither it nor `polarity` says which charge the ion has.
-
-    Examples
-    --------
-    >>> round(parse_adduct("[M+H]+").shift, 4)
-    1.0073
-    >>> parse_adduct("M-H", "negative").name
-    '[M-H]-'
-    """
+    """Read an adduct in the notation ``[nM+X-Y]z+``, or as METASPACE writes it (``M+H``, with `polarity`)."""
     found = _NOTATION.fullmatch(text.strip())
     terms = _TERM.findall(found[2]) if found else []
     atoms: Counter[str] = Counter()
@@ -153,26 +143,21 @@ def decoy_shifts(charge: int, targets: tuple[Adduct, ...]) -> NDArray[np.float64
 
 
 def matrix_peaks(matrix: str, polarity: Polarity) -> dict[str, float]:
-    r"""m/z of the ions that a matrix forms by itself.
+    """Name and m/z of the ions that a matrix forms by itself.
 
-    Clusters after Keller & Li (J. Am. Soc. Mass Spectrom. 2000, 11, 88): :math:`nM - xH + yNa + zK` with
-    :math:`y + z = x + 1`, n up to 3, also with water lost by matrices that are acids; the molecular ion, and the loss of
-    carbon dioxide by CHCA. In negative mode likewise, with one proton more lost, and chloride. FMP-10: its cation and
-    the pyridone that it hydrolyses to.
-
-    Returns
-    -------
-    Name of the ion -> m/z (Da).
+    Clusters :math:`nM - xH + yNa + zK` with :math:`y + z = x + 1` after Keller & Li (J. Am. Soc. Mass Spectrom. 2000,
+    11, 88), n up to 3, also less water for acids; the molecular ion; CHCA less carbon dioxide. Negative ions have one
+    proton less, or chloride. FMP-10: its cation and the pyridone that it hydrolyses to.
     """
     mass, e = monoisotopic_mass(MATRICES[matrix]), ELECTRON
     if matrix == "FMP-10":
         return {"[M]+": mass - e, "[M-F+OH+H]+": monoisotopic_mass("C20H16NO") - e} if polarity == "positive" else {}
     h, na, k, water = atom_mass("H"), atom_mass("Na"), atom_mass("K"), monoisotopic_mass("H2O")
-    sign = 1 if polarity == "positive" else -1
+    sign, end = (1, "+") if polarity == "positive" else (-1, "-")
     peaks = {"[M]+": mass - e} if sign > 0 else {}
     if matrix == "CHCA":
         carbonyl = mass - monoisotopic_mass("CO2")
-        peaks[f"[M-CO2{'+' if sign > 0 else '-'}H]{'+' if sign > 0 else '-'}"] = carbonyl + sign * (h - e)
+        peaks[f"[M-CO2{end}H]{end}"] = carbonyl + sign * (h - e)
     for n in (1, 2, 3):
         for lost in range(n + 1 if matrix in _ACIDS else 1):
             core = n * mass - lost * water
@@ -188,7 +173,5 @@ def matrix_peaks(matrix: str, polarity: Polarity) -> dict[str, float]:
                     potassium = x + sign - sodium
                     salt = "".join(f"+{c if c > 1 else ''}{m}" for m, c in (("Na", sodium), ("K", potassium)) if c)
                     gone = f"-{x if x > 1 else ''}H" if x else ""
-                    peaks[f"[{label}{gone}{salt}]{'+' if sign > 0 else '-'}"] = (
-                        core - x * h + sodium * na + potassium * k - sign * e
-                    )
+                    peaks[f"[{label}{gone}{salt}]{end}"] = core - x * h + sodium * na + potassium * k - sign * e
     return peaks

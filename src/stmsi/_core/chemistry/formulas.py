@@ -1,4 +1,7 @@
-"""Atoms and masses of molecular formulas."""
+"""Atoms and masses of molecular formulas.
+
+The masses are molmass's; own code reads many formulas into one array, and refuses isotopes, charges and groups.
+"""
 
 from __future__ import annotations
 
@@ -33,48 +36,23 @@ def _parse(formula: str) -> tuple[tuple[str, int], ...]:
         atoms[element] += int(count or 1)
     unknown = sorted(element for element in atoms if element not in ELEMENTS)
     if not parts or unknown or "".join(e + c for e, c in parts) != formula:
-        msg = f"{formula!r} is not a molecular formula such as 'C6H12O6'" + (
-            f": unknown {unknown}." if unknown else "."
-        )
+        msg = f"{formula!r} is not a molecular formula such as 'C6H12O6'{f': unknown {unknown}' if unknown else ''}."
         raise ValueError(msg)
     return tuple(atoms.items())
 
 
 def parse_formula(formula: str) -> dict[str, int]:
-    """Number of atoms of each element in a formula without brackets, charges or isotopes.
-
-    Raises
-    ------
-    ValueError
-        Anything else than known elements and counts.
-
-    Examples
-    --------
-    >>> parse_formula("C6H12O6")
-    {'C': 6, 'H': 12, 'O': 6}
-    """
+    """Atoms of each element in a formula without brackets, charges or isotopes; a `ValueError` for anything else."""
     return dict(_parse(formula))
 
 
 def monoisotopic_mass(formula: str) -> float:
-    """Mass in Da of the molecule made of the most abundant isotopes.
-
-    Examples
-    --------
-    >>> round(monoisotopic_mass("C6H12O6"), 4)
-    180.0634
-    """
+    """Mass in Da of the molecule made of the most abundant isotopes."""
     return sum(atom_mass(element) * count for element, count in _parse(formula))
 
 
 class Formulas:
-    """Atoms of many formulas as one array, so that rules and masses are array operations.
-
-    Parameters
-    ----------
-    formulas
-        Formulas that :func:`parse_formula` takes.
-    """
+    """Atoms of many formulas as one array, so that rules and masses are array operations."""
 
     def __init__(self, formulas: Sequence[str]) -> None:
         parsed = [_parse(f) for f in formulas]

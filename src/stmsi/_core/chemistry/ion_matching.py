@@ -17,31 +17,14 @@ def match_ions(
     names: Sequence[Sequence[str]],
     ppm: float,
 ) -> tuple[list[NDArray[np.int64]], list[tuple[tuple[int, int], tuple[int, int], tuple[int, int]]]]:
-    """Group the ions of several lists, at most one of each list in a group.
+    """Group the ions of several m/z lists (NaN: unknown), at most one of each list in a group.
 
-    Pairs of ions from different lists are joined from the nearest to the farthest, those that carry one name first,
-    where no list would enter a group twice and no two ions of a group would be farther apart than the tolerance. So
-    every ion goes with its mutual nearest, and the order of the lists does not count. An ion without m/z is joined by
-    name only.
+    Pairs from different lists are joined from the nearest to the farthest, those of one name first, unless their
+    `kinds` (adduct, polarity, formula; empty agrees with any) differ or two ions of a group would be farther apart than
+    `ppm`. So the order of the lists does not count.
 
-    Parameters
-    ----------
-    mz
-        m/z of the ions of each list (Da), NaN where unknown.
-    kinds
-        For each list and ion, what must not differ (adduct, polarity, formula); an empty entry agrees with any.
-    names
-        For each list and ion, its name.
-    ppm
-        Largest relative difference within a group.
-
-    Returns
-    -------
-    groups
-        Number of each ion's group, one array per list; numbered in the order of first appearance.
-    ties
-        ``(ion, candidate, candidate)``, each a pair (list, position): two ions of one list that are equally near to an
-        ion of another, none of them by name.
+    Returns the group of each ion, one array a list, and `ties` ``(ion, candidate, candidate)``, each (list, position):
+    two ions of one list that are equally near to an ion of another.
     """
     owner = np.concatenate([np.full(len(m), k) for k, m in enumerate(mz)]) if len(mz) else np.empty(0, np.int64)
     position = np.concatenate([np.arange(len(m)) for m in mz]).astype(np.int64)

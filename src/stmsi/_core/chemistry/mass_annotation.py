@@ -9,21 +9,7 @@ from numpy.typing import NDArray
 def match_masses(
     mz: NDArray[np.float64], ions: NDArray[np.float64], ppm: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """All pairs of a measured m/z and an ion that are no farther apart than `ppm`.
-
-    Parameters
-    ----------
-    mz
-        Measured m/z (Da), any order, NaN where unknown.
-    ions
-        m/z of the ions (Da), any order.
-    ppm
-        Half the width of the window, relative to the ion.
-
-    Returns
-    -------
-    Position in `mz`, position in `ions`, error (measured less ion, ppm), one entry per pair.
-    """
+    """All pairs of a measured m/z (NaN: unknown) and an ion within `ppm`: both positions, and the error in ppm."""
     order = np.argsort(mz, kind="stable")
     order = order[np.isfinite(mz[order])]
     known = mz[order]
@@ -45,25 +31,12 @@ def nearest_error(mz: NDArray[np.float64], ions: NDArray[np.float64], ppm: float
 def false_discovery_rate(
     target: NDArray[np.float64], decoy: NDArray[np.float64], n_target: int, n_decoy: int
 ) -> NDArray[np.float64]:
-    r"""Expected share of false ones among the annotations as good as each, by target and decoy.
+    r"""Expected share of false annotations among those as good as each, from errors (ppm) of targets and decoys.
 
     .. math:: q(e) = \min_{t \ge e} \frac{(D(t) + 1) / n_\text{decoy} \cdot n_\text{target}}{T(t)}
 
-    with :math:`T(t)` and :math:`D(t)` the targets and decoys with an error of at most :math:`t`. The one more keeps few
-    decoys from looking like none.
-
-    Parameters
-    ----------
-    target
-        Errors of the targets that were found (ppm), absolute.
-    decoy
-        Errors of the decoys that were found, likewise.
-    n_target, n_decoy
-        How many of each were searched for.
-
-    Returns
-    -------
-    One rate for each of `target`, 0 to 1; NaN without decoys.
+    with the targets :math:`T(t)` and decoys :math:`D(t)` of error :math:`t` or less; the 1 keeps few decoys from
+    looking like none.
     """
     if n_decoy == 0 or len(target) == 0:
         return np.full(len(target), np.nan)

@@ -19,15 +19,7 @@ _IDS = {"hmdb": re.compile(r"HMDB0*(\d+)"), "kegg": re.compile(r"\bC\d{5}\b"), "
 
 
 def normal_name(name: str) -> str:
-    """A name without case, punctuation, acid or anion, and stereo prefix; chains of a lipid are added up.
-
-    Examples
-    --------
-    >>> normal_name("L-Glutamic acid") == normal_name("glutamate")
-    True
-    >>> normal_name("PC(16:0/18:1(9Z))") == normal_name("PC 34:1")
-    True
-    """
+    """A name without case, punctuation, acid or anion, and stereo prefix; chains of a lipid are added up."""
     text = name.strip().lower()
     lipid = _LIPID.match(text)
     if lipid is not None:
@@ -62,13 +54,7 @@ class Entry:
 
 
 class EntryIndex:
-    """Look-up of entries.
-
-    Parameters
-    ----------
-    entries
-        To find.
-    """
+    """Look-up of entries by name, id, formula and m/z."""
 
     def __init__(self, entries: Sequence[Entry]) -> None:
         self.by: dict[str, dict[object, list[int]]] = {

@@ -16,21 +16,7 @@ def lattice_pitch(centres: NDArray[np.float64]) -> float:
 
 
 def nearest_spots(pixels: NDArray[np.float64], spots: NDArray[np.float64], max_distance: float) -> NDArray[np.int64]:
-    """The nearest spot of each pixel.
-
-    Parameters
-    ----------
-    pixels
-        Centres of the pixels, shape (n, 2).
-    spots
-        Centres of the spots, shape (m, 2), in the same unit.
-    max_distance
-        How far a pixel may lie from its spot.
-
-    Returns
-    -------
-    Position of the spot, shape (n,); -1 where none is near enough.
-    """
+    """Number of the nearest spot of each pixel; -1 where none is within `max_distance`."""
     if len(spots) == 0:
         return np.full(len(pixels), -1)
     # cKDTree's own bound excludes the distance itself

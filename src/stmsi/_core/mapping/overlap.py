@@ -1,15 +1,22 @@
-"""Exact areas in which spots (circles or polygons) and pixels (polygons) overlap."""
+"""Exact areas in which spots (circles or polygons) and pixels (polygons) overlap.
+
+spatialdata.aggregate turns circles into polygons and intersects pairs one by one; this is exact and all array
+operations.
+"""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
 import shapely
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
+
+Floats: TypeAlias = NDArray[np.float64]
+Ints: TypeAlias = NDArray[np.int64]
 
 _BLOCK = 500_000
 """Pairs of spot and edge handled at once; bounds the memory, not the result."""
@@ -20,30 +27,20 @@ _ALIKE = 2.0
 
 
 class Edges(NamedTuple):
-    """Edges of polygons, directed so that the inside lies on their left.
+    """Edges of polygons, directed so that the inside lies on their left; `owner` is the polygon of each, sorted."""
 
-    Attributes
-    ----------
-    start, end
-        Ends of each edge, shape (n, 2).
-    owner
-        Polygon of each edge, sorted.
-    n_polygons
-        Number of polygons.
-    """
-
-    start: NDArray[np.float64]
-    end: NDArray[np.float64]
-    owner: NDArray[np.int64]
+    start: Floats
+    end: Floats
+    owner: Ints
     n_polygons: int
 
     @property
-    def area(self) -> NDArray[np.float64]:
+    def area(self) -> Floats:
         """Area of each polygon."""
         # from a vertex of its own, so that far-off coordinates cost no precision
         base = _first_vertex(self)[self.owner]
-        twice = _cross(self.start - base, self.end - base)
-        return np.bincount(self.owner, weights=0.5 * twice, minlength=self.n_polygons).astype(np.float64)
+        (ax, ay), (bx, by) = (self.start - base).T, (self.end - base).T
+        return np.bincount(self.owner, weights=0.5 * (ax * by - ay * bx), minlength=self.n_polygons).astype(np.float64)
 
 
 def oriented_edges(geometries: NDArray[np.object_]) -> Edges:
@@ -62,18 +59,8 @@ def oriented_edges(geometries: NDArray[np.object_]) -> Edges:
     return Edges(start, end, part_owner[polygon][edges.owner], len(geometries))
 
 
-def edges_of_rings(vertices: NDArray[np.float64], ring: NDArray[np.int64], n_rings: int) -> Edges:
-    """Edges of closed rings (first vertex repeated) that are listed one after another, in either orientation.
-
-    Parameters
-    ----------
-    vertices
-        Vertices of all rings, shape (n, 2).
-    ring
-        Ring of each vertex, sorted.
-    n_rings
-        Number of rings.
-    """
+def edges_of_rings(vertices: Floats, ring: Ints, n_rings: int) -> Edges:
+    """Edges of closed rings (first vertex repeated), listed one after another, in either orientation."""
     start = np.flatnonzero(ring[:-1] == ring[1:])
     edges = Edges(vertices[start], vertices[start + 1], ring[start], n_rings)
     clockwise = edges.area < 0
@@ -88,29 +75,11 @@ def edges_of_rings(vertices: NDArray[np.float64], ring: NDArray[np.int64], n_rin
     return edges._replace(start=vertices[start], end=vertices[start + 1])
 
 
-def circle_edge_area(
-    ax: NDArray[np.float64],
-    ay: NDArray[np.float64],
-    bx: NDArray[np.float64],
-    by: NDArray[np.float64],
-    radius: NDArray[np.float64],
-) -> NDArray[np.float64]:
+def circle_edge_area(ax: Floats, ay: Floats, bx: Floats, by: Floats, radius: Floats) -> Floats:
     r"""Signed area shared by a circle around the origin and the triangle (origin, a, b).
 
-    The sum over the edges of a simple polygon, taken counter-clockwise, is the exact area that circle and polygon
-    share (Green's theorem): inside the circle an edge contributes the triangle :math:`(o \times d) / 2`, outside
-    it the circular sector :math:`r^2 \theta / 2`.
-
-    Parameters
-    ----------
-    ax, ay, bx, by
-        Ends of the edges, relative to the centre of the circle.
-    radius
-        Radius of each circle.
-
-    Returns
-    -------
-    Signed areas, one per edge.
+    The sum over the edges of a polygon is the exact area that both share (Green's theorem): inside the circle an edge
+    gives the triangle :math:`(o \times d) / 2`, outside the sector :math:`r^2 \theta / 2`.
     """
     dx, dy = bx - ax, by - ay
     length2 = dx * dx + dy * dy
@@ -128,22 +97,8 @@ def circle_edge_area(
     return np.where(length2 > 0, 0.5 * (triangle + radius * radius * (sector_a + sector_b)), 0.0)
 
 
-def circle_polygon_overlap(centres: NDArray[np.float64], radii: NDArray[np.float64], polygons: Edges) -> sp.csr_matrix:
-    """Area shared by every circle and every polygon.
-
-    Parameters
-    ----------
-    centres
-        Centres of the circles, shape (n, 2).
-    radii
-        Their radii, shape (n,), in the same unit.
-    polygons
-        Simple polygons, convex or not.
-
-    Returns
-    -------
-    Areas, shape (circles, polygons), in the square of the unit; only overlapping pairs are stored.
-    """
+def circle_polygon_overlap(centres: Floats, radii: Floats, polygons: Edges) -> sp.csr_matrix:
+    """Area shared by every circle and every simple polygon, shape (circles, polygons)."""
     low, high, known = _bounds(polygons)
     reach = np.asarray(radii, dtype=np.float64)[:, None]
     spot, pixel = _near_pairs(centres - reach, centres + reach, np.arange(len(centres)), low, high, known)
@@ -164,27 +119,12 @@ def circle_polygon_overlap(centres: NDArray[np.float64], radii: NDArray[np.float
 
 
 def polygon_overlap(spots: Edges, pixels: Edges) -> sp.csr_matrix:
-    r"""Area shared by every spot polygon and every pixel polygon.
+    r"""Area shared by every spot polygon (holes allowed) and every pixel polygon (one ring), shape (spots, pixels).
 
-    A pixel that is a parallelogram becomes the unit square by an affine map of its own, and the area that a polygon
-    shares with the unit square is, by Green's theorem, a sum over its edges alone:
-
-    .. math:: -\oint \min(\max(y, 0), 1) \, dx, \qquad 0 \le x \le 1
-
-    Any other pixel is a fan of triangles, each of which becomes the half of the unit square below its diagonal. So
-    spots may have any simple outline, holes included, no polygon is clipped vertex by vertex, and every term depends
-    continuously on the vertices: shared edges and corners need no special case.
-
-    Parameters
-    ----------
-    spots
-        Outlines of bins or cells.
-    pixels
-        Simple polygons, each of a single ring: squares after any transformation.
-
-    Returns
-    -------
-    Areas, shape (spots, pixels), in the square of the unit; only overlapping pairs are stored.
+    A pixel that is a parallelogram becomes the unit square by an affine map, and the area that a polygon shares with it
+    is, by Green's theorem, :math:`-\oint \min(\max(y, 0), 1) \, dx` over :math:`0 \le x \le 1`. Any other pixel is a
+    fan of triangles. No polygon is clipped, and every term is continuous in the vertices: shared edges need no special
+    case.
     """
     spot, pixel = _near_pairs(*_bounds(spots), *_bounds(pixels))
     patch = _patches(pixels)
@@ -206,15 +146,13 @@ def polygon_overlap(spots: Edges, pixels: Edges) -> sp.csr_matrix:
 class _Patches(NamedTuple):
     """Parallelograms and triangles that pixels consist of, each with the map to its unit shape."""
 
-    origin: NDArray[np.float64]
-    inverse: NDArray[np.float64]  # (n, 2, 2)
-    weight: NDArray[np.float64]  # area of the unit, with the sign that Green's theorem needs
-    slope: NDArray[np.float64]  # the unit shape is 0 < x < 1, 0 < y < 1 - slope x
-    owner: NDArray[np.int64]
+    origin: Floats
+    inverse: Floats  # (n, 2, 2)
+    weight: Floats  # area of the unit, with the sign that Green's theorem needs
+    slope: Floats  # the unit shape is 0 < x < 1, 0 < y < 1 - slope x
+    owner: Ints
 
-    def local(
-        self, xy: NDArray[np.float64], patch: NDArray[np.int64]
-    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def local(self, xy: Floats, patch: Ints) -> tuple[Floats, Floats]:
         """Points in the frame of the unit shape."""
         x, y = (xy - self.origin[patch]).T
         m = self.inverse[patch]
@@ -244,13 +182,7 @@ def _patches(pixels: Edges) -> _Patches:
     return _Patches(origin[order], np.linalg.inv(axes[order]), -np.abs(det[order]), slope[order], owner[order])
 
 
-def _clipped_integral(
-    ax: NDArray[np.float64],
-    ay: NDArray[np.float64],
-    bx: NDArray[np.float64],
-    by: NDArray[np.float64],
-    slope: NDArray[np.float64],
-) -> NDArray[np.float64]:
+def _clipped_integral(ax: Floats, ay: Floats, bx: Floats, by: Floats, slope: Floats) -> Floats:
     """Integral of ``min(max(y, 0), 1 - slope x)`` over x from 0 to 1 along edges, negative where they run back."""
     dx = bx - ax
     x0, x1 = np.clip(ax, 0.0, 1.0), np.clip(bx, 0.0, 1.0)
@@ -261,30 +193,26 @@ def _clipped_integral(
     return (x1 - x0) * (_mean_positive(y0, y1) - above)
 
 
-def _mean_positive(u: NDArray[np.float64], v: NDArray[np.float64]) -> NDArray[np.float64]:
+def _mean_positive(u: Floats, v: Floats) -> Floats:
     """Mean of the positive part of a line from u to v."""
     total = np.abs(u) + np.abs(v)
     # with one end below zero, the share v / (v - u) of the width has the mean v / 2
     return 0.5 * (np.maximum(u, 0) + np.maximum(v, 0)) ** 2 / np.where(total > 0, total, 1.0)
 
 
-def _cross(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.asarray(a[:, 0] * b[:, 1] - a[:, 1] * b[:, 0])
-
-
-def _counts(owner: NDArray[np.int64], n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _counts(owner: Ints, n: int) -> tuple[Ints, Ints]:
     """Number of items of each owner and position of its first one; owners are sorted."""
     count = np.bincount(owner, minlength=n)
     return count, np.cumsum(count) - count
 
 
-def _expand(count: NDArray[np.int64], first: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _expand(count: Ints, first: Ints) -> tuple[Ints, Ints]:
     """Runs of `count` numbers that begin at `first`: the run of each, and the number."""
     run = np.repeat(np.arange(len(count)), count)
     return run, np.arange(len(run)) + np.repeat(first - (np.cumsum(count) - count), count)
 
 
-def _blocks(cost: NDArray[np.int64]) -> list[slice]:
+def _blocks(cost: Ints) -> list[slice]:
     """Consecutive slices of at most about `_BLOCK` in cost."""
     total = np.cumsum(cost)
     block = total // _BLOCK if len(total) else total
@@ -292,14 +220,14 @@ def _blocks(cost: NDArray[np.int64]) -> list[slice]:
     return [slice(int(a), int(b)) for a, b in pairwise(cuts) if b > a]
 
 
-def _first_vertex(edges: Edges) -> NDArray[np.float64]:
+def _first_vertex(edges: Edges) -> Floats:
     count, first = _counts(edges.owner, edges.n_polygons)
     base = np.zeros((edges.n_polygons, 2))
     base[count > 0] = edges.start[first[count > 0]]
     return base
 
 
-def _bounds(edges: Edges) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
+def _bounds(edges: Edges) -> tuple[Floats, Floats, Ints]:
     """Lower and upper corner of each polygon's box, and which polygons have any edge."""
     count, first = _counts(edges.owner, edges.n_polygons)
     known = np.flatnonzero(count)
@@ -312,13 +240,8 @@ def _bounds(edges: Edges) -> tuple[NDArray[np.float64], NDArray[np.float64], NDA
 
 
 def _near_pairs(
-    low: NDArray[np.float64],
-    high: NDArray[np.float64],
-    known: NDArray[np.int64],
-    other_low: NDArray[np.float64],
-    other_high: NDArray[np.float64],
-    other_known: NDArray[np.int64],
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    low: Floats, high: Floats, known: Ints, other_low: Floats, other_high: Floats, other_known: Ints
+) -> tuple[Ints, Ints]:
     """Pairs whose bounding boxes meet."""
     if len(known) == 0 or len(other_known) == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64)

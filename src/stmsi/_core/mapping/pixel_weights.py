@@ -1,8 +1,12 @@
-"""Pixel values of spots from a sparse matrix of weights, with the ions streamed in blocks of bounded size."""
+"""Pixel values of spots from a sparse matrix of weights, with the ions streamed in blocks of bounded size.
+
+spatialdata.aggregate holds all values in memory, and has no medians or variances that are weighted by area.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise, product, starmap
 from typing import Any
 
 import numpy as np
@@ -18,8 +22,7 @@ Block = tuple[slice, slice, Any]
 def blocks(values: Any) -> Iterator[Block]:
     """Row slice, column slice and values in memory (dense or CSR) of blocks that tile a matrix.
 
-    Dense and CSR matrices in memory are one block. Others come in pieces: dask arrays by their chunks, those on disk
-    (h5py, zarr, backed AnnData) by rows, and CSC by columns.
+    Dense and CSR are one block; dask comes by its chunks, what is on disk (h5py, zarr, backed) by rows, CSC by columns.
     """
     n, m = values.shape
     if hasattr(values, "dask"):
@@ -35,18 +38,17 @@ def blocks(values: Any) -> Iterator[Block]:
         # whole chunks, where the storage has any: none is read and unpacked twice
         step = chunks[0] if (chunks := getattr(values, "chunks", None)) else 1
         for rows in _ranges(n, 8 * m, step):
-            block = values[rows]
-            yield rows, slice(0, m), sp.csr_matrix(block) if sp.issparse(block) else np.asarray(block)
+            yield rows, slice(0, m), _in_memory(values[rows])
 
 
 def _dask_blocks(values: Any) -> Iterator[Block]:
-    row = np.concatenate([[0], np.cumsum(values.chunks[0])])
-    col = np.concatenate([[0], np.cumsum(values.chunks[1])])
-    for j in range(len(col) - 1):
-        for i in range(len(row) - 1):
-            block = values.blocks[i, j].compute()
-            block = sp.csr_matrix(block) if sp.issparse(block) else np.asarray(block)
-            yield slice(int(row[i]), int(row[i + 1])), slice(int(col[j]), int(col[j + 1])), block
+    row, col = (list(starmap(slice, pairwise([0, *np.cumsum(sizes).tolist()]))) for sizes in values.chunks)
+    for (j, cols), (i, rows) in product(enumerate(col), enumerate(row)):
+        yield rows, cols, _in_memory(values.blocks[i, j].compute())
+
+
+def _in_memory(block: Any) -> Any:
+    return sp.csr_matrix(block) if sp.issparse(block) else np.asarray(block)
 
 
 def _ranges(n: int, bytes_each: int, step: int = 1) -> list[slice]:
@@ -58,20 +60,9 @@ def _ranges(n: int, bytes_each: int, step: int = 1) -> list[slice]:
 def weighted_sums(
     weights: sp.csr_matrix, values: Any, check: Callable[[Any], None] | None = None
 ) -> NDArray[np.float32]:
-    """Product of sparse weights, shape (spots, pixels), and pixel values, shape (pixels, metabolites).
+    """Product of sparse weights (spots, pixels) and pixel values (pixels, metabolites), read once in blocks.
 
-    Parameters
-    ----------
-    weights
-        Weight of each pixel in each spot.
-    values
-        Dense, sparse, dask of either, or on disk; read once, block by block.
-    check
-        Called with every block before it is used; raises where the values are not valid.
-
-    Returns
-    -------
-    Sums, shape (spots, metabolites); 0 where a spot has no pixel.
+    `check` is called with every block and raises where its values are not valid.
     """
     out = np.zeros((weights.shape[0], values.shape[1]), dtype=np.float32)
 
@@ -85,28 +76,10 @@ def weighted_sums(
 def weighted_variance(
     weights: sp.csr_matrix, values: Any, mean: NDArray[np.float32]
 ) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
-    r"""Variance between the pixels of each spot, weighted, and the effective number of pixels.
+    r"""Unbiased weighted variance between the pixels of each spot (NaN below two), and the effective number of them.
 
-    With weights :math:`w` that sum to 1 it is :math:`\sum_p w_p (x_p - \bar x)^2 / (1 - \sum_p w_p^2)`, which is unbiased
-    for pixels of equal variance; the effective number is :math:`1 / \sum_p w_p^2` [1]_.
-
-    Parameters
-    ----------
-    weights
-        As for :func:`weighted_sums`, not normalised.
-    values
-        The same pixel values.
-    mean
-        Their weighted mean in each spot.
-
-    Returns
-    -------
-    Variances, shape (spots, metabolites), NaN where a spot has less than two pixels; effective numbers, shape
-    (spots,).
-
-    References
-    ----------
-    .. [1] Kish L. Survey Sampling. Wiley (1965).
+    With weights :math:`w` that sum to 1: :math:`\sum_p w_p (x_p - \bar x)^2 / (1 - \sum_p w_p^2)` and :math:`1 / \sum_p
+    w_p^2` (Kish, Survey Sampling, Wiley 1965).
     """
     effective = effective_number(weights)
     share = normalised(weights)
@@ -154,19 +127,9 @@ def _stream(
 def weighted_median(
     weights: sp.csr_matrix, values: Any, check: Callable[[Any], None] | None = None
 ) -> NDArray[np.float32]:
-    """Weighted median of the pixels in each spot.
+    """Weighted median of the pixels in each spot (spots, metabolites); 0 where there is none.
 
-    It is the value at which half of the weight is reached; where that happens between two pixels, the mean of both,
-    so that equal weights give the usual median.
-
-    Parameters
-    ----------
-    weights, values, check
-        As for :func:`weighted_sums`. Values in rows are read for a group of neighbouring spots at a time.
-
-    Returns
-    -------
-    Medians, shape (spots, metabolites); 0 where a spot has no pixel.
+    It is the value at which half of the weight is reached, or the mean of two where that happens between them.
     """
     if check is not None:
         for _, _, block in blocks(values):
@@ -215,12 +178,8 @@ def _median_of_rows(weights: sp.csr_matrix, values: Any, out: NDArray[np.float32
 
 def normalised(weights: sp.csr_matrix) -> sp.csr_matrix:
     """Weights that sum to 1 in each spot; spots without any stay empty."""
-    return _scaled_rows(weights, np.asarray(weights.sum(axis=1)).ravel())
-
-
-def _scaled_rows(weights: sp.csr_matrix, divisor: NDArray[np.float64]) -> sp.csr_matrix:
     out = sp.csr_matrix(weights, dtype=np.float64, copy=True)
-    out.data /= np.repeat(divisor, np.diff(out.indptr))
+    out.data /= np.repeat(np.asarray(weights.sum(axis=1)).ravel(), np.diff(out.indptr))
     return out
 
 
@@ -232,10 +191,7 @@ def effective_number(weights: sp.csr_matrix) -> NDArray[np.float64]:
 
 
 def dominant(weights: sp.csr_matrix) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Column of the largest weight of each row (-1: none) and its share of the row's weight.
-
-    The first column wins among equal ones.
-    """
+    """Column of the largest weight of each row (-1: none; the first among equals) and its share of the row's weight."""
     weights = sp.csr_matrix(weights)
     row = np.repeat(np.arange(weights.shape[0]), np.diff(weights.indptr))
     order = np.lexsort((-weights.indices, weights.data, row))
@@ -248,15 +204,7 @@ def dominant(weights: sp.csr_matrix) -> tuple[NDArray[np.int64], NDArray[np.floa
 
 
 class Spread:
-    """Mean and standard deviation of matrices that come one after another (Welford's recurrence [1]_).
-
-    Cells that are NaN in one of them do not count there.
-
-    References
-    ----------
-    .. [1] Welford BP. Note on a method for calculating corrected sums of squares and products. Technometrics 4
-       (1962). https://doi.org/10.1080/00401706.1962.10490022
-    """
+    """Mean and standard deviation of matrices that come one after another (Welford, Technometrics 4, 1962)."""
 
     def __init__(self, shape: tuple[int, int]) -> None:
         self._count = np.zeros(shape[0], dtype=np.int64)

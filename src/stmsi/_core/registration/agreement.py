@@ -1,4 +1,7 @@
-"""How well two aligned sections agree: masks, mutual information, canonical components."""
+"""How well two aligned sections agree: masks, mutual information, canonical components.
+
+scikit-learn's CCA iterates, and has no ridge for ions that correlate.
+"""
 
 from __future__ import annotations
 
@@ -8,30 +11,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from stmsi._core.registration.warps import Floats
+
 _HEXAGON = 0.6
 """Reach of a spot in pitches: the corner of a hexagonal cell is at 0.577."""
-
-
 BINS = 8
 """Of mutual information, along each variable."""
+_N_BLOCKS = 4
+_LEAST = 20
 
 
-def points_beside(tissue: NDArray[np.float64], others: NDArray[np.float64], pitch: float) -> NDArray[np.float64]:
-    """Places at which masks are compared: all spots of the capture frame.
+def points_beside(tissue: Floats, others: Floats, pitch: float) -> Floats:
+    """Places off tissue at which masks are compared: the other spots, or a hexagonal lattice in their rectangle.
 
-    Where only the spots on tissue are known, the rectangle that they fill is completed with a hexagonal lattice, so that
-    pixels beside the ST tissue count.
-
-    Parameters
-    ----------
-    tissue, others
-        Centres of the spots on tissue and of the others, shape (n, 2).
-    pitch
-        Distance between neighbouring spots.
-
-    Returns
-    -------
-    The points off tissue, shape (m, 2).
+    The lattice makes pixels beside the ST tissue count where only the spots on tissue are known.
     """
     if len(others):
         return others
@@ -43,35 +36,39 @@ def points_beside(tissue: NDArray[np.float64], others: NDArray[np.float64], pitc
 
 
 def mask_iou(tissue_covered: NDArray[np.bool_], others_covered: NDArray[np.bool_]) -> float:
-    """Intersection over union of two tissue masks at points inside the capture frame.
-
-    Parameters
-    ----------
-    tissue_covered
-        Whether pixels cover each point on ST tissue.
-    others_covered
-        The same for the points off ST tissue.
-
-    Returns
-    -------
-    Share; NaN without points.
-    """
+    """Intersection over union of two masks, from whether pixels cover the points on and off ST tissue (NaN: no points)."""
     union = len(tissue_covered) + int(others_covered.sum())
     return float(tissue_covered.sum() / union) if union else float("nan")
 
 
-def mutual_information(x: NDArray[np.float64], y: NDArray[np.float64], bins: int = BINS) -> float:
-    """Mutual information of two variables in nats, over bins of equal counts; NaN with fewer than `bins` squared values."""
+def mutual_information(x: Floats, y: Floats) -> float:
+    """Mutual information of two variables in nats, over bins of equal counts; NaN with fewer values than squared bins."""
     from sklearn.metrics import mutual_info_score
 
     known = np.isfinite(x) & np.isfinite(y)
-    if known.sum() < bins**2:
+    if known.sum() < BINS**2:
         return float("nan")
-    binned = [_equal_counts(v[known], bins) for v in (x, y)]
-    return float(mutual_info_score(*binned))
+    return float(mutual_info_score(*(_equal_counts(v[known], BINS) for v in (x, y))))
 
 
-def _equal_counts(values: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+def unbiased_information(x: Floats, y: Floats) -> float:
+    """Mutual information of two samples in nats, with the bias of Miller and Madow taken off; NaN with few values.
+
+    G. A. Miller. Note on the bias of information estimates. Information Theory in Psychology, 95-100 (1955).
+    """
+    if len(x) < _LEAST:
+        return float("nan")
+    n_bins = int(min(12, np.sqrt(len(x) / 5) + 1))
+    a, b = (_equal_counts(v, n_bins) for v in (x, y))
+    joint = np.bincount(a * n_bins + b, minlength=n_bins**2).reshape(n_bins, n_bins) / len(x)
+    product = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    some = joint > 0
+    information = float((joint[some] * np.log(joint[some] / product[some])).sum())
+    filled = some.sum() - (joint.sum(axis=1) > 0).sum() - (joint.sum(axis=0) > 0).sum() + 1
+    return max(0.0, information - float(filled) / (2 * len(x)))
+
+
+def _equal_counts(values: Floats, bins: int) -> NDArray[np.int64]:
     # by the edges and not by rank, so that equal values share a bin
     edges = np.quantile(values, np.linspace(0, 1, bins + 1)[1:-1])
     return np.searchsorted(edges, values, side="right")
@@ -81,42 +78,28 @@ def _equal_counts(values: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
 class Canonical:
     """Linear combinations of two sets of variables that correlate most.
 
-    Attributes
-    ----------
-    x_mean, y_mean
-        Means of the variables.
-    x_weights, y_weights
-        Shape (variables, components): centred variables times these have unit variance.
-    correlation
-        Of each pair, falling.
+    Centred variables times the weights, shape (variables, components), have unit variance; correlations fall.
     """
 
-    x_mean: NDArray[np.float64]
-    y_mean: NDArray[np.float64]
-    x_weights: NDArray[np.float64]
-    y_weights: NDArray[np.float64]
-    correlation: NDArray[np.float64]
+    x_mean: Floats
+    y_mean: Floats
+    x_weights: Floats
+    y_weights: Floats
+    correlation: Floats
 
-    def of_x(self, x: NDArray[np.float64]) -> NDArray[np.float64]:
+    def of_x(self, x: Floats) -> Floats:
         """Components of the first set."""
         return (x - self.x_mean) @ self.x_weights
 
-    def of_y(self, y: NDArray[np.float64]) -> NDArray[np.float64]:
+    def of_y(self, y: Floats) -> Floats:
         """Components of the second set."""
         return (y - self.y_mean) @ self.y_weights
 
 
-def canonical(x: NDArray[np.float64], y: NDArray[np.float64], n: int, ridge: float = 1e-3) -> Canonical:
-    """Canonical correlation analysis, from the singular values of the whitened cross-covariance.
+def canonical(x: Floats, y: Floats, n: int, ridge: float = 1e-3) -> Canonical:
+    """Canonical correlation analysis of `n` components, from the singular values of the whitened cross-covariance.
 
-    Parameters
-    ----------
-    x, y
-        Variables of the same observations, shape (observations, variables).
-    n
-        Components.
-    ridge
-        Added to the variances, as a share of their mean.
+    `ridge` is added to the variances, as a share of their mean.
     """
     mean = x.mean(axis=0), y.mean(axis=0)
     centred = x - mean[0], y - mean[1]
@@ -131,26 +114,13 @@ def canonical(x: NDArray[np.float64], y: NDArray[np.float64], n: int, ridge: flo
     return Canonical(*mean, white[0] @ u[:, :n], white[1] @ vt[:n].T, np.minimum(s[:n], 1.0))
 
 
-def held_out_components(
-    x: NDArray[np.float64], y: NDArray[np.float64], xy: NDArray[np.float64], n_blocks: int = 4
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def held_out_components(x: Floats, y: Floats, xy: Floats) -> tuple[Floats, Floats]:
     """First canonical pair of each observation, from an analysis that did not see its surroundings.
 
-    Parameters
-    ----------
-    x, y
-        Variables of the same observations, shape (observations, variables).
-    xy
-        Their places; blocks of a chequered grid with `n_blocks` blocks a side are held out in turn.
-    n_blocks
-        Blocks along each axis.
-
-    Returns
-    -------
-    The two variables, shape (observations,).
+    The blocks of a chequered grid over `xy` are held out in turn.
     """
     span = np.maximum(np.ptp(xy, axis=0), 1e-300)
-    cell = np.minimum(((xy - xy.min(axis=0)) / span * n_blocks).astype(int), n_blocks - 1)
+    cell = np.minimum(((xy - xy.min(axis=0)) / span * _N_BLOCKS).astype(int), _N_BLOCKS - 1)
     black = cell.sum(axis=1) % 2 == 0
     first, second = np.full(len(x), np.nan), np.full(len(x), np.nan)
     for held in (black, ~black):

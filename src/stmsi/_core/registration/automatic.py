@@ -1,11 +1,13 @@
-"""From two tissue masks and two sets of components to one placement, or to the verdict that there are several."""
+"""From two tissue masks and two sets of components to one placement, or to the verdict that there are several.
+
+scikit-image registers images of one contrast and always answers; here the contrasts differ, and a tie must show.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import cKDTree
 
@@ -22,6 +24,7 @@ from stmsi._core.registration.placements import (
     sample_images,
 )
 from stmsi._core.registration.tissue_masks import TissuePoints, TissueRaster
+from stmsi._core.registration.warps import Floats
 
 NEAR = 0.10
 """Masks alone do not tell two placements apart whose scores differ by less than this share."""
@@ -38,17 +41,7 @@ _MAX_PIXELS = 2000
 
 @dataclass(frozen=True)
 class Candidate:
-    """A placement with what speaks for it.
-
-    Attributes
-    ----------
-    placement
-        Matrix and mask score.
-    explained
-        What intensities explain (:meth:`CrossModal.explained`), NaN without intensities.
-    z
-        The same in standard deviations above wrong placements.
-    """
+    """A placement, what intensities explain there (NaN without), and its z-score among wrong placements."""
 
     placement: Placement
     explained: float = float("nan")
@@ -57,14 +50,9 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Resolution:
-    """How precise a placement is, from `n` refits to perturbed data.
+    """How precise a placement is, from refits to perturbed data.
 
-    Attributes
-    ----------
-    median_um, p90_um
-        Distance by which pixels move between refits.
-    same_spot, one_ring, two_rings
-        Share of pixels that stay in their spot, within one ring of neighbours, within two.
+    Distance (um) by which pixels move, and the share that stays in its spot, within one ring of neighbours, within two.
     """
 
     median_um: float
@@ -78,34 +66,19 @@ class Resolution:
 class Verdict:
     """The chosen placement and its rivals.
 
-    Attributes
-    ----------
-    matrix
-        MSI -> ST; the chosen candidate, polished by intensities where they carry signal.
-    candidates
-        Best first by mask score; `chosen` indexes them.
-    decided_by
-        ``"masks"`` or ``"intensities"``.
-    rivals
-        Indices of the candidates that the data cannot rule out.
-    polished
-        Whether intensities refined the matrix.
-    iou
-        Intersection over union of both masks at the points of the ST frame.
-    draws
-        Matrices of refits to perturbed data, shape (n, 3, 3).
-    resolution
-        What their spread means.
+    matrix: MSI -> ST, polished by intensities where they carry signal. candidates: best mask score first; `chosen` and
+    `rivals` (those that cannot be ruled out) index them. iou: of both masks in the ST frame. draws: refits to perturbed
+    data, shape (n, 3, 3).
     """
 
-    matrix: NDArray[np.float64]
+    matrix: Floats
     candidates: list[Candidate]
     chosen: int
     decided_by: str
     rivals: list[int]
     polished: bool
     iou: float
-    draws: NDArray[np.float64]
+    draws: Floats
     resolution: Resolution
 
 
@@ -120,24 +93,9 @@ def register_sections(
     polish: bool = True,
     n_perturb: int = 12,
 ) -> Verdict:
-    """Lay the MSI tissue onto the spots.
+    """Lay the MSI tissue onto the spots; without `data` (components of both) by masks only.
 
-    Parameters
-    ----------
-    moving, fixed
-        Tissue of both modalities.
-    data
-        Components of both; `None`: masks only.
-    rng
-        For wrong placements to compare with and for perturbed refits.
-    freedom
-        How far the section may be stretched.
-    affine
-        Whether to go beyond a similarity.
-    polish
-        Whether intensities may refine the placement.
-    n_perturb
-        Number of perturbed refits.
+    `affine` goes beyond a similarity, `polish` lets intensities refine the placement.
     """
     placements = place_masks(moving, fixed, freedom, affine=affine, judge=data.explained if data else None)
     candidates = [Candidate(p) for p in placements]
@@ -184,13 +142,11 @@ def decide(candidates: list[Candidate]) -> tuple[int, list[int], str]:
     return chosen, [int(k) for k in np.flatnonzero(suspects) if k != chosen], "masks"
 
 
-def _polish(data: CrossModal, placement: Placement, freedom: Freedom) -> tuple[NDArray[np.float64], bool]:
+def _polish(data: CrossModal, placement: Placement, freedom: Freedom) -> tuple[Floats, bool]:
     """The placement refined by intensities where that is an improvement and stays with the masks."""
     limits = Freedom(min(freedom.scale, _POLISH.scale), min(freedom.stretch, _POLISH.stretch))
-    matrix = data.refine(placement.matrix, limits)
-    matrix = data.refine(matrix, limits)
-    width = steps(data.moving, data.fixed)[-1]
-    score = MaskOverlap(data.moving, data.fixed, width).at(inverse(matrix))
+    matrix = data.refine(data.refine(placement.matrix, limits), limits)
+    score = MaskOverlap(data.moving, data.fixed, steps(data.moving, data.fixed)[-1]).at(inverse(matrix))
     better = data.explained(matrix) >= data.explained(placement.matrix)
     near = same_place(Placement(matrix, score), placement, data.moving.xy, data.fixed.pitch)
     if better and near and score > (1 - NEAR) * placement.score:
@@ -198,50 +154,44 @@ def _polish(data: CrossModal, placement: Placement, freedom: Freedom) -> tuple[N
     return placement.matrix, False
 
 
-def _half_samples(
-    data: CrossModal, matrix: NDArray[np.float64], n: int, rng: np.random.Generator
-) -> list[NDArray[np.float64]]:
+def _half_samples(data: CrossModal, matrix: Floats, n: int, rng: np.random.Generator) -> list[Floats]:
     """Refits to random halves of many small blocks of spots; their spread is that of the estimate from all."""
     span = np.ptp(data.spots, axis=0).max() / 8
     _, block = np.unique(np.floor(data.spots / span).astype(int), axis=0, return_inverse=True)
-    block = block.ravel()
-    out = []
+    n_blocks, out = block.max() + 1, []
     for _ in range(n):
-        kept = rng.permutation(block.max() + 1) < (block.max() + 1) / 2
-        out.append(data.refine(matrix, _POLISH, np.where(kept[block], 1.0, 1e-3)))
+        kept = rng.permutation(n_blocks) < n_blocks / 2
+        out.append(data.refine(matrix, _POLISH, np.where(kept[block.ravel()], 1.0, 1e-3)))
     return out
 
 
 def _perturbed_outlines(
     moving: TissueRaster,
     fixed: TissuePoints,
-    matrix: NDArray[np.float64],
+    matrix: Floats,
     freedom: Freedom,
     n: int,
     rng: np.random.Generator,
     *,
     affine: bool,
-) -> list[NDArray[np.float64]]:
+) -> list[Floats]:
     """Refits to outlines displaced as much as the two outlines differ at the placement."""
     error = outline_error(moving, fixed, matrix)
-    to_msi = inverse(matrix)
-    centre = fixed.xy[fixed.tissue].mean(axis=0)
-    radius = float(np.hypot(*(fixed.xy[fixed.tissue] - centre).T).mean())
-    adjustment = Adjustment(to_msi, centre, radius)
+    adjustment = Adjustment.about(inverse(matrix), fixed.xy[fixed.tissue])
     sigma = 5 * fixed.pitch / moving.spacing[::-1]
     out = []
     for _ in range(n):
         field = ndimage.gaussian_filter(rng.standard_normal(moving.distance.shape), sigma, mode="wrap")
         distance = moving.distance + error * field / field.std()
         # the start too: a refit that ends where it began would say nothing
-        p = np.array([rng.normal(0, 0.02), 0, 0, 0, *rng.normal(0, 0.5 * fixed.pitch / radius, 2)])
+        p = np.array([rng.normal(0, 0.02), 0, 0, 0, *rng.normal(0, 0.5 * fixed.pitch / adjustment.radius, 2)])
         for width in steps(moving, fixed)[1:]:
             p = MaskOverlap(moving, fixed, width, distance).refine(adjustment, p, freedom, affine=affine)
         out.append(inverse(adjustment.matrix(p)))
     return out
 
 
-def outline_error(moving: TissueRaster, fixed: TissuePoints, matrix: NDArray[np.float64]) -> float:
+def outline_error(moving: TissueRaster, fixed: TissuePoints, matrix: Floats) -> float:
     """Typical distance between both outlines where they meet the ST frame, micrometres."""
     on, off = fixed.xy[fixed.tissue], fixed.xy[~fixed.tissue]
     if len(on) == 0 or len(off) == 0:
@@ -257,9 +207,7 @@ def outline_error(moving: TissueRaster, fixed: TissuePoints, matrix: NDArray[np.
     return max(float(np.quantile(np.abs(distance), 0.68)), 0.25 * fixed.pitch)
 
 
-def resolution(
-    matrix: NDArray[np.float64], draws: list[NDArray[np.float64]], moving: TissueRaster, fixed: TissuePoints
-) -> Resolution:
+def resolution(matrix: Floats, draws: list[Floats], moving: TissueRaster, fixed: TissuePoints) -> Resolution:
     """Spread of refits in micrometres and in spots."""
     if not draws:
         return Resolution(*[float("nan")] * 5)
@@ -281,13 +229,10 @@ def resolution(
 
 def telling_landmark(
     verdict: Verdict, rival: int, moving: TissueRaster, fixed: TissuePoints
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Where a landmark would tell the choice from a rival.
+) -> tuple[Floats, Floats, Floats]:
+    """Where a landmark would tell the choice from a rival: the MSI place at which both disagree most on ST tissue.
 
-    Returns
-    -------
-    The place in the MSI frame at which both disagree most while both put it on ST tissue, and where it lies in the ST
-    frame under the choice and under the rival.
+    Returns that place, and where it lies in the ST frame under the choice and under the rival.
     """
     other = verdict.candidates[rival].placement.matrix
     a, b = apply_affine(verdict.matrix, moving.xy), apply_affine(other, moving.xy)

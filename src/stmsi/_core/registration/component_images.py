@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
-from scipy.optimize import minimize
 
 from stmsi._core.registration.landmarks import apply_affine
-from stmsi._core.registration.placements import Adjustment, Freedom, inverse, sample_images
+from stmsi._core.registration.placements import MIRROR, Adjustment, Freedom, inverse, sample_images, turn
 from stmsi._core.registration.tissue_masks import TissuePoints, TissueRaster
+from stmsi._core.registration.warps import Floats, homogeneous
 
 _N_FOLDS = 6
 _RIDGE = 3.0
@@ -23,55 +23,41 @@ _PRIOR = 0.02
 class CrossModal:
     """Components of both modalities, ready to be compared under any placement.
 
-    Attributes
-    ----------
-    spots
-        Positions of the tissue spots in the ST frame, shape (n, 2).
-    expression
-        Their components, shape (n, p), centred.
-    images
-        Components of MSI on its raster at the resolution of the spots, continued beyond the tissue, shape
-        (q, rows, cols).
-    moving, fixed
-        The masks.
-    fold
-        Spatial block of each spot.
+    The tissue spots, their centred components (n, p), the MSI components as images (q, rows, cols) that continue beyond
+    the tissue, both masks, and the spatial block of each spot.
     """
 
-    spots: NDArray[np.float64]
-    expression: NDArray[np.float64]
-    images: NDArray[np.float64]
+    spots: Floats
+    expression: Floats
+    images: Floats
     moving: TissueRaster
     fixed: TissuePoints
     fold: NDArray[np.int64]
 
     @classmethod
     def build(
-        cls,
-        moving: TissueRaster,
-        fixed: TissuePoints,
-        msi: NDArray[np.float64],
-        expression: NDArray[np.float64],
-        rng: np.random.Generator,
+        cls, moving: TissueRaster, fixed: TissuePoints, msi: Floats, expression: Floats, rng: np.random.Generator
     ) -> CrossModal:
         """From components at the tissue pixels, shape (pixels, q), and at the tissue spots, shape (spots, p)."""
+        from sklearn.cluster import KMeans
+
         spots = fixed.xy[fixed.tissue]
         images = component_images(moving, msi, 0.5 * fixed.pitch)
-        return cls(spots, expression, images, moving, fixed, spatial_blocks(spots, _N_FOLDS, rng))
+        blocks = KMeans(min(_N_FOLDS, len(spots)), n_init=1, random_state=int(rng.integers(2**31)))  # compact, alike
+        return cls(spots, expression, images, moving, fixed, blocks.fit_predict(spots).astype(np.int64))
 
-    def sampled(self, matrix: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    def sampled(self, matrix: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         """MSI components at the spots, shape (n, q), and which spots lie on MSI tissue."""
         at = self.moving.index(apply_affine(inverse(matrix), self.spots))
         stack = np.concatenate([self.images, self.moving.distance[None]])
         value = sample_images(stack, at)[0]
         return value[:-1].T, value[-1] > 0
 
-    def explained(self, matrix: NDArray[np.float64]) -> float:
-        """Share of the variance of MSI components that expression explains at spots which the fit has not seen.
+    def explained(self, matrix: Floats) -> float:
+        """Share of variance that MSI components and expression explain of each other at held-out spots.
 
-        Ridge regression of each component on those of expression, and back, over spatial blocks that are left out in
-        turn; signs are free. The mean over components, both directions; components that are explained worse than by
-        their mean count as 0.
+        Ridge regression over spatial blocks that are left out in turn, so signs are free; the mean over components and
+        directions, where a component that is explained worse than by its mean counts as 0.
         """
         value, covered = self.sampled(matrix)
         if covered.sum() < _MIN_SPOTS:
@@ -79,20 +65,8 @@ class CrossModal:
         x, y, fold = self.expression[covered], value[covered], self.fold[covered]
         return 0.5 * (_held_out(x, y, fold) + _held_out(y, x, fold))
 
-    def refine(
-        self, matrix: NDArray[np.float64], freedom: Freedom, weight: NDArray[np.float64] | None = None
-    ) -> NDArray[np.float64]:
-        """Placement near `matrix` under which expression explains most of the MSI components.
-
-        Parameters
-        ----------
-        matrix
-            MSI -> ST.
-        freedom
-            How far the section may be stretched from there.
-        weight
-            Of each spot, shape (n,); `None`: equal.
-        """
+    def refine(self, matrix: Floats, freedom: Freedom, weight: Floats | None = None) -> Floats:
+        """Placement near `matrix` (MSI -> ST) under which expression explains most; `weight` is that of each spot."""
         # spots well inside the MSI tissue, so that the set stays the same while the placement moves
         at = self.moving.index(apply_affine(inverse(matrix), self.spots))
         depth = sample_images(self.moving.distance[None], at)[0][0]
@@ -104,45 +78,29 @@ class CrossModal:
         w = np.sqrt(w / w.sum())
         x = np.column_stack([np.ones(len(spots)), self.expression[inside]]) * w[:, None]
         q, _ = np.linalg.qr(x)
-        centre = spots.mean(axis=0)
-        adjustment = Adjustment(inverse(matrix), centre, float(np.hypot(*(spots - centre).T).mean()))
-        spread = np.array([np.inf, freedom.scale, freedom.stretch, freedom.stretch, np.inf, np.inf])
+        adjustment = Adjustment.about(inverse(matrix), spots)
         first = w / np.linalg.norm(w)
 
-        def cost(p: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            position = apply_affine(adjustment.matrix(p), spots)
+        def score(to_msi: Floats) -> tuple[float, Floats]:
+            position = apply_affine(to_msi, spots)
             value, slope = sample_images(self.images, self.moving.index(position))
             slope = slope / self.moving.spacing
             y = value * w
             projected = y @ q
             against = y @ first
             explained = (projected**2).sum(axis=1) - against**2
-            total = (y**2).sum(axis=1) - against**2
-            total = np.maximum(total, 1e-12)
+            total = np.maximum((y**2).sum(axis=1) - against**2, 1e-12)
             share = explained / total
             by_y = 2 * (projected @ q.T - against[:, None] * first) / total[:, None]
             by_y -= 2 * (share / total)[:, None] * (y - against[:, None] * first)
-            by_position = ((by_y * w)[:, :, None] * slope).mean(axis=0)
-            gradient = adjustment.chain(p, spots, by_position)
-            prior = 0.5 * _PRIOR * float(((p / spread) ** 2).sum())
-            return prior - float(share.mean()), _PRIOR * p / spread**2 - gradient
+            return float(share.mean()), ((by_y * w)[:, :, None] * slope).mean(axis=0)
 
-        found = minimize(cost, np.zeros(6), jac=True, method="L-BFGS-B", options={"maxiter": 80, "ftol": 1e-8})
-        return inverse(adjustment.matrix(found.x))
+        p = adjustment.best(score, spots, np.zeros(6), freedom, prior=_PRIOR, maxiter=80, ftol=1e-8)
+        return inverse(adjustment.matrix(p))
 
 
-def component_images(moving: TissueRaster, values: NDArray[np.float64], sigma: float) -> NDArray[np.float64]:
-    """Values of the tissue pixels as smoothed images that continue beyond the tissue.
-
-    Parameters
-    ----------
-    moving
-        The raster.
-    values
-        Shape (pixels, q).
-    sigma
-        Of the Gaussian, micrometres.
-    """
+def component_images(moving: TissueRaster, values: Floats, sigma: float) -> Floats:
+    """Values of the tissue pixels, shape (pixels, q), as smoothed images that continue beyond the tissue."""
     shape = moving.distance.shape
     col, row = np.round(moving.index(moving.xy)).astype(int).T
     filled = np.zeros(shape, bool)
@@ -158,16 +116,7 @@ def component_images(moving: TissueRaster, values: NDArray[np.float64], sigma: f
     return out
 
 
-def spatial_blocks(xy: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Compact groups of places of about the same size."""
-    from sklearn.cluster import KMeans
-
-    n = min(n, len(xy))
-    seed = int(rng.integers(2**31))
-    return np.asarray(KMeans(n, n_init=1, random_state=seed).fit_predict(xy), dtype=np.int64)
-
-
-def _held_out(x: NDArray[np.float64], y: NDArray[np.float64], fold: NDArray[np.int64]) -> float:
+def _held_out(x: Floats, y: Floats, fold: NDArray[np.int64]) -> float:
     error, total = np.zeros(y.shape[1]), np.zeros(y.shape[1])
     x = (x - x.mean(axis=0)) / np.maximum(x.std(axis=0), 1e-9)
     for k in np.unique(fold):
@@ -183,43 +132,17 @@ def _held_out(x: NDArray[np.float64], y: NDArray[np.float64], fold: NDArray[np.i
     return float(np.maximum(1 - error / np.maximum(total, 1e-12), 0).mean())
 
 
-def reference_matrices(
-    matrix: NDArray[np.float64], data: CrossModal, n: int, rng: np.random.Generator
-) -> list[NDArray[np.float64]]:
-    """Placements that are wrong but overlap: the section turned about its middle, either side up.
+def reference_matrices(matrix: Floats, data: CrossModal, n: int, rng: np.random.Generator) -> list[Floats]:
+    """Placements that are wrong but overlap: the section turned by at least 25 degrees, either side up, and shifted.
 
-    Maps are smooth, so even a wrong placement explains something; how much, these tell. Turns are at least 25 degrees and
-    shifts a fifth of the radius of the tissue.
+    Maps are smooth, so even a wrong placement explains something; how much, these tell.
     """
     middle = np.median(apply_affine(matrix, data.moving.xy), axis=0)
     radius = float(np.median(np.hypot(*(data.spots - data.spots.mean(axis=0)).T)))
     out = []
     for k in range(n):
         angle = rng.uniform(np.radians(25), 2 * np.pi - np.radians(25))
-        c, s = np.cos(angle), np.sin(angle)
-        turn = np.eye(3)
-        turn[:2, :2] = np.array([[c, -s], [s, c]]) @ np.diag([-1.0 if k % 2 else 1.0, 1.0])
+        linear = turn(angle) @ (MIRROR if k % 2 else np.eye(2))
         target = data.spots.mean(axis=0) + rng.normal(0, 0.2 * radius, 2)
-        turn[:2, 2] = target - turn[:2, :2] @ middle
-        out.append(turn @ matrix)
+        out.append(homogeneous(linear, target - linear @ middle) @ matrix)
     return out
-
-
-def unbiased_information(x: NDArray[np.float64], y: NDArray[np.float64], n_bins: int = 12) -> float:
-    """Mutual information of two samples in nats, by quantile bins, with the bias of Miller and Madow taken off.
-
-    References
-    ----------
-    G. A. Miller. Note on the bias of information estimates. Information Theory in Psychology, 95-100 (1955).
-    """
-    if len(x) < _MIN_SPOTS:
-        return float("nan")
-    n_bins = int(min(n_bins, np.sqrt(len(x) / 5) + 1))
-    edges = np.linspace(0, 1, n_bins + 1)[1:-1]
-    a, b = (np.searchsorted(np.quantile(v, edges), v, side="right") for v in (x, y))
-    joint = np.bincount(a * n_bins + b, minlength=n_bins**2).reshape(n_bins, n_bins) / len(x)
-    product = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
-    some = joint > 0
-    information = float((joint[some] * np.log(joint[some] / product[some])).sum())
-    filled = some.sum() - (joint.sum(axis=1) > 0).sum() - (joint.sum(axis=0) > 0).sum() + 1
-    return max(0.0, information - float(filled) / (2 * len(x)))

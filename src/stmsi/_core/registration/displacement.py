@@ -1,4 +1,7 @@
-"""A smooth displacement that brings two modalities together, from their intensities."""
+"""A smooth displacement that brings two modalities together, from their intensities.
+
+scikit-image's optical flow compares images of one contrast; here genes and metabolites are made comparable first.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,13 @@ from scipy.ndimage import gaussian_filter, map_coordinates
 from scipy.spatial import cKDTree
 
 from stmsi._core.registration.agreement import BINS, canonical, held_out_components, mutual_information
-from stmsi._core.registration.warps import Field
+from stmsi._core.registration.warps import Field, Floats
 
 _N_COMPONENTS = 4
+_STIFFNESS = 0.3
+"""Weight of the bending, relative to that of the data."""
+_N_OUTER, _N_INNER = 4, 6
+"""Rounds of analysis, and Gauss-Newton steps in each."""
 _MAX_PIXELS = 6000
 """Pixels that take part: a smooth field needs no more."""
 _MIN_KEPT = 0.97
@@ -25,15 +32,7 @@ _MIN_CORRELATION = 0.3
 
 @dataclass(frozen=True)
 class Flow:
-    """A displacement of pixels and what it did to the agreement of the two modalities.
-
-    Attributes
-    ----------
-    field
-        The displacement; `None` where none made the agreement better.
-    before, after
-        Mutual information (nats) of the first canonical pair, each spot from an analysis without its surroundings.
-    """
+    """A displacement of pixels (`None`: none helped), and the :func:`agreement` before and after."""
 
     field: Field | None
     before: float
@@ -44,36 +43,25 @@ class Flow:
 class _Grid:
     """A regular grid over the section."""
 
-    origin: NDArray[np.float64]
+    origin: Floats
     spacing: float
     shape: tuple[int, int]
 
-    def index(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    @classmethod
+    def around(cls, points: Floats, margin: float, spacing: float) -> _Grid:
+        """A grid over points, with a margin."""
+        cols, rows = np.ceil((np.ptp(points, axis=0) + 2 * margin) / spacing).astype(int) + 1
+        return cls(points.min(axis=0) - margin, spacing, (int(rows), int(cols)))
+
+    def index(self, xy: Floats) -> Floats:
         """Positions in units of the grid, rows first, shape (2, n)."""
         return ((xy - self.origin) / self.spacing).T[::-1]
 
 
-def agreement(
-    spots: NDArray[np.float64],
-    st: NDArray[np.float64],
-    pixels: NDArray[np.float64],
-    msi: NDArray[np.float64],
-    reach: float,
-) -> float:
-    """Mutual information (nats) of two modalities at the spots.
+def agreement(spots: Floats, st: Floats, pixels: Floats, msi: Floats, reach: float) -> float:
+    """Mutual information (nats) of the first canonical pair at the spots, held out by blocks; NaN: too little overlap.
 
-    Parameters
-    ----------
-    spots, pixels
-        Places in one frame, shape (n, 2) and (m, 2).
-    st, msi
-        Components of each, shape (n, k) and (m, l).
-    reach
-        Distance up to which a pixel belongs to a spot.
-
-    Returns
-    -------
-    Of the first canonical pair, each spot from an analysis without its surroundings; NaN with too little overlap.
+    `reach` is how far a pixel may lie from its spot.
     """
     at_spots, covered = values_at_spots(spots, pixels, msi, reach)
     if covered.sum() < 4 * (st.shape[1] + msi.shape[1]):
@@ -81,18 +69,7 @@ def agreement(
     return mutual_information(*held_out_components(st[covered], at_spots[covered], spots[covered]))
 
 
-def estimate_flow(
-    spots: NDArray[np.float64],
-    st: NDArray[np.float64],
-    pixels: NDArray[np.float64],
-    msi: NDArray[np.float64],
-    *,
-    pitch: float,
-    length: float,
-    stiffness: float = 0.3,
-    n_outer: int = 4,
-    n_inner: int = 6,
-) -> Flow:
+def estimate_flow(spots: Floats, st: Floats, pixels: Floats, msi: Floats, *, pitch: float, length: float) -> Flow:
     r"""Move pixels smoothly until they say what the spots say.
 
     The modalities are made comparable by canonical correlation analysis at the spots (sign and scale free). The
@@ -100,47 +77,26 @@ def estimate_flow(
 
     .. math:: \sum_{p,k} \frac{(g_k(p + v(p)) - m_k(p))^2}{1 - \rho_k^2} + \alpha\,|\Delta c|^2
 
-    where :math:`g_k, m_k` are canonical components of the spots and pixels, both smoothed over a pitch and brought to one
-    contrast, :math:`\rho_k` their correlation and :math:`\Delta c` second differences of the control points; residuals
-    weigh less beyond 1.5 of their spread (Huber). Analysis and displacement take
-    turns. A displacement that does not raise the mutual information at the spots, with the analysis held out by blocks, is
-    not returned.
-
-    Parameters
-    ----------
-    spots, pixels
-        Places in the ST frame, after an affine alignment, shape (n, 2) and (m, 2).
-    st, msi
-        Components of each, shape (n, k) and (m, l).
-    pitch
-        Of the spots.
-    length
-        Spacing of the control points: the field cannot bend within less.
-    stiffness
-        :math:`\alpha`, relative to the weight of the data.
-    n_outer, n_inner
-        Rounds of analysis, and Gauss-Newton steps in each.
-
-    Returns
-    -------
-    The displacement, and the mutual information before and after.
+    where :math:`g_k, m_k` are canonical components of spots and pixels at one contrast, smoothed over a pitch,
+    :math:`\rho_k` their correlation and :math:`\Delta c` second differences of the control points (Huber weights beyond
+    1.5 spreads). Analysis and displacement take turns. Only a displacement that raises the held-out :func:`agreement`
+    is returned.
     """
     reach = 0.75 * pitch
     before = agreement(spots, st, pixels, msi, reach)
     if not np.isfinite(before):
         return Flow(None, before, before)
     n_covered = int(values_at_spots(spots, pixels, msi, reach)[1].sum())
-    image = _Grid(spots.min(axis=0) - 3 * pitch, pitch / 2, _shape(spots, 3 * pitch, pitch / 2))
+    image = _Grid.around(spots, 3 * pitch, pitch / 2)
     _, tissue = _splat(image, spots, np.ones((len(spots), 1)))
-    step = max(1, len(pixels) // _MAX_PIXELS)
-    used = np.arange(0, len(pixels), step)
+    used = np.arange(0, len(pixels), max(1, len(pixels) // _MAX_PIXELS))
     low = pixels.min(axis=0)
     basis, shape = _basis(pixels, low, length)
     bending = _bending(shape)
     control = np.zeros((basis.shape[1], 2))
     smooth_msi = _smoothed(pixels, msi, pitch)
     best, best_score = control.copy(), before
-    for _ in range(n_outer):
+    for _ in range(_N_OUTER):
         moved = pixels + basis @ control
         at_spots, covered = values_at_spots(spots, moved, msi, reach)
         if covered.sum() < 4 * (st.shape[1] + msi.shape[1]):
@@ -154,7 +110,7 @@ def estimate_flow(
         source = found.of_y(smooth_msi)[used][:, strong]
         by_row, by_col = np.gradient(target, image.spacing, axis=(0, 1))
         target_gradient = (np.asarray(by_col), np.asarray(by_row))  # x, y
-        for _ in range(n_inner):
+        for _ in range(_N_INNER):
             place = image.index(pixels[used] + basis[used] @ control)
             seen = map_coordinates(tissue, place, order=1, cval=0.0) > 0.5
             if seen.sum() < 50:
@@ -175,7 +131,7 @@ def estimate_flow(
                 weighted = jacobian.multiply(robust[:, None]).tocsr()
                 normal = normal + weighted.T @ jacobian
                 right += weighted.T @ residual
-            scale = stiffness * float(normal.diagonal().mean())
+            scale = _STIFFNESS * float(normal.diagonal().mean())
             prior = sp.block_diag([scale * bending] * 2).tocsr()
             system = (normal + prior + 1e-3 * scale * sp.eye(2 * len(control))).toarray()
             change = np.linalg.solve(system, right - prior @ control.T.ravel()).reshape(2, -1).T
@@ -197,14 +153,7 @@ def estimate_flow(
     return Flow(_as_field(pixels, low, length, shape, best, pitch), before, best_score)
 
 
-def _shape(points: NDArray[np.float64], margin: float, spacing: float) -> tuple[int, int]:
-    cols, rows = np.ceil((np.ptp(points, axis=0) + 2 * margin) / spacing).astype(int) + 1
-    return int(rows), int(cols)
-
-
-def values_at_spots(
-    spots: NDArray[np.float64], pixels: NDArray[np.float64], values: NDArray[np.float64], reach: float
-) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def values_at_spots(spots: Floats, pixels: Floats, values: Floats, reach: float) -> tuple[Floats, NDArray[np.bool_]]:
     """Mean of the pixels around each spot, and whether there are any."""
     near = cKDTree(pixels).sparse_distance_matrix(cKDTree(spots), reach, output_type="coo_matrix")
     weights = sp.csr_matrix((np.ones(len(near.row)), (near.col, near.row)), shape=(len(spots), len(pixels)))
@@ -212,9 +161,7 @@ def values_at_spots(
     return (weights @ values) / np.maximum(count, 1)[:, None], count > 0
 
 
-def _splat(
-    grid: _Grid, xy: NDArray[np.float64], values: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _splat(grid: _Grid, xy: Floats, values: Floats) -> tuple[Floats, Floats]:
     """Values at scattered places as smooth images, shape (rows, cols, n), and where there are any (0 to 1)."""
     place = np.round(grid.index(xy)).astype(int)
     inside = ((place >= 0) & (place < np.array(grid.shape)[:, None])).all(axis=0)
@@ -230,9 +177,9 @@ def _splat(
     return np.stack(images, axis=-1) / np.maximum(weight, 1e-3 * level)[..., None], np.minimum(weight / level, 1.0)
 
 
-def _smoothed(pixels: NDArray[np.float64], values: NDArray[np.float64], pitch: float) -> NDArray[np.float64]:
+def _smoothed(pixels: Floats, values: Floats, pitch: float) -> Floats:
     """Pixel values blended over a pitch, as the spots' image is."""
-    grid = _Grid(pixels.min(axis=0) - pitch, pitch / 2, _shape(pixels, pitch, pitch / 2))
+    grid = _Grid.around(pixels, pitch, pitch / 2)
     image, _ = _splat(grid, pixels, values)
     return np.column_stack(
         [map_coordinates(image[..., k], grid.index(pixels), order=1) for k in range(values.shape[1])]
@@ -240,7 +187,7 @@ def _smoothed(pixels: NDArray[np.float64], values: NDArray[np.float64], pitch: f
 
 
 def _basis(
-    xy: NDArray[np.float64], low: NDArray[np.float64], length: float, n: tuple[int, int] | None = None
+    xy: Floats, low: Floats, length: float, n: tuple[int, int] | None = None
 ) -> tuple[sp.csr_matrix, tuple[int, int]]:
     """Cubic B-splines at points, shape (n, control points), and the grid of control points (x, y)."""
     if n is None:
@@ -269,17 +216,10 @@ def _bending(n: tuple[int, int]) -> sp.csr_matrix:
     return sp.csr_matrix(sum(p.T @ p for p in parts))
 
 
-def _as_field(
-    pixels: NDArray[np.float64],
-    low: NDArray[np.float64],
-    length: float,
-    n: tuple[int, int],
-    control: NDArray[np.float64],
-    pitch: float,
-) -> Field:
+def _as_field(pixels: Floats, low: Floats, length: float, n: tuple[int, int], control: Floats, pitch: float) -> Field:
     """The displacement on a grid that holds it without loss to speak of."""
     spacing = min(length / 4, pitch)
-    grid = _Grid(low - spacing, spacing, _shape(pixels, spacing, spacing))
+    grid = _Grid.around(pixels, spacing, spacing)
     y, x = np.indices(grid.shape)
     places = np.column_stack([x.ravel(), y.ravel()]) * spacing + grid.origin
     basis, _ = _basis(places, low, length, n)

@@ -1,4 +1,7 @@
-"""Landmarks that agree with one another, among some that do not."""
+"""Landmarks that agree with one another, among some that do not.
+
+RANSAC is scikit-image's; least median of squares, which needs no limit, is own code, because scikit-image has none.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from stmsi._core.registration.warps import Floats
+
 RobustMethod = Literal["ransac", "lmeds"]
 METHODS: tuple[RobustMethod, ...] = get_args(RobustMethod)
 _MAX_TRIALS = 1000
@@ -20,49 +25,21 @@ _RAYLEIGH_99 = 3.035
 """Length that one error in a hundred exceeds."""
 _REFITS = 3
 
-MapOf = Callable[[NDArray[np.int64]], "NDArray[np.float64] | None"]
+Rng = np.random.Generator | int | None
+ErrorsOf = Callable[[NDArray[np.int64]], "Floats | None"]
 
 
 def consensus(
-    mapped: MapOf,
-    moving: NDArray[np.float64],
-    fixed: NDArray[np.float64],
-    *,
-    method: RobustMethod,
-    n_min: int,
-    max_error: float,
-    rng: np.random.Generator | int | None,
+    errors_of: ErrorsOf, moving: Floats, size: float, *, method: RobustMethod, n_min: int, max_error: float, rng: Rng
 ) -> NDArray[np.bool_]:
-    """Which landmarks are right.
+    """Which landmarks are right, shape (n,).
 
-    Parameters
-    ----------
-    mapped
-        Where the transformation fitted to some rows puts all landmarks, shape (n, 2); `None` where it cannot be fitted.
-    moving, fixed
-        Where they are and where they belong, shape (n, 2).
-    method
-        ``"ransac"``: the largest set within `max_error` (Fischler and Bolles 1981,
-        https://doi.org/10.1145/358669.358692). ``"lmeds"``: the transformation with the least median error, and the
-        landmarks within the spread that this median implies (Rousseeuw 1984,
-        https://doi.org/10.1080/01621459.1984.10477105); it needs no limit, but half of the landmarks must be right.
-    n_min
-        Landmarks that fix the transformation.
-    max_error
-        Of a right landmark, for RANSAC.
-    rng
-        For the random samples, where there are too many to try all.
-
-    Returns
-    -------
-    Boolean, shape (n,).
-
-    Raises
-    ------
-    ValueError
-        An unknown method, too few landmarks, or too few that agree.
+    `errors_of` fits the transformation to some rows and returns the errors of all; `size` is the extent of the section.
+    ``"ransac"``: the largest set within `max_error` (Fischler and Bolles 1981, https://doi.org/10.1145/358669.358692).
+    ``"lmeds"``: the landmarks within the spread that the least median error implies; half must be right (Rousseeuw
+    1984, https://doi.org/10.1080/01621459.1984.10477105).
     """
-    n = len(fixed)
+    n = len(moving)
     if method not in METHODS:
         msg = f"robust={method!r} is not known; choose one of {METHODS}, or None."
         raise ValueError(msg)
@@ -73,10 +50,10 @@ def consensus(
         msg = f"max_error is a positive number of micrometres, found {max_error!r}."
         raise ValueError(msg)
     if method == "ransac":
-        kept = _ransac(mapped, fixed, n_min, max_error, rng)
+        kept = _ransac(errors_of, n, n_min, max_error, rng)
     else:
-        kept = _lmeds(mapped, fixed, n_min, rng)
-        kept = None if kept is None else _readmit(mapped, moving, fixed, kept)
+        kept = _lmeds(errors_of, n, n_min, size, rng)
+        kept = None if kept is None else _readmit(errors_of, moving, kept)
     if kept is None or kept.sum() < min(n_min + 1, n):
         remedy = "raise max_error, or " if method == "ransac" else ""
         found = 0 if kept is None else int(kept.sum())
@@ -88,98 +65,74 @@ def consensus(
     return kept
 
 
-def _ransac(
-    mapped: MapOf,
-    fixed: NDArray[np.float64],
-    n_min: int,
-    max_error: float,
-    rng: np.random.Generator | int | None,
-) -> NDArray[np.bool_] | None:
+def _ransac(errors_of: ErrorsOf, n: int, n_min: int, max_error: float, rng: Rng) -> NDArray[np.bool_] | None:
     from skimage.measure import ransac
 
     class Candidate:
         """What scikit-image asks of a model; its data are row numbers."""
 
         def __init__(self) -> None:
-            self.moved: NDArray[np.float64] | None = None
+            self.errors: Floats | None = None
 
         def estimate(self, rows: NDArray[np.int64]) -> bool:
-            self.moved = mapped(rows.ravel())
-            return self.moved is not None
+            self.errors = errors_of(rows.ravel())
+            return self.errors is not None
 
         @classmethod
         def from_estimate(cls, rows: NDArray[np.int64]) -> Candidate | None:
             out = cls()
             return out if out.estimate(rows) else None
 
-        def residuals(self, rows: NDArray[np.int64]) -> NDArray[np.float64]:
-            assert self.moved is not None  # scikit-image asks only models that were estimated
-            return np.hypot(*(self.moved - fixed).T)[rows.ravel()]
+        def residuals(self, rows: NDArray[np.int64]) -> Floats:
+            assert self.errors is not None  # scikit-image asks only models that were estimated
+            return self.errors[rows.ravel()]
 
-    rows = np.arange(len(fixed))[:, None]
-    if not any(mapped(np.asarray(s)) is not None for s in _samples(len(fixed), n_min, rng)):
+    if not any(errors_of(np.asarray(s)) is not None for s in _samples(n, n_min, rng)):
         return None
     with warnings.catch_warnings():
         # that no sample has inliers is told below
         warnings.filterwarnings("ignore", message="(No inliers found|Estimated model is not valid)")
         _, inliers = ransac(
-            rows,
-            Candidate,
-            min_samples=n_min,
-            residual_threshold=max_error,
-            max_trials=_MAX_TRIALS,
-            stop_probability=0.9999,
-            rng=np.random.default_rng(rng),
-        )
+            np.arange(n)[:, None], Candidate, min_samples=n_min, residual_threshold=max_error,
+            max_trials=_MAX_TRIALS, stop_probability=0.9999, rng=np.random.default_rng(rng),
+        )  # fmt: skip
     if inliers is None:
         return None
     # the sample that won was random; those near its consensus belong to it too
     for _ in range(_REFITS):
-        moved = mapped(np.flatnonzero(inliers))
-        if moved is None:
+        errors = errors_of(np.flatnonzero(inliers))
+        if errors is None:
             break
-        inliers = np.hypot(*(moved - fixed).T) < max_error
+        inliers = errors < max_error
     return np.asarray(inliers, dtype=bool)
 
 
-def _lmeds(
-    mapped: MapOf, fixed: NDArray[np.float64], n_min: int, rng: np.random.Generator | int | None
-) -> NDArray[np.bool_] | None:
-    n = len(fixed)
+def _lmeds(errors_of: ErrorsOf, n: int, n_min: int, size: float, rng: Rng) -> NDArray[np.bool_] | None:
     # the sample itself fits by construction: the median is that of the whole, less what the sample makes up
     rank = (n + n_min) // 2
     best, best_errors = np.inf, None
     for sample in _samples(n, n_min, rng):
-        moved = mapped(np.asarray(sample))
-        if moved is None:
-            continue
-        errors = np.hypot(*(moved - fixed).T)
-        median = np.partition(errors, rank)[rank]
-        if median < best:
+        errors = errors_of(np.asarray(sample))
+        if errors is not None and (median := np.partition(errors, rank)[rank]) < best:
             best, best_errors = float(median), errors
     if best_errors is None:
         return None
     # small samples fit themselves too well (Rousseeuw and Leroy 1987, p. 44)
     sigma = (1 + 5 / (n - n_min)) * best / _RAYLEIGH_MEDIAN
-    size = float(np.ptp(fixed, axis=0).max())
     return best_errors <= max(_RAYLEIGH_99 * sigma, 1e-6 * size)
 
 
-def _readmit(
-    mapped: MapOf, moving: NDArray[np.float64], fixed: NDArray[np.float64], kept: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
+def _readmit(errors_of: ErrorsOf, moving: Floats, kept: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """Take landmarks back that the others do not contradict.
 
-    Where tissue is deformed, the best half can agree by chance, and a landmark far from it is expected to be off: the
-    spread of the kept ones grows with the leverage of the place.
+    Where tissue is deformed, the best half can agree by chance; the expected error of the others grows with leverage.
     """
     design = np.column_stack([moving - moving.mean(axis=0), np.ones(len(moving))])
     for _ in range(len(moving)):
-        moved = mapped(np.flatnonzero(kept))
+        errors = errors_of(np.flatnonzero(kept))
         free = 2 * kept.sum() - 6
-        if moved is None or free <= 0 or kept.all():
+        if errors is None or free <= 0 or kept.all():
             break
-        errors = np.hypot(*(moved - fixed).T)
         # the kept ones are the best of all: their spread is that of a normal one cut off at its share
         cut = -np.log(1 - kept.mean())
         share = 1 - cut * np.exp(-cut) / (1 - np.exp(-cut))
@@ -194,7 +147,7 @@ def _readmit(
     return kept
 
 
-def _samples(n: int, size: int, rng: np.random.Generator | int | None) -> list[tuple[int, ...]]:
+def _samples(n: int, size: int, rng: Rng) -> list[tuple[int, ...]]:
     """All samples, or as many random ones as are worth trying."""
     if comb(n, size) <= _MAX_TRIALS:
         return list(combinations(range(n), size))

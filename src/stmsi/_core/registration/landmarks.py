@@ -1,4 +1,7 @@
-"""Transformations between the MSI and the ST frame, estimated from landmarks."""
+"""Transformations between the MSI and the ST frame, estimated from landmarks.
+
+The fits are scikit-image's; own code checks the clicks, finds mirrored sections and leaves landmarks out.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,8 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from stmsi._core.registration.landmark_consensus import RobustMethod, consensus
-from stmsi._core.registration.warps import Homography, Step, ThinPlate, nearest_affine
+from stmsi._core.registration.landmark_consensus import Rng, RobustMethod, consensus
+from stmsi._core.registration.warps import Floats, Homography, Step, ThinPlate, homogeneous, nearest_affine
 
 TransformModel = Literal["rigid", "similarity", "affine", "projective", "thin_plate"]
 MODELS: tuple[TransformModel, ...] = get_args(TransformModel)
@@ -24,30 +27,14 @@ _MIRROR = np.diag([-1.0, 1.0, 1.0])
 class Fit:
     """A transformation and how well it meets its landmarks.
 
-    Attributes
-    ----------
-    matrix
-        Homogeneous matrix, shape (3, 3), that maps MSI to ST coordinates; of models beyond affine, the affine part.
-    residual
-        Distance that remains at each landmark, in micrometres.
-    tre
-        Target registration error of each landmark when it is left out of the fit, in micrometres (NaN where too few
-        landmarks remain, and for landmarks that were taken out as wrong).
-    mirrored
-        Whether the section is mirrored.
-    outliers
-        Landmarks (rows) that were taken out as wrong clicks.
-    steps
-        The whole map where it is more than `matrix`; else empty.
-    smoothing
-        Of the thin-plate spline.
-    sigma
-        Standard deviation of a landmark along one axis, from the residuals; NaN where none are free.
+    matrix: MSI -> ST, shape (3, 3); of models beyond affine the affine part, with the whole map in `steps`.
+    residual, tre: distance (um) at each landmark, in the fit and left out of it (NaN: outliers, too few remain).
+    outliers: rows taken out as wrong clicks. smoothing: of the spline. sigma: of a landmark along one axis (NaN: none free).
     """
 
-    matrix: NDArray[np.float64]
-    residual: NDArray[np.float64]
-    tre: NDArray[np.float64]
+    matrix: Floats
+    residual: Floats
+    tre: Floats
     mirrored: bool
     outliers: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     steps: tuple[Step, ...] = ()
@@ -60,52 +47,26 @@ class Fit:
         return self.steps[0] if self.steps else Homography(self.matrix)
 
 
-def apply_affine(matrix: NDArray[np.float64], xy: NDArray[np.float64]) -> NDArray[np.float64]:
+def apply_affine(matrix: Floats, xy: Floats) -> Floats:
     """Transform points, shape (n, 2), with a homogeneous matrix."""
     return xy @ matrix[:2, :2].T + matrix[:2, 2]
 
 
 def fit_landmarks(
-    moving: NDArray[np.float64],
-    fixed: NDArray[np.float64],
+    moving: Floats,
+    fixed: Floats,
     model: TransformModel = "similarity",
     *,
     robust: RobustMethod | None = None,
     max_error: float = 250.0,
     smoothing: float | None = None,
-    rng: np.random.Generator | int | None = 0,
+    rng: Rng = 0,
 ) -> Fit:
-    """Transformation that maps the moving onto the fixed landmarks.
+    """Transformation that maps the moving onto the fixed landmarks, shape (n, 2), with leave-one-out errors.
 
-    Mirrored sections are found by fitting both handednesses and keeping the better one; a tie (landmarks that lie on
-    a line) goes to the unmirrored fit. The affine and projective models are scikit-image's normalised direct linear
-    transformation: total least squares.
-
-    Parameters
-    ----------
-    moving, fixed
-        Landmarks, shape (n, 2), in micrometres, row by row.
-    model
-        ``"rigid"`` (rotation, shift), ``"similarity"`` (and scale), ``"affine"``, ``"projective"`` or
-        ``"thin_plate"`` (a smoothed thin-plate spline).
-    robust
-        ``"ransac"`` or ``"lmeds"``: find wrong landmarks and leave them out.
-    max_error
-        Residual up to which RANSAC takes a landmark as right.
-    smoothing
-        Of the thin-plate spline, with coordinates scaled to unit spread; `None`: the one of :data:`SMOOTHING` with the
-        smallest leave-one-landmark-out error.
-    rng
-        For the random samples.
-
-    Returns
-    -------
-    The fit, with leave-one-landmark-out errors.
-
-    Raises
-    ------
-    ValueError
-        Too few, unequal, duplicate or collinear landmarks, NaN coordinates, or too few that agree.
+    Both handednesses are fitted and the better one is kept; a tie (landmarks on a line) goes to the unmirrored fit.
+    `robust` leaves wrong landmarks out. Without `smoothing`, the spline takes the one of :data:`SMOOTHING` with the
+    smallest leave-one-out error.
     """
     moving, fixed = _check_landmarks(moving, fixed, model)
     if smoothing is not None and not (np.isfinite(smoothing) and smoothing >= 0):
@@ -116,17 +77,14 @@ def fit_landmarks(
         # a thin-plate spline bends to any click: wrong ones are those that an affine map does not explain
         rough: TransformModel = "affine" if model == "thin_plate" else model
 
-        def mapped(rows: NDArray[np.int64]) -> NDArray[np.float64] | None:
-            if _collinear(moving[rows]) or _collinear(fixed[rows]):
-                return None
-            try:
-                return _estimate(moving[rows], fixed[rows], rough, 0.0)(moving)
-            except ValueError:
-                return None
+        def errors_of(rows: NDArray[np.int64]) -> Floats | None:
+            found = _estimate_or_none(moving[rows], fixed[rows], rough, 0.0)
+            return None if found is None else np.hypot(*(found(moving) - fixed).T)
 
         kept = consensus(
-            mapped, moving, fixed, method=robust, n_min=max(3, _MIN_LANDMARKS[rough]), max_error=max_error, rng=rng
-        )
+            errors_of, moving, float(np.ptp(fixed, axis=0).max()),
+            method=robust, n_min=max(3, _MIN_LANDMARKS[rough]), max_error=max_error, rng=rng,
+        )  # fmt: skip
         try:
             _check_landmarks(moving[kept], fixed[kept], model)
         except ValueError as error:
@@ -151,53 +109,23 @@ def fit_landmarks(
     sigma = np.nan
     if free > 0 and len(errors):
         sigma = float(np.sqrt((errors**2).sum() / (2 * len(errors) if model == "thin_plate" else free)))
-    return Fit(
-        matrix,
-        residual,
-        tre,
-        bool(np.linalg.det(matrix[:2, :2]) < 0),
-        np.flatnonzero(~kept),
-        steps,
-        chosen if model == "thin_plate" else np.nan,
-        sigma,
-    )
+    mirrored, smoothed = bool(np.linalg.det(matrix[:2, :2]) < 0), chosen if model == "thin_plate" else np.nan
+    return Fit(matrix, residual, tre, mirrored, np.flatnonzero(~kept), steps, smoothed, sigma)
 
 
 def perturbations(
-    points: NDArray[np.float64],
-    sigma: float,
-    n: int,
-    rng: np.random.Generator,
-    model: TransformModel = "similarity",
-) -> NDArray[np.float64]:
-    """Transformations by which an alignment may be off: a parametric bootstrap of its landmarks.
+    points: Floats, sigma: float, n: int, rng: np.random.Generator, model: TransformModel = "similarity"
+) -> Floats:
+    """Matrices ST -> ST, shape (n, 3, 3), by which an alignment may be off: a parametric bootstrap of its landmarks.
 
-    Each landmark is moved by normal noise and the model is fitted again; what is returned maps the alignment that was
-    found to the one that the moved landmarks give.
-
-    Parameters
-    ----------
-    points
-        Landmarks where the alignment puts them, shape (m, 2), in the ST frame.
-    sigma
-        Standard deviation of a landmark along one axis.
-    n
-        How many.
-    rng
-        Random numbers.
-    model
-        As the alignment was fitted; beyond affine, the affine part is perturbed.
-
-    Returns
-    -------
-    Matrices from the ST frame to the ST frame, shape (n, 3, 3), to be applied after the alignment.
+    Each landmark (where the alignment puts it) is moved by normal noise and the model is fitted again; of models beyond
+    affine the affine part is perturbed.
     """
     linear: TransformModel = "affine" if model in ("projective", "thin_plate") else model
     # around the middle, so that far-off coordinates cost no precision
     centre = points.mean(axis=0)
     own = points - centre
-    there, back = np.eye(3), np.eye(3)
-    there[:2, 2], back[:2, 2] = -centre, centre
+    there, back = (homogeneous(np.eye(2), shift) for shift in (-centre, centre))
     out = np.empty((n, 3, 3))
     for i in range(n):
         noisy = own + rng.normal(0, sigma, own.shape)
@@ -206,59 +134,51 @@ def perturbations(
     return out
 
 
-def _choose_smoothing(moving: NDArray[np.float64], fixed: NDArray[np.float64]) -> float:
+def _choose_smoothing(moving: Floats, fixed: Floats) -> float:
     errors = [_leave_one_out(moving, fixed, "thin_plate", s) for s in SMOOTHING]
     score = [np.sqrt(np.nanmean(e**2)) if np.isfinite(e).any() else np.inf for e in errors]
     # with too few landmarks to leave one out, the smoothest
     return SMOOTHING[int(np.argmin(score))] if np.isfinite(score).any() else SMOOTHING[-1]
 
 
-def _leave_one_out(
-    moving: NDArray[np.float64], fixed: NDArray[np.float64], model: TransformModel, smoothing: float
-) -> NDArray[np.float64]:
+def _leave_one_out(moving: Floats, fixed: Floats, model: TransformModel, smoothing: float) -> Floats:
     tre = np.full(len(moving), np.nan)
     if len(moving) <= max(3, _MIN_LANDMARKS[model]):
         return tre
     for i in range(len(moving)):
         rest = np.arange(len(moving)) != i
-        if not _collinear(moving[rest]) and not _collinear(fixed[rest]):
-            try:
-                found = _estimate(moving[rest], fixed[rest], model, smoothing)
-            except ValueError:  # what remains is degenerate
-                continue
+        found = _estimate_or_none(moving[rest], fixed[rest], model, smoothing)
+        if found is not None:
             tre[i] = np.hypot(*(found(moving[i : i + 1]) - fixed[i]).T)[0]
     return tre
 
 
-def _estimate(
-    moving: NDArray[np.float64], fixed: NDArray[np.float64], model: TransformModel, smoothing: float
-) -> Homography | ThinPlate:
+def _estimate_or_none(
+    moving: Floats, fixed: Floats, model: TransformModel, smoothing: float
+) -> Homography | ThinPlate | None:
+    """The fit, or none where the landmarks are degenerate."""
+    if _collinear(moving) or _collinear(fixed):
+        return None
+    try:
+        return _estimate(moving, fixed, model, smoothing)
+    except ValueError:
+        return None
+
+
+def _estimate(moving: Floats, fixed: Floats, model: TransformModel, smoothing: float) -> Homography | ThinPlate:
     if model == "thin_plate":
         return ThinPlate(moving, fixed, smoothing)
     starts = (np.eye(3),) if model in ("affine", "projective") else (np.eye(3), _MIRROR)
     return Homography(_matrix(moving, fixed, model, starts))
 
 
-def _matrix(
-    moving: NDArray[np.float64],
-    fixed: NDArray[np.float64],
-    model: TransformModel,
-    starts: tuple[NDArray[np.float64], ...],
-) -> NDArray[np.float64]:
-    from skimage.transform import (
-        AffineTransform,
-        EuclideanTransform,
-        ProjectiveTransform,
-        SimilarityTransform,
-        estimate_transform,
-    )
+def _matrix(moving: Floats, fixed: Floats, model: TransformModel, starts: tuple[Floats, ...]) -> Floats:
+    from skimage.transform import estimate_transform
 
     kind = "euclidean" if model == "rigid" else model
     best, best_error = None, np.inf
     for start in starts:
-        found: AffineTransform | EuclideanTransform | ProjectiveTransform | SimilarityTransform = estimate_transform(
-            kind, apply_affine(start, moving), fixed
-        )
+        found = estimate_transform(kind, apply_affine(start, moving), fixed)
         if not found:
             continue
         matrix = np.asarray(found.params) @ start
@@ -275,14 +195,12 @@ def _matrix(
     return best
 
 
-def _collinear(points: NDArray[np.float64]) -> bool:
+def _collinear(points: Floats) -> bool:
     spread = np.linalg.svd(points - points.mean(axis=0), compute_uv=False)
     return bool(len(points) < 3 or spread[1] < 1e-6 * max(spread[0], 1e-300))
 
 
-def _check_landmarks(
-    moving: NDArray[np.float64], fixed: NDArray[np.float64], model: TransformModel
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _check_landmarks(moving: Floats, fixed: Floats, model: TransformModel) -> tuple[Floats, Floats]:
     moving, fixed = np.asarray(moving, dtype=float), np.asarray(fixed, dtype=float)
     if model not in MODELS:
         msg = f"model={model!r} is not known; choose one of {MODELS}."

@@ -1,4 +1,7 @@
-"""Registration of two tissue masks that nothing else connects: no landmarks, no intensities."""
+"""Registration of two tissue masks that nothing else connects: no landmarks, no intensities.
+
+Image registration (scikit-image) would count what lies beyond the capture frame, where ST saw nothing, as mismatch.
+"""
 
 from __future__ import annotations
 
@@ -6,9 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.fft import irfft2, next_fast_len, rfft2
-from scipy.optimize import minimize
 
 from stmsi._core.registration.landmarks import apply_affine
 from stmsi._core.registration.placements import (
@@ -20,8 +21,10 @@ from stmsi._core.registration.placements import (
     inverse,
     same_place,
     sample_images,
+    turn,
 )
 from stmsi._core.registration.tissue_masks import TissuePoints, TissueRaster
+from stmsi._core.registration.warps import Floats, homogeneous
 
 _UNMEASURED = 0.3
 """Cost of a tissue spot beyond a side where the MSI raster stopped within the tissue, as a share of the full cost."""
@@ -33,19 +36,18 @@ _N_JUDGED = 4
 _WIDTHS = (3.0, 1.5, 0.75)
 """Softness of the outline from the first to the last step, in spot pitches (or pixels, where those are larger)."""
 _PRIOR = 0.01
+_KEEP = 0.8
+"""Placements with less than this share of the best score are dropped."""
 
 
 class MaskOverlap:
     r"""Soft IoU of MSI tissue and spots, at the points of the ST frame only.
 
-    With the membership :math:`m_i` of point :math:`i` in the MSI tissue and its label :math:`t_i`,
-    :math:`\sum_i t_i m_i / \sum_i (w_i t_i + (1 - t_i) m_i)`. MSI tissue outside the capture frame meets no point and
-    costs nothing; :math:`w_i < 1` where the MSI raster stopped within the tissue.
+    With the membership :math:`m_i` of point :math:`i` in the MSI tissue and its label :math:`t_i` it is :math:`\sum_i
+    t_i m_i / \sum_i (w_i t_i + (1 - t_i) m_i)`; :math:`w_i < 1` where the MSI raster stopped within the tissue.
     """
 
-    def __init__(
-        self, moving: TissueRaster, fixed: TissuePoints, width: float, distance: NDArray[np.float64] | None = None
-    ):
+    def __init__(self, moving: TissueRaster, fixed: TissuePoints, width: float, distance: Floats | None = None):
         tissue = moving if distance is None else replace(moving, distance=distance)
         self.moving, self.fixed = moving, fixed
         self.bounded = bool((moving.measured < 1).any())
@@ -53,11 +55,11 @@ class MaskOverlap:
         self.images = np.stack(images)
         self.label = fixed.tissue.astype(float)
 
-    def at(self, to_msi: NDArray[np.float64]) -> float:
+    def at(self, to_msi: Floats) -> float:
         """Score of a matrix ST -> MSI."""
         return self._score(to_msi)[0]
 
-    def _score(self, to_msi: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def _score(self, to_msi: Floats) -> tuple[float, Floats]:
         position = apply_affine(to_msi, self.fixed.xy)
         value, slope = sample_images(self.images, self.moving.index(position))
         slope = slope / self.moving.spacing
@@ -72,25 +74,11 @@ class MaskOverlap:
             gradient += by_price[:, None] * slope[1]
         return float(shared / union), gradient
 
-    def refine(
-        self, adjustment: Adjustment, start: NDArray[np.float64], freedom: Freedom, *, affine: bool
-    ) -> NDArray[np.float64]:
+    def refine(self, adjustment: Adjustment, start: Floats, freedom: Freedom, *, affine: bool) -> Floats:
         """Best adjustment near `start`, six numbers."""
-        free = np.array([True, True, affine, affine, True, True])
-        spread = np.array([np.inf, freedom.scale, freedom.stretch, freedom.stretch, np.inf, np.inf])
-
-        def cost(q: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-            p = start.copy()
-            p[free] = q
-            score, by_position = self._score(adjustment.matrix(p))
-            gradient = adjustment.chain(p, self.fixed.xy, by_position)
-            prior = 0.5 * _PRIOR * float(((p / spread) ** 2).sum())
-            return prior - score, (_PRIOR * p / spread**2 - gradient)[free]
-
-        found = minimize(cost, start[free], jac=True, method="L-BFGS-B", options={"maxiter": 60, "ftol": 1e-7})
-        result = start.copy()
-        result[free] = found.x
-        return result
+        return adjustment.best(
+            self._score, self.fixed.xy, start, freedom, prior=_PRIOR, affine=affine, maxiter=60, ftol=1e-7
+        )
 
 
 def steps(moving: TissueRaster, fixed: TissuePoints) -> list[float]:
@@ -100,17 +88,12 @@ def steps(moving: TissueRaster, fixed: TissuePoints) -> list[float]:
 
 
 def coarse_placements(
-    moving: TissueRaster,
-    fixed: TissuePoints,
-    freedom: Freedom,
-    judge: Callable[[NDArray[np.float64]], float] | None = None,
-) -> list[NDArray[np.float64]]:
+    moving: TissueRaster, fixed: TissuePoints, freedom: Freedom, judge: Callable[[Floats], float] | None = None
+) -> list[Floats]:
     """Starts ST -> MSI: for both handednesses the best turns, each at its best shift.
 
-    Every turn in steps of ten degrees is scored at every shift, by Fourier transforms; so neither round nor square
-    tissue, whose principal axes are arbitrary, nor tissue cut by the frame, whose centre is not the centre of the
-    section, can mislead the start. Round tissue has many good turns: of those, `judge` (a matrix MSI -> ST to a number)
-    may add some to the ones with the best overlap.
+    Every turn in steps of ten degrees is scored at every shift by Fourier transforms, so that neither round nor square
+    nor cut tissue misleads the start. Round tissue has many good turns: `judge` (of a matrix MSI -> ST) may add some.
     """
     low = fixed.xy.min(axis=0)
     # of the smaller of both: a coarse raster must still show the shape of the smaller one
@@ -127,9 +110,8 @@ def coarse_placements(
     np.add.at(off, tuple(cell[~fixed.tissue].T[::-1]), 1)
     f_on, f_off = rfft2(on), rfft2(off)
     n_on = fixed.tissue.sum()
-    offset = (
-        np.stack(np.meshgrid(np.arange(n_moving), np.arange(n_moving)), axis=-1).reshape(-1, 2) - n_moving // 2
-    ) * step
+    place = np.arange(n_moving) - n_moving // 2
+    offset = np.stack(np.meshgrid(place, place), axis=-1).reshape(-1, 2) * step
     soft = moving.soft(1.5 * max(step, moving.pixel))
     bounded = bool((moving.measured < 1).any())
     images = np.stack([soft, 1 - moving.measured] if bounded else [soft])
@@ -138,8 +120,7 @@ def coarse_placements(
         for hand in (np.eye(2), MIRROR):
             scores, matrices = np.empty(_N_ANGLES), []
             for k, angle in enumerate(np.arange(_N_ANGLES) * 2 * np.pi / _N_ANGLES):
-                c, s = np.cos(angle), np.sin(angle)
-                linear = hand @ np.array([[c, -s], [s, c]]) / scale  # ST -> MSI
+                linear = hand @ turn(angle) / scale  # ST -> MSI
                 value = sample_images(images, moving.index(offset @ linear.T + centre))[0]
                 rotated = [rfft2(v.reshape(n_moving, n_moving), shape).conj() for v in value]
                 shared = irfft2(f_on * rotated[0], shape)
@@ -152,10 +133,7 @@ def coarse_placements(
                 # a shift beyond the middle is a negative one
                 shift = np.array([b - n if b >= n - n_moving else b for b, n in zip(best, shape, strict=True)])[::-1]
                 at = low + (shift + n_moving // 2 + 0.5) * step  # where the centre of the MSI tissue comes to lie
-                matrix = np.eye(3)
-                matrix[:2, :2] = linear
-                matrix[:2, 2] = centre - linear @ at
-                matrices.append(matrix)
+                matrices.append(homogeneous(linear, centre - linear @ at))
             everything += list(zip(scores, matrices, strict=True))
             peak = (scores >= np.roll(scores, 1)) & (scores >= np.roll(scores, -1))
             order = np.flatnonzero(peak)[np.argsort(-scores[peak], kind="stable")]
@@ -177,82 +155,44 @@ def place_masks(
     freedom: Freedom = KNOWN,
     *,
     affine: bool = True,
-    starts: list[NDArray[np.float64]] | None = None,
-    judge: Callable[[NDArray[np.float64]], float] | None = None,
-    keep: float = 0.8,
+    judge: Callable[[Floats], float] | None = None,
 ) -> list[Placement]:
-    """Ways to lay the MSI tissue onto the spots, best first.
-
-    Parameters
-    ----------
-    moving, fixed
-        Tissue of both modalities, in about the same unit of length.
-    freedom
-        How far the section may be stretched.
-    affine
-        Whether to refine a similarity to an affine transformation.
-    starts
-        Matrices ST -> MSI; `None`: :func:`coarse_placements`.
-    judge
-        Passed to :func:`coarse_placements`.
-    keep
-        Placements with less than this share of the best score are dropped.
-    """
-    starts = coarse_placements(moving, fixed, freedom, judge) if starts is None else starts
-    centre = fixed.xy[fixed.tissue].mean(axis=0)
-    radius = float(np.hypot(*(fixed.xy[fixed.tissue] - centre).T).mean())
+    """Ways to lay the MSI tissue onto the spots, best first; `judge` goes to :func:`coarse_placements`."""
     wide, middle, fine = (MaskOverlap(moving, fixed, w) for w in steps(moving, fixed))
     rough = []
-    for start in starts:
-        adjustment = Adjustment(_unit_scale(start), centre, radius)
-        p = np.zeros(6)
-        p[1] = np.log(np.sqrt(abs(np.linalg.det(start[:2, :2]))))
-        p[4:] = _shift_of(start, adjustment)
+    for start in coarse_placements(moving, fixed, freedom, judge):
+        scale = np.sqrt(abs(np.linalg.det(start[:2, :2])))
+        adjustment = Adjustment.about(homogeneous(start[:2, :2] / scale, np.zeros(2)), fixed.xy[fixed.tissue])
+        # the shift with which the adjustment takes its centre to where the start takes it
+        target = apply_affine(inverse(adjustment.start), apply_affine(start, adjustment.centre[None]))[0]
+        p = np.array([0, np.log(scale), 0, 0, *((target - adjustment.centre) / adjustment.radius)])
         p = wide.refine(adjustment, p, freedom, affine=False)
         p = middle.refine(adjustment, p, freedom, affine=False)
         rough.append((middle.at(adjustment.matrix(p)), adjustment, p))
     rough.sort(key=lambda r: -r[0])
-    rough = [r for r in rough if r[0] >= 0.9 * keep * rough[0][0]]
-    rough = _distinct(rough, moving, fixed)
+    rough = [r for r in rough if r[0] >= 0.9 * _KEEP * rough[0][0]]
     placements = []
-    for _, adjustment, p in rough:
+    for k in _distinct([Placement(inverse(a.matrix(p)), score) for score, a, p in rough], moving, fixed):
+        _, adjustment, p = rough[k]
         p = middle.refine(adjustment, p, freedom, affine=affine)
         p = fine.refine(adjustment, p, freedom, affine=affine)
         to_msi = adjustment.matrix(p)
         placements.append(Placement(inverse(to_msi), fine.at(to_msi)))
     placements.sort(key=lambda c: -c.score)
-    result: list[Placement] = []
-    for c in placements:
-        if c.score >= keep * placements[0].score and not any(same_place(c, r, moving.xy, fixed.pitch) for r in result):
-            result.append(c)
-    return result
+    placements = [c for c in placements if c.score >= _KEEP * placements[0].score]
+    return [placements[k] for k in _distinct(placements, moving, fixed)]
 
 
-def _distinct(rough: list, moving: TissueRaster, fixed: TissuePoints) -> list:  # type: ignore[type-arg]
-    kept: list = []  # type: ignore[type-arg]
-    places: list[Placement] = []
-    for score, adjustment, p in rough:
-        place = Placement(inverse(adjustment.matrix(p)), score)
-        if not any(same_place(place, other, moving.xy, fixed.pitch) for other in places):
-            kept.append((score, adjustment, p))
-            places.append(place)
+def _distinct(placements: list[Placement], moving: TissueRaster, fixed: TissuePoints) -> list[int]:
+    """Which placements differ from all before them."""
+    kept: list[int] = []
+    for k, place in enumerate(placements):
+        if not any(same_place(place, placements[other], moving.xy, fixed.pitch) for other in kept):
+            kept.append(k)
     return kept
 
 
-def _unit_scale(to_msi: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The same turn and handedness, without scale and shift."""
-    out = np.eye(3)
-    out[:2, :2] = to_msi[:2, :2] / np.sqrt(abs(np.linalg.det(to_msi[:2, :2])))
-    return out
-
-
-def _shift_of(to_msi: NDArray[np.float64], adjustment: Adjustment) -> NDArray[np.float64]:
-    """Shift with which the adjustment takes its centre to where `to_msi` takes it."""
-    target = apply_affine(inverse(adjustment.start), apply_affine(to_msi, adjustment.centre[None]))[0]
-    return np.asarray((target - adjustment.centre) / adjustment.radius)
-
-
-def hard_iou(matrix: NDArray[np.float64], moving: TissueRaster, fixed: TissuePoints) -> float:
+def hard_iou(matrix: Floats, moving: TissueRaster, fixed: TissuePoints) -> float:
     """Intersection over union of both masks at the points of the ST frame."""
     at = moving.index(apply_affine(inverse(matrix), fixed.xy))
     inside = sample_images(moving.distance[None], at)[0][0] > 0

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from scipy.optimize import minimize
 
 from stmsi._core.registration.landmarks import apply_affine
+from stmsi._core.registration.warps import Floats, homogeneous
 
 MIRROR = np.diag([-1.0, 1.0])
 
 
-def inverse(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+def inverse(matrix: Floats) -> Floats:
     """Of a transformation, shape (3, 3)."""
     return np.asarray(np.linalg.inv(matrix), dtype=np.float64)
 
 
+def turn(angle: float) -> Floats:
+    """Matrix of a rotation (radians), shape (2, 2)."""
+    c, s = np.cos(angle), np.sin(angle)
+    return np.array([[c, -s], [s, c]])
+
+
 @dataclass(frozen=True)
 class Freedom:
-    """How far a section may be stretched: standard deviations of the prior on the logarithms.
+    """How far a section may be stretched.
 
-    Attributes
-    ----------
-    scale
-        Of the size as a whole.
-    stretch
-        Of one direction against the other, and of the shear.
-    scales
-        Sizes to start from, relative to the given ones.
+    Standard deviations of the prior on the logarithms of the size and of the stretch, and the sizes to start from.
     """
 
     scale: float = 0.03
@@ -43,17 +44,9 @@ SERIAL = Freedom(0.1, 0.1, (0.9, 1.0, 1.1))
 
 @dataclass(frozen=True)
 class Placement:
-    """One way to lay the MSI tissue onto the spots.
+    """One way to lay the MSI tissue onto the spots: matrix MSI -> ST and soft IoU in the ST frame."""
 
-    Attributes
-    ----------
-    matrix
-        MSI -> ST, shape (3, 3).
-    score
-        Soft IoU at the points of the ST frame.
-    """
-
-    matrix: NDArray[np.float64]
+    matrix: Floats
     score: float
 
     @property
@@ -70,25 +63,14 @@ class Placement:
     def rotation(self) -> float:
         """Degrees, of the matrix after undoing the mirror in x."""
         u, _, vt = np.linalg.svd(self.matrix[:2, :2] @ (MIRROR if self.mirrored else np.eye(2)))
-        turn = u @ vt
-        return float(np.degrees(np.arctan2(turn[1, 0], turn[0, 0])))
+        rotation = u @ vt
+        return float(np.degrees(np.arctan2(rotation[1, 0], rotation[0, 0])))
 
 
-def sample_images(
-    images: NDArray[np.float64], at: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Bilinear values of images and their derivatives.
+def sample_images(images: Floats, at: Floats) -> tuple[Floats, Floats]:
+    """Bilinear values (n, m) of images (n, rows, cols) at places (col, row), and derivatives by them (n, m, 2).
 
-    Parameters
-    ----------
-    images
-        Shape (n, rows, cols).
-    at
-        Positions (col, row), shape (m, 2); those outside take the value of the nearest border and no derivative.
-
-    Returns
-    -------
-    Values, shape (n, m), and derivatives by col and row, shape (n, m, 2).
+    Places outside take the value of the nearest border and no derivative.
     """
     limit = np.array(images.shape[:0:-1]) - 1.001
     inside = np.clip(at, 0, limit)
@@ -108,45 +90,70 @@ def sample_images(
 class Adjustment:
     """A small change of a start, as six numbers: turn, log scale, two of stretch, shift over the radius."""
 
-    start: NDArray[np.float64]  # ST -> MSI
-    centre: NDArray[np.float64]
+    start: Floats  # ST -> MSI
+    centre: Floats
     radius: float
 
-    def matrix(self, p: NDArray[np.float64]) -> NDArray[np.float64]:
-        """ST -> MSI."""
-        out = np.eye(3)
-        out[:2, :2] = _linear(p)
-        out[:2, 2] = self.centre - out[:2, :2] @ self.centre + p[4:] * self.radius
-        return np.asarray(self.start @ out)
+    @classmethod
+    def about(cls, start: Floats, xy: Floats) -> Adjustment:
+        """Changes about the middle of points in the ST frame."""
+        centre = xy.mean(axis=0)
+        return cls(start, centre, float(np.hypot(*(xy - centre).T).mean()))
 
-    def chain(self, p: NDArray[np.float64], xy: NDArray[np.float64], slope: NDArray[np.float64]) -> NDArray[np.float64]:
+    def matrix(self, p: Floats) -> Floats:
+        """ST -> MSI."""
+        linear = np.exp(p[1]) * turn(p[0]) @ _stretch(p)
+        return self.start @ homogeneous(linear, self.centre - linear @ self.centre + p[4:] * self.radius)
+
+    def chain(self, p: Floats, xy: Floats, slope: Floats) -> Floats:
         """Sum of derivatives by position in the MSI frame, shape (n, 2), turned into those by the six numbers."""
         g = slope @ self.start[:2, :2]
         u = xy - self.centre
         moment = g.T @ u  # sum of g_k u_l
-        by = [float((moment * d).sum()) for d in _linear_derivatives(p)]
+        c, s, size = np.cos(p[0]), np.sin(p[0]), np.exp(p[1])
+        by_turn, turned = np.array([[-s, -c], [c, -s]]), size * turn(p[0])
+        derivatives = (
+            size * by_turn @ _stretch(p), turned @ _stretch(p),
+            turned @ np.diag([1.0, -1.0]), turned @ np.array([[0.0, 1.0], [1.0, 0.0]]),
+        )  # fmt: skip
+        by = [float((moment * d).sum()) for d in derivatives]
         return np.array([*by, *(g.sum(axis=0) * self.radius)])
 
+    def best(
+        self,
+        score: Callable[[Floats], tuple[float, Floats]],
+        xy: Floats,
+        start: Floats,
+        freedom: Freedom,
+        *,
+        prior: float,
+        affine: bool = True,
+        **options: float,
+    ) -> Floats:
+        """Six numbers near `start` with the best score, less a prior; without `affine` the stretch stays.
 
-def _linear(p: NDArray[np.float64]) -> NDArray[np.float64]:
-    c, s = np.cos(p[0]), np.sin(p[0])
-    return np.exp(p[1]) * np.array([[c, -s], [s, c]]) @ np.array([[1 + p[2], p[3]], [p[3], 1 - p[2]]])
+        `score` takes a matrix ST -> MSI and returns its score and the derivatives by the MSI positions of the points `xy`.
+        """
+        free = np.array([True, True, affine, affine, True, True])
+        spread = np.array([np.inf, freedom.scale, freedom.stretch, freedom.stretch, np.inf, np.inf])
+
+        def cost(q: Floats) -> tuple[float, Floats]:
+            p = start.copy()
+            p[free] = q
+            value, by_position = score(self.matrix(p))
+            gradient = self.chain(p, xy, by_position)
+            return 0.5 * prior * float(((p / spread) ** 2).sum()) - value, (prior * p / spread**2 - gradient)[free]
+
+        result = start.copy()
+        result[free] = minimize(cost, start[free], jac=True, method="L-BFGS-B", options=options).x
+        return result
 
 
-def _linear_derivatives(p: NDArray[np.float64]) -> list[NDArray[np.float64]]:
-    c, s = np.cos(p[0]), np.sin(p[0])
-    turn, by_turn = np.array([[c, -s], [s, c]]), np.array([[-s, -c], [c, -s]])
-    stretch = np.array([[1 + p[2], p[3]], [p[3], 1 - p[2]]])
-    size = np.exp(p[1])
-    return [
-        size * by_turn @ stretch,
-        size * turn @ stretch,
-        size * turn @ np.diag([1.0, -1.0]),
-        size * turn @ np.array([[0.0, 1.0], [1.0, 0.0]]),
-    ]
+def _stretch(p: Floats) -> Floats:
+    return np.array([[1 + p[2], p[3]], [p[3], 1 - p[2]]])
 
 
-def same_place(a: Placement, b: Placement, xy: NDArray[np.float64], pitch: float) -> bool:
+def same_place(a: Placement, b: Placement, xy: Floats, pitch: float) -> bool:
     """Whether two placements put the pixels at about the same places: the median differs by less than three pitches."""
     distance = np.hypot(*(apply_affine(a.matrix, xy) - apply_affine(b.matrix, xy)).T)
     return a.mirrored == b.mirrored and bool(np.median(distance) < 3 * pitch)

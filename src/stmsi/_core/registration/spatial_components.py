@@ -1,4 +1,7 @@
-"""Leading spatial components of one modality: patterns over the tissue, whatever molecules make them."""
+"""Leading spatial components of one modality: patterns over the tissue, whatever molecules make them.
+
+Principal components (scikit-learn) come first; they alone would follow noise and stripes of single pixels.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import scipy.sparse as sp
 from numpy.typing import NDArray
 from scipy.linalg import eigh
 
+from stmsi._core.registration.warps import Floats
 from stmsi._core.spatial.morans_i import neighbour_means
 
 _N_FEATURES = 2000
@@ -14,7 +18,7 @@ _N_PRINCIPAL = 20
 _WINSOR = 0.01
 
 
-def summary_channels(X: sp.spmatrix | NDArray[np.floating]) -> NDArray[np.float64]:
+def summary_channels(X: sp.spmatrix | NDArray[np.floating]) -> Floats:
     """Log of the number of features found and of their sum, for each observation; shape (n, 2)."""
     X = sp.csr_matrix(X)
     count = np.asarray((X > 0).sum(axis=1)).ravel()
@@ -22,37 +26,12 @@ def summary_channels(X: sp.spmatrix | NDArray[np.floating]) -> NDArray[np.float6
 
 
 def spatial_components(
-    X: sp.spmatrix | NDArray[np.floating],
-    xy: NDArray[np.float64],
-    n_components: int,
-    rng: np.random.Generator,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Maximum autocorrelation factors of the leading principal components.
+    X: sp.spmatrix | NDArray[np.floating], xy: Floats, n_components: int, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Maximum autocorrelation factors (n, k) of the leading principal components, and their autocorrelation.
 
-    Profiles are scaled to the same total and logged; of their principal components, the combinations are taken whose
-    values at neighbouring places are most alike. Noise and stripes of single pixels so fall behind. The two summaries of
-    :func:`summary_channels` take part.
-
-    Parameters
-    ----------
-    X
-        Intensities or counts, not negative, shape (n, features); sparse stays sparse.
-    xy
-        Positions, shape (n, 2).
-    n_components
-        At most so many.
-    rng
-        For the randomised decomposition.
-
-    Returns
-    -------
-    Components of unit variance, shape (n, k), and the autocorrelation of each (correlation with the mean of the six
-    nearest), in falling order.
-
-    References
-    ----------
-    P. Switzer, A. A. Green. Min/max autocorrelation factors for multivariate spatial imagery. Technical report 6,
-    Department of Statistics, Stanford University (1984).
+    Of profiles scaled to one total and logged, and of :func:`summary_channels`, the combinations are taken whose values
+    at neighbouring places are most alike (Switzer and Green, Technical report 6, Statistics, Stanford, 1984).
     """
     from sklearn.decomposition import TruncatedSVD
 
@@ -79,9 +58,7 @@ def spatial_components(
     return autocorrelation_factors(np.hstack(parts), xy, n_components)
 
 
-def autocorrelation_factors(
-    values: NDArray[np.float64], xy: NDArray[np.float64], n_components: int
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def autocorrelation_factors(values: Floats, xy: Floats, n_components: int) -> tuple[Floats, Floats]:
     """Combinations of columns whose neighbouring values are most alike; see :func:`spatial_components`."""
     low, high = np.quantile(values, [_WINSOR, 1 - _WINSOR], axis=0)
     values = np.clip(values, low, high)

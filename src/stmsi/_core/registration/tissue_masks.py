@@ -1,4 +1,7 @@
-"""Tissue masks of both modalities: MSI pixels as a raster of distances, spots as labelled points."""
+"""Tissue masks of both modalities: MSI pixels as a raster of distances, spots as labelled points.
+
+scikit-image's Otsu threshold splits every image; :func:`coherent_tissue` adds when not to believe it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import Delaunay, cKDTree
+
+from stmsi._core.registration.warps import Floats
 
 _LATTICE = 1.4
 """Spots lie on a lattice where the 90th percentile of the distance to the next one is below this many medians."""
@@ -29,25 +34,15 @@ _LEAST_TISSUE = 0.1
 class TissueRaster:
     """MSI tissue on its pixel raster.
 
-    Attributes
-    ----------
-    distance
-        Signed distance to the outline in micrometres, positive inside the tissue, shape (rows, cols).
-    measured
-        1 where a pixel was or could have been measured, 0 beyond a side where the raster stopped within the tissue.
-    origin
-        Position of element (0, 0) in the MSI frame, (x, y).
-    spacing
-        Size of a pixel, (x, y).
-    xy
-        Centres of the tissue pixels, shape (n, 2).
+    Signed distance to the outline in um (inside positive); `measured`, 0 beyond a side where the raster stopped within
+    the tissue; position of element (0, 0) and size of a pixel, (x, y); centres of the tissue pixels, shape (n, 2).
     """
 
-    distance: NDArray[np.float64]
-    measured: NDArray[np.float64]
-    origin: NDArray[np.float64]
-    spacing: NDArray[np.float64]
-    xy: NDArray[np.float64]
+    distance: Floats
+    measured: Floats
+    origin: Floats
+    spacing: Floats
+    xy: Floats
 
     @property
     def pixel(self) -> float:
@@ -59,11 +54,11 @@ class TissueRaster:
         """Area of the tissue."""
         return float(len(self.xy) * self.spacing.prod())
 
-    def soft(self, width: float) -> NDArray[np.float64]:
+    def soft(self, width: float) -> Floats:
         """Membership from 0 to 1 that changes over `width` micrometres on either side of the outline."""
         return 0.5 * (1 + np.tanh(self.distance / width))
 
-    def index(self, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    def index(self, xy: Floats) -> Floats:
         """Positions as (col, row), not rounded."""
         return (xy - self.origin) / self.spacing
 
@@ -76,19 +71,9 @@ class TissueRaster:
 
 @dataclass(frozen=True)
 class TissuePoints:
-    """ST tissue as labelled points: spots, and places known to be off the tissue.
+    """ST tissue as labelled points: spots, places known to be off the tissue, and the pitch of the spots."""
 
-    Attributes
-    ----------
-    xy
-        Shape (n, 2), micrometres.
-    tissue
-        Whether each lies on tissue.
-    pitch
-        Distance between neighbouring spots.
-    """
-
-    xy: NDArray[np.float64]
+    xy: Floats
     tissue: NDArray[np.bool_]
     pitch: float
 
@@ -98,7 +83,7 @@ class TissuePoints:
         return float(self.tissue.sum() * self.pitch**2 * np.sqrt(3) / 2)
 
 
-def point_spacing(xy: NDArray[np.float64]) -> tuple[float, bool]:
+def point_spacing(xy: Floats) -> tuple[float, bool]:
     """Distance between neighbouring spots, and whether they lie on a lattice.
 
     Points without a lattice (a random subset of bins) get the side of the square that each has to itself: twice the
@@ -111,22 +96,8 @@ def point_spacing(xy: NDArray[np.float64]) -> tuple[float, bool]:
     return 2 * float(nearest.mean()), False
 
 
-def pixel_raster(
-    xy: NDArray[np.float64],
-    spacing: NDArray[np.float64],
-    tissue: NDArray[np.bool_] | None = None,
-) -> TissueRaster:
-    """Raster of the tissue pixels, with room around it.
-
-    Parameters
-    ----------
-    xy
-        Centres of all measured pixels, shape (n, 2); axes along the raster.
-    spacing
-        Size of a pixel, (x, y).
-    tissue
-        Which of them lie on tissue; `None`: all.
-    """
+def pixel_raster(xy: Floats, spacing: Floats, tissue: NDArray[np.bool_] | None = None) -> TissueRaster:
+    """Raster of the tissue pixels, with room around it, from the centres of all measured pixels, shape (n, 2)."""
     tissue = np.ones(len(xy), bool) if tissue is None else tissue
     col, row = np.round((xy - xy.min(axis=0)) / spacing).astype(int).T
     pad = max(6, int(0.3 * max(np.ptp(row), np.ptp(col))))
@@ -141,66 +112,41 @@ def pixel_raster(
     measured = np.ones(shape)
     own = xy[tissue]
     low, high = xy.min(axis=0), xy.max(axis=0)
-    for axis, (first, last) in enumerate(cut_sides(own, low, high, float(spacing.max()))):
-        n = shape[1 - axis]
-        beyond = np.zeros(n, bool)
-        if first:
-            beyond[:pad] = True
-        if last:
-            beyond[n - pad :] = True
-        if axis == 0:
-            measured[:, beyond] = 0
-        else:
-            measured[beyond] = 0
-    return TissueRaster(distance, measured, xy.min(axis=0) - pad * spacing, spacing, own)
+    (left, right), (top, bottom) = cut_sides(own, low, high, float(spacing.max()))
+    measured[:, : pad * left] = measured[:, shape[1] - pad * right :] = 0
+    measured[: pad * top] = measured[shape[0] - pad * bottom :] = 0
+    return TissueRaster(distance, measured, low - pad * spacing, spacing, own)
 
 
 def _without_pinholes(on: NDArray[np.bool_], size: int = 3) -> NDArray[np.bool_]:
     """Fill holes of at most `size` pixels: lost spectra, not gaps of the tissue."""
-    label, n = ndimage.label(~on)
-    if n:
-        count = np.bincount(label.ravel())
-        small = count <= size
-        small[0] = False
-        on = on | small[label]
-    return on
+    label, _ = ndimage.label(~on)
+    small = np.bincount(label.ravel()) <= size
+    small[0] = False
+    return on | small[label]
 
 
 def cut_sides(
-    xy: NDArray[np.float64], low: NDArray[np.float64], high: NDArray[np.float64], pitch: float, *, lattice: bool = True
+    xy: Floats, low: Floats, high: Floats, pitch: float, *, lattice: bool = True
 ) -> tuple[tuple[bool, bool], tuple[bool, bool]]:
     """Sides (left, right), (top, bottom) of a box at which tissue was cut: it runs along much of them."""
     # points without a lattice meet a side less often
     depth, width = (0.6 * pitch, 1.5 * pitch) if lattice else (pitch, 2 * pitch)
-    result = []
-    for axis in range(2):
-        along = xy[:, 1 - axis]
-        n = max(1, int((high[1 - axis] - low[1 - axis]) / width))
-        flags = []
-        for side in (low[axis], high[axis]):
-            near = np.abs(xy[:, axis] - side) < depth
-            bins = np.clip(((along[near] - low[1 - axis]) / width).astype(int), 0, n - 1)
-            flags.append(len(np.unique(bins)) > _CUT * n)
-        result.append((flags[0], flags[1]))
-    return result[0], result[1]
+
+    def cut(axis: int, side: float) -> bool:
+        near, start = np.abs(xy[:, axis] - side) < depth, low[1 - axis]
+        n = max(1, int((high[1 - axis] - start) / width))
+        bins = np.clip(((xy[near, 1 - axis] - start) / width).astype(int), 0, n - 1)
+        return len(np.unique(bins)) > _CUT * n
+
+    return (cut(0, low[0]), cut(0, high[0])), (cut(1, low[1]), cut(1, high[1]))
 
 
-def frame_points(
-    xy: NDArray[np.float64], off_tissue: NDArray[np.float64] | None = None, *, crop: bool = False
-) -> TissuePoints:
+def frame_points(xy: Floats, off_tissue: Floats | None = None, *, crop: bool = False) -> TissuePoints:
     """Spots on tissue together with places off the tissue.
 
-    Parameters
-    ----------
-    xy
-        Spots on tissue, shape (n, 2).
-    off_tissue
-        Spots of the capture frame that lie off the tissue. `None`: not known; then the lattice is continued around
-        the tissue and in its holes, except beyond a side of the bounding box along which the tissue runs: there the
-        frame ended, not the tissue.
-    crop
-        The spots are a piece cut from the tissue, nobody knows where: only holes and bays, inside the convex hull of the
-        spots, count as off the tissue.
+    Without `off_tissue` the lattice is continued around the tissue and in its holes, except beyond a side along which
+    the tissue runs: there the frame ended. With `crop` (a piece cut out anywhere) only inside the convex hull.
     """
     pitch, lattice = point_spacing(xy)
     if off_tissue is None:
@@ -220,25 +166,12 @@ def frame_points(
     return TissuePoints(np.vstack([xy, off_tissue]), tissue, pitch)
 
 
-def coherent_tissue(value: NDArray[np.float64], row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.bool_]:
+def coherent_tissue(value: Floats, row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which pixels lie on tissue, from a summary such as the number of peaks.
 
-    Otsu's threshold always finds two classes, and tissue has rich and poor regions. The classes count as tissue and
-    background only where they differ by a factor of two and by far more than their spread, few pixels lie between them, both
-    are coherent in space, and the edge of what was measured is background. Otherwise every pixel counts as
-    tissue: a few pixels too many cost less than a lost half of the section.
-
-    Parameters
-    ----------
-    value
-        One number a pixel, not negative.
-    row, col
-        Raster positions.
-
-    References
-    ----------
-    K. M. Ashman, C. M. Bird, S. E. Zepf. Detecting bimodality in astronomical datasets. Astron. J. 108, 2348 (1994).
-    N. Otsu. A threshold selection method from gray-level histograms. IEEE Trans. Syst. Man Cybern. 9, 62-66 (1979).
+    Otsu's threshold always finds two classes. They count only where they differ by a factor of two and by far more than
+    their spread, with few pixels between them (Ashman et al., Astron. J. 108, 2348, 1994), both are coherent, and the
+    edge of what was measured is background. Otherwise every pixel is tissue, which costs less than a lost half.
     """
     from skimage.filters import threshold_otsu
 

@@ -1,13 +1,16 @@
-"""Common ions of many spectra, without all their peaks in memory at once."""
+"""Common ions of many spectra, counted on a grid of m/z.
+
+Own code, because sorting or clustering all peaks (as pyimzML or scikit-learn users do) needs all of them in memory.
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from stmsi._core.compiled import use_compiled
-from stmsi._core.spectra.extraction import GOOD, Chunk, FaultError, Workspace, spectra_of
+from stmsi._core.spectra.extraction import Chunk, Workspace, check_fault, spectra_of
 from stmsi._core.spectra.spectrum_arrays import ReferenceIons, Unit
 
 if TYPE_CHECKING:
@@ -15,14 +18,14 @@ if TYPE_CHECKING:
 
 _PPM = 1e6
 _MOST_CELLS = 50_000_000
+_JOINS = (np.add, np.minimum, np.maximum, np.add, np.maximum)
+"""How number, extreme m/z, summed and largest intensity are joined."""
+_JOINS_OF_IONS = (np.add, *_JOINS)
+"""The same of ions, which also count the sum of m/z."""
 
 
 class Cells(NamedTuple):
-    """Peaks counted on a grid of m/z whose cells are as wide as the tolerance.
-
-    Their number, extreme m/z, summed and largest intensity; cell 0 is number `first` from an m/z of 0 (in Da) or 1 (in
-    ppm).
-    """
+    """Peaks counted in cells of m/z (of log m/z for ppm) as wide as the tolerance; `first` is the number of cell 0."""
 
     first: int
     width: float
@@ -34,48 +37,35 @@ class Cells(NamedTuple):
     top: NDArray[np.float64]
 
     def fill(self, chunk: Chunk, work: Workspace) -> None:
-        """Count the peaks of a chunk with an intensity above 0.
-
-        Raises
-        ------
-        FaultError
-            Where a spectrum cannot be used.
-        """
+        """Count the peaks of a chunk with an intensity above 0."""
         if use_compiled():
             from stmsi._core.spectra import spectra_kernel as kernel
 
-            row, fault = kernel.fill_cells(
-                chunk.arrays(), work.arrays(), self.log_scale, self.width, self.first, *self[3:]
+            check_fault(
+                *kernel.fill_cells(chunk.arrays(), work.arrays(), self.log_scale, self.width, self.first, *self[3:])
             )
-            if fault != GOOD:
-                raise FaultError(int(row), int(fault))
             return
         mz, intensity, _ = spectra_of(chunk)
         mz, intensity = mz[intensity > 0], intensity[intensity > 0]
         cell = np.floor((np.log(mz) if self.log_scale else mz) / self.width).astype(np.int64) - self.first
-        np.add.at(self.number, cell, 1)
-        np.minimum.at(self.low, cell, mz)
-        np.maximum.at(self.high, cell, mz)
-        np.add.at(self.total, cell, intensity)
-        np.maximum.at(self.top, cell, intensity)
+        _count(self[3:], _JOINS, cell, (1, mz, mz, intensity, intensity))
 
-    def add(self, other: Cells) -> None:
-        """Take over what another grid of the same cells has counted."""
-        self.number[:] += other.number
-        np.minimum(self.low, other.low, out=self.low)
-        np.maximum(self.high, other.high, out=self.high)
-        self.total[:] += other.total
-        np.maximum(self.top, other.top, out=self.top)
+    def add(self, other: Cells) -> Cells:
+        """Add what another grid of the same cells has counted."""
+        for own, more, join in zip(self[3:], other[3:], _JOINS, strict=True):
+            join(own, more, out=own)
+        return self
+
+
+def _count(
+    counts: tuple[Any, ...], joins: tuple[np.ufunc, ...], at: NDArray[np.int64], values: tuple[Any, ...]
+) -> None:
+    for own, join, more in zip(counts, joins, values, strict=True):
+        join.at(own, at, more)
 
 
 def cells_between(low: float, high: float, tolerance: float, unit: Unit) -> Cells:
-    """An empty grid from the m/z `low` to `high`.
-
-    Raises
-    ------
-    ValueError
-        Where the tolerance is so small that the grid would not fit into memory.
-    """
+    """An empty grid from the m/z `low` to `high`; a `ValueError` where it would not fit into memory."""
     width = tolerance / _PPM if unit == "ppm" else tolerance
     ends = np.floor((np.log([low, high]) if unit == "ppm" else np.array([low, high])) / width)
     n = int(ends[1] - ends[0]) + 1
@@ -91,26 +81,18 @@ def cells_between(low: float, high: float, tolerance: float, unit: Unit) -> Cell
 
 
 def mz_range(chunk: Chunk, work: Workspace, limits: NDArray[np.float64]) -> None:
-    """Widen `limits` to the m/z of a chunk.
-
-    Raises
-    ------
-    FaultError
-        Where a spectrum cannot be used.
-    """
+    """Widen `limits` to the m/z of a chunk."""
     if use_compiled():
         from stmsi._core.spectra import spectra_kernel as kernel
 
-        row, fault = kernel.range_of_mz(chunk.arrays(), work.arrays(), limits)
-        if fault != GOOD:
-            raise FaultError(int(row), int(fault))
+        check_fault(*kernel.range_of_mz(chunk.arrays(), work.arrays(), limits))
         return
     mz, _, _ = spectra_of(chunk)
     limits[0], limits[1] = np.min(mz, initial=limits[0]), np.max(mz, initial=limits[1])
 
 
 class Runs(NamedTuple):
-    """Runs of peaks no further apart than the tolerance: their ends, their first ion, and into how many ions each is cut."""
+    """Runs of peaks no further apart than the tolerance: ends, number of the first ion, ions that each is cut into."""
 
     log_scale: bool
     low: NDArray[np.float64]
@@ -127,8 +109,8 @@ class Runs(NamedTuple):
 def find_runs(cells: Cells, tolerance: float, unit: Unit) -> Runs:
     """Cut the peaks on a grid wherever two neighbours are further apart than `tolerance`.
 
-    Two peaks of one cell are never further apart, so that the extremes of each cell suffice. A run wider than twice the
-    tolerance is cut into equal parts of at most that width, so that ions do not chain into each other.
+    Two peaks of one cell never are, so the extremes of each cell suffice. A run wider than twice the tolerance is cut
+    into equal parts, so that ions do not chain into each other.
     """
     seen = np.flatnonzero(cells.number)
     low, high = cells.low[seen], cells.high[seen]
@@ -160,19 +142,11 @@ class IonCounts(NamedTuple):
         )  # fmt: skip
 
     def fill(self, chunk: Chunk, work: Workspace, runs: Runs) -> None:
-        """Count the peaks of a chunk with an intensity above 0.
-
-        Raises
-        ------
-        FaultError
-            Where a spectrum cannot be used.
-        """
+        """Count the peaks of a chunk with an intensity above 0."""
         if use_compiled():
             from stmsi._core.spectra import spectra_kernel as kernel
 
-            row, fault = kernel.describe_ions(chunk.arrays(), work.arrays(), *runs, *self)
-            if fault != GOOD:
-                raise FaultError(int(row), int(fault))
+            check_fault(*kernel.describe_ions(chunk.arrays(), work.arrays(), *runs, *self))
             return
         mz, intensity, row = spectra_of(chunk)
         seen = intensity > 0
@@ -185,32 +159,17 @@ class IonCounts(NamedTuple):
         ion = runs.first[run] + np.maximum(part, 0)
         new = np.concatenate([[True], (ion[1:] != ion[:-1]) | (row[1:] != row[:-1])])[: ion.size]
         np.add.at(self.spectra, ion[new], 1)
-        np.add.at(self.peaks, ion, 1)
-        np.add.at(self.total, ion, mz)
-        np.minimum.at(self.low, ion, mz)
-        np.maximum.at(self.high, ion, mz)
-        np.add.at(self.intensity, ion, intensity)
-        np.maximum.at(self.top, ion, intensity)
+        _count(self[1:], _JOINS_OF_IONS, ion, (1, mz, mz, mz, intensity, intensity))
 
-    def add(self, other: IonCounts) -> None:
-        """Take over what was counted elsewhere."""
-        joins = (np.add, np.add, np.add, np.minimum, np.maximum, np.add, np.maximum)
-        for own, more, join in zip(self, other, joins, strict=True):
+    def add(self, other: IonCounts) -> IonCounts:
+        """Add what was counted elsewhere."""
+        for own, more, join in zip(self, other, (np.add, *_JOINS_OF_IONS), strict=True):
             join(own, more, out=own)
+        return self
 
 
 def reference_ions(counts: IonCounts, n_spectra: int, min_frequency: float) -> tuple[ReferenceIons, NDArray[np.intp]]:
-    """The ions that occur in enough spectra, and which of the counted ones they are.
-
-    Parameters
-    ----------
-    counts
-        Over all spectra.
-    n_spectra
-        Number of spectra, those without a peak included.
-    min_frequency
-        Smallest share of them that must hold an ion, 0 to 1.
-    """
+    """The ions that at least a share `min_frequency` of all spectra holds, and which of the counted ones they are."""
     frequency = counts.spectra / n_spectra
     keep = np.flatnonzero((counts.peaks > 0) & (frequency >= min_frequency * (1 - 1e-9)))
     low, high = counts.low[keep], counts.high[keep]

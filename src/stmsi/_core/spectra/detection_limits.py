@@ -1,4 +1,4 @@
-"""Limits between absent and present."""
+"""Limits between absent and present; Otsu and the mixture are those of scikit-image and scikit-learn."""
 
 from __future__ import annotations
 
@@ -45,17 +45,9 @@ def otsu_limit(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def mixture_limit(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Where noise and signal are equally likely, in two normal components of the logarithm of the values above zero.
+    """Where noise and signal are equally likely, in two normal components of log values (spots, metabolites) above 0.
 
-    Parameters
-    ----------
-    values
-        Shape (spots, metabolites), at least 0 or NaN.
-
-    Returns
-    -------
-    Shape (metabolites,); 0 where there are fewer than 10 values above zero, or the components lie closer than Ashman's
-    distance of 2, which is no evidence of two.
+    It is 0 with fewer than 10 values above zero, or where the components lie closer than Ashman's distance of 2.
     """
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.mixture import GaussianMixture

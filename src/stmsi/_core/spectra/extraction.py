@@ -1,4 +1,7 @@
-"""Passes over many spectra at once, from the raw bytes of their file: compiled where numba is there, else in NumPy."""
+"""Passes over many spectra at once, from the raw bytes of their file: compiled where numba is there, else in NumPy.
+
+pyimzML hands out one spectrum at a time; a pass over a chunk spares a Python call for each.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,8 @@ from stmsi._core.compiled import use_compiled
 from stmsi._core.spectra.spectrum_arrays import sorted_spectrum
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
     from stmsi._core.spectra.spectrum_arrays import Reduce
@@ -17,10 +22,14 @@ if TYPE_CHECKING:
 REDUCES: Final = ("sum", "max", "mean")
 GOOD, BAD_MZ, BAD_INTENSITY, CHANGED = 0, 1, 2, 3
 _KINDS = ("f4", "f8", "i4", "i8")
+_CELLS = 16
+"""Cells of a grid of m/z for each group of windows, so that few cells hold a second one."""
+_CROWDED = 16
+"""With more windows that overlap, all are merged with the peaks instead."""
 
 
 class Chunk(NamedTuple):
-    """Several spectra: where their arrays begin in a buffer of bytes, how many values they have, of which type."""
+    """Several spectra: buffers of bytes, where each array begins, how many values it has, and of which type."""
 
     mz_bytes: NDArray[np.uint8]
     mz_at: NDArray[np.int64]
@@ -32,10 +41,8 @@ class Chunk(NamedTuple):
 
     def arrays(self) -> tuple[Any, ...]:
         """What the kernels take."""
-        kinds = _KINDS.index(self.mz_type.str[1:]), _KINDS.index(self.intensity_type.str[1:])
-        return (
-            self.mz_bytes, self.mz_at, kinds[0], self.intensity_bytes, self.intensity_at, kinds[1], self.length,
-        )  # fmt: skip
+        mz, intensity = (_KINDS.index(kind.str[1:]) for kind in (self.mz_type, self.intensity_type))
+        return self.mz_bytes, self.mz_at, mz, self.intensity_bytes, self.intensity_at, intensity, self.length
 
 
 class Rows(NamedTuple):
@@ -53,6 +60,12 @@ class FaultError(Exception):
     def __init__(self, row: int, fault: int) -> None:
         super().__init__(row, fault)
         self.row, self.fault = row, fault
+
+
+def check_fault(row: int, fault: int) -> None:
+    """Raise where a kernel stopped at a spectrum that cannot be used."""
+    if fault != GOOD:
+        raise FaultError(int(row), int(fault))
 
 
 class Workspace:
@@ -79,7 +92,7 @@ class _Layer:
     def __init__(self, low: NDArray[np.float64], high: NDArray[np.float64], windows: NDArray[np.intp]) -> None:
         self.windows, self.high = windows, np.append(high[windows], -np.inf)
         self.low = np.append(low[windows], np.inf)
-        n = 16 * len(windows)
+        n = _CELLS * len(windows)
         self.base, self.scale = float(self.low[0]), n / max(float(self.low[-2] - self.low[0]), 1e-9)
         first = np.searchsorted(self.low[:-1], self.base + np.arange(n) / self.scale, side="right") - 2
         self.table = np.maximum(first, 0).astype(np.int32)
@@ -99,20 +112,7 @@ class _Layer:
 
 
 class Windows:
-    """Windows of m/z that ascend in both ends, and what makes them quick to find.
-
-    Parameters
-    ----------
-    low, high
-        Ends in Da; both belong to a window.
-    column
-        Column of each window in the result.
-    """
-
-    _CELLS = 16
-    """Cells of the grid for each group of windows, so that few cells hold a second one."""
-    _CROWDED = 16
-    """With more windows that overlap, all are merged with the peaks instead."""
+    """Windows of m/z (both ends belong) that ascend in both ends, their columns, and what makes them quick to find."""
 
     def __init__(self, low: NDArray[np.float64], high: NDArray[np.float64], column: NDArray[np.int32]) -> None:
         self.low, self.high, self.column = low, high, column
@@ -122,24 +122,16 @@ class Windows:
         # a sentinel behind the last group ends every search
         self.ends = np.stack([np.append(low[opens], np.inf), np.append(high[self.first[1:] - 1], -np.inf)])
         self.table, self.base, self.scale = np.empty(0, np.int32), 0.0, 0.0
-        if len(low) and np.diff(self.first).max() <= self._CROWDED:
-            n = self._CELLS * len(opens)
-            self.base = float(low[0])
-            self.scale = n / max(float(high[-1] - low[0]), 1e-9)
+        if len(low) and np.diff(self.first).max() <= _CROWDED:
+            n = _CELLS * len(opens)
+            self.base, self.scale = float(low[0]), n / max(float(high[-1] - low[0]), 1e-9)
             # a group too early is put right by the search, one too late would not be: hence the step back
             group = np.searchsorted(low[opens], self.base + np.arange(n) / self.scale, side="right") - 2
             self.table = np.maximum(group, 0).astype(np.int32)
 
 
 def disjoint_layers(low: NDArray[np.float64], high: NDArray[np.float64]) -> list[NDArray[np.intp]]:
-    """Windows that ascend in both ends, dealt out to layers in which none overlaps another.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> [layer.tolist() for layer in disjoint_layers(np.array([0.0, 1.0, 3.0]), np.array([2.0, 2.5, 4.0]))]
-    [[0, 2], [1]]
-    """
+    """Windows that ascend in both ends, dealt out to layers in which none overlaps another."""
     left, layers = np.arange(len(low)), []
     while left.size:
         # from each window, the next one that begins behind its end
@@ -153,45 +145,17 @@ def disjoint_layers(low: NDArray[np.float64], high: NDArray[np.float64]) -> list
     return layers
 
 
-def sum_windows_of(
-    chunk: Chunk,
-    windows: Windows,
-    reduce: Reduce,
-    work: Workspace,
-) -> Rows:
-    """Intensities of spectra inside windows of m/z.
-
-    Parameters
-    ----------
-    chunk
-        The spectra.
-    windows
-        Where to look.
-    reduce
-        What becomes of several peaks in one window.
-    work
-        Room to work in, of at least the size that `chunk` needs.
-
-    Returns
-    -------
-    The rows; their arrays belong to the caller.
-
-    Raises
-    ------
-    FaultError
-        Where m/z are not positive and finite, or intensities negative, infinite or NaN.
-    """
-    n_rows = len(chunk.length)
+def sum_windows_of(chunk: Chunk, windows: Windows, reduce: Reduce, work: Workspace) -> Rows:
+    """Intensities of spectra inside windows of m/z; a `FaultError` where a spectrum cannot be used."""
     if not use_compiled():
         return _sum_windows_numpy(chunk, windows, reduce)
     from stmsi._core.spectra import spectra_kernel as kernel
 
-    counts, tic = np.empty(n_rows, np.int64), np.empty(n_rows)
-    row, fault = kernel.sum_windows(
-        chunk.arrays(), work.arrays(), windows.low, windows.high, windows.column, windows.first, windows.ends,
-        windows.table, windows.base, windows.scale, REDUCES.index(reduce), work.data, work.indices, counts, tic,
+    w = windows
+    return _rows(
+        chunk, work, reduce, kernel.sum_windows, chunk.arrays(), work.arrays(),
+        w.low, w.high, w.column, w.first, w.ends, w.table, w.base, w.scale,
     )  # fmt: skip
-    return _rows(work, counts, tic, row, fault)
 
 
 def sum_bins_of(
@@ -203,57 +167,29 @@ def sum_bins_of(
     reduce: Reduce,
     work: Workspace,
 ) -> Rows:
-    """Intensities of spectra that share one axis, inside windows of it.
+    """Intensities of spectra that share one axis, inside windows of it; their m/z are not looked at.
 
-    Parameters
-    ----------
-    chunk
-        The spectra; their m/z are not looked at.
-    order
-        What sorts the axis; empty where it is sorted.
-    start, stop
-        First bin of each window, and the one behind its last, in the sorted axis.
-    column, reduce, work
-        As in :func:`sum_windows_of`.
-
-    Returns
-    -------
-    The rows; their arrays belong to the caller.
-
-    Raises
-    ------
-    FaultError
-        Where intensities are negative, infinite or NaN.
+    `order` sorts the axis (empty: it is sorted); a window has the bins `start` to `stop` of the sorted axis.
     """
-    n_rows, length = len(chunk.length), int(chunk.length[0])
     if not use_compiled():
         return _sum_bins_numpy(chunk, order, start, stop, column, reduce)
     from stmsi._core.spectra import spectra_kernel as kernel
 
-    counts, tic = np.empty(n_rows, np.int64), np.empty(n_rows)
-    row, fault = kernel.sum_bins(
-        chunk.arrays(), length, work.arrays(), order, start, stop, column, REDUCES.index(reduce),
-        work.data, work.indices, counts, tic,
-    )  # fmt: skip
-    return _rows(work, counts, tic, row, fault)
+    given = chunk.arrays(), int(chunk.length[0]), work.arrays(), order, start, stop, column
+    return _rows(chunk, work, reduce, kernel.sum_bins, *given)
 
 
-def _rows(work: Workspace, counts: NDArray[np.int64], tic: NDArray[np.float64], row: int, fault: int) -> Rows:
-    if fault != GOOD:
-        raise FaultError(int(row), int(fault))
+def _rows(chunk: Chunk, work: Workspace, reduce: Reduce, kernel: Callable[..., tuple[int, int]], *given: Any) -> Rows:
+    """What a kernel writes into the work space; the rows are copies."""
+    counts, tic = np.empty(len(chunk.length), np.int64), np.empty(len(chunk.length))
+    check_fault(*kernel(*given, REDUCES.index(reduce), work.data, work.indices, counts, tic))
     used = int(counts.sum())
     return Rows(work.data[:used].copy(), work.indices[:used].copy(), counts, tic)
 
 
 def intensities_of(chunk: Chunk) -> NDArray[Any]:
-    """Intensities of all spectra of a chunk, one after the other, checked.
-
-    Raises
-    ------
-    FaultError
-        Where intensities are negative, infinite or NaN.
-    """
-    intensity = _gather(chunk.intensity_bytes, chunk.intensity_at, chunk.length, chunk.intensity_type)
+    """Intensities of all spectra of a chunk, one after the other; a `FaultError` where one is impossible."""
+    intensity = gather(chunk.intensity_bytes, chunk.intensity_at, chunk.length, chunk.intensity_type)
     bad = ~((intensity >= 0) & (intensity < np.inf))
     if bad.any():
         raise FaultError(int(np.searchsorted(np.cumsum(chunk.length), int(bad.argmax()), side="right")), BAD_INTENSITY)
@@ -261,14 +197,8 @@ def intensities_of(chunk: Chunk) -> NDArray[Any]:
 
 
 def spectra_of(chunk: Chunk) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[np.int64]]:
-    """Peaks of all spectra of a chunk, ascending in m/z inside each, checked; and the row that each belongs to.
-
-    Raises
-    ------
-    FaultError
-        Where m/z are not positive and finite, or intensities negative, infinite or NaN.
-    """
-    mz = _gather(chunk.mz_bytes, chunk.mz_at, chunk.length, chunk.mz_type).astype(np.float64, copy=False)
+    """m/z (ascending in each spectrum), intensities and rows of all peaks of a chunk, checked."""
+    mz = gather(chunk.mz_bytes, chunk.mz_at, chunk.length, chunk.mz_type).astype(np.float64, copy=False)
     ends = np.cumsum(chunk.length)
     bad = ~((mz > 0) & (mz < np.inf))
     if bad.any():
@@ -281,9 +211,10 @@ def spectra_of(chunk: Chunk) -> tuple[NDArray[np.float64], NDArray[Any], NDArray
     return mz, intensity, row
 
 
-def _gather(
+def gather(
     source: NDArray[np.uint8], at: NDArray[np.int64], length: NDArray[np.int64], dtype: np.dtype[Any]
 ) -> NDArray[Any]:
+    """The values of several arrays in a buffer, one after the other."""
     parts = [source[a : a + n] for a, n in zip(at.tolist(), (length * dtype.itemsize).tolist(), strict=True)]
     return np.concatenate([np.empty(0, np.uint8), *parts]).view(dtype)
 

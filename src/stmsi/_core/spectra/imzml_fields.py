@@ -38,8 +38,8 @@ DTYPE_OF: Final = {1000521: 0, 1000523: 1, 1000519: 2, IMS + 1000141: 2, 1000522
 class Scan(NamedTuple):
     """What a reader of the XML found.
 
-    `fields` has one row a spectrum; `first_end` and `end` are where the first spectrum and the list end (bytes from the
-    start of the file); `problem` says why the rest cannot be trusted, and is empty where all adds up.
+    `fields` has one row a spectrum; `first_end` and `end` are the bytes at which the first spectrum and the list end;
+    `problem` says why the rest cannot be trusted, and is empty where all adds up.
     """
 
     fields: NDArray[np.int64]
@@ -49,13 +49,7 @@ class Scan(NamedTuple):
 
 
 def accession_code(text: str) -> int:
-    """An accession such as ``IMS:1000050`` as a number; -1 for those of other ontologies.
-
-    Examples
-    --------
-    >>> accession_code("MS:1000514"), accession_code("IMS:1000050"), accession_code("UO:0000017")
-    (1000514, 11000050, -1)
-    """
+    """An accession such as ``IMS:1000050`` as a number; -1 for those of other ontologies."""
     prefix, _, number = text.partition(":")
     if prefix not in ("MS", "IMS") or len(number) != 7 or not (number.isascii() and number.isdigit()):
         return -1

@@ -1,4 +1,7 @@
-"""Fast readers of the list of spectra in an imzML; what they do not understand is left to an XML parser."""
+"""Fast readers of the list of spectra in an imzML; what they do not understand is left to an XML parser.
+
+pyimzML builds an XML element for every line, which takes about thirty times as long (docs/benchmarks.md).
+"""
 
 from __future__ import annotations
 
@@ -32,23 +35,10 @@ _SMALLEST = 120  # bytes of a spectrum that holds what it must
 
 
 def scan_spectra(buffer: mmap.mmap, start: int, groups: Mapping[str, int], count: int | None) -> f.Scan:
-    """The fields of all spectra of an imzML.
+    """The fields of all spectra of an imzML, from the byte `start` behind the opening tag of the list on.
 
-    Parameters
-    ----------
-    buffer
-        The whole file.
-    start
-        First byte behind the opening tag of the list of spectra.
-    groups
-        Kind of the array (`KIND_MZ`, `KIND_INTENSITY` or `KIND_NONE`) that each referenceable group describes, in the
-        order that the column of groups counts in.
-    count
-        Number of spectra that the list announces, `None` where it announces none.
-
-    Returns
-    -------
-    See :class:`~stmsi._core.spectra.imzml_fields.Scan`.
+    `groups` holds the kind of array that each referenceable group describes; `count` is the announced number of
+    spectra.
     """
     size = len(buffer)
     room = (size - start) // _SMALLEST + 1
@@ -72,14 +62,10 @@ def _scan_compiled(buffer: mmap.mmap, start: int, groups: Mapping[str, int], roo
 
     names = [name.encode() for name in groups]
     fields = np.empty((room, f.N_FIELDS), np.int64)
-    found, first_end, end, problem = scan(
-        np.frombuffer(buffer, np.uint8),
-        start,
-        np.frombuffer(b"".join(names) or b"\0", np.uint8),
-        np.cumsum([len(name) for name in names], dtype=np.int64),
-        np.array(list(groups.values()), np.int64),
-        fields,
-    )
+    text, ends = b"".join(names) or b"\0", np.cumsum([len(name) for name in names], dtype=np.int64)
+    data, name_data = np.frombuffer(buffer, np.uint8), np.frombuffer(text, np.uint8)
+    kinds = np.array(list(groups.values()), np.int64)
+    found, first_end, end, problem = scan(data, start, name_data, ends, kinds, fields)
     return f.Scan(fields[:found], first_end, end, PROBLEMS[problem])
 
 

@@ -50,6 +50,13 @@ def _space(byte):
 
 
 @compiled
+def _skip_space(data, p):
+    while p < data.size and _space(data[p]):
+        p += 1
+    return p
+
+
+@compiled
 def _integer(data, start, stop):
     """A plain decimal integer, MISSING where it is anything else."""
     p, sign = start, 1
@@ -164,8 +171,7 @@ def scan(data, start, group_names, group_ends, group_kind, fields):
             tag = _OPEN_LIST
         ends_spectrum, ends_array = False, False
         if closing:
-            while p < n and _space(data[p]):
-                p += 1
+            p = _skip_space(data, p)
             if p >= n:
                 return found, first_end, p, 1
             if data[p] != 62:
@@ -191,8 +197,7 @@ def scan(data, start, group_names, group_ends, group_kind, fields):
             self_closed = False
             while True:
                 gap = p
-                while p < n and _space(data[p]):
-                    p += 1
+                p = _skip_space(data, p)
                 if p + 1 >= n:
                     return found, first_end, p, 1
                 if data[p] == 62:
@@ -207,15 +212,13 @@ def scan(data, start, group_names, group_ends, group_kind, fields):
                 while p < n and data[p] != 61 and data[p] > 32 and data[p] != 60 and data[p] != 62:
                     p += 1
                 a1 = p
-                while p < n and _space(data[p]):
-                    p += 1
+                p = _skip_space(data, p)
                 if p >= n:
                     return found, first_end, p, 1
                 if data[p] != 61 or a0 == a1:
                     return found, first_end, p, 2
                 p += 1
-                while p < n and _space(data[p]):
-                    p += 1
+                p = _skip_space(data, p)
                 if p >= n:
                     return found, first_end, p, 1
                 quote = data[p]
@@ -253,27 +256,18 @@ def scan(data, start, group_names, group_ends, group_kind, fields):
                 elif tag == _OPEN_ARRAY and _same(data, a0, a1, _ARRAY_LENGTH):
                     array_default = _integer(data, v0, v1)
             if tag == _OPEN_CV and code > 0 and in_spectrum:
-                column, in_row = -1, False
-                if code == 11000050:
-                    column, in_row = 0, True
-                elif code == 11000051:
-                    column, in_row = 1, True
-                elif code == 11000052:
-                    column, in_row = 2, True
-                elif code == 11000102:
-                    column = 0
-                elif code == 11000103:
-                    column = 1
-                elif code == 11000104:
-                    column = 2
-                elif in_array:
+                # position x, y, z; external offset, length, encoded length
+                in_row = 11000050 <= code <= 11000052
+                column = code - (11000050 if in_row else 11000102)
+                known = in_row or 0 <= column <= 2
+                if not known and in_array:
                     if code == 1000514:
                         kind = 1
                     elif code == 1000515:
                         kind = 2
                     else:
                         array[4] = _flag(array[4], code)
-                if column >= 0:
+                if known:
                     value = _MISSING if value_start < 0 else _integer(data, value_start, value_stop)
                     if value == _MISSING:
                         return found, first_end, p, 4

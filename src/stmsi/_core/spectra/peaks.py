@@ -1,4 +1,7 @@
-"""Peaks of one spectrum, its noise, and the error of its masses."""
+"""Peaks of one spectrum, its noise, and the error of its masses.
+
+The summits are those of scipy.signal.find_peaks; own code measures them in units of the local noise and in m/z.
+"""
 
 from __future__ import annotations
 
@@ -25,32 +28,10 @@ class Noise(NamedTuple):
     sigma: NDArray[np.float64]
 
 
-def noise_of(intensity: ArrayLike, window: int = _WINDOW) -> Noise:
-    r"""Noise around each bin of a spectrum, by medians, which peaks do not move.
-
-    .. math:: \\sigma = 1.4826\\ \\mathrm{median}(|I - \\mathrm{median}(I)|)
-
-    Parameters
-    ----------
-    intensity
-        Shape (bins,).
-    window
-        Bins in the medians.
-
-    Returns
-    -------
-    Baseline and :math:`\\sigma`, shape (bins,). Where most of a window is flat, :math:`\\sigma` is that of the bins that
-    are not 0, and 0 where there are none.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> noise = noise_of(np.tile([1.0, 3.0, 2.0], 100))
-    >>> float(noise.baseline[150]), round(float(noise.sigma[150]), 3)
-    (2.0, 1.483)
-    """
+def noise_of(intensity: ArrayLike) -> Noise:
+    """Noise around each bin of a spectrum by running medians, which peaks do not move."""
     values = np.asarray(intensity, dtype=np.float64)
-    window = max(min(window, values.size), 1)
+    window = max(min(_WINDOW, values.size), 1)
     baseline = median_filter(values, window, mode="reflect")
     sigma = _TO_SIGMA * median_filter(np.abs(values - baseline), window, mode="reflect")
     return Noise(baseline, sigma)
@@ -72,37 +53,18 @@ class Peaks(NamedTuple):
 
 
 def profile_peaks(mz: ArrayLike, intensity: ArrayLike, tolerance: float, unit: Unit, snr: float) -> Peaks:
-    """Summits of a profile spectrum that stand out of the noise.
+    """Summits of a profile spectrum (ascending m/z) that stand at least `snr` times the noise above the baseline.
 
-    Parameters
-    ----------
-    mz
-        Ascending, in Da, shape (bins,).
-    intensity
-        Shape (bins,).
-    tolerance, unit
-        Of two summits closer than this, the lower one is left out.
-    snr
-        Smallest height above the baseline, in units of the noise (:func:`noise_of`).
-
-    Returns
-    -------
-    The peaks, ascending. Their m/z is the centre of mass of the summit's bin and its neighbours.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> mz = np.linspace(100, 101, 101)
-    >>> peaks = profile_peaks(mz, np.exp(-(((mz - 100.503) / 0.01) ** 2)), 5.0, "ppm", 3.0)
-    >>> peaks.mz.round(3).tolist()
-    [100.503]
+    Of two summits within the tolerance the higher one stays. m/z is the centre of mass of the summit and its
+    neighbours.
     """
     mz, intensity = np.asarray(mz, np.float64), np.asarray(intensity, np.float64)
     ratio = signal_to_noise(intensity, noise_of(intensity))
     # a bin on either side, so that a summit may stand at an end
     summit = find_peaks(np.concatenate([[-1.0], intensity, [-1.0]]))[0] - 1
     summit = summit[(ratio[summit] >= snr) & (intensity[summit] > 0)]
-    summit = _lone(summit, mz, intensity, tolerance, unit)
+    owner = highest_within(mz[summit], intensity[summit], tolerance, unit)
+    summit = summit[owner == np.arange(summit.size)]
     around = np.clip(summit[:, None] + np.array([-1, 0, 1]), 0, mz.size - 1)
     weight = intensity[around]
     # at an end, the summit would count twice
@@ -115,23 +77,10 @@ def profile_peaks(mz: ArrayLike, intensity: ArrayLike, tolerance: float, unit: U
     return Peaks(summit, centre, intensity[summit], ratio[summit])
 
 
-def _lone(
-    summit: NDArray[np.intp], mz: NDArray[np.float64], intensity: NDArray[np.float64], tolerance: float, unit: Unit
-) -> NDArray[np.intp]:
-    """Summits without a higher one within the tolerance."""
-    owner = highest_within(mz[summit], intensity[summit], tolerance, unit)
-    return summit[owner == np.arange(summit.size)]
-
-
 def highest_within(mz: ArrayLike, height: ArrayLike, tolerance: float, unit: Unit) -> NDArray[np.intp]:
     """For each of the ascending `mz` the one to which it belongs: the highest within the tolerance, or itself.
 
     From the highest down, each takes those around it that no higher one has taken.
-
-    Examples
-    --------
-    >>> highest_within([100.0, 100.0004, 250.0], [1.0, 5.0, 2.0], 5.0, "ppm").tolist()
-    [1, 1, 2]
     """
     mz, height = np.asarray(mz, np.float64), np.asarray(height, np.float64)
     owner = np.full(mz.size, -1, np.intp)
@@ -156,26 +105,9 @@ class MassErrors(NamedTuple):
 
 
 def mass_errors(errors: ArrayLike, time: ArrayLike) -> MassErrors:
-    """Summary of the errors of calibrants over an acquisition.
+    """Summary of the errors (ppm; spectra x calibrants, NaN: not found) of calibrants over the time (0 to 1).
 
-    Parameters
-    ----------
-    errors
-        In ppm, shape (spectra, calibrants); NaN where a calibrant was not found.
-    time
-        When each spectrum was measured, 0 to 1, shape (spectra,).
-
-    Returns
-    -------
-    One value a calibrant; NaN where it was found nowhere. The drift is the difference of the medians of the last and the
-    first half, times two.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> time = np.linspace(0, 1, 1001)
-    >>> mass_errors((1 + 4 * time)[:, None], time).drift.round(2).tolist()
-    [4.0]
+    The drift is twice the difference of the medians of the last and the first half.
     """
     errors, time = np.asarray(errors, np.float64), np.asarray(time, np.float64)
     found = np.isfinite(errors).sum(axis=0)
@@ -186,33 +118,15 @@ def mass_errors(errors: ArrayLike, time: ArrayLike) -> MassErrors:
         median[j] = np.median(values)
         spread[j] = _TO_SIGMA * np.median(np.abs(values - median[j]))
         late = at > np.median(at)
-        if late.any() and (at[late].mean() - at[~late].mean()) > 0:
-            drift[j] = (np.median(values[late]) - np.median(values[~late])) / (at[late].mean() - at[~late].mean())
+        if late.any() and (apart := at[late].mean() - at[~late].mean()) > 0:
+            drift[j] = (np.median(values[late]) - np.median(values[~late])) / apart
     return MassErrors(median, spread, drift, found)
 
 
 def recalibrated(mz: ArrayLike, calibrant: ArrayLike, error: ArrayLike) -> NDArray[np.float64]:
-    """m/z without the error that calibrants show.
+    """m/z without the `error` (ppm, NaN: not found) that calibrants show.
 
-    The error in ppm is taken as a straight line over m/z from three calibrants on (least squares), as constant with fewer.
-
-    Parameters
-    ----------
-    mz
-        As measured, in Da.
-    calibrant
-        Exact m/z of the calibrants.
-    error
-        Their errors in ppm (measured minus exact); NaN where not found.
-
-    Returns
-    -------
-    In Da.
-
-    Examples
-    --------
-    >>> recalibrated([200.002], [200.0], [10.0]).round(6).tolist()
-    [200.0]
+    The error is a straight line over m/z from three calibrants on, and constant with fewer.
     """
     mz, calibrant, error = (np.asarray(v, np.float64) for v in (mz, calibrant, error))
     seen = np.isfinite(error)

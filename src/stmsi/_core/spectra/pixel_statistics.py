@@ -1,4 +1,4 @@
-"""Statistics of pixels and ions over sparse intensities."""
+"""Statistics of pixels and ions over sparse intensities; scanpy normalises by totals only, and makes no tissue mask."""
 
 from __future__ import annotations
 
@@ -10,20 +10,7 @@ from numpy.typing import NDArray
 
 
 def pixel_factors(X: sp.csr_matrix, method: Literal["tic", "rms", "median", "none"]) -> NDArray[np.float64]:
-    """What each pixel is divided by; 0 where it has no signal.
-
-    Parameters
-    ----------
-    X
-        Intensities, shape (pixels, ions).
-    method
-        ``"tic"``: sum; ``"rms"``: root mean square; ``"median"``: median, both over the ions above zero;
-        ``"none"``: 1.
-
-    Returns
-    -------
-    Shape (pixels,).
-    """
+    """Sum, root mean square or median (both of the ions above zero) of each pixel; 0 where it has no signal."""
     if method == "none":
         return np.ones(X.shape[0])
     if method == "tic":
@@ -39,19 +26,7 @@ def pixel_factors(X: sp.csr_matrix, method: Literal["tic", "rms", "median", "non
 
 
 def section_quantiles(X: sp.csc_matrix, q: float) -> NDArray[np.float64]:
-    """Quantile of the values above zero of every column; 0 where a column has none.
-
-    Parameters
-    ----------
-    X
-        Shape (rows, columns).
-    q
-        Quantile, linearly interpolated as in :func:`numpy.quantile`.
-
-    Returns
-    -------
-    Shape (columns,).
-    """
+    """Quantile of the values above zero of every column, as numpy.quantile interpolates; 0 where a column has none."""
     X = sp.csc_matrix(X, dtype=np.float64, copy=True)
     X.eliminate_zeros()
     count = np.diff(X.indptr)
@@ -76,20 +51,10 @@ _CONTRAST = 2.0
 
 
 def otsu_tissue(total: NDArray[np.float64]) -> tuple[NDArray[np.bool_], bool]:
-    """Split pixels into tissue and background by Otsu's threshold on the logarithm of their total ion current.
+    """Split pixels into tissue and background by Otsu's threshold on the log of their total ion current.
 
-    Otsu's threshold splits anything, so the split must be worth it: most of the variance lies between the two parts, and
-    tissue is clearly brighter, and the background is more than a few faulty pixels. Pixels without any signal are no
-    tissue in any case.
-
-    Parameters
-    ----------
-    total
-        Total ion current of each pixel of one section, at least 0.
-
-    Returns
-    -------
-    Which pixels are tissue, and whether a background was found.
+    The threshold splits anything: the split must explain most of the variance, tissue must be clearly brighter, and the
+    background more than a few faulty pixels. Also returned: whether a background was found.
     """
     from skimage.filters import threshold_otsu
 

@@ -1,4 +1,7 @@
-"""Bring the intensities of sections to one scale by their ranks."""
+"""Bring the intensities of sections to one scale by their ranks.
+
+scikit-learn's QuantileTransformer would rank zeros too.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,7 @@ N_QUANTILES = 101
 
 
 def section_ranks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rank of each value above zero among those of its column, as a share in (0, 1): the middle of its step.
-
-    Parameters
-    ----------
-    values
-        Shape (spots, metabolites), at least 0 or NaN.
-
-    Returns
-    -------
-    Same shape; ties share their mean rank, zeros stay 0, NaN stay NaN.
-    """
+    """Rank of each value above zero in its column, as a share in (0, 1); zeros and NaN stay, ties share their mean."""
     above = np.where(values > 0, values, np.nan)
     rank = rankdata(above, axis=0, nan_policy="omit")
     count = (values > 0).sum(axis=0)
@@ -41,18 +34,9 @@ def distribution(values: NDArray[np.float64]) -> NDArray[np.float64]:
 def transfer(
     values: NDArray[np.float64], source: NDArray[np.float64], target: NDArray[np.float64]
 ) -> NDArray[np.float64]:
-    """Map values from one distribution to another of equal rank; ``transfer(v, target, source)`` maps back.
+    """Map values (spots, metabolites) from one :func:`distribution` to another of equal rank.
 
-    Parameters
-    ----------
-    values
-        Shape (spots, metabolites).
-    source, target
-        As :func:`distribution` returns them.
-
-    Returns
-    -------
-    Same shape. Zeros stay 0 and NaN stay NaN; columns without both distributions stay as they are.
+    Zeros and NaN stay, and columns without both distributions; ``transfer(v, target, source)`` maps back.
     """
     out = values.copy()
     for j in np.flatnonzero(np.isfinite(source).all(axis=0) & np.isfinite(target).all(axis=0)):

@@ -197,8 +197,8 @@ def _by_merging(mz, intensity, n, low, high, column, reduce, data, indices, used
 def sum_windows(chunk, work, low, high, column, first, ends, table, base, scale, reduce, data, indices, counts, tic):
     """Intensities inside windows that ascend in both ends; returns the first bad spectrum and its fault, or -1, 0.
 
-    `first` is the first window of each group of overlapping ones, `ends` holds where groups begin and end, `table` a group
-    that begins before each cell of a grid of m/z.
+    `first` is the first window of each group of overlapping ones, `ends` holds where groups begin and end, `table` a
+    group that begins before each cell of a grid of m/z.
     """
     mz, intensity = work[0], work[2]
     used = 0
