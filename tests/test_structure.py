@@ -131,9 +131,9 @@ def test_rooms_of_the_core_stay_small():
     assert {name: n for name, n in sizes.items() if n > MOST_FILES_OF_A_CORE_ROOM} == {}
 
 
-@pytest.mark.parametrize("path", MODULES.values(), ids=MODULES)
-def test_every_file_says_what_it_is_for(path):
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+def test_every_file_says_what_it_is_for():
+    silent = [name for name, path in MODULES.items() if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
+    assert silent == []
 
 
 def test_the_checks_find_what_they_look_for():

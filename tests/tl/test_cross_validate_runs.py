@@ -11,7 +11,7 @@ import stmsi
 from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES
 from stmsi.model import HurdleLinear
 from stmsi.model_selection import LeaveOneSampleOut, SpatialBlockKFold
-from stmsi.tl import _cross_validate
+from stmsi.tl import _cross_validate, _fold_cache
 from stmsi.tl._fold_cache import FoldCache, data_fingerprint, fingerprint
 
 SETUP = {"presence_key": "msi_presence"}
@@ -198,6 +198,16 @@ def test_nothing_is_left_of_a_table_that_could_not_be_written(tmp_path, monkeypa
         cache.put("k", pd.DataFrame({"a": [1]}))
     assert not list(tmp_path.iterdir())
     assert cache.get("k") is None
+
+
+def test_counts_are_hashed_once(data, monkeypatch):
+    """The newer anndata lists X among the layers; the older one does not, and both hash the same."""
+    hashed = []
+    feed = _fold_cache._feed
+    monkeypatch.setattr(_fold_cache, "_feed", lambda digest, thing: (hashed.append(thing), feed(digest, thing))[1])
+    data_fingerprint(data)
+    assert sum(thing is data.X for thing in hashed) == 1
+    assert not any(isinstance(thing, dict) and None in thing for thing in hashed)
 
 
 def test_fingerprints_are_of_values(data):

@@ -114,9 +114,8 @@ def oversample(
 
     out = _take(adata, source)
     origin = adata.obs_names[source].astype(str)
-    number = pd.Series(source).groupby(source).cumcount()
-    out.obs_names = [name if n == 0 else f"{name}-repeat{n}" for name, n in zip(origin, number, strict=True)]
-    require_unique(out.obs_names, "Names of repeats", "Rename the spots whose names end in '-repeat' and a number.")
+    number = pd.Series(source).groupby(source).cumcount().to_numpy()
+    out.obs_names = _repeat_names(origin, number, set(adata.obs_names.astype(str)))
     out.obs[Key.obs.OVERSAMPLED] = origin.to_numpy(dtype=object)
     for key, values in adata.obsp.items():
         out.obsp[key] = _rows_of_spots(values, source, len(rows))
@@ -152,6 +151,18 @@ def _take(adata: AnnData, rows: NDArray[np.int64]) -> AnnData:
     for key in foreign:
         del out.uns[key]
     return out
+
+
+def _repeat_names(origin: pd.Index, number: NDArray[np.int64], taken: set[str]) -> list[str]:
+    """``<spot>-repeat<n>``, with as many ``_`` behind it as a name that is not taken needs."""
+    names = []
+    for name, n in zip(origin, number, strict=True):
+        new = name if n == 0 else f"{name}-repeat{n}"
+        while n and new in taken:
+            new += "_"
+        taken.add(new)
+        names.append(new)
+    return names
 
 
 def _rows_of_spots(values: object, source: NDArray[np.int64], n_spots: int) -> object:

@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stmsi._data.tables import layer_names
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -30,8 +31,9 @@ def fingerprint(*things: Any) -> str:
 
 def data_fingerprint(adata: AnnData) -> str:
     """Hash of everything in an AnnData that a model can read."""
-    parts = {name: dict(getattr(adata, name)) for name in ("layers", "obsm", "obsp", "varm")}
-    return fingerprint(adata.X, adata.obs, adata.var, parts, dict(adata.uns))
+    parts = {name: dict(getattr(adata, name)) for name in ("obsm", "obsp", "varm")}
+    layers = {key: adata.layers[key] for key in layer_names(adata)}
+    return fingerprint(adata.X, adata.obs, adata.var, layers, parts, dict(adata.uns))
 
 
 class FoldCache:
