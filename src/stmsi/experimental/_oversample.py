@@ -153,7 +153,7 @@ def _take(adata: AnnData, rows: NDArray[np.int64]) -> AnnData:
     return out
 
 
-def _repeat_names(origin: pd.Index, number: NDArray[np.int64], taken: set[str]) -> list[str]:
+def _repeat_names(origin: pd.Index, number: NDArray[Any], taken: set[str]) -> list[str]:
     """``<spot>-repeat<n>``, with as many ``_`` behind it as a name that is not taken needs."""
     names = []
     for name, n in zip(origin, number, strict=True):
