@@ -64,7 +64,7 @@ class _LeaveOneOut(LeaveOneGroupOut):
         yield from super().split(np.empty((len(label), 1)), y, label)
 
     def get_n_splits(self, X: Any = None, y: Any = None, groups: ArrayLike | None = None) -> int:
-        """Number of folds, one for each group; arguments as for :meth:`split`."""
+        """Number of folds, one for each group; arguments as for ``split``."""
         return len(np.unique(self._groups(X, groups)))
 
 

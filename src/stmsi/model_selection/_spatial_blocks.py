@@ -102,7 +102,7 @@ class SpatialBlockKFold(BaseCrossValidator):
         return int(self.n_splits)
 
     def correlation_ranges(self, X: Any, y: Any = None, groups: ArrayLike | None = None) -> pd.Series:
-        """Range of the targets' correlation in each section; arguments and KeyError as for :meth:`split`.
+        """Range of the targets' correlation in each section; arguments and KeyError as for ``split``.
 
         The median over targets of the distance at which an exponential, fitted to the correlogram, has fallen to 5 %. NaN
         where no target has a pattern, infinite where correlations do not fall within the section.
