@@ -12,6 +12,7 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
+from spatialdata import SpatialData, deepcopy
 
 import stmsi
 
@@ -44,8 +45,10 @@ def _run(tests: list[doctest.DocTest]) -> str:
 
 
 @pytest.mark.parametrize(("module", "name"), NAMES, ids=[f"{module}.{name}" for module, name in NAMES])
-def test_example(module: str, name: str) -> None:
+def test_example(module: str, name: str, toy: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
     obj = getattr(import_module(f"stmsi.{module}"), name)
+    if module != "datasets":  # simulated once, not once for each example
+        monkeypatch.setattr(stmsi.datasets, "toy", lambda: deepcopy(toy))
     doc = inspect.getdoc(obj) or ""
     assert re.search(r"^Examples\n-{8}$", doc, re.MULTILINE), f"stmsi.{module}.{name} has no Examples section"
     tests = _examples(obj, name)

@@ -1,5 +1,6 @@
 """The accuracy run on the sections of a deposit on the user's disk."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -52,7 +53,11 @@ def test_a_deposit_is_scored_and_a_second_run_takes_the_finished_folds(deposit):
 
 
 @pytest.mark.parametrize(("data", "said"), [("other=x", "one of sma, desium"), ("sma=nowhere", "nothing at nowhere")])
-def test_what_is_not_there_is_said_at_once(tmp_path, data, said):
-    done = _run("--data", data, cwd=tmp_path)
-    assert done.returncode == 2
-    assert said in done.stderr
+def test_what_is_not_there_is_said_at_once(tmp_path, monkeypatch, capsys, data, said):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(RUN.parent))
+    monkeypatch.setattr(sys, "argv", [str(RUN), "--data", data])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_path(str(RUN), run_name="__main__")
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err

@@ -35,6 +35,8 @@ def folder(_mapped, tmp_path_factory) -> Path:
     # the table alone: what else a SpatialData holds takes most of the time and is not touched
     alone = st.copy()
     del alone.uns["spatialdata_attrs"]
+    for key in [k for k in alone.obsm if k.startswith("truth")]:
+        del alone.obsm[key]
     spatialdata.SpatialData(tables={"st": alone}).write(folder / "s.zarr")
     return folder
 

@@ -27,9 +27,11 @@ def run(*args, code=0):
 
 
 def alone(st):
-    """The table without its regions, which takes less time to write."""
+    """The table without its regions and the simulated truth, which takes less time to write."""
     st = st.copy()
     del st.uns["spatialdata_attrs"]
+    for key in [k for k in st.obsm if k.startswith("truth")]:
+        del st.obsm[key]
     return st
 
 

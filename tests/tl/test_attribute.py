@@ -243,6 +243,11 @@ def test_the_top_genes_are_those_of_the_table(planted, models):
 @pytest.mark.filterwarnings("ignore:Writing zarr v2 data")
 def test_it_survives_writing(mapped, tmp_path):
     st = mapped.tables["st"]
+    for key in list(st.obsm):  # each column takes its time to write
+        if key in ("msi", "msi_presence"):
+            st.obsm[key] = st.obsm[key].iloc[:, :2]
+        elif key.startswith("truth"):
+            del st.obsm[key]
     stmsi.model.HurdleLinear.setup_anndata(st)
     model = stmsi.model.HurdleLinear(st, presence="prior")
     model.train()
