@@ -11,8 +11,7 @@ one type. Times, dates, versions and identifiers drawn at random are left out. A
 run.
 
 ``compare`` prints a line per entry and returns 1 unless all numbers have the same bits (NaN is NaN), types, shapes and
-names. Records are comparable on
-one machine with the same versions of all libraries.
+names. Records are comparable on one machine with the same versions of all libraries.
 """
 
 from __future__ import annotations

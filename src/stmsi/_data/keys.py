@@ -155,3 +155,4 @@ INTENSITY_SCORES = ("mse", "mae", "r2", "pearson", "spearman", "pearson_present"
 MAP_SCORES = ("ssim", "moran_measured", "moran_predicted", "hotspot_jaccard")
 RELATION_SCORES = ("correlation_preserved", "gene_correlation_preserved")
 GROUP_SCORES = ("group_agreement", "differential_agreement")
+LOWER_IS_BETTER = ("mse", "mae", "brier", "ece", "interval_width")

@@ -11,7 +11,15 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch
 
 from stmsi._data.checks import check_choice, listing, suggest
-from stmsi._data.keys import GROUP_SCORES, INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, RELATION_SCORES, Key
+from stmsi._data.keys import (
+    GROUP_SCORES,
+    INTENSITY_SCORES,
+    LOWER_IS_BETTER,
+    MAP_SCORES,
+    PRESENCE_SCORES,
+    RELATION_SCORES,
+    Key,
+)
 from stmsi.pl._metabolite_layers import as_list
 from stmsi.pl._panels import get_axes, hand_back, jitter
 from stmsi.pl._shared_docs import shared_docs
@@ -54,7 +62,6 @@ READABLE = {
     "differential_agreement": "agreement of differences between groups",
 }
 REFERENCE = {"pearson": 0.0, "spearman": 0.0, "pearson_present": 0.0, "r2": 0.0, "mcc": 0.0, "auroc": 0.5}
-_LOWER_IS_BETTER = ("mse", "mae", "brier", "ece", "interval_width")
 _R2_FLOOR = -1.0
 """R2 has no lower bound: with a few failures, all other values would stand at the right edge."""
 _ROW_INCHES = 0.34
@@ -209,7 +216,7 @@ def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, l
     rows = rows[rows[metric].notna()]
     means = rows.groupby([by, "metabolite"], observed=True, sort=False)[metric].mean()
     medians = means.groupby(level=0, observed=True, sort=False).median()
-    groups = list(medians.sort_values(ascending=metric in _LOWER_IS_BETTER, kind="stable").index)
+    groups = list(medians.sort_values(ascending=metric in LOWER_IS_BETTER, kind="stable").index)
     boxes = _boxes(rows, groups, metric, by, hue, levels)
     for box in boxes:
         _draw_box(ax, box)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stmsi._data.checks import check_choice, check_share, listing, suggest
+from stmsi._data.keys import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,7 +21,6 @@ NO_SKILL: dict[str, float | None] = {
     "r2": None, "mse": None, "mae": None, "brier": None,
 }  # fmt: skip
 """Scores to choose by, with what a prediction without skill reaches: it counts where a model has none."""
-_LOWER_IS_BETTER = ("mse", "mae", "brier")
 _COLUMNS = ("mean", "se", "other_mean", "other_se", "difference", "difference_se", "lower", "upper", "p_value")
 
 
@@ -171,7 +171,7 @@ def best_model(scores: pd.DataFrame, *, metric: str = "pearson") -> str:
         msg = f"The models share no fold, section and metabolite with a {metric}; choose by another metric."
         raise ValueError(msg)
     mean = table.mean().to_numpy()
-    best = np.argmin(mean) if metric in _LOWER_IS_BETTER else np.argmax(mean)
+    best = np.argmin(mean) if metric in LOWER_IS_BETTER else np.argmax(mean)
     return str(table.columns[int(best)])
 
 
