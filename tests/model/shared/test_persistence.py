@@ -36,7 +36,7 @@ def edit(folder, **entries):
 def test_the_card_says_what_is_inside(folder):
     card = json.loads((folder / "stmsi.json").read_text())
     assert card["class"] == "HurdleLinear"
-    assert card["format"] == 2
+    assert card["format"] == 3
     assert card["stmsi"] == stmsi.__version__
     assert card["params"]["intensity"] == "mean"
     assert card["params"]["rng"] == 0
@@ -145,10 +145,18 @@ def test_a_card_that_is_no_text(folder):
 
 
 def test_a_newer_format(folder):
-    edit(folder, format=3, stmsi="9.1.0")
+    edit(folder, format=4, stmsi="9.1.0")
     with pytest.raises(
         ValueError,
-        match=r"by stmsi 9\.1\.0 in format 3; this version, .*, reads format 2\. Upgrade stmsi to 9\.1\.0 or",
+        match=r"by stmsi 9\.1\.0 in format 4; this version, .*, reads format 3\. Upgrade stmsi to 9\.1\.0 or",
+    ):
+        stmsi.model.load(folder)
+
+
+def test_a_format_whose_classes_have_moved(folder):
+    edit(folder, format=2, stmsi="0.1.0")
+    with pytest.raises(
+        ValueError, match=r"0\.1\.0 in format 2, whose classes have other names now\. Train the model again"
     ):
         stmsi.model.load(folder)
 

@@ -142,17 +142,6 @@ def test_other_classes_are_not_made(tmp_path, name):
         read_payload(tmp_path)
 
 
-def test_classes_that_have_moved_are_found(tmp_path):
-    write_payload(tmp_path, {"value": FittedState(Setup(), None, None, pd.Index(["a"]))})
-    structure = tmp_path / "model.json"
-    text = structure.read_text()
-    assert "stmsi.model.shared._fitted_state:FittedState" in text
-    structure.write_text(
-        text.replace("stmsi.model.shared._fitted_state:FittedState", "stmsi.model.shared._hurdle_model:FittedState")
-    )
-    assert list(read_payload(tmp_path)["value"].metabolites) == ["a"]
-
-
 @pytest.mark.parametrize(
     "tree",
     [

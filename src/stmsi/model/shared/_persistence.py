@@ -24,10 +24,13 @@ if TYPE_CHECKING:
     from stmsi.model.shared._fitted_state import FittedState
 
 CARD = "stmsi.json"
-FORMAT = 2
+FORMAT = 3
 """To be raised when an older stmsi would misread what is written. Fields with a default can be added without."""
-_PICKLED = 1
-"""The last format that held pickled objects."""
+_REFUSED = {
+    1: "whose pickled objects can run any code when they are read; they are not read any more",
+    2: "whose classes have other names now",
+}
+"""Older formats, and why they are not read."""
 _PACKAGES = ("stmsi", "numpy", "scipy", "pandas", "scikit-learn", "torch", "scvi-tools")
 _ENSEMBL = {
     "ENSG": "Homo sapiens", "ENSMUSG": "Mus musculus", "ENSRNOG": "Rattus norvegicus", "ENSDARG": "Danio rerio",
@@ -234,11 +237,11 @@ def read_card(path: Path) -> dict[str, Any]:
             f"reads format {FORMAT}. Upgrade stmsi to {card.get('stmsi')} or newer."
         )
         raise ValueError(msg)
-    if file_format <= _PICKLED:
+    if file_format < FORMAT:
+        why = _REFUSED[max(file_format, min(_REFUSED))]
         msg = (
-            f"{path} was written by stmsi {card.get('stmsi')} in format {file_format}, whose pickled objects can run any "
-            "code when they are read; they are not read any more. Train the model again, or predict with the version "
-            "that saved it."
+            f"{path} was written by stmsi {card.get('stmsi')} in format {file_format}, {why}. Train the model again, or "
+            "predict with the version that saved it."
         )
         raise ValueError(msg)
     return card

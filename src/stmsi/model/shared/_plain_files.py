@@ -46,8 +46,6 @@ _SKLEARN = {
 """Classes of scikit-learn that a file may name, and where they are."""
 _BUILT = {"HalfSquaredError"}
 """Classes without a state of their own, which are made anew."""
-_MOVED = {"stmsi.model.shared._hurdle_model:FittedState": "stmsi.model.shared._fitted_state:FittedState"}
-"""Classes of older files that are elsewhere now."""
 _TRAINING_ONLY = {"_feature_subsample_rng", "_optimizer", "_random_state"}
 """Attributes of scikit-learn's estimators that only ``fit`` uses."""
 
@@ -267,7 +265,7 @@ class _Reader:
 
 def _class(name: str) -> type[Any]:
     """A class by the name it has in a file."""
-    module, _, qualname = _MOVED.get(name, name).partition(":")
+    module, _, qualname = name.partition(":")
     if module == "sklearn" and qualname in _SKLEARN:
         return getattr(import_module(_SKLEARN[qualname]), qualname)
     found = getattr(import_module(module), qualname, None) if module.startswith(_OWN) else None
