@@ -795,7 +795,7 @@ def test_most_spots_find_their_cluster_again(case, data):
     truth = features.clusters.labels[features.cluster_codes(spots)]
     assert (truth == data.obs["domain"].astype(str)).all(), "training spots keep their label"
     found = features.clusters.labels[
-        features.clusters.assign(features._white(features.own.transform(spots.counts)), None)
+        features.clusters.assign(features._white(features.own.transform(spots.log_expression())), None)
     ]
     assert (found == truth).mean() > 0.6
 

@@ -11,7 +11,6 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.ids import safe_ids
-from stmsi._core.learning.expression_space import log_normalize
 from stmsi._core.metrics.attribution_controls import chance_of_best_rank, shuffle_within, torus_shift, within_sections
 from stmsi._data.checks import check_choice, listing, suggest
 from stmsi._data.keys import Key
@@ -316,7 +315,7 @@ def _spatial(case: _Case, n_shifts: int, rng: np.random.Generator) -> list[dict[
     names = [m for m in case.effects.columns if m in targets.metabolites]
     y = y[:, targets.metabolites.get_indexer(pd.Index(names))]
     section = section_codes(model, adata)
-    X = log_normalize(spots.counts)[:, case.positions].toarray().astype(np.float64)
+    X = spots.log_expression()[:, case.positions].toarray().astype(np.float64)
     k = min(_N_GENES, X.shape[1])
     best = case.best(k)[:, case.effects.columns.get_indexer(pd.Index(names))]
 

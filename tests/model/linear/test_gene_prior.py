@@ -209,7 +209,7 @@ def test_coefficients_hold_what_the_prior_does(data, use):
     stmsi.tl.attribute(data, model, method="coefficients", stage="intensity")
     spots = read_spots(data, model.state.setup)
     space = model.state.features.own
-    z = space.centred(spots.counts) / space.scale
+    z = space.centred(spots.log_expression()) / space.scale
     predicted = model._stages(spots)[1]
     used = np.flatnonzero(model.prior_.strength["intensity"] > 0)
     assert len(used)

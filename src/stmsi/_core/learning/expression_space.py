@@ -1,4 +1,4 @@
-"""Features of spots from counts, fitted on training spots only."""
+"""Log expression of spots, and its principal components fitted on training spots only."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ TARGET_SUM = 1e4  # counts that every spot is scaled to before the logarithm
 _CHUNK = 4096
 
 
-def log_normalize(counts: sp.csr_matrix) -> sp.csr_matrix:
-    """``log(1 + counts / library size x 10,000)``, sparse; spots without counts stay 0.
+def log_normalize(counts: sp.csr_matrix, target_sum: float = TARGET_SUM) -> sp.csr_matrix:
+    """``log(1 + counts / library size x target sum)``, sparse; spots without counts stay 0.
 
     The result shares the positions of its entries with `counts`.
     """
@@ -22,7 +22,7 @@ def log_normalize(counts: sp.csr_matrix) -> sp.csr_matrix:
         counts = counts.copy()
         counts.sum_duplicates()
     library = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
-    scale = (TARGET_SUM / np.where(library > 0, library, 1.0)).astype(np.float32)
+    scale = (target_sum / np.where(library > 0, library, 1.0)).astype(np.float32)
     data = np.repeat(scale, np.diff(counts.indptr))
     data *= counts.data
     return sp.csr_matrix((np.log1p(data, out=data), counts.indices, counts.indptr), shape=counts.shape)
@@ -35,6 +35,13 @@ def pool_counts(counts: sp.csr_matrix, graph: sp.csr_matrix) -> sp.csr_matrix:
     return sp.csr_matrix(counts + adjacency @ counts)
 
 
+def pool_logs(log: sp.csr_matrix, graph: sp.csr_matrix) -> sp.csr_matrix:
+    """Mean log expression of each spot and its neighbours: what :func:`pool_counts` is where there are no counts to add up."""
+    adjacency = sp.csr_matrix(graph != 0, dtype=np.float32)
+    count = 1 + np.asarray(adjacency.sum(axis=1), dtype=np.float32).ravel()
+    return sp.csr_matrix(sp.diags(1 / count) @ (log + adjacency @ log), dtype=np.float32)
+
+
 def neighbour_mean(values: Floats32, graph: sp.csr_matrix) -> Floats32:
     """Mean over the neighbours of each spot, itself left out; 0 where it has none. Shape as `values`."""
     adjacency = sp.csr_matrix(graph != 0, dtype=np.float32)
@@ -42,17 +49,17 @@ def neighbour_mean(values: Floats32, graph: sp.csr_matrix) -> Floats32:
     return np.asarray((adjacency @ values) / np.maximum(count, 1), dtype=np.float32)
 
 
-def profile_distance(counts: sp.csr_matrix, profile: Floats) -> Floats:
-    """One less the Pearson correlation of each spot's log-normalised expression with a profile (genes,); 0 to 2.
+def profile_distance(log: sp.csr_matrix, profile: Floats) -> Floats:
+    """One less the Pearson correlation of each spot's log expression (spots, genes) with a profile (genes,); 0 to 2.
 
-    1 where a spot, or the profile, does not vary. `counts` are of shape (spots, genes).
+    1 where a spot, or the profile, does not vary.
     """
-    parts = [_profile_distance(counts[i : i + _CHUNK], profile) for i in range(0, counts.shape[0], _CHUNK)]
+    parts = [_profile_distance(log[i : i + _CHUNK], profile) for i in range(0, log.shape[0], _CHUNK)]
     return np.concatenate([*parts, np.empty(0)])
 
 
-def _profile_distance(counts: sp.csr_matrix, profile: Floats) -> Floats:
-    X, n = log_normalize(counts), len(profile)
+def _profile_distance(X: sp.csr_matrix, profile: Floats) -> Floats:
+    n = len(profile)
     centred = profile - profile.mean()
     total = np.asarray(X.sum(axis=1), dtype=np.float64).ravel()
     square = np.asarray(X.multiply(X).sum(axis=1), dtype=np.float64).ravel()
@@ -66,46 +73,44 @@ class ExpressionSpace:
     """Variable genes, their moments, and the principal components of the training spots."""
 
     selected: Ints  # columns of the genes used
-    mean: Floats32  # of their log-normalised expression over the training spots
+    mean: Floats32  # of their log expression over the training spots
     scale: Floats32  # its standard deviation
     components: Floats32  # principal axes, shape (components, genes used)
     deviation: Floats32  # standard deviation of the training spots along each component
 
     @classmethod
-    def fit(cls, counts: sp.csr_matrix, *, n_top_genes: int, n_components: int, seed: int = 0) -> ExpressionSpace:
-        """Choose the genes with the largest variance of log-normalised expression, and find the components."""
+    def fit(cls, log: sp.csr_matrix, *, n_top_genes: int, n_components: int, seed: int = 0) -> ExpressionSpace:
+        """Choose the genes with the largest variance of log expression (spots, genes), and find the components."""
         from sklearn.decomposition import PCA
 
-        X = log_normalize(counts)
-        mean, variance = column_moments(X)
+        mean, variance = column_moments(log)
         usable = variance > 1e-12
         if not usable.any():
-            msg = "No gene varies over the training spots; are these raw counts of more than one spot?"
+            msg = "No gene varies over the training spots; is this the expression of more than one spot?"
             raise ValueError(msg)
         order = np.argsort(-np.where(usable, variance, -1), kind="stable")
         selected = np.sort(order[: min(n_top_genes, int(usable.sum()))])
         moments = mean[selected].astype(np.float32), np.sqrt(variance[selected]).astype(np.float32)
         none = np.empty((0, len(selected)), np.float32)
-        Z = cls(selected, *moments, none, none[:, 0]).centred(counts)
+        Z = cls(selected, *moments, none, none[:, 0]).centred(log)
         n = min(n_components, len(selected), max(1, len(Z) - 1))
         pca = PCA(n, random_state=seed).fit(Z)
         components = pca.components_.astype(np.float32)
         deviation = np.sqrt(np.maximum(pca.explained_variance_, 1e-12)).astype(np.float32)
         return cls(selected, *moments, components, deviation)
 
-    def centred(self, counts: sp.csr_matrix) -> Floats32:
-        """Log-normalised expression of the genes used less its training mean; shape (spots, genes used).
+    def centred(self, log: sp.csr_matrix) -> Floats32:
+        """Log expression of the genes used less its training mean; shape (spots, genes used).
 
         Genes are not scaled to one variance: on real ST that lifts the counting noise of weak genes.
         """
-        normal = log_normalize(counts)
-        X = (normal if len(self.selected) == counts.shape[1] else normal[:, self.selected]).toarray()
+        X = (log if len(self.selected) == log.shape[1] else log[:, self.selected]).toarray()
         X -= self.mean
         return X
 
-    def transform(self, counts: sp.csr_matrix) -> Floats32:
-        """Components of spots, shape (spots, components), in pieces."""
-        parts = [self.centred(counts[i : i + _CHUNK]) @ self.components.T for i in range(0, counts.shape[0], _CHUNK)]
+    def transform(self, log: sp.csr_matrix) -> Floats32:
+        """Components of spots from their log expression, shape (spots, components), in pieces."""
+        parts = [self.centred(log[i : i + _CHUNK]) @ self.components.T for i in range(0, log.shape[0], _CHUNK)]
         return np.vstack(parts) if parts else np.empty((0, len(self.components)), np.float32)
 
 

@@ -11,7 +11,7 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.special import logit
 
-from stmsi._core.learning.expression_space import ExpressionSpace, log_normalize, pool_counts
+from stmsi._core.learning.expression_space import ExpressionSpace
 from stmsi._core.metrics.attribution_controls import gene_blocks, shuffle_within
 from stmsi._progress import track
 from stmsi.model.shared._spot_features import PRESENCE_COMPONENTS, root_mean_square
@@ -103,10 +103,10 @@ def coefficients(
     values[used_genes(model)] = 0
     names = [] if group is None else list(dict.fromkeys(group))
     groups = {str(g): values.copy() for g in names}
-    for space, weights, counts in _gene_weights(model, spots, columns, stage):
+    for space, weights, log in _gene_weights(model, spots, columns, stage):
         values[space.selected] += weights * space.scale[:, None]
         if group is not None:
-            centred = space.centred(counts)
+            centred = space.centred(log)
             for g in names:
                 groups[str(g)][space.selected] += weights * centred[group == g].mean(axis=0)[:, None]
     if model.prior_ is not None:
@@ -144,7 +144,7 @@ def _add_prior(
 def _gene_weights(
     model: HurdleLinear, spots: Spots, columns: NDArray[np.int64], stage: Stage
 ) -> Iterator[tuple[ExpressionSpace, NDArray[np.float64], sp.csr_matrix]]:
-    """Own and pooled expression: the space, weights of its genes (genes used, metabolites), the counts that enter it."""
+    """Own and pooled expression: the space, weights of its genes (genes used, metabolites), the log expression that enters it."""
     features = model.state.features
     limit = None if stage == "intensity" else PRESENCE_COMPONENTS
     fitted = model.regressions_ if stage == "intensity" else model.classifiers_
@@ -157,7 +157,8 @@ def _gene_weights(
         stop = start + len(components)
         weights = np.stack([np.zeros(len(components)) if w is None else w[start:stop] for w in W])
         pooled = space is features.pooled and spots.graph is not None
-        yield space, (weights @ components).T, pool_counts(spots.counts, spots.graph) if pooled else spots.counts
+        log = spots.pooled_log_expression() if pooled else spots.log_expression()
+        yield space, (weights @ components).T, log
         start = stop
 
 
@@ -291,7 +292,7 @@ def permutation(
         Progress bar.
     """
     genes = used_genes(model)
-    block = gene_blocks(log_normalize(spots.counts)[:, genes].toarray(), n_blocks)
+    block = gene_blocks(spots.log_expression()[:, genes].toarray(), n_blocks)
     library = np.asarray(spots.counts.sum(axis=1), dtype=np.float64).ravel()
     relative = sp.csc_matrix(sp.diags(1 / np.maximum(library, 1)) @ spots.counts)
     plain = stage_scores(model, spots, stage)[:, columns]

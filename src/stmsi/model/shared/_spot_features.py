@@ -12,14 +12,14 @@ import pandas as pd
 from stmsi._core.learning.expression_space import (
     ExpressionSpace,
     column_moments,
-    log_normalize,
     neighbour_mean,
-    pool_counts,
     profile_distance,
 )
 from stmsi._data.checks import check_choice, listing
+from stmsi.model.shared._spot_input import NO_GRAPH
 
 if TYPE_CHECKING:
+    import scipy.sparse as sp
     from numpy.typing import NDArray
 
     from stmsi.model.shared._spot_input import Spots
@@ -117,7 +117,7 @@ class SpotFeatures:
     seed
         For the randomised solver.
     context
-        What of the neighbourhood, where spots have a graph: components of its pooled counts, or the spots' own
+        What of the neighbourhood, where spots have a graph: components of its pooled expression, or the spots' own
         components averaged over neighbours once and twice (diffused).
     signature_stages
         Stages that see the signature mask.
@@ -142,10 +142,11 @@ class SpotFeatures:
     ) -> SpotFeatures:
         """Fit on training spots; `labels` and `signature` (clusters x genes) where the mask is an input."""
         sizes = {"n_top_genes": self.n_top_genes, "n_components": self.n_components, "seed": self.seed}
-        self.own = ExpressionSpace.fit(spots.counts, **sizes)
+        log = spots.log_expression()
+        self.own = ExpressionSpace.fit(log, **sizes)
         self.uses_graph = spots.graph is not None
         if spots.graph is not None and self.context == "pooled":
-            self.pooled = ExpressionSpace.fit(pool_counts(spots.counts, spots.graph), **sizes)
+            self.pooled = ExpressionSpace.fit(spots.pooled_log_expression(), **sizes)
         if spots.covariates is not None:
             for name, column in spots.covariates.items():
                 if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
@@ -154,11 +155,11 @@ class SpotFeatures:
                 else:
                     self.categories[str(name)] = np.unique(column.astype(str).to_numpy().astype(str))
         self.extra = {key: Standardisation.fit(frame) for key, frame in (spots.features or {}).items()}
-        components = self.own.transform(spots.counts)
+        components = self.own.transform(log)
         if labels is not None and signature is not None and spots.cluster is not None:
             self.clusters = Clusters.fit(labels, signature, spots.cluster, self._white(components))
-        self.profile, _ = column_moments(log_normalize(spots.counts))
-        parts = self._distances(spots, components)
+        self.profile, _ = column_moments(log)
+        parts = self._distances(log, components)
         usual = _positive(np.quantile(parts, 0.95, axis=0))
         self.usual_distances = np.append(usual, _positive(np.quantile((parts / usual).max(axis=1), 0.95)))
         return self
@@ -167,9 +168,9 @@ class SpotFeatures:
         k = min(_OOD_COMPONENTS, components.shape[1])
         return components[:, :k] / self.own.deviation[:k].astype(np.float64)
 
-    def _distances(self, spots: Spots, components: NDArray[Any]) -> NDArray[np.float64]:
+    def _distances(self, log: sp.csr_matrix, components: NDArray[Any]) -> NDArray[np.float64]:
         within = np.sqrt((self._white(components) ** 2).mean(axis=1))
-        return np.column_stack([within, profile_distance(spots.counts, self.profile)])
+        return np.column_stack([within, profile_distance(log, self.profile)])
 
     def ood(self, spots: Spots) -> NDArray[np.float64]:
         """Out-of-distribution score: how far a spot is from the training spots, in units of their 95 % quantile.
@@ -178,7 +179,8 @@ class SpotFeatures:
         their standard deviation, and of the profile of all genes from the mean profile (one less their correlation).
         Components alone miss spots that vary along none of them: to scramble the genes of a spot moves it little there.
         """
-        parts = self._distances(spots, self.own.transform(spots.counts))
+        log = spots.log_expression()
+        parts = self._distances(log, self.own.transform(log))
         *usual, overall = self.usual_distances
         return (parts / usual).max(axis=1) / overall
 
@@ -186,7 +188,7 @@ class SpotFeatures:
         """Cluster number of each spot."""
         if self.clusters is None:
             return np.zeros(len(spots), np.int64)
-        return self.clusters.assign(self._white(self.own.transform(spots.counts)), spots.cluster)
+        return self.clusters.assign(self._white(self.own.transform(spots.log_expression())), spots.cluster)
 
     def covariates(self, spots: Spots) -> NDArray[np.float32]:
         """Covariates as columns: numbers z-scored, categories one-hot; shape (spots, columns)."""
@@ -209,7 +211,7 @@ class SpotFeatures:
 
     def components(self, spots: Spots) -> NDArray[np.float32]:
         """Components of the spots' own expression, scaled by one number to a mean square of 1."""
-        return self.own.transform(spots.counts) / np.float32(root_mean_square(self.own))
+        return self.own.transform(spots.log_expression()) / np.float32(root_mean_square(self.own))
 
     def transform(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Features of both stages.
@@ -249,14 +251,10 @@ class SpotFeatures:
         blocks = [self.components(spots)]
         if not self.uses_graph:
             return blocks
-        if spots.graph is None:
-            msg = "The model uses neighbourhoods, but the spots have no graph."
-            raise ValueError(msg)
         if self.pooled is not None:
-            return [
-                *blocks,
-                self.pooled.transform(pool_counts(spots.counts, spots.graph)) / root_mean_square(self.pooled),
-            ]
+            return [*blocks, self.pooled.transform(spots.pooled_log_expression()) / root_mean_square(self.pooled)]
+        if spots.graph is None:
+            raise ValueError(NO_GRAPH)
         for _ in range(_DIFFUSION_STEPS):
             blocks.append(neighbour_mean(blocks[-1], spots.graph))
         return blocks

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stmsi._core.learning.expression_space import log_normalize, pool_counts, pool_logs
 from stmsi._data.checks import check_nonnegative, check_share, listing, require_anndata, require_rows, require_unique
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_obs
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from stmsi.model.shared._setup import Setup
 
 
+NO_GRAPH = "The model uses neighbourhoods, but the spots have no graph."
 _LOOKED_AT = 10_000
 """Counts that are looked at to tell raw ones from normalised ones."""
 
@@ -35,7 +37,7 @@ class Spots:
     names
         ``obs_names``.
     counts
-        Raw counts over the panel, shape (n, genes), CSR.
+        Counts over the panel, shape (n, genes), CSR; with ``input="log"`` log expression, which may be negative.
     graph
         Neighbourhood graph, shape (n, n), where the model uses one.
     covariates
@@ -50,6 +52,8 @@ class Spots:
         Section of each spot (`None` where unknown), where the data say it.
     missing
         Share of the panel genes that were imputed.
+    input
+        What `counts` holds: ``"counts"`` or ``"log"``.
     """
 
     names: pd.Index
@@ -61,9 +65,25 @@ class Spots:
     xy: NDArray[np.float64] | None = None
     sample: NDArray[Any] | None = None
     missing: float = 0.0
+    input: str = "counts"
 
     def __len__(self) -> int:
         return len(self.names)
+
+    def log_expression(self) -> sp.csr_matrix:
+        """Log expression, shape (n, genes): log-normalised counts, or logs as they are."""
+        return log_normalize(self.counts) if self.input == "counts" else self.counts
+
+    def pooled_log_expression(self) -> sp.csr_matrix:
+        """Log expression of each spot and its neighbours together, shape (n, genes).
+
+        Counts are added up before they are normalised; of logs it is the mean.
+        """
+        if self.graph is None:
+            raise ValueError(NO_GRAPH)
+        if self.input == "counts":
+            return log_normalize(pool_counts(self.counts, self.graph))
+        return pool_logs(self.counts, self.graph)
 
     def take(self, rows: NDArray[np.int64]) -> Spots:
         """Some of the spots; edges to the others are cut."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stmsi._core.learning.expression_space import column_moments, log_normalize
+from stmsi._core.learning.expression_space import column_moments
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_sample
 from stmsi.model.shared._fitted_state import FittedState
@@ -88,7 +88,7 @@ def start_state(adata: AnnData, setup: Setup, targets: Targets, features: SpotFe
         if isinstance(table, pd.DataFrame) and targets.metabolites.isin(table.index).all()
         else pd.DataFrame({Key.var.NAME: targets.metabolites}, index=targets.metabolites)
     )
-    mean_log, _ = column_moments(log_normalize(train.counts))
+    mean_log, _ = column_moments(train.log_expression())
     panel = GenePanel(gene_names(adata.var), mean_log)
     return FittedState(setup, panel, features, targets.metabolites, table)
 
