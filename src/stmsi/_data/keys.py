@@ -91,6 +91,7 @@ class Key:
         """Keys of ``layers``."""
 
         RAW: Final = "raw"
+        COUNTS: Final = "_stmsi_counts"
 
     class uns:  # noqa: N801
         """Keys of ``uns``."""
@@ -137,6 +138,11 @@ class Key:
     observed_of = _named("{}_observed")  # which intensities were measured and not imputed
     uncorrected_of = _named("{}_uncorrected")  # the intensities that a correction replaced
     programmes_of = _named("{}_programmes")  # genes of each programme of an attention
+
+    @staticmethod
+    def output_of(key_added: str, how: str) -> str:
+        """A further way in which the two stages become one number, beside the prediction itself."""
+        return f"{key_added}_{how}"
 
     @staticmethod
     def draw_of(key_added: str, number: int) -> str:

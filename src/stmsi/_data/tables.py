@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from stmsi._data.checks import Data
 
 
+ONE_SECTION = "all spots"
+"""Name of the section where the data name none."""
+
+
 def get_table(data: Data, table_key: str) -> AnnData:
     """The AnnData to work on: `data` itself, or its table `table_key`."""
     if isinstance(data, AnnData):
@@ -58,6 +62,13 @@ def require_sample(adata: AnnData, key: str) -> NDArray[Any]:
         raise ValueError(msg)
     # of plain strings: numpy's own would show up as np.str_('...') in messages and names of coordinate systems
     return label.astype(str).to_numpy(dtype=object)
+
+
+def sections_of(adata: AnnData, key: str) -> NDArray[Any]:
+    """As :func:`require_sample`, but all spots are one section where ``obs`` lacks the column that is looked for by default."""
+    if key == Key.obs.SAMPLE and key not in adata.obs:
+        return np.full(adata.n_obs, ONE_SECTION, dtype=object)
+    return require_sample(adata, key)
 
 
 def require_frame(adata: AnnData, key: str, remedy: str = "") -> pd.DataFrame:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stmsi._data.checks import check_choice, listing, refuse_view
 from stmsi._data.keys import Key
-from stmsi._data.tables import copy_of, get_table, require_sample
+from stmsi._data.tables import copy_of, get_table, sections_of
 from stmsi._settings import logger
 from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
 from stmsi.tl._gene_maps import read_groups, write_gene_maps
@@ -224,7 +224,7 @@ def section_codes(
     model: HurdleModel, adata: AnnData, rows: NDArray[np.int64] | slice = slice(None)
 ) -> NDArray[np.int64]:
     """Number of the section of each spot (of some rows)."""
-    sample = require_sample(adata, model.state.setup.sample_key)[rows]
+    sample = sections_of(adata, model.state.setup.sample_key)[rows]
     return np.unique(sample.astype(str), return_inverse=True)[1].astype(np.int64)
 
 

@@ -19,7 +19,7 @@ from stmsi._data.tables import (
     require_obs,
     require_sample,
 )
-from stmsi.model.shared._spot_input import read_counts
+from stmsi.model.shared._spot_input import read_log_expression
 from stmsi.tl._section_scores import Comparison, score_relations, score_sections
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def evaluate(
     groupby
         Column of ``obs`` with clusters or regions: also compare the differences between them.
     layer
-        Raw counts in ``layers``, for `relations`; `None`: ``X``.
+        Expression in ``layers`` (counts or logarithms), for `relations`; `None`: ``X``.
     sample_key, table_key
         Column of ``obs`` with the section name, and the ST table.
 
@@ -124,7 +124,7 @@ def evaluate(
     table = score_sections(found)
     if not relations and group is None:
         return table
-    more = score_relations(found, read_counts(st, layer) if relations else None, group)
+    more = score_relations(found, read_log_expression(st, layer, sample_key) if relations else None, group)
     table = table.merge(more, on=["sample", "metabolite", "stage"], how="left", validate="one_to_one")
     return table[[*(c for c in table if c != "reason"), "reason"]]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stmsi._core.learning.expression_space import column_moments, log_normalize
+from stmsi._core.learning.expression_space import column_moments
 from stmsi._core.metrics import intensity as metrics
 from stmsi._core.metrics import maps, presence, structure
 from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES
@@ -154,20 +154,20 @@ def _mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def score_relations(
-    found: Comparison, counts: sp.csr_matrix | None = None, group: pd.Series | None = None
+    found: Comparison, log: sp.csr_matrix | None = None, group: pd.Series | None = None
 ) -> pd.DataFrame:
     """How well relations are preserved, one row per section with MSI and metabolite.
 
-    `counts`, spots x genes: correlations between metabolites and with genes. `group` of each spot: differences between groups.
+    `log`, log expression of spots x genes: correlations between metabolites and with genes. `group` of each spot: differences between groups.
     """
     truth, parts = found.truth, []
     for name, rows in measured_sections(found.sample, truth):
         measured = rows[~np.isnan(truth[rows]).all(axis=1)]
         y, pred = truth[measured], found.predicted[measured]
         part = pd.DataFrame({"sample": name, "metabolite": found.ids, "stage": "intensity"})
-        if counts is not None:
+        if log is not None:
             part["correlation_preserved"] = structure.correlation_preserved(y, pred)
-            genes = _most_variable(log_normalize(counts[measured]))
+            genes = _most_variable(log[measured])
             part["gene_correlation_preserved"] = structure.gene_correlation_preserved(genes, y, pred)
         if group is not None:
             own = group.iloc[measured].to_numpy(object)

@@ -293,7 +293,8 @@ def permutation(
     """
     genes = used_genes(model)
     block = gene_blocks(spots.log_expression()[:, genes].toarray(), n_blocks)
-    library = np.asarray(spots.counts.sum(axis=1), dtype=np.float64).ravel()
+    # counts keep the library size of the spot; logarithms have none
+    library = np.ones(len(spots)) if spots.input == "log" else np.asarray(spots.counts.sum(axis=1), np.float64).ravel()
     relative = sp.csc_matrix(sp.diags(1 / np.maximum(library, 1)) @ spots.counts)
     plain = stage_scores(model, spots, stage)[:, columns]
     moved = np.zeros((block.max() + 1, len(columns)))
@@ -313,10 +314,11 @@ def permutation(
 
 
 def with_genes(spots: Spots, genes: NDArray[np.int64], counts: sp.spmatrix) -> Spots:
-    """The spots with other counts of some genes, shape (spots, genes given)."""
+    """The spots with other expression of some genes, shape (spots, genes given)."""
     place = sp.csr_matrix((np.ones(len(genes)), (np.arange(len(genes)), genes)), (len(genes), spots.counts.shape[1]))
     changed = spots.counts + sp.csr_matrix(counts - spots.counts[:, genes]) @ place
-    changed.data = np.maximum(changed.data, 0)  # a difference may leave a zero a rounding error below it
+    if spots.input == "counts":
+        changed.data = np.maximum(changed.data, 0)  # a difference may leave a zero a rounding error below it
     return replace(spots, counts=sp.csr_matrix(changed, dtype=np.float32))
 
 
@@ -325,7 +327,7 @@ def without_genes(model: HurdleModel, spots: Spots, genes: NDArray[np.int64]) ->
     panel = model.state.panel
     columns = np.arange(len(panel))
     columns[genes] = -1
-    return replace(spots, counts=panel.align(spots.counts, columns))
+    return replace(spots, counts=panel.align(spots.counts, columns, spots.input))
 
 
 def stack(copies: Sequence[Spots]) -> Spots:
@@ -342,5 +344,6 @@ def stack(copies: Sequence[Spots]) -> Spots:
         else {k: pd.concat([c.features[k] for c in copies], ignore_index=True) for k in first.features},  # type: ignore[index, misc]
         cluster=None if first.cluster is None else np.concatenate([c.cluster for c in copies]),  # type: ignore[misc]
         xy=None if first.xy is None else np.vstack([c.xy for c in copies]),  # type: ignore[misc]
+        input=first.input,
         sample=np.array([f"{i} {label}" for i, label_of in enumerate(labels) for label in label_of], dtype=object),
     )

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
+    from stmsi.model.shared._stored_input import Input
+
 _TOGETHER = 16
 """Metabolites whose presence is fitted in one job. A number of its own, so that results do not depend on the number of jobs."""
 
@@ -151,6 +153,7 @@ class HurdleLinear(HurdleModel):
         adata: AnnData,
         *,
         layer: str | None = None,
+        input: Input | None = None,
         metabolite_key: str = Key.obsm.MSI,
         presence_key: str | None = None,
         signature_key: str | None = None,
@@ -168,7 +171,10 @@ class HurdleLinear(HurdleModel):
         adata
             Spots x genes.
         layer
-            Layer with raw counts; `None`: ``X``.
+            Layer with the expression; `None`: ``X``.
+        input
+            What the expression is: ``"counts"``, which the model normalises, or ``"log"``, taken as it is (log-normalised
+            counts, log ratios; negative numbers are allowed). `None`: look, in each section, and say what was found.
         metabolite_key
             Intensities in ``obsm`` (DataFrame; NaN where not covered).
         presence_key
@@ -198,10 +204,11 @@ class HurdleLinear(HurdleModel):
         KeyError
             A field is not there.
         ValueError
-            A view, an empty table, duplicate names, negative or infinite intensities.
+            A view, an empty table, duplicate names, negative or infinite intensities, counts in some sections and
+            logarithms on an unknown scale in others.
         """
         Setup.create(
-            adata, layer=layer, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
+            adata, layer=layer, input=input, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
             cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
             feature_key=feature_key, prior_key=prior_key,
         )  # fmt: skip

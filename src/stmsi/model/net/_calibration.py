@@ -10,7 +10,7 @@ from scipy.special import expit
 
 from stmsi._core.learning.folds import sections_or_blocks
 from stmsi._data.checks import listing
-from stmsi._data.tables import require_sample
+from stmsi._data.tables import sections_of
 from stmsi._settings import logger
 from stmsi.model.linear._presence import platt
 from stmsi.model.net._prediction import PREDICT_BATCH, NetPrediction
@@ -56,7 +56,7 @@ class NetCalibration(NetPrediction):
         odds = np.log((trained1 + n1 + 1) / (trained0 + n0 + 1))
         self.platt_[one_class] = np.column_stack([np.full(len(odds), 1e-6), odds])[one_class]
         assert self.adata is not None
-        sample = require_sample(self.adata, self._setup.sample_key)[validation]
+        sample = sections_of(self.adata, self._setup.sample_key)[validation]
         units = sections_or_blocks(sample, spots.xy, seed=self._hyper["rng"])
         probability = expit(logit * self.platt_[:, 0] + self.platt_[:, 1])
         self._calibrate(targets, probability, intensity, units, shift, places=(sample, spots.xy))

@@ -17,11 +17,11 @@ from scvi.model.base import BaseModelClass
 
 from stmsi._data.checks import check_choice, listing, require_anndata, require_unique
 from stmsi._data.keys import Key
-from stmsi._data.tables import require_sample
+from stmsi._data.tables import sections_of
 from stmsi._settings import logger
 from stmsi.model.net._metabolite_descriptors import training_metabolites
 from stmsi.model.net._neighbour_context import CONTEXT_COMPONENTS
-from stmsi.model.net._scvi_fields import ROW_KEY, scvi_fields
+from stmsi.model.net._scvi_fields import ROW_KEY, keep_counts, scvi_fields
 from stmsi.model.net._surroundings import quiet, seeded
 from stmsi.model.net._training import NetTraining
 from stmsi.model.net._training_inputs import measured_data, panel_data, presence_counts, setup_arguments, target_moments
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
+
+    from stmsi.model.shared._stored_input import Input
 
 
 class HurdleNet(NetTraining, BaseModelClass):
@@ -216,6 +218,7 @@ class HurdleNet(NetTraining, BaseModelClass):
                 linear_path=self._hyper["residual"] is not None,
                 signature_stages=self._hyper["signature_stages"],
                 has_prior=self.registry_["setup_args"].get("prior_key") is not None,
+                logged=self.registry_["setup_args"].get("input") == "log",
             )
 
     def _feature_widths(self) -> tuple[int, ...]:
@@ -229,6 +232,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         adata: AnnData,
         *,
         layer: str | None = None,
+        input: Input | None = None,
         metabolite_key: str = Key.obsm.MSI,
         presence_key: str | None = None,
         signature_key: str | None = None,
@@ -247,7 +251,10 @@ class HurdleNet(NetTraining, BaseModelClass):
         adata
             Spots x genes.
         layer
-            Layer with raw counts; `None`: ``X``.
+            Layer with the expression; `None`: ``X``.
+        input
+            What the expression is: ``"counts"``, which the model normalises, or ``"log"``, taken as it is (log-normalised
+            counts, log ratios; negative numbers are allowed). `None`: look, in each section, and say what was found.
         metabolite_key
             Intensities in ``obsm`` (DataFrame; NaN where not covered).
         presence_key
@@ -274,14 +281,16 @@ class HurdleNet(NetTraining, BaseModelClass):
         Returns
         -------
         `None`. Writes the names into ``uns["_stmsi_setup"]`` and, as scvi-tools does, ``uns["_scvi_uuid"]``,
-        ``uns["_scvi_manager_uuid"]``, ``_scvi_*`` columns for clusters and covariates and ``obs["_indices"]``.
+        ``uns["_scvi_manager_uuid"]``, ``_scvi_*`` columns for clusters and covariates and ``obs["_indices"]``. Where single sections are log-normalised,
+        their counts are written into ``layers["_stmsi_counts"]`` with those of all others.
 
         Raises
         ------
         KeyError
             A field is not there.
         ValueError
-            A view, an empty table, duplicate names, negative or infinite intensities, a dask array of sparse pieces.
+            A view, an empty table, duplicate names, negative or infinite intensities, a dask array of sparse pieces,
+            counts in some sections and logarithms on an unknown scale in others.
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         require_anndata(adata)
@@ -294,10 +303,12 @@ class HurdleNet(NetTraining, BaseModelClass):
             )
             raise ValueError(msg)
         setup = Setup.create(
-            adata, layer=layer, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
+            adata, layer=layer, input=input, metabolite_key=metabolite_key, presence_key=presence_key, signature_key=signature_key,
             cluster_key=cluster_key, sample_key=sample_key, graph_key=graph_key, covariate_keys=covariate_keys,
             feature_key=feature_key, prior_key=prior_key,
         )  # fmt: skip
+        setup_method_args["setup_args"]["input"] = setup.input  # what a saved model was set up with, not what was asked
+        keep_counts(adata, setup)
         adata.obs[ROW_KEY] = np.arange(adata.n_obs)
         with quiet():
             manager = AnnDataManager(fields=scvi_fields(adata, setup), setup_method_args=setup_method_args)
@@ -313,6 +324,8 @@ class HurdleNet(NetTraining, BaseModelClass):
         lr: float = 3e-4,
         max_epochs: int = 50,
         patience: int = 10,
+        layer: str | None = None,
+        input: Input | None = None,
         min_genes: float = MIN_GENES,
         **train_kwargs: Any,
     ) -> HurdleNet:
@@ -333,6 +346,8 @@ class HurdleNet(NetTraining, BaseModelClass):
             As for :meth:`train`.
         lr, max_epochs, patience
             As for :meth:`train`, with smaller steps and fewer of them.
+        layer, input
+            Where the expression of the new sections is, and what it is; as for :meth:`predict`.
         min_genes
             Share of the training genes that must be there.
         **train_kwargs
@@ -367,12 +382,12 @@ class HurdleNet(NetTraining, BaseModelClass):
         ['P1S1', 'P2S1']
         """
         state, setup = self.state, self._setup
-        spots = read_spots(adata, setup, state.panel, min_genes=min_genes, with_cluster=False)
+        spots = read_spots(adata, setup, state.panel, min_genes=min_genes, with_cluster=False, layer=layer, input=input)
         require_unique(spots.names, "Names of spots", "Call adata.obs_names_make_unique().")
         if spots.missing > 0:
             logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
         # signatures and prior are those of the model
-        replace(setup, signature_key=None, cluster_key=None, prior_key=None)._check(adata)
+        replace(setup, layer=None, signature_key=None, cluster_key=None, prior_key=None)._check(adata)
         targets = read_targets(adata, setup)
         known = targets.metabolites.isin(state.metabolites)
         if not known.any():
@@ -398,7 +413,7 @@ class HurdleNet(NetTraining, BaseModelClass):
             spots,
             setup,
             state,
-            sample=require_sample(adata, setup.sample_key),
+            sample=sections_of(adata, setup.sample_key),
             intensity=intensity,
             presence=presence,
         )

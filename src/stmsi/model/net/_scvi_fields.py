@@ -15,7 +15,9 @@ from scvi.data.fields import (
     ObsmField,
 )
 
+from stmsi._data.keys import Key
 from stmsi.model.net.modules._hurdle import CLUSTER_KEY, FEATURES_KEY, METABOLITES_KEY, PRESENCE_KEY
+from stmsi.model.shared._stored_input import StoredExpression
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -42,8 +44,9 @@ class OptionalObsmField(ObsmField):
 
 def scvi_fields(adata: AnnData, setup: Setup) -> list[Any]:
     """The fields of a setup."""
+    layer = Key.layers.COUNTS if Key.layers.COUNTS in adata.layers else setup.layer
     fields: list[Any] = [
-        LayerField(REGISTRY_KEYS.X_KEY, setup.layer, is_count_data=False),
+        LayerField(REGISTRY_KEYS.X_KEY, layer, is_count_data=False),
         OptionalObsmField(METABOLITES_KEY, setup.metabolite_key),
     ]
     if setup.presence_key is not None:
@@ -59,6 +62,16 @@ def scvi_fields(adata: AnnData, setup: Setup) -> list[Any]:
     if numeric:
         fields.append(NumericalJointObsField(REGISTRY_KEYS.CONT_COVS_KEY, numeric))
     return fields
+
+
+def keep_counts(adata: AnnData, setup: Setup) -> None:
+    """Write counts of all spots into a layer where some sections are log-normalised: batches are read without a second look."""
+    adata.layers.pop(Key.layers.COUNTS, None)
+    if setup.input == "log":
+        return
+    stored = StoredExpression.read(adata, setup.layer, setup.sample_key)
+    if any(kind.kind == "log1p" for kind in stored.kinds):
+        adata.layers[Key.layers.COUNTS] = stored.as_counts("counts")
 
 
 def _is_number(column: pd.Series) -> bool:

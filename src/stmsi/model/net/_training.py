@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping
 from scvi.model.base import UnsupervisedTrainingMixin
 
 from stmsi._core.learning.folds import held_out_group, inner_groups, sections_or_blocks
-from stmsi._data.tables import require_sample
+from stmsi._data.tables import sections_of
 from stmsi._progress import current_display
 from stmsi._settings import logger, settings
 from stmsi.model.net._calibration import NetCalibration
@@ -177,7 +177,7 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
         rows, validation = training_rows(targets, train_idx, validation_idx)
         given = validation is not None
         if validation is None:
-            sample = require_sample(adata, setup.sample_key)[rows]
+            sample = sections_of(adata, setup.sample_key)[rows]
             xy = None if spots.xy is None else spots.xy[rows]
             measured = ~np.isnan(targets.intensity[rows])
             held_out = held_out_group(sample, xy, measured, seed=self._hyper["rng"])
@@ -308,7 +308,7 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
         """Module and state before the first step: fitted to the training spots, or those that training starts from."""
         assert self.adata is not None
         setup, start, all_targets = self._setup, run.start, run.targets
-        sample = require_sample(self.adata, setup.sample_key)
+        sample = sections_of(self.adata, setup.sample_key)
         if start is None:
             targets, train = drop_unmeasured(all_targets, rows), run.spots.take(rows)
             labels, signature = signature_of(self.adata, setup)

@@ -17,6 +17,8 @@ from stmsi._data.keys import Key
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from stmsi.model.shared._stored_input import Input
+
 _ALIASES = (
     Key.var.GENE_IDS, "gene_id", "ensembl_id", "ensembl", "feature_id",
     "gene_symbols", "gene_symbol", "gene_name", "gene_names", "feature_name", "symbol", "SYMBOL",
@@ -41,11 +43,14 @@ class GenePanel:
     names
         Every kind of name, each in panel order.
     mean_log
-        Mean log-normalised expression over the training spots: what a missing gene is imputed with.
+        Mean log expression over the training spots: what a missing gene is imputed with.
+    target_sum
+        Sum of a training spot before the logarithm, where logarithms were given and it is known.
     """
 
     names: dict[str, pd.Index]
     mean_log: NDArray[np.float64]
+    target_sum: float | None = None
 
     def __len__(self) -> int:
         return len(self.mean_log)
@@ -83,35 +88,40 @@ class GenePanel:
     def _examples(self) -> list[str]:
         return [str(v[0]) for v in self.names.values() if len(v)]
 
-    def align(self, counts: sp.csr_matrix, columns: NDArray[np.int64]) -> sp.csr_matrix:
-        """Counts in panel order, missing genes imputed.
+    def align(self, values: sp.csr_matrix, columns: NDArray[np.int64], input: Input = "counts") -> sp.csr_matrix:
+        """Counts or logarithms in panel order, missing genes imputed.
 
-        A missing gene gets the count that gives it its mean log-normalised training expression in every spot. The
-        library size follows: with s the share of a library that the missing genes make up, it is the counted part
-        divided by 1 - s.
+        A missing gene gets its mean log expression over the training spots in every spot. Of counts, it gets the count
+        that gives it this expression. The library size follows: with s the share of a library that the missing genes make
+        up, it is the counted part divided by 1 - s.
 
         Parameters
         ----------
-        counts
+        values
             Spots x genes of the query.
         columns
             From :meth:`locate`.
+        input
+            What `values` are: ``"counts"`` or ``"log"``.
 
         Returns
         -------
         Spots x panel genes.
         """
-        if np.array_equal(columns, np.arange(counts.shape[1])):
-            return sp.csr_matrix(counts, dtype=np.float32)
+        if np.array_equal(columns, np.arange(values.shape[1])):
+            return sp.csr_matrix(values, dtype=np.float32)
         found = np.flatnonzero(columns >= 0)
         missing = np.flatnonzero(columns < 0)
-        part = counts[:, columns[found]]
+        part = values[:, columns[found]]
         if len(missing) == 0:
             return sp.csr_matrix(part, dtype=np.float32)
-        relative = np.expm1(self.mean_log[missing]) / TARGET_SUM
-        share = min(float(relative.sum()), 0.99)
-        library = np.asarray(part.sum(axis=1), dtype=np.float64).ravel() / (1 - share)
-        filled = sp.csr_matrix(np.outer(library, relative).astype(np.float32))
+        if input == "log":
+            filled = sp.csr_matrix(np.tile(self.mean_log[missing].astype(np.float32), (part.shape[0], 1)))
+        else:
+            relative = np.expm1(self.mean_log[missing]) / TARGET_SUM
+            share = min(float(relative.sum()), 0.99)
+            library = np.asarray(part.sum(axis=1), dtype=np.float64).ravel() / (1 - share)
+            filled = sp.csr_matrix(np.outer(library, relative).astype(np.float32))
         joined = sp.hstack([part, filled], format="csr", dtype=np.float32)
         order = np.empty(len(self), np.int64)
         order[np.concatenate([found, missing])] = np.arange(len(self))

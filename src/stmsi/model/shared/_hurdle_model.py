@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args, overload
 
 import numpy as np
 import pandas as pd
@@ -19,7 +19,7 @@ from stmsi._core.metrics.presence import auroc, prevalence
 from stmsi._core.uncertainty.conformal import GroupConformal
 from stmsi._core.uncertainty.copula import HurdleCopula
 from stmsi._data.checks import check_choice, listing
-from stmsi._data.tables import require_sample
+from stmsi._data.tables import sections_of
 from stmsi._settings import logger
 from stmsi.model.shared._fitted_state import FittedState
 from stmsi.model.shared._persistence import load_as, model_card, read_card, save_model
@@ -31,7 +31,11 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from stmsi.model.shared._stored_input import Input
     from stmsi.model.shared._training_data import TrainingData
+
+How: TypeAlias = Literal["expected", "probability_weighted", "mask"]
+"""Ways in which the two stages become one number; see :meth:`HurdleModel.predict`."""
 
 MIN_GENES = 0.5
 """Share of the training genes that a query must have when nothing else is said."""
@@ -63,6 +67,25 @@ class Prediction:
     upper: pd.DataFrame
     ood: NDArray[np.float64]
     missing_genes: float
+
+    def output(self, how: How) -> pd.DataFrame:
+        """The two stages as one number; see :meth:`HurdleModel.predict`."""
+        if how == "expected":
+            return self.expected
+        if how == "mask":
+            return self.intensity.where(self.expected > 0, 0)
+        return self.presence * self.intensity
+
+
+def check_how(how: How | Sequence[How]) -> list[How]:
+    """The outputs asked for, each once, in their order."""
+    asked: list[How] = [how] if isinstance(how, str) else list(dict.fromkeys(how))
+    if not asked:
+        msg = f"how= names no output; choose among {listing(get_args(How))}."
+        raise ValueError(msg)
+    for one in asked:
+        check_choice(one, get_args(How), "how")
+    return asked
 
 
 class HurdleModel:
@@ -131,7 +154,14 @@ class HurdleModel:
         """
         return model_card(self)
 
-    def predict_presence(self, adata: AnnData | None = None, *, min_genes: float = MIN_GENES) -> pd.DataFrame:
+    def predict_presence(
+        self,
+        adata: AnnData | None = None,
+        *,
+        layer: str | None = None,
+        input: Input | None = None,
+        min_genes: float = MIN_GENES,
+    ) -> pd.DataFrame:
         """Calibrated probability that each metabolite is present in each spot.
 
         Parameters
@@ -139,6 +169,15 @@ class HurdleModel:
         adata
             Spots to predict; `None`: the training data. Any gene order, symbols or Ensembl ids; no MSI is needed.
             Genes that are missing are imputed at their training mean.
+        layer
+            Layer that holds the expression (``"X"``: ``X``). `None`: the layer of the training data if it is there, else
+            ``X``.
+        input
+            What the expression is: ``"counts"`` or ``"log"``. `None`: look, in each section. Sections that are
+            log-normalised for certain are brought to the scale of the training data, which is logged. A model that reads
+            counts refuses other logarithms, and a model that reads logarithms on an unknown scale refuses counts, unless
+            `input` says what they are: for the former natural logarithms of 1 + normalised counts; the latter then takes
+            log(1 + x) of counts normalised to 10,000.
         min_genes
             Share of the training genes that must be there.
 
@@ -151,53 +190,98 @@ class HurdleModel:
         RuntimeError
             The model is not trained.
         ValueError
-            Too few genes, or no genes in common.
+            Too few genes, no genes in common, or expression on another scale than that of the training data.
         KeyError
-            A graph or covariate that the model uses is not there.
+            A layer, graph or covariate that the model uses is not there.
         """
-        return self._predict_all(adata, min_genes=min_genes).presence
+        return self._predict_all(adata, layer=layer, input=input, min_genes=min_genes).presence
 
-    def predict_intensity(self, adata: AnnData | None = None, *, min_genes: float = MIN_GENES) -> pd.DataFrame:
+    def predict_intensity(
+        self,
+        adata: AnnData | None = None,
+        *,
+        layer: str | None = None,
+        input: Input | None = None,
+        min_genes: float = MIN_GENES,
+    ) -> pd.DataFrame:
         """Mean intensity given that the metabolite is present, on the scale of the training intensities.
 
         Parameters
         ----------
-        adata, min_genes
+        adata, layer, input, min_genes
             As for :meth:`predict_presence`.
 
         Returns
         -------
         DataFrame spots x metabolites, float32, at least 0.
         """
-        return self._predict_all(adata, min_genes=min_genes).intensity
+        return self._predict_all(adata, layer=layer, input=input, min_genes=min_genes).intensity
+
+    @overload
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        *,
+        how: How = "expected",
+        layer: str | None = None,
+        input: Input | None = None,
+        min_genes: float = MIN_GENES,
+    ) -> pd.DataFrame: ...
+
+    @overload
+    def predict(
+        self,
+        adata: AnnData | None = None,
+        *,
+        how: Sequence[How],
+        layer: str | None = None,
+        input: Input | None = None,
+        min_genes: float = MIN_GENES,
+    ) -> dict[str, pd.DataFrame]: ...
 
     def predict(
         self,
         adata: AnnData | None = None,
         *,
-        how: Literal["expected", "mask"] = "expected",
+        how: How | Sequence[How] = "expected",
+        layer: str | None = None,
+        input: Input | None = None,
         min_genes: float = MIN_GENES,
-    ) -> pd.DataFrame:
+    ) -> pd.DataFrame | dict[str, pd.DataFrame]:
         """Predicted intensity, exactly 0 where the presence stage says absent.
 
         Parameters
         ----------
-        adata, min_genes
+        adata, layer, input, min_genes
             As for :meth:`predict_presence`.
         how
-            ``"expected"``: where presence is called, the probability of presence times the intensity given presence
-            (the mean of the hurdle model); ``"mask"``: the intensity given presence itself, undamped.
+            How the two stages become one number. Several at once are predicted in one pass.
+
+            - ``"expected"``: the probability of presence times the intensity given presence, and exactly 0 where absence
+              is called. The default: maps with zeros whose values are means.
+            - ``"probability_weighted"``: the same product everywhere, without zeros: the mean of the hurdle model. Best
+              where sums and averages over spots matter, or where thresholds are to be set later.
+            - ``"mask"``: the intensity given presence where presence is called, and 0 elsewhere. It shows how much there
+              is *if* the call is right. It costs accuracy: where presence is uncertain the value is too high, so that
+              squared error and mean level are worse than with the other two.
 
         Returns
         -------
-        DataFrame spots x metabolites, float32.
+        DataFrame spots x metabolites, float32; for several `how` a dictionary of them by name.
         """
-        check_choice(how, ("expected", "mask"), "how")
-        prediction = self._predict_all(adata, min_genes=min_genes)
-        return prediction.expected if how == "expected" else prediction.intensity.where(prediction.expected > 0, 0)
+        asked = check_how(how)
+        prediction = self._predict_all(adata, layer=layer, input=input, min_genes=min_genes)
+        outputs = {one: prediction.output(one) for one in asked}
+        return outputs[asked[0]] if isinstance(how, str) else dict(outputs)
 
     def predict_interval(
-        self, adata: AnnData | None = None, coverage: float = 0.9, *, min_genes: float = MIN_GENES
+        self,
+        adata: AnnData | None = None,
+        coverage: float = 0.9,
+        *,
+        layer: str | None = None,
+        input: Input | None = None,
+        min_genes: float = MIN_GENES,
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Interval that holds the measured intensity with the given chance.
 
@@ -208,7 +292,7 @@ class HurdleModel:
 
         Parameters
         ----------
-        adata, min_genes
+        adata, layer, input, min_genes
             As for :meth:`predict_presence`.
         coverage
             Between 0 and 1.
@@ -217,7 +301,7 @@ class HurdleModel:
         -------
         Lower and upper bound, each a DataFrame spots x metabolites, float32, at least 0.
         """
-        prediction = self._predict_all(adata, coverage=coverage, min_genes=min_genes)
+        prediction = self._predict_all(adata, coverage=coverage, layer=layer, input=input, min_genes=min_genes)
         return prediction.lower, prediction.upper
 
     def sample(
@@ -226,6 +310,8 @@ class HurdleModel:
         n_samples: int = 1,
         rng: int | np.random.Generator | None = None,
         *,
+        layer: str | None = None,
+        input: Input | None = None,
         min_genes: float = MIN_GENES,
     ) -> xr.DataArray:
         """Draw from the fitted hurdle model, spot by spot.
@@ -235,7 +321,7 @@ class HurdleModel:
 
         Parameters
         ----------
-        adata, min_genes
+        adata, layer, input, min_genes
             As for :meth:`predict_presence`.
         n_samples
             Number of draws.
@@ -252,7 +338,7 @@ class HurdleModel:
             msg = f"n_samples must be at least 1, found {n_samples!r}."
             raise ValueError(msg)
         random = np.random.default_rng(rng)
-        prediction = self._predict_all(adata, min_genes=min_genes)
+        prediction = self._predict_all(adata, layer=layer, input=input, min_genes=min_genes)
         p, mean = prediction.presence.to_numpy(np.float64), prediction.intensity.to_numpy(np.float64)
         sd = np.maximum(self.state.spread, 1e-9)
         draws = np.empty((n_samples, *p.shape), dtype=np.float32)
@@ -321,12 +407,20 @@ class HurdleModel:
         path = Path(dir_path)
         return load_as(cls, path, read_card(path), adata)
 
-    def _predict_all(self, adata: AnnData | None, *, coverage: float = 0.9, min_genes: float = MIN_GENES) -> Prediction:
+    def _predict_all(
+        self,
+        adata: AnnData | None,
+        *,
+        coverage: float = 0.9,
+        layer: str | None = None,
+        input: Input | None = None,
+        min_genes: float = MIN_GENES,
+    ) -> Prediction:
         state = self.state
         if not 0 < coverage < 1:
             msg = f"coverage is a share between 0 and 1, found {coverage!r}."
             raise ValueError(msg)
-        spots = self._query_spots(adata, min_genes)
+        spots = self._query_spots(adata, min_genes, layer=layer, input=input)
         probability, intensity = (np.asarray(v, dtype=np.float32) for v in self._stages(spots))
         intensity = np.maximum(intensity, 0)
         expected = hurdle_mean(intensity, probability, state.threshold)
@@ -341,14 +435,21 @@ class HurdleModel:
             state.features.ood(spots), spots.missing,
         )  # fmt: skip
 
-    def _query_spots(self, adata: AnnData | None, min_genes: float) -> Spots:
+    def _query_spots(
+        self, adata: AnnData | None, min_genes: float, *, layer: str | None = None, input: Input | None = None
+    ) -> Spots:
         """Inputs of the spots to predict; `None`: the training data, whose cluster labels are known."""
         if adata is None and self.adata is None:
             msg = "The model was loaded without data; pass the AnnData to predict."
             raise ValueError(msg)
         own = adata is None or adata is self.adata
         data = self.adata if adata is None else adata
-        spots = read_spots(data, self.state.setup, self.state.panel, min_genes=min_genes, with_cluster=own)  # type: ignore[arg-type]
+        setup = self.state.setup
+        if own and layer is None and input is None:
+            input = setup.input  # what the training data are was decided before training
+        spots = read_spots(
+            data, setup, self.state.panel, min_genes=min_genes, with_cluster=own, layer=layer, input=input  # type: ignore[arg-type]
+        )  # fmt: skip
         if spots.missing > 0:
             logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
         return spots
@@ -368,7 +469,7 @@ class HurdleModel:
             self._calibrate(data.targets, probability, intensity, units, few, places=places)
             return
         judges = data.spots.take(data.validation)
-        sample = require_sample(data.adata, self.state.setup.sample_key)[data.validation]
+        sample = sections_of(data.adata, self.state.setup.sample_key)[data.validation]
         units = sections_or_blocks(sample, judges.xy, seed=seed)
         targets = data.all_targets.some(data.validation, self.state.metabolites)
         self._calibrate(targets, *self._stages(judges), units, places=(sample, judges.xy))

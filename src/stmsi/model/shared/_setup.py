@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from stmsi._data.checks import (
     suggest,
 )
 from stmsi._data.keys import Key
-from stmsi._data.tables import require_frame, require_obs, require_sample
+from stmsi._data.tables import require_frame, require_obs, sections_of
+from stmsi.model.shared._stored_input import Input, StoredExpression, check_input
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -31,6 +32,7 @@ class Setup:
     """Names of the fields that a model uses; see ``setup_anndata`` of the models."""
 
     layer: str | None = None
+    input: Input = "counts"
     metabolite_key: str = Key.obsm.MSI
     presence_key: str | None = None
     signature_key: str | None = None
@@ -46,17 +48,21 @@ class Setup:
         cls,
         adata: AnnData,
         *,
+        input: Input | None = None,
         covariate_keys: Sequence[str] | None = None,
         feature_key: str | Sequence[str] | None = None,
         **fields: str | None,
     ) -> Setup:
-        """Check the fields and write their names into ``uns``."""
+        """Check the fields and write their names into ``uns``; without `input`, the numbers tell what they are."""
         require_anndata(adata)
+        check_input(input)
         setup = cls(covariate_keys=_names(covariate_keys), feature_key=_names(feature_key), **fields)  # type: ignore[arg-type]
         refuse_view(adata)
         require_rows(adata)
         require_unique(adata.var_names, "Gene names")
         setup._check(adata)
+        kind = StoredExpression.read(adata, setup.layer, setup.sample_key).told() if input is None else input
+        setup = replace(setup, input=kind)
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(setup).items()}
         adata.uns[Key.uns.SETUP] = {k: v for k, v in plain.items() if v is not None and v != []}
         return setup
@@ -82,7 +88,7 @@ class Setup:
             msg = f"obsm[{self.metabolite_key!r}] has no metabolites."
             raise ValueError(msg)
         check_nonnegative(frame.to_numpy(), f"obsm[{self.metabolite_key!r}]", allow_nan=True)
-        require_sample(adata, self.sample_key)
+        sections_of(adata, self.sample_key)
         if self.presence_key is not None:
             presence = require_frame(adata, self.presence_key, "stmsi.pp.call_presence writes it.")
             if list(presence.columns) != list(frame.columns):

@@ -10,10 +10,10 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stmsi._core.learning.expression_space import log_normalize, pool_counts, pool_logs
-from stmsi._data.checks import check_nonnegative, check_share, listing, require_anndata, require_rows, require_unique
+from stmsi._data.checks import check_share, listing, require_anndata, require_rows, require_unique
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_obs
-from stmsi._settings import logger
+from stmsi.model.shared._stored_input import Input, StoredExpression, check_input, query_layer
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 
 NO_GRAPH = "The model uses neighbourhoods, but the spots have no graph."
-_LOOKED_AT = 10_000
-"""Counts that are looked at to tell raw ones from normalised ones."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,8 @@ class Spots:
         Share of the panel genes that were imputed.
     input
         What `counts` holds: ``"counts"`` or ``"log"``.
+    target_sum
+        With ``input="log"``, sum of a spot before the logarithm, where it is known.
     """
 
     names: pd.Index
@@ -65,7 +65,8 @@ class Spots:
     xy: NDArray[np.float64] | None = None
     sample: NDArray[Any] | None = None
     missing: float = 0.0
-    input: str = "counts"
+    input: Input = "counts"
+    target_sum: float | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -100,29 +101,10 @@ class Spots:
         )
 
 
-def read_counts(adata: AnnData, layer: str | None) -> sp.csr_matrix:
-    """Raw counts as CSR from a dense, sparse, backed or dask-backed matrix."""
-    if layer is not None and layer not in adata.layers:
-        msg = f"The counts are in layer {layer!r}, which the data lack; layers: {listing(adata.layers.keys())}."
-        raise KeyError(msg)
-    X = adata.X if layer is None else adata.layers[layer]
-    if X is None:
-        msg = "The AnnData has no X; put the raw counts there or name a layer."
-        raise ValueError(msg)
-    if hasattr(X, "compute"):
-        X = X.compute()
-    elif not isinstance(X, np.ndarray) and not sp.issparse(X):
-        X = X[:] if hasattr(X, "__getitem__") else X
-    counts = sp.csr_matrix(X, dtype=np.float32)
-    check_nonnegative(counts, "Gene counts")
-    some = counts.data[:_LOOKED_AT]
-    if (some != np.round(some)).any():
-        logger.warning(
-            "%s holds numbers that are not whole, as after normalisation; models expect raw counts and normalise them "
-            "themselves: name the layer that holds the counts.",
-            "X" if layer is None else f"layers[{layer!r}]",
-        )
-    return counts
+def read_log_expression(adata: AnnData, layer: str | None, sample_key: str) -> sp.csr_matrix:
+    """Log expression of all spots, from counts or logarithms, outside of any model."""
+    stored = StoredExpression.read(adata, layer, sample_key)
+    return log_normalize(stored.as_counts("counts")) if stored.told() == "counts" else stored.values
 
 
 def read_spots(
@@ -132,6 +114,8 @@ def read_spots(
     *,
     min_genes: float = 0.0,
     with_cluster: bool = True,
+    layer: str | None = None,
+    input: Input | None = None,
 ) -> Spots:
     """Inputs of all spots of an AnnData.
 
@@ -148,11 +132,30 @@ def read_spots(
     with_cluster
         Whether the cluster labels may be read. Those of a query come from another clustering, whose labels mean
         something else, and are not.
+    layer, input
+        Of a query: where its expression is, and what it is. `None`: the layer of the training data if it is there, else
+        ``X``; look. Training data are read as the setup says.
+
+    Raises
+    ------
+    KeyError
+        A layer, graph, covariate or feature that the model uses is not there.
+    ValueError
+        Too few genes, or expression on a scale that the model does not know.
     """
     require_anndata(adata)
     require_rows(adata)
     check_share(min_genes, "min_genes")
-    counts = read_counts(adata, setup.layer)
+    check_input(input)
+    if panel is None:
+        layer, input = setup.layer, setup.input
+    stored = StoredExpression.read(adata, query_layer(adata, layer, setup.layer), setup.sample_key)
+    target_sum = None
+    if setup.input == "counts":
+        counts = stored.as_counts(input)
+    else:
+        target_sum = stored.target_sum if panel is None else panel.target_sum
+        counts = stored.as_logs(input, target_sum)
     missing = 0.0
     if panel is not None:
         columns = panel.locate(adata.var)
@@ -163,7 +166,7 @@ def read_spots(
                 "are needed (min_genes=). Missing genes would be imputed at their training mean."
             )
             raise ValueError(msg)
-        counts = panel.align(counts, columns)
+        counts = panel.align(counts, columns, setup.input)
     else:
         require_unique(adata.var_names, "Gene names")
     graph = None
@@ -190,7 +193,19 @@ def read_spots(
     xy = adata.obsm.get(Key.obsm.SPATIAL)
     xy = None if xy is None else np.asarray(xy, dtype=np.float64)[:, :2]
     sample = _labels(adata.obs[setup.sample_key]) if setup.sample_key in adata.obs else None
-    return Spots(adata.obs_names.copy(), counts, graph, covariates, features, cluster, xy, sample, missing)
+    return Spots(
+        adata.obs_names.copy(),
+        counts,
+        graph,
+        covariates,
+        features,
+        cluster,
+        xy,
+        sample,
+        missing,
+        setup.input,
+        target_sum,
+    )
 
 
 def _labels(column: pd.Series) -> NDArray[Any]:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from stmsi._core.learning.expression_space import column_moments
 from stmsi._data.keys import Key
-from stmsi._data.tables import require_sample
+from stmsi._data.tables import sections_of
 from stmsi.model.shared._fitted_state import FittedState
 from stmsi.model.shared._gene_panel import GenePanel, gene_names
 from stmsi.model.shared._persistence import training_record
@@ -61,7 +61,7 @@ class TrainingData:
         spots, all_targets = read_spots(adata, setup), read_targets(adata, setup)
         rows, validation = training_rows(all_targets, train_idx, validation_idx)
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
-        sample = require_sample(adata, setup.sample_key)[rows]
+        sample = sections_of(adata, setup.sample_key)[rows]
         return cls(adata, spots, all_targets, rows, validation, train, targets, sample)
 
     def start(self, setup: Setup, features: SpotFeatures) -> FittedState:
@@ -89,13 +89,13 @@ def start_state(adata: AnnData, setup: Setup, targets: Targets, features: SpotFe
         else pd.DataFrame({Key.var.NAME: targets.metabolites}, index=targets.metabolites)
     )
     mean_log, _ = column_moments(train.log_expression())
-    panel = GenePanel(gene_names(adata.var), mean_log)
+    panel = GenePanel(gene_names(adata.var), mean_log, train.target_sum)
     return FittedState(setup, panel, features, targets.metabolites, table)
 
 
 def summarise_training(adata: AnnData, setup: Setup, rows: NDArray[np.int64]) -> dict[str, Any]:
     """Plain summary of the training data for the model card; patients are counted, not named."""
-    names, size = np.unique(require_sample(adata, setup.sample_key)[rows].astype(str), return_counts=True)
+    names, size = np.unique(sections_of(adata, setup.sample_key)[rows].astype(str), return_counts=True)
     samples = [str(name) for name in names]
     patients = adata.obs[Key.obs.PATIENT].iloc[rows].nunique() if Key.obs.PATIENT in adata.obs else None
     return {

@@ -76,6 +76,8 @@ class HurdleModule(BaseModuleClass):
         Heads that see the signature mask.
     has_prior
         Whether the encoder is told which genes belong to which metabolite.
+    logged
+        Whether the expression comes as logarithms and not as counts.
     """
 
     def __init__(
@@ -96,8 +98,10 @@ class HurdleModule(BaseModuleClass):
         linear_path: bool = False,
         signature_stages: Sequence[str] = ("presence",),
         has_prior: bool = False,
+        logged: bool = False,
     ) -> None:
         super().__init__()
+        self.logged = logged
         self.n_features = tuple(n_features)
         self.presence_loss, self.intensity_loss = presence_loss, intensity_loss
         self.stage: Stage = "joint"
@@ -308,11 +312,13 @@ class HurdleModule(BaseModuleClass):
         row: torch.Tensor | None = None,
         features: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor | None]:
-        """Embed spots from raw counts over the panel."""
+        """Embed spots from their expression over the panel: counts or, where the module is told so, logarithms."""
         return self.embed(self.expression(x), cluster, categorical, continuous, row, features)
 
     def expression(self, x: torch.Tensor) -> torch.Tensor:
-        """Log-normalised expression of the genes used, standardised by the training spots: 0 is their mean."""
+        """Log expression of the genes used, standardised by the training spots: 0 is their mean."""
+        if self.logged:
+            return ((x[:, self.gene_index] - self.gene_mean) / self.gene_scale).clamp(-_CLIP, _CLIP)
         library = x.sum(dim=1, keepdim=True)
         scaled = x[:, self.gene_index] * (TARGET_SUM / torch.where(library > 0, library, torch.ones_like(library)))
         return ((torch.log1p(scaled) - self.gene_mean) / self.gene_scale).clamp(-_CLIP, _CLIP)
