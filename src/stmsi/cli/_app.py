@@ -82,14 +82,13 @@ def main(
 
     1. **align** MSI to ST in a SpatialData that `stmsi.pp.combine` made;
 
-    2. train a model in Python, after `stmsi.pp.map_to_spots` and `stmsi.pp.call_presence`, and save it with
-    `model.save("lipids")`;
+    2. **train** a model, after `stmsi.pp.map_to_spots` and `stmsi.pp.call_presence` in Python;
 
     3. **predict** any ST section with it;
 
     4. **evaluate** the prediction where there is MSI that the model has not seen.
 
-    For example: `stmsi predict new.h5ad --model lipids --out predicted.h5ad`, then
+    For example: `stmsi train pair.zarr --out lipids`, `stmsi predict new.h5ad --model lipids --out predicted.h5ad`, then
     `stmsi evaluate predicted.h5ad --report scores.html`.
     """
     import stmsi

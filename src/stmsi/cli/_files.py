@@ -87,6 +87,11 @@ def check_output(out: Path, source: Path, suffix: str | None = None) -> None:
     if suffix is not None and out.suffix != suffix:
         msg = f"The output must end in {suffix}, found {out.name!r}."
         raise ValueError(msg)
+    check_new(out, source)
+
+
+def check_new(out: Path, source: Path) -> None:
+    """Refuse an output that exists, or lies inside the input."""
     if source.resolve() in out.resolve().parents:
         msg = f"{out} lies inside the input {source}; name an output elsewhere."
         raise ValueError(msg)

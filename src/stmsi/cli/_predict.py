@@ -9,7 +9,10 @@ import typer
 
 from stmsi.cli._app import Json, command, say, step
 from stmsi.cli._files import check_output, read_data, write_data
+from stmsi.cli._train import INPUT
 
+_LAYER = "Layer that holds the expression; default: that of the training where it is there, else X."
+_HOW = "expected, probability_weighted or mask (may be repeated): how presence and intensity become one number."
 _MODEL = "Folder of a saved model, or a family to train on spots with MSI."
 
 
@@ -28,6 +31,9 @@ def predict(
     data: Annotated[Path, typer.Argument(help="ST section(s): SpatialData (.zarr) or AnnData (.h5ad).")],
     model: Annotated[str, typer.Option(help=_MODEL, autocompletion=_models)],
     out: Annotated[Path, typer.Option(help="Where to write the same with predictions (.zarr or .h5ad).")],
+    layer: Annotated[str | None, typer.Option(help=_LAYER)] = None,
+    input: Annotated[str | None, typer.Option(help=INPUT)] = None,
+    how: Annotated[list[str] | None, typer.Option(help=_HOW)] = None,
     key_added: Annotated[str, typer.Option(help="Name of the prediction in obsm.")] = "msi_pred",
     table_key: Annotated[str, typer.Option(help="ST table of a SpatialData.")] = "st",
     coverage: Annotated[float, typer.Option(help="Coverage of the prediction interval.")] = 0.9,
@@ -44,12 +50,14 @@ def predict(
             content = read_data(data)
         with step(f"Predicting with {model}"):
             options: dict[str, Any] = {"key_added": key_added, "coverage": coverage, "min_genes": min_genes}
+            options |= {"layer": layer, "input": input, "how": how or "expected"}
             stmsi.tl.predict_metabolites(content, model, table_key=table_key, **options)
         st = content if data.suffix == ".h5ad" else content.tables[table_key]  # type: ignore[union-attr]
         frame, record = st.obsm[key_added], st.uns[key_added]
         result |= {
             "out": str(out),
             "key": key_added,
+            "how": [str(one) for one in record["params"]["how"]],
             "spots": frame.shape[0],
             "metabolites": frame.shape[1],
             "model": record["model"]["class"],

@@ -208,7 +208,8 @@ class _Case:
 
     def spots(self, rng: np.random.Generator) -> tuple[Spots, NDArray[np.int64]]:
         n_spots = int(self.params["n_spots"]) if "n_spots" in self.params else None
-        return draw_spots(self.model, self.adata, n_spots, float(self.params["min_genes"]), rng)
+        read = (self.params.get("layer"), self.params.get("input"))
+        return draw_spots(self.model, self.adata, n_spots, float(self.params["min_genes"]), rng, *read)
 
 
 def _deletion(case: _Case, n_top: Sequence[int], n_random: int, rng: np.random.Generator) -> list[dict[str, Any]]:
@@ -243,6 +244,8 @@ def _deletion(case: _Case, n_top: Sequence[int], n_random: int, rng: np.random.G
 
 
 def _random_labels(case: _Case, n_models: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+    from stmsi.model.shared._stored_input import query_layer
+
     model, names = case.model, list(case.effects.columns)
     setup = model.state.setup
     measured = require_frame(case.adata, setup.metabolite_key)
@@ -253,7 +256,9 @@ def _random_labels(case: _Case, n_models: int, rng: np.random.Generator) -> list
     section = section_codes(model, case.adata, covered)
     found = [case.effects]
     fields = {k: v for k, v in vars(setup).items() if v is not None}
-    asked = ("method", "stage", "n_steps", "n_repeats", "n_blocks", "min_genes")
+    layer = query_layer(case.adata, case.params.get("layer"), setup.layer)
+    fields = {k: v for k, v in fields.items() if k != "layer"} | ({} if layer is None else {"layer": layer})
+    asked = ("method", "stage", "layer", "input", "n_steps", "n_repeats", "n_blocks", "min_genes")
     options: dict[str, Any] = {k: case.params[k] for k in asked if k in case.params}
     options |= {"n_spots": case.params.get("n_spots"), "metabolites": names, "rng": rng, "show_progress_bar": False}
     for _ in track(range(n_models), "random labels", total=n_models, show=case.show):
@@ -306,7 +311,9 @@ def _spatial(case: _Case, n_shifts: int, rng: np.random.Generator) -> list[dict[
     from stmsi.model.shared._targets import read_targets
 
     adata, model = case.adata, case.model
-    spots = attribution_spots(model, adata, float(case.params["min_genes"]))
+    spots = attribution_spots(
+        model, adata, float(case.params["min_genes"]), case.params.get("layer"), case.params.get("input")
+    )
     if spots.xy is None:
         msg = f"The check 'spatial' needs positions in obsm[\"{Key.obsm.SPATIAL}\"], which the data lack."
         raise KeyError(msg)

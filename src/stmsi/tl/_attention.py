@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+    from stmsi.model.shared._stored_input import Input
+
 PROGRAMMES = "programmes"
 
 
@@ -31,6 +33,8 @@ def attention(
     metabolites: str | Sequence[str] | None = None,
     groupby: str | None = None,
     per_spot: str | Sequence[str] | None = None,
+    layer: str | None = None,
+    input: Input | None = None,
     min_genes: float = MIN_GENES,
     table_key: str = Key.table.ST,
     key_added: str = Key.varm.ATTENTION,
@@ -50,7 +54,7 @@ def attention(
     Parameters
     ----------
     data
-        SpatialData, or AnnData of spots x genes with raw counts: the training data or others.
+        SpatialData, or AnnData of spots x genes with counts or log expression: the training data or others.
     model
         A trained model, or the folder of a saved one.
     metabolites
@@ -59,6 +63,8 @@ def attention(
         Column of ``obs`` with groups of spots: also write the mean over the spots of each group.
     per_spot
         Metabolites whose attention in every spot is written too.
+    layer, input
+        Where the expression is, and what it is; as for :func:`stmsi.tl.predict_metabolites`.
     min_genes
         Share of the training genes that must be in the data.
     table_key, key_added
@@ -123,12 +129,18 @@ def attention(
 
     asked = list(dict.fromkeys([*ids, *shown]))  # those of single spots may be others
     at = np.asarray(fitted.state.metabolites.get_indexer(pd.Index(asked)))
-    spots, single = attribution_spots(fitted, adata, min_genes), [asked.index(m) for m in shown]
+    spots, single = attribution_spots(fitted, adata, min_genes, layer, input), [asked.index(m) for m in shown]
     maps = attention_maps(fitted, spots, at, group, single, show=show_progress_bar)  # type: ignore[arg-type]
     # metabolites x tokens: over all spots, and of each group
     weights = [values[: len(ids)] for values in (maps.tokens, *(maps.groups[g] for g in groups))]
     mean, *of_group = (maps.genes(values) for values in weights)
-    params = {"groupby": groupby, "per_spot": safe_ids(shown) or None, "min_genes": min_genes}
+    params = {
+        "groupby": groupby,
+        "per_spot": safe_ids(shown) or None,
+        "layer": layer,
+        "input": input,
+        "min_genes": min_genes,
+    }
     record = write_gene_maps(
         adata, fitted, ids, key_added, mean, dict(zip(groups, of_group, strict=True)), effect="attention", params=params
     )  # fmt: skip

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from stmsi.model.explain._attribution import Attribution, Stage
     from stmsi.model.shared._spot_input import Spots
+    from stmsi.model.shared._stored_input import Input
 
 Method = Literal["auto", "coefficients", "integrated_gradients", "permutation"]
 _CONSTANT = 1e-4
@@ -42,6 +43,8 @@ def attribute(
     n_steps: int = 32,
     n_repeats: int = 3,
     n_blocks: int | None = None,
+    layer: str | None = None,
+    input: Input | None = None,
     min_genes: float = MIN_GENES,
     table_key: str = Key.table.ST,
     key_added: str = Key.varm.ATTRIBUTION,
@@ -69,7 +72,7 @@ def attribute(
     Parameters
     ----------
     data
-        SpatialData, or AnnData of spots x genes with raw counts; as a rule the training data.
+        SpatialData, or AnnData of spots x genes with counts or log expression; as a rule the training data.
     model
         A trained model, or the folder of a saved one.
     metabolites
@@ -88,6 +91,8 @@ def attribute(
     n_blocks
         For ``"permutation"``: shuffle so many blocks of correlated genes (average linkage), whose genes share one value. It
         costs less, and no gene looks idle because others of its block stand in for it.
+    layer, input
+        Where the expression is, and what it is; as for :func:`stmsi.tl.predict_metabolites`.
     min_genes
         Share of the training genes that must be in the data.
     table_key, key_added
@@ -158,7 +163,7 @@ def attribute(
     ids = wanted_metabolites(fitted, metabolites)
     params: dict[str, Any] = {
         "method": method, "stage": stage, "n_spots": n_spots, "n_steps": n_steps, "n_repeats": n_repeats,
-        "n_blocks": n_blocks, "groupby": groupby, "min_genes": min_genes, "rng": rng if isinstance(rng, int) else None,
+        "n_blocks": n_blocks, "groupby": groupby, "layer": layer, "input": input, "min_genes": min_genes, "rng": rng if isinstance(rng, int) else None,
     }  # fmt: skip
     found, groups = _compute(adata, fitted, ids, params, np.random.default_rng(rng), show_progress_bar)
     of_group = {label: found.groups[label] for label in groups}
@@ -204,12 +209,18 @@ def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
 
 
 def draw_spots(
-    model: HurdleModel, adata: AnnData, n_spots: int | None, min_genes: float, rng: np.random.Generator
+    model: HurdleModel,
+    adata: AnnData,
+    n_spots: int | None,
+    min_genes: float,
+    rng: np.random.Generator,
+    layer: str | None = None,
+    input: Input | None = None,
 ) -> tuple[Spots, NDArray[np.int64]]:
     """Spots to look at, and their rows."""
     from stmsi.model.explain._attribution import attribution_spots
 
-    spots = attribution_spots(model, adata, min_genes)
+    spots = attribution_spots(model, adata, min_genes, layer, input)
     rows = np.arange(len(spots))
     if n_spots is None or n_spots >= len(spots):
         return spots, rows
@@ -238,7 +249,7 @@ def _compute(
     columns = np.asarray(model.state.metabolites.get_indexer(pd.Index(ids)))
     # weights need no spots but for groups, and then all of them are cheap
     n_spots = None if method == "coefficients" else params["n_spots"]
-    spots, rows = draw_spots(model, adata, n_spots, params["min_genes"], rng)
+    spots, rows = draw_spots(model, adata, n_spots, params["min_genes"], rng, params["layer"], params["input"])
     group, groups = read_groups(adata, groupby, rows)
     if method == "coefficients":
         found = methods.coefficients(model, spots, columns, stage, group)

@@ -21,12 +21,13 @@ from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec, named_models, resolve
 from stmsi.model.shared._setup import default_setup
+from stmsi.model.shared._stored_input import Input, StoredExpression
 from stmsi.model_selection import LeaveOneSampleOut
 from stmsi.model_selection._check_leakage import find_leaks, msi_table, report
 from stmsi.tl._compare_models import NO_SKILL, best_model
 from stmsi.tl._evaluate import map_positions
 from stmsi.tl._fold_cache import FoldCache, data_fingerprint, fingerprint
-from stmsi.tl._models import train_model
+from stmsi.tl._models import setup_on, train_model
 from stmsi.tl._section_scores import Comparison, score_sections
 
 if TYPE_CHECKING:
@@ -46,6 +47,8 @@ def cross_validate(
     inner: Any = None,
     inner_metric: str = "pearson",
     setup: Mapping[str, Any] | None = None,
+    layer: str | None = None,
+    input: Input | None = None,
     maps: bool = False,
     on_leakage: Literal["raise", "warn", "ignore"] = "warn",
     cache_dir: str | Path | None = None,
@@ -79,6 +82,8 @@ def cross_validate(
     setup
         Fields for ``setup_anndata`` of all models. `None`: presence from ``obsm["msi_presence"]`` and the signature from
         ``varm["signature"]`` if they exist. Signatures of :func:`stmsi.pp.gene_signatures` are found again in each training fold.
+    layer, input
+        Where the expression is, and what it is, for all models; as for :func:`stmsi.tl.predict_metabolites`.
     maps
         Also compare the maps; see :func:`stmsi.tl.evaluate`.
     on_leakage
@@ -130,6 +135,7 @@ def cross_validate(
     if inner is not None and CHOSEN in named:
         msg = f"With inner= the name {CHOSEN!r} is that of the model chosen; call yours something else."
         raise ValueError(msg)
+    setup = setup_on(st, setup, layer, input)
     fields = {"sample_key": sample_key} | (default_setup(st) if setup is None else dict(setup))
     measured = require_frame(st, fields.get("metabolite_key", Key.obsm.MSI), MAP_WRITES)
     covered = np.flatnonzero(measured.notna().any(axis=1).to_numpy())
@@ -138,6 +144,8 @@ def cross_validate(
         raise ValueError(msg)
     adata = st[covered].copy()
     require_sample(adata, sample_key)
+    if fields.get("input") is None:  # a fold is too small to tell, and all must be read alike
+        fields["input"] = StoredExpression.read(adata, fields.get("layer"), sample_key).told()
     if maps:
         map_positions(adata)
     folds = _folds(LeaveOneSampleOut(sample_key) if splitter is None else splitter, adata)
@@ -248,8 +256,10 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
     start = perf_counter()
     inside, outside = task.adata[fit.train].copy(), task.adata[fit.test].copy()
     try:
-        model = train_model(_refit_signature(inside, task.fields), fit.spec, task.fields, show_progress_bar=False)
-        prediction = model._predict_all(outside)
+        # what was told of the layer of all models does not hold of another one
+        fields = {k: v for k, v in task.fields.items() if k != "input" or "layer" not in resolve(fit.spec)[2]}
+        model = train_model(_refit_signature(inside, fields), fit.spec, fields, show_progress_bar=False)
+        prediction = model._predict_all(outside, input=model.state.setup.input)
     except (ValueError, KeyError, RuntimeError, np.linalg.LinAlgError) as error:
         msg = f"Model {fit.name!r} failed in fold {fit.fold} ({len(fit.train)} training spots): {error}"
         raise RuntimeError(msg) from error

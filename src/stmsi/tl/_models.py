@@ -18,6 +18,8 @@ from stmsi.model.shared._setup import default_setup
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from stmsi.model.shared._stored_input import Input
+
 
 def trained_model(model: HurdleModel | str | Path) -> HurdleModel:
     """The model itself or the one saved in a folder; it must be trained."""
@@ -56,6 +58,23 @@ def train_model(
     return fitted
 
 
+def is_named(model: object) -> bool:
+    """Whether a model is given by the name of a family or a mapping, and is still to be trained."""
+    return isinstance(model, Mapping) or (isinstance(model, str | Path) and str(model) in FAMILIES)
+
+
+def setup_on(
+    adata: AnnData, setup: Mapping[str, Any] | None, layer: str | None, input: Input | None
+) -> Mapping[str, Any] | None:
+    """Fields for ``setup_anndata`` with the layer and kind of the expression, where these were named."""
+    named = {key: value for key, value in (("layer", layer), ("input", input)) if value is not None}
+    if not named:
+        return setup
+    if layer == "X" and "X" not in adata.layers:
+        named["layer"] = None
+    return {**(default_setup(adata) if setup is None else setup), **named}
+
+
 def obtain_model(
     model: HurdleModel | str | Path | Mapping[str, Any],
     adata: AnnData,
@@ -65,7 +84,7 @@ def obtain_model(
     """The model itself, that of a folder, or the family named, trained on a copy so that the data keep no trace of it."""
     if isinstance(model, HurdleModel):
         return model
-    if isinstance(model, str | Path) and str(model) not in FAMILIES:
+    if not is_named(model) and isinstance(model, str | Path):
         from stmsi.model import load
 
         if Path(model).exists():

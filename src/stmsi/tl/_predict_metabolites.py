@@ -9,20 +9,25 @@ from stmsi._data.checks import check_key, check_share, refuse_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table
 from stmsi._settings import logger
-from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
-from stmsi.tl._models import model_record, obtain_model
+from stmsi.model.shared._hurdle_model import MIN_GENES, How, HurdleModel, check_how
+from stmsi.tl._models import is_named, model_record, obtain_model, setup_on
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from stmsi.model.shared._stored_input import Input
 
 
 def predict_metabolites(
     data: SpatialData | AnnData,
     model: HurdleModel | str | Path | Mapping[str, Any] = "ridge",
     *,
+    how: How | Sequence[How] = "expected",
+    layer: str | None = None,
+    input: Input | None = None,
     table_key: str = Key.table.ST,
     key_added: str = Key.obsm.PRED,
     coverage: float = 0.9,
@@ -36,13 +41,24 @@ def predict_metabolites(
     Parameters
     ----------
     data
-        ST section(s), with or without MSI. SpatialData, or AnnData of spots x genes with raw counts.
+        ST section(s), with or without MSI. SpatialData, or AnnData of spots x genes with counts or log expression.
     model
         A trained model, the folder of a saved one, or the name of a family (``"mean"``, ``"linear"``, ``"ridge"``,
         ``"lasso"``, ``"pls"``, ``"kernel_ridge"``, ``"knn"``, ``"poisson"``, ``"negative_binomial"``, ``"boosting"``, ``"mlp"``,
         ``"ensemble"``, and the negative controls ``"coordinates"``, ``"shuffled_genes"``, ``"toroidal_shift"``) or a mapping with its
         hyper-parameters. By name, the model is trained on the spots of `data` that have MSI and predicts all; predictions of
         training spots are **not** evidence of its skill: see :func:`stmsi.tl.cross_validate`.
+    how
+        How presence and intensity become one number: ``"expected"``, ``"probability_weighted"`` or ``"mask"``; see
+        :meth:`stmsi.model.HurdleLinear.predict`. Of several, the first is the prediction, and the others are written
+        beside it.
+    layer
+        Layer that holds the expression (``"X"``: ``X``). `None`: the layer that the model was trained on if it is there, else
+        ``X``. A model that is trained by name is trained on it.
+    input
+        What the expression is: ``"counts"`` or ``"log"`` (log-normalised counts, log ratios). `None`: look, in each section; a
+        section that is log-normalised among sections of counts is named, and brought to their scale. See
+        :meth:`stmsi.model.HurdleLinear.predict_presence`.
     table_key, key_added
         The ST table, and where to write in it.
     coverage
@@ -59,18 +75,21 @@ def predict_metabolites(
     -------
     `None`, or with ``copy=True`` the changed copy. Writes into the ST table (for ``key_added="msi_pred"``):
 
-    - ``obsm["msi_pred"]``: predicted intensity, DataFrame spots x metabolites, float32, exactly 0 where absent;
+    - ``obsm["msi_pred"]``: predicted intensity, DataFrame spots x metabolites, float32, exactly 0 where absent (but for
+      ``how="probability_weighted"``);
+    - ``obsm["msi_pred_<how>"]``: the same for each further `how`, such as ``obsm["msi_pred_mask"]``;
     - ``obsm["msi_pred_presence"]``: calibrated probability of presence;
     - ``obsm["msi_pred_lower"]``, ``obsm["msi_pred_upper"]``: prediction interval;
     - ``obs["msi_pred_ood"]``: out-of-distribution score; above 1, the spot is further from the training data than 95 %
       of the training spots;
-    - ``uns["msi_pred"]``: ``params``, ``model`` (name and version), ``features`` (feature table with the evidence from
+    - ``uns["msi_pred"]``: ``params`` (``how``: the outputs in their order), ``model`` (name and version), ``features`` (feature table with the evidence from
       held-out training spots, the threshold of each metabolite and its training mean) and ``missing_genes``.
 
     Raises
     ------
     ValueError
-        Too few genes, no spot with MSI to train on, or a `key_added` that would replace something else.
+        Too few genes, no spot with MSI to train on, expression on another scale than that of the training data, or a
+        `key_added` that would replace something else.
     KeyError
         A field that the model uses is not there.
 
@@ -87,11 +106,14 @@ def predict_metabolites(
     out = copy_of(data) if copy else data
     adata = get_table(out, table_key)
     refuse_view(adata)
-    _check_target(adata, key_added)
+    asked = check_how(how)
+    _check_target(adata, key_added, asked[1:])
     check_share(coverage, "coverage")
     check_share(min_genes, "min_genes")
-    fitted = obtain_model(model, adata, setup, show_progress_bar)
-    prediction = fitted._predict_all(adata, coverage=coverage, min_genes=min_genes)
+    fitted = obtain_model(model, adata, setup_on(adata, setup, layer, input), show_progress_bar)
+    if is_named(model) and input is None:
+        input = fitted.state.setup.input  # the same data, which were looked at for training
+    prediction = fitted._predict_all(adata, coverage=coverage, layer=layer, input=input, min_genes=min_genes)
     outside = float((prediction.ood > 1).mean())
     if outside > 0.5:
         logger.warning(
@@ -100,13 +122,18 @@ def predict_metabolites(
             Key.ood_of(key_added),
         )
     lower, upper = Key.bounds_of(key_added)
-    adata.obsm[key_added] = prediction.expected
+    for key in _further(adata, key_added):  # of an earlier prediction
+        adata.obsm.pop(key, None)
+    adata.obsm[key_added] = prediction.output(asked[0])
+    for one in asked[1:]:
+        adata.obsm[Key.output_of(key_added, one)] = prediction.output(one)
     adata.obsm[Key.presence_of(key_added)] = prediction.presence
     adata.obsm[lower], adata.obsm[upper] = prediction.lower, prediction.upper
     adata.obs[Key.ood_of(key_added)] = prediction.ood
     name = model.name if isinstance(model, Path) else model if isinstance(model, str) else type(fitted).__name__
     adata.uns[key_added] = {
-        "params": {"coverage": coverage, "min_genes": min_genes, "model": str(name)},
+        "params": {"coverage": coverage, "min_genes": min_genes, "model": str(name), "how": list(asked)}
+        | {key: value for key, value in (("layer", layer), ("input", input)) if value is not None},
         "model": model_record(fitted),
         "features": fitted.state.feature_table.assign(threshold=fitted.state.threshold),
         "missing_genes": prediction.missing_genes,
@@ -114,7 +141,7 @@ def predict_metabolites(
     return out if copy else None
 
 
-def _check_target(adata: AnnData, key: str) -> None:
+def _check_target(adata: AnnData, key: str, further: Sequence[How]) -> None:
     """Refuse to write a prediction over anything but an earlier prediction."""
     check_key(key)
     record = adata.uns.get(key)
@@ -123,3 +150,14 @@ def _check_target(adata: AnnData, key: str) -> None:
         where = "obsm" if key in adata.obsm else "uns"
         msg = f"key_added={key!r} would replace {where}[{key!r}], which is no prediction; choose another name."
         raise ValueError(msg)
+    for other in (Key.output_of(key, how) for how in further):
+        if other in adata.obsm and other not in _further(adata, key):
+            msg = f"key_added={key!r} would replace obsm[{other!r}], which is no prediction; choose another name."
+            raise ValueError(msg)
+
+
+def _further(adata: AnnData, key: str) -> list[str]:
+    """Where an earlier prediction under this name wrote its further outputs."""
+    record = adata.uns.get(key)
+    params = record.get("params", {}) if isinstance(record, dict) else {}
+    return [Key.output_of(key, str(how)) for how in list(params.get("how", ()))[1:]]

@@ -12,7 +12,7 @@ from stmsi._data.checks import check_key, check_share, is_spatialdata, refuse_vi
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table
 from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
-from stmsi.tl._models import model_record, obtain_model, wanted_metabolites
+from stmsi.tl._models import is_named, model_record, obtain_model, setup_on, wanted_metabolites
 from stmsi.tl._raster_draws import Places, on_raster, write_pixels
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     import xarray as xr
     from anndata import AnnData
     from spatialdata import SpatialData
+
+    from stmsi.model.shared._stored_input import Input
 
 
 def sample_metabolites(
@@ -32,6 +34,8 @@ def sample_metabolites(
     spatial: bool = True,
     metabolites: str | Sequence[str] | None = None,
     raster: float | None = None,
+    layer: str | None = None,
+    input: Input | None = None,
     table_key: str = Key.table.ST,
     key_added: str | None = Key.obsm.SAMPLE,
     table_added: str = Key.table.SYNTHETIC,
@@ -55,7 +59,7 @@ def sample_metabolites(
     Parameters
     ----------
     data
-        ST section(s), with or without MSI. SpatialData, or AnnData of spots x genes with raw counts.
+        ST section(s), with or without MSI. SpatialData, or AnnData of spots x genes with counts or log expression.
     model
         A trained model, the folder of a saved one, or the name of a family, which is then trained on the spots with MSI.
     n_samples, rng
@@ -67,6 +71,8 @@ def sample_metabolites(
     raster
         Side of a pixel in micrometres: draw on a raster over the tissue instead of on the spots. Both stages are
         interpolated to the pixels first; the nugget (what neighbouring spots do not share) is drawn for each pixel.
+    layer, input
+        Where the expression is, and what it is; as for :func:`stmsi.tl.predict_metabolites`.
     table_key
         The ST table.
     key_added, table_added
@@ -121,10 +127,12 @@ def sample_metabolites(
         refuse_view(adata)
         _check_target(data, adata, key_added if raster is None else table_added, table=raster is not None)
     random = np.random.default_rng(rng)
-    fitted = obtain_model(model, adata, setup, show_progress_bar)
+    fitted = obtain_model(model, adata, setup_on(adata, setup, layer, input), show_progress_bar)
+    if is_named(model) and input is None:
+        input = fitted.state.setup.input  # the same data, which were looked at for training
     state, ids = fitted.state, pd.Index(wanted_metabolites(fitted, metabolites))
     copula = fitted._copula(ids)
-    spots = fitted._query_spots(adata, min_genes)
+    spots = fitted._query_spots(adata, min_genes, layer=layer, input=input)
     if (spatial or raster is not None) and spots.xy is None:
         msg = (
             f"The spots have no positions in obsm[{Key.obsm.SPATIAL!r}], along which residuals hang together; write them "

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from stmsi.model.linear._hurdle_linear import HurdleLinear
     from stmsi.model.net._hurdle_net import HurdleNet
     from stmsi.model.shared._hurdle_model import HurdleModel
+    from stmsi.model.shared._stored_input import Input
 
 Stage: TypeAlias = Literal["intensity", "presence"]
 
@@ -53,9 +54,11 @@ class Attribution:
     info: dict[str, NDArray[np.float64]]
 
 
-def attribution_spots(model: HurdleModel, adata: AnnData, min_genes: float) -> Spots:
+def attribution_spots(
+    model: HurdleModel, adata: AnnData, min_genes: float, layer: str | None = None, input: Input | None = None
+) -> Spots:
     """The spots as the model sees them, each with its cluster fixed where the model uses signatures."""
-    features, spots = model.state.features, model._query_spots(adata, min_genes)
+    features, spots = model.state.features, model._query_spots(adata, min_genes, layer=layer, input=input)
     if features.clusters is not None:
         # else a change of a gene would also move spots between clusters
         spots = replace(spots, cluster=features.clusters.labels[features.cluster_codes(spots)])

@@ -71,7 +71,7 @@ def keep_counts(adata: AnnData, setup: Setup) -> None:
         return
     stored = StoredExpression.read(adata, setup.layer, setup.sample_key)
     if any(kind.kind == "log1p" for kind in stored.kinds):
-        adata.layers[Key.layers.COUNTS] = stored.as_counts("counts")
+        adata.layers[Key.layers.COUNTS] = stored.as_counts("counts", tell=False)  # training says so
 
 
 def _is_number(column: pd.Series) -> bool:

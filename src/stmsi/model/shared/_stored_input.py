@@ -127,7 +127,7 @@ class StoredExpression:
         )  # fmt: skip
         return "log"
 
-    def as_counts(self, asked: Input | None) -> sp.csr_matrix:
+    def as_counts(self, asked: Input | None, *, tell: bool = True) -> sp.csr_matrix:
         """Counts of all spots; sections that are log-normalised for certain are taken back to counts.
 
         Parameters
@@ -135,6 +135,8 @@ class StoredExpression:
         asked
             What the numbers are said to be: ``"log"`` undoes the natural logarithm of 1 + x everywhere, ``"counts"`` takes
             numbers that are not whole as counts; `None`: look.
+        tell
+            Say which sections are taken back.
 
         Raises
         ------
@@ -158,6 +160,8 @@ class StoredExpression:
         logged = np.array([kind.kind == "log1p" for kind in self.kinds])
         if not logged.any():
             return self.values
+        if not tell:
+            return self._undone(logged)
         sums = dict.fromkeys(f"{kind.total:,.0f}" for kind in self.kinds if kind.kind == "log1p")
         logger.warning(
             "%s is log-normalised in section %s: its numbers are not whole, and those of a spot add up to %s before the "

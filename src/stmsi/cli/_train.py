@@ -1,0 +1,75 @@
+"""``stmsi train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stmsi.cli._app import Json, command, say, step
+from stmsi.cli._files import check_new, read_data
+
+DEFAULT_MODEL = "ridge"
+"""Family that is trained where none is named."""
+_DATA = "Section(s) with ST and mapped MSI: SpatialData (.zarr) or AnnData (.h5ad)."
+_LAYER = "Layer that holds the expression; default: X."
+INPUT = "What the expression is: counts or log; default: told from the numbers, in each section."
+_PRESENCE = "Presence in obsm; default: msi_presence where it is there, else an intensity above 0."
+
+
+def _families(incomplete: str) -> list[str]:
+    """Completion of --model."""
+    from stmsi.model._families import FAMILIES
+
+    return [name for name in FAMILIES if name.startswith(incomplete)]
+
+
+def train(
+    *,
+    data: Annotated[Path, typer.Argument(help=_DATA)],
+    out: Annotated[Path, typer.Option(help="Folder to write the model to.")],
+    model: Annotated[str, typer.Option(help="Family to train.", autocompletion=_families)] = DEFAULT_MODEL,
+    layer: Annotated[str | None, typer.Option(help=_LAYER)] = None,
+    input: Annotated[str | None, typer.Option(help=INPUT)] = None,
+    metabolite_key: Annotated[str, typer.Option(help="Measured intensities in obsm.")] = "msi",
+    presence_key: Annotated[str | None, typer.Option(help=_PRESENCE)] = None,
+    sample_key: Annotated[str, typer.Option(help="Column of obs that names the section.")] = "sample",
+    graph_key: Annotated[str | None, typer.Option(help="Neighbourhood graph in obsp, for models that read one.")] = None,
+    covariate_key: Annotated[list[str] | None, typer.Option(help="Covariate in obs (may be repeated).")] = None,
+    feature_key: Annotated[list[str] | None, typer.Option(help="Further features in obsm (may be repeated).")] = None,
+    prior_key: Annotated[str | None, typer.Option(help="Genes known of each metabolite, in varm.")] = None,
+    table_key: Annotated[str, typer.Option(help="ST table of a SpatialData.")] = "st",
+    as_json: Json = False,
+) -> None:
+    """Train a model on sections with mapped MSI, and save it."""
+    with command("train", as_json=as_json) as result:
+        from stmsi._data.checks import check_choice
+        from stmsi._data.tables import get_table
+        from stmsi.model._families import FAMILIES
+        from stmsi.model.shared._setup import default_setup
+        from stmsi.tl._models import train_model
+
+        check_choice(model, FAMILIES, "model")
+        check_new(out, data)
+        with step(f"Reading {data}"):
+            st = get_table(read_data(data), table_key)  # type: ignore[arg-type]
+        asked: dict[str, Any] = {
+            "layer": layer, "input": input, "metabolite_key": metabolite_key, "presence_key": presence_key,
+            "sample_key": sample_key, "graph_key": graph_key, "covariate_keys": covariate_key, "feature_key": feature_key,
+            "prior_key": prior_key,
+        }  # fmt: skip
+        setup = default_setup(st) | {key: value for key, value in asked.items() if value is not None}
+        with step(f"Training {model}"):
+            fitted = train_model(st, model, setup, show_progress_bar=None)
+        with step(f"Writing {out}"):
+            fitted.save(out)
+        card = fitted.card
+        result |= {"out": str(out), "model": card["class"], "input": card["setup"]["input"]}
+        result |= {"spots": card["training"]["n_spots"], "samples": card["training"]["samples"]}
+        result |= {"metabolites": len(fitted.metabolites), "held_out": card["held_out"]}
+        say(
+            f"Trained {card['class']} on {result['spots']} spots of {len(result['samples'])} section(s): "
+            f"{result['metabolites']} metabolites -> {out}"
+        )
+        say(f"Next: stmsi predict SECTION.h5ad --model {out} --out PREDICTED.h5ad")
