@@ -138,6 +138,82 @@ def test_options_are_passed_on(folder, tmp_path):
     assert "obsm has no 'msi_pred'" in text
 
 
+def test_layer_kind_and_outputs_are_passed_on(folder, tmp_path):
+    st = read(folder / "st.h5ad")
+    st.layers["umis"], st.X = st.X.copy(), np.full(st.shape, -0.5, np.float32)
+    st.write_h5ad(tmp_path / "layer.h5ad")
+    out = tmp_path / "p.h5ad"
+    options = ["--layer", "umis", "--input", "counts", "--how", "mask", "--how", "expected"]
+    run("predict", tmp_path / "layer.h5ad", "--model", folder / "model", "--out", out, *options)
+    expected = stmsi.model.load(folder / "model").predict(read(folder / "st.h5ad"), how=["expected", "mask"])
+    predicted = read(out)
+    np.testing.assert_allclose(predicted.obsm["msi_pred"], expected["mask"], rtol=1e-5)
+    np.testing.assert_allclose(predicted.obsm["msi_pred_expected"], expected["expected"], rtol=1e-5)
+    assert list(predicted.uns["msi_pred"]["params"]["how"]) == ["mask", "expected"]
+    # X alone would be refused, and an earlier prediction can be replaced after a way through a file
+    assert "negative numbers" in run(
+        "predict",
+        tmp_path / "layer.h5ad",
+        "--model",
+        folder / "model",
+        "--out",
+        tmp_path / "x.h5ad",
+        "--input",
+        "log",
+        code=1,
+    )
+    run("predict", out, "--model", folder / "model", "--layer", "umis", "--out", tmp_path / "again.h5ad")
+    assert "msi_pred_expected" not in read(tmp_path / "again.h5ad").obsm
+
+
+# ------------------------------------------------------------------------------------------------------------- train
+
+
+@pytest.mark.parametrize("name", ["st.h5ad", "s.zarr"])
+def test_train_then_predict(folder, tmp_path, name):
+    out = tmp_path / "models" / "lipids"
+    text = run("train", folder / name, "--out", out)
+    assert "Trained" in text
+    assert "on 340 spots of 3 section(s): 12 metabolites" in re.sub(r"on \d+ spots", "on 340 spots", text)
+    assert f"Next: stmsi predict SECTION.h5ad --model {out} --out PREDICTED.h5ad" in text
+    model = stmsi.model.load(out)
+    assert model.state.setup.presence_key == "msi_presence"
+    assert model.state.setup.input == "counts"
+    run("predict", folder / "st.h5ad", "--model", out, "--out", tmp_path / "p.h5ad")
+    assert read(tmp_path / "p.h5ad").obsm["msi_pred"].shape == (344, 12)
+
+
+def test_train_passes_the_setup_on(folder, tmp_path):
+    st = read(folder / "st.h5ad")
+    st.layers["log"] = np.log1p(st.X.toarray()) - 1
+    st.obs["slide"] = st.obs.pop("sample")
+    st.obs["age"] = np.arange(st.n_obs) % 7
+    st.obsm["image"] = np.random.default_rng(0).normal(size=(st.n_obs, 2))
+    st.write_h5ad(tmp_path / "st.h5ad")
+    options = ["--model", "mean", "--layer", "log", "--input", "log", "--sample-key", "slide", "--covariate-key", "age"]
+    options += ["--feature-key", "image", "--graph-key", "spatial_connectivities"]
+    run("train", tmp_path / "st.h5ad", "--out", tmp_path / "m", *options)
+    setup = stmsi.model.load(tmp_path / "m").state.setup
+    assert (setup.layer, setup.input, setup.sample_key) == ("log", "log", "slide")
+    assert (setup.covariate_keys, setup.feature_key, setup.graph_key) == (
+        ("age",),
+        ("image",),
+        "spatial_connectivities",
+    )
+
+
+def test_train_says_what_is_wrong(folder, tmp_path):
+    assert "model='rigde' is not known" in fails(
+        "train", folder / "st.h5ad", "--out", tmp_path / "m", "--model", "rigde"
+    )
+    (tmp_path / "mine").write_text("x")
+    assert "exists already" in fails("train", folder / "st.h5ad", "--out", tmp_path / "mine")
+    text = fails("train", folder / "st.h5ad", "--out", tmp_path / "m", "--layer", "counts")
+    assert "No layer 'counts'; layers: none" in text
+    assert "input='raw' is not known" in fails("train", folder / "st.h5ad", "--out", tmp_path / "m", "--input", "raw")
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
 def test_a_table_of_another_name(st, folder, tmp_path):
     spatialdata.SpatialData(tables={"visium": alone(st)}).write(tmp_path / "v.zarr")
     out = tmp_path / "p.zarr"

@@ -178,10 +178,17 @@ def test_predict_is_exactly_0_where_absent_and_the_mean_elsewhere(trained):
     np.testing.assert_array_equal(expected.to_numpy() == 0, ~called | (intensity.to_numpy() == 0))
     np.testing.assert_allclose(expected.to_numpy(), np.where(called, presence * intensity, 0), rtol=1e-6)
     np.testing.assert_array_equal(masked.to_numpy(), np.where(called, intensity, 0))
+    several = trained.predict(how=("probability_weighted", "expected"))
+    assert list(several) == ["probability_weighted", "expected"]
+    assert_frame_equal(several["expected"], expected)
+    np.testing.assert_allclose(several["probability_weighted"], presence * intensity, rtol=1e-6)
+    assert (several["probability_weighted"].to_numpy() > 0).mean() > called.mean()
 
 
 def test_unknown_how_is_refused(trained):
-    with pytest.raises(ValueError, match=r"how='median' is not known; choose one of 'expected', 'mask'"):
+    with pytest.raises(
+        ValueError, match=r"how='median' is not known; choose one of 'expected', 'probability_weighted', 'mask'"
+    ):
         trained.predict(how="median")
 
 
@@ -400,7 +407,7 @@ def test_any_array_type_can_be_trained_on(trained, data, query, name):
     assert_same(both(model, query), both(trained, query))
 
 
-def test_counts_can_be_in_a_layer(trained, data, query):
+def test_counts_can_be_in_a_layer(trained, data, query, caplog):
     case = case_of(trained)
     expected = both(trained, query)
     for adata in (data, query):
@@ -408,9 +415,24 @@ def test_counts_can_be_in_a_layer(trained, data, query):
         adata.X = sp.csr_matrix(adata.shape, dtype=np.float32)
     model = case.fit(data, {**FIELDS, "layer": "counts"})
     assert_same(both(model, query), expected)
-    del query.layers["counts"]
-    with pytest.raises(KeyError, match=r"The counts are in layer 'counts', which the data lack; layers: none"):
-        model.predict(query)
+    query.layers["umis"] = query.layers.pop("counts")
+    assert_same(both(model, query, layer="umis"), expected)
+    query.X = query.layers["umis"].copy()
+    caplog.clear()
+    with caplog.at_level(logging.INFO, "stmsi"):
+        assert_same(both(model, query), expected)
+    assert "trained on layers['counts'], which the data lack: X is taken" in caplog.text
+    with pytest.raises(KeyError, match=r"The expression is in layer 'spliced', which the data lack; layers: 'umis'"):
+        model.predict(query, layer="spliced")
+
+
+def test_a_layer_of_the_query_alone(trained, query):
+    expected = both(trained, query)
+    query.layers["counts"] = query.X.copy()
+    query.X = sp.csr_matrix(query.shape, dtype=np.float32)
+    assert_same(both(trained, query, layer="counts"), expected)
+    query.layers["X"] = query.layers.pop("counts")
+    assert_same(both(trained, query, layer="X"), expected)
 
 
 def test_repeated_spot_names_can_be_predicted(trained, query):

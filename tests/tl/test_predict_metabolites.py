@@ -40,7 +40,7 @@ def test_everything_documented_is_written(mapped, model):
         assert list(frame.columns) == list(st.obsm["msi"].columns)
         assert (frame.dtypes == np.float32).all()
     record = st.uns["msi_pred"]
-    assert record["params"] == {"coverage": 0.9, "min_genes": 0.5, "model": "HurdleLinear"}
+    assert record["params"] == {"coverage": 0.9, "min_genes": 0.5, "model": "HurdleLinear", "how": ["expected"]}
     assert record["model"]["class"] == "HurdleLinear"
     assert record["model"]["stmsi"] == stmsi.__version__
     assert record["model"]["params"]["n_components"] == 10
@@ -292,10 +292,68 @@ def test_columns_named_by_numbers(st):
     assert st.obsm["msi"].columns[0] == 100.5, "the user's own frame is left as it was"
 
 
-def test_counts_that_are_normalised_are_told(query, model, caplog):
+def test_log_normalised_counts_are_told_and_brought_to_the_scale(query, model, caplog):
     import scanpy as sc
 
+    expected = model.predict(query)
     sc.pp.normalize_total(query)
     sc.pp.log1p(query)
     stmsi.tl.predict_metabolites(query, model)
-    assert "X holds numbers that are not whole, as after normalisation; models expect raw counts" in caplog.text
+    assert "X is log-normalised in section 'P3S1': its numbers are not whole" in caplog.text
+    assert "put raw counts into a layer and name it with layer= (layers: none)" in caplog.text
+    assert_frame_equal(query.obsm["msi_pred"], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_several_outputs_in_one_call(query, model):
+    how = ["expected", "probability_weighted", "mask"]
+    stmsi.tl.predict_metabolites(query, model, how=how)
+    outputs = model.predict(query, how=how)
+    assert list(outputs) == how
+    for key, one in zip(("msi_pred", "msi_pred_probability_weighted", "msi_pred_mask"), how, strict=True):
+        assert_frame_equal(query.obsm[key], outputs[one])
+        assert_frame_equal(outputs[one], model.predict(query, how=one))
+    assert query.uns["msi_pred"]["params"]["how"] == how
+    # those that are not asked for again go; the evaluation reads the first
+    stmsi.tl.predict_metabolites(query, model, how="mask")
+    assert_frame_equal(query.obsm["msi_pred"], outputs["mask"])
+    assert {k for k in query.obsm if "mask" in k or "weighted" in k} == set()
+
+
+def test_a_further_output_replaces_nothing_of_others(query, model):
+    query.obsm["msi_pred_mask"] = np.zeros((query.n_obs, 2))
+    with pytest.raises(ValueError, match=r"would replace obsm\['msi_pred_mask'\], which is no prediction"):
+        stmsi.tl.predict_metabolites(query, model, how=["expected", "mask"])
+    assert "msi_pred" not in query.obsm
+    stmsi.tl.predict_metabolites(query, model, how="mask")
+    stmsi.tl.predict_metabolites(query, model)
+    assert query.obsm["msi_pred_mask"].shape == (query.n_obs, 2)
+
+
+@pytest.mark.parametrize(("how", "match"), [("mean", "how='mean' is not known"), ([], "how= names no output")])
+def test_unknown_outputs(query, model, how, match):
+    with pytest.raises(ValueError, match=match):
+        stmsi.tl.predict_metabolites(query, model, how=how)
+
+
+def test_layer_and_kind_of_the_query(query, model):
+    expected = model.predict(query)
+    query.layers["counts"] = query.X.copy()
+    query.X = np.full(query.shape, 0.5, np.float32)
+    stmsi.tl.predict_metabolites(query, model, layer="counts", input="counts")
+    assert_frame_equal(query.obsm["msi_pred"], expected)
+    assert query.uns["msi_pred"]["params"]["layer"] == "counts"
+    assert query.uns["msi_pred"]["params"]["input"] == "counts"
+
+
+def test_training_by_name_takes_layer_and_kind_into_the_setup(st):
+    small = {"model": "ridge", "n_components": 8, "n_folds": 2}
+    expected = stmsi.tl.predict_metabolites(st, small, copy=True)
+    st.layers["counts"] = st.X.copy()
+    st.X = -st.X
+    stmsi.tl.predict_metabolites(st, small, layer="counts")
+    assert_frame_equal(st.obsm["msi_pred"], expected.obsm["msi_pred"])
+    logs = st.copy()
+    logs.layers["log"] = np.log1p(st.layers["counts"].toarray()) - 1
+    stmsi.tl.predict_metabolites(logs, small, layer="log", input="log")
+    assert np.isfinite(logs.obsm["msi_pred"].to_numpy()).all()
+    assert not np.allclose(logs.obsm["msi_pred"], expected.obsm["msi_pred"])

@@ -9,5 +9,12 @@ from stmsi.cli._train import train
 
 __all__ = ["align", "app", "demo", "evaluate", "predict", "train", "version"]
 
-for _function in (demo, align, train, predict, evaluate, version):  # the help shows them in this order, that of the work
+for _function in (
+    demo,
+    align,
+    train,
+    predict,
+    evaluate,
+    version,
+):  # the help shows them in this order, that of the work
     app.command()(_function)

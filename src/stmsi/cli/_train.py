@@ -35,7 +35,9 @@ def train(
     metabolite_key: Annotated[str, typer.Option(help="Measured intensities in obsm.")] = "msi",
     presence_key: Annotated[str | None, typer.Option(help=_PRESENCE)] = None,
     sample_key: Annotated[str, typer.Option(help="Column of obs that names the section.")] = "sample",
-    graph_key: Annotated[str | None, typer.Option(help="Neighbourhood graph in obsp, for models that read one.")] = None,
+    graph_key: Annotated[
+        str | None, typer.Option(help="Neighbourhood graph in obsp, for models that read one.")
+    ] = None,
     covariate_key: Annotated[list[str] | None, typer.Option(help="Covariate in obs (may be repeated).")] = None,
     feature_key: Annotated[list[str] | None, typer.Option(help="Further features in obsm (may be repeated).")] = None,
     prior_key: Annotated[str | None, typer.Option(help="Genes known of each metabolite, in varm.")] = None,

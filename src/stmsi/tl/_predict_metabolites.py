@@ -111,9 +111,9 @@ def predict_metabolites(
     check_share(coverage, "coverage")
     check_share(min_genes, "min_genes")
     fitted = obtain_model(model, adata, setup_on(adata, setup, layer, input), show_progress_bar)
-    if is_named(model) and input is None:
-        input = fitted.state.setup.input  # the same data, which were looked at for training
-    prediction = fitted._predict_all(adata, coverage=coverage, layer=layer, input=input, min_genes=min_genes)
+    # data that the model was just trained on were looked at for training
+    known = fitted.state.setup.input if is_named(model) and input is None else input
+    prediction = fitted._predict_all(adata, coverage=coverage, layer=layer, input=known, min_genes=min_genes)
     outside = float((prediction.ood > 1).mean())
     if outside > 0.5:
         logger.warning(

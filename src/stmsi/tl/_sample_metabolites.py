@@ -128,11 +128,11 @@ def sample_metabolites(
         _check_target(data, adata, key_added if raster is None else table_added, table=raster is not None)
     random = np.random.default_rng(rng)
     fitted = obtain_model(model, adata, setup_on(adata, setup, layer, input), show_progress_bar)
-    if is_named(model) and input is None:
-        input = fitted.state.setup.input  # the same data, which were looked at for training
+    # data that the model was just trained on were looked at for training
+    known = fitted.state.setup.input if is_named(model) and input is None else input
     state, ids = fitted.state, pd.Index(wanted_metabolites(fitted, metabolites))
     copula = fitted._copula(ids)
-    spots = fitted._query_spots(adata, min_genes, layer=layer, input=input)
+    spots = fitted._query_spots(adata, min_genes, layer=layer, input=known)
     if (spatial or raster is not None) and spots.xy is None:
         msg = (
             f"The spots have no positions in obsm[{Key.obsm.SPATIAL!r}], along which residuals hang together; write them "
@@ -150,7 +150,8 @@ def sample_metabolites(
     if key_added is None:
         return _as_array(drawn, places, ids, n_samples)
     out = copy_of(data) if copy else data
-    params = {"n_samples": n_samples, "spatial": spatial, "min_genes": min_genes}
+    params: dict[str, Any] = {"n_samples": n_samples, "spatial": spatial, "min_genes": min_genes}
+    params |= {key: value for key, value in (("layer", layer), ("input", input)) if value is not None}
     record = {"params": params, "model": model_record(fitted)}
     features = state.feature_table.iloc[columns]
     if raster is not None:
