@@ -13,10 +13,17 @@ if TYPE_CHECKING:
     from anndata import AnnData
 
     from stmsi.model import HurdleNet
+    from stmsi.model.shared._stored_input import Input
 
 
 def predict_unseen(
-    model: HurdleNet | str | Path, features: pd.DataFrame, adata: AnnData | None = None, *, min_genes: float = MIN_GENES
+    model: HurdleNet | str | Path,
+    features: pd.DataFrame,
+    adata: AnnData | None = None,
+    *,
+    layer: str | None = None,
+    input: Input | None = None,
+    min_genes: float = MIN_GENES,
 ) -> pd.DataFrame:
     """Predict the pattern of metabolites that training did not have, from their m/z and descriptors.
 
@@ -32,7 +39,9 @@ def predict_unseen(
     features
         One row per metabolite, its id as index: ``mz`` (Da; NaN if unknown) and the ``descriptors`` of the model.
     adata
-        Spots x genes with raw counts; `None`: the training data.
+        Spots x genes with counts or log expression; `None`: the training data.
+    layer, input
+        Where the expression is, and what it is; as for :func:`stmsi.tl.predict_metabolites`.
     min_genes
         Share of the training genes that must be in the data.
 
@@ -70,4 +79,4 @@ def predict_unseen(
     if not isinstance(fitted, HurdleNet):
         msg = f'predict_unseen needs a HurdleNet with encoder="transformer", found {type(fitted).__name__}.'
         raise ValueError(msg)
-    return fitted._predict_unseen(features, adata, min_genes)
+    return fitted._predict_unseen(features, adata, min_genes, layer, input)

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from stmsi.model.shared._setup import Setup
     from stmsi.model.shared._spot_features import SpotFeatures
     from stmsi.model.shared._spot_input import Spots
+    from stmsi.model.shared._stored_input import Input
 
 PREDICT_BATCH = 4096
 """Spots that are predicted at once."""
@@ -44,7 +45,14 @@ class NetPrediction(HurdleModel):
     _setup: Setup
     _hyper: dict[str, Any]
 
-    def _predict_unseen(self, features: pd.DataFrame, adata: AnnData | None, min_genes: float) -> pd.DataFrame:
+    def _predict_unseen(
+        self,
+        features: pd.DataFrame,
+        adata: AnnData | None,
+        min_genes: float,
+        layer: str | None = None,
+        input: Input | None = None,
+    ) -> pd.DataFrame:
         """Pattern of metabolites that training did not have; see :func:`stmsi.experimental.predict_unseen`."""
         encoder = self.module.encoder
         if not isinstance(encoder, MetaboliteEncoder):
@@ -67,7 +75,7 @@ class NetPrediction(HurdleModel):
         if unknown.any():
             msg = f"Nothing is known of {listing(features.index[unknown])}: give each an 'mz' in Da."
             raise ValueError(msg)
-        spots = self._query_spots(adata, min_genes)
+        spots = self._query_spots(adata, min_genes, layer=layer, input=input)
         device = self.module.device
         parts = []
         self.module.eval()
