@@ -300,7 +300,7 @@ def test_log_normalised_counts_are_told_and_brought_to_the_scale(query, model, c
     sc.pp.log1p(query)
     stmsi.tl.predict_metabolites(query, model)
     assert "X is log-normalised in section 'P3S1': its numbers are not whole" in caplog.text
-    assert "put raw counts into a layer and name it with layer= (layers: none)" in caplog.text
+    assert "Put raw counts of all sections into a layer and name it with layer= (layers: none)" in caplog.text
     assert_frame_equal(query.obsm["msi_pred"], expected, rtol=1e-3, atol=1e-3)
 
 

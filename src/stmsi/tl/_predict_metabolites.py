@@ -51,7 +51,7 @@ def predict_metabolites(
     how
         How presence and intensity become one number: ``"expected"``, ``"probability_weighted"`` or ``"mask"``; see
         :meth:`stmsi.model.HurdleLinear.predict`. Of several, the first is the prediction, and the others are written
-        beside it.
+        beside it. Scores of calls (``f1``, ``precision``, ...) read the zeros, which ``"probability_weighted"`` has not.
     layer
         Layer that holds the expression (``"X"``: ``X``). `None`: the layer that the model was trained on if it is there, else
         ``X``. A model that is trained by name is trained on it.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
 from stmsi._core.arrays import Floats, Ints
 
@@ -72,21 +74,35 @@ _LEAST, _LARGEST, _BROKEN, _TOTAL, _UNDONE = range(5)
 
 
 def _row_statistics(values: sp.csr_matrix) -> Floats:
-    """Least and largest number, numbers that are not whole, sum, and sum of exp(x) - 1, of each spot; shape (spots, 5)."""
+    """Least and largest number and zero, numbers that are not whole, sum, and sum of exp(x) - 1, of each spot; shape (spots, 5)."""
     out = np.zeros((values.shape[0], 5))
-    for start in range(0, len(out), _CHUNK):
-        part = values[start : start + _CHUNK].astype(np.float64)
-        rows = slice(start, start + part.shape[0])
-        for column, extreme in ((_LEAST, part.min(axis=1)), (_LARGEST, part.max(axis=1))):
-            out[rows, column] = extreme.toarray().ravel()
-        for column, data in (
-            (_BROKEN, (part.data != np.round(part.data)).astype(np.float64)),
-            (_TOTAL, part.data),
-            (_UNDONE, np.expm1(np.minimum(part.data, LARGEST_LOG))),
-        ):
-            of_rows = sp.csr_matrix((data, part.indices, part.indptr), shape=part.shape)
-            out[rows, column] = np.asarray(of_rows.sum(axis=1)).ravel()
+    for rows, data, of_rows in _pieces(values):
+        out[rows, _LEAST] = np.minimum(of_rows(np.minimum, data), 0)
+        out[rows, _LARGEST] = np.maximum(of_rows(np.maximum, data), 0)
+        out[rows, _BROKEN] = of_rows(np.add, (data != np.rint(data)).astype(np.float32))
+        out[rows, _TOTAL] = of_rows(np.add, data.astype(np.float64))
+    if out[:, _BROKEN].any():  # counts need no more
+        for rows, data, of_rows in _pieces(values):
+            out[rows, _UNDONE] = of_rows(np.add, np.expm1(np.minimum(data, LARGEST_LOG), dtype=np.float64))
     return out
+
+
+def _pieces(values: sp.csr_matrix) -> Iterator[tuple[slice, NDArray[Any], Callable[[np.ufunc, NDArray[Any]], Floats]]]:
+    """Some spots at a time: their rows, their numbers, and a function that sums up something of each number by spot."""
+    for start in range(0, values.shape[0], _CHUNK):
+        pointer = values.indptr[start : start + _CHUNK + 1]
+        filled = np.diff(pointer) > 0
+        starts = (pointer[:-1] - pointer[0])[filled]
+
+        def of_rows(
+            ufunc: np.ufunc, data: NDArray[Any], filled: NDArray[np.bool_] = filled, starts: NDArray[Any] = starts
+        ) -> Floats:
+            out = np.zeros(len(filled))
+            if len(starts):
+                out[filled] = ufunc.reduceat(data, starts)
+            return out
+
+        yield slice(start, start + len(filled)), values.data[pointer[0] : pointer[-1]], of_rows
 
 
 def _unclear(rows: Floats) -> bool:

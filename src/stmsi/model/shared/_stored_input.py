@@ -111,8 +111,8 @@ class StoredExpression:
             unknown = [name for name in logs if name not in certain]
             msg = (
                 f"{self.where} holds {what} in section {listing(unlike)}, but in section {listing(unknown)} numbers that are "
-                "not whole and look like logarithms on a scale that cannot be told. Give the raw counts of all sections "
-                f"({self._remedy()}), or log-normalise all sections alike and pass input='log'."
+                "not whole and look like logarithms on a scale that cannot be told. Models read one kind. "
+                f"{self._remedy()} Or log-normalise all sections alike and pass input='log'."
             )
             raise ValueError(msg)
         scale = (
@@ -144,13 +144,13 @@ class StoredExpression:
             Negative numbers, or with `None` logarithms on a scale that cannot be told.
         """
         if asked == "log":
-            self._refuse_negative("the logarithm of 1 + x cannot be undone. Give counts")
+            self._refuse_negative()
             return self._undone(np.ones(len(self.kinds), dtype=bool))
         unknown = self._named(lambda k: k.kind == "log")
         if asked is None and unknown:
             msg = (
                 f"The model reads counts, but {self.where} holds numbers in section {listing(unknown)} that are not whole "
-                f"and look like logarithms on a scale that cannot be told. {self._remedy()}; or pass input='log' if they "
+                f"and look like logarithms on a scale that cannot be told. {self._remedy()} Or pass input='log' if they "
                 "are natural logarithms of 1 + normalised counts, or input='counts' if they are counts."
             )
             raise ValueError(msg)
@@ -165,7 +165,7 @@ class StoredExpression:
         sums = dict.fromkeys(f"{kind.total:,.0f}" for kind in self.kinds if kind.kind == "log1p")
         logger.warning(
             "%s is log-normalised in section %s: its numbers are not whole, and those of a spot add up to %s before the "
-            "logarithm. They are taken back to counts of that sum and then normalised to 10,000 as all others. Better: %s.",
+            "logarithm. They are taken back to counts of that sum and then normalised to 10,000 as all others. %s",
             self.where, listing(self._named(lambda k: k.kind == "log1p")), " or ".join(sums), self._remedy(),
         )  # fmt: skip
         return self._undone(logged)
@@ -242,10 +242,13 @@ class StoredExpression:
         out.data[entries] = np.expm1(out.data[entries])
         return out
 
-    def _refuse_negative(self, why: str) -> None:
+    def _refuse_negative(self) -> None:
         least, _ = self._extremes()
         if least < 0:
-            msg = f"{self.where} holds negative numbers (least: {least:.3g}), of which {why}: {self._remedy()}."
+            msg = (
+                f"The model reads counts. {self.where} holds negative numbers (least: {least:.3g}), so these are no "
+                f"logarithms of 1 + counts, which could be undone. {self._remedy()}"
+            )
             raise ValueError(msg)
 
     def _extremes(self) -> tuple[float, float]:
@@ -253,7 +256,7 @@ class StoredExpression:
         return float(data.min(initial=0)), float(data.max(initial=0))
 
     def _remedy(self) -> str:
-        return f"put raw counts into a layer and name it with layer= (layers: {listing(self.layers)})"
+        return f"Put raw counts of all sections into a layer and name it with layer= (layers: {listing(self.layers)})."
 
     def _tell_counts(self) -> None:
         corrected, normalised = (self._named(lambda k, w=what: k.kind == w) for what in ("corrected", "normalised"))
@@ -261,7 +264,7 @@ class StoredExpression:
             logger.warning(
                 "%s holds numbers that are not whole in section %s. Their sums differ between spots, as those of counts "
                 "corrected for ambient RNA do (SoupX, DecontX): they are taken as counts, and normalised. If they are "
-                "something else, %s.",
+                "logarithms, pass input='log'. %s",
                 self.where, listing(corrected), self._remedy(),
             )  # fmt: skip
         if normalised:
