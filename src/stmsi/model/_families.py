@@ -30,6 +30,8 @@ CLASSES = {
     "HurdleLinear": "stmsi.model.linear._hurdle_linear",
     "HurdleNet": "stmsi.model.net._hurdle_net",
     "HurdleEnsemble": "stmsi.model.ensemble._hurdle_ensemble",
+    "HurdleKernel": "stmsi.model.linear._hurdle_kernel",
+    "HurdleScreened": "stmsi.model.linear._hurdle_screened",
     "CoordinatesOnly": "stmsi.model.linear._negative_controls",
     "ControlLinear": "stmsi.model.linear._negative_controls",
 }

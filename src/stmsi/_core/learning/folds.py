@@ -43,6 +43,14 @@ def inner_groups(sample: NDArray[np.str_], xy: Floats | None, *, n_groups: int =
     return group
 
 
+def random_groups(n: int, *, n_groups: int = 5, seed: int = 0) -> Ints:
+    """Group of each of n observations that have no place and no section, of equal size and drawn at random."""
+    if n < _MIN_GROUPS:
+        msg = f"{n} observation(s) cannot be split for inner cross-validation; train on three at least."
+        raise ValueError(msg)
+    return np.random.default_rng(seed).permutation(np.arange(n) % min(n_groups, n))
+
+
 def held_out_group(sample: NDArray[np.str_], xy: Floats | None, measured: Bools, *, seed: int = 0) -> Bools:
     """Mask of one group of spots to hold out, the first of :func:`inner_groups`.
 

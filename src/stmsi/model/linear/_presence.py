@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+import pandas as pd
 from scipy.special import expit
 
-from stmsi._core.learning.logistic import balanced_logistic
+from stmsi._core.learning.logistic import Logistic, balanced_logistic
+from stmsi._core.learning.shared_ridge import fit_shared_ridge
 from stmsi._core.metrics.presence import auroc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from stmsi.model.shared._inner_folds import InnerFolds
 
 PresenceFamily: TypeAlias = Literal["prior", "logistic", "svm", "mlp"]
 
@@ -85,6 +89,29 @@ def fit_classifiers(
         usable = _varies(present) & np.logical_or.reduce([fit for *_, fit in _folds(present, groups)])
     fitted = iter(_fit_usable(F, present[:, usable], groups, family, seed) if usable.any() else ())
     return [next(fitted) if use else _constant(y, groups) for use, y in zip(usable, present.T, strict=True)]
+
+
+def fit_shared_classifiers(
+    F: NDArray[np.float64],
+    present: NDArray[np.float64],
+    folds: InnerFolds,
+) -> list[Classifier]:
+    """Classifiers of all metabolites from one ridge regression of presence, each with Platt's sigmoid on held-out scores.
+
+    A metabolite that is always or never present, or any without features, has its share of the spots everywhere.
+    """
+    classifiers = [_constant(y, folds.groups) for y in present.T]
+    usable = np.flatnonzero(_varies(present)) if F.shape[1] else np.empty(0, np.int64)
+    if len(usable) == 0:
+        return classifiers
+    place = pd.Series(np.arange(len(usable)), index=usable)
+    apart = [(place[np.intersect1d(of, usable)].to_numpy(), own) for of, own in folds.apart]
+    fitted = fit_shared_ridge(F.astype(np.float32), present[:, usable], folds.groups, folds.units, apart)
+    for i, m in enumerate(usable):
+        line = Logistic(fitted.weights[:, i].astype(np.float64), float(fitted.offset[i]))
+        score = np.where(np.isnan(present[:, m]), np.nan, fitted.held_out[:, i])
+        classifiers[m] = _calibrated(line, present[:, m], score, folds.groups, fitted.penalty)
+    return classifiers
 
 
 def _varies(present: NDArray[np.float64]) -> NDArray[np.bool_]:

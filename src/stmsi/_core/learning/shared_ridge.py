@@ -1,0 +1,260 @@
+"""Ridge regression of many targets on the same features, with one penalty for all of them.
+
+A penalty per target is noise where there are many targets or few spots. The Gram matrix of the features is summed for each
+group of spots, so that every fold is the total less the group left out, and one factorisation serves all targets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.linalg import cho_factor, cho_solve
+
+from stmsi._core.arrays import AnyFloats, Bools, Floats, Floats32, Ints
+
+PENALTIES = np.logspace(-3, 3, 13)
+"""In units of the mean squared length of a spot's features."""
+_START = 6
+_MIN_UNIT = 5  # spots below which a correlation inside a unit says nothing
+_TOLERANCE, _MOST_STEPS = 1e-3, 40
+LEAST_SLOPE, MOST_SLOPE = 0.05, 1.5
+"""What is left of a prediction that held-out spots do not bear out: little, yet the order of the spots stays."""
+
+
+@dataclass(frozen=True)
+class SharedRidge:
+    """A fitted regression of all targets.
+
+    Attributes
+    ----------
+    weights, offset
+        Shapes (features, targets) and (targets,).
+    penalty
+        The one chosen.
+    score
+        Of its held-out predictions; see :func:`map_score`.
+    held_out
+        Predictions of the training spots by fits without their group, shape (spots, targets); NaN where there was none.
+    """
+
+    weights: Floats32
+    offset: Floats32
+    penalty: float
+    score: float
+    held_out: Floats32
+
+    def predict(self, F: AnyFloats) -> Floats32:
+        """Predictions, shape (spots, targets)."""
+        return np.asarray(F @ self.weights + self.offset, dtype=np.float32)
+
+
+def fit_shared_ridge(
+    F: Floats32, Y: Floats, groups: Ints, units: Ints, apart: Sequence[tuple[Ints, Ints]] = ()
+) -> SharedRidge:
+    """Fit all targets with the penalty whose held-out predictions follow the truth best.
+
+    Parameters
+    ----------
+    F
+        Features, shape (spots, features).
+    Y
+        Targets, shape (spots, targets); NaN where not measured.
+    groups
+        Number of each spot's inner fold, from 0.
+    units
+        Number of each spot's section (or of its part in a fold), within which patterns are compared.
+    apart
+        Targets that are known in one group only, as positions, each with groups of their own (-1: not measured).
+    """
+    moments = GroupMoments.of(F, Y, groups)
+    truth = HeldOutTruth.of(Y, groups, units)
+    tried: dict[int, float] = {}
+    best: tuple[float, Floats32] | None = None
+
+    def score(i: int) -> float:
+        nonlocal best
+        if i not in tried:
+            held_out = moments.held_out(float(PENALTIES[i]))
+            tried[i] = truth.score(held_out)
+            if best is None or tried[i] > best[0]:
+                best = tried[i], held_out
+        return tried[i]
+
+    # the score has one maximum over the penalty but for noise: climb from the middle
+    at, step = _START, 1 if score(_START + 1) >= score(_START) else -1
+    while 0 <= at + step < len(PENALTIES) and score(at + step) >= score(at):
+        at += step
+    chosen = max(tried, key=lambda i: (tried[i], i))
+    assert best is not None
+    for columns, own in apart:
+        rows = np.flatnonzero(own >= 0)
+        alone = GroupMoments.of(F[rows], Y[np.ix_(rows, columns)], own[rows], moments.unit)
+        best[1][np.ix_(rows, columns)] = alone.held_out(float(PENALTIES[chosen]))
+    weights = moments.fit(float(PENALTIES[chosen]))
+    return SharedRidge(
+        weights[:-1].astype(np.float32), weights[-1].astype(np.float32), float(PENALTIES[chosen]), tried[chosen], best[1]
+    )
+
+
+@dataclass(frozen=True)
+class GroupMoments:
+    """Second moments of the features, with a constant appended, in each group of spots."""
+
+    F: Floats32  # features with the constant, shape (spots, features + 1)
+    Y: Floats32  # targets, 0 where not measured
+    known: Bools  # whether measured, shape (spots, targets)
+    groups: Ints
+    gram: Floats  # of each group, shape (groups, features + 1, features + 1)
+    cross: Floats  # features x targets of each group
+    unit: float  # of the penalty: mean squared length of a spot's features
+
+    @classmethod
+    def of(cls, F: Floats32, Y: Floats, groups: Ints, unit: float | None = None) -> GroupMoments:
+        """Sum them up; arguments as for :func:`fit_shared_ridge`."""
+        known = ~np.isnan(Y)
+        F1 = np.hstack([F, np.ones((len(F), 1))]).astype(np.float32)
+        filled = np.where(known, Y, 0).astype(np.float32)
+        n, p = int(groups.max()) + 1, F1.shape[1]
+        gram, cross = np.empty((n, p, p), np.float32), np.empty((n, p, Y.shape[1]), np.float32)
+        for g in range(n):
+            own = groups == g
+            part = F1[own]
+            gram[g], cross[g] = part.T @ part, part.T @ filled[own]
+        if unit is None:
+            unit = max(float((F1[:, :-1].astype(np.float64) ** 2).sum(axis=1).mean()), 1e-12)
+        return cls(F1, filled, known, groups, gram, cross, unit)
+
+    def fit(self, penalty: float, without: int | None = None) -> Floats:
+        """Weights, the constant's last, of all groups or of all but one; shape (features + 1, targets)."""
+        used = np.arange(len(self.gram)) != (-1 if without is None else without)
+        gram = self.gram[used].sum(axis=0, dtype=np.float64)
+        cross = self.cross[used].sum(axis=0, dtype=np.float64)
+        shrink = np.full(len(gram), penalty * self.unit)
+        # the constant is not shrunk, but for what keeps the matrix regular
+        shrink[-1] = 1e-6
+        gram[np.diag_indices_from(gram)] += shrink
+        factor = cho_factor(gram, overwrite_a=True, check_finite=False)
+        weights = np.asarray(cho_solve(factor, cross, check_finite=False))
+        spots = used[self.groups]
+        part = np.flatnonzero(~self.known[spots].all(axis=0))
+        if len(part):
+            weights[:, part] = self._where_known(factor, shrink, cross[:, part], part, spots)
+        return weights
+
+    def _where_known(self, factor: tuple[Floats, bool], shrink: Floats, cross: Floats, part: Ints, spots: Bools) -> Floats:
+        """Targets that some spots lack: conjugate gradients, all together, preconditioned with the matrix of all spots."""
+        F, known = self.F[spots], self.known[np.ix_(spots, part)].astype(np.float32)
+        inverse = shrink[:, None]
+
+        def times(B: Floats) -> Floats:
+            return np.asarray(F.T @ (known * (F @ B.astype(np.float32))), dtype=np.float64) + inverse * B
+
+        def solve(R: Floats) -> Floats:
+            return np.asarray(cho_solve(factor, R, check_finite=False))
+
+        # the share of spots that count is a good first scale
+        B = solve(cross) / np.maximum(known.mean(axis=0), 1e-3)
+        R = cross - times(B)
+        Z = solve(R)
+        D, size = Z.copy(), (R * Z).sum(axis=0)
+        limit = _TOLERANCE**2 * np.maximum((cross * solve(cross)).sum(axis=0), 1e-30)
+        for _ in range(_MOST_STEPS):
+            if (size <= limit).all():
+                break
+            AD = times(D)
+            step = np.where(size > limit, size / np.maximum((D * AD).sum(axis=0), 1e-30), 0)
+            B += step * D
+            R -= step * AD
+            Z = solve(R)
+            new = (R * Z).sum(axis=0)
+            D = Z + np.where(size > limit, new / np.maximum(size, 1e-30), 0) * D
+            size = np.where(size > limit, new, size)
+        return B
+
+    def held_out(self, penalty: float) -> Floats32:
+        """Predictions of every spot by the fit without its group; NaN where a target is not measured in the others."""
+        out = np.empty(self.Y.shape, np.float32)
+        for g in range(len(self.gram)):
+            own = self.groups == g
+            out[np.ix_(own, ~self.known[~own].any(axis=0))] = np.nan
+            possible = self.known[~own].any(axis=0)
+            out[np.ix_(own, possible)] = (self.F[own] @ self.fit(penalty, g).astype(np.float32))[:, possible]
+        return out
+
+
+@dataclass(frozen=True)
+class HeldOutTruth:
+    """What held-out predictions are judged by: the pattern inside units, and the level between them.
+
+    All values are taken relative to the mean of the other groups, which is what a fold knows of the level.
+    """
+
+    y: Floats32  # truth less the mean of the other groups, 0 where not known
+    known: Bools
+    base: Floats32  # the mean of the other groups, shape (groups, targets)
+    groups: Ints
+    of_unit: sp.csr_matrix  # spots of each unit, shape (units, spots)
+
+    @classmethod
+    def of(cls, Y: Floats, groups: Ints, units: Ints) -> HeldOutTruth:
+        """Arguments as for :func:`fit_shared_ridge`."""
+        known = ~np.isnan(Y)
+        filled = np.where(known, Y, 0)
+        of_group = _membership(groups)
+        total, count = of_group @ filled, of_group @ known.astype(np.float64)
+        rest = count.sum(axis=0) - count
+        base = np.where(rest > 0, (total.sum(axis=0) - total) / np.maximum(rest, 1), total.sum(axis=0) / np.maximum(count.sum(axis=0), 1))
+        y = np.where(known, filled - base[groups], 0).astype(np.float32)
+        return cls(y, known, base.astype(np.float32), groups, _membership(np.unique(units, return_inverse=True)[1]))
+
+    def deviation(self, held_out: AnyFloats) -> tuple[Floats, Bools]:
+        """Predictions less the mean of the other groups, 0 where one side is not known; and whether both are."""
+        both = self.known & ~np.isnan(held_out)
+        return np.where(both, held_out - self.base[self.groups], 0), both
+
+    def score(self, held_out: AnyFloats) -> float:
+        """Mean over targets of the correlation inside units and of the pooled one, as far as they exist; 0 without any."""
+        inside, pooled = self.scores(held_out)
+        found = [float(np.nanmean(s)) for s in (inside, pooled) if np.isfinite(s).any()]
+        return float(np.mean(found)) if found else 0.0
+
+    def scores(self, held_out: AnyFloats) -> tuple[Floats, Floats]:
+        """Of each target, the mean correlation inside units with five spots at least, and the correlation of all spots."""
+        h, both = self.deviation(held_out)
+        y = np.where(both, self.y, 0)
+        sums = [np.asarray(self.of_unit @ v, dtype=np.float64) for v in (both.astype(np.float32), y, h, y * y, h * h, y * h)]
+        n, *rest = sums
+        each = _correlation(n, *rest)
+        each[n < _MIN_UNIT] = np.nan
+        enough = np.isfinite(each)
+        inside = np.where(enough.any(axis=0), np.nansum(each, axis=0) / np.maximum(enough.sum(axis=0), 1), np.nan)
+        pooled = _correlation(*(s.sum(axis=0) for s in sums))
+        return inside, pooled
+
+    def slopes(self, held_out: AnyFloats) -> Floats:
+        """Factor on each target's deviation from its mean that held-out spots bear out, shrunk to that of all targets."""
+        h, both = self.deviation(held_out)
+        y = np.where(both, self.y, 0)
+        along, size = (h * y).sum(axis=0, dtype=np.float64), (h * h).sum(axis=0, dtype=np.float64)
+        scale = np.maximum((y * y).sum(axis=0, dtype=np.float64), 1e-30)
+        everywhere = float((along / scale).sum() / max(float((size / scale).sum()), 1e-30))
+        # counts for as much as a twentieth of the target's own variance
+        prior = 0.05 * scale
+        return np.clip((along + prior * everywhere) / (size + prior), LEAST_SLOPE, MOST_SLOPE)
+
+
+def _membership(label: Ints) -> sp.csr_matrix:
+    return sp.csr_matrix((np.ones(len(label), np.float32), (label, np.arange(len(label)))))
+
+
+def _correlation(n: Floats, y: Floats, h: Floats, yy: Floats, hh: Floats, yh: Floats) -> Floats:
+    """Pearson correlation from sums; NaN where the truth is constant, 0 where only the prediction is."""
+    n = np.maximum(n, 1)
+    vy, vh, c = yy - y * y / n, hh - h * h / n, yh - y * h / n
+    flat = vy <= 1e-7 * np.maximum(yy, 1e-30)
+    still = vh <= 1e-7 * np.maximum(hh, 1e-30)
+    r = np.where(still, 0.0, c / np.sqrt(np.where(flat | still, 1.0, vy * vh)))
+    return np.where(flat, np.nan, r)

@@ -1,0 +1,143 @@
+"""Models that predict the map itself, zeros included, by one regression; presence stands beside it."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from stmsi._core.learning.shared_ridge import HeldOutTruth, fit_shared_ridge
+from stmsi._data.checks import check_choice
+from stmsi.model.linear._presence import Classifier, fit_shared_classifiers
+from stmsi.model.shared._hurdle_model import HurdleModel
+from stmsi.model.shared._inner_folds import InnerFolds
+from stmsi.model.shared._plain_files import read_payload, write_payload
+from stmsi.model.shared._setup import Setup
+from stmsi.model.shared._spot_features import SpotFeatures
+from stmsi.model.shared._training_data import TrainingData, signature_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from anndata import AnnData
+    from numpy.typing import ArrayLike, NDArray
+
+    from stmsi.model.shared._spot_input import Spots
+
+MapPresence: TypeAlias = Literal["ridge", "prior"]
+
+_PRESENCE_COMPONENTS = 64
+_LEAST_PROBABILITY = 0.02
+"""Below it, the intensity given presence is what the map would give at it: a quotient of two small numbers says nothing."""
+
+
+class OneStage(HurdleModel):
+    """What one-stage models share. The map :math:`E` and the probability :math:`p` give the intensity given presence, E / p."""
+
+    def __init__(self, adata: AnnData, *, presence: MapPresence, n_folds: int, rng: int) -> None:
+        check_choice(presence, get_args(MapPresence), "presence")
+        if n_folds < 2:
+            msg = f"n_folds must be at least 2, found {n_folds!r}."
+            raise ValueError(msg)
+        self.presence, self.n_folds, self.rng = presence, n_folds, rng
+        self.adata: AnnData | None = adata
+        self._setup = Setup.read(adata, type(self).__name__)
+        self.classifiers_: list[Classifier] = []
+        self.slope_: NDArray[np.float64] = np.empty(0)
+        self.mean_: NDArray[np.float64] = np.empty(0)
+        self.largest_: NDArray[np.float64] = np.empty(0)
+        self.held_out_: NDArray[np.float64] | None = None
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether ``train`` has been called."""
+        return self.state_ is not None
+
+    def train(
+        self,
+        train_idx: ArrayLike | None = None,
+        validation_idx: ArrayLike | None = None,
+        *,
+        show_progress_bar: bool | None = None,  # noqa: ARG002  the same call as of every model
+    ) -> None:
+        """Fit the map and presence.
+
+        Parameters
+        ----------
+        train_idx
+            Spots to train on (positions or mask); `None`: all with MSI that are not in `validation_idx`.
+        validation_idx
+            Spots that set thresholds and intervals; `None`: the held-out predictions of the inner folds do.
+        show_progress_bar
+            Not used: a fit takes seconds.
+
+        Raises
+        ------
+        ValueError
+            No training spot has MSI, or too few spots for inner folds.
+        """
+        data = TrainingData.read(self.adata, self._setup, train_idx, validation_idx)
+        targets = data.targets
+        features = SpotFeatures(
+            n_components=_PRESENCE_COMPONENTS, seed=self.rng, context="diffused", signature_stages=("presence",)
+        ).fit(data.train, *signature_of(data.adata, self._setup))
+        state = data.start(self._setup, features)
+        folds = InnerFolds.of(data, n_folds=self.n_folds, seed=self.rng)
+        held_out = np.asarray(self._fit_map(data, folds), dtype=np.float64)
+        truth = HeldOutTruth.of(targets.intensity, folds.groups, folds.units)
+        self.slope_, self.mean_ = truth.slopes(held_out), np.nanmean(targets.intensity, axis=0)
+        self.largest_ = np.nanmax(targets.intensity, axis=0)
+        held_out = self._scaled(held_out)
+        F = features.transform(data.train)[1] if self.presence == "ridge" else np.empty((len(data.train), 0))
+        self.classifiers_ = fit_shared_classifiers(F, targets.presence, folds)
+        probability = np.column_stack([c.held_out for c in self.classifiers_])
+        intensity = self._given_presence(held_out, probability)
+        self.state_ = state
+        self.held_out_ = np.stack([probability, intensity])
+        self._calibrate_after(data, probability, intensity, folds.units, self.rng)
+
+    @abstractmethod
+    def _fit_map(self, data: TrainingData, folds: InnerFolds) -> NDArray[np.float32]:
+        """Fit the map on the training spots; held-out predictions of it, shape (spots, metabolites)."""
+
+    @abstractmethod
+    def _map(self, spots: Spots) -> NDArray[np.float32]:
+        """The map of spots as the regression gives it, shape (spots, metabolites)."""
+
+    def _scaled(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """A map with as much deviation from the mean as held-out spots bear out."""
+        return self.mean_ + self.slope_ * (values - self.mean_)
+
+    def _given_presence(self, expected: NDArray[np.float64], probability: NDArray[np.float64]) -> NDArray[np.float64]:
+        most = np.maximum(self.largest_, 0)
+        return np.clip(expected / np.maximum(probability, _LEAST_PROBABILITY), 0, most)
+
+    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        F = self.state.features.transform(spots)[1] if self.presence == "ridge" else np.empty((len(spots), 0))
+        probability = np.column_stack([c.predict(F) for c in self.classifiers_])
+        return probability, self._given_presence(self._scaled(self._map(spots)), probability)
+
+    def _held_out_stages(self) -> NDArray[np.float64] | None:
+        return self.held_out_
+
+    def _write(self, directory: Path) -> None:
+        fitted = {name: value for name, value in vars(self).items() if name.endswith("_") and name not in _TRANSIENT}
+        write_payload(directory, {"params": self._params(), "state": self.state, "fitted": fitted})
+
+    @classmethod
+    def _read(cls, directory: Path, adata: AnnData | None) -> OneStage:
+        payload = read_payload(directory)
+        model = cls.__new__(cls)
+        for name, value in {**payload["params"], **payload["fitted"]}.items():
+            setattr(model, name, value)
+        model.adata, model.state_, model._setup = adata, payload["state"], payload["state"].setup
+        model.held_out_ = None
+        return model
+
+    def _contains_training_profiles(self) -> bool:
+        return False
+
+
+_TRANSIENT = ("state_", "held_out_")
