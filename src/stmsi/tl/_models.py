@@ -67,7 +67,7 @@ def setup_on(
     adata: AnnData, setup: Mapping[str, Any] | None, layer: str | None, input: Input | None
 ) -> Mapping[str, Any] | None:
     """Fields for ``setup_anndata`` with the layer and kind of the expression, where these were named."""
-    named = {key: value for key, value in (("layer", layer), ("input", input)) if value is not None}
+    named: dict[str, Any] = {key: value for key, value in (("layer", layer), ("input", input)) if value is not None}
     if not named:
         return setup
     if layer == "X" and "X" not in adata.layers:

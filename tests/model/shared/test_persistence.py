@@ -41,6 +41,7 @@ def test_the_card_says_what_is_inside(folder):
     assert card["params"]["intensity"] == "mean"
     assert card["params"]["rng"] == 0
     assert card["setup"] == {
+        "input": "counts",
         "metabolite_key": "msi",
         "presence_key": "msi_presence",
         "sample_key": "sample",

@@ -119,6 +119,7 @@ def test_a_model_needs_the_setup(model_cls, st):
 def test_the_setup_is_written_as_plain_values(model_cls, st):
     model_cls.setup_anndata(st, presence_key="msi_presence", covariate_keys="patient", feature_key="spatial")
     assert st.uns["_stmsi_setup"] == {
+        "input": "counts",
         "metabolite_key": "msi",
         "presence_key": "msi_presence",
         "sample_key": "sample",

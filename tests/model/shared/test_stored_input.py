@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 
 import anndata as ad
@@ -297,6 +298,24 @@ def test_log_ratios_train_and_predict(data, query, name, tmp_path):
     assert loaded.card["setup"]["input"] == "log"
     close(loaded.predict(own), expected, 1e-5)
     assert np.isfinite(stmsi.model.load(tmp_path / "m", ratios).predict().to_numpy()).all()
+
+
+def test_a_model_saved_before_there_were_logs_reads_counts(data, tmp_path):
+    model = fit("linear", data)
+    model.save(tmp_path / "m")
+    path = tmp_path / "m" / "model.json"
+    text = path.read_text()
+    for entry in ('"input":"counts",', ',"target_sum":null'):
+        assert entry in text
+        text = text.replace(entry, "")
+    path.write_text(text)
+    card = json.loads((tmp_path / "m" / "stmsi.json").read_text())
+    card["files"]["model.json"] = path.stat().st_size
+    (tmp_path / "m" / "stmsi.json").write_text(json.dumps(card))
+    loaded = stmsi.model.load(tmp_path / "m")
+    assert loaded.state.setup.input == "counts"
+    assert loaded.state.panel.target_sum is None
+    close(loaded.predict(data), model.predict(), 1e-5)
 
 
 def test_genes_that_a_log_query_lacks_get_their_training_mean(data, query, on_logs):

@@ -218,7 +218,7 @@ class HurdleModel:
         return self._predict_all(adata, layer=layer, input=input, min_genes=min_genes).intensity
 
     @overload
-    def predict(
+    def predict(  # type: ignore[overload-overlap]
         self,
         adata: AnnData | None = None,
         *,
@@ -271,8 +271,8 @@ class HurdleModel:
         """
         asked = check_how(how)
         prediction = self._predict_all(adata, layer=layer, input=input, min_genes=min_genes)
-        outputs = {one: prediction.output(one) for one in asked}
-        return outputs[asked[0]] if isinstance(how, str) else dict(outputs)
+        outputs: dict[str, pd.DataFrame] = {one: prediction.output(one) for one in asked}
+        return outputs[asked[0]] if isinstance(how, str) else outputs
 
     def predict_interval(
         self,

@@ -259,7 +259,10 @@ class StoredExpression:
         return f"Put raw counts of all sections into a layer and name it with layer= (layers: {listing(self.layers)})."
 
     def _tell_counts(self) -> None:
-        corrected, normalised = (self._named(lambda k, w=what: k.kind == w) for what in ("corrected", "normalised"))
+        corrected, normalised = (
+            self._named(lambda k: k.kind == "corrected"),
+            self._named(lambda k: k.kind == "normalised"),
+        )
         if corrected:
             logger.warning(
                 "%s holds numbers that are not whole in section %s. Their sums differ between spots, as those of counts "
