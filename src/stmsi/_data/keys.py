@@ -151,7 +151,16 @@ class Key:
 
 # Scores that stmsi.tl.evaluate writes, by stage and by what they need.
 PRESENCE_SCORES = ("precision", "recall", "f1", "mcc", "auroc", "auprc", "prevalence", "brier", "ece")
-INTENSITY_SCORES = ("mse", "mae", "r2", "pearson", "spearman", "pearson_present", "coverage", "interval_width")
+INTENSITY_SCORES = (
+    "mse", "mae", "r2", "pearson", "pearson_between", "pearson_pooled", "spearman", "pearson_present", "coverage",
+    "interval_width",
+)  # fmt: skip
+ACROSS_SCORES = ("pearson_between", "pearson_pooled")
+"""Those of all sections together: one number per model and metabolite, the same in each of its rows."""
+SECTION_MOMENTS = (
+    "measured_mean", "predicted_mean", "measured_sd", "predicted_sd", "training_mean", "training_predicted_mean",
+)  # fmt: skip
+"""What a row knows of its section, from which the scores across sections follow."""
 MAP_SCORES = ("ssim", "moran_measured", "moran_predicted", "hotspot_jaccard")
 RELATION_SCORES = ("correlation_preserved", "gene_correlation_preserved")
 GROUP_SCORES = ("group_agreement", "differential_agreement")
