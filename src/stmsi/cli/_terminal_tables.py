@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich import box
 from rich.console import Console
@@ -77,10 +77,11 @@ def all_sections(scores: pd.DataFrame) -> dict[str, float]:
 
 def show_scores(scores: pd.DataFrame, title: str = "") -> None:
     """Print medians over metabolites of the main scores of both stages, section by section and over all of them."""
-    by_section = [(str(name), row.to_dict()) for name, row in medians(scores, ["sample"]).iterrows()]
+    parts: list[tuple[str, dict[Any, Any]]]
+    parts = [(str(name), row.to_dict()) for name, row in medians(scores, ["sample"]).iterrows()]
     rows = [
         [name, f"{row['metabolites']:.0f}", *(number(row.get(v, float("nan"))) for v in (*SHOWN, BETWEEN))]
-        for name, row in [*by_section, ("all sections", all_sections(scores))]
+        for name, row in [*parts, ("all sections", all_sections(scores))]
     ]
     titles = {"prevalence": "(base)", "pearson": "within", BETWEEN: "between"}
     print_table(title, ["sample"], ["metabolites", *(titles.get(v, v) for v in (*SHOWN, BETWEEN))], rows)
