@@ -34,6 +34,7 @@ class Key:
         COL: Final = "col"
         REGION: Final = "region"
         INSTANCE: Final = "instance_id"
+        N_SPOTS: Final = "n_spots"
         COVERAGE: Final = "msi_coverage"
         OVERSAMPLED: Final = "oversampled_from"
         TIC: Final = "tic"
@@ -132,6 +133,7 @@ class Key:
     halves_of = _pair("{}_half_1", "{}_half_2")  # values from either half of the pixels
     spread_of = _named("{}_spread")  # standard deviation that the error of the alignment causes
     n_pixels_of = _pair("{}_n_pixels", "{}_n_effective")  # in obs: number of pixels of a spot, and the effective number
+    n_sections_of = _named("{}_n_sections")  # in obs: number of MSI sections whose mean a region has
     pixel_of = _pair("{}_pixel", "{}_pixel_share")  # in obs: the pixel with the largest weight in a spot, and its share
     spot_of = _named("{}_spot")  # in obs of the MSI table: the spot that a pixel was paired with
     observed_of = _named("{}_observed")  # which intensities were measured and not imputed
