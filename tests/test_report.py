@@ -100,11 +100,14 @@ def report(st, scores, **options):
 def test_an_evaluation(scored):
     st, scores = scored
     page = report(st, scores)
-    assert len(page.figures) == 4
+    assert len(page.figures) == 5
     assert page.caution[0] == "SIMULATED."
     sections, metabolites = page.tables
-    assert [row[0] for row in sections.rows] == ["P1S1", "P2S1", "P3S1", "a prediction without skill"]
-    column = sections.columns.index("Pearson")
+    assert [row[0] for row in sections.rows] == ["P1S1", "P2S1", "P3S1", "all sections", "a prediction without skill"]
+    column = sections.columns.index("Pearson within")
+    assert sections.columns[column : column + 3] == ["Pearson within", "between", "pooled"]
+    between = scores.drop_duplicates(["stage", "metabolite"])["pearson_between"].median()
+    assert [row[column + 1] for row in sections.rows[:4]] == ["–", "–", "–", f"{between:.3f}"]
     wanted = scores[scores["sample"] == "P2S1"]["pearson"].median()
     assert sections.rows[1][column] == f"{wanted:.3f}"
     best = scores.groupby("metabolite")["pearson"].mean().idxmax()
@@ -143,7 +146,7 @@ def test_without_positions_the_maps_are_left_out(scored):
     st.uns.pop("spatialdata_attrs", None)
     page = report(st, scores)
     assert "Measured and predicted" not in [f.title for f in page.figures]
-    assert len(page.figures) == 3
+    assert len(page.figures) == 4
 
 
 def test_many_metabolites_are_cut(scored):
@@ -164,7 +167,7 @@ def test_the_command_writes_it(scored, tmp_path):
     result = CliRunner().invoke(app, args)
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["report"] == str(out)
-    assert Reader(out.read_text()).tags.count("img") == 4
+    assert Reader(out.read_text()).tags.count("img") == 5
     assert [p.name for p in out.parent.iterdir()] == ["scores.html"]
     result = CliRunner().invoke(app, args)
     assert result.exit_code == 1

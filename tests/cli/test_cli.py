@@ -108,6 +108,9 @@ def test_predict_then_evaluate(folder, tmp_path, name):
     # what is printed are the medians
     median = wanted[wanted["sample"] == "P3S1"]["pearson"].median()
     assert re.search(rf"P3S1 .*{median:.3f}", text)
+    between = wanted.drop_duplicates(["stage", "metabolite"])["pearson_between"].median()
+    r2 = wanted["r2"].median()
+    assert re.search(rf"all sections .*{r2:.3f} {wanted['pearson'].median():.3f} {between:.3f}", text)
     assert "not evidence" in text
 
 

@@ -56,6 +56,8 @@ def test_evaluate(predicted):
     assert [row["sample"] for row in result["medians"]] == ["P1S1", "P2S1", "P3S1"]
     wanted = scores[scores["sample"] == "P2S1"]["auroc"].median()
     assert result["medians"][1]["auroc"] == pytest.approx(wanted)
+    assert result["all_sections"]["pearson"] == pytest.approx(scores["pearson"].median())
+    assert result["all_sections"].keys() >= {"pearson_between", "pearson_pooled"}
     assert "not evidence" in stderr
     assert "prevalence" not in stderr, "the table is for people"
 

@@ -8,6 +8,7 @@ from spatialdata import deepcopy, read_zarr
 from spatialdata.transformations import get_transformation
 
 import stmsi
+from stmsi._core.learning.expression_space import log_normalize
 from stmsi._core.registration.landmarks import apply_affine
 
 SMALL = {"n_patients": 2, "sections_per_patient": 1, "size": 900, "n_genes": 80, "n_metabolites": 10}
@@ -57,6 +58,46 @@ def test_the_same_seed_gives_the_same_bytes():
         other[k] != first[k]
         for k in ("st/data", "msi/data", "P1S1_pixels", "drivers", "transformation", "st/truth_intensity")
     )
+
+
+def test_without_dense_metabolites_nothing_is_drawn_for_them():
+    """Values of the version before the option."""
+    sdata = stmsi.datasets.simulate(**SMALL, rng=3)
+    st, msi = sdata.tables["st"], sdata.tables["msi"]
+    assert (int(st.X.sum()), st.X.nnz, msi.X.nnz) == (854400, 10704, 2315)
+    assert float(msi.X.sum()) == pytest.approx(192479.34, rel=1e-6)
+    drivers = st.uns["truth"]["drivers"]
+    assert len(drivers) == 30
+    assert drivers["gene"].iloc[[0, -1]].tolist() == ["SIMG0053", "SIMG0035"]
+    assert drivers["weight"].iloc[[0, -1]].tolist() == pytest.approx([0.9143763551641672, 0.8121241521344237])
+    assert not msi.var["dense"].any()
+
+
+def test_dense_metabolites_follow_many_genes():
+    options = {"n_patients": 1, "sections_per_patient": 1, "size": 1800, "n_genes": 200, "n_metabolites": 15}
+    sdata = stmsi.datasets.simulate(**options, dense=2 / 3)
+    st, msi = sdata.tables["st"], sdata.tables["msi"]
+    assert (msi.var["predictable"].sum(), msi.var["dense"].sum()) == (12, 8)
+    assert msi.var.loc[msi.var["dense"], "predictable"].all()
+    assert (msi.var.loc[msi.var["dense"], "kind"] == "linear").all()
+    drivers = st.uns["truth"]["drivers"]
+    n = drivers.groupby("metabolite")["gene"].nunique().reindex(msi.var_names, fill_value=0)
+    assert n[msi.var["dense"]].eq(50).all()
+    assert n[~msi.var["dense"]].le(6).all()
+    assert (drivers.groupby("metabolite")["weight"].min()[msi.var_names[msi.var["dense"]]] < 0).all()
+    # no gene alone tells what all together do
+    expression = pd.DataFrame.sparse.from_spmatrix(log_normalize(st.X), columns=st.var_names).sparse.to_dense()
+    for m in msi.var_names[msi.var["dense"] & ~msi.var["diffused"]]:
+        own = drivers[drivers["metabolite"] == m]
+        truth = np.log(st.obsm["truth_intensity"][m].to_numpy())
+        genes = expression[own["gene"]].to_numpy()
+        alone = [abs(np.corrcoef(g, truth)[0, 1]) for g in genes.T]
+        together = np.corrcoef(genes @ own["weight"].to_numpy(), truth)[0, 1]
+        assert together > 0.5
+        assert together > np.max(alone)
+    assert st.uns["truth"]["params"]["dense"] == 2 / 3
+    fewer = stmsi.datasets.simulate(**SMALL, dense=1, n_dense_genes=10).tables["st"].uns["truth"]["drivers"]
+    assert fewer.groupby("metabolite")["gene"].nunique().eq(10).all()
 
 
 def test_toy_is_a_simulation_of_the_documented_size(toy):
@@ -303,6 +344,8 @@ def test_round_trip(tmp_path):
         ({"coverage": 93}, r"coverage must lie in \(0, 1\]"),
         ({"dispersion": 0}, "dispersion must be positive"),
         ({"library_size": 0}, "library_size must be positive"),
+        ({"dense": 1.1}, "dense must lie between 0 and 1"),
+        ({"n_genes": 60, "n_dense_genes": 61}, "n_dense_genes must lie between 1 and n_genes"),
     ],
 )
 def test_parameters_out_of_range(kwargs, message):

@@ -112,3 +112,8 @@ def test_groups_of_one_spot_are_refused(adata, splitter, key):
     with pytest.raises(ValueError, match=rf"'c' in obs\['{key}'\] has a single spot.*leave it out"):
         next(splitter().split(adata))
     assert splitter().get_n_splits(np.zeros((8, 1)), groups=list("aaabbbbc")) == 3
+
+
+def test_bulk_data_have_one_observation_a_section(adata):
+    adata.obs["sample"] = list("abcdefgh")
+    assert [len(test) for _, test in LeaveOneSampleOut().split(adata)] == [1] * 8

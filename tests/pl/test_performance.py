@@ -47,6 +47,19 @@ def test_missing_scores_are_told(scores: pd.DataFrame) -> None:
     assert stmsi.pl.performance(scores, metric="r2").get_xlabel() == "R²"
 
 
+def test_the_level_stands_beside_the_pattern(scores: pd.DataFrame) -> None:
+    scores["pearson_between"] = scores["pearson"] / 2
+    axes = stmsi.pl.performance(scores[scores["model"] != "baseline"])
+    labels = ["Pearson correlation within sections", "Pearson correlation between sections"]
+    assert [ax.get_xlabel() for ax in axes] == labels
+    # one value for all sections tells nothing of one
+    assert stmsi.pl.performance(scores, by="sample").get_xlabel().startswith("Pearson correlation\n")
+    assert stmsi.pl.performance(scores, hue="sample").get_xlabel().startswith("Pearson correlation\n")
+    assert stmsi.pl.performance(scores, ax=plt.figure().subplots()).get_xlabel().startswith("Pearson correlation\n")
+    scores["pearson_between"] = np.nan
+    assert stmsi.pl.performance(scores).get_xlabel().startswith("Pearson correlation\n")
+
+
 def test_small_errors_are_best(scores: pd.DataFrame) -> None:
     assert groups(stmsi.pl.performance(scores, metric="mse")) == ["HurdleNet", "HurdleLinear", "baseline"]
 

@@ -13,7 +13,7 @@ from spatialdata.transformations import get_transformation
 
 import stmsi
 
-RETURN_SOMETHING_ELSE = {"combine", "alignment_report"}
+RETURN_SOMETHING_ELSE = {"combine", "alignment_report", "pair_by_region"}
 VERBS = {
     "align": {"model": "thin_plate", "n_perturb": 2},
     "annotate_mz": {"polarity": "positive", "ppm": 5e4},

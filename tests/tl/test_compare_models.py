@@ -102,6 +102,17 @@ def test_what_cannot_be_compared():
         compare_models(_scores().assign(pearson=np.nan))
 
 
+def test_scores_across_sections_are_one_per_metabolite():
+    scores = _scores()
+    by = [scores["model"], scores["metabolite"]]
+    scores["pearson_between"] = scores["pearson"].groupby(by).transform("mean")
+    row = compare_models(scores, metric="pearson_between", unit="metabolite", reference="old").iloc[0]
+    assert (row["n_units"], row["n_pairs"]) == (5, 5)
+    assert row["difference"] == pytest.approx(compare_models(scores, reference="old")["difference"].iloc[0])
+    with pytest.raises(ValueError, match=r"one number for all sections.*pass unit='metabolite'"):
+        compare_models(scores, metric="pearson_between")
+
+
 # -- the best of several
 
 

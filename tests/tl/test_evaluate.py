@@ -9,7 +9,14 @@ from sklearn import metrics as sk
 import stmsi
 
 PRESENCE = ["precision", "recall", "f1", "mcc", "auroc", "auprc", "prevalence", "brier", "ece"]
-INTENSITY = ["mse", "mae", "r2", "pearson", "spearman", "pearson_present", "coverage", "interval_width"]
+INTENSITY = [
+    "mse", "mae", "r2", "pearson", "pearson_between", "pearson_pooled", "spearman", "pearson_present", "coverage",
+    "interval_width",
+]  # fmt: skip
+MOMENTS = [
+    "measured_mean", "predicted_mean", "measured_sd", "predicted_sd", "training_mean", "training_predicted_mean",
+]  # fmt: skip
+ACROSS = ["pearson_between", "pearson_pooled"]
 
 
 @pytest.fixture
@@ -35,10 +42,10 @@ def row(table, stage, sample="P2S1", metabolite="simPC_28_0"):
 
 def test_one_row_per_section_metabolite_and_stage(predicted):
     table = stmsi.tl.evaluate(predicted)
-    assert list(table) == ["sample", "metabolite", "stage", "n", *PRESENCE, *INTENSITY, "reason"]
+    assert list(table) == ["sample", "metabolite", "stage", "n", *PRESENCE, *INTENSITY, *MOMENTS, "reason"]
     assert len(table) == 3 * 3 * 2
     assert not table.duplicated(["sample", "metabolite", "stage"]).any()
-    assert table.loc[table["stage"] == "presence", INTENSITY].isna().to_numpy().all()
+    assert table.loc[table["stage"] == "presence", [*INTENSITY, *MOMENTS]].isna().to_numpy().all()
     assert table.loc[table["stage"] == "intensity", PRESENCE].isna().to_numpy().all()
     assert (table[[*PRESENCE, *INTENSITY]].dtypes == np.float64).all()
 
@@ -106,8 +113,34 @@ def test_scores_are_inside_sections(predicted):
     predicted.obsm["msi"] = frame
     got = stmsi.tl.evaluate(predicted)
     others = base["sample"] != "P1S1"
-    assert_frame_equal(got[others], base[others])
+    assert_frame_equal(got[others].drop(columns=ACROSS), base[others].drop(columns=ACROSS))
+    both = others & (base["stage"] == "intensity")
+    assert (got.loc[both, ACROSS] != base.loc[both, ACROSS]).all(axis=None)
     assert not got[~others].equals(base[~others])
+
+
+def test_level_and_pattern_by_hand(predicted):
+    table = stmsi.tl.evaluate(predicted)
+    name = "simPC_31_3"
+    own = table[(table["metabolite"] == name) & (table["stage"] == "intensity")].set_index("sample")
+    frame = pd.DataFrame({k: predicted.obsm[k][name].to_numpy(float) for k in ("msi", "msi_pred")}).dropna()
+    sample = predicted.obs["sample"].astype(str).to_numpy()[frame.index]
+    means = frame.groupby(sample).mean()
+    np.testing.assert_allclose(own["measured_mean"], means["msi"][own.index])
+    np.testing.assert_allclose(own["predicted_sd"], frame.groupby(sample)["msi_pred"].std(ddof=0)[own.index])
+    assert (own["training_mean"] == 2).all()
+    np.testing.assert_allclose(own["pearson_between"], stats.pearsonr(means["msi"], means["msi_pred"])[0])
+    np.testing.assert_allclose(own["pearson_pooled"], stats.pearsonr(frame["msi"], frame["msi_pred"])[0])
+
+
+def test_two_sections_tell_nothing_of_the_level(predicted):
+    frame = predicted.obsm["msi"].copy()
+    frame.loc[(predicted.obs["sample"] == "P1S1").to_numpy()] = np.nan
+    predicted.obsm["msi"] = frame
+    own = stmsi.tl.evaluate(predicted).query("stage == 'intensity'")
+    assert own["pearson_between"].isna().all()
+    assert own["reason"].str.endswith("fewer than 3 sections").all()
+    assert own["pearson_pooled"].notna().all()
 
 
 def test_sections_without_msi_have_no_rows(predicted):

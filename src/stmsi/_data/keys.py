@@ -34,6 +34,7 @@ class Key:
         COL: Final = "col"
         REGION: Final = "region"
         INSTANCE: Final = "instance_id"
+        N_SPOTS: Final = "n_spots"
         COVERAGE: Final = "msi_coverage"
         OVERSAMPLED: Final = "oversampled_from"
         TIC: Final = "tic"
@@ -133,6 +134,7 @@ class Key:
     halves_of = _pair("{}_half_1", "{}_half_2")  # values from either half of the pixels
     spread_of = _named("{}_spread")  # standard deviation that the error of the alignment causes
     n_pixels_of = _pair("{}_n_pixels", "{}_n_effective")  # in obs: number of pixels of a spot, and the effective number
+    n_sections_of = _named("{}_n_sections")  # in obs: number of MSI sections whose mean a region has
     pixel_of = _pair("{}_pixel", "{}_pixel_share")  # in obs: the pixel with the largest weight in a spot, and its share
     spot_of = _named("{}_spot")  # in obs of the MSI table: the spot that a pixel was paired with
     observed_of = _named("{}_observed")  # which intensities were measured and not imputed
@@ -157,7 +159,16 @@ class Key:
 
 # Scores that stmsi.tl.evaluate writes, by stage and by what they need.
 PRESENCE_SCORES = ("precision", "recall", "f1", "mcc", "auroc", "auprc", "prevalence", "brier", "ece")
-INTENSITY_SCORES = ("mse", "mae", "r2", "pearson", "spearman", "pearson_present", "coverage", "interval_width")
+INTENSITY_SCORES = (
+    "mse", "mae", "r2", "pearson", "pearson_between", "pearson_pooled", "spearman", "pearson_present", "coverage",
+    "interval_width",
+)  # fmt: skip
+ACROSS_SCORES = ("pearson_between", "pearson_pooled")
+"""Those of all sections together: one number per model and metabolite, the same in each of its rows."""
+SECTION_MOMENTS = (
+    "measured_mean", "predicted_mean", "measured_sd", "predicted_sd", "training_mean", "training_predicted_mean",
+)  # fmt: skip
+"""What a row knows of its section, from which the scores across sections follow."""
 MAP_SCORES = ("ssim", "moran_measured", "moran_predicted", "hotspot_jaccard")
 RELATION_SCORES = ("correlation_preserved", "gene_correlation_preserved")
 GROUP_SCORES = ("group_agreement", "differential_agreement")

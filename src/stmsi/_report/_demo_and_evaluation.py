@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pandas as pd
 
 from stmsi._data.checks import is_spatialdata
-from stmsi._data.keys import Key
+from stmsi._data.keys import ACROSS_SCORES, Key
 from stmsi._data.tables import get_table
 from stmsi._report._page import Figure, Page, Table
 
@@ -42,6 +42,9 @@ _FIGURES = {
     "performance_presence": ("Presence, metabolite by metabolite", "AUROC on the held-out section."),
     "coverage": ("Coverage by MSI", "Share of each spot's area that MSI has measured, after alignment."),
 }  # fmt: skip
+_ACROSS = {"pearson": "Pearson within", "pearson_between": "between", "pearson_pooled": "pooled"}
+"""Columns of an evaluation in place of the correlation alone: pattern within sections, and level."""
+_LEVEL = "Pearson: within sections (pattern), between the means of three sections or more (level), and over all their spots pooled."
 _MAX_ROWS = 500
 _CONTROL = (
     "Metabolites driven by no gene are the control: single ones scatter around chance, and if all were predictable, "
@@ -139,6 +142,10 @@ def evaluation_report(
             lambda: stmsi.pl.calibration(data, **keys),
         ),
     ]
+    across = [c for c in _ACROSS if scores[c].notna().any()]
+    if len(sections) > 1 and across:
+        level = "Pearson correlation within sections, between the means of the sections, and of all spots pooled."
+        plots.insert(2, ("Pattern and level", level, lambda: stmsi.pl.performance(scores, metric=across, **out)))
     facts = {
         "Data": str(source),
         "Prediction": f'obsm["{pred_key}"]',
@@ -180,30 +187,46 @@ def is_simulated(data: SpatialData | AnnData, table_key: str = Key.table.ST) -> 
 
 
 def _by_section(scores: pd.DataFrame, trained: set[str]) -> Table:
+    columns = _with_level()
+    known = [c for c in columns if c not in ACROSS_SCORES]
     groups = scores.groupby("sample", sort=False)
-    medians = groups[list(_COLUMNS)].median(numeric_only=True)
+    medians = groups[known].median(numeric_only=True)
     number = groups["metabolite"].nunique()
     rows = [
         [
             f"{name} (trained on)" if str(name) in trained else str(name),
             f"{number.loc[name]:.0f}",  # type: ignore[index,call-overload,unused-ignore]
-            *(_number(row[c]) for c in _COLUMNS),
+            *(_number(row.get(c, float("nan"))) for c in columns),
         ]
         for name, row in medians.iterrows()
     ]
-    blind = ["a prediction without skill", "", "0.500", "the base", "", "", "0", "0 or less"]
-    columns = ["section", "metabolites", *_COLUMNS.values()]
-    return Table("Scores by section", columns, [*rows, blind], note=f"Medians over metabolites. {_READING}")
+    own = scores[scores["stage"] == "intensity"].drop_duplicates("metabolite")
+    joint = pd.concat([scores[known].median(numeric_only=True), own[list(ACROSS_SCORES)].median()])
+    whole = ["all sections", str(scores["metabolite"].nunique()), *(_number(joint[c]) for c in columns)]
+    without = {"auroc": "0.500", "auprc": "the base", **dict.fromkeys(_ACROSS, "0"), "r2": "0 or less"}
+    blind = ["a prediction without skill", "", *(without.get(c, "") for c in columns)]
+    titles = ["section", "metabolites", *columns.values()]
+    note = f"Medians over metabolites. {_READING} {_LEVEL}"
+    return Table("Scores by section", titles, [*rows, whole, blind], note=note)
 
 
 def _by_metabolite(scores: pd.DataFrame) -> Table:
-    means = scores.groupby("metabolite", sort=False)[list(_COLUMNS)].mean(numeric_only=True)
+    columns = _with_level()
+    means = scores.groupby("metabolite", sort=False)[list(columns)].mean(numeric_only=True)
     means = means.sort_values(["pearson", "auroc"], ascending=False, na_position="last")
-    rows = [[str(name), *(_number(row[c]) for c in _COLUMNS)] for name, row in means.head(_MAX_ROWS).iterrows()]
-    note = "Means over sections, best correlation first; – where a score does not exist."
+    rows = [[str(name), *(_number(row[c]) for c in columns)] for name, row in means.head(_MAX_ROWS).iterrows()]
+    note = f"Means over sections, best correlation first; – where a score does not exist. {_LEVEL}"
     if len(means) > len(rows):
         note += f" The first {len(rows)} of {len(means)}; stmsi evaluate --out scores.csv writes all."
-    return Table("Scores by metabolite", ["metabolite", *_COLUMNS.values()], rows, note=note, folded=True)
+    return Table("Scores by metabolite", ["metabolite", *columns.values()], rows, note=note, folded=True)
+
+
+def _with_level() -> dict[str, str]:
+    """Scores and their titles, those of the level beside that of the pattern."""
+    columns: dict[str, str] = {}
+    for name, title in _COLUMNS.items():
+        columns |= _ACROSS if name == "pearson" else {name: title}
+    return columns
 
 
 def _alignment(report: pd.DataFrame) -> Table:

@@ -9,7 +9,7 @@ import typer
 
 from stmsi.cli._app import Json, command, say, step
 from stmsi.cli._files import check_output, read_card, read_data, write_csv, write_text
-from stmsi.cli._terminal_tables import medians, show_scores
+from stmsi.cli._terminal_tables import all_sections, medians, show_scores
 
 _MODEL = "Folder of the saved model: its card goes into the report, which then names trained sections."
 
@@ -46,12 +46,17 @@ def evaluate(
         result |= {"data": str(data), "key": pred_key}
         result |= {name: None if path is None else str(path) for name, path in (("out", out), ("report", report))}
         result["medians"] = medians(scores, ["sample"]).reset_index().to_dict("records")
+        result["all_sections"] = all_sections(scores)
         if out is not None:
             write_csv(scores, out)
         if report is not None:
             write_text(page, report)
         if not as_json:
-            show_scores(scores, ["sample"], title=f"obsm[{pred_key!r}], medians over metabolites")
+            show_scores(scores, title=f"obsm[{pred_key!r}], medians over metabolites")
+            say(
+                "within, between: Pearson correlation within sections (pattern), and between the means of three sections or "
+                "more (level). (base) is the prevalence, to which auprc compares."
+            )
         for path in (out, report):
             if path is not None:
                 say(f"Written to {path}.")

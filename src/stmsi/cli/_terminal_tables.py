@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+
+from stmsi._data.keys import ACROSS_SCORES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     import pandas as pd
 
-
-SHOWN = ["prevalence", "auroc", "auprc", "f1", "pearson", "r2"]
+SHOWN = ["prevalence", "auroc", "auprc", "f1", "r2", "pearson"]
 """What 80 columns hold; the csv has all."""
+BETWEEN = "pearson_between"
+"""One number for all sections, which stands beside those of single sections in a row of its own."""
 
 
 def print_table(title: str, labels: Sequence[str], columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -66,17 +69,22 @@ def medians(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     return table
 
 
-def show_scores(scores: pd.DataFrame, by: list[str], title: str = "") -> None:
-    """Print medians over metabolites of the main scores of both stages."""
+def all_sections(scores: pd.DataFrame) -> dict[str, float]:
+    """The same medians over all sections, with those of the level between sections and of all spots pooled."""
+    own = scores[scores["stage"] == "intensity"].drop_duplicates("metabolite")
+    return medians(scores.assign(all=""), ["all"]).iloc[0].to_dict() | own[list(ACROSS_SCORES)].median().to_dict()
+
+
+def show_scores(scores: pd.DataFrame, title: str = "") -> None:
+    """Print medians over metabolites of the main scores of both stages, section by section and over all of them."""
+    parts: list[tuple[str, dict[Any, Any]]]
+    parts = [(str(name), row.to_dict()) for name, row in medians(scores, ["sample"]).iterrows()]
     rows = [
-        [
-            *map(str, key if isinstance(key, tuple) else (key,)),
-            f"{row['metabolites']:.0f}",
-            *(number(row[v]) for v in SHOWN),
-        ]
-        for key, row in medians(scores, by).iterrows()
+        [name, f"{row['metabolites']:.0f}", *(number(row.get(v, float("nan"))) for v in (*SHOWN, BETWEEN))]
+        for name, row in [*parts, ("all sections", all_sections(scores))]
     ]
-    print_table(title, by, ["metabolites", *SHOWN], rows)
+    titles = {"prevalence": "(base)", "pearson": "within", BETWEEN: "between"}
+    print_table(title, ["sample"], ["metabolites", *(titles.get(v, v) for v in (*SHOWN, BETWEEN))], rows)
 
 
 def show_demo(means: pd.DataFrame) -> None:

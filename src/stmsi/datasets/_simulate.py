@@ -31,6 +31,8 @@ def simulate(
     mirror: bool = True,
     deformation: float = 0.0,
     n_landmarks: int = 8,
+    dense: float = 0.0,
+    n_dense_genes: int = 50,
     rng: int | np.random.Generator = 0,
 ) -> SpatialData:
     r"""Simulate paired, not yet aligned ST and MSI sections with known truth.
@@ -47,8 +49,9 @@ def simulate(
     **Metabolites.** The drive of a metabolite follows the true expression :math:`g_j = \log \mu_j - b_j` of its three
     enzymes: ``linear`` (weighted sum :math:`z`), ``saturating`` (:math:`\log \sigma(z)`), ``product`` of two programmes
     (:math:`\mathrm{softplus}(0.7 z_1)\,\mathrm{softplus}(0.7 z_2)`), or ``unpredictable`` (a random field that no gene
-    knows of). Every second predictable one is diffused over its surroundings (Gaussian, 100 um). Standardised, the drive
-    :math:`f` gives the noiseless intensity :math:`\exp(\mu_m + s_m f)`.
+    knows of). With `dense`, some follow a weighted sum of many genes of all programmes instead. Every second predictable one is
+    diffused over its surroundings (Gaussian, 100 um). Standardised, the drive :math:`f` gives the noiseless intensity
+    :math:`\exp(\mu_m + s_m f)`.
 
     **MSI.** Pixels lie on a raster of their own: rotated, shifted, every second section **mirrored**, part of the tissue not
     measured, and with `deformation` bent by a thin-plate spline. Pixel values have lognormal noise and a batch scale for
@@ -81,6 +84,11 @@ def simulate(
         Largest displacement, in micrometres, of the tissue on the MSI slide against the ST section; 0: one slice.
     n_landmarks
         Pairs of landmarks in each section, at least 3.
+    dense
+        Share of the predictable metabolites, drawn at random, whose drive is a weighted sum of `n_dense_genes` genes with weights
+        of either sign. They count as ``linear``; no few of their genes tell most of them. 0 leaves the simulation as it is.
+    n_dense_genes
+        Genes that drive such a metabolite, drawn for each by itself from all genes; at most `n_genes`.
     rng
         Seed or generator; the same seed gives the same bytes.
 
@@ -95,7 +103,7 @@ def simulate(
     - ``st.uns["truth"]``: ``transformation`` (matrix MSI -> ST, per section), ``batch_scale``, ``drivers`` (table of
       metabolite, gene, weight) and ``params``;
     - ``msi.obsm["truth_spatial"]``: where each pixel's centre lies in the ST frame (um);
-    - ``msi.var``: ``kind``, ``predictable``, ``diffused``, ``lod``.
+    - ``msi.var``: ``kind``, ``predictable``, ``diffused``, ``dense``, ``lod``.
 
     Raises
     ------
@@ -115,11 +123,11 @@ def simulate(
         "n_patients": n_patients, "sections_per_patient": sections_per_patient, "n_genes": n_genes,
         "n_metabolites": n_metabolites, "size": size, "pixel_size": pixel_size, "noise": noise,
         "dispersion": dispersion, "library_size": library_size, "coverage": coverage, "mirror": mirror,
-        "deformation": deformation, "n_landmarks": n_landmarks,
+        "deformation": deformation, "n_landmarks": n_landmarks, "dense": dense, "n_dense_genes": n_dense_genes,
     }  # fmt: skip
     _check(params)
     random = np.random.default_rng(rng)
-    biology = Biology.draw(n_genes, n_metabolites, random)
+    biology = Biology.draw(n_genes, n_metabolites, random, dense=dense, n_dense_genes=n_dense_genes)
     raster = LatentRaster(size, size)
     sections = []
     for patient in range(n_patients):
@@ -204,6 +212,8 @@ def _check(params: dict[str, float]) -> None:
         "coverage must lie in (0, 1]": 0 < params["coverage"] <= 1,
         "deformation must lie between 0 and a quarter of the size": 0 <= params["deformation"] <= params["size"] / 4,
         "n_landmarks must be at least 3": params["n_landmarks"] >= 3,
+        "dense must lie between 0 and 1": 0 <= params["dense"] <= 1,
+        "n_dense_genes must lie between 1 and n_genes": 1 <= params["n_dense_genes"] <= params["n_genes"],
     }
     for message, right in holds.items():
         if not right:

@@ -36,8 +36,10 @@ class Biology:
     gene_names: pd.Index
 
     @classmethod
-    def draw(cls, n_genes: int, n_metabolites: int, rng: np.random.Generator) -> Biology:
-        """Programmes of 60 % of the genes, and metabolites of every kind."""
+    def draw(
+        cls, n_genes: int, n_metabolites: int, rng: np.random.Generator, *, dense: float = 0.0, n_dense_genes: int = 50
+    ) -> Biology:
+        """Programmes of 60 % of the genes, and metabolites of every kind; `dense` is the share with `n_dense_genes` drivers."""
         gene = np.arange(n_genes)
         programme = rng.permutation(np.where(gene < 0.6 * n_genes, gene % N_PROGRAMMES, -1))
         loading = np.zeros((n_genes, N_PROGRAMMES))
@@ -48,16 +50,13 @@ class Biology:
         kind = np.repeat(list(_KINDS), counts)
         name = [f"simPC({28 + i}:{i % 4})" for i in range(n_metabolites)]
         gene_names = pd.Index([f"SIMG{i + 1:04d}" for i in range(n_genes)])
-        enzymes, weights, rows = [], [], []
-        for i, (k, identifier) in enumerate(zip(kind, safe_ids(name), strict=True)):
+        enzymes, weights = [], []
+        for i, k in enumerate(kind):
             groups = rng.choice(N_PROGRAMMES, 2, replace=False)[: {"unpredictable": 0, "product": 2}.get(k, 1)]
             own = [rng.choice(np.flatnonzero(programme == g), _ENZYMES, replace=False) for g in groups]
             enzymes.append(np.concatenate(own) if own else np.empty(0, np.int64))
             sign = -1 if k == "linear" and i % 4 == 3 else 1
             weights.append(rng.uniform(0.6, 1.4, len(enzymes[-1])) * sign)
-            rows += [(identifier, gene_names[g], w) for g, w in zip(enzymes[-1], weights[-1], strict=True)]
-        drivers = pd.DataFrame(rows, columns=["metabolite", "gene", "weight"])
-        drivers.index = drivers.index.astype(str)
         var = pd.DataFrame(
             {
                 Key.var.MZ: np.sort(rng.uniform(480, 900, n_metabolites)).round(4),
@@ -70,6 +69,23 @@ class Biology:
             index=pd.Index(name),
         )
         base, profile = rng.normal(0, 0.8, n_genes), rng.normal(0, 0.9, (N_DOMAINS, N_PROGRAMMES))
+        is_dense = np.zeros(n_metabolites, bool)
+        if dense > 0:  # drawn last, so that without it nothing changes
+            predictable = np.flatnonzero(kind != "unpredictable")
+            is_dense[rng.choice(predictable, round(dense * len(predictable)), replace=False)] = True
+            for m in np.flatnonzero(is_dense).tolist():
+                enzymes[m] = rng.choice(n_genes, n_dense_genes, replace=False)
+                weights[m] = rng.uniform(0.6, 1.4, n_dense_genes) * rng.choice([-1.0, 1.0], n_dense_genes)
+        var["dense"] = is_dense
+        var["kind"] = np.where(is_dense, "linear", kind)
+        drivers = pd.DataFrame(
+            {
+                "metabolite": np.repeat(safe_ids(name), [len(own) for own in enzymes]),
+                "gene": gene_names[np.concatenate(enzymes)],
+                "weight": np.concatenate(weights),
+            }
+        )
+        drivers.index = drivers.index.astype(str)
         return cls(programme, loading, base, profile, var, enzymes, weights, drivers, gene_names)
 
     def drive_of(self, metabolite: int, expression: list[NDArray[np.float64]]) -> NDArray[np.float64]:

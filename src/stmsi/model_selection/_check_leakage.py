@@ -45,6 +45,7 @@ def check_leakage(
     ``overlap``       spots that are trained on and tested
     ``duplicates``    spots of the same counts, or repeats of :func:`stmsi.experimental.oversample`, on both sides
     ``pixel``         one MSI pixel that gave the values of spots on both sides
+    ``region``        one mean of an MSI region that :func:`stmsi.pp.pair_by_region` gave to observations on both sides
     ``neighbours``    test spots beside training spots: an error where it is most of them, as in a random split
     ``patient``       other sections of a test patient in training
     ``graph``         edges of the graph used between training and test spots

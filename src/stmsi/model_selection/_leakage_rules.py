@@ -66,9 +66,22 @@ def pixels(split: Split) -> Iterator[Finding]:
         yield from split.leaks("pixel", f"obs[{name!r}]", split.shared(codes(pair)))
 
 
+def regions(split: Split) -> Iterator[Finding]:
+    """One mean of a region of MSI on either side."""
+    params = split.record.get("params", {})
+    if _of_regions(split) and params.get("match") == "mean":  # sections share the targets of a region
+        key = str(params["region_key"])
+        yield from split.leaks("region", f"obs[{key!r}]", split.shared(codes(split.adata.obs[key])), key=key)
+
+
+def _of_regions(split: Split) -> bool:
+    """Whether observations are those of stmsi.pp.pair_by_region, which have no place."""
+    return split.record.get("params", {}).get("method") == "regions"
+
+
 def neighbours(split: Split) -> Iterator[Finding]:
     """Test spots beside training spots, as a random split leaves them."""
-    if not split.cut:
+    if not split.cut or _of_regions(split):
         return
     if Key.obsm.SPATIAL not in split.adata.obsm:
         yield split.leak("no positions", "obsm", split.cut)
@@ -235,4 +248,17 @@ def _by_content(record: Any) -> bool:
     return record.get("model") != "given" and not record.get("n_landmarks", 0)
 
 
-RULES = (overlap, duplicates, pixels, neighbours, patients, graphs, genes, features, targets, labels, alignment)
+RULES = (
+    overlap,
+    duplicates,
+    pixels,
+    regions,
+    neighbours,
+    patients,
+    graphs,
+    genes,
+    features,
+    targets,
+    labels,
+    alignment,
+)

@@ -27,6 +27,9 @@ LEAKS: dict[str, tuple[str, Severity, str]] = {
         "the data twice. Drop the copies."),
     "pixel": ("pixel", "error", "Test spots have their values from the MSI pixel of a training spot; "
         "stmsi.model_selection.SpatialBlockKFold keeps them together."),
+    "region": ("region", "error", "Test observations have the mean of a region of MSI that training observations have too, "
+        "since stmsi.pp.pair_by_region pairs all sections with it. Leave out whole regions: "
+        "stmsi.model_selection.LeaveOneSampleOut(sample_key={key!r})."),
     "no positions": ("neighbours", "warning", "Sections lie on both sides, and without positions nobody can tell how "
         "far training and test spots are apart."),
     "neighbours": ("neighbours", "warning", "Test spots lie beside training spots, which resemble them. Leave out "

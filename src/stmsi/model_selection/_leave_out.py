@@ -48,8 +48,8 @@ class _LeaveOneOut(LeaveOneGroupOut):
                 "Add data, or split sections into blocks with stmsi.model_selection.SpatialBlockKFold."
             )
             raise ValueError(msg)
-        # scikit-learn's own tables may hold groups of one; a section of one spot is an error
-        if isinstance(X, AnnData) and (count < 2).any():
+        # scikit-learn's own tables may hold groups of one, and so do sections of bulk data; a stray spot is an error
+        if isinstance(X, AnnData) and (count < 2).any() and (count > 1).any():
             one = listing(found[count < 2])
             msg = f"{one} in {column} has a single spot, inside which nothing can be scored; leave it out."
             raise ValueError(msg)

@@ -99,11 +99,13 @@ class Split:
         hit = tuple(folds or range(len(self.folds)))
         return Finding(check, "error" if error else severity, where, hit, share, message.format(**found))
 
-    def leaks(self, name: str, where: str, shares: Sequence[float], *, error: bool = False) -> Iterator[Finding]:
+    def leaks(
+        self, name: str, where: str, shares: Sequence[float], *, error: bool = False, **found: str
+    ) -> Iterator[Finding]:
         """The leak of the folds in which some share of the test spots is concerned."""
         hit = tuple(f for f, share in enumerate(shares) if share > 0)
         if hit:
-            yield self.leak(name, where, hit, max(shares), error=error)
+            yield self.leak(name, where, hit, max(shares), error=error, **found)
 
 
 def codes(label: Any) -> Ints:

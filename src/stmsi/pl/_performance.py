@@ -12,6 +12,7 @@ from matplotlib.patches import Patch
 
 from stmsi._data.checks import check_choice, listing, suggest
 from stmsi._data.keys import (
+    ACROSS_SCORES,
     GROUP_SCORES,
     INTENSITY_SCORES,
     LOWER_IS_BETTER,
@@ -32,13 +33,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
     from numpy.typing import NDArray
 
-_DEFAULT = {"intensity": "pearson", "presence": "auroc"}
+_DEFAULT = {"intensity": ["pearson", "pearson_between"], "presence": ["auroc"]}
 _OF_STAGE = {
     "presence": PRESENCE_SCORES,
     "intensity": (*INTENSITY_SCORES, *MAP_SCORES, *RELATION_SCORES, *GROUP_SCORES),
 }
 READABLE = {
     "pearson": "Pearson correlation",
+    "pearson_between": "Pearson correlation between sections",
+    "pearson_pooled": "Pearson correlation of all spots pooled",
     "spearman": "Spearman correlation",
     "pearson_present": "Pearson correlation where present",
     "r2": "R²",
@@ -61,7 +64,10 @@ READABLE = {
     "group_agreement": "agreement of group means",
     "differential_agreement": "agreement of differences between groups",
 }
-REFERENCE = {"pearson": 0.0, "spearman": 0.0, "pearson_present": 0.0, "r2": 0.0, "mcc": 0.0, "auroc": 0.5}
+REFERENCE = {
+    "pearson": 0.0, "pearson_between": 0.0, "pearson_pooled": 0.0, "spearman": 0.0, "pearson_present": 0.0, "r2": 0.0,
+    "mcc": 0.0, "auroc": 0.5,
+}  # fmt: skip
 _R2_FLOOR = -1.0
 """R2 has no lower bound: with a few failures, all other values would stand at the right edge."""
 _ROW_INCHES = 0.34
@@ -105,7 +111,9 @@ def performance(
         The table of :func:`stmsi.tl.cross_validate` or :func:`stmsi.tl.evaluate`: one row per section, metabolite and
         stage (and model and fold), one column per metric.
     metric
-        One or several metrics, a panel each; `None`: ``"pearson"`` for intensity, ``"auroc"`` for presence.
+        One or several metrics, a panel each. `None`: ``"auroc"`` for presence; for intensity ``"pearson"`` (within sections)
+        and beside it ``"pearson_between"``, if it exists and there is room: no `ax`, and groups and colours are not of
+        sections or folds, which share one value.
     stage
         Which rows to draw: of the intensity or of the presence stage.
     by
@@ -146,7 +154,7 @@ def performance(
         rows[by] = ""
     for name in ("metabolite", by, *([] if hue is None else [hue])):
         _require_column(rows, name)
-    metrics = as_list(_DEFAULT[stage] if metric is None else metric, "metric")
+    metrics = _default(rows, stage, {by, hue}, ax) if metric is None else as_list(metric, "metric")
     for m in metrics:
         _check_metric(rows, m, stage)
     levels = [None] if hue is None else list(dict.fromkeys(rows[hue].dropna()))
@@ -155,6 +163,9 @@ def performance(
     figure, axes = get_axes(len(metrics), ncols, ax, (wide, 0.9 + 0.45 * (hue is not None) + _ROW_INCHES * n_rows))
     for place, m in zip(axes, metrics, strict=True):
         _draw(place, rows, m, by, hue, levels)
+        if m == "pearson" and set(metrics) & set(ACROSS_SCORES):
+            label = place.get_xlabel()
+            place.set_xlabel(label.replace(READABLE[m], f"{READABLE[m]} within sections", 1))
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
 
@@ -169,6 +180,14 @@ def _rows_of(scores: pd.DataFrame, stage: str) -> pd.DataFrame:
         msg = f"scores has no rows of stage {stage!r}; found {found}."
         raise ValueError(msg)
     return rows
+
+
+def _default(rows: pd.DataFrame, stage: str, groups: set[str | None], ax: Any) -> list[str]:
+    """The metric of a stage, and that of the level beside it where it says something."""
+    first, *more = _DEFAULT[stage]
+    if ax is not None or groups & {Key.obs.SAMPLE, "fold"}:
+        return [first]
+    return [first, *(m for m in more if m in rows and rows[m].notna().any())]
 
 
 def _require_column(rows: pd.DataFrame, name: str) -> None:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from stmsi.pp._knowledge_prior import knowledge_prior
     from stmsi.pp._map_to_spots import map_to_spots
     from stmsi.pp._normalize_msi import normalize_msi
+    from stmsi.pp._pair_by_region import pair_by_region
     from stmsi.pp._pick_peaks import pick_peaks
     from stmsi.pp._select_spatially_variable import select_spatially_variable
     from stmsi.pp._spatial_graph import spatial_graph
@@ -34,6 +35,7 @@ __all__ = [
     "knowledge_prior",
     "map_to_spots",
     "normalize_msi",
+    "pair_by_region",
     "pick_peaks",
     "select_spatially_variable",
     "spatial_graph",

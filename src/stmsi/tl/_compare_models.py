@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stmsi._data.checks import check_choice, check_share, listing, suggest
-from stmsi._data.keys import LOWER_IS_BETTER
+from stmsi._data.keys import ACROSS_SCORES, LOWER_IS_BETTER
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -48,7 +48,8 @@ def compare_models(
     scores
         Table of :func:`stmsi.tl.cross_validate`, with two models or more.
     metric
-        Column to compare.
+        Column to compare. ``"pearson_between"`` and ``"pearson_pooled"`` have one value per metabolite and go with
+        ``unit="metabolite"``.
     reference
         Model to compare all others with; `None`: all pairs.
     unit
@@ -68,7 +69,8 @@ def compare_models(
     KeyError
         A column is missing.
     ValueError
-        One model only, an unknown model, several scores of a pair, or a metric that no model has.
+        One model only, an unknown model, several scores of a pair, a metric that no model has, or a score across sections
+        with another `unit` than metabolites.
 
     Examples
     --------
@@ -88,9 +90,14 @@ def compare_models(
     if n_bootstrap < 1:
         msg = f"n_bootstrap must be at least 1, found {n_bootstrap!r}."
         raise ValueError(msg)
+    if metric in ACROSS_SCORES and unit != "metabolite":
+        msg = f"{metric!r} is one number for all sections, so unit={unit!r} has no replicates; pass unit='metabolite'."
+        raise ValueError(msg)
     table = paired_scores(scores, metric)
     models = [str(m) for m in table.columns]
     table.columns = pd.Index(models)
+    if metric in ACROSS_SCORES:  # each row of a metabolite repeats it
+        table = table.groupby(level=unit, sort=False, observed=True).first()
     if len(models) < 2:
         msg = f"Two models or more are needed to compare; scores has {listing(models)}."
         raise ValueError(msg)

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from stmsi._data.checks import check_choice, listing
-from stmsi._data.keys import Key
+from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, SECTION_MOMENTS, Key
 from stmsi._data.measured_and_predicted import MAP_WRITES
 from stmsi._data.tables import get_table, imputed, require_frame, require_sample
 from stmsi._progress import track
@@ -24,6 +24,7 @@ from stmsi.model.shared._setup import default_setup
 from stmsi.model.shared._stored_input import Input, StoredExpression
 from stmsi.model_selection import LeaveOneSampleOut
 from stmsi.model_selection._check_leakage import find_leaks, msi_table, report
+from stmsi.tl._across_sections import score_across
 from stmsi.tl._compare_models import NO_SKILL, best_model
 from stmsi.tl._evaluate import map_positions
 from stmsi.tl._fold_cache import FoldCache, data_fingerprint, fingerprint
@@ -35,8 +36,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    from stmsi.model.shared._hurdle_model import HurdleModel
+
 CHOSEN = "chosen"
 """Name of the model that the inner folds chose."""
+_LAYOUT = (*PRESENCE_SCORES, *INTENSITY_SCORES, *MAP_SCORES, *SECTION_MOMENTS)
+"""Columns of a fold's table: a fold kept by a version with other columns is computed again."""
 
 
 def cross_validate(
@@ -102,7 +107,9 @@ def cross_validate(
     -------
     Tidy table, one row per model x fold x section x metabolite x stage: ``model``, ``fold``, ``seconds`` (training
     and predicting) and the columns of :func:`stmsi.tl.evaluate`; ``coverage`` and ``interval_width`` are those of the
-    90 % interval. `data` is not changed.
+    90 % interval. ``pearson_between`` and ``pearson_pooled`` join the folds of a model: measurement and prediction
+    are taken relative to ``training_mean`` and ``training_predicted_mean`` (the model's mean prediction for its training
+    spots) of their fold. `data` is not changed.
 
     Raises
     ------
@@ -161,7 +168,7 @@ def cross_validate(
     tables = _score_all(fits, _Task(adata, fields, sample_key, maps), cache, n_jobs, show_progress_bar)
     scores = pd.concat([t for fit, t in zip(fits, tables, strict=True) if fit.inner is None], ignore_index=True)
     if inner is None:
-        return scores
+        return score_across(scores)
     chosen = []
     for f in range(len(folds)):
         of_fold = [(fit, t) for fit, t in zip(fits, tables, strict=True) if fit.fold == f and fit.inner is not None]
@@ -170,7 +177,7 @@ def cross_validate(
         own = scores[(scores["fold"] == f) & (scores["model"] == best)]
         chosen.append(own.assign(model=CHOSEN, chosen=best))
         logger.info("Fold %d: the inner folds choose %r.", f, best)
-    return pd.concat([scores.assign(chosen=""), *chosen], ignore_index=True)
+    return score_across(pd.concat([scores.assign(chosen=""), *chosen], ignore_index=True))
 
 
 @dataclass(frozen=True)
@@ -227,7 +234,8 @@ def _score_all(
     tables: dict[int, pd.DataFrame] = {}
     keys: list[str] = []
     if cache is not None:
-        common = fingerprint(data_fingerprint(task.adata), task.fields, task.sample_key, task.maps, version("stmsi"))
+        settled = (task.fields, task.sample_key, task.maps, _LAYOUT, version("stmsi"))
+        common = fingerprint(data_fingerprint(task.adata), *settled)
         keys = [fingerprint(common, fit.spec, fit.train, fit.test) for fit in fits]
         found = {i: cache.get(key) for i, key in enumerate(keys)}
         tables = {i: fits[i].label(table) for i, table in found.items() if table is not None}
@@ -258,7 +266,8 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
     try:
         # what was told of the layer of all models does not hold of another one
         fields = {k: v for k, v in task.fields.items() if k != "input" or "layer" not in resolve(fit.spec)[2]}
-        model = train_model(_refit_signature(inside, fields), fit.spec, fields, show_progress_bar=False)
+        inside = _refit_signature(inside, fields)
+        model = train_model(inside, fit.spec, fields, show_progress_bar=False)
         prediction = model._predict_all(outside, input=model.state.setup.input)
     except (ValueError, KeyError, RuntimeError, np.linalg.LinAlgError) as error:
         msg = f"Model {fit.name!r} failed in fold {fit.fold} ({len(fit.train)} training spots): {error}"
@@ -275,11 +284,19 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
     comparison = Comparison(
         ids, require_sample(outside, task.sample_key), y, np.where(np.isnan(y), np.nan, present), expected, probability,
         training_mean=model.state.feature_table["training_mean"].to_numpy(np.float64), bounds=(lower, upper),
-        filled=filled, xy=map_positions(outside) if task.maps else None,
+        filled=filled, training_predicted_mean=_mean_prediction(model, inside),
+        xy=map_positions(outside) if task.maps else None,
     )  # fmt: skip
     table = score_sections(comparison)
     first = pd.DataFrame({"model": fit.name, "fold": fit.fold, "seconds": seconds}, index=table.index)
     return pd.concat([first, table], axis=1)
+
+
+def _mean_prediction(model: HurdleModel, adata: AnnData) -> NDArray[np.float64]:
+    """What a model predicts for each metabolite on average of the training spots that measured it."""
+    measured = require_frame(adata, model.state.setup.metabolite_key)[model.metabolites]
+    said = model._predict_all(adata, input=model.state.setup.input).expected.to_numpy(np.float64)
+    return pd.DataFrame(np.where(measured.notna(), said, np.nan)).mean().to_numpy(np.float64)
 
 
 def _refit_signature(adata: AnnData, fields: dict[str, Any]) -> AnnData:

@@ -20,6 +20,7 @@ from stmsi._data.tables import (
     require_sample,
 )
 from stmsi.model.shared._spot_input import read_log_expression
+from stmsi.tl._across_sections import score_across
 from stmsi.tl._section_scores import Comparison, score_relations, score_sections
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ def evaluate(
 ) -> pd.DataFrame:
     """Score predicted against measured metabolites.
 
-    Each metabolite is scored **within each section**. Scores show skill only where the model did not see the section
-    while training.
+    Each metabolite is scored **within each section** (the pattern), and by what it does **between sections** (the level).
+    Scores show skill only where the model did not see the section while training.
 
     Parameters
     ----------
@@ -74,13 +75,17 @@ def evaluate(
     - presence: ``precision``, ``recall``, ``f1``, ``mcc``, ``auroc``, ``auprc`` (compare with ``prevalence``), ``brier``, ``ece``;
     - intensity: ``mse``, ``mae``, ``r2`` (against the training mean), ``pearson`` and ``spearman`` (over all covered spots),
       ``pearson_present`` (where present), ``coverage`` (share of spots inside the prediction interval), ``interval_width`` (mean);
+    - level and pattern together, one number per metabolite, the same in each of its rows: ``pearson_between`` (of the means
+      of the sections, three or more) and ``pearson_pooled`` (of all spots of all sections);
+    - what these follow from: ``measured_mean``, ``predicted_mean``, ``measured_sd``, ``predicted_sd`` (of the section),
+      ``training_mean`` and, in cross-validation, ``training_predicted_mean``;
     - with `maps`: ``ssim``, ``moran_measured``, ``moran_predicted`` (Moran's I over neighbouring spots), ``hotspot_jaccard``;
     - with `relations`: ``correlation_preserved``, ``gene_correlation_preserved``;
     - with `groupby`: ``group_agreement`` (of the means of groups), ``differential_agreement`` (share of the differences between
       groups that the prediction shows too).
 
     See :mod:`stmsi.metrics`. A score that does not exist is NaN, and ``reason`` says why (``"present nowhere"``,
-    ``"constant prediction"``, ...). Sections without MSI have no rows. Intensities that :func:`stmsi.pp.impute_dropout` filled
+    ``"constant prediction"``, ``"fewer than 3 sections"``, ...). Sections without MSI have no rows. Intensities that :func:`stmsi.pp.impute_dropout` filled
     in count in no score of intensity.
 
     Raises
@@ -121,7 +126,7 @@ def evaluate(
         filled=imputed(st, metabolite_key, require_frame(st, metabolite_key)[ids]),
         xy=map_positions(st) if maps else None,
     )  # fmt: skip
-    table = score_sections(found)
+    table = score_across(score_sections(found))
     if not relations and group is None:
         return table
     more = score_relations(found, read_log_expression(st, layer, sample_key) if relations else None, group)

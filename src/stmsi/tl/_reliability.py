@@ -88,7 +88,7 @@ def reliability(
     - ``model``, whose scores these are;
     - limits, mean over the sections that measured the metabolite: ``prevalence``, ``morans_i`` (six nearest neighbours) and
       ``dynamic_range`` (log10 of the 95th over the 5th percentile where present);
-    - the mean of every other score of the model, such as ``r2`` and ``mcc``.
+    - the mean of every other score of the model, such as ``pearson_between`` (the level between sections), ``r2`` and ``mcc``.
 
     Writes the table to ``uns["msi_pred"]["reliability"]``, and ``tier`` into the feature table: :func:`stmsi.get.feature_table`,
     :func:`stmsi.get.as_table` and the titles of plots show it. :func:`stmsi.pl.reliability` draws the scores against the limits.

@@ -11,7 +11,8 @@ import pandas as pd
 from stmsi._core.learning.expression_space import column_moments
 from stmsi._core.metrics import intensity as metrics
 from stmsi._core.metrics import maps, presence, structure
-from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES
+from stmsi._core.metrics.columns import paired
+from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, SECTION_MOMENTS
 from stmsi._data.measured_and_predicted import measured_sections
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Comparison:
     training_mean: NDArray[np.float64]  # of each metabolite
     bounds: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
     filled: NDArray[np.bool_] | None = None  # intensities that were imputed, which do not count
+    training_predicted_mean: NDArray[np.float64] | None = None  # of each metabolite, where it is known
     xy: NDArray[np.float64] | None = None  # positions of the spots, where maps are scored
 
     @property
@@ -48,8 +50,12 @@ class Comparison:
 
 
 def score_sections(found: Comparison) -> pd.DataFrame:
-    """One row per section with MSI, stage and metabolite that was measured there."""
-    truth, shown = found.truth, [*PRESENCE_SCORES, *INTENSITY_SCORES, *(MAP_SCORES if found.xy is not None else ())]
+    """One row per section with MSI, stage and metabolite that was measured there.
+
+    The scores across sections are NaN: :func:`stmsi.tl._across_sections.score_across` fills them once all rows are there.
+    """
+    truth, map_scores = found.truth, MAP_SCORES if found.xy is not None else ()
+    shown = [*PRESENCE_SCORES, *INTENSITY_SCORES, *map_scores, *SECTION_MOMENTS]
     columns = ["sample", "metabolite", "stage", "n", *shown, "reason"]
     parts = []
     for name, rows in measured_sections(found.sample, found.measured):
@@ -75,6 +81,9 @@ def _block(
     bounds = (np.full_like(y, np.nan),) * 2 if found.bounds is None else [v[rows, block] for v in found.bounds]
     first = _presence_scores(there, p, pred)
     second = _intensity_scores(y, pred, there, found.training_mean[block], *bounds)
+    second |= _moments(y, pred) | {"training_mean": found.training_mean[block]}
+    if found.training_predicted_mean is not None:
+        second["training_predicted_mean"] = found.training_predicted_mean[block]
     if found.xy is not None:
         moran = maps.moran_i(np.hstack([y, np.where(np.isnan(y), np.nan, pred)]), graph)  # type: ignore[arg-type]
         second |= {
@@ -140,6 +149,15 @@ def _intensity_scores(
         "no training mean": np.isnan(training_mean),
     }
     return scores | {"reason": _reasons(why, scores)}
+
+
+def _moments(truth: NDArray[np.float64], pred: NDArray[np.float64]) -> Scores:
+    """Mean and standard deviation of both sides in the spots that count."""
+    found: Scores = {}
+    for name, values in zip(("measured", "predicted"), paired(truth, pred), strict=True):
+        found[f"{name}_mean"] = _mean(values)
+        found[f"{name}_sd"] = np.sqrt(_mean((values - found[f"{name}_mean"]) ** 2))
+    return found
 
 
 def _reasons(why: dict[str, NDArray[np.bool_]], scores: Scores) -> list[str]:
