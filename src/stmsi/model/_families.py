@@ -18,7 +18,12 @@ _LINEAR = {
     if name != "mlp"
 }
 FAMILIES: dict[str, dict[str, Any]] = {
+    "auto": {"model": "HurdleEnsemble"},
     **_LINEAR,
+    "gene_ridge": {"model": "HurdleKernel", "kernel": "genes"},
+    "kernel_ridge": {"model": "HurdleKernel", "kernel": "components"},
+    "screened_ridge": {"model": "HurdleScreened", "genes": "screened"},
+    "prior_ridge": {"model": "HurdleScreened", "genes": "prior"},
     "mlp": {"model": "HurdleNet", "encoder": "mlp"},
     "ensemble": {"model": "HurdleEnsemble"},
     "coordinates": {"model": "CoordinatesOnly"},

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.optimize import minimize
 
-from stmsi._core.arrays import Floats
+from stmsi._core.arrays import AnyFloats, Floats
 from stmsi._settings import logger
 
 _GRADIENT = 1e-3
 """Largest gradient left, in coordinates with a curvature of about 1: the error of the log-odds is about as large."""
+ROUGH = 3e-2
+"""The same for a fit whose sigmoid is calibrated afterwards."""
 _MAX_ITERATIONS = 1000
 
 
@@ -27,7 +29,9 @@ class Logistic:
         return X @ self.weights + self.offset
 
 
-def balanced_logistic(X: Floats, Y: Floats, C: Floats) -> list[Logistic]:
+def balanced_logistic(
+    X: AnyFloats, Y: Floats, C: Floats, start: AnyFloats | None = None, gradient: float = _GRADIENT
+) -> list[Logistic]:
     r"""Penalised logistic regressions with balanced classes, one for each column of `Y` (1, 0, or NaN: not measured).
 
     Each minimises the loss of scikit-learn's ``LogisticRegression(class_weight="balanced")``,
@@ -38,7 +42,8 @@ def balanced_logistic(X: Floats, Y: Floats, C: Floats) -> list[Logistic]:
     Together, all targets take two matrix products for each step of the solver (L-BFGS), instead of one Hessian for each
     target and step. The basis of the features' principal axes, scaled by the curvature that all targets have in common,
     needs few steps. `X` is of shape (spots, features), `Y` (spots, targets), and `C` (targets,). Every target needs both
-    classes.
+    classes. `start` are weights to begin with, shape (features, targets), and `gradient` is the largest one left. Features in
+    single precision are multiplied in it.
     """
     measured = ~np.isnan(Y).all(axis=1)
     X, Y = X[measured], Y[measured]
@@ -53,20 +58,24 @@ def balanced_logistic(X: Floats, Y: Floats, C: Floats) -> list[Logistic]:
 
     centre = X.mean(axis=0)
     X = X - centre
-    values, axes = np.linalg.eigh(X.T @ X)
+    values, axes = np.linalg.eigh(np.asarray(X.T @ X, np.float64))
     # weights sum to the number of spots, and a probability of one half has the curvature one quarter
     scale = np.sqrt(C / (np.maximum(values, 0)[:, None] / 4 * (n / len(X)) * C + 1))
     step = 2 / np.sqrt(n)
-    Z = X @ axes
+    Z = X @ axes.astype(X.dtype)
     penalty = scale**2 / C
 
     # reused at every step: new memory for arrays of this size would cost more than the arithmetic
-    margin, small, pull = (np.empty(Y.shape) for _ in range(3))
+    margin, small, pull = (np.empty(Y.shape, Z.dtype) for _ in range(3))
+    weight, sign = weight.astype(Z.dtype), sign.astype(Z.dtype)
     signed = sign * weight
+    first = np.zeros((len(values) + 1, Y.shape[1]))
+    if start is not None:
+        first[:-1] = (axes.T @ start) / np.maximum(scale, 1e-300)
 
     def loss(v: Floats) -> tuple[float, Floats]:
         v = v.reshape(-1, Y.shape[1])
-        np.matmul(Z, scale * v[:-1], out=margin)
+        np.matmul(Z, (scale * v[:-1]).astype(Z.dtype), out=margin)
         np.add(margin, step * v[-1], out=margin)
         np.multiply(margin, sign, out=margin)
         np.abs(margin, out=small)
@@ -78,12 +87,12 @@ def balanced_logistic(X: Floats, Y: Floats, C: Floats) -> list[Logistic]:
         np.divide(small, 1 + small, out=pull)
         np.subtract(0.5, np.copysign(0.5 - pull, margin), out=pull)
         np.multiply(pull, signed, out=pull)
-        slope = np.vstack([penalty * v[:-1] - scale * (Z.T @ pull), -step * pull.sum(axis=0)])
+        slope = np.vstack([penalty * v[:-1] - scale * (Z.T @ pull), -step * pull.sum(axis=0, dtype=np.float64)])
         return lost + 0.5 * float((penalty * v[:-1] ** 2).sum()), slope.ravel()
 
     solved = minimize(
-        loss, np.zeros((len(values) + 1) * Y.shape[1]), jac=True, method="L-BFGS-B",
-        options={"gtol": _GRADIENT, "ftol": 0, "maxiter": _MAX_ITERATIONS, "maxfun": 2 * _MAX_ITERATIONS},
+        loss, first.ravel(), jac=True, method="L-BFGS-B",
+        options={"gtol": gradient, "ftol": 0, "maxiter": _MAX_ITERATIONS, "maxfun": 2 * _MAX_ITERATIONS},
     )  # fmt: skip
     if not solved.success:
         logger.warning("Logistic regressions of presence have not converged: %s", solved.message)

@@ -7,7 +7,7 @@ group of spots, so that every fold is the total less the group left out, and one
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -33,9 +33,7 @@ class SharedRidge:
     weights, offset
         Shapes (features, targets) and (targets,).
     penalty
-        The one chosen.
-    score
-        Of its held-out predictions; see :func:`map_score`.
+        The one chosen, in units of the mean squared length of a spot's features.
     held_out
         Predictions of the training spots by fits without their group, shape (spots, targets); NaN where there was none.
     """
@@ -43,7 +41,6 @@ class SharedRidge:
     weights: Floats32
     offset: Floats32
     penalty: float
-    score: float
     held_out: Floats32
 
     def predict(self, F: AnyFloats) -> Floats32:
@@ -70,33 +67,44 @@ def fit_shared_ridge(
         Targets that are known in one group only, as positions, each with groups of their own (-1: not measured).
     """
     moments = GroupMoments.of(F, Y, groups)
-    truth = HeldOutTruth.of(Y, groups, units)
+    penalty, held_out = choose_penalty(moments, HeldOutTruth.of(Y, groups, units))
+    return fit_at(penalty, moments, held_out, apart)
+
+
+def fit_at(
+    penalty: float, moments: GroupMoments, held_out: Floats32 | None = None, apart: Sequence[tuple[Ints, Ints]] = ()
+) -> SharedRidge:
+    """Fit with a penalty that is known; `held_out` are its held-out predictions where they are known, too."""
+    held_out = moments.held_out(penalty) if held_out is None else held_out
+    for columns, own in apart:
+        rows = np.flatnonzero(own >= 0)
+        alone = moments.some(rows, columns, own[rows])
+        held_out[np.ix_(rows, columns)] = alone.held_out(penalty)
+    weights = moments.fit(penalty).astype(np.float32)
+    return SharedRidge(weights[:-1], weights[-1], penalty, held_out)
+
+
+def choose_penalty(moments: GroupMoments, truth: HeldOutTruth) -> tuple[float, Floats32]:
+    """The penalty whose held-out predictions score best, and these predictions."""
     tried: dict[int, float] = {}
-    best: tuple[float, Floats32] | None = None
+    best: dict[int, Floats32] = {}
 
     def score(i: int) -> float:
-        nonlocal best
         if i not in tried:
             held_out = moments.held_out(float(PENALTIES[i]))
             tried[i] = truth.score(held_out)
-            if best is None or tried[i] > best[0]:
-                best = tried[i], held_out
+            # of the predictions, which may be large, only the best are kept
+            if all(tried[i] >= tried[j] for j in best):
+                best.clear()
+                best[i] = held_out
         return tried[i]
 
     # the score has one maximum over the penalty but for noise: climb from the middle
     at, step = _START, 1 if score(_START + 1) >= score(_START) else -1
     while 0 <= at + step < len(PENALTIES) and score(at + step) >= score(at):
         at += step
-    chosen = max(tried, key=lambda i: (tried[i], i))
-    assert best is not None
-    for columns, own in apart:
-        rows = np.flatnonzero(own >= 0)
-        alone = GroupMoments.of(F[rows], Y[np.ix_(rows, columns)], own[rows], moments.unit)
-        best[1][np.ix_(rows, columns)] = alone.held_out(float(PENALTIES[chosen]))
-    weights = moments.fit(float(PENALTIES[chosen]))
-    return SharedRidge(
-        weights[:-1].astype(np.float32), weights[-1].astype(np.float32), float(PENALTIES[chosen]), tried[chosen], best[1]
-    )
+    ((chosen, held_out),) = best.items()
+    return float(PENALTIES[chosen]), held_out
 
 
 @dataclass(frozen=True)
@@ -126,6 +134,19 @@ class GroupMoments:
         if unit is None:
             unit = max(float((F1[:, :-1].astype(np.float64) ** 2).sum(axis=1).mean()), 1e-12)
         return cls(F1, filled, known, groups, gram, cross, unit)
+
+    def some(self, rows: Ints, columns: Ints, groups: Ints) -> GroupMoments:
+        """The moments of some spots and targets in other groups."""
+        known = self.known[np.ix_(rows, columns)]
+        Y = np.where(known, self.Y[np.ix_(rows, columns)], np.nan)
+        return GroupMoments.of(self.F[rows, :-1], Y, groups, self.unit)
+
+    def with_targets(self, Y: Floats) -> GroupMoments:
+        """The same features and groups with other targets (spots, targets)."""
+        known = ~np.isnan(Y)
+        filled = np.where(known, Y, 0).astype(np.float32)
+        cross = np.stack([self.F[self.groups == g].T @ filled[self.groups == g] for g in range(len(self.gram))])
+        return replace(self, Y=filled, known=known, cross=cross)
 
     def fit(self, penalty: float, without: int | None = None) -> Floats:
         """Weights, the constant's last, of all groups or of all but one; shape (features + 1, targets)."""
@@ -209,6 +230,10 @@ class HeldOutTruth:
         base = np.where(rest > 0, (total.sum(axis=0) - total) / np.maximum(rest, 1), total.sum(axis=0) / np.maximum(count.sum(axis=0), 1))
         y = np.where(known, filled - base[groups], 0).astype(np.float32)
         return cls(y, known, base.astype(np.float32), groups, _membership(np.unique(units, return_inverse=True)[1]))
+
+    def of_columns(self, columns: Ints) -> HeldOutTruth:
+        """Of some targets."""
+        return replace(self, y=self.y[:, columns], known=self.known[:, columns], base=self.base[:, columns])
 
     def deviation(self, held_out: AnyFloats) -> tuple[Floats, Bools]:
         """Predictions less the mean of the other groups, 0 where one side is not known; and whether both are."""

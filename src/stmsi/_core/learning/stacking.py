@@ -60,7 +60,9 @@ def stacking_weights(
     compared = eligible & made.any(axis=1)
     # members without held-out predictions have weight only where there is no other member
     candidates = np.where(compared.any(axis=0), compared, eligible)
-    moments, count = _error_moments(truth, predictions, groups, made, candidates, units)
+    moments, count = _error_moments(truth, predictions, groups, made, candidates, None)
+    if units is not None:
+        moments = moments + _error_moments(truth, predictions, groups, made, candidates, units)[0]
     total, n = moments.sum(axis=0), count.sum(axis=0)
     best = 0
     if len(moments) > 1:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stmsi._core.learning.folds import held_out_units, inner_groups
+from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._core.learning.stacking import stacking_weights
 from stmsi._data.checks import listing
 from stmsi._progress import track
@@ -21,6 +21,8 @@ from stmsi.model._load import load
 from stmsi.model.ensemble._members import Member, members_by_name, place, predict_group, reduced_adata, stages_of
 from stmsi.model.linear._hurdle_linear import HurdleLinear
 from stmsi.model.shared._hurdle_model import HurdleModel
+from stmsi.model.shared._inner_folds import InnerFolds
+from stmsi.model.shared._map_scale import MapScale
 from stmsi.model.shared._persistence import save_model
 from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup
@@ -35,17 +37,18 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
 MEMBERS = "members"
-DEFAULT_MEMBERS: dict[str, ModelSpec] = {
-    "ridge": "ridge",
-    "kernel_ridge": {"model": "kernel_ridge", "presence": "prior"},
+AUTO_MEMBERS: dict[str, ModelSpec] = {
+    "two-stage ridge": "ridge",
+    "gene ridge": {"model": "gene_ridge", "presence": "prior"},
+    "gene ridge, z-scored": {"model": "gene_ridge", "unit_variance": True, "presence": "prior"},
+    "kernel ridge": {"model": "kernel_ridge", "presence": "prior"},
+    "screened ridge": {"model": "screened_ridge", "presence": "prior"},
 }
-"""Two that differ in stage 2 and cost seconds; their stage 1 would be the same, and is fitted once."""
-NEIGHBOUR_MEMBERS: dict[str, ModelSpec] = {
-    "ridge, diffused": {"model": "ridge", "context": "diffused"},
-    "kernel_ridge, diffused": {"model": "kernel_ridge", "context": "diffused", "presence": "prior"},
-    "kernel_ridge, pooled": {"model": "kernel_ridge", "context": "pooled"},
-}
-"""The same where there is a graph, which they read in two ways."""
+"""Members that differ in what they see. Presence would be the same in all, and is fitted once."""
+PRIOR_MEMBER: dict[str, ModelSpec] = {"prior ridge": {"model": "prior_ridge", "presence": "prior"}}
+"""The same where a knowledge prior is set up."""
+_NOISE = 0.005
+"""Correlation by which a single member must be ahead of the stack on held-out spots to stand in its place."""
 _COMPONENTS = 50
 """Components of the space in which out-of-distribution spots are found."""
 
@@ -125,13 +128,16 @@ class HurdleEnsemble(HurdleModel):
             raise ValueError(msg)
         self.adata: AnnData | None = adata
         self._setup = Setup.read(adata, type(self).__name__)
+        self.automatic = members is None
         if members is None:
-            members = DEFAULT_MEMBERS if self._setup.graph_key is None else NEIGHBOUR_MEMBERS
+            members = AUTO_MEMBERS if self._setup.prior_key is None else AUTO_MEMBERS | PRIOR_MEMBER
         self.members = members_by_name(members)
         self.nested, self.n_folds, self.n_jobs, self.rng = nested, n_folds, n_jobs, rng
         self._make_members()  # bad ones are refused before training begins
         self.models_: list[HurdleModel] = []
         self.stack_: dict[str, NDArray[np.float64]] = {}
+        self.scale_: MapScale | None = None
+        self.failed_: dict[str, str] = {}
 
     # the same fields for every member
     setup_anndata = HurdleLinear.setup_anndata
@@ -186,13 +192,12 @@ class HurdleEnsemble(HurdleModel):
         labels, signature = signature_of(data.adata, setup)
         features = SpotFeatures(n_components=_COMPONENTS, seed=self.rng).fit(train, labels, signature)
         state = data.start(setup, features)
-        groups = inner_groups(sample, train.xy, n_groups=self.n_folds, seed=self.rng)
-        units = held_out_units(sample, groups)
+        folds = InnerFolds.of(data, n_folds=self.n_folds, seed=self.rng)
+        groups, units = folds.groups, folds.units
 
         own = reduced_adata(data.adata, setup, train, data.rows)
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
-        todo = track(self._make_members(), "members", total=len(self.members), show=show_progress_bar)
-        models = [member.fit(own.copy(), n_jobs=n_jobs) for member in todo]
+        models = self._fit_members(own, n_jobs, show_progress_bar)
         held_out = self._held_out(models, own, train, targets.metabolites, groups, n_jobs, show_progress_bar)
 
         predicted = np.stack([targets.metabolites.isin(m.metabolites) for m in models])
@@ -203,18 +208,79 @@ class HurdleEnsemble(HurdleModel):
             data = replace(data, targets=targets)
             held_out, predicted = held_out[..., kept], predicted[:, kept]
             state.metabolites, state.feature_table = targets.metabolites, state.feature_table.loc[kept]
-        truth = (targets.presence, targets.where_present())
-        # the level of a section is the same guess for all members: what tells them apart is the pattern inside
-        stack = [
-            stacking_weights(y, h, groups, predicted, within)
-            for y, h, within in zip(truth, held_out, (None, units), strict=True)
-        ]
-        self.models_, self.stack_, self.state_ = models, dict(zip(STAGES, stack, strict=True)), state
-        probability, intensity = (_weighted(h, w) for h, w in zip(held_out, stack, strict=True))
+        maps = held_out[0] * held_out[1]
+        truth = HeldOutTruth.of(targets.intensity, groups, units)
+        self.models_, self.state_ = models, state
+        self.stack_ = {
+            "presence": stacking_weights(targets.presence, held_out[0], groups, predicted),
+            "intensity": self._weigh(targets.intensity, maps, folds, predicted, truth),
+        }
+        probability, expected = _weighted(held_out[0], self.stack_["presence"]), _weighted(maps, self.stack_["intensity"])
+        self.scale_ = MapScale.fit(targets.intensity, expected, truth)
+        intensity = self.scale_.given_presence(expected, probability)
+        state.training["chosen"] = self._in_words(maps, expected, truth, folds)
         without = np.asarray((np.isnan(probability) | np.isnan(targets.presence)).all(axis=0))
         self._calibrate_after(data, probability, intensity, units, self.rng, without)
         if data.validation is None:
             self._borrow_calibration(without)
+
+    def _fit_members(self, own: AnnData, n_jobs: int, show_progress_bar: bool | None) -> list[HurdleModel]:
+        """Train all members. One of the default's that fails is left out, and told; one that the user named is an error."""
+        models, kept = [], {}
+        self.failed_ = {}
+        todo = track(self._make_members(), "members", total=len(self.members), show=show_progress_bar)
+        for member in todo:
+            try:
+                models.append(member.fit(own.copy(), n_jobs=n_jobs))
+                kept[member.name] = self.members[member.name]
+            except (KeyError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
+                if not self.automatic:
+                    raise
+                self.failed_[member.name] = str(error.args[0] if error.args else error)
+                logger.warning("%s It is left out of the stack.", self.failed_[member.name])
+        if not models:
+            msg = f"No member could be trained. {next(iter(self.failed_.values()))}"
+            raise ValueError(msg)
+        self.members = kept
+        return models
+
+    def _weigh(
+        self,
+        intensity: NDArray[np.float64],
+        maps: NDArray[np.float64],
+        folds: InnerFolds,
+        predicted: NDArray[np.bool_],
+        truth: HeldOutTruth,
+    ) -> NDArray[np.float64]:
+        """Weights of the members' maps; one member alone where it is ahead of the stack beyond noise."""
+        weights = stacking_weights(intensity, maps, folds.groups, predicted, folds.units)
+        complete = np.flatnonzero(predicted.all(axis=1))
+        if len(complete) == 0:
+            return weights
+        scores = [truth.score(maps[k]) for k in complete]
+        if max(scores) <= truth.score(_weighted(maps, weights)) + _NOISE:
+            return weights
+        alone = np.zeros_like(weights)
+        alone[complete[int(np.argmax(scores))]] = 1
+        return alone
+
+    def _in_words(
+        self, maps: NDArray[np.float64], expected: NDArray[np.float64], truth: HeldOutTruth, folds: InnerFolds
+    ) -> str:
+        """What was chosen, and why."""
+        share = self.stack_["intensity"].mean(axis=1)
+        order = np.argsort(-share, kind="stable")
+        names = list(self.members)
+        used = ", ".join(f"{names[k]} {share[k]:.0%}" for k in order if share[k] >= 0.005)
+        scores = {name: truth.score(m) for name, m in zip(names, maps, strict=True)}
+        best = max(scores, key=lambda name: scores[name])
+        text = (
+            f"Weighted by {int(folds.groups.max()) + 1} groups of held-out {folds.kind}: {used}. Held-out correlation "
+            f"{truth.score(expected):.3f}, of the best member alone ({best}) {scores[best]:.3f}."
+        )
+        if self.failed_:
+            text += f" Left out because they failed: {', '.join(self.failed_)}."
+        return text
 
     def _make_members(self) -> list[Member]:
         members = [Member.create(name, spec, self._setup, self.rng) for name, spec in self.members.items()]
@@ -271,12 +337,15 @@ class HurdleEnsemble(HurdleModel):
             state.residuals = state.residuals.with_columns(np.array([m]), member.residuals.take(at))
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        parts = np.stack([stages_of(m, spots, self.state.metabolites) for m in self.models_], axis=1)
-        probability, intensity = (_weighted(p, self.stack_[stage]) for p, stage in zip(parts, STAGES, strict=True))
-        return np.clip(probability, 0, 1), intensity
+        assert self.scale_ is not None
+        used = np.flatnonzero(sum(weights.any(axis=1) for weights in self.stack_.values()))
+        parts = np.stack([stages_of(self.models_[k], spots, self.state.metabolites) for k in used], axis=1)
+        probability = np.clip(_weighted(parts[0], self.stack_["presence"][used]), 0, 1)
+        expected = _weighted(parts[0] * parts[1], self.stack_["intensity"][used])
+        return probability, self.scale_.given_presence(expected, probability)
 
     def _write(self, directory: Path) -> None:
-        write_payload(directory, {"params": self._params(), "state": self.state, "stack": self.stack_})
+        write_payload(directory, {"params": self._params(), "state": self.state, "stack": self.stack_, "scale": self.scale_})
         for k, model in enumerate(self.models_):  # by number: names may hold anything
             save_model(model, directory / MEMBERS / str(k), overwrite=False)
 
@@ -287,12 +356,17 @@ class HurdleEnsemble(HurdleModel):
         for name, value in payload["params"].items():
             setattr(model, name, value)
         model.n_jobs, model.adata, model.state_ = None, adata, payload["state"]
-        model._setup, model.stack_ = payload["state"].setup, payload["stack"]
+        model._setup, model.stack_, model.scale_ = payload["state"].setup, payload["stack"], payload["scale"]
+        model.automatic, model.failed_ = False, {}
         model.models_ = [load(directory / MEMBERS / str(k)) for k in range(len(model.members))]
         return model
 
     def _contains_training_profiles(self) -> bool:
         return any(m._contains_training_profiles() for m in self.models_)
+
+    def __repr__(self) -> str:
+        text = super().__repr__()
+        return text if self.state_ is None else f"{text}\n{self.state_.training['chosen']}"
 
     def _params(self) -> dict[str, Any]:
         return {"members": self.members, "nested": self.nested, "n_folds": self.n_folds, "rng": self.rng}

@@ -69,7 +69,7 @@ class Member:
                 self.cls.setup_anndata(adata, **self.fields)
                 model: HurdleModel = self.cls(adata, **params)
                 model.train(show_progress_bar=False, **self.train)  # type: ignore[attr-defined]
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
             reason = error.args[0] if error.args else error  # a KeyError puts its text into quotes
             msg = f"Member {self.name!r} failed on {adata.n_obs} training spots: {reason}"
             raise type(error)(msg) from error
@@ -107,7 +107,7 @@ def members_by_name(members: Sequence[ModelSpec] | Mapping[str, ModelSpec]) -> d
 
 def reduced_adata(adata: AnnData, setup: Setup, train: Spots, rows: NDArray[np.int64]) -> AnnData:
     """The training spots with what the setup names and nothing else, so that the user's object is left alone."""
-    named = {n for v in vars(setup).values() for n in ([v] if isinstance(v, str) else v or ())}
+    named = {n for v in vars(setup).values() for n in ([v] if isinstance(v, str) else v or ())} | {Key.obs.PATIENT}
     recorded = named | {Key.uns.MSI}
     obs = adata.obs.iloc[rows][[c for c in adata.obs if c in named]].copy()
     # names may repeat, of which anndata would warn at every copy

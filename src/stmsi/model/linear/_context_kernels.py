@@ -102,7 +102,7 @@ class GeneKernel:
         for _ in range(1 if graph is None else 1 + _RINGS):
             rows = walk[landmarks]
             parts.append((np.asarray((rows @ own).todense()) - np.asarray(rows.sum(axis=1)) * self.mean) / self.scale)
-            walk = walk if graph is None else _mean_over_neighbours(graph) @ walk
+            walk = walk if graph is None else mean_over_neighbours(graph) @ walk
         size = [max(float((part.astype(np.float64) ** 2).sum(axis=1).mean()), 1e-12) for part in parts]
         self._landmarks = [(part / s).astype(np.float32) for part, s in zip(parts, size, strict=True)]
         kernel = _ringed(self._product(own, np.hstack([p.T for p in self._landmarks])), graph, len(parts))
@@ -134,7 +134,8 @@ class GeneKernel:
         return out
 
 
-def _mean_over_neighbours(graph: sp.csr_matrix) -> sp.csr_matrix:
+def mean_over_neighbours(graph: sp.csr_matrix) -> sp.csr_matrix:
+    """Matrix that averages over the neighbours of each spot, shape (spots, spots)."""
     adjacency = sp.csr_matrix(graph != 0, dtype=np.float32)
     count = np.asarray(adjacency.sum(axis=1), dtype=np.float32).ravel()
     return sp.csr_matrix(sp.diags(1 / np.maximum(count, 1)) @ adjacency, dtype=np.float32)

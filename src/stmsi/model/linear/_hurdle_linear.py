@@ -10,16 +10,17 @@ import joblib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from stmsi._core.learning.folds import groups_where_measured, held_out_units, inner_groups
-from stmsi._data.checks import check_choice, listing
+from stmsi._core.learning.folds import held_out_units
+from stmsi._data.checks import check_choice
 from stmsi._data.keys import Key
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model.linear._gene_prior import GenePrior, PriorUse, fit_classifier_with, fit_regression_with
-from stmsi.model.linear._intensity import IntensityFamily, Regression, fit_regression
-from stmsi.model.linear._presence import Classifier, PresenceFamily, fit_classifiers
-from stmsi.model.linear._similarity import KernelMap, NeighbourMap
+from stmsi.model.linear._intensity import IntensityFamily, Regression, fit_regression, fit_ridges
+from stmsi.model.linear._presence import Classifier, PresenceFamily, fit_classifiers, fit_shared_classifiers
+from stmsi.model.linear._similarity import NeighbourMap
 from stmsi.model.shared._hurdle_model import HurdleModel
+from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup, read_prior
 from stmsi.model.shared._spot_features import STAGES, Context, SignatureStage, SpotFeatures, check_stages
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
 
     from stmsi.model.shared._stored_input import Input
-
-_TOGETHER = 16
-"""Metabolites whose presence is fitted in one job. A number of its own, so that results do not depend on the number of jobs."""
 
 
 class HurdleLinear(HurdleModel):
@@ -55,14 +53,13 @@ class HurdleLinear(HurdleModel):
         Spots x genes after :meth:`setup_anndata`.
     presence
         First stage: ``"prior"`` (training prevalence), ``"logistic"``, ``"svm"`` (linear) or ``"mlp"`` (a network with
-        one output), with balanced classes and Platt-calibrated probabilities. The logistic regressions of several
-        metabolites are solved together, to about 0.001 in log-odds: within that, one depends on the others.
+        one output), with balanced classes and Platt-calibrated probabilities. The logistic regressions of all metabolites
+        are solved together and share one penalty.
     intensity
         Second stage, fitted where the metabolite is present: ``"mean"``, ``"linear"`` (least squares), ``"ridge"``,
-        ``"lasso"``, ``"pls"``, ``"kernel_ridge"`` (RBF on unit-variance rows, at most 500 Nystroem landmarks),
-        ``"knn"`` (mean of the most similar training spots, weighted by similarity), ``"poisson"`` and
-        ``"negative_binomial"`` (log link), ``"boosting"`` (histogram gradient boosting) or ``"mlp"``. A saved
-        ``"kernel_ridge"`` or ``"knn"`` contains training spots.
+        ``"lasso"``, ``"pls"``, ``"knn"`` (mean of the most similar training spots, weighted by similarity), ``"poisson"`` and
+        ``"negative_binomial"`` (log link), ``"boosting"`` (histogram gradient boosting) or ``"mlp"``. All metabolites share
+        the penalty of ``"ridge"``. A saved ``"knn"`` contains training spots.
     n_top_genes
         Most variable genes that are used.
     n_components
@@ -143,7 +140,7 @@ class HurdleLinear(HurdleModel):
             raise ValueError(msg)
         self.classifiers_: list[Classifier] = []
         self.regressions_: list[Regression] = []
-        self.map_: KernelMap | NeighbourMap | None = None
+        self.map_: NeighbourMap | None = None
         self.held_out_: NDArray[np.float64] | None = None
         self.prior_: GenePrior | None = None
 
@@ -249,19 +246,11 @@ class HurdleLinear(HurdleModel):
             train, labels, signature
         )
         state = data.start(setup, features)
-        groups = inner_groups(sample, train.xy, n_groups=self.n_folds, seed=self.rng)
+        inner = InnerFolds.of(data, n_folds=self.n_folds, seed=self.rng)
         for_intensity, for_presence = features.transform(train)
-        shared: KernelMap | NeighbourMap | None = None
-        if self.intensity == "kernel_ridge":
-            shared = KernelMap.fit(for_intensity, features.widths, self.rng)
-            for_intensity = shared.transform(for_intensity)
-        elif self.intensity == "knn":
-            shared = NeighbourMap.fit(for_intensity, features.widths)
-        folds = self._folds(targets, sample, train.xy, groups)
-        inputs = [
-            shared.held_out(for_intensity, own) if isinstance(shared, NeighbourMap) else for_intensity
-            for own, _ in folds.kinds
-        ]
+        shared = NeighbourMap.fit(for_intensity, features.widths) if self.intensity == "knn" else None
+        folds = _Folds.of_inner(inner, len(targets.metabolites), sample)
+        inputs = [for_intensity if shared is None else shared.held_out(for_intensity, own) for own, _ in folds.kinds]
         present = targets.where_present()
         prior, values = None, []
         if setup.prior_key is not None:
@@ -271,7 +260,11 @@ class HurdleLinear(HurdleModel):
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
         columns = [None if prior is None else prior.columns(values, m) for m in range(len(folds.of))]
         # estimators of a metabolite with columns of its own have nothing in common with others
-        parts = folds.parts(_TOGETHER if self.presence == "logistic" and prior is None else 1)
+        first_together, second_together = (
+            prior is None and family == shared_family
+            for family, shared_family in ((self.presence, "logistic"), (self.intensity, "ridge"))
+        )
+        parts = [] if first_together else folds.parts(1)
         jobs = [
             joblib.delayed(_fit_presence)(
                 for_presence, targets.presence[:, own], folds.kinds[k][0], self.presence, self.rng, columns[own[0]]
@@ -282,13 +275,21 @@ class HurdleLinear(HurdleModel):
                 inputs[k], present[:, m], *folds.kinds[k], self.intensity, self.rng, columns[m]
             )
             for m, k in enumerate(folds.of)
+            if not second_together
         ]
         fitted = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
         description = f"{self.presence} + {self.intensity}"
         done = list(track(fitted, description, total=len(jobs), show=show_progress_bar))
-        place = np.argsort(np.concatenate([own for _, own in parts]))
+        place = np.argsort(np.concatenate([own for _, own in parts])) if parts else ()
         classifiers = [one for part in done[: len(parts)] for one in part]
         stages = [classifiers[i] for i in place], done[len(parts) :]
+        # the fits are small: threads would cost more than they bring, and sums would depend on their number
+        with threadpool_limits(1):
+            if first_together:
+                stages = [(c, 0.0) for c in fit_shared_classifiers(for_presence, targets.presence, inner)], stages[1]
+            if second_together:
+                ridges = fit_ridges(for_intensity, targets.intensity, targets.presence, inner)
+                stages = stages[0], [(r, 0.0) for r in ridges]
         self.classifiers_, self.regressions_ = ([one for one, _ in stage] for stage in stages)
         self.map_, self.prior_ = shared, prior
         if prior is not None:
@@ -303,35 +304,7 @@ class HurdleLinear(HurdleModel):
         probability = np.column_stack([c.held_out for c in self.classifiers_])
         intensity = np.column_stack([r.held_out for r in self.regressions_])
         self.held_out_ = np.stack([probability, intensity])
-        self._calibrate_after(data, probability, intensity, held_out_units(sample, groups), self.rng)
-
-    def _folds(
-        self,
-        targets: Targets,
-        sample: NDArray[Any],
-        xy: NDArray[np.float64] | None,
-        groups: NDArray[np.int64],
-    ) -> _Folds:
-        """Inner folds of each metabolite: those of all, but for the ones measured in one group only."""
-        kinds, of, stuck = [groups], [], []
-        number: dict[bytes, int] = {}
-        measured = ~np.isnan(targets.presence)
-        for m, metabolite in enumerate(targets.metabolites):
-            known = measured[:, m].tobytes()
-            if known not in number:
-                own = groups_where_measured(sample, xy, groups, measured[:, m], n_groups=self.n_folds, seed=self.rng)
-                number[known] = 0 if own is None else len(kinds)
-                kinds += [] if own is None else [own]
-            of.append(number[known])
-            if of[-1] == 0 and len(np.unique(groups[measured[:, m]])) < 2:
-                stuck.append(metabolite)
-        if stuck:
-            logger.warning(
-                "Metabolites measured in one section only, whose spots cannot be split into blocks, are predicted with "
-                "their mean: %s",
-                listing(stuck),
-            )
-        return _Folds([(own, held_out_units(sample, own + 1)) for own in kinds], of)
+        self._calibrate_after(data, probability, intensity, inner.units, self.rng)
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         for_intensity, for_presence = self.state.features.transform(spots)
@@ -396,6 +369,15 @@ class _Folds:
 
     kinds: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
     of: list[int]
+
+    @classmethod
+    def of_inner(cls, inner: InnerFolds, n: int, sample: NDArray[Any]) -> _Folds:
+        """Those of all n metabolites, but for the ones that were measured in one group only."""
+        of = np.zeros(n, np.int64)
+        for k, (columns, _) in enumerate(inner.apart, start=1):
+            of[columns] = k
+        own = [(groups, held_out_units(sample, groups + 1)) for _, groups in inner.apart]
+        return cls([(inner.groups, inner.units), *own], of.tolist())
 
     def parts(self, size: int) -> list[tuple[int, NDArray[np.int64]]]:
         """Metabolites whose presence is fitted in one job, `size` at most: a kind of folds, and which of those that have it."""

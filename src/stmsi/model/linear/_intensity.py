@@ -9,14 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 
+from stmsi._core.learning.shared_ridge import GroupMoments, HeldOutTruth, choose_penalty, fit_at
 from stmsi._core.metrics.intensity import pearson
 from stmsi.model.linear._count_regression import CountRegression
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from stmsi._core.arrays import AnyFloats, Floats
+    from stmsi.model.shared._inner_folds import InnerFolds
+
 IntensityFamily: TypeAlias = Literal[
-    "mean", "linear", "ridge", "lasso", "pls", "kernel_ridge", "knn", "poisson", "negative_binomial", "boosting", "mlp"
+    "mean", "linear", "ridge", "lasso", "pls", "knn", "poisson", "negative_binomial", "boosting", "mlp"
 ]
 
 _RIDGE = np.logspace(-1, 6, 15)
@@ -31,6 +35,8 @@ _GRID: dict[str, tuple[float, ...]] = {
 _BOOSTING_ROUNDS = (10, 25, 50, 100)
 _MIN_UNIT = 5
 """Spots below which a correlation says nothing."""
+_FEWEST = 5
+"""Spots with a metabolite below which its mean is all that can be said."""
 _LEAST_SLOPE = 0.05
 """What is left of a prediction that held-out spots do not bear out: little, yet the order of the spots stays."""
 
@@ -166,6 +172,40 @@ def fit_regression(
     return Regression(estimator, mean, strength, held_out, slope)
 
 
+def fit_ridges(F: AnyFloats, intensity: Floats, presence: Floats, folds: InnerFolds) -> list[Regression]:
+    """Ridge regressions of all metabolites where they are present, with one penalty.
+
+    The penalty is the one that follows the whole map best, zeros included: there all spots of a metabolite count, so that one
+    factorisation serves all metabolites.
+
+    Parameters
+    ----------
+    F
+        Features, shape (spots, features).
+    intensity, presence
+        Of the spots, shape (spots, metabolites); NaN where not measured.
+    folds
+        Groups of the inner folds.
+    """
+    moments = GroupMoments.of(F.astype(np.float32), intensity, folds.groups)
+    penalty, _ = choose_penalty(moments, HeldOutTruth.of(intensity, folds.groups, folds.units))
+    y = np.where(presence > 0, intensity, np.nan)
+    fitted = fit_at(penalty, moments.with_targets(y), apart=folds.apart)
+    n = (~np.isnan(y)).sum(axis=0)
+    mean = np.where(n > 0, np.nansum(y, axis=0) / np.maximum(n, 1), 0.0)
+    held_out = fitted.held_out.astype(np.float64)
+    slope = HeldOutTruth.of(y, folds.groups, folds.units).slopes(held_out)
+    constant = (n < _FEWEST) | (np.nanmax(np.where(np.isnan(y), -np.inf, y), axis=0) <= np.nanmin(np.where(np.isnan(y), np.inf, y), axis=0))
+    held_out = np.where(constant | np.isnan(held_out), mean, mean + slope * (held_out - mean))
+    return [
+        Regression(
+            None if constant[m] else _Affine(fitted.weights[:, m].astype(np.float64), float(fitted.offset[m])),
+            float(mean[m]), np.nan if constant[m] else penalty, held_out[:, m], 1.0 if constant[m] else float(slope[m]),
+        )
+        for m in range(y.shape[1])
+    ]  # fmt: skip
+
+
 def _slope(y: NDArray[np.float64], predicted: NDArray[np.float64], units: NDArray[np.int64]) -> float:
     """Slope of the truth on held-out predictions within the units, between a little above 0 and 1.
 
@@ -218,7 +258,7 @@ def within_units(y: NDArray[np.float64], paths: NDArray[np.float64], units: NDAr
 def _strengths(family: IntensityFamily) -> tuple[float, ...]:
     if family == "linear":
         return (0.0,)
-    if family in ("ridge", "kernel_ridge"):
+    if family == "ridge":
         return tuple(_RIDGE)
     return tuple(float(r) for r in _BOOSTING_ROUNDS) if family == "boosting" else _GRID[family]
 
@@ -227,7 +267,7 @@ def _path(
     X: NDArray[Any], y: NDArray[Any], X_test: NDArray[Any], family: IntensityFamily, seed: int
 ) -> NDArray[np.float64]:
     """Predictions for every strength, shape (test spots, strengths)."""
-    if family in ("linear", "ridge", "kernel_ridge"):
+    if family in ("linear", "ridge"):
         weights, offset = _ridge_weights(X, y, np.array(_strengths(family)))
         return X_test @ weights.T + offset
     if family == "boosting":
@@ -245,7 +285,7 @@ def _fit(X: NDArray[Any], y: NDArray[Any], family: IntensityFamily, strength: fl
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    if family in ("linear", "ridge", "kernel_ridge"):
+    if family in ("linear", "ridge"):
         weights, offset = _ridge_weights(X, y, np.array([strength]))
         return _Affine(weights[0], float(offset[0]))
     if family == "boosting":

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from stmsi._core.learning.shared_ridge import HeldOutTruth, fit_shared_ridge
-from stmsi._data.checks import check_choice
+from stmsi._core.learning.shared_ridge import HeldOutTruth
+from stmsi._data.checks import check_choice, listing
+from stmsi._settings import logger
 from stmsi.model.linear._presence import Classifier, fit_shared_classifiers
 from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._inner_folds import InnerFolds
+from stmsi.model.shared._map_scale import MapScale
 from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup
 from stmsi.model.shared._spot_features import SpotFeatures
@@ -29,8 +31,6 @@ if TYPE_CHECKING:
 MapPresence: TypeAlias = Literal["ridge", "prior"]
 
 _PRESENCE_COMPONENTS = 64
-_LEAST_PROBABILITY = 0.02
-"""Below it, the intensity given presence is what the map would give at it: a quotient of two small numbers says nothing."""
 
 
 class OneStage(HurdleModel):
@@ -45,9 +45,7 @@ class OneStage(HurdleModel):
         self.adata: AnnData | None = adata
         self._setup = Setup.read(adata, type(self).__name__)
         self.classifiers_: list[Classifier] = []
-        self.slope_: NDArray[np.float64] = np.empty(0)
-        self.mean_: NDArray[np.float64] = np.empty(0)
-        self.largest_: NDArray[np.float64] = np.empty(0)
+        self.scale_: MapScale | None = None
         self.held_out_: NDArray[np.float64] | None = None
 
     @property
@@ -79,6 +77,14 @@ class OneStage(HurdleModel):
             No training spot has MSI, or too few spots for inner folds.
         """
         data = TrainingData.read(self.adata, self._setup, train_idx, validation_idx)
+        eligible = self._eligible(data)
+        if not eligible.any():
+            msg = "The prior names no gene that is seen in 3 % of the training spots, for any metabolite."
+            raise ValueError(msg)
+        if not eligible.all():
+            left_out = data.targets.metabolites[~eligible]
+            logger.warning("Metabolites for which the prior names no gene of the data are left out: %s", listing(left_out))
+            data = replace(data, targets=data.targets.some(np.arange(len(data.rows)), data.targets.metabolites[eligible]))
         targets = data.targets
         features = SpotFeatures(
             n_components=_PRESENCE_COMPONENTS, seed=self.rng, context="diffused", signature_stages=("presence",)
@@ -87,16 +93,18 @@ class OneStage(HurdleModel):
         folds = InnerFolds.of(data, n_folds=self.n_folds, seed=self.rng)
         held_out = np.asarray(self._fit_map(data, folds), dtype=np.float64)
         truth = HeldOutTruth.of(targets.intensity, folds.groups, folds.units)
-        self.slope_, self.mean_ = truth.slopes(held_out), np.nanmean(targets.intensity, axis=0)
-        self.largest_ = np.nanmax(targets.intensity, axis=0)
-        held_out = self._scaled(held_out)
+        self.scale_ = MapScale.fit(targets.intensity, held_out, truth)
         F = features.transform(data.train)[1] if self.presence == "ridge" else np.empty((len(data.train), 0))
         self.classifiers_ = fit_shared_classifiers(F, targets.presence, folds)
         probability = np.column_stack([c.held_out for c in self.classifiers_])
-        intensity = self._given_presence(held_out, probability)
+        intensity = self.scale_.given_presence(held_out, probability)
         self.state_ = state
         self.held_out_ = np.stack([probability, intensity])
         self._calibrate_after(data, probability, intensity, folds.units, self.rng)
+
+    def _eligible(self, data: TrainingData) -> NDArray[np.bool_]:
+        """Metabolites that can be predicted."""
+        return np.ones(len(data.targets.metabolites), dtype=bool)
 
     @abstractmethod
     def _fit_map(self, data: TrainingData, folds: InnerFolds) -> NDArray[np.float32]:
@@ -106,18 +114,11 @@ class OneStage(HurdleModel):
     def _map(self, spots: Spots) -> NDArray[np.float32]:
         """The map of spots as the regression gives it, shape (spots, metabolites)."""
 
-    def _scaled(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """A map with as much deviation from the mean as held-out spots bear out."""
-        return self.mean_ + self.slope_ * (values - self.mean_)
-
-    def _given_presence(self, expected: NDArray[np.float64], probability: NDArray[np.float64]) -> NDArray[np.float64]:
-        most = np.maximum(self.largest_, 0)
-        return np.clip(expected / np.maximum(probability, _LEAST_PROBABILITY), 0, most)
-
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         F = self.state.features.transform(spots)[1] if self.presence == "ridge" else np.empty((len(spots), 0))
         probability = np.column_stack([c.predict(F) for c in self.classifiers_])
-        return probability, self._given_presence(self._scaled(self._map(spots)), probability)
+        assert self.scale_ is not None
+        return probability, self.scale_.given_presence(self._map(spots), probability)
 
     def _held_out_stages(self) -> NDArray[np.float64] | None:
         return self.held_out_

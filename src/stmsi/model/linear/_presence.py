@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import pandas as pd
 from scipy.special import expit
 
-from stmsi._core.learning.logistic import Logistic, balanced_logistic
-from stmsi._core.learning.shared_ridge import fit_shared_ridge
+from stmsi._core.learning.logistic import ROUGH, Logistic, balanced_logistic
+from stmsi._core.learning.shared_ridge import GroupMoments, HeldOutTruth, choose_penalty
 from stmsi._core.metrics.presence import auroc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from stmsi._core.arrays import AnyFloats
     from stmsi.model.shared._inner_folds import InnerFolds
 
 PresenceFamily: TypeAlias = Literal["prior", "logistic", "svm", "mlp"]
@@ -91,27 +91,59 @@ def fit_classifiers(
     return [next(fitted) if use else _constant(y, groups) for use, y in zip(usable, present.T, strict=True)]
 
 
-def fit_shared_classifiers(
-    F: NDArray[np.float64],
-    present: NDArray[np.float64],
-    folds: InnerFolds,
-) -> list[Classifier]:
-    """Classifiers of all metabolites from one ridge regression of presence, each with Platt's sigmoid on held-out scores.
+def fit_shared_classifiers(F: AnyFloats, present: NDArray[np.float64], folds: InnerFolds) -> list[Classifier]:
+    """Logistic regressions of all metabolites with one penalty, each with Platt's sigmoid on held-out scores.
 
-    A metabolite that is always or never present, or any without features, has its share of the spots everywhere.
+    The penalty is that of the ridge regression of presence whose held-out predictions are best: the same features and spots
+    for a fraction of the cost, and a place for the logistic regression to start from. A metabolite that is always or never
+    present, or any without features, has its share of the spots everywhere.
+
+    Parameters
+    ----------
+    F
+        Features, shape (spots, features).
+    present
+        1, 0 or NaN, shape (spots, metabolites).
+    folds
+        Groups of the inner folds.
     """
     classifiers = [_constant(y, folds.groups) for y in present.T]
     usable = np.flatnonzero(_varies(present)) if F.shape[1] else np.empty(0, np.int64)
     if len(usable) == 0:
         return classifiers
-    place = pd.Series(np.arange(len(usable)), index=usable)
-    apart = [(place[np.intersect1d(of, usable)].to_numpy(), own) for of, own in folds.apart]
-    fitted = fit_shared_ridge(F.astype(np.float32), present[:, usable], folds.groups, folds.units, apart)
-    for i, m in enumerate(usable):
-        line = Logistic(fitted.weights[:, i].astype(np.float64), float(fitted.offset[i]))
-        score = np.where(np.isnan(present[:, m]), np.nan, fitted.held_out[:, i])
-        classifiers[m] = _calibrated(line, present[:, m], score, folds.groups, fitted.penalty)
+    F, y = F.astype(np.float32), present[:, usable]
+    moments = GroupMoments.of(F, y, folds.groups)
+    penalty, held_out = choose_penalty(moments, HeldOutTruth.of(y, folds.groups, folds.units))
+    # log-odds have four times the slope of a probability around one half, and a quarter of its curvature
+    C = np.full(len(usable), 4 / (penalty * moments.unit))
+
+    def fit(rows: NDArray[np.bool_], columns: NDArray[np.int64], start: NDArray[np.float64]) -> list[Logistic]:
+        return balanced_logistic(F[rows], y[np.ix_(rows, columns)], C[columns], 4 * start[:-1, columns], ROUGH)
+
+    score = np.full(y.shape, np.nan)
+    place = {m: i for i, m in enumerate(usable)}
+    single = {place[m]: own for of, own in folds.apart for m in of if m in place}
+    for groups, columns in _by_groups(folds.groups, single, len(usable)):
+        for g in np.unique(groups[groups >= 0]):
+            rows, test = (groups != g) & (groups >= 0), groups == g
+            possible = columns[_varies(y[np.ix_(rows, columns)])]
+            if len(possible):
+                start = moments.fit(penalty, int(g) if groups is folds.groups else None)
+                lines = fit(rows, possible, start)
+                score[np.ix_(test, possible)] = np.column_stack([line.decision_function(F[test]) for line in lines])
+    score[np.isnan(y)] = np.nan
+    for i, line in enumerate(fit(np.ones(len(F), bool), np.arange(len(usable)), moments.fit(penalty))):
+        classifiers[usable[i]] = _calibrated(line, y[:, i], score[:, i], folds.groups, float(C[i]))
     return classifiers
+
+
+def _by_groups(
+    groups: NDArray[np.int64], single: dict[int, NDArray[np.int64]], n: int
+) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Groups, and the metabolites that have them: those of all, and of each metabolite measured in one group only."""
+    yield groups, np.setdiff1d(np.arange(n), list(single))
+    for column, own in single.items():
+        yield own, np.array([column])
 
 
 def _varies(present: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -1,9 +1,9 @@
-"""What spots have in common with training spots: the inputs of kernel and nearest-neighbour regression."""
+"""What spots have in common with training spots: the inputs of nearest-neighbour regression."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,15 +12,14 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-_LANDMARKS = 500
+    from stmsi._core.arrays import AnyFloats
+
 _NEIGHBOURS = 200
 """Training spots that are looked up for every spot."""
 _CHUNK = 1024
-_BANDWIDTH = 2.0
-"""Factor on the inverse median distance: a little narrower than the usual 1 was better on every stand-in."""
 
 
-def unit_rows(F: NDArray[np.float64], widths: Sequence[int]) -> NDArray[np.float64]:
+def unit_rows(F: AnyFloats, widths: Sequence[int]) -> AnyFloats:
     """Rows with mean 0 and variance 1 within each block, so that a spot's depth does not set its distance to all others.
 
     Parameters
@@ -38,40 +37,6 @@ def unit_rows(F: NDArray[np.float64], widths: Sequence[int]) -> NDArray[np.float
         block /= np.maximum(block.std(axis=1, keepdims=True), 1e-12)
         start += width
     return out
-
-
-@dataclass(frozen=True)
-class KernelMap:
-    """RBF features of spots: similarities to landmark training spots.
-
-    Attributes
-    ----------
-    nystroem
-        Fitted :class:`sklearn.kernel_approximation.Nystroem`.
-    widths
-        See :func:`unit_rows`.
-    """
-
-    nystroem: Any
-    widths: tuple[int, ...]
-
-    @classmethod
-    def fit(cls, F: NDArray[np.float64], widths: Sequence[int], seed: int) -> KernelMap:
-        """Choose landmarks, and the bandwidth from the median squared distance."""
-        from sklearn.kernel_approximation import Nystroem
-        from sklearn.metrics import pairwise_distances
-
-        Z = unit_rows(F, widths)
-        some = np.random.default_rng(seed).permutation(len(Z))[:500]
-        distance = pairwise_distances(Z[some], metric="sqeuclidean")
-        apart = distance[distance > 0]
-        gamma = _BANDWIDTH / float(np.median(apart)) if len(apart) else 1.0
-        n = min(_LANDMARKS, len(Z))
-        return cls(Nystroem(kernel="rbf", gamma=gamma, n_components=n, random_state=seed).fit(Z), tuple(widths))
-
-    def transform(self, F: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Kernel features, shape (spots, landmarks)."""
-        return np.asarray(self.nystroem.transform(unit_rows(F, self.widths)))
 
 
 @dataclass(frozen=True)

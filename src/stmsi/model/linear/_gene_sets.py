@@ -1,0 +1,229 @@
+"""Ridge regressions on a few genes of each metabolite: those that go with it, or those known to belong to it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import scipy.sparse as sp
+from scipy.linalg import cho_factor, cho_solve
+
+from stmsi._core.learning.shared_ridge import HeldOutTruth
+from stmsi._core.spatial.sections import rows_of_each
+from stmsi.model.linear._context_kernels import genes_seen, mean_over_neighbours
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SIZES = (10, 30, 100, 300)
+"""Numbers of genes to choose from for each metabolite."""
+_PENALTIES = (1e-2, 1e-1, 1.0, 10.0)
+"""Times the number of spots: features have variance 1."""
+_CHOOSING = 24
+"""Metabolites on which the penalty of all is chosen."""
+_TOGETHER = 128
+"""Metabolites that are screened at a time."""
+
+
+@dataclass
+class GeneSetRidge:
+    """Weights of each metabolite's genes, own expression and first ring.
+
+    Attributes
+    ----------
+    genes
+        Panel genes that any metabolite uses.
+    weights
+        Shape (blocks, genes, metabolites), sparse in all but name: 0 where a metabolite does not use a gene.
+    offset
+        Shape (metabolites,).
+    size
+        Number of genes of each metabolite.
+    """
+
+    genes: NDArray[np.int64]
+    weights: list[sp.csc_matrix]
+    offset: NDArray[np.float64]
+    size: NDArray[np.int64]
+
+    def predict(self, log: sp.csr_matrix, graph: sp.csr_matrix | None) -> NDArray[np.float32]:
+        """Predictions from log expression, shape (spots, metabolites)."""
+        own = log[:, self.genes]
+        total = np.asarray((own @ self.weights[0]).todense())
+        if len(self.weights) > 1:
+            assert graph is not None
+            total = total + np.asarray((mean_over_neighbours(graph) @ (own @ self.weights[1])).todense())
+        return np.asarray(total + self.offset, dtype=np.float32)
+
+
+class GeneBlocks:
+    """Columns of genes, own and of the first ring, as they are asked for: all at once would not fit into memory."""
+
+    def __init__(self, log: sp.csr_matrix, graph: sp.csr_matrix | None) -> None:
+        self.genes, self.mean, self.scale = genes_seen(log)
+        self.log = sp.csc_matrix(log[:, self.genes])
+        self.ring = None if graph is None else mean_over_neighbours(graph)
+
+    def features(self, genes: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Z-scored columns of some of the genes (positions among those seen), own block before ring."""
+        own = (self.log[:, genes].toarray() - self.mean[genes].astype(np.float32)) / self.scale[genes].astype(np.float32)
+        return own if self.ring is None else np.hstack([own, self.ring @ own])
+
+    def screen(
+        self, Y: NDArray[np.float64], section: NDArray[np.int64], groups: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """How strongly each gene goes with each metabolite inside the sections of each group.
+
+        Correlations of own or ring expression times the root of the number of spots, summed over sections; shape
+        (groups, blocks, genes, metabolites).
+        """
+        n_blocks = 1 if self.ring is None else 2
+        out = np.zeros((int(groups.max()) + 1, n_blocks, len(self.genes), Y.shape[1]), np.float32)
+        rows = self.log.tocsr()
+        for own in rows_of_each(section):
+            known = ~np.isnan(Y[own])
+            n = np.maximum(known.sum(axis=0), 1)
+            y = np.where(known, Y[own] - np.where(known, Y[own], 0).sum(axis=0) / n, 0)
+            norm = np.sqrt((y**2).sum(axis=0))
+            y = np.where(norm > 0, y / np.where(norm > 0, norm, 1), 0).astype(np.float32)
+            blocks = [rows[own]] if self.ring is None else [rows[own], sp.csr_matrix(self.ring[own] @ rows)]
+            for b, block in enumerate(blocks):
+                total = np.asarray(block.sum(axis=0), np.float64).ravel()
+                square = np.asarray(block.multiply(block).sum(axis=0), np.float64).ravel()
+                spread = np.sqrt(np.maximum(square - total**2 / len(own), 0))
+                r = (block.T @ y) / np.where(spread > 1e-6, spread, np.inf)[:, None]
+                out[groups[own[0]], b] += r * np.sqrt(n)
+        return out
+
+
+def fit_gene_sets(
+    blocks: GeneBlocks,
+    Y: NDArray[np.float64],
+    sets: Sequence[list[list[NDArray[np.int64]]]],
+    groups: NDArray[np.int64],
+    truth: HeldOutTruth,
+) -> tuple[GeneSetRidge, NDArray[np.float32]]:
+    """Fit every metabolite on its sets of genes, with one penalty, and each with the set that held-out groups prefer.
+
+    Parameters
+    ----------
+    blocks
+        Genes of the training spots.
+    Y
+        Intensities, shape (spots, metabolites); NaN where not measured.
+    sets
+        For each metabolite, for each size, genes of each fold and at last of all spots.
+    groups
+        Inner folds.
+    truth
+        To judge by.
+
+    Returns
+    -------
+    The regression, and held-out predictions (spots, metabolites).
+    """
+    n_sizes = len(sets[0])
+    some = np.unique(np.linspace(0, Y.shape[1] - 1, min(_CHOOSING, Y.shape[1])).astype(np.int64))
+    paths = {m: _paths(blocks, Y[:, m], sets[m], groups, _PENALTIES) for m in some}
+    scores = np.zeros((len(_PENALTIES), n_sizes))
+    for i in range(len(_PENALTIES)):
+        for s in range(n_sizes):
+            held_out = np.column_stack([paths[m][0][s, i] for m in some])
+            scores[i, s] = truth.of_columns(some).score(held_out)
+    penalty = int(scores.max(axis=1).argmax())
+    held_out = np.full(Y.shape, np.nan, np.float32)
+    chosen, weights = np.zeros(Y.shape[1], np.int64), []
+    for m in range(Y.shape[1]):
+        found = paths.pop(m, None)
+        if found is None:
+            path, solved = _paths(blocks, Y[:, m], sets[m], groups, _PENALTIES[penalty : penalty + 1])
+            path, solved = path[:, 0], [s[0] for s in solved]
+        else:
+            path, solved = found[0][:, penalty], [s[penalty] for s in found[1]]
+        own = truth.of_columns(np.array([m]))
+        quality = [own.score(path[s][:, None]) for s in range(n_sizes)]
+        chosen[m] = int(np.argmax(quality))
+        held_out[:, m] = path[chosen[m]]
+        weights.append((sets[m][chosen[m]][-1], *solved[chosen[m]]))
+    return _assemble(blocks, weights), held_out
+
+
+def _paths(
+    blocks: GeneBlocks,
+    y: NDArray[np.float64],
+    sets: list[list[NDArray[np.int64]]],
+    groups: NDArray[np.int64],
+    penalties: Sequence[float],
+) -> tuple[NDArray[np.float32], list[list[tuple[NDArray[np.float64], float]]]]:
+    """Held-out predictions (sizes, penalties, spots) of one metabolite, and weights with offset of each size and penalty."""
+    known = ~np.isnan(y)
+    union = np.unique(np.concatenate([genes for size in sets for genes in size])).astype(np.int64)
+    n_groups, p = int(groups.max()) + 1, len(union)
+    F = blocks.features(union)
+    width = F.shape[1] // max(p, 1)
+    F1 = np.hstack([F, np.ones((len(F), 1), np.float32)])
+    filled = np.where(known, y, 0).astype(np.float32)
+    gram = np.empty((n_groups, F1.shape[1], F1.shape[1]), np.float32)
+    cross = np.empty((n_groups, F1.shape[1]))
+    for g in range(n_groups):
+        own = F1[(groups == g) & known]
+        gram[g], cross[g] = own.T @ own, own.T @ filled[(groups == g) & known]
+    total, total_cross = gram.sum(axis=0), cross.sum(axis=0)
+    held_out = np.full((len(sets), len(penalties), len(y)), np.nan, np.float32)
+    solved: list[list[tuple[NDArray[np.float64], float]]] = []
+    for s, size in enumerate(sets):
+        for g in range(n_groups + 1):
+            at = np.searchsorted(union, size[min(g, len(size) - 1)])
+            columns = np.concatenate([*(at + b * p for b in range(width)), [F1.shape[1] - 1]])
+            last = g == n_groups
+            own = total if last else total - gram[g]
+            A = own[np.ix_(columns, columns)].astype(np.float64)
+            b = total_cross[columns] - (0 if last else cross[g][columns])
+            n = A[-1, -1]
+            fits = []
+            for penalty in penalties:
+                shrunk = A.copy()
+                shrunk[np.diag_indices_from(shrunk)] += np.append(np.full(len(columns) - 1, penalty * max(n, 1)), 1e-6)
+                w = cho_solve(cho_factor(shrunk, overwrite_a=True, check_finite=False), b, check_finite=False)
+                fits.append((w[:-1], float(w[-1])))
+            if last:
+                solved.append(fits)
+            elif n >= 1:
+                test = groups == g
+                W = np.column_stack([np.append(w, o) for w, o in fits]).astype(np.float32)
+                held_out[s][:, test] = (F1[np.ix_(test, columns)] @ W).T
+    return held_out, solved
+
+
+def _assemble(
+    blocks: GeneBlocks, weights: Sequence[tuple[NDArray[np.int64], NDArray[np.float64], float]]
+) -> GeneSetRidge:
+    """Weights on z-scores as weights on log expression."""
+    used = np.unique(np.concatenate([genes for genes, _, _ in weights])).astype(np.int64)
+    n_blocks = 1 if blocks.ring is None else 2
+    parts = [sp.lil_matrix((len(used), len(weights))) for _ in range(n_blocks)]
+    offset = np.empty(len(weights))
+    for m, (genes, w, constant) in enumerate(weights):
+        at = np.searchsorted(used, genes)
+        per_block = w.reshape(n_blocks, len(genes)) / blocks.scale[genes]
+        offset[m] = constant - (per_block * blocks.mean[genes]).sum()
+        for part, values in zip(parts, per_block, strict=True):
+            part[at, m] = values[:, None]
+    size = np.array([len(genes) for genes, _, _ in weights])
+    return GeneSetRidge(blocks.genes[used], [sp.csc_matrix(part) for part in parts], offset, size)
+
+
+def screened_sets(
+    blocks: GeneBlocks, Y: NDArray[np.float64], section: NDArray[np.int64], groups: NDArray[np.int64]
+) -> Iterator[list[list[NDArray[np.int64]]]]:
+    """Of each metabolite, for each size, the genes that go with it most, found without each group and at last with all."""
+    sizes = [s for s in SIZES if s < len(blocks.genes)] or [len(blocks.genes)]
+    for start in range(0, Y.shape[1], _TOGETHER):
+        found = blocks.screen(Y[:, start : start + _TOGETHER], section, groups)
+        total = found.sum(axis=0)
+        strength = np.stack([np.abs(total - own).max(axis=0) for own in found] + [np.abs(total).max(axis=0)])
+        order = np.argsort(-strength, axis=1, kind="stable")[:, : sizes[-1]]
+        for m in range(order.shape[2]):
+            yield [[np.sort(of_fold[:size, m]) for of_fold in order] for size in sizes]

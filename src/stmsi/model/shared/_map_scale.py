@@ -1,0 +1,46 @@
+"""From a map, zeros included, to the intensity given presence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stmsi._core.learning.shared_ridge import HeldOutTruth
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_LEAST_PROBABILITY = 0.02
+"""Below it, the intensity given presence is what the map would give at it: a quotient of two small numbers says nothing."""
+
+
+@dataclass(frozen=True)
+class MapScale:
+    """What held-out spots say of a predicted map: how far it may deviate from the mean.
+
+    Attributes
+    ----------
+    mean, largest
+        Mean and largest intensity of each metabolite over the training spots.
+    slope
+        Factor on the deviation from the mean.
+    """
+
+    mean: NDArray[np.float64]
+    largest: NDArray[np.float64]
+    slope: NDArray[np.float64]
+
+    @classmethod
+    def fit(cls, intensity: NDArray[np.float64], held_out: NDArray[Any], truth: HeldOutTruth) -> MapScale:
+        """From measured intensities and held-out maps (spots, metabolites)."""
+        return cls(np.nanmean(intensity, axis=0), np.maximum(np.nanmax(intensity, axis=0), 0), truth.slopes(held_out))
+
+    def expected(self, values: NDArray[Any]) -> NDArray[np.float64]:
+        """The map with as much deviation as held-out spots bear out."""
+        return self.mean + self.slope * (values - self.mean)
+
+    def given_presence(self, values: NDArray[Any], probability: NDArray[Any]) -> NDArray[np.float64]:
+        """Intensity that gives the map when multiplied with the probability of presence."""
+        return np.clip(self.expected(values) / np.maximum(probability, _LEAST_PROBABILITY), 0, self.largest)
