@@ -5,10 +5,13 @@ from __future__ import annotations
 import numpy as np
 
 from stmsi._core.arrays import AnyFloats, Floats, Floats32
+from stmsi._core.metrics.intensity import pearson
 from stmsi._core.metrics.presence import ranked_hits
 
 ALWAYS, NEVER = 0.0, 2.0
 """Thresholds on a probability that every spot, or none, reaches."""
+_LADDER = (1.0, 0.8, 0.6, 0.4, 0.2, 0.1, 0.05)
+"""Shares of the threshold that are tried, until zeros are cheap enough."""
 
 
 def best_f1_threshold(present: Floats, probability: Floats, tolerance: float = 0.0) -> Floats:
@@ -33,6 +36,29 @@ def best_f1_threshold(present: Floats, probability: Floats, tolerance: float = 0
     below = ordered[np.minimum(best + 1, len(ordered) - 1), column]
     below = np.where(np.isfinite(below) & (below < at), below, 0.0)
     return np.where(usable, (at + below) / 2, threshold)
+
+
+def affordable_threshold(
+    truth: Floats, expected: Floats, probability: Floats, threshold: Floats, cost: float = 0.002
+) -> Floats:
+    """Thresholds lowered until exact zeros cost the map no more than `cost` of its correlation with the truth.
+
+    All arrays are of held-out spots, shape (spots, metabolites), `expected` the map without zeros. The best F1 says where a
+    metabolite is more likely there than not; below that, the map still tells more from less.
+    """
+    whole = np.nan_to_num(pearson(truth, expected))
+    best, left = np.zeros_like(threshold), (threshold > ALWAYS) & (threshold < NEVER)
+    best[~left] = threshold[~left]
+    for share in _LADDER:
+        if not left.any():
+            break
+        columns = np.flatnonzero(left)
+        zeros = np.where(probability[:, columns] >= share * threshold[columns], expected[:, columns], 0)
+        zeros = np.where(np.isnan(expected[:, columns]), np.nan, zeros)
+        fine = np.nan_to_num(pearson(truth[:, columns], zeros)) >= whole[columns] - cost
+        best[columns[fine]] = share * threshold[columns[fine]]
+        left[columns[fine]] = False
+    return best
 
 
 def hurdle_mean(intensity: AnyFloats, probability: AnyFloats, threshold: Floats) -> Floats32:

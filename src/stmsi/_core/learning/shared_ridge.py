@@ -20,6 +20,7 @@ PENALTIES = np.logspace(-3, 3, 13)
 _START = 6
 _MIN_UNIT = 5  # spots below which a correlation inside a unit says nothing
 _TOLERANCE, _MOST_STEPS = 1e-3, 40
+_SLOPE_SPOTS = 100
 LEAST_SLOPE, MOST_SLOPE = 0.05, 1.5
 """What is left of a prediction that held-out spots do not bear out: little, yet the order of the spots stays."""
 
@@ -266,9 +267,15 @@ class HeldOutTruth:
         along, size = (h * y).sum(axis=0, dtype=np.float64), (h * h).sum(axis=0, dtype=np.float64)
         scale = np.maximum((y * y).sum(axis=0, dtype=np.float64), 1e-30)
         everywhere = float((along / scale).sum() / max(float((size / scale).sum()), 1e-30))
-        # counts for as much as a twentieth of the target's own variance
-        prior = 0.05 * scale
+        # the slope of all targets counts as so many spots
+        prior = scale * _SLOPE_SPOTS / np.maximum(both.sum(axis=0), 1)
         return np.clip((along + prior * everywhere) / (size + prior), LEAST_SLOPE, MOST_SLOPE)
+
+
+    def scaled(self, held_out: AnyFloats, slope: Floats) -> Floats:
+        """Held-out predictions with so much of their deviation from what their fold knows of the mean."""
+        base = self.base[self.groups]
+        return base + slope * (held_out - base)
 
 
 def _membership(label: Ints) -> sp.csr_matrix:

@@ -217,7 +217,7 @@ class HurdleEnsemble(HurdleModel):
         }
         probability, expected = _weighted(held_out[0], self.stack_["presence"]), _weighted(maps, self.stack_["intensity"])
         self.scale_ = MapScale.fit(targets.intensity, expected, truth)
-        intensity = self.scale_.given_presence(expected, probability)
+        intensity = self.scale_.given_presence(expected, probability, truth)
         state.training["chosen"] = self._in_words(maps, expected, truth, folds)
         without = np.asarray((np.isnan(probability) | np.isnan(targets.presence)).all(axis=0))
         self._calibrate_after(data, probability, intensity, units, self.rng, without)

@@ -194,9 +194,12 @@ def fit_ridges(F: AnyFloats, intensity: Floats, presence: Floats, folds: InnerFo
     n = (~np.isnan(y)).sum(axis=0)
     mean = np.where(n > 0, np.nansum(y, axis=0) / np.maximum(n, 1), 0.0)
     held_out = fitted.held_out.astype(np.float64)
-    slope = HeldOutTruth.of(y, folds.groups, folds.units).slopes(held_out)
+    truth = HeldOutTruth.of(y, folds.groups, folds.units)
+    slope = truth.slopes(held_out)
     constant = (n < _FEWEST) | (np.nanmax(np.where(np.isnan(y), -np.inf, y), axis=0) <= np.nanmin(np.where(np.isnan(y), np.inf, y), axis=0))
-    held_out = np.where(constant | np.isnan(held_out), mean, mean + slope * (held_out - mean))
+    # what a fold does not know of the mean must not be in its predictions, or a mean would seem to have skill
+    base = truth.base[folds.groups]
+    held_out = np.where(constant | np.isnan(held_out), base, truth.scaled(held_out, slope))
     return [
         Regression(
             None if constant[m] else _Affine(fitted.weights[:, m].astype(np.float64), float(fitted.offset[m])),

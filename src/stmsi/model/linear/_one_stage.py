@@ -97,7 +97,7 @@ class OneStage(HurdleModel):
         F = features.transform(data.train)[1] if self.presence == "ridge" else np.empty((len(data.train), 0))
         self.classifiers_ = fit_shared_classifiers(F, targets.presence, folds)
         probability = np.column_stack([c.held_out for c in self.classifiers_])
-        intensity = self.scale_.given_presence(held_out, probability)
+        intensity = self.scale_.given_presence(held_out, probability, truth)
         self.state_ = state
         self.held_out_ = np.stack([probability, intensity])
         self._calibrate_after(data, probability, intensity, folds.units, self.rng)

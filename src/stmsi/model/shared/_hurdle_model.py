@@ -13,7 +13,7 @@ import pandas as pd
 from scipy.special import ndtr, ndtri
 
 from stmsi._core.learning.folds import sections_or_blocks
-from stmsi._core.learning.hurdle import best_f1_threshold, hurdle_mean
+from stmsi._core.learning.hurdle import affordable_threshold, best_f1_threshold, hurdle_mean
 from stmsi._core.metrics.intensity import pearson
 from stmsi._core.metrics.presence import auroc, prevalence
 from stmsi._core.uncertainty.conformal import GroupConformal
@@ -500,6 +500,9 @@ class HurdleModel:
             )
         undecided = unseen if few is None else unseen | few
         threshold = best_f1_threshold(targets.presence, probability, _F1_TOLERANCE)
+        threshold = affordable_threshold(
+            targets.intensity, probability * np.maximum(intensity, 0), probability, threshold
+        )
         state.threshold = np.where(undecided, 0.5, threshold)
         known = ~np.isnan(probability) & ~np.isnan(intensity)
         expected = np.where(

@@ -12,8 +12,10 @@ from stmsi._core.learning.shared_ridge import HeldOutTruth
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_LEAST_PROBABILITY = 0.02
+_LEAST_PROBABILITY = 0.1
 """Below it, the intensity given presence is what the map would give at it: a quotient of two small numbers says nothing."""
+_MOST = 1.5
+"""Times the largest intensity seen: as far as a map may reach."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,17 @@ class MapScale:
         """From measured intensities and held-out maps (spots, metabolites)."""
         return cls(np.nanmean(intensity, axis=0), np.maximum(np.nanmax(intensity, axis=0), 0), truth.slopes(held_out))
 
-    def expected(self, values: NDArray[Any]) -> NDArray[np.float64]:
-        """The map with as much deviation as held-out spots bear out."""
-        return self.mean + self.slope * (values - self.mean)
+    def given_presence(
+        self, values: NDArray[Any], probability: NDArray[Any], truth: HeldOutTruth | None = None
+    ) -> NDArray[np.float64]:
+        """Intensity that gives the map when multiplied with the probability of presence.
 
-    def given_presence(self, values: NDArray[Any], probability: NDArray[Any]) -> NDArray[np.float64]:
-        """Intensity that gives the map when multiplied with the probability of presence."""
-        return np.clip(self.expected(values) / np.maximum(probability, _LEAST_PROBABILITY), 0, self.largest)
+        Parameters
+        ----------
+        values, probability
+            The map and the probability, shape (spots, metabolites).
+        truth
+            Of held-out predictions: the mean that their fold knows takes the place of that of all training spots.
+        """
+        scaled = self.mean + self.slope * (values - self.mean) if truth is None else truth.scaled(values, self.slope)
+        return np.clip(scaled, 0, _MOST * self.largest) / np.maximum(probability, _LEAST_PROBABILITY)
