@@ -25,7 +25,9 @@ def _trained(st, **options):
 @pytest.fixture(scope="module")
 def sections():
     """Two sections to train on, and one of another patient; none with called presence, so that zeros are few."""
-    sdata = stmsi.datasets.simulate(n_patients=3, sections_per_patient=1, n_genes=200, n_metabolites=12, size=2200, rng=3)
+    sdata = stmsi.datasets.simulate(
+        n_patients=3, sections_per_patient=1, n_genes=200, n_metabolites=12, size=2200, rng=3
+    )
     stmsi.pp.normalize_msi(sdata)
     stmsi.pp.align(sdata)
     stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
@@ -80,8 +82,11 @@ def test_far_from_what_was_measured_it_does_not_hurt(query, model):
     plain = stmsi.tl.predict_metabolites(query, model, copy=True).obsm["msi_pred"]
     stmsi.tl.predict_metabolites(query, model, use_measured=True)
     far = x > np.quantile(x, 0.4) + 400
-    r = [np.nanmean(pearson(truth[far], p[far])) for p in (plain, query.obsm["msi_pred"])]
-    assert r[1] > r[0] - 0.02
+    # metabolites that the model cannot predict have no correlation to lose
+    before, after = (pearson(truth[far], p[far]) for p in (plain, query.obsm["msi_pred"]))
+    told = before > 0.6
+    assert told.sum() >= 5
+    assert after[told].mean() > before[told].mean() - 0.01
 
 
 def test_measured_spots_keep_the_prediction_of_the_model(query, model):

@@ -12,7 +12,8 @@ def test_scale_is_shrunk_to_1():
     y = 3 * p - 4
     many, slopes = rescale(p, p, y)
     n = len(p)
-    np.testing.assert_allclose(slopes[0], (3 * n + 30) / (n + 30))
+    # the error 2 p - 4 has four times the variance of p, and is divided by the squared spread
+    np.testing.assert_allclose(slopes[0], 1 + 2 * n / (n + 30 + 4 / 0.5**2))
     np.testing.assert_array_equal(slopes[1], 0)
     np.testing.assert_allclose(many - p, (slopes[0] - 1) * (p - p.mean(axis=0)))
     y[4:] = np.nan
@@ -26,6 +27,13 @@ def test_a_smoother_prediction_is_found():
     truth, noise = rng.normal(size=(500, 3)), rng.normal(size=(500, 3))
     _, slopes = rescale(truth + noise, truth, truth)
     assert (slopes[1] > 0.7).all()
+
+
+def test_a_prediction_that_hardly_varies_is_not_blown_up():
+    rng = np.random.default_rng(5)
+    p = 1e-6 * rng.random((300, 1))
+    _, slopes = rescale(p, p, 1e3 * p + rng.normal(5, 1, p.shape))
+    assert abs(slopes[0, 0] - 1) < 0.1
 
 
 @pytest.mark.parametrize("prediction", [np.zeros((180, 2)), np.full((180, 2), 2.0)])

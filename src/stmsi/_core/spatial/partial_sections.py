@@ -11,7 +11,9 @@ from stmsi._core.spatial.kriging import Kriged, krige
 from stmsi._core.spatial.morans_i import neighbour_means
 
 _PRIOR_SPOTS = 30
-"""The scale weighs as much as so many measured spots that confirm the prediction as it is."""
+"""The prediction as it is weighs as much as so many measured spots that confirm its scale."""
+_PRIOR_SPREAD = 0.5
+"""Standard deviation of the slopes a priori. It matters where a prediction that hardly varies could explain large errors."""
 
 
 class Corrected(NamedTuple):
@@ -56,8 +58,8 @@ def rescale(prediction: Floats, around: Floats, measured: Floats) -> tuple[Float
     r"""The prediction :math:`p` on the scale of the measured spots, and its slopes :math:`b` and :math:`c`, shape (2, metabolites).
 
     :math:`p + (b - 1)(p - \bar p) + c (q - \bar q)`, where :math:`q` is the mean of the prediction in the spots around less
-    :math:`p`, and means are over the measured spots. Least squares on these, with a penalty of the weight of 30 spots that
-    draws :math:`b` to 1 and :math:`c` to 0. All arrays are of shape (spots, metabolites); `measured` is NaN where not measured.
+    :math:`p`, and means are over the measured spots. Least squares on these, with a penalty that draws
+    :math:`b` to 1 and :math:`c` to 0: that of 30 spots, and of a standard deviation of 0.5 of both slopes. All arrays are of shape (spots, metabolites); `measured` is NaN where not measured.
     """
     terms = np.stack([prediction, around - prediction])
     known = ~np.isnan(measured)
@@ -65,9 +67,11 @@ def rescale(prediction: Floats, around: Floats, measured: Floats) -> tuple[Float
     centred = terms - (terms * known).sum(axis=1, keepdims=True) / n
     error = np.where(known, measured - prediction, 0.0)
     products = np.einsum("jim,kim->mjk", centred * known, centred)
-    # few measured spots may be alike: the penalty is on the scale of the whole section
-    products[:, [0, 1], [0, 1]] += _PRIOR_SPOTS * terms.var(axis=1).T
-    # without positions, or where the prediction is constant, there is nothing to solve for
+    variance = (error**2).sum(axis=0) / n - (error.sum(axis=0) / n) ** 2
+    # few measured spots may be alike: the first penalty is on the scale of the whole section
+    penalty = _PRIOR_SPOTS * terms.var(axis=1) + variance / _PRIOR_SPREAD**2
+    products[:, [0, 1], [0, 1]] += penalty.T
+    # a prediction without error or variation leaves nothing to solve for
     inverse = np.linalg.pinv(products, hermitian=True)
     change = np.einsum("mjk,kim,im->jm", inverse, centred, error)
     return prediction + np.einsum("jim,jm->im", centred, change), change + np.array([[1.0], [0.0]])

@@ -102,20 +102,18 @@ class GroupConformal:
         The coverage is rounded up to the table's next, a quarter of a per cent at most.
         """
         below, above = self.half_widths(prediction, probability, intensity, coverage)
-        lower = np.maximum(prediction - below, 0).astype(np.float32)
-        upper = np.maximum(prediction + above, 0).astype(np.float32)
-        return np.minimum(lower, prediction), np.maximum(upper, prediction)
+        return np.maximum(prediction - below, 0).astype(np.float32), (prediction + above).astype(np.float32)
 
     def half_widths(
         self, prediction: Floats32, probability: AnyFloats, intensity: AnyFloats, coverage: float
     ) -> tuple[Floats, Floats]:
-        """Distance of either bound to the prediction before the bounds are cut at 0; shape (spots, metabolites)."""
+        """Distance of either bound to the prediction, before bounds are cut at 0; at least 0, shape (spots, metabolites)."""
         at = min(int(np.ceil(coverage * (len(self.coverages) - 1) - 1e-9)), len(self.coverages) - 1)
         spread = hurdle_spread(probability, intensity, self.spread)
         called = prediction > 0
         below = np.where(called, self.values[LOWER, at], 0) * spread
         above = np.where(called, self.values[UPPER, at], self.values[ABSENT, at]) * spread
-        return below, above
+        return np.maximum(below, 0), np.maximum(above, 0)
 
     def take(self, columns: Ints) -> GroupConformal:
         """Calibration of some metabolites."""
