@@ -28,7 +28,7 @@ def unseen_stages(
     known by section, position and measured intensities (`measured`, of shape (spots, metabolites), NaN where not measured).
     Says so where sections of the training have measured spots without a held-out prediction.
     """
-    covered = ~np.isnan(measured).all(axis=1)
+    covered = np.asarray(~np.isnan(measured).all(axis=1))
     held_out = model._evidence
     rows, at = _training_spots(held_out, sample, xy)
     unseen, known = stages.copy(), np.zeros(len(sample), bool)

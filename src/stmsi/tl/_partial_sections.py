@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from stmsi.model.shared._hurdle_model import HurdleModel, Prediction
 
     Floats = NDArray[np.float64]
+
+_COLUMNS = ["n_measured", "offset", "scale", "smoothing", "length", "noise"]
 
 
 def correct_by_measured(
@@ -48,15 +50,8 @@ def correct_by_measured(
         if len(columns) == 0:
             continue
         own = np.ix_(rows, columns)
-        made, table = _correct(
-            model,
-            columns,
-            unseen[:, rows][:, :, columns],
-            measured[own],
-            present[own],
-            None if xy is None else xy[rows],
-            coverage,
-        )
+        stages_here, xy_here = unseen[:, rows][:, :, columns], None if xy is None else xy[rows]
+        made, table = _correct(model, columns, stages_here, measured[own], present[own], xy_here, coverage)
         for key, values in made.items():
             frames[key][own] = np.where(known[:, columns], frames[key][own], values)
         tables.append(table.assign(sample=str(name), metabolite=ids[columns].astype(str)))
@@ -66,13 +61,10 @@ def correct_by_measured(
             setup.metabolite_key,
         )
     index, of = prediction.expected.index, prediction.expected.columns
-    changed = {key: pd.DataFrame(values, index=index, columns=of) for key, values in frames.items()}
+    changed: dict[str, Any] = {key: pd.DataFrame(values, index=index, columns=of) for key, values in frames.items()}
     lead = ["sample", "metabolite"]
     done = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=[*lead, *_COLUMNS])
     return replace(prediction, **changed), done[[*lead, *_COLUMNS]]
-
-
-_COLUMNS = ["n_measured", "offset", "scale", "smoothing", "length", "noise"]
 
 
 def _measurements(adata: AnnData, model: HurdleModel) -> tuple[Floats, Floats]:
