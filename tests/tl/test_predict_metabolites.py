@@ -40,7 +40,10 @@ def test_everything_documented_is_written(mapped, model):
         assert list(frame.columns) == list(st.obsm["msi"].columns)
         assert (frame.dtypes == np.float32).all()
     record = st.uns["msi_pred"]
-    assert record["params"] == {"coverage": 0.9, "min_genes": 0.5, "model": "HurdleLinear", "how": ["expected"]}
+    assert record["params"] == {
+        "coverage": 0.9, "min_genes": 0.5, "model": "HurdleLinear", "how": ["expected"], "use_measured": False
+    }  # fmt: skip
+    assert "use_measured" not in record
     assert record["model"]["class"] == "HurdleLinear"
     assert record["model"]["stmsi"] == stmsi.__version__
     assert record["model"]["params"]["n_components"] == 10

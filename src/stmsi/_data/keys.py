@@ -68,6 +68,7 @@ class Key:
         MSI: Final = "msi"
         PRESENCE: Final = "msi_presence"
         PRED: Final = "msi_pred"
+        DENOISED: Final = "msi_denoised"
         SAMPLE: Final = "msi_sample"
         TRUTH_INTENSITY: Final = "truth_intensity"
         TRUTH_PRESENCE: Final = "truth_presence"

@@ -38,6 +38,9 @@ def predict(
     table_key: Annotated[str, typer.Option(help="ST table of a SpatialData.")] = "st",
     coverage: Annotated[float, typer.Option(help="Coverage of the prediction interval.")] = 0.9,
     min_genes: Annotated[float, typer.Option(help="Share of the training genes that must be there.")] = 0.5,
+    use_measured: Annotated[
+        bool, typer.Option(help="Correct spots without MSI by measured spots of their section.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Predict metabolites for every spot of an ST file."""
@@ -51,6 +54,7 @@ def predict(
         with step(f"Predicting with {model}"):
             options: dict[str, Any] = {"key_added": key_added, "coverage": coverage, "min_genes": min_genes}
             options |= {"layer": layer, "input": input, "how": how or "expected"}
+            options["use_measured"] = use_measured
             stmsi.tl.predict_metabolites(content, model, table_key=table_key, **options)
         st = content if data.suffix == ".h5ad" else content.tables[table_key]  # type: ignore[union-attr]
         frame, record = st.obsm[key_added], st.uns[key_added]

@@ -1,4 +1,4 @@
-"""Tools: predict metabolites, score the predictions, draw synthetic sections, and show what drives them."""
+"""Tools: predict metabolites, denoise measured ones, score the predictions, draw synthetic sections, and show what drives them."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from stmsi.tl._attribute import attribute
     from stmsi.tl._compare_models import compare_models
     from stmsi.tl._cross_validate import cross_validate
+    from stmsi.tl._denoise import denoise
     from stmsi.tl._evaluate import evaluate
     from stmsi.tl._noise_ceiling import noise_ceiling
     from stmsi.tl._predict_metabolites import predict_metabolites
@@ -20,6 +21,7 @@ __all__ = [
     "attribute",
     "compare_models",
     "cross_validate",
+    "denoise",
     "evaluate",
     "noise_ceiling",
     "predict_metabolites",

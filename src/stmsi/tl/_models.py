@@ -94,6 +94,11 @@ def obtain_model(
     return train_model(adata.copy(), model, setup, show_progress_bar=show_progress_bar)  # type: ignore[arg-type]
 
 
+def name_of(model: HurdleModel | str | Path) -> str:
+    """What a user called a model: its folder, its family or its class."""
+    return model.name if isinstance(model, Path) else model if isinstance(model, str) else type(model).__name__
+
+
 def model_record(model: HurdleModel) -> dict[str, Any]:
     """Class, version and hyper-parameters of a model, as h5ad and zarr can hold them."""
     return {"class": type(model).__name__, "stmsi": version("stmsi"), "params": _plain(model._params())}

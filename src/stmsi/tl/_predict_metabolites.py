@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from stmsi._data.checks import check_key, check_share, refuse_view
@@ -10,10 +10,12 @@ from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table
 from stmsi._settings import logger
 from stmsi.model.shared._hurdle_model import MIN_GENES, How, HurdleModel, check_how
-from stmsi.tl._models import is_named, model_record, obtain_model, setup_on
+from stmsi.tl._models import is_named, model_record, name_of, obtain_model, setup_on
+from stmsi.tl._partial_sections import correct_by_measured
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from anndata import AnnData
     from spatialdata import SpatialData
@@ -33,6 +35,7 @@ def predict_metabolites(
     coverage: float = 0.9,
     min_genes: float = MIN_GENES,
     setup: Mapping[str, Any] | None = None,
+    use_measured: bool = False,
     show_progress_bar: bool | None = None,
     copy: bool = False,
 ) -> SpatialData | AnnData | None:
@@ -68,6 +71,13 @@ def predict_metabolites(
     setup
         Fields for ``setup_anndata`` when training by name (``presence_key``, ``signature_key``, ...); `None`: presence
         from ``obsm["msi_presence"]`` and the signature from ``varm["signature"]`` if they exist.
+    use_measured
+        Correct the spots that were not measured by those of the same section that were (a raster that stopped early, few pixels):
+        offset and scale, then kriged residuals, for presence too. Measured spots keep the prediction of the model. Meant for models
+        that have not seen these spots; of a model that was trained on them, held-out predictions are used where it has them in
+        memory, and a warning says where it has none. The corrected values hold measured data of their own section: they are **not**
+        evidence of skill. Score :func:`stmsi.tl.evaluate` on predictions without this option, or on measured spots that
+        were set to NaN before. See :doc:`/user_guide/partial_sections`.
     show_progress_bar, copy
         `None` follows ``stmsi.settings.progress_bar``; return a changed copy instead of working in place.
 
@@ -82,14 +92,17 @@ def predict_metabolites(
     - ``obsm["msi_pred_lower"]``, ``obsm["msi_pred_upper"]``: prediction interval;
     - ``obs["msi_pred_ood"]``: out-of-distribution score; above 1, the spot is further from the training data than 95 %
       of the training spots;
-    - ``uns["msi_pred"]``: ``params`` (``how``: the outputs in their order), ``model`` (name and version), ``features`` (feature table with the evidence from
-      held-out training spots, the threshold of each metabolite and its training mean) and ``missing_genes``.
+    - ``uns["msi_pred"]``: ``params`` (``how``: the outputs in their order), ``model`` (name and version), ``features`` (feature
+      table with the evidence from held-out training spots, the threshold of each metabolite and its training mean) and
+      ``missing_genes``; with `use_measured` the table ``use_measured``, one row per corrected section and metabolite: ``sample``,
+      ``metabolite``, ``n_measured`` (spots), ``offset``, ``scale``, ``smoothing`` (slope of the mean prediction around a spot),
+      ``length`` (um, of the correlation of residuals, NaN where they are noise) and ``noise`` (share of their variance).
 
     Raises
     ------
     ValueError
-        Too few genes, no spot with MSI to train on, expression on another scale than that of the training data, or a
-        `key_added` that would replace something else.
+        Too few genes, no spot with MSI to train on, expression on another scale than that of the training data, a `key_added`
+        that would replace something else, or positions that are not finite with `use_measured`.
     KeyError
         A field that the model uses is not there.
 
@@ -114,6 +127,9 @@ def predict_metabolites(
     # data that the model was just trained on were looked at for training
     known = fitted.state.setup.input if is_named(model) and input is None else input
     prediction = fitted._predict_all(adata, coverage=coverage, layer=layer, input=known, min_genes=min_genes)
+    done = None
+    if use_measured:
+        prediction, done = correct_by_measured(adata, fitted, prediction, coverage)
     outside = float((prediction.ood > 1).mean())
     if outside > 0.5:
         logger.warning(
@@ -130,14 +146,17 @@ def predict_metabolites(
     adata.obsm[Key.presence_of(key_added)] = prediction.presence
     adata.obsm[lower], adata.obsm[upper] = prediction.lower, prediction.upper
     adata.obs[Key.ood_of(key_added)] = prediction.ood
-    name = model.name if isinstance(model, Path) else model if isinstance(model, str) else type(fitted).__name__
+    name = fitted if isinstance(model, Mapping) else model
     adata.uns[key_added] = {
-        "params": {"coverage": coverage, "min_genes": min_genes, "model": str(name), "how": list(asked)}
-        | {key: value for key, value in (("layer", layer), ("input", input)) if value is not None},
+        "params": {
+            "coverage": coverage, "min_genes": min_genes, "model": name_of(name), "how": list(asked), "use_measured": use_measured,
+        } | {key: value for key, value in (("layer", layer), ("input", input)) if value is not None},
         "model": model_record(fitted),
         "features": fitted.state.feature_table.assign(threshold=fitted.state.threshold),
         "missing_genes": prediction.missing_genes,
     }
+    if done is not None and len(done):
+        adata.uns[key_added]["use_measured"] = done
     return out if copy else None
 
 

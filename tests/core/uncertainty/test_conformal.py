@@ -13,6 +13,7 @@ from stmsi._core.uncertainty.conformal import (
     raised_levels,
     spread_coefficients,
     upper_quantiles,
+    widening,
 )
 
 
@@ -243,3 +244,24 @@ def test_columns_are_taken_and_replaced():
         np.testing.assert_array_equal(p, w[:, [2, 0]])
         np.testing.assert_array_equal(x[:, [0, 2]], w[:, [0, 2]])
         np.testing.assert_array_equal(x[:, 1], o[:, 0])
+
+
+def test_widening_makes_intervals_cover():
+    rng = np.random.default_rng(0)
+    y = np.abs(rng.normal(10, 3, (500, 3)))
+    predicted, half = np.full(y.shape, 10.0), np.ones(y.shape)
+    everywhere = np.ones(y.shape, bool)
+    factor = widening(y, predicted, half, half, 0.9, everywhere)
+    np.testing.assert_allclose(((np.abs(y - 10) <= factor).mean(axis=0)), 0.902, atol=0.003)
+    # too few spots of one metabolite: those of all
+    some = y.copy()
+    some[10:, 0] = np.nan
+    assert 3 < widening(some, predicted, half, half, 0.9, everywhere)[0] < 7
+    few = np.where(np.arange(500)[:, None] < 10, y, np.nan)
+    np.testing.assert_array_equal(widening(few, predicted, half, half, 0.9, everywhere), 1)
+
+
+def test_widening_skips_what_has_no_width():
+    y = np.array([[3.0]] * 30)
+    zero = np.zeros(y.shape)
+    np.testing.assert_array_equal(widening(y, zero, zero, zero, 0.9, np.ones(y.shape, bool)), 1)

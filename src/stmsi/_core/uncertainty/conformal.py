@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from scipy.optimize import nnls
 
-from stmsi._core.arrays import AnyFloats, Floats, Floats32, Ints
+from stmsi._core.arrays import AnyFloats, Bools, Floats, Floats32, Ints
 from stmsi._core.metrics.columns import number
 from stmsi._core.spatial.sections import rows_of_each
 
@@ -101,14 +101,19 @@ class GroupConformal:
 
         The coverage is rounded up to the table's next, a quarter of a per cent at most.
         """
+        below, above = self.half_widths(prediction, probability, intensity, coverage)
+        return np.maximum(prediction - below, 0).astype(np.float32), (prediction + above).astype(np.float32)
+
+    def half_widths(
+        self, prediction: Floats32, probability: AnyFloats, intensity: AnyFloats, coverage: float
+    ) -> tuple[Floats, Floats]:
+        """Distance of either bound to the prediction, before bounds are cut at 0; at least 0, shape (spots, metabolites)."""
         at = min(int(np.ceil(coverage * (len(self.coverages) - 1) - 1e-9)), len(self.coverages) - 1)
         spread = hurdle_spread(probability, intensity, self.spread)
         called = prediction > 0
         below = np.where(called, self.values[LOWER, at], 0) * spread
         above = np.where(called, self.values[UPPER, at], self.values[ABSENT, at]) * spread
-        lower = np.maximum(prediction - below, 0).astype(np.float32)
-        upper = np.maximum(prediction + above, 0).astype(np.float32)
-        return np.minimum(lower, prediction), np.maximum(upper, prediction)
+        return np.maximum(below, 0), np.maximum(above, 0)
 
     def take(self, columns: Ints) -> GroupConformal:
         """Calibration of some metabolites."""
@@ -121,6 +126,27 @@ class GroupConformal:
         values, count, spread = self.values.copy(), self.count.copy(), self.spread.copy()
         values[:, :, columns], count[:, columns], spread[:, columns] = other.values, other.count, other.spread
         return GroupConformal(self.coverages, values, count, spread)
+
+
+def widening(
+    measured: Floats, prediction: Floats32, below: Floats, above: Floats, coverage: float, stratum: Bools
+) -> Floats:
+    """Factor of the widths of intervals with which they hold a share `coverage` of the measured values, shape (metabolites,).
+
+    Both sides, `below` and `above`, get the same factor. Arrays are of shape (spots, metabolites); `stratum` tells which spots count, NaN
+    are left out. A metabolite with fewer than 20 of them takes the scores of all; 1 where these are of fewer than 20 spots.
+    """
+    width, distance = np.where(measured > prediction, above, below), np.abs(measured - prediction)
+    usable = stratum & ~np.isnan(measured) & ((width > 0) | (distance == 0))
+    score = np.where(usable, distance / np.where(width > 0, width, 1.0), np.nan)
+    enough = number(score) >= _MIN_COUNT
+    factor = np.ones(measured.shape[1])
+    ones, level = np.ones(len(score)), np.array([coverage])
+    if usable.any(axis=1).sum() >= _MIN_COUNT:
+        factor[:] = upper_quantiles(score.ravel(), np.ones(score.size), level)[0]
+    for m in np.flatnonzero(enough):
+        factor[m] = upper_quantiles(score[:, m], ones, level)[0]
+    return factor
 
 
 def upper_quantiles(score: Floats, weight: Floats, levels: Floats) -> Floats:
