@@ -10,8 +10,8 @@ import typer
 from stmsi.cli._app import Json, command, say, step
 from stmsi.cli._files import check_new, read_data
 
-DEFAULT_MODEL = "ridge"
-"""Family that is trained where none is named."""
+DEFAULT_MODEL = "auto"
+"""Family that is trained where none is named; the name, since models take seconds to import."""
 _DATA = "Section(s) with ST and mapped MSI: SpatialData (.zarr) or AnnData (.h5ad)."
 _LAYER = "Layer that holds the expression; default: X."
 INPUT = "What the expression is: counts or log; default: told from the numbers, in each section."

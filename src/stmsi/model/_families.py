@@ -17,8 +17,10 @@ _LINEAR = {
     for name in get_args(IntensityFamily)
     if name != "mlp"
 }
+AUTO = "auto"
+"""The family that is trained where none is named."""
 FAMILIES: dict[str, dict[str, Any]] = {
-    "auto": {"model": "HurdleEnsemble"},
+    AUTO: {"model": "HurdleEnsemble"},
     **_LINEAR,
     "gene_ridge": {"model": "HurdleKernel", "kernel": "genes"},
     "kernel_ridge": {"model": "HurdleKernel", "kernel": "components"},

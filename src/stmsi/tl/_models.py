@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,7 @@ import numpy as np
 
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_metabolites
-from stmsi.model._families import FAMILIES, resolve
+from stmsi.model._families import AUTO, FAMILIES, resolve
 from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._setup import default_setup
 
@@ -49,13 +50,29 @@ def wanted_metabolites(model: HurdleModel, metabolites: str | Sequence[str] | No
 def train_model(
     adata: AnnData, spec: str | Mapping[str, Any], setup: Mapping[str, Any] | None, *, show_progress_bar: bool | None
 ) -> HurdleModel:
-    """Set up and train a model given by name or mapping."""
+    """Set up and train a model given by name or mapping.
+
+    Beside what `setup` says, models that read them get the neighbourhood graph and the knowledge prior of the data; None
+    switches one off. The default stack looks up the prior by itself where the metabolites have names that are known.
+    """
     cls, params, own_setup, train = resolve(spec)
     fields = {**(default_setup(adata) if setup is None else setup), **own_setup}
+    if spec == AUTO and "prior_key" not in fields and Key.varm.PRIOR not in adata.varm:
+        _look_up_prior(adata, fields)
+    fields = {**cls._default_fields(adata), **fields}
     cls.setup_anndata(adata, **fields)
     fitted = cls(adata, **params)
     fitted.train(show_progress_bar=show_progress_bar, **train)
     return fitted
+
+
+def _look_up_prior(adata: AnnData, fields: Mapping[str, Any]) -> None:
+    """Mark the genes known of each metabolite, where any are; see :func:`stmsi.pp.knowledge_prior`."""
+    from stmsi.pp import knowledge_prior
+
+    # neither names nor genes need be known, and nobody asked: there is no error to tell
+    with suppress(KeyError, ValueError):
+        knowledge_prior(adata, metabolite_key=fields.get("metabolite_key", Key.obsm.MSI))
 
 
 def is_named(model: object) -> bool:

@@ -14,6 +14,7 @@ from stmsi._data.checks import check_nonnegative
 from stmsi._data.keys import Key
 from stmsi._data.tables import imputed, require_frame, require_positions, sections_of
 from stmsi._settings import logger
+from stmsi.model.shared._map_scale import LEAST_PROBABILITY
 from stmsi.tl._held_out import unseen_stages
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def correct_by_measured(
         logger.warning('obsm has no "spatial": without positions, predictions are corrected in offset and scale alone.')
     stages = np.stack([f.to_numpy(np.float64) for f in (prediction.presence, prediction.intensity)])
     unseen = unseen_stages(model, stages, measured, sample, xy)
-    frames = {name: getattr(prediction, name).to_numpy().copy() for name in ("presence", "expected", "lower", "upper")}
+    frames = {name: getattr(prediction, name).to_numpy().copy() for name in ("presence", "intensity", "expected", "lower", "upper")}
     tables = []
     for name in dict.fromkeys(sample):
         rows = np.flatnonzero(sample == name)
@@ -128,5 +129,7 @@ def _correct(
             "noise": found.residuals.noise,
         }
     )
-    frames = {"presence": presence, "expected": expected, "lower": lower, "upper": upper}
+    # every output tells the same: the intensity given presence is what gives the corrected map
+    given = found.intensity / np.maximum(presence, LEAST_PROBABILITY)
+    frames = {"presence": presence, "intensity": given, "expected": expected, "lower": lower, "upper": upper}
     return {key: values.astype(np.float32) for key, values in frames.items()}, table

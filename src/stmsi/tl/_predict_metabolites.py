@@ -9,6 +9,7 @@ from stmsi._data.checks import check_key, check_share, refuse_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table
 from stmsi._settings import logger
+from stmsi.model._families import AUTO
 from stmsi.model.shared._hurdle_model import MIN_GENES, How, HurdleModel, check_how
 from stmsi.tl._models import is_named, model_record, name_of, obtain_model, setup_on
 from stmsi.tl._partial_sections import correct_by_measured
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 def predict_metabolites(
     data: SpatialData | AnnData,
-    model: HurdleModel | str | Path | Mapping[str, Any] = "ridge",
+    model: HurdleModel | str | Path | Mapping[str, Any] = AUTO,
     *,
     how: How | Sequence[How] = "expected",
     layer: str | None = None,
@@ -46,9 +47,10 @@ def predict_metabolites(
     data
         ST section(s), with or without MSI. SpatialData, or AnnData of spots x genes with counts or log expression.
     model
-        A trained model, the folder of a saved one, or the name of a family (``"mean"``, ``"linear"``, ``"ridge"``,
-        ``"lasso"``, ``"pls"``, ``"kernel_ridge"``, ``"knn"``, ``"poisson"``, ``"negative_binomial"``, ``"boosting"``, ``"mlp"``,
-        ``"ensemble"``, and the negative controls ``"coordinates"``, ``"shuffled_genes"``, ``"toroidal_shift"``) or a mapping with its
+        A trained model, the folder of a saved one, or the name of a family: ``"auto"`` (a stack of ridge regressions, weighted
+        by held-out sections or patients, see :class:`stmsi.model.HurdleEnsemble`), ``"ridge"`` (the fast choice),
+        ``"gene_ridge"``, ``"kernel_ridge"``, ``"screened_ridge"``, ``"prior_ridge"``, ``"mean"``, ``"linear"``, ``"lasso"``,
+        ``"pls"``, ``"knn"``, ``"poisson"``, ``"negative_binomial"``, ``"boosting"``, ``"mlp"``, ``"ensemble"``, and the negative controls ``"coordinates"``, ``"shuffled_genes"``, ``"toroidal_shift"``) or a mapping with its
         hyper-parameters. By name, the model is trained on the spots of `data` that have MSI and predicts all; predictions of
         training spots are **not** evidence of its skill: see :func:`stmsi.tl.cross_validate`.
     how
@@ -70,7 +72,8 @@ def predict_metabolites(
         Share of the training genes that must be in the data; missing ones are imputed at their training mean.
     setup
         Fields for ``setup_anndata`` when training by name (``presence_key``, ``signature_key``, ...); `None`: presence
-        from ``obsm["msi_presence"]`` and the signature from ``varm["signature"]`` if they exist.
+        from ``obsm["msi_presence"]`` and the signature from ``varm["signature"]`` if they exist. Models that read them also get
+        the graph ``obsp["spatial_connectivities"]`` and the prior ``varm["msi_prior"]``; name them `None` to leave them out.
     use_measured
         Correct the spots that were not measured by those of the same section that were (a raster that stopped early, few pixels):
         offset and scale, then kriged residuals, for presence too. Measured spots keep the prediction of the model. Meant for models

@@ -260,6 +260,31 @@ class HeldOutTruth:
         pooled = _correlation(*(s.sum(axis=0) for s in sums))
         return inside, pooled
 
+    def products(self, maps: Floats) -> tuple[Floats, Floats, Floats, Floats]:
+        """What the scores of every weighted mean of several maps follow from.
+
+        `maps` are of shape (maps, spots, targets); where one is not known, nothing counts. Sums over the spots of each unit,
+        and of all spots last: number (units + 1, targets), variance of the truth, its products with the maps (maps, units + 1,
+        targets), and theirs with each other (maps, maps, units + 1, targets). All but the last unit are centred in the unit.
+        """
+        both = self.known & ~np.isnan(maps).any(axis=0)
+        y = np.where(both, self.y, 0)
+        h = [np.where(both, m - self.base[self.groups], 0).astype(np.float32) for m in maps]
+
+        def summed(values: AnyFloats) -> Floats:
+            sums = np.asarray(self.of_unit @ values, dtype=np.float64)
+            return np.vstack([sums, sums.sum(axis=0)])
+
+        n = summed(both.astype(np.float32))
+        many = np.maximum(n, 1)
+        first, level = summed(y), [summed(v) for v in h]
+        variance = summed(y * y) - first**2 / many
+        along = np.stack([summed(y * v) - first * s / many for v, s in zip(h, level, strict=True)])
+        between = np.empty((len(h), len(h), *n.shape))
+        for k, l in zip(*np.triu_indices(len(h)), strict=True):
+            between[k, l] = between[l, k] = summed(h[k] * h[l]) - level[k] * level[l] / many
+        return n, variance, along, between
+
     def slopes(self, held_out: AnyFloats) -> Floats:
         """Factor on each target's deviation from its mean that held-out spots bear out, shrunk to that of all targets."""
         h, both = self.deviation(held_out)

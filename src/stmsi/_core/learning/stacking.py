@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
-import scipy.sparse as sp
 from scipy.optimize import nnls
 
 from stmsi._core.arrays import Bools, Floats, Ints
+from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._core.spatial.sections import rows_of_each
 
 _SHRINKAGE = (np.inf, 3000.0, 1000.0, 300.0, 100.0, 30.0, 10.0)
 """Strengths of shrinkage, strongest first: the number of spots that the weights of all metabolites count for."""
+_CHOICES = 20
+_MIN_UNIT = 5
+_OWN_SPOTS = 3000
+"""Spots of a target at which weights of its own count as much as those of all targets."""
 _TO_EQUAL = 1e-4  # pull towards equal weights, so that members that agree share their weight
 
 
@@ -41,8 +47,60 @@ def simplex_weights(moments: Floats, prior: Floats, strength: Floats) -> Floats:
     return weights / weights.sum(axis=1, keepdims=True)
 
 
+def selected_weights(truth: HeldOutTruth, maps: Floats, eligible: Bools) -> Floats:
+    """Weights of several held-out maps for each target, shape (maps, targets), that make the score of their mean large.
+
+    Maps are added one by one, each as often as it helps most, up to 20 times (Caruana et al., ICML 2004): a sum of few
+    choices, which cannot fit noise as free weights do. This is done once for all targets together and once for each target.
+    The weights of all are pulled half-way to the best map alone, since new sections differ from those that chose, and the
+    weights of a target are pulled to those of all, the more the fewer spots it has. `maps` are of shape (maps, spots,
+    targets); only `eligible` ones (maps, targets) have weight. Columns sum to 1, or to 0 where no map is eligible.
+    """
+    n_maps, _, n_targets = maps.shape
+    filled = np.where(np.isnan(maps), _mean_of_known(maps), maps)
+    n, variance, along, between = truth.products(filled)
+    enough = (n >= _MIN_UNIT) & (variance > 1e-7 * variance.max(initial=0))
+    root = np.sqrt(np.where(enough, variance, 1))
+
+    def scores(w: Floats) -> Floats:
+        """Of each target: the mean of its correlation inside units and of the pooled one, as far as they exist."""
+        size = np.einsum("km,lm,klum->um", w, w, between, optimize=True)
+        r = np.einsum("km,kum->um", w, along) / (np.sqrt(np.where(size > 0, size, 1)) * root)
+        r = np.where(enough, np.where(size > 0, r, 0), np.nan)
+        inside, count = np.nansum(r[:-1], axis=0), np.isfinite(r[:-1]).sum(axis=0)
+        return np.nan_to_num(np.where(count > 0, (inside / np.maximum(count, 1) + np.nan_to_num(r[-1])) / 2, r[-1]))
+
+    def climb(total: Callable[[Floats], Floats]) -> Floats:
+        """Counts of each map, shape (maps, targets); `total` says what is made large: the mean over targets, or each."""
+        count, best = np.zeros((n_maps, n_targets)), np.full(n_targets, -np.inf)
+        for _ in range(_CHOICES):
+            found = np.stack([total(scores(count + one[:, None])) for one in np.eye(n_maps)])
+            better = found.max(axis=0) > best + 1e-5
+            if not better.any():
+                break
+            best = np.where(better, found.max(axis=0), best)
+            count[found.argmax(axis=0), np.arange(n_targets)] += better
+        return count / count.sum(axis=0)
+
+    together = climb(lambda s: np.full(n_targets, s.mean()))
+    alone = np.zeros((n_maps, 1))
+    alone[int(np.argmax([scores(np.tile(one[:, None], n_targets)).mean() for one in np.eye(n_maps)]))] = 1
+    own = climb(lambda s: s)
+    share = n[-1] / (n[-1] + _OWN_SPOTS)
+    weights = ((1 - share) * (together + alone) / 2 + share * own) * eligible
+    total = weights.sum(axis=0)
+    # a target that no chosen map has is given the others in equal parts
+    return np.where(total > 0, weights / np.where(total > 0, total, 1), eligible / np.maximum(eligible.sum(axis=0), 1))
+
+
+def _mean_of_known(maps: Floats) -> Floats:
+    known = ~np.isnan(maps)
+    n = known.sum(axis=0)
+    return np.where(n > 0, np.where(known, maps, 0).sum(axis=0) / np.maximum(n, 1), np.nan)
+
+
 def stacking_weights(
-    truth: Floats, predictions: Floats, groups: Ints, eligible: Bools | None = None, units: Ints | None = None
+    truth: Floats, predictions: Floats, groups: Ints, eligible: Bools | None = None
 ) -> Floats:
     """Weights of each metabolite, shape (members, metabolites), shrunk to those of all metabolites.
 
@@ -60,9 +118,7 @@ def stacking_weights(
     compared = eligible & made.any(axis=1)
     # members without held-out predictions have weight only where there is no other member
     candidates = np.where(compared.any(axis=0), compared, eligible)
-    moments, count = _error_moments(truth, predictions, groups, made, candidates, None)
-    if units is not None:
-        moments = moments + _error_moments(truth, predictions, groups, made, candidates, units)[0]
+    moments, count = _error_moments(truth, predictions, groups, made, candidates)
     total, n = moments.sum(axis=0), count.sum(axis=0)
     best = 0
     if len(moments) > 1:
@@ -76,7 +132,7 @@ def stacking_weights(
 
 
 def _error_moments(
-    truth: Floats, predictions: Floats, groups: Ints, made: Bools, candidates: Bools, units: Ints | None
+    truth: Floats, predictions: Floats, groups: Ints, made: Bools, candidates: Bools
 ) -> tuple[Floats, Ints]:
     """Products of errors, summed over the spots of each group, in units of the truth's variance; number of spots.
 
@@ -88,42 +144,10 @@ def _error_moments(
     variance = np.where(known, (truth - mean) ** 2, 0).sum(axis=0) / n
     varies = variance > 1e-12 * mean**2
     known &= varies
-    if units is None:
-        error = np.where(known & candidates[:, None], (predictions - truth) / np.sqrt(np.where(varies, variance, 1)), 0)
-    else:
-        error = _errors_within(truth, predictions, known, candidates, units)
+    error = np.where(known & candidates[:, None], (predictions - truth) / np.sqrt(np.where(varies, variance, 1)), 0)
     by_group = rows_of_each(groups)
     moments = [np.einsum("knm,lnm->mkl", error[:, g], error[:, g], optimize=True) for g in by_group]
     return np.stack(moments), np.stack([known[g].sum(axis=0) for g in by_group])
-
-
-def _errors_within(truth: Floats, predictions: Floats, known: Bools, candidates: Bools, units: Ints) -> Floats:
-    """Errors of the pattern inside each unit, shape (members, spots, metabolites); 0 where they do not count.
-
-    Units differ in level and spread, and one of another batch would have most of the squared error. So the truth has the
-    same variance in each unit. Where the members' mean prediction spreads more or less in a unit than everywhere, all
-    members are scaled by the same factor.
-    """
-    code = np.unique(units, return_inverse=True)[1]
-    of_unit = sp.csr_matrix((np.ones(len(code)), (code, np.arange(len(code)))))
-    n = np.maximum(of_unit @ known.astype(float), 1)
-
-    def centred(values: Floats, where: Bools) -> Floats:
-        values = np.where(where, values, 0)
-        return np.where(where, values - ((of_unit @ values) / n)[code], 0)
-
-    y = centred(truth, known)
-    h = np.stack([centred(p, known & c) for p, c in zip(predictions, candidates, strict=True)])
-    together = h.sum(axis=0) / np.maximum(candidates.sum(axis=0), 1)
-    agreement, size = of_unit @ (y * together), of_unit @ together**2
-    everywhere = _ratio(agreement.sum(axis=0), size.sum(axis=0), 0.0)
-    factor = np.where(everywhere > 0, np.maximum(_ratio(_ratio(agreement, size, 0.0), everywhere, 1.0), 0), 1)
-    spread = np.sqrt((of_unit @ y**2) / n)
-    return (factor[code] * h - y) * (known & candidates[:, None]) / np.where(spread > 0, spread, 1)[code]
-
-
-def _ratio(a: Floats, b: Floats, otherwise: float) -> Floats:
-    return np.where(b != 0, a / np.where(b != 0, b, 1), otherwise)
 
 
 def _weights(moments: Floats, n: Ints, candidates: Bools, strengths: tuple[float, ...] = _SHRINKAGE) -> list[Floats]:

@@ -12,8 +12,9 @@ import pandas as pd
 from anndata import AnnData
 
 from stmsi._core.learning.shared_ridge import HeldOutTruth
-from stmsi._core.learning.stacking import stacking_weights
+from stmsi._core.learning.stacking import selected_weights, stacking_weights
 from stmsi._data.checks import listing
+from stmsi._data.keys import Key
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec
@@ -25,7 +26,7 @@ from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._map_scale import MapScale
 from stmsi.model.shared._persistence import save_model
 from stmsi.model.shared._plain_files import read_payload, write_payload
-from stmsi.model.shared._setup import Setup
+from stmsi.model.shared._setup import Setup, graph_where_there
 from stmsi.model.shared._spot_features import STAGES, SpotFeatures
 from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._targets import Targets
@@ -47,8 +48,6 @@ AUTO_MEMBERS: dict[str, ModelSpec] = {
 """Members that differ in what they see. Presence would be the same in all, and is fitted once."""
 PRIOR_MEMBER: dict[str, ModelSpec] = {"prior ridge": {"model": "prior_ridge", "presence": "prior"}}
 """The same where a knowledge prior is set up."""
-_NOISE = 0.005
-"""Correlation by which a single member must be ahead of the stack on held-out spots to stand in its place."""
 _COMPONENTS = 50
 """Components of the space in which out-of-distribution spots are found."""
 
@@ -142,6 +141,11 @@ class HurdleEnsemble(HurdleModel):
     # the same fields for every member
     setup_anndata = HurdleLinear.setup_anndata
 
+    @classmethod
+    def _default_fields(cls, adata: AnnData) -> dict[str, Any]:
+        prior = {"prior_key": Key.varm.PRIOR} if Key.varm.PRIOR in adata.varm else {}
+        return graph_where_there(adata) | prior
+
     @property
     def is_trained(self) -> bool:
         """Whether :meth:`~stmsi.model.HurdleEnsemble.train` has been called."""
@@ -213,7 +217,7 @@ class HurdleEnsemble(HurdleModel):
         self.models_, self.state_ = models, state
         self.stack_ = {
             "presence": stacking_weights(targets.presence, held_out[0], groups, predicted),
-            "intensity": self._weigh(targets.intensity, maps, folds, predicted, truth),
+            "intensity": selected_weights(truth, maps, predicted),
         }
         probability, expected = _weighted(held_out[0], self.stack_["presence"]), _weighted(maps, self.stack_["intensity"])
         self.scale_ = MapScale.fit(targets.intensity, expected, truth)
@@ -243,26 +247,6 @@ class HurdleEnsemble(HurdleModel):
             raise ValueError(msg)
         self.members = kept
         return models
-
-    def _weigh(
-        self,
-        intensity: NDArray[np.float64],
-        maps: NDArray[np.float64],
-        folds: InnerFolds,
-        predicted: NDArray[np.bool_],
-        truth: HeldOutTruth,
-    ) -> NDArray[np.float64]:
-        """Weights of the members' maps; one member alone where it is ahead of the stack beyond noise."""
-        weights = stacking_weights(intensity, maps, folds.groups, predicted, folds.units)
-        complete = np.flatnonzero(predicted.all(axis=1))
-        if len(complete) == 0:
-            return weights
-        scores = [truth.score(maps[k]) for k in complete]
-        if max(scores) <= truth.score(_weighted(maps, weights)) + _NOISE:
-            return weights
-        alone = np.zeros_like(weights)
-        alone[complete[int(np.argmax(scores))]] = 1
-        return alone
 
     def _in_words(
         self, maps: NDArray[np.float64], expected: NDArray[np.float64], truth: HeldOutTruth, folds: InnerFolds

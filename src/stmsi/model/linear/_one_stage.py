@@ -16,7 +16,7 @@ from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._map_scale import MapScale
 from stmsi.model.shared._plain_files import read_payload, write_payload
-from stmsi.model.shared._setup import Setup
+from stmsi.model.shared._setup import Setup, graph_where_there
 from stmsi.model.shared._spot_features import SpotFeatures
 from stmsi.model.shared._training_data import TrainingData, signature_of
 
@@ -136,6 +136,10 @@ class OneStage(HurdleModel):
         model.adata, model.state_, model._setup = adata, payload["state"], payload["state"].setup
         model.held_out_ = None
         return model
+
+    @classmethod
+    def _default_fields(cls, adata: AnnData) -> dict[str, Any]:
+        return graph_where_there(adata)
 
     def _contains_training_profiles(self) -> bool:
         return False

@@ -126,6 +126,11 @@ class HurdleModel:
         return True
 
     @classmethod
+    def _default_fields(cls, adata: AnnData) -> dict[str, Any]:  # noqa: ARG003
+        """Fields that are set up where the data have them and nothing else is said."""
+        return {}
+
+    @classmethod
     def _reads_prior(cls, params: Mapping[str, Any]) -> bool:  # noqa: ARG003
         """Whether a model with these hyper-parameters can be set up with a knowledge prior."""
         return False

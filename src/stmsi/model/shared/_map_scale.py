@@ -12,7 +12,7 @@ from stmsi._core.learning.shared_ridge import HeldOutTruth
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-_LEAST_PROBABILITY = 0.1
+LEAST_PROBABILITY = 0.1
 """Below it, the intensity given presence is what the map would give at it: a quotient of two small numbers says nothing."""
 _MOST = 1.5
 """Times the largest intensity seen: as far as a map may reach."""
@@ -52,4 +52,4 @@ class MapScale:
             Of held-out predictions: the mean that their fold knows takes the place of that of all training spots.
         """
         scaled = self.mean + self.slope * (values - self.mean) if truth is None else truth.scaled(values, self.slope)
-        return np.clip(scaled, 0, _MOST * self.largest) / np.maximum(probability, _LEAST_PROBABILITY)
+        return np.clip(scaled, 0, _MOST * self.largest) / np.maximum(probability, LEAST_PROBABILITY)

@@ -172,3 +172,8 @@ def default_setup(adata: AnnData) -> dict[str, Any]:
     if Key.varm.SIGNATURE in adata.varm and cluster_key in adata.obs:
         fields |= {"signature_key": Key.varm.SIGNATURE, "cluster_key": str(cluster_key)}
     return fields
+
+
+def graph_where_there(adata: AnnData) -> dict[str, Any]:
+    """The neighbourhood graph, where :func:`stmsi.pp.spatial_graph` has written it."""
+    return {"graph_key": Key.obsp.CONNECTIVITIES} if Key.obsp.CONNECTIVITIES in adata.obsp else {}
