@@ -219,7 +219,9 @@ def screened_sets(
     blocks: GeneBlocks, Y: NDArray[np.float64], section: NDArray[np.int64], groups: NDArray[np.int64]
 ) -> Iterator[list[list[NDArray[np.int64]]]]:
     """Of each metabolite, for each size, the genes that go with it most, found without each group and at last with all."""
-    sizes = [s for s in SIZES if s < len(blocks.genes)] or [len(blocks.genes)]
+    # more genes than spots cannot be told apart
+    most = min(len(blocks.genes), len(Y))
+    sizes = [s for s in SIZES if s <= most] or [min(SIZES[0], len(blocks.genes))]
     for start in range(0, Y.shape[1], _TOGETHER):
         found = blocks.screen(Y[:, start : start + _TOGETHER], section, groups)
         total = found.sum(axis=0)
