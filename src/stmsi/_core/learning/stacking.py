@@ -108,8 +108,7 @@ def stacking_weights(
     weights are pulled to the best ones for all metabolites together; how strongly is chosen by leaving out one group after
     the other. `predictions` are held-out, shape (members, spots, metabolites), NaN where a member made none. A spot counts
     for a metabolite if all members that predict the metabolite at all predict it there. Only `eligible` members (members,
-    metabolites) have weight. With `units` (sections), only the pattern inside units counts, and as much in each. Columns
-    sum to 1, or to 0 where no member is eligible. A metabolite without evidence, or with a constant truth, has the weights
+    metabolites) have weight. Columns sum to 1, or to 0 where no member is eligible. A metabolite without evidence, or with a constant truth, has the weights
     of all metabolites.
     """
     n_members, _, n_metabolites = predictions.shape

@@ -53,16 +53,19 @@ _COMPONENTS = 50
 
 
 class HurdleEnsemble(HurdleModel):
-    """Several models, stacked: for each metabolite and each stage, a weighted mean of their predictions.
+    """Several models, stacked: for each metabolite a weighted mean of their probabilities, and one of their maps.
 
-    The training spots are split into groups of whole sections (spatial blocks where there are fewer than three), and
-    every member predicts each group without having been trained on it. Members of :class:`HurdleLinear` have made such
-    predictions in their inner folds; the others are trained once more for every group. The weights minimise the squared
-    error of these predictions: of the calibrated probability of presence (Brier score), and of the intensity where
-    present, as far as it varies within the sections. They are not negative and sum to 1. The weights of a metabolite are
-    shrunk to those of all metabolites together, the more the fewer spots they rest on; how much, is decided by groups
-    that had no say in them. Thresholds, intervals and the evidence in the feature table come from the stacked
-    predictions of the groups, so that they rest on every training section.
+    The training spots are split into groups: whole patients where ``obs["patient"]`` names three or more, else sections,
+    else spatial blocks, else at random. Every member predicts each group without having been trained on it. Members of
+    :class:`HurdleLinear`, :class:`HurdleKernel` and :class:`HurdleScreened` have made such predictions in their inner folds;
+    the others are trained once more for every group. Weights of presence minimise the squared error of the calibrated
+    probability (Brier score). Weights of the maps are found by selection: members are added one by one, each as often as it
+    raises the held-out correlation, within sections and pooled, most. Weights are not negative and sum to 1. Those of a
+    metabolite are pulled to those of all metabolites together, the more the fewer spots they rest on. The intensity given
+    presence is the map over the probability. Thresholds, intervals and the evidence in the feature table come from the
+    stacked predictions of the groups, so that they rest on every training section.
+
+    ``print(model)`` and ``model.card["training"]["chosen"]`` say what was chosen, in words.
 
     Parameters
     ----------
@@ -71,14 +74,16 @@ class HurdleEnsemble(HurdleModel):
     members
         Families by name, or mappings ``{"model": family or class, "train": {...}, **hyper-parameters}``, as a sequence
         or as a mapping from the name to show. The entry ``"setup"`` of a member can switch inputs of the ensemble off:
-        ``{"model": "ridge", "setup": {"graph_key": None}}``. Members that cannot read a graph are given none. `None`:
-        ridge and kernel ridge; with a graph, both on diffused components and kernel ridge on pooled counts.
+        ``{"model": "ridge", "setup": {"graph_key": None}}``. Members that cannot read a graph are given none. `None`, the
+        model ``"auto"``: two-stage ridge, gene ridge, gene ridge z-scored, kernel ridge, screened ridge and, where a
+        knowledge prior is set up, prior ridge. One of these that fails is left out, with a warning; one that you named
+        raises its error.
     nested
-        Train every member once more for each group. The inner folds of :class:`HurdleLinear` have chosen penalties and
-        calibrated with the spots that they then predict, and its components have seen their genes; nested predictions are
-        free of that, for several times the cost.
+        Train every member once more for each group. The inner folds of members have chosen penalties and calibrated with
+        the spots that they then predict, and components and landmarks have seen their genes; nested predictions are free of
+        that, for several times the cost.
     n_folds
-        Groups at most.
+        Groups at most (of blocks, a few more where they do not divide among the sections).
     n_jobs
         Processes for groups x members; `None` follows ``stmsi.settings.n_jobs``. Results do not depend on it.
     rng
@@ -154,6 +159,8 @@ class HurdleEnsemble(HurdleModel):
     @property
     def weights(self) -> pd.DataFrame:
         """Weight of each member: tidy table with ``metabolite``, ``stage``, ``member``, ``weight``.
+
+        Of the stage ``"intensity"``, weights of the maps.
 
         Raises
         ------

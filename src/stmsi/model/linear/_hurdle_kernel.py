@@ -26,8 +26,9 @@ Kernel: TypeAlias = Literal["genes", "components"]
 class HurdleKernel(OneStage):
     """All metabolites by one kernel ridge regression with one penalty, from a spot and, with a graph, its two rings.
 
-    The regression is of the map itself, zeros included. Presence is a ridge regression of its own, with Platt's sigmoid for
-    each metabolite, and the intensity given presence is the map over the probability. The penalty is the one whose held-out
+    The regression is of the map itself, zeros included. Presence is a logistic regression of its own, with Platt's sigmoid for
+    each metabolite, and the intensity given presence is the map over the probability. Covariates and further features of the
+    setup reach presence only. The penalty is the one whose held-out
     predictions follow the measured maps best, as the mean of the correlation inside sections and of the pooled one, which
     also sees the level of sections. Everything is fitted on the training spots.
 
@@ -41,7 +42,8 @@ class HurdleKernel(OneStage):
     unit_variance
         Of the kernel ``"genes"``: whether genes are z-scored, so that all count the same.
     presence
-        ``"ridge"``, or ``"prior"``: the share of the training spots, everywhere.
+        ``"ridge"`` (logistic regressions, with the penalty of a ridge regression), or ``"prior"``: the share of the training
+        spots, everywhere.
     n_components
         Of the kernel ``"components"``.
     n_landmarks

@@ -42,7 +42,8 @@ class HurdleScreened(OneStage):
         ``"screened"``, or ``"prior"``: the genes that the knowledge prior of the setup names; metabolites for which it
         names none are left out.
     presence
-        ``"ridge"``, or ``"prior"``: the share of the training spots, everywhere.
+        ``"ridge"`` (logistic regressions, with the penalty of a ridge regression), or ``"prior"``: the share of the training
+        spots, everywhere.
     n_folds
         Inner folds at most.
     rng
