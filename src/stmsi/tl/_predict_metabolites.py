@@ -15,7 +15,7 @@ from stmsi.tl._models import is_named, model_record, name_of, obtain_model, setu
 from stmsi.tl._partial_sections import correct_by_measured
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -154,8 +154,13 @@ def predict_metabolites(
     name = fitted if isinstance(model, Mapping) else model
     adata.uns[key_added] = {
         "params": {
-            "coverage": coverage, "min_genes": min_genes, "model": name_of(name), "how": list(asked), "use_measured": use_measured,
-        } | {key: value for key, value in (("layer", layer), ("input", input)) if value is not None},
+            "coverage": coverage,
+            "min_genes": min_genes,
+            "model": name_of(name),
+            "how": list(asked),
+            "use_measured": use_measured,
+        }
+        | {key: value for key, value in (("layer", layer), ("input", input)) if value is not None},
         "model": model_record(fitted),
         "features": fitted.state.feature_table.assign(threshold=fitted.state.threshold),
         "missing_genes": prediction.missing_genes,

@@ -166,7 +166,9 @@ class GroupMoments:
             weights[:, part] = self._where_known(factor, shrink, cross[:, part], part, spots)
         return weights
 
-    def _where_known(self, factor: tuple[Floats, bool], shrink: Floats, cross: Floats, part: Ints, spots: Bools) -> Floats:
+    def _where_known(
+        self, factor: tuple[Floats, bool], shrink: Floats, cross: Floats, part: Ints, spots: Bools
+    ) -> Floats:
         """Targets that some spots lack: conjugate gradients, all together, preconditioned with the matrix of all spots."""
         F, known = self.F[spots], self.known[np.ix_(spots, part)].astype(np.float32)
         inverse = shrink[:, None]
@@ -228,7 +230,11 @@ class HeldOutTruth:
         of_group = _membership(groups)
         total, count = of_group @ filled, of_group @ known.astype(np.float64)
         rest = count.sum(axis=0) - count
-        base = np.where(rest > 0, (total.sum(axis=0) - total) / np.maximum(rest, 1), total.sum(axis=0) / np.maximum(count.sum(axis=0), 1))
+        base = np.where(
+            rest > 0,
+            (total.sum(axis=0) - total) / np.maximum(rest, 1),
+            total.sum(axis=0) / np.maximum(count.sum(axis=0), 1),
+        )
         y = np.where(known, filled - base[groups], 0).astype(np.float32)
         return cls(y, known, base.astype(np.float32), groups, _membership(np.unique(units, return_inverse=True)[1]))
 
@@ -251,7 +257,9 @@ class HeldOutTruth:
         """Of each target, the mean correlation inside units with five spots at least, and the correlation of all spots."""
         h, both = self.deviation(held_out)
         y = np.where(both, self.y, 0)
-        sums = [np.asarray(self.of_unit @ v, dtype=np.float64) for v in (both.astype(np.float32), y, h, y * y, h * h, y * h)]
+        sums = [
+            np.asarray(self.of_unit @ v, dtype=np.float64) for v in (both.astype(np.float32), y, h, y * y, h * h, y * h)
+        ]
         n, *rest = sums
         each = _correlation(n, *rest)
         each[n < _MIN_UNIT] = np.nan
@@ -281,8 +289,8 @@ class HeldOutTruth:
         variance = summed(y * y) - first**2 / many
         along = np.stack([summed(y * v) - first * s / many for v, s in zip(h, level, strict=True)])
         between = np.empty((len(h), len(h), *n.shape))
-        for k, l in zip(*np.triu_indices(len(h)), strict=True):
-            between[k, l] = between[l, k] = summed(h[k] * h[l]) - level[k] * level[l] / many
+        for a, b in zip(*np.triu_indices(len(h)), strict=True):
+            between[a, b] = between[b, a] = summed(h[a] * h[b]) - level[a] * level[b] / many
         return n, variance, along, between
 
     def slopes(self, held_out: AnyFloats) -> Floats:
@@ -295,7 +303,6 @@ class HeldOutTruth:
         # the slope of all targets counts as so many spots
         prior = scale * _SLOPE_SPOTS / np.maximum(both.sum(axis=0), 1)
         return np.clip((along + prior * everywhere) / (size + prior), LEAST_SLOPE, MOST_SLOPE)
-
 
     def scaled(self, held_out: AnyFloats, slope: Floats) -> Floats:
         """Held-out predictions with so much of their deviation from what their fold knows of the mean."""

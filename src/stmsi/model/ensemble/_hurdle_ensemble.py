@@ -14,7 +14,6 @@ from anndata import AnnData
 from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._core.learning.stacking import selected_weights, stacking_weights
 from stmsi._data.checks import listing
-from stmsi._data.keys import Key
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec
@@ -26,7 +25,7 @@ from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._map_scale import MapScale
 from stmsi.model.shared._persistence import save_model
 from stmsi.model.shared._plain_files import read_payload, write_payload
-from stmsi.model.shared._setup import Setup, graph_where_there
+from stmsi.model.shared._setup import Setup, graph_where_there, prior_where_there
 from stmsi.model.shared._spot_features import STAGES, SpotFeatures
 from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._targets import Targets
@@ -147,9 +146,11 @@ class HurdleEnsemble(HurdleModel):
     setup_anndata = HurdleLinear.setup_anndata
 
     @classmethod
-    def _default_fields(cls, adata: AnnData) -> dict[str, Any]:
-        prior = {"prior_key": Key.varm.PRIOR} if Key.varm.PRIOR in adata.varm else {}
-        return graph_where_there(adata) | prior
+    def _default_fields(cls, adata: AnnData, params: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003
+        return graph_where_there(adata) | prior_where_there(adata)
+
+    def _used_genes(self) -> NDArray[np.int64]:
+        return np.unique(np.concatenate([model._used_genes() for model in self.models_]))
 
     @property
     def is_trained(self) -> bool:
@@ -199,7 +200,7 @@ class HurdleEnsemble(HurdleModel):
         """
         setup = self._setup
         data = TrainingData.read(self.adata, setup, train_idx, validation_idx)
-        train, targets, sample = data.train, data.targets, data.sample
+        train, targets = data.train, data.targets
         labels, signature = signature_of(data.adata, setup)
         features = SpotFeatures(n_components=_COMPONENTS, seed=self.rng).fit(train, labels, signature)
         state = data.start(setup, features)
@@ -226,7 +227,10 @@ class HurdleEnsemble(HurdleModel):
             "presence": stacking_weights(targets.presence, held_out[0], groups, predicted),
             "intensity": selected_weights(truth, maps, predicted),
         }
-        probability, expected = _weighted(held_out[0], self.stack_["presence"]), _weighted(maps, self.stack_["intensity"])
+        probability, expected = (
+            _weighted(held_out[0], self.stack_["presence"]),
+            _weighted(maps, self.stack_["intensity"]),
+        )
         self.scale_ = MapScale.fit(targets.intensity, expected, truth)
         intensity = self.scale_.given_presence(expected, probability, truth)
         state.training["chosen"] = self._in_words(maps, expected, truth, folds)
@@ -336,7 +340,9 @@ class HurdleEnsemble(HurdleModel):
         return probability, self.scale_.given_presence(expected, probability)
 
     def _write(self, directory: Path) -> None:
-        write_payload(directory, {"params": self._params(), "state": self.state, "stack": self.stack_, "scale": self.scale_})
+        write_payload(
+            directory, {"params": self._params(), "state": self.state, "stack": self.stack_, "scale": self.scale_}
+        )
         for k, model in enumerate(self.models_):  # by number: names may hold anything
             save_model(model, directory / MEMBERS / str(k), overwrite=False)
 

@@ -21,7 +21,7 @@ SIZES = (10, 30, 100, 300)
 """Numbers of genes to choose from for each metabolite."""
 _PENALTIES = (1e-2, 1e-1, 1.0, 10.0)
 """Times the number of spots: features have variance 1."""
-_CHOOSING = 24
+_CHOOSING = 12
 """Metabolites on which the penalty of all is chosen."""
 _TOGETHER = 128
 """Metabolites that are screened at a time."""
@@ -68,7 +68,9 @@ class GeneBlocks:
 
     def features(self, genes: NDArray[np.int64]) -> NDArray[np.float32]:
         """Z-scored columns of some of the genes (positions among those seen), own block before ring."""
-        own = (self.log[:, genes].toarray() - self.mean[genes].astype(np.float32)) / self.scale[genes].astype(np.float32)
+        own = (self.log[:, genes].toarray() - self.mean[genes].astype(np.float32)) / self.scale[genes].astype(
+            np.float32
+        )
         return own if self.ring is None else np.hstack([own, self.ring @ own])
 
     def screen(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+import numpy as np
+
 from stmsi._core.learning.shared_ridge import fit_shared_ridge
 from stmsi._data.checks import check_choice
 from stmsi.model.linear._context_kernels import ComponentKernel, GeneKernel
@@ -12,11 +14,11 @@ from stmsi.model.linear._hurdle_linear import HurdleLinear
 from stmsi.model.linear._one_stage import MapPresence, OneStage
 
 if TYPE_CHECKING:
-    import numpy as np
     from anndata import AnnData
     from numpy.typing import NDArray
 
     from stmsi.model.shared._inner_folds import InnerFolds
+    from stmsi.model.shared._spot_features import SpotFeatures
     from stmsi.model.shared._spot_input import Spots
     from stmsi.model.shared._training_data import TrainingData
 
@@ -93,24 +95,32 @@ class HurdleKernel(OneStage):
         self.kernel, self.unit_variance = kernel, unit_variance
         self.n_components, self.n_landmarks = n_components, n_landmarks
         self.kernel_: GeneKernel | ComponentKernel | None = None
+        self.beside_: NDArray[np.float32] = np.empty((0, 0), np.float32)
 
     setup_anndata = HurdleLinear.setup_anndata
 
-    def _fit_map(self, data: TrainingData, folds: InnerFolds) -> NDArray[np.float32]:
+    def _fit_map(self, data: TrainingData, folds: InnerFolds, features: SpotFeatures) -> NDArray[np.float32]:
         kernel: GeneKernel | ComponentKernel = (
             GeneKernel(self.unit_variance, self.n_landmarks, self.rng)
             if self.kernel == "genes"
             else ComponentKernel(self.n_components, self.n_landmarks, self.rng)
         )
         F = kernel.fit_transform(data.train)
-        fitted = fit_shared_ridge(F, data.targets.intensity, folds.groups, folds.units, folds.apart)
-        kernel.keep(fitted.weights, fitted.offset)
-        self.kernel_ = kernel
+        beside = features.further(data.train)
+        both = np.hstack([F, beside]) if beside.shape[1] else F
+        fitted = fit_shared_ridge(both, data.targets.intensity, folds.groups, folds.units, folds.apart)
+        kernel.keep(fitted.weights[: F.shape[1]], fitted.offset)
+        self.kernel_, self.beside_ = kernel, fitted.weights[F.shape[1] :]
         return fitted.held_out
 
     def _map(self, spots: Spots) -> NDArray[np.float32]:
         assert self.kernel_ is not None
-        return self.kernel_.predict(spots)
+        genes = self.kernel_.predict(spots)
+        return genes + self.state.features.further(spots) @ self.beside_ if len(self.beside_) else genes
+
+    def _used_genes(self) -> NDArray[np.int64]:
+        assert self.kernel_ is not None
+        return np.union1d(super()._used_genes(), self.kernel_.used)
 
     def _contains_training_profiles(self) -> bool:
         return self.kernel == "components"

@@ -25,7 +25,6 @@ from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup, read_prior
 from stmsi.model.shared._spot_features import STAGES, Context, SignatureStage, SpotFeatures, check_stages
 from stmsi.model.shared._spot_input import Spots
-from stmsi.model.shared._targets import Targets
 from stmsi.model.shared._training_data import TrainingData, signature_of
 
 if TYPE_CHECKING:
@@ -322,6 +321,10 @@ class HurdleLinear(HurdleModel):
             np.column_stack([c.predict(prior.extend(for_presence, values, STAGES[0], m)) for m, c in classifiers]),
             np.column_stack([r.predict(prior.extend(for_intensity, values, STAGES[1], m)) for m, r in regressions]),
         )
+
+    def _used_genes(self) -> NDArray[np.int64]:
+        genes = super()._used_genes()
+        return genes if self.prior_ is None else np.union1d(genes, self.prior_.genes)
 
     def _held_out_stages(self) -> NDArray[np.float64] | None:
         return self.held_out_

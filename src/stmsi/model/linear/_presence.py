@@ -116,7 +116,7 @@ def fit_shared_classifiers(F: AnyFloats, present: NDArray[np.float64], folds: In
         return classifiers
     F, y = F.astype(np.float32), present[:, usable]
     moments = GroupMoments.of(F, y, folds.groups)
-    penalty, held_out = choose_penalty(moments, HeldOutTruth.of(y, folds.groups, folds.units))
+    penalty, _ = choose_penalty(moments, HeldOutTruth.of(y, folds.groups, folds.units))
     # log-odds have four times the slope of a probability around one half, and a quarter of its curvature
     C = np.full(len(usable), 4 / (penalty * moments.unit))
 
