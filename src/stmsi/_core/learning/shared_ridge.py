@@ -229,7 +229,9 @@ class HeldOutTruth:
         total, count = of_group @ filled, of_group @ known.astype(np.float64)
         rest = count.sum(axis=0) - count
         base = np.where(rest > 0, (total.sum(axis=0) - total) / np.maximum(rest, 1), total.sum(axis=0) / np.maximum(count.sum(axis=0), 1))
-        y = np.where(known, filled - base[groups], 0).astype(np.float32)
+        y = np.where(known, filled - base[groups], 0)
+        # of a constant, the mean is off by rounding, which is no pattern
+        y = np.where(np.abs(y) > 1e-9 * np.abs(filled), y, 0).astype(np.float32)
         return cls(y, known, base.astype(np.float32), groups, _membership(np.unique(units, return_inverse=True)[1]))
 
     def of_columns(self, columns: Ints) -> HeldOutTruth:
@@ -290,12 +292,13 @@ class HeldOutTruth:
         h, both = self.deviation(held_out)
         y = np.where(both, self.y, 0)
         along, size = (h * y).sum(axis=0, dtype=np.float64), (h * h).sum(axis=0, dtype=np.float64)
-        scale = np.maximum((y * y).sum(axis=0, dtype=np.float64), 1e-30)
-        everywhere = float((along / scale).sum() / max(float((size / scale).sum()), 1e-30))
+        scale = (y * y).sum(axis=0, dtype=np.float64)
+        # a constant says nothing of the slope of the others
+        varies, scale = scale > 0, np.maximum(scale, 1e-30)
+        everywhere = float((along / scale).sum() / max(float((size / scale)[varies].sum()), 1e-30))
         # the slope of all targets counts as so many spots
         prior = scale * _SLOPE_SPOTS / np.maximum(both.sum(axis=0), 1)
         return np.clip((along + prior * everywhere) / (size + prior), LEAST_SLOPE, MOST_SLOPE)
-
 
     def scaled(self, held_out: AnyFloats, slope: Floats) -> Floats:
         """Held-out predictions with so much of their deviation from what their fold knows of the mean."""
