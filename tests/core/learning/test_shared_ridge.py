@@ -203,6 +203,20 @@ def test_units_with_fewer_than_five_spots_do_not_count():
     assert truth.scores(held_out)[0][0] == pytest.approx(1, abs=1e-5)
 
 
+@pytest.mark.parametrize("unit", [1e-20, 1e-6, 1e6, 1e30])
+def test_intensities_of_any_scale(judged, unit):
+    truth, Y, groups, units, held_out = judged
+    scaled = HeldOutTruth.of(unit * Y, groups, units)
+    for a, b in zip(scaled.scores(unit * held_out), truth.scores(held_out), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+    np.testing.assert_allclose(scaled.slopes(unit * held_out), truth.slopes(held_out), rtol=1e-4)
+    slope = np.array([0.5, 1.0, 0.1])
+    np.testing.assert_allclose(scaled.scaled(unit * held_out, slope) / unit, truth.scaled(held_out, slope), rtol=1e-4)
+    constant = np.full((N, 1), 2 * unit)
+    rounded = (constant * (1 + 1e-7 * np.arange(N)[:, None])).astype(np.float32)
+    assert np.isnan(HeldOutTruth.of(constant, groups, units).scores(rounded)[1]).all()
+
+
 def test_some_columns(judged):
     truth, *_, held_out = judged
     some = truth.of_columns(np.array([2, 0]))
