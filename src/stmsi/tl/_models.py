@@ -59,7 +59,7 @@ def train_model(
     fields = {**(default_setup(adata) if setup is None else setup), **own_setup}
     if spec == AUTO and "prior_key" not in fields and Key.varm.PRIOR not in adata.varm:
         _look_up_prior(adata, fields)
-    fields = {**cls._default_fields(adata), **fields}
+    fields = {**cls._default_fields(adata, params), **fields}
     cls.setup_anndata(adata, **fields)
     fitted = cls(adata, **params)
     fitted.train(show_progress_bar=show_progress_bar, **train)

@@ -42,7 +42,10 @@ def correct_by_measured(
         logger.warning('obsm has no "spatial": without positions, predictions are corrected in offset and scale alone.')
     stages = np.stack([f.to_numpy(np.float64) for f in (prediction.presence, prediction.intensity)])
     unseen = unseen_stages(model, stages, measured, sample, xy)
-    frames = {name: getattr(prediction, name).to_numpy().copy() for name in ("presence", "intensity", "expected", "lower", "upper")}
+    frames = {
+        name: getattr(prediction, name).to_numpy().copy()
+        for name in ("presence", "intensity", "expected", "lower", "upper")
+    }
     tables = []
     for name in dict.fromkeys(sample):
         rows = np.flatnonzero(sample == name)

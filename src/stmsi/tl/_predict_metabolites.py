@@ -15,7 +15,7 @@ from stmsi.tl._models import is_named, model_record, name_of, obtain_model, setu
 from stmsi.tl._partial_sections import correct_by_measured
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from anndata import AnnData
@@ -47,11 +47,12 @@ def predict_metabolites(
     data
         ST section(s), with or without MSI. SpatialData, or AnnData of spots x genes with counts or log expression.
     model
-        A trained model, the folder of a saved one, or the name of a family: ``"auto"`` (a stack of ridge regressions, weighted
-        by held-out sections or patients, see :class:`stmsi.model.HurdleEnsemble`), ``"ridge"`` (the fast choice),
-        ``"gene_ridge"``, ``"kernel_ridge"``, ``"screened_ridge"``, ``"prior_ridge"``, ``"mean"``, ``"linear"``, ``"lasso"``,
-        ``"pls"``, ``"knn"``, ``"poisson"``, ``"negative_binomial"``, ``"boosting"``, ``"mlp"``, ``"ensemble"``, and the negative controls ``"coordinates"``, ``"shuffled_genes"``, ``"toroidal_shift"``) or a mapping with its
-        hyper-parameters. By name, the model is trained on the spots of `data` that have MSI and predicts all; predictions of
+        A trained model, the folder of a saved one, the name of a family or a mapping with its hyper-parameters. Families:
+        ``"auto"`` (a stack of ridge regressions, weighted by held-out patients or sections, see
+        :class:`stmsi.model.HurdleEnsemble`), ``"ridge"`` (the fast choice), ``"gene_ridge"``, ``"kernel_ridge"``,
+        ``"screened_ridge"``, ``"prior_ridge"``, ``"mean"``, ``"linear"``, ``"lasso"``, ``"pls"``, ``"knn"``, ``"poisson"``,
+        ``"negative_binomial"``, ``"boosting"``, ``"mlp"``, ``"ensemble"``, and the negative controls ``"coordinates"``,
+        ``"shuffled_genes"`` and ``"toroidal_shift"``. By name, the model is trained on the spots of `data` that have MSI and predicts all; predictions of
         training spots are **not** evidence of its skill: see :func:`stmsi.tl.cross_validate`.
     how
         How presence and intensity become one number: ``"expected"``, ``"probability_weighted"`` or ``"mask"``; see
@@ -72,8 +73,9 @@ def predict_metabolites(
         Share of the training genes that must be in the data; missing ones are imputed at their training mean.
     setup
         Fields for ``setup_anndata`` when training by name (``presence_key``, ``signature_key``, ...); `None`: presence
-        from ``obsm["msi_presence"]`` and the signature from ``varm["signature"]`` if they exist. Models that read them also get
-        the graph ``obsp["spatial_connectivities"]`` and the prior ``varm["msi_prior"]``; name them `None` to leave them out.
+        from ``obsm["msi_presence"]`` and the signature from ``varm["signature"]`` if they exist. Stacks, kernel, screened and
+        prior ridges also get the graph ``obsp["spatial_connectivities"]``, and stacks the prior ``varm["msi_prior"]``; name
+        them `None` to leave them out.
     use_measured
         Correct the spots that were not measured by those of the same section that were (a raster that stopped early, few pixels):
         offset and scale, then kriged residuals, for presence too. Measured spots keep the prediction of the model. Meant for models
@@ -152,8 +154,13 @@ def predict_metabolites(
     name = fitted if isinstance(model, Mapping) else model
     adata.uns[key_added] = {
         "params": {
-            "coverage": coverage, "min_genes": min_genes, "model": name_of(name), "how": list(asked), "use_measured": use_measured,
-        } | {key: value for key, value in (("layer", layer), ("input", input)) if value is not None},
+            "coverage": coverage,
+            "min_genes": min_genes,
+            "model": name_of(name),
+            "how": list(asked),
+            "use_measured": use_measured,
+        }
+        | {key: value for key, value in (("layer", layer), ("input", input)) if value is not None},
         "model": model_record(fitted),
         "features": fitted.state.feature_table.assign(threshold=fitted.state.threshold),
         "missing_genes": prediction.missing_genes,

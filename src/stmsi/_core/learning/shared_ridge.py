@@ -166,7 +166,9 @@ class GroupMoments:
             weights[:, part] = self._where_known(factor, shrink, cross[:, part], part, spots)
         return weights
 
-    def _where_known(self, factor: tuple[Floats, bool], shrink: Floats, cross: Floats, part: Ints, spots: Bools) -> Floats:
+    def _where_known(
+        self, factor: tuple[Floats, bool], shrink: Floats, cross: Floats, part: Ints, spots: Bools
+    ) -> Floats:
         """Targets that some spots lack: conjugate gradients, all together, preconditioned with the matrix of all spots."""
         F, known = self.F[spots], self.known[np.ix_(spots, part)].astype(np.float32)
         inverse = shrink[:, None]
@@ -230,7 +232,11 @@ class HeldOutTruth:
         of_group = _membership(groups)
         total, count = of_group @ filled, of_group @ known.astype(np.float64)
         rest = count.sum(axis=0) - count
-        base = np.where(rest > 0, (total.sum(axis=0) - total) / np.maximum(rest, 1), total.sum(axis=0) / np.maximum(count.sum(axis=0), 1))
+        base = np.where(
+            rest > 0,
+            (total.sum(axis=0) - total) / np.maximum(rest, 1),
+            total.sum(axis=0) / np.maximum(count.sum(axis=0), 1),
+        )
         y = np.where(known, filled - base[groups], 0)
         # of a constant, the mean is off by rounding, which is no pattern
         y = np.where(np.abs(y) > 1e-9 * np.abs(filled), y, 0)
@@ -260,7 +266,9 @@ class HeldOutTruth:
         """Of each target, the mean correlation inside units with five spots at least, and the correlation of all spots."""
         h, both = self.deviation(held_out)
         y = np.where(both, self.y, 0)
-        sums = [np.asarray(self.of_unit @ v, dtype=np.float64) for v in (both.astype(np.float32), y, h, y * y, h * h, y * h)]
+        sums = [
+            np.asarray(self.of_unit @ v, dtype=np.float64) for v in (both.astype(np.float32), y, h, y * y, h * h, y * h)
+        ]
         n, *rest = sums
         each = _correlation(n, *rest)
         each[n < _MIN_UNIT] = np.nan
@@ -290,8 +298,8 @@ class HeldOutTruth:
         variance = summed(y * y) - first**2 / many
         along = np.stack([summed(y * v) - first * s / many for v, s in zip(h, level, strict=True)])
         between = np.empty((len(h), len(h), *n.shape))
-        for i, j in zip(*np.triu_indices(len(h)), strict=True):
-            between[i, j] = between[j, i] = summed(h[i] * h[j]) - level[i] * level[j] / many
+        for a, b in zip(*np.triu_indices(len(h)), strict=True):
+            between[a, b] = between[b, a] = summed(h[a] * h[b]) - level[a] * level[b] / many
         return n, variance, along, between
 
     def slopes(self, held_out: AnyFloats) -> Floats:

@@ -99,9 +99,7 @@ def _mean_of_known(maps: Floats) -> Floats:
     return np.where(n > 0, np.where(known, maps, 0).sum(axis=0) / np.maximum(n, 1), np.nan)
 
 
-def stacking_weights(
-    truth: Floats, predictions: Floats, groups: Ints, eligible: Bools | None = None
-) -> Floats:
+def stacking_weights(truth: Floats, predictions: Floats, groups: Ints, eligible: Bools | None = None) -> Floats:
     """Weights of each metabolite, shape (members, metabolites), shrunk to those of all metabolites.
 
     They minimise the squared error of the weighted mean of the members. The fewer spots a metabolite has, the more its

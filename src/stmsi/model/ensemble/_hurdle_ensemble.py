@@ -14,7 +14,6 @@ from anndata import AnnData
 from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._core.learning.stacking import selected_weights, stacking_weights
 from stmsi._data.checks import listing
-from stmsi._data.keys import Key
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec
@@ -26,7 +25,7 @@ from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._map_scale import MapScale
 from stmsi.model.shared._persistence import save_model
 from stmsi.model.shared._plain_files import read_payload, write_payload
-from stmsi.model.shared._setup import Setup, graph_where_there
+from stmsi.model.shared._setup import Setup, graph_where_there, prior_where_there
 from stmsi.model.shared._spot_features import STAGES, SpotFeatures
 from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._targets import Targets
@@ -53,16 +52,19 @@ _COMPONENTS = 50
 
 
 class HurdleEnsemble(HurdleModel):
-    """Several models, stacked: for each metabolite and each stage, a weighted mean of their predictions.
+    """Several models, stacked: for each metabolite a weighted mean of their probabilities, and one of their maps.
 
-    The training spots are split into groups of whole sections (spatial blocks where there are fewer than three), and
-    every member predicts each group without having been trained on it. Members of :class:`HurdleLinear` have made such
-    predictions in their inner folds; the others are trained once more for every group. The weights minimise the squared
-    error of these predictions: of the calibrated probability of presence (Brier score), and of the intensity where
-    present, as far as it varies within the sections. They are not negative and sum to 1. The weights of a metabolite are
-    shrunk to those of all metabolites together, the more the fewer spots they rest on; how much, is decided by groups
-    that had no say in them. Thresholds, intervals and the evidence in the feature table come from the stacked
-    predictions of the groups, so that they rest on every training section.
+    The training spots are split into groups: whole patients where ``obs["patient"]`` names three or more, else sections,
+    else spatial blocks, else at random. Every member predicts each group without having been trained on it. Members of
+    :class:`HurdleLinear`, :class:`HurdleKernel` and :class:`HurdleScreened` have made such predictions in their inner folds;
+    the others are trained once more for every group. Weights of presence minimise the squared error of the calibrated
+    probability (Brier score). Weights of the maps are found by selection: members are added one by one, each as often as it
+    raises the held-out correlation, within sections and pooled, most. Weights are not negative and sum to 1. Those of a
+    metabolite are pulled to those of all metabolites together, the more the fewer spots they rest on. The intensity given
+    presence is the map over the probability. Thresholds, intervals and the evidence in the feature table come from the
+    stacked predictions of the groups, so that they rest on every training section.
+
+    ``print(model)`` and ``model.card["training"]["chosen"]`` say what was chosen, in words.
 
     Parameters
     ----------
@@ -71,14 +73,16 @@ class HurdleEnsemble(HurdleModel):
     members
         Families by name, or mappings ``{"model": family or class, "train": {...}, **hyper-parameters}``, as a sequence
         or as a mapping from the name to show. The entry ``"setup"`` of a member can switch inputs of the ensemble off:
-        ``{"model": "ridge", "setup": {"graph_key": None}}``. Members that cannot read a graph are given none. `None`:
-        ridge and kernel ridge; with a graph, both on diffused components and kernel ridge on pooled counts.
+        ``{"model": "ridge", "setup": {"graph_key": None}}``. Members that cannot read a graph are given none. `None`, the
+        model ``"auto"``: two-stage ridge, gene ridge, gene ridge z-scored, kernel ridge, screened ridge and, where a
+        knowledge prior is set up, prior ridge. One of these that fails is left out, with a warning; one that you named
+        raises its error.
     nested
-        Train every member once more for each group. The inner folds of :class:`HurdleLinear` have chosen penalties and
-        calibrated with the spots that they then predict, and its components have seen their genes; nested predictions are
-        free of that, for several times the cost.
+        Train every member once more for each group. The inner folds of members have chosen penalties and calibrated with
+        the spots that they then predict, and components and landmarks have seen their genes; nested predictions are free of
+        that, for several times the cost.
     n_folds
-        Groups at most.
+        Groups at most (of blocks, a few more where they do not divide among the sections).
     n_jobs
         Processes for groups x members; `None` follows ``stmsi.settings.n_jobs``. Results do not depend on it.
     rng
@@ -142,9 +146,11 @@ class HurdleEnsemble(HurdleModel):
     setup_anndata = HurdleLinear.setup_anndata
 
     @classmethod
-    def _default_fields(cls, adata: AnnData) -> dict[str, Any]:
-        prior = {"prior_key": Key.varm.PRIOR} if Key.varm.PRIOR in adata.varm else {}
-        return graph_where_there(adata) | prior
+    def _default_fields(cls, adata: AnnData, params: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003
+        return graph_where_there(adata) | prior_where_there(adata)
+
+    def _used_genes(self) -> NDArray[np.int64]:
+        return np.unique(np.concatenate([model._used_genes() for model in self.models_]))
 
     @property
     def is_trained(self) -> bool:
@@ -154,6 +160,8 @@ class HurdleEnsemble(HurdleModel):
     @property
     def weights(self) -> pd.DataFrame:
         """Weight of each member: tidy table with ``metabolite``, ``stage``, ``member``, ``weight``.
+
+        Of the stage ``"intensity"``, weights of the maps.
 
         Raises
         ------
@@ -192,7 +200,7 @@ class HurdleEnsemble(HurdleModel):
         """
         setup = self._setup
         data = TrainingData.read(self.adata, setup, train_idx, validation_idx)
-        train, targets, sample = data.train, data.targets, data.sample
+        train, targets = data.train, data.targets
         labels, signature = signature_of(data.adata, setup)
         features = SpotFeatures(n_components=_COMPONENTS, seed=self.rng).fit(train, labels, signature)
         state = data.start(setup, features)
@@ -219,7 +227,10 @@ class HurdleEnsemble(HurdleModel):
             "presence": stacking_weights(targets.presence, held_out[0], groups, predicted),
             "intensity": selected_weights(truth, maps, predicted),
         }
-        probability, expected = _weighted(held_out[0], self.stack_["presence"]), _weighted(maps, self.stack_["intensity"])
+        probability, expected = (
+            _weighted(held_out[0], self.stack_["presence"]),
+            _weighted(maps, self.stack_["intensity"]),
+        )
         self.scale_ = MapScale.fit(targets.intensity, expected, truth)
         intensity = self.scale_.given_presence(expected, probability, truth)
         state.training["chosen"] = self._in_words(maps, expected, truth, folds)
@@ -329,7 +340,9 @@ class HurdleEnsemble(HurdleModel):
         return probability, self.scale_.given_presence(expected, probability)
 
     def _write(self, directory: Path) -> None:
-        write_payload(directory, {"params": self._params(), "state": self.state, "stack": self.stack_, "scale": self.scale_})
+        write_payload(
+            directory, {"params": self._params(), "state": self.state, "stack": self.stack_, "scale": self.scale_}
+        )
         for k, model in enumerate(self.models_):  # by number: names may hold anything
             save_model(model, directory / MEMBERS / str(k), overwrite=False)
 

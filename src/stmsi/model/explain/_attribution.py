@@ -65,16 +65,6 @@ def attribution_spots(
     return spots
 
 
-def used_genes(model: HurdleModel) -> NDArray[np.int64]:
-    """Positions in the panel of the genes that the model uses."""
-    features = model.state.features
-    spaces = [features.own] if features.pooled is None else [features.own, features.pooled]
-    prior = getattr(model, "prior_", None)
-    return np.unique(
-        np.concatenate([*(space.selected for space in spaces), [] if prior is None else prior.genes])
-    ).astype(np.int64)
-
-
 def stage_scores(model: HurdleModel, spots: Spots, stage: Stage) -> NDArray[np.float64]:
     """Intensity given presence, or log-odds of presence; shape (spots, metabolites)."""
     probability, intensity = model._stages(spots)
@@ -103,7 +93,7 @@ def coefficients(
     """
     n_panel = len(model.state.panel)
     values = np.full((n_panel, len(columns)), np.nan)
-    values[used_genes(model)] = 0
+    values[model._used_genes()] = 0
     names = [] if group is None else list(dict.fromkeys(group))
     groups = {str(g): values.copy() for g in names}
     for space, weights, log in _gene_weights(model, spots, columns, stage):
@@ -294,7 +284,7 @@ def permutation(
     show
         Progress bar.
     """
-    genes = used_genes(model)
+    genes = model._used_genes()
     block = gene_blocks(spots.log_expression()[:, genes].toarray(), n_blocks)
     # counts keep the library size of the spot; logarithms have none
     library = np.ones(len(spots)) if spots.input == "log" else np.asarray(spots.counts.sum(axis=1), np.float64).ravel()

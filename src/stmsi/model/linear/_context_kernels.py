@@ -87,6 +87,11 @@ class GeneKernel:
     weights: NDArray[np.float32] = field(init=False)
     offset: NDArray[np.float32] = field(init=False)
 
+    @property
+    def used(self) -> NDArray[np.int64]:
+        """Panel genes that predictions depend on."""
+        return self.genes
+
     def fit_transform(self, spots: Spots) -> NDArray[np.float32]:
         """Features of the training spots, shape (spots, landmarks)."""
         log, graph = spots.log_expression(), spots.graph
@@ -176,10 +181,15 @@ class ComponentKernel:
     weights: NDArray[np.float32] = field(init=False)
     offset: NDArray[np.float32] = field(init=False)
 
+    @property
+    def used(self) -> NDArray[np.int64]:
+        """Panel genes that predictions depend on."""
+        return self.space.selected
+
     def fit_transform(self, spots: Spots) -> NDArray[np.float32]:
         """Features of the training spots, shape (spots, landmarks)."""
         log = spots.log_expression()
-        genes, mean, deviation = genes_seen(log)
+        genes, _, deviation = genes_seen(log)
         top = np.sort(genes[np.argsort(-deviation, kind="stable")[:_COMPONENT_GENES]])
         space = ExpressionSpace.fit(log[:, top], n_top_genes=len(top), n_components=self.n_components, seed=self.seed)
         self.space = ExpressionSpace(top[space.selected], space.mean, space.scale, space.components, space.deviation)
@@ -213,7 +223,9 @@ class ComponentKernel:
     def _similarity(self, Z: NDArray[np.float32]) -> NDArray[np.float32]:
         out = np.empty((len(Z), len(self.landmarks)), np.float32)
         for start in range(0, len(Z), _CHUNK):
-            out[start : start + _CHUNK] = np.exp(-self.gamma * _squared_distances(Z[start : start + _CHUNK], self.landmarks))
+            out[start : start + _CHUNK] = np.exp(
+                -self.gamma * _squared_distances(Z[start : start + _CHUNK], self.landmarks)
+            )
         return out
 
 

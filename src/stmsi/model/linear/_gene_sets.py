@@ -21,7 +21,7 @@ SIZES = (10, 30, 100, 300)
 """Numbers of genes to choose from for each metabolite."""
 _PENALTIES = (1e-2, 1e-1, 1.0, 10.0)
 """Times the number of spots: features have variance 1."""
-_CHOOSING = 24
+_CHOOSING = 12
 """Metabolites on which the penalty of all is chosen."""
 _TOGETHER = 128
 """Metabolites that are screened at a time."""
@@ -68,7 +68,9 @@ class GeneBlocks:
 
     def features(self, genes: NDArray[np.int64]) -> NDArray[np.float32]:
         """Z-scored columns of some of the genes (positions among those seen), own block before ring."""
-        own = (self.log[:, genes].toarray() - self.mean[genes].astype(np.float32)) / self.scale[genes].astype(np.float32)
+        own = (self.log[:, genes].toarray() - self.mean[genes].astype(np.float32)) / self.scale[genes].astype(
+            np.float32
+        )
         return own if self.ring is None else np.hstack([own, self.ring @ own])
 
     def screen(
@@ -219,7 +221,9 @@ def screened_sets(
     blocks: GeneBlocks, Y: NDArray[np.float64], section: NDArray[np.int64], groups: NDArray[np.int64]
 ) -> Iterator[list[list[NDArray[np.int64]]]]:
     """Of each metabolite, for each size, the genes that go with it most, found without each group and at last with all."""
-    sizes = [s for s in SIZES if s < len(blocks.genes)] or [len(blocks.genes)]
+    # more genes than spots cannot be told apart
+    most = min(len(blocks.genes), len(Y))
+    sizes = [s for s in SIZES if s <= most] or [min(SIZES[0], len(blocks.genes))]
     for start in range(0, Y.shape[1], _TOGETHER):
         found = blocks.screen(Y[:, start : start + _TOGETHER], section, groups)
         total = found.sum(axis=0)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
+import numpy as np
+
 from stmsi._core.learning.shared_ridge import fit_shared_ridge
 from stmsi._data.checks import check_choice
 from stmsi.model.linear._context_kernels import ComponentKernel, GeneKernel
@@ -12,11 +14,11 @@ from stmsi.model.linear._hurdle_linear import HurdleLinear
 from stmsi.model.linear._one_stage import MapPresence, OneStage
 
 if TYPE_CHECKING:
-    import numpy as np
     from anndata import AnnData
     from numpy.typing import NDArray
 
     from stmsi.model.shared._inner_folds import InnerFolds
+    from stmsi.model.shared._spot_features import SpotFeatures
     from stmsi.model.shared._spot_input import Spots
     from stmsi.model.shared._training_data import TrainingData
 
@@ -26,8 +28,9 @@ Kernel: TypeAlias = Literal["genes", "components"]
 class HurdleKernel(OneStage):
     """All metabolites by one kernel ridge regression with one penalty, from a spot and, with a graph, its two rings.
 
-    The regression is of the map itself, zeros included. Presence is a ridge regression of its own, with Platt's sigmoid for
-    each metabolite, and the intensity given presence is the map over the probability. The penalty is the one whose held-out
+    The regression is of the map itself, zeros included. Presence is a logistic regression of its own, with Platt's sigmoid for
+    each metabolite, and the intensity given presence is the map over the probability. Covariates and further features of the
+    setup reach presence only. The penalty is the one whose held-out
     predictions follow the measured maps best, as the mean of the correlation inside sections and of the pooled one, which
     also sees the level of sections. Everything is fitted on the training spots.
 
@@ -41,7 +44,8 @@ class HurdleKernel(OneStage):
     unit_variance
         Of the kernel ``"genes"``: whether genes are z-scored, so that all count the same.
     presence
-        ``"ridge"``, or ``"prior"``: the share of the training spots, everywhere.
+        ``"ridge"`` (logistic regressions, with the penalty of a ridge regression), or ``"prior"``: the share of the training
+        spots, everywhere.
     n_components
         Of the kernel ``"components"``.
     n_landmarks
@@ -91,24 +95,32 @@ class HurdleKernel(OneStage):
         self.kernel, self.unit_variance = kernel, unit_variance
         self.n_components, self.n_landmarks = n_components, n_landmarks
         self.kernel_: GeneKernel | ComponentKernel | None = None
+        self.beside_: NDArray[np.float32] = np.empty((0, 0), np.float32)
 
     setup_anndata = HurdleLinear.setup_anndata
 
-    def _fit_map(self, data: TrainingData, folds: InnerFolds) -> NDArray[np.float32]:
+    def _fit_map(self, data: TrainingData, folds: InnerFolds, features: SpotFeatures) -> NDArray[np.float32]:
         kernel: GeneKernel | ComponentKernel = (
             GeneKernel(self.unit_variance, self.n_landmarks, self.rng)
             if self.kernel == "genes"
             else ComponentKernel(self.n_components, self.n_landmarks, self.rng)
         )
         F = kernel.fit_transform(data.train)
-        fitted = fit_shared_ridge(F, data.targets.intensity, folds.groups, folds.units, folds.apart)
-        kernel.keep(fitted.weights, fitted.offset)
-        self.kernel_ = kernel
+        beside = features.further(data.train)
+        both = np.hstack([F, beside]) if beside.shape[1] else F
+        fitted = fit_shared_ridge(both, data.targets.intensity, folds.groups, folds.units, folds.apart)
+        kernel.keep(fitted.weights[: F.shape[1]], fitted.offset)
+        self.kernel_, self.beside_ = kernel, fitted.weights[F.shape[1] :]
         return fitted.held_out
 
     def _map(self, spots: Spots) -> NDArray[np.float32]:
         assert self.kernel_ is not None
-        return self.kernel_.predict(spots)
+        genes = self.kernel_.predict(spots)
+        return genes + self.state.features.further(spots) @ self.beside_ if len(self.beside_) else genes
+
+    def _used_genes(self) -> NDArray[np.int64]:
+        assert self.kernel_ is not None
+        return np.union1d(super()._used_genes(), self.kernel_.used)
 
     def _contains_training_profiles(self) -> bool:
         return self.kernel == "components"

@@ -25,7 +25,6 @@ from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup, read_prior
 from stmsi.model.shared._spot_features import STAGES, Context, SignatureStage, SpotFeatures, check_stages
 from stmsi.model.shared._spot_input import Spots
-from stmsi.model.shared._targets import Targets
 from stmsi.model.shared._training_data import TrainingData, signature_of
 
 if TYPE_CHECKING:
@@ -42,10 +41,12 @@ class HurdleLinear(HurdleModel):
 
     Genes become the principal components of the most variable ones (with a graph, a spot's neighbourhood is a second
     input; features named at setup are appended); the presence stage also sees the signature mask of the spot's cluster.
-    Everything is fitted on the training spots. Regularisation is chosen by inner cross-validation over whole sections
-    (spatial blocks where there are fewer than three): for presence the best AUROC, for intensity the best mean
-    correlation within the held-out sections. The same held-out predictions calibrate the probabilities, set each
-    metabolite's threshold (by F1) and give the prediction intervals.
+    Everything is fitted on the training spots. Regularisation is chosen by inner cross-validation over whole patients (three
+    or more in ``obs["patient"]``), else sections, else spatial blocks, else at random: for presence the best AUROC, for
+    intensity the best mean correlation within the held-out sections. All logistic regressions, and all ridge regressions
+    without a prior, share one penalty, chosen by the correlation within held-out sections and the pooled one. The same held-out
+    predictions calibrate the probabilities, set each metabolite's threshold (by F1, lowered until zeros cost little) and
+    give the prediction intervals.
 
     Parameters
     ----------
@@ -54,12 +55,12 @@ class HurdleLinear(HurdleModel):
     presence
         First stage: ``"prior"`` (training prevalence), ``"logistic"``, ``"svm"`` (linear) or ``"mlp"`` (a network with
         one output), with balanced classes and Platt-calibrated probabilities. The logistic regressions of all metabolites
-        are solved together and share one penalty.
+        are solved together and share one penalty, unless a prior is set up.
     intensity
         Second stage, fitted where the metabolite is present: ``"mean"``, ``"linear"`` (least squares), ``"ridge"``,
         ``"lasso"``, ``"pls"``, ``"knn"`` (mean of the most similar training spots, weighted by similarity), ``"poisson"`` and
         ``"negative_binomial"`` (log link), ``"boosting"`` (histogram gradient boosting) or ``"mlp"``. All metabolites share
-        the penalty of ``"ridge"``. A saved ``"knn"`` contains training spots.
+        the penalty of ``"ridge"``, unless a prior is set up. For kernel ridge see :class:`HurdleKernel`. A saved ``"knn"`` contains training spots.
     n_top_genes
         Most variable genes that are used.
     n_components
@@ -320,6 +321,10 @@ class HurdleLinear(HurdleModel):
             np.column_stack([c.predict(prior.extend(for_presence, values, STAGES[0], m)) for m, c in classifiers]),
             np.column_stack([r.predict(prior.extend(for_intensity, values, STAGES[1], m)) for m, r in regressions]),
         )
+
+    def _used_genes(self) -> NDArray[np.int64]:
+        genes = super()._used_genes()
+        return genes if self.prior_ is None else np.union1d(genes, self.prior_.genes)
 
     def _held_out_stages(self) -> NDArray[np.float64] | None:
         return self.held_out_

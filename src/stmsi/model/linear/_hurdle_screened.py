@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stmsi.model.shared._inner_folds import InnerFolds
+    from stmsi.model.shared._spot_features import SpotFeatures
     from stmsi.model.shared._spot_input import Spots
     from stmsi.model.shared._training_data import TrainingData
 
@@ -42,7 +43,8 @@ class HurdleScreened(OneStage):
         ``"screened"``, or ``"prior"``: the genes that the knowledge prior of the setup names; metabolites for which it
         names none are left out.
     presence
-        ``"ridge"``, or ``"prior"``: the share of the training spots, everywhere.
+        ``"ridge"`` (logistic regressions, with the penalty of a ridge regression), or ``"prior"``: the share of the training
+        spots, everywhere.
     n_folds
         Inner folds at most.
     rng
@@ -100,7 +102,7 @@ class HurdleScreened(OneStage):
         seen[blocks.genes] = True
         return known & seen[:, None]
 
-    def _fit_map(self, data: TrainingData, folds: InnerFolds) -> NDArray[np.float32]:
+    def _fit_map(self, data: TrainingData, folds: InnerFolds, features: SpotFeatures) -> NDArray[np.float32]:
         Y, train = data.targets.intensity, data.train
         blocks = GeneBlocks(train.log_expression(), train.graph)
         section = np.unique(folds.units, return_inverse=True)[1]
@@ -118,6 +120,10 @@ class HurdleScreened(OneStage):
     def _map(self, spots: Spots) -> NDArray[np.float32]:
         assert self.ridge_ is not None
         return self.ridge_.predict(spots.log_expression(), spots.graph)
+
+    def _used_genes(self) -> NDArray[np.int64]:
+        assert self.ridge_ is not None
+        return np.union1d(super()._used_genes(), self.ridge_.genes)
 
     @classmethod
     def _reads_prior(cls, params: Mapping[str, Any]) -> bool:

@@ -196,7 +196,9 @@ def fit_ridges(F: AnyFloats, intensity: Floats, presence: Floats, folds: InnerFo
     held_out = fitted.held_out.astype(np.float64)
     truth = HeldOutTruth.of(y, folds.groups, folds.units)
     slope = truth.slopes(held_out)
-    constant = (n < _FEWEST) | (np.nanmax(np.where(np.isnan(y), -np.inf, y), axis=0) <= np.nanmin(np.where(np.isnan(y), np.inf, y), axis=0))
+    constant = (n < _FEWEST) | (
+        np.nanmax(np.where(np.isnan(y), -np.inf, y), axis=0) <= np.nanmin(np.where(np.isnan(y), np.inf, y), axis=0)
+    )
     # what a fold does not know of the mean must not be in its predictions, or a mean would seem to have skill
     base = truth.base[folds.groups]
     held_out = np.where(constant | np.isnan(held_out), base, truth.scaled(held_out, slope))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -16,7 +17,7 @@ from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._map_scale import MapScale
 from stmsi.model.shared._plain_files import read_payload, write_payload
-from stmsi.model.shared._setup import Setup, graph_where_there
+from stmsi.model.shared._setup import Setup, graph_where_there, prior_where_there
 from stmsi.model.shared._spot_features import SpotFeatures
 from stmsi.model.shared._training_data import TrainingData, signature_of
 
@@ -58,7 +59,7 @@ class OneStage(HurdleModel):
         train_idx: ArrayLike | None = None,
         validation_idx: ArrayLike | None = None,
         *,
-        show_progress_bar: bool | None = None,  # noqa: ARG002  the same call as of every model
+        show_progress_bar: bool | None = None,
     ) -> None:
         """Fit the map and presence.
 
@@ -83,15 +84,19 @@ class OneStage(HurdleModel):
             raise ValueError(msg)
         if not eligible.all():
             left_out = data.targets.metabolites[~eligible]
-            logger.warning("Metabolites for which the prior names no gene of the data are left out: %s", listing(left_out))
-            data = replace(data, targets=data.targets.some(np.arange(len(data.rows)), data.targets.metabolites[eligible]))
+            logger.warning(
+                "Metabolites for which the prior names no gene of the data are left out: %s", listing(left_out)
+            )
+            data = replace(
+                data, targets=data.targets.some(np.arange(len(data.rows)), data.targets.metabolites[eligible])
+            )
         targets = data.targets
         features = SpotFeatures(
             n_components=_PRESENCE_COMPONENTS, seed=self.rng, context="diffused", signature_stages=("presence",)
         ).fit(data.train, *signature_of(data.adata, self._setup))
         state = data.start(self._setup, features)
         folds = InnerFolds.of(data, n_folds=self.n_folds, seed=self.rng)
-        held_out = np.asarray(self._fit_map(data, folds), dtype=np.float64)
+        held_out = np.asarray(self._fit_map(data, folds, features), dtype=np.float64)
         truth = HeldOutTruth.of(targets.intensity, folds.groups, folds.units)
         self.scale_ = MapScale.fit(targets.intensity, held_out, truth)
         F = features.transform(data.train)[1] if self.presence == "ridge" else np.empty((len(data.train), 0))
@@ -107,7 +112,7 @@ class OneStage(HurdleModel):
         return np.ones(len(data.targets.metabolites), dtype=bool)
 
     @abstractmethod
-    def _fit_map(self, data: TrainingData, folds: InnerFolds) -> NDArray[np.float32]:
+    def _fit_map(self, data: TrainingData, folds: InnerFolds, features: SpotFeatures) -> NDArray[np.float32]:
         """Fit the map on the training spots; held-out predictions of it, shape (spots, metabolites)."""
 
     @abstractmethod
@@ -138,8 +143,9 @@ class OneStage(HurdleModel):
         return model
 
     @classmethod
-    def _default_fields(cls, adata: AnnData) -> dict[str, Any]:
-        return graph_where_there(adata)
+    def _default_fields(cls, adata: AnnData, params: Mapping[str, Any]) -> dict[str, Any]:
+        fields = graph_where_there(adata)
+        return fields | prior_where_there(adata) if cls._reads_prior(params) else fields
 
     def _contains_training_profiles(self) -> bool:
         return False

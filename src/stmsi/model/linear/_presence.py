@@ -25,6 +25,9 @@ PresenceFamily: TypeAlias = Literal["prior", "logistic", "svm", "mlp"]
 _STRENGTHS = {"logistic": (1e-3, 1e-2, 1e-1), "svm": (1e-4, 1e-3, 1e-2), "mlp": (1.0, 10.0)}
 """Regularisation to choose from: C of logistic regression and SVM, alpha of the network."""
 
+_FEW = 300
+"""Spots below which the sigmoid of held-out probabilities is fitted without their group."""
+
 
 @dataclass(frozen=True)
 class Classifier:
@@ -113,7 +116,7 @@ def fit_shared_classifiers(F: AnyFloats, present: NDArray[np.float64], folds: In
         return classifiers
     F, y = F.astype(np.float32), present[:, usable]
     moments = GroupMoments.of(F, y, folds.groups)
-    penalty, held_out = choose_penalty(moments, HeldOutTruth.of(y, folds.groups, folds.units))
+    penalty, _ = choose_penalty(moments, HeldOutTruth.of(y, folds.groups, folds.units))
     # log-odds have four times the slope of a probability around one half, and a quarter of its curvature
     C = np.full(len(usable), 4 / (penalty * moments.unit))
 
@@ -212,8 +215,14 @@ def _calibrated(
     """An estimator with the sigmoid that fits its held-out scores."""
     without = _constant(present, groups)
     slope, offset = platt(score, present)
+    held_out = expit(slope * np.nan_to_num(score) + offset)
+    if (~np.isnan(present)).sum() < _FEW:
+        # two numbers that have seen the spot tell something of it where there are few
+        for g in np.unique(groups):
+            a, b = platt(score[groups != g], present[groups != g])
+            held_out[groups == g] = expit(a * np.nan_to_num(score[groups == g]) + b)
     # where the other groups are all of one class, their share is what can be said
-    held_out = np.where(np.isnan(score), without.held_out, expit(slope * np.nan_to_num(score) + offset))
+    held_out = np.where(np.isnan(score), without.held_out, held_out)
     return Classifier(estimator, without.prior, slope, offset, strength, held_out)
 
 

@@ -126,7 +126,7 @@ class HurdleModel:
         return True
 
     @classmethod
-    def _default_fields(cls, adata: AnnData) -> dict[str, Any]:  # noqa: ARG003
+    def _default_fields(cls, adata: AnnData, params: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003
         """Fields that are set up where the data have them and nothing else is said."""
         return {}
 
@@ -147,6 +147,12 @@ class HurdleModel:
     def metabolites(self) -> list[str]:
         """Ids of the metabolites that the model predicts."""
         return list(self.state.metabolites)
+
+    def _used_genes(self) -> NDArray[np.int64]:
+        """Positions in the panel of the genes that predictions depend on."""
+        features = self.state.features
+        spaces = [features.own] if features.pooled is None else [features.own, features.pooled]
+        return np.unique(np.concatenate([space.selected for space in spaces])).astype(np.int64)
 
     @property
     def card(self) -> dict[str, Any]:

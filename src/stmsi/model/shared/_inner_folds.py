@@ -54,7 +54,9 @@ class InnerFolds:
             kind = "sections" if len(np.unique(sample)) >= _FEWEST else "blocks"
         else:
             groups, kind = random_groups(len(sample), n_groups=n_folds, seed=seed), "spots"
-            logger.info("Without positions and sections, inner folds are random: they tell of spots like those trained on.")
+            logger.info(
+                "Without positions and sections, inner folds are random: they tell of spots like those trained on."
+            )
         measured = ~np.isnan(data.targets.intensity)
         apart: dict[bytes, tuple[list[int], NDArray[np.int64] | None]] = {}
         single = np.array([len(np.unique(groups[known])) < 2 for known in measured.T], dtype=bool)

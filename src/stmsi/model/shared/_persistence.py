@@ -20,15 +20,17 @@ from stmsi._data.keys import Key
 
 if TYPE_CHECKING:
     from anndata import AnnData
+    from numpy.typing import NDArray
 
     from stmsi.model.shared._fitted_state import FittedState
 
 CARD = "stmsi.json"
-FORMAT = 3
+FORMAT = 4
 """To be raised when an older stmsi would misread what is written. Fields with a default can be added without."""
 _REFUSED = {
     1: "whose pickled objects can run any code when they are read; they are not read any more",
     2: "whose classes have other names now",
+    3: "whose kernels and stacks were made in another way",
 }
 """Older formats, and why they are not read."""
 _PACKAGES = ("stmsi", "numpy", "scipy", "pandas", "scikit-learn", "torch", "scvi-tools")
@@ -50,6 +52,8 @@ class StoredModel(Protocol):
     def _params(self) -> dict[str, Any]: ...
 
     def _contains_training_profiles(self) -> bool: ...
+
+    def _used_genes(self) -> NDArray[np.int64]: ...
 
     def _fit_copula(self) -> Any: ...
 
@@ -122,7 +126,7 @@ def model_card(model: StoredModel) -> dict[str, Any]:
         "params": model._params(),
         "setup": {k: v for k, v in vars(state.setup).items() if v not in (None, ())},
         "training": state.training,
-        "genes": _genes(state),
+        "genes": _genes(model),
         "metabolites": _metabolites(state),
         "held_out": {
             f"{how}_{score}": _summary(state.feature_table[f"held_out_{score}"], how)
@@ -150,18 +154,18 @@ def training_record(adata: AnnData, metabolite_key: str) -> dict[str, Any]:
     }
 
 
-def _genes(state: FittedState) -> dict[str, Any]:
+def _genes(model: StoredModel) -> dict[str, Any]:
     """Number and kinds of the genes; the species where Ensembl ids tell it."""
+    state = model.state
     species = {
         name
         for names in state.panel.names.values()
         for prefix, name in _ENSEMBL.items()
         if names.str.fullmatch(rf"{prefix}\d+").mean() > 0.5
     }
-    used = state.features.own.selected
     return {
         "n": len(state.panel),
-        "n_used": len(used),
+        "n_used": len(model._used_genes()),
         "ids": {kind: list(names[:5]) for kind, names in state.panel.names.items()},
         "species": species.pop() if len(species) == 1 else None,
     }

@@ -177,3 +177,8 @@ def default_setup(adata: AnnData) -> dict[str, Any]:
 def graph_where_there(adata: AnnData) -> dict[str, Any]:
     """The neighbourhood graph, where :func:`stmsi.pp.spatial_graph` has written it."""
     return {"graph_key": Key.obsp.CONNECTIVITIES} if Key.obsp.CONNECTIVITIES in adata.obsp else {}
+
+
+def prior_where_there(adata: AnnData) -> dict[str, Any]:
+    """The knowledge prior, where :func:`stmsi.pp.knowledge_prior` has written it."""
+    return {"prior_key": Key.varm.PRIOR} if Key.varm.PRIOR in adata.varm else {}

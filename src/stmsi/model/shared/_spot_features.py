@@ -209,6 +209,10 @@ class SpotFeatures:
             columns.append(values[:, None] == known[None])
         return np.hstack([*columns, np.empty((len(spots), 0))]).astype(np.float32)
 
+    def further(self, spots: Spots) -> NDArray[np.float32]:
+        """What the setup names beside genes: covariates and further features, shape (spots, columns)."""
+        return np.hstack([self.covariates(spots), *(e.transform(spots.features, key) for key, e in self.extra.items())])
+
     def components(self, spots: Spots) -> NDArray[np.float32]:
         """Components of the spots' own expression, scaled by one number to a mean square of 1."""
         return self.own.transform(spots.log_expression()) / np.float32(root_mean_square(self.own))
@@ -221,11 +225,10 @@ class SpotFeatures:
         For the intensity stage, shape (spots, features), and for the presence stage; the signature mask behind them in
         those that see it. Both scaled by one number, so that the components keep their relative weight under a penalty.
         """
-        blocks = self._component_blocks(spots)
-        further = [self.covariates(spots), *(e.transform(spots.features, key) for key, e in self.extra.items())]
-        intensity = np.hstack([*blocks, *further]).astype(np.float64)
+        blocks, further = self._component_blocks(spots), self.further(spots)
+        intensity = np.hstack([*blocks, further]).astype(np.float64)
         # the cost of a classifier grows with the square of its features, and presence needs fewer
-        presence = np.hstack([*(b[:, :PRESENCE_COMPONENTS] for b in blocks), *further]).astype(np.float64)
+        presence = np.hstack([*(b[:, :PRESENCE_COMPONENTS] for b in blocks), further]).astype(np.float64)
         if self.clusters is None or not self.signature_stages:
             return intensity, presence
         # A mask takes one value per cluster, so its columns span at most as many dimensions: their SVD holds all of it
