@@ -38,8 +38,12 @@ MODELS: dict[str, dict[str, Any]] = {
         "members": ["mean", {"model": "ridge", **LINEAR}],
         "n_folds": 2,
     },
+    **{
+        name: {"model": name, "n_folds": 2, "setup": {"graph_key": GRAPH}}
+        for name in ("gene_ridge", "kernel_ridge", "screened_ridge", "auto")
+    },
 }
-FAST = ("ridge", "mlp", "ensemble")
+FAST = ("ridge", "gene_ridge", "screened_ridge", "mlp", "ensemble")
 
 
 def some(st: AnnData) -> AnnData:

@@ -143,3 +143,13 @@ def test_same_seed_same_bits(log):
 def test_expression_that_does_not_vary_is_refused():
     with pytest.raises(ValueError, match=r"No gene varies over the training spots.*more than one spot"):
         ExpressionSpace.fit(sp.csr_matrix(np.ones((5, 4), np.float32)), n_top_genes=4, n_components=2)
+
+
+@pytest.mark.parametrize("value", [0.7, 1.0, 8.3])
+@pytest.mark.parametrize("n", [97, 20_000])
+def test_moments_are_summed_in_double_precision(value, n):
+    X = np.full((n, 2), value, np.float32)
+    X[0, 1] = 0
+    mean, variance = column_moments(sp.csr_matrix(X))
+    np.testing.assert_allclose(mean, X.astype(np.float64).mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(variance, X.astype(np.float64).var(axis=0), atol=1e-12)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from stmsi._core.learning.folds import groups_where_measured, held_out_group, inner_groups
+from stmsi._core.learning.folds import groups_where_measured, held_out_group, inner_groups, random_groups
 
 
 def test_sections_stay_whole_and_are_spread_by_size():
@@ -83,3 +83,23 @@ def test_a_metabolite_of_one_group_has_groups_of_its_own():
     assert groups_where_measured(sample, xy, groups, np.repeat([True, True, False], 20)) is None
     assert groups_where_measured(sample, None, groups, measured) is None
     assert groups_where_measured(sample, xy, groups, np.arange(60) == 3) is None
+
+
+@pytest.mark.parametrize(("n", "n_groups"), [(16, 5), (3, 5), (100, 4)])
+def test_random_groups_are_of_equal_size(n, n_groups):
+    group = random_groups(n, n_groups=n_groups, seed=3)
+    size = np.bincount(group)
+    assert len(size) == min(n, n_groups)
+    assert size.max() - size.min() <= 1
+    np.testing.assert_array_equal(group, random_groups(n, n_groups=n_groups, seed=3))
+
+
+def test_random_groups_are_drawn():
+    assert not np.array_equal(random_groups(60, seed=0), random_groups(60, seed=1))
+    # neighbours in the table are no more alike than others
+    assert 0.1 < (np.diff(random_groups(600)) == 0).mean() < 0.3
+
+
+def test_two_observations_cannot_be_split():
+    with pytest.raises(ValueError, match=r"2 observation\(s\) cannot be split.*train on three at least"):
+        random_groups(2)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 
+from stmsi._core.learning import logistic as _logistic
 from stmsi._core.learning.logistic import balanced_logistic
 from stmsi.model.linear._presence import fit_classifiers
 
@@ -73,3 +74,46 @@ def test_where_the_other_groups_have_one_class_their_share_is_predicted():
     assert fitted.estimator is not None
     np.testing.assert_array_equal(fitted.held_out[groups == 0], 0.0)
     assert (fitted.held_out[groups > 0] > 0).all()
+
+
+def test_the_start_changes_the_way_and_not_the_end():
+    rng = np.random.default_rng(5)
+    X = rng.normal(size=(400, 12)) * np.linspace(0.2, 3, 12)
+    Y, C = labels(X, rng, shares=(0.5, 0.2, 0.1)), np.full(3, 0.1)
+    cold = balanced_logistic(X, Y, C)
+    near = np.stack([line.weights for line in cold], axis=1)
+    for start in (near, np.zeros((12, 3)), 5 * rng.normal(size=(12, 3))):
+        for a, b in zip(cold, balanced_logistic(X, Y, C, start), strict=True):
+            np.testing.assert_allclose(a.decision_function(X), b.decision_function(X), atol=1e-2)
+
+
+def test_a_good_start_needs_fewer_steps(monkeypatch):
+    rng = np.random.default_rng(6)
+    X = rng.normal(size=(300, 10))
+    Y, C = labels(X, rng, shares=(0.5, 0.3, 0.2)), np.full(3, 0.1)
+    steps, minimize = [], _logistic.minimize
+
+    def count(*args, **kwargs):
+        solved = minimize(*args, **kwargs)
+        steps.append(solved.nit)
+        return solved
+
+    monkeypatch.setattr(_logistic, "minimize", count)
+    cold = balanced_logistic(X, Y, C)
+    balanced_logistic(X, Y, C, np.stack([line.weights for line in cold], axis=1))
+    rough = balanced_logistic(X, Y, C, gradient=_logistic.ROUGH)
+    assert steps[1] < steps[0]
+    assert steps[2] < steps[0]
+    for a, b in zip(cold, rough, strict=True):
+        assert np.corrcoef(a.decision_function(X), b.decision_function(X))[0, 1] > 0.999
+
+
+def test_single_precision_gives_the_same():
+    rng = np.random.default_rng(7)
+    X = (rng.normal(size=(400, 20)) * np.logspace(1, -1, 20) + 3).astype(np.float32)
+    Y, C = labels(X, rng, shares=(0.5, 0.2, 0.1)), np.full(3, 0.01)
+    before = X.copy()
+    for a, b in zip(balanced_logistic(X, Y, C), balanced_logistic(X.astype(np.float64), Y, C), strict=True):
+        assert np.isfinite(a.weights).all()
+        np.testing.assert_allclose(a.decision_function(X), b.decision_function(X), atol=1e-2)
+    np.testing.assert_array_equal(X, before)

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from stmsi._core.learning.stacking import simplex_weights, stacking_weights
+from stmsi._core.learning.shared_ridge import HeldOutTruth
+from stmsi._core.learning.stacking import selected_weights, simplex_weights, stacking_weights
 
 
 def members(truth, errors, seed=0):
@@ -161,23 +162,127 @@ def test_one_group_is_enough(truth):
     np.testing.assert_allclose(w, np.array([[0.8], [0.2]]) * np.ones(8), atol=0.05)
 
 
-def test_the_level_of_a_section_does_not_count_within_units(truth, groups):
-    follows, level = truth + np.repeat([5.0, -5, 5, -5], 150)[:, None], np.zeros_like(truth)
-    predictions = np.stack([follows, level])
-    assert stacking_weights(truth, predictions, groups)[0].max() < 0.1
-    np.testing.assert_allclose(stacking_weights(truth, predictions, groups, units=groups)[0], 1, atol=1e-3)
+# ------------------------------------------------------------------------------------------------------------ selection
 
 
-def test_units_count_the_same_whatever_their_spread(truth, groups):
-    predictions = members(truth, [0.5, 1, 2])
-    as_they_are = stacking_weights(truth, predictions, groups, units=groups)
-    large = np.where(groups == 3, 10.0, 1)[:, None]
-    scaled = stacking_weights(truth * large, predictions * large, groups, units=groups)
-    np.testing.assert_allclose(scaled, as_they_are, atol=0.03)
-    # both members spread too far in one unit, as in a batch of its own: it still counts as the others do
-    a, b = members(truth, [0.5, 0.8])
-    there = (groups == 3)[:, None]
-    only_there = np.where(there, b, a), np.where(there, a, b)  # the first is better in three of four
-    weights = stacking_weights(truth, np.stack(only_there) * large, groups, units=groups)
-    assert (weights[0] > 0.55).all()
-    assert (stacking_weights(truth, np.stack(only_there) * large, groups)[0] < 0.45).all()
+def selected(truth, maps, groups, eligible=None, units=None):
+    eligible = np.ones((len(maps), truth.shape[1]), bool) if eligible is None else eligible
+    return selected_weights(HeldOutTruth.of(truth, groups, groups if units is None else units), maps, eligible)
+
+
+def test_selected_weights_are_not_negative_and_sum_to_1(truth, groups):
+    w = selected(truth, members(truth, [0.5, 1, 2, 2]), groups)
+    assert w.shape == (4, 8)
+    assert (w >= 0).all()
+    np.testing.assert_allclose(w.sum(axis=0), 1)
+
+
+@pytest.mark.parametrize("at", [0, 2])
+def test_a_perfect_map_is_all_that_is_selected(truth, groups, at):
+    maps = list(members(truth, [1.0, 2.0]))
+    maps.insert(at, truth.copy())
+    np.testing.assert_allclose(selected(truth, np.stack(maps), groups)[at], 1)
+
+
+def test_of_equal_maps_any_sum_serves(truth, groups):
+    one = members(truth, [0.5])[0]
+    maps = np.stack([one, one, one])
+    w = selected(truth, maps, groups)
+    np.testing.assert_allclose(w.sum(axis=0), 1)
+    np.testing.assert_allclose(np.einsum("km,ksm->sm", w, maps), one)
+
+
+def test_maps_that_err_apart_are_averaged(truth, groups):
+    maps = members(truth, [1.0, 1.0, 1.0])
+    w = selected(truth, maps, groups)
+    judge = HeldOutTruth.of(truth, groups, groups)
+    mean = np.einsum("km,ksm->sm", w, maps)
+    assert judge.score(mean) > max(judge.score(m) for m in maps) + 0.02
+    # half of the shared weight stays with the best map alone
+    assert w.max(axis=0).min() > 0.5
+    assert w.min(axis=0).min() > 0.1
+
+
+def test_a_map_of_noise_is_not_selected(truth, groups):
+    noise = np.random.default_rng(5).normal(size=truth.shape)
+    w = selected(truth, np.stack([noise, *members(truth, [0.5])]), groups)
+    assert (w[0] < 0.05).all()
+
+
+def test_weights_of_its_own_need_many_spots():
+    """One of eight metabolites prefers the other map: with 20,000 spots it is believed, with 200 hardly."""
+    rng = np.random.default_rng(2)
+    own = []
+    for n in (200, 20_000):
+        truth = rng.normal(size=(n, 8))
+        good, bad = truth + 0.2 * rng.normal(size=truth.shape), rng.normal(size=truth.shape)
+        maps = np.stack([good, bad])
+        maps[:, :, 0] = maps[::-1, :, 0]
+        own.append(selected(truth, maps, np.arange(n) % 4))
+    few, many = own
+    assert few[0, 0] > 0.9
+    assert many[0, 0] < 0.2
+    assert (few[0, 1:] == 1).all()
+    assert (many[0, 1:] > 0.99).all()
+
+
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0]])
+def test_the_scale_of_a_target_does_not_matter_for_selection(truth, groups, order):
+    maps = members(truth, [0.5, 1, 2])[order]
+    scale = 10.0 ** np.arange(-4, 4)
+    np.testing.assert_allclose(selected(truth * scale, maps * scale, groups), selected(truth, maps, groups), atol=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 3.7, np.nan])
+def test_without_evidence_the_selection_of_all_targets_holds(truth, groups, value):
+    maps = members(truth, [2.0, 0.3])
+    truth[:, 2] = value
+    w = selected(truth, maps, groups)
+    assert np.isfinite(w).all()
+    np.testing.assert_allclose(w.sum(axis=0), 1)
+    assert (w[1] > 0.8).all()
+
+
+def test_nothing_to_select_by_is_finite(groups):
+    w = selected(np.full((600, 2), np.nan), np.full((3, 600, 2), np.nan), groups)
+    np.testing.assert_allclose(w.sum(axis=0), 1)
+
+
+def test_only_eligible_maps_are_selected(truth, groups):
+    maps = members(truth, [1.0, 0.3, 0.5])
+    maps[1, :, 0] = np.nan
+    eligible = np.ones((3, 8), bool)
+    eligible[1, 0] = eligible[:2, 1] = eligible[:, 2] = False
+    w = selected(truth, maps, groups, eligible)
+    assert w[1, 0] == 0
+    np.testing.assert_allclose(w[:, 0].sum(), 1)
+    np.testing.assert_allclose(w[:, 1], [0, 0, 1])
+    np.testing.assert_array_equal(w[:, 2], 0)
+    assert (w[1, 3:] > 0.5).all()
+
+
+def test_spots_that_a_map_lacks_are_filled_with_the_others(truth, groups):
+    maps = members(truth, [1.0, 0.3])
+    maps[1, groups == 0] = np.nan
+    w = selected(truth, maps, groups)
+    assert np.isfinite(w).all()
+    np.testing.assert_allclose(w.sum(axis=0), 1)
+    assert (w[1] > 0.5).all()
+
+
+def test_selection_sees_sections_and_the_level_between_them(truth, groups):
+    """One map knows the level of each section and nothing inside, one the pattern and not the level: neither alone."""
+    rng = np.random.default_rng(3)
+    level = np.array([3.0, -3, 1, -1])[groups][:, None]
+    whole = truth + level
+    maps = np.stack([truth + 0.5 * rng.normal(size=truth.shape), level + 0.5 * rng.normal(size=truth.shape)])
+    w = selected(whole, maps, groups)
+    assert w.min() > 0.05
+
+
+def test_maps_are_not_changed(truth, groups):
+    maps = members(truth, [1.0, 0.3])
+    maps[0, 0] = np.nan
+    before = maps.copy()
+    selected(truth, maps, groups)
+    np.testing.assert_array_equal(maps, before)

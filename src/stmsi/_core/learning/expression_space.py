@@ -118,8 +118,9 @@ class ExpressionSpace:
 def column_moments(X: sp.csr_matrix) -> tuple[Floats, Floats]:
     """Mean and variance of every column of a sparse matrix."""
     n = X.shape[0]
-    mean = np.asarray(X.mean(axis=0), dtype=np.float64).ravel()
-    square = X.copy()
-    square.data = square.data.astype(np.float64) ** 2
-    second = np.asarray(square.sum(axis=0), dtype=np.float64).ravel() / n
+    # sums of many spots in single precision would be off by as much as genes that hardly vary do
+    square = X.astype(np.float64)
+    mean = np.asarray(square.sum(axis=0)).ravel() / n
+    square.data **= 2
+    second = np.asarray(square.sum(axis=0)).ravel() / n
     return mean, np.maximum(second - mean**2, 0)

@@ -213,10 +213,12 @@ class GroupMoments:
 class HeldOutTruth:
     """What held-out predictions are judged by: the pattern inside units, and the level between them.
 
-    All values are taken relative to the mean of the other groups, which is what a fold knows of the level.
+    All values are taken relative to the mean of the other groups, which is what a fold knows of the level, and in units of the
+    target's largest deviation from it, so that single precision holds intensities of any scale.
     """
 
     y: Floats32  # truth less the mean of the other groups, 0 where not known
+    size: Floats32  # largest of these deviations, in the unit of the target, shape (targets,)
     known: Bools
     base: Floats32  # the mean of the other groups, shape (groups, targets)
     groups: Ints
@@ -235,17 +237,24 @@ class HeldOutTruth:
             (total.sum(axis=0) - total) / np.maximum(rest, 1),
             total.sum(axis=0) / np.maximum(count.sum(axis=0), 1),
         )
-        y = np.where(known, filled - base[groups], 0).astype(np.float32)
-        return cls(y, known, base.astype(np.float32), groups, _membership(np.unique(units, return_inverse=True)[1]))
+        y = np.where(known, filled - base[groups], 0)
+        # of a constant, the mean is off by rounding, which is no pattern
+        y = np.where(np.abs(y) > 1e-9 * np.abs(filled), y, 0)
+        size, level = (np.abs(v).max(axis=0, initial=0) for v in (y, filled))
+        size = np.where(size > 0, size, np.where(level > 0, level, 1))
+        of_unit = _membership(np.unique(units, return_inverse=True)[1])
+        return cls((y / size).astype(np.float32), size.astype(np.float32), known, base.astype(np.float32), groups, of_unit)
 
     def of_columns(self, columns: Ints) -> HeldOutTruth:
         """Of some targets."""
-        return replace(self, y=self.y[:, columns], known=self.known[:, columns], base=self.base[:, columns])
+        return replace(
+            self, y=self.y[:, columns], size=self.size[columns], known=self.known[:, columns], base=self.base[:, columns]
+        )
 
     def deviation(self, held_out: AnyFloats) -> tuple[AnyFloats, Bools]:
-        """Predictions less the mean of the other groups, 0 where one side is not known; and whether both are."""
+        """Predictions less the mean of the other groups, in units of `size`, 0 where one side is not known; whether both are."""
         both = self.known & ~np.isnan(held_out)
-        return np.where(both, held_out - self.base[self.groups], 0), both
+        return np.where(both, (held_out - self.base[self.groups]) / self.size, 0), both
 
     def score(self, held_out: AnyFloats) -> float:
         """Mean over targets of the correlation inside units and of the pooled one, as far as they exist; 0 without any."""
@@ -272,12 +281,12 @@ class HeldOutTruth:
         """What the scores of every weighted mean of several maps follow from.
 
         `maps` are of shape (maps, spots, targets); where one is not known, nothing counts. Sums over the spots of each unit,
-        and of all spots last: number (units + 1, targets), variance of the truth, its products with the maps (maps, units + 1,
-        targets), and theirs with each other (maps, maps, units + 1, targets). All but the last unit are centred in the unit.
+        and of all spots last, in units of `size`: number (units + 1, targets), variance of the truth, its products with the maps
+        (maps, units + 1, targets), and theirs with each other (maps, maps, units + 1, targets). All but the last unit are centred in the unit.
         """
         both = self.known & ~np.isnan(maps).any(axis=0)
         y = np.where(both, self.y, 0)
-        h = [np.where(both, m - self.base[self.groups], 0).astype(np.float32) for m in maps]
+        h = [np.where(both, self.deviation(m)[0], 0).astype(np.float32) for m in maps]
 
         def summed(values: AnyFloats) -> Floats:
             sums = np.asarray(self.of_unit @ values, dtype=np.float64)
@@ -298,8 +307,10 @@ class HeldOutTruth:
         h, both = self.deviation(held_out)
         y = np.where(both, self.y, 0)
         along, size = (h * y).sum(axis=0, dtype=np.float64), (h * h).sum(axis=0, dtype=np.float64)
-        scale = np.maximum((y * y).sum(axis=0, dtype=np.float64), 1e-30)
-        everywhere = float((along / scale).sum() / max(float((size / scale).sum()), 1e-30))
+        scale = (y * y).sum(axis=0, dtype=np.float64)
+        # a constant says nothing of the slope of the others
+        varies, scale = scale > 0, np.maximum(scale, 1e-30)
+        everywhere = float((along / scale).sum() / max(float((size / scale)[varies].sum()), 1e-30))
         # the slope of all targets counts as so many spots
         prior = scale * _SLOPE_SPOTS / np.maximum(both.sum(axis=0), 1)
         return np.clip((along + prior * everywhere) / (size + prior), LEAST_SLOPE, MOST_SLOPE)

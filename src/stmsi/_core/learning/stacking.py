@@ -59,7 +59,7 @@ def selected_weights(truth: HeldOutTruth, maps: Floats, eligible: Bools) -> Floa
     n_maps, _, n_targets = maps.shape
     filled = np.where(np.isnan(maps), _mean_of_known(maps), maps)
     n, variance, along, between = truth.products(filled)
-    enough = (n >= _MIN_UNIT) & (variance > 1e-7 * variance.max(initial=0))
+    enough = (n >= _MIN_UNIT) & (variance > 1e-7 * variance.max(axis=0))
     root = np.sqrt(np.where(enough, variance, 1))
 
     def scores(w: Floats) -> Floats:
@@ -106,8 +106,8 @@ def stacking_weights(truth: Floats, predictions: Floats, groups: Ints, eligible:
     weights are pulled to the best ones for all metabolites together; how strongly is chosen by leaving out one group after
     the other. `predictions` are held-out, shape (members, spots, metabolites), NaN where a member made none. A spot counts
     for a metabolite if all members that predict the metabolite at all predict it there. Only `eligible` members (members,
-    metabolites) have weight. Columns sum to 1, or to 0 where no member is eligible. A metabolite without evidence, or with a constant truth, has the weights
-    of all metabolites.
+    metabolites) have weight. Columns sum to 1, or to 0 where no member is eligible. A metabolite without evidence, or with a
+    constant truth, has the weights of all metabolites.
     """
     n_members, _, n_metabolites = predictions.shape
     eligible = np.ones((n_members, n_metabolites), bool) if eligible is None else eligible
