@@ -136,7 +136,8 @@ def fit_shared_classifiers(F: AnyFloats, present: NDArray[np.float64], folds: In
                 score[np.ix_(test, possible)] = np.column_stack([line.decision_function(F[test]) for line in lines])
     score[np.isnan(y)] = np.nan
     for i, line in enumerate(fit(np.ones(len(F), bool), np.arange(len(usable)), moments.fit(penalty))):
-        classifiers[usable[i]] = _calibrated(line, y[:, i], score[:, i], folds.groups, float(C[i]))
+        groups = single.get(i, folds.groups)
+        classifiers[usable[i]] = _calibrated(line, y[:, i], score[:, i], groups, float(C[i]))
     return classifiers
 
 
