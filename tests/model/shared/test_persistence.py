@@ -9,6 +9,7 @@ import pytest
 
 import stmsi
 from stmsi.model import HurdleLinear, HurdleNet
+from stmsi.model._families import resolve
 
 
 @pytest.fixture(scope="module")
@@ -91,10 +92,11 @@ def test_a_card_takes_plain_values_only(folder, tmp_path):
     assert "tissue" in model.card["about"]
 
 
-@pytest.mark.parametrize("intensity", ["kernel_ridge", "knn"])
-def test_the_card_warns_of_training_profiles(st, tmp_path, intensity):
-    HurdleLinear.setup_anndata(st)
-    model = HurdleLinear(st, presence="prior", intensity=intensity, n_components=5)
+@pytest.mark.parametrize("family", ["kernel_ridge", "knn"])
+def test_the_card_warns_of_training_profiles(st, tmp_path, family):
+    cls, params, _, _ = resolve({"model": family, "presence": "prior", "n_components": 5})
+    cls.setup_anndata(st)
+    model = cls(st, **params)
     model.train()
     model.save(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "stmsi.json").read_text())["contains_training_profiles"]
