@@ -269,8 +269,31 @@ def write_ablation_tables() -> None:
         (HERE / "generated" / f"ablation_{ablation}.md").write_text(text + "\n", encoding="utf-8")
 
 
+def write_predictor_table() -> None:
+    """Write the table of benchmarks/accuracy/predictor.py: tasks x models."""
+    results = pd.read_csv(HERE.parent / "benchmarks" / "accuracy" / "results" / "predictor.csv")
+    shown = {
+        "task": results["task"].map("`{}`".format), "model": results["model"], "folds": results["folds"].astype(str),
+        "within sections": results["within"], "pooled": results["pooled"], "unpredictable": results["unpredictable"],
+        "AUROC": results["auroc"], "90 % interval": results["coverage_90"],
+        "CPU s": results["cpu_s"].map("{:.0f}".format), "GiB": results["peak_gb"].map("{:.1f}".format),
+    }  # fmt: skip
+    columns = {
+        name: values if values.dtype == object else ["–" if pd.isna(v) else f"{v:.3f}" for v in values]
+        for name, values in shown.items()
+    }
+    lines = [
+        list(columns),
+        ["---", "---", *["---:"] * (len(columns) - 2)],
+        *map(list, zip(*columns.values(), strict=True)),
+    ]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    (HERE / "generated" / "accuracy_predictor.md").write_text(f"{table}\n", encoding="utf-8")
+
+
 copy_tutorials()
 write_cli_page()
+write_predictor_table()
 write_accuracy_tables()
 write_calibration_table()
 write_ablation_tables()

@@ -1,7 +1,7 @@
 """Coverage of intervals and calibration of probabilities, every test section predicted by models that never saw it.
 
     python benchmarks/accuracy/calibration.py                    # simulated sections, ridge
-    python benchmarks/accuracy/calibration.py --tasks simulator_4_patients --models ridge mlp ensemble
+    python benchmarks/accuracy/calibration.py --tasks simulator_4_patients --models ridge mlp auto
 
 Writes ``results/calibration.csv``, one row per task x model x metabolite over all test spots: coverage of intervals of
 several levels, of the 90 % interval also for spots called absent and present apart, its width in standard deviations of
@@ -40,7 +40,7 @@ MODELS: Mapping[str, Any] = {
     "ridge, patients as sections": {"model": "ridge", "setup": {"sample_key": "patient"}},
     "mlp": "mlp",
     "mlp, all groups": {"model": "ensemble", "members": ["mlp"], "n_folds": 3},
-    "ensemble": {"model": "ensemble", "setup": {"graph_key": "spatial_connectivities"}},
+    "auto": {"model": "auto", "setup": {"graph_key": "spatial_connectivities"}},
 }
 
 

@@ -93,7 +93,8 @@ def update(path: Path, rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
         old = pd.read_csv(path)
         again = pd.MultiIndex.from_frame(old[by]).isin(pd.MultiIndex.from_frame(rows[by]))
         rows = pd.concat([old[~again], rows], ignore_index=True)
-    place = [rows["model"].map({name: i for i, name in enumerate(MODELS)})]
+    # rows of models that are no longer there stay, at the end
+    place = [rows["model"].map({name: i for i, name in enumerate(MODELS)}).fillna(len(MODELS))]
     if "task" in by:
         place.insert(0, rows["task"].map({name: i for i, name in enumerate([*TASKS, *READERS])}))
     order = pd.concat(place, axis=1).apply(tuple, axis=1)

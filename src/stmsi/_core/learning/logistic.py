@@ -12,7 +12,7 @@ from stmsi._settings import logger
 
 _GRADIENT = 1e-3
 """Largest gradient left, in coordinates with a curvature of about 1: the error of the log-odds is about as large."""
-ROUGH = 3e-2
+ROUGH = 1e-1
 """The same for a fit whose sigmoid is calibrated afterwards."""
 _MAX_ITERATIONS = 1000
 

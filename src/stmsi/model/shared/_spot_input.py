@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -72,14 +73,22 @@ class Spots:
         return len(self.names)
 
     def log_expression(self) -> sp.csr_matrix:
-        """Log expression, shape (n, genes): log-normalised counts, or logs as they are."""
-        return log_normalize(self.counts) if self.input == "counts" else self.counts
+        """Log expression, shape (n, genes): log-normalised counts, or logs as they are. Made once; not to be changed."""
+        return self._log
 
     def pooled_log_expression(self) -> sp.csr_matrix:
-        """Log expression of each spot and its neighbours together, shape (n, genes).
+        """Log expression of each spot and its neighbours together, shape (n, genes). Made once; not to be changed.
 
         Counts are added up before they are normalised; of logs it is the mean.
         """
+        return self._pooled_log
+
+    @cached_property
+    def _log(self) -> sp.csr_matrix:
+        return log_normalize(self.counts) if self.input == "counts" else self.counts
+
+    @cached_property
+    def _pooled_log(self) -> sp.csr_matrix:
         if self.graph is None:
             raise ValueError(NO_GRAPH)
         if self.input == "counts":
