@@ -243,12 +243,18 @@ class HeldOutTruth:
         size, level = (np.abs(v).max(axis=0, initial=0) for v in (y, filled))
         size = np.where(size > 0, size, np.where(level > 0, level, 1))
         of_unit = _membership(np.unique(units, return_inverse=True)[1])
-        return cls((y / size).astype(np.float32), size.astype(np.float32), known, base.astype(np.float32), groups, of_unit)
+        return cls(
+            (y / size).astype(np.float32), size.astype(np.float32), known, base.astype(np.float32), groups, of_unit
+        )
 
     def of_columns(self, columns: Ints) -> HeldOutTruth:
         """Of some targets."""
         return replace(
-            self, y=self.y[:, columns], size=self.size[columns], known=self.known[:, columns], base=self.base[:, columns]
+            self,
+            y=self.y[:, columns],
+            size=self.size[columns],
+            known=self.known[:, columns],
+            base=self.base[:, columns],
         )
 
     def deviation(self, held_out: AnyFloats) -> tuple[AnyFloats, Bools]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -135,9 +135,13 @@ def fit_shared_classifiers(F: AnyFloats, present: NDArray[np.float64], folds: In
                 lines = fit(rows, possible, start)
                 score[np.ix_(test, possible)] = np.column_stack([line.decision_function(F[test]) for line in lines])
     score[np.isnan(y)] = np.nan
-    for i, line in enumerate(fit(np.ones(len(F), bool), np.arange(len(usable)), moments.fit(penalty))):
-        groups = single.get(i, folds.groups)
-        classifiers[usable[i]] = _calibrated(line, y[:, i], score[:, i], groups, float(C[i]))
+    lines = fit(np.ones(len(F), bool), np.arange(len(usable)), moments.fit(penalty))
+    for groups, columns in _by_groups(folds.groups, single, len(usable)):
+        own = [lines[i] for i in columns]
+        for i, classifier in zip(
+            columns, _calibrated(own, y[:, columns], score[:, columns], groups, C[columns]), strict=True
+        ):
+            classifiers[usable[i]] = classifier
     return classifiers
 
 
@@ -200,31 +204,32 @@ def _fit_usable(
         best = np.where(quality[i] >= least if family == "mlp" else quality[i] > least, i, best)
     score = scores[best, :, column].T
     estimators = _fit_columns(F, present, family, strengths[best], seed)
-    return [
-        _calibrated(e, y, s, groups, float(strength))
-        for e, y, s, strength in zip(estimators, present.T, score.T, strengths[best], strict=True)
-    ]
+    return _calibrated(estimators, present, score, groups, strengths[best])
 
 
 def _calibrated(
-    estimator: Any,
+    estimators: Sequence[Any],
     present: NDArray[np.float64],
     score: NDArray[np.float64],
     groups: NDArray[np.int64],
-    strength: float,
-) -> Classifier:
-    """An estimator with the sigmoid that fits its held-out scores."""
-    without = _constant(present, groups)
-    slope, offset = platt(score, present)
+    strength: NDArray[np.float64],
+) -> list[Classifier]:
+    """Estimators of several metabolites with the sigmoids that fit their held-out scores, shape (spots, metabolites)."""
+    slope, offset = platts(score, present)
     held_out = expit(slope * np.nan_to_num(score) + offset)
-    if (~np.isnan(present)).sum() < _FEW:
+    few = np.flatnonzero((~np.isnan(present)).sum(axis=0) < _FEW)
+    for g in np.unique(groups) if len(few) else ():
         # two numbers that have seen the spot tell something of it where there are few
-        for g in np.unique(groups):
-            a, b = platt(score[groups != g], present[groups != g])
-            held_out[groups == g] = expit(a * np.nan_to_num(score[groups == g]) + b)
+        own = groups == g
+        a, b = platts(score[np.ix_(~own, few)], present[np.ix_(~own, few)])
+        held_out[np.ix_(own, few)] = expit(a * np.nan_to_num(score[np.ix_(own, few)]) + b)
+    without = [_constant(y, groups) for y in present.T]
     # where the other groups are all of one class, their share is what can be said
-    held_out = np.where(np.isnan(score), without.held_out, held_out)
-    return Classifier(estimator, without.prior, slope, offset, strength, held_out)
+    held_out = np.where(np.isnan(score), np.column_stack([c.held_out for c in without]), held_out)
+    return [
+        Classifier(estimator, c.prior, float(a), float(b), float(s), h)
+        for estimator, c, a, b, s, h in zip(estimators, without, slope, offset, strength, held_out.T, strict=True)
+    ]
 
 
 def _fit_columns(
@@ -271,33 +276,46 @@ def _score(estimator: Any, X: NDArray[Any]) -> NDArray[np.float64]:
 
 
 def platt(score: NDArray[np.float64], present: NDArray[np.float64]) -> tuple[float, float]:
-    """Slope and offset of Platt's sigmoid on held-out scores, with his smoothed targets; never a falling sigmoid.
+    """Slope and offset of Platt's sigmoid for one metabolite, arrays of shape (spots,); see :func:`platts`."""
+    slope, offset = platts(score[:, None], present[:, None])
+    return float(slope[0]), float(offset[0])
+
+
+def platts(score: NDArray[np.float64], present: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Slopes and offsets of Platt's sigmoids on held-out scores, with his smoothed targets; never a falling sigmoid.
 
     Parameters
     ----------
     score
-        Log-odds or margins, shape (spots,); NaN is left out.
+        Log-odds or margins, shape (spots, metabolites); NaN is left out.
     present
         1, 0 or NaN, likewise.
     """
     known = ~np.isnan(score) & ~np.isnan(present)
-    s, t = score[known], present[known] > 0
-    n1, n0 = int(t.sum()), int((~t).sum())
-    base_rate = (1e-6, float(np.log((n1 + 1) / (n0 + 1))))
-    if n1 == 0 or n0 == 0:
-        return base_rate
-    target = np.where(t, (n1 + 1) / (n1 + 2), 1 / (n0 + 2))
-    slope, offset = 1.0 / max(float(s.std()), 1e-9), 0.0
+    s, there = np.where(known, score, 0), known & (np.nan_to_num(present) > 0)
+    n, n1 = known.sum(axis=0), there.sum(axis=0)
+    n0 = n - n1
+    target = np.where(there, (n1 + 1) / (n1 + 2), 1 / (n0 + 2))
+    mean = s.sum(axis=0) / np.maximum(n, 1)
+    spread = np.sqrt((known * (s - mean) ** 2).sum(axis=0) / np.maximum(n, 1))
+    slope, offset = 1.0 / np.maximum(spread, 1e-9), np.zeros(s.shape[1])
+    left = np.flatnonzero((n1 > 0) & (n0 > 0))
     for _ in range(100):
-        p = expit(slope * s + offset)
-        gradient = np.array([((p - target) * s).sum(), (p - target).sum()])
-        w = np.maximum(p * (1 - p), 1e-10)
-        hessian = np.array([[(w * s * s).sum(), (w * s).sum()], [(w * s).sum(), w.sum()]]) + 1e-9 * np.eye(2)
-        step = np.linalg.solve(hessian, gradient)
-        slope, offset = slope - step[0], offset - step[1]
-        if np.abs(step).max() < 1e-8:
+        if len(left) == 0:
             break
-    if not np.isfinite([slope, offset]).all() or slope <= 0:
-        # held-out scores that rank the wrong way carry no information
-        return base_rate
-    return float(slope), float(offset)
+        own, inside, aim = s[:, left], known[:, left], target[:, left]
+        p = expit(slope[left] * own + offset[left])
+        error = inside * (p - aim)
+        w = inside * np.maximum(p * (1 - p), 1e-10)
+        a, b, c = (w * own * own).sum(axis=0) + 1e-9, (w * own).sum(axis=0), w.sum(axis=0) + 1e-9
+        first, second = (error * own).sum(axis=0), error.sum(axis=0)
+        determinant = a * c - b * b
+        determinant = np.where(np.abs(determinant) > 1e-300, determinant, np.nan)
+        step = np.stack([(c * first - b * second) / determinant, (a * second - b * first) / determinant])
+        slope[left] -= step[0]
+        offset[left] -= step[1]
+        # what is lost is lost: a sigmoid that ran away ends below as the share of the spots
+        left = left[np.isfinite(step).all(axis=0) & (np.abs(step).max(axis=0) >= 1e-8)]
+    # held-out scores that rank the wrong way carry no information
+    wrong = ~np.isfinite(slope) | ~np.isfinite(offset) | (slope <= 0) | (n1 == 0) | (n0 == 0)
+    return np.where(wrong, 1e-6, slope), np.where(wrong, np.log((n1 + 1) / (n0 + 1)), offset)

@@ -12,7 +12,7 @@ from stmsi._core.learning.folds import sections_or_blocks
 from stmsi._data.checks import listing
 from stmsi._data.tables import sections_of
 from stmsi._settings import logger
-from stmsi.model.linear._presence import platt
+from stmsi.model.linear._presence import platts
 from stmsi.model.net._prediction import PREDICT_BATCH, NetPrediction
 from stmsi.model.net._surroundings import quiet, seeded
 from stmsi.model.net._training_inputs import presence_counts
@@ -42,7 +42,7 @@ class NetCalibration(NetPrediction):
         self._remember(rows)
         targets = all_targets.some(validation, self.state.metabolites)
         logit, intensity = self._forward(spots)
-        self.platt_ = np.array([platt(s, p) for s, p in zip(logit.T, targets.presence.T, strict=True)])
+        self.platt_ = np.column_stack(platts(logit.astype(np.float64), targets.presence))
         # A sigmoid and a threshold fitted to a handful of spots are noise. The logits of a class-balanced loss, shifted
         # by the base rate of the training spots, are the better guess; where training has one class only, so is that.
         n1, n0 = presence_counts(targets.presence)
