@@ -39,9 +39,9 @@ except ModuleNotFoundError:  # run as a script
 RESULTS = Path(__file__).parent / "results"
 GRAPH = {"setup": {"graph_key": "spatial_connectivities"}}
 MODELS = {
-    **{name: name for name in ("mean", "ridge", "lasso", "pls", "knn", "kernel_ridge", "boosting")},
+    **{name: name for name in ("mean", "ridge", "lasso", "pls", "knn", "boosting")},
     "ridge, diffused": {"model": "ridge", "context": "diffused", **GRAPH},
-    "kernel_ridge, diffused": {"model": "kernel_ridge", "context": "diffused", **GRAPH},
+    **{name: {"model": name, **GRAPH} for name in ("gene_ridge", "kernel_ridge", "screened_ridge")},
     "mlp": "mlp",
     "mlp, alone": {"model": "mlp", "residual": None},
     "mlp, averaged": {"model": "mlp", "residual": None, "train": {"weight_averaging": True}},
@@ -54,8 +54,8 @@ MODELS = {
         "encoder": "crossmodal",
         "encoder_kwargs": {"output": "retrieval"},
     },
-    "ensemble, own": "ensemble",
-    "ensemble": {"model": "ensemble", **GRAPH},
+    "auto, own": {"model": "auto", "setup": {"graph_key": None}},
+    "auto": {"model": "auto", **GRAPH},
 }
 SCORES = ["pearson", "spearman", "r2", "pearson_present", "auroc", "auprc", "prevalence"]
 

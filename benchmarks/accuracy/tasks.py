@@ -83,6 +83,77 @@ def her2st_panel(n: int = 100, seed: int = 0, min_umi: int = 500) -> Task:
     )
 
 
+def _folds_by(label: pd.Series) -> FixedFolds:
+    """Leave one label out."""
+    values = label.to_numpy(str)
+    return FixedFolds([np.flatnonzero(values == name) for name in np.unique(values)])
+
+
+@dataclass(frozen=True)
+class FixedFolds:
+    """Test spots of each fold; all others are trained on."""
+
+    tests: list[np.ndarray]
+
+    def split(self, adata: ad.AnnData) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Training and test spots of each fold."""
+        for test in self.tests:
+            yield np.setdiff1d(np.arange(adata.n_obs), test), test
+
+
+def nci60(repeats: int = 2) -> Task:
+    """Bulk RNA (log ratios, negative values included) -> 269 metabolites of 20 cell lines; five folds, repeated."""
+    x, m = (pd.read_csv(DATA / "nci60" / f, index_col=0) for f in ("paired_mrna.csv.gz", "paired_metab.csv.gz"))
+    m = m.loc[m.std(axis=1) > 1e-6, x.columns]
+    low = m.min(axis=1)
+    floor = m.eq(low, axis=0).sum(axis=1) >= 2  # a minimum that is tied stands for "not detected"
+    y = m.sub(low, axis=0).add((~floor).astype(float), axis=0).T
+    x = x[~x.index.duplicated()].T
+    lines = ad.AnnData(x.to_numpy("f4"), obs=pd.DataFrame(index=x.index), var=pd.DataFrame(index=x.columns.astype(str)))
+    lines.obs["sample"] = lines.obs_names
+    lines.obsm["msi"] = y.loc[lines.obs_names].astype(np.float32)
+    lines.uns["setup"] = {"input": "log"}
+    rng, tests = np.random.default_rng(0), []
+    for _ in range(repeats):
+        fold = rng.permutation(np.arange(lines.n_obs) % 5)
+        tests += [np.flatnonzero(fold == k) for k in range(5)]
+    return Task("nci60", "bulk cell lines, real RNA -> metabolites, n = 20", lines, FixedFolds(tests))
+
+
+def ccle(least: int = 10) -> Task:
+    """Bulk RNA of 50 genes (log2) -> 225 metabolites (log10) of 873 cell lines; leave one lineage out."""
+    x, y = (
+        pd.read_csv(DATA / "ccle" / f, index_col=0)
+        for f in ("rna_microarray_50genes.csv.gz", "metabolites_log10.csv.gz")
+    )
+    lineage = pd.read_csv(DATA / "ccle" / "lines.csv", index_col=0)["lineage"].loc[x.index]
+    kept = lineage.map(lineage.value_counts()) >= least
+    lines = ad.AnnData(
+        x[kept].to_numpy("f4"),
+        obs=pd.DataFrame({"sample": lineage[kept]}),
+        var=pd.DataFrame(index=x.columns.astype(str)),
+    )
+    lines.obsm["msi"] = y.loc[lines.obs_names].astype(np.float32)
+    lines.uns["setup"] = {"input": "log"}
+    return Task("ccle", "bulk cell lines, real RNA -> metabolites, 50 genes", lines, _folds_by(lines.obs["sample"]))
+
+
+def simulated_patients(*, dense: float = 0.0) -> Task:
+    """Three simulated patients of two sections, leave one patient out; presence is an intensity above 0."""
+    st = simulated_sections(
+        rng=11, n_patients=3, sections_per_patient=2, n_genes=600, n_metabolites=40, size=2600, dense=dense
+    )
+    st.uns["setup"] = {}
+    name = "simulator_patients_dense" if dense else "simulator_patients"
+    return Task(name, "simulated", st, stmsi.model_selection.LeaveOnePatientOut())
+
+
+def _in_context(task: Task) -> Task:
+    """With the neighbourhood graph for every model."""
+    task.adata.uns["setup"] = {"graph_key": "spatial_connectivities"}
+    return task
+
+
 READERS: dict[str, Callable[..., SpatialData]] = {"sma": stmsi.datasets.read_sma, "desium": stmsi.datasets.read_desium}
 
 
@@ -126,6 +197,15 @@ def _splitter(st: ad.AnnData) -> Any:
 
 
 TASKS = {"simulator": simulator, "her2st_histology": her2st_histology, "her2st_panel": her2st_panel}
+PREDICTOR_TASKS: dict[str, Callable[[], Task]] = {
+    "her2st_histology": lambda: _in_context(her2st_histology()),
+    "her2st_panel": lambda: _in_context(her2st_panel()),
+    "nci60": nci60,
+    "ccle": ccle,
+    "simulator_patients": lambda: _in_context(simulated_patients()),
+    "simulator_patients_dense": lambda: _in_context(simulated_patients(dense=2 / 3)),
+}
+"""What the predictor is measured on, with the fields of every model in ``uns["setup"]``."""
 
 
 def tasks(names: list[str]) -> Iterator[Task]:

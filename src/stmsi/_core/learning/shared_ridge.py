@@ -116,8 +116,8 @@ class GroupMoments:
     Y: Floats32  # targets, 0 where not measured
     known: Bools  # whether measured, shape (spots, targets)
     groups: Ints
-    gram: Floats  # of each group, shape (groups, features + 1, features + 1)
-    cross: Floats  # features x targets of each group
+    gram: Floats32  # of each group, shape (groups, features + 1, features + 1)
+    cross: Floats32  # features x targets of each group
     unit: float  # of the penalty: mean squared length of a spot's features
 
     @classmethod
@@ -251,7 +251,7 @@ class HeldOutTruth:
             self, y=self.y[:, columns], size=self.size[columns], known=self.known[:, columns], base=self.base[:, columns]
         )
 
-    def deviation(self, held_out: AnyFloats) -> tuple[Floats, Bools]:
+    def deviation(self, held_out: AnyFloats) -> tuple[AnyFloats, Bools]:
         """Predictions less the mean of the other groups, in units of `size`, 0 where one side is not known; whether both are."""
         both = self.known & ~np.isnan(held_out)
         return np.where(both, (held_out - self.base[self.groups]) / self.size, 0), both
@@ -318,7 +318,7 @@ class HeldOutTruth:
     def scaled(self, held_out: AnyFloats, slope: Floats) -> Floats:
         """Held-out predictions with so much of their deviation from what their fold knows of the mean."""
         base = self.base[self.groups]
-        return base + slope * (held_out - base)
+        return np.asarray(base + slope * (held_out - base), dtype=np.float64)
 
 
 def _membership(label: Ints) -> sp.csr_matrix:

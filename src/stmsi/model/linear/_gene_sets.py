@@ -141,14 +141,14 @@ def fit_gene_sets(
         found = paths.pop(m, None)
         if found is None:
             path, solved = _paths(blocks, Y[:, m], sets[m], groups, _PENALTIES[penalty : penalty + 1])
-            path, solved = path[:, 0], [s[0] for s in solved]
+            path, weighed = path[:, 0], [s[0] for s in solved]
         else:
-            path, solved = found[0][:, penalty], [s[penalty] for s in found[1]]
+            path, weighed = found[0][:, penalty], [s[penalty] for s in found[1]]
         own = truth.of_columns(np.array([m]))
         quality = [own.score(path[s][:, None]) for s in range(n_sizes)]
         chosen[m] = int(np.argmax(quality))
         held_out[:, m] = path[chosen[m]]
-        weights.append((sets[m][chosen[m]][-1], *solved[chosen[m]]))
+        weights.append((sets[m][chosen[m]][-1], *weighed[chosen[m]]))
     return _assemble(blocks, weights), held_out
 
 

@@ -91,7 +91,7 @@ class HurdleScreened(OneStage):
     def _eligible(self, data: TrainingData) -> NDArray[np.bool_]:
         if self.genes != "prior":
             return super()._eligible(data)
-        return self._prior(data).any(axis=0)
+        return np.asarray(self._prior(data).any(axis=0))
 
     def _prior(self, data: TrainingData) -> NDArray[np.bool_]:
         """Genes of each metabolite that vary over the training spots, shape (panel genes, metabolites)."""
