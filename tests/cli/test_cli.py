@@ -288,7 +288,7 @@ def test_an_h5_file_of_something_else(folder, tmp_path):
 
 def test_an_unknown_model(folder, tmp_path):
     text = predict_fails(folder, tmp_path, folder / "st.h5ad", model="rigde")
-    assert "model='rigde' is neither a folder nor a family; families: mean, linear, ridge" in text
+    assert "model='rigde' is neither a folder nor a family; families: auto, mean, linear" in text
 
 
 def test_a_folder_that_is_no_model(folder, tmp_path):

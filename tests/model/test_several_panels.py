@@ -95,13 +95,14 @@ def test_their_penalty_is_chosen_on_blocks_of_that_section(panels):
     assert np.isfinite(held_out[OWN]).any()
 
 
-def test_without_positions_they_are_predicted_with_their_mean(panels, caplog):
+def test_without_positions_they_have_no_held_out_evidence(panels, caplog):
     del panels.obsm["spatial"]
     with caplog.at_level(logging.WARNING, "stmsi"):
         model = fit("ridge", panels)
     ids = list(panels.obsm["msi"].columns[OWN])
-    assert f"whose spots cannot be split into blocks, are predicted with their mean: {ids[0]!r}" in caplog.text
-    assert (model.predict_intensity()[ids].std() < 1e-6).all()
+    assert f"whose spots cannot be split into blocks, have no held-out predictions: {ids[0]!r}" in caplog.text
+    assert model.state.feature_table.loc[ids, "held_out_pearson"].isna().all()
+    assert np.isfinite(model.predict_intensity()[ids]).all(axis=None)
     assert model.metabolites == list(panels.obsm["msi"].columns)
 
 

@@ -70,6 +70,10 @@ def models(planted):
                 stmsi.model.HurdleNet.setup_anndata(planted)
                 kept[name] = stmsi.model.HurdleNet(planted, encoder_kwargs=SMALL)
                 kept[name].train(max_epochs=30, refit=False)
+            elif name == "kernel_ridge":
+                stmsi.model.HurdleKernel.setup_anndata(planted)
+                kept[name] = stmsi.model.HurdleKernel(planted, presence="prior")
+                kept[name].train()
             else:
                 presence, intensity = name.split("+")
                 stmsi.model.HurdleLinear.setup_anndata(planted)
@@ -91,7 +95,7 @@ INTENSITY = [
     ("prior+ridge", "coefficients"),
     ("prior+lasso", "coefficients"),
     ("prior+pls", "coefficients"),
-    ("prior+kernel_ridge", "permutation"),
+    ("kernel_ridge", "permutation"),
     ("net", "integrated_gradients"),
 ]
 
@@ -305,8 +309,8 @@ def test_bad_arguments(planted, models, kwargs, error, match):
 
 
 def test_bad_models(planted, models, tmp_path):
-    with pytest.raises(ValueError, match=r"intensity='kernel_ridge'\. Use method='permutation'"):
-        stmsi.tl.attribute(planted.copy(), models("prior+kernel_ridge"), method="coefficients")
+    with pytest.raises(ValueError, match="but the model is a HurdleKernel"):
+        stmsi.tl.attribute(planted.copy(), models("kernel_ridge"), method="coefficients")
     with pytest.raises(ValueError, match="but the model is a HurdleNet"):
         stmsi.tl.attribute(planted.copy(), models("net"), method="coefficients")
     stmsi.model.HurdleLinear.setup_anndata(planted)
@@ -352,7 +356,7 @@ def test_deletion_does_not_hurt_where_it_is_wrong(explained, models):
     assert (own["p_value"] > 0.3).all()
 
 
-@pytest.mark.parametrize("name", ["net", "prior+kernel_ridge"])
+@pytest.mark.parametrize("name", ["net", "kernel_ridge"])
 def test_deletion_works_for_any_model(planted, models, name):
     adata = _attributed(planted, models(name), metabolites=A, n_spots=60, n_repeats=1, n_steps=8)
     own = _check(adata, models(name), "deletion", n_top=[2], n_random=5)

@@ -343,7 +343,8 @@ def test_a_correction_begins_at_the_ridge(data):
     ridge = linear(data, n_folds=5)
     ridge.train(validation_idx=rows)
     found, expected = (m.predict_intensity().iloc[rows] for m in (model, ridge))
-    assert found.corrwith(expected).median() > 0.999
+    # the network's ridges choose a penalty each, those of HurdleLinear share one
+    assert found.corrwith(expected).median() > 0.98
     assert model.predict_presence().iloc[rows].corrwith(ridge.predict_presence().iloc[rows]).median() > 0.8
 
 

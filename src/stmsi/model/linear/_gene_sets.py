@@ -35,8 +35,10 @@ class GeneSetRidge:
     ----------
     genes
         Panel genes that any metabolite uses.
+    gene, metabolite
+        Positions of the weights: a metabolite uses few of the genes.
     weights
-        Shape (blocks, genes, metabolites), sparse in all but name: 0 where a metabolite does not use a gene.
+        Of own expression and of the first ring, shape (blocks, weights).
     offset
         Shape (metabolites,).
     size
@@ -44,17 +46,23 @@ class GeneSetRidge:
     """
 
     genes: NDArray[np.int64]
-    weights: list[sp.csc_matrix]
+    gene: NDArray[np.int64]
+    metabolite: NDArray[np.int64]
+    weights: NDArray[np.float64]
     offset: NDArray[np.float64]
     size: NDArray[np.int64]
 
     def predict(self, log: sp.csr_matrix, graph: sp.csr_matrix | None) -> NDArray[np.float32]:
         """Predictions from log expression, shape (spots, metabolites)."""
-        own = log[:, self.genes]
-        total = np.asarray((own @ self.weights[0]).todense())
-        if len(self.weights) > 1:
+        own, shape = log[:, self.genes], (len(self.genes), len(self.offset))
+        parts = [
+            np.asarray((own @ sp.csc_matrix((w, (self.gene, self.metabolite)), shape=shape)).todense())
+            for w in self.weights
+        ]
+        total = parts[0]
+        if len(parts) > 1:
             assert graph is not None
-            total = total + np.asarray((mean_over_neighbours(graph) @ (own @ self.weights[1])).todense())
+            total = total + mean_over_neighbours(graph) @ parts[1]
         return np.asarray(total + self.offset, dtype=np.float32)
 
 
@@ -205,16 +213,16 @@ def _assemble(
     """Weights on z-scores as weights on log expression."""
     used = np.unique(np.concatenate([genes for genes, _, _ in weights])).astype(np.int64)
     n_blocks = 1 if blocks.ring is None else 2
-    parts = [sp.lil_matrix((len(used), len(weights))) for _ in range(n_blocks)]
+    values, places = [], []
     offset = np.empty(len(weights))
     for m, (genes, w, constant) in enumerate(weights):
-        at = np.searchsorted(used, genes)
+        places.append(np.searchsorted(used, genes))
         per_block = w.reshape(n_blocks, len(genes)) / blocks.scale[genes]
         offset[m] = constant - (per_block * blocks.mean[genes]).sum()
-        for part, values in zip(parts, per_block, strict=True):
-            part[at, m] = values[:, None]
+        values.append(per_block)
     size = np.array([len(genes) for genes, _, _ in weights])
-    return GeneSetRidge(blocks.genes[used], [sp.csc_matrix(part) for part in parts], offset, size)
+    metabolite = np.repeat(np.arange(len(weights)), size)
+    return GeneSetRidge(blocks.genes[used], np.concatenate(places), metabolite, np.hstack(values), offset, size)
 
 
 def screened_sets(
