@@ -3,7 +3,6 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-import scipy.sparse as sp
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 from sklearn.linear_model import LogisticRegression
 
@@ -64,25 +63,6 @@ def test_arrays_keep_type_values_and_layout(tmp_path, value):
     assert found.flags.f_contiguous == value.copy(order="K").flags.f_contiguous
     np.testing.assert_array_equal(found, value)
     found[...] = value  # writable, as the original
-
-
-@pytest.mark.parametrize("kind", [sp.csr_matrix, sp.csc_matrix])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_sparse_matrices(tmp_path, kind, dtype):
-    value = kind(np.array([[0, 1.5, 0], [0, 0, 0], [2, 0, np.nan], [0, 0, 0]], dtype=dtype))
-    found = there_and_back(tmp_path, [value, kind((3, 0), dtype=dtype)])
-    assert type(found[0]) is kind
-    assert found[0].dtype == dtype
-    np.testing.assert_array_equal(found[0].toarray(), value.toarray())
-    assert found[1].shape == (3, 0)
-
-
-def test_a_sparse_matrix_that_reaches_beyond_itself_is_refused(tmp_path):
-    value = sp.csr_matrix(np.eye(3))
-    value.indices = value.indices + 2
-    write_payload(tmp_path, {"value": value})
-    with pytest.raises(ValueError, match="is damaged"):
-        read_payload(tmp_path)
 
 
 def test_numpy_scalars(tmp_path):
