@@ -85,7 +85,7 @@ def test_the_prediction_is_the_weighted_mean_of_the_members(trained):
 
 
 def test_a_member_that_knows_more_has_more_weight(trained):
-    assert weight(trained, member="ridge").mean() > 0.6
+    assert (weight(trained, member="ridge") > weight(trained, member="prior").to_numpy()).all()
 
 
 def test_the_ensemble_is_no_worse_than_its_best_member_on_a_held_out_section(trained):
@@ -94,15 +94,14 @@ def test_the_ensemble_is_no_worse_than_its_best_member_on_a_held_out_section(tra
     y, z = test.obsm["msi"].to_numpy(), test.obsm["msi_presence"].to_numpy()
 
     def errors(model: Any) -> np.ndarray:
-        p, mu = model.predict_presence(test).to_numpy(), model.predict_intensity(test).to_numpy()
-        unit = np.nanvar(np.where(z > 0, y, np.nan), axis=0)
-        return np.array([np.nanmean((p - z) ** 2), np.nanmean(np.where(z > 0, (mu - y) ** 2, np.nan) / unit)])
+        p, mean = model.predict_presence(test).to_numpy(), model.predict(test, how="probability_weighted").to_numpy()
+        return np.array([np.nanmean((p - z) ** 2), np.nanmean((mean - y) ** 2 / np.nanvar(y, axis=0))])
 
     best = np.min([errors(m) for m in trained.models_], axis=0)
     worst = np.max([errors(m) for m in trained.models_], axis=0)
     assert (worst > 1.1 * best).all(), "members that are equally good show nothing"
-    # the weights rest on 217 spots: a small part of the way to the worse member is noise
-    assert (errors(trained) < best + 0.12 * (worst - best)).all()
+    # the weights rest on 217 spots of two sections: a part of the way to the worse member is noise
+    assert (errors(trained) < best + 0.3 * (worst - best)).all()
 
 
 class _Noise(HurdleLinear):
@@ -123,14 +122,18 @@ def test_a_member_of_pure_noise_has_no_weight(data, monkeypatch):
 
     monkeypatch.setattr(_member, "resolve", with_noise)
     model = fit(data, {**CHEAP, "noise": "noise"})
-    assert (weight(model, member="noise", stage="intensity") < 0.01).all()
+    assert weight(model, member="noise", stage="intensity").mean() < 0.03
+    assert (weight(model, member="noise", stage="intensity") < 0.1).all()
     # between 0 and 1, noise is not quite as wrong, and it averages some of the others' error out
     assert (weight(model, member="noise", stage="presence") < 0.15).all()
 
 
 def test_equal_members_share_their_weight(data):
     model = fit(data, {"one": PRIOR, "two": PRIOR})
-    np.testing.assert_allclose(model.weights["weight"], 0.5, atol=1e-6)
+    np.testing.assert_allclose(weight(model, stage="presence"), 0.5, atol=1e-6)
+    # of maps that are equal, any sum serves
+    np.testing.assert_allclose(model.weights.groupby(["metabolite", "stage"])["weight"].sum(), 1)
+    np.testing.assert_allclose(model.predict_presence(data), model.models_[0].predict_presence(data), rtol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------------ held-out folds
@@ -138,37 +141,44 @@ def test_equal_members_share_their_weight(data):
 
 @pytest.fixture
 def spy(monkeypatch):
-    """The held-out predictions that the weights are made of."""
+    """The held-out probabilities and maps that the weights are made of."""
     seen: list[dict[str, Any]] = []
-    original = _ensemble.stacking_weights
+    presence, maps = _ensemble.stacking_weights, _ensemble.selected_weights
 
-    def record(truth, predictions, groups, eligible, units):
-        seen.append({"truth": truth, "predictions": predictions, "groups": groups, "units": units})
-        return original(truth, predictions, groups, eligible, units)
+    def record_presence(truth, predictions, groups, eligible):
+        seen.append({"truth": truth, "predictions": predictions, "groups": groups})
+        return presence(truth, predictions, groups, eligible)
 
-    monkeypatch.setattr(_ensemble, "stacking_weights", record)
+    def record_maps(truth, predictions, eligible):
+        seen.append({"truth": truth, "predictions": predictions, "groups": truth.groups})
+        return maps(truth, predictions, eligible)
+
+    monkeypatch.setattr(_ensemble, "stacking_weights", record_presence)
+    monkeypatch.setattr(_ensemble, "selected_weights", record_maps)
     return seen
 
 
-def test_groups_are_whole_sections(data, spy):
+def test_groups_are_whole_patients(data, spy):
     model = fit(data)
     covered = data.obsm["msi"].notna().any(axis=1).to_numpy()
-    sample = data.obs["sample"].to_numpy()[covered]
+    patient = data.obs["patient"].to_numpy()[covered]
     assert model.state.training["n_spots"] == covered.sum()
-    pairs = pd.DataFrame({"sample": sample, "group": spy[0]["groups"]}).drop_duplicates()
-    assert len(pairs) == 3
-    assert pairs["group"].nunique() == 3
+    for seen in spy:
+        pairs = pd.DataFrame({"patient": patient, "group": seen["groups"]}).drop_duplicates()
+        assert len(pairs) == 3
+        assert pairs["group"].nunique() == 3
+    assert "3 groups of held-out patients" in model.state.training["chosen"]
 
 
 def test_linear_members_stack_on_the_predictions_of_their_own_folds(data, spy):
     model = fit(data)
-    for stage, seen in enumerate(spy):
-        for member, made in zip(model.models_, seen["predictions"], strict=True):
-            np.testing.assert_array_equal(made, member.held_out_[stage])
-    assert spy[0]["units"] is None
+    for member, probability, made in zip(model.models_, *(seen["predictions"] for seen in spy), strict=True):
+        np.testing.assert_array_equal(probability, member.held_out_[0])
+        np.testing.assert_array_equal(made, member.held_out_[0] * member.held_out_[1])
     covered = data.obsm["msi"].notna().any(axis=1).to_numpy()
     sections = pd.factorize(data.obs["sample"].to_numpy()[covered])[0]
-    assert len(set(zip(spy[1]["units"], sections, strict=True))) == 3
+    units = spy[1]["truth"].of_unit.tocoo()
+    assert len(set(zip(units.row, sections[units.col], strict=True))) == 3
 
 
 def test_members_that_trained_on_part_of_the_spots_are_predicted_group_by_group(data, spy):
@@ -231,9 +241,9 @@ def test_metabolites_that_say_little(data, caplog):
     assert model.metabolites == [*METABOLITES[:2], "absent", "constant", "one"]
     assert model.weights["weight"].notna().all()
     np.testing.assert_allclose(model.weights.groupby(["metabolite", "stage"])["weight"].sum(), 1)
-    for stage in ("presence", "intensity"):
-        shared = [weight(model, metabolite=m, stage=stage).to_numpy() for m in ("constant", "one")]
-        np.testing.assert_allclose(*shared)
+    # nothing to choose by: the weights of all
+    shared = [weight(model, metabolite=m, stage="presence").to_numpy() for m in ("absent", "constant")]
+    np.testing.assert_allclose(*shared)
     frames = [model.predict_presence(), model.predict_intensity(), model.predict(), *model.predict_interval()]
     assert all(np.isfinite(f.to_numpy()).all() for f in frames)
     lower, upper = model.predict_interval()
@@ -308,7 +318,7 @@ def test_networks_and_linear_models_stack_without_a_trace_on_the_data(data, tmp_
 
 
 def test_the_card_warns_of_training_profiles_in_a_member(data, tmp_path):
-    kernel = {"model": "HurdleLinear", "presence": "prior", "intensity": "kernel_ridge", "n_components": 5}
+    kernel = {"model": "kernel_ridge", "presence": "prior", "n_components": 5}
     fit(data, {"prior": PRIOR, "kernel": kernel}).save(tmp_path / "model")
     assert json.loads((tmp_path / "model" / "stmsi.json").read_text())["contains_training_profiles"]
 
@@ -339,8 +349,9 @@ def test_members_have_names(ready, members, names):
     ("members", "match"),
     [
         ([], "needs at least one member"),
-        (["rigde"], r"model='rigde' is not known; choose one of 'mean'"),
+        (["rigde"], r"model='rigde' is not known; choose one of .*Did you mean 'ridge'"),
         (["ensemble"], r"Member 'ensemble' is an ensemble itself; list its members instead"),
+        (["ridge", "auto"], r"Member 'auto' is an ensemble itself; list its members instead"),
         (
             [{"model": "mlp", "train": {"callbacks": [object()]}}],
             "must be plain values, so that the model can be saved",
@@ -353,13 +364,6 @@ def test_members_have_names(ready, members, names):
 def test_impossible_members_are_refused(ready, members, match):
     with pytest.raises(ValueError, match=match):
         HurdleEnsemble(ready, members=members)
-
-
-def test_the_default_reads_the_neighbours_where_there_is_a_graph(ready):
-    assert list(HurdleEnsemble(ready).members) == ["ridge", "kernel_ridge"]
-    HurdleEnsemble.setup_anndata(ready, graph_key="spatial_connectivities")
-    members = HurdleEnsemble(ready).members
-    assert {spec["context"] for spec in members.values()} == {"diffused", "pooled"}
 
 
 def test_too_few_folds_are_refused(ready):

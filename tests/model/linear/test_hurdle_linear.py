@@ -14,7 +14,7 @@ from stmsi.model import HurdleLinear
 from stmsi.model.linear._count_regression import CountRegression
 from stmsi.model.linear._intensity import _RIDGE, IntensityFamily, _best, _ridge_weights, fit_regression
 from stmsi.model.linear._presence import fit_classifier, platt
-from stmsi.model.linear._similarity import KernelMap, NeighbourMap, unit_rows
+from stmsi.model.linear._similarity import NeighbourMap, unit_rows
 from stmsi.model.shared._spot_features import SpotFeatures
 from stmsi.model.shared._spot_input import Spots
 
@@ -362,12 +362,6 @@ def test_retrieval_holds_out_whole_groups():
     y, groups = np.repeat(rng.normal(size=60), 2), np.repeat(np.arange(60) % 3, 2)
     fitted = fit_regression(NeighbourMap.fit(F, [6]).held_out(F, groups), y, groups, "knn", 0)
     assert abs(np.corrcoef(fitted.held_out, y)[0, 1]) < 0.4
-
-
-def test_kernel_features_do_not_see_the_depth_of_a_spot():
-    F = np.random.default_rng(0).normal(size=(40, 6))
-    kernel = KernelMap.fit(F, [6], 0)
-    np.testing.assert_allclose(kernel.transform(3 * F + 1), kernel.transform(F), atol=1e-6)
 
 
 # ------------------------------------------------------------------------------------------------------- neighbourhood

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 
 import stmsi
-from stmsi.model import HurdleLinear, HurdleNet
-from stmsi.model._families import resolve
+from stmsi.model import HurdleKernel, HurdleLinear, HurdleNet, HurdleScreened
 
 
 @pytest.fixture(scope="module")
@@ -92,14 +91,22 @@ def test_a_card_takes_plain_values_only(folder, tmp_path):
     assert "tissue" in model.card["about"]
 
 
-@pytest.mark.parametrize("family", ["kernel_ridge", "knn"])
-def test_the_card_warns_of_training_profiles(st, tmp_path, family):
-    cls, params, _, _ = resolve({"model": family, "presence": "prior", "n_components": 5})
+@pytest.mark.parametrize(
+    ("cls", "params", "warns"),
+    [
+        (HurdleLinear, {"intensity": "knn", "n_components": 5}, True),
+        (HurdleLinear, {"intensity": "ridge", "n_components": 5}, False),
+        (HurdleKernel, {"kernel": "components", "n_components": 5}, True),
+        (HurdleKernel, {"kernel": "genes"}, False),
+        (HurdleScreened, {}, False),
+    ],
+)
+def test_the_card_warns_of_training_profiles(st, tmp_path, cls, params, warns):
     cls.setup_anndata(st)
-    model = cls(st, **params)
+    model = cls(st, presence="prior", **params)
     model.train()
     model.save(tmp_path / "model")
-    assert json.loads((tmp_path / "model" / "stmsi.json").read_text())["contains_training_profiles"]
+    assert json.loads((tmp_path / "model" / "stmsi.json").read_text())["contains_training_profiles"] == warns
 
 
 def test_a_missing_folder(tmp_path):

@@ -132,9 +132,7 @@ class HurdleEnsemble(HurdleModel):
         self.adata: AnnData | None = adata
         self._setup = Setup.read(adata, type(self).__name__)
         self.automatic = members is None
-        if members is None:
-            members = AUTO_MEMBERS if self._setup.prior_key is None else AUTO_MEMBERS | PRIOR_MEMBER
-        self.members = members_by_name(members)
+        self.members = self._default_members() if members is None else members_by_name(members)
         self.nested, self.n_folds, self.n_jobs, self.rng = nested, n_folds, n_jobs, rng
         self._make_members()  # bad ones are refused before training begins
         self.models_: list[HurdleModel] = []
@@ -239,10 +237,15 @@ class HurdleEnsemble(HurdleModel):
         if data.validation is None:
             self._borrow_calibration(without)
 
+    def _default_members(self) -> dict[str, ModelSpec]:
+        return members_by_name(AUTO_MEMBERS if self._setup.prior_key is None else AUTO_MEMBERS | PRIOR_MEMBER)
+
     def _fit_members(self, own: AnnData, n_jobs: int, show_progress_bar: bool | None) -> list[HurdleModel]:
         """Train all members. One of the default's that fails is left out, and told; one that the user named is an error."""
         models, kept = [], {}
         self.failed_ = {}
+        if self.automatic:  # what failed once may not fail again
+            self.members = self._default_members()
         todo = track(self._make_members(), "members", total=len(self.members), show=show_progress_bar)
         for member in todo:
             try:
@@ -252,7 +255,7 @@ class HurdleEnsemble(HurdleModel):
                 if not self.automatic:
                     raise
                 self.failed_[member.name] = str(error.args[0] if error.args else error)
-                logger.warning("%s It is left out of the stack.", self.failed_[member.name])
+                logger.warning("%s. It is left out of the stack.", self.failed_[member.name].rstrip("."))
         if not models:
             msg = f"No member could be trained. {next(iter(self.failed_.values()))}"
             raise ValueError(msg)

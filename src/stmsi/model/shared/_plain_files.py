@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import scipy.sparse as sp
 from numpy.typing import NDArray
 
 from stmsi._settings import logger
@@ -45,8 +44,6 @@ _SKLEARN = {
     "_BinMapper": f"{_TREES}.binning",
 }
 """Classes of scikit-learn that a file may name, and where they are."""
-_SPARSE = {"csc": sp.csc_matrix, "csr": sp.csr_matrix}
-"""Kinds of sparse matrices."""
 _BUILT = {"HalfSquaredError"}
 """Classes without a state of their own, which are made anew."""
 _TRAINING_ONLY = {"_feature_subsample_rng", "_optimizer", "_random_state"}
@@ -120,9 +117,6 @@ class _Writer:
             return {"type": "dict", "keys": self._each(value.keys(), where), "values": values}
         if isinstance(value, np.ndarray):
             return self._array(value, where)
-        if isinstance(value, tuple(_SPARSE.values())):
-            arrays = [self._array(a, where) for a in (value.data, value.indices, value.indptr)]
-            return {"type": "sparse", "format": value.format, "shape": list(value.shape), "arrays": arrays}
         if isinstance(value, pd.RangeIndex):
             bounds = {"start": value.start, "stop": value.stop, "step": value.step}
             return {"type": "range", **bounds, "name": self.encode(value.name, where)}
@@ -206,10 +200,6 @@ class _Reader:
             return self._array(node)
         if kind == "scalar":
             return self._array(node)[()]
-        if kind == "sparse":
-            matrix = _SPARSE[node["format"]](tuple(self.decode(node["arrays"])), shape=tuple(node["shape"]))
-            matrix.check_format(full_check=True)
-            return matrix
         if kind == "objects":
             out = np.empty(len(node["values"]), dtype=object)
             out[:] = self.decode(node["values"])
