@@ -19,7 +19,7 @@ PENALTIES = np.logspace(-3, 3, 13)
 """In units of the mean squared length of a spot's features."""
 _START = 6
 _MIN_UNIT = 5  # spots below which a correlation inside a unit says nothing
-_TOLERANCE, _MOST_STEPS = 3e-3, 40
+_TOLERANCE, _MOST_STEPS = 1e-3, 40
 _SLOPE_SPOTS = 100
 LEAST_SLOPE, MOST_SLOPE = 0.05, 1.5
 """What is left of a prediction that held-out spots do not bear out: little, yet the order of the spots stays."""
