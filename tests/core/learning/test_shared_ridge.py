@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from sklearn.linear_model import Ridge
 
+from stmsi._core.learning import shared_ridge as _shared_ridge
 from stmsi._core.learning.shared_ridge import (
     LEAST_SLOPE,
     MOST_SLOPE,
@@ -46,7 +47,7 @@ def test_every_target_is_ridge_on_the_spots_that_have_it(problem, penalty):
     for m in range(3):
         expected = direct(F, Y[:, m], penalty, everywhere, everywhere)
         # targets that lack spots are solved by iteration
-        np.testing.assert_allclose(got[:, m], expected, atol=(0.001 if m == 0 else 0.01) * np.nanstd(Y[:, m]))
+        np.testing.assert_allclose(got[:, m], expected, atol=(0.001 if m == 0 else 0.03) * np.nanstd(Y[:, m]))
 
 
 @pytest.mark.parametrize("penalty", [1e-2, 1.0])
@@ -57,7 +58,17 @@ def test_held_out_predictions_are_those_of_fits_without_the_group(problem, penal
         own = groups == g
         for m in range(3):
             expected = direct(F, Y[:, m], penalty, ~own, own)
-            np.testing.assert_allclose(got[own, m], expected, atol=(0.001 if m == 0 else 0.01) * np.nanstd(Y[:, m]))
+            np.testing.assert_allclose(got[own, m], expected, atol=(0.001 if m == 0 else 0.03) * np.nanstd(Y[:, m]))
+
+
+def test_the_iteration_ends_at_the_solution(problem, monkeypatch):
+    F, Y, groups = problem
+    monkeypatch.setattr(_shared_ridge, "_TOLERANCE", 1e-6)
+    held_out = GroupMoments.of(F, Y, groups).held_out(0.1)
+    for g in range(3):
+        own = groups == g
+        for m in range(3):
+            np.testing.assert_allclose(held_out[own, m], direct(F, Y[:, m], 0.1, ~own, own), atol=0.002)
 
 
 def test_labels_of_a_group_have_no_say_in_its_held_out_predictions(problem):
@@ -92,7 +103,7 @@ def test_a_target_of_one_group_can_have_folds_of_its_own(problem):
     fitted = fit_shared_ridge(F, Y, groups, groups, [(np.array([1]), own)])
     for g in range(4):
         expected = direct(F, Y[:, 1], fitted.penalty, (own >= 0) & (own != g), own == g)
-        np.testing.assert_allclose(fitted.held_out[own == g, 1], expected, atol=0.01 * np.nanstd(Y[:, 1]))
+        np.testing.assert_allclose(fitted.held_out[own == g, 1], expected, atol=0.03 * np.nanstd(Y[:, 1]))
 
 
 def test_other_targets_on_the_same_features(problem):
