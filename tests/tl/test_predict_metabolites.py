@@ -171,7 +171,9 @@ def test_a_class_can_be_named(st, name):
 
 @pytest.mark.parametrize("name", ["rigde", "no/such/folder"])
 def test_an_unknown_model_is_refused(query, name):
-    with pytest.raises(ValueError, match=rf"model='{name}' is neither a folder nor a family; families: auto, mean, linear"):
+    with pytest.raises(
+        ValueError, match=rf"model='{name}' is neither a folder nor a family; families: auto, mean, linear"
+    ):
         stmsi.tl.predict_metabolites(query, name)
 
 

@@ -30,8 +30,7 @@ class HurdleKernel(OneStage):
 
     The regression is of the map itself, zeros included. Presence is a logistic regression of its own, with Platt's sigmoid for
     each metabolite, and the intensity given presence is the map over the probability. Covariates and further features of the
-    setup reach presence only. The penalty is the one whose held-out
-    predictions follow the measured maps best, as the mean of the correlation inside sections and of the pooled one, which
+    setup stand beside the kernel in both, under the same penalty. The penalty is the one whose held-out predictions follow the measured maps best, as the mean of the correlation inside sections and of the pooled one, which
     also sees the level of sections. Everything is fitted on the training spots.
 
     Parameters
