@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 LEAST_PROBABILITY = 0.1
 """Below it, the intensity given presence is what the map would give at it: a quotient of two small numbers says nothing."""
+_RAREST = 1e-3
 _MOST = 1.5
 """Times the largest intensity seen: as far as a map may reach."""
 
@@ -28,16 +29,22 @@ class MapScale:
         Mean and largest intensity of each metabolite over the training spots.
     slope
         Factor on the deviation from the mean.
+    least
+        Probability below which a quotient says nothing: half the share of spots with the metabolite where it is rare.
     """
 
     mean: NDArray[np.float64]
     largest: NDArray[np.float64]
     slope: NDArray[np.float64]
+    least: NDArray[np.float64] | float = LEAST_PROBABILITY
 
     @classmethod
     def fit(cls, intensity: NDArray[np.float64], held_out: NDArray[Any], truth: HeldOutTruth) -> MapScale:
         """From measured intensities and held-out maps (spots, metabolites)."""
-        return cls(np.nanmean(intensity, axis=0), np.maximum(np.nanmax(intensity, axis=0), 0), truth.slopes(held_out))
+        there = (intensity > 0).sum(axis=0) / np.maximum((~np.isnan(intensity)).sum(axis=0), 1)
+        least = np.clip(there / 2, _RAREST, LEAST_PROBABILITY)
+        mean, largest = np.nanmean(intensity, axis=0), np.maximum(np.nanmax(intensity, axis=0), 0)
+        return cls(mean, largest, truth.slopes(held_out), least)
 
     def given_presence(
         self, values: NDArray[Any], probability: NDArray[Any], truth: HeldOutTruth | None = None
@@ -52,4 +59,4 @@ class MapScale:
             Of held-out predictions: the mean that their fold knows takes the place of that of all training spots.
         """
         scaled = self.mean + self.slope * (values - self.mean) if truth is None else truth.scaled(values, self.slope)
-        return np.clip(scaled, 0, _MOST * self.largest) / np.maximum(probability, LEAST_PROBABILITY)
+        return np.clip(scaled, 0, _MOST * self.largest) / np.maximum(probability, self.least)
