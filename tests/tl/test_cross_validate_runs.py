@@ -69,11 +69,11 @@ def test_neighbour_features_are_computed_on_each_side_by_itself(data, fits):
     fields = {"graph_key": "spatial_connectivities"}
     splitter = SpatialBlockKFold(2, 350, 0)
     covered = data[data.obsm["msi"].notna().any(axis=1).to_numpy()].copy()
-    run(covered, {"pooled": {"model": "ridge", "n_components": 5}}, setup=fields, splitter=splitter)
+    run(covered, {"diffused": {"model": "ridge", "n_components": 5}}, setup=fields, splitter=splitter)
     train, test = next(splitter.split(covered))
     part = covered[train].copy()
     HurdleLinear.setup_anndata(part, **fields)
-    model = HurdleLinear(part, n_components=5)
+    model = HurdleLinear(part, n_components=5, context="diffused")
     model.train(show_progress_bar=False)
     np.testing.assert_array_equal(fits[0]["predicted"], model.predict(covered[test].copy()).to_numpy())
     # with the training spots beside them, the neighbourhoods of test spots are others, and so are predictions

@@ -158,7 +158,7 @@ def test_a_mapping_holds_hyper_parameters(st):
     spec = {"model": "ridge", "presence": "prior", "n_components": 5}
     stmsi.tl.predict_metabolites(st, spec)
     assert st.uns["msi_pred"]["model"]["params"] == {
-        "presence": "prior", "intensity": "ridge", "n_top_genes": 2000, "n_components": 5, "context": "pooled",
+        "presence": "prior", "intensity": "ridge", "n_top_genes": 2000, "n_components": 5, "context": "diffused",
         "signature_stages": ["presence"], "prior": "penalty", "n_folds": 5, "rng": 0,
     }  # fmt: skip
 

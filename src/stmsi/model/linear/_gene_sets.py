@@ -65,6 +65,16 @@ class GeneSetRidge:
             total = total + mean_over_neighbours(graph) @ parts[1]
         return np.asarray(total + self.offset, dtype=np.float32)
 
+    def with_columns(self, columns: NDArray[np.int64], other: GeneSetRidge) -> GeneSetRidge:
+        """The regression with some metabolites taken from another one, which has only them, in order."""
+        kept = ~np.isin(self.metabolite, columns)
+        used = np.concatenate([self.genes[self.gene[kept]], other.genes[other.gene]])
+        genes, gene = np.unique(used, return_inverse=True)
+        offset, size = self.offset.copy(), self.size.copy()
+        offset[columns], size[columns] = other.offset, other.size
+        metabolite = np.concatenate([self.metabolite[kept], columns[other.metabolite]])
+        return GeneSetRidge(genes, gene, metabolite, np.hstack([self.weights[:, kept], other.weights]), offset, size)
+
 
 class GeneBlocks:
     """Columns of genes, own and of the first ring, as they are asked for: all at once would not fit into memory."""

@@ -115,6 +115,19 @@ class HurdleScreened(OneStage):
         with threadpool_limits(1):
             truth = HeldOutTruth.of(Y, folds.groups, folds.units)
             self.ridge_, held_out = fit_gene_sets(blocks, Y, sets, folds.groups, truth)
+            for columns, own in folds.apart:
+                # measured in one fold only: folds of its own, of the spots that have it
+                groups, part = np.maximum(own, 0), Y[:, columns]
+                units = np.unique(folds.units * (int(own.max()) + 2) + own + 1, return_inverse=True)[1]
+                again = (
+                    [sets[m] for m in columns]
+                    if self.genes == "prior"
+                    else list(screened_sets(blocks, part, units, groups))
+                )
+                alone = HeldOutTruth.of(part, groups, units)
+                other, predicted = fit_gene_sets(blocks, part, again, groups, alone)
+                self.ridge_ = self.ridge_.with_columns(columns, other)
+                held_out[:, columns] = np.where((own >= 0)[:, None], predicted, np.nan)
         return held_out
 
     def _map(self, spots: Spots) -> NDArray[np.float32]:
