@@ -35,7 +35,6 @@ _SKLEARN = {
     "LogisticRegression": "sklearn.linear_model",
     "MLPClassifier": "sklearn.neural_network",
     "MLPRegressor": "sklearn.neural_network",
-    "Nystroem": "sklearn.kernel_approximation",
     "PLSRegression": "sklearn.cross_decomposition",
     "Pipeline": "sklearn.pipeline",
     "StandardScaler": "sklearn.preprocessing",
