@@ -28,7 +28,7 @@ from stmsi.tl._across_sections import score_across
 from stmsi.tl._compare_models import NO_SKILL, best_model
 from stmsi.tl._evaluate import map_positions
 from stmsi.tl._fold_cache import FoldCache, data_fingerprint, fingerprint
-from stmsi.tl._models import setup_on, train_model
+from stmsi.tl._models import setup_on, train_on
 from stmsi.tl._section_scores import Comparison, score_sections
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stmsi.model.shared._hurdle_model import HurdleModel
+    from stmsi.model.shared._spot_input import Spots
 
 CHOSEN = "chosen"
 """Name of the model that the inner folds chose."""
@@ -267,7 +268,7 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
         # what was told of the layer of all models does not hold of another one
         fields = {k: v for k, v in task.fields.items() if k != "input" or "layer" not in resolve(fit.spec)[2]}
         inside = _refit_signature(inside, fields)
-        model = train_model(inside, fit.spec, fields, show_progress_bar=False)
+        model, spots = train_on(inside, fit.spec, fields, show_progress_bar=False)
         prediction = model._predict_all(outside, input=model.state.setup.input)
     except (ValueError, KeyError, RuntimeError, np.linalg.LinAlgError) as error:
         msg = f"Model {fit.name!r} failed in fold {fit.fold} ({len(fit.train)} training spots): {error}"
@@ -284,7 +285,7 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
     comparison = Comparison(
         ids, require_sample(outside, task.sample_key), y, np.where(np.isnan(y), np.nan, present), expected, probability,
         training_mean=model.state.feature_table["training_mean"].to_numpy(np.float64), bounds=(lower, upper),
-        filled=filled, training_predicted_mean=_mean_prediction(model, inside),
+        filled=filled, training_predicted_mean=_mean_prediction(model, inside, spots),
         xy=map_positions(outside) if task.maps else None,
     )  # fmt: skip
     table = score_sections(comparison)
@@ -292,10 +293,12 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
     return pd.concat([first, table], axis=1)
 
 
-def _mean_prediction(model: HurdleModel, adata: AnnData) -> NDArray[np.float64]:
+def _mean_prediction(model: HurdleModel, adata: AnnData, spots: Spots | None) -> NDArray[np.float64]:
     """What a model predicts for each metabolite on average of the training spots that measured it."""
     measured = require_frame(adata, model.state.setup.metabolite_key)[model.metabolites]
-    said = model._predict_all(adata, input=model.state.setup.input).expected.to_numpy(np.float64)
+    if spots is None:
+        spots = model._query_spots(adata, 0, input=model.state.setup.input)
+    said = model._predict_spots(spots).expected.to_numpy(np.float64)
     return pd.DataFrame(np.where(measured.notna(), said, np.nan)).mean().to_numpy(np.float64)
 
 

@@ -252,7 +252,7 @@ def test_metabolites_that_say_little(data, caplog):
 
 
 def test_a_metabolite_that_a_member_leaves_out_is_predicted_by_the_others(data, monkeypatch):
-    train = HurdleLinear.train
+    train = HurdleLinear._fit
 
     def train_without_one(self, *args, **kwargs):
         train(self, *args, **kwargs)
@@ -260,7 +260,7 @@ def test_a_metabolite_that_a_member_leaves_out_is_predicted_by_the_others(data, 
             self.classifiers_, self.regressions_ = self.classifiers_[1:], self.regressions_[1:]
             self.state.metabolites, self.held_out_ = self.state.metabolites[1:], self.held_out_[:, :, 1:]
 
-    monkeypatch.setattr(HurdleLinear, "train", train_without_one)
+    monkeypatch.setattr(HurdleLinear, "_fit", train_without_one)
     model = fit(data)
     assert model.metabolites == METABOLITES
     assert (weight(model, metabolite=METABOLITES[0], member="prior") == 1).all()
@@ -269,14 +269,14 @@ def test_a_metabolite_that_a_member_leaves_out_is_predicted_by_the_others(data, 
 
 
 def test_a_metabolite_that_no_member_predicts_is_left_out_with_a_warning(data, monkeypatch, caplog):
-    train = HurdleLinear.train
+    train = HurdleLinear._fit
 
     def train_without_one(self, *args, **kwargs):
         train(self, *args, **kwargs)
         self.classifiers_, self.regressions_ = self.classifiers_[1:], self.regressions_[1:]
         self.state.metabolites, self.held_out_ = self.state.metabolites[1:], self.held_out_[:, :, 1:]
 
-    monkeypatch.setattr(HurdleLinear, "train", train_without_one)
+    monkeypatch.setattr(HurdleLinear, "_fit", train_without_one)
     with caplog.at_level(logging.WARNING, "stmsi"):
         model = fit(data, [PRIOR])
     assert f"Metabolites that no member predicts are left out: '{METABOLITES[0]}'" in caplog.text

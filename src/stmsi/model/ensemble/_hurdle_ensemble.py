@@ -47,8 +47,6 @@ AUTO_MEMBERS: dict[str, ModelSpec] = {
 """Members that differ in what they see. Presence would be the same in all, and is fitted once."""
 PRIOR_MEMBER: dict[str, ModelSpec] = {"prior ridge": {"model": "prior_ridge", "presence": "prior"}}
 """The same where a knowledge prior is set up."""
-_COMPONENTS = 50
-"""Components of the space in which out-of-distribution spots are found."""
 
 
 class HurdleEnsemble(HurdleModel):
@@ -115,6 +113,8 @@ class HurdleEnsemble(HurdleModel):
     >>> model.weights.columns.tolist()
     ['metabolite', 'stage', 'member', 'weight']
     """
+
+    _fits_data = True
 
     def __init__(
         self,
@@ -196,18 +196,20 @@ class HurdleEnsemble(HurdleModel):
             No training spot has MSI, or too few spots or positions for groups within groups. A member that fails is
             named.
         """
+        self._fit(TrainingData.read(self.adata, self._setup, train_idx, validation_idx), show_progress_bar)
+
+    def _fit(self, data: TrainingData, show_progress_bar: bool | None) -> None:
         setup = self._setup
-        data = TrainingData.read(self.adata, setup, train_idx, validation_idx)
         train, targets = data.train, data.targets
         labels, signature = signature_of(data.adata, setup)
-        features = SpotFeatures(n_components=_COMPONENTS, seed=self.rng).fit(train, labels, signature)
+        features = SpotFeatures(seed=self.rng, context="diffused").fit(train, labels, signature)
         state = data.start(setup, features)
         folds = InnerFolds.of(data, n_folds=self.n_folds, seed=self.rng)
         groups, units = folds.groups, folds.units
 
         own = reduced_adata(data.adata, setup, train, data.rows)
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
-        models = self._fit_members(own, n_jobs, show_progress_bar)
+        models = self._fit_members(data.alone(own), n_jobs, show_progress_bar)
         held_out = self._held_out(models, own, train, targets.metabolites, groups, n_jobs, show_progress_bar)
 
         predicted = np.stack([targets.metabolites.isin(m.metabolites) for m in models])
@@ -240,7 +242,7 @@ class HurdleEnsemble(HurdleModel):
     def _default_members(self) -> dict[str, ModelSpec]:
         return members_by_name(AUTO_MEMBERS if self._setup.prior_key is None else AUTO_MEMBERS | PRIOR_MEMBER)
 
-    def _fit_members(self, own: AnnData, n_jobs: int, show_progress_bar: bool | None) -> list[HurdleModel]:
+    def _fit_members(self, data: TrainingData, n_jobs: int, show_progress_bar: bool | None) -> list[HurdleModel]:
         """Train all members. One of the default's that fails is left out, and told; one that the user named is an error."""
         models, kept = [], {}
         self.failed_ = {}
@@ -249,7 +251,7 @@ class HurdleEnsemble(HurdleModel):
         todo = track(self._make_members(), "members", total=len(self.members), show=show_progress_bar)
         for member in todo:
             try:
-                models.append(member.fit(own.copy(), n_jobs=n_jobs))
+                models.append(member.fit(data, n_jobs=n_jobs))
                 kept[member.name] = self.members[member.name]
             except (KeyError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
                 if not self.automatic:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from stmsi.model.shared._hurdle_model import HurdleModel
     from stmsi.model.shared._setup import Setup
     from stmsi.model.shared._spot_input import Spots
+    from stmsi.model.shared._training_data import TrainingData
 
 
 @dataclass(frozen=True)
@@ -60,15 +61,21 @@ class Member:
             del fields["prior_key"]
         return cls(name, model, {"rng": seed} | params, fields, train)
 
-    def fit(self, adata: AnnData, *, n_jobs: int = 1) -> HurdleModel:
-        """Train on all spots of an AnnData, which gets the marks of the setup."""
+    def fit(self, data: TrainingData | AnnData, *, n_jobs: int = 1) -> HurdleModel:
+        """Train on all spots of an AnnData, which gets the marks of the setup, or of what was read of one, which is left as it is."""
+        shares = not isinstance(data, AnnData) and self.cls._fits_data and not self.train
+        adata = data if isinstance(data, AnnData) else data.adata if shares else data.adata.copy()
         takes_jobs = "n_jobs" in inspect.signature(self.cls).parameters
         params = ({"n_jobs": n_jobs} if takes_jobs else {}) | self.params
         try:
             with _only_errors():
                 self.cls.setup_anndata(adata, **self.fields)
                 model: HurdleModel = self.cls(adata, **params)
-                model.train(show_progress_bar=False, **self.train)  # type: ignore[attr-defined]
+                shared = data.of_setup(model._setup) if shares else None  # type: ignore[union-attr]
+                if shared is None:
+                    model.train(show_progress_bar=False, **self.train)  # type: ignore[attr-defined]
+                else:
+                    model._fit(shared, show_progress_bar=False)
         except (KeyError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
             reason = error.args[0] if error.args else error  # a KeyError puts its text into quotes
             msg = f"Member {self.name!r} failed on {adata.n_obs} training spots: {reason}"

@@ -102,6 +102,8 @@ class HurdleLinear(HurdleModel):
     (344, 12)
     """
 
+    _fits_data = True
+
     def __init__(
         self,
         adata: AnnData,
@@ -239,8 +241,10 @@ class HurdleLinear(HurdleModel):
         ValueError
             No training spot has MSI, or too few spots for inner folds.
         """
+        self._fit(TrainingData.read(self.adata, self._setup, train_idx, validation_idx), show_progress_bar)
+
+    def _fit(self, data: TrainingData, show_progress_bar: bool | None) -> None:
         setup = self._setup
-        data = TrainingData.read(self.adata, setup, train_idx, validation_idx)
         train, targets, sample = data.train, data.targets, data.sample
         labels, signature = signature_of(data.adata, setup)
         features = SpotFeatures(self.n_top_genes, self.n_components, self.rng, self.context, self.signature_stages).fit(

@@ -44,6 +44,8 @@ class ControlLinear(HurdleLinear):
         Of :class:`HurdleLinear`.
     """
 
+    _fits_data = False  # but to other data
+
     def __init__(self, adata: AnnData, *, control: Control = "shuffled_genes", **params: Any) -> None:
         check_choice(control, get_args(Control), "control")
         super().__init__(adata, **params)
@@ -111,6 +113,8 @@ class CoordinatesOnly(HurdleLinear):
         Of the inner folds.
     """
 
+    _fits_data = False
+
     def __init__(self, adata: AnnData, *, n_folds: int = 5, rng: int = 0) -> None:
         super().__init__(adata, n_folds=n_folds, rng=rng)
         self.training_: dict[str, Any] = {}
@@ -127,7 +131,7 @@ class CoordinatesOnly(HurdleLinear):
         data = TrainingData.read(self.adata, setup, train_idx, validation_idx)
         targets, sample, xy = data.targets, data.sample, _positions(data.train.xy)
         # only the out-of-distribution score reads these
-        features = SpotFeatures(n_components=2, seed=self.rng).fit(data.train, None, None)
+        features = SpotFeatures(n_components=2, seed=self.rng, context="diffused").fit(data.train, None, None)
         self.state_ = data.start(setup, features)
         self.training_ = {
             "xy": xy,

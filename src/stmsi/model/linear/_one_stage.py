@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 
 MapPresence: TypeAlias = Literal["ridge", "prior"]
 
-_PRESENCE_COMPONENTS = 64
-
 
 class OneStage(HurdleModel):
     """What one-stage models share. The map :math:`E` and the probability :math:`p` give the intensity given presence, E / p."""
+
+    _fits_data = True
 
     def __init__(self, adata: AnnData, *, presence: MapPresence, n_folds: int, rng: int) -> None:
         check_choice(presence, get_args(MapPresence), "presence")
@@ -77,7 +77,9 @@ class OneStage(HurdleModel):
         ValueError
             No training spot has MSI, or too few spots for inner folds.
         """
-        data = TrainingData.read(self.adata, self._setup, train_idx, validation_idx)
+        self._fit(TrainingData.read(self.adata, self._setup, train_idx, validation_idx), show_progress_bar)
+
+    def _fit(self, data: TrainingData, show_progress_bar: bool | None) -> None:
         eligible = self._eligible(data)
         if not eligible.any():
             msg = "The prior names no gene that is seen in 3 % of the training spots, for any metabolite."
@@ -91,9 +93,9 @@ class OneStage(HurdleModel):
                 data, targets=data.targets.some(np.arange(len(data.rows)), data.targets.metabolites[eligible])
             )
         targets = data.targets
-        features = SpotFeatures(
-            n_components=_PRESENCE_COMPONENTS, seed=self.rng, context="diffused", signature_stages=("presence",)
-        ).fit(data.train, *signature_of(data.adata, self._setup))
+        features = SpotFeatures(seed=self.rng, context="diffused", signature_stages=("presence",)).fit(
+            data.train, *signature_of(data.adata, self._setup)
+        )
         state = data.start(self._setup, features)
         folds = InnerFolds.of(data, n_folds=self.n_folds, seed=self.rng)
         held_out = np.asarray(self._fit_map(data, folds, features), dtype=np.float64)

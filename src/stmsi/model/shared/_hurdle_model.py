@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args, overload
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args, overload
 
 import numpy as np
 import pandas as pd
@@ -94,6 +94,7 @@ class HurdleModel:
     state_: FittedState | None = None
     adata: AnnData | None
     _about: Mapping[str, Any] = {}  # what the user says of the model: licence, notes
+    _fits_data: ClassVar[bool] = False  # whether training is reading the data and `_fit`, so that others may read them
     _evidence: HeldOut | None = None  # of the last calibration, from which the copula is fitted
 
     @abstractmethod
@@ -119,6 +120,10 @@ class HurdleModel:
     @abstractmethod
     def _read(cls, directory: Path, adata: AnnData | None) -> Self:
         """The model that :meth:`_write` wrote."""
+
+    def _fit(self, data: TrainingData, show_progress_bar: bool | None) -> None:
+        """Train on what was read of the data, for models with :attr:`_fits_data`."""
+        raise NotImplementedError
 
     @classmethod
     def _reads_graph(cls, params: Mapping[str, Any]) -> bool:  # noqa: ARG003
@@ -427,11 +432,14 @@ class HurdleModel:
         input: Input | None = None,
         min_genes: float = MIN_GENES,
     ) -> Prediction:
-        state = self.state
         if not 0 < coverage < 1:
             msg = f"coverage is a share between 0 and 1, found {coverage!r}."
             raise ValueError(msg)
-        spots = self._query_spots(adata, min_genes, layer=layer, input=input)
+        return self._predict_spots(self._query_spots(adata, min_genes, layer=layer, input=input), coverage)
+
+    def _predict_spots(self, spots: Spots, coverage: float = 0.9) -> Prediction:
+        """Both stages and what follows from them, from spots over the genes of the model."""
+        state = self.state
         probability, intensity = (np.asarray(v, dtype=np.float32) for v in self._stages(spots))
         intensity = np.maximum(intensity, 0)
         expected = hurdle_mean(intensity, probability, state.threshold)
