@@ -66,7 +66,7 @@ def train_on(
     """As :func:`train_model`; also what the model has read of all spots, where that can be told."""
     cls, params, own_setup, train = resolve(spec)
     fields = {**(default_setup(adata) if setup is None else setup), **own_setup}
-    if spec == AUTO and "prior_key" not in fields and Key.varm.PRIOR not in adata.varm:
+    if name_of_family(spec) == AUTO and "prior_key" not in fields and Key.varm.PRIOR not in adata.varm:
         _look_up_prior(adata, fields)
     fields = {**cls._default_fields(adata, params), **fields}
     cls.setup_anndata(adata, **fields)
@@ -77,6 +77,11 @@ def train_on(
     data = TrainingData.read(adata, fitted._setup, None, None)
     fitted._fit(data, show_progress_bar)
     return fitted, data.spots
+
+
+def name_of_family(spec: str | Mapping[str, Any]) -> object:
+    """The family of a model given by name or mapping."""
+    return spec.get("model") if isinstance(spec, Mapping) else spec
 
 
 def _look_up_prior(adata: AnnData, fields: Mapping[str, Any]) -> None:
