@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from anndata import AnnData
 
 from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._core.learning.stacking import selected_weights, stacking_weights
-from stmsi._data.checks import listing
+from stmsi._data.checks import check_count, check_jobs, check_seed, listing
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec
@@ -30,6 +31,7 @@ from stmsi.model.shared._spot_features import STAGES, SpotFeatures
 from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._targets import Targets
 from stmsi.model.shared._training_data import TrainingData, signature_of
+from stmsi.model.shared._whole_training import whole_or_as_before
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,9 +128,9 @@ class HurdleEnsemble(HurdleModel):
         n_jobs: int | None = None,
         rng: int = 0,
     ) -> None:
-        if n_folds < 2:
-            msg = f"n_folds must be at least 2, found {n_folds!r}."
-            raise ValueError(msg)
+        check_count(n_folds, "n_folds", 2)
+        check_jobs(n_jobs)
+        check_seed(rng)
         self.adata: AnnData | None = adata
         self._setup = Setup.read(adata, type(self).__name__)
         self.automatic = members is None
@@ -172,6 +174,7 @@ class HurdleEnsemble(HurdleModel):
         values = np.stack([self.stack_[stage] for stage in STAGES]).transpose(2, 0, 1)
         return pd.DataFrame({"weight": values.ravel()}, index=index).reset_index()
 
+    @whole_or_as_before
     def train(
         self,
         train_idx: ArrayLike | None = None,
@@ -333,6 +336,13 @@ class HurdleEnsemble(HurdleModel):
             at = member.metabolites.get_indexer(pd.Index([metabolite]))
             state.threshold[m], state.spread[m] = member.threshold[at[0]], member.spread[at[0]]
             state.residuals = state.residuals.with_columns(np.array([m]), member.residuals.take(at))
+
+    @contextmanager
+    def _in_batches(self, batch_size: int | None) -> Iterator[None]:
+        with ExitStack() as stack:
+            for model in self.models_:
+                stack.enter_context(model._in_batches(batch_size))
+            yield
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         assert self.scale_ is not None
