@@ -19,7 +19,7 @@ from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec
 from stmsi.model._load import load
-from stmsi.model.ensemble._members import Member, members_by_name, place, predict_group, reduced_adata, stages_of
+from stmsi.model.ensemble._members import Member, members_by_name, named, place, predict_group, reduced_adata, stages_of
 from stmsi.model.linear._hurdle_linear import HurdleLinear
 from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._inner_folds import InnerFolds
@@ -254,7 +254,7 @@ class HurdleEnsemble(HurdleModel):
             try:
                 models.append(member.fit(own.copy(), n_jobs=n_jobs))
                 kept[member.name] = self.members[member.name]
-            except (KeyError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
+            except Exception as error:  # told by name, whatever it is
                 if not self.automatic:
                     raise
                 self.failed_[member.name] = str(error.args[0] if error.args else error)
@@ -347,7 +347,11 @@ class HurdleEnsemble(HurdleModel):
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         assert self.scale_ is not None
         used = np.flatnonzero(sum(weights.any(axis=1) for weights in self.stack_.values()))
-        parts = np.stack([stages_of(self.models_[k], spots, self.state.metabolites) for k in used], axis=1)
+        names, each = list(self.members), []
+        for k in used:
+            with named(f"Member {names[k]!r} failed to predict"):
+                each.append(stages_of(self.models_[k], spots, self.state.metabolites))
+        parts = np.stack(each, axis=1)
         probability = np.clip(_weighted(parts[0], self.stack_["presence"][used]), 0, 1)
         expected = _weighted(parts[0] * parts[1], self.stack_["intensity"][used])
         return probability, self.scale_.given_presence(expected, probability)

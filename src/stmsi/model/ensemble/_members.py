@@ -40,7 +40,8 @@ class Member:
     @classmethod
     def create(cls, name: str, spec: ModelSpec, setup: Setup, seed: int) -> Member:
         """Check a specification, and fill in what the ensemble decides."""
-        model, params, off, train = resolve(spec)
+        with named(f"Member {name!r} cannot be made"):
+            model, params, off, train = resolve(spec)
         fields = dict(vars(setup))
         for key, value in off.items():
             if key == "covariate_keys":
@@ -64,16 +65,27 @@ class Member:
         """Train on all spots of an AnnData, which gets the marks of the setup."""
         takes_jobs = "n_jobs" in inspect.signature(self.cls).parameters
         params = ({"n_jobs": n_jobs} if takes_jobs else {}) | self.params
-        try:
-            with _only_errors():
-                self.cls.setup_anndata(adata, **self.fields)
-                model: HurdleModel = self.cls(adata, **params)
-                model.train(show_progress_bar=False, **self.train)  # type: ignore[attr-defined]
-        except (KeyError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
-            reason = error.args[0] if error.args else error  # a KeyError puts its text into quotes
-            msg = f"Member {self.name!r} failed on {adata.n_obs} training spots: {reason}"
-            raise type(error)(msg) from error
+        with named(f"Member {self.name!r} failed on {adata.n_obs} training spots"), _only_errors():
+            self.cls.setup_anndata(adata, **self.fields)
+            model: HurdleModel = self.cls(adata, **params)
+            model.train(show_progress_bar=False, **self.train)  # type: ignore[attr-defined]
         return model
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Whatever error is raised inside says of whom it is; of its own class, where that takes a text."""
+    try:
+        yield
+    except Exception as error:
+        # a KeyError puts its text into quotes
+        reason = error.args[0] if error.args else error
+        msg = f"{what}: {reason or type(error).__name__}"
+        try:
+            again: Exception = type(error)(msg)
+        except Exception:  # noqa: BLE001  a class that takes something else
+            again = RuntimeError(msg)
+        raise (again if msg in map(str, again.args) else RuntimeError(msg)) from error
 
 
 def members_by_name(members: Sequence[ModelSpec] | Mapping[str, ModelSpec]) -> dict[str, ModelSpec]:
@@ -145,7 +157,7 @@ def predict_group(
                 covariates[name] = values.where(values.isin(known), usual)
     # clusters are assigned, as they are in new data
     held_out = replace(held_out, covariates=covariates, cluster=None)
-    with _only_errors():
+    with named(f"Member {member.name!r} failed to predict {len(held_out)} held-out spots"), _only_errors():
         return stages_of(model, held_out, metabolites)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -207,10 +208,10 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
         check_count(n_threads, "n_threads")
         check_count(patience, "patience", 0)
         check_weight(stopping["min_delta"], "early_stopping_min_delta")
-        check_positive(lr, "lr")
+        check_positive(lr, "lr", optional=False)
         check_weight(weight_decay, "weight_decay")
         plan = check_plan_options(plan_kwargs, has_validation=validation_idx is not None or not refit)
-        passed_on = check_trainer_options(trainer_kwargs)
+        passed_on = check_trainer_options(trainer_kwargs, signature(NetTraining.train).parameters)
         options = {
             "plan_kwargs": {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay, "compile": compile} | plan,
             "loader": check_loader_options(datasplitter_kwargs), "loggers": check_loggers(logger),

@@ -130,12 +130,12 @@ class HurdleModel:
     def _read(cls, directory: Path, adata: AnnData | None) -> Self:
         """The model that :meth:`_write` wrote."""
 
-    def _replaces(self, before: Mapping[str, Any]) -> bool:  # noqa: ARG002
+    def _replaces(self, before: Mapping[str, Any]) -> bool:
         """Whether a training that failed has left a whole model in the place of the one before, given its attributes."""
         return False
 
     @contextmanager
-    def _in_batches(self, batch_size: int | None) -> Iterator[None]:  # noqa: ARG002
+    def _in_batches(self, batch_size: int | None) -> Iterator[None]:
         """Predict so many spots at once inside; models without batches have nothing to do."""
         yield
 
@@ -374,7 +374,9 @@ class HurdleModel:
         -------
         Lower and upper bound, each a DataFrame spots x metabolites, float32, at least 0.
         """
-        prediction = self._predict_all(adata, coverage=coverage, layer=layer, input=input, min_genes=min_genes, batch_size=batch_size)
+        prediction = self._predict_all(
+            adata, coverage=coverage, layer=layer, input=input, min_genes=min_genes, batch_size=batch_size
+        )
         return prediction.lower, prediction.upper
 
     def sample(
