@@ -165,6 +165,11 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         check_weight(intensity_weight, "intensity_weight")
         check_seed(rng)
         check_encoder_options(encoder, encoder_kwargs)
+        n_top_genes, intensity_weight, rng = (
+            int(n_top_genes),
+            float(intensity_weight),
+            int(rng),
+        )  # numpy's are not saved
         check_choice(presence_loss, PRESENCE_LOSSES, "presence_loss")
         check_choice(intensity_loss, INTENSITY_LOSSES, "intensity_loss")
         check_choice(standardise, ("metabolite", "sample"), "standardise")

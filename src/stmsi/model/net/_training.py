@@ -210,6 +210,8 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
         check_weight(stopping["min_delta"], "early_stopping_min_delta")
         check_positive(lr, "lr", optional=False)
         check_weight(weight_decay, "weight_decay")
+        # those of numpy are integers too, but not for torch
+        max_epochs, batch_size, n_threads = int(max_epochs), int(batch_size), int(n_threads)
         plan = check_plan_options(plan_kwargs, has_validation=validation_idx is not None or not refit)
         passed_on = check_trainer_options(trainer_kwargs, signature(NetTraining.train).parameters)
         options = {
