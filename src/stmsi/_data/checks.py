@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
@@ -57,16 +58,62 @@ def chosen(available: Sequence[str], wanted: str | Sequence[str] | None, what: s
 
 def check_share(value: float, name: str) -> None:
     """Raise a `ValueError` where `value` is not between 0 and 1."""
-    if not 0 <= value <= 1:
+    if not (_is_number(value) and 0 <= value <= 1):
         msg = f"{name} is a share between 0 and 1, found {value!r}."
         raise ValueError(msg)
 
 
-def check_positive(value: float | None, name: str, unit: str = "") -> None:
-    """Raise a `ValueError` where a value is given and is not a positive, finite number."""
-    if value is not None and not (np.isfinite(value) and value > 0):
+def check_coverage(value: float) -> None:
+    """Raise a `ValueError` where the coverage of an interval is not between 0 and 1, or is one of them."""
+    if not (_is_number(value) and 0 < value < 1):
+        msg = f"coverage is a share between 0 and 1, found {value!r}."
+        raise ValueError(msg)
+
+
+def check_positive(value: float | None, name: str, unit: str = "", *, optional: bool = True) -> None:
+    """Raise a `ValueError` where a value is given (or must be) and is not a positive, finite number."""
+    if not (optional and value is None) and not (_is_number(value) and np.isfinite(value) and value > 0):
         msg = f"{name} must be a positive number{unit and f' of {unit}'}, found {value!r}."
         raise ValueError(msg)
+
+
+def check_weight(value: float, name: str) -> None:
+    """Raise a `ValueError` where `value` is not a finite number of at least 0."""
+    if not (_is_number(value) and np.isfinite(value) and value >= 0):
+        msg = f"{name} must be a finite number of at least 0, found {value!r}."
+        raise ValueError(msg)
+
+
+def check_count(value: int, name: str, least: int = 1) -> None:
+    """Raise a `ValueError` where `value` is not an integer of at least `least`."""
+    if not _is_integer(value):
+        msg = f"{name} must be an integer of at least {least}, found {value!r}."
+        raise ValueError(msg)
+    if value < least:
+        msg = f"{name} must be at least {least}, found {value!r}."
+        raise ValueError(msg)
+
+
+def check_seed(value: int, name: str = "rng") -> None:
+    """Raise a `ValueError` where `value` cannot seed numpy, torch and scikit-learn alike."""
+    if not (_is_integer(value) and 0 <= value < 2**32):
+        msg = f"{name} is a seed, an integer from 0 to {2**32 - 1}, found {value!r}."
+        raise ValueError(msg)
+
+
+def check_jobs(value: int | None) -> None:
+    """Raise a `ValueError` where `n_jobs` is neither `None` nor a number of processes."""
+    if value is not None and not (_is_integer(value) and value != 0):
+        msg = f"n_jobs must be a non-zero integer (-1: all cores) or None, found {value!r}."
+        raise ValueError(msg)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool | np.bool_)
+
+
+def _is_integer(value: object) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool | np.bool_)
 
 
 def is_spatialdata(data: object) -> bool:

@@ -28,8 +28,8 @@ def load(dir_path: str | Path, adata: AnnData | None = None) -> HurdleModel:
     dir_path
         Folder that ``model.save`` wrote.
     adata
-        Training data to attach, so that ``model.predict()`` works without an argument; `None`: the model predicts
-        data that are passed to it.
+        Training data to attach, so that ``model.predict()`` works without an argument; `None`: those that were saved with
+        the model (``save_anndata=True``), else the model predicts data that are passed to it.
 
     Returns
     -------

@@ -270,7 +270,7 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
         inside = _refit_signature(inside, fields)
         model, spots = train_on(inside, fit.spec, fields, show_progress_bar=False)
         prediction = model._predict_all(outside, input=model.state.setup.input)
-    except (ValueError, KeyError, RuntimeError, np.linalg.LinAlgError) as error:
+    except Exception as error:  # whatever it is, it must say of whom
         msg = f"Model {fit.name!r} failed in fold {fit.fold} ({len(fit.train)} training spots): {error}"
         raise RuntimeError(msg) from error
     seconds = perf_counter() - start

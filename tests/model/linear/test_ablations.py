@@ -46,7 +46,9 @@ def sections() -> AnnData:
     return adata
 
 
-def score(sections: AnnData, cls: Any, *, graph: bool = True, prior: dict[str, list[str]] | None = None, **options: Any):
+def score(
+    sections: AnnData, cls: Any, *, graph: bool = True, prior: dict[str, list[str]] | None = None, **options: Any
+):
     """Correlation in the last section of a model trained on the others, by metabolite."""
     train, test = (sections[sections.obs["sample"].isin(s)].copy() for s in (SECTIONS[:-1], SECTIONS[-1:]))
     fields: dict[str, Any] = {"graph_key": "spatial_connectivities"} if graph else {}

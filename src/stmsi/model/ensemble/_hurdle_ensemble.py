@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +14,12 @@ from anndata import AnnData
 
 from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._core.learning.stacking import selected_weights, stacking_weights
-from stmsi._data.checks import listing
+from stmsi._data.checks import check_count, check_jobs, check_seed, listing
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec
 from stmsi.model._load import load
-from stmsi.model.ensemble._members import Member, members_by_name, place, predict_group, reduced_adata, stages_of
+from stmsi.model.ensemble._members import Member, members_by_name, named, place, predict_group, reduced_adata, stages_of
 from stmsi.model.linear._hurdle_linear import HurdleLinear
 from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._inner_folds import InnerFolds
@@ -30,6 +31,7 @@ from stmsi.model.shared._spot_features import STAGES, SpotFeatures
 from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._targets import Targets
 from stmsi.model.shared._training_data import TrainingData, signature_of
+from stmsi.model.shared._whole_training import whole_or_as_before
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -126,9 +128,9 @@ class HurdleEnsemble(HurdleModel):
         n_jobs: int | None = None,
         rng: int = 0,
     ) -> None:
-        if n_folds < 2:
-            msg = f"n_folds must be at least 2, found {n_folds!r}."
-            raise ValueError(msg)
+        check_count(n_folds, "n_folds", 2)
+        check_jobs(n_jobs)
+        check_seed(rng)
         self.adata: AnnData | None = adata
         self._setup = Setup.read(adata, type(self).__name__)
         self.automatic = members is None
@@ -172,6 +174,7 @@ class HurdleEnsemble(HurdleModel):
         values = np.stack([self.stack_[stage] for stage in STAGES]).transpose(2, 0, 1)
         return pd.DataFrame({"weight": values.ravel()}, index=index).reset_index()
 
+    @whole_or_as_before
     def train(
         self,
         train_idx: ArrayLike | None = None,
@@ -253,7 +256,7 @@ class HurdleEnsemble(HurdleModel):
             try:
                 models.append(member.fit(data, n_jobs=n_jobs))
                 kept[member.name] = self.members[member.name]
-            except (KeyError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
+            except Exception as error:  # told by name, whatever it is
                 if not self.automatic:
                     raise
                 self.failed_[member.name] = str(error.args[0] if error.args else error)
@@ -336,10 +339,21 @@ class HurdleEnsemble(HurdleModel):
             state.threshold[m], state.spread[m] = member.threshold[at[0]], member.spread[at[0]]
             state.residuals = state.residuals.with_columns(np.array([m]), member.residuals.take(at))
 
+    @contextmanager
+    def _in_batches(self, batch_size: int | None) -> Iterator[None]:
+        with ExitStack() as stack:
+            for model in self.models_:
+                stack.enter_context(model._in_batches(batch_size))
+            yield
+
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         assert self.scale_ is not None
         used = np.flatnonzero(sum(weights.any(axis=1) for weights in self.stack_.values()))
-        parts = np.stack([stages_of(self.models_[k], spots, self.state.metabolites) for k in used], axis=1)
+        names, each = list(self.members), []
+        for k in used:
+            with named(f"Member {names[k]!r} failed to predict"):
+                each.append(stages_of(self.models_[k], spots, self.state.metabolites))
+        parts = np.stack(each, axis=1)
         probability = np.clip(_weighted(parts[0], self.stack_["presence"][used]), 0, 1)
         expected = _weighted(parts[0] * parts[1], self.stack_["intensity"][used])
         return probability, self.scale_.given_presence(expected, probability)

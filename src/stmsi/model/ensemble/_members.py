@@ -41,7 +41,8 @@ class Member:
     @classmethod
     def create(cls, name: str, spec: ModelSpec, setup: Setup, seed: int) -> Member:
         """Check a specification, and fill in what the ensemble decides."""
-        model, params, off, train = resolve(spec)
+        with named(f"Member {name!r} cannot be made"):
+            model, params, off, train = resolve(spec)
         fields = dict(vars(setup))
         for key, value in off.items():
             if key == "covariate_keys":
@@ -67,20 +68,31 @@ class Member:
         adata = data if isinstance(data, AnnData) else data.adata if shares else data.adata.copy()
         takes_jobs = "n_jobs" in inspect.signature(self.cls).parameters
         params = ({"n_jobs": n_jobs} if takes_jobs else {}) | self.params
-        try:
-            with _only_errors():
-                self.cls.setup_anndata(adata, **self.fields)
-                model: HurdleModel = self.cls(adata, **params)
-                shared = data.of_setup(model._setup) if shares else None  # type: ignore[union-attr]
-                if shared is None:
-                    model.train(show_progress_bar=False, **self.train)  # type: ignore[attr-defined]
-                else:
-                    model._fit(shared, show_progress_bar=False)
-        except (KeyError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
-            reason = error.args[0] if error.args else error  # a KeyError puts its text into quotes
-            msg = f"Member {self.name!r} failed on {adata.n_obs} training spots: {reason}"
-            raise type(error)(msg) from error
+        with named(f"Member {self.name!r} failed on {adata.n_obs} training spots"), _only_errors():
+            self.cls.setup_anndata(adata, **self.fields)
+            model: HurdleModel = self.cls(adata, **params)
+            shared = data.of_setup(model._setup) if shares else None  # type: ignore[union-attr]
+            if shared is None:
+                model.train(show_progress_bar=False, **self.train)  # type: ignore[attr-defined]
+            else:
+                model._fit(shared, show_progress_bar=False)
         return model
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Whatever error is raised inside says of whom it is; of its own class, where that takes a text."""
+    try:
+        yield
+    except Exception as error:
+        # a KeyError puts its text into quotes
+        reason = error.args[0] if error.args else error
+        msg = f"{what}: {reason or type(error).__name__}"
+        try:
+            again: Exception = type(error)(msg)
+        except Exception:  # noqa: BLE001  a class that takes something else
+            again = RuntimeError(msg)
+        raise (again if msg in map(str, again.args) else RuntimeError(msg)) from error
 
 
 def members_by_name(members: Sequence[ModelSpec] | Mapping[str, ModelSpec]) -> dict[str, ModelSpec]:
@@ -152,7 +164,7 @@ def predict_group(
                 covariates[name] = values.where(values.isin(known), usual)
     # clusters are assigned, as they are in new data
     held_out = replace(held_out, covariates=covariates, cluster=None)
-    with _only_errors():
+    with named(f"Member {member.name!r} failed to predict {len(held_out)} held-out spots"), _only_errors():
         return stages_of(model, held_out, metabolites)
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from stmsi._core.learning.shared_ridge import fit_shared_ridge
-from stmsi._data.checks import check_choice
+from stmsi._data.checks import check_choice, check_count
 from stmsi.model.linear._context_kernels import ComponentKernel, GeneKernel
 from stmsi.model.linear._hurdle_linear import HurdleLinear
 from stmsi.model.linear._one_stage import MapPresence, OneStage
@@ -86,10 +86,8 @@ class HurdleKernel(OneStage):
         rng: int = 0,
     ) -> None:
         check_choice(kernel, get_args(Kernel), "kernel")
-        for name, value in (("n_components", n_components), ("n_landmarks", n_landmarks)):
-            if value < 1:
-                msg = f"{name} must be at least 1, found {value!r}."
-                raise ValueError(msg)
+        check_count(n_components, "n_components")
+        check_count(n_landmarks, "n_landmarks")
         super().__init__(adata, presence=presence, n_folds=n_folds, rng=rng)
         self.kernel, self.unit_variance = kernel, unit_variance
         self.n_components, self.n_landmarks = n_components, n_landmarks

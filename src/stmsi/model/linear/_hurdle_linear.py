@@ -11,7 +11,7 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from stmsi._core.learning.folds import held_out_units
-from stmsi._data.checks import check_choice
+from stmsi._data.checks import check_choice, check_count, check_jobs, check_seed
 from stmsi._data.keys import Key
 from stmsi._progress import track
 from stmsi._settings import logger, settings
@@ -26,6 +26,7 @@ from stmsi.model.shared._setup import Setup, read_prior
 from stmsi.model.shared._spot_features import STAGES, Context, SignatureStage, SpotFeatures, check_stages
 from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._training_data import TrainingData, signature_of
+from stmsi.model.shared._whole_training import whole_or_as_before
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,14 +125,11 @@ class HurdleLinear(HurdleModel):
         check_choice(context, get_args(Context), "context")
         check_choice(prior, get_args(PriorUse), "prior")
         self.signature_stages = check_stages(signature_stages)
-        for name, value, least in (
-            ("n_top_genes", n_top_genes, 1),
-            ("n_components", n_components, 1),
-            ("n_folds", n_folds, 2),
-        ):
-            if value < least:
-                msg = f"{name} must be at least {least}, found {value!r}."
-                raise ValueError(msg)
+        check_count(n_top_genes, "n_top_genes")
+        check_count(n_components, "n_components")
+        check_count(n_folds, "n_folds", 2)
+        check_jobs(n_jobs)
+        check_seed(rng)
         self.presence, self.intensity = presence, intensity
         self.n_top_genes, self.n_components, self.n_folds = n_top_genes, n_components, n_folds
         self.context, self.n_jobs, self.rng = context, n_jobs, rng
@@ -218,6 +216,7 @@ class HurdleLinear(HurdleModel):
         """Whether :meth:`~stmsi.model.HurdleLinear.train` has been called."""
         return self.state_ is not None
 
+    @whole_or_as_before
     def train(
         self,
         train_idx: ArrayLike | None = None,

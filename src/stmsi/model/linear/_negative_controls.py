@@ -18,6 +18,7 @@ from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._spot_features import STAGES, SpotFeatures
 from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._training_data import TrainingData
+from stmsi.model.shared._whole_training import whole_or_as_before
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -119,6 +120,7 @@ class CoordinatesOnly(HurdleLinear):
         super().__init__(adata, n_folds=n_folds, rng=rng)
         self.training_: dict[str, Any] = {}
 
+    @whole_or_as_before
     def train(
         self,
         train_idx: ArrayLike | None = None,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 
 from stmsi._core.learning.shared_ridge import HeldOutTruth
-from stmsi._data.checks import check_choice, listing
+from stmsi._data.checks import check_choice, check_count, check_seed, listing
 from stmsi._settings import logger
 from stmsi.model.linear._presence import Classifier, fit_shared_classifiers
 from stmsi.model.shared._hurdle_model import HurdleModel
@@ -20,6 +20,7 @@ from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup, graph_where_there, prior_where_there
 from stmsi.model.shared._spot_features import SpotFeatures
 from stmsi.model.shared._training_data import TrainingData, signature_of
+from stmsi.model.shared._whole_training import whole_or_as_before
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,9 +40,8 @@ class OneStage(HurdleModel):
 
     def __init__(self, adata: AnnData, *, presence: MapPresence, n_folds: int, rng: int) -> None:
         check_choice(presence, get_args(MapPresence), "presence")
-        if n_folds < 2:
-            msg = f"n_folds must be at least 2, found {n_folds!r}."
-            raise ValueError(msg)
+        check_count(n_folds, "n_folds", 2)
+        check_seed(rng)
         self.presence, self.n_folds, self.rng = presence, n_folds, rng
         self.adata: AnnData | None = adata
         self._setup = Setup.read(adata, type(self).__name__)
@@ -54,6 +54,7 @@ class OneStage(HurdleModel):
         """Whether ``train`` has been called."""
         return self.state_ is not None
 
+    @whole_or_as_before
     def train(
         self,
         train_idx: ArrayLike | None = None,

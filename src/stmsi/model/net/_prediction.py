@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -44,6 +45,15 @@ class NetPrediction(HurdleModel):
     registry_: dict[str, Any]
     _setup: Setup
     _hyper: dict[str, Any]
+    _batch_size: int | None = None  # spots that are predicted at once, where the user said so
+
+    @contextmanager
+    def _in_batches(self, batch_size: int | None) -> Iterator[None]:
+        before, self._batch_size = self._batch_size, batch_size
+        try:
+            yield
+        finally:
+            self._batch_size = before
 
     def _predict_unseen(
         self,
@@ -115,6 +125,8 @@ class NetPrediction(HurdleModel):
 
     @property
     def _predict_batch(self) -> int:
+        if self._batch_size is not None:
+            return self._batch_size
         encoder = self.module.encoder
         return min(PREDICT_BATCH, encoder.largest_batch) if isinstance(encoder, MetaboliteEncoder) else PREDICT_BATCH
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,15 +13,27 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 from scvi.model.base import UnsupervisedTrainingMixin
+from scvi.train._logger import SimpleLogger
 
 from stmsi._core.learning.folds import held_out_group, inner_groups, sections_or_blocks
+from stmsi._data.checks import check_count, check_positive, check_weight
 from stmsi._data.tables import sections_of
 from stmsi._progress import current_display
 from stmsi._settings import logger, settings
 from stmsi.model.net._calibration import NetCalibration
 from stmsi.model.net._callbacks import AverageWeights, EpochBar, KeepBestWeights
+from stmsi.model.net._loss_plan import LossPlan
 from stmsi.model.net._neighbour_context import CONTEXT_COMPONENTS
 from stmsi.model.net._surroundings import plain_interrupts, quiet, seeded, threads
+from stmsi.model.net._train_options import (
+    check_callbacks,
+    check_loader_options,
+    check_loggers,
+    check_plan_options,
+    check_trainer_options,
+    in_this_pass,
+    probe_trainer,
+)
 from stmsi.model.net._training_inputs import (
     check_checkpoint,
     linear_path,
@@ -35,8 +48,10 @@ from stmsi.model.shared._spot_features import SpotFeatures
 from stmsi.model.shared._spot_input import Spots, read_spots
 from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, training_rows
 from stmsi.model.shared._training_data import require_data, signature_of, start_state, summarise_training
+from stmsi.model.shared._whole_training import whole_or_as_before
 
 if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
     from numpy.typing import ArrayLike, NDArray
 
 _COMPONENTS = 50
@@ -69,9 +84,16 @@ class _Run:
 class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
     """Training of :class:`stmsi.model.HurdleNet`, which says what module and data there are."""
 
+    _training_plan_cls = LossPlan
     history_: dict[str, Any] | None
     is_trained_: bool
+    _whole: bool = False  # whether weights, state and calibration belong together; of this training
 
+    def _replaces(self, before: Mapping[str, Any]) -> bool:
+        # a training that ended before a first better epoch is no reason to give a trained model up
+        return self._whole and (before.get("state_") is None or bool(self.state.training.get("epochs")))
+
+    @whole_or_as_before
     def train(  # type: ignore[override]
         self,
         train_idx: ArrayLike | None = None,
@@ -93,7 +115,10 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
         precision: str = "32-true",
         compile: bool = False,
         show_progress_bar: bool | None = None,
-        plan_kwargs: dict[str, Any] | None = None,
+        plan_kwargs: Mapping[str, Any] | None = None,
+        datasplitter_kwargs: Mapping[str, Any] | None = None,
+        logger: Logger | Sequence[Logger] | bool | None = None,
+        callbacks: Callback | Sequence[Callback] | None = None,
         **trainer_kwargs: Any,
     ) -> None:
         """Train both stages.
@@ -110,7 +135,8 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
         early_stopping
             Stop when the validation loss has not fallen for `patience` epochs.
         patience
-            See `early_stopping`.
+            See `early_stopping`. scvi-tools' name for it, ``early_stopping_patience``, is taken too, and
+            ``early_stopping_min_delta``: how far the loss must fall to count.
         batch_size
             Spots in a step.
         lr, weight_decay
@@ -140,14 +166,26 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
         show_progress_bar
             `None` follows ``stmsi.settings.progress_bar``.
         plan_kwargs
-            Passed on to :class:`scvi.train.TrainingPlan`.
+            Optimizer and learning rate, passed on to :class:`scvi.train.TrainingPlan`. ``reduce_lr_on_plateau=True`` follows the
+            validation loss, and takes ``refit=False`` or `validation_idx`.
+        datasplitter_kwargs
+            How batches are loaded, passed on to :class:`scvi.dataloaders.DataSplitter`, such as ``num_workers``. Which spots are
+            held out, `validation_idx` says.
+        logger
+            Lightning loggers that get the losses too, such as ``CSVLogger(folder)``. ``model.history`` has them anyway. The
+            training on all spots at the end (`refit`) is not logged.
+        callbacks
+            Lightning callbacks. They see every pass over the epochs, also that of `refit`, but for those that follow a loss of
+            the held-out spots, which it lacks. To keep weights, see `checkpoint_dir` and `weight_averaging`.
         **trainer_kwargs
-            Passed on to :class:`scvi.train.Trainer`.
+            Passed on to :class:`scvi.train.Trainer` and Lightning's: ``gradient_clip_val``, ``accumulate_grad_batches``,
+            ``max_time`` and the like. What would be without effect here, such as ``train_size``, is refused by name.
 
         Raises
         ------
         ValueError
-            No training spot has MSI, or none is left for validation; `warm_start` where no held-out spots are left.
+            No training spot has MSI, or none is left for validation; `warm_start` where no held-out spots are left; a number
+            out of range, an option that is unknown or makes no sense here, or a device that is not there.
         RuntimeError
             The validation loss was never finite, or `warm_start` without a trained model.
         FileExistsError
@@ -158,13 +196,32 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
         When an interrupt (Ctrl+C, the stop button of a notebook) or an error ends training early, the model keeps the
         weights that were best so far and is calibrated on the held-out spots, as with ``refit=False``; then the exception
         is raised. It can predict, be saved, or go on with ``train(warm_start=True)``. Only if no epoch was validated before (with
-        ``training="two_stage"`` none of the second stage) is it left untrained. Interrupted while it is refitted, it is the
-        model before that.
+        ``training="two_stage"`` none of the second stage) is it what it was before the call: untrained, or the model of an
+        earlier training. So it is, too, where an option is refused. Interrupted while it is refitted, it is the model before
+        that.
         """
         adata = require_data(self.adata)
-        if max_epochs < 1:
-            msg = f"max_epochs must be at least 1, found {max_epochs!r}."
-            raise ValueError(msg)
+        patience = trainer_kwargs.pop("early_stopping_patience", patience)
+        stopping = {"patience": patience, "min_delta": trainer_kwargs.pop("early_stopping_min_delta", 0.0)}
+        check_count(max_epochs, "max_epochs")
+        check_count(batch_size, "batch_size")
+        check_count(n_threads, "n_threads")
+        check_count(patience, "patience", 0)
+        check_weight(stopping["min_delta"], "early_stopping_min_delta")
+        check_positive(lr, "lr", optional=False)
+        check_weight(weight_decay, "weight_decay")
+        # those of numpy are integers too, but not for torch
+        max_epochs, batch_size, n_threads = int(max_epochs), int(batch_size), int(n_threads)
+        plan = check_plan_options(plan_kwargs, has_validation=validation_idx is not None or not refit)
+        passed_on = check_trainer_options(trainer_kwargs, signature(NetTraining.train).parameters)
+        options = {
+            "plan_kwargs": {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay, "compile": compile} | plan,
+            "loader": check_loader_options(datasplitter_kwargs), "loggers": check_loggers(logger),
+            "callbacks": check_callbacks(callbacks), "accelerator": accelerator, "devices": devices, "precision": precision,
+            "n_threads": n_threads, "batch_size": batch_size, "decay": _DECAY if weight_averaging else None, **passed_on,
+            "enable_progress_bar": settings.progress_bar if show_progress_bar is None else show_progress_bar,
+        }  # fmt: skip
+        probe_trainer(accelerator, devices, precision=precision, **passed_on)
         directory = check_checkpoint(checkpoint_dir)
         if warm_start and self.state.training.get("refit", True):
             msg = (
@@ -182,25 +239,18 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
             measured = ~np.isnan(targets.intensity[rows])
             held_out = held_out_group(sample, xy, measured, seed=self._hyper["rng"])
             rows, validation = rows[~held_out], rows[held_out]
-        plan_kwargs = {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay, "compile": compile} | (
-            plan_kwargs or {}
-        )
-        options = {
-            "accelerator": accelerator, "devices": devices, "n_threads": n_threads, "batch_size": batch_size, "plan_kwargs": plan_kwargs,
-            "enable_progress_bar": settings.progress_bar if show_progress_bar is None else show_progress_bar,
-            "precision": precision, "decay": _DECAY if weight_averaging else None, **trainer_kwargs,
-        }  # fmt: skip
         start = _Start(deepcopy(self.module.state_dict()), self.state, self.platt_) if warm_start else None
         run = _Run(spots, targets, rows, validation, start, directory)
-        best_epochs = self._learn(run, max_epochs=max_epochs, patience=patience if early_stopping else None, **options)
+        self._whole = False
+        best_epochs = self._learn(run, max_epochs=max_epochs, stopping=stopping if early_stopping else None, **options)
         # a linear path wants all spots even where no epoch beat it
         if not given and refit and (start is None or max(best_epochs)):
             self._refit(run, best_epochs, **options)
 
-    def _learn(self, run: _Run, *, max_epochs: int, patience: int | None, **options: Any) -> list[int]:
+    def _learn(self, run: _Run, *, max_epochs: int, stopping: dict[str, Any] | None, **options: Any) -> list[int]:
         """Train, stop early, keep the best weights, calibrate; the number of epochs that was best for each stage."""
         self._prepare(run, run.rows, run.validation)
-        callbacks = options.pop("callbacks", [])
+        callbacks = options.pop("callbacks")
         stages, epochs = self._passes(run), list[int]()
         # a correction, or better weights, must first beat what training begins with
         has_start = run.start is not None or self._hyper["residual"] is not None
@@ -208,7 +258,7 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
             last = stage == stages[-1]
             best = KeepBestWeights(on_better=self._checkpointer(run, sum(epochs)) if last else None)
             # Lightning's own, as that of scvi-tools prints its verdict past every logger
-            stop = [] if patience is None else [EarlyStopping("validation_loss", patience=patience)]
+            stop = [] if stopping is None else [EarlyStopping("validation_loss", **stopping)]
             try:
                 self._fit(
                     stage, run.rows, run.validation, best, max_epochs=max_epochs, callbacks=[*callbacks, *stop],
@@ -278,13 +328,14 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
                 self._settle(run, epochs + n)
                 assert run.directory is not None
                 save_model(self, run.directory, overwrite=True)
-            self.is_trained_ = trained
+            self.is_trained_, self._whole = trained, False  # training goes on with the weights
 
         return write
 
     def _settle(self, run: _Run, epochs: int) -> None:
         """Calibrate the weights as they are, and say what they were trained on."""
         assert self.adata is not None
+        self._whole = False
         self.module.eval()
         validation = run.spots.take(run.validation)
         earlier: dict[str, Any] = {}
@@ -302,7 +353,7 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
             earlier = {k: v for k, v in old.training.items() if k == "fine_tuned_from"}
         summary = summarise_training(self.adata, self._setup, run.rows)
         self.state.training = summary | {"epochs": epochs, "refit": False} | earlier
-        self.is_trained_ = True
+        self.is_trained_ = self._whole = True
 
     def _prepare(self, run: _Run, rows: NDArray[np.int64], validation: NDArray[np.int64]) -> None:
         """Module and state before the first step: fitted to the training spots, or those that training starts from."""
@@ -374,7 +425,9 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
         batch_size: int,
         n_threads: int,
         decay: float | None,
-        callbacks: Sequence[Callback] = (),
+        loader: Mapping[str, Any],
+        loggers: Sequence[Logger],
+        callbacks: Sequence[Callback],
         **options: Any,
     ) -> None:
         """Gradient steps on the module as it is."""
@@ -383,6 +436,10 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
         # one or two spots left over for the last step would make its gradient noise
         while 0 < len(rows) % batch_size < 3 and len(rows) > batch_size:
             batch_size += 1
+        validated = len(validation) > 0
+        callbacks = in_this_pass(callbacks, validated=validated)
+        if validated and loggers:
+            options["logger"] = [SimpleLogger(), *loggers]  # the first becomes the history
         # the average must still be in place when the best weights are looked for
         average = [] if decay is None else [AverageWeights(decay)]
         display = current_display()
@@ -395,7 +452,7 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
                 UnsupervisedTrainingMixin.train(
                     self,
                     batch_size=batch_size,
-                    datasplitter_kwargs={"external_indexing": [rows, validation, rest]},
+                    datasplitter_kwargs={**loader, "external_indexing": [rows, validation, rest]},
                     callbacks=[best, *average, *callbacks],
                     **options,
                 )

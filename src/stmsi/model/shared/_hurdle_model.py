@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args, overload
@@ -18,8 +19,16 @@ from stmsi._core.metrics.intensity import pearson
 from stmsi._core.metrics.presence import auroc, prevalence
 from stmsi._core.uncertainty.conformal import GroupConformal
 from stmsi._core.uncertainty.copula import HurdleCopula
-from stmsi._data.checks import check_choice, listing
-from stmsi._data.tables import sections_of
+from stmsi._data.checks import (
+    check_choice,
+    check_count,
+    check_coverage,
+    check_share,
+    listing,
+    require_spatialdata,
+)
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table, sections_of
 from stmsi._settings import logger
 from stmsi.model.shared._fitted_state import FittedState
 from stmsi.model.shared._persistence import load_as, model_card, read_card, save_model
@@ -30,6 +39,7 @@ if TYPE_CHECKING:
     import xarray as xr
     from anndata import AnnData
     from numpy.typing import NDArray
+    from spatialdata import SpatialData
 
     from stmsi.model.shared._stored_input import Input
     from stmsi.model.shared._training_data import TrainingData
@@ -125,6 +135,15 @@ class HurdleModel:
         """Train on what was read of the data, for models with :attr:`_fits_data`."""
         raise NotImplementedError
 
+    def _replaces(self, before: Mapping[str, Any]) -> bool:
+        """Whether a training that failed has left a whole model in the place of the one before, given its attributes."""
+        return False
+
+    @contextmanager
+    def _in_batches(self, batch_size: int | None) -> Iterator[None]:
+        """Predict so many spots at once inside; models without batches have nothing to do."""
+        yield
+
     @classmethod
     def _reads_graph(cls, params: Mapping[str, Any]) -> bool:  # noqa: ARG003
         """Whether a model with these hyper-parameters can be set up with a neighbourhood graph."""
@@ -139,6 +158,40 @@ class HurdleModel:
     def _reads_prior(cls, params: Mapping[str, Any]) -> bool:  # noqa: ARG003
         """Whether a model with these hyper-parameters can be set up with a knowledge prior."""
         return False
+
+    @classmethod
+    @abstractmethod
+    def setup_anndata(cls, adata: AnnData, *args: Any, **fields: Any) -> None:
+        """Say which fields of an AnnData the model uses."""
+
+    @classmethod
+    def setup_spatialdata(cls, sdata: SpatialData, *, table_key: str = Key.table.ST, **fields: Any) -> None:
+        """Say which fields of the ST table of a SpatialData the model uses; then pass that table to the model.
+
+        Parameters
+        ----------
+        sdata
+            Sections with MSI mapped to spots.
+        table_key
+            The ST table; the model is made from ``sdata.tables[table_key]``.
+        **fields
+            As for :meth:`setup_anndata`.
+
+        Returns
+        -------
+        `None`. Writes into the table what :meth:`setup_anndata` writes.
+
+        Raises
+        ------
+        TypeError
+            Not a SpatialData.
+        KeyError
+            No such table, or a field is not there.
+        ValueError
+            As for :meth:`setup_anndata`.
+        """
+        require_spatialdata(sdata)
+        cls.setup_anndata(get_table(sdata, table_key), **fields)
 
     @property
     def state(self) -> FittedState:
@@ -177,6 +230,7 @@ class HurdleModel:
         layer: str | None = None,
         input: Input | None = None,
         min_genes: float = MIN_GENES,
+        batch_size: int | None = None,
     ) -> pd.DataFrame:
         """Calibrated probability that each metabolite is present in each spot.
 
@@ -196,6 +250,9 @@ class HurdleModel:
             log(1 + x) of counts normalised to 10,000.
         min_genes
             Share of the training genes that must be there.
+        batch_size
+            Spots that a network predicts at once, for what memory allows; `None`: up to 4,096. Predictions do not depend
+            on it. Models other than networks have no batches.
 
         Returns
         -------
@@ -210,7 +267,7 @@ class HurdleModel:
         KeyError
             A layer, graph or covariate that the model uses is not there.
         """
-        return self._predict_all(adata, layer=layer, input=input, min_genes=min_genes).presence
+        return self._predict_all(adata, layer=layer, input=input, min_genes=min_genes, batch_size=batch_size).presence
 
     def predict_intensity(
         self,
@@ -219,19 +276,20 @@ class HurdleModel:
         layer: str | None = None,
         input: Input | None = None,
         min_genes: float = MIN_GENES,
+        batch_size: int | None = None,
     ) -> pd.DataFrame:
         """Mean intensity given that the metabolite is present, on the scale of the training intensities.
 
         Parameters
         ----------
-        adata, layer, input, min_genes
+        adata, layer, input, min_genes, batch_size
             As for :meth:`predict_presence`.
 
         Returns
         -------
         DataFrame spots x metabolites, float32, at least 0.
         """
-        return self._predict_all(adata, layer=layer, input=input, min_genes=min_genes).intensity
+        return self._predict_all(adata, layer=layer, input=input, min_genes=min_genes, batch_size=batch_size).intensity
 
     @overload
     def predict(  # type: ignore[overload-overlap]
@@ -242,6 +300,7 @@ class HurdleModel:
         layer: str | None = None,
         input: Input | None = None,
         min_genes: float = MIN_GENES,
+        batch_size: int | None = None,
     ) -> pd.DataFrame: ...
 
     @overload
@@ -253,6 +312,7 @@ class HurdleModel:
         layer: str | None = None,
         input: Input | None = None,
         min_genes: float = MIN_GENES,
+        batch_size: int | None = None,
     ) -> dict[str, pd.DataFrame]: ...
 
     def predict(
@@ -263,12 +323,13 @@ class HurdleModel:
         layer: str | None = None,
         input: Input | None = None,
         min_genes: float = MIN_GENES,
+        batch_size: int | None = None,
     ) -> pd.DataFrame | dict[str, pd.DataFrame]:
         """Predicted intensity, exactly 0 where the presence stage says absent.
 
         Parameters
         ----------
-        adata, layer, input, min_genes
+        adata, layer, input, min_genes, batch_size
             As for :meth:`predict_presence`.
         how
             How the two stages become one number. Several at once are predicted in one pass.
@@ -286,7 +347,7 @@ class HurdleModel:
         DataFrame spots x metabolites, float32; for several `how` a dictionary of them by name.
         """
         asked = check_how(how)
-        prediction = self._predict_all(adata, layer=layer, input=input, min_genes=min_genes)
+        prediction = self._predict_all(adata, layer=layer, input=input, min_genes=min_genes, batch_size=batch_size)
         outputs: dict[str, pd.DataFrame] = {one: prediction.output(one) for one in asked}
         return outputs[asked[0]] if isinstance(how, str) else outputs
 
@@ -298,6 +359,7 @@ class HurdleModel:
         layer: str | None = None,
         input: Input | None = None,
         min_genes: float = MIN_GENES,
+        batch_size: int | None = None,
     ) -> tuple[pd.DataFrame, pd.DataFrame]:
         """Interval that holds the measured intensity with the given chance.
 
@@ -308,7 +370,7 @@ class HurdleModel:
 
         Parameters
         ----------
-        adata, layer, input, min_genes
+        adata, layer, input, min_genes, batch_size
             As for :meth:`predict_presence`.
         coverage
             Between 0 and 1.
@@ -317,7 +379,9 @@ class HurdleModel:
         -------
         Lower and upper bound, each a DataFrame spots x metabolites, float32, at least 0.
         """
-        prediction = self._predict_all(adata, coverage=coverage, layer=layer, input=input, min_genes=min_genes)
+        prediction = self._predict_all(
+            adata, coverage=coverage, layer=layer, input=input, min_genes=min_genes, batch_size=batch_size
+        )
         return prediction.lower, prediction.upper
 
     def sample(
@@ -329,6 +393,7 @@ class HurdleModel:
         layer: str | None = None,
         input: Input | None = None,
         min_genes: float = MIN_GENES,
+        batch_size: int | None = None,
     ) -> xr.DataArray:
         """Draw from the fitted hurdle model, spot by spot.
 
@@ -337,7 +402,7 @@ class HurdleModel:
 
         Parameters
         ----------
-        adata, layer, input, min_genes
+        adata, layer, input, min_genes, batch_size
             As for :meth:`predict_presence`.
         n_samples
             Number of draws.
@@ -350,11 +415,11 @@ class HurdleModel:
         """
         import xarray as xr
 
-        if n_samples < 1:
-            msg = f"n_samples must be at least 1, found {n_samples!r}."
-            raise ValueError(msg)
+        check_count(n_samples, "n_samples")
+        if rng is not None and not isinstance(rng, np.random.Generator):
+            check_count(rng, "rng", 0)
         random = np.random.default_rng(rng)
-        prediction = self._predict_all(adata, layer=layer, input=input, min_genes=min_genes)
+        prediction = self._predict_all(adata, layer=layer, input=input, min_genes=min_genes, batch_size=batch_size)
         p, mean = prediction.presence.to_numpy(np.float64), prediction.intensity.to_numpy(np.float64)
         sd = np.maximum(self.state.spread, 1e-9)
         draws = np.empty((n_samples, *p.shape), dtype=np.float32)
@@ -371,6 +436,7 @@ class HurdleModel:
         dir_path: str | Path,
         *,
         overwrite: bool = False,
+        save_anndata: bool = False,
         license: str | None = None,
         card: str | Mapping[str, Any] | None = None,
     ) -> None:
@@ -382,6 +448,9 @@ class HurdleModel:
             Folder to make. It appears whole or not at all.
         overwrite
             Replace a model that is there.
+        save_anndata
+            Write the training data beside the model, as ``adata.h5ad``: a model that is loaded without `adata` then has
+            them, can predict them, and can be trained again. Whoever gets the folder gets the data.
         license
             Licence of use, for the model card; `None`: what the model was loaded with, if anything.
         card
@@ -395,8 +464,10 @@ class HurdleModel:
             The model is not trained.
         TypeError
             Values for the card that JSON cannot hold.
+        ValueError
+            `save_anndata` of a model that was loaded without data.
         """
-        save_model(self, dir_path, overwrite=overwrite, license=license, card=card)
+        save_model(self, dir_path, overwrite=overwrite, save_anndata=save_anndata, license=license, card=card)
 
     @classmethod
     def load(cls, dir_path: str | Path, adata: AnnData | None = None) -> Self:
@@ -407,7 +478,8 @@ class HurdleModel:
         dir_path
             Folder that ``model.save`` wrote.
         adata
-            Training data to attach; `None`: the model predicts data that are passed to it.
+            Training data to attach; `None`: those that were saved with it (``save_anndata=True``), else the model predicts
+            data that are passed to it.
 
         Returns
         -------
@@ -431,11 +503,16 @@ class HurdleModel:
         layer: str | None = None,
         input: Input | None = None,
         min_genes: float = MIN_GENES,
+        batch_size: int | None = None,
     ) -> Prediction:
-        if not 0 < coverage < 1:
-            msg = f"coverage is a share between 0 and 1, found {coverage!r}."
-            raise ValueError(msg)
-        return self._predict_spots(self._query_spots(adata, min_genes, layer=layer, input=input), coverage)
+        self.state  # noqa: B018  raises where it is not trained
+        check_coverage(coverage)
+        check_share(min_genes, "min_genes")
+        if batch_size is not None:
+            check_count(batch_size, "batch_size")
+        spots = self._query_spots(adata, min_genes, layer=layer, input=input)
+        with self._in_batches(batch_size):
+            return self._predict_spots(spots, coverage)
 
     def _predict_spots(self, spots: Spots, coverage: float = 0.9) -> Prediction:
         """Both stages and what follows from them, from spots over the genes of the model."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 import pandas as pd
+from anndata import read_h5ad
 
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from stmsi.model.shared._fitted_state import FittedState
 
 CARD = "stmsi.json"
+DATA = "adata.h5ad"
+"""Training data that were saved beside a model, where scvi-tools puts them."""
 FORMAT = 4
 """To be raised when an older stmsi would misread what is written. Fields with a default can be added without."""
 _REFUSED = {
@@ -45,6 +48,7 @@ class StoredModel(Protocol):
     """What a model must offer to be written to a folder and read from it."""
 
     _about: Mapping[str, Any]
+    adata: AnnData | None
 
     @property
     def state(self) -> FittedState: ...
@@ -71,6 +75,7 @@ def save_model(
     dir_path: str | Path,
     *,
     overwrite: bool,
+    save_anndata: bool = False,
     license: str | None = None,
     card: str | Mapping[str, Any] | None = None,
 ) -> None:
@@ -82,6 +87,9 @@ def save_model(
     if card is not None:
         about["about"] = {"description": card} if isinstance(card, str) else dict(card)
     content = model_card(model) | about
+    if save_anndata and model.adata is None:
+        msg = "The model was loaded without data, so that save_anndata=True has none to save; pass adata to load."
+        raise ValueError(msg)
     try:
         json.dumps(about, allow_nan=False)
     except (TypeError, ValueError) as error:
@@ -100,6 +108,10 @@ def save_model(
         model._fit_copula()  # held-out residuals are not saved, what was learnt from them is
         new.mkdir()  # with the permissions of any other folder, which mkdtemp's own has not
         model._write(new)
+        if save_anndata and model.adata is not None:
+            # to write a backed AnnData elsewhere would move its file there
+            (model.adata.to_memory() if model.adata.isbacked else model.adata).write_h5ad(new / DATA)
+            content["contains_training_profiles"] = True
         files = [p for p in sorted(new.rglob("*")) if p.is_file()]  # members of an ensemble are folders inside
         content["files"] = {p.relative_to(new).as_posix(): p.stat().st_size for p in files}
         (new / CARD).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -211,6 +223,8 @@ def load_as(cls: type[Model], path: Path, card: Mapping[str, Any], adata: AnnDat
         if n_bytes != size:
             msg = f"{path} is damaged: {file} has {n_bytes} of {size} bytes; copy it again or save the model again."
             raise ValueError(msg)
+    if adata is None and (path / DATA).is_file():
+        adata = read_h5ad(path / DATA)
     model = cls._read(path, adata)
     model._about = {k: card[k] for k in ("license", "about") if k in card}
     return model

@@ -70,6 +70,7 @@ class Setup:
     @classmethod
     def read(cls, adata: AnnData, model: str) -> Setup:
         """The fields that ``setup_anndata`` wrote."""
+        require_anndata(adata)
         if Key.uns.SETUP not in adata.uns:
             msg = f"The AnnData is not set up; call {model}.setup_anndata(adata) first."
             raise ValueError(msg)

@@ -77,6 +77,9 @@ def resolve_rows(index: ArrayLike | None, n: int, name: str) -> NDArray[np.int64
             msg = f"{name} as a mask must have length {n}, found {rows.shape}."
             raise ValueError(msg)
         rows = np.flatnonzero(rows)
+    elif not np.issubdtype(rows.dtype, np.integer) and rows.size:
+        msg = f"{name} must be positions (integers) or a mask, found {rows.dtype}."
+        raise ValueError(msg)
     rows = rows.astype(np.int64)
     if len(rows) == 0 or rows.min() < 0 or rows.max() >= n or len(np.unique(rows)) < len(rows):
         msg = (
