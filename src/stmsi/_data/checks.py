@@ -72,7 +72,9 @@ def check_coverage(value: float) -> None:
 
 def check_positive(value: float | None, name: str, unit: str = "", *, optional: bool = True) -> None:
     """Raise a `ValueError` where a value is given (or must be) and is not a positive, finite number."""
-    if not (optional and value is None) and not (_is_number(value) and np.isfinite(value) and value > 0):
+    if value is None and optional:
+        return
+    if value is None or not (_is_number(value) and np.isfinite(value) and value > 0):
         msg = f"{name} must be a positive number{unit and f' of {unit}'}, found {value!r}."
         raise ValueError(msg)
 

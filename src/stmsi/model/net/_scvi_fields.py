@@ -44,7 +44,8 @@ class OrderedRows(AnnTorchDataset):
         if not self.adata_manager.adata.isbacked or not isinstance(indexes, list | np.ndarray):
             return tensors
         place = np.argsort(np.argsort(indexes))
-        return {key: values[place] for key, values in tensors.items()}
+        # in the layout that they came in, on which rounding in sums depends
+        return {k: np.array(v[place], order="C" if v.flags.c_contiguous else "F") for k, v in tensors.items()}
 
 
 class NetDataManager(AnnDataManager):
