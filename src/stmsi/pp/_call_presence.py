@@ -199,7 +199,10 @@ def _blank(
     """
     if Key.obs.TISSUE not in msi.obs or not pd.api.types.is_bool_dtype(msi.obs[Key.obs.TISSUE]):
         return None
-    tissue = msi.obs[Key.obs.TISSUE].to_numpy(bool)[rows]
+    known = msi.obs[Key.obs.TISSUE].iloc[rows]
+    if known.isna().any():  # a section that was combined with others of which the tissue is known
+        return None
+    tissue = known.to_numpy(bool)
     if (~tissue).sum() < _BLANKS or not tissue.any():
         return None
     params = msi.uns.get(Key.uns.NORMALIZE, {}).get("params", {})
