@@ -52,6 +52,18 @@ def test_refuse_view(adata):
         checks.refuse_view(adata[:2])
 
 
+def test_own_view(adata, caplog):
+    before = adata.copy()
+    checks.own_view(adata)
+    assert not caplog.records
+    view = adata[:2]
+    checks.own_view(view)
+    assert not view.is_view
+    assert "results are written into it" in caplog.text
+    view.X[:] = 7
+    np.testing.assert_array_equal(adata.X, before.X)
+
+
 @pytest.mark.parametrize("index", [(slice(0), slice(None)), (slice(None), slice(0))], ids=["spots", "variables"])
 def test_require_rows(adata, index):
     checks.require_rows(adata)

@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
+from stmsi._settings import logger
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -118,6 +119,20 @@ def refuse_view(adata: AnnData) -> None:
     if adata.is_view:
         msg = "The AnnData is a view of another one; call .copy() on it first (adata = adata[...].copy())."
         raise ValueError(msg)
+
+
+def own_view(adata: AnnData) -> None:
+    """Make a view an AnnData of its own, in place, and say so; anything else is left alone.
+
+    What is written then reaches the caller's variable, but not the AnnData that the view was taken of.
+    """
+    if not adata.is_view:
+        return
+    adata.obs = adata.obs.copy()  # the first write into a view copies it
+    logger.warning(
+        "The AnnData was a view of another one and is a copy of its own now; results are written into it, and not into the "
+        "AnnData it was taken of. Keep it in a variable (adata = adata[...].copy())."
+    )
 
 
 def require_rows(adata: AnnData, what: str = "spots") -> None:

@@ -12,6 +12,7 @@ from stmsi._data.checks import listing
 from stmsi._data.feature_table import base_key, written_by
 from stmsi._data.keys import Key
 from stmsi._data.merge_fields import same
+from stmsi._data.stale import STALE
 from stmsi._data.tables import sample_names
 from stmsi._settings import logger
 
@@ -84,7 +85,12 @@ def _join_records(records: list[Mapping[str, Any]]) -> tuple[dict[str, Any] | No
         own = [r[key] for r in records if key in r]
         if own:
             out[key] = pd.concat(own, axis=1).reindex(features.index)
-    skip = {"features", "params", "presence", "detection_limit", Key.varm.SECTION_MZ}
+    if any(STALE in r for r in records):
+        marks = [r.get(STALE, {}) for r in records]
+        out[STALE] = {
+            c: ", ".join(str(m[c]) for m in marks if c in m) for c in dict.fromkeys(c for m in marks for c in m)
+        }
+    skip = {"features", "params", "presence", "detection_limit", Key.varm.SECTION_MZ, STALE}
     for key in dict.fromkeys(k for r in records for k in r if k not in skip):
         if not all(key in r and same(records[0].get(key), r[key]) for r in records):
             return None, f"its {key!r} differs"

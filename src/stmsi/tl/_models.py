@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stmsi._data.keys import Key
+from stmsi._data.stale import warn_if_stale
 from stmsi._data.tables import require_metabolites
 from stmsi.model._families import AUTO, FAMILIES, resolve
 from stmsi.model.shared._hurdle_model import HurdleModel
@@ -108,6 +109,7 @@ def obtain_model(
             return load(model)
         msg = f"model={str(model)!r} is neither a folder nor a family; families: {', '.join(FAMILIES)}."
         raise ValueError(msg)
+    warn_if_stale(adata, (setup or {}).get("metabolite_key", Key.obsm.MSI))
     return train_model(adata.copy(), model, setup, show_progress_bar=show_progress_bar)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,218 @@
+"""Metabolites that are matched to spots already."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from stmsi._core.ids import safe_ids
+from stmsi._data.checks import check_choice, check_key, check_nonnegative, listing, require_unique
+from stmsi._data.feature_table import find_features
+from stmsi._data.keys import Key
+from stmsi._data.sections import feature_frame
+from stmsi._data.tables import as_csr, require_frame, table_to_change
+from stmsi._settings import logger
+from stmsi.pp._call_presence import Method, call_presence
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+Presence = Method | Literal["none"]
+_CHOICES = (*get_args(Method), "none")
+
+
+def add_metabolites(
+    data: SpatialData | AnnData,
+    frame: pd.DataFrame | AnnData | str,
+    features: pd.DataFrame | None = None,
+    *,
+    presence: Presence = "detected",
+    append: bool = False,
+    key_added: str = Key.obsm.MSI,
+    sample_key: str = Key.obs.SAMPLE,
+    table_key: str = Key.table.ST,
+    copy: bool = False,
+) -> SpatialData | AnnData | None:
+    """Add metabolites that are matched to spots already, as if :func:`stmsi.pp.map_to_spots` had mapped them.
+
+    The way in for data without pixels: a table of spots x metabolites from another program, a second modality of the same
+    spots, or an ``obsm`` of your own. Any name of a metabolite will do, such as ``18:1/16:0``.
+
+    Parameters
+    ----------
+    data
+        AnnData of spots x genes, or a SpatialData with such a table.
+    frame
+        Intensities at least 0, NaN where a spot was not covered: a DataFrame with the names of the spots as index and one
+        column a metabolite, an AnnData of the same spots (``X`` sparse or dense), or the key of an ``obsm`` to take. Spots
+        are found by name, in any order; those that `frame` lacks are not covered.
+    features
+        What is known of the metabolites, one row each, indexed by the columns of `frame`: ``mz`` (Da), ``name``,
+        ``formula``, ``adduct`` and others. `None`: ``var`` of an AnnData, else the columns, which are m/z where they are
+        numbers.
+    presence
+        How presence is called, a method of :func:`stmsi.pp.call_presence`; ``"none"``: not at all.
+    append
+        Keep the metabolites of an earlier call (or mapping) and put these beside them: for several measurements of one
+        section, such as both polarities. Otherwise they are replaced.
+    key_added
+        Where in ``obsm`` to write.
+    sample_key, table_key
+        Column of ``obs`` with the section name (all is one section where it is missing); the ST table.
+    copy
+        Return a changed copy instead of working in place.
+
+    Returns
+    -------
+    `None`, or with ``copy=True`` the changed copy. Writes ``obsm["msi"]`` (float32; columns are safe, unique ids),
+    ``obsm["msi_presence"]`` (1, 0 or NaN), ``obs["msi_coverage"]`` (1 where a spot has a value, else 0) and ``uns["msi"]``
+    with ``features`` (index: id; ``name``, ``mz`` and whatever else is known), ``params`` and the limits of detection.
+
+    Raises
+    ------
+    ValueError
+        No spot is found by its name, names repeat, or values are text, negative or infinite.
+    KeyError
+        ``obsm`` has no such key.
+
+    Examples
+    --------
+    >>> import pandas as pd, stmsi
+    >>> st = stmsi.datasets.toy().tables["st"]
+    >>> lipids = pd.DataFrame({"18:1/16:0": 1.0, "PC(34:1)": 0.0}, index=st.obs_names[:300])
+    >>> stmsi.pp.add_metabolites(st, lipids, features=pd.DataFrame({"mz": [760.585]}, index=["PC(34:1)"]))
+    >>> st.obsm["msi"].columns.tolist()
+    ['18_1_16_0', 'PC_34_1']
+    >>> int(st.obs["msi_coverage"].sum())
+    300
+    >>> stmsi.get.feature_table(st).loc["PC_34_1", "mz"].item()
+    760.585
+    """
+    check_key(key_added)
+    check_choice(presence, _CHOICES, "presence")
+    st, changed = table_to_change(data, table_key, copy=copy)
+    require_unique(st.obs_names, "Spot names", "Call .obs_names_make_unique() on the table.")
+    given, var = _given(st, frame)
+    values = _at_spots(st, _numbers(given))
+    var = feature_frame(_described(values.columns, var, features))
+    values = values.set_axis(var.index, axis=1)
+    parts, n_new = [(values, var)], values.shape[1]
+    record: dict[str, Any] = {}
+    if append and key_added in st.obsm:
+        parts, record = [_earlier(st, key_added), *parts], dict(st.uns.get(key_added, {}))
+    values, var = _side_by_side(parts)
+    covered = values.notna().any(axis=1)
+    if not covered.any():
+        msg = "All values are NaN: no spot is covered, and there is nothing to learn from."
+        raise ValueError(msg)
+    st.obsm[key_added] = values.astype(np.float32)
+    params = dict(record.get("params", {})) if append else {}
+    st.uns[key_added] = {"features": var, "params": params | {"method": "given"}}
+    mapped = st.obs[Key.obs.COVERAGE].to_numpy(float) if record and Key.obs.COVERAGE in st.obs else np.zeros(st.n_obs)
+    st.obs[Key.obs.COVERAGE] = np.where(values.iloc[:, -n_new:].notna().any(axis=1), 1.0, np.nan_to_num(mapped))
+    for key in (
+        Key.presence_of(key_added),
+        Key.observed_of(key_added),
+        Key.uncorrected_of(key_added),
+        Key.raw_of(key_added),
+    ):
+        st.obsm.pop(key, None)
+    if presence != "none":
+        call_presence(st, method=presence, metabolite_key=key_added, sample_key=sample_key)  # type: ignore[arg-type]
+    logger.info("%d metabolites, %d of %d spots covered.", values.shape[1], int(covered.sum()), st.n_obs)
+    return changed
+
+
+def _given(st: AnnData, frame: pd.DataFrame | AnnData | str) -> tuple[pd.DataFrame, pd.DataFrame | None]:
+    """Intensities as a frame, and what comes along of the metabolites."""
+    if isinstance(frame, str):
+        return require_frame(st, frame), None
+    if isinstance(frame, AnnData):
+        return pd.DataFrame(as_csr(frame.X).toarray(), index=frame.obs_names, columns=frame.var_names), frame.var
+    if not isinstance(frame, pd.DataFrame):
+        msg = (
+            "Expected a DataFrame of spots x metabolites, an AnnData or the key of an obsm, found "
+            f"{type(frame).__name__}. Wrap an array: pd.DataFrame(array, index=st.obs_names, columns=names)."
+        )
+        raise TypeError(msg)
+    return frame, None
+
+
+def _numbers(frame: pd.DataFrame) -> pd.DataFrame:
+    """Intensities as numbers."""
+    if frame.shape[1] == 0:
+        msg = "The frame has no columns; expected one a metabolite."
+        raise ValueError(msg)
+    frame = frame.set_axis([str(c) for c in frame.columns], axis=1)
+    require_unique(frame.columns, "Metabolite names", "Rename the columns.")
+    text = [c for c in frame if not pd.api.types.is_numeric_dtype(frame[c]) and not frame[c].isna().all()]
+    if text:
+        msg = (
+            f"Metabolite intensities must be numbers; found other values in the columns {listing(text)}. Leave columns that "
+            "are no metabolites out (frame.drop(columns=...))."
+        )
+        raise ValueError(msg)
+    frame = frame.astype(np.float64)
+    check_nonnegative(
+        frame.to_numpy(), "Metabolite intensities (as measured or log1p, no z-scores or residuals)", allow_nan=True
+    )
+    return frame
+
+
+def _at_spots(st: AnnData, frame: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the spots, by name; NaN where a spot has none."""
+    index = frame.index.astype(str)
+    require_unique(index, "Spot names of the metabolites", "Take one row a spot, such as their mean.")
+    frame = frame.set_axis(index, axis=0)
+    known = index.isin(st.obs_names)
+    if not known.any():
+        same = " If the rows are in the order of the spots, call frame.set_index(st.obs_names)."
+        msg = (
+            f"No row of the metabolites is named like a spot: {listing(index[:3])} against {listing(st.obs_names[:3])}."
+            f"{same if len(frame) == st.n_obs else ''}"
+        )
+        raise ValueError(msg)
+    if (~known).any():
+        logger.warning(
+            "%d of %d rows are no spots and are left out: %s.", (~known).sum(), len(known), listing(index[~known])
+        )
+    return frame.reindex(st.obs_names)
+
+
+def _described(columns: pd.Index, var: pd.DataFrame | None, features: pd.DataFrame | None) -> pd.DataFrame:
+    """What is known of the metabolites, in the order of the columns."""
+    known = var if features is None else features
+    if known is None:
+        mz = pd.to_numeric(pd.Series(columns, index=columns), errors="coerce")
+        return pd.DataFrame({Key.var.MZ: mz}, index=columns)
+    known = known.set_axis(known.index.astype(str), axis=0)
+    require_unique(known.index, "Rows of features", "Index it by the columns of the metabolites, each once.")
+    if not known.index.isin(columns).any():
+        msg = f"features names none of the metabolites: {listing(known.index[:3])} against {listing(columns[:3])}."
+        raise ValueError(msg)
+    if len(extra := known.index.difference(columns, sort=False)):
+        logger.info("features has rows without a metabolite, which are left out: %s.", listing(extra))
+    out = known.reindex(columns)
+    if Key.var.NAME in out:
+        out[Key.var.NAME] = out[Key.var.NAME].astype(object).where(out[Key.var.NAME].notna(), columns)
+    return out
+
+
+def _earlier(st: AnnData, key: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """The metabolites that are there, with what is known of them."""
+    frame, features = require_frame(st, key), find_features(st, key)
+    var = pd.DataFrame(index=frame.columns) if features is None else features.reindex(frame.columns)
+    return frame, feature_frame(var)
+
+
+def _side_by_side(parts: list[tuple[pd.DataFrame, pd.DataFrame]]) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Metabolites of several measurements, with ids that do not clash: two measurements may use one name."""
+    ids = safe_ids([name for values, _ in parts for name in values.columns])
+    values = pd.concat([values for values, _ in parts], axis=1).set_axis(ids, axis=1)
+    names = [name for _, var in parts for name in var[Key.var.NAME]]
+    var = pd.concat([var for _, var in parts]).set_axis(ids, axis=0)
+    var[Key.var.NAME] = names
+    return values, feature_frame(var)
