@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 _BINS = re.compile(r"square_(\d+)um")
 """How spatialdata-io names the bins of Visium HD."""
-_IN_MICROMETRES = ("xenium", "merscope")
-"""Readers of spatialdata-io whose outlines are stored in micrometres."""
+_READER = "spatialdata_io_reader"
+_UM_OF_READER = {"xenium": 1.0, "merscope": 1.0, "stereoseq": 0.5}
+"""Micrometres per unit of the outlines that a reader of spatialdata-io stores; Stereo-seq counts spots 500 nm apart."""
 _USUAL_SIZE = (1.5, 120.0)
 """Widths (um) of bins, spots and cells that are not doubted."""
 
@@ -169,7 +170,10 @@ def _scale(
             scale = float(bins.group(1)) / float(np.median(_width(other)))
             logger.info("Section %r: one unit is %.4g um, by the bins %r.", sample, scale, key)
             return scale, False
-    reader = str(sdata.attrs.get("spatialdata_io", {}).get("reader", "")) if hasattr(sdata, "attrs") else ""
+    reader = str(sdata.attrs.get(_READER, ""))
+    if reader in _UM_OF_READER:
+        logger.info("Section %r: one unit is %.4g um, as %s stores it.", sample, _UM_OF_READER[reader], reader)
+        return _UM_OF_READER[reader], False
     size = float(np.median(_width(shapes.iloc[rows])))
     low, high = _USUAL_SIZE
     if not low <= size <= high:
@@ -178,11 +182,10 @@ def _scale(
             "um_per_unit= (CosMx: 0.12028 um a pixel, Stereo-seq: 0.5 um, else see the files of the instrument)."
         )
         raise ValueError(msg)
-    if reader not in _IN_MICROMETRES:
-        logger.warning(
-            "Section %r: nothing tells the unit of %r; its outlines, %.4g wide, are taken for micrometres. Pass um_per_unit= "
-            "(1 if they are; CosMx 0.12028, Stereo-seq 0.5).", sample, element, size,
-        )  # fmt: skip
+    logger.warning(
+        "Section %r: nothing tells the unit of %r; its outlines, %.4g wide, are taken for micrometres. Pass um_per_unit= "
+        "(1 if they are; CosMx 0.12028, Stereo-seq 0.5).", sample, element, size,
+    )  # fmt: skip
     return 1.0, False
 
 
