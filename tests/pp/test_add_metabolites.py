@@ -83,10 +83,20 @@ def test_a_second_measurement_of_the_section(st, frame):
 def test_beside_mapped_metabolites(mapped):
     st = mapped.tables["st"]
     before, coverage = st.obsm["msi"].copy(), st.obs["msi_coverage"].copy()
+    presence = st.obsm["msi_presence"].copy()
     stmsi.pp.add_metabolites(mapped, pd.DataFrame({"a/b": 1.0}, index=st.obs_names[:9]), append=True)
     pd.testing.assert_frame_equal(st.obsm["msi"].iloc[:, :-1], before)
     assert (st.obs["msi_coverage"].iloc[:9] == 1).all()
     pd.testing.assert_series_equal(st.obs["msi_coverage"].iloc[9:], coverage.iloc[9:])
+    # what was called from pixels stays called from pixels
+    pd.testing.assert_frame_equal(st.obsm["msi_presence"].iloc[:, :-1], presence)
+    assert st.uns["msi"]["detection_limit"].index.tolist() == st.obsm["msi"].columns.tolist()
+    assert st.uns["msi"]["params"]["layer"] == "X"
+    assert st.uns["msi"]["params"]["appended"] == 1
+    stmsi.pp.impute_dropout(st)
+    stmsi.pp.add_metabolites(st, pd.DataFrame({"a/b": 2.0}, index=st.obs_names[:9]), append=True)
+    assert st.obsm["msi_observed"].columns.tolist() == st.obsm["msi"].columns.tolist()
+    stmsi.tl.predict_metabolites(st, "mean")
 
 
 def test_a_model_learns_from_it(st, frame):
@@ -157,3 +167,27 @@ def test_rows_that_are_no_spots_are_told(st, frame, caplog):
     stmsi.pp.add_metabolites(st, frame.rename(index={"bc3": "elsewhere"}))
     assert "1 of 3 rows are no spots and are left out: 'elsewhere'" in caplog.text
     assert int(st.obs["msi_coverage"].sum()) == 2
+
+
+def test_both_polarities_of_one_section():
+    """The way that pp.combine names: each measurement is aligned and mapped by itself."""
+    xy = np.array([[100.0 * i + 50 * (j % 2), 86.6 * j] for j in range(3) for i in range(3)])
+    st = AnnData(np.ones((9, 3)), obs=pd.DataFrame(index=[f"bc{i}" for i in range(9)]), obsm={"spatial": xy})
+    row, col = (a.ravel() for a in np.indices((6, 6)))
+    done = {}
+    for mode, shift in (("pos", 0), ("neg", 60)):
+        obs = pd.DataFrame({"row": row, "col": col}, index=[f"p{i}" for i in range(36)])
+        msi = AnnData(np.full((36, 1), shift + 1.0), obs=obs, var=pd.DataFrame({"mz": [500.25]}, index=["lipid"]))
+        sdata = stmsi.pp.combine({"A": st}, {"A": msi}, pixel_size=50)
+        stmsi.pp.align(sdata, transformation={"A": np.array([[1, 0, shift - 30], [0, 1, -30], [0, 0, 1]])})
+        stmsi.pp.map_to_spots(sdata)
+        stmsi.pp.call_presence(sdata)
+        done[mode] = sdata
+    other = done["neg"].tables["st"].obsm["msi"]
+    features = stmsi.get.feature_table(done["neg"])
+    stmsi.pp.add_metabolites(done["pos"], other, features, append=True)
+    both = done["pos"].tables["st"].obsm["msi"]
+    assert both.columns.tolist() == ["lipid", "lipid_2"]
+    assert stmsi.get.feature_table(done["pos"])["name"].tolist() == ["lipid", "lipid"]
+    assert (both["lipid"].dropna() == 1).all()
+    np.testing.assert_array_equal(both["lipid_2"], other["lipid"])

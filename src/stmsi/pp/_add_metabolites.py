@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 import pandas as pd
@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 Presence = Method | Literal["none"]
 _CHOICES = (*get_args(Method), "none")
+
+
+def _beside(key: str) -> tuple[str, ...]:
+    """What belongs to a layer and is made anew, or goes, with it."""
+    return Key.presence_of(key), Key.observed_of(key), Key.uncorrected_of(key), Key.raw_of(key)
 
 
 def add_metabolites(
@@ -99,31 +104,35 @@ def add_metabolites(
     values = _at_spots(st, _numbers(given))
     var = feature_frame(_described(values.columns, var, features))
     values = values.set_axis(var.index, axis=1)
-    parts, n_new = [(values, var)], values.shape[1]
-    record: dict[str, Any] = {}
-    if append and key_added in st.obsm:
-        parts, record = [_earlier(st, key_added), *parts], dict(st.uns.get(key_added, {}))
-    values, var = _side_by_side(parts)
-    covered = values.notna().any(axis=1)
-    if not covered.any():
+    if not values.notna().any(axis=None):
         msg = "All values are NaN: no spot is covered, and there is nothing to learn from."
         raise ValueError(msg)
-    st.obsm[key_added] = values.astype(np.float32)
-    params = dict(record.get("params", {})) if append else {}
-    st.uns[key_added] = {"features": var, "params": params | {"method": "given"}}
-    mapped = st.obs[Key.obs.COVERAGE].to_numpy(float) if record and Key.obs.COVERAGE in st.obs else np.zeros(st.n_obs)
-    st.obs[Key.obs.COVERAGE] = np.where(values.iloc[:, -n_new:].notna().any(axis=1), 1.0, np.nan_to_num(mapped))
-    for key in (
-        Key.presence_of(key_added),
-        Key.observed_of(key_added),
-        Key.uncorrected_of(key_added),
-        Key.raw_of(key_added),
-    ):
+    new = _new_layer(st, values.astype(np.float32), var, presence, key_added, sample_key)
+    if append and key_added in st.obsm:
+        new = _side_by_side(_earlier(st, key_added), new, key_added)
+    for key in _beside(key_added):
         st.obsm.pop(key, None)
-    if presence != "none":
-        call_presence(st, method=presence, metabolite_key=key_added, sample_key=sample_key)  # type: ignore[arg-type]
-    logger.info("%d metabolites, %d of %d spots covered.", values.shape[1], int(covered.sum()), st.n_obs)
+    for key, value in new.obsm.items():
+        st.obsm[key] = value
+    st.uns[key_added] = new.uns[key_added]
+    st.obs[Key.obs.COVERAGE] = new.obs[Key.obs.COVERAGE].to_numpy()
+    covered = int(new.obsm[key_added].notna().any(axis=1).sum())
+    logger.info("%d metabolites, %d of %d spots covered.", new.obsm[key_added].shape[1], covered, st.n_obs)
     return changed
+
+
+def _new_layer(
+    st: AnnData, values: pd.DataFrame, var: pd.DataFrame, presence: Presence, key: str, sample_key: str
+) -> AnnData:
+    """All that is written of the metabolites, on the same spots."""
+    obs = st.obs[[sample_key]].copy() if sample_key in st.obs else pd.DataFrame(index=st.obs_names)
+    layer = AnnData(values.to_numpy(), obs=obs)
+    layer.obsm[key] = values
+    layer.uns[key] = {"features": var, "params": {"method": "given"}}
+    layer.obs[Key.obs.COVERAGE] = values.notna().any(axis=1).to_numpy(np.float64)
+    if presence != "none":
+        call_presence(layer, method=presence, metabolite_key=key, sample_key=sample_key)
+    return layer
 
 
 def _given(st: AnnData, frame: pd.DataFrame | AnnData | str) -> tuple[pd.DataFrame, pd.DataFrame | None]:
@@ -201,18 +210,48 @@ def _described(columns: pd.Index, var: pd.DataFrame | None, features: pd.DataFra
     return out
 
 
-def _earlier(st: AnnData, key: str) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """The metabolites that are there, with what is known of them."""
-    frame, features = require_frame(st, key), find_features(st, key)
+def _earlier(st: AnnData, key: str) -> AnnData:
+    """All that is there of the metabolites of an earlier call or mapping."""
+    layer = AnnData(obs=pd.DataFrame(index=st.obs_names))
+    for one in (key, *_beside(key)):
+        if one in st.obsm:
+            layer.obsm[one] = require_frame(st, one)
+    frame, features = layer.obsm[key], find_features(st, key)
     var = pd.DataFrame(index=frame.columns) if features is None else features.reindex(frame.columns)
-    return frame, feature_frame(var)
+    layer.uns[key] = dict(st.uns.get(key, {})) | {"features": feature_frame(var)}
+    known = st.obs[Key.obs.COVERAGE].to_numpy(np.float64) if Key.obs.COVERAGE in st.obs else np.nan
+    layer.obs[Key.obs.COVERAGE] = np.where(np.isnan(known), frame.notna().any(axis=1), known)
+    return layer
 
 
-def _side_by_side(parts: list[tuple[pd.DataFrame, pd.DataFrame]]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Metabolites of several measurements, with ids that do not clash: two measurements may use one name."""
-    ids = safe_ids([name for values, _ in parts for name in values.columns])
-    values = pd.concat([values for values, _ in parts], axis=1).set_axis(ids, axis=1)
-    names = [name for _, var in parts for name in var[Key.var.NAME]]
-    var = pd.concat([var for _, var in parts]).set_axis(ids, axis=0)
-    var[Key.var.NAME] = names
-    return values, feature_frame(var)
+def _side_by_side(earlier: AnnData, new: AnnData, key: str) -> AnnData:
+    """The metabolites of two measurements, with ids that do not clash: both may use one name."""
+    n = earlier.obsm[key].shape[1]
+    ids = safe_ids([*earlier.obsm[key].columns, *new.obsm[key].columns])
+    both = new.copy()
+    for one in (key, *_beside(key)):
+        there = [layer.obsm.get(one) for layer in (earlier, new)]
+        if there[0] is None and one != Key.presence_of(key):
+            continue  # nothing was filled in, corrected or normalised on the spots
+        if there[1] is None and one != Key.presence_of(key):
+            there[1] = new.obsm[key].notna() if one == Key.observed_of(key) else new.obsm[key]
+        if any(frame is None for frame in there):  # of which presence was not called
+            both.obsm.pop(one, None)
+            continue
+        parts = [frame.set_axis(own, axis=1) for frame, own in zip(there, (ids[:n], ids[n:]), strict=True)]
+        both.obsm[one] = pd.concat(parts, axis=1)
+    records = [layer.uns[key] for layer in (earlier, new)]
+    tables = [r["features"].set_axis(own, axis=0) for r, own in zip(records, (ids[:n], ids[n:]), strict=True)]
+    names = [name for table in tables for name in table[Key.var.NAME]]
+    record = {k: v for k, v in records[0].items() if k not in ("detection_limit", "presence")}
+    record["features"] = feature_frame(pd.concat(tables).assign(**{Key.var.NAME: names}))
+    if all("detection_limit" in r for r in records):
+        limits = [
+            r["detection_limit"].set_axis(own, axis=0) for r, own in zip(records, (ids[:n], ids[n:]), strict=True)
+        ]
+        record |= {"detection_limit": pd.concat(limits), "presence": records[0]["presence"]}
+    record["params"] = dict(record.get("params", {})) | {"appended": len(ids) - n}
+    both.uns[key] = record
+    coverage = [layer.obs[Key.obs.COVERAGE].to_numpy(np.float64) for layer in (earlier, new)]
+    both.obs[Key.obs.COVERAGE] = np.maximum(*coverage)
+    return both
