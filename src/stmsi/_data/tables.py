@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     Rows = Literal["spots", "pixels"]
 
 
+_MZ_NAME = re.compile(r"m/?z[-_ ]*\d{2,5}(?:[._]\d+)?|\d{2,5}\.\d+", re.IGNORECASE)
+"""How variables are called that are named by their m/z: ``104.107``, ``mz-104.107``."""
 ONE_SECTION = "all spots"
 """Name of the section where the data name none."""
 
@@ -255,6 +258,10 @@ def check_rows_of(data: Data, table_key: str, rows: Rows) -> None:
     name = "The AnnData" if isinstance(data, AnnData) else f"Table {table_key!r}"
     remedy = f"Pass the table of {wanted}" if isinstance(data, AnnData) else f"Name that of {wanted} by its table key"
     there = "" if isinstance(data, AnnData) else f"; tables: {listing(data.tables)}"
+    if rows == "pixels":
+        there += (
+            f". If these are ions, say so by var[{Key.var.MZ!r}], or by obs[{Key.obs.ROW!r}] and obs[{Key.obs.COL!r}]"
+        )
     msg = (
         f"Expected a table of {wanted}. {name} looks like one of {found} (it has {', '.join(wrong)}). {remedy}{there}."
     )
@@ -267,6 +274,8 @@ def _signs_of_ions(table: AnnData) -> list[str]:
     mz = table.var.get(Key.var.MZ)
     if mz is not None and pd.to_numeric(mz, errors="coerce").notna().any():
         signs.append(f"var[{Key.var.MZ!r}]")
+    if 2 * table.var_names.str.fullmatch(_MZ_NAME).sum() > table.n_vars:
+        signs.append("variables named by m/z")
     if "attrs" in table.uns.get(Key.uns.MSI, {}):
         signs.append(f"uns[{Key.uns.MSI!r}]['attrs']")
     if Key.obs.ROW in table.obs and Key.obs.COL in table.obs:
