@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,7 @@ from stmsi._data.checks import check_nonnegative, listing, require_rows, require
 from stmsi._data.elements import matrix_to
 from stmsi._data.keys import Key
 from stmsi._data.sections import VISIUM_SPOT_DIAMETER, check_sample_name, columns_to_keep, outlined_section
-from stmsi._data.spot_scale import array_scale
+from stmsi._data.spot_scale import array_scale, given_scale
 from stmsi._data.tables import as_csr
 from stmsi._settings import logger
 
@@ -74,8 +74,7 @@ def adopt(
     require_unique(table.obs_names, f"Spot names of section {sample!r}", "Call .obs_names_make_unique() first.")
     shapes = sdata.shapes[element]
     rows = _rows(shapes, element, table, key)
-    given = um_per_unit.get(sample) if isinstance(um_per_unit, Mapping) else um_per_unit
-    scale, visium = _scale(sdata, table, shapes, rows, element, sample, given)
+    scale, visium = _scale(sdata, table, shapes, rows, element, sample, given_scale(um_per_unit, sample))
     outlines = _in_micrometres(shapes, scale, visium)
     made = outlined_section(table, outlines, rows, sample=sample)
     for column, values in columns_to_keep(table, sample, Key.spots(sample)).items():
@@ -153,7 +152,7 @@ def _scale(
     rows: NDArray[np.int64],
     element: str,
     sample: str,
-    given: Any,
+    given: float | None,
 ) -> tuple[float, bool]:
     """Micrometres per unit of the outlines as stored, and whether they are the spots of a Visium array."""
     centre = shapes.geometry.centroid

@@ -15,7 +15,7 @@ from stmsi._data.adopt import adopt
 from stmsi._data.checks import check_nonnegative, is_spatialdata, listing, require_rows, require_unique
 from stmsi._data.keys import Key
 from stmsi._data.sections import add_image, columns_to_keep, msi_section, st_section
-from stmsi._data.spot_scale import known_scale, um_positions
+from stmsi._data.spot_scale import given_scale, known_scale, um_positions
 from stmsi._data.tables import as_csr, layer_names, require_obs, require_sample, sample_names
 from stmsi._settings import logger
 
@@ -42,15 +42,6 @@ class Reading:
     spot_diameter: float | None = None
     table_key: str | None = None
     shapes_key: str | None = None
-
-    def um_of(self, sample: str) -> float | None:
-        """Micrometres per unit of a section, where they are given."""
-        if not isinstance(self.um_per_unit, Mapping):
-            return self.um_per_unit
-        if sample not in self.um_per_unit:
-            msg = f"um_per_unit= has no section {sample!r}; it has {listing(self.um_per_unit)}."
-            raise KeyError(msg)
-        return self.um_per_unit[sample]
 
 
 def each_section(sections: Sections) -> list[tuple[str | None, Section]]:
@@ -105,7 +96,7 @@ def as_st(name: str | None, section: Section, reading: Reading) -> list[SpatialD
             found = listing(part.obsm.keys())
             msg = f'Section {sample!r} has no obsm["spatial"] (found {found}); it holds the spot centres.'
             raise KeyError(msg)
-        scale = known_scale(part, sample, reading.um_of(sample), reading.spot_diameter)
+        scale = known_scale(part, sample, given_scale(reading.um_per_unit, sample), reading.spot_diameter)
         xy = um_positions(part, sample, scale)
         made = st_section(part, xy, sample=sample, spot_diameter=scale.spot_diameter)
         table = made.tables[Key.table.ST]

@@ -72,6 +72,16 @@ class SpotScale:
         return found
 
 
+def given_scale(um_per_unit: float | Mapping[str, float] | None, sample: str) -> float | None:
+    """Micrometres per unit that the user gives for a section."""
+    if not isinstance(um_per_unit, Mapping):
+        return um_per_unit
+    if sample not in um_per_unit:
+        msg = f"um_per_unit= has no section {sample!r}; it has {listing(um_per_unit)}."
+        raise KeyError(msg)
+    return um_per_unit[sample]
+
+
 def known_scale(adata: AnnData, sample: str, given: float | None, spot_diameter: float | None) -> SpotScale:
     """The scale of a section's positions: `given`, else what the array and the scale factors say, else 1."""
     xy = np.asarray(adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2]
