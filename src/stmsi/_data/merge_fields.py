@@ -175,7 +175,7 @@ def _numbers(column: pd.Series | None, n: int, gaps: bool) -> Any:
     if gaps and dtype.kind != "f":
         dtype = np.dtype(np.float64)
     if not gaps and not isinstance(column.dtype, np.dtype):
-        dtype = column.dtype.numpy_dtype  # nullable numbers without gaps
+        dtype = column.to_numpy().dtype  # nullable numbers without gaps
     return column.to_numpy(dtype=dtype, na_value=np.nan) if gaps else column.to_numpy(dtype=dtype)
 
 

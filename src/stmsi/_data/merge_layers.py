@@ -75,7 +75,7 @@ def _join_records(records: list[Mapping[str, Any]]) -> tuple[dict[str, Any] | No
     if any(d for d in distances):
         params[0][_BY_SECTION] = {k: v for d in distances for k, v in d.items()}
     out: dict[str, Any] = {"features": features, "params": params[0]}
-    tables = ("detection_limit", Key.varm.SECTION_MZ)
+    tables: tuple[str, ...] = ("detection_limit", Key.varm.SECTION_MZ)
     called = [r.get("presence", {}) for r in records]
     if all(called) and all(same(called[0].get("method"), c.get("method")) for c in called):
         out["presence"] = dict(called[0]) | {"source": {k: v for c in called for k, v in c.get("source", {}).items()}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
@@ -20,7 +20,7 @@ from stmsi.pp._call_presence import Method, call_presence
 if TYPE_CHECKING:
     from spatialdata import SpatialData
 
-Presence = Method | Literal["none"]
+Presence: TypeAlias = Method | Literal["none"]
 _CHOICES = (*get_args(Method), "none")
 
 
