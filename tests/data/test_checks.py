@@ -46,10 +46,16 @@ def test_require_spatialdata(toy, adata):
         checks.require_spatialdata(adata)
 
 
-def test_refuse_view(adata):
-    checks.refuse_view(adata)
-    with pytest.raises(ValueError, match=r"call \.copy\(\) on it first"):
-        checks.refuse_view(adata[:2])
+def test_own_view(adata, caplog):
+    before = adata.copy()
+    checks.own_view(adata)
+    assert not caplog.records
+    view = adata[:2]
+    checks.own_view(view)
+    assert not view.is_view
+    assert "results are written into it" in caplog.text
+    view.X[:] = 7
+    np.testing.assert_array_equal(adata.X, before.X)
 
 
 @pytest.mark.parametrize("index", [(slice(0), slice(None)), (slice(None), slice(0))], ids=["spots", "variables"])

@@ -16,7 +16,8 @@ import pandas as pd
 from stmsi._data.checks import check_choice, listing
 from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, SECTION_MOMENTS, Key
 from stmsi._data.measured_and_predicted import MAP_WRITES
-from stmsi._data.tables import get_table, imputed, require_frame, require_sample
+from stmsi._data.stale import forget_stale, warn_if_stale
+from stmsi._data.tables import get_table, imputed, require_frame, sections_of
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec, named_models, resolve
@@ -145,13 +146,15 @@ def cross_validate(
         raise ValueError(msg)
     setup = setup_on(st, setup, layer, input)
     fields = {"sample_key": sample_key} | (default_setup(st) if setup is None else dict(setup))
+    warn_if_stale(st, fields.get("metabolite_key", Key.obsm.MSI))
     measured = require_frame(st, fields.get("metabolite_key", Key.obsm.MSI), MAP_WRITES)
     covered = np.flatnonzero(measured.notna().any(axis=1).to_numpy())
     if len(covered) == 0:
         msg = "No spot has MSI (all intensities are NaN); align and map the MSI first."
         raise ValueError(msg)
     adata = st[covered].copy()
-    require_sample(adata, sample_key)
+    forget_stale(adata, fields.get("metabolite_key", Key.obsm.MSI))  # one warning is enough
+    sections_of(adata, sample_key)
     if fields.get("input") is None:  # a fold is too small to tell, and all must be read alike
         fields["input"] = StoredExpression.read(adata, fields.get("layer"), sample_key).told()
     if maps:
@@ -283,7 +286,7 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
         getattr(prediction, name).to_numpy(np.float64) for name in ("expected", "presence", "lower", "upper")
     )
     comparison = Comparison(
-        ids, require_sample(outside, task.sample_key), y, np.where(np.isnan(y), np.nan, present), expected, probability,
+        ids, sections_of(outside, task.sample_key), y, np.where(np.isnan(y), np.nan, present), expected, probability,
         training_mean=model.state.feature_table["training_mean"].to_numpy(np.float64), bounds=(lower, upper),
         filled=filled, training_predicted_mean=_mean_prediction(model, inside, spots),
         xy=map_positions(outside) if task.maps else None,

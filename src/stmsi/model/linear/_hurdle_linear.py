@@ -186,7 +186,8 @@ class HurdleLinear(HurdleModel):
             Neighbourhood graph in ``obsp``, as :func:`stmsi.pp.spatial_graph` writes it; used for features of the
             neighbourhood.
         covariate_keys
-            Columns of ``obs``: numbers are z-scored, categories become indicators.
+            Columns of ``obs``: decimal numbers are z-scored; whole numbers (batches), texts and categories become
+            indicators.
         feature_key
             Features to append to the genes, such as those of the histology image: keys of ``obsm`` (array or
             DataFrame), z-scored on the training spots. Spots to be predicted need them too.

@@ -291,7 +291,8 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         graph_key
             Neighbourhood graph in ``obsp``, for encoders that read it.
         covariate_keys
-            Columns of ``obs``: numbers are z-scored, categories become indicators.
+            Columns of ``obs``: decimal numbers are z-scored; whole numbers (batches), texts and categories become
+            indicators.
         feature_key
             Further features in ``obsm`` (arrays or DataFrames), such as those of the histology image; z-scored on the
             training spots and appended to the genes. Several keys are allowed.

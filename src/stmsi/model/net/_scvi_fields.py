@@ -106,4 +106,6 @@ def keep_counts(adata: AnnData, setup: Setup) -> None:
 
 
 def _is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    # whole numbers are the names of batches, not amounts
+    of = pd.api.types
+    return of.is_numeric_dtype(column) and not (of.is_bool_dtype(column) or of.is_integer_dtype(column))

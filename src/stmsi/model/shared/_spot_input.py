@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from pandas.api.types import is_integer_dtype
 
 from stmsi._core.learning.expression_space import (
     ExpressionSpace,
@@ -240,7 +241,10 @@ def read_spots(
             if column.isna().any():
                 msg = f"Covariate obs[{key!r}] has missing values; fill them first."
                 raise ValueError(msg)
-        covariates = pd.DataFrame(columns_of)
+        # whole numbers are the names of batches, not amounts
+        covariates = pd.DataFrame(
+            {k: c.astype("category") if is_integer_dtype(c) else c for k, c in columns_of.items()}
+        )
     features = {key: _read_features(adata, key) for key in setup.feature_key} or None
     cluster = None
     if setup.cluster_key is not None and with_cluster and setup.cluster_key in adata.obs:
