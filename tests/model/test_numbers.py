@@ -147,7 +147,7 @@ def test_models_by_name_refuse_them_too(make_sections, spec, match):
 
 @pytest.mark.parametrize("coverage", [0, 1, NAN])
 def test_an_impossible_coverage_is_refused_before_training(make_sections, coverage, monkeypatch):
-    monkeypatch.setattr(HurdleLinear, "train", None)
+    monkeypatch.setattr(HurdleLinear, "_fit", None)
     with pytest.raises(ValueError, match="coverage is a share between 0 and 1"):
         stmsi.tl.predict_metabolites(make_sections(), "ridge", coverage=coverage)
 

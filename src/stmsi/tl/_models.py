@@ -15,6 +15,7 @@ from stmsi._data.tables import require_metabolites
 from stmsi.model._families import AUTO, FAMILIES, resolve
 from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._setup import default_setup
+from stmsi.model.shared._spot_model import SpotModel
 from stmsi.model.shared._training_data import TrainingData
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def train_on(
     fields = {**cls._default_fields(adata, params), **fields}
     cls.setup_anndata(adata, **fields)
     fitted = cls(adata, **params)
-    if train or not fitted._fits_data:
+    if train or not isinstance(fitted, SpotModel):
         fitted.train(show_progress_bar=show_progress_bar, **train)
         return fitted, None
     data = TrainingData.read(adata, fitted._setup, None, None)

@@ -408,7 +408,7 @@ class OddError(Exception):
     ],
     ids=lambda e: type(e).__name__ if isinstance(e, Exception) else "",
 )
-@pytest.mark.parametrize("where", ["train", "_stages"])
+@pytest.mark.parametrize("where", ["_fit", "_stages"])
 def test_a_member_that_fails_is_named_whatever_the_error(ready, monkeypatch, error, kind, where):
     """While it is trained, while held-out spots are predicted, and later in any prediction."""
 
@@ -434,7 +434,7 @@ def test_an_interrupt_is_not_put_down_to_a_member(ready, monkeypatch):
     def stop(*_: Any, **__: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(HurdleLinear, "train", stop)
+    monkeypatch.setattr(HurdleLinear, "_fit", stop)
     with pytest.raises(KeyboardInterrupt, match=r"^$"):
         HurdleEnsemble(ready, members={"first": PRIOR}, n_folds=2).train()
 

@@ -21,7 +21,6 @@ from stmsi.model._families import ModelSpec
 from stmsi.model._load import load
 from stmsi.model.ensemble._members import Member, members_by_name, named, place, predict_group, reduced_adata, stages_of
 from stmsi.model.linear._hurdle_linear import HurdleLinear
-from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._map_scale import MapScale
 from stmsi.model.shared._persistence import save_model
@@ -29,14 +28,16 @@ from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup, graph_where_there, prior_where_there
 from stmsi.model.shared._spot_features import STAGES, SpotFeatures
 from stmsi.model.shared._spot_input import Spots
+from stmsi.model.shared._spot_model import SpotModel
 from stmsi.model.shared._targets import Targets
 from stmsi.model.shared._training_data import TrainingData, signature_of
-from stmsi.model.shared._whole_training import whole_or_as_before
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
+
+    from stmsi.model.shared._hurdle_model import HurdleModel
 
 MEMBERS = "members"
 AUTO_MEMBERS: dict[str, ModelSpec] = {
@@ -51,7 +52,7 @@ PRIOR_MEMBER: dict[str, ModelSpec] = {"prior ridge": {"model": "prior_ridge", "p
 """The same where a knowledge prior is set up."""
 
 
-class HurdleEnsemble(HurdleModel):
+class HurdleEnsemble(SpotModel):
     """Several models, stacked: for each metabolite a weighted mean of their probabilities, and one of their maps.
 
     The training spots are split into groups: whole patients where ``obs["patient"]`` names three or more, else sections,
@@ -116,8 +117,6 @@ class HurdleEnsemble(HurdleModel):
     ['metabolite', 'stage', 'member', 'weight']
     """
 
-    _fits_data = True
-
     def __init__(
         self,
         adata: AnnData,
@@ -153,11 +152,6 @@ class HurdleEnsemble(HurdleModel):
         return np.unique(np.concatenate([model._used_genes() for model in self.models_]))
 
     @property
-    def is_trained(self) -> bool:
-        """Whether :meth:`~stmsi.model.HurdleEnsemble.train` has been called."""
-        return self.state_ is not None
-
-    @property
     def weights(self) -> pd.DataFrame:
         """Weight of each member: tidy table with ``metabolite``, ``stage``, ``member``, ``weight``.
 
@@ -173,33 +167,6 @@ class HurdleEnsemble(HurdleModel):
         )
         values = np.stack([self.stack_[stage] for stage in STAGES]).transpose(2, 0, 1)
         return pd.DataFrame({"weight": values.ravel()}, index=index).reset_index()
-
-    @whole_or_as_before
-    def train(
-        self,
-        train_idx: ArrayLike | None = None,
-        validation_idx: ArrayLike | None = None,
-        *,
-        show_progress_bar: bool | None = None,
-    ) -> None:
-        """Train all members, and the weights that stack them.
-
-        Parameters
-        ----------
-        train_idx
-            Spots to train on (positions or mask); `None`: all with MSI that are not in `validation_idx`.
-        validation_idx
-            Spots that set thresholds and intervals; `None`: the stacked held-out predictions of the groups do.
-        show_progress_bar
-            `None` follows ``stmsi.settings.progress_bar``.
-
-        Raises
-        ------
-        ValueError
-            No training spot has MSI, or too few spots or positions for groups within groups. A member that fails is
-            named.
-        """
-        self._fit(TrainingData.read(self.adata, self._setup, train_idx, validation_idx), show_progress_bar)
 
     def _fit(self, data: TrainingData, show_progress_bar: bool | None) -> None:
         setup = self._setup

@@ -18,6 +18,7 @@ from stmsi._data.keys import Key
 from stmsi._settings import logger
 from stmsi.model._families import ModelSpec, named_models, resolve
 from stmsi.model.shared._spot_features import STAGES
+from stmsi.model.shared._spot_model import SpotModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -64,7 +65,7 @@ class Member:
 
     def fit(self, data: TrainingData | AnnData, *, n_jobs: int = 1) -> HurdleModel:
         """Train on all spots of an AnnData, which gets the marks of the setup, or of what was read of one, which is left as it is."""
-        shares = not isinstance(data, AnnData) and self.cls._fits_data and not self.train
+        shares = not isinstance(data, AnnData) and issubclass(self.cls, SpotModel) and not self.train
         adata = data if isinstance(data, AnnData) else data.adata if shares else data.adata.copy()
         takes_jobs = "n_jobs" in inspect.signature(self.cls).parameters
         params = ({"n_jobs": n_jobs} if takes_jobs else {}) | self.params
@@ -75,7 +76,7 @@ class Member:
             if shared is None:
                 model.train(show_progress_bar=False, **self.train)  # type: ignore[attr-defined]
             else:
-                model._fit(shared, show_progress_bar=False)
+                model._fit(shared, show_progress_bar=False)  # type: ignore[attr-defined]
         return model
 
 

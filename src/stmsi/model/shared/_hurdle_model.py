@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, TypeAlias, get_args, overload
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args, overload
 
 import numpy as np
 import pandas as pd
@@ -104,7 +104,6 @@ class HurdleModel:
     state_: FittedState | None = None
     adata: AnnData | None
     _about: Mapping[str, Any] = {}  # what the user says of the model: licence, notes
-    _fits_data: ClassVar[bool] = False  # whether training is reading the data and `_fit`, so that others may read them
     _evidence: HeldOut | None = None  # of the last calibration, from which the copula is fitted
 
     @abstractmethod
@@ -130,10 +129,6 @@ class HurdleModel:
     @abstractmethod
     def _read(cls, directory: Path, adata: AnnData | None) -> Self:
         """The model that :meth:`_write` wrote."""
-
-    def _fit(self, data: TrainingData, show_progress_bar: bool | None) -> None:
-        """Train on what was read of the data, for models with :attr:`_fits_data`."""
-        raise NotImplementedError
 
     def _replaces(self, before: Mapping[str, Any]) -> bool:
         """Whether a training that failed has left a whole model in the place of the one before, given its attributes."""
