@@ -195,12 +195,19 @@ def _width(shapes: GeoDataFrame) -> NDArray[np.float64]:
     return np.sqrt(shapes.geometry.area.to_numpy(np.float64))
 
 
+def _placed(element: Any, frame: str) -> NDArray[np.float64]:
+    """Matrix into a coordinate system that the element lies in."""
+    matrix = matrix_to(element, frame)
+    assert matrix is not None
+    return matrix
+
+
 def _shares_frame(a: GeoDataFrame, b: GeoDataFrame) -> bool:
     """Whether two elements are stored in one unit: the same way leads them into a coordinate system of both."""
     from spatialdata.transformations import get_transformation
 
     both = set(get_transformation(a, get_all=True)) & set(get_transformation(b, get_all=True))
-    return any(np.allclose(matrix_to(a, f), matrix_to(b, f)) for f in both)
+    return any(np.allclose(_placed(a, f), _placed(b, f)) for f in both)
 
 
 def _in_micrometres(shapes: GeoDataFrame, scale: float, visium: bool) -> GeoDataFrame:
@@ -226,7 +233,7 @@ def _add_images(made: SpatialData, sdata: SpatialData, shapes: GeoDataFrame, sca
         frame = next((f for f in frames if f in own), None)
         if frame is None:
             continue
-        into = np.diag([scale, scale, 1.0]) @ np.linalg.inv(matrix_to(shapes, frame)) @ matrix_to(image, frame)
+        into = np.diag([scale, scale, 1.0]) @ np.linalg.inv(_placed(shapes, frame)) @ _placed(image, frame)
         placed[str(key)] = image, into
     histology = next((k for k in placed if "hires" in k), next(iter(placed)) if len(placed) == 1 else None)
     for key, (image, into) in placed.items():

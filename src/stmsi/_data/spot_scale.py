@@ -58,7 +58,7 @@ class SpotScale:
         found = None
         for kind in ("hires", "lowres"):
             factor = _number(self.factors, f"tissue_{kind}_scalef")
-            if found is None and factor is not None and np.ndim(images.get(kind)) == 3:
+            if found is None and factor is not None and kind in images and np.ndim(images[kind]) == 3:
                 found = np.asarray(images.pop(kind)), self.um_per_unit / factor
         factors = dict(self.factors)
         for key, value in self.factors.items():

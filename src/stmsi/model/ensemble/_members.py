@@ -71,13 +71,14 @@ class Member:
         params = ({"n_jobs": n_jobs} if takes_jobs else {}) | self.params
         with named(f"Member {self.name!r} failed on {adata.n_obs} training spots"), _only_errors():
             self.cls.setup_anndata(adata, **self.fields)
-            model: HurdleModel = self.cls(adata, **params)
+            model: Any = self.cls(adata, **params)
             shared = data.of_setup(model._setup) if shares else None  # type: ignore[union-attr]
             if shared is None:
-                model.train(show_progress_bar=False, **self.train)  # type: ignore[attr-defined]
+                model.train(show_progress_bar=False, **self.train)
             else:
-                model._fit(shared, show_progress_bar=False)  # type: ignore[attr-defined]
-        return model
+                model._fit(shared, show_progress_bar=False)
+        trained: HurdleModel = model
+        return trained
 
 
 @contextmanager
