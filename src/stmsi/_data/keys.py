@@ -140,7 +140,7 @@ class Key:
     spot_of = _named("{}_spot")  # in obs of the MSI table: the spot that a pixel was paired with
     observed_of = _named("{}_observed")  # which intensities were measured and not imputed
     uncorrected_of = _named("{}_uncorrected")  # the intensities that a correction replaced
-    programmes_of = _named("{}_programmes")  # genes of each programme of an attention
+    effects_of = _named("{}_effects")  # what an attention makes of each gene
 
     @staticmethod
     def output_of(key_added: str, how: str) -> str:

@@ -79,8 +79,13 @@ class ExpressionSpace:
     deviation: Floats32  # standard deviation of the training spots along each component
 
     @classmethod
-    def fit(cls, log: sp.csr_matrix, *, n_top_genes: int, n_components: int, seed: int = 0) -> ExpressionSpace:
-        """Choose the genes with the largest variance of log expression (spots, genes), and find the components."""
+    def fit(
+        cls, log: sp.csr_matrix, *, n_top_genes: int, n_components: int, seed: int = 0, genes: Ints | None = None
+    ) -> ExpressionSpace:
+        """Choose the genes with the largest variance of log expression (spots, genes), and find the components.
+
+        With `genes`, these columns are used, which must vary.
+        """
         from sklearn.decomposition import PCA
 
         mean, variance = column_moments(log)
@@ -89,7 +94,7 @@ class ExpressionSpace:
             msg = "No gene varies over the training spots; is this the expression of more than one spot?"
             raise ValueError(msg)
         order = np.argsort(-np.where(usable, variance, -1), kind="stable")
-        selected = np.sort(order[: min(n_top_genes, int(usable.sum()))])
+        selected = np.sort(order[: min(n_top_genes, int(usable.sum()))]) if genes is None else genes
         moments = mean[selected].astype(np.float32), np.sqrt(variance[selected]).astype(np.float32)
         none = np.empty((0, len(selected)), np.float32)
         Z = cls(selected, *moments, none, none[:, 0]).centred(log)
