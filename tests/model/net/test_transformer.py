@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 import torch
+from anndata import AnnData
 
 from stmsi._core.metrics.intensity import pearson
 from stmsi.experimental import predict_unseen
@@ -482,3 +483,58 @@ def test_an_interrupt_leaves_the_networks_that_were_done(sections):
         model.train(max_epochs=1, show_progress_bar=False, callbacks=Interrupt())
     assert len(model._nets) == 2
     assert np.isfinite(model.predict(sections[1])).all(axis=None)
+
+
+def rewired(*, rewire: bool, seed: int = 0):
+    """Two clusters in which each of four metabolites follows another gene, or the same; signatures of those genes and of others."""
+    rng = np.random.default_rng(seed)
+    sample = np.repeat(["s0", "s1", "s2"], 120)
+    X = rng.normal(size=(360, 24)).astype(np.float32)
+    cluster = rng.choice(["a", "b"], 360)
+    other = X[:, 4:8] if rewire else X[:, :4]
+    y = 4 + np.where(cluster[:, None] == "a", X[:, :4], other) + 0.3 * rng.normal(size=(360, 4))
+    obs = pd.DataFrame({"sample": sample, "cluster": pd.Categorical(cluster)}, index=[f"spot{i}" for i in range(360)])
+    data = AnnData(sp.csr_matrix(X), obs=obs, var=pd.DataFrame(index=[f"gene{i}" for i in range(24)]))
+    data.obsm["msi"] = pd.DataFrame(np.maximum(y, 0).astype(np.float32), obs.index, [f"m{i}" for i in range(4)])
+    mask = np.zeros((24, 2), bool)
+    mask[:4, 0] = mask[4:8, 1] = mask[16:20, 0] = mask[20:24, 1] = True
+    return data, mask
+
+
+def with_mask(data, mask):
+    """Held-out correlation of a transformer that sees this mask, and what it has learned of it."""
+    data = data.copy()
+    data.varm["signature"] = pd.DataFrame(mask, data.var_names, ["a", "b"])
+    fields = {"input": "log", "signature_key": "signature", "cluster_key": "cluster"}
+    model = fit(data, fields=fields, params={"n_nets": 2}, max_epochs=40, batch_size=64, lr=0.02)
+    strength = model.module.encoder.signature_strength.abs().max().item()
+    return model.state.feature_table["held_out_attention"].mean(), strength
+
+
+def test_the_signature_mask_pays_where_clusters_rewire_genes():
+    data, mask = rewired(rewire=True)
+    rng = np.random.default_rng(1)
+    scattered = np.column_stack([rng.permutation(column) for column in mask.T])
+    own, strength = with_mask(data, mask)
+    random, _ = with_mask(data, scattered)
+    assert own > random + 0.1
+    assert strength > 0.3
+
+
+def test_a_right_prior_helps_where_spots_are_few(make_sections):
+    """Nine drivers among 150 genes, of which sixty noisy spots tell little."""
+    data = make_sections((30, 30, 30), genes=150, noise=2.0)
+    scores = []
+    for named in (False, True):
+        part = data.copy()
+        fields = {}
+        if named:
+            prior = pd.DataFrame(False, part.var_names, part.obsm["msi"].columns)
+            for m, genes in enumerate(([0, 1], [2, 3], [4, 5], [6])):
+                prior.iloc[genes, m] = True
+            part.varm["msi_prior"], fields = prior, {"prior_key": "msi_prior"}
+        model = fit(part, fields=fields, max_epochs=12, batch_size=32)
+        scores.append(model.state.feature_table["held_out_attention"].mean())
+    strength = [net.module.encoder.prior_strength.item() for net in model._nets]
+    assert np.mean(strength) > 1, "it began at 1"
+    assert scores[1] > scores[0]

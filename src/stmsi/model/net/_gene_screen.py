@@ -16,8 +16,6 @@ if TYPE_CHECKING:
 
     from stmsi.model.shared._spot_input import Spots
 
-GENES_EACH = 40
-"""Genes of each metabolite that all together attend to."""
 _NOISE = 3.0
 """Deviation of scores of neighbouring spots where nothing goes with anything: less is no evidence."""
 

@@ -107,7 +107,8 @@ class HurdleNet(NetTraining, BaseModelClass):
         ``n_hidden``, ``n_neighbours``, ``weighting`` (``"uniform"`` or ``"softmax"``), ``contrastive_weight``,
         ``reconstruction_weight``, ``temperature``, ``hard_labels``, ``dropout``, ``input_dropout``;
         ``"transformer"``: ``n_heads``, ``n_hidden`` (width of queries and keys), ``query_dropout`` (share of metabolites that are
-        asked for by m/z and descriptors alone in a step) and ``descriptors`` (numeric columns of the feature table beside ``mz``).
+        asked for by m/z and descriptors alone in a step), ``descriptors`` (numeric columns of the feature table beside ``mz``) and
+        ``genes_per_metabolite`` (that each chooses before training).
     n_nets
         Networks whose predictions are averaged, at most. Each is trained without another group of whole sections (patients
         where there are three or more, spatial blocks where there are fewer than three sections), which decides when it stops;

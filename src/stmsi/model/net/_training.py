@@ -21,7 +21,7 @@ from stmsi._data.tables import sections_of
 from stmsi._progress import current_display
 from stmsi._settings import logger, settings
 from stmsi.model.net._callbacks import HELD_OUT_DISTANCE, AverageWeights, EpochBar, KeepBestWeights, KeepMostCorrelated
-from stmsi.model.net._gene_screen import GENES_EACH, screened_genes
+from stmsi.model.net._gene_screen import screened_genes
 from stmsi.model.net._loss_plan import LossPlan
 from stmsi.model.net._neighbour_context import CONTEXT_COMPONENTS
 from stmsi.model.net._prediction import PREDICT_BATCH
@@ -489,8 +489,9 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             if self._setup.prior_key is not None:
                 known = read_prior(self.adata, self._setup.prior_key, targets.metabolites).any(axis=1)
             genes, screened = screened_genes(
-                train, targets.intensity, sample, n_each=GENES_EACH, most=self._hyper["n_top_genes"], always=known
-            )
+                train, targets.intensity, sample, n_each=self.module.encoder.genes_per_metabolite,
+                most=self._hyper["n_top_genes"], always=known,
+            )  # fmt: skip
         return features.fit(replace(train, graph=None), *signature_of(self.adata, self._setup), genes=genes), screened
 
     def _set_target_moments(

@@ -309,6 +309,8 @@ class MetaboliteEncoder(Encoder):
         Attention heads.
     sign
         Whether each head looks for what goes with a metabolite (1) or against it (-1), shape (heads,).
+    genes_per_metabolite
+        Genes that each metabolite chooses before training.
     largest_batch
         Spots whose arrays fit into memory at once in a prediction.
     """
@@ -316,6 +318,7 @@ class MetaboliteEncoder(Encoder):
     is_joint = True
     residual = None
     n_heads: int
+    genes_per_metabolite: int
     largest_batch: int
     sign: torch.Tensor
 

@@ -60,6 +60,8 @@ class TransformerEncoder(MetaboliteEncoder):
         measured.
     descriptors
         Numeric columns of the feature table that describe metabolites beside their m/z.
+    genes_per_metabolite
+        Genes that each metabolite chooses before training; all metabolites attend to those that any has chosen.
 
     References
     ----------
@@ -86,14 +88,19 @@ class TransformerEncoder(MetaboliteEncoder):
         n_hidden: int = 32,
         query_dropout: float = 0.0,
         descriptors: Sequence[str] = (),
+        genes_per_metabolite: int = 40,
     ) -> None:
         super().__init__(sizes)
+        if genes_per_metabolite < 1:
+            msg = f"genes_per_metabolite must be at least 1, found {genes_per_metabolite!r}."
+            raise ValueError(msg)
         if n_heads < 2 or n_heads % 2:
             msg = f"n_heads={n_heads} must be an even number: half of the heads attend to genes that go against a metabolite."
             raise ValueError(msg)
         n, n_genes = sizes.n_metabolites, sizes.n_genes
         self.n_heads = self.n_output = n_heads
         self.query_dropout, self._uniform = query_dropout, False
+        self.genes_per_metabolite = genes_per_metabolite
         self.largest_batch = max(1, _ELEMENTS // max(n_genes, 1))
         self.register_buffer("mass", torch.zeros(n, _MASS_WIDTH))
         self.register_buffer("descriptors", torch.zeros(n, len(descriptors)))
