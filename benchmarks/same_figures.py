@@ -653,11 +653,8 @@ NETS: dict[str, dict[str, Any]] = {
         "standardise": "sample",
     },
     "mlp, per metabolite": {"encoder_kwargs": {"per_metabolite": True, "n_hidden": 8}, "intensity_loss": "pearson"},
-    "transformer": {"encoder_kwargs": {"n_hidden": 16, "n_tokens": 10}, "setup": {"prior_key": "msi_prior"}},
-    "transformer, genes": {
-        "encoder_kwargs": {"n_hidden": 8, "tokens": "genes", "attention": "linear"},
-        "n_top_genes": 40,
-    },
+    "transformer": {"encoder_kwargs": {"n_hidden": 8}, "setup": {"prior_key": "msi_prior"}},
+    "transformer, one network": {"encoder_kwargs": {"n_heads": 4}, "n_nets": 1, "n_top_genes": 40},
     **{encoder: {"setup": GRAPH} for encoder in ("graph", "deepset", "niche")},
     "section": {},
     "crossmodal": {},
@@ -794,7 +791,7 @@ def tools(record: Record, sections: Sections) -> None:
         checks = None if name == "ridge" else ["deletion", "spatial"]
         table = attribution_checks(st, model, checks=checks, n_top=[5], n_random=4, n_shifts=9, rng=0)
         record(f"attribution_checks[{name}]", table)
-    for name in ("transformer", "transformer, genes"):
+    for name in ("transformer", "transformer, one network"):
         model = trained(
             stmsi.model.HurdleNet, known, {"encoder": "transformer"} | NETS[name], max_epochs=EPOCHS, accelerator="cpu"
         )

@@ -103,7 +103,7 @@ save(axes[0].figure, "realism")
 stmsi.model.HurdleNet.setup_anndata(st, presence_key="msi_presence")
 nets = {
     "MLP": stmsi.model.HurdleNet(st),
-    "transformer": stmsi.model.HurdleNet(st, encoder="transformer", encoder_kwargs={"n_tokens": 12}),
+    "transformer": stmsi.model.HurdleNet(st, encoder="transformer"),
 }
 for net in nets.values():
     net.train(train_idx=~held_out, max_epochs=60)
@@ -119,7 +119,7 @@ save(ax.figure, "attribution")
 
 # [attention_heatmap]
 stmsi.tl.attention(sdata, nets["transformer"], groupby="domain", per_spot="simPC(28:0)")
-ax = stmsi.pl.attention_heatmap(sdata, tokens="programmes", scale="metabolites")
+ax = stmsi.pl.attention_heatmap(sdata, n_genes=36)
 # [end]
 save(ax.figure, "attention_heatmap")
 

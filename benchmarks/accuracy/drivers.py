@@ -1,7 +1,7 @@
 """How often a true driver gene of the simulator is among the top 20 of a network's attention or attribution.
 
     python benchmarks/accuracy/drivers.py --n-genes 2000
-    python benchmarks/accuracy/drivers.py --n-genes 2000 --options '{"attention": "softmax"}' '{"tokens": "genes"}'
+    python benchmarks/accuracy/drivers.py --n-genes 2000 --options '{"n_heads": 4}'
 
 Four sections, all used for training; 40 predictable metabolites; attributions of the intensity stage.
 """

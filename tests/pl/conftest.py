@@ -105,11 +105,9 @@ def scores() -> pd.DataFrame:
 def attended() -> Callable[..., None]:
     """Write attention and attribution into a table as tl.attention and tl.attribute do."""
 
-    def write(st: AnnData, *, genes: bool = False) -> None:
+    def write(st: AnnData) -> None:
         rng = np.random.default_rng(2)
         names = st.uns["msi"]["features"]["name"].iloc[:8]
-        programmes = [f"programme{i}" for i in range(1, 6)]
-        tokens = list(st.var_names[:30]) if genes else programmes
         used = np.arange(st.n_vars) < 30
 
         def shares(*shape: int) -> np.ndarray:
@@ -120,24 +118,18 @@ def attended() -> Callable[..., None]:
             full[used] = values
             return pd.DataFrame(full, index=st.var_names, columns=list(names.index))
 
-        by_programme = pd.DataFrame(shares(5, 30).T, index=st.var_names[used], columns=programmes)
         record = {"metabolites": pd.DataFrame({"name": names}), "top_genes": pd.DataFrame({"metabolite": names.index})}
         keys = ["msi_attention_cortex", "msi_attention_white_matter"]
         record["groups"] = pd.DataFrame({"label": ["cortex", "white matter"], "key": keys})
         for suffix in ("", "_cortex", "_white_matter"):
-            if genes:
-                st.varm[f"msi_attention{suffix}"] = of_genes(shares(8, 30).T)
-                continue
-            part = pd.DataFrame(shares(8, 5), index=names.index, columns=programmes)
-            record[f"programmes{suffix}"] = part
-            st.varm[f"msi_attention{suffix}"] = of_genes((by_programme @ part.T).to_numpy())
-        if not genes:
-            st.varm["msi_attention_programmes"] = by_programme.reindex(st.var_names)
-        weights = shares(st.n_obs, len(tokens))
-        weights[:, 0] += (st.obsm["spatial"][:, 0] / st.obsm["spatial"][:, 0].max()).astype(np.float32)
-        weights /= weights.sum(axis=1, keepdims=True)
-        st.obsm["msi_attention_simPC_28_0"] = pd.DataFrame(weights, index=st.obs_names, columns=tokens)
-        st.uns["msi_attention"] = {"params": {"per_spot": ["simPC_28_0"], "model": "HurdleNet"}, **record}
+            st.varm[f"msi_attention{suffix}"] = of_genes(shares(8, 30).T)
+            st.varm[f"msi_attention_effects{suffix}"] = of_genes(rng.normal(size=(30, 8)).astype(np.float32))
+        made = rng.normal(size=(st.n_obs, 30)).astype(np.float32)
+        made[:, 0] += 3 * (st.obsm["spatial"][:, 0] / st.obsm["spatial"][:, 0].max()).astype(np.float32)
+        st.obsm["msi_attention_simPC_28_0"] = pd.DataFrame(made, index=st.obs_names, columns=list(st.var_names[:30]))
+        control = {"held_out": 0.81, "uniform": 0.1, "passed": True}
+        params = {"per_spot": ["simPC_28_0"], "model": "HurdleNet"}
+        st.uns["msi_attention"] = {"params": params, "control": control, **record}
         st.varm["attribution"] = of_genes(rng.normal(size=(30, 8)).astype(np.float32))
         about = {k: record[k] for k in ("metabolites", "top_genes")}
         st.uns["attribution"] = {"params": {"method": "coefficients", "stage": "intensity"}, **about}

@@ -46,7 +46,7 @@ def test_pictures(mapped, attended, same_picture) -> None:
 
 
 def test_cells_are_multiples_of_an_even_share(st) -> None:
-    cells = shown(stmsi.pl.attention_heatmap(st, n_genes=15))
+    cells = shown(stmsi.pl.attention_heatmap(st, values="weights", n_genes=15))
     names = st.uns["msi_attention"]["metabolites"]["name"]
     used = st.varm["msi_attention"].dropna()
     assert len(cells) == 8 * 15
@@ -54,6 +54,31 @@ def test_cells_are_multiples_of_an_even_share(st) -> None:
         assert value == pytest.approx(30 * used.loc[gene, names[names == row].index[0]], rel=1e-5)
     # the best gene of each metabolite is there
     assert {used[m].idxmax() for m in used} <= {gene for _, gene in cells}
+
+
+def test_contributions_keep_their_sign(st) -> None:
+    ax = stmsi.pl.attention_heatmap(st, genes=[*st.var_names[:4]], cluster=False)
+    for (row, gene), value in shown(ax).items():
+        stored = st.varm["msi_attention_effects"].loc[gene, row.replace("(", "_").replace(":", "_")[:-1]]
+        assert value == pytest.approx(stored)
+    assert mesh_of(ax).get_cmap().name == "RdBu_r"
+    with pytest.raises(ValueError, match="contributions have not; use values='weights', or scale='row'"):
+        stmsi.pl.attention_heatmap(st, scale="metabolites")
+    del st.varm["msi_attention_effects"]
+    with pytest.raises(KeyError, match=r"call stmsi\.tl\.attention again"):
+        stmsi.pl.attention_heatmap(st)
+
+
+def test_every_plot_says_whether_the_attention_passed(st) -> None:
+    passed = "attention passed its control (held out 0.81, uniform 0.10)"
+    assert stmsi.pl.attention_heatmap(st).get_title() == passed
+    title = stmsi.pl.attention_spatial(st, "simPC(28:0)", n_top=1, sample="P1S1").get_title()
+    assert "passed its control" in title.replace("\n", " ")
+    st.uns["msi_attention"]["control"] |= {"passed": False, "uniform": 0.8}
+    assert "did NOT pass its control (held out 0.81, uniform 0.80)" in stmsi.pl.attention_heatmap(st).get_title()
+    del st.uns["msi_attention"]["control"]
+    assert "without a control" in stmsi.pl.attention_heatmap(st, values="weights").get_title()
+    assert stmsi.pl.attention_heatmap(st, key="attribution").get_title() == ""
 
 
 def test_attribution_keeps_its_sign_and_unit(st) -> None:
@@ -70,31 +95,25 @@ def test_scales(st) -> None:
     whole = shown(stmsi.pl.attention_heatmap(st, key="attribution", scale="row", n_genes=30))
     rows = {r for r, _ in whole}
     assert [max(abs(v) for (r, _), v in whole.items() if r == row) for row in rows] == pytest.approx([1.0] * 8)
-    ax = stmsi.pl.attention_heatmap(st, tokens="programmes", scale="metabolites", cluster=False)
-    part = st.uns["msi_attention"]["programmes"].to_numpy(float)
+    genes = list(st.var_names[:5])
+    ax = stmsi.pl.attention_heatmap(st, values="weights", genes=genes, scale="metabolites", cluster=False)
+    part = st.varm["msi_attention"].loc[genes].T.to_numpy(float)
     values = mesh_of(ax).get_array().reshape(8, 5)
     np.testing.assert_allclose(values, np.log2(part / part.mean(axis=0)), rtol=1e-4, atol=1e-6)
     with pytest.raises(ValueError, match="an attribution has not"):
         stmsi.pl.attention_heatmap(st, key="attribution", scale="metabolites")
 
 
-def test_programmes_bear_their_genes(st) -> None:
-    ax = stmsi.pl.attention_heatmap(st, tokens="programmes", metabolites="simPC(28:0)")
-    best = st.varm["msi_attention_programmes"]["programme1"].nlargest(3).index
-    assert ax.get_xticklabels()[0].get_text() == f"1: {', '.join(best)}"
-    assert [t.get_text() for t in ax.get_yticklabels()] == ["simPC(28:0)"]
-
-
 def test_groups_share_order_and_norm(st) -> None:
     axes = stmsi.pl.attention_heatmap(st, group=["cortex", "white matter"], n_genes=12)
-    assert [ax.get_title() for ax in axes] == ["cortex", "white matter"]
+    assert [ax.get_title().split("\n")[0] for ax in axes] == ["cortex", "white matter"]
     cells = [shown(ax) for ax in axes]
     assert list(cells[0]) == list(cells[1])
     assert mesh_of(axes[0]).norm is mesh_of(axes[1]).norm
     (row, gene), value = next(iter(cells[1].items()))
     names = st.uns["msi_attention"]["metabolites"]["name"]
-    stored = st.varm["msi_attention_white_matter"].loc[gene, names[names == row].index[0]]
-    assert value == pytest.approx(30 * stored, rel=1e-5)
+    stored = st.varm["msi_attention_effects_white_matter"].loc[gene, names[names == row].index[0]]
+    assert value == pytest.approx(stored, rel=1e-5)
 
 
 def test_rows_are_clustered(st) -> None:
@@ -137,10 +156,8 @@ def test_errors_of_the_heat_map(st) -> None:
         stmsi.pl.attention_heatmap(st, genes=[st.var_names[60]])
     with pytest.raises(KeyError, match=r"without groups; call stmsi\.tl\.attribute\(data, model, groupby"):
         stmsi.pl.attention_heatmap(st, key="attribution", group="cortex")
-    with pytest.raises(ValueError, match="an attribution has no programmes"):
-        stmsi.pl.attention_heatmap(st, key="attribution", tokens="programmes")
-    with pytest.raises(ValueError, match="tokens='gene' is not known"):
-        stmsi.pl.attention_heatmap(st, tokens="gene")
+    with pytest.raises(ValueError, match="values='weight' is not known"):
+        stmsi.pl.attention_heatmap(st, values="weight")
     with pytest.raises(ValueError, match="2 axes, but there are 1 panels"):
         stmsi.pl.attention_heatmap(st, ax=plt.subplots(1, 2)[1])
     del st.uns["msi_attention"]
@@ -154,51 +171,32 @@ def test_given_axes(st) -> None:
     assert stmsi.pl.attention_heatmap(st, ax=ax, return_fig=True) is figure
 
 
-def test_spots_of_programmes_and_genes(st) -> None:
+def test_contributions_on_the_tissue(st) -> None:
     own = (st.obs["sample"] == "P1S1").to_numpy()
-    weights = st.obsm["msi_attention_simPC_28_0"]
-    ax = stmsi.pl.attention_spatial(st, "simPC(28:0)", "programme2", sample="P1S1")
-    np.testing.assert_allclose(spots_of(ax).get_array(), 100 * weights["programme2"][own], rtol=1e-5)
-    best = ", ".join(st.varm["msi_attention_programmes"]["programme2"].nlargest(3).index)
-    assert ax.get_title() == f"simPC(28:0), programme 2\n{best}"
-    assert [a.dx for a in ax.artists if isinstance(a, ScaleBar)] == [1]
-    # all genes of a programme share it
+    made = st.obsm["msi_attention_simPC_28_0"]
     gene = st.var_names[3]
     ax = stmsi.pl.attention_spatial(st, "simPC_28_0", gene, sample="P1S1")
-    shares = st.varm["msi_attention_programmes"].loc[gene]
-    np.testing.assert_allclose(spots_of(ax).get_array(), 100 * (weights[own] @ shares), rtol=1e-5)
-    assert ax.get_title() == f"simPC(28:0), {gene}"
+    np.testing.assert_allclose(spots_of(ax).get_array(), made.loc[own, gene], rtol=1e-5)
+    assert spots_of(ax).norm.vmin == -spots_of(ax).norm.vmax
+    assert ax.get_title().split("\n")[0] == f"simPC(28:0), {gene}"
+    assert [a.dx for a in ax.artists if isinstance(a, ScaleBar)] == [1]
 
 
-def test_top_tokens_of_several_sections(st) -> None:
+def test_top_genes_of_several_sections(st) -> None:
     axes = stmsi.pl.attention_spatial(st, "simPC(28:0)", n_top=2)
-    top = st.obsm["msi_attention_simPC_28_0"].mean().nlargest(2).index
+    top = st.obsm["msi_attention_simPC_28_0"].std().nlargest(2).index
     assert len(axes) == 6
-    assert [ax.get_title().split("\n")[0] for ax in axes[::3]] == [
-        f"simPC(28:0), programme {t.removeprefix('programme')}" for t in top
-    ]
+    assert [ax.get_title().split("\n")[0] for ax in axes[::3]] == [f"simPC(28:0), {gene}" for gene in top]
     assert [ax.get_title().split("\n")[-1] for ax in axes[:3]] == ["P1S1", "P2S1", "P3S1"]
 
 
-def test_genes_as_tokens(st, attended) -> None:
-    del st.varm["msi_attention_programmes"]
-    attended(st, genes=True)
-    own = (st.obs["sample"] == "P2S1").to_numpy()
-    ax = stmsi.pl.attention_spatial(st, "simPC(28:0)", st.var_names[1], sample="P2S1")
-    np.testing.assert_allclose(
-        spots_of(ax).get_array(), 100 * st.obsm["msi_attention_simPC_28_0"].iloc[own, 1], rtol=1e-5
-    )
-    with pytest.raises(ValueError, match="tokens of this model are genes"):
-        stmsi.pl.attention_heatmap(st, tokens="programmes")
-
-
 def test_errors_of_single_spots(st) -> None:
-    with pytest.raises(KeyError, match=r"was not kept; it was for 'simPC_28_0'.*per_spot='simPC\(29:1\)'"):
+    with pytest.raises(KeyError, match=r"were not kept; they were for 'simPC_28_0'.*per_spot='simPC\(29:1\)'"):
         stmsi.pl.attention_spatial(st, "simPC(29:1)")
     with pytest.raises(KeyError, match=r"No metabolite.*Did you mean"):
         stmsi.pl.attention_spatial(st, "simPC(28:8)")
-    with pytest.raises(KeyError, match=r"No programme or gene 'programme9'.*Did you mean 'programme"):
-        stmsi.pl.attention_spatial(st, "simPC(28:0)", "programme9")
+    with pytest.raises(KeyError, match=r"No gene 'nothing' in the attention; the model uses"):
+        stmsi.pl.attention_spatial(st, "simPC(28:0)", "nothing")
     with pytest.raises(ValueError, match="is an attribution"):
         stmsi.pl.attention_spatial(st, "simPC(28:0)", key="attribution")
     with pytest.raises(ValueError, match="n_top"):
@@ -212,11 +210,11 @@ def test_what_a_network_writes(st) -> None:
     for key in ("msi", "msi_presence"):
         st.obsm[key] = st.obsm[key].iloc[:, :3]
     HurdleNet.setup_anndata(st)
-    model = HurdleNet(st, encoder="transformer", encoder_kwargs={"n_hidden": 16, "n_heads": 2, "n_tokens": 6})
+    model = HurdleNet(st, encoder="transformer", encoder_kwargs={"n_hidden": 8}, n_nets=1)
     model.train(max_epochs=1, refit=False)
     stmsi.tl.attention(st, model, groupby="domain", per_spot="simPC(28:0)")
     groups = list(st.uns["msi_attention"]["groups"]["label"])
-    for tokens in ("genes", "programmes"):
-        axes = stmsi.pl.attention_heatmap(st, tokens=tokens, group=groups)
-        assert [ax.get_title() for ax in axes] == groups
+    for values in ("contributions", "weights"):
+        axes = stmsi.pl.attention_heatmap(st, values=values, group=groups)
+        assert [ax.get_title().split("\n")[0] for ax in axes] == groups
     assert len(stmsi.pl.attention_spatial(st, "simPC(28:0)")) == 9

@@ -141,7 +141,7 @@ class Key:
     observed_of = _named("{}_observed")  # which intensities were measured and not imputed
     raw_of = _named("{}_raw")  # the intensities before they were normalised on the spots
     uncorrected_of = _named("{}_uncorrected")  # the intensities that a correction replaced
-    programmes_of = _named("{}_programmes")  # genes of each programme of an attention
+    effects_of = _named("{}_effects")  # what an attention makes of each gene
 
     @staticmethod
     def output_of(key_added: str, how: str) -> str:

@@ -30,6 +30,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "screened_ridge": {"model": "HurdleScreened", "genes": "screened"},
     "prior_ridge": {"model": "HurdleScreened", "genes": "prior"},
     "mlp": {"model": "HurdleNet", "encoder": "mlp"},
+    "transformer": {"model": "HurdleNet", "encoder": "transformer"},
     "ensemble": {"model": "HurdleEnsemble"},
     "coordinates": {"model": "CoordinatesOnly"},
     "shuffled_genes": {"model": "ControlLinear", "control": "shuffled_genes"},

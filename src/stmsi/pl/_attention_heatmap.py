@@ -1,4 +1,4 @@
-"""Metabolites against the genes or programmes that they attend to."""
+"""Metabolites against the genes that they attend to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from stmsi._data.checks import check_choice, listing, suggest
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table
 from stmsi.pl._colour_limits import check_percentiles, clipped_limits, diverging_norm, get_cmap
-from stmsi.pl._gene_maps import DriverMap, Tokens, driver_map, known_genes
+from stmsi.pl._gene_maps import DriverMap, Values, control_of, driver_map, known_genes, record_of
 from stmsi.pl._metabolite_layers import as_list
 from stmsi.pl._panels import MOST_PANELS, check_least, colour_bar, get_axes, hand_back
 from stmsi.pl._shared_docs import shared_docs
@@ -57,7 +57,7 @@ def attention_heatmap(
     data: Data,
     *,
     key: str = Key.varm.ATTENTION,
-    tokens: Tokens = "genes",
+    values: Values = "contributions",
     metabolites: str | Sequence[str] | None = None,
     genes: str | Sequence[str] | None = None,
     n_genes: int = 40,
@@ -72,13 +72,13 @@ def attention_heatmap(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | SubFigure:
-    """Draw which genes or programmes each metabolite attends to, or which genes drive it.
+    """Draw what each metabolite makes of the genes that it attends to, or which genes drive it.
 
-    Attention is drawn as a multiple of an even share (1: all genes got the same), attribution as its standardised effect,
-    around 0 where it has a sign. Rows and columns are clustered (average linkage on correlation). White dots mark genes
+    Of attention, contributions are drawn: what one standard deviation of a gene adds to the intensity, of groups of spots the mean
+    contribution there; or weights, as multiples of an even share (1: all genes got the same). Of attribution it is the
+    standardised effect. The title says whether the attention passed its control: held-out sections must be predicted better than
+    with attention made uniform. Rows and columns are clustered (average linkage on correlation). White dots mark genes
     that are known to make, use or carry the metabolite; a strip at the right shows its class.
-
-    Attention says where the network looks, not what it makes of it; see the page on interpretation in the user guide.
 
     Parameters
     ----------
@@ -86,12 +86,12 @@ def attention_heatmap(
         SpatialData or its ST table, after :func:`stmsi.tl.attention` or :func:`stmsi.tl.attribute`.
     key
         What to draw: ``"msi_attention"`` or ``"attribution"`` (or the `key_added` of those calls).
-    tokens
-        ``"genes"``, or the ``"programmes"`` of a transformer; a programme is labelled with its first genes.
+    values
+        Of attention: ``"contributions"``, in the unit of the intensities, or ``"weights"``.
     metabolites
         Ids or readable names; `None`: all that are stored.
     genes
-        Genes to draw; `None`: the best of each metabolite in turn, `n_genes` in all. Not for programmes.
+        Genes to draw; `None`: the best of each metabolite in turn, `n_genes` in all.
     n_genes
         See `genes`.
     group
@@ -101,7 +101,7 @@ def attention_heatmap(
         Whether to cluster rows and columns; otherwise they stay as they are stored or named.
     scale
         ``"row"``: each metabolite divided by its largest magnitude, to read weak ones as well. ``"metabolites"``, for
-        attention: log2 of the ratio to the mean over the drawn metabolites, to see what sets one apart.
+        weights of attention: log2 of the ratio to the mean over the drawn metabolites, to see what sets one apart.
     prior_key
         Known genes in ``varm``, as :func:`stmsi.pp.knowledge_prior` writes them; where it is missing, those of
         :func:`stmsi.datasets.core_metabolites`.
@@ -118,7 +118,7 @@ def attention_heatmap(
     KeyError
         Nothing is stored (the message names the call that makes it), or an unknown metabolite, gene or group.
     ValueError
-        Programmes where there are none, a `scale` that does not fit, or more than 500 metabolites.
+        A `scale` that does not fit, or more than 500 metabolites.
 
     Examples
     --------
@@ -135,7 +135,7 @@ def attention_heatmap(
     >>> len(ax.get_yticklabels()), len(ax.get_xticklabels())
     (12, 20)
     """
-    check_choice(tokens, get_args(Tokens), "tokens")
+    check_choice(values, get_args(Values), "values")
     if scale is not None:
         check_choice(scale, get_args(Scale), "scale")
     percentiles = check_percentiles(percentiles)
@@ -143,7 +143,7 @@ def attention_heatmap(
     adata = get_table(data, table_key)
     wanted = None if metabolites is None else as_list(metabolites)
     groups = [None] if group is None else as_list(group, "group")
-    maps = [driver_map(adata, key, tokens, g, wanted) for g in groups]
+    maps = [driver_map(adata, key, values, g, wanted) for g in groups]
     first = maps[0]
     if len(first.values) > _MOST_ROWS:
         msg = f"{len(first.values)} metabolites do not fit into one heat map, at most {_MOST_ROWS} do; name them: metabolites=."
@@ -156,20 +156,21 @@ def attention_heatmap(
     row, row_tree = _order(mean, cluster)
     col, col_tree = _order(mean.T, cluster)
 
-    values = np.concatenate([t.ravel() for t in tables])
-    signed = bool((values < 0).any())
-    norm = diverging_norm(values, percentiles[1]) if signed else Normalize(*clipped_limits(values, percentiles))
+    cells = np.concatenate([t.ravel() for t in tables])
+    signed = bool((cells < 0).any())
+    norm = diverging_norm(cells, percentiles[1]) if signed else Normalize(*clipped_limits(cells, percentiles))
     colours = get_cmap(cmap, RESIDUAL_CMAP if signed else INTENSITY_CMAP)
-    ids, labels = first.values.index, first.labels.reindex(columns).tolist()
-    figure, axes = _heat_axes(len(groups), ax, labels, first, classes)
+    ids = first.values.index
+    figure, axes = _heat_axes(len(groups), ax, columns, first, classes)
+    control = control_of(record_of(adata, key)) if first.is_attention else None
     names, of_row = [str(first.names.get(ids[i], ids[i])) for i in row], classes.reindex(ids).iloc[row].tolist()
-    marks = known.reindex(columns, fill_value=False).to_numpy(bool).T[row][:, col] & (tokens == "genes")
+    marks = known.reindex(columns, fill_value=False).to_numpy(bool).T[row][:, col]
     for place, table, name in zip(axes, tables, groups, strict=True):
         mesh = place.pcolormesh(table[row][:, col], norm=norm, cmap=colours, rasterized=table.size > 10_000)
         place.set_xlim(0, len(columns))
         place.set_ylim(len(mean), 0)
         _names(place, "y", names)
-        _names(place, "x", [labels[j] for j in col])
+        _names(place, "x", [columns[j] for j in col])
         wide, high = _per_inch(place)
         handles, right = _mark(place, marks), _GAP
         if any(of_row):
@@ -190,8 +191,9 @@ def attention_heatmap(
                 handles=handles, loc="upper left", bbox_to_anchor=(1 + right * wide, 1.0), frameon=False,
                 fontsize=STYLE.tick_size, handlelength=0.8, borderaxespad=0, borderpad=0,
             )  # fmt: skip
-        if name is not None:
-            place.set_title(name, fontsize=STYLE.title_size, pad=6 if col_tree is None else 72 * (_TREE + 2 * _GAP))
+        title = "\n".join(line for line in (name, control) if line is not None)
+        if title:
+            place.set_title(title, fontsize=STYLE.title_size, pad=6 if col_tree is None else 72 * (_TREE + 2 * _GAP))
         place.spines[:].set_visible(False)
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
@@ -199,13 +201,8 @@ def attention_heatmap(
 def _columns(
     part: DriverMap, scaled: list[NDArray[np.float64]], genes: str | Sequence[str] | None, n_genes: int
 ) -> list[str]:
-    """Genes or programmes to draw."""
+    """Genes to draw."""
     available = part.values.columns
-    if part.tokens == "programmes":
-        if genes is not None:
-            msg = "genes= chooses among genes; leave it out with tokens='programmes'."
-            raise ValueError(msg)
-        return list(available)
     if genes is not None:
         wanted = as_list(genes, "gene")
         unknown = [g for g in wanted if g not in available]
@@ -222,14 +219,18 @@ def _columns(
 
 
 def _in_units(part: DriverMap, scale: Scale | None) -> NDArray[np.float64]:
-    """Values to draw: attention as a multiple of an even share."""
-    values = part.values.to_numpy()
+    """Values to draw: weights of attention as a multiple of an even share."""
+    values, shares = part.values.to_numpy(), part.is_attention and part.of == "weights"
     if scale == "metabolites":
-        if not part.is_attention:
-            msg = "scale='metabolites' compares shares, which an attribution has not; use scale='row' or None."
+        if not shares:
+            what = (
+                "contributions have not; use values='weights'" if part.is_attention else "an attribution has not; use"
+            )
+            what += ", or" if part.is_attention else ""
+            msg = f"scale='metabolites' compares shares, which {what} scale='row' or None."
             raise ValueError(msg)
         return np.log2(np.maximum(values, _LEAST) / np.maximum(values.mean(axis=0), _LEAST))
-    if part.is_attention:
+    if shares:
         values = values * values.shape[1]
     if scale == "row":
         largest = np.abs(values).max(axis=1, keepdims=True)
@@ -240,7 +241,9 @@ def _in_units(part: DriverMap, scale: Scale | None) -> NDArray[np.float64]:
 def _unit(part: DriverMap, scale: Scale | None) -> str:
     if scale == "metabolites":
         return "attention, log2 of the\nratio to all metabolites"
-    unit = "attention / even share" if part.is_attention else "standardised effect"
+    unit = "standardised effect"
+    if part.is_attention:
+        unit = "attention / even share" if part.of == "weights" else "contribution (intensity)"
     return f"{unit},\nlargest of each row = 1" if scale == "row" else unit
 
 

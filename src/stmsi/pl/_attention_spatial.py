@@ -1,4 +1,4 @@
-"""Where on the tissue a metabolite attends to a gene or a programme."""
+"""Where on the tissue a gene contributes to a metabolite."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from stmsi._core.ids import safe_ids
 from stmsi._data.checks import listing, require_rows, suggest
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, require_metabolites
-from stmsi.pl._gene_maps import is_attention, programme_labels, record_of
+from stmsi.pl._gene_maps import control_of, is_attention, record_of
 from stmsi.pl._metabolite_layers import Layer, as_list
 from stmsi.pl._panel_grid import Colours, draw_grid
 from stmsi.pl._panels import check_least, hand_back
 from stmsi.pl._shared_docs import shared_docs
-from stmsi.pl._style import PERCENTILES
+from stmsi.pl._style import PERCENTILES, RESIDUAL_CMAP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,15 +29,15 @@ if TYPE_CHECKING:
 
     from stmsi._data.checks import Data
 
-_CMAP = "cividis"
-"""Another one than for intensities, so that nobody mixes them up."""
+_MOST = 99.0
+"""Percentile of the magnitude at which colours end."""
 
 
 @shared_docs
 def attention_spatial(
     data: Data,
     metabolite: str,
-    tokens: str | Sequence[str] | None = None,
+    genes: str | Sequence[str] | None = None,
     *,
     key: str = Key.varm.ATTENTION,
     n_top: int = 3,
@@ -59,12 +59,11 @@ def attention_spatial(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | SubFigure:
-    """Draw where on the tissue a metabolite attends to genes or programmes, with spots true to size.
+    """Draw where on the tissue genes contribute to a metabolite by its attention, with spots true to size.
 
-    One panel per gene or programme and section, coloured by its share of the metabolite's attention in each spot (%). Where
-    the tokens of the model are programmes, a gene gets the attention of each programme times its share in the programme.
-
-    Attention says where the network looks, not what it makes of it; see the page on interpretation in the user guide.
+    One panel per gene and section, coloured by attention x value x slope in each spot, in the unit of the intensity. The
+    contributions of all genes add up to the linear part of the intensity. The title of the first gene says whether the attention passed its
+    control: held-out sections must be predicted better than with attention made uniform.
 
     Parameters
     ----------
@@ -72,25 +71,25 @@ def attention_spatial(
         SpatialData or its ST table, after :func:`stmsi.tl.attention` with `per_spot`.
     metabolite
         Id or readable name of a metabolite in `per_spot`.
-    tokens
-        One or several programmes (``"programme01"``) or genes; `None`: the `n_top` tokens of the model with the largest mean.
+    genes
+        One or several genes; `None`: the `n_top` genes whose contributions vary most.
     key
         What :func:`stmsi.tl.attention` wrote.
     n_top
-        See `tokens`.
+        See `genes`.
     %(grid)s
     vmin, vmax
-        Colour limits, in per cent; `None`: `percentiles`.
+        Colour limits, in the unit of the intensity; `None`: `percentiles`, symmetric around 0.
     %(colours)s
     cmap
-        Colour map; `None`: cividis.
+        Colour map; `None`: RdBu_r.
     %(spots)s
     %(figure)s
 
     Raises
     ------
     KeyError
-        No attention of single spots (the message names the call that makes it); unknown metabolite, gene, section or image.
+        No contributions in single spots (the message names the call that makes it); unknown metabolite, gene, section or image.
     ValueError
         `key` is an attribution, which has no values of single spots; or the number of axes is wrong.
     TypeError
@@ -104,20 +103,21 @@ def attention_spatial(
     >>> stmsi.pp.map_to_spots(sdata)
     >>> st = sdata.tables["st"]
     >>> stmsi.model.HurdleNet.setup_anndata(st)
-    >>> model = stmsi.model.HurdleNet(st, encoder="transformer", encoder_kwargs={"n_hidden": 16, "n_tokens": 10})
+    >>> model = stmsi.model.HurdleNet(st, encoder="transformer", n_nets=2)
     >>> model.train(max_epochs=2, show_progress_bar=False)
     >>> stmsi.tl.attention(st, model, per_spot="simPC(28:0)", show_progress_bar=False)
-    >>> ax = stmsi.pl.attention_spatial(sdata, "simPC(28:0)", "programme04", sample="P1S1")
-    >>> ax.get_title().splitlines()[0]
-    'simPC(28:0), programme 04'
+    >>> gene = st.obsm["msi_attention_simPC_28_0"].columns[0]
+    >>> ax = stmsi.pl.attention_spatial(sdata, "simPC(28:0)", gene, sample="P1S1")
+    >>> ax.get_title().splitlines()[0] == f"simPC(28:0), {gene}"
+    True
     """
     colours = Colours(norm, vmin, vmax, percentiles, share_norm, cmap, alpha)
     check_least(n_top, 1, "n_top")
     adata = get_table(data, table_key)
     require_rows(adata)
     record = record_of(adata, key)
-    name, weights = _per_spot(adata, key, record, metabolite)
-    layers = _token_layers(adata, key, name, weights, tokens, n_top)
+    name, made = _per_spot(adata, key, record, metabolite)
+    layers = _gene_layers(name, made, genes, n_top, control_of(record))
     figure, axes = draw_grid(
         data, adata, layers, colours, sample=sample, sample_key=sample_key, spot_diameter=spot_diameter, image=image,
         ncols=ncols, scalebar=scalebar, ax=ax,
@@ -126,7 +126,7 @@ def attention_spatial(
 
 
 def _per_spot(adata: AnnData, key: str, record: dict[str, Any], metabolite: str) -> tuple[str, pd.DataFrame]:
-    """Readable name of a metabolite, and its attention in every spot."""
+    """Readable name of a metabolite, and the contributions to it in every spot."""
     if not is_attention(record):
         msg = (
             f"{key!r} is an attribution, which has no values of single spots; draw it with pl.attention_heatmap, or groups of "
@@ -141,38 +141,27 @@ def _per_spot(adata: AnnData, key: str, record: dict[str, Any], metabolite: str)
     where = Key.group_of(key, identifier)
     if identifier not in kept or where not in adata.obsm:
         msg = (
-            f"The attention of {metabolite!r} in single spots was not kept; it was for {listing(kept)}. Call "
+            f"Contributions to {metabolite!r} in single spots were not kept; they were for {listing(kept)}. Call "
             f"stmsi.tl.attention(data, model, per_spot={metabolite!r}), which writes obsm[{where!r}]."
         )
         raise KeyError(msg)
     return str(names.get(identifier, identifier)), require_frame(adata, where)
 
 
-def _token_layers(
-    adata: AnnData, key: str, name: str, weights: pd.DataFrame, tokens: str | Sequence[str] | None, n_top: int
+def _gene_layers(
+    name: str, made: pd.DataFrame, genes: str | Sequence[str] | None, n_top: int, control: str
 ) -> list[Layer]:
-    """A layer, in per cent, for each gene or programme."""
-    shares = adata.varm.get(Key.programmes_of(key))
-    labels = pd.Series(weights.columns, index=weights.columns)
-    if isinstance(shares, pd.DataFrame):
-        labels = "programme " + programme_labels(adata, key).str.replace(": ", "\n")
-        shares = shares.dropna()
-    else:
-        shares = pd.DataFrame()
-    wanted = list(weights.mean().nlargest(n_top).index) if tokens is None else as_list(tokens, "gene or programme")
-    layers = []
-    for token in wanted:
-        if token in weights:
-            values, label = weights[token].to_numpy(np.float64), str(labels[token])
-        elif token in shares.index:
-            share = shares.loc[token, list(weights.columns)].to_numpy(np.float64)
-            values, label = weights.to_numpy(np.float64) @ share, token
-        else:
-            known = [*weights.columns, *shares.index]
-            msg = (
-                f"No programme or gene {token!r} in the attention; programmes or genes: {listing(known)}."
-                f"{suggest(token, known)}"
-            )
+    """A layer for each gene; the title of the first also bears the control."""
+    wanted = list(made.std().nlargest(n_top).index) if genes is None else as_list(genes, "gene")
+    layers: list[Layer] = []
+    for gene in wanted:
+        if gene not in made:
+            hint = suggest(gene, made.columns)
+            msg = f"No gene {gene!r} in the attention; the model uses {listing(made.columns)}.{hint}"
             raise KeyError(msg)
-        layers.append(Layer(f"{name}, {label}", 100 * values, "attention (%)", cmap=_CMAP))
+        values = made[gene].to_numpy(np.float64)
+        # as many below 0 as above
+        most = max(float(np.nanpercentile(np.abs(values), _MOST)), 1e-12)
+        title = f"{name}, {gene}" if layers else f"{name}, {gene}\n{control}"
+        layers.append(Layer(title, values, "contribution (intensity)", (-most, most), RESIDUAL_CMAP))
     return layers

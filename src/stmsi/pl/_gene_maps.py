@@ -1,4 +1,4 @@
-"""What plots of attention and attribution read: maps of genes or programmes, known genes, classes of metabolites."""
+"""What plots of attention and attribution read: maps of genes, known genes, classes of metabolites."""
 
 from __future__ import annotations
 
@@ -19,25 +19,21 @@ from stmsi._settings import logger
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Tokens = Literal["genes", "programmes"]
+Values = Literal["contributions", "weights"]
 _MADE_BY = (
     "stmsi.tl.attention(data, model) writes 'msi_attention' for a HurdleNet with encoder='transformer', "
     "stmsi.tl.attribute(data, model) writes 'attribution' for every model."
 )
-_PROGRAMMES = "programmes"
-_NAMED = 3
-"""Genes that stand for a programme."""
 
 
 @dataclass(frozen=True)
 class DriverMap:
     """What each metabolite attends to, or what drives it."""
 
-    values: pd.DataFrame  # metabolites (ids) x genes or programmes that the model uses
+    values: pd.DataFrame  # metabolites (ids) x genes that the model uses
     names: pd.Series  # readable names of the metabolites
-    labels: pd.Series  # of the columns
     is_attention: bool
-    tokens: Tokens
+    of: Values  # what the values are, where it is attention
 
 
 def record_of(adata: AnnData, key: str) -> dict[str, Any]:
@@ -55,31 +51,33 @@ def is_attention(record: dict[str, Any]) -> bool:
     return "method" not in record.get("params", {})
 
 
-def driver_map(
-    adata: AnnData, key: str, tokens: Tokens, group: str | None, metabolites: Sequence[str] | None
-) -> DriverMap:
+def control_of(record: dict[str, Any]) -> str:
+    """Whether an attention passed its control, in words for a plot."""
+    control = record.get("control")
+    if not isinstance(control, dict):
+        return "attention without a control: write it again with stmsi.tl.attention"
+    held_out, uniform = (f"{float(control[k]):.2f}" for k in ("held_out", "uniform"))
+    said = "passed its control" if control["passed"] else "did NOT pass its control"
+    return f"attention {said} (held out {held_out}, uniform {uniform})"
+
+
+def driver_map(adata: AnnData, key: str, of: Values, group: str | None, metabolites: list[str] | None) -> DriverMap:
     """The map of all spots or of a group."""
     record = record_of(adata, key)
-    if tokens == _PROGRAMMES and _PROGRAMMES not in record:
-        why = "the tokens of this model are genes"
-        if not is_attention(record):
-            why = "an attribution has no programmes, those come from stmsi.tl.attention"
-        msg = f"uns[{key!r}] has no programmes: {why}. Use tokens='genes'."
-        raise ValueError(msg)
     where = key if group is None else _group_key(record, key, group)
-    if tokens == _PROGRAMMES:
-        suffix = where.removeprefix(f"{key}_")
-        values = record[_PROGRAMMES if group is None else Key.group_of(_PROGRAMMES, suffix)]
-        labels = programme_labels(adata, key)
-    else:
-        values = adata.varm[where].T
-        values = values.loc[:, values.notna().any()]
-        labels = pd.Series(values.columns.astype(str), index=values.columns.astype(str))
+    if is_attention(record) and of == "contributions":
+        effects = Key.effects_of(key)
+        where = effects if group is None else Key.group_of(effects, where.removeprefix(f"{key}_"))
+        if where not in adata.varm:
+            msg = f"No contributions varm[{where!r}] beside the attention; call stmsi.tl.attention again."
+            raise KeyError(msg)
+    values = adata.varm[where].T
+    values = values.loc[:, values.notna().any()]
     names = record["metabolites"][Key.var.NAME].astype(str)
     if metabolites is not None:
         ids = require_metabolites(metabolites, pd.Index(values.index.astype(str)), names)
         values = values.loc[list(dict.fromkeys(ids))]
-    return DriverMap(values.astype(np.float64), names, labels, is_attention(record), tokens)
+    return DriverMap(values.astype(np.float64), names, is_attention(record), of)
 
 
 def _group_key(record: dict[str, Any], key: str, group: str) -> str:
@@ -94,14 +92,6 @@ def _group_key(record: dict[str, Any], key: str, group: str) -> str:
         msg = f"No group {group!r} in {key!r}; groups: {listing(known.index)}.{suggest(group, known.index)}"
         raise KeyError(msg)
     return str(known[group])
-
-
-def programme_labels(adata: AnnData, key: str) -> pd.Series:
-    """Name of each programme with the genes that have the largest shares of it."""
-    shares = adata.varm[Key.programmes_of(key)]
-    best = [", ".join(shares[p].nlargest(_NAMED).index.astype(str)) for p in shares.columns]
-    number = [str(p).removeprefix("programme") for p in shares.columns]
-    return pd.Series([f"{n}: {genes}" for n, genes in zip(number, best, strict=True)], index=shares.columns.astype(str))
 
 
 def known_genes(

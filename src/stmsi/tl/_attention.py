@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
     from stmsi.model.shared._stored_input import Input
 
-PROGRAMMES = "programmes"
-
 
 def attention(
     data: SpatialData | AnnData,
@@ -41,15 +40,17 @@ def attention(
     show_progress_bar: bool | None = None,
     copy: bool = False,
 ) -> SpatialData | AnnData | None:
-    r"""Write which genes and programmes each metabolite attends to, for a `HurdleNet` with ``encoder="transformer"``.
+    r"""Write which genes each metabolite attends to, and what they contribute, for a `HurdleNet` with ``encoder="transformer"``.
 
-    In every spot, each metabolite divides its attention among tokens: weights of at least 0 that sum to 1, here the mean
-    over heads. Tokens are genes, or programmes. The weight :math:`a_{mt}` of a programme is divided among its genes by their
-    share of it: :math:`a_{mj} = \sum_t a_{mt}\,|w_{tj}| / \sum_{j'} |w_{tj'}|`. With ``attention="linear"`` the weights are
-    those of the kernel, over their sum.
+    In every spot, each head of a metabolite divides its attention among genes: weights of at least 0 that sum to 1. Heads are
+    averaged by the size of their slopes in the read-out. **A contribution** is attention times value (expression of the spot
+    and its rings) times slope, summed over heads, in the unit of the intensity. Contributions of all genes and the ``intercept``
+    of the metabolite add up to the linear part of its intensity given presence; a small network bends it. Of several networks all
+    of this is the mean.
 
-    **Attention shows where the network looks, not what it makes of it**: it has no sign, and the network may ignore a gene
-    that it looks at. :func:`stmsi.tl.attribute` tells what moves the prediction.
+    **The control.** Training keeps how well held-out sections are predicted, and how well with attention made uniform. Attention
+    passes where the first is clearly higher (by .02 at least and by two standard errors over metabolites). Where it does not pass,
+    the maps mean nothing. :func:`stmsi.tl.attribute` works for every model.
 
     Parameters
     ----------
@@ -62,7 +63,7 @@ def attention(
     groupby
         Column of ``obs`` with groups of spots: also write the mean over the spots of each group.
     per_spot
-        Metabolites whose attention in every spot is written too.
+        Metabolites whose contributions in every spot are written too.
     layer, input
         Where the expression is, and what it is; as for :func:`stmsi.tl.predict_metabolites`.
     min_genes
@@ -76,16 +77,17 @@ def attention(
     -------
     `None`, or with ``copy=True`` the changed copy. Writes into the ST table (for ``key_added="msi_attention"``):
 
-    - ``varm["msi_attention"]``: DataFrame genes x metabolites (safe ids), float32, mean over all spots; columns sum to 1
-      over the genes of the model; **NaN: the model does not use this gene**;
-    - ``varm["msi_attention_<group>"]``: likewise, mean over the spots of each group of `groupby`;
-    - ``varm["msi_attention_programmes"]`` (if tokens are programmes): DataFrame genes x programmes, share of each gene in
-      each programme;
-    - ``obsm["msi_attention_<metabolite>"]``: DataFrame spots x programmes (or genes), for `per_spot`;
-    - ``uns["msi_attention"]``: ``params``, ``metabolites`` (``name``), ``top_genes`` (the 20 genes that each metabolite
-      attends to most: ``metabolite``, ``rank``, ``gene``, ``attention``); with programmes ``programmes`` (DataFrame
-      metabolites x programmes, mean over all spots); with `groupby` ``groups`` (label and key in ``varm``) and
-      ``programmes_<group>``.
+    - ``varm["msi_attention"]``: DataFrame genes x metabolites (safe ids), float32, mean attention over all spots; columns sum to
+      1 over the genes of the model; **NaN: the model does not use this gene**;
+    - ``varm["msi_attention_effects"]``: likewise, what one standard deviation of the gene adds to the intensity: the mean of
+      contribution times standardised expression, with its sign;
+    - ``varm["msi_attention_<group>"]``, ``varm["msi_attention_effects_<group>"]``: mean attention and mean contribution over the
+      spots of each group of `groupby`;
+    - ``obsm["msi_attention_<metabolite>"]``: DataFrame spots x genes that the model uses, contributions, for `per_spot`;
+    - ``uns["msi_attention"]``: ``params``, ``metabolites`` (``name``, ``intercept``, ``held_out`` and ``held_out_uniform``, the mean
+      correlation inside held-out sections, and with attention made uniform), ``control`` (``held_out``, ``uniform``: means over
+      metabolites, ``passed``), ``top_genes`` (the 20 genes that each metabolite attends to most: ``metabolite``, ``rank``, ``gene``,
+      ``attention``); with `groupby` ``groups`` (label and key in ``varm``).
 
     Raises
     ------
@@ -104,13 +106,13 @@ def attention(
     >>> stmsi.pp.map_to_spots(sdata)
     >>> st = sdata.tables["st"]
     >>> stmsi.model.HurdleNet.setup_anndata(st)
-    >>> model = stmsi.model.HurdleNet(st, encoder="transformer", encoder_kwargs={"n_hidden": 16, "n_tokens": 10})
+    >>> model = stmsi.model.HurdleNet(st, encoder="transformer", n_nets=2)
     >>> model.train(max_epochs=2, show_progress_bar=False)
     >>> stmsi.tl.attention(st, model, groupby="domain", show_progress_bar=False)
     >>> st.varm["msi_attention"].shape
     (120, 12)
-    >>> st.uns["msi_attention"]["programmes"].shape
-    (12, 10)
+    >>> sorted(st.uns["msi_attention"]["control"])
+    ['held_out', 'passed', 'uniform']
     """
     fitted = trained_model(model)
     _require_attention(fitted)
@@ -120,20 +122,18 @@ def attention(
     ids = wanted_metabolites(fitted, metabolites)
     shown = [] if per_spot is None else wanted_metabolites(fitted, per_spot)
     group, groups = read_groups(adata, groupby)
-    programmes_key = Key.programmes_of(key_added)
-    if programmes_key in group_keys(key_added, groups):
-        msg = f"A group of obs[{groupby!r}] is called {PROGRAMMES!r}, and its map would overwrite the programmes; rename it."
+    effects_key = Key.effects_of(key_added)
+    if effects_key in group_keys(key_added, groups):
+        msg = f"A group of obs[{groupby!r}] is called 'effects', and its map would overwrite the contributions; rename it."
         raise ValueError(msg)
-    from stmsi.model.explain._attention import attention_maps
+    from stmsi.model.explain._attention import AttentionControl, attention_maps
     from stmsi.model.explain._attribution import attribution_spots
 
     asked = list(dict.fromkeys([*ids, *shown]))  # those of single spots may be others
     at = np.asarray(fitted.state.metabolites.get_indexer(pd.Index(asked)))
     spots, single = attribution_spots(fitted, adata, min_genes, layer, input), [asked.index(m) for m in shown]
     maps = attention_maps(fitted, spots, at, group, single, show=show_progress_bar)  # type: ignore[arg-type]
-    # metabolites x tokens: over all spots, and of each group
-    weights = [values[: len(ids)] for values in (maps.tokens, *(maps.groups[g] for g in groups))]
-    mean, *of_group = (maps.genes(values) for values in weights)
+    n = len(ids)
     params = {
         "groupby": groupby,
         "per_spot": safe_ids(shown) or None,
@@ -141,17 +141,25 @@ def attention(
         "input": input,
         "min_genes": min_genes,
     }
+    of_group = {g: maps.group_weights[g][:n].T for g in groups}
     record = write_gene_maps(
-        adata, fitted, ids, key_added, mean, dict(zip(groups, of_group, strict=True)), effect="attention", params=params
+        adata, fitted, ids, key_added, maps.weights[:n].T, of_group, effect="attention", params=params
     )  # fmt: skip
-    tokens = _token_names(fitted, maps.are_genes, len(maps.shares))
-    if not maps.are_genes:
-        adata.varm[programmes_key] = gene_frame(adata, fitted, maps.shares.T, tokens)
-        keys = [PROGRAMMES, *group_keys(PROGRAMMES, groups)]
-        for key, values in zip(keys, weights, strict=True):
-            record[key] = pd.DataFrame(values.astype(np.float32), index=safe_ids(ids), columns=tokens)
+    columns = safe_ids(list(ids))
+    effects = [maps.effects, *(maps.group_effects[g] for g in groups)]
+    for key, values in zip([effects_key, *group_keys(effects_key, groups)], effects, strict=True):
+        adata.varm[key] = gene_frame(adata, fitted, values[:n].T, columns)
+    table = fitted.state.feature_table
+    evidence = {name: table.loc[ids, name].to_numpy() for name in ("held_out_attention", "held_out_uniform")}
+    record["metabolites"] = record["metabolites"].assign(
+        intercept=maps.intercept[:n],
+        held_out=evidence["held_out_attention"],
+        held_out_uniform=evidence["held_out_uniform"],
+    )
+    record["control"] = asdict(AttentionControl.of(table))
+    genes = fitted.state.panel.names["var_names"][maps.used].astype(str)
     for i, name in zip(single, safe_ids(shown), strict=True):
-        adata.obsm[Key.group_of(key_added, name)] = pd.DataFrame(maps.spots[i], index=adata.obs_names, columns=tokens)
+        adata.obsm[Key.group_of(key_added, name)] = pd.DataFrame(maps.spots[i], index=adata.obs_names, columns=genes)
     return out if copy else None
 
 
@@ -170,12 +178,3 @@ def _require_attention(model: HurdleModel) -> None:
         "use stmsi.tl.attribute, which works for every model."
     )
     raise ValueError(msg)
-
-
-def _token_names(model: HurdleModel, are_genes: bool, n: int) -> list[str]:
-    """Names of the tokens: genes as the panel calls them, or numbered programmes."""
-    if not are_genes:
-        width = len(str(n))
-        return [f"programme{i + 1:0{width}d}" for i in range(n)]
-    panel = model.state.panel.names["var_names"]
-    return [str(panel[i]) for i in model.state.features.own.selected]

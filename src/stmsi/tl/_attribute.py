@@ -184,7 +184,12 @@ def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
     diffused = model.state.features.uses_graph and model.state.features.pooled is None
     linear = family in LINEAR_FAMILIES[stage] and not diffused
     # encoders with neighbours or sections see genes through components, which the gradients of genes do not reach
-    network = kind == "HurdleNet" and not model._uses_context and not model._contains_training_profiles()  # type: ignore[attr-defined]
+    network = (
+        kind == "HurdleNet"
+        and not model._uses_context  # type: ignore[attr-defined]
+        and not model._several  # type: ignore[attr-defined]
+        and not model._contains_training_profiles()
+    )
     if method == "auto":
         return "coefficients" if linear else "integrated_gradients" if network else "permutation"
     if method == "coefficients" and not linear:
@@ -199,9 +204,11 @@ def choose_method(model: HurdleModel, method: Method, stage: Stage) -> Method:
     if method == "integrated_gradients" and not network:
         if kind == "HurdleNet":
             with_graph = model.state.setup.graph_key is not None
-            kind += f" with {'a graph' if with_graph else 'sections' if model._uses_context else 'retrieval'}"  # type: ignore[attr-defined]
+            several = model._several  # type: ignore[attr-defined]
+            other = "sections" if model._uses_context else "several networks" if several else "retrieval"  # type: ignore[attr-defined]
+            kind += f" with {'a graph' if with_graph else other}"
         msg = (
-            "method='integrated_gradients' needs the gradients of a HurdleNet without a graph, sections or retrieval; "
+            "method='integrated_gradients' needs the gradients of one HurdleNet without a graph, sections or retrieval; "
             f"for a {kind} use method='auto'."
         )
         raise ValueError(msg)

@@ -9,8 +9,7 @@ import pytest
 import scipy.sparse as sp
 import torch
 
-from stmsi.experimental import predict_unseen
-from stmsi.model import HurdleLinear, HurdleNet
+from stmsi.model import HurdleNet
 from stmsi.model import load as load_model
 from stmsi.model.explain._attribution import stack
 from stmsi.model.net.encoders import (
@@ -22,18 +21,15 @@ from stmsi.model.net.encoders import (
     SectionContext,
     SectionKeys,
     Sizes,
-    TransformerEncoder,
 )
 from stmsi.model.net.encoders._crossmodal import soft_clip_loss
 from stmsi.model.net.encoders._section import section_keys
 from stmsi.model.net.encoders._training_profiles import ProfileBank
-from stmsi.model.net.encoders._transformer import encode_mz, gene_groups
-from stmsi.model.net.modules._heads import SharedHead
 from stmsi.model.shared._spot_input import read_spots
 
 SIZES = Sizes(n_genes=7, n_covariates=2, n_components=5, n_metabolites=3)
 N, K, M = 6, 4, 3
-WITH_GRAPH = [name for name, kind in ENCODERS.items() if kind.uses_graph]
+WITH_GRAPH = [name for name, kind in ENCODERS.items() if kind.needs_graph]
 SMALL = {
     "graph": {"n_hidden": 16, "n_graph": 8},
     "deepset": {"n_hidden": 16},
@@ -80,7 +76,8 @@ def test_all_share_one_interface(name, batch):
     encoder = make(name)
     assert isinstance(encoder, Encoder)
     x, covariates, context = batch
-    out = encoder(x, covariates, in_sections(encoder, context) if encoder.uses_section else context)
+    given = in_sections(encoder, context) if encoder.uses_section else None if encoder.n_rings else context
+    out = encoder(x, covariates, given)
     assert out.shape == ((N, M, encoder.n_output) if isinstance(encoder, MetaboliteEncoder) else (N, encoder.n_output))
     assert torch.isfinite(out).all()
     out.sum().backward()
@@ -153,10 +150,7 @@ def test_the_graph_begins_as_the_spot_alone(batch):
         ("crossmodal", {"output": "both"}, "output='both' is not known"),
         ("crossmodal", {"weighting": "linear"}, "weighting='linear' is not known"),
         ("deepset", {"n_phi": 0}, "n_phi and n_rho must be at least 1, found 0 and 3"),
-        ("transformer", {"n_hidden": 12}, "multiple of 2 n_heads=8"),
-        ("transformer", {"tokens": "words"}, "tokens must be one of .* found 'words'"),
-        ("transformer", {"attention": "soft"}, "attention must be one of .* found 'soft'"),
-        ("transformer", {"tokens": "genes", "n_tokens": 5}, "choose them with n_top_genes"),
+        ("transformer", {"n_heads": 3}, "n_heads=3 must be an even number"),
     ],
 )
 def test_widths_that_do_not_fit(name, options, match):
@@ -356,123 +350,6 @@ def test_retrieval_against_numpy(weighting, measured):
             share = (w[there].sum() + prior) / (w[covered].sum() + 1)
             assert logit[i, m] == pytest.approx(np.log(share / (1 - share)))
             assert mean[i, m] == pytest.approx((w[there] * y[nearest, m][there]).sum() / (w[there].sum() + 1))
-
-
-# -------------------------------------------------------------------------------------------- one embedding per metabolite
-
-VARIANTS = [
-    {"attention": "softmax"},
-    {"attention": "linear"},
-    {"attention": "softmax", "tokens": "genes"},
-    {"attention": "linear", "tokens": "genes"},
-]
-MZ = torch.tensor([500.0, 600.25, torch.nan], dtype=torch.float64)
-
-
-def transformer(*, prior=None, **options):
-    torch.manual_seed(1)
-    encoder = TransformerEncoder(replace(SIZES, has_prior=prior is not None), n_hidden=16, n_heads=2, **options).eval()
-    n_descriptors = len(options.get("descriptors", ()))
-    encoder.describe(MZ, torch.arange(3.0)[:, None].expand(3, n_descriptors), prior)
-    return encoder
-
-
-@pytest.mark.parametrize("options", VARIANTS)
-def test_metabolites_do_not_see_one_another(batch, options):
-    encoder = transformer(**options)
-    x, covariates, _ = batch
-    full = encoder(x, covariates)
-    some = encoder(x, covariates, queries=encoder.ask(torch.tensor([2, 0])))
-    torch.testing.assert_close(some, full[:, [2, 0]])
-    assert (full.std(dim=0) > 0).any(dim=1).all(), "spots differ"
-    assert (full.std(dim=1) > 0).any(), "metabolites differ"
-
-
-@pytest.mark.parametrize("options", VARIANTS)
-def test_the_signature_of_the_spot_counts(batch, options):
-    encoder = transformer(**options)
-    torch.nn.init.normal_(encoder.in_signature)
-    x, covariates, _ = batch
-    mask = torch.zeros(N, 7)
-    base = encoder(x, covariates, mask=mask)
-    torch.testing.assert_close(encoder(x, covariates), base)
-    mask[1, :3] = 1
-    changed = (encoder(x, covariates, mask=mask) - base).abs().amax(dim=(1, 2)) > 1e-6
-    assert changed.tolist() == [False, True] + [False] * (N - 2)
-
-
-def test_metabolites_are_asked_for_by_mass_and_descriptors(batch):
-    encoder = transformer(descriptors=("logp",))
-    x, covariates, _ = batch
-    with torch.no_grad():
-        encoder.learned.weight.zero_()
-    known = encoder(x, covariates)
-    asked = encoder.ask_unseen(MZ, torch.arange(3.0)[:, None])
-    torch.testing.assert_close(encoder(x, covariates, queries=asked), known)
-    other = encoder.ask_unseen(MZ + 1, torch.arange(3.0)[:, None])
-    moved = (other.embedding - asked.embedding).abs().amax(dim=1) > 1e-3
-    assert moved.tolist() == [True, True, False], "without m/z there is nothing to move"
-    unknown = encoder.ask_unseen(torch.tensor([torch.nan]), torch.tensor([[torch.nan]]))
-    torch.testing.assert_close(unknown.embedding, torch.zeros(1, 16))
-
-
-def test_learned_embeddings_are_left_out_in_training_only():
-    encoder = transformer(query_dropout=1.0)
-    known = encoder.ask_unseen(MZ, torch.zeros(3, 0)).embedding
-    assert not torch.allclose(encoder.ask().embedding, known)
-    torch.testing.assert_close(encoder.train().ask().embedding, known)
-
-
-def test_the_encoding_of_mz():
-    code = encode_mz(torch.tensor([500.0, 500.001, 700.0, torch.nan]), 64)
-    assert code.shape == (4, 64)
-    assert code.abs().max() <= 1
-    assert (code[3] == 0).all()
-    assert 0 < (code[0] - code[1]).norm() < (code[0] - code[2]).norm()
-
-
-@pytest.mark.parametrize("options", VARIANTS)
-def test_a_prior_draws_attention(batch, options):
-    prior = torch.zeros(3, 7)
-    prior[0, 4] = 1
-    encoder = transformer(prior=prior, **options)
-    x, covariates, _ = batch
-    with torch.no_grad():
-        encoder.prior_strength.fill_(3)
-        strong = encoder.attention(x) @ encoder.shares()
-        encoder.prior_strength.fill_(0)
-        none = encoder.attention(x) @ encoder.shares()
-    assert (strong[:, 0, 4] > none[:, 0, 4] * 1.05).all()
-    torch.testing.assert_close(strong[:, 1:], none[:, 1:])
-    encoder.prior_strength.data.fill_(1)
-    encoder(x, covariates).square().sum().backward()
-    assert encoder.prior_strength.grad != 0, "its strength is learned"
-
-
-def test_programmes_begin_as_groups_of_genes():
-    rng = np.random.default_rng(0)
-    hidden = rng.normal(size=(400, 2))
-    X = np.hstack([np.repeat(hidden, 4, axis=1) + 0.3 * rng.normal(size=(400, 8)), rng.normal(size=(400, 2))])
-    X = (X - X.mean(axis=0)) / X.std(axis=0)
-    _, s, vt = np.linalg.svd(X, full_matrices=False)
-    loadings = (s[:2, None] / 20 * vt[:2]).astype(np.float32)
-    weight = gene_groups(loadings, 2, seed=0)
-    assert weight.shape == (2, 10)
-    groups = {frozenset(np.flatnonzero(w > 0.1)) for w in weight}
-    assert groups == {frozenset(range(4)), frozenset(range(4, 8))}
-    np.testing.assert_allclose((X @ weight.T).std(axis=0), 1, atol=0.05)
-    # more groups than directions: the others stay empty
-    assert (gene_groups(np.ones((1, 5), np.float32), 3, seed=0) != 0).any(axis=1).sum() == 1
-
-
-def test_one_head_for_all_metabolites():
-    head = SharedHead(4, 3)
-    torch.nn.init.normal_(head.scale)
-    torch.nn.init.normal_(head.bias)
-    h = torch.randn(5, 3, 4)
-    full = head(h)
-    torch.testing.assert_close(head(h[:, [2, 0]], torch.tensor([2, 0])), full[:, [2, 0]])
-    torch.testing.assert_close(head(h, torch.tensor([-1, -1, -1])), head.shared(h).squeeze(-1))
 
 
 # ---------------------------------------------------------------------------------------------------- inside the net
@@ -714,125 +591,6 @@ def test_genes_of_context_and_retrieval_are_attributed_by_permutation(of_section
     assert choose_method(fit(data, "crossmodal", max_epochs=1), "auto", "intensity") == "integrated_gradients"
 
 
-# ------------------------------------------------------------------------------------- the transformer inside the net
-
-TINY = {"n_hidden": 16, "n_heads": 2, "n_tokens": 8}
-
-
-def fit_transformer(adata, options=None, fields=None, params=None, **train):
-    HurdleNet.setup_anndata(adata, presence_key="msi_presence", **(fields or {}))
-    model = HurdleNet(adata, encoder="transformer", encoder_kwargs=TINY | (options or {}), **(params or {}))
-    model.train(**{"max_epochs": 2, "lr": 0.01, "refit": False, **train})
-    return model
-
-
-@pytest.fixture
-def alone(query):
-    query = query.copy()
-    del query.obsp
-    return query
-
-
-@pytest.mark.parametrize("options", [{}, {"attention": "softmax"}, {"tokens": "genes", "n_tokens": None}])
-def test_the_transformer_answers_and_comes_back(data, alone, tmp_path, options):
-    data.obs["batch"] = pd.Categorical(np.arange(data.n_obs) % 2)
-    alone.obs["batch"] = pd.Categorical(np.arange(alone.n_obs) % 2)
-    fields = {"signature_key": "signature", "cluster_key": "domain", "covariate_keys": ["batch"]}
-    options = options | {"query_dropout": 0.2}
-    model = fit_transformer(data, options, fields)
-    found = model.predict(alone)
-    assert np.isfinite(found.to_numpy()).all()
-    assert found.to_numpy().std() > 0
-    model.save(tmp_path / "model")
-    again = load_model(tmp_path / "model")
-    np.testing.assert_array_equal(again.predict(alone), found)
-    unseen = pd.DataFrame({"mz": [555.5]}, index=["new"])
-    np.testing.assert_array_equal(predict_unseen(again, unseen, alone), predict_unseen(model, unseen, alone))
-    other = fit_transformer(data.copy(), options, fields)
-    np.testing.assert_array_equal(other.predict(alone), found)
-
-
-def test_batches_do_not_change_the_prediction(data, monkeypatch):
-    model = fit_transformer(data)
-    expected = model.predict_intensity()
-    monkeypatch.setattr(model.module.encoder, "largest_batch", 50)
-    np.testing.assert_allclose(model.predict_intensity(), expected, rtol=1e-4, atol=1e-5)
-
-
-def test_mass_comes_from_the_feature_table(data):
-    mz = data.uns["msi"]["features"]["mz"].reindex(data.obsm["msi"].columns).to_numpy()
-    encoder = fit_transformer(data, max_epochs=1).module.encoder
-    torch.testing.assert_close(encoder.mass, encode_mz(torch.as_tensor(mz), 16))
-    del data.uns["msi"]
-    assert (fit_transformer(data, max_epochs=1).module.encoder.mass == 0).all()
-
-
-def test_a_metabolite_that_training_did_not_have(data):
-    features = data.uns["msi"]["features"]
-    features["mass_defect"] = features["mz"] % 1
-    model = fit_transformer(data, {"descriptors": ["mass_defect"], "query_dropout": 0.2})
-    new = pd.DataFrame({"mz": [500.0, 700.0], "mass_defect": [0.1, np.nan]}, index=["a", "b"])
-    found = predict_unseen(model, new)
-    assert found.shape == (data.n_obs, 2)
-    assert list(found) == ["a", "b"]
-    assert (found.dtypes == np.float32).all()
-    assert np.isfinite(found.to_numpy()).all()
-    assert (found.std() > 0).all()
-    # a metabolite does not depend on which others are asked for
-    np.testing.assert_allclose(predict_unseen(model, new.iloc[1:])["b"], found["b"], rtol=1e-4, atol=1e-5)
-    with pytest.raises(ValueError, match="Nothing is known of 'c'"):
-        predict_unseen(model, pd.DataFrame({"mz": [np.nan], "mass_defect": [np.nan]}, index=["c"]))
-    with pytest.raises(KeyError, match=r"features has no column 'mass_defect' \(descriptors=\); found 'mz'"):
-        predict_unseen(model, new[["mz"]])
-
-
-def test_descriptors_must_be_numbers_that_are_there(data):
-    HurdleNet.setup_anndata(data)
-    with pytest.raises(KeyError, match=r"uns\['msi'\]\['features'\] has no column 'logp'"):
-        HurdleNet(data, encoder="transformer", encoder_kwargs={"descriptors": ["logp"]})
-    with pytest.raises(ValueError, match=r"'name'.* is not numeric"):
-        HurdleNet(data, encoder="transformer", encoder_kwargs={"descriptors": ["name"]})
-
-
-def test_only_the_transformer_can_be_asked(data):
-    HurdleNet.setup_anndata(data)
-    model = HurdleNet(data, encoder_kwargs={"n_hidden": 8})
-    model.train(max_epochs=1, refit=False)
-    with pytest.raises(ValueError, match="encoder='mlp' knows metabolites by their place in the output only"):
-        predict_unseen(model, pd.DataFrame({"mz": [500.0]}))
-    with pytest.raises(ValueError, match="trained without query_dropout"):
-        predict_unseen(fit_transformer(data, max_epochs=1), pd.DataFrame({"mz": [500.0]}))
-    HurdleLinear.setup_anndata(data)
-    other = HurdleLinear(data, presence="prior", intensity="mean")
-    other.train()
-    with pytest.raises(ValueError, match=r"needs a HurdleNet .*found HurdleLinear"):
-        predict_unseen(other, pd.DataFrame({"mz": [500.0]}))
-
-
-def test_prior_genes_reach_the_attention(data, tmp_path):
-    genes = pd.DataFrame(False, data.var_names, ["simPC_29_1", "not_measured"])
-    genes.iloc[5, 0] = True
-    data.varm["msi_prior"] = genes
-    model = fit_transformer(data, fields={"prior_key": "msi_prior"})
-    prior = model.module.encoder.prior
-    at = list(data.obsm["msi"].columns).index("simPC_29_1")
-    gene = int(np.flatnonzero(model.state.features.own.selected == 5)[0])
-    assert prior.nonzero().tolist() == [[at, gene]]
-    model.save(tmp_path / "model")
-    again = load_model(tmp_path / "model")
-    torch.testing.assert_close(again.module.encoder.prior, prior)
-    np.testing.assert_array_equal(again.predict(data.copy()), model.predict(data.copy()))
-    tuned = again.fine_tune(data[data.obs["sample"] == "P1S1"].copy(), max_epochs=1)
-    torch.testing.assert_close(tuned.module.encoder.prior, prior)
-
-
-def test_a_prior_needs_attention(data):
-    data.varm["msi_prior"] = pd.DataFrame(True, data.var_names, ["simPC_28_0"])
-    HurdleNet.setup_anndata(data, prior_key="msi_prior")
-    with pytest.raises(ValueError, match="encoder='mlp' has no attention that a prior could guide"):
-        HurdleNet(data)
-
-
 @pytest.mark.parametrize("name", ["transformer", "crossmodal"])
 def test_stages_that_can_only_be_learned_at_once(data, name):
     HurdleNet.setup_anndata(data)
@@ -840,11 +598,8 @@ def test_stages_that_can_only_be_learned_at_once(data, name):
         HurdleNet(data, encoder=name, training="two_stage")
 
 
-def test_what_is_corrected(data):
-    HurdleNet.setup_anndata(data)
-    assert HurdleNet(data)._params()["residual"] == "ridge"
-    assert HurdleNet(data, encoder="transformer")._params()["residual"] is None
-    model = fit_transformer(data, {"query_dropout": 0.1}, params={"residual": "ridge"}, max_epochs=1)
-    assert np.isfinite(model.predict()).all(axis=None)
-    with pytest.raises(ValueError, match="train it with residual=None"):
-        predict_unseen(model, pd.DataFrame({"mz": [500.0]}))
+def test_a_prior_needs_attention(data):
+    data.varm["msi_prior"] = pd.DataFrame(True, data.var_names, ["simPC_28_0"])
+    HurdleNet.setup_anndata(data, prior_key="msi_prior")
+    with pytest.raises(ValueError, match="encoder='mlp' has no attention that a prior could guide"):
+        HurdleNet(data)

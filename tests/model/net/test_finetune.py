@@ -536,7 +536,7 @@ def test_a_model_with_a_prior_needs_none_in_new_sections(parts):
     drivers = old.uns["truth"]["drivers"]
     stmsi.pp.knowledge_prior(old, drivers[drivers["metabolite"].isin(old.obsm["msi"].columns)])
     HurdleNet.setup_anndata(old, **FIELDS, prior_key="msi_prior")
-    model = HurdleNet(old, encoder="transformer", encoder_kwargs={"n_hidden": 16, "n_tokens": 10})
+    model = HurdleNet(old, encoder="transformer", encoder_kwargs={"n_hidden": 16}, n_nets=2)
     model.train(max_epochs=1, refit=False)
     assert "msi_prior" not in new.varm
     tuned = model.fine_tune(new, max_epochs=1)

@@ -97,7 +97,15 @@ class ExpressionSpace:
 
     @classmethod
     def fit_transform(
-        cls, log: sp.csr_matrix, mean: Floats, variance: Floats, *, n_top_genes: int, n_components: int, seed: int = 0
+        cls,
+        log: sp.csr_matrix,
+        mean: Floats,
+        variance: Floats,
+        *,
+        n_top_genes: int,
+        n_components: int,
+        seed: int = 0,
+        genes: Ints | None = None,
     ) -> tuple[ExpressionSpace, Floats32]:
         """Choose the genes with the largest variance, and find the components of them and of the spots.
 
@@ -111,6 +119,8 @@ class ExpressionSpace:
             At most.
         seed
             Of the randomised solver.
+        genes
+            Columns to use instead, which must vary.
 
         Returns
         -------
@@ -123,7 +133,7 @@ class ExpressionSpace:
             msg = "No gene varies over the training spots; is this the expression of more than one spot?"
             raise ValueError(msg)
         order = np.argsort(-np.where(usable, variance, -1), kind="stable")
-        selected = np.sort(order[: min(n_top_genes, int(usable.sum()))])
+        selected = np.sort(order[: min(n_top_genes, int(usable.sum()))]) if genes is None else genes
         moments = mean[selected].astype(np.float32), np.sqrt(variance[selected]).astype(np.float32)
         none = np.empty((0, len(selected)), np.float32)
         Z = cls(selected, *moments, none, none[:, 0]).centred(log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from scipy.special import expit
 
 from stmsi._core.learning.folds import sections_or_blocks
+from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._data.checks import listing
 from stmsi._data.tables import sections_of
 from stmsi._settings import logger
@@ -16,6 +18,7 @@ from stmsi.model.linear._presence import platts
 from stmsi.model.net._prediction import PREDICT_BATCH, NetPrediction
 from stmsi.model.net._surroundings import quiet, seeded
 from stmsi.model.net._training_inputs import presence_counts
+from stmsi.model.net.encoders import MetaboliteEncoder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,26 +43,90 @@ class NetCalibration(NetPrediction):
     ) -> None:
         """Platt's sigmoid of each metabolite, thresholds and intervals from the validation spots."""
         self._remember(rows)
-        targets = all_targets.some(validation, self.state.metabolites)
-        logit, intensity = self._forward(spots)
-        self.platt_ = np.column_stack(platts(logit.astype(np.float64), targets.presence))
-        # A sigmoid and a threshold fitted to a handful of spots are noise. The logits of a class-balanced loss, shifted
-        # by the base rate of the training spots, are the better guess; where training has one class only, so is that.
-        n1, n0 = presence_counts(targets.presence)
-        trained1, trained0 = presence_counts(all_targets.some(rows, self.state.metabolites).presence)
-        few = (n1 < _MIN_EVIDENCE) | (n0 < _MIN_EVIDENCE)
-        one_class = few & ((trained1 == 0) | (trained0 == 0))
-        shift = few & ~one_class
-        keep = all_targets.metabolites.isin(self.state.metabolites)
-        weight = self.module.positive_weight.cpu().numpy().astype(np.float64)[keep]
-        self.platt_[shift] = np.column_stack([np.ones(len(weight)), -np.log(weight)])[shift]
-        odds = np.log((trained1 + n1 + 1) / (trained0 + n0 + 1))
-        self.platt_[one_class] = np.column_stack([np.full(len(odds), 1e-6), odds])[one_class]
         assert self.adata is not None
         sample = sections_of(self.adata, self._setup.sample_key)[validation]
         units = sections_or_blocks(sample, spots.xy, seed=self._hyper["rng"])
-        probability = expit(logit * self.platt_[:, 0] + self.platt_[:, 1])
-        self._calibrate(targets, probability, intensity, units, shift, places=(sample, spots.xy))
+        targets = all_targets.some(validation, self.state.metabolites)
+        trained = presence_counts(all_targets.some(rows, self.state.metabolites).presence)
+        logit, intensity = self._forward(spots)
+        self._calibrate_by(targets, logit, intensity, trained, units, places=(sample, spots.xy))
+        uniform = self._uniform_map(spots)
+        if uniform is not None:
+            self._note_control(targets, self._rough_map(logit, intensity), uniform, units)
+
+    def _calibrate_by(
+        self,
+        targets: Targets,
+        logit: NDArray[np.float64],
+        intensity: NDArray[np.float64],
+        trained: tuple[NDArray[np.int64], NDArray[np.int64]],
+        units: NDArray[Any],
+        *,
+        places: tuple[NDArray[Any], NDArray[np.float64] | None],
+    ) -> NDArray[np.float64]:
+        """Calibrate by predictions of held-out spots.
+
+        Parameters
+        ----------
+        targets
+            Of these spots, with the metabolites of the model.
+        logit, intensity
+            Log-odds and intensity given presence, likewise; NaN where there was no prediction.
+        trained
+            Training spots with, and without, each metabolite.
+        units, places
+            As for :meth:`stmsi.model.shared._hurdle_model.HurdleModel._calibrate`.
+
+        Returns
+        -------
+        The calibrated probability of presence, shape (spots, metabolites).
+        """
+        presence = np.where(np.isnan(logit), np.nan, targets.presence)
+        self.platt_ = np.column_stack(platts(logit.astype(np.float64), presence))
+        # A sigmoid and a threshold fitted to a handful of spots are noise. The logits of a class-balanced loss, shifted
+        # by the base rate of the training spots, are the better guess; where training has one class only, so is that.
+        n1, n0 = presence_counts(presence)
+        trained1, trained0 = trained
+        few = (n1 < _MIN_EVIDENCE) | (n0 < _MIN_EVIDENCE)
+        one_class = few & ((trained1 == 0) | (trained0 == 0))
+        shift = few & ~one_class
+        weight = self._positive_weight()
+        self.platt_[shift] = np.column_stack([np.ones(len(weight)), -np.log(weight)])[shift]
+        odds = np.log((trained1 + n1 + 1) / (trained0 + n0 + 1))
+        self.platt_[one_class] = np.column_stack([np.full(len(odds), 1e-6), odds])[one_class]
+        probability = np.asarray(expit(logit * self.platt_[:, 0] + self.platt_[:, 1]))
+        self._calibrate(targets, probability, intensity, units, shift, places=places)
+        return probability
+
+    def _note_control(
+        self, targets: Targets, attended: NDArray[np.float64], uniform: NDArray[np.float64], units: NDArray[Any]
+    ) -> None:
+        """Write into the feature table how well held-out spots are predicted, and how well with attention made uniform.
+
+        Mean correlation inside held-out sections of each metabolite: ``held_out_attention`` and ``held_out_uniform``.
+
+        Parameters
+        ----------
+        targets
+            Of the held-out spots.
+        attended, uniform
+            Maps as the model predicts them, and with uniform attention, shape (spots, metabolites).
+        units
+            Section of each spot.
+        """
+        truth = HeldOutTruth.of(targets.intensity, np.zeros(len(units), np.int64), units)
+        table = self.state.feature_table
+        scores = {"held_out_attention": truth.scores(attended)[0], "held_out_uniform": truth.scores(uniform)[0]}
+        self.state.feature_table = table.assign(**scores)
+
+    def _uniform_map(self, spots: Spots) -> NDArray[np.float64] | None:
+        """The map before calibration with attention made uniform; `None` where metabolites do not attend to genes."""
+        if not isinstance(self.module.encoder, MetaboliteEncoder):
+            return None
+        with ExitStack() as stack:
+            for net in self._nets:
+                stack.enter_context(net.module.encoder.made_uniform())  # type: ignore[operator, arg-type]
+            return self._rough_map(*self._forward(spots))
 
     def _remember(self, rows: NDArray[np.int64]) -> None:
         """Put training spots into the bank of a retrieval encoder."""

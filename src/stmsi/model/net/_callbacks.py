@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 if TYPE_CHECKING:
     from lightning.pytorch import LightningModule, Trainer
+    from numpy.typing import NDArray
     from rich.progress import Progress
+
+    from stmsi._core.learning.shared_ridge import HeldOutTruth
+
+HELD_OUT_DISTANCE = "held_out_distance"
+"""One less the mean correlation inside held-out sections."""
 
 
 class KeepBestWeights(Callback):
@@ -50,9 +57,12 @@ class KeepBestWeights(Callback):
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Compare with the best so far."""
         value = trainer.callback_metrics.get(self.monitor)
-        if value is not None and torch.isfinite(value) and float(value) < self.best:
+        self._compare(float("nan") if value is None else float(value), trainer, pl_module)
+
+    def _compare(self, value: float, trainer: Trainer, pl_module: LightningModule) -> None:
+        if np.isfinite(value) and value < self.best:
             # validated before the first step, training has not begun
-            self.best, self.best_epoch = float(value), -1 if trainer.sanity_checking else trainer.current_epoch
+            self.best, self.best_epoch = value, -1 if trainer.sanity_checking else trainer.current_epoch
             self._state = deepcopy(trained_module(pl_module).state_dict())
             if self.on_better is not None:
                 self.on_better(self.best_epoch + 1)
@@ -70,6 +80,42 @@ class KeepBestWeights(Callback):
         """Put the best weights back when training is interrupted."""
         self.exception = exception
         self.restore(trained_module(pl_module))
+
+
+class KeepMostCorrelated(KeepBestWeights):
+    """Keep the weights whose predictions follow the patterns inside held-out sections best, and stop when none gets better.
+
+    Parameters
+    ----------
+    predict
+        Predictions of the held-out spots by the weights as they are, shape (spots, metabolites).
+    truth
+        Of these spots.
+    stopping
+        Training ends after ``patience`` epochs that were not better by ``min_delta``; `None`: never.
+    """
+
+    def __init__(
+        self, predict: Callable[[], NDArray[np.float64]], truth: HeldOutTruth, stopping: Mapping[str, Any] | None = None
+    ) -> None:
+        super().__init__(HELD_OUT_DISTANCE)
+        self.predict, self.truth, self.stopping = predict, truth, stopping
+        self._last, self._last_epoch = float("inf"), -1
+        # metabolites that vary inside a section that was held out
+        self.can_judge = bool(np.isfinite(truth.scores(np.zeros(truth.y.shape))[0]).any())
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Compare with the best so far."""
+        with np.errstate(invalid="ignore"):
+            score = float(np.nanmean(self.truth.scores(self.predict())[0]))
+        pl_module.log(self.monitor, 1 - score)
+        self._compare(1 - score, trainer, pl_module)
+        if self.stopping is None or trainer.sanity_checking:
+            return
+        if 1 - score < self._last - self.stopping["min_delta"]:
+            self._last, self._last_epoch = 1 - score, trainer.current_epoch
+        if trainer.current_epoch - self._last_epoch >= self.stopping["patience"]:
+            trainer.should_stop = True
 
 
 class AverageWeights(Callback):

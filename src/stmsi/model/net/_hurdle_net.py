@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,21 +32,24 @@ from stmsi._settings import logger
 from stmsi.model.net._encoder_options import check_encoder_options
 from stmsi.model.net._metabolite_descriptors import training_metabolites
 from stmsi.model.net._neighbour_context import CONTEXT_COMPONENTS
+from stmsi.model.net._run import Net
 from stmsi.model.net._scvi_calls import ScviCalls
 from stmsi.model.net._scvi_fields import ROW_KEY, NetDataManager, keep_counts, scvi_fields
+from stmsi.model.net._several_nets import check_n_nets
 from stmsi.model.net._surroundings import quiet, seeded
 from stmsi.model.net._training import NetTraining
 from stmsi.model.net._training_inputs import measured_data, panel_data, presence_counts, setup_arguments, target_moments
-from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
+from stmsi.model.net.encoders import ENCODERS, Evidence, MetaboliteEncoder
 from stmsi.model.net.modules import HurdleModule
 from stmsi.model.net.modules._hurdle import CLUSTER_KEY, FEATURES_KEY, METABOLITES_KEY
 from stmsi.model.net.modules._losses import INTENSITY_LOSSES, PRESENCE_LOSSES, IntensityLoss, PresenceLoss
 from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
 from stmsi.model.shared._plain_files import read_payload, write_payload
-from stmsi.model.shared._setup import Setup, read_prior
+from stmsi.model.shared._setup import Setup, graph_where_there, prior_where_there, read_prior
 from stmsi.model.shared._spot_features import SignatureStage, SpotFeatures, check_stages
 from stmsi.model.shared._spot_input import read_spots
 from stmsi.model.shared._targets import Targets, read_targets
+from stmsi.model.shared._training_data import signature_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -76,7 +80,8 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         Used by scvi-tools when a model is loaded without data.
     encoder
         What turns a spot into an embedding. ``"mlp"``: the spot by itself. ``"transformer"``: metabolites attend to the
-        genes of the spot (see :func:`stmsi.tl.attention`). With the neighbours of ``graph_key``:
+        genes of the spot and, with ``graph_key``, of its neighbours; nothing else reaches their prediction (see
+        :func:`stmsi.tl.attention`). With the neighbours of ``graph_key``:
         ``"graph"`` (the spot, corrected by graph convolutions over two rings, as SEPAL does), ``"deepset"`` (the spot and
         the maximum over its neighbours, as DeepSpot does), ``"niche"`` (self-attention over the spot and its rings, as
         NicheTrans does). With the sections of ``sample_key`` and positions in ``obsm["spatial"]``: ``"section"`` (the spot,
@@ -84,7 +89,8 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         itself, in a space shared with its metabolites (after CMRCNet; BLEEP and mclSTExp by options), read out by the heads or
         by retrieval of training spots, which are then saved with the model.
     n_top_genes
-        Most variable genes (over the training spots) that are used.
+        Genes that are used: the most variable ones over the training spots; with ``"transformer"`` at most so many of those that
+        go most with any metabolite.
     intensity_weight
         Weight of the intensity loss beside the presence loss.
     presence_loss
@@ -115,10 +121,13 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         step attends to at most), ``dropout``, ``input_dropout``; ``"crossmodal"``: ``output`` (``"decoder"`` or ``"retrieval"``),
         ``n_hidden``, ``n_neighbours``, ``weighting`` (``"uniform"`` or ``"softmax"``), ``contrastive_weight``,
         ``reconstruction_weight``, ``temperature``, ``hard_labels``, ``dropout``, ``input_dropout``;
-        ``"transformer"``: ``tokens`` (``"programmes"``: learned groups of genes, or ``"genes"``), ``n_tokens``
-        (programmes), ``attention`` (``"softmax"`` or ``"linear"``), ``n_hidden``, ``n_heads``, ``dropout``,
-        ``input_dropout``, ``query_dropout`` (share of metabolites that are asked for by m/z and descriptors alone in a
-        step) and ``descriptors`` (numeric columns of the feature table beside ``mz``).
+        ``"transformer"``: ``n_heads``, ``n_hidden`` (width of queries and keys), ``query_dropout`` (share of metabolites that are
+        asked for by m/z and descriptors alone in a step), ``descriptors`` (numeric columns of the feature table beside ``mz``) and
+        ``genes_per_metabolite`` (that each chooses before training).
+    n_nets
+        Networks whose predictions are averaged, at most. Each is trained without another group of whole sections (patients
+        where there are three or more, spatial blocks where there are fewer than three sections), which decides when it stops;
+        what they say of their groups calibrates presence and intervals. ``"auto"``: 6 for ``"transformer"``, 1 for the others.
     rng
         Seed. On a CPU the same seed gives the same bits.
 
@@ -158,6 +167,7 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         residual: Literal["auto", "ridge"] | None = "auto",
         signature_stages: Sequence[SignatureStage] = ("presence",),
         encoder_kwargs: dict[str, Any] | None = None,
+        n_nets: int | Literal["auto"] = "auto",
         rng: int = 0,
     ) -> None:
         check_choice(encoder, ENCODERS, "encoder")
@@ -180,6 +190,7 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
             msg = f'encoder={encoder!r} learns both stages at once; use training="joint".'
             raise ValueError(msg)
         signature_stages = check_stages(signature_stages)
+        check_n_nets(n_nets)
         if adata is not None:
             self._setup = Setup.read(adata, type(self).__name__)
             if self._setup.graph_key is not None and not ENCODERS[encoder].uses_graph:
@@ -188,7 +199,7 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
                     f"encoder={encoder!r} reads no neighbourhood; set up without graph_key, or use one of {with_graph}."
                 )
                 raise ValueError(msg)
-            if self._setup.graph_key is None and ENCODERS[encoder].uses_graph:
+            if self._setup.graph_key is None and ENCODERS[encoder].needs_graph:
                 msg = (
                     f"encoder={encoder!r} reads the neighbourhood: call stmsi.pp.spatial_graph(adata), then "
                     f'setup_anndata(adata, graph_key="{Key.obsp.CONNECTIVITIES}").'
@@ -214,24 +225,26 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
             "residual": ENCODERS[encoder].residual if residual == "auto" else residual,
             "signature_stages": signature_stages,
             "encoder_kwargs": dict(encoder_kwargs or {}),
+            "n_nets": n_nets,
             "rng": rng,
         }
+        self._several = []
         self.module = self._new_module()
         self.platt_: NDArray[np.float64] | None = None
         self.init_params_ = self._get_init_params(locals())
 
-    def _new_module(self) -> HurdleModule:
-        """A module with fresh weights, the same for the same seed."""
+    def _new_module(self, n_selected: int | None = None) -> HurdleModule:
+        """A module of so many genes with fresh weights, the same for the same seed."""
         stats = self.summary_stats
         covariates = self.registry_["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
         with seeded(self._hyper["rng"]):
             return self._module_cls(
-                n_selected=min(self._hyper["n_top_genes"], stats.n_vars),
+                n_selected=min(self._hyper["n_top_genes"], stats.n_vars) if n_selected is None else n_selected,
                 n_metabolites=stats[f"n_{METABOLITES_KEY}"],
                 n_clusters=int(stats.get(f"n_{CLUSTER_KEY}", 0)),
                 n_cats_per_cov=tuple(int(n) for n in covariates.get("n_cats_per_key", ())),
                 n_continuous=int(stats.get("n_extra_continuous_covs", 0)),
-                n_components=CONTEXT_COMPONENTS if self._uses_context else 0,
+                n_components=CONTEXT_COMPONENTS if self._sees_components else 0,
                 encoder=self._hyper["encoder"],
                 intensity_weight=self._hyper["intensity_weight"],
                 encoder_kwargs=self._hyper["encoder_kwargs"],
@@ -242,6 +255,7 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
                 linear_path=self._hyper["residual"] is not None,
                 signature_stages=self._hyper["signature_stages"],
                 has_prior=self.registry_["setup_args"].get("prior_key") is not None,
+                has_graph=self.registry_["setup_args"].get("graph_key") is not None,
                 logged=self.registry_["setup_args"].get("input") == "log",
             )
 
@@ -451,7 +465,7 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         type(self).setup_anndata(data, **setup_arguments(setup), source_registry=self.registry_)
         with quiet():
             model = type(self)(data, **self._hyper)
-        model.module.load_state_dict(self.module.state_dict())
+        model._adopt([replace(net, module=deepcopy(net.module)) for net in self._nets])
         origin = {k: state.training[k] for k in ("n_spots", "samples")}
         model.state_ = replace(state, training={**state.training, "refit": False, "fine_tuned_from": origin})
         model.platt_ = self.platt_
@@ -463,13 +477,17 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
     def _set_buffers(
         self,
         features: SpotFeatures,
-        labels: NDArray[Any] | None,
-        signature: NDArray[np.bool_] | None,
         targets: Targets,
         keep: NDArray[np.bool_],
+        screened: NDArray[np.float32] | None = None,
     ) -> None:
-        """Statistics of the training spots that the module normalises with."""
+        """Statistics of the training spots that the module normalises with.
+
+        `keep` are the outputs that `targets` have values for; `screened` says how these go with genes.
+        """
+        assert self.adata is not None
         module = self.module
+        labels, signature = signature_of(self.adata, self._setup)
         mean, scale = target_moments(targets.where_present())
         n1, n0 = presence_counts(targets.presence)
         full = {name: np.full(len(keep), fill) for name, fill in (("mean", 0.0), ("scale", 1.0), ("weight", 1.0))}
@@ -497,30 +515,35 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
             values["signature"] = mask
         module.set_buffers(**values)
         if isinstance(module.encoder, MetaboliteEncoder):
-            self._describe(module.encoder, features)
+            assert screened is not None
+            full_screen = np.zeros((len(keep), screened.shape[1]), np.float32)
+            full_screen[keep] = screened
+            module.encoder.describe(self._evidence_of(features, full_screen), self._hyper["rng"])
 
-    def _describe(self, encoder: MetaboliteEncoder, features: SpotFeatures) -> None:
-        """What an encoder of one embedding per metabolite starts from."""
+    def _evidence_of(self, features: SpotFeatures, screened: NDArray[np.float32]) -> Evidence:
+        """What an encoder that attends to genes starts from."""
         assert self.adata is not None
         known = training_metabolites(self.adata, self._setup, self._descriptors)
         prior = None
         if self._setup.prior_key is not None:
             metabolites = self.adata.obsm[self._setup.metabolite_key].columns
-            weight = read_prior(self.adata, self._setup.prior_key, metabolites)[features.own.selected].T
-            prior = torch.zeros(len(weight), len(self.module.gene_index))
-            prior[:, : weight.shape[1]] = torch.as_tensor(weight)
-        # copies: columns of pandas 3 are read-only
-        encoder.describe(torch.tensor(known.mz), torch.tensor(known.descriptors), prior)
+            prior = torch.tensor(read_prior(self.adata, self._setup.prior_key, metabolites)[features.own.selected].T)
         space = features.own
         loadings = space.components * space.deviation[:, None] / space.scale
-        with seeded(self._hyper["rng"]):
-            encoder.initialise(torch.as_tensor(loadings), self._hyper["rng"])
+        # copies: columns of pandas 3 are read-only
+        return Evidence(
+            torch.tensor(known.mz),
+            torch.tensor(known.descriptors),
+            torch.tensor(screened),
+            torch.tensor(loadings),
+            prior,
+        )
 
     def _known_genes(self, genes: pd.Index) -> pd.DataFrame:
         """The prior as the encoder keeps it, over the genes of the panel."""
         known = np.zeros((len(genes), len(self._registered_metabolites())), bool)
-        used = self.state.features.own.selected
-        known[used] = self.module.encoder.prior.cpu().numpy()[:, : len(used)].T > 0  # type: ignore[union-attr, operator]
+        for net in self._nets:
+            known[net.module.gene_index.cpu().numpy()] |= net.module.encoder.prior.cpu().numpy().T > 0  # type: ignore[union-attr, operator]
         return pd.DataFrame(known, index=genes, columns=self._registered_metabolites())
 
     def _cluster_categories(self) -> list[str]:
@@ -530,10 +553,18 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
     def _write(self, directory: Path) -> None:
         # the attributes that scvi-tools saves, but without its pickle
         names = [n for n in vars(self) if n.endswith("_") and not n.endswith("__") and n != "init_params_"]
-        weights = {name: value.detach().cpu().numpy() for name, value in self.module.state_dict().items()}
+        nets = [
+            {
+                "weights": {name: value.detach().cpu().numpy() for name, value in net.module.state_dict().items()},
+                # of one network they are those of the model
+                "features": net.features if self._several and self._sees_components else None,
+                "metabolites": net.metabolites,
+            }
+            for net in self._nets
+        ]
         attributes = {name: getattr(self, name) for name in names}
         given = {k: v for k, v in self.init_params_["non_kwargs"].items() if k not in ("adata", "registry")}
-        write_payload(directory, {"params": given, "attributes": attributes, "weights": weights})
+        write_payload(directory, {"params": given, "attributes": attributes, "nets": nets})
 
     @classmethod
     def _read(cls, directory: Path, adata: AnnData | None) -> HurdleNet:
@@ -545,9 +576,14 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         model = cls(adata, registry, **payload["params"])
         for name, value in attributes.items():
             setattr(model, name, value)
-        model.module.load_state_dict({name: torch.as_tensor(value) for name, value in payload["weights"].items()})
-        model.to_device("cuda" if torch.cuda.is_available() else "cpu")
-        model.module.eval()
+        nets = []
+        for net in payload["nets"]:
+            module = model._new_module(len(net["weights"]["gene_index"]))
+            module.load_state_dict({name: torch.as_tensor(value) for name, value in net["weights"].items()})
+            module.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+            features = model.state.features if net["features"] is None else net["features"]
+            nets.append(Net(module, features, net["metabolites"]))
+        model._adopt(nets)
         model._setup = model.state.setup
         return model
 
@@ -557,6 +593,12 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
     @classmethod
     def _reads_graph(cls, params: Mapping[str, Any]) -> bool:
         return ENCODERS[params.get("encoder", "mlp")].uses_graph
+
+    @classmethod
+    def _default_fields(cls, adata: AnnData, params: Mapping[str, Any]) -> dict[str, Any]:
+        if not cls._reads_prior(params):
+            return {}
+        return graph_where_there(adata) | prior_where_there(adata)
 
     @classmethod
     def _reads_prior(cls, params: Mapping[str, Any]) -> bool:

@@ -12,6 +12,7 @@ from stmsi._core.spatial.neighbourhoods import neighbour_rings, relative_positio
 from stmsi._data.keys import Key
 from stmsi._settings import logger
 from stmsi.model.net.encoders import ENCODERS
+from stmsi.model.net.modules._hurdle import CLIP
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from stmsi.model.shared._spot_features import SpotFeatures
     from stmsi.model.shared._spot_input import Spots
 
+_GENES_AT_ONCE = 256
 CONTEXT_COMPONENTS = 128
 """Components in which encoders see a spot's neighbourhood, and from which a linear path predicts."""
 
@@ -68,6 +70,9 @@ def set_context(
     part = np.zeros(len(spots), np.int64)
     for number, rows in enumerate(parts):
         part[rows] = number
+    if encoder.n_rings:
+        module.set_gene_context(gene_rings(module, spots, _cut(spots, part)))
+        return
     components = features.components(spots)
     padded = np.zeros((len(spots), CONTEXT_COMPONENTS), np.float32)  # few training spots have fewer components
     padded[:, : components.shape[1]] = components
@@ -77,15 +82,49 @@ def set_context(
         _, seen = np.unique(np.column_stack([section, part]), axis=0, return_inverse=True)
         module.set_section_context(padded, section_positions(spots.xy, section), seen.ravel())
         return
-    assert spots.graph is not None
-    edges = spots.graph.tocoo()
-    inside = part[edges.row] == part[edges.col]
-    cut = sp.csr_matrix((edges.data[inside], (edges.row[inside], edges.col[inside])), shape=edges.shape)
-    index, ring = neighbour_rings(cut)
+    index, ring = neighbour_rings(_cut(spots, part))
     offset = np.zeros((*index.shape, 2), np.float32)
     if spots.xy is not None:
         offset = relative_positions(spots.xy, index, ring)
     module.set_context(padded, index, ring, offset)
+
+
+def gene_rings(module: HurdleModule, spots: Spots, graph: sp.csr_matrix) -> NDArray[np.float16]:
+    """Genes of the neighbourhood of every spot as an encoder sees them.
+
+    Parameters
+    ----------
+    module
+        Its genes, their mean and scale, and the scale of each ring.
+    spots, graph
+        All spots, and the edges between those that may see each other.
+
+    Returns
+    -------
+    Shape (spots, rings, genes): the mean of standardised expression over a spot and its neighbours, and the mean of that. A spot
+    without neighbours is its own ring.
+    """
+    scale = module.ring_scale.cpu().numpy()
+    index, mean, deviation = (getattr(module, name).cpu().numpy() for name in ("gene_index", "gene_mean", "gene_scale"))
+    edges = sp.csr_matrix(graph != 0, dtype=np.float32) + sp.identity(len(spots), dtype=np.float32, format="csr")
+    average = sp.csr_matrix(sp.diags(1 / np.asarray(edges.sum(axis=1)).ravel()) @ edges)
+    log = sp.csc_matrix(spots.log_expression())
+    out = np.empty((len(spots), len(scale), len(index)), np.float16)
+    for start in range(0, len(index), _GENES_AT_ONCE):
+        some = slice(start, start + _GENES_AT_ONCE)
+        value = np.clip((log[:, index[some]].toarray() - mean[some]) / deviation[some], -CLIP, CLIP)
+        for ring, of_ring in enumerate(scale):
+            value = average @ value
+            out[:, ring, some] = np.clip(value / of_ring[some], -CLIP, CLIP)
+    return out
+
+
+def _cut(spots: Spots, part: NDArray[np.int64]) -> sp.csr_matrix:
+    """The graph without edges between parts."""
+    assert spots.graph is not None
+    edges = spots.graph.tocoo()
+    inside = part[edges.row] == part[edges.col]
+    return sp.csr_matrix((edges.data[inside], (edges.row[inside], edges.col[inside])), shape=edges.shape)
 
 
 def _section_codes(spots: Spots, key: str) -> NDArray[np.int64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from scvi.dataloaders import AnnDataLoader
 from stmsi._data.checks import listing
 from stmsi.model.net._metabolite_descriptors import Described
 from stmsi.model.net._neighbour_context import set_context
+from stmsi.model.net._run import Net
 from stmsi.model.net._scvi_fields import ROW_KEY, scvi_fields
 from stmsi.model.net._surroundings import quiet, seeded
 from stmsi.model.net._training_inputs import panel_data
@@ -23,6 +24,7 @@ from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
 from stmsi.model.net.modules import HurdleModule
 from stmsi.model.net.modules._hurdle import METABOLITES_KEY, PRESENCE_KEY
 from stmsi.model.shared._hurdle_model import HurdleModel
+from stmsi.model.shared._spot_features import STAGES
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
     from stmsi.model.shared._spot_input import Spots
     from stmsi.model.shared._stored_input import Input
 
+_LEFT_OVER = 1e5
 PREDICT_BATCH = 4096
 """Spots that are predicted at once."""
 
@@ -40,6 +43,8 @@ PREDICT_BATCH = 4096
 class NetPrediction(HurdleModel):
     """Prediction of :class:`stmsi.model.HurdleNet`, which says what module and data there are."""
 
+    _several: list[Net]
+    """Networks of which `module` is the first; empty where it is the only one."""
     module: HurdleModule
     platt_: NDArray[np.float64] | None
     registry_: dict[str, Any]
@@ -86,19 +91,25 @@ class NetPrediction(HurdleModel):
             msg = f"Nothing is known of {listing(features.index[unknown])}: give each an 'mz' in Da."
             raise ValueError(msg)
         spots = self._query_spots(adata, min_genes, layer=layer, input=input)
-        device = self.module.device
         parts = []
-        self.module.eval()
         with torch.inference_mode(), quiet(), seeded(self._hyper["rng"]):
-            queries = encoder.ask_unseen(torch.tensor(known.mz), torch.tensor(known.descriptors))
-            at = torch.full((len(features),), -1, device=device)
             for tensors in self._batches(spots, self._predict_batch):
-                given = self.module._get_inference_input(tensors)
-                inputs = {k: None if v is None else v.to(device) for k, v in given.items()}
-                x = self.module.expression(inputs.pop("x"))  # type: ignore[arg-type]
-                embedded = self.module.embed(x, **inputs, metabolites=at, queries=queries)
-                parts.append(self.module.generative(**embedded)["mean"].cpu().numpy())
+                of_nets = [self._unseen(net.module, tensors, known) for net in self._nets]
+                parts.append(torch.stack(of_nets).mean(dim=0).cpu().numpy())
         return pd.DataFrame(np.vstack(parts), index=spots.names, columns=features.index, dtype=np.float32)
+
+    @staticmethod
+    def _unseen(module: HurdleModule, tensors: dict[str, torch.Tensor], known: Described) -> torch.Tensor:
+        """Standardised intensity of metabolites that training did not have, shape (spots, metabolites)."""
+        module.eval()
+        encoder = module.encoder
+        assert isinstance(encoder, MetaboliteEncoder)
+        queries = encoder.ask_unseen(torch.tensor(known.mz), torch.tensor(known.descriptors))
+        at = torch.full((len(known.mz),), -1, device=module.device)
+        given = module._get_inference_input(tensors)
+        inputs = {k: None if v is None else v.to(module.device) for k, v in given.items()}
+        x = module.expression(inputs.pop("x"))  # type: ignore[arg-type]
+        return module.generative(**module.embed(x, **inputs, metabolites=at, queries=queries))["mean"]
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if spots.covariates is not None:
@@ -108,27 +119,68 @@ class NetPrediction(HurdleModel):
         return expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity
 
     def _forward(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Log-odds and intensity given presence of the metabolites that the model predicts."""
-        logits, means = [], []
-        self.module.eval()
+        """Log-odds and intensity given presence of the metabolites that the model predicts; means over its networks."""
+        nets, metabolites = self._nets, self._registered_metabolites()
+        parts: list[list[torch.Tensor]] = [[] for _ in STAGES]
+        known = torch.stack([torch.as_tensor(metabolites.isin(net.metabolites)) for net in nets])
         # loaders draw from torch's global generator
-        with torch.inference_mode(), quiet(), seeded(self._hyper["rng"]):
+        with torch.inference_mode(), quiet(), seeded(self._hyper["rng"]), ExitStack() as stack:
             batches = self._batches(spots, self._predict_batch)
-            with self.module.sections_summed_up():
-                for tensors in batches:
-                    outputs = self.module.inference(**self.module._get_inference_input(tensors))
-                    heads = self.module.read_out(**outputs)
-                    logits.append(heads["logit"].cpu())
-                    means.append((heads["mean"] * self.module.target_scale + self.module.target_mean).cpu())
+            for net in nets:
+                net.module.eval()
+                stack.enter_context(net.module.sections_summed_up())
+            for tensors in batches:
+                of_nets = [self._read_out(net.module, tensors) for net in nets]
+                for part, values in zip(parts, zip(*of_nets, strict=True), strict=True):
+                    # a network that was not trained on a metabolite has no say
+                    share = known / known.sum(dim=0).clamp(min=1)
+                    part.append(sum(value * own for value, own in zip(values, share, strict=True)))  # type: ignore[arg-type]
         take = self._outputs()
-        return tuple(torch.cat(v).numpy().astype(np.float64)[:, take] for v in (logits, means))  # type: ignore[return-value]
+        return tuple(torch.cat(v).numpy().astype(np.float64)[:, take] for v in parts)  # type: ignore[return-value]
+
+    @staticmethod
+    def _read_out(module: HurdleModule, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-odds and intensity of a batch."""
+        outputs = module.inference(**module._get_inference_input(tensors))
+        heads = module.read_out(**outputs)
+        return heads["logit"].cpu(), (heads["mean"] * module.target_scale + module.target_mean).cpu()
+
+    def _rough_map(self, logit: NDArray[np.float64], intensity: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Both stages as one number before they are calibrated, shape (spots, metabolites)."""
+        # a class-balanced loss puts log-odds of 0 at the prevalence
+        return np.asarray(expit(logit - np.log(self._positive_weight())) * np.maximum(intensity, 0))
+
+    def _positive_weight(self) -> NDArray[np.float64]:
+        """Weight of spots with each metabolite in the loss of presence, mean over the networks that know it."""
+        metabolites, at, weights = self.state.metabolites, self._outputs(), []
+        for net in self._nets:
+            weight = net.module.positive_weight.cpu().numpy().astype(np.float64)[at]
+            weights.append(np.where(metabolites.isin(net.metabolites), np.log(weight), np.nan))
+        return np.asarray(np.exp(np.nanmean(weights, axis=0)))
+
+    def _used_genes(self) -> NDArray[np.int64]:
+        if not self._several:
+            return super()._used_genes()
+        # places left over where fewer genes vary than the network has room for have a huge scale
+        used = [net.module.gene_index[net.module.gene_scale < _LEFT_OVER].cpu().numpy() for net in self._several]
+        return np.unique(np.concatenate(used)).astype(np.int64)
+
+    def _adopt(self, nets: Sequence[Net]) -> None:
+        """Be the mean of these networks."""
+        self.module = nets[0].module
+        self._several = list(nets) if len(nets) > 1 else []
+
+    @property
+    def _nets(self) -> list[Net]:
+        """The networks, or the only one."""
+        return self._several or [Net(self.module, self.state.features, self.state.metabolites)]
 
     @property
     def _predict_batch(self) -> int:
         if self._batch_size is not None:
             return self._batch_size
-        encoder = self.module.encoder
-        return min(PREDICT_BATCH, encoder.largest_batch) if isinstance(encoder, MetaboliteEncoder) else PREDICT_BATCH
+        encoders = [net.module.encoder for net in self._nets]
+        return min([PREDICT_BATCH, *(e.largest_batch for e in encoders if isinstance(e, MetaboliteEncoder))])
 
     def _batches(self, spots: Spots, batch_size: int) -> AnnDataLoader:
         """The spots in batches of tensors, without what is measured."""
@@ -137,7 +189,8 @@ class NetPrediction(HurdleModel):
         query = panel_data(spots, setup, state, names)
         query.obs[ROW_KEY] = np.arange(len(spots))
         if self._uses_context:
-            self._set_context(spots, state.features, [np.arange(len(spots))])
+            for net in self._nets:
+                self._set_context(net.module, spots, net.features, [np.arange(len(spots))])
         with quiet():
             manager = AnnDataManager(fields=scvi_fields(query, setup), setup_method_args={})
             manager.register_fields(query, source_registry=self.registry_)
@@ -153,15 +206,23 @@ class NetPrediction(HurdleModel):
         state = self.registry_["field_registries"][METABOLITES_KEY]["state_registry"]
         return pd.Index([str(c) for c in state["column_names"]])
 
-    def _set_context(self, spots: Spots, features: SpotFeatures, parts: Sequence[NDArray[np.int64]]) -> None:
+    def _set_context(
+        self, module: HurdleModule, spots: Spots, features: SpotFeatures, parts: Sequence[NDArray[np.int64]]
+    ) -> None:
         """Neighbourhoods or sections of all spots; edges between the parts are cut, as are sections that they share."""
-        set_context(self.module, self._hyper["encoder"], spots, features, parts, self._setup.sample_key)
+        set_context(module, self._hyper["encoder"], spots, features, parts, self._setup.sample_key)
 
     @property
     def _uses_context(self) -> bool:
         """Whether the encoder sees other spots."""
         encoder = ENCODERS[self._hyper["encoder"]]
-        return encoder.uses_graph or encoder.uses_section
+        with_graph = self.registry_["setup_args"].get("graph_key") is not None
+        return (encoder.uses_graph and with_graph) or encoder.uses_section
+
+    @property
+    def _sees_components(self) -> bool:
+        """Whether the encoder sees other spots by their components."""
+        return self._uses_context and not ENCODERS[self._hyper["encoder"]].n_rings
 
     @property
     def _descriptors(self) -> tuple[str, ...]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -16,14 +16,18 @@ from scvi.model.base import UnsupervisedTrainingMixin
 from scvi.train._logger import SimpleLogger
 
 from stmsi._core.learning.folds import held_out_group, inner_groups, sections_or_blocks
+from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._data.checks import check_count, check_positive, check_weight
 from stmsi._data.tables import sections_of
 from stmsi._progress import current_display
 from stmsi._settings import logger, settings
-from stmsi.model.net._calibration import NetCalibration
-from stmsi.model.net._callbacks import AverageWeights, EpochBar, KeepBestWeights
+from stmsi.model.net._callbacks import HELD_OUT_DISTANCE, AverageWeights, EpochBar, KeepBestWeights, KeepMostCorrelated
+from stmsi.model.net._gene_screen import screened_genes
 from stmsi.model.net._loss_plan import LossPlan
 from stmsi.model.net._neighbour_context import CONTEXT_COMPONENTS
+from stmsi.model.net._prediction import PREDICT_BATCH
+from stmsi.model.net._run import Run, Start
+from stmsi.model.net._several_nets import MOST_NETS, SeveralNets
 from stmsi.model.net._surroundings import plain_interrupts, quiet, seeded, threads
 from stmsi.model.net._train_options import (
     check_callbacks,
@@ -41,13 +45,21 @@ from stmsi.model.net._training_inputs import (
     section_moments,
     some_metabolites,
 )
+from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
 from stmsi.model.net.modules._hurdle import Stage
-from stmsi.model.shared._fitted_state import FittedState
+from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._persistence import save_model
+from stmsi.model.shared._setup import read_prior
 from stmsi.model.shared._spot_features import SpotFeatures
 from stmsi.model.shared._spot_input import Spots, read_spots
 from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, training_rows
-from stmsi.model.shared._training_data import require_data, signature_of, start_state, summarise_training
+from stmsi.model.shared._training_data import (
+    TrainingData,
+    require_data,
+    signature_of,
+    start_state,
+    summarise_training,
+)
 from stmsi.model.shared._whole_training import whole_or_as_before
 
 if TYPE_CHECKING:
@@ -60,34 +72,16 @@ _DECAY = 0.98
 """Of averaged weights: they reach back some 50 steps."""
 
 
-@dataclass(frozen=True)
-class _Start:
-    """Where a warm start begins."""
-
-    weights: dict[str, Any]
-    state: FittedState
-    platt: NDArray[np.float64] | None
-
-
-@dataclass(frozen=True)
-class _Run:
-    """What one call of ``train`` works on: all spots and targets, the rows used, the start, the folder for checkpoints."""
-
-    spots: Spots
-    targets: Targets
-    rows: NDArray[np.int64]
-    validation: NDArray[np.int64]
-    start: _Start | None
-    directory: Path | None
-
-
-class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
+class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
     """Training of :class:`stmsi.model.HurdleNet`, which says what module and data there are."""
 
     _training_plan_cls = LossPlan
     history_: dict[str, Any] | None
     is_trained_: bool
     _whole: bool = False  # whether weights, state and calibration belong together; of this training
+    _made_held_out: NDArray[np.float64] | None = (
+        None  # both stages of the training spots, by networks without their group
+    )
 
     def _replaces(self, before: Mapping[str, Any]) -> bool:
         # a training that ended before a first better epoch is no reason to give a trained model up
@@ -99,11 +93,11 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
         train_idx: ArrayLike | None = None,
         validation_idx: ArrayLike | None = None,
         *,
-        max_epochs: int = 150,
+        max_epochs: int | None = None,
         early_stopping: bool = True,
-        patience: int = 20,
-        batch_size: int = 128,
-        lr: float = 3e-3,
+        patience: int | None = None,
+        batch_size: int | None = None,
+        lr: float | None = None,
         weight_decay: float = 1e-3,
         weight_averaging: bool = False,
         refit: bool = True,
@@ -129,18 +123,20 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
             Spots to train on (positions or mask); `None`: all with MSI that are not in `validation_idx`.
         validation_idx
             Spots for early stopping, thresholds and intervals; `None`: one group of whole sections (a spatial block of
-            each section where there are fewer than three) is taken out of the training spots.
+            each section where there are fewer than three) is taken out of the training spots; with several networks (`n_nets`
+            of the model) one group for each. With `validation_idx` there is one network.
         max_epochs
-            Passes over the training spots at most; with ``training="two_stage"`` of each stage.
+            Passes over the training spots at most (`None`: 150, of the transformer 100); with ``training="two_stage"`` of each stage.
         early_stopping
-            Stop when the validation loss has not fallen for `patience` epochs.
+            Stop when the validation loss has not fallen for `patience` epochs; the transformer, when the correlation inside
+            held-out sections has not risen.
         patience
-            See `early_stopping`. scvi-tools' name for it, ``early_stopping_patience``, is taken too, and
+            See `early_stopping` (`None`: 20, of the transformer 8). scvi-tools' name for it, ``early_stopping_patience``, is taken too, and
             ``early_stopping_min_delta``: how far the loss must fall to count.
         batch_size
-            Spots in a step.
+            Spots in a step (`None`: 128, of the transformer 256).
         lr, weight_decay
-            Of AdamW.
+            Of AdamW (`None`: 3e-3, of the transformer 1e-2).
         weight_averaging
             Validate and keep an exponential moving average of the weights (over some 50 steps).
         refit
@@ -203,10 +199,13 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
         adata = require_data(self.adata)
         patience = trainer_kwargs.pop("early_stopping_patience", patience)
         stopping = {"patience": patience, "min_delta": trainer_kwargs.pop("early_stopping_min_delta", 0.0)}
+        usual = ENCODERS[self._hyper["encoder"]].usual
+        max_epochs, stopping["patience"] = usual.fill("max_epochs", max_epochs), usual.fill("patience", patience)
+        batch_size, lr = usual.fill("batch_size", batch_size), usual.fill("lr", lr)
         check_count(max_epochs, "max_epochs")
         check_count(batch_size, "batch_size")
         check_count(n_threads, "n_threads")
-        check_count(patience, "patience", 0)
+        check_count(stopping["patience"], "patience", 0)
         check_weight(stopping["min_delta"], "early_stopping_min_delta")
         check_positive(lr, "lr", optional=False)
         check_weight(weight_decay, "weight_decay")
@@ -229,25 +228,42 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
                 "calibrate. Go on from an interrupted training, a checkpoint or train(refit=False), or use fine_tune for new data."
             )
             raise ValueError(msg)
+        if warm_start and self._several and "fine_tuned_from" not in self.state.training:
+            msg = (
+                "The model is the mean of several networks, each trained without another group of spots, so that none are left "
+                "which decide when to stop. Train it anew, with n_nets=1, or use fine_tune for new data."
+            )
+            raise ValueError(msg)
         setup = self._setup
         spots, targets = read_spots(adata, setup), read_targets(adata, setup)
         rows, validation = training_rows(targets, train_idx, validation_idx)
         given = validation is not None
-        if validation is None:
+        if validation is None and (warm_start or self._n_nets == 1):
             sample = sections_of(adata, setup.sample_key)[rows]
             xy = None if spots.xy is None else spots.xy[rows]
             measured = ~np.isnan(targets.intensity[rows])
             held_out = held_out_group(sample, xy, measured, seed=self._hyper["rng"])
             rows, validation = rows[~held_out], rows[held_out]
-        start = _Start(deepcopy(self.module.state_dict()), self.state, self.platt_) if warm_start else None
-        run = _Run(spots, targets, rows, validation, start, directory)
+        validation = rows[:0] if validation is None else validation
+        start = Start(deepcopy(self._nets), self.state, self.platt_) if warm_start else None
+        run = Run(spots, targets, rows, validation, start, directory)
         self._whole = False
-        best_epochs = self._learn(run, max_epochs=max_epochs, stopping=stopping if early_stopping else None, **options)
+        learning = {"max_epochs": max_epochs, "stopping": stopping if early_stopping else None, **options}
+        groups = None if given or start is not None else self._groups(run)
+        if groups is not None:
+            self._learn_nets(run, groups, **learning)
+            return
+        if start is not None and len(start.nets) > 1:
+            self._tune_nets(run, **learning)
+            return
+        best_epochs = self._learn(run, **learning)
         # a linear path wants all spots even where no epoch beat it
         if not given and refit and (start is None or max(best_epochs)):
             self._refit(run, best_epochs, **options)
 
-    def _learn(self, run: _Run, *, max_epochs: int, stopping: dict[str, Any] | None, **options: Any) -> list[int]:
+    def _learn(  # type: ignore[override]
+        self, run: Run, *, settle: bool = True, max_epochs: int, stopping: dict[str, Any] | None, **options: Any
+    ) -> list[int]:
         """Train, stop early, keep the best weights, calibrate; the number of epochs that was best for each stage."""
         self._prepare(run, run.rows, run.validation)
         callbacks = options.pop("callbacks")
@@ -256,16 +272,19 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
         has_start = run.start is not None or self._hyper["residual"] is not None
         for stage in stages:
             last = stage == stages[-1]
-            best = KeepBestWeights(on_better=self._checkpointer(run, sum(epochs)) if last else None)
+            on_better = self._checkpointer(run, sum(epochs)) if last else None
+            best = self._judge(run, stopping) or KeepBestWeights(on_better=on_better)
+            best.on_better = on_better
             # Lightning's own, as that of scvi-tools prints its verdict past every logger
-            stop = [] if stopping is None else [EarlyStopping("validation_loss", **stopping)]
+            judged = best.monitor == HELD_OUT_DISTANCE
+            stop = [] if stopping is None or judged else [EarlyStopping("validation_loss", **stopping)]
             try:
                 self._fit(
                     stage, run.rows, run.validation, best, max_epochs=max_epochs, callbacks=[*callbacks, *stop],
                     check_val_every_n_epoch=1, num_sanity_val_steps=-1 if has_start and stage != "presence" else 0, **options,
                 )  # fmt: skip
             except BaseException:
-                if last and best.found:
+                if last and best.found and settle:
                     best.restore(self.module)
                     self._settle(run, sum(epochs) + best.best_epoch + 1)
                     logger.warning(
@@ -283,10 +302,63 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
             epochs.append(best.best_epoch + 1)
             n_epochs = len(self.history["validation_loss"]) if epochs[-1] or stage == stages[0] else 0
             logger.info("Best validation loss in epoch %d of %d.", epochs[-1], n_epochs)
-        self._settle(run, sum(epochs))
+        if settle:
+            self._settle(run, sum(epochs))
         return epochs
 
-    def _refit(self, run: _Run, epochs: list[int], **options: Any) -> None:
+    @property
+    def _n_nets(self) -> int:
+        """Networks at most."""
+        asked = self._hyper["n_nets"]
+        if asked == "auto":
+            return MOST_NETS if ENCODERS[self._hyper["encoder"]].several_nets else 1
+        return int(asked)
+
+    def _groups(self, run: Run) -> InnerFolds | None:
+        """Groups that one network each is trained without; `None` where there is one network for all."""
+        if self._n_nets == 1:
+            return None
+        assert self.adata is not None
+        targets, train = drop_unmeasured(run.targets, run.rows), run.spots.take(run.rows)
+        sample = sections_of(self.adata, self._setup.sample_key)[run.rows]
+        data = TrainingData(self.adata, self._setup, run.spots, run.targets, run.rows, None, train, targets, sample)
+        return InnerFolds.of(data, n_folds=self._n_nets, seed=self._hyper["rng"])
+
+    def _held_out_stages(self) -> NDArray[np.float64] | None:
+        return self._made_held_out
+
+    def _held_out_map(self, rows: NDArray[np.int64]) -> Callable[[], NDArray[np.float64]]:
+        """Function that predicts the map of some spots by the weights as they are, shape (spots, outputs)."""
+
+        def predict() -> NDArray[np.float64]:
+            module, parts = self.module, []
+            with torch.no_grad(), quiet(), seeded(self._hyper["rng"]):
+                loader = self._make_data_loader(adata=self.adata, indices=rows, batch_size=PREDICT_BATCH)
+                for tensors in loader:
+                    given = {k: v.to(module.device) for k, v in tensors.items()}
+                    heads = module.read_out(**module.inference(**module._get_inference_input(given)))
+                    there = (heads["logit"] - module.positive_weight.log()).sigmoid()
+                    mean = heads["mean"] * module.target_scale + module.target_mean
+                    parts.append((there * mean.clamp(min=0)).double().cpu())
+            return torch.cat(parts).numpy()
+
+        return predict
+
+    def _judge(self, run: Run, stopping: dict[str, Any] | None) -> KeepMostCorrelated | None:
+        """Keeper of the weights that follow the patterns inside held-out sections best, where the encoder wants that."""
+        assert self.adata is not None
+        if not self.module.encoder.correlation_weight:
+            return None
+        sample = sections_of(self.adata, self._setup.sample_key)[run.validation]
+        truth = HeldOutTruth.of(
+            run.targets.intensity[run.validation],
+            np.zeros(len(run.validation), np.int64),
+            np.unique(sample.astype(str), return_inverse=True)[1],
+        )
+        keeper = KeepMostCorrelated(self._held_out_map(run.validation), truth, stopping)
+        return keeper if keeper.can_judge else None
+
+    def _refit(self, run: Run, epochs: list[int], **options: Any) -> None:
         """Train once more on all spots, from the start; calibration stays."""
         module, state, platt, history = self.module, self.state, self.platt_, self.history
         try:
@@ -311,13 +383,13 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
             self.history_, self.is_trained_ = history, True
             self.module.eval()
 
-    def _passes(self, run: _Run) -> tuple[Stage, ...]:
+    def _passes(self, run: Run) -> tuple[Stage, ...]:
         """What is trained, one after the other."""
         # trained once, the two encoders no longer depend on each other
         two = self._hyper["training"] == "two_stage" and run.start is None
         return ("presence", "intensity") if two else ("joint",)
 
-    def _checkpointer(self, run: _Run, epochs: int) -> Callable[[int], None] | None:
+    def _checkpointer(self, run: Run, epochs: int) -> Callable[[int], None] | None:
         """Function that writes the model as it is."""
         if run.directory is None:
             return None
@@ -332,7 +404,7 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
 
         return write
 
-    def _settle(self, run: _Run, epochs: int) -> None:
+    def _settle(self, run: Run, epochs: int) -> None:
         """Calibrate the weights as they are, and say what they were trained on."""
         assert self.adata is not None
         self._whole = False
@@ -355,25 +427,23 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
         self.state.training = summary | {"epochs": epochs, "refit": False} | earlier
         self.is_trained_ = self._whole = True
 
-    def _prepare(self, run: _Run, rows: NDArray[np.int64], validation: NDArray[np.int64]) -> None:
+    def _prepare(self, run: Run, rows: NDArray[np.int64], validation: NDArray[np.int64]) -> None:
         """Module and state before the first step: fitted to the training spots, or those that training starts from."""
         assert self.adata is not None
         setup, start, all_targets = self._setup, run.start, run.targets
         sample = sections_of(self.adata, setup.sample_key)
         if start is None:
             targets, train = drop_unmeasured(all_targets, rows), run.spots.take(rows)
-            labels, signature = signature_of(self.adata, setup)
-            many = self._uses_context or self._hyper["residual"] is not None
-            n_components = CONTEXT_COMPONENTS if many else _COMPONENTS
-            features = SpotFeatures(self._hyper["n_top_genes"], n_components, self._hyper["rng"])
-            features.fit(replace(train, graph=None), labels, signature)
-            self.module = self._new_module()
-            self._set_buffers(features, labels, signature, targets, all_targets.metabolites.isin(targets.metabolites))
+            keep = all_targets.metabolites.isin(targets.metabolites)
+            features, screened = self._fit_features(train, targets, sample[rows])
+            self.module = self._new_module(None if screened is None else screened.shape[1])
+            self._set_buffers(features, targets, keep, screened)
             self.state_ = start_state(self.adata, setup, targets, features, train)
         else:
-            self.module = self._new_module()
-            self.module.load_state_dict(start.weights)
-            self.state_ = start.state
+            (net,) = start.nets
+            self.module = self._new_module(len(net.module.gene_index))
+            self.module.load_state_dict(net.module.state_dict())
+            self.state_ = replace(start.state, features=net.features) if self._sees_components else start.state
         present = all_targets.where_present()
         if self._hyper["standardise"] == "sample":
             code, mean, scale, trained = section_moments(present, sample, rows, validation)
@@ -399,8 +469,33 @@ class NetTraining(NetCalibration, UnsupervisedTrainingMixin):
             self.module.set_linear_path(weight, bias)
         if self._uses_context:
             rest = np.setdiff1d(np.arange(self.adata.n_obs), np.concatenate([rows, validation]))
-            self._set_context(run.spots, self.state.features, [rows, validation, rest])
+            self._set_context(self.module, run.spots, self.state.features, [rows, validation, rest])
+            if start is None:
+                self.module.scale_rings(rows)
+        self._several, self._made_held_out = [], None
         self.is_trained_, self.history_ = False, None
+
+    def _fit_features(
+        self, train: Spots, targets: Targets, sample: NDArray[Any], *, screen: bool = True
+    ) -> tuple[SpotFeatures, NDArray[np.float32] | None]:
+        """Feature space of training spots, and, where metabolites attend to genes, how they go with the genes in it."""
+        assert self.adata is not None
+        many = self._uses_context or self._hyper["residual"] is not None
+        n_components = CONTEXT_COMPONENTS if many else _COMPONENTS
+        features, genes, screened = (
+            SpotFeatures(self._hyper["n_top_genes"], n_components, self._hyper["rng"]),
+            None,
+            None,
+        )
+        if screen and issubclass(ENCODERS[self._hyper["encoder"]], MetaboliteEncoder):
+            known = None
+            if self._setup.prior_key is not None:
+                known = np.asarray(read_prior(self.adata, self._setup.prior_key, targets.metabolites).any(axis=1))
+            genes, screened = screened_genes(
+                train, targets.intensity, sample, n_each=cast("MetaboliteEncoder", self.module.encoder).genes_per_metabolite,
+                most=self._hyper["n_top_genes"], always=known,
+            )  # fmt: skip
+        return features.fit(replace(train, graph=None), *signature_of(self.adata, self._setup), genes=genes), screened
 
     def _set_target_moments(
         self, mean: NDArray[np.float64], scale: NDArray[np.float64], present: NDArray[np.float64], *, fresh: bool

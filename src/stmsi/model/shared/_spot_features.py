@@ -132,11 +132,18 @@ class SpotFeatures:
     usual_distances: NDArray[np.float64] = field(init=False, default_factory=lambda: np.ones(3))
 
     def fit(
-        self, spots: Spots, labels: NDArray[Any] | None = None, signature: NDArray[np.bool_] | None = None
+        self,
+        spots: Spots,
+        labels: NDArray[Any] | None = None,
+        signature: NDArray[np.bool_] | None = None,
+        genes: NDArray[np.int64] | None = None,
     ) -> SpotFeatures:
-        """Fit on training spots; `labels` and `signature` (clusters x genes) where the mask is an input."""
+        """Fit on training spots; `labels` and `signature` (clusters x genes) where the mask is an input.
+
+        `genes` are used in the place of the variable ones.
+        """
         sizes = {"n_top_genes": self.n_top_genes, "n_components": self.n_components, "seed": self.seed}
-        self.own = spots.expression_space(**sizes)
+        self.own = spots.expression_space(genes=genes, **sizes)
         self.uses_graph = spots.graph is not None
         if spots.graph is not None and self.context == "pooled":
             self.pooled = ExpressionSpace.fit(spots.pooled_log_expression(), **sizes)

@@ -103,19 +103,24 @@ class Spots:
         """Of the log expression of each gene. Made once; not to be changed."""
         return self.once("moments", lambda: GeneMoments.of(self.log_expression()))
 
-    def expression_space(self, *, n_top_genes: int, n_components: int, seed: int) -> ExpressionSpace:
-        """Principal components of the log expression of these spots. Made once; not to be changed."""
+    def expression_space(
+        self, *, n_top_genes: int, n_components: int, seed: int, genes: NDArray[np.int64] | None = None
+    ) -> ExpressionSpace:
+        """Principal components of the log expression of these spots, of the most variable genes or of those given.
+
+        Made once; not to be changed.
+        """
 
         def make() -> ExpressionSpace:
             moments = self.gene_moments()
             space, components = ExpressionSpace.fit_transform(
                 self.log_expression(), moments.mean, moments.variance,
-                n_top_genes=n_top_genes, n_components=n_components, seed=seed,
+                n_top_genes=n_top_genes, n_components=n_components, seed=seed, genes=genes,
             )  # fmt: skip
             self.made["components", id(space)] = space, components
             return space
 
-        return self.once(("space", n_top_genes, n_components, seed), make)
+        return self.once(("space", n_top_genes, n_components, seed, None if genes is None else genes.tobytes()), make)
 
     def components(self, space: ExpressionSpace) -> NDArray[np.float32]:
         """Components of these spots in a space, shape (n, components). Made once; not to be changed."""

@@ -5,6 +5,8 @@ from stmsi.model.net.encoders._deepset import DeepSetEncoder
 from stmsi.model.net.encoders._encoder import (
     Context,
     Encoder,
+    Evidence,
+    GeneContext,
     MetaboliteEncoder,
     Queries,
     SectionContext,
@@ -34,6 +36,8 @@ __all__ = [
     "CrossModalEncoder",
     "DeepSetEncoder",
     "Encoder",
+    "Evidence",
+    "GeneContext",
     "GraphEncoder",
     "MLPEncoder",
     "MetaboliteEncoder",

@@ -32,6 +32,7 @@ class DeepSetEncoder(Encoder):
     """
 
     uses_graph = True
+    needs_graph = True
 
     def __init__(self, sizes: Sizes, n_hidden: int = 128, dropout: float = 0.3, n_phi: int = 3, n_rho: int = 3) -> None:
         super().__init__(sizes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias
 
@@ -32,6 +33,10 @@ class Sizes:
         Metabolites of the training data.
     has_prior
         Whether it is known which genes belong to which metabolite.
+    has_graph
+        Whether spots have neighbours.
+    has_signature
+        Whether spots have the signature mask of a cluster.
     """
 
     n_genes: int
@@ -39,6 +44,22 @@ class Sizes:
     n_components: int = 0
     n_metabolites: int = 0
     has_prior: bool = False
+    has_graph: bool = False
+    has_signature: bool = False
+
+
+@dataclass(frozen=True)
+class Usual:
+    """How an encoder is trained when the user does not say: see ``train``."""
+
+    max_epochs: int = 150
+    patience: int = 20
+    batch_size: int = 128
+    lr: float = 3e-3
+
+    def fill(self, name: str, given: Any) -> Any:
+        """What was given, or the usual."""
+        return getattr(self, name) if given is None else given
 
 
 @dataclass(frozen=True)
@@ -61,6 +82,19 @@ class Context:
     neighbours: torch.Tensor
     ring: torch.Tensor
     offset: torch.Tensor
+
+
+@dataclass(frozen=True)
+class GeneContext:
+    """Genes of the neighbourhood of a batch of spots.
+
+    Attributes
+    ----------
+    rings
+        Standardised mean expression of each spot with its neighbours, and the mean of that, shape (spots, rings, genes).
+    """
+
+    rings: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -124,6 +158,10 @@ class Encoder(nn.Module):
         Width of the embedding.
     uses_graph
         Whether the encoder reads the neighbourhood.
+    needs_graph
+        Whether it cannot do without.
+    n_rings
+        Rings of which it sees genes, and not components.
     uses_section
         Whether it reads all spots of the section.
     uses_positions
@@ -132,6 +170,13 @@ class Encoder(nn.Module):
         Whether both stages can only be learned at once.
     residual
         What the heads correct when the user does not say; see :class:`stmsi.model.HurdleNet`.
+    several_nets
+        Whether one network for each held-out group is trained when the user does not say.
+    usual
+        How it is trained when the user does not say.
+    correlation_weight
+        Weight of one less the correlation inside a batch beside the loss of the intensity. Where it is not 0, training ends by the
+        correlation inside held-out sections.
     is_grouped
         Whether each metabolite has units of the embedding of its own, which lie one group after the other.
     bank
@@ -142,10 +187,15 @@ class Encoder(nn.Module):
     is_grouped: bool = False
     bank: ProfileBank | None
     uses_graph: ClassVar[bool] = False
+    needs_graph: ClassVar[bool] = False
+    n_rings: ClassVar[int] = 0
     uses_section: ClassVar[bool] = False
     uses_positions: ClassVar[bool] = False
     is_joint: ClassVar[bool] = False
     residual: ClassVar[str | None] = "ridge"
+    several_nets: ClassVar[bool] = False
+    usual: ClassVar[Usual] = Usual()
+    correlation_weight: ClassVar[float] = 0.0
 
     def __init__(self, sizes: Sizes, **kwargs: Any) -> None:
         if kwargs:
@@ -203,18 +253,53 @@ class Queries:
     Attributes
     ----------
     embedding
-        Shape (metabolites, width).
+        What each head asks with, shape (metabolites, heads, width).
     bias
-        By how much each prefers the tokens of a spot before it has seen any, shape (metabolites, tokens); `None`: not at
-        all.
+        By how much each prefers genes before their keys are looked at, shape (metabolites, heads, genes).
+    mix
+        Weight of the values of each ring, shape (metabolites, heads, rings).
+    known
+        1 for metabolites of the training data, 0 for others, which have nothing of their own; shape (metabolites,).
     """
 
     embedding: torch.Tensor
-    bias: torch.Tensor | None = None
+    bias: torch.Tensor
+    mix: torch.Tensor
+    known: torch.Tensor
+
+    def some(self, at: torch.Tensor) -> Queries:
+        """Some of the metabolites, by position."""
+        return Queries(self.embedding[at], self.bias[at], self.mix[at], self.known[at])
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What the training spots and the knowledge of the user tell of metabolites and genes.
+
+    Attributes
+    ----------
+    mz
+        In Da, NaN where unknown, shape (metabolites,).
+    descriptors
+        Further numbers, NaN where unknown, shape (metabolites, descriptors).
+    screened
+        How strongly each gene goes with each metabolite inside the training sections, shape (metabolites, genes).
+    loadings
+        Correlation of genes with principal components, shape (components, genes).
+    prior
+        Weights of the genes that are known to belong to each metabolite, shape (metabolites, genes); `None` where nothing is
+        known.
+    """
+
+    mz: torch.Tensor
+    descriptors: torch.Tensor
+    screened: torch.Tensor
+    loadings: torch.Tensor
+    prior: torch.Tensor | None = None
 
 
 class MetaboliteEncoder(Encoder):
-    """A batch of spots in, one embedding per spot **and metabolite** out, which all metabolites read with one head.
+    """A batch of spots in, the activity of some heads per spot **and metabolite** out.
 
     What such an encoder knows of a metabolite is its query, so that it can be asked for others than those it was trained on.
 
@@ -222,8 +307,10 @@ class MetaboliteEncoder(Encoder):
     ----------
     n_heads
         Attention heads.
-    tokens_are_genes
-        Whether metabolites attend to genes, and not to programmes of them.
+    sign
+        Whether each head looks for what goes with a metabolite (1) or against it (-1), shape (heads,).
+    genes_per_metabolite
+        Genes that each metabolite chooses before training.
     largest_batch
         Spots whose arrays fit into memory at once in a prediction.
     """
@@ -231,34 +318,17 @@ class MetaboliteEncoder(Encoder):
     is_joint = True
     residual = None
     n_heads: int
-    tokens_are_genes: bool
+    genes_per_metabolite: int
     largest_batch: int
+    sign: torch.Tensor
 
     @abstractmethod
-    def initialise(self, loadings: torch.Tensor, seed: int) -> None:
-        """Start from what the training spots tell of genes.
-
-        Parameters
-        ----------
-        loadings
-            Correlation of genes with principal components, shape (components, genes).
-        seed
-            For what is drawn at random.
-        """
+    def describe(self, evidence: Evidence, seed: int) -> None:
+        """Begin from what is known; `seed` is for what is drawn at random."""
 
     @abstractmethod
-    def describe(self, mz: torch.Tensor, descriptors: torch.Tensor, prior: torch.Tensor | None = None) -> None:
-        """Take what is known of the metabolites of the training data.
-
-        Parameters
-        ----------
-        mz
-            In Da, NaN where unknown, shape (metabolites,).
-        descriptors
-            Further numbers, NaN where unknown, shape (metabolites, descriptors).
-        prior
-            Weights of the genes that are known to belong to each metabolite, shape (metabolites, genes).
-        """
+    def made_uniform(self) -> AbstractContextManager[None]:
+        """Every metabolite attends to all genes alike inside: what is left of a prediction then is not due to attention."""
 
     @abstractmethod
     def ask(self, metabolites: torch.Tensor | None = None) -> Queries:
@@ -266,40 +336,24 @@ class MetaboliteEncoder(Encoder):
 
     @abstractmethod
     def ask_unseen(self, mz: torch.Tensor, descriptors: torch.Tensor) -> Queries:
-        """Queries of other metabolites, as in :meth:`describe`."""
+        """Queries of other metabolites, as in :class:`Evidence`."""
 
     @abstractmethod
-    def shares(self) -> torch.Tensor:
-        """Share of each gene in each token, shape (tokens, genes); rows sum to 1."""
-
-    @abstractmethod
-    def attention(
-        self, x: torch.Tensor, mask: torch.Tensor | None = None, queries: Queries | None = None
-    ) -> torch.Tensor:
-        """Weights with which metabolites attend to tokens, shape (spots, metabolites, tokens); they sum to 1.
-
-        Parameters
-        ----------
-        x, mask, queries
-            As for :meth:`forward`.
-        """
-
-    @abstractmethod
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: torch.Tensor,
         covariates: torch.Tensor,
-        context: Context | None = None,
+        context: GeneContext | None = None,
         *,
         mask: torch.Tensor | None = None,
         queries: Queries | None = None,
     ) -> torch.Tensor:
-        """Embed spots for each metabolite.
+        """Attend.
 
         Parameters
         ----------
         x, covariates, context
-            As for :class:`Encoder`.
+            As for :class:`Encoder`; the context holds genes.
         mask
             Signature of each spot's cluster, shape (spots, genes).
         queries
@@ -307,5 +361,56 @@ class MetaboliteEncoder(Encoder):
 
         Returns
         -------
-        Shape (spots, metabolites, ``n_output``).
+        Shape (spots, metabolites, ``n_heads``).
+        """
+
+    @abstractmethod
+    def contributions(
+        self,
+        x: torch.Tensor,
+        slope: torch.Tensor,
+        context: GeneContext | None = None,
+        *,
+        mask: torch.Tensor | None = None,
+        queries: Queries,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Attention of single spots, and what it makes of each gene.
+
+        Parameters
+        ----------
+        x, context, mask, queries
+            As for :meth:`forward`.
+        slope
+            Of each head, shape (metabolites, heads).
+
+        Returns
+        -------
+        Attention, the mean over heads, each by the size of its slope; and attention x value x slope, whose sum over genes is the
+        sum of the outputs of :meth:`forward` times the slopes. Both of shape (spots, metabolites, genes).
+        """
+
+    @abstractmethod
+    def summed(
+        self,
+        x: torch.Tensor,
+        slope: torch.Tensor,
+        membership: torch.Tensor,
+        context: GeneContext | None = None,
+        *,
+        mask: torch.Tensor | None = None,
+        queries: Queries,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sums of :meth:`contributions` over groups of spots, without an array of spots x metabolites x genes.
+
+        Parameters
+        ----------
+        x, slope, context, mask, queries
+            As for :meth:`contributions`.
+        membership
+            Weight of each spot in each group, shape (spots, groups).
+
+        Returns
+        -------
+        Of attention and of contributions, shape (groups, metabolites, genes); of contributions times expression over all spots,
+        shape (metabolites, genes).
         """

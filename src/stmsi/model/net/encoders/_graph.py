@@ -39,6 +39,7 @@ class GraphEncoder(Encoder):
     """
 
     uses_graph = True
+    needs_graph = True
     uses_positions = True
     frequency: torch.Tensor
 

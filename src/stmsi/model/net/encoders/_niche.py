@@ -34,6 +34,7 @@ class NicheEncoder(Encoder):
     """
 
     uses_graph = True
+    needs_graph = True
 
     def __init__(
         self,

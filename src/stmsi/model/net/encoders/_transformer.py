@@ -1,309 +1,291 @@
-"""Metabolites that ask genes: cross-attention from metabolite queries to gene tokens."""
+"""Gene attention: metabolites that ask genes, and are told nothing but the expression of the genes that they attend to."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from math import pi, sqrt
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import pi
 
-import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import elu, scaled_dot_product_attention
 
-from stmsi.model.net.encoders._encoder import Context, MetaboliteEncoder, Queries, Sizes
+from stmsi.model.net.encoders._encoder import Evidence, GeneContext, MetaboliteEncoder, Queries, Sizes, Usual
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-_WAVELENGTHS = (1e-3, 1e4)
+WAVELENGTHS = (1e-3, 1e4)
 """Shortest and longest wavelength of the encoding of m/z, in Da, as in Casanovo."""
-_ELEMENTS = 2**21
-"""Numbers in the largest array of a prediction: larger ones leave the processor's cache and take three times as long."""
-
-_SHY = 0.3
-"""Factor on the keys' first weights: attention that hangs on single counts from the start learns their noise."""
-
-Tokens = Literal["programmes", "genes"]
-Attention = Literal["softmax", "linear"]
+_MASS_WIDTH = 32
+"""Sines and cosines of m/z."""
+_ELEMENTS = 2**20
+"""Spots times genes of a batch in prediction: larger arrays leave the processor's cache."""
+_SHARPNESS, _LIFT, _KEY = 3.0, 0.1, 0.1
+"""Where training begins: factor on the screened correlation, on the expression of a spot, size of queries and keys."""
+_OWN = 0.7
+"""Weight of own expression beside that of the rings, where training begins."""
+_SCALE, _LEAST_NORM = 0.5, 1e-3
+"""Of activities: a mean of many genes varies less than one gene, and sharp and broad attention should begin alike."""
+_FARTHEST = 3.0
+"""Standard deviations beyond which the expression of a gene draws no more attention."""
 
 
 class TransformerEncoder(MetaboliteEncoder):
-    r"""One embedding per metabolite and spot: metabolite queries attend to gene tokens.
+    r"""Metabolite queries attend to genes; **nothing reaches a prediction but attended gene values**.
 
-    **Tokens.** Token :math:`t` of a spot is :math:`x_t e_t + p_t + m_t\,u`: its expression :math:`x_t` times an embedding,
-    plus a second embedding of which token it is, plus, where the spot's cluster has a signature, the share :math:`m_t` of
-    the token's genes that belong to it times a learned vector. A token is a gene, or a *programme*: a learned weighted sum of
-    all genes, which begins as a group of genes that rise and fall together.
+    **Attention.** Head :math:`h` of metabolite :math:`m` attends to gene :math:`g` in spot :math:`i` with the softmax over genes of
 
-    **Queries.** A metabolite asks with a learned embedding plus a linear map of sines and cosines of its m/z (after
-    Casanovo) and of its descriptors. With ``query_dropout``, learned embeddings are left out at random while training, so that
-    a metabolite that was never measured can be asked for with what is known of it.
+    .. math::
+        \tau_{mh} s_h C_{mg} + \pi K_{mg} + \sigma_h S_{c(i)g} + q_{mh} \cdot k_g + \beta_h z_{ig}.
 
-    **Attention.** ``"softmax"``, or ``"linear"`` (after SEQUOIA): with the kernel :math:`\phi = \mathrm{elu} + 1` the sums
-    over tokens are the same for all queries, and the cost is linear in both.
+    :math:`C` is how strongly the gene goes with the metabolite inside the training sections. The sign :math:`s_h` is 1 in every
+    first and -1 in every second head, which so attend to genes that go with the metabolite, and against it. :math:`K` are genes
+    known to belong to it, :math:`S` is the signature mask of the spot's cluster, and :math:`z` standardised expression. The query
+    :math:`q` is a learned embedding plus a linear map of sines and cosines of m/z (after Casanovo) and of descriptors; the key
+    :math:`k` begins as the loadings of the gene on the principal components. All other Greek letters are learned.
+
+    **Values** are the expression of the spot and, with a graph, of its first and second ring, with a learned weight for each
+    metabolite and head. The output is the attended value of each head.
+
+    The logit is a sum of one term of metabolite and gene, and one of spot and gene, so that the softmax is a quotient of two
+    matrix products. That is exact, and its cost is linear in spots, genes and metabolites.
 
     Parameters
     ----------
     sizes
         As for :class:`Encoder`.
-    tokens
-        ``"programmes"`` or ``"genes"``.
-    n_tokens
-        Number of programmes.
-    attention
-        ``"softmax"`` or ``"linear"``.
-    n_hidden
-        Width of the embeddings.
     n_heads
-        Attention heads.
-    dropout
-        Share of hidden units left out while training.
-    input_dropout
-        Share of genes left out while training.
+        Attention heads, an even number.
+    n_hidden
+        Width of queries and keys.
     query_dropout
-        Share of metabolites whose learned embedding is left out in a training step. It costs some accuracy on those that
-        are measured.
+        Share of metabolites that a training step knows by m/z and descriptors alone. It costs some accuracy on those that are
+        measured.
     descriptors
         Numeric columns of the feature table that describe metabolites beside their m/z.
+    genes_per_metabolite
+        Genes that each metabolite chooses before training; all metabolites attend to those that any has chosen.
 
     References
     ----------
-    Yilmaz et al., Casanovo (2024); Pizurica et al., SEQUOIA (2024); Katharopoulos et al., *Transformers are RNNs* (2020).
+    Yilmaz et al., Casanovo (2024); Pizurica et al., SEQUOIA (2024).
     """
 
+    uses_graph = True
+    n_rings = 2
+    several_nets = True
+    usual = Usual(max_epochs=100, patience=8, batch_size=256, lr=1e-2)
+    correlation_weight = 0.5
     mass: torch.Tensor
     descriptors: torch.Tensor
     descriptor_mean: torch.Tensor
     descriptor_scale: torch.Tensor
     prior: torch.Tensor
+    screened: torch.Tensor
+    sign: torch.Tensor
 
     def __init__(
         self,
         sizes: Sizes,
-        tokens: Tokens = "programmes",
-        n_tokens: int | None = None,
-        attention: Attention = "linear",
-        n_hidden: int = 96,
-        n_heads: int = 4,
-        dropout: float = 0.3,
-        input_dropout: float = 0.5,
+        n_heads: int = 2,
+        n_hidden: int = 32,
         query_dropout: float = 0.0,
         descriptors: Sequence[str] = (),
+        genes_per_metabolite: int = 40,
     ) -> None:
         super().__init__(sizes)
-        for name, value, known in (
-            ("tokens", tokens, ("programmes", "genes")),
-            ("attention", attention, ("softmax", "linear")),
-        ):
-            if value not in known:
-                msg = f"{name} must be one of {known}, found {value!r}."
-                raise ValueError(msg)
-        if tokens == "genes" and n_tokens is not None:
-            msg = "n_tokens counts programmes; for tokens='genes' every gene is a token: choose them with n_top_genes."
+        if genes_per_metabolite < 1:
+            msg = f"genes_per_metabolite must be at least 1, found {genes_per_metabolite!r}."
             raise ValueError(msg)
-        if n_hidden % (2 * n_heads):
-            msg = f"n_hidden={n_hidden} must be a multiple of 2 n_heads={2 * n_heads}."
+        if n_heads < 2 or n_heads % 2:
+            msg = f"n_heads={n_heads} must be an even number: half of the heads attend to genes that go against a metabolite."
             raise ValueError(msg)
-        self.tokens_are_genes, self.kernel, self.n_heads = tokens == "genes", attention, n_heads
-        self.query_dropout = query_dropout
-        n_tokens = sizes.n_genes if tokens == "genes" else n_tokens or min(64, sizes.n_genes)
-        self.n_output = n_hidden
-        self.largest_batch = max(1, _ELEMENTS // (max(n_tokens, sizes.n_metabolites) * n_hidden))
-        # -- metabolites
-        self.register_buffer("mass", torch.zeros(sizes.n_metabolites, n_hidden))
-        self.register_buffer("descriptors", torch.zeros(sizes.n_metabolites, len(descriptors)))
+        n, n_genes = sizes.n_metabolites, sizes.n_genes
+        self.n_heads = self.n_output = n_heads
+        self.query_dropout, self._uniform = query_dropout, False
+        self.genes_per_metabolite = genes_per_metabolite
+        self.largest_batch = max(1, _ELEMENTS // max(n_genes, 1))
+        self.register_buffer("mass", torch.zeros(n, _MASS_WIDTH))
+        self.register_buffer("descriptors", torch.zeros(n, len(descriptors)))
         self.register_buffer("descriptor_mean", torch.zeros(len(descriptors)))
         self.register_buffer("descriptor_scale", torch.ones(len(descriptors)))
-        self.register_buffer("prior", torch.zeros(sizes.n_metabolites if sizes.has_prior else 0, sizes.n_genes))
-        self.learned = nn.Embedding(sizes.n_metabolites, n_hidden)
-        self.from_mass = nn.Linear(n_hidden, n_hidden, bias=False)
-        self.from_descriptors = nn.Linear(len(descriptors), n_hidden, bias=False) if descriptors else None
+        self.register_buffer("prior", torch.zeros(n if sizes.has_prior else 0, n_genes))
+        self.register_buffer("screened", torch.zeros(n, n_genes))
+        self.register_buffer("sign", torch.tensor([1.0, -1.0]).repeat(n_heads // 2), persistent=False)
+        # -- logits
+        self.sharpness = nn.Parameter(torch.full((n, n_heads), _SHARPNESS))
+        self.learned = nn.Parameter(_KEY * torch.randn(n, n_heads, n_hidden))
+        self.from_mass = nn.Linear(_MASS_WIDTH, n_heads * n_hidden, bias=False)
+        self.from_descriptors = nn.Linear(len(descriptors), n_heads * n_hidden, bias=False) if descriptors else None
+        for layer in (self.from_mass, self.from_descriptors):
+            if layer is not None:
+                nn.init.normal_(layer.weight, std=_KEY * max(layer.in_features, 1) ** -0.5)
+        self.key = nn.Parameter(_KEY * torch.randn(n_genes, n_hidden))
+        self.lift = nn.Parameter(torch.full((n_heads,), _LIFT))
         self.prior_strength = nn.Parameter(torch.ones(())) if sizes.has_prior else None
-        # -- tokens
-        self.input_dropout = nn.Dropout(input_dropout)
-        self.programmes = nn.Linear(sizes.n_genes, n_tokens, bias=False) if tokens == "programmes" else None
-        self.value_of = nn.Parameter(torch.randn(n_tokens, n_hidden))
-        self.identity_of = nn.Parameter(0.5 * torch.randn(n_tokens, n_hidden))
-        self.in_signature = nn.Parameter(torch.zeros(n_hidden))
-        # -- attention
-        self.query = nn.Linear(n_hidden, n_hidden)
-        self.key = nn.Linear(n_hidden, n_hidden, bias=False)
-        self.value = nn.Linear(n_hidden, n_hidden, bias=False)
-        with torch.no_grad():
-            self.key.weight.mul_(_SHY)
-        self.from_covariates = nn.Linear(sizes.n_covariates, n_hidden, bias=False) if sizes.n_covariates else None
-        self.gate = nn.Linear(n_hidden, n_hidden)
-        self.shift = nn.Linear(n_hidden, n_hidden)
-        self.before = nn.LayerNorm(n_hidden)
-        self.dropout = nn.Dropout(dropout)
+        self.signature_strength = nn.Parameter(torch.full((n_heads,), _LIFT)) if sizes.has_signature else None
+        # -- values
+        n_values = 1 + (self.n_rings if sizes.has_graph else 0)
+        first = torch.tensor([1.0] if n_values == 1 else [_OWN, *[(1 - _OWN) / self.n_rings] * self.n_rings])
+        self.mix = nn.Parameter(first.repeat(n_heads, 1))
+        self.mix_of = nn.Parameter(torch.zeros(n, n_heads, n_values))
 
     @torch.no_grad()
-    def initialise(self, loadings: torch.Tensor, seed: int) -> None:
-        """Let programmes begin as groups of genes that rise and fall together; see :class:`MetaboliteEncoder`."""
-        if self.programmes is not None:
-            self.programmes.weight.zero_()
-            weight = gene_groups(loadings.cpu().numpy(), len(self.programmes.weight), seed)
-            self.programmes.weight[:, : weight.shape[1]] = torch.as_tensor(weight).to(self.programmes.weight)
-
-    @torch.no_grad()
-    def describe(self, mz: torch.Tensor, descriptors: torch.Tensor, prior: torch.Tensor | None = None) -> None:
-        """Take what is known of the metabolites; see :class:`MetaboliteEncoder`."""
-        self.mass.copy_(encode_mz(mz, self.n_output))
-        known = ~descriptors.isnan()
+    def describe(self, evidence: Evidence, seed: int) -> None:
+        """Begin from what is known; see :class:`MetaboliteEncoder`."""
+        self.mass.copy_(encode_mz(evidence.mz, _MASS_WIDTH))
+        known = ~evidence.descriptors.isnan()
         count = known.sum(dim=0).clamp(min=1)
-        self.descriptor_mean.copy_(descriptors.nan_to_num(0).sum(dim=0) / count)
-        deviation = (descriptors - self.descriptor_mean).nan_to_num(0)
+        self.descriptor_mean.copy_(evidence.descriptors.nan_to_num(0).sum(dim=0) / count)
+        deviation = (evidence.descriptors - self.descriptor_mean).nan_to_num(0)
         scale = (deviation.square().sum(dim=0) / count).sqrt()
         self.descriptor_scale.copy_(torch.where(scale > 0, scale, torch.ones_like(scale)))
-        self.descriptors.copy_(descriptors)
-        if prior is not None:
-            self.prior.copy_(prior)
+        self.descriptors.copy_(evidence.descriptors)
+        if evidence.prior is not None:
+            self.prior.copy_(evidence.prior)
+        self.screened.copy_(evidence.screened)
+        generator = torch.Generator().manual_seed(seed)
+        self.key.copy_(_KEY * torch.randn(self.key.shape, generator=generator))
+        n = min(len(evidence.loadings), self.key.shape[1])
+        self.key[:, :n] = evidence.loadings[:n].T.to(self.key)
+
+    @contextmanager
+    def made_uniform(self) -> Iterator[None]:
+        """Every metabolite attends to all genes alike inside; see :class:`MetaboliteEncoder`."""
+        self._uniform = True
+        try:
+            yield
+        finally:
+            self._uniform = False
 
     def ask(self, metabolites: torch.Tensor | None = None) -> Queries:
         """Queries of metabolites of the training data; see :class:`MetaboliteEncoder`."""
-        learned = self.learned.weight
+        known = self.screened.new_ones(len(self.learned))
         if self.training and self.query_dropout:
-            learned = learned * (torch.rand(len(learned), 1, device=learned.device) >= self.query_dropout)
-        embedding = learned + self._known(self.mass, self.descriptors)
-        bias = self._bias(self.prior) if self.prior_strength is not None else None
-        if metabolites is None:
-            return Queries(embedding, bias)
-        return Queries(embedding[metabolites], None if bias is None else bias[metabolites])
+            known = (torch.rand(len(known), device=known.device) >= self.query_dropout).to(known)
+        each = known[:, None, None]
+        embedding = self.learned * each + self._described(self.mass, self.descriptors)
+        bias = (self.sharpness * self.sign).unsqueeze(-1) * self.screened.unsqueeze(1) * each
+        if self.prior_strength is not None:
+            bias = bias + (self.prior_strength * self.prior).unsqueeze(1)
+        queries = Queries(embedding, bias, self.mix + self.mix_of * each, known)
+        return queries if metabolites is None else queries.some(metabolites)
 
     def ask_unseen(self, mz: torch.Tensor, descriptors: torch.Tensor) -> Queries:
         """Queries of other metabolites; see :class:`MetaboliteEncoder`."""
-        return Queries(self._known(encode_mz(mz, self.n_output).to(self.mass), descriptors.to(self.mass)))
+        embedding = self._described(encode_mz(mz, _MASS_WIDTH).to(self.mass), descriptors.to(self.mass))
+        n = len(embedding)
+        bias = embedding.new_zeros(n, self.n_heads, len(self.key))
+        return Queries(embedding, bias, self.mix.expand(n, -1, -1), embedding.new_zeros(n))
 
-    def _known(self, mass: torch.Tensor, descriptors: torch.Tensor) -> torch.Tensor:
-        known = self.from_mass(mass)
-        if self.from_descriptors is None:
-            return known
-        scaled = (descriptors - self.descriptor_mean) / self.descriptor_scale
-        return known + self.from_descriptors(scaled.nan_to_num(0))
+    def _described(self, mass: torch.Tensor, descriptors: torch.Tensor) -> torch.Tensor:
+        """The part of queries that follows from m/z and descriptors, shape (metabolites, heads, width)."""
+        out = self.from_mass(mass)
+        if self.from_descriptors is not None:
+            scaled = (descriptors - self.descriptor_mean) / self.descriptor_scale
+            out = out + self.from_descriptors(scaled.nan_to_num(0))
+        return out.unflatten(1, (self.n_heads, -1))
 
-    def _bias(self, prior: torch.Tensor) -> torch.Tensor:
-        """The prior of genes as one of tokens, times its strength; the token that it favours most has 1."""
-        assert self.prior_strength is not None
-        of_token = prior if self.programmes is None else prior @ self.shares().T
-        return self.prior_strength * of_token / of_token.amax(dim=1, keepdim=True).clamp(min=1e-12)
+    def weights(self, queries: Queries) -> torch.Tensor:
+        """Attention before a spot is looked at, shape (metabolites, heads, genes); sums to 1 over genes."""
+        logit = queries.bias + torch.einsum("mhd,gd->mhg", queries.embedding, self.key)
+        if self._uniform:
+            logit = torch.zeros_like(logit)
+        return logit.softmax(dim=-1)
 
-    def shares(self) -> torch.Tensor:
-        """Share of each gene in each token, shape (tokens, genes); rows sum to 1."""
-        if self.programmes is None:
-            return torch.eye(len(self.value_of), device=self.value_of.device)
-        weight = self.programmes.weight.abs()
-        return weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)
+    def lifts(self, x: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
+        """For each head, the factor that a spot puts on the attention to each gene, shape (spots, genes)."""
+        if self._uniform:
+            return [torch.ones_like(x)] * self.n_heads
+        near = x.clamp(-_FARTHEST, _FARTHEST)
+        logits = [beta * near for beta in self.lift]
+        if mask is not None and self.signature_strength is not None:
+            logits = [logit + strength * mask for logit, strength in zip(logits, self.signature_strength, strict=True)]
+        return [logit.exp() for logit in logits]
 
-    def _tokens(self, x: torch.Tensor, mask: torch.Tensor | None) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Amount of each token in each spot, and the part of it that is in the signature; shapes (spots, tokens)."""
-        if self.programmes is None:
-            return x, mask
-        return self.programmes(x), None if mask is None else mask @ self.shares().T
+    def scale(self, weights: torch.Tensor) -> torch.Tensor:
+        """Factor on the attended values, by which heads of every sharpness vary alike; shape (metabolites, heads)."""
+        return _SCALE / weights.square().sum(dim=-1).sqrt().detach().clamp(min=_LEAST_NORM)
 
-    def _project(self, to: nn.Linear, tokens: tuple[torch.Tensor, torch.Tensor | None]) -> torch.Tensor:
-        """Keys or values of tokens, shape (spots, heads, tokens, width of a head).
+    @staticmethod
+    def values(x: torch.Tensor, context: GeneContext | None) -> list[torch.Tensor]:
+        """Expression of the spots and of their rings, each of shape (spots, genes)."""
+        return [x] if context is None else [x, *context.rings.unbind(dim=1)]
 
-        A token is a sum of embeddings, so that it is enough to project those, and no spot costs a matrix product.
-        """
-        amount, part = tokens
-        out = torch.addcmul(to(self.identity_of), amount.unsqueeze(-1), to(self.value_of))
-        if part is not None:
-            out = out + part.unsqueeze(-1) * to(self.in_signature)
-        return self._heads(out)
-
-    def _heads(self, items: torch.Tensor) -> torch.Tensor:
-        """(..., items, n_hidden) as (..., heads, items, width of a head)."""
-        return items.unflatten(-1, (self.n_heads, -1)).transpose(-3, -2)
-
-    def attention(
-        self, x: torch.Tensor, mask: torch.Tensor | None = None, queries: Queries | None = None
-    ) -> torch.Tensor:
-        """Mean weights over heads, for the linear variant those of the kernel; see :class:`MetaboliteEncoder`."""
-        queries = queries or self.ask()
-        q, k = self._heads(self.query(queries.embedding)), self._project(self.key, self._tokens(x, mask))
-        if self.kernel == "softmax":
-            logit = q @ k.transpose(-1, -2) / sqrt(q.shape[-1])
-            return (logit if queries.bias is None else logit + queries.bias).softmax(dim=-1).mean(dim=1)
-        weight = (elu(q) + 1) @ (elu(k) + 1).transpose(-1, -2)
-        if queries.bias is not None:
-            weight = weight + self._extra(queries.bias)
-        return (weight / weight.sum(dim=-1, keepdim=True)).mean(dim=1)
-
-    def _extra(self, bias: torch.Tensor) -> torch.Tensor:
-        """What the prior adds to the weights of the linear variant, in units of a token without any preference."""
-        return bias.clamp(min=0) * (self.n_output // self.n_heads)
-
-    def _attend(self, x: torch.Tensor, mask: torch.Tensor | None, queries: Queries) -> torch.Tensor:
-        """What metabolites see, shape (spots, metabolites, n_hidden), without an array spots x metabolites x tokens."""
-        tokens = self._tokens(x, mask)
-        q = self._heads(self.query(queries.embedding))
-        k, v = self._project(self.key, tokens), self._project(self.value, tokens)
-        if self.kernel == "softmax":
-            seen = scaled_dot_product_attention(q.expand(len(k), *q.shape), k, v, attn_mask=queries.bias)
-        else:
-            q, k = elu(q) + 1, elu(k) + 1
-            seen, total = q @ (k.transpose(-1, -2) @ v), q @ k.sum(dim=-2).unsqueeze(-1)
-            if queries.bias is not None:
-                extra = self._extra(queries.bias)
-                seen, total = seen + extra @ v, total + extra.sum(dim=-1, keepdim=True)
-            seen = seen / total
-        return seen.transpose(-3, -2).flatten(-2)
-
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: torch.Tensor,
         covariates: torch.Tensor,
-        context: Context | None = None,
+        context: GeneContext | None = None,
         *,
         mask: torch.Tensor | None = None,
         queries: Queries | None = None,
     ) -> torch.Tensor:
-        """Embed spots; see :class:`MetaboliteEncoder`."""
+        """Attend; see :class:`MetaboliteEncoder`."""
         queries = queries or self.ask()
-        seen = self._attend(self.input_dropout(x), mask, queries)
-        if self.from_covariates is not None:
-            seen = seen + self.from_covariates(covariates).unsqueeze(1)
-        # each metabolite reads what it has seen in its own way, which follows from its query alone
-        h = torch.addcmul(self.shift(queries.embedding), self.before(seen), 1 + self.gate(queries.embedding)).relu()
-        # the same units for all metabolites of a spot, which is as good and costs next to nothing
-        return h * self.dropout(h.new_ones(len(h), 1, self.n_output)) if self.training else h
+        weights, values, heads = self.weights(queries), self.values(x, context), []
+        for h, lift in enumerate(self.lifts(x, mask)):
+            own = weights[:, h].T
+            # the rings side by side: one product for all of them
+            lifted = torch.cat([lift * value for value in values], dim=1)
+            mixed = torch.cat([own * queries.mix[:, h, j] for j in range(len(values))])
+            heads.append((lifted @ mixed) / (lift @ own))
+        return torch.stack(heads, dim=-1) * self.scale(weights)
+
+    def contributions(
+        self,
+        x: torch.Tensor,
+        slope: torch.Tensor,
+        context: GeneContext | None = None,
+        *,
+        mask: torch.Tensor | None = None,
+        queries: Queries,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What attention makes of each gene in single spots; see :class:`MetaboliteEncoder`."""
+        weights, values = self.weights(queries), self.values(x, context)
+        scaled = slope * self.scale(weights)
+        size = slope.abs()
+        share = size / size.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        attended = x.new_zeros(len(x), *weights.shape[::2])
+        made = torch.zeros_like(attended)
+        for h, lift in enumerate(self.lifts(x, mask)):
+            own = lift.unsqueeze(1) * weights[:, h]
+            own = own / own.sum(dim=-1, keepdim=True)
+            value = sum(queries.mix[:, h, j, None] * v.unsqueeze(1) for j, v in enumerate(values))
+            attended += own * share[:, h, None]
+            made += own * value * scaled[:, h, None]
+        return attended, made
+
+    def summed(
+        self,
+        x: torch.Tensor,
+        slope: torch.Tensor,
+        membership: torch.Tensor,
+        context: GeneContext | None = None,
+        *,
+        mask: torch.Tensor | None = None,
+        queries: Queries,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Sums of contributions over groups of spots; see :class:`MetaboliteEncoder`."""
+        weights, values = self.weights(queries), self.values(x, context)
+        scaled, size = slope * self.scale(weights), slope.abs()
+        share = size / size.sum(dim=1, keepdim=True).clamp(min=1e-12)
+        n_groups = membership.shape[1]
+        attended = x.new_zeros(n_groups, len(slope), x.shape[1])
+        made, along = torch.zeros_like(attended), torch.zeros_like(attended[0])
+        for h, lift in enumerate(self.lifts(x, mask)):
+            own = weights[:, h]
+            inverse = 1 / (lift @ own.T)
+            of_group = [(inverse * membership[:, k, None]).T for k in range(n_groups)]
+            attended += torch.stack([m @ lift for m in of_group]) * own * share[:, h, None]
+            for j, value in enumerate(values):
+                factor = own * (scaled[:, h] * queries.mix[:, h, j]).unsqueeze(-1)
+                made += torch.stack([m @ (lift * value) for m in of_group]) * factor
+                along += (inverse.T @ (lift * value * x)) * factor
+        return attended, made, along
 
 
 def encode_mz(mz: torch.Tensor, width: int) -> torch.Tensor:
     """Sines and cosines of m/z, shape (metabolites, width); 0 where it is NaN."""
-    shortest, longest = _WAVELENGTHS
+    shortest, longest = WAVELENGTHS
     # single precision leaves a tenth of the shortest wavelength undecided
     wavelength = shortest * (longest / shortest) ** torch.linspace(0, 1, width // 2, dtype=torch.float64)
     angle = 2 * pi * mz.to("cpu", torch.float64).unsqueeze(-1) / wavelength
     return torch.cat([angle.sin(), angle.cos()], dim=-1).nan_to_num(0.0).to(torch.float32)
-
-
-def gene_groups(loadings: NDArray[np.float32], n_groups: int, seed: int) -> NDArray[np.float32]:
-    """Groups of genes whose expression goes together, as weights of unit variance.
-
-    Parameters
-    ----------
-    loadings
-        Correlation of standardised genes with principal components, shape (components, genes).
-    n_groups
-        Number of groups.
-    seed
-        For k-means.
-
-    Returns
-    -------
-    Shape (groups, genes). A gene weighs by how much the components know of it.
-    """
-    from sklearn.cluster import KMeans
-
-    loadings = loadings.astype(np.float64)
-    known = np.sqrt((loadings**2).sum(axis=0))
-    direction = (loadings / np.maximum(known, 1e-12)).T
-    weight = np.zeros((n_groups, len(known)))
-    n_groups = min(n_groups, len(np.unique(direction, axis=0)))
-    group = KMeans(n_groups, n_init=1, random_state=seed).fit_predict(direction)
-    weight[group, np.arange(len(known))] = known
-    rest = np.maximum(1 - known**2, 0)
-    deviation = np.sqrt(((weight @ loadings.T) ** 2).sum(axis=1) + (weight**2) @ rest)
-    return np.asarray(weight / np.maximum(deviation, 1e-12)[:, None], dtype=np.float32)

@@ -5,6 +5,12 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+_SLOPE = 0.3
+"""Of each head, where training begins."""
+_EMBEDDING, _BEND, _SMALL = 8, 32, 0.1
+"""Width of the embedding of a metabolite, units of the network that all share, and the size with which embeddings begin."""
+_SATURATION = 0.7
+
 
 class GroupedHead(nn.Module):
     """One output for each metabolite, from the hidden units that are its own and from those that all share.
@@ -59,36 +65,69 @@ class LinearPath(nn.Module):
         return inputs @ self.weight + self.bias
 
 
-class SharedHead(nn.Module):
-    """One linear map for the embeddings of all metabolites, then a scale and a bias for each.
+class AttentionReadOut(nn.Module):
+    """Reads the activities of attention heads to one value for each metabolite.
+
+    That is a level, a slope for each head, and a bend: a small network shared by all metabolites, which sees the saturated
+    activities and an embedding of the metabolite. It begins at 0, and learns saturation and products. Covariates add a linear term.
 
     Parameters
     ----------
-    width
-        Of the embeddings.
+    sign
+        Of each head, with which its slope begins.
     n_metabolites
         Metabolites of the training data.
+    n_covariates
+        Columns of the covariates.
     """
 
-    def __init__(self, width: int, n_metabolites: int) -> None:
+    def __init__(self, sign: torch.Tensor, n_metabolites: int, n_covariates: int = 0) -> None:
         super().__init__()
-        self.shared = nn.Linear(width, 1)
-        self.scale = nn.Parameter(torch.zeros(n_metabolites))  # less 1
-        self.bias = nn.Parameter(torch.zeros(n_metabolites))
+        self.slope = nn.Parameter(_SLOPE * sign.clone())
+        self.slope_of = nn.Parameter(torch.zeros(n_metabolites, len(sign)))  # less that of all
+        self.level = nn.Parameter(torch.zeros(n_metabolites))
+        self.embedding = nn.Parameter(_SMALL * torch.randn(n_metabolites, _EMBEDDING))
+        self.bend = nn.Sequential(nn.Linear(len(sign) + _EMBEDDING, _BEND), nn.GELU(), nn.Linear(_BEND, 1))
+        for parameter in self.bend[2].parameters():
+            nn.init.zeros_(parameter)
+        self.covariates = nn.Linear(n_covariates, n_metabolites, bias=False) if n_covariates else None
+        if self.covariates is not None:
+            nn.init.zeros_(self.covariates.weight)
 
-    def forward(self, embedding: torch.Tensor, metabolites: torch.Tensor | None = None) -> torch.Tensor:
-        """Read embeddings, shape (spots, metabolites, width), to one value each.
+    def begin_at_zero(self) -> None:
+        """Begin as a correction: slopes are 0."""
+        for parameter in (self.slope, self.slope_of):
+            nn.init.zeros_(parameter)
+
+    def slopes(self, known: torch.Tensor, metabolites: torch.Tensor | None = None) -> torch.Tensor:
+        """Slope of each head, shape (metabolites, heads); arguments as for :meth:`forward`."""
+        own = self.slope_of if metabolites is None else self.slope_of[metabolites]
+        return self.slope + own * known.unsqueeze(-1)
+
+    def forward(
+        self,
+        activity: torch.Tensor,
+        known: torch.Tensor,
+        covariates: torch.Tensor,
+        metabolites: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Read activities, shape (spots, metabolites, heads), to values of shape (spots, metabolites).
 
         Parameters
         ----------
-        embedding
-            The embeddings.
+        activity
+            Attended values.
+        known
+            1 for metabolites that have a level, a slope and an embedding of their own, else 0; shape (metabolites,).
+        covariates
+            Shape (spots, covariates).
         metabolites
-            Position of each metabolite, -1 for those that training did not have: they get no scale and bias of their own.
-            `None`: all in their order.
+            Position of each metabolite; `None`: all in their order.
         """
-        value = self.shared(embedding).squeeze(-1)
-        if metabolites is None:
-            return value * (1 + self.scale) + self.bias
-        seen = (metabolites >= 0).to(value.dtype)
-        return value * (1 + self.scale[metabolites] * seen) + self.bias[metabolites] * seen
+        at = slice(None) if metabolites is None else metabolites
+        embedding = (self.embedding[at] * known.unsqueeze(-1)).expand(len(activity), -1, -1)
+        bent = self.bend(torch.cat([torch.tanh(_SATURATION * activity), embedding], dim=-1)).squeeze(-1)
+        value = (activity * self.slopes(known, metabolites)).sum(dim=-1) + bent + self.level[at] * known
+        if self.covariates is not None:
+            value = value + self.covariates(covariates)[:, at] * known
+        return value

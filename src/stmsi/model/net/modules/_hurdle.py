@@ -12,10 +12,16 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from stmsi._core.learning.expression_space import TARGET_SUM
-from stmsi.model.net.encoders import ENCODERS, Context, MetaboliteEncoder, Queries, SectionContext, Sizes
+from stmsi.model.net.encoders import ENCODERS, Context, GeneContext, MetaboliteEncoder, Queries, SectionContext, Sizes
 from stmsi.model.net.encoders._section import section_keys
-from stmsi.model.net.modules._heads import GroupedHead, LinearPath, SharedHead
-from stmsi.model.net.modules._losses import IntensityLoss, PresenceLoss, intensity_loss, presence_loss
+from stmsi.model.net.modules._heads import AttentionReadOut, GroupedHead, LinearPath
+from stmsi.model.net.modules._losses import (
+    IntensityLoss,
+    PresenceLoss,
+    correlation_loss,
+    intensity_loss,
+    presence_loss,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,10 +37,12 @@ PRESENCE_KEY = "presence"
 CLUSTER_KEY = "cluster"
 FEATURES_KEY = "features"
 Stage: TypeAlias = Literal["joint", "presence", "intensity"]
-_CLIP = 10.0
+_FLAT = 1e-3
+CLIP = 10.0
+"""Standard deviations that expression may lie from its training mean."""
 _SIGNATURE_WIDTH = 32
 _OF_SECTIONS = ("in_section", "section_rows", "section_start", "section_count")
-_OF_ROWS = ("components", "neighbours", "ring", "offset", "position", *_OF_SECTIONS)
+_OF_ROWS = ("components", "neighbours", "ring", "offset", "position", "ring_genes", *_OF_SECTIONS)
 """Buffers about the spots at hand."""
 
 
@@ -76,9 +84,13 @@ class HurdleModule(BaseModuleClass):
         Heads that see the signature mask.
     has_prior
         Whether the encoder is told which genes belong to which metabolite.
+    has_graph
+        Whether spots have neighbours.
     logged
         Whether the expression comes as logarithms and not as counts.
     """
+
+    ring_genes: torch.Tensor
 
     def __init__(
         self,
@@ -98,6 +110,7 @@ class HurdleModule(BaseModuleClass):
         linear_path: bool = False,
         signature_stages: Sequence[str] = ("presence",),
         has_prior: bool = False,
+        has_graph: bool = False,
         logged: bool = False,
     ) -> None:
         super().__init__()
@@ -119,12 +132,16 @@ class HurdleModule(BaseModuleClass):
         self.register_buffer("target_mean", torch.zeros(n_metabolites))
         self.register_buffer("target_scale", torch.ones(n_metabolites))
         self.register_buffer("positive_weight", torch.ones(n_metabolites))
+        rings = ENCODERS[encoder].n_rings if has_graph else 0
+        self.register_buffer("ring_scale", torch.ones(rings, n_selected if rings else 0))
         # of the spots at hand, whoever they are: set anew for each data set and not saved
         self.register_buffer("components", torch.empty(0, n_components), persistent=False)
         self.register_buffer("neighbours", torch.empty(0, 0, dtype=torch.long), persistent=False)
         self.register_buffer("ring", torch.empty(0, 0, dtype=torch.long), persistent=False)
         self.register_buffer("offset", torch.empty(0, 0, 2), persistent=False)
         self.register_buffer("position", torch.empty(0, 2), persistent=False)
+        # half precision: of many spots this is the largest array
+        self.register_buffer("ring_genes", torch.empty(0, 0, n_selected, dtype=torch.float16), persistent=False)
         for name in _OF_SECTIONS:
             self.register_buffer(name, torch.empty(0, dtype=torch.long), persistent=False)
         self._summary: list[Summary] | None = None
@@ -133,7 +150,7 @@ class HurdleModule(BaseModuleClass):
         self.register_buffer("section_mean", torch.empty(0, n_metabolites), persistent=False)
         self.register_buffer("section_scale", torch.empty(0, n_metabolites), persistent=False)
         n_covariates = sum(n_cats_per_cov) + n_continuous + sum(n_features)
-        sizes = Sizes(n_selected, n_covariates, n_components, n_metabolites, has_prior)
+        sizes = Sizes(n_selected, n_covariates, n_components, n_metabolites, has_prior, has_graph, n_clusters > 0)
         self.encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {}))
         self.intensity_encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {})) if two_stage else None
         width = self.encoder.n_output
@@ -144,7 +161,9 @@ class HurdleModule(BaseModuleClass):
         self.presence_head: nn.Module
         self.intensity_head: nn.Module
         if isinstance(self.encoder, MetaboliteEncoder):  # whose embeddings have seen the mask
-            self.presence_head, self.intensity_head = SharedHead(width, n_metabolites), SharedHead(width, n_metabolites)
+            sign = self.encoder.sign
+            self.presence_head = AttentionReadOut(sign, n_metabolites, n_covariates)
+            self.intensity_head = AttentionReadOut(sign, n_metabolites, n_covariates)
         elif self.encoder.is_grouped:
             self.presence_head = GroupedHead(width, n_metabolites, seen["presence"])
             self.intensity_head = GroupedHead(width, n_metabolites, seen["intensity"])
@@ -152,7 +171,10 @@ class HurdleModule(BaseModuleClass):
             self.presence_head = nn.Linear(width + seen["presence"], n_metabolites)
             self.intensity_head = nn.Linear(width + seen["intensity"], n_metabolites)
         self.linear_path = LinearPath(n_selected + sum(n_features), n_metabolites) if linear_path else None
-        if linear_path:
+        if linear_path and isinstance(self.encoder, MetaboliteEncoder):
+            for head in (self.presence_head, self.intensity_head):
+                head.begin_at_zero()  # type: ignore[operator]
+        elif linear_path:
             for parameter in (*self.presence_head.parameters(), *self.intensity_head.parameters()):
                 nn.init.zeros_(parameter)
 
@@ -213,6 +235,19 @@ class HurdleModule(BaseModuleClass):
             Row, ring and relative position of each spot's neighbours; shapes (spots, K), (spots, K), (spots, K, 2).
         """
         self._set_rows(components=components, neighbours=neighbours, ring=ring, offset=offset)
+
+    def set_gene_context(self, rings: NDArray[np.float16]) -> None:
+        """Genes of the neighbourhoods of all spots that batches will name by their row, shape (spots, rings, genes used)."""
+        self._set_rows(ring_genes=rings)
+
+    def scale_rings(self, rows: NDArray[np.int64]) -> None:
+        """Bring the genes of each ring to unit variance over some spots, whose context was set."""
+        if not len(self.ring_scale):
+            return
+        rings = self.ring_genes
+        deviation = rings[torch.as_tensor(rows)].float().std(dim=0, correction=0)
+        self.ring_scale.copy_(torch.where(deviation > _FLAT, deviation, torch.ones_like(deviation)))
+        self.ring_genes = (rings / self.ring_scale).clamp(-CLIP, CLIP).half()
 
     def set_section_context(
         self, components: NDArray[np.float32], position: NDArray[np.float32], section: NDArray[np.int64]
@@ -318,14 +353,20 @@ class HurdleModule(BaseModuleClass):
     def expression(self, x: torch.Tensor) -> torch.Tensor:
         """Log expression of the genes used, standardised by the training spots: 0 is their mean."""
         if self.logged:
-            return ((x[:, self.gene_index] - self.gene_mean) / self.gene_scale).clamp(-_CLIP, _CLIP)
+            return ((x[:, self.gene_index] - self.gene_mean) / self.gene_scale).clamp(-CLIP, CLIP)
         library = x.sum(dim=1, keepdim=True)
         scaled = x[:, self.gene_index] * (TARGET_SUM / torch.where(library > 0, library, torch.ones_like(library)))
-        return ((torch.log1p(scaled) - self.gene_mean) / self.gene_scale).clamp(-_CLIP, _CLIP)
+        return ((torch.log1p(scaled) - self.gene_mean) / self.gene_scale).clamp(-CLIP, CLIP)
 
     def signature_of(self, cluster: torch.Tensor) -> torch.Tensor | None:
         """Signature mask of each spot's cluster, shape (spots, genes used); `None` where the model has none."""
         return self.signature[cluster.reshape(-1).long()] if self.n_clusters else None
+
+    def gene_context(self, row: torch.Tensor | None) -> GeneContext | None:
+        """Genes of the rings of spots; `None` where the model has no graph."""
+        if row is None or not len(self.ring_scale):
+            return None
+        return GeneContext(self.ring_genes[row.reshape(-1).long().to(self.ring_genes.device)].float())
 
     def embed(
         self,
@@ -356,8 +397,10 @@ class HurdleModule(BaseModuleClass):
             features = (features - self.feature_mean) / self.feature_scale
             columns.append(features)
             linear.append(features)
-        context: Context | SectionContext | None = None
-        if row is not None and self.encoder.uses_graph:
+        context: Context | GeneContext | SectionContext | None = None
+        if self.encoder.n_rings:
+            context = self.gene_context(row)
+        elif row is not None and self.encoder.uses_graph:
             context = self._context(row)
         elif row is not None and self.encoder.uses_section:
             context = self._section_context(row)
@@ -366,7 +409,9 @@ class HurdleModule(BaseModuleClass):
         if isinstance(self.encoder, MetaboliteEncoder):
             queries = queries or self.encoder.ask(metabolites)
             embedding = self.encoder(expression, covariates, context, mask=mask, queries=queries)
-            outputs: dict[str, torch.Tensor | None] = {"embedding": embedding, "metabolites": metabolites}
+            outputs: dict[str, torch.Tensor | None] = {
+                "embedding": embedding, "metabolites": metabolites, "known": queries.known, "covariates": covariates,
+            }  # fmt: skip
         else:
             outputs = {"embedding": self.encoder(expression, covariates, context), "mask": mask}
         if self.intensity_encoder is not None and self.stage != "presence":
@@ -383,10 +428,13 @@ class HurdleModule(BaseModuleClass):
         intensity_embedding: torch.Tensor | None = None,
         linear: torch.Tensor | None = None,
         metabolites: torch.Tensor | None = None,
+        known: torch.Tensor | None = None,
+        covariates: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """Both stages from the embedding: log-odds of presence, standardised intensity given presence."""
         if isinstance(self.encoder, MetaboliteEncoder):
-            logit, mean = self.presence_head(embedding, metabolites), self.intensity_head(embedding, metabolites)
+            read = (embedding, known, covariates, metabolites)
+            logit, mean = self.presence_head(*read), self.intensity_head(*read)
         else:
             logit, mean = self._read(embedding, mask, intensity_embedding)
         if linear is not None:
@@ -440,6 +488,8 @@ class HurdleModule(BaseModuleClass):
         logit, predicted = generative_outputs["logit"].float(), generative_outputs["mean"].float()
         presence = presence_loss(logit, present, self.positive_weight, self.presence_loss)
         intensity = intensity_loss(predicted, target, present, self.intensity_loss)
+        if self.encoder.correlation_weight:
+            intensity = intensity + self.encoder.correlation_weight * correlation_loss(predicted, target, present)
         weighted = self.intensity_weight * intensity
         loss = {"joint": presence + weighted, "presence": presence, "intensity": weighted}[self.stage]
         metrics = {"presence_loss": presence.detach(), "intensity_loss": intensity.detach()}

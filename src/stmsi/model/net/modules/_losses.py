@@ -78,6 +78,13 @@ def intensity_loss(
     return 1 - _similarity(mean, target, counts, centre=kind == "pearson") + _LEVEL * squared
 
 
+def correlation_loss(mean: torch.Tensor, target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """One less the mean correlation over the spots of the batch that have the metabolite; arguments as for :func:`intensity_loss`."""
+    counts = (present > 0) & ~torch.isnan(target)
+    target, mean = (torch.where(counts, v, torch.zeros_like(v)) for v in (target, mean))
+    return 1 - _similarity(mean, target, counts, centre=True)
+
+
 def _similarity(mean: torch.Tensor, target: torch.Tensor, counts: torch.Tensor, *, centre: bool) -> torch.Tensor:
     """Mean over metabolites of the cosine between prediction and target (centred: Pearson correlation); 1 without any.
 

@@ -1,0 +1,159 @@
+"""One network for each held-out group of spots, whose predictions are averaged."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from stmsi._data.tables import sections_of
+from stmsi._settings import logger
+from stmsi.model.net._calibration import NetCalibration
+from stmsi.model.net._run import Net, Run
+from stmsi.model.net._training_inputs import presence_counts
+from stmsi.model.net.encoders import MetaboliteEncoder
+from stmsi.model.shared._persistence import save_model
+from stmsi.model.shared._targets import drop_unmeasured
+from stmsi.model.shared._training_data import start_state, summarise_training
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stmsi.model.shared._inner_folds import InnerFolds
+    from stmsi.model.shared._spot_features import SpotFeatures
+    from stmsi.model.shared._spot_input import Spots
+    from stmsi.model.shared._targets import Targets
+
+MOST_NETS = 6
+"""Networks where their number is not said: with many sections, groups of several are held out."""
+
+
+@dataclass
+class _Made:
+    """What networks said of the group that each was trained without, shape (spots, metabolites), NaN before; the networks."""
+
+    logit: NDArray[np.float64]
+    intensity: NDArray[np.float64]
+    attended: NDArray[np.float64]  # maps before calibration
+    uniform: NDArray[np.float64]  # the same with attention made uniform
+    nets: list[Net] = field(default_factory=list)
+    histories: list[dict[str, pd.DataFrame]] = field(default_factory=list)
+    epochs: list[int] = field(default_factory=list)
+
+
+def check_n_nets(n_nets: int | str) -> None:
+    """Refuse what is no number of networks."""
+    if n_nets == "auto" or (isinstance(n_nets, int) and not isinstance(n_nets, bool) and n_nets >= 1):
+        return
+    msg = f"n_nets must be 'auto' or a whole number of at least 1, found {n_nets!r}."
+    raise ValueError(msg)
+
+
+class SeveralNets(NetCalibration):
+    """Training of one network for each held-out group, for :class:`stmsi.model.HurdleNet`."""
+
+    history_: dict[str, Any] | None
+    is_trained_: bool
+    _whole: bool = False  # whether weights, state and calibration belong together; of this training
+    _made_held_out: NDArray[np.float64] | None = None
+    """Both stages of the training spots, each by the network without its group."""
+
+    @abstractmethod
+    def _learn(self, run: Run, *, settle: bool = True, **options: Any) -> list[int]:
+        """Train one network; the number of epochs that was best for each stage."""
+
+    @abstractmethod
+    def _settle(self, run: Run, epochs: int) -> None:
+        """Calibrate by the validation spots of a run."""
+
+    @abstractmethod
+    def _fit_features(
+        self, train: Spots, targets: Targets, sample: NDArray[Any], *, screen: bool = True
+    ) -> tuple[SpotFeatures, NDArray[np.float32] | None]:
+        """Feature space of training spots, and how metabolites go with the genes in it."""
+
+    def _learn_nets(self, run: Run, folds: InnerFolds, **options: Any) -> None:
+        """Train a network without each group, and calibrate by their predictions of the groups.
+
+        Interrupted, the model is that of the groups that were done, or untrained where none was.
+
+        Parameters
+        ----------
+        run
+            Its rows are the spots of all groups.
+        folds
+            The groups, of these rows.
+        **options
+            As for the training of one network.
+        """
+        logit, intensity, attended, uniform = np.full((4, len(run.rows), len(run.targets.metabolites)), np.nan)
+        made = _Made(logit, intensity, attended, uniform)
+        for group in range(int(folds.groups.max()) + 1):
+            inside = folds.groups == group
+            part = replace(run, rows=run.rows[~inside], validation=run.rows[inside], directory=None)
+            try:
+                n_epochs = sum(self._learn(part, settle=False, **options))
+                at = run.targets.metabolites.get_indexer(self.state.metabolites)
+                spots, place = run.spots.take(part.validation), np.ix_(inside, at)
+                self._remember(part.rows)
+                said = self._forward(spots)
+                made.logit[place], made.intensity[place] = said
+                flat = self._uniform_map(spots)
+                if flat is not None:
+                    made.attended[place], made.uniform[place] = self._rough_map(*said), flat
+            except BaseException:
+                if made.nets:
+                    self._settle_nets(run, folds, made)
+                    logger.warning(
+                        "Training ended early; the model is the mean of the %d networks that were trained.",
+                        len(made.nets),
+                    )
+                raise
+            made.nets.append(Net(self.module, self.state.features, self.state.metabolites))
+            made.histories.append(dict(self.history_ or {}))
+            made.epochs.append(n_epochs)
+            if run.directory is not None:
+                self._settle_nets(run, folds, made)
+                save_model(self, run.directory, overwrite=True)
+        self._settle_nets(run, folds, made)
+
+    def _tune_nets(self, run: Run, **options: Any) -> None:
+        """Go on training every network with the same spots, and calibrate their mean; arguments as for :meth:`_learn_nets`."""
+        assert run.start is not None
+        nets, epochs = [], []
+        for net in run.start.nets:
+            epochs.append(sum(self._learn(replace(run, start=replace(run.start, nets=[net])), settle=False, **options)))
+            nets.append(Net(self.module, net.features, net.metabolites))
+        self.state_ = run.start.state
+        self._adopt(nets)
+        self._settle(run, max(epochs))
+
+    def _settle_nets(self, run: Run, folds: InnerFolds, made: _Made) -> None:
+        """Make the model the mean of its networks, calibrated by what each said of its group."""
+        assert self.adata is not None
+        known = run.targets.metabolites.isin(np.unique(np.concatenate([net.metabolites for net in made.nets])))
+        targets, train = drop_unmeasured(run.targets, run.rows), run.spots.take(run.rows)
+        targets = targets.some(np.arange(len(run.rows)), run.targets.metabolites[known])
+        sample = sections_of(self.adata, self._setup.sample_key)[run.rows]
+        features, _ = self._fit_features(train, targets, sample, screen=False)
+        self.state_ = start_state(self.adata, self._setup, targets, features, train)
+        self._adopt(made.nets)
+        columns = run.targets.metabolites.isin(targets.metabolites)
+        logit, intensity, attended, uniform = (
+            values[:, columns] for values in (made.logit, made.intensity, made.attended, made.uniform)
+        )
+        trained = presence_counts(targets.presence)
+        probability = self._calibrate_by(targets, logit, intensity, trained, folds.units, places=(sample, train.xy))
+        self._made_held_out = np.stack([probability, intensity])
+        if isinstance(self.module.encoder, MetaboliteEncoder):
+            self._note_control(targets, attended, uniform, folds.units)
+        summary = summarise_training(self.adata, self._setup, run.rows)
+        self.state.training = summary | {"epochs": made.epochs, "refit": False, "n_nets": len(made.nets)}
+        self.history_ = {
+            name: pd.concat([h[name] for h in made.histories if name in h], axis=1).mean(axis=1).to_frame(name)
+            for name in made.histories[0]
+        }
+        self.is_trained_ = self._whole = True
