@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     from stmsi.model.shared._spot_input import Spots
 
-_NOISE = 3.0
-"""Deviation of scores of neighbouring spots where nothing goes with anything: less is no evidence."""
+_NOISE = 1.0
+"""Deviation of scores where nothing goes with anything: less is no evidence."""
 
 
 def screened_genes(
@@ -64,7 +64,6 @@ def screened_genes(
     features = blocks.features(candidates)
     n_blocks = features.shape[1] // len(candidates)
     scores = np.stack([decorrelated_scores(F, intensity, section) for F in np.split(features, n_blocks, axis=1)])
-    # averages over neighbours vary more slowly, and the noise of their scores is larger
     scores /= np.maximum(scores.std(axis=(1, 2), keepdims=True), _NOISE)
     largest = np.abs(scores).argmax(axis=0)
     screened = np.take_along_axis(scores, largest[None], axis=0)[0].T
