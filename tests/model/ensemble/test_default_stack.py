@@ -15,7 +15,11 @@ from pandas.testing import assert_frame_equal
 
 import stmsi
 from stmsi.model import HurdleEnsemble, HurdleKernel, HurdleLinear, HurdleScreened
+from stmsi.model.ensemble import _hurdle_ensemble
 from stmsi.model.ensemble._hurdle_ensemble import AUTO_MEMBERS, PRIOR_MEMBER
+from stmsi.model.ensemble._members import Member
+from stmsi.model.shared._setup import Setup
+from stmsi.model.shared._training_data import TrainingData
 
 GRAPH = {"graph_key": "spatial_connectivities"}
 NAMES = ["two-stage ridge", "gene ridge", "gene ridge, z-scored", "kernel ridge", "screened ridge"]
@@ -103,6 +107,53 @@ def test_the_map_is_the_weighted_mean_of_the_maps(trained, data):
 
 
 # ------------------------------------------------------------------------------------------------------------ in words
+
+
+@pytest.mark.parametrize("worth", [True, False])
+def test_gene_attention_is_trained_where_a_first_group_gains_by_it(data, monkeypatch, worth):
+    HurdleEnsemble.setup_anndata(data, **GRAPH)
+    model = HurdleEnsemble(data, n_folds=3)
+    monkeypatch.setattr(_hurdle_ensemble, "_FEWEST_FOR_NETS", data.n_obs)
+
+    def once(self, known, group):
+        assert self.name == "gene attention"
+        measured = known.targets.intensity[group]
+        noise = np.random.default_rng(0).normal(size=measured.shape)
+        return np.stack([np.ones(measured.shape), np.nan_to_num(measured) if worth else noise])
+
+    monkeypatch.setattr(Member, "once", once)
+    fit = Member.fit
+
+    def brief(self, known, *, n_jobs=1):
+        if self.name == "gene attention":
+            self.train.update(max_epochs=1)
+        return fit(self, known, n_jobs=n_jobs)
+
+    monkeypatch.setattr(Member, "fit", brief)
+    model.train(show_progress_bar=False)
+    assert ("gene attention" in model.members) == worth
+    assert ("did not gain by them: gene attention." in str(model)) != worth
+    if worth:
+        assert model.models_[-1]._held_out_stages().shape == (2, data.n_obs, 4)
+
+
+def test_gene_attention_is_tried_with_spots_enough(data):
+    HurdleEnsemble.setup_anndata(data, **GRAPH)
+    model = HurdleEnsemble(data)
+    assert list(model._default_members(999)) == NAMES
+    assert list(model._default_members(1000)) == [*NAMES, "gene attention"]
+
+
+def test_one_network_predicts_a_group_that_it_has_not_seen(data):
+    HurdleEnsemble.setup_anndata(data, **GRAPH)
+    member = Member.create("gene attention", "transformer", Setup.read(data, "HurdleEnsemble"), 0, 3)
+    assert member.params["n_nets"] == 3
+    known = TrainingData.read(data, Setup.read(data, "HurdleEnsemble"), None, None)
+    group = (data.obs["sample"] == "s1").to_numpy()
+    member.train["max_epochs"] = 2
+    stages = member.once(known.alone(data), group)
+    assert stages.shape == (2, group.sum(), 4)
+    assert np.isfinite(stages).all()
 
 
 def test_it_says_what_was_chosen(trained, tmp_path):

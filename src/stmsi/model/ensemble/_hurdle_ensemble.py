@@ -19,7 +19,16 @@ from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec
 from stmsi.model._load import load
-from stmsi.model.ensemble._members import Member, members_by_name, named, place, predict_group, reduced_adata, stages_of
+from stmsi.model.ensemble._members import (
+    Member,
+    members_by_name,
+    named,
+    of_metabolites,
+    place,
+    predict_group,
+    reduced_adata,
+    stages_of,
+)
 from stmsi.model.linear._hurdle_linear import HurdleLinear
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._map_scale import MapScale
@@ -50,6 +59,11 @@ AUTO_MEMBERS: dict[str, ModelSpec] = {
 """Members that differ in what they see. Presence would be the same in all, and is fitted once."""
 PRIOR_MEMBER: dict[str, ModelSpec] = {"prior ridge": {"model": "prior_ridge", "presence": "prior"}}
 """The same where a knowledge prior is set up."""
+NET_MEMBER: dict[str, ModelSpec] = {"gene attention": "transformer"}
+"""The same with spots enough, if it is worth its cost."""
+_FEWEST_FOR_NETS = 1000
+_WORTH = 0.002
+"""What a costly member must add to the held-out correlation on the first group of spots to be trained for all."""
 
 
 class HurdleEnsemble(SpotModel):
@@ -140,6 +154,7 @@ class HurdleEnsemble(SpotModel):
         self.stack_: dict[str, NDArray[np.float64]] = {}
         self.scale_: MapScale | None = None
         self.failed_: dict[str, str] = {}
+        self.dropped_: dict[str, float] = {}
 
     # the same fields for every member
     setup_anndata = HurdleLinear.setup_anndata
@@ -179,7 +194,7 @@ class HurdleEnsemble(SpotModel):
 
         own = reduced_adata(data.adata, setup, train, data.rows)
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
-        models = self._fit_members(data.alone(own), n_jobs, show_progress_bar)
+        models = self._fit_members(data.alone(own), folds, n_jobs, show_progress_bar)
         held_out = self._held_out(models, own, train, targets.metabolites, groups, n_jobs, show_progress_bar)
 
         predicted = np.stack([targets.metabolites.isin(m.metabolites) for m in models])
@@ -209,18 +224,29 @@ class HurdleEnsemble(SpotModel):
         if data.validation is None:
             self._borrow_calibration(without)
 
-    def _default_members(self) -> dict[str, ModelSpec]:
-        return members_by_name(AUTO_MEMBERS if self._setup.prior_key is None else AUTO_MEMBERS | PRIOR_MEMBER)
+    def _default_members(self, n_spots: int = 0) -> dict[str, ModelSpec]:
+        members = AUTO_MEMBERS if self._setup.prior_key is None else AUTO_MEMBERS | PRIOR_MEMBER
+        if n_spots >= _FEWEST_FOR_NETS:
+            members = members | NET_MEMBER
+        return members_by_name(members)
 
-    def _fit_members(self, data: TrainingData, n_jobs: int, show_progress_bar: bool | None) -> list[HurdleModel]:
+    def _fit_members(
+        self, data: TrainingData, folds: InnerFolds, n_jobs: int, show_progress_bar: bool | None
+    ) -> list[HurdleModel]:
         """Train all members. One of the default's that fails is left out, and told; one that the user named is an error."""
-        models, kept = [], {}
-        self.failed_ = {}
+        models: list[HurdleModel] = []
+        kept: dict[str, ModelSpec] = {}
+        self.failed_, self.dropped_ = {}, {}
         if self.automatic:  # what failed once may not fail again
-            self.members = self._default_members()
+            self.members = self._default_members(len(data.rows))
         todo = track(self._make_members(), "members", total=len(self.members), show=show_progress_bar)
         for member in todo:
             try:
+                if self.automatic and member.name in NET_MEMBER:
+                    added = self._adds(member, models, data, folds)
+                    if added < _WORTH:
+                        self.dropped_[member.name] = added
+                        continue
                 models.append(member.fit(data, n_jobs=n_jobs))
                 kept[member.name] = self.members[member.name]
             except Exception as error:  # told by name, whatever it is
@@ -233,6 +259,27 @@ class HurdleEnsemble(SpotModel):
             raise ValueError(msg)
         self.members = kept
         return models
+
+    def _adds(self, member: Member, models: Sequence[HurdleModel], data: TrainingData, folds: InnerFolds) -> float:
+        """What a member adds to the held-out correlation of the others on the first group, trained once without it."""
+        group = folds.groups == 0
+        made = [m._held_out_stages() for m in models]
+        maps = [
+            of_metabolites(stages, m.state.metabolites, data.targets.metabolites).prod(axis=0)
+            for m, stages in zip(models, made, strict=True)
+            if stages is not None
+        ]
+        own = np.full(data.targets.intensity.shape, np.nan)
+        own[group] = member.once(data, group).prod(axis=0)
+        # only the first group is judged: what is known of the level is its own mean
+        truth = HeldOutTruth.of(np.where(group[:, None], data.targets.intensity, np.nan), folds.groups, folds.units)
+
+        def best(maps: Sequence[NDArray[np.float64]]) -> float:
+            stacked = np.stack(maps)
+            weights = selected_weights(truth, stacked, np.isfinite(stacked).any(axis=1))
+            return truth.score(_weighted(stacked, weights))
+
+        return best([*maps, own]) - best(maps) if maps else np.inf
 
     def _in_words(
         self, maps: NDArray[np.float64], expected: NDArray[np.float64], truth: HeldOutTruth, folds: InnerFolds
@@ -248,12 +295,16 @@ class HurdleEnsemble(SpotModel):
             f"Weighted by {int(folds.groups.max()) + 1} groups of held-out {folds.kind}: {used}. Held-out correlation "
             f"{truth.score(expected):.3f}, of the best member alone ({best}) {scores[best]:.3f}."
         )
+        if self.dropped_:
+            text += f" Left out because a first group of spots did not gain by them: {', '.join(self.dropped_)}."
         if self.failed_:
             text += f" Left out because they failed: {', '.join(self.failed_)}."
         return text
 
     def _make_members(self) -> list[Member]:
-        members = [Member.create(name, spec, self._setup, self.rng) for name, spec in self.members.items()]
+        members = [
+            Member.create(name, spec, self._setup, self.rng, self.n_folds) for name, spec in self.members.items()
+        ]
         for member in members:
             if issubclass(member.cls, HurdleEnsemble):
                 msg = f"Member {member.name!r} is an ensemble itself; list its members instead."
@@ -340,7 +391,7 @@ class HurdleEnsemble(SpotModel):
             setattr(model, name, value)
         model.n_jobs, model.adata, model.state_ = None, adata, payload["state"]
         model._setup, model.stack_, model.scale_ = payload["state"].setup, payload["stack"], payload["scale"]
-        model.automatic, model.failed_ = False, {}
+        model.automatic, model.failed_, model.dropped_ = False, {}, {}
         model.models_ = [load(directory / MEMBERS / str(k)) for k in range(len(model.members))]
         return model
 

@@ -40,7 +40,7 @@ class Member:
     train: dict[str, Any]
 
     @classmethod
-    def create(cls, name: str, spec: ModelSpec, setup: Setup, seed: int) -> Member:
+    def create(cls, name: str, spec: ModelSpec, setup: Setup, seed: int, n_folds: int) -> Member:
         """Check a specification, and fill in what the ensemble decides."""
         with named(f"Member {name!r} cannot be made"):
             model, params, off, train = resolve(spec)
@@ -61,7 +61,9 @@ class Member:
             fields["graph_key"] = None
         if not model._reads_prior(params):
             del fields["prior_key"]
-        return cls(name, model, {"rng": seed} | params, fields, train)
+        # several networks are trained without the groups that weigh the members
+        several = {"n_nets": n_folds} if params.get("encoder") == "transformer" else {}
+        return cls(name, model, {"rng": seed} | several | params, fields, train)
 
     def fit(self, data: TrainingData | AnnData, *, n_jobs: int = 1) -> HurdleModel:
         """Train on all spots of an AnnData, which gets the marks of the setup, or of what was read of one, which is left as it is."""
@@ -79,6 +81,15 @@ class Member:
                 model._fit(shared, show_progress_bar=False)
         trained: HurdleModel = model
         return trained
+
+    def once(self, data: TrainingData, group: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Both stages of a group of spots by one network that is trained without it, shape (2, spots, metabolites)."""
+        adata, rows = data.adata.copy(), np.flatnonzero(group)
+        with named(f"Member {self.name!r} failed on a first group of {len(rows)} spots"), _only_errors():
+            self.cls.setup_anndata(adata, **self.fields)
+            model = self.cls(adata, **(self.params | {"n_nets": 1}))
+            model.train(~group, rows, show_progress_bar=False, **self.train)
+            return stages_of(model, data.train.take(rows), data.targets.metabolites)
 
 
 @contextmanager
@@ -172,8 +183,13 @@ def predict_group(
 
 def stages_of(model: HurdleModel, spots: Spots, metabolites: pd.Index) -> NDArray[np.float64]:
     """Both stages of a member, shape (2, spots, metabolites), NaN for metabolites that it leaves out."""
-    stages = np.full((len(STAGES), len(spots), len(metabolites)), np.nan)
-    place(stages, np.stack(model._stages(spots)), model.state.metabolites, metabolites)
+    return of_metabolites(np.stack(model._stages(spots)), model.state.metabolites, metabolites)
+
+
+def of_metabolites(made: NDArray[np.float64], own: pd.Index, metabolites: pd.Index) -> NDArray[np.float64]:
+    """Both stages (2, spots, own metabolites) in the order of others, NaN where there is none."""
+    stages = np.full((len(STAGES), made.shape[1], len(metabolites)), np.nan)
+    place(stages, made, own, metabolites)
     return stages
 
 
