@@ -89,9 +89,9 @@ class HurdleEnsemble(SpotModel):
         Families by name, or mappings ``{"model": family or class, "train": {...}, **hyper-parameters}``, as a sequence
         or as a mapping from the name to show. The entry ``"setup"`` of a member can switch inputs of the ensemble off:
         ``{"model": "ridge", "setup": {"graph_key": None}}``. Members that cannot read a graph are given none. `None`, the
-        model ``"auto"``: two-stage ridge, gene ridge, gene ridge z-scored, kernel ridge, screened ridge and, where a
-        knowledge prior is set up, prior ridge. One of these that fails is left out, with a warning; one that you named
-        raises its error.
+        model ``"auto"``: two-stage ridge, gene ridge, gene ridge z-scored, kernel ridge, screened ridge, where a
+        knowledge prior is set up prior ridge, and with 1,000 spots gene attention (``"transformer"``), if a first group of
+        spots gains by it. One of these that fails is left out, with a warning; one that you named raises its error.
     nested
         Train every member once more for each group. The inner folds of members have chosen penalties and calibrated with
         the spots that they then predict, and components and landmarks have seen their genes; nested predictions are free of
