@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
+from stmsi._core.learning.shared_ridge import HeldOutTruth, fit_shared_ridge
 from stmsi._data.keys import Key
-from stmsi.model.linear._intensity import fit_regression
 from stmsi.model.shared._persistence import CARD
 from stmsi.model.shared._spot_features import root_mean_square
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 _MIN_SCALE = 1e-6
 _MIN_IN_SECTION = 3
 """Spots with a metabolite that its statistics in a section need."""
+_FEWEST = 5
+"""Spots with a metabolite that a regression needs."""
 _LOGIT_SLOPE = 4.0
 """Log-odds over probability where this is one half."""
 
@@ -107,7 +109,7 @@ def linear_path(
     intensity
         Standardised intensity where present, NaN elsewhere, likewise.
     groups, units
-        Groups of the inner folds and sections, as for :func:`stmsi.model.linear._intensity.fit_regression`.
+        Groups of the inner folds and sections, as for :func:`stmsi._core.learning.shared_ridge.fit_shared_ridge`.
     n_slots
         Genes of the module; those beyond the genes used have the weight 0.
 
@@ -122,20 +124,37 @@ def linear_path(
     to_genes = (
         features.own.components.T.astype(np.float64) / root_mean_square(features.own) * features.own.scale[:, None]
     )
-    n_metabolites = presence.shape[1]
-    weight, bias = np.zeros((n_slots + Z.shape[1] - n_components, 2 * n_metabolites)), np.zeros(2 * n_metabolites)
-    for j, y in enumerate(np.hstack([presence, intensity]).T):
-        fitted = fit_regression(Z, y, groups, "ridge", features.seed, units)
-        if fitted.estimator is None:
-            continue
-        weights = fitted.slope * fitted.estimator.weights
-        offset = fitted.mean + fitted.slope * (fitted.estimator.offset - fitted.mean)
-        # a regression of 0 and 1 rises as the probability does; class balance puts log-odds of 0 at the prevalence
-        slope, level = (_LOGIT_SLOPE, float(np.nanmean(y))) if j < n_metabolites else (1.0, 0.0)
-        weight[:n, j] = slope * (to_genes @ weights[:n_components])
-        weight[n_slots:, j] = slope * weights[n_components:]
-        bias[j] = slope * (offset - level)
-    return weight, bias
+    weight, bias = [], []
+    # a regression of 0 and 1 rises as the probability does; class balance puts log-odds of 0 at the prevalence
+    for y, rise in ((presence, _LOGIT_SLOPE), (intensity, 1.0)):
+        weights, offset, mean = _shared_ridge(Z.astype(np.float32), y, groups, units)
+        own = np.zeros((n_slots + Z.shape[1] - n_components, y.shape[1]))
+        own[:n] = rise * (to_genes @ weights[:n_components])
+        own[n_slots:] = rise * weights[n_components:]
+        weight.append(own)
+        bias.append(rise * (offset - mean if rise == _LOGIT_SLOPE else offset))
+    return np.hstack(weight), np.concatenate(bias)
+
+
+def _shared_ridge(
+    F: NDArray[np.float32], y: NDArray[np.float64], groups: NDArray[np.int64], units: NDArray[np.int64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Weights (features, targets), offsets and means of ridge regressions with one penalty, drawn in as held-out spots bear out.
+
+    Weights of targets that do not vary, or are known in few spots, are 0, and so is their offset less their mean.
+    """
+    n = (~np.isnan(y)).sum(axis=0)
+    mean = np.nansum(y, axis=0) / np.maximum(n, 1)
+    spread = np.sqrt(np.nansum((y - mean) ** 2, axis=0) / np.maximum(n, 1))
+    varies = np.flatnonzero((n >= _FEWEST) & (spread > _MIN_SCALE))
+    weights, offset = np.zeros((F.shape[1], y.shape[1])), mean.copy()
+    if len(varies):
+        truth = HeldOutTruth.of(y[:, varies], groups, units)
+        fitted = fit_shared_ridge(F, y[:, varies], groups, units)
+        slope = truth.slopes(fitted.held_out)
+        weights[:, varies] = slope * fitted.weights
+        offset[varies] = mean[varies] + slope * (fitted.offset - mean[varies])
+    return weights, offset, mean
 
 
 def panel_data(spots: Spots, setup: Setup, state: FittedState, names: pd.Index) -> AnnData:
