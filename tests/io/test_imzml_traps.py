@@ -269,7 +269,7 @@ def test_cache_is_used_and_distrusted(tmp_path, handmade, monkeypatch, caplog):
     for damage in (b"", b"no zip", cached.read_bytes()[:-30], cached.read_bytes().replace(b"\x03", b"\x04")):
         cached.write_bytes(damage)
         _is_right(path)
-    np.savez(cached, fields=np.zeros((3, 2)), first_end=0)
+    np.savez(cached, fields=np.zeros((3, 2)))
     _is_right(path)
     changed = handmade(tmp_path / "a.imzML", {k: SPECTRA[k] for k in [(3, 5), (4, 5)]})
     assert _table(changed).n_obs == 2  # the same uuid, another size

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 UNKNOWN = "unknown"
 _TRIES = 8  # a comment may hold the tag, too
 _LIST = re.compile(rb"<(?:[\w.-]+:)?spectrumList(?:\s[^<>]*)?>")
-_ACCESSION = re.compile(rb"accession\s*=\s*[\"']((?:MS|IMS):\d{7})[\"']")
-_PROFILE, _CENTROID, _POSITIVE, _NEGATIVE = "MS:1000128", "MS:1000127", "MS:1000130", "MS:1000129"
 _CONTINUOUS, _PROCESSED, _UUID = "IMS:1000030", "IMS:1000031", "IMS:1000080"
 _PIXEL_X, _PIXEL_Y = "IMS:1000046", "IMS:1000047"
 _MICROMETRES = {"UO:0000017": 1.0, "UO:0000016": 1000.0, "UO:0000015": 10000.0, "UO:0000018": 0.001}
@@ -27,10 +25,11 @@ _CHECKSUMS = {"IMS:1000090": "md5", "IMS:1000091": "sha1", "IMS:1000092": "sha25
 
 
 class Group(NamedTuple):
-    """What a referenceable group says of an array; codes as in :mod:`stmsi._core.spectra.imzml_fields`."""
+    """What a referenceable group says of an array or a spectrum; codes as in :mod:`stmsi._core.spectra.imzml_fields`."""
 
     kind: int
     flags: int
+    traits: int
 
 
 class Header(NamedTuple):
@@ -39,13 +38,12 @@ class Header(NamedTuple):
     start: int
     announced: int | None
     groups: dict[str, Group]
-    group_terms: frozenset[str]
     uuid: uuid.UUID | None
     checksum: tuple[str, str] | None
     mode: str
     pixel_size: tuple[float, float] | None
     instrument: str
-    content: frozenset[str]
+    content_traits: int
 
 
 def read_header(buffer: mmap.mmap, path: Path) -> Header | None:
@@ -105,11 +103,8 @@ def local_name(element: Element) -> str:
 def header_of(root: Element, spectra: Element, start: int) -> Header:
     """The header behind the elements that stand in front of the spectra."""
     groups: dict[str, Group] = {}
-    group_terms: set[str] = set()
     for group in _all(root, "referenceableParamGroup"):
-        params = list(_params(group))
-        group_terms.update(accession for accession, _ in params)
-        groups[group.get("id", "")] = _group(accession for accession, _ in params)
+        groups[group.get("id", "")] = _group(list(_params(group)))
     content = dict(param for part in _all(root, "fileContent") for param in _params(part))
     declared = [name for code, name in ((_CONTINUOUS, "continuous"), (_PROCESSED, "processed")) if code in content]
     sums = [(_CHECKSUMS[a], v.strip().lower()) for a, v in content.items() if a in _CHECKSUMS and v.strip()]
@@ -118,43 +113,39 @@ def header_of(root: Element, spectra: Element, start: int) -> Header:
         start=start,
         announced=int(count) if count.isascii() and count.isdigit() and len(count) < 18 else None,
         groups=groups,
-        group_terms=frozenset(group_terms),
         uuid=_uuid(content.get(_UUID)),
         checksum=sums[0] if sums else None,
         mode=declared[0] if len(declared) == 1 else UNKNOWN,
         pixel_size=_pixel_size(root),
         instrument=_instrument(root),
-        content=frozenset(content),
+        content_traits=_traits(content.items()),
     )
 
 
-def spectrum_traits(header: Header, first: bytes) -> tuple[str, str]:
-    """Spectrum type and polarity, from the groups and `first`, the bytes of the first spectrum; else the file's content."""
-    own = {a.decode() for a in _ACCESSION.findall(first)}
-    return tuple(  # type: ignore[return-value]
-        next((found for terms in (header.group_terms | own, header.content) if (found := pick(terms))), UNKNOWN)
-        for pick in (_spectrum_type, _polarity)
-    )
+def level_of(value: str | None) -> int:
+    """The value of the term "ms level"; 0 where it is no whole number above 0."""
+    try:
+        number = float(value or 0)
+    except ValueError:
+        return 0
+    return int(number) if 0 < number <= f.MOST_LEVELS and number.is_integer() else 0
 
 
-def _spectrum_type(terms: Iterable[str]) -> str:
-    return "profile" if _PROFILE in terms else "centroid" if _CENTROID in terms else ""
+def _traits(params: Iterable[tuple[str, str]]) -> int:
+    traits = 0
+    for accession, value in params:
+        traits = f.add_trait(traits, f.accession_code(accession), level_of(value))
+    return traits
 
 
-def _polarity(terms: Iterable[str]) -> str:
-    if _POSITIVE in terms:
-        return "mixed" if _NEGATIVE in terms else "positive"
-    return "negative" if _NEGATIVE in terms else ""
-
-
-def _group(accessions: Iterable[str]) -> Group:
-    codes = [f.accession_code(a) for a in accessions]
+def _group(params: list[tuple[str, str]]) -> Group:
+    codes = [f.accession_code(accession) for accession, _ in params]
     kind = f.KIND_MZ if f.MZ_ARRAY in codes else f.KIND_INTENSITY if f.INTENSITY_ARRAY in codes else f.KIND_NONE
     types = {f.DTYPE_OF[code] for code in codes if code in f.DTYPE_OF}
     compression = f.OTHER if set(codes) & set(f.NUMPRESS) else 0
     if not compression:
         compression = f.PLAIN if f.NO_COMPRESSION in codes else f.ZLIB if f.ZLIB_COMPRESSION in codes else 0
-    return Group(kind, (types.pop() + 1 if len(types) == 1 else 0) | (compression << 4))
+    return Group(kind, (types.pop() + 1 if len(types) == 1 else 0) | (compression << 4), _traits(params))
 
 
 def _all(root: Element, name: str) -> list[Element]:

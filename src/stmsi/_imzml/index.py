@@ -14,7 +14,8 @@ import numpy as np
 
 from stmsi._core.spectra import imzml_fields as f
 from stmsi._core.spectra.imzml_scan import scan_spectra
-from stmsi._imzml.header import Header, ends_well, read_header, spectrum_traits
+from stmsi._imzml.header import Header, ends_well, read_header
+from stmsi._imzml.traits import Traits, traits_of
 from stmsi._imzml.xml_parser import parse_spectra
 from stmsi._settings import logger, settings
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 
 _CACHE_FROM = 1_000_000  # bytes; smaller files are read faster than found
 _CACHED_FILES = 64
-_VERSION = 1
+_VERSION = 2
 _ITEMSIZE = np.array([np.dtype(name).itemsize for name in f.DTYPES])
 
 
@@ -48,8 +49,7 @@ class Index(NamedTuple):
     xyz: NDArray[np.int64]
     mz: Arrays
     intensity: Arrays
-    spectrum_type: str
-    polarity: str
+    traits: Traits
 
 
 def read_index(path: Path, ibd_size: int, ibd_name: str) -> Index:
@@ -58,7 +58,7 @@ def read_index(path: Path, ibd_size: int, ibd_name: str) -> Index:
         # not closed by hand, which is an error while an array looks at it: it ends with its last view
         buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
     found = read_header(buffer, path)
-    header, fields, first = parse_spectra(path) if found is None else _fields(buffer, found, path)
+    header, fields = parse_spectra(path) if found is None else _fields(buffer, found, path)
     if len(fields) == 0:
         msg = f"{path} holds no spectra; export the section again."
         raise ValueError(msg)
@@ -69,50 +69,49 @@ def read_index(path: Path, ibd_size: int, ibd_name: str) -> Index:
     mz, intensity = _inside(mz, intensity, ibd_size, ibd_name)
     xyz = fields[:, f.X : f.Z + 1].copy()
     xyz[xyz[:, 2] == f.MISSING, 2] = 1
-    return Index(header, xyz, mz, intensity, *spectrum_traits(header, first))
+    return Index(header, xyz, mz, intensity, traits_of(header, fields[:, f.TRAITS]))
 
 
-def _fields(buffer: mmap.mmap, header: Header, path: Path) -> tuple[Header, NDArray[np.int64], bytes]:
+def _fields(buffer: mmap.mmap, header: Header, path: Path) -> tuple[Header, NDArray[np.int64]]:
     cache = _cache_file(path, header) if len(buffer) >= _CACHE_FROM else None
     if cache is not None and (known := _load(cache)) is not None:
-        fields, first_end = known
-        return header, fields, buffer[header.start : first_end]
-    kinds = {name: group.kind for name, group in header.groups.items()}
-    scan = scan_spectra(buffer, header.start, kinds, header.announced)
+        return header, known
+    groups = {name: (group.kind, group.traits) for name, group in header.groups.items()}
+    scan = scan_spectra(buffer, header.start, groups, header.announced)
     problem = scan.problem or ("" if ends_well(buffer, header, scan.end) else "what is around the spectra is not XML")
     if problem:
         logger.info("%s: %s; it is read by the XML parser.", path.name, problem)
         return parse_spectra(path)
     if cache is not None:
-        _store(cache, scan.fields, scan.first_end)
-    return header, scan.fields, buffer[header.start : scan.first_end]
+        _store(cache, scan.fields)
+    return header, scan.fields
 
 
 def _cache_file(path: Path, header: Header) -> Path:
     stat = path.stat()
     # the identifier alone would not do: programs copy it when they edit a file
-    key = f"{_VERSION} {header.uuid} {stat.st_size} {stat.st_mtime_ns} {list(header.groups)}"
+    key = f"{_VERSION} {header.uuid} {stat.st_size} {stat.st_mtime_ns} {list(header.groups.items())}"
     return settings.cache_dir / "imzml" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
 
 
-def _load(cache: Path) -> tuple[NDArray[np.int64], int] | None:
-    """Fields and end of the first spectrum; `None` where there are none, or the file is damaged."""
+def _load(cache: Path) -> NDArray[np.int64] | None:
+    """The fields of all spectra; `None` where there are none, or the file is damaged."""
     try:
         with cache.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
-            fields, first_end = stored["fields"], int(stored["first_end"])
+            fields: NDArray[np.int64] = stored["fields"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError):
         return None
     good = fields.dtype == np.int64 and fields.ndim == 2 and fields.shape[1] == f.N_FIELDS
-    return (fields, first_end) if good else None
+    return fields if good else None
 
 
-def _store(cache: Path, fields: NDArray[np.int64], first_end: int) -> None:
+def _store(cache: Path, fields: NDArray[np.int64]) -> None:
     """Keep the fields; a folder that cannot be written is no error."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".part", delete=False) as handle:
             try:
-                np.savez(handle, fields=fields, first_end=np.int64(first_end))
+                np.savez(handle, fields=fields)
                 handle.close()
                 os.replace(handle.name, cache)  # noqa: PTH105
             except BaseException:

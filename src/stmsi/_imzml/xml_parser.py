@@ -8,7 +8,7 @@ from xml.etree.ElementTree import Element, ParseError, iterparse
 import numpy as np
 
 from stmsi._core.spectra import imzml_fields as f
-from stmsi._imzml.header import Header, header_of, local_name
+from stmsi._imzml.header import Header, header_of, level_of, local_name
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -18,10 +18,10 @@ _EXTERNAL = {f.EXTERNAL_OFFSET: f.OFFSET, f.EXTERNAL_LENGTH: f.LENGTH, f.EXTERNA
 _NEEDED = {f.X: "position x", f.Y: "position y", f.MZ: "an m/z array", f.INTENSITY: "an intensity array"}
 
 
-def parse_spectra(path: Path) -> tuple[Header, np.ndarray, bytes]:
-    """Header, fields of all spectra, and the terms of the first spectrum as attributes of XML."""
+def parse_spectra(path: Path) -> tuple[Header, np.ndarray]:
+    """Header and fields of all spectra."""
     rows: list[list[int]] = []
-    header, listing, first = None, None, b""
+    header, listing = None, None
     with path.open("rb") as handle:
         try:
             root = None
@@ -34,9 +34,6 @@ def parse_spectra(path: Path) -> tuple[Header, np.ndarray, bytes]:
                         header = header_of(root, element, 0) if header is None else header
                 elif name == "spectrum" and header is not None and listing is not None:
                     rows.append(_spectrum(element, header, path, len(rows)))
-                    if len(rows) == 1:
-                        terms = [str(e.get("accession")) for e in element.iter() if e.get("accession")]
-                        first = " ".join(f'accession="{term}"' for term in terms).encode()
                     listing.clear()
         except (ParseError, LookupError) as error:
             msg = f"{path} is broken or truncated XML ({error}). Copy or export it again."
@@ -44,11 +41,12 @@ def parse_spectra(path: Path) -> tuple[Header, np.ndarray, bytes]:
     if header is None:
         msg = f"{path} is not a complete imzML file: it has no list of spectra."
         raise ValueError(msg)
-    return header, np.array(rows, np.int64).reshape(-1, f.N_FIELDS), first
+    return header, np.array(rows, np.int64).reshape(-1, f.N_FIELDS)
 
 
 def _spectrum(element: Element, header: Header, path: Path, number: int) -> list[int]:
     row = [f.MISSING] * f.N_FIELDS
+    row[f.TRAITS] = _traits(element, header, 0)
     row[f.DEFAULT_LENGTH] = _integer(element.get("defaultArrayLength"), "defaultArrayLength", path, number)
     for child in element.iter():
         name = local_name(child)
@@ -69,6 +67,20 @@ def _spectrum(element: Element, header: Header, path: Path, number: int) -> list
         )
         raise ValueError(msg)
     return row
+
+
+def _traits(element: Element, header: Header, traits: int) -> int:
+    """`traits` with what the terms and groups inside an element say; those of arrays are passed over."""
+    for child in element:
+        name = local_name(child)
+        if name == "cvParam":
+            traits = f.add_trait(traits, f.accession_code(child.get("accession", "")), level_of(child.get("value")))
+        elif name == "referenceableParamGroupRef":
+            group = header.groups.get(str(child.get("ref")))
+            traits = traits if group is None else f.add_group_traits(traits, group.traits)
+        elif name != "binaryDataArray":
+            traits = _traits(child, header, traits)
+    return traits
 
 
 def _array(element: Element, header: Header, path: Path, number: int) -> tuple[int, list[int]]:
