@@ -241,7 +241,8 @@ def stated_pixel_size(file: ImzmlFile) -> tuple[float, float]:
     """Pixel size (x, y) in um from the metadata; the warning about a placeholder points at the caller's caller."""
     size = file.header.pixel_size
     if size is None:
-        msg = f"{file.path.name} does not say how large a pixel is; pass pixel_size= (micrometres)."
+        problem = file.header.pixel_size_problem or "does not say how large a pixel is"
+        msg = f"{file.path.name} {problem}; pass pixel_size= (micrometres)."
         raise ValueError(msg)
     if 1.0 in size:
         warnings.warn(
