@@ -11,6 +11,7 @@ from stmsi._core.spectra import imzml_fields as f
 from stmsi._imzml.header import Header, header_of, level_of, local_name
 
 if TYPE_CHECKING:
+    import mmap
     from pathlib import Path
 
 _POSITION = {f.POSITION_X: f.X, f.POSITION_Y: f.Y, f.POSITION_Z: f.Z}
@@ -18,26 +19,26 @@ _EXTERNAL = {f.EXTERNAL_OFFSET: f.OFFSET, f.EXTERNAL_LENGTH: f.LENGTH, f.EXTERNA
 _NEEDED = {f.X: "position x", f.Y: "position y", f.MZ: "an m/z array", f.INTENSITY: "an intensity array"}
 
 
-def parse_spectra(path: Path) -> tuple[Header, np.ndarray]:
-    """Header and fields of all spectra."""
+def parse_spectra(buffer: mmap.mmap, path: Path) -> tuple[Header, np.ndarray]:
+    """Header and fields of all spectra; `path` is named in errors."""
     rows: list[list[int]] = []
     header, listing = None, None
-    with path.open("rb") as handle:
-        try:
-            root = None
-            for event, element in iterparse(handle, events=("start", "end")):
-                root = element if root is None else root
-                name = local_name(element)
-                if event == "start":
-                    if name == "spectrumList":
-                        listing = element
-                        header = header_of(root, element, 0) if header is None else header
-                elif name == "spectrum" and header is not None and listing is not None:
-                    rows.append(_spectrum(element, header, path, len(rows)))
-                    listing.clear()
-        except (ParseError, LookupError) as error:
-            msg = f"{path} is broken or truncated XML ({error}). Copy or export it again."
-            raise ValueError(msg) from error
+    buffer.seek(0)
+    try:
+        root = None
+        for event, element in iterparse(buffer, events=("start", "end")):
+            root = element if root is None else root
+            name = local_name(element)
+            if event == "start":
+                if name == "spectrumList":
+                    listing = element
+                    header = header_of(root, element, 0) if header is None else header
+            elif name == "spectrum" and header is not None and listing is not None:
+                rows.append(_spectrum(element, header, path, len(rows)))
+                listing.clear()
+    except (ParseError, LookupError) as error:
+        msg = f"{path} is broken or truncated XML ({error}). Copy or export it again."
+        raise ValueError(msg) from error
     if header is None:
         msg = f"{path} is not a complete imzML file: it has no list of spectra."
         raise ValueError(msg)
