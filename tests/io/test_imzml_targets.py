@@ -28,7 +28,7 @@ def test_outside_of_the_acquired_range_is_not_measured(tmp_path, handmade, caplo
 
 
 def test_between_the_bins_of_a_shared_axis_nothing_was_stored(tmp_path, handmade, caplog):
-    path = handmade(tmp_path / "a.imzML", CONTINUOUS)
+    path = handmade(tmp_path / "a.imzML", CONTINUOUS, mode="continuous")
     table = read_imzml(path, mz=[155.0, 150.0]).tables["msi"]
     assert table.varm["measured"]["a"].tolist() == [False, True]
     assert "1 of 2 ions" in caplog.text

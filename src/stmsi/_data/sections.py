@@ -104,7 +104,8 @@ def msi_section(
 
     `X` pixels x ions, stored as float32 CSR; `var` with readable names as index and ``mz`` in Da where known; `row` and `col`
     of each pixel, integers; `pixel_size` in micrometres; `obs` more columns of the pixels; `attrs` plain values for
-    ``uns["msi"]["attrs"][sample]``. `checked`: `X` is known to hold no impossible value, and to look takes memory.
+    ``uns["msi"]["attrs"][sample]``. `checked`: `X` is known to hold no impossible value, and to look takes memory; the
+    extent of the raster is known to be right.
     """
     sample = check_sample_name(sample)
     row, col = _raster_index(row, sample), _raster_index(col, sample)
@@ -112,7 +113,8 @@ def msi_section(
     if len(row) == 0:
         msg = f"Section {sample!r} has no pixels."
         raise ValueError(msg)
-    check_extent(row, col, f"Section {sample!r}")
+    if not checked:
+        check_extent(row, col, f"Section {sample!r}")
     position = pd.MultiIndex.from_arrays([row, col])
     if not position.is_unique:
         msg = f"Several pixels of section {sample!r} share a position (row, col): {listing(position[position.duplicated()])}."
