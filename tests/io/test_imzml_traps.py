@@ -1,5 +1,6 @@
 """What real imzML files do that the format does not foresee; each with numba and without."""
 
+import gzip
 import hashlib
 import logging
 import re
@@ -148,6 +149,7 @@ def test_number_types_that_differ(tmp_path, handmade):
     first, rest = text.split("</spectrum>", 1)
     head, array = first.rsplit("<binaryDataArray ", 1)
     array = re.sub(r'(1000102" name="external" value=)"\d+"', rf'\1"{at}"', array).replace("MS:1000521", "MS:1000522")
+    array = re.sub(r'(1000104" name="external" value=)"\d+"', r'\1"24"', array)
     path.write_text(f"{head}<binaryDataArray {array}</spectrum>{rest}")
     path.with_suffix(".ibd").write_bytes(bytes(binary))
     _is_right(path)
@@ -184,6 +186,146 @@ def test_offsets_of_32_bits(tmp_path, handmade):
     text = text.replace(f'value="{places[-2]}"', f'value="{far - 2**32}"')
     path.write_text(text.replace(f'value="{places[-1]}"', f'value="{far + 8 - 2**32}"'))
     _is_right(path)
+
+
+@pytest.mark.parametrize("continuous", [False, True])
+def test_offsets_modulo_4_gigabytes(tmp_path, handmade, continuous):
+    """Some programs write the last 32 bits of an offset; the file here is sparse."""
+    spectra = {place: (MZ, [1.0, 2.0, 3.0, n]) for n, place in enumerate(SPECTRA, 1)} if continuous else SPECTRA
+    path = handmade(tmp_path / "a.imzML", spectra)
+    data = path.with_suffix(".ibd").read_bytes()
+    text = path.read_text()
+    places = [int(v) for v in re.findall(r'1000102" name="external" value="(\d+)"', text)]
+    expected = _table(path).X.toarray()
+    # the last spectrum lies behind 4 GB, those before near 3 GB
+    for i, place in reversed(list(enumerate(places))):
+        far = 3 * 2**30 + place if i < 4 else 2**32 + 4096 + place
+        n = [*places, len(data)][i + 1] - place
+        with path.with_suffix(".ibd").open("r+b") as handle:
+            handle.seek(far)
+            handle.write(data[place : place + n])
+        text = text.replace(
+            f'1000102" name="external" value="{place}"', f'1000102" name="external" value="{far % 2**32}"'
+        )
+    if continuous:
+        first = 3 * 2**30 + places[0]
+        for i in (2, 4):
+            far = (3 * 2**30 if i < 4 else 2**32 + 4096) + places[i]
+            text = text.replace(f'value="{far % 2**32}"', f'value="{first}"')
+    path.write_text(text)
+    np.testing.assert_array_equal(_table(path).X.toarray(), expected)
+
+
+def test_offsets_that_start_again_without_order_are_refused(tmp_path, handmade):
+    path = handmade(tmp_path / "a.imzML", SPECTRA)
+    with path.with_suffix(".ibd").open("r+b") as handle:
+        handle.truncate(2**32 + 50)
+    text = path.read_text()
+    places = [int(v) for v in re.findall(r'1000102" name="external" value="(\d+)"', text)]
+    place = '1000102" name="external" value="{}"'.format
+    path.write_text(text.replace(place(places[2]), place(2**32 - 4096)))
+    with pytest.raises(ValueError, match=r"start again from 0 .* Export it again with 64-bit offsets"):
+        _table(path)
+
+
+def test_encoded_lengths_that_contradict_the_number_type(tmp_path, handmade):
+    path = handmade(tmp_path / "a.imzML", SPECTRA, replace=[("MS:1000521", "MS:1000523")], tail=b"\0" * 64)
+    with pytest.raises(
+        ValueError,
+        match=r"intensity array of the spectrum at x=3, y=5 has 3 values of 8 bytes \(float64\), but takes 12",
+    ):
+        _table(path)
+    path = handmade(tmp_path / "b.imzML", SPECTRA)
+    text = path.read_text()
+    path.write_text(re.sub(r'(1000103" name="external" value=)"2"', r'\1"1"', text))
+    with pytest.raises(
+        ValueError, match=r"m/z array of the spectrum at x=4, y=5 has 1 values of 8 bytes .*takes 16 bytes"
+    ):
+        _table(path)
+    # the number of values there, in all spectra, is a habit of some programs
+    counts = re.compile(
+        r'1000103" name="external" value="(\d+)"/><cvParam cvRef="IMS" accession="IMS:1000104" name="external" value="\d+"'
+    )
+    same = counts.sub(
+        r'1000103" name="external" value="\1"/><cvParam cvRef="IMS" accession="IMS:1000104" name="external" value="\1"',
+        text,
+    )
+    assert same != text
+    path.write_text(same)
+    _is_right(path)
+
+
+def test_a_packed_imzml(tmp_path, handmade, fallback):
+    path = handmade(tmp_path / "a.imzML", SPECTRA)
+    packed = tmp_path / "a.imzML.gz"
+    packed.write_bytes(gzip.compress(path.read_bytes()))
+    _is_right(packed)
+    assert not fallback()
+    assert set(read_imzml(packed, mz=MZ).shapes) == {"a_pixels"}
+    packed.write_bytes(
+        gzip.compress(
+            handmade(path, SPECTRA, replace=[('<spectrum id="s2"', '<?note ?><spectrum id="s2"')]).read_bytes()
+        )
+    )
+    _is_right(packed)
+    assert fallback()
+    for damaged in (packed.read_bytes()[:-20], b"<mzML/>", gzip.compress(b"")):
+        packed.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"no complete gzip file|is empty inside"):
+            _table(packed)
+    ibd = path.with_suffix(".ibd")
+    ibd.rename(tmp_path / "a.ibd.gz")
+    with pytest.raises(FileNotFoundError, match=r"unpack .*a.ibd.gz \(gunzip\)"):
+        _table(path)
+    with pytest.raises(ValueError, match=r"holds the binary part; unpack it"):
+        _table(tmp_path / "a.ibd.gz")
+
+
+def test_symbolic_links(tmp_path, handmade):
+    (tmp_path / "store").mkdir()
+    path = handmade(tmp_path / "store" / "real.imzML", SPECTRA)
+    link = tmp_path / "link.imzML"
+    link.symlink_to(path)
+    _is_right(link)  # the binary part beside the file itself
+    other = tmp_path / "link.ibd"
+    other.symlink_to(tmp_path / "nowhere.ibd")
+    _is_right(link)
+    other.unlink()
+    other.symlink_to(path.with_suffix(".ibd"))
+    _is_right(link)
+    path.rename(tmp_path / "store" / "moved.imzML")
+    with pytest.raises(FileNotFoundError, match=r"The link leads to .*real.imzML, which does not exist"):
+        _table(link)
+
+
+@pytest.mark.parametrize("mz", [MZ, None])
+@pytest.mark.parametrize("options", [{}, {"compressed": True}, {"mz_type": "<f4"}])
+def test_padding_zeros(tmp_path, handmade, mz, options):
+    """Arrays of a fixed length, filled up with zeros behind, before or between the peaks."""
+    spectra = {
+        (3, 5): ([100.0, 200.0, 300.0, 0.0, 0.0], [1.0, 2.0, 3.0, 0.0, 0.0]),
+        (4, 5): ([0.0, 0.0, 100.0, 0.0, 250.0], [0.0, 0.0, 4.0, 0.0, 5.0]),
+        (3, 6): ([200.0, 0.0, 0.0, 0.0, 0.0], [6.0, 0.0, 0.0, 0.0, 0.0]),
+    }
+    _is_right(handmade(tmp_path / "a.imzML", spectra, **options), mz=mz, min_frequency=0.0)
+    spectra[3, 6] = ([200.0, 0.0], [6.0, 1.0])
+    with pytest.raises(ValueError, match=r"x=3, y=6 has m/z that are not positive"):
+        _table(handmade(tmp_path / "b.imzML", spectra, **options), mz=mz, min_frequency=0.0)
+
+
+def test_positions_that_are_far_off(tmp_path, handmade, caplog):
+    spectra = {(x, y): ([100.0], [1.0]) for x in range(1, 21) for y in range(1, 21)}
+    path = handmade(tmp_path / "a.imzML", {**spectra, (2**31, 4): ([100.0], [1.0])})
+    with pytest.raises(
+        ValueError, match=r"a.imzML: 401 pixels lie on a raster of 2147483648 x 20; .*'\(2147483648, 4\)'.*Correct"
+    ):
+        _table(path)
+    caplog.clear()
+    _table(handmade(tmp_path / "b.imzML", {**spectra, (3, 90_000): ([100.0], [1.0])}))
+    assert caplog.text.count("farthest from the others (x, y): '(3, 90000)'") == 1
+    caplog.clear()
+    _table(handmade(tmp_path / "c.imzML", {**spectra, (3, 900): ([100.0], [1.0])}))
+    assert "farthest" not in caplog.text
 
 
 @pytest.mark.parametrize("mz", [MZ, None])
@@ -269,7 +411,7 @@ def test_cache_is_used_and_distrusted(tmp_path, handmade, monkeypatch, caplog):
     for damage in (b"", b"no zip", cached.read_bytes()[:-30], cached.read_bytes().replace(b"\x03", b"\x04")):
         cached.write_bytes(damage)
         _is_right(path)
-    np.savez(cached, fields=np.zeros((3, 2)), first_end=0)
+    np.savez(cached, fields=np.zeros((3, 2)))
     _is_right(path)
     changed = handmade(tmp_path / "a.imzML", {k: SPECTRA[k] for k in [(3, 5), (4, 5)]})
     assert _table(changed).n_obs == 2  # the same uuid, another size

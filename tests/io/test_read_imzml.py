@@ -261,6 +261,51 @@ def test_pixel_size(tmp_path):
     assert _msi(oblong).uns["msi"]["attrs"]["oblong"]["pixel_size"].tolist() == [50, 25]
 
 
+@pytest.mark.parametrize(
+    ("unit", "micrometres"),
+    [
+        ('unitAccession="UO:0000017" unitName="micrometer"', 50), ('unitName="micrometer"', 50), ('unitName="Micrometres"', 50),
+        ('unitName="um"', 50), ('unitName="\u00b5m"', 50), ('unitName="\u03bcm"', 50), ('unitName="micron"', 50), ("", 50),
+        ('unitAccession="UO:0000018"', 0.05), ('unitName="nanometer"', 0.05), ('unitName="nm"', 0.05),
+        ('unitAccession="UO:0000016" unitName="millimeter"', 5e4), ('unitName="mm"', 5e4), ('unitAccession="UO:0000015"', 5e5),
+        ('unitAccession="UO:0000008"', 5e7), ('unitName="meter"', 5e7), ('unitName="m"', 5e7), ('unitName="cm"', 5e5),
+        ('unitAccession="UO:0000019"', 0.005), ('unitAccession=" UO:0000017 "', 50),
+    ],
+)  # fmt: skip
+def test_units_of_pixel_size(tmp_path, unit, micrometres):
+    path = _write(tmp_path / "a.imzML", _continuous(), unit=f" {unit}")
+    np.testing.assert_allclose(_msi(path).uns["msi"]["attrs"]["a"]["pixel_size"], [micrometres] * 2)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [
+        'unitName="square micrometer"', 'unitAccession="UO:0010001" unitName="square micrometer"', 'unitName="um2"',
+        'unitName="\u00b5m^2"', 'unitName="um\u00b2"', 'unitAccession="UO:0000082"', 'unitName="pixel"',
+        'unitAccession="UO:0000017" unitName="millimeter"', 'unitAccession="UO:0000017" unitName="square micrometer"',
+    ],
+)  # fmt: skip
+def test_units_that_are_no_length_are_refused(tmp_path, unit):
+    path = _write(tmp_path / "a.imzML", _continuous(), unit=f" {unit}")
+    with pytest.raises(ValueError, match=r"gives its pixel size as 50 in .*no single unit of length; pass pixel_size="):
+        _msi(path)
+    assert _msi(path, pixel_size=7).uns["msi"]["attrs"]["a"]["pixel_size"].tolist() == [7, 7]
+
+
+def test_pixel_size_in_a_group(tmp_path):
+    path = _write(tmp_path / "a.imzML", _continuous(), pixel_size=None)
+    size = '<cvParam accession="IMS:1000046" value="30"/><cvParam accession="IMS:1000047" value="20"/>'
+    _edit(
+        path,
+        (
+            "(<referenceableParamGroupList[^>]*>)",
+            rf'\1<referenceableParamGroup id="size">{size}</referenceableParamGroup>',
+        ),
+    )
+    _edit(path, ("</scanSettings>", '<referenceableParamGroupRef ref="size"/></scanSettings>'))
+    assert _msi(path).uns["msi"]["attrs"]["a"]["pixel_size"].tolist() == [30, 20]
+
+
 def test_metadata(tmp_path):
     path = _write(tmp_path / "a.imzML", _continuous(), polarity="negative", spec_type="profile", mode="continuous")
     attrs = _msi(path, sample="s1").uns["msi"]["attrs"]["s1"]

@@ -9,6 +9,8 @@ from spatialdata import SpatialData
 from spatialdata.models import PointsModel, TableModel
 from spatialdata.transformations import Scale
 
+from stmsi._core.chemistry.adducts import parse_adduct
+from stmsi._core.chemistry.formulas import monoisotopic_mass
 from stmsi.io import read_metaspace
 
 WIDTH, HEIGHT = 4, 3
@@ -282,3 +284,121 @@ def test_annotations_of_a_real_dataset(data_dir):
     assert set(table.var["adduct"]) == {"[M+H]+", "[M+Na]+", "[M+K]+"}
     confident = read_metaspace(path, images, pixel_size=50, fdr=0.1).tables["msi"]
     assert confident.n_vars == (source["fdr"] <= 0.1).sum() == 100
+
+
+MODIFIED = pd.DataFrame(
+    {
+        "formula": ["C6H12O6"] * 3,
+        "adduct": ["M+H"] * 3,
+        "chemMod": ["", "", "-H+C"],
+        "neutralLoss": ["", "-H2O", ""],
+        "ion": ["C6H12O6+H+", "C6H12O6-H2O+H+", "C6H12O6-H+C+H+"],
+        "mz": [181.070665, 163.060101, 192.062840],
+        "fdr": [0.05, 0.1, 0.2],
+        "moleculeNames": ["Hexose"] * 3,
+        "moleculeIds": ["X1"] * 3,
+        "isomers": [1] * 3,
+    }
+)
+PLAIN, LOSS, MOD = (np.full((2, 2), value) for value in (1.0, 2.0, 3.0))
+
+
+def test_losses_and_modifications_have_their_own_images(tmp_path):
+    path = _annotations(tmp_path / "a.csv", MODIFIED)
+    own = {"C6H12O6-H2O+H+": LOSS, ("C6H12O6", "[M-H+C+H]+"): MOD}
+    table = read_metaspace(path, {("C6H12O6", "M+H"): PLAIN, **own}, pixel_size=20).tables["msi"]
+    assert table.X.toarray().tolist() == [[1, 2, 3]] * 4
+    assert table.var["adduct"].tolist() == ["[M+H]+", "[M-H2O+H]+", "[M-H+C+H]+"]
+    assert {"modified", "exported_adduct"}.isdisjoint(table.var)
+    # the ion goes before the pair, which others share
+    both = {("C6H12O6", "+H"): MOD, "C6H12O6+H+": PLAIN, **own}
+    assert read_metaspace(path, both, pixel_size=20).tables["msi"].X.toarray()[0].tolist() == [1, 2, 3]
+    for kept in ([0, 1], [1]):  # also where the ion without the loss is not annotated
+        _annotations(path, MODIFIED.iloc[kept])
+        with pytest.raises(ValueError, match=r"no image of 'C6H12O6-H2O\+H\+'.*give its image by the ion"):
+            read_metaspace(path, {("C6H12O6", "M+H"): PLAIN}, pixel_size=20)
+
+
+def test_an_ion_text_without_the_loss_tells_no_image(tmp_path):
+    path = _annotations(tmp_path / "a.csv", MODIFIED.assign(ion="C6H12O6+H+").iloc[:2])
+    with pytest.raises(ValueError, match="give its image by the ion"):
+        read_metaspace(path, {"C6H12O6+H+": PLAIN}, pixel_size=20)
+
+
+def test_one_ion_of_several_databases_has_one_image(tmp_path):
+    twice = pd.concat([MODIFIED.iloc[[1]], MODIFIED.iloc[[1]].assign(moleculeIds="Y1")])
+    path = _annotations(tmp_path / "a.csv", twice)
+    table = read_metaspace(path, {"C6H12O6-H2O+H+": LOSS}, pixel_size=20).tables["msi"]
+    assert table.X.toarray().tolist() == [[2, 2]] * 4
+
+
+def test_intensities_of_losses_are_annotated(tmp_path):
+    path = _annotations(tmp_path / "a.csv", MODIFIED)
+    pixels = pd.DataFrame(
+        {
+            "mol_formula": ["C6H11O5", "C6H13O6", "C7H12O6"], "adduct": "+H", "mz": MODIFIED["mz"].iloc[[1, 0, 2]].to_numpy(),
+            "moleculeNames": "Hexose", "moleculeIds": "X1", "x0_y0": [2.0, 1.0, 3.0], "x1_y0": [2.0, 1.0, 3.0],
+        }
+    )  # fmt: skip
+    pixels.to_csv(tmp_path / "p.csv", index=False)
+    table = read_metaspace(path, tmp_path / "p.csv", pixel_size=20).tables["msi"]
+    assert table.var["adduct"].tolist() == ["[M-H2O+H]+", "[M+H]+", "[M-H+C+H]+"]
+    assert table.var["fdr"].tolist() == [0.1, 0.05, 0.2]
+    assert table.X.toarray()[0].tolist() == [2, 1, 3]
+
+
+NEGATIVE = [
+    "-H",
+    "+Cl",
+    "+Br",
+    "+F",
+    "+I",
+    "+HCOO",
+    "+CHO2",
+    "+CH3COO",
+    "+C2H3O2",
+    "+C2F3O2",
+    "+NO3",
+    "-2H+Na",
+    "+Na-2H",
+    "-2H+K",
+    "+HSO4",
+    "-H-H2O",
+    "-",
+]
+POSITIVE = ["+H", "+Na", "+K", "+NH4", "+Li", "-H+2Na", "+H-H2O", "+Ag", "+"]
+
+
+@pytest.mark.parametrize(("adduct", "sign"), [(a, "-") for a in NEGATIVE] + [(a, "+") for a in POSITIVE])
+@pytest.mark.parametrize("told", ["ion", "mass", "whole", "parts"])
+def test_signs_of_adducts(tmp_path, adduct, sign, told):
+    body = "" if adduct in ("+", "-") else adduct
+    exact = parse_adduct(f"[M{body}]{sign}").mz(np.array([monoisotopic_mass("C6H12O6")]))[0]
+    row = {"formula": "C6H12O6", "adduct": f"M{adduct}", "mz": exact if told != "parts" else 500.0, "moleculeIds": "X"}
+    if told == "ion":
+        row["ion"] = f"C6H12O6{body}{sign}"
+    if told == "whole":
+        row["adduct"] = f"[M{body}]{sign}"
+    path = tmp_path / "a.csv"
+    pd.DataFrame([row]).to_csv(path, index=False)
+    table = read_metaspace(path, {("C6H12O6", row["adduct"]): PLAIN}, pixel_size=20, sample="s").tables["msi"]
+    assert table.var["adduct"].tolist() == [f"[M{body}]{sign}"]
+    assert table.uns["msi"]["attrs"]["s"]["polarity"] == {"+": "positive", "-": "negative"}[sign]
+
+
+def test_the_mass_tells_the_sign_of_adducts_that_nobody_lists(tmp_path):
+    for sign in "+-":
+        mz = parse_adduct(f"[M+C20H14N]{sign}").mz(np.array([monoisotopic_mass("C6H12O6")]))[0]
+        row = {"mol_formula": "C26H26NO6", "adduct": "+C20H14N", "mz": round(mz, 4), "x0_y0": 1.0, "x1_y0": 1.0}
+        pd.DataFrame([row]).to_csv(tmp_path / "p.csv", index=False)
+        table = read_metaspace(tmp_path / "p.csv", pixel_size=20).tables["msi"]
+        assert table.var["adduct"].tolist() == [f"[M+C20H14N]{sign}"]
+
+
+def test_the_polarity_of_the_dataset_tells_the_sign(converted):
+    converted.var = converted.var.drop(columns="ion").assign(adduct="+C20H14N", neutralLoss="H2O")
+    converted.uns["metaspace"]["polarity"] = "NEGATIVE"
+    table = read_metaspace(converted).tables["msi"]
+    assert set(table.var["adduct"]) == {"[M-H2O+C20H14N]-"}
+    converted.var["adduct"] = "[M+H]+"  # a loss is not lost where the adduct is whole
+    assert set(read_metaspace(converted).tables["msi"].var["adduct"]) == {"[M-H2O+H]+"}

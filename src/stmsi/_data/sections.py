@@ -26,6 +26,8 @@ VISIUM_SPOT_DIAMETER = 55.0
 VISIUM_PITCH = 100.0
 """Distance between the centres of neighbouring Visium spots in micrometres."""
 
+_MOST_CELLS, _MANY_CELLS, _MOST_EMPTY = 2**26, 2**20, 100
+"""Cells of a raster that are refused and told, where they are also so many times as many as the pixels."""
 _TEXT = (Key.var.NAME, Key.var.FORMULA, Key.var.ADDUCT)
 
 
@@ -102,7 +104,8 @@ def msi_section(
 
     `X` pixels x ions, stored as float32 CSR; `var` with readable names as index and ``mz`` in Da where known; `row` and `col`
     of each pixel, integers; `pixel_size` in micrometres; `obs` more columns of the pixels; `attrs` plain values for
-    ``uns["msi"]["attrs"][sample]``. `checked`: `X` is known to hold no impossible value, and to look takes memory.
+    ``uns["msi"]["attrs"][sample]``. `checked`: `X` is known to hold no impossible value, and to look takes memory; the
+    extent of the raster is known to be right.
     """
     sample = check_sample_name(sample)
     row, col = _raster_index(row, sample), _raster_index(col, sample)
@@ -110,6 +113,8 @@ def msi_section(
     if len(row) == 0:
         msg = f"Section {sample!r} has no pixels."
         raise ValueError(msg)
+    if not checked:
+        check_extent(row, col, f"Section {sample!r}")
     position = pd.MultiIndex.from_arrays([row, col])
     if not position.is_unique:
         msg = f"Several pixels of section {sample!r} share a position (row, col): {listing(position[position.duplicated()])}."
@@ -125,6 +130,22 @@ def msi_section(
     table.uns[Key.uns.MSI] = {"attrs": {sample: {"pixel_size": np.array(size), **(attrs or {})}}}
     table.obsm[Key.obsm.SPATIAL] = np.column_stack([(col + 0.5) * size[0], (row + 0.5) * size[1]])
     return _linked(table, Key.table.MSI, pixel_squares(row, col, size), Key.pixels(sample), Key.msi_frame(sample))
+
+
+def check_extent(row: NDArray[np.integer], col: NDArray[np.integer], what: str) -> None:
+    """Raise where the raster around the pixels is so much larger than they are that some positions must be wrong."""
+    shape = [int(axis.max()) - int(axis.min()) + 1 for axis in (row, col)]
+    cells = shape[0] * shape[1]
+    if cells <= max(_MANY_CELLS, _MOST_EMPTY * len(row)):
+        return
+    off = np.maximum(*(np.abs(axis - np.median(axis)) for axis in (row, col)))
+    worst = np.argsort(-off, kind="stable")[:3]
+    places = listing(zip(col[worst].tolist(), row[worst].tolist(), strict=True))
+    found = f"{what}: {len(row)} pixels lie on a raster of {shape[1]} x {shape[0]}; farthest from the others (x, y): {places}."
+    if cells > _MOST_CELLS:
+        msg = f"{found} Correct or leave out the positions that are wrong, or read regions of a slide one by one."
+        raise ValueError(msg)
+    logger.warning("%s Check that these positions are right.", found)
 
 
 def check_pixel_size(pixel_size: float | tuple[float, float]) -> tuple[float, float]:

@@ -147,17 +147,23 @@ def common_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> 
 
 def fill_cells(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> Cells | None:
     """All peaks counted on a grid as fine as the tolerance; `None` where there is no peak."""
-    low, high = _accumulate(
-        file, chosen, "Looking for the range", options, lambda: np.array([np.inf, -np.inf]),
-        lambda limits, chunk, work: mz_range(chunk, work, limits),
-        lambda a, b: np.array([min(a[0], b[0]), max(a[1], b[1])]),
-    )  # fmt: skip
+    low, high = range_of_mz(file, chosen, options)
     if not np.isfinite(low):
         return None
     return _accumulate(
         file, chosen, "Counting peaks", options, lambda: cells_between(low, high, options.tolerance, options.unit),
         Cells.fill, Cells.add,
     )  # fmt: skip
+
+
+def range_of_mz(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> tuple[float, float]:
+    """The smallest and the largest m/z of all peaks; infinite and turned around where there is none."""
+    low, high = _accumulate(
+        file, chosen, "Looking for the range", options, lambda: np.array([np.inf, -np.inf]),
+        lambda limits, chunk, work: mz_range(chunk, work, limits),
+        lambda a, b: np.array([min(a[0], b[0]), max(a[1], b[1])]),
+    )  # fmt: skip
+    return float(low), float(high)
 
 
 def _accumulate(
@@ -243,6 +249,19 @@ def _moved(values: NDArray[Any], used: int, room: int) -> NDArray[Any]:
     out = np.empty(room, values.dtype)
     out[:used] = values[:used]
     return out
+
+
+class FoundColumns:
+    """Rows on their way to another sink; `any` says in which columns there was a value."""
+
+    def __init__(self, sink: Sink, n_columns: int) -> None:
+        self._sink = sink
+        self.any = np.zeros(n_columns, dtype=bool)
+
+    def append(self, rows: Rows) -> None:
+        """Add the rows of the next chunk."""
+        self.any[rows.indices] = True
+        self._sink.append(rows)
 
 
 class SparseRows:

@@ -34,8 +34,12 @@ def check_imzml(path: Path) -> Path:
     if path.suffix.lower() == ".ibd":
         msg = f"{path} holds the binary part; pass the .imzML file beside it."
         raise ValueError(msg)
+    if path.name.lower().endswith(".ibd.gz"):
+        msg = f"{path} holds the binary part; unpack it (gunzip), and pass the .imzML file beside it."
+        raise ValueError(msg)
     if not path.exists():
-        msg = f"There is no file {path}."
+        lost = f" The link leads to {path.readlink()}, which does not exist." if path.is_symlink() else ""
+        msg = f"There is no file {path}.{lost}"
         raise FileNotFoundError(msg)
     if path.is_dir():
         found = listing(sorted(p.name for p in path.glob("*.[iI][mM][zZ][mM][lL]")))
@@ -47,11 +51,25 @@ def check_imzml(path: Path) -> Path:
     return path
 
 
+def plain_stem(path: Path) -> str:
+    """Name of an imzML file without ``.imzML`` or ``.imzML.gz``."""
+    return (path.with_suffix("") if path.suffix.lower() == ".gz" else path).stem
+
+
 def find_ibd(path: Path) -> Path:
-    """The binary file beside an imzML: of the same name, its suffix in any case."""
-    found = sorted(p for p in path.parent.iterdir() if p.stem == path.stem and p.suffix.lower() == ".ibd")
+    """The binary file beside an imzML, or beside the file that it is a link to: of the same name, its suffix in any case."""
+    places = [path] + ([path.resolve()] if path.resolve() != path.absolute() else [])
+    stems = [(place.parent, plain_stem(place)) for place in places]
+    found = [
+        file
+        for folder, stem in stems
+        for file in sorted(folder.iterdir())
+        if file.stem == stem and file.suffix.lower() == ".ibd" and file.exists()
+    ]
     if not found:
-        msg = f"The binary part of {path} is missing: put {path.stem}.ibd beside it."
+        packed = [folder / f"{stem}.ibd.gz" for folder, stem in stems if (folder / f"{stem}.ibd.gz").exists()]
+        remedy = f"unpack {packed[0]} (gunzip)" if packed else f"put {plain_stem(path)}.ibd beside it"
+        msg = f"The binary part of {path} is missing: {remedy}."
         raise FileNotFoundError(msg)
     if found[0].stat().st_size == 0:
         msg = f"{found[0]} is empty (0 bytes); copy or export it again."
@@ -106,12 +124,25 @@ class ImzmlFile:
         differ = (mz != intensity) & (mz >= 0) & (intensity >= 0)
         if differ.any():
             self.raise_lengths(int(chosen[differ.argmax()]), int(mz[differ][0]), int(intensity[differ][0]))
+        for arrays, what in ((self.mz, "m/z"), (self.intensity, "intensity")):
+            wrong = arrays.contradicting[chosen] > 0
+            if wrong.any():
+                self._raise_encoded(arrays, what, int(chosen[wrong.argmax()]))
         return np.maximum(mz, intensity)
 
     def most(self, chosen: NDArray[np.intp]) -> NDArray[np.int64]:
         """Number of values that each spectrum has at most."""
         length = np.maximum(self.mz.length[chosen], self.intensity.length[chosen])
         return np.where(length < 0, _LARGEST_STREAM, length)
+
+    def _raise_encoded(self, arrays: Arrays, what: str, index: int) -> None:
+        dtype = _DTYPES[int(arrays.dtype[index])]
+        msg = (
+            f"{self.path.name}: the {what} array of the spectrum at {self.place(index)} has {arrays.length[index]} values of "
+            f"{dtype.itemsize} bytes ({dtype.name}), but takes {arrays.contradicting[index]} bytes by its encoded length, so "
+            "that its length or its number type is wrong. Export the file again."
+        )
+        raise ValueError(msg)
 
     def raise_lengths(self, index: int, mz: int, intensity: int) -> None:
         msg = (
@@ -241,7 +272,8 @@ def stated_pixel_size(file: ImzmlFile) -> tuple[float, float]:
     """Pixel size (x, y) in um from the metadata; the warning about a placeholder points at the caller's caller."""
     size = file.header.pixel_size
     if size is None:
-        msg = f"{file.path.name} does not say how large a pixel is; pass pixel_size= (micrometres)."
+        problem = file.header.pixel_size_problem or "does not say how large a pixel is"
+        msg = f"{file.path.name} {problem}; pass pixel_size= (micrometres)."
         raise ValueError(msg)
     if 1.0 in size:
         warnings.warn(

@@ -18,19 +18,29 @@ if TYPE_CHECKING:
 UNKNOWN = "unknown"
 _TRIES = 8  # a comment may hold the tag, too
 _LIST = re.compile(rb"<(?:[\w.-]+:)?spectrumList(?:\s[^<>]*)?>")
-_ACCESSION = re.compile(rb"accession\s*=\s*[\"']((?:MS|IMS):\d{7})[\"']")
-_PROFILE, _CENTROID, _POSITIVE, _NEGATIVE = "MS:1000128", "MS:1000127", "MS:1000130", "MS:1000129"
 _CONTINUOUS, _PROCESSED, _UUID = "IMS:1000030", "IMS:1000031", "IMS:1000080"
 _PIXEL_X, _PIXEL_Y = "IMS:1000046", "IMS:1000047"
-_MICROMETRES = {"UO:0000017": 1.0, "UO:0000016": 1000.0, "UO:0000015": 10000.0, "UO:0000018": 0.001}
+_UNITS = {
+    "UO:0000008": 1e6, "UO:0000015": 1e4, "UO:0000016": 1e3, "UO:0000017": 1.0, "UO:0000018": 1e-3, "UO:0000019": 1e-4,
+}  # fmt: skip
+"""Micrometres in a unit, by its accession."""
+_UNIT_NAMES = {
+    1e6: ("m", "meter", "metre"), 1e4: ("cm", "centimeter", "centimetre"), 1e3: ("mm", "millimeter", "millimetre"),
+    1.0: ("um", "\N{MICRO SIGN}m", "\N{GREEK SMALL LETTER MU}m", "micrometer", "micrometre", "micron"),
+    1e-3: ("nm", "nanometer", "nanometre"), 1e-4: ("angstrom", "\N{LATIN CAPITAL LETTER A WITH RING ABOVE}"),
+}  # fmt: skip
+_NAMED = {name.lower(): size for size, names in _UNIT_NAMES.items() for name in names}
+# some programs write UTF-8 and declare Latin-1
+_NAMED |= {name.encode().decode("latin-1").lower(): size for name, size in _NAMED.items()}
 _CHECKSUMS = {"IMS:1000090": "md5", "IMS:1000091": "sha1", "IMS:1000092": "sha256"}
 
 
 class Group(NamedTuple):
-    """What a referenceable group says of an array; codes as in :mod:`stmsi._core.spectra.imzml_fields`."""
+    """What a referenceable group says of an array or a spectrum; codes as in :mod:`stmsi._core.spectra.imzml_fields`."""
 
     kind: int
     flags: int
+    traits: int
 
 
 class Header(NamedTuple):
@@ -39,13 +49,13 @@ class Header(NamedTuple):
     start: int
     announced: int | None
     groups: dict[str, Group]
-    group_terms: frozenset[str]
     uuid: uuid.UUID | None
     checksum: tuple[str, str] | None
     mode: str
     pixel_size: tuple[float, float] | None
+    pixel_size_problem: str
     instrument: str
-    content: frozenset[str]
+    content_traits: int
 
 
 def read_header(buffer: mmap.mmap, path: Path) -> Header | None:
@@ -105,56 +115,51 @@ def local_name(element: Element) -> str:
 def header_of(root: Element, spectra: Element, start: int) -> Header:
     """The header behind the elements that stand in front of the spectra."""
     groups: dict[str, Group] = {}
-    group_terms: set[str] = set()
     for group in _all(root, "referenceableParamGroup"):
-        params = list(_params(group))
-        group_terms.update(accession for accession, _ in params)
-        groups[group.get("id", "")] = _group(accession for accession, _ in params)
+        groups[group.get("id", "")] = _group(list(_params(group)))
     content = dict(param for part in _all(root, "fileContent") for param in _params(part))
     declared = [name for code, name in ((_CONTINUOUS, "continuous"), (_PROCESSED, "processed")) if code in content]
     sums = [(_CHECKSUMS[a], v.strip().lower()) for a, v in content.items() if a in _CHECKSUMS and v.strip()]
     count = spectra.get("count", "").strip()
+    size, problem = _pixel_size(root)
     return Header(
         start=start,
         announced=int(count) if count.isascii() and count.isdigit() and len(count) < 18 else None,
         groups=groups,
-        group_terms=frozenset(group_terms),
         uuid=_uuid(content.get(_UUID)),
         checksum=sums[0] if sums else None,
         mode=declared[0] if len(declared) == 1 else UNKNOWN,
-        pixel_size=_pixel_size(root),
+        pixel_size=size,
+        pixel_size_problem=problem,
         instrument=_instrument(root),
-        content=frozenset(content),
+        content_traits=_traits(content.items()),
     )
 
 
-def spectrum_traits(header: Header, first: bytes) -> tuple[str, str]:
-    """Spectrum type and polarity, from the groups and `first`, the bytes of the first spectrum; else the file's content."""
-    own = {a.decode() for a in _ACCESSION.findall(first)}
-    return tuple(  # type: ignore[return-value]
-        next((found for terms in (header.group_terms | own, header.content) if (found := pick(terms))), UNKNOWN)
-        for pick in (_spectrum_type, _polarity)
-    )
+def level_of(value: str | None) -> int:
+    """The value of the term "ms level"; 0 where it is no whole number above 0."""
+    try:
+        number = float(value or 0)
+    except ValueError:
+        return 0
+    return int(number) if 0 < number <= f.MOST_LEVELS and number.is_integer() else 0
 
 
-def _spectrum_type(terms: Iterable[str]) -> str:
-    return "profile" if _PROFILE in terms else "centroid" if _CENTROID in terms else ""
+def _traits(params: Iterable[tuple[str, str]]) -> int:
+    traits = 0
+    for accession, value in params:
+        traits = f.add_trait(traits, f.accession_code(accession), level_of(value))
+    return traits
 
 
-def _polarity(terms: Iterable[str]) -> str:
-    if _POSITIVE in terms:
-        return "mixed" if _NEGATIVE in terms else "positive"
-    return "negative" if _NEGATIVE in terms else ""
-
-
-def _group(accessions: Iterable[str]) -> Group:
-    codes = [f.accession_code(a) for a in accessions]
+def _group(params: list[tuple[str, str]]) -> Group:
+    codes = [f.accession_code(accession) for accession, _ in params]
     kind = f.KIND_MZ if f.MZ_ARRAY in codes else f.KIND_INTENSITY if f.INTENSITY_ARRAY in codes else f.KIND_NONE
     types = {f.DTYPE_OF[code] for code in codes if code in f.DTYPE_OF}
     compression = f.OTHER if set(codes) & set(f.NUMPRESS) else 0
     if not compression:
         compression = f.PLAIN if f.NO_COMPRESSION in codes else f.ZLIB if f.ZLIB_COMPRESSION in codes else 0
-    return Group(kind, (types.pop() + 1 if len(types) == 1 else 0) | (compression << 4))
+    return Group(kind, (types.pop() + 1 if len(types) == 1 else 0) | (compression << 4), _traits(params))
 
 
 def _all(root: Element, name: str) -> list[Element]:
@@ -174,10 +179,13 @@ def _uuid(text: str | None) -> uuid.UUID | None:
         return None
 
 
-def _pixel_size(root: Element) -> tuple[float, float] | None:
+def _pixel_size(root: Element) -> tuple[tuple[float, float] | None, str]:
+    """Pixel size (x, y) in micrometres, and why it cannot be told from what the file says."""
+    groups = {group.get("id"): group for group in _all(root, "referenceableParamGroup")}
     sizes: dict[str, float] = {}
     for settings in _all(root, "scanSettings"):
-        for child in settings:
+        refs = [groups.get(c.get("ref")) for c in settings if local_name(c) == "referenceableParamGroupRef"]
+        for child in (term for part in (settings, *refs) if part is not None for term in part):
             accession = child.get("accession")
             if accession not in (_PIXEL_X, _PIXEL_Y):
                 continue
@@ -185,11 +193,28 @@ def _pixel_size(root: Element) -> tuple[float, float] | None:
                 value = float(child.get("value", ""))
             except ValueError:
                 continue
+            unit = _micrometres(child.get("unitAccession", "").strip(), child.get("unitName", "").strip())
+            if unit is None:
+                said = " ".join(filter(None, (child.get("unitAccession"), child.get("unitName"))))
+                return None, f"gives its pixel size as {value:g} in {said!r}, which is no single unit of length"
             if 0 < value < float("inf"):
-                sizes[accession] = value * _MICROMETRES.get(child.get("unitAccession", ""), 1.0)
+                sizes[accession] = value * unit
     if not sizes:
-        return None
-    return sizes.get(_PIXEL_X, sizes.get(_PIXEL_Y, 0.0)), sizes.get(_PIXEL_Y, sizes.get(_PIXEL_X, 0.0))
+        return None, ""
+    return (sizes.get(_PIXEL_X, sizes.get(_PIXEL_Y, 0.0)), sizes.get(_PIXEL_Y, sizes.get(_PIXEL_X, 0.0))), ""
+
+
+def _micrometres(accession: str, name: str) -> float | None:
+    """Micrometres in a unit, by accession, name or both; `None` where it is no length or the two contradict each other."""
+    if not accession and not name:
+        return 1.0  # the unit of the standard
+    plain = name.lower()
+    known = [
+        size
+        for said, size in ((accession, _UNITS.get(accession)), (name, _NAMED.get(plain, _NAMED.get(plain.rstrip("s")))))
+        if said
+    ]
+    return known[0] if len(set(known)) == 1 else None
 
 
 def _instrument(root: Element) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import mmap
 import os
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,7 +16,8 @@ import numpy as np
 
 from stmsi._core.spectra import imzml_fields as f
 from stmsi._core.spectra.imzml_scan import scan_spectra
-from stmsi._imzml.header import Header, ends_well, read_header, spectrum_traits
+from stmsi._imzml.header import Header, ends_well, read_header
+from stmsi._imzml.traits import Traits, traits_of
 from stmsi._imzml.xml_parser import parse_spectra
 from stmsi._settings import logger, settings
 
@@ -23,7 +26,7 @@ if TYPE_CHECKING:
 
 _CACHE_FROM = 1_000_000  # bytes; smaller files are read faster than found
 _CACHED_FILES = 64
-_VERSION = 1
+_VERSION = 2
 _ITEMSIZE = np.array([np.dtype(name).itemsize for name in f.DTYPES])
 
 
@@ -31,7 +34,7 @@ class Arrays(NamedTuple):
     """The m/z or the intensity arrays of all spectra.
 
     First byte, number of values (-1: whatever the stream holds), bytes in the file, code of the number type, zlib or
-    not.
+    not, and the bytes of an uncompressed array as the file states them where they are not those of its values (else 0).
     """
 
     offset: NDArray[np.int64]
@@ -39,6 +42,7 @@ class Arrays(NamedTuple):
     n_bytes: NDArray[np.int64]
     dtype: NDArray[np.int64]
     zlib: NDArray[np.bool_]
+    contradicting: NDArray[np.int64]
 
 
 class Index(NamedTuple):
@@ -48,71 +52,89 @@ class Index(NamedTuple):
     xyz: NDArray[np.int64]
     mz: Arrays
     intensity: Arrays
-    spectrum_type: str
-    polarity: str
+    traits: Traits
 
 
 def read_index(path: Path, ibd_size: int, ibd_name: str) -> Index:
     """Header, positions and places of the arrays of an imzML; every array lies inside the binary file."""
-    with path.open("rb") as handle:
-        # not closed by hand, which is an error while an array looks at it: it ends with its last view
-        buffer = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    buffer = _text_of(path)
     found = read_header(buffer, path)
-    header, fields, first = parse_spectra(path) if found is None else _fields(buffer, found, path)
+    header, fields = parse_spectra(buffer, path) if found is None else _fields(buffer, found, path)
     if len(fields) == 0:
         msg = f"{path} holds no spectra; export the section again."
         raise ValueError(msg)
     flags = np.array([group.flags for group in header.groups.values()] + [0], np.int64)  # the last: no group
     places = {base: _arrays(fields, base, flags, path) for base in (f.MZ, f.INTENSITY)}
+    places = _unwrapped(places, ibd_size, path)
     mz = _complete(places, fields, f.MZ, "m/z", path)
     intensity = _complete(places, fields, f.INTENSITY, "intensity", path)
     mz, intensity = _inside(mz, intensity, ibd_size, ibd_name)
     xyz = fields[:, f.X : f.Z + 1].copy()
     xyz[xyz[:, 2] == f.MISSING, 2] = 1
-    return Index(header, xyz, mz, intensity, *spectrum_traits(header, first))
+    return Index(header, xyz, mz, intensity, traits_of(header, fields[:, f.TRAITS]))
 
 
-def _fields(buffer: mmap.mmap, header: Header, path: Path) -> tuple[Header, NDArray[np.int64], bytes]:
+def _text_of(path: Path) -> mmap.mmap:
+    """The XML, mapped into memory; one that is packed by gzip is unpacked there."""
+    # not closed by hand, which is an error while an array looks at it: it ends with its last view
+    if path.suffix.lower() != ".gz":
+        with path.open("rb") as handle:
+            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    try:
+        with gzip.open(path, "rb") as packed:
+            text = packed.read()
+    except (OSError, EOFError, zlib.error) as error:
+        msg = f"{path} is no complete gzip file ({error}). Copy it again."
+        raise ValueError(msg) from error
+    if not text:
+        msg = f"{path} is empty inside (0 bytes); copy or export it again."
+        raise ValueError(msg)
+    buffer = mmap.mmap(-1, len(text))
+    buffer.write(text)
+    buffer.seek(0)
+    return buffer
+
+
+def _fields(buffer: mmap.mmap, header: Header, path: Path) -> tuple[Header, NDArray[np.int64]]:
     cache = _cache_file(path, header) if len(buffer) >= _CACHE_FROM else None
     if cache is not None and (known := _load(cache)) is not None:
-        fields, first_end = known
-        return header, fields, buffer[header.start : first_end]
-    kinds = {name: group.kind for name, group in header.groups.items()}
-    scan = scan_spectra(buffer, header.start, kinds, header.announced)
+        return header, known
+    groups = {name: (group.kind, group.traits) for name, group in header.groups.items()}
+    scan = scan_spectra(buffer, header.start, groups, header.announced)
     problem = scan.problem or ("" if ends_well(buffer, header, scan.end) else "what is around the spectra is not XML")
     if problem:
         logger.info("%s: %s; it is read by the XML parser.", path.name, problem)
-        return parse_spectra(path)
+        return parse_spectra(buffer, path)
     if cache is not None:
-        _store(cache, scan.fields, scan.first_end)
-    return header, scan.fields, buffer[header.start : scan.first_end]
+        _store(cache, scan.fields)
+    return header, scan.fields
 
 
 def _cache_file(path: Path, header: Header) -> Path:
     stat = path.stat()
     # the identifier alone would not do: programs copy it when they edit a file
-    key = f"{_VERSION} {header.uuid} {stat.st_size} {stat.st_mtime_ns} {list(header.groups)}"
+    key = f"{_VERSION} {header.uuid} {stat.st_size} {stat.st_mtime_ns} {list(header.groups.items())}"
     return settings.cache_dir / "imzml" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
 
 
-def _load(cache: Path) -> tuple[NDArray[np.int64], int] | None:
-    """Fields and end of the first spectrum; `None` where there are none, or the file is damaged."""
+def _load(cache: Path) -> NDArray[np.int64] | None:
+    """The fields of all spectra; `None` where there are none, or the file is damaged."""
     try:
         with cache.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
-            fields, first_end = stored["fields"], int(stored["first_end"])
+            fields: NDArray[np.int64] = stored["fields"]
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError):
         return None
     good = fields.dtype == np.int64 and fields.ndim == 2 and fields.shape[1] == f.N_FIELDS
-    return (fields, first_end) if good else None
+    return fields if good else None
 
 
-def _store(cache: Path, fields: NDArray[np.int64], first_end: int) -> None:
+def _store(cache: Path, fields: NDArray[np.int64]) -> None:
     """Keep the fields; a folder that cannot be written is no error."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".part", delete=False) as handle:
             try:
-                np.savez(handle, fields=fields, first_end=np.int64(first_end))
+                np.savez(handle, fields=fields)
                 handle.close()
                 os.replace(handle.name, cache)  # noqa: PTH105
             except BaseException:
@@ -147,8 +169,28 @@ def _arrays(fields: NDArray[np.int64], base: int, group_flags: NDArray[np.int64]
         wraps = np.concatenate([[0], np.cumsum((offset[1:] < 0) & (offset[:-1] >= 0))])
         offset += wraps * 2**32
     return Arrays(
-        offset, fields[:, base + f.LENGTH].copy(), fields[:, base + f.ENCODED].copy(), dtype, compression == f.ZLIB
-    )
+        offset, fields[:, base + f.LENGTH].copy(), fields[:, base + f.ENCODED].copy(), dtype, compression == f.ZLIB,
+        np.zeros(len(fields), np.int64),
+    )  # fmt: skip
+
+
+def _unwrapped(places: dict[int, Arrays], size: int, path: Path) -> dict[int, Arrays]:
+    """The offsets of a file above 4 GB that were written modulo 2^32: they start again from 0 in the middle."""
+    if size <= 2**32 or max(int(arrays.offset.max()) for arrays in places.values()) >= 2**32:
+        return places
+    # one m/z axis for all spectra has one offset, and never starts again
+    wraps = {base: np.cumsum(np.diff(arrays.offset, prepend=0) < -(2**31)) for base, arrays in places.items()}
+    if not any(counts.any() for counts in wraps.values()):
+        return places
+    out = {base: arrays._replace(offset=arrays.offset + wraps[base] * 2**32) for base, arrays in places.items()}
+    if any((np.diff(a.offset) < 0).any() or int(a.offset.max()) >= size for a in out.values()):
+        msg = (
+            f"{path.name}: offsets start again from 0 although the binary file has {size} bytes, and are not those of a file "
+            "in order. Export it again with 64-bit offsets."
+        )
+        raise ValueError(msg)
+    logger.info("%s: offsets were written modulo 2^32 and are counted on.", path.name)
+    return out
 
 
 def _complete(places: dict[int, Arrays], fields: NDArray[np.int64], base: int, what: str, path: Path) -> Arrays:
@@ -176,7 +218,11 @@ def _complete(places: dict[int, Arrays], fields: NDArray[np.int64], base: int, w
         raise ValueError(msg)
     if unsure.any():
         logger.info("%s: %d lengths of %s arrays were missing and derived.", path.name, int(unsure.sum()), what)
-    return own._replace(length=length, n_bytes=np.where(own.zlib, encoded, length * item))
+    contradicting = np.where(~own.zlib & (encoded > 0) & (encoded != length * item), encoded, 0)
+    filled = ~own.zlib & (encoded > 0)
+    if (encoded[filled] == length[filled]).all():  # some programs write the number of values there
+        contradicting[:] = 0
+    return own._replace(length=length, n_bytes=np.where(own.zlib, encoded, length * item), contradicting=contradicting)
 
 
 def _inside(mz: Arrays, intensity: Arrays, size: int, name: str) -> tuple[Arrays, Arrays]:

@@ -8,9 +8,10 @@ from xml.etree.ElementTree import Element, ParseError, iterparse
 import numpy as np
 
 from stmsi._core.spectra import imzml_fields as f
-from stmsi._imzml.header import Header, header_of, local_name
+from stmsi._imzml.header import Header, header_of, level_of, local_name
 
 if TYPE_CHECKING:
+    import mmap
     from pathlib import Path
 
 _POSITION = {f.POSITION_X: f.X, f.POSITION_Y: f.Y, f.POSITION_Z: f.Z}
@@ -18,37 +19,35 @@ _EXTERNAL = {f.EXTERNAL_OFFSET: f.OFFSET, f.EXTERNAL_LENGTH: f.LENGTH, f.EXTERNA
 _NEEDED = {f.X: "position x", f.Y: "position y", f.MZ: "an m/z array", f.INTENSITY: "an intensity array"}
 
 
-def parse_spectra(path: Path) -> tuple[Header, np.ndarray, bytes]:
-    """Header, fields of all spectra, and the terms of the first spectrum as attributes of XML."""
+def parse_spectra(buffer: mmap.mmap, path: Path) -> tuple[Header, np.ndarray]:
+    """Header and fields of all spectra; `path` is named in errors."""
     rows: list[list[int]] = []
-    header, listing, first = None, None, b""
-    with path.open("rb") as handle:
-        try:
-            root = None
-            for event, element in iterparse(handle, events=("start", "end")):
-                root = element if root is None else root
-                name = local_name(element)
-                if event == "start":
-                    if name == "spectrumList":
-                        listing = element
-                        header = header_of(root, element, 0) if header is None else header
-                elif name == "spectrum" and header is not None and listing is not None:
-                    rows.append(_spectrum(element, header, path, len(rows)))
-                    if len(rows) == 1:
-                        terms = [str(e.get("accession")) for e in element.iter() if e.get("accession")]
-                        first = " ".join(f'accession="{term}"' for term in terms).encode()
-                    listing.clear()
-        except (ParseError, LookupError) as error:
-            msg = f"{path} is broken or truncated XML ({error}). Copy or export it again."
-            raise ValueError(msg) from error
+    header, listing = None, None
+    buffer.seek(0)
+    try:
+        root = None
+        for event, element in iterparse(buffer, events=("start", "end")):
+            root = element if root is None else root
+            name = local_name(element)
+            if event == "start":
+                if name == "spectrumList":
+                    listing = element
+                    header = header_of(root, element, 0) if header is None else header
+            elif name == "spectrum" and header is not None and listing is not None:
+                rows.append(_spectrum(element, header, path, len(rows)))
+                listing.clear()
+    except (ParseError, LookupError) as error:
+        msg = f"{path} is broken or truncated XML ({error}). Copy or export it again."
+        raise ValueError(msg) from error
     if header is None:
         msg = f"{path} is not a complete imzML file: it has no list of spectra."
         raise ValueError(msg)
-    return header, np.array(rows, np.int64).reshape(-1, f.N_FIELDS), first
+    return header, np.array(rows, np.int64).reshape(-1, f.N_FIELDS)
 
 
 def _spectrum(element: Element, header: Header, path: Path, number: int) -> list[int]:
     row = [f.MISSING] * f.N_FIELDS
+    row[f.TRAITS] = _traits(element, header, 0)
     row[f.DEFAULT_LENGTH] = _integer(element.get("defaultArrayLength"), "defaultArrayLength", path, number)
     for child in element.iter():
         name = local_name(child)
@@ -69,6 +68,20 @@ def _spectrum(element: Element, header: Header, path: Path, number: int) -> list
         )
         raise ValueError(msg)
     return row
+
+
+def _traits(element: Element, header: Header, traits: int) -> int:
+    """`traits` with what the terms and groups inside an element say; those of arrays are passed over."""
+    for child in element:
+        name = local_name(child)
+        if name == "cvParam":
+            traits = f.add_trait(traits, f.accession_code(child.get("accession", "")), level_of(child.get("value")))
+        elif name == "referenceableParamGroupRef":
+            group = header.groups.get(str(child.get("ref")))
+            traits = traits if group is None else f.add_group_traits(traits, group.traits)
+        elif name != "binaryDataArray":
+            traits = _traits(child, header, traits)
+    return traits
 
 
 def _array(element: Element, header: Header, path: Path, number: int) -> tuple[int, list[int]]:

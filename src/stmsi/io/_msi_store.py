@@ -122,7 +122,7 @@ def read_lazily(path: Path) -> SpatialData:
     per_row = group["X/data"].shape[0] / max(n_rows, 1)
     rows = int(np.clip(_LAZY_VALUES / max(per_row, 1), 1, n_rows))
     as_dask: Any = getattr(lazy, "read_elem_lazy", None) or lazy.read_elem_as_dask
-    parts = {part: read_elem(group[part]) for part in ("obs", "var", "obsm", "uns")}
+    parts = {part: read_elem(group[part]) for part in ("obs", "var", "obsm", "varm", "uns")}
     annotated = parts["uns"][TableModel.ATTRS_KEY]
     annotated[TableModel.REGION_KEY] = list(np.atleast_1d(annotated[TableModel.REGION_KEY]))
     sdata.tables[Key.table.MSI] = AnnData(as_dask(group["X"], chunks=(rows, n_columns)), **parts)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
@@ -13,9 +13,21 @@ from stmsi._core.ids import safe_ids
 from stmsi._core.spectra.spectrum_arrays import Reduce, Unit, mz_labels
 from stmsi._data.checks import check_choice, check_positive, check_share, listing
 from stmsi._data.keys import Key
-from stmsi._data.sections import check_pixel_size, check_sample_name, msi_section, raster_image
-from stmsi._imzml.extract import Options, Plan, SparseRows, common_ions, extract, plan_axis, plan_ions, plan_targets
-from stmsi._imzml.file import ImzmlFile, check_imzml, stated_pixel_size
+from stmsi._data.sections import check_extent, check_pixel_size, check_sample_name, msi_section, raster_image
+from stmsi._imzml.extract import (
+    FoundColumns,
+    Options,
+    Plan,
+    SparseRows,
+    common_ions,
+    extract,
+    plan_axis,
+    plan_ions,
+    plan_targets,
+    range_of_mz,
+)
+from stmsi._imzml.file import ImzmlFile, check_imzml, plain_stem, stated_pixel_size
+from stmsi._imzml.traits import Kinds, check_kinds, choose_spectra, mixtures, warn_of_mixtures
 from stmsi._settings import logger
 from stmsi.io._files import check_new, unfinished
 from stmsi.io._msi_store import StoredRows, read_lazily, write_with
@@ -40,6 +52,9 @@ def read_imzml(
     pixel_size: float | tuple[float, float] | None = None,
     min_frequency: float = 0.01,
     z: int | None = None,
+    polarity: Literal["positive", "negative"] | None = None,
+    spectrum_type: Literal["profile", "centroid"] | None = None,
+    ms_level: int | None = None,
     check_uuid: bool = True,
     check_checksum: bool = False,
     out: str | Path | None = None,
@@ -55,7 +70,8 @@ def read_imzml(
     Parameters
     ----------
     path
-        The ``.imzML`` file; its ``.ibd`` lies beside it under the same name.
+        The ``.imzML`` file (or ``.imzML.gz``); its ``.ibd`` lies beside it under the same name, or beside the file that a
+        symbolic link leads to.
     mz
         Ions to extract: m/z in Da, or a Series of them, or a DataFrame with a column ``mz``; the index holds the names
         unless it is numeric, and further columns are kept in ``var``. A column ``mz_measured`` says where to look instead
@@ -76,6 +92,12 @@ def read_imzml(
         Share of the spectra, 0 to 1, in which a common ion must at least have an intensity above 0.
     z
         The slice to read where the file holds several.
+    polarity
+        Read the spectra of this polarity only, ``"positive"`` or ``"negative"``; `None`: all.
+    spectrum_type
+        Read the profiles or the centroided spectra only, ``"profile"`` or ``"centroid"``; `None`: all.
+    ms_level
+        Read the spectra of this MS level only, 1 for those of whole molecules; `None`: all.
     check_uuid
         Whether to raise where the two files do not belong together.
     check_checksum
@@ -93,8 +115,10 @@ def read_imzml(
     count from the smallest y and x. ``obs["tic"]`` (float64) is the total ion current of each pixel, the sum of its whole
     spectrum, and the image ``<sample>_tic`` shows it; ``stmsi.pp.normalize_msi(tic_key="tic")`` divides by it.
     ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``origin`` (the smallest x and y), ``file``, ``uuid``,
-    ``mode``, ``spectrum_type``, ``polarity``, ``instrument`` and how the ions were taken. With `out`, the object belongs to
-    the store and ``X`` is a dask array that is read when needed.
+    ``mode``, ``spectrum_type``, ``polarity``, ``ms_level`` (the last three ``"mixed"`` where spectra differ), ``instrument``
+    and how the ions were taken. With `out`, the object belongs to
+    the store and ``X`` is a dask array that is read when needed. Where ions of `mz` lie outside the m/z of the file,
+    ``varm["measured"]`` is False for them, and :func:`stmsi.pp.map_to_spots` gives them NaN.
 
     Raises
     ------
@@ -104,7 +128,12 @@ def read_imzml(
         `out` exists.
     ValueError
         A file is broken, truncated or not an imzML, the two do not belong together, the pixel size is unknown, positions
-        repeat, there are several slices, or intensities are negative, NaN or infinite.
+        repeat, there are several slices, no spectrum is of the kind asked for, or intensities are negative, NaN or infinite.
+
+    Warns
+    -----
+    UserWarning
+        Spectra of both polarities, of several MS levels, or profiles and centroids are read together.
 
     Notes
     -----
@@ -130,48 +159,58 @@ def read_imzml(
     check_choice(reduce, get_args(Reduce), "reduce")
     check_positive(options.tolerance, "tolerance")
     check_share(options.min_frequency, "min_frequency")
+    kinds = Kinds(polarity, spectrum_type, ms_level)
+    check_kinds(kinds)
     targets = None if mz is None else _target_frame(mz)
     store = None if out is None else check_new(Path(out), "store")
     path = Path(path)
     check_imzml(path)
-    sample = safe_ids([path.stem])[0] if sample is None else check_sample_name(sample)
+    sample = safe_ids([plain_stem(path)])[0] if sample is None else check_sample_name(sample)
     with ImzmlFile(path) as file:
         size = stated_pixel_size(file) if pixel_size is None else check_pixel_size(pixel_size)
-        chosen, row, col, origin = _raster(file.xyz, z, path)
+        chosen, row, col, origin = _raster(file, z, kinds, path)
         identifier = file.check_uuid(check=check_uuid)
         if check_checksum:
             file.check_checksum()
         plan, var, how = _plan(file, chosen, targets, options)
+        if targets is not None:
+            _tell_overlaps(plan, var.index, options, path)
         attrs = {
             "format": "imzML", "file": path.name, "uuid": identifier, "mode": file.header.mode,
-            "spectrum_type": file.index.spectrum_type, "polarity": file.index.polarity,
-            "instrument": file.header.instrument, "origin": origin, "ions": how, "tolerance": options.tolerance,
-            "unit": unit, "reduce": reduce,
+            **file.index.traits.names(chosen), "instrument": file.header.instrument, "origin": origin,
+            "ions": how, "tolerance": options.tolerance, "unit": unit, "reduce": reduce,
         }  # fmt: skip
 
         def section(X: sp.csr_matrix, tic: NDArray[np.float64]) -> SpatialData:
             obs = pd.DataFrame({Key.obs.TIC: tic})
             sdata = msi_section(X, var, row, col, sample=sample, pixel_size=size, obs=obs, attrs=attrs, checked=True)
             sdata.images[Key.tic_image(sample)] = raster_image(row, col, tic, size, sample)
+            if targets is not None and not (measured := _measured(file, chosen, plan, found, options)).all():
+                _tell_unmeasured(var, measured, path)
+                table = sdata.tables[Key.table.MSI]
+                table.varm[Key.varm.MEASURED] = pd.DataFrame({sample: measured}, index=table.var_names)
             return sdata
 
         shape = (len(chosen), plan.n_columns)
         logger.info("%s: %d pixels x %d ions (%s)", path.name, *shape, how)
         if store is None:
             rows = SparseRows(*shape)
-            tic = extract(file, chosen, plan, options, rows)
+            found = FoundColumns(rows, plan.n_columns)
+            tic = extract(file, chosen, plan, options, found)
             return section(rows.matrix(), tic)
         with unfinished(store) as folder:
             stored = StoredRows(folder / "rows", *shape, int(np.minimum(file.most(chosen), plan.n_columns).sum()))
-            tic = extract(file, chosen, plan, options, stored)
+            found = FoundColumns(stored, plan.n_columns)
+            tic = extract(file, chosen, plan, options, found)
             write_with(stored, section(sp.csr_matrix(shape, dtype=np.float32), tic), folder, store)
     return read_lazily(store)
 
 
 def _raster(
-    xyz: NDArray[np.int_], z: int | None, path: Path
+    file: ImzmlFile, z: int | None, kinds: Kinds, path: Path
 ) -> tuple[NDArray[np.intp], NDArray[np.int_], NDArray[np.int_], NDArray[np.int_]]:
-    """Spectra of the slice, their row and column, and the smallest x and y."""
+    """Spectra of the slice and the kinds, their row and column, and the smallest x and y."""
+    xyz, traits = file.xyz, file.index.traits
     slices = np.unique(xyz[:, 2])
     if z is None and len(slices) > 1:
         msg = f"{path.name} holds {len(slices)} slices; pass z=, one of {listing(slices)}."
@@ -180,16 +219,58 @@ def _raster(
         msg = f"{path.name} has no slice z={z}; it has {listing(slices)}."
         raise ValueError(msg)
     chosen = np.flatnonzero(xyz[:, 2] == (slices[0] if z is None else z))
+    chosen = choose_spectra(traits, kinds, chosen, path.name)
     xy = xyz[chosen, :2]
+    check_extent(xy[:, 1], xy[:, 0], path.name)
     unique, count = np.unique(xy, axis=0, return_counts=True)
     if (count > 1).any():
         repeated = listing([tuple(place) for place in unique[count > 1].tolist()])
-        msg = (
-            f"{path.name}: several spectra share a position (x, y): {repeated}. Export one section and MS level a file."
+        mixed = mixtures(traits, chosen)
+        remedy = (
+            f"Read one kind at a time: pass {' and '.join(f'{trait}=' for trait in mixed)}."
+            if mixed
+            else "Export one section and MS level a file."
         )
+        msg = f"{path.name}: several spectra share a position (x, y): {repeated}. {remedy}"
         raise ValueError(msg)
+    warn_of_mixtures(traits, chosen, path.name)
     origin = xy.min(axis=0)
     return chosen, xy[:, 1] - origin[1], xy[:, 0] - origin[0], origin
+
+
+def _tell_overlaps(plan: Plan, names: pd.Index, options: Options, path: Path) -> None:
+    """Say which ions are asked for so close to each other that their windows share peaks."""
+    near = np.flatnonzero(plan.low[1:] <= plan.high[:-1])
+    if near.size:
+        pairs = [f"{names[a]} and {names[b]}" for a, b in zip(plan.column[near], plan.column[near + 1], strict=True)]
+        logger.warning(
+            "%s: the windows of %d pairs of ions (%g %s to each side) overlap, and a peak inside both counts for both: %s. "
+            "Name one of them, or lower tolerance.",
+            path.name, near.size, options.tolerance, options.unit, listing(pairs),
+        )  # fmt: skip
+
+
+def _measured(
+    file: ImzmlFile, chosen: NDArray[np.intp], plan: Plan, found: FoundColumns, options: Options
+) -> NDArray[np.bool_]:
+    """Which of the ions asked for lie inside the m/z that the file holds: elsewhere 0 would be invented."""
+    out = np.ones(plan.n_columns, dtype=bool)
+    if found.any.all():
+        return out
+    if plan.bins is not None:
+        out[plan.column] = plan.bins.stop > plan.bins.start
+    else:
+        low, high = range_of_mz(file, chosen, options)
+        out[plan.column] = (plan.high >= low) & (plan.low <= high)
+    return out
+
+
+def _tell_unmeasured(var: pd.DataFrame, measured: NDArray[np.bool_], path: Path) -> None:
+    logger.warning(
+        "%s holds no m/z near %d of %d ions, which are outside of what was acquired or stored; varm[%r] says so, and they "
+        "are NaN (not measured) where they are mapped to spots: %s",
+        path.name, int((~measured).sum()), len(measured), Key.varm.MEASURED, listing(var.index[~measured]),
+    )  # fmt: skip
 
 
 def _target_frame(mz: Targets) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from stmsi._data.sections import check_sample_name, msi_section
 from stmsi._data.tables import as_csr
 from stmsi._settings import logger
 from stmsi.io._files import open_h5ad, open_store
-from stmsi.io._metaspace_ions import ADDUCT, EXPORTED, FORMULA, MZ, annotated, ion_table
+from stmsi.io._metaspace_ions import ADDUCT, EXPORTED, FORMULA, ION, MODIFIED, MZ, annotated, ion_table
 from stmsi.io._pixels import measured_pixels
 from stmsi.io._text_table import check_intensities, check_numbers, read_wide_table, require_columns
 
@@ -60,7 +60,8 @@ def read_metaspace(
     intensities
         The ion images: the export of pixel intensities (``.csv``: ``mol_formula``, ``adduct``, ``mz``, ``moleculeNames``,
         ``moleculeIds``, then ``x0_y0``, ``x0_y1``, ... or those of regions, ``<region>_x0_y0``), or a mapping from
-        ``(formula, adduct)``, or the ion as in the export, to an image, shape (y, x).
+        ``(formula, adduct)``, or the ion as in the export, to an image, shape (y, x). An annotation with a neutral loss or a
+        modification takes its image by the ion, or by ``(formula, "[M-H2O+H]+")``, never that of the ion without it.
     sample
         Name of the section; by default that of the dataset, else of the file.
     pixel_size
@@ -74,7 +75,7 @@ def read_metaspace(
     -------
     SpatialData with table ``msi`` (pixels x ions, float32 CSR) and squares ``<sample>_pixels`` in micrometres, coordinate
     system ``<sample>_msi``. ``var``: ``name`` (the molecule where there is a single candidate, else the ion), ``mz`` (Da),
-    ``formula`` (neutral), ``adduct`` such as ``[M+H]+``, ``fdr``, ``molecule_names`` and ``molecule_ids`` (all candidates),
+    ``formula`` (neutral), ``adduct`` such as ``[M+H]+`` or ``[M-H2O+H]+``, ``fdr``, ``molecule_names`` and ``molecule_ids`` (all candidates),
     ``n_isomers``, and further columns of the export in lower case. ``obs["roi"]`` names the region, where there are some.
     ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``file`` and, where known, ``dataset``, ``dataset_name`` and
     ``polarity``.
@@ -142,7 +143,7 @@ def read_metaspace(
         known.setdefault("polarity", _SIGNS[signs.pop()])
     return msi_section(
         sp.csr_matrix(X)[keep],
-        ions.drop(columns=EXPORTED),
+        ions.drop(columns=[EXPORTED, MODIFIED]),
         places[_Y].to_numpy()[keep],
         places[_X].to_numpy()[keep],
         sample=stem if sample is None else check_sample_name(sample),
@@ -223,19 +224,47 @@ def _pixel_table(
 
 def _image_stack(images: Images, ions: pd.DataFrame) -> tuple[NDArray[np.float64], pd.DataFrame]:
     """Intensities (pixels x ions) of the ions, and the places of the pixels."""
-    stack: list[NDArray[np.float64]] = []
-    for formula, adduct, ion in zip(ions[Key.var.FORMULA], ions[EXPORTED], ions.index, strict=True):
-        keys = [key for key in ((formula, adduct), (formula, adduct.removeprefix("M")), ion) if key in images]
-        if not keys:
-            msg = f"intensities has no image of {ion!r} ({formula!r}, {adduct!r}); keys: {listing(images)}."
-            raise ValueError(msg)
-        stack.append(np.asarray(images[keys[0]], dtype=np.float64))
+    stack = [np.asarray(images[key], dtype=np.float64) for key in _image_keys(images, ions)]
     shapes = {image.shape for image in stack}
     if len(shapes) > 1 or len(next(iter(shapes))) != 2:
         msg = f"Ion images must have one shape (y, x); found {listing(sorted(shapes))}."
         raise ValueError(msg)
     row, col = np.indices(stack[0].shape)
     return np.stack([image.ravel() for image in stack], axis=1), pd.DataFrame({_X: col.ravel(), _Y: row.ravel()})
+
+
+def _image_keys(images: Images, ions: pd.DataFrame) -> list[Hashable]:
+    """The key of the image of each ion: the ion goes before formula and adduct, which modified ones share with others."""
+    named = ions[ION] if ION in ions else pd.Series("", index=ions.index)
+    # an ion that stands for several adducts does not tell them apart
+    ambiguous = ions.groupby(named.to_numpy())[Key.var.ADDUCT].transform("nunique").to_numpy() > 1
+    keys: list[Hashable] = []
+    columns = (
+        ions.index,
+        named,
+        ambiguous,
+        ions[Key.var.FORMULA],
+        ions[EXPORTED],
+        ions[Key.var.ADDUCT],
+        ions[MODIFIED],
+    )
+    for label, ion, several, formula, exported, adduct, modified in zip(*columns, strict=True):
+        bare = exported.removeprefix("M")
+        pairs = [(formula, adduct)] + ([] if modified else [(formula, key) for key in (exported, bare, f"M{bare}")])
+        known = [
+            key for key in (*([] if several and modified else [ion]), label, *pairs) if key != "" and key in images
+        ]
+        if not known:
+            shared = (
+                " Its formula and adduct alone do not tell its modification or neutral loss: give its image by the ion."
+            )
+            msg = (
+                f"intensities has no image of {label!r} ({formula!r}, {adduct!r}); keys: {listing(images)}."
+                f"{shared if modified else ''}"
+            )
+            raise ValueError(msg)
+        keys.append(known[0])
+    return keys
 
 
 def _converted(source: Any, name: str) -> tuple[Any, pd.DataFrame, pd.DataFrame, dict[str, Any]]:
@@ -258,8 +287,9 @@ def _converted(source: Any, name: str) -> tuple[Any, pd.DataFrame, pd.DataFrame,
             f"{listing(adata.obs)}, var {listing(adata.var)}."
         )
         raise ValueError(msg)
-    ions = ion_table(adata.var.reset_index(drop=True), Path(name))
-    return as_csr(adata.X), ions, adata.obs[[_X, _Y]].reset_index(drop=True), _noted(adata, store)
+    noted = _noted(adata, store)
+    ions = ion_table(adata.var.reset_index(drop=True), Path(name), noted.get("polarity", ""))
+    return as_csr(adata.X), ions, adata.obs[[_X, _Y]].reset_index(drop=True), noted
 
 
 def _noted(adata: AnnData, store: SpatialData | None) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from stmsi._data.stale import mark_stale
 from stmsi._data.tables import as_csr, table_sections, table_to_change
 from stmsi._imzml.extract import Options, count_ions, extract, fill_cells, plan_axis, plan_targets
 from stmsi._imzml.file import ImzmlFile
+from stmsi._imzml.traits import Kinds, check_kinds, choose_spectra, warn_of_mixtures
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -89,6 +90,9 @@ def pick_peaks(
     calibrants: Sequence[float] | None = None,
     search: float = 20.0,
     recalibrate: bool = False,
+    polarity: Literal["positive", "negative"] | None = None,
+    spectrum_type: Literal["profile", "centroid"] | None = None,
+    ms_level: int | None = None,
     table_key: str = Key.table.MSI,
     copy: bool = False,
     show_progress_bar: bool | None = None,
@@ -124,6 +128,8 @@ def pick_peaks(
         How far from a calibrant its peak is looked for, in ppm.
     recalibrate
         Whether to free the m/z from the error of the calibrants: constant, or with three or more a straight line.
+    polarity, spectrum_type, ms_level
+        Which spectra of a file to look at, as in :func:`stmsi.io.read_imzml`; `None`: all.
     table_key
         The MSI table.
     copy
@@ -150,7 +156,8 @@ def pick_peaks(
     Warns
     -----
     UserWarning
-        Where the masses drift by more than `tolerance`, or no calibrant is found.
+        Where the masses drift by more than `tolerance`, or no calibrant is found, or spectra of several kinds are looked at
+        together.
 
     Notes
     -----
@@ -187,22 +194,27 @@ def pick_peaks(
         show_progress_bar,
     )  # fmt: skip
     if isinstance(data, str | Path):
-        return _of_file(Path(data), options)
+        kinds = Kinds(polarity, spectrum_type, ms_level)
+        check_kinds(kinds)
+        return _of_file(Path(data), options, kinds)
     table, changed = table_to_change(data, table_key, copy=copy, rows="pixels")
     _reduce(table, options)
     mark_stale(data if changed is None else changed, "peaks", table_sections(table), table)
     return changed
 
 
-def _of_file(path: Path, options: _Options) -> pd.DataFrame:
+def _of_file(path: Path, options: _Options, kinds: Kinds) -> pd.DataFrame:
     with ImzmlFile(path) as file:
-        chosen = np.arange(len(file.xyz))
+        traits = file.index.traits
+        chosen = choose_spectra(traits, kinds, np.arange(len(file.xyz)), path.name)
+        warn_of_mixtures(traits, chosen, path.name)
+        stored = traits.name("spectrum_type", chosen)
         shared = file.shared_axis(chosen)
         if shared is not None:
             seen = _Statistics(len(shared[0]))
             extract(file, chosen, plan_axis(*shared), options.reading(), seen)
-            found = _from_axis(shared[0], seen, len(chosen), options, file.index.spectrum_type)
-        elif options.profile or (options.profile is None and file.index.spectrum_type == "profile"):
+            found = _from_axis(shared[0], seen, len(chosen), options, stored)
+        elif options.profile or (options.profile is None and stored == "profile"):
             found = _from_profiles(file, chosen, options)
         else:
             found = _from_centroids(file, chosen, options)
@@ -322,7 +334,7 @@ def _calibrant_errors(file: ImzmlFile, chosen: NDArray[np.intp], options: _Optio
     file.lengths(picked)
     parts = [picked[start : start + 64] for start in range(0, len(picked), 64)]
     errors = [_errors(*spectra_of(file.chunk(part)), len(part), options) for part in parts]
-    return mass_errors(np.vstack(errors), picked / max(len(chosen) - 1, 1))
+    return mass_errors(np.vstack(errors), picked / max(len(file.xyz) - 1, 1))
 
 
 def _errors(

@@ -197,16 +197,24 @@ def intensities_of(chunk: Chunk) -> NDArray[Any]:
 
 
 def spectra_of(chunk: Chunk) -> tuple[NDArray[np.float64], NDArray[Any], NDArray[np.int64]]:
-    """m/z (ascending in each spectrum), intensities and rows of all peaks of a chunk, checked."""
+    """m/z (ascending in each spectrum), intensities and rows of all peaks of a chunk, checked.
+
+    Pairs of zeros, which fill arrays of a fixed length, are left out.
+    """
     mz = gather(chunk.mz_bytes, chunk.mz_at, chunk.length, chunk.mz_type).astype(np.float64, copy=False)
-    ends = np.cumsum(chunk.length)
+    row = np.repeat(np.arange(len(chunk.length)), chunk.length)
     bad = ~((mz > 0) & (mz < np.inf))
     if bad.any():
-        raise FaultError(int(np.searchsorted(ends, int(bad.argmax()), side="right")), BAD_MZ)
+        bad &= (mz != 0) | (gather(chunk.intensity_bytes, chunk.intensity_at, chunk.length, chunk.intensity_type) != 0)
+    if bad.any():
+        raise FaultError(int(row[bad.argmax()]), BAD_MZ)
     intensity = intensities_of(chunk)
-    row = np.repeat(np.arange(len(ends)), chunk.length)
+    if (padding := mz == 0).any():
+        mz, intensity, row = mz[~padding], intensity[~padding], row[~padding]
+    length = np.bincount(row, minlength=len(chunk.length))
+    ends = np.cumsum(length)
     for back in np.unique(row[1:][(mz[1:] < mz[:-1]) & (row[1:] == row[:-1])]):
-        part = slice(ends[back] - chunk.length[back], ends[back])
+        part = slice(ends[back] - length[back], ends[back])
         mz[part], intensity[part] = sorted_spectrum(mz[part].copy(), intensity[part].copy())
     return mz, intensity, row
 

@@ -17,9 +17,13 @@ if TYPE_CHECKING:
     import mmap
     from collections.abc import Mapping
 
+    Groups = Mapping[str, tuple[int, int]]
+
 
 _CODES = b"|".join(
-    [b"IMS:10000(?:50|51|52)|IMS:1000(?:102|103|104|141|142)|MS:1000(?:514|515|519|520|521|522|523|574|576)"]
+    [
+        b"IMS:10000(?:50|51|52)|IMS:1000(?:102|103|104|141|142)|MS:1000(?:127|128|129|130|511|579|580|514|515|519|520|521|522|523|574|576)"
+    ]
     + [b"MS:%d" % code for code in f.NUMPRESS]
 )
 # no prefixes, and atomic groups: what does not match at once is passed over
@@ -34,16 +38,16 @@ _DEFAULT = re.compile(rb"(?<![\w:.-])(?:defaultA|a)rrayLength\s*=\s*[\"'](\d{1,1
 _SMALLEST = 120  # bytes of a spectrum that holds what it must
 
 
-def scan_spectra(buffer: mmap.mmap, start: int, groups: Mapping[str, int], count: int | None) -> f.Scan:
+def scan_spectra(buffer: mmap.mmap, start: int, groups: Groups, count: int | None) -> f.Scan:
     """The fields of all spectra of an imzML, from the byte `start` behind the opening tag of the list on.
 
-    `groups` holds the kind of array that each referenceable group describes; `count` is the announced number of
-    spectra.
+    `groups` holds the kind of array that each referenceable group describes, and its traits of a spectrum; `count` is
+    the announced number of spectra.
     """
     size = len(buffer)
     room = (size - start) // _SMALLEST + 1
     if count is not None and not 0 <= count <= room:
-        return f.Scan(np.empty((0, f.N_FIELDS), np.int64), start, start, f"{count} spectra announced")
+        return f.Scan(np.empty((0, f.N_FIELDS), np.int64), start, f"{count} spectra announced")
     if use_compiled():
         result = _scan_compiled(buffer, start, groups, room if count is None else count)
     else:
@@ -57,29 +61,31 @@ def scan_spectra(buffer: mmap.mmap, start: int, groups: Mapping[str, int], count
     return result
 
 
-def _scan_compiled(buffer: mmap.mmap, start: int, groups: Mapping[str, int], room: int) -> f.Scan:
+def _scan_compiled(buffer: mmap.mmap, start: int, groups: Groups, room: int) -> f.Scan:
     from stmsi._core.spectra.imzml_scan_kernel import PROBLEMS, scan
 
     names = [name.encode() for name in groups]
     fields = np.empty((room, f.N_FIELDS), np.int64)
     text, ends = b"".join(names) or b"\0", np.cumsum([len(name) for name in names], dtype=np.int64)
     data, name_data = np.frombuffer(buffer, np.uint8), np.frombuffer(text, np.uint8)
-    kinds = np.array(list(groups.values()), np.int64)
-    found, first_end, end, problem = scan(data, start, name_data, ends, kinds, fields)
-    return f.Scan(fields[:found], first_end, end, PROBLEMS[problem])
+    kinds = np.array([kind for kind, _ in groups.values()], np.int64)
+    traits = np.array([word for _, word in groups.values()], np.int64)
+    found, end, problem = scan(data, start, name_data, ends, kinds, traits, fields)
+    return f.Scan(fields[:found], end, PROBLEMS[problem])
 
 
-def _scan_regex(buffer: mmap.mmap, start: int, groups: Mapping[str, int]) -> f.Scan:
+def _scan_regex(buffer: mmap.mmap, start: int, groups: Groups) -> f.Scan:
     """The same by regular expressions, where there is no numba: slower, but far faster than a tree of elements."""
-    place = {name.encode(): (number, kind) for number, (name, kind) in enumerate(groups.items())}
+    place = {name.encode(): (number, *said) for number, (name, said) in enumerate(groups.items())}
     columns = {b"IMS:1000050": f.X, b"IMS:1000051": f.Y, b"IMS:1000052": f.Z}
     parts = {b"IMS:1000102": f.OFFSET, b"IMS:1000103": f.LENGTH, b"IMS:1000104": f.ENCODED}
+    traits = {b"MS:%d" % code: code for code in (*f.TRAIT_OF, *f.LEVEL_OF, f.MS_LEVEL)}
     kinds = {b"MS:1000514": f.KIND_MZ, b"MS:1000515": f.KIND_INTENSITY}
     empty_row, empty_array = [f.MISSING] * f.N_FIELDS, [f.MISSING] * 3 + [-1, 0]
     rows: list[list[int]] = []
     row: list[int] | None = None
     array: list[int] | None = None
-    kind, first_end, end, problem = 0, start, start, "the file ends inside the list of spectra"
+    kind, end, problem = 0, start, "the file ends inside the list of spectra"
     for match in _ELEMENT.finditer(buffer, start):
         end = match.end()
         code, ref, opened, spectrum, array_end, spectrum_end, list_end, rare = match.groups()
@@ -95,18 +101,27 @@ def _scan_regex(buffer: mmap.mmap, start: int, groups: Mapping[str, int]) -> f.S
                 target, column = (row, columns[code]) if code in columns else (array, parts.get(code, 0))
                 if target is not None and target[column] == f.MISSING:
                     target[column] = value
+            elif array is None and code in traits:
+                found = _VALUE.search(match[0])
+                if found is None and traits[code] == f.MS_LEVEL:
+                    problem = "a number that is not plain"
+                    break
+                row[f.TRAITS] = f.add_trait(row[f.TRAITS], traits[code], int(found[1] or found[2]) if found else 0)
             elif array is not None:
                 kind = kinds.get(code, kind)
                 if code not in kinds:
                     array[f.FLAGS] = f.add_flag(array[f.FLAGS], f.accession_code(code.decode()))
         elif ref is not None:
             found = _REF.search(ref)
-            if array is not None and found is not None:
-                number, of = place.get(found[1] or found[2] or b"", (-1, 0))
+            number, of, said = (-1, 0, 0) if found is None else place.get(found[1] or found[2] or b"", (-1, 0, 0))
+            if array is None and row is not None:
+                row[f.TRAITS] = f.add_group_traits(row[f.TRAITS], said)
+            elif array is not None and found is not None:
                 kind = of or kind
                 array[f.GROUP] = number if of or array[f.GROUP] < 0 else array[f.GROUP]
         elif spectrum is not None:
             row = empty_row.copy()
+            row[f.TRAITS] = 0
             found = _DEFAULT.search(spectrum)
             row[f.DEFAULT_LENGTH] = int(found[1]) if found else f.MISSING
         elif array_end is not None:
@@ -125,7 +140,6 @@ def _scan_regex(buffer: mmap.mmap, start: int, groups: Mapping[str, int]) -> f.S
                 problem = "a spectrum without position, offset or length"
                 break
             rows.append(row)
-            first_end = end if len(rows) == 1 else first_end
             row = None
         elif rare is not None:
             problem = "a declaration or comment"
@@ -142,4 +156,4 @@ def _scan_regex(buffer: mmap.mmap, start: int, groups: Mapping[str, int]) -> f.S
                 problem = "a length of an array that is not external"
                 break
     fields = np.array(rows, np.int64).reshape(-1, f.N_FIELDS)
-    return f.Scan(fields, first_end, end, problem)
+    return f.Scan(fields, end, problem)

@@ -19,7 +19,12 @@ _DTYPE_ACCESSION = np.array(list(f.DTYPE_OF), np.int64)
 _DTYPE_CODE = np.array(list(f.DTYPE_OF.values()), np.int64)
 _NUMPRESS = np.array(f.NUMPRESS, np.int64)
 _MISSING, _BIG, _IMS, _DEPTH = f.MISSING, f.BIG, f.IMS, 64
-_N_FIELDS, _INTENSITY = f.N_FIELDS, f.INTENSITY
+_N_FIELDS, _INTENSITY, _TRAITS = f.N_FIELDS, f.INTENSITY, f.TRAITS
+_TRAIT_ACCESSION, _TRAIT_BIT = np.array(list(f.TRAIT_OF), np.int64), np.array(list(f.TRAIT_OF.values()), np.int64)
+_IMPLIED_ACCESSION = np.array(list(f.LEVEL_OF), np.int64)
+_IMPLIED_LEVEL = np.array(list(f.LEVEL_OF.values()), np.int64)
+_MS_LEVEL, _MOST = f.MS_LEVEL, f.MOST_LEVELS
+_OWN, _GROUP = f.LEVEL_SHIFT, f.GROUP_LEVEL_SHIFT
 _OPEN_OTHER, _OPEN_CV, _OPEN_REF, _OPEN_SPECTRUM, _OPEN_ARRAY, _OPEN_LIST = 0, 1, 2, 3, 4, 5
 
 PROBLEMS = (
@@ -106,14 +111,35 @@ def _flag(flags, code):
 
 
 @compiled
-def scan(data, start, group_names, group_ends, group_kind, fields):
+def _trait(traits, code, level):
+    for i in range(_TRAIT_ACCESSION.size):
+        if _TRAIT_ACCESSION[i] == code:
+            return traits | _TRAIT_BIT[i]
+    if code == _MS_LEVEL and 0 < level <= _MOST:
+        return (traits & ~(_MOST << _OWN)) | (level << _OWN)
+    for i in range(_IMPLIED_ACCESSION.size):
+        if _IMPLIED_ACCESSION[i] == code and (traits >> _OWN) & _MOST == 0:
+            return traits | (_IMPLIED_LEVEL[i] << _OWN)
+    return traits
+
+
+@compiled
+def _group_trait(traits, group):
+    traits |= (group & 15) << 4
+    if (traits >> _GROUP) & _MOST == 0:
+        traits |= ((group >> _OWN) & _MOST) << _GROUP
+    return traits
+
+
+@compiled
+def scan(data, start, group_names, group_ends, group_kind, group_traits, fields):
     """Fill `fields` from the byte behind ``<spectrumList ...>`` on.
 
     Every element must be closed by its own name, so that damage to the structure shows. Returns the number of spectra,
-    where the first one and the list end, and the number of the problem (0: none).
+    where the list ends, and the number of the problem (0: none).
     """
     n = data.size
-    p, found, first_end = start, 0, start
+    p, found = start, 0
     names = np.zeros(_DEPTH, np.uint64)
     depth = 0
     in_spectrum, in_array = False, False
@@ -124,23 +150,23 @@ def scan(data, start, group_names, group_ends, group_kind, fields):
         while p < n and data[p] != 60:
             p += 1
         if p + 3 >= n:
-            return found, first_end, p, 1
+            return found, p, 1
         p += 1
         byte = data[p]
         if byte == 33:  # a comment, or something rare
             if data[p + 1] != 45 or data[p + 2] != 45:
-                return found, first_end, p, 3
+                return found, p, 3
             p += 3
             while p + 2 < n and not (data[p] == 45 and data[p + 1] == 45):
                 p += 1
             if p + 2 >= n:
-                return found, first_end, p, 1
+                return found, p, 1
             if data[p + 2] != 62:
-                return found, first_end, p, 2
+                return found, p, 2
             p += 3
             continue
         if byte == 63:
-            return found, first_end, p, 3
+            return found, p, 3
         closing = byte == 47
         if closing:
             p += 1
@@ -155,9 +181,9 @@ def scan(data, start, group_names, group_ends, group_kind, fields):
             hashed = (hashed ^ np.uint64(byte)) * np.uint64(1099511628211)
             p += 1
         if p >= n:
-            return found, first_end, p, 1
+            return found, p, 1
         if p == whole or data[p] == 60:
-            return found, first_end, p, 2
+            return found, p, 2
         size, tag = p - begin, _OPEN_OTHER
         if size == 7 and _same(data, begin, p, _CV):
             tag = _OPEN_CV
@@ -173,22 +199,23 @@ def scan(data, start, group_names, group_ends, group_kind, fields):
         if closing:
             p = _skip_space(data, p)
             if p >= n:
-                return found, first_end, p, 1
+                return found, p, 1
             if data[p] != 62:
-                return found, first_end, p, 2
+                return found, p, 2
             p += 1
             if depth == 0:  # the list itself
-                return found, first_end, p, 0 if tag == _OPEN_LIST else 2
+                return found, p, 0 if tag == _OPEN_LIST else 2
             depth -= 1
             if names[depth] != hashed:
-                return found, first_end, p, 2
+                return found, p, 2
             ends_spectrum, ends_array = tag == _OPEN_SPECTRUM, tag == _OPEN_ARRAY
         else:
             if tag == _OPEN_LIST or (tag == _OPEN_SPECTRUM and depth != 0):
-                return found, first_end, p, 2
+                return found, p, 2
             if tag == _OPEN_SPECTRUM:
                 in_spectrum = True
                 row[:] = _MISSING
+                row[_TRAITS] = 0
             elif tag == _OPEN_ARRAY:
                 in_array, kind, array_default = True, 0, _MISSING
                 array[:] = _MISSING
@@ -199,7 +226,7 @@ def scan(data, start, group_names, group_ends, group_kind, fields):
                 gap = p
                 p = _skip_space(data, p)
                 if p + 1 >= n:
-                    return found, first_end, p, 1
+                    return found, p, 1
                 if data[p] == 62:
                     p += 1
                     break
@@ -207,31 +234,31 @@ def scan(data, start, group_names, group_ends, group_kind, fields):
                     self_closed, p = True, p + 2
                     break
                 if gap == p:
-                    return found, first_end, p, 2
+                    return found, p, 2
                 a0 = p
                 while p < n and data[p] != 61 and data[p] > 32 and data[p] != 60 and data[p] != 62:
                     p += 1
                 a1 = p
                 p = _skip_space(data, p)
                 if p >= n:
-                    return found, first_end, p, 1
+                    return found, p, 1
                 if data[p] != 61 or a0 == a1:
-                    return found, first_end, p, 2
+                    return found, p, 2
                 p += 1
                 p = _skip_space(data, p)
                 if p >= n:
-                    return found, first_end, p, 1
+                    return found, p, 1
                 quote = data[p]
                 if quote != 34 and quote != 39:
-                    return found, first_end, p, 2
+                    return found, p, 2
                 p += 1
                 v0 = p
                 while p < n and data[p] != quote and data[p] != 60:
                     p += 1
                 if p >= n:
-                    return found, first_end, p, 1
+                    return found, p, 1
                 if data[p] == 60:
-                    return found, first_end, p, 2
+                    return found, p, 2
                 v1 = p
                 p += 1
                 if tag == _OPEN_CV:
@@ -239,12 +266,14 @@ def scan(data, start, group_names, group_ends, group_kind, fields):
                         code = _accession(data, v0, v1)
                     elif _same(data, a0, a1, _VALUE):
                         value_start, value_stop = v0, v1
-                elif tag == _OPEN_REF and in_array:
+                elif tag == _OPEN_REF and in_spectrum:
                     if _same(data, a0, a1, _REF_ATTRIBUTE):
                         before = 0
                         for g in range(group_ends.size):
                             if _same(data, v0, v1, group_names[before : group_ends[g]]):
-                                if group_kind[g] != 0:
+                                if not in_array:
+                                    row[_TRAITS] = _group_trait(row[_TRAITS], group_traits[g])
+                                elif group_kind[g] != 0:
                                     kind, array[3] = group_kind[g], g
                                 elif array[3] < 0:
                                     array[3] = g
@@ -267,10 +296,17 @@ def scan(data, start, group_names, group_ends, group_kind, fields):
                         kind = 2
                     else:
                         array[4] = _flag(array[4], code)
+                if not known and not in_array:
+                    level = np.int64(0)
+                    if code == _MS_LEVEL:
+                        level = _MISSING if value_start < 0 else _integer(data, value_start, value_stop)
+                        if level == _MISSING:
+                            return found, p, 4
+                    row[_TRAITS] = _trait(row[_TRAITS], code, level)
                 if known:
                     value = _MISSING if value_start < 0 else _integer(data, value_start, value_stop)
                     if value == _MISSING:
-                        return found, first_end, p, 4
+                        return found, p, 4
                     if in_row:
                         if row[column] == _MISSING:
                             row[column] = value
@@ -280,7 +316,7 @@ def scan(data, start, group_names, group_ends, group_kind, fields):
                 ends_spectrum, ends_array = tag == _OPEN_SPECTRUM, tag == _OPEN_ARRAY
             else:
                 if depth >= _DEPTH:
-                    return found, first_end, p, 3
+                    return found, p, 3
                 names[depth] = hashed
                 depth += 1
         if ends_array and in_array:
@@ -290,15 +326,13 @@ def scan(data, start, group_names, group_ends, group_kind, fields):
             if kind != 0 and in_spectrum:
                 base = 3 if kind == 1 else _INTENSITY
                 if row[base + 3] != _MISSING:
-                    return found, first_end, p, 7
+                    return found, p, 7
                 row[base : base + 5] = array
         if ends_spectrum and in_spectrum:
             in_spectrum = False
             if found >= fields.shape[0]:
-                return found, first_end, p, 5
+                return found, p, 5
             if row[0] == _MISSING or row[1] == _MISSING or row[3] == _MISSING or row[8] == _MISSING:
-                return found, first_end, p, 6
+                return found, p, 6
             fields[found] = row
             found += 1
-            if found == 1:
-                first_end = p

@@ -58,6 +58,18 @@ def _impossible_mz(mz, n):
 
 
 @compiled
+def _without_padding(mz, intensity, n):
+    """Close the gaps that pairs of zeros leave, which fill arrays of a fixed length; returns how many values stay."""
+    kept = 0
+    for i in range(n):
+        if mz[i] != 0 or intensity[i] != 0:
+            mz[kept] = mz[i]
+            intensity[kept] = intensity[i]
+            kept += 1
+    return kept
+
+
+@compiled
 def _impossible_intensity(intensity, n):
     bad = False
     for i in range(n):
@@ -82,7 +94,9 @@ def _load(chunk, i, work):
     _fill(mz, mz_bytes, mz_at[i], n, mz_kind, mz_room)
     _fill(intensity, intensity_bytes, intensity_at[i], n, intensity_kind, intensity_room)
     if _impossible_mz(mz, n):
-        return n, _BAD_MZ
+        n = _without_padding(mz, intensity, n)
+        if _impossible_mz(mz, n):
+            return n, _BAD_MZ
     if _impossible_intensity(intensity, n):
         return n, _BAD_INTENSITY
     if _unsorted(mz, n):
