@@ -4,7 +4,8 @@ import pytest
 import scipy.sparse as sp
 
 from stmsi._core.learning.expression_space import column_moments, log_normalize
-from stmsi.model.shared._gene_panel import GenePanel, gene_names
+from stmsi.model.shared._gene_names import gene_names
+from stmsi.model.shared._gene_panel import GenePanel
 
 SYMBOLS = ["ACTB", "GAPDH", "CD3E", "MS4A1", "EPCAM", "COL1A1"]
 IDS = [f"ENSG0000000000{i}" for i in range(6)]

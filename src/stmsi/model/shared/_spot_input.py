@@ -214,7 +214,7 @@ def read_spots(
         counts = stored.as_logs(input, target_sum)
     missing = 0.0
     if panel is not None:
-        columns = panel.locate(adata.var)
+        columns = panel.locate(adata.var, tell=True)
         missing = float((columns < 0).mean())
         if 1 - missing < min_genes:
             msg = (
