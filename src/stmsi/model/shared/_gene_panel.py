@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import scipy.sparse as sp
 
-from stmsi._core.learning.expression_space import TARGET_SUM
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._settings import logger
 from stmsi.model.shared._gene_names import VAR_NAMES, Match, disagree, gene_names, match_genes, unlike_species
+from stmsi.model.shared._imputation import Imputation
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,12 +99,8 @@ class GenePanel:
     def _examples(self) -> list[str]:
         return [str(v[0]) for v in self.names.values() if len(v)]
 
-    def align(self, values: sp.csr_matrix, columns: NDArray[np.int64], input: Input = "counts") -> sp.csr_matrix:
-        """Counts or logarithms in panel order, missing genes imputed.
-
-        A missing gene gets its mean log expression over the training spots in every spot. Of counts, it gets the count
-        that gives it this expression. The library size follows: with s the share of a library that the missing genes make
-        up, it is the counted part divided by 1 - s.
+    def align(self, values: sp.csr_matrix, columns: NDArray[np.int64]) -> sp.csr_matrix:
+        """Counts or logarithms in panel order; missing genes stay empty, and :meth:`imputation` says what stands in for them.
 
         Parameters
         ----------
@@ -112,8 +108,6 @@ class GenePanel:
             Spots x genes of the query.
         columns
             From :meth:`locate`.
-        input
-            What `values` are: ``"counts"`` or ``"log"``.
 
         Returns
         -------
@@ -122,18 +116,15 @@ class GenePanel:
         if np.array_equal(columns, np.arange(values.shape[1])):
             return sp.csr_matrix(values, dtype=np.float32)
         found = np.flatnonzero(columns >= 0)
-        missing = np.flatnonzero(columns < 0)
-        part = values[:, columns[found]]
+        part = sp.csr_matrix(values[:, columns[found]], dtype=np.float32)
+        if len(found) == len(self):
+            return part
+        return sp.csr_matrix((part.data, found[part.indices], part.indptr), shape=(part.shape[0], len(self)))
+
+    def imputation(self, missing: NDArray[np.int64], input: Input = "counts") -> Imputation | None:
+        """What stands in for missing genes (positions in the panel), of counts or logarithms; `None` where none is missing."""
         if len(missing) == 0:
-            return sp.csr_matrix(part, dtype=np.float32)
-        if input == "log":
-            filled = sp.csr_matrix(np.tile(self.mean_log[missing].astype(np.float32), (part.shape[0], 1)))
-        else:
-            relative = np.expm1(self.mean_log[missing]) / TARGET_SUM
-            share = min(float(relative.sum()), 0.99)
-            library = np.asarray(part.sum(axis=1), dtype=np.float64).ravel() / (1 - share)
-            filled = sp.csr_matrix(np.outer(library, relative).astype(np.float32))
-        joined = sp.hstack([part, filled], format="csr", dtype=np.float32)
-        order = np.empty(len(self), np.int64)
-        order[np.concatenate([found, missing])] = np.arange(len(self))
-        return sp.csr_matrix(joined[:, order])
+            return None
+        row = np.zeros(len(self), np.float32)
+        row[missing] = self.mean_log[missing]
+        return Imputation(np.asarray(missing, np.int64), row, input)
