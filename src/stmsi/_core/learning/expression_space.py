@@ -146,6 +146,12 @@ class ExpressionSpace:
         deviation = np.sqrt(np.maximum(pca.explained_variance_, 1e-12)).astype(np.float32)
         return cls(selected, *moments, components, deviation), Z @ components.T
 
+    @property
+    def gene_variance(self) -> Floats:
+        """Variance of each gene used that the components hold, shape (genes used,)."""
+        scaled = self.components.astype(np.float64) * self.deviation.astype(np.float64)[:, None]
+        return np.asarray((scaled**2).sum(axis=0))
+
     def centred(self, log: LogExpression) -> Floats32:
         """Log expression of the genes used less its training mean; shape (spots, genes used).
 

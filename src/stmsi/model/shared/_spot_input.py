@@ -23,6 +23,7 @@ from stmsi._core.learning.filled_expression import FilledExpression, LogExpressi
 from stmsi._data.checks import check_share, listing, require_anndata, require_rows, require_unique
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_obs
+from stmsi._settings import logger
 from stmsi.model.shared._stored_input import Input, StoredExpression, check_input, query_layer
 
 if TYPE_CHECKING:
@@ -198,6 +199,7 @@ def read_spots(
     setup: Setup,
     panel: GenePanel | None = None,
     *,
+    weights: NDArray[np.float64] | None = None,
     min_genes: float = 0.0,
     with_cluster: bool = True,
     layer: str | None = None,
@@ -213,8 +215,10 @@ def read_spots(
         Names of the fields.
     panel
         The model's genes; `None` takes the genes of `adata` as they are.
+    weights
+        Share of each gene of the panel in what the model reads, 0 for genes that it does not use; `None`: all alike.
     min_genes
-        Share of the panel that must be found.
+        Share of the panel that must be found, by these weights.
     with_cluster
         Whether the cluster labels may be read. Those of a query come from another clustering, whose labels mean
         something else, and are not.
@@ -245,13 +249,7 @@ def read_spots(
     missing, imputed = 0.0, None
     if panel is not None:
         columns = panel.locate(adata.var, tell=True)
-        missing = float((columns < 0).mean())
-        if 1 - missing < min_genes:
-            msg = (
-                f"Only {1 - missing:.1%} of the {len(panel)} training genes are in the data; at least {min_genes:.0%} "
-                "are needed (min_genes=). Missing genes would be imputed at their training mean."
-            )
-            raise ValueError(msg)
+        missing = _missing_share(columns, weights, min_genes)
         counts, imputed = panel.align(counts, columns), panel.imputation(np.flatnonzero(columns < 0), setup.input)
     else:
         require_unique(adata.var_names, "Gene names")
@@ -296,6 +294,28 @@ def read_spots(
         target_sum,
         imputed,
     )
+
+
+def _missing_share(columns: NDArray[np.int64], weights: NDArray[np.float64] | None, min_genes: float) -> float:
+    """Share of what the model reads that is missing; told, and refused where too little or nothing is there."""
+    weight = np.full(len(columns), 1 / max(len(columns), 1)) if weights is None else weights
+    used, absent = weight > 0, columns < 0
+    gone = used & absent
+    if not gone.any():
+        return 0.0
+    share = float(weight[absent].sum() / weight.sum())
+    if 1 - share < min_genes or gone.sum() == used.sum():
+        msg = (
+            f"Only {max(1 - share, 0):.1%} of the {used.sum():,} training genes are in the data ({(used & ~absent).sum():,} "
+            f"of those that the model uses, by their weight); at least {min_genes:.0%} are needed (min_genes=), and one gene. "
+            "Missing genes would be imputed at their training mean."
+        )
+        raise ValueError(msg)
+    logger.warning(
+        "%.1f %% of the training genes are missing and were imputed (by their weight in the model; %s of the %s that it uses).",
+        100 * share, f"{gone.sum():,}", f"{used.sum():,}",
+    )  # fmt: skip
+    return share
 
 
 def _labels(column: pd.Series) -> NDArray[Any]:
