@@ -37,7 +37,7 @@ def predict(
     key_added: Annotated[str, typer.Option(help="Name of the prediction in obsm.")] = "msi_pred",
     table_key: Annotated[str, typer.Option(help="ST table of a SpatialData.")] = "st",
     coverage: Annotated[float, typer.Option(help="Coverage of the prediction interval.")] = 0.9,
-    min_genes: Annotated[float, typer.Option(help="Share of the training genes that must be there.")] = 0.5,
+    min_genes: Annotated[float, typer.Option(help="Share of the training genes that must be there.")] = 0.4,
     use_measured: Annotated[
         bool, typer.Option(help="Correct spots without MSI by measured spots of their section.")
     ] = False,

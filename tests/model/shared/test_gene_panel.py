@@ -4,7 +4,8 @@ import pytest
 import scipy.sparse as sp
 
 from stmsi._core.learning.expression_space import column_moments, log_normalize
-from stmsi.model.shared._gene_panel import GenePanel, gene_names
+from stmsi.model.shared._gene_names import gene_names
+from stmsi.model.shared._gene_panel import GenePanel
 
 SYMBOLS = ["ACTB", "GAPDH", "CD3E", "MS4A1", "EPCAM", "COL1A1"]
 IDS = [f"ENSG0000000000{i}" for i in range(6)]
@@ -69,27 +70,6 @@ def test_symbols_of_a_query_that_is_named_by_ids(panel):
 
 def test_missing_genes_are_marked(panel):
     np.testing.assert_array_equal(panel.locate(pd.DataFrame(index=SYMBOLS[3:])), [-1, -1, -1, 0, 1, 2])
-
-
-def test_a_missing_gene_is_imputed_at_its_training_mean(panel, counts):
-    keep = [0, 2, 3, 5]
-    columns = panel.locate(pd.DataFrame(index=[SYMBOLS[i] for i in keep]))
-    aligned = panel.align(counts[:, keep], columns)
-    expression = log_normalize(aligned).toarray()
-    for gene in (1, 4):
-        np.testing.assert_allclose(expression[:, gene], panel.mean_log[gene], rtol=1e-5)
-    np.testing.assert_array_equal(aligned.toarray()[:, keep], counts.toarray()[:, keep])
-
-
-def test_imputed_spots_keep_the_ratios_of_their_own_genes(panel, counts):
-    aligned = panel.align(counts[:, :4], np.array([0, 1, 2, 3, -1, -1])).toarray()
-    np.testing.assert_allclose(aligned[:, 0] / aligned[:, 1], counts.toarray()[:, 0] / counts.toarray()[:, 1])
-
-
-def test_empty_spots_stay_empty(panel):
-    aligned = panel.align(sp.csr_matrix((2, 4), dtype=np.float32), np.array([0, 1, 2, 3, -1, -1]))
-    assert aligned.shape == (2, 6)
-    assert aligned.sum() == 0
 
 
 def test_no_gene_in_common_shows_both_sides(panel):

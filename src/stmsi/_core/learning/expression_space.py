@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from stmsi._core.arrays import Floats, Floats32, Ints
+from stmsi._core.arrays import Bools, Floats, Floats32, Ints
+from stmsi._core.learning.filled_expression import LogExpression
 
 TARGET_SUM = 1e4  # counts that every spot is scaled to before the logarithm
 _CHUNK = 4096
@@ -50,15 +51,26 @@ def neighbour_mean(values: Floats32, graph: sp.csr_matrix) -> Floats32:
     return np.asarray((adjacency @ values) / np.maximum(count, 1), dtype=np.float32)
 
 
-def profile_distance(log: sp.csr_matrix, profile: Floats) -> Floats:
-    """One less the Pearson correlation of each spot's log expression (spots, genes) with a profile (genes,); 0 to 2.
+def profile_distance(log: sp.csr_matrix, profile: Floats, genes: Bools | None = None) -> Floats:
+    """One less the Pearson correlation of each spot's log expression with a profile; 0 to 2.
 
     1 where a spot, or the profile, does not vary.
+
+    Parameters
+    ----------
+    log
+        Shape (spots, genes).
+    profile
+        Shape (genes,).
+    genes
+        Which genes count, the others being empty in `log`; `None`: all.
     """
-    n = len(profile)
-    centred = profile - profile.mean()
-    total, along = (log @ np.column_stack([np.ones(n), centred])).T
-    square = sp.csr_matrix((np.square(log.data), log.indices, log.indptr), shape=log.shape) @ np.ones(n)
+    counted = np.ones(len(profile), dtype=bool) if genes is None else genes
+    n = max(int(counted.sum()), 1)
+    profile = np.where(counted, profile, 0)
+    centred = np.where(counted, profile - profile.sum() / n, 0)
+    total, along = (log @ np.column_stack([np.ones(len(profile)), centred])).T
+    square = sp.csr_matrix((np.square(log.data), log.indices, log.indptr), shape=log.shape) @ np.ones(len(profile))
     size = np.sqrt(np.maximum(square - total**2 / n, 0) * (centred**2).sum())
     varies = size > 1e-9 * np.sqrt(np.maximum(square, 1e-300) * max(float((profile**2).sum()), 1e-300))
     return np.asarray(1 - np.where(varies, along / np.where(varies, size, 1), 0))
@@ -144,7 +156,13 @@ class ExpressionSpace:
         deviation = np.sqrt(np.maximum(pca.explained_variance_, 1e-12)).astype(np.float32)
         return cls(selected, *moments, components, deviation), Z @ components.T
 
-    def centred(self, log: sp.csr_matrix) -> Floats32:
+    @property
+    def gene_variance(self) -> Floats:
+        """Variance of each gene used that the components hold, shape (genes used,)."""
+        scaled = self.components.astype(np.float64) * self.deviation.astype(np.float64)[:, None]
+        return np.asarray((scaled**2).sum(axis=0))
+
+    def centred(self, log: LogExpression) -> Floats32:
         """Log expression of the genes used less its training mean; shape (spots, genes used).
 
         Genes are not scaled to one variance: on real ST that lifts the counting noise of weak genes.
@@ -153,7 +171,7 @@ class ExpressionSpace:
         X -= self.mean
         return X
 
-    def transform(self, log: sp.csr_matrix) -> Floats32:
+    def transform(self, log: LogExpression) -> Floats32:
         """Components of spots from their log expression, shape (spots, components), in pieces."""
         parts = [self.centred(log[i : i + _CHUNK]) @ self.components.T for i in range(0, log.shape[0], _CHUNK)]
         return np.vstack(parts) if parts else np.empty((0, len(self.components)), np.float32)

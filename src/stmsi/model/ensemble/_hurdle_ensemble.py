@@ -166,6 +166,12 @@ class HurdleEnsemble(SpotModel):
     def _used_genes(self) -> NDArray[np.int64]:
         return np.unique(np.concatenate([model._used_genes() for model in self.models_]))
 
+    def _gene_weights(self) -> NDArray[np.float64]:
+        # each member by its weight in the stack, over metabolites and stages
+        share = np.mean([self.stack_[stage].mean(axis=1) for stage in STAGES], axis=0)
+        weights = sum(s * model._gene_weights() for s, model in zip(share, self.models_, strict=True))
+        return np.asarray(weights) / max(float(share.sum()), 1e-12)
+
     @property
     def weights(self) -> pd.DataFrame:
         """Weight of each member: tidy table with ``metabolite``, ``stage``, ``member``, ``weight``.

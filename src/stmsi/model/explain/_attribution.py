@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from stmsi._core.learning.filled_expression import LogExpression
     from stmsi.model.linear._hurdle_linear import HurdleLinear
     from stmsi.model.net._hurdle_net import HurdleNet
     from stmsi.model.shared._hurdle_model import HurdleModel
@@ -136,7 +137,7 @@ def _add_prior(
 
 def _gene_weights(
     model: HurdleLinear, spots: Spots, columns: NDArray[np.int64], stage: Stage
-) -> Iterator[tuple[ExpressionSpace, NDArray[np.float64], sp.csr_matrix]]:
+) -> Iterator[tuple[ExpressionSpace, NDArray[np.float64], LogExpression]]:
     """Own and pooled expression: the space, weights of its genes (genes used, metabolites), the log expression that enters it."""
     features = model.state.features
     limit = None if stage == "intensity" else PRESENCE_COMPONENTS
@@ -318,9 +319,11 @@ def with_genes(spots: Spots, genes: NDArray[np.int64], counts: sp.spmatrix) -> S
 def without_genes(model: HurdleModel, spots: Spots, genes: NDArray[np.int64]) -> Spots:
     """The spots with some genes at their training mean, as if a query lacked them."""
     panel = model.state.panel
+    missing = np.asarray(genes, np.int64) if spots.imputed is None else np.union1d(spots.imputed.genes, genes)
     columns = np.arange(len(panel))
-    columns[genes] = -1
-    return spots.with_counts(panel.align(spots.counts, columns, spots.input))
+    columns[missing] = -1
+    left = spots.with_counts(panel.align(spots.counts, columns))
+    return replace(left, imputed=panel.imputation(missing, spots.input))
 
 
 def stack(copies: Sequence[Spots]) -> Spots:
@@ -338,5 +341,6 @@ def stack(copies: Sequence[Spots]) -> Spots:
         cluster=None if first.cluster is None else np.concatenate([c.cluster for c in copies]),  # type: ignore[misc]
         xy=None if first.xy is None else np.vstack([c.xy for c in copies]),  # type: ignore[misc]
         input=first.input,
+        imputed=first.imputed,
         sample=np.array([f"{i} {label}" for i, label_of in enumerate(labels) for label in label_of], dtype=object),
     )

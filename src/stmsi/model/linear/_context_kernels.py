@@ -45,7 +45,9 @@ def genes_seen(moments: GeneMoments) -> tuple[NDArray[np.int64], NDArray[np.floa
 
 def log_of_genes_seen(spots: Spots) -> sp.csr_matrix:
     """Log expression of the genes that :func:`genes_seen` finds, shape (spots, genes). Made once; not to be changed."""
-    return spots.once("log of genes seen", lambda: spots.log_expression()[:, genes_seen(spots.gene_moments())[0]])
+    return spots.once(
+        "log of genes seen", lambda: spots.measured_log_expression()[:, genes_seen(spots.gene_moments())[0]]
+    )
 
 
 def rings(values: NDArray[np.float32], graph: sp.csr_matrix | None) -> list[NDArray[np.float32]]:
@@ -196,7 +198,7 @@ class ComponentKernel:
         """Features of the training spots, shape (spots, landmarks)."""
         genes, _, deviation = genes_seen(spots.gene_moments())
         top = np.sort(genes[np.argsort(-deviation, kind="stable")[:_COMPONENT_GENES]])
-        log = spots.log_expression()[:, top]
+        log = spots.measured_log_expression()[:, top]
         space = ExpressionSpace.fit(log, n_top_genes=len(top), n_components=self.n_components, seed=self.seed)
         self.space = ExpressionSpace(top[space.selected], space.mean, space.scale, space.components, space.deviation)
         self.by_row = spots.input == "counts"

@@ -76,6 +76,16 @@ class GenePrior:
             prior.spread[m] = np.where(spread > 1e-6, spread, np.inf)
         return prior
 
+    def uses(self, n_genes: int) -> NDArray[np.float64]:
+        """Metabolites that read each of `n_genes` genes of the panel by the prior, those of one shared among its genes."""
+        chosen = (
+            np.any([s > 0 for s in self.strength.values()], axis=0) if self.strength else np.ones(len(self.members))
+        )
+        uses = np.zeros(n_genes)
+        for own in (m for m, used in zip(self.members, chosen, strict=True) if used and len(m)):
+            uses[self.genes[own]] += 1 / len(own)
+        return uses
+
     def values(self, spots: Spots) -> list[NDArray[np.float32]]:
         """Z-scored expression of `genes` in the spots and, with a graph, its mean over their neighbours."""
         expression = spots.log_expression()[:, self.genes].toarray()

@@ -17,6 +17,7 @@ from stmsi.model.linear._context_kernels import genes_seen, log_of_genes_seen, m
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from stmsi._core.learning.filled_expression import LogExpression
     from stmsi.model.shared._spot_input import Spots
 
 SIZES = (10, 30, 100, 300)
@@ -54,13 +55,11 @@ class GeneSetRidge:
     offset: NDArray[np.float64]
     size: NDArray[np.int64]
 
-    def predict(self, log: sp.csr_matrix, graph: sp.csr_matrix | None) -> NDArray[np.float32]:
+    def predict(self, log: LogExpression, graph: sp.csr_matrix | None) -> NDArray[np.float32]:
         """Predictions from log expression, shape (spots, metabolites)."""
         own, shape = log[:, self.genes], (len(self.genes), len(self.offset))
-        parts = [
-            np.asarray((own @ sp.csc_matrix((w, (self.gene, self.metabolite)), shape=shape)).todense())
-            for w in self.weights
-        ]
+        products = [own @ sp.csc_matrix((w, (self.gene, self.metabolite)), shape=shape) for w in self.weights]
+        parts = [p.toarray() if sp.issparse(p) else p for p in products]
         total = parts[0]
         if len(parts) > 1:
             assert graph is not None

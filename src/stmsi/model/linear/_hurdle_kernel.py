@@ -115,6 +115,15 @@ class HurdleKernel(OneStage):
         genes = self.kernel_.predict(spots)
         return genes + self.state.features.further(spots) @ self.beside_ if len(self.beside_) else genes
 
+    def _map_weights(self) -> NDArray[np.float64]:
+        kernel = self.kernel_
+        if isinstance(kernel, GeneKernel):
+            return self._effects(kernel.genes, (kernel.weights.astype(np.float64) ** 2).sum(axis=(0, 2)))
+        assert kernel is not None
+        spread = np.sqrt(kernel.space.gene_variance)
+        weights = np.bincount(kernel.space.selected, spread, minlength=len(self.state.panel))
+        return weights / max(float(weights.sum()), 1e-300)
+
     def _used_genes(self) -> NDArray[np.int64]:
         assert self.kernel_ is not None
         return np.union1d(super()._used_genes(), self.kernel_.used)

@@ -296,6 +296,14 @@ class HurdleLinear(SpotModel):
         genes = super()._used_genes()
         return genes if self.prior_ is None else np.union1d(genes, self.prior_.genes)
 
+    def _gene_weights(self) -> NDArray[np.float64]:
+        weights = super()._gene_weights()
+        if self.prior_ is None:
+            return weights
+        # a metabolite with a prior reads its genes beside the components
+        chosen = self.prior_.uses(len(weights))
+        return (weights + chosen / max(len(self.metabolites), 1)) / (1 + chosen.sum() / max(len(self.metabolites), 1))
+
     def _held_out_stages(self) -> NDArray[np.float64] | None:
         return self.held_out_
 

@@ -134,6 +134,11 @@ class HurdleScreened(OneStage):
         assert self.ridge_ is not None
         return self.ridge_.predict(spots.log_expression(), spots.graph)
 
+    def _map_weights(self) -> NDArray[np.float64]:
+        assert self.ridge_ is not None
+        squared = (self.ridge_.weights.astype(np.float64) ** 2).sum(axis=0)
+        return self._effects(self.ridge_.genes[self.ridge_.gene], squared)
+
     def _used_genes(self) -> NDArray[np.int64]:
         assert self.ridge_ is not None
         return np.union1d(super()._used_genes(), self.ridge_.genes)

@@ -88,6 +88,22 @@ class OneStage(SpotModel):
     def _map(self, spots: Spots) -> NDArray[np.float32]:
         """The map of spots as the regression gives it, shape (spots, metabolites)."""
 
+    @abstractmethod
+    def _map_weights(self) -> NDArray[np.float64]:
+        """Share of each gene of the panel in the map, as for :meth:`_gene_weights`."""
+
+    def _gene_weights(self) -> NDArray[np.float64]:
+        of_map = self._map_weights()
+        # presence has a regression of its own on components
+        return (super()._gene_weights() + of_map) / 2 if self.presence == "ridge" else of_map
+
+    def _effects(self, genes: NDArray[np.int64], squared: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Shares of genes by their weight times their standard deviation."""
+        variance = self.state.features.gene_variance
+        effect = np.bincount(genes, squared, minlength=len(self.state.panel))
+        effect = np.sqrt(effect * variance if len(variance) else effect)
+        return effect / max(float(effect.sum()), 1e-300)
+
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         F = self.state.features.transform(spots)[1] if self.presence == "ridge" else np.empty((len(spots), 0))
         probability = np.column_stack([c.predict(F) for c in self.classifiers_])

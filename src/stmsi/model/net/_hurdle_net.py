@@ -425,10 +425,11 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         ['P1S1', 'P2S1']
         """
         state, setup = self.state, self._setup
-        spots = read_spots(adata, setup, state.panel, min_genes=min_genes, with_cluster=False, layer=layer, input=input)
+        spots = read_spots(
+            adata, setup, state.panel, weights=self._gene_weights(),
+            min_genes=min_genes, with_cluster=False, layer=layer, input=input,
+        )  # fmt: skip
         require_unique(spots.names, "Names of spots", "Call adata.obs_names_make_unique().")
-        if spots.missing > 0:
-            logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
         # signatures and prior are those of the model
         replace(setup, layer=None, signature_key=None, cluster_key=None, prior_key=None)._check(adata)
         targets = read_targets(adata, setup)

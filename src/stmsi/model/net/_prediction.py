@@ -186,7 +186,7 @@ class NetPrediction(HurdleModel):
         """The spots in batches of tensors, without what is measured."""
         setup, state = self._setup, self.state
         names = pd.RangeIndex(len(spots)).astype(str)  # names of query spots may repeat
-        query = panel_data(spots, setup, state, names)
+        query = panel_data(spots, setup, state, names, state.features.own.selected)
         query.obs[ROW_KEY] = np.arange(len(spots))
         if self._uses_context:
             for net in self._nets:

@@ -157,10 +157,15 @@ def _shared_ridge(
     return weights, offset, mean
 
 
-def panel_data(spots: Spots, setup: Setup, state: FittedState, names: pd.Index) -> AnnData:
-    """Spots over the genes of a trained model with all inputs that its setup names, as a new AnnData."""
+def panel_data(
+    spots: Spots, setup: Setup, state: FittedState, names: pd.Index, genes: NDArray[np.int64] | None = None
+) -> AnnData:
+    """Spots over the genes of a trained model with all inputs that its setup names, as a new AnnData.
+
+    Of the missing ones those in `genes` are filled in; `None`: all.
+    """
     obs = pd.DataFrame(index=names) if spots.covariates is None else spots.covariates.set_axis(names)
-    data = AnnData(spots.counts, obs=obs)
+    data = AnnData(spots.whole_counts(genes), obs=obs)
     data.var_names = [str(n) for n in state.panel.names["var_names"]]
     features = state.features
     if setup.cluster_key is not None:

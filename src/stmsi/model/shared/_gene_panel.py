@@ -2,36 +2,23 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._core.learning.expression_space import TARGET_SUM
-from stmsi._data.checks import listing, require_unique
+from stmsi._data.checks import listing
 from stmsi._data.keys import Key
+from stmsi._settings import logger
+from stmsi.model.shared._gene_names import VAR_NAMES, Match, disagree, gene_names, match_genes, unlike_species
+from stmsi.model.shared._imputation import Imputation
 
 if TYPE_CHECKING:
+    import pandas as pd
     from numpy.typing import NDArray
 
     from stmsi.model.shared._stored_input import Input
-
-_ALIASES = (
-    Key.var.GENE_IDS, "gene_id", "ensembl_id", "ensembl", "feature_id",
-    "gene_symbols", "gene_symbol", "gene_name", "gene_names", "feature_name", "symbol", "SYMBOL",
-)  # fmt: skip
-"""Columns of ``var`` in which readers leave the other kind of gene name."""
-_VERSION = re.compile(r"^(ENS[A-Z]*G\d+)\.\d+$")
-
-
-def gene_names(var: pd.DataFrame) -> dict[str, pd.Index]:
-    """All kinds of gene names that a ``var`` offers; Ensembl versions are cut off, missing names are empty."""
-    kinds = {"var_names": var.index}
-    kinds |= {a: pd.Index(var[a].astype(object).where(var[a].notna(), "")) for a in _ALIASES if a in var}
-    return {k: pd.Index([_VERSION.sub(r"\1", str(n)) for n in names]) for k, names in kinds.items()}
 
 
 @dataclass(frozen=True)
@@ -55,45 +42,65 @@ class GenePanel:
     def __len__(self) -> int:
         return len(self.mean_log)
 
-    def locate(self, var: pd.DataFrame) -> NDArray[np.int64]:
+    def locate(self, var: pd.DataFrame, *, tell: bool = False) -> NDArray[np.int64]:
         """Column of each panel gene in other data, -1 where it is missing.
+
+        Parameters
+        ----------
+        var
+            Of the other data.
+        tell
+            Say by which names genes were found, and what is doubtful about them.
 
         Raises
         ------
         ValueError
-            No gene is shared, or the names that match are not unique.
+            No gene is shared, the data are of another species, or the names that match are not unique.
         """
-        best, best_hits, best_kind = np.full(len(self), -1), 0, ""
-        for kind, names in gene_names(var).items():
-            for own in self.names.values():
-                unique = names.drop_duplicates().difference([""])
-                hits = int(own.isin(unique).sum())
-                if hits > best_hits:
-                    # columns of a repeated name: refused below, once it is clear that this kind is used
-                    best_hits, best_kind = hits, kind
-                    first = pd.Series(np.arange(len(names)), index=names)[~names.duplicated() & (names != "")]
-                    best = first.reindex(own).fillna(-1).to_numpy().astype(np.int64)
-        if best_hits == 0:
+        match = match_genes(self.names, var)
+        shared = int((match.columns >= 0).sum())
+        unlike = unlike_species(self.names, gene_names(var))
+        if shared == 0 or match.by_case:
+            few = "no gene" if shared == 0 else f"only {shared} of {len(self):,} genes"
+            other = " The data look like another species." if match.by_case else ""
+            if unlike is not None:
+                other = f" Another species: the panel looks like {unlike[0]}, the data like {unlike[1]}."
+            case = (
+                f" {match.by_case:,} names agree only when upper and lower case are ignored." if match.by_case else ""
+            )
             msg = (
-                f"The data share no gene with the training panel. The panel looks like {listing(self._examples())}, the "
-                f"data like {listing(var.index[:3])}. Use the same species and the same kind of id, or put the other "
-                f"kind into var[{Key.var.GENE_IDS!r}] or var['gene_symbols']."
+                f"The data share {few} with the training panel. The panel looks like {listing(self._examples())}, the "
+                f"data like {listing(var.index[:3])}.{case}{other} Use the same species and the same kind of id, or put "
+                f"the other kind into var[{Key.var.GENE_IDS!r}] or var['gene_symbols']. Of another species, rename the "
+                "genes to their one-to-one orthologs first; equal names are no proof of it."
             )
             raise ValueError(msg)
-        used = gene_names(var)[best_kind]
-        wanted = pd.Index(np.concatenate(list(self.names.values()))).difference([""])
-        require_unique(used[used.isin(wanted)], "Gene names")
-        return best
+        if tell:
+            self._tell(match, unlike)
+        return match.columns
+
+    def _tell(self, match: Match, unlike: tuple[str, str] | None) -> None:
+        if len(match.by) > 1 or VAR_NAMES not in match.by:
+            found = ", ".join(f"{k if k == VAR_NAMES else f'var[{k!r}]'} ({n:,})" for k, n in match.by.items())
+            logger.info("Genes of the model are found by %s.", found)
+        if disagree(match):
+            logger.warning(
+                "Ids and symbols of genes disagree: for %.0f %% of the genes found by both, the id is in another column "
+                "than the symbol. Ids are used; check that var was not put in another order.",
+                100 * match.disagreeing,
+            )
+        if unlike is not None:
+            logger.warning(
+                "The genes of the model look like %s, those of the data like %s. They are matched by name, which is right "
+                "only if they were renamed to their orthologs.",
+                *unlike,
+            )
 
     def _examples(self) -> list[str]:
         return [str(v[0]) for v in self.names.values() if len(v)]
 
-    def align(self, values: sp.csr_matrix, columns: NDArray[np.int64], input: Input = "counts") -> sp.csr_matrix:
-        """Counts or logarithms in panel order, missing genes imputed.
-
-        A missing gene gets its mean log expression over the training spots in every spot. Of counts, it gets the count
-        that gives it this expression. The library size follows: with s the share of a library that the missing genes make
-        up, it is the counted part divided by 1 - s.
+    def align(self, values: sp.csr_matrix, columns: NDArray[np.int64]) -> sp.csr_matrix:
+        """Counts or logarithms in panel order; missing genes stay empty, and :meth:`imputation` says what stands in for them.
 
         Parameters
         ----------
@@ -101,8 +108,6 @@ class GenePanel:
             Spots x genes of the query.
         columns
             From :meth:`locate`.
-        input
-            What `values` are: ``"counts"`` or ``"log"``.
 
         Returns
         -------
@@ -111,18 +116,15 @@ class GenePanel:
         if np.array_equal(columns, np.arange(values.shape[1])):
             return sp.csr_matrix(values, dtype=np.float32)
         found = np.flatnonzero(columns >= 0)
-        missing = np.flatnonzero(columns < 0)
-        part = values[:, columns[found]]
+        part = sp.csr_matrix(values[:, columns[found]], dtype=np.float32)
+        if len(found) == len(self):
+            return part
+        return sp.csr_matrix((part.data, found[part.indices], part.indptr), shape=(part.shape[0], len(self)))
+
+    def imputation(self, missing: NDArray[np.int64], input: Input = "counts") -> Imputation | None:
+        """What stands in for missing genes (positions in the panel), of counts or logarithms; `None` where none is missing."""
         if len(missing) == 0:
-            return sp.csr_matrix(part, dtype=np.float32)
-        if input == "log":
-            filled = sp.csr_matrix(np.tile(self.mean_log[missing].astype(np.float32), (part.shape[0], 1)))
-        else:
-            relative = np.expm1(self.mean_log[missing]) / TARGET_SUM
-            share = min(float(relative.sum()), 0.99)
-            library = np.asarray(part.sum(axis=1), dtype=np.float64).ravel() / (1 - share)
-            filled = sp.csr_matrix(np.outer(library, relative).astype(np.float32))
-        joined = sp.hstack([part, filled], format="csr", dtype=np.float32)
-        order = np.empty(len(self), np.int64)
-        order[np.concatenate([found, missing])] = np.arange(len(self))
-        return sp.csr_matrix(joined[:, order])
+            return None
+        row = np.zeros(len(self), np.float32)
+        row[missing] = self.mean_log[missing]
+        return Imputation(np.asarray(missing, np.int64), row, input)

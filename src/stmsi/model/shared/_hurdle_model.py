@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 How: TypeAlias = Literal["expected", "probability_weighted", "mask"]
 """Ways in which the two stages become one number; see :meth:`HurdleModel.predict`."""
 
-MIN_GENES = 0.5
-"""Share of the training genes that a query must have when nothing else is said."""
+MIN_GENES = 0.4
+"""Share of the training genes, by their weight in the model, that a query must have when nothing else is said."""
 
 _F1_TOLERANCE = 0.05
 """Share of the best F1 given up for a lower threshold. F1 is flat at its best, and a false zero costs all that the
@@ -207,6 +207,13 @@ class HurdleModel:
         spaces = [features.own] if features.pooled is None else [features.own, features.pooled]
         return np.unique(np.concatenate([space.selected for space in spaces])).astype(np.int64)
 
+    def _gene_weights(self) -> NDArray[np.float64]:
+        """Share of each gene of the panel in what predictions depend on: how far they move by one standard deviation of it.
+
+        Shape (panel genes,), adding up to 1; 0 for genes that are not used.
+        """
+        return self.state.features.gene_weights(len(self.state.panel))
+
     @property
     def card(self) -> dict[str, Any]:
         """The model card: what the model is, what it was trained on, and how well held-out spots were predicted.
@@ -244,7 +251,8 @@ class HurdleModel:
             `input` says what they are: for the former natural logarithms of 1 + normalised counts; the latter then takes
             log(1 + x) of counts normalised to 10,000.
         min_genes
-            Share of the training genes that must be there.
+            Share of the training genes that must be there, by their weight in the model: genes that it does not use do not
+            count, those that vary most count most.
         batch_size
             Spots that a network predicts at once, for what memory allows; `None`: up to 4,096. Predictions do not depend
             on it. Models other than networks have no batches.
@@ -538,12 +546,10 @@ class HurdleModel:
         setup = self.state.setup
         if own and layer is None and input is None:
             input = setup.input  # what the training data are was decided before training
-        spots = read_spots(
-            data, setup, self.state.panel, min_genes=min_genes, with_cluster=own, layer=layer, input=input  # type: ignore[arg-type]
+        return read_spots(
+            data, setup, self.state.panel, weights=self._gene_weights(),  # type: ignore[arg-type]
+            min_genes=min_genes, with_cluster=own, layer=layer, input=input,
         )  # fmt: skip
-        if spots.missing > 0:
-            logger.warning("%.1f %% of the training genes are missing and were imputed.", 100 * spots.missing)
-        return spots
 
     def _calibrate_after(
         self,

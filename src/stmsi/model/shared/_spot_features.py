@@ -24,6 +24,8 @@ STAGES: tuple[SignatureStage, SignatureStage] = ("presence", "intensity")
 
 _DIFFUSION_STEPS = 2
 _OOD_COMPONENTS = 30
+_LEAST_KNOWN = 0.01
+"""Share of the genes from which the out-of-distribution score rises no further."""
 PRESENCE_COMPONENTS = 64
 """Components of each kind that the presence stage sees."""
 
@@ -129,6 +131,7 @@ class SpotFeatures:
     extra: dict[str, Standardisation] = field(init=False, default_factory=dict)
     uses_graph: bool = field(init=False, default=False)
     profile: NDArray[np.float64] = field(init=False)
+    gene_variance: NDArray[np.float64] = field(init=False, default_factory=lambda: np.empty(0))
     usual_distances: NDArray[np.float64] = field(init=False, default_factory=lambda: np.ones(3))
 
     def fit(
@@ -157,7 +160,7 @@ class SpotFeatures:
         self.extra = {key: Standardisation.fit(frame) for key, frame in (spots.features or {}).items()}
         if labels is not None and signature is not None and spots.cluster is not None:
             self.clusters = Clusters.fit(labels, signature, spots.cluster, self._white(spots.components(self.own)))
-        self.profile = spots.gene_moments().mean
+        self.profile, self.gene_variance = spots.gene_moments().mean, spots.gene_moments().variance
         parts = self._distances(spots)
         usual = _positive(np.quantile(parts, 0.95, axis=0))
         self.usual_distances = np.append(usual, _positive(np.quantile((parts / usual).max(axis=1), 0.95)))
@@ -166,6 +169,14 @@ class SpotFeatures:
     def _white(self, components: NDArray[Any]) -> NDArray[np.float64]:
         k = min(_OOD_COMPONENTS, components.shape[1])
         return components[:, :k] / self.own.deviation[:k].astype(np.float64)
+
+    def gene_weights(self, n_genes: int) -> NDArray[np.float64]:
+        """Share of each of `n_genes` in what the components hold, by its standard deviation there; they add up to 1."""
+        weight = np.zeros(n_genes)
+        for space in (self.own, self.pooled):
+            if space is not None:
+                weight[space.selected] += space.gene_variance
+        return np.sqrt(weight) / _positive(np.sqrt(weight).sum())
 
     def _distances(self, spots: Spots) -> NDArray[np.float64]:
         within = np.sqrt((self._white(spots.components(self.own)) ** 2).mean(axis=1))
@@ -177,10 +188,45 @@ class SpotFeatures:
         The larger of two distances, each in units of its own quantile: from the mean of the components, in units of
         their standard deviation, and of the profile of all genes from the mean profile (one less their correlation).
         Components alone miss spots that vary along none of them: to scramble the genes of a spot moves it little there.
+
+        Where genes are missing, both distances are over the genes that are there, in units of what training spots would
+        have over these. Their root mean square is then divided by the square root of the share of genes that are there,
+        by their weight in the model: the fewer there are, the less it is known where a spot lies.
         """
         parts = self._distances(spots)
         *usual, overall = self.usual_distances
-        return (parts / usual).max(axis=1) / overall
+        if spots.imputed is None:
+            return (parts / usual).max(axis=1) / overall
+        present = spots.imputed.present
+        shrunk = np.array([self._components_left(present), self._profile_left(present)])
+        known = max(1 - spots.missing, _LEAST_KNOWN)
+        return (parts / shrunk / usual).max(axis=1) / overall / np.sqrt(known)
+
+    def _components_left(self, present: NDArray[np.bool_]) -> float:
+        """Distance from the mean of the components over the genes that are there, as a factor on that over all.
+
+        Of training spots, by probabilistic PCA (Tipping and Bishop 1999): components, and noise of one variance beside them.
+        """
+        space, k = self.own, min(_OOD_COMPONENTS, len(self.own.components))
+        loadings = space.components[:, present[space.selected]].astype(np.float64)
+        variance = space.deviation.astype(np.float64) ** 2
+        kept = loadings @ loadings.T
+        beside = float((space.scale.astype(np.float64) ** 2).sum() - variance.sum())
+        noise = max(beside, 0.0) / max(len(space.selected) - len(variance), 1)
+        left = np.diag((kept * variance) @ kept.T + noise * (kept - kept @ kept))[:k] / variance[:k]
+        return float(_positive(np.sqrt(np.maximum(left, 0).mean())))
+
+    def _profile_left(self, present: NDArray[np.bool_]) -> float:
+        """Distance from the mean profile over the genes that are there, as a factor on that over all."""
+        if len(self.gene_variance) == 0:
+            return 1.0  # a model of an older version
+
+        def expected(genes: NDArray[np.bool_]) -> float:
+            between = self.profile[genes].var()
+            return float(1 - np.sqrt(between / max(between + self.gene_variance[genes].mean(), 1e-300)))
+
+        every = expected(np.ones_like(present))
+        return expected(present) / every if present.any() and every > 1e-9 and expected(present) > 1e-9 else 1.0
 
     def cluster_codes(self, spots: Spots) -> NDArray[np.int64]:
         """Cluster number of each spot."""

@@ -19,9 +19,11 @@ from stmsi._core.learning.expression_space import (
     pool_logs,
     profile_distance,
 )
+from stmsi._core.learning.filled_expression import FilledExpression, LogExpression
 from stmsi._data.checks import check_share, listing, require_anndata, require_rows, require_unique
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_obs
+from stmsi._settings import logger
 from stmsi.model.shared._stored_input import Input, StoredExpression, check_input, query_layer
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stmsi.model.shared._gene_panel import GenePanel
+    from stmsi.model.shared._imputation import Imputation
     from stmsi.model.shared._setup import Setup
 
 
@@ -46,7 +49,8 @@ class Spots:
     names
         ``obs_names``.
     counts
-        Counts over the panel, shape (n, genes), CSR; with ``input="log"`` log expression, which may be negative.
+        Counts over the panel, shape (n, genes), CSR; with ``input="log"`` log expression, which may be negative. Genes
+        that are missing are empty.
     graph
         Neighbourhood graph, shape (n, n), where the model uses one.
     covariates
@@ -60,7 +64,9 @@ class Spots:
     sample
         Section of each spot (`None` where unknown), where the data say it.
     missing
-        Share of the panel genes that were imputed.
+        Share of what the model reads that was imputed: genes by their weight in the model.
+    imputed
+        What stands in for the missing genes, where some are.
     input
         What `counts` holds: ``"counts"`` or ``"log"``.
     target_sum
@@ -80,6 +86,7 @@ class Spots:
     missing: float = 0.0
     input: Input = "counts"
     target_sum: float | None = None
+    imputed: Imputation | None = None
     made: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -95,13 +102,28 @@ class Spots:
             self.made[key] = make()
         return self.made[key]
 
-    def log_expression(self) -> sp.csr_matrix:
+    def whole_counts(self, needed: NDArray[np.int64] | None = None) -> sp.csr_matrix:
+        """Counts (or logarithms) with entries for missing genes, all or those needed: dense columns, so for some spots at most."""
+        return self.counts if self.imputed is None else self.imputed.fill(self.counts, needed)
+
+    def log_expression(self) -> LogExpression:
         """Log expression, shape (n, genes): log-normalised counts, or logs as they are. Made once; not to be changed."""
+        imputed = self.imputed
+        if imputed is not None:
+            return self.once("log", lambda: imputed.log_expression(self.counts))
         return self.once("log", lambda: log_normalize(self.counts) if self.input == "counts" else self.counts)
+
+    def measured_log_expression(self) -> sp.csr_matrix:
+        """Log expression of spots without missing genes, as those of training are; made once, not to be changed."""
+        log = self.log_expression()
+        if isinstance(log, FilledExpression):
+            msg = "A model is fitted to spots that have all its genes; these lack some."
+            raise TypeError(msg)
+        return log
 
     def gene_moments(self) -> GeneMoments:
         """Of the log expression of each gene. Made once; not to be changed."""
-        return self.once("moments", lambda: GeneMoments.of(self.log_expression()))
+        return self.once("moments", lambda: GeneMoments.of(self.measured_log_expression()))
 
     def expression_space(
         self, *, n_top_genes: int, n_components: int, seed: int, genes: NDArray[np.int64] | None = None
@@ -114,7 +136,7 @@ class Spots:
         def make() -> ExpressionSpace:
             moments = self.gene_moments()
             space, components = ExpressionSpace.fit_transform(
-                self.log_expression(), moments.mean, moments.variance,
+                self.measured_log_expression(), moments.mean, moments.variance,
                 n_top_genes=n_top_genes, n_components=n_components, seed=seed, genes=genes,
             )  # fmt: skip
             self.made["components", id(space)] = space, components
@@ -128,11 +150,17 @@ class Spots:
         return self.once(("components", id(space)), lambda: (space, space.transform(self.log_expression())))[1]
 
     def profile_distance(self, profile: NDArray[np.float64]) -> NDArray[np.float64]:
-        """How far the profile of each spot is from another, shape (n,). Made once; not to be changed."""
-        key = ("distance", id(profile))
-        return self.once(key, lambda: (profile, profile_distance(self.log_expression(), profile)))[1]
+        """How far the profile of each spot is from another over the genes that are there, shape (n,). Made once; not to be changed."""
+        log, imputed = self.log_expression(), self.imputed
 
-    def pooled_log_expression(self) -> sp.csr_matrix:
+        def make() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            if isinstance(log, FilledExpression) and imputed is not None:
+                return profile, profile_distance(log.measured, profile, imputed.present)
+            return profile, profile_distance(log, profile)
+
+        return self.once(("distance", id(profile)), make)[1]
+
+    def pooled_log_expression(self) -> LogExpression:
         """Log expression of each spot and its neighbours together, shape (n, genes). Made once; not to be changed.
 
         Counts are added up before they are normalised; of logs it is the mean.
@@ -140,6 +168,9 @@ class Spots:
         graph = self.graph
         if graph is None:
             raise ValueError(NO_GRAPH)
+        imputed = self.imputed
+        if imputed is not None:
+            return self.once("pooled log", lambda: imputed.pooled(self.counts, graph))
         if self.input == "counts":
             return self.once("pooled log", lambda: log_normalize(pool_counts(self.counts, graph)))
         return self.once("pooled log", lambda: pool_logs(self.counts, graph))
@@ -173,6 +204,7 @@ def read_spots(
     setup: Setup,
     panel: GenePanel | None = None,
     *,
+    weights: NDArray[np.float64] | None = None,
     min_genes: float = 0.0,
     with_cluster: bool = True,
     layer: str | None = None,
@@ -188,8 +220,10 @@ def read_spots(
         Names of the fields.
     panel
         The model's genes; `None` takes the genes of `adata` as they are.
+    weights
+        Share of each gene of the panel in what the model reads, 0 for genes that it does not use; `None`: all alike.
     min_genes
-        Share of the panel that must be found.
+        Share of the panel that must be found, by these weights.
     with_cluster
         Whether the cluster labels may be read. Those of a query come from another clustering, whose labels mean
         something else, and are not.
@@ -217,17 +251,11 @@ def read_spots(
     else:
         target_sum = stored.target_sum if panel is None else panel.target_sum
         counts = stored.as_logs(input, target_sum)
-    missing = 0.0
+    missing, imputed = 0.0, None
     if panel is not None:
-        columns = panel.locate(adata.var)
-        missing = float((columns < 0).mean())
-        if 1 - missing < min_genes:
-            msg = (
-                f"Only {1 - missing:.1%} of the {len(panel)} training genes are in the data; at least {min_genes:.0%} "
-                "are needed (min_genes=). Missing genes would be imputed at their training mean."
-            )
-            raise ValueError(msg)
-        counts = panel.align(counts, columns, setup.input)
+        columns = panel.locate(adata.var, tell=True)
+        missing = _missing_share(columns, weights, min_genes)
+        counts, imputed = panel.align(counts, columns), panel.imputation(np.flatnonzero(columns < 0), setup.input)
     else:
         require_unique(adata.var_names, "Gene names")
     graph = None
@@ -269,7 +297,30 @@ def read_spots(
         missing,
         setup.input,
         target_sum,
+        imputed,
     )
+
+
+def _missing_share(columns: NDArray[np.int64], weights: NDArray[np.float64] | None, min_genes: float) -> float:
+    """Share of what the model reads that is missing; told, and refused where too little or nothing is there."""
+    weight = np.full(len(columns), 1 / max(len(columns), 1)) if weights is None else weights
+    used, absent = weight > 0, columns < 0
+    gone = used & absent
+    if not gone.any():
+        return 0.0
+    share = float(weight[absent].sum() / weight.sum())
+    if 1 - share < min_genes or gone.sum() == used.sum():
+        msg = (
+            f"Only {max(1 - share, 0):.1%} of the {used.sum():,} training genes are in the data ({(used & ~absent).sum():,} "
+            f"of those that the model uses, by their weight); at least {min_genes:.0%} are needed (min_genes=), and one gene. "
+            "Missing genes would be imputed at their training mean."
+        )
+        raise ValueError(msg)
+    logger.warning(
+        "%.1f %% of the training genes are missing and were imputed (by their weight in the model; %s of the %s that it uses).",
+        100 * share, f"{gone.sum():,}", f"{used.sum():,}",
+    )  # fmt: skip
+    return share
 
 
 def _labels(column: pd.Series) -> NDArray[Any]:
