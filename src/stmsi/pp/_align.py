@@ -20,6 +20,7 @@ from stmsi._settings import logger, settings
 from stmsi.pp._alignment.automatic import automatic_input, fit_automatically
 from stmsi.pp._alignment.histology import histology_method
 from stmsi.pp._alignment.landmark_input import has_landmarks, is_file, landmark_pair, read_landmarks
+from stmsi.pp._alignment.other_readings import witness
 from stmsi.pp._alignment.section_fit import Method, Result, Task, check_landmarks_place, fit_given, fit_legs, run
 from stmsi.pp._alignment.section_geometry import Geometry, msi_components, section_geometry, st_components
 
@@ -266,9 +267,14 @@ def align(
         if refine is not None and len(geometry.spots):
             msi = msi_components(sdata, name, msi_table_key, sample_key)
             components = st_components(sdata, name, table_key, sample_key), msi
+        # an alignment without landmarks has weighed all placements already
+        asked = None if own_method == "auto" else witness(sdata, name, geometry, **keys)
         tasks.append(
-            Task(name, own_method, fit, geometry, max_scale, int(n_perturb), perturb_sd, components, refine_length)
-        )
+            Task(
+                name, own_method, fit, geometry, max_scale, int(n_perturb), perturb_sd, components, refine_length,
+                None if asked is None else asked.doubts,
+            )
+        )  # fmt: skip
     results = _run_all(tasks, available, rng, n_jobs, show_progress_bar)
     out = copy_of(sdata) if copy else sdata
     _write(out, tasks, results, msi_table_key)  # whatever could fail was done before

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 REACH = 0.75
 """Distance up to which a pixel tells about a spot, in pitches."""
+DOUBTFUL = "doubtful: pixels may lie in wrong places, whatever the residuals of landmarks say; see message"
 
 
 def alignment_report(
@@ -90,7 +91,10 @@ def alignment_report(
                 row |= _information(components, msi_components(sdata, name, msi_table_key, sample_key), own, geometry)
             row |= {k: plain(own[k]) for k, plain in (("ambiguous", bool), ("message", str)) if k in own}
             error = (row["tre_um"], row["tre_max_um"], geometry.pitch)
-            row["resolution"] = _refit_resolution(own["resolution"]) if "resolution" in own else resolution(*error)
+            if "resolution" in own:
+                row["resolution"] = _refit_resolution(own["resolution"])
+            else:
+                row["resolution"] = DOUBTFUL if row.get("ambiguous") else resolution(*error)
         if Key.obs.COVERAGE in st.obs:
             here = (st.obs[sample_key].astype(str) == name).to_numpy()
             row["spots_covered"] = float((st.obs.loc[here, Key.obs.COVERAGE] > 0).mean())

@@ -75,6 +75,8 @@ class Task:
     perturb_sd: float | None
     components: tuple[NDArray[np.float64], NDArray[np.float64]] | None  # of spots and pixels, for a displacement
     refine_length: float | None
+    doubts: Callable[[NDArray[np.float64], np.random.Generator], str] | None = None
+    """Why a matrix MSI -> ST is doubtful (empty: nothing speaks against it); `None` where nobody can tell."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,7 @@ def run(task: Task, rng: np.random.Generator) -> Result:
         fit = task.fit(rng)
         _check_scale(fit, task)
         _check_overlap(fit, task.geometry)
+        fit = _doubted(fit, task, rng)
         if task.components is not None:
             fit = _refine(fit, task, *task.components)
         return _record(fit, task, rng)
@@ -236,6 +239,19 @@ def _check_overlap(fit: SectionFit, geometry: Geometry) -> None:
             "Check the frames of the landmarks or the direction of the transformation (MSI to ST)."
         )
         raise ValueError(msg)
+
+
+def _doubted(fit: SectionFit, task: Task, rng: np.random.Generator) -> SectionFit:
+    """The alignment, marked as ambiguous where the data speak against it."""
+    if task.doubts is None:
+        return fit
+    # a stream of its own, so that what is drawn later does not depend on the check
+    message = task.doubts(fit.matrix, rng.spawn(1)[0])
+    if not message:
+        return fit
+    if fit.fields.get("ambiguous"):
+        message = f"{fit.fields['message']} {message}"
+    return replace(fit, fields=dict(fit.fields) | {"ambiguous": True, "message": message})
 
 
 def _refine(fit: SectionFit, task: Task, st: NDArray[np.float64], msi: NDArray[np.float64]) -> SectionFit:
