@@ -163,6 +163,9 @@ def align(
       placements that fit nearly as well), ``telling_landmark`` (the place that would tell the best two apart),
       ``decided_by``, ``mask_score`` and ``resolution`` (spread of refits, um, and the share of pixels that stay in their
       spot, within one ring, two rings; it is precision, not accuracy);
+    - with landmarks or a given transformation ``supported`` (genes and ions agree more than in any other reading of it);
+      where another reading agrees clearly better (a mirrored or transposed picture, a shift), ``ambiguous`` and
+      ``message``, which names it, and a warning;
     - ``perturbations`` (n x 3 x 3, from the ST frame to the ST frame, to be applied after the alignment).
 
     An alignment that is more than affine (projective, thin plate, displacement) is baked into new pixels,
@@ -272,7 +275,7 @@ def align(
         tasks.append(
             Task(
                 name, own_method, fit, geometry, max_scale, int(n_perturb), perturb_sd, components, refine_length,
-                None if asked is None else asked.doubts,
+                asked,
             )
         )  # fmt: skip
     results = _run_all(tasks, available, rng, n_jobs, show_progress_bar)

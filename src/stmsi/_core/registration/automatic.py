@@ -29,9 +29,9 @@ from stmsi._core.registration.warps import Floats
 NEAR = 0.10
 """Masks alone do not tell two placements apart whose scores differ by less than this share."""
 _N_REFERENCE = 40
-SIGNAL = 4.0
+_SIGNAL = 4.0
 """A placement has signal where it explains more than wrong ones do by this many of their standard deviations."""
-LEAD = 3.0
+_LEAD = 3.0
 """The best placement decides when it leads every other one by as much."""
 _SURE_LEAD = 5.0
 """The lead with which intensities overrule masks that are not near-ties."""
@@ -108,7 +108,7 @@ def register_sections(
     chosen, rivals, decided_by = decide(candidates)
     matrix, polished = placements[chosen].matrix, False
     # polishing follows signal that is there; without, it would follow noise
-    if data is not None and polish and candidates[chosen].z > SIGNAL:
+    if data is not None and polish and candidates[chosen].z > _SIGNAL:
         matrix, polished = _polish(data, placements[chosen], freedom)
     if polished and data is not None:
         draws = _half_samples(data, matrix, n_perturb, rng)
@@ -133,10 +133,10 @@ def decide(candidates: list[Candidate]) -> tuple[int, list[int], str]:
     if np.isfinite(z).all():
         best = int(z.argmax())
         lead = z[best] - np.delete(z, best).max() if len(z) > 1 else np.inf
-        if z[best] > SIGNAL and lead > (LEAD if near[best] else _SURE_LEAD):
+        if z[best] > _SIGNAL and lead > (_LEAD if near[best] else _SURE_LEAD):
             return best, [], "intensities"
-        chosen = int(np.where(near, z, -np.inf).argmax()) if z[near].max() > SIGNAL else 0
-        suspects = near | (z > max(SIGNAL, z[chosen]))
+        chosen = int(np.where(near, z, -np.inf).argmax()) if z[near].max() > _SIGNAL else 0
+        suspects = near | (z > max(_SIGNAL, z[chosen]))
     else:
         chosen, suspects = 0, near
     return chosen, [int(k) for k in np.flatnonzero(suspects) if k != chosen], "masks"

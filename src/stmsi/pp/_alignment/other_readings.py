@@ -11,9 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stmsi._core.registration.automatic import LEAD, SIGNAL
 from stmsi._core.registration.component_images import reference_matrices
-from stmsi._core.registration.landmarks import apply_affine
 from stmsi._core.registration.masks import MaskOverlap, steps
 from stmsi._core.registration.placements import (
     KNOWN,
@@ -35,13 +33,25 @@ if TYPE_CHECKING:
     from stmsi._core.registration.component_images import CrossModal
     from stmsi.pp._alignment.section_geometry import Geometry
 
-_N_REFERENCE = 40
+_N_REFERENCE = 100
+_SIGNAL = 3.0
+"""Another reading has signal where it agrees more than wrong ones by this many of their standard deviations."""
+_LEAD = 1.5
+"""It agrees clearly better where it leads the given one by as much."""
 _LEAST_SPREAD = 0.005
 _MASKS_LEAD = 0.8
 """Masks alone doubt an alignment that scores less than this share of another reading."""
 _MAX_SPOTS = 4000
 _UNTURNED = "as they lie, neither turned nor mirrored"
 _SHIFTED = "shifted"
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """Why an alignment is doubtful (empty: nothing speaks against it), and whether genes and ions speak for it."""
+
+    doubt: str
+    supported: bool
 
 
 @dataclass(frozen=True)
@@ -52,46 +62,49 @@ class Witness:
     spots: NDArray[np.float64]  # all of the capture frame, in the ST frame
     pixels: NDArray[np.float64]  # corners, in the MSI frame
 
-    def doubts(self, matrix: NDArray[np.float64], rng: np.random.Generator) -> str:
-        """Why a matrix MSI -> ST is doubtful and what would mend it; empty where nothing speaks against it."""
+    def __call__(self, matrix: NDArray[np.float64], rng: np.random.Generator) -> Opinion:
+        """What speaks for and against a matrix MSI -> ST."""
         from threadpoolctl import threadpool_limits
 
         with threadpool_limits(1, user_api="blas"):
-            return self._doubts(matrix, rng)
+            return self._weigh(matrix, rng)
 
-    def _doubts(self, matrix: NDArray[np.float64], rng: np.random.Generator) -> str:
+    def _weigh(self, matrix: NDArray[np.float64], rng: np.random.Generator) -> Opinion:
         to_frame = inverse(self.section.resize)
-        own = matrix @ to_frame
         # at one size, so that widths in spot pitches fit both
-        size = Placement(own, 0.0).scale
-        moving, fixed = self.section.moving.scaled(size), self.section.fixed
+        size = Placement(matrix @ to_frame, 0.0).scale
         to_frame = to_frame @ np.diag([1 / size, 1 / size, 1])
-        section = replace(self.section, moving=moving)
-        data = section.cross_modal(rng)
-        judge = _Judge(section, data, matrix @ to_frame, rng)
+        section = replace(self.section, moving=self.section.moving.scaled(size))
+        own = matrix @ to_frame
+        judge = _Judge(section, section.cross_modal(rng), own, rng)
+        others: list[tuple[Reading | str, NDArray[np.float64]]] = [
+            (reading, reading.applied(matrix) @ to_frame)
+            for reading in (*readings("MSI", self.pixels), *readings("ST", self.spots))
+        ]
+        on_msi, on_st = (p.mean(axis=0) for p in (section.moving.xy, section.fixed.xy[section.fixed.tissue]))
+        for name, linear in ((_UNTURNED, np.eye(2)), (_SHIFTED, own[:2, :2])):
+            others.append((name, homogeneous(linear, on_st - linear @ on_msi)))
+        given = judge.score(own)
+        if given.z > _SIGNAL and given.z - max(judge.score(m).z for _, m in others) > _LEAD:
+            return Opinion("", supported=True)
         given = judge.given()
-        others: list[tuple[Reading | str, _Score]] = []
-        for reading in [*readings("MSI", self.pixels), *readings("ST", self.spots)]:
-            others.append((reading, judge.best_near(reading.applied(matrix) @ to_frame)))
-        middles = [p.mean(axis=0) for p in (moving.xy, fixed.xy[fixed.tissue])]
-        unturned = homogeneous(np.eye(2), middles[1] - middles[0])
-        linear = (matrix @ to_frame)[:2, :2]
-        shifted = homogeneous(linear, middles[1] - linear @ middles[0])
-        others += [(_UNTURNED, judge.best_near(unturned)), (_SHIFTED, judge.best_near(shifted))]
-        others = [(name, score) for name, score in others if not judge.is_given(score.matrix)]
-        return _message(given, others)
+        scores = [(name, judge.best_near(m)) for name, m in others]
+        scores = [(name, score) for name, score in scores if not judge.is_given(score.matrix)]
+        message = _message(given, scores)
+        best = max((score.z for _, score in scores), default=0.0)
+        return Opinion(message, supported=not message and given.z > max(best, _SIGNAL))
 
 
 @dataclass(frozen=True)
 class _Score:
     matrix: NDArray[np.float64]
     masks: float  # soft IoU
-    explained: float = 0.0  # share of variance
+    information: float = 0.0  # that both modalities share, nats a spot
     z: float = 0.0  # in standard deviations among wrong placements
 
 
 class _Judge:
-    """Scores placements of one section by masks and intensities."""
+    """Scores placements of one section by masks and intensities, next to the alignment in question (`given`)."""
 
     def __init__(
         self, section: AutomaticInput, data: CrossModal | None, given: NDArray[np.float64], rng: np.random.Generator
@@ -100,7 +113,7 @@ class _Judge:
         self.masks = [MaskOverlap(section.moving, section.fixed, w) for w in steps(section.moving, section.fixed)]
         self.middle, self.spread = 0.0, 1.0
         if data is not None:
-            wrong = [data.explained(m) for m in reference_matrices(given, data, _N_REFERENCE, rng)]
+            wrong = [data.shared_information(m) for m in reference_matrices(given, data, _N_REFERENCE, rng)]
             # where the alignment is wrong, a few of these are right by chance: they must not count
             self.middle, high = np.quantile(wrong, [0.5, 0.84])
             self.spread = max(float(high - self.middle), _LEAST_SPREAD)
@@ -109,16 +122,14 @@ class _Judge:
         masks = self.masks[-1].at(inverse(matrix))
         if self.data is None:
             return _Score(matrix, masks)
-        explained = self.data.explained(matrix)
-        return _Score(matrix, masks, explained, float((explained - self.middle) / self.spread))
+        information = self.data.shared_information(matrix)
+        return _Score(matrix, masks, information, float((information - self.middle) / self.spread))
 
     def refined(self, matrix: NDArray[np.float64]) -> NDArray[np.float64]:
         """A placement moved to where the masks meet best."""
         adjustment = Adjustment.about(inverse(matrix), self.section.fixed.xy[self.section.fixed.tissue])
         p = np.zeros(6)
-        for mask in self.masks[:2]:
-            p = mask.refine(adjustment, p, KNOWN, affine=False)
-        return inverse(adjustment.matrix(p))
+        return inverse(adjustment.matrix(self.masks[1].refine(adjustment, p, KNOWN, affine=False)))
 
     def best_near(self, matrix: NDArray[np.float64]) -> _Score:
         """The better of a placement and of what masks make of it: where a mirror axis lies is not known for sure."""
@@ -163,15 +174,15 @@ def _thinned(section: AutomaticInput) -> AutomaticInput:
 def _message(given: _Score, others: list[tuple[Reading | str, _Score]]) -> str:
     if not others:
         return ""
-    # the first of those that are alike: readings of the MSI side come first
-    best = max(others, key=lambda o: round(o[1].z, 1))
+    # of those that are alike, a reading before a shift that nobody meant, and the MSI side before the ST side
+    best = max(others, key=lambda o: round(o[1].z - 0.5 * isinstance(o[0], str), 1))
     masks = max(others, key=lambda o: round(o[1].masks, 2))
-    if best[1].z > SIGNAL and best[1].z - given.z > LEAD:
+    if best[1].z > _SIGNAL and best[1].z - given.z > _LEAD:
         reading, evidence = (
             best[0],
-            f"genes and ions explain {best[1].explained:.0%} of each other instead of {given.explained:.0%}",
+            f"genes and ions share {best[1].information:.2f} nats a spot instead of {given.information:.2f}",
         )
-    elif max(best[1].z, given.z) <= SIGNAL and given.masks < _MASKS_LEAD * masks[1].masks:
+    elif max(best[1].z, given.z) <= _SIGNAL and given.masks < _MASKS_LEAD * masks[1].masks:
         reading, evidence = masks[0], f"the tissue masks overlap by {masks[1].masks:.0%} instead of {given.masks:.0%}"
     else:
         return ""

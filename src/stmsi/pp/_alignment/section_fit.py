@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stmsi.pp._alignment.landmark_input import Pair
+    from stmsi.pp._alignment.other_readings import Opinion
     from stmsi.pp._alignment.section_geometry import Geometry
 
 MAX_FOLDS = 0.01
@@ -75,8 +76,8 @@ class Task:
     perturb_sd: float | None
     components: tuple[NDArray[np.float64], NDArray[np.float64]] | None  # of spots and pixels, for a displacement
     refine_length: float | None
-    doubts: Callable[[NDArray[np.float64], np.random.Generator], str] | None = None
-    """Why a matrix MSI -> ST is doubtful (empty: nothing speaks against it); `None` where nobody can tell."""
+    witness: Callable[[NDArray[np.float64], np.random.Generator], Opinion] | None = None
+    """What the data say about a matrix MSI -> ST; `None` where they cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def run(task: Task, rng: np.random.Generator) -> Result:
         fit = task.fit(rng)
         _check_scale(fit, task)
         _check_overlap(fit, task.geometry)
-        fit = _doubted(fit, task, rng)
+        fit = _weighed(fit, task, rng)
         if task.components is not None:
             fit = _refine(fit, task, *task.components)
         return _record(fit, task, rng)
@@ -241,17 +242,17 @@ def _check_overlap(fit: SectionFit, geometry: Geometry) -> None:
         raise ValueError(msg)
 
 
-def _doubted(fit: SectionFit, task: Task, rng: np.random.Generator) -> SectionFit:
-    """The alignment, marked as ambiguous where the data speak against it."""
-    if task.doubts is None:
+def _weighed(fit: SectionFit, task: Task, rng: np.random.Generator) -> SectionFit:
+    """The alignment with what the data say about it; ambiguous where they speak against it."""
+    if task.witness is None:
         return fit
     # a stream of its own, so that what is drawn later does not depend on the check
-    message = task.doubts(fit.matrix, rng.spawn(1)[0])
-    if not message:
-        return fit
-    if fit.fields.get("ambiguous"):
-        message = f"{fit.fields['message']} {message}"
-    return replace(fit, fields=dict(fit.fields) | {"ambiguous": True, "message": message})
+    opinion = task.witness(fit.matrix, rng.spawn(1)[0])
+    fields = dict(fit.fields) | {"supported": opinion.supported}
+    if opinion.doubt:
+        before = [fit.fields["message"]] if fit.fields.get("ambiguous") else []
+        fields |= {"ambiguous": True, "message": " ".join([*before, opinion.doubt])}
+    return replace(fit, fields=fields)
 
 
 def _refine(fit: SectionFit, task: Task, st: NDArray[np.float64], msi: NDArray[np.float64]) -> SectionFit:
