@@ -85,7 +85,8 @@ class Witness:
         for name, linear in ((_UNTURNED, np.eye(2)), (_SHIFTED, own[:2, :2])):
             others.append((name, homogeneous(linear, on_st - linear @ on_msi)))
         given = judge.score(own)
-        if given.z > _SIGNAL and given.z - max(judge.score(m).z for _, m in others) > _LEAD:
+        # most are clear at once, and the masks need not be asked
+        if given.z > _SIGNAL and given.z - max(judge.score(m).z for _, m in others if not judge.is_given(m)) > _LEAD:
             return Opinion("", supported=True)
         given = judge.given()
         scores = [(name, judge.best_near(m)) for name, m in others]
