@@ -20,6 +20,7 @@ from stmsi._settings import logger, settings
 from stmsi.pp._alignment.automatic import automatic_input, fit_automatically
 from stmsi.pp._alignment.histology import histology_method
 from stmsi.pp._alignment.landmark_input import has_landmarks, is_file, landmark_pair, read_landmarks
+from stmsi.pp._alignment.other_readings import witness
 from stmsi.pp._alignment.section_fit import Method, Result, Task, check_landmarks_place, fit_given, fit_legs, run
 from stmsi.pp._alignment.section_geometry import Geometry, msi_components, section_geometry, st_components
 
@@ -162,6 +163,9 @@ def align(
       placements that fit nearly as well), ``telling_landmark`` (the place that would tell the best two apart),
       ``decided_by``, ``mask_score`` and ``resolution`` (spread of refits, um, and the share of pixels that stay in their
       spot, within one ring, two rings; it is precision, not accuracy);
+    - with landmarks or a given transformation ``supported`` (genes and ions agree more than in any other reading of it);
+      where another reading agrees clearly better (a mirrored or transposed picture, a shift), ``ambiguous`` and
+      ``message``, which names it, and a warning;
     - ``perturbations`` (n x 3 x 3, from the ST frame to the ST frame, to be applied after the alignment).
 
     An alignment that is more than affine (projective, thin plate, displacement) is baked into new pixels,
@@ -266,9 +270,14 @@ def align(
         if refine is not None and len(geometry.spots):
             msi = msi_components(sdata, name, msi_table_key, sample_key)
             components = st_components(sdata, name, table_key, sample_key), msi
+        # an alignment without landmarks has weighed all placements already
+        asked = None if own_method == "auto" else witness(sdata, name, geometry, **keys)
         tasks.append(
-            Task(name, own_method, fit, geometry, max_scale, int(n_perturb), perturb_sd, components, refine_length)
-        )
+            Task(
+                name, own_method, fit, geometry, max_scale, int(n_perturb), perturb_sd, components, refine_length,
+                asked,
+            )
+        )  # fmt: skip
     results = _run_all(tasks, available, rng, n_jobs, show_progress_bar)
     out = copy_of(sdata) if copy else sdata
     _write(out, tasks, results, msi_table_key)  # whatever could fail was done before

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 REACH = 0.75
 """Distance up to which a pixel tells about a spot, in pitches."""
+DOUBTFUL = "doubtful: pixels may lie in wrong places, whatever the residuals of landmarks say; see message"
+UNSUPPORTED = "not known: genes and ions do not say that landmarks are right; look at stmsi.pl.alignment"
 
 
 def alignment_report(
@@ -90,7 +92,7 @@ def alignment_report(
                 row |= _information(components, msi_components(sdata, name, msi_table_key, sample_key), own, geometry)
             row |= {k: plain(own[k]) for k, plain in (("ambiguous", bool), ("message", str)) if k in own}
             error = (row["tre_um"], row["tre_max_um"], geometry.pitch)
-            row["resolution"] = _refit_resolution(own["resolution"]) if "resolution" in own else resolution(*error)
+            row["resolution"] = _told(own) or resolution(*error)
         if Key.obs.COVERAGE in st.obs:
             here = (st.obs[sample_key].astype(str) == name).to_numpy()
             row["spots_covered"] = float((st.obs.loc[here, Key.obs.COVERAGE] > 0).mean())
@@ -108,6 +110,15 @@ def resolution(tre: float, tre_max: float, pitch: float) -> str:
         return f"single spots (error at most {tre_max:.0f} um, half a pitch is {pitch / 2:.0f} um)"
     rings = max(1, int(np.ceil(tre / pitch)))
     return f"neighbourhoods of {rings} ring{'s' if rings > 1 else ''} of spots (error {tre:.0f} um), not single spots"
+
+
+def _told(own: dict[str, Any]) -> str:
+    """What the record says beside the errors of landmarks; empty where those are all."""
+    if "resolution" in own:
+        return _refit_resolution(own["resolution"])
+    if own.get("ambiguous"):
+        return DOUBTFUL
+    return "" if own.get("supported", True) else UNSUPPORTED
 
 
 def _refit_resolution(spread: dict[str, Any]) -> str:

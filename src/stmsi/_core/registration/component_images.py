@@ -65,6 +65,21 @@ class CrossModal:
         x, y, fold = self.expression[covered], value[covered], self.fold[covered]
         return 0.5 * (_held_out(x, y, fold) + _held_out(y, x, fold))
 
+    def shared_information(self, matrix: Floats) -> float:
+        """Information (nats a spot) that the components of both share as normal variables, less what chance makes.
+
+        From the canonical correlations at the covered spots, with the factor and the degrees of freedom of Bartlett (J. R.
+        Stat. Soc. 9, 176, 1947). More sensitive than :meth:`explained` in small sections. Uncovered spots count as 0.
+        """
+        value, covered = self.sampled(matrix)
+        n, p, q = int(covered.sum()), self.expression.shape[1], value.shape[1]
+        if n < max(_MIN_SPOTS, 2 * (p + q)):
+            return 0.0
+        basis = [np.linalg.qr(v - v.mean(axis=0))[0] for v in (self.expression[covered], value[covered])]
+        correlation = np.minimum(np.linalg.svd(basis[0].T @ basis[1], compute_uv=False), 1 - 1e-6)
+        information = -0.5 * np.log(1 - correlation**2).sum()
+        return float(((n - 1 - (p + q + 1) / 2) * information - p * q / 2) / len(covered))
+
     def refine(self, matrix: Floats, freedom: Freedom, weight: Floats | None = None) -> Floats:
         """Placement near `matrix` (MSI -> ST) under which expression explains most; `weight` is that of each spot."""
         # spots well inside the MSI tissue, so that the set stays the same while the placement moves

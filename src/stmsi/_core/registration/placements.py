@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 from scipy.optimize import minimize
@@ -157,3 +158,41 @@ def same_place(a: Placement, b: Placement, xy: Floats, pitch: float) -> bool:
     """Whether two placements put the pixels at about the same places: the median differs by less than three pitches."""
     distance = np.hypot(*(apply_affine(a.matrix, xy) - apply_affine(b.matrix, xy)).T)
     return a.mirrored == b.mirrored and bool(np.median(distance) < 3 * pitch)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Another way to read the positions of one side: as ``linear @ xy + shift``, with axes swapped or turned round."""
+
+    side: Literal["MSI", "ST"]
+    linear: Floats
+    shift: Floats
+
+    def applied(self, matrix: Floats) -> Floats:
+        """The alignment MSI -> ST that follows where one was made from positions as they are."""
+        own = homogeneous(self.linear, self.shift)
+        return matrix @ inverse(own) if self.side == "MSI" else own @ matrix
+
+    def __str__(self) -> str:
+        """What x and y become, as text: ``(x, 2400 - y)``."""
+        return f"({', '.join(_axis(row, shift) for row, shift in zip(self.linear, self.shift, strict=True))})"
+
+
+def readings(side: Literal["MSI", "ST"], xy: Floats) -> list[Reading]:
+    """The seven other ways to lay a picture on its own frame: mirrored, transposed, turned; about the box of points."""
+    middle = (xy.min(axis=0) + xy.max(axis=0)) / 2
+    out = []
+    for swap in (np.eye(2), np.eye(2)[::-1]):
+        for signs in ((1, -1), (-1, 1), (-1, -1), (1, 1)):
+            linear = np.diag(signs) @ swap
+            if not np.array_equal(linear, np.eye(2)):
+                # a picture with swapped axes has its middle at the swapped place: positions are read back from there
+                out.append(Reading(side, linear, middle - linear @ (swap @ middle)))
+    return out
+
+
+def _axis(row: Floats, shift: float) -> str:
+    name, sign = "xy"[int(np.abs(row).argmax())], row.sum()
+    if sign > 0:
+        return name if abs(shift) < 1e-6 else f"{name} {'+' if shift > 0 else '-'} {abs(shift):.4g}"
+    return f"{shift:.4g} - {name}"

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
     from spatialdata import SpatialData
 
-_MIN_POINTS = 20
+MIN_POINTS = 20
 _MAX_FACTOR = 5.0
 _NO_OVERLAP, _POOR_OVERLAP = 0.3, 0.7
 _LOOSE = 3.0
@@ -83,7 +83,7 @@ class AutomaticInput:
         """Find the alignment, and refit `n_perturb` times to perturbed data."""
         from threadpoolctl import threadpool_limits
 
-        data = self._cross_modal(rng)
+        data = self.cross_modal(rng)
         # thousands of products of a few numbers: threads of BLAS would only wait for one another
         with threadpool_limits(1, user_api="blas"):
             verdict = register_sections(
@@ -99,7 +99,8 @@ class AutomaticInput:
             raise ValueError(msg)
         return _result(verdict, self.moving, self.fixed, self.resize)
 
-    def _cross_modal(self, rng: np.random.Generator) -> CrossModal | None:
+    def cross_modal(self, rng: np.random.Generator) -> CrossModal | None:
+        """Components of both modalities, ready to be compared; `None` where masks alone decide."""
         if self.ions is None:
             return None
         a, _ = spatial_components(self.ions, self.moving.xy, _N_ION_COMPONENTS, rng)
@@ -139,9 +140,9 @@ def automatic_input(
         (int(in_tissue.sum()), "spots on tissue", f"obs[{Key.obs.IN_TISSUE!r}]"),
         (int(on_tissue.sum()), "MSI pixels on tissue", "the pixels"),
     ):
-        if n < _MIN_POINTS:
+        if n < MIN_POINTS:
             msg = (
-                f"Section {name!r} has {n} {what}, and an alignment without landmarks needs at least {_MIN_POINTS}. "
+                f"Section {name!r} has {n} {what}, and an alignment without landmarks needs at least {MIN_POINTS}. "
                 f"Check {where}, or pass landmarks."
             )
             raise ValueError(msg)

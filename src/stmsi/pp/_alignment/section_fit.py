@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stmsi.pp._alignment.landmark_input import Pair
+    from stmsi.pp._alignment.other_readings import Opinion
     from stmsi.pp._alignment.section_geometry import Geometry
 
 MAX_FOLDS = 0.01
@@ -75,6 +76,8 @@ class Task:
     perturb_sd: float | None
     components: tuple[NDArray[np.float64], NDArray[np.float64]] | None  # of spots and pixels, for a displacement
     refine_length: float | None
+    witness: Callable[[NDArray[np.float64], np.random.Generator], Opinion] | None = None
+    """What the data say about a matrix MSI -> ST; `None` where they cannot tell."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def run(task: Task, rng: np.random.Generator) -> Result:
         fit = task.fit(rng)
         _check_scale(fit, task)
         _check_overlap(fit, task.geometry)
+        fit = _weighed(fit, task, rng)
         if task.components is not None:
             fit = _refine(fit, task, *task.components)
         return _record(fit, task, rng)
@@ -236,6 +240,19 @@ def _check_overlap(fit: SectionFit, geometry: Geometry) -> None:
             "Check the frames of the landmarks or the direction of the transformation (MSI to ST)."
         )
         raise ValueError(msg)
+
+
+def _weighed(fit: SectionFit, task: Task, rng: np.random.Generator) -> SectionFit:
+    """The alignment with what the data say about it; ambiguous where they speak against it."""
+    if task.witness is None:
+        return fit
+    # a stream of its own, so that what is drawn later does not depend on the check
+    opinion = task.witness(fit.matrix, rng.spawn(1)[0])
+    fields = dict(fit.fields) | {"supported": opinion.supported}
+    if opinion.doubt:
+        before = [fit.fields["message"]] if fit.fields.get("ambiguous") else []
+        fields |= {"ambiguous": True, "message": " ".join([*before, opinion.doubt])}
+    return replace(fit, fields=fields)
 
 
 def _refine(fit: SectionFit, task: Task, st: NDArray[np.float64], msi: NDArray[np.float64]) -> SectionFit:
