@@ -46,10 +46,16 @@ def test_require_spatialdata(toy, adata):
         checks.require_spatialdata(adata)
 
 
-def test_refuse_view(adata):
-    checks.refuse_view(adata)
-    with pytest.raises(ValueError, match=r"call \.copy\(\) on it first"):
-        checks.refuse_view(adata[:2])
+def test_own_view(adata, caplog):
+    before = adata.copy()
+    checks.own_view(adata)
+    assert not caplog.records
+    view = adata[:2]
+    checks.own_view(view)
+    assert not view.is_view
+    assert "results are written into it" in caplog.text
+    view.X[:] = 7
+    np.testing.assert_array_equal(adata.X, before.X)
 
 
 @pytest.mark.parametrize("index", [(slice(0), slice(None)), (slice(None), slice(0))], ids=["spots", "variables"])
@@ -169,3 +175,45 @@ def test_a_name_that_several_metabolites_share():
     ):
         tables.require_metabolites(["PC(34:1)"], names.index, names)
     assert tables.require_metabolites(["m2", "other"], names.index, names) == ["m2", "m3"]
+
+
+@pytest.mark.parametrize("value", [0, 2.5, float("nan"), "3", True, None])
+def test_check_count(value):
+    checks.check_count(np.int64(1), "n")
+    checks.check_count(0, "n", 0)
+    with pytest.raises(ValueError, match=rf"n must be (an integer of )?at least 1, found {value!r}"):
+        checks.check_count(value, "n")
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "3", None, True])
+def test_check_weight_and_positive(value):
+    checks.check_weight(0, "w")
+    checks.check_positive(None, "w")
+    checks.check_positive(np.float32(0.5), "w")
+    with pytest.raises(ValueError, match=rf"w must be a finite number of at least 0, found {value!r}"):
+        checks.check_weight(value, "w")
+    with pytest.raises(ValueError, match=rf"w must be a positive number of um, found {value!r}"):
+        checks.check_positive(value, "w", "um", optional=False)
+
+
+def test_check_seed_and_jobs():
+    checks.check_seed(2**32 - 1)
+    checks.check_jobs(None)
+    checks.check_jobs(-1)
+    for value in (-1, 2**32, 1.0, None):
+        with pytest.raises(ValueError, match=rf"rng is a seed, an integer from 0 to 4294967295, found {value!r}"):
+            checks.check_seed(value)
+    for value in (0, 1.5, "2"):
+        with pytest.raises(ValueError, match=rf"n_jobs must be a non-zero integer .*found {value!r}"):
+            checks.check_jobs(value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), "half", None, -0.1, 1.1])
+def test_check_share_and_coverage(value):
+    checks.check_share(0, "s")
+    checks.check_coverage(0.5)
+    with pytest.raises(ValueError, match=rf"s is a share between 0 and 1, found {value!r}"):
+        checks.check_share(value, "s")
+    for bad in (value, 0, 1):
+        with pytest.raises(ValueError, match=rf"coverage is a share between 0 and 1, found {bad!r}"):
+            checks.check_coverage(bad)

@@ -271,7 +271,7 @@ def test_wrong_keys():
     with pytest.raises(KeyError, match=r"no column 'row'; found 'col'. MSI pixels need their integer raster position"):
         _combine(msi=no_row)
     with pytest.raises(KeyError, match=r"pass a mapping \{name: section\} or add obs\['sample'\]"):
-        stmsi.pp.combine(_st())
+        stmsi.pp.combine([_st(), _st()])
     with pytest.raises(ValueError, match=r"obs\['sample'\] has 1 missing values"):
         stmsi.pp.combine(_st(sample=["A", None, "A"]))
 
@@ -353,7 +353,7 @@ def test_layers_of_some_sections_only_are_named(caplog):
     msi["A"].layers["counts"] = msi["A"].X.copy()
     sdata = stmsi.pp.combine({"A": _st(), "B": _st()}, msi, pixel_size=50)
     assert "counts" not in sdata.tables["msi"].layers
-    assert "Layers that only some MSI sections have are left out: 'counts'" in caplog.text
+    assert "What only some MSI sections have, or have differently, is left out: layers['counts']." in caplog.text
 
 
 def _paired(name, ions=("PC(34:1)", "18:1/16:0"), mz=(760.585, 522.2)):

@@ -69,5 +69,6 @@ def test_the_calls_of_the_page(files, tmp_path, monkeypatch):
     assert sorted(sdata.shapes) == ["s1_pixels", "s1_spots"]
     # 200 pixels of half a micrometre between neighbours
     assert np.diff(sdata.tables["st"].obsm["spatial"][:2, 0]) == pytest.approx(100)
-    assert st.obsm["msi"].columns.tolist() == ["mz_104.107", "mz_760.5851"]
+    assert st.obsm["msi"].columns.tolist() == ["104.107", "760.5851"]
+    assert st.uns["msi"]["features"]["mz"].tolist() == MZ
     assert st.obsm["msi"].isna().all(axis=1).tolist() == [True] + [False] * 15

@@ -225,7 +225,6 @@ BAD = {
         "obsm has no 'mis'; found 'msi'. stmsi.pp.map_to_spots writes it",
     ),
     "sample_key": (_table([[1.0]]), {"sample_key": "x"}, KeyError, "no column 'x'; found 'sample'"),
-    "view": (_table([[1.0], [2.0]])[:1], {}, ValueError, r"call \.copy\(\) on it first"),
 }
 
 

@@ -15,6 +15,7 @@ import stmsi
 
 RETURN_SOMETHING_ELSE = {"combine", "alignment_report", "pair_by_region"}
 VERBS = {
+    "add_metabolites": {"frame": "truth_intensity"},
     "align": {"model": "thin_plate", "n_perturb": 2},
     "annotate_mz": {"polarity": "positive", "ppm": 5e4},
     "call_presence": {"method": "detected"},
@@ -76,3 +77,59 @@ def test_in_place_and_on_a_copy(mapped: SpatialData, name: str):
     assert content(mapped) == before
     assert verb(mapped, **options) is None
     assert content(mapped) == content(changed) != before
+
+
+ON_PIXELS = ("annotate_mz", "filter_metabolites", "normalize_msi", "pick_peaks", "select_spatially_variable")
+ON_SPOTS = ("add_metabolites", "call_presence", "correct_batch", "gene_signatures", "impute_dropout", "spatial_graph")
+"""Verbs that take a table alone, by what they work on."""
+
+
+def _tables(mapped):
+    mapped.tables["msi"].var["mz"] = [100.0 + i for i in range(mapped.tables["msi"].n_vars)]
+    return mapped.tables["st"], mapped.tables["msi"]
+
+
+@pytest.mark.parametrize("name", [*ON_PIXELS, *ON_SPOTS, "knowledge_prior"])
+def test_the_wrong_table_is_refused(mapped: SpatialData, name: str):
+    """Genes are no ions: to normalise them as such would go unnoticed."""
+    st, msi = _tables(mapped)
+    verb, options = getattr(stmsi.pp, name), VERBS[name]
+    wrong, right, found = (st, "pixels x ions", "st") if name in ON_PIXELS else (msi, "spots x genes", "msi")
+    before = content(mapped)
+    with pytest.raises(ValueError, match=f"Expected a table of {right}.*The AnnData looks like"):
+        verb(wrong, **options)
+    with pytest.raises(ValueError, match=f"Table '{found}' looks like .*by its table key; tables: "):
+        verb(mapped, table_key=found, **options)
+    assert content(mapped) == before
+
+
+@pytest.mark.parametrize("name", [*ON_PIXELS, *ON_SPOTS])
+def test_views_are_copied_with_a_notice(mapped: SpatialData, name: str, caplog):
+    st, msi = _tables(mapped)
+    table = msi if name in ON_PIXELS else st
+    before = content(table)
+    view = table[(table.obs["sample"] != "P3S1").to_numpy()]
+    getattr(stmsi.pp, name)(view, **VERBS[name])
+    assert not view.is_view
+    assert "was a view of another one" in caplog.text
+    assert content(table) == before
+    assert content(view) != content(table[(table.obs["sample"] != "P3S1").to_numpy()].copy())
+
+
+@pytest.mark.parametrize("name", [n for n in (*ON_PIXELS, *ON_SPOTS) if n != "correct_batch"])
+def test_one_section_needs_no_name(mapped: SpatialData, name: str):
+    st, msi = _tables(mapped)
+    table = msi if name in ON_PIXELS else st
+    table = table[(table.obs["sample"] == "P1S1").to_numpy()].copy()
+    bare = table.copy()
+    del bare.obs["sample"]
+    for one in (table, bare):
+        getattr(stmsi.pp, name)(one, **VERBS[name])
+    named, unnamed = content(table), content(bare)
+    for field in ("X", "var", "obsm", "obsp", "layers"):
+        assert named[field] == unnamed[field], field
+
+
+def test_other_columns_of_sections_are_not_guessed(mapped: SpatialData):
+    with pytest.raises(KeyError, match="obs has no column 'slide'"):
+        stmsi.pp.spatial_graph(mapped.tables["st"], sample_key="slide")

@@ -165,7 +165,6 @@ BAD = {
     "gaps": (_gap(), {"batch_key": "run"}, ValueError, "75 missing values; every spot needs a batch"),
     "key": (_table(_values()), {"metabolite_key": "mis"}, KeyError, "obsm has no 'mis'"),
     "nothing to undo": (_table(_values()), {"method": "none"}, KeyError, "nothing was corrected"),
-    "view": (_table(_values())[:99], {}, ValueError, r"call \.copy\(\) on it first"),
 }
 
 

@@ -123,7 +123,6 @@ BAD = {
     "key": (_table(_values()), {"metabolite_key": "mis"}, KeyError, "obsm has no 'mis'"),
     "no positions": (_without_positions(), {}, KeyError, 'obsm has no "spatial"'),
     "positions": (_lost(), {}, ValueError, "NaN or infinite positions"),
-    "view": (_table(_values())[:9], {}, ValueError, r"call \.copy\(\) on it first"),
 }
 
 

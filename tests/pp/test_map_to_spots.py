@@ -477,12 +477,13 @@ def test_no_msi_at_all(toy):
         stmsi.pp.map_to_spots(sdata)
 
 
-def test_a_view_is_refused(aligned):
+def test_a_view_is_copied_with_a_notice(aligned, caplog):
     view = aligned.tables["st"][::2]
     del aligned.tables["st"]
     aligned.tables["st"] = view
-    with pytest.raises(ValueError, match=r"call \.copy\(\) on it first"):
-        stmsi.pp.map_to_spots(aligned)
+    stmsi.pp.map_to_spots(aligned)
+    assert "msi" in aligned.tables["st"].obsm
+    assert "was a view of another one" in caplog.text
 
 
 def test_presence_of_an_earlier_mapping_goes(aligned, caplog):

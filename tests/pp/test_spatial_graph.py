@@ -129,7 +129,6 @@ BAD = {
         "1 missing values; every spot needs a section",
     ),
     "empty": (_table(_hexagon())[:0].copy(), {}, ValueError, "table is empty"),
-    "view": (_table(_hexagon())[:9], {}, ValueError, r"call \.copy\(\) on it first"),
 }
 
 

@@ -177,8 +177,6 @@ def test_bad_arguments(st, models):
         attention(st, model, metabolites="simPC_28")
     with pytest.raises(KeyError, match="Did you mean 'domain'"):
         attention(st, model, groupby="domains")
-    with pytest.raises(ValueError, match="view"):
-        attention(st[:10], model)
     st.obs["g"] = pd.Categorical(np.where(np.arange(st.n_obs) < 9, "effects", "b"))
     with pytest.raises(ValueError, match="would overwrite the contributions; rename it"):
         attention(st, model, groupby="g")

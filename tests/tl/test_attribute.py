@@ -320,8 +320,6 @@ def test_bad_models(planted, models, tmp_path):
         stmsi.tl.attribute(planted, 3)
     with pytest.raises(ValueError, match="is not a folder"):
         stmsi.tl.attribute(planted, tmp_path / "nothing")
-    with pytest.raises(ValueError, match="view"):
-        stmsi.tl.attribute(planted[:50], models("prior+ridge"))
 
 
 # -- checks -------------------------------------------------------------------

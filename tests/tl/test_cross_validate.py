@@ -24,18 +24,18 @@ def data(st) -> AnnData:
 def spy(monkeypatch):
     """What each fold trained on and predicted."""
     folds = []
-    train_model, score_sections = _cross_validate.train_model, _cross_validate.score_sections
+    train_on, score_sections = _cross_validate.train_on, _cross_validate.score_sections
 
     def train(adata, *args, **kwargs):
-        model = train_model(adata, *args, **kwargs)
+        model, spots = train_on(adata, *args, **kwargs)
         folds.append({"train": adata.copy(), "model": model})
-        return model
+        return model, spots
 
     def score(found):
         folds[-1] |= {"test": found.sample, "predicted": found.predicted, "training_mean": found.training_mean}
         return score_sections(found)
 
-    monkeypatch.setattr(_cross_validate, "train_model", train)
+    monkeypatch.setattr(_cross_validate, "train_on", train)
     monkeypatch.setattr(_cross_validate, "score_sections", score)
     return folds
 

@@ -182,9 +182,12 @@ def test_a_mapping_without_model_is_refused(st):
         stmsi.tl.predict_metabolites(st, {"n_components": 5})
 
 
-def test_a_view_is_refused(st, model):
-    with pytest.raises(ValueError, match=r"view of another one; call \.copy\(\)"):
-        stmsi.tl.predict_metabolites(st[:10], model)
+def test_a_view_is_copied_with_a_notice(st, model, caplog):
+    view = st[:10]
+    stmsi.tl.predict_metabolites(view, model)
+    assert "was a view of another one" in caplog.text
+    assert view.obsm["msi_pred"].shape[0] == 10
+    assert "msi_pred" not in st.obsm
 
 
 def test_something_else_is_refused(st, model):

@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
+from stmsi._settings import logger
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -70,9 +71,11 @@ def check_coverage(value: float) -> None:
         raise ValueError(msg)
 
 
-def check_positive(value: float | None, name: str, unit: str = "") -> None:
-    """Raise a `ValueError` where a value is given and is not a positive, finite number."""
-    if value is not None and not (_is_number(value) and np.isfinite(value) and value > 0):
+def check_positive(value: float | None, name: str, unit: str = "", *, optional: bool = True) -> None:
+    """Raise a `ValueError` where a value is given (or must be) and is not a positive, finite number."""
+    if value is None and optional:
+        return
+    if value is None or not (_is_number(value) and np.isfinite(value) and value > 0):
         msg = f"{name} must be a positive number{unit and f' of {unit}'}, found {value!r}."
         raise ValueError(msg)
 
@@ -160,11 +163,18 @@ def check_key(key: str, what: str = "key_added") -> None:
         raise ValueError(msg)
 
 
-def refuse_view(adata: AnnData) -> None:
-    """Raise where an AnnData is a view: writing into it would copy it behind the user's back."""
-    if adata.is_view:
-        msg = "The AnnData is a view of another one; call .copy() on it first (adata = adata[...].copy())."
-        raise ValueError(msg)
+def own_view(adata: AnnData) -> None:
+    """Make a view an AnnData of its own, in place, and say so; anything else is left alone.
+
+    What is written then reaches the caller's variable, but not the AnnData that the view was taken of.
+    """
+    if not adata.is_view:
+        return
+    adata.obs = adata.obs.copy()  # the first write into a view copies it
+    logger.warning(
+        "The AnnData was a view of another one and is a copy of its own now; results are written into it, and not into the "
+        "AnnData it was taken of. Keep it in a variable (adata = adata[...].copy())."
+    )
 
 
 def require_rows(adata: AnnData, what: str = "spots") -> None:

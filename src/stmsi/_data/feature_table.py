@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 _FEATURES = "features"
 _SUFFIXES = (
     Key.presence_of(""), *Key.bounds_of(""), Key.variance_of(""), Key.spread_of(""), *Key.halves_of(""),
-    Key.observed_of(""), Key.uncorrected_of(""), Key.width_of(""),
+    Key.observed_of(""), Key.uncorrected_of(""), Key.raw_of(""), Key.width_of(""),
 )  # fmt: skip
 _NUMBER = re.compile(r"_\d+$")
 """Draws from a model share the feature table of the first."""

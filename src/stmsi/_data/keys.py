@@ -139,6 +139,7 @@ class Key:
     pixel_of = _pair("{}_pixel", "{}_pixel_share")  # in obs: the pixel with the largest weight in a spot, and its share
     spot_of = _named("{}_spot")  # in obs of the MSI table: the spot that a pixel was paired with
     observed_of = _named("{}_observed")  # which intensities were measured and not imputed
+    raw_of = _named("{}_raw")  # the intensities before they were normalised on the spots
     uncorrected_of = _named("{}_uncorrected")  # the intensities that a correction replaced
     effects_of = _named("{}_effects")  # what an attention makes of each gene
 

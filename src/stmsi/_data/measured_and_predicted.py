@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stmsi._data.checks import check_nonnegative, listing
+from stmsi._data.stale import warn_if_stale
 from stmsi._data.tables import require_frame, shared_metabolites
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ class MeasuredAndPredicted:
         if pred_key == metabolite_key:
             msg = f"pred_key and metabolite_key are both {pred_key!r}: a prediction cannot be scored against itself."
             raise ValueError(msg)
+        warn_if_stale(st, metabolite_key)
         predicted = require_frame(st, pred_key, PREDICT_WRITES)
         measured = require_frame(st, metabolite_key, MAP_WRITES)
         for key, frame in ((metabolite_key, measured), (pred_key, predicted)):

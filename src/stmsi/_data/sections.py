@@ -12,6 +12,7 @@ from stmsi._core.ids import safe_ids
 from stmsi._data.checks import check_nonnegative, listing, require_unique
 from stmsi._data.keys import Key
 from stmsi._data.tables import as_csr
+from stmsi._settings import logger
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -71,13 +72,13 @@ def pixel_squares(row: ArrayLike, col: ArrayLike, pixel_size: float | tuple[floa
     return gpd.GeoDataFrame(geometry=shapely.box(x, y, x + size_x, y + size_y))
 
 
-def link_table(adata: AnnData, region: str | None = None) -> None:
-    """Make a table annotate the element `region` row by row, or else the elements that its own columns name."""
+def link_table(adata: AnnData, region: str | None = None, rows: NDArray[np.int64] | None = None) -> None:
+    """Make a table annotate `rows` of the element `region` (row by row), or else the elements that its own columns name."""
     from spatialdata.models import TableModel
 
     if region is not None:
         adata.obs[Key.obs.REGION] = pd.Categorical([region] * adata.n_obs)
-        adata.obs[Key.obs.INSTANCE] = np.arange(adata.n_obs)
+        adata.obs[Key.obs.INSTANCE] = np.arange(adata.n_obs) if rows is None else rows
     adata.uns[TableModel.ATTRS_KEY] = {
         TableModel.REGION_KEY: list(dict.fromkeys(adata.obs[Key.obs.REGION].astype(str))),
         TableModel.REGION_KEY_KEY: Key.obs.REGION,
@@ -186,12 +187,75 @@ def st_section(adata: AnnData, xy: ArrayLike, *, sample: str, spot_diameter: flo
     return _linked(table, Key.table.ST, circles, Key.spots(sample), Key.st_frame(sample))
 
 
-def _linked(table: AnnData, table_key: str, shapes: GeoDataFrame, region: str, frame: str) -> SpatialData:
-    """A SpatialData with a table and the shapes that it annotates, which lie in the coordinate system `frame`."""
+def add_image(sdata: SpatialData, name: str, image: NDArray[Any], pixel: float, sample: str) -> None:
+    """Add an image (rows, columns, channels) whose pixels are `pixel` micrometres wide, in the frame of the spots."""
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Scale
+
+    scale = Scale([pixel, pixel], axes=("x", "y"))
+    sdata.images[name] = Image2DModel.parse(
+        np.moveaxis(image, -1, 0), dims=("c", "y", "x"), transformations={Key.st_frame(sample): scale}
+    )
+
+
+def columns_to_keep(adata: AnnData, sample: str, element: str) -> dict[str, pd.Series]:
+    """Columns of ``obs`` that the data model writes itself, but that mean something else here, under other names.
+
+    ``sample`` names the section, ``region`` and ``instance_id`` what a table annotates in a SpatialData; `element` is the
+    name of that element.
+    """
+    from spatialdata.models import TableModel
+
+    attrs = adata.uns.get(TableModel.ATTRS_KEY, {})
+    ours = {attrs.get(TableModel.REGION_KEY_KEY), attrs.get(TableModel.INSTANCE_KEY)}
+    if Key.obs.REGION in adata.obs and (adata.obs[Key.obs.REGION].astype(str) == element).all():
+        ours |= {Key.obs.REGION, Key.obs.INSTANCE}  # what is left of a link that lost its note
+    if Key.obs.SAMPLE in adata.obs and (adata.obs[Key.obs.SAMPLE].astype(str) == sample).all():
+        ours.add(Key.obs.SAMPLE)
+    renamed = {}
+    for key in (Key.obs.SAMPLE, Key.obs.REGION, Key.obs.INSTANCE):
+        if key in adata.obs and key not in ours:
+            new = f"{key}_given"
+            while new in adata.obs:
+                new += "_"
+            renamed[key] = new
+    if renamed:
+        logger.warning(
+            "Section %r: stmsi writes the columns %s of obs itself; yours are kept as %s.",
+            sample, listing(renamed), listing(renamed.values()),
+        )  # fmt: skip
+    return {new: adata.obs[key].copy() for key, new in renamed.items()}
+
+
+def outlined_section(adata: AnnData, outlines: GeoDataFrame, rows: NDArray[np.int64], *, sample: str) -> SpatialData:
+    """A SpatialData with the bins, cells or spots of one section: table ``st`` and shapes ``<sample>_spots``.
+
+    `adata` observations x genes is copied; `outlines` are in micrometres and may be more than the table has; `rows` names
+    that of each observation by position.
+    """
+    table = adata.copy()
+    table.obs[Key.obs.SAMPLE] = pd.Categorical([sample] * table.n_obs)
+    centre = outlines.geometry.centroid.iloc[rows]
+    table.obsm[Key.obsm.SPATIAL] = np.column_stack([centre.x, centre.y])
+    return _linked(table, Key.table.ST, outlines, Key.spots(sample), Key.st_frame(sample), rows)
+
+
+def _linked(
+    table: AnnData,
+    table_key: str,
+    shapes: GeoDataFrame,
+    region: str,
+    frame: str,
+    rows: NDArray[np.int64] | None = None,
+) -> SpatialData:
+    """A SpatialData with a table and the shapes that it annotates, which lie in the coordinate system `frame`.
+
+    `rows` names the shape of each observation by position; `None`: they go row by row.
+    """
     from spatialdata import SpatialData
     from spatialdata.models import ShapesModel
     from spatialdata.transformations import Identity
 
-    link_table(table, region)
+    link_table(table, region, rows)
     element = ShapesModel.parse(shapes, transformations={frame: Identity()})
     return SpatialData(shapes={region: element}, tables={table_key: table})

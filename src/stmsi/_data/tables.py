@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
-from stmsi._data.checks import check_choice, is_spatialdata, listing, refuse_view, require_rows, require_unique, suggest
+from stmsi._data.checks import check_choice, is_spatialdata, listing, own_view, require_rows, require_unique, suggest
 from stmsi._data.keys import Key
+from stmsi._data.stale import warn_if_stale
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -19,7 +21,11 @@ if TYPE_CHECKING:
     from stmsi._core.chemistry.adducts import Polarity
     from stmsi._data.checks import Data
 
+    Rows = Literal["spots", "pixels"]
 
+
+_MZ_NAME = re.compile(r"m/?z[-_ ]*\d{2,5}(?:[._]\d+)?|\d{2,5}\.\d+", re.IGNORECASE)
+"""How variables are called that are named by their m/z: ``104.107``, ``mz-104.107``."""
 ONE_SECTION = "all spots"
 """Name of the section where the data name none."""
 
@@ -55,7 +61,10 @@ def require_obs(adata: AnnData, key: str, remedy: str = "") -> pd.Series:
 
 
 def require_sample(adata: AnnData, key: str) -> NDArray[Any]:
-    """The section label of each observation, as strings; no label may be missing."""
+    """The section label of each observation, as strings; no label may be missing.
+
+    For what needs the names of sections, such as elements of a SpatialData; all else takes :func:`sections_of`.
+    """
     label = require_obs(adata, key, "It names the section of each spot; set adata.obs[...] or pass sample_key=.")
     if label.isna().any():
         msg = f"obs[{key!r}] has {int(label.isna().sum())} missing values; every spot needs a section."
@@ -88,6 +97,7 @@ def require_frame(adata: AnnData, key: str, remedy: str = "") -> pd.DataFrame:
 def require_mapped(st: AnnData, metabolite_key: str) -> pd.DataFrame:
     """Mapped intensities, spots x metabolites, whose ids do not repeat."""
     frame = require_frame(st, metabolite_key, "stmsi.pp.map_to_spots writes it.")
+    warn_if_stale(st, metabolite_key)
     require_unique(frame.columns, "Metabolite names", "Rename the columns.")
     return frame
 
@@ -185,6 +195,11 @@ def sample_names(data: Data, table_key: str = Key.table.ST, sample_key: str = Ke
     return list(dict.fromkeys(require_sample(get_table(data, table_key), sample_key)))
 
 
+def table_sections(table: AnnData, sample_key: str = Key.obs.SAMPLE) -> list[str]:
+    """Sections of a table that may have a single one without a name, in order of appearance."""
+    return list(dict.fromkeys(sections_of(table, sample_key)))
+
+
 def presence_key_of(st: AnnData, metabolite_key: str, presence_key: str | None = None) -> str | None:
     """Where the presence that belongs to measured intensities is; `None` where it was not called."""
     if presence_key is None and Key.presence_of(metabolite_key) in st.obsm:
@@ -217,13 +232,62 @@ def copy_of(data: Data) -> Data:
     return deepcopy(data)
 
 
-def table_to_change(data: Data, table_key: str, *, copy: bool, rows: str = "spots") -> tuple[AnnData, Data | None]:
-    """The table that a verb writes into, and what the verb returns: the changed copy, or `None` where it works in place."""
+def table_to_change(data: Data, table_key: str, *, copy: bool, rows: Rows = "spots") -> tuple[AnnData, Data | None]:
+    """The table that a verb writes into, and what the verb returns: the changed copy, or `None` where it works in place.
+
+    `rows` is what a verb works on; a table of the other kind is refused.
+    """
+    check_rows_of(data, table_key, rows)
     out = copy_of(data) if copy else data
     table = get_table(out, table_key)
-    refuse_view(table)
+    own_view(table)
     require_rows(table, rows)
     return table, out if copy else None
+
+
+def check_rows_of(data: Data, table_key: str, rows: Rows) -> None:
+    """Refuse a table of genes where ions are wanted, and the other way round."""
+    table = get_table(data, table_key)
+    ions, genes = _signs_of_ions(table), _signs_of_genes(table)
+    if not ions and not genes and Key.obsm.SPATIAL in table.obsm:  # pixels have a place on a raster
+        genes = [f"obsm[{Key.obsm.SPATIAL!r}] and no place on a raster"]
+    wrong = genes if rows == "pixels" and not ions else ions if rows == "spots" and not genes else []
+    if not wrong:
+        return
+    wanted, found = ("pixels x ions", "spots x genes") if rows == "pixels" else ("spots x genes", "pixels x ions")
+    name = "The AnnData" if isinstance(data, AnnData) else f"Table {table_key!r}"
+    remedy = f"Pass the table of {wanted}" if isinstance(data, AnnData) else f"Name that of {wanted} by its table key"
+    there = "" if isinstance(data, AnnData) else f"; tables: {listing(data.tables)}"
+    if rows == "pixels":
+        there += (
+            f". If these are ions, say so by var[{Key.var.MZ!r}], or by obs[{Key.obs.ROW!r}] and obs[{Key.obs.COL!r}]"
+        )
+    msg = (
+        f"Expected a table of {wanted}. {name} looks like one of {found} (it has {', '.join(wrong)}). {remedy}{there}."
+    )
+    raise ValueError(msg)
+
+
+def _signs_of_ions(table: AnnData) -> list[str]:
+    """What tells that the variables of a table are ions, as far as there is something."""
+    signs = []
+    mz = table.var.get(Key.var.MZ)
+    if mz is not None and pd.to_numeric(mz, errors="coerce").notna().any():
+        signs.append(f"var[{Key.var.MZ!r}]")
+    if 2 * table.var_names.str.fullmatch(_MZ_NAME).sum() > table.n_vars:
+        signs.append("variables named by m/z")
+    if "attrs" in table.uns.get(Key.uns.MSI, {}):
+        signs.append(f"uns[{Key.uns.MSI!r}]['attrs']")
+    if Key.obs.ROW in table.obs and Key.obs.COL in table.obs:
+        signs.append(f"obs[{Key.obs.ROW!r}] and obs[{Key.obs.COL!r}]")
+    return signs
+
+
+def _signs_of_genes(table: AnnData) -> list[str]:
+    """What tells that the variables of a table are genes, as far as there is something."""
+    signs = [f"var[{key!r}]" for key in (Key.var.GENE_IDS, "feature_types") if key in table.var]
+    signs += [f"obs[{key!r}]" for key in ("array_row", Key.obs.COVERAGE, Key.obs.IN_TISSUE) if key in table.obs]
+    return signs + [f"obsm[{key!r}]" for key in (Key.obsm.MSI, Key.obsm.PRED) if key in table.obsm]
 
 
 def values_of(table: AnnData, layer: str | None, what: str) -> Any:

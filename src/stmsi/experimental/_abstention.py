@@ -12,7 +12,7 @@ from stmsi._core.metrics.reliability import binary_entropy, kept_errors
 from stmsi._data.checks import check_choice, listing
 from stmsi._data.keys import Key
 from stmsi._data.measured_and_predicted import PREDICT_WRITES, MeasuredAndPredicted, measured_sections, values_of
-from stmsi._data.tables import get_table, require_frame, require_obs, require_sample
+from stmsi._data.tables import get_table, require_frame, require_obs, sections_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -97,7 +97,7 @@ def abstention(
     difference = pair.predicted - pair.measured
     uncertain = {name: _uncertainty(st, name, pred_key, pair.ids, difference) for name in names}
     parts = []
-    for section, rows in measured_sections(require_sample(st, sample_key), difference):
+    for section, rows in measured_sections(sections_of(st, sample_key), difference):
         error = difference[rows]
         for name, values in uncertain.items():
             n, mae = kept_errors(np.abs(error), values[rows], wanted)

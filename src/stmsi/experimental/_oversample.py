@@ -10,7 +10,7 @@ import scipy.sparse as sp
 
 from stmsi._data.checks import require_rows, require_unique
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, require_frame, require_obs, require_sample
+from stmsi._data.tables import get_table, require_frame, require_obs, sections_of
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def oversample(
     require_rows(adata)
     require_unique(adata.obs_names, "Spot names", "Call .obs_names_make_unique().")
     cluster = require_obs(adata, cluster_key, "cluster_key= names the tissue states.")
-    sample = require_sample(adata, sample_key)
+    sample = sections_of(adata, sample_key)
     rows = resolve_rows(train_idx, adata.n_obs, "train_idx")
     if rows is None and metabolite_key in adata.obsm:
         rows = np.flatnonzero(require_frame(adata, metabolite_key).notna().any(axis=1).to_numpy())

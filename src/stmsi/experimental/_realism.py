@@ -14,7 +14,7 @@ from stmsi._core.spatial.morans_i import morans_i, neighbour_means
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._data.measured_and_predicted import MAP_WRITES, measured_sections
-from stmsi._data.tables import get_table, measured_presence, require_frame, require_sample
+from stmsi._data.tables import get_table, measured_presence, require_frame, sections_of
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -118,7 +118,7 @@ def realism(
         raise ValueError(msg)
     random = np.random.default_rng(rng)
     y, drawn = y[used], [d[used] for d in drawn]
-    sample = require_sample(st, sample_key)[used]
+    sample = sections_of(st, sample_key)[used]
     xy = st.obsm.get(Key.obsm.SPATIAL)
     xy = None if xy is None else np.asarray(xy, dtype=np.float64)[used, :2]
     pairs = _metabolite_pairs(len(ids), random)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from inspect import Parameter, signature
 from typing import Any, get_args
 
-from stmsi._data.checks import check_choice
+from stmsi._data.checks import check_choice, suggest
 from stmsi.model.linear._intensity import IntensityFamily
 
 ModelSpec = str | Mapping[str, Any]
@@ -67,7 +68,23 @@ def resolve(spec: ModelSpec) -> tuple[type[Any], dict[str, Any], dict[str, Any],
     if name in FAMILIES:
         params = FAMILIES[name] | params
         name = params.pop("model")
-    return getattr(import_module(CLASSES[name]), name), params, setup, train
+    cls = getattr(import_module(CLASSES[name]), name)
+    _check_names(cls, params, f"{name} has no hyper-parameter")
+    _check_names(cls.setup_anndata, setup, f"{name}.setup_anndata has no argument")
+    _check_names(cls.train, train, f"{name}.train has no argument")
+    return cls, params, setup, train
+
+
+def _check_names(function: Any, given: Mapping[str, Any], what: str) -> None:
+    """Refuse arguments that a function does not take; one that hands others on names them itself."""
+    parameters = signature(function).parameters
+    if any(p.kind is Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    taken = [n for n in parameters if n not in ("self", "adata", "registry", "show_progress_bar")]
+    for name in given:
+        if name not in taken:
+            msg = f"{what} {name!r}; it has {', '.join(taken)}.{suggest(name, taken)}"
+            raise ValueError(msg)
 
 
 def named_models(models: ModelSpec | Sequence[str] | Mapping[str, ModelSpec]) -> dict[str, ModelSpec]:

@@ -13,7 +13,7 @@ from anndata import AnnData
 from stmsi._core.arrays import Ints
 from stmsi._data.checks import check_choice
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, require_frame, require_sample
+from stmsi._data.tables import get_table, require_frame, sections_of
 from stmsi._settings import logger
 from stmsi.model_selection._leakage_rules import RULES
 from stmsi.model_selection._leaks import Finding
@@ -109,7 +109,7 @@ def check_leakage(
     st = get_table(data, table_key)
     fields = {"sample_key": sample_key} | (default_setup(st) if setup is None else dict(setup))
     measured = require_frame(st, fields.get("metabolite_key", Key.obsm.MSI), "stmsi.pp.map_to_spots writes it.")
-    require_sample(st, sample_key)
+    sections_of(st, sample_key)
     covered = np.flatnonzero(measured.notna().any(axis=1).to_numpy())
     if hasattr(splitter, "split"):
         adata = st[covered].copy() if len(covered) < st.n_obs else st

@@ -14,7 +14,7 @@ from stmsi._core.arrays import Floats
 from stmsi._core.metrics.structure import correlations
 from stmsi._core.spatial.sections import rows_of_each, spot_pitch
 from stmsi._data.keys import Key
-from stmsi._data.tables import as_csr, require_frame, require_sample
+from stmsi._data.tables import as_csr, require_frame, sections_of
 from stmsi.model_selection._split import codes, is_whole
 
 if TYPE_CHECKING:
@@ -230,7 +230,7 @@ def alignment(split: Split) -> Iterator[Finding]:
     if split.msi is None or not split.cut:
         return
     record = split.msi.uns.get(Key.uns.ALIGNMENT, {})
-    names = set(require_sample(split.adata, split.sample_key))
+    names = set(sections_of(split.adata, split.sample_key))
     fitted = [repr(name) for name, one in record.items() if name in names and _by_content(one)]
     if fitted:
         where = f"uns[{Key.uns.ALIGNMENT!r}] of the MSI table"

@@ -16,7 +16,7 @@ from stmsi._core.spatial.blocks import correlation_range, correlogram, grid_bloc
 from stmsi._core.spatial.sections import rows_of_each, spot_pitch
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
-from stmsi._data.tables import require_frame, require_sample
+from stmsi._data.tables import require_frame, sections_of
 from stmsi._settings import logger
 from stmsi.model_selection._split import codes
 
@@ -166,7 +166,7 @@ class SpatialBlockKFold(BaseCrossValidator):
                 msg = f'obsm has no "{Key.obsm.SPATIAL}" with the spot positions, which spatial blocks need; found {found}.'
                 raise KeyError(msg)
             xy = np.asarray(X.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2]
-            groups = require_sample(X, self.sample_key) if groups is None else groups
+            groups = sections_of(X, self.sample_key) if groups is None else groups
             if y is None and self.metabolite_key in X.obsm:
                 y = require_frame(X, self.metabolite_key).to_numpy(np.float64)
             name = Key.pixel_of(self.metabolite_key)[0]

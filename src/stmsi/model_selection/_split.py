@@ -14,7 +14,7 @@ import scipy.sparse as sp
 from stmsi._core.arrays import Floats, Ints
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
-from stmsi._data.tables import as_csr, require_sample
+from stmsi._data.tables import as_csr, sections_of
 from stmsi.model_selection._leaks import LEAKS, Finding
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Split:
     @cached_property
     def sample(self) -> Ints:
         """Number of each spot's section."""
-        return codes(require_sample(self.adata, self.sample_key))
+        return codes(sections_of(self.adata, self.sample_key))
 
     @cached_property
     def cut(self) -> tuple[int, ...]:

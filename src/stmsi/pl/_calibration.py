@@ -8,7 +8,7 @@ import numpy as np
 
 from stmsi._core.metrics.presence import ece
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, require_frame, require_sample
+from stmsi._data.tables import get_table, require_frame, sections_of
 from stmsi.pl._panels import check_least, get_axes, hand_back, jitter, label_plot
 from stmsi.pl._presence_curves import SIZE, presence_of
 from stmsi.pl._shared_docs import shared_docs
@@ -83,7 +83,7 @@ def calibration(
     _reliability_diagram(axes[0], present, probability, n_bins)
     y, low, high = (f[ids].to_numpy(np.float64) for f in (measured, lower, upper))
     inside = np.where(np.isnan(y) | np.isnan(low), np.nan, (low <= y) & (y <= high))
-    sample = require_sample(st, sample_key)
+    sample = sections_of(st, sample_key)
     names = [n for n in dict.fromkeys(sample) if not np.isnan(inside[sample == n]).all()]
     place = axes[1]
     for k, name in enumerate(names):

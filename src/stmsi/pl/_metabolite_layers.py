@@ -11,7 +11,7 @@ import pandas as pd
 from stmsi._data.checks import listing, suggest
 from stmsi._data.feature_table import base_key, find_features, written_by
 from stmsi._data.keys import Key
-from stmsi._data.tables import require_frame, require_metabolites, require_sample
+from stmsi._data.tables import require_frame, require_metabolites, sections_of
 from stmsi.pl._style import INTENSITY_CMAP, PRESENT_LABEL, WIDTH_CMAP
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Layer:
 
 def table_samples(adata: AnnData, sample_key: str, sample: str | Sequence[str] | None) -> list[str]:
     """The sections asked for; `None`: all of them."""
-    present = list(dict.fromkeys(map(str, require_sample(adata, sample_key))))
+    present = list(dict.fromkeys(map(str, sections_of(adata, sample_key))))
     if sample is None:
         return present
     wanted = [sample] if isinstance(sample, str) else [str(s) for s in sample]

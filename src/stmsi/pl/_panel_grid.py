@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from stmsi._data.tables import table_sections
 from stmsi.pl._colour_limits import check_percentiles, fill_norm, get_cmap, make_norm
 from stmsi.pl._metabolite_layers import table_samples
 from stmsi.pl._panels import draw_spots, get_axes, panel_size, wrap
@@ -70,7 +71,7 @@ def draw_grid(
     options = {"sample_key": sample_key, "spot_diameter": spot_diameter, "image": image}
     sections = [load_section(data, adata, name, **options) for name in names]  # type: ignore[arg-type]
     # only then must titles tell which section is which
-    several = adata.obs[sample_key].nunique() > 1 and (sample is None or len(names) > 1)
+    several = len(table_sections(adata, sample_key)) > 1 and (sample is None or len(names) > 1)
     if len(layers) > 1 and 1 < len(sections) <= ncols:
         ncols = ncols // len(sections) * len(sections)  # the sections of a layer stay in one row
     lines = max(wrap(*layer.title.splitlines()).count("\n") for layer in layers) + 1

@@ -9,7 +9,7 @@ import pandas as pd
 
 from stmsi._core.metrics.presence import auprc, auroc, prevalence, ranked_hits
 from stmsi._data.keys import Key
-from stmsi._data.tables import get_table, measured_presence, require_frame, require_metabolites, require_sample
+from stmsi._data.tables import get_table, measured_presence, require_frame, require_metabolites, sections_of
 from stmsi.pl._metabolite_layers import as_list, readable_names, table_samples
 from stmsi.pl._panels import get_axes, hand_back, label_plot
 from stmsi.pl._shared_docs import shared_docs
@@ -129,7 +129,7 @@ def presence_of(
     there = measured_presence(st, metabolite_key, presence_key)
     rows: Any = slice(None)
     if sample is not None:
-        rows = require_sample(st, sample_key) == table_samples(st, sample_key, sample)[0]
+        rows = sections_of(st, sample_key) == table_samples(st, sample_key, sample)[0]
     ids = probability.columns[probability.columns.isin(there.columns)]
     truth = there.loc[rows, ids].to_numpy(np.float64)
     mean = prevalence(truth)

@@ -12,7 +12,7 @@ import numpy as np
 from stmsi._data.checks import is_spatialdata, listing
 from stmsi._data.keys import Key
 from stmsi._data.sections import VISIUM_SPOT_DIAMETER
-from stmsi._data.tables import instances, require_frame, require_sample
+from stmsi._data.tables import instances, require_frame, sections_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -111,7 +111,7 @@ def load_section(
     data: Data, adata: AnnData, sample: str, *, sample_key: str, spot_diameter: float | None = None, image: bool = False
 ) -> Section:
     """Positions and true sizes of the spots of a section."""
-    rows = np.flatnonzero(require_sample(adata, sample_key) == sample)
+    rows = np.flatnonzero(sections_of(adata, sample_key) == sample)
     xy = require_frame(adata, Key.obsm.SPATIAL, "It holds the spot centres in micrometres.").to_numpy(dtype=float)
     xy = xy[rows, :2]
     if spot_diameter is not None and not spot_diameter > 0:

@@ -6,6 +6,7 @@ from stmsi._lazy import lazy_attributes
 
 if TYPE_CHECKING:
     from stmsi._data.combine import combine
+    from stmsi.pp._add_metabolites import add_metabolites
     from stmsi.pp._align import align
     from stmsi.pp._alignment_report import alignment_report
     from stmsi.pp._annotate_mz import annotate_mz
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from stmsi.pp._spatial_graph import spatial_graph
 
 __all__ = [
+    "add_metabolites",
     "align",
     "alignment_report",
     "annotate_mz",

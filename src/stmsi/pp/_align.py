@@ -13,6 +13,7 @@ from stmsi._core.registration.landmarks import MODELS, TransformModel, apply_aff
 from stmsi._data.checks import check_choice, check_positive, listing, require_spatialdata
 from stmsi._data.elements import matrix_to, place
 from stmsi._data.keys import Key
+from stmsi._data.stale import mark_stale
 from stmsi._data.tables import copy_of, get_table, sample_names
 from stmsi._progress import track
 from stmsi._settings import logger, settings
@@ -295,6 +296,7 @@ def _write(sdata: SpatialData, tasks: list[Task], results: list[Result], table_k
     table = get_table(sdata, table_key)
     record = dict(table.uns.get(Key.uns.ALIGNMENT, {}))
     pairs = [(task, result, _warped(sdata, task, result)) for task, result in zip(tasks, results, strict=True)]
+    moved = [task.name for task, result in zip(tasks, results, strict=True) if _moves(sdata, task, result)]
     for task, result, warped in pairs:
         name, fit = task.name, result.fit
         place(sdata.shapes[Key.pixels(name)], fit.matrix @ task.geometry.to_msi, Key.st_frame(name))
@@ -314,6 +316,16 @@ def _write(sdata: SpatialData, tasks: list[Task], results: list[Result], table_k
         for note in result.notes:
             logger.warning("Section %r: %s", name, note)
     table.uns[Key.uns.ALIGNMENT] = record
+    mark_stale(sdata, "alignment", moved, table)
+
+
+def _moves(sdata: SpatialData, task: Task, result: Result) -> bool:
+    """Whether pixels that had a place already get another one."""
+    before = matrix_to(sdata.shapes[Key.pixels(task.name)], Key.st_frame(task.name))
+    if before is None:
+        return False
+    warped = bool(result.fit.steps) or Key.warped_pixels(task.name) in sdata.shapes
+    return warped or not np.allclose(before, result.fit.matrix @ task.geometry.to_msi)
 
 
 def _warped(sdata: SpatialData, task: Task, result: Result) -> GeoDataFrame | None:

@@ -22,7 +22,8 @@ from stmsi._core.chemistry.formulas import Formulas, valid_formulas
 from stmsi._core.chemistry.mass_annotation import false_discovery_rate, match_masses, nearest_error
 from stmsi._data.checks import check_choice, check_positive, check_share, listing
 from stmsi._data.keys import Key
-from stmsi._data.tables import polarity_of, table_to_change
+from stmsi._data.stale import mark_stale
+from stmsi._data.tables import polarity_of, table_sections, table_to_change
 from stmsi._settings import logger
 from stmsi.pp import _molecule_tables as mol
 
@@ -152,6 +153,7 @@ def annotate_mz(
         "polarity": expected[0].polarity, "adducts": [a.name for a in expected], "ppm": float(ppm),
     } | ({} if kind is None else {"matrix": kind}) | ({} if max_fdr is None else {"max_fdr": float(max_fdr)})  # fmt: skip
     _write(msi, candidates, params, ppm, max_fdr, key_added)
+    mark_stale(data if changed is None else changed, "annotation", table_sections(msi), msi)
     return changed
 
 

@@ -17,7 +17,7 @@ from stmsi._data.tables import (
     imputed,
     require_frame,
     require_mapped,
-    require_sample,
+    sections_of,
     table_to_change,
     values_of,
 )
@@ -112,7 +112,7 @@ def call_presence(
     st, changed = table_to_change(data, table_key, copy=copy)
     frame = require_mapped(st, metabolite_key)
     check_nonnegative(frame.to_numpy(), "Metabolite intensities", allow_nan=True)
-    sample = require_sample(st, sample_key)
+    sample = sections_of(st, sample_key)
     filled = imputed(st, metabolite_key, frame)
     if Key.uncorrected_of(metabolite_key) in st.obsm:
         # limits are those of pixels, which no correction has moved
@@ -120,7 +120,7 @@ def call_presence(
     values = np.where(filled, 0.0, frame.to_numpy(dtype=np.float64))
     limits = pd.DataFrame(0.0, index=frame.columns.astype(str), columns=list(dict.fromkeys(sample)))
     pixels = _pixels(data, msi_table_key, st, metabolite_key, frame.columns) if method == "lod" else None
-    pixel_sample = np.empty(0) if pixels is None else require_sample(pixels[0], sample_key)
+    pixel_sample = np.empty(0) if pixels is None else sections_of(pixels[0], sample_key)
     source = {}
     for name in limits.columns:
         own = values[sample == name]
@@ -199,7 +199,10 @@ def _blank(
     """
     if Key.obs.TISSUE not in msi.obs or not pd.api.types.is_bool_dtype(msi.obs[Key.obs.TISSUE]):
         return None
-    tissue = msi.obs[Key.obs.TISSUE].to_numpy(bool)[rows]
+    known = msi.obs[Key.obs.TISSUE].iloc[rows]
+    if known.isna().any():  # a section that was combined with others of which the tissue is known
+        return None
+    tissue = known.to_numpy(bool)
     if (~tissue).sum() < _BLANKS or not tissue.any():
         return None
     params = msi.uns.get(Key.uns.NORMALIZE, {}).get("params", {})

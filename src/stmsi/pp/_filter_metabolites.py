@@ -13,7 +13,7 @@ from stmsi._core.chemistry.adducts import MATRICES, Polarity, matrix_name, matri
 from stmsi._core.chemistry.mass_annotation import match_masses
 from stmsi._data.checks import check_choice, check_nonnegative, check_share, listing
 from stmsi._data.keys import Key
-from stmsi._data.tables import as_csr, polarity_of, require_sample, table_to_change
+from stmsi._data.tables import as_csr, polarity_of, sections_of, table_to_change
 from stmsi._settings import logger
 from stmsi.pp._msi_table import measured_ions, tissue_of
 from stmsi.pp._select_spatially_variable import moran_of_sections
@@ -94,7 +94,7 @@ def filter_metabolites(
     """
     check_share(min_prevalence, "min_prevalence")
     msi, changed = table_to_change(data, table_key, copy=copy, rows="pixels")
-    sample = require_sample(msi, sample_key)
+    sample = sections_of(msi, sample_key)
     names = list(dict.fromkeys(sample))
     tissue = tissue_of(msi, tissue_key)
     if not 1 <= min_samples <= len(names):

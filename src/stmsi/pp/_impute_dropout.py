@@ -10,7 +10,7 @@ import pandas as pd
 from stmsi._core.spatial.median_filter import adaptive_median, distance_rings
 from stmsi._data.checks import check_nonnegative
 from stmsi._data.keys import Key
-from stmsi._data.tables import imputed, require_mapped, require_positions, require_sample, table_to_change
+from stmsi._data.tables import imputed, require_mapped, require_positions, sections_of, table_to_change
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def impute_dropout(
             "stmsi.pp.correct_batch(data, method='none'), impute, and correct again."
         )
         raise ValueError(msg)
-    sample = require_sample(st, sample_key)
+    sample = sections_of(st, sample_key)
     measured = np.where(imputed(st, metabolite_key, frame), 0.0, frame.to_numpy(np.float64))
     covered = np.isfinite(measured).any(axis=1)
     if not covered.any():

@@ -25,13 +25,13 @@ from stmsi._data.checks import (
     check_positive,
     check_share,
     listing,
-    refuse_view,
+    own_view,
     require_rows,
     require_spatialdata,
     require_unique,
 )
 from stmsi._data.keys import Key
-from stmsi._data.tables import copy_of, get_table, require_sample, values_of
+from stmsi._data.tables import check_rows_of, copy_of, get_table, require_sample, values_of
 from stmsi._settings import logger
 from stmsi.pp._mapping.spot_weights import Section, check_coverage, paired_sections, weigh
 from stmsi.pp._msi_table import measured_ions, raster_of, total_ion_current
@@ -172,10 +172,12 @@ def map_to_spots(
     if tic_key is not None and agg != "tic":
         msg = f"tic_key goes with agg='tic', found agg={agg!r}."
         raise ValueError(msg)
+    check_rows_of(sdata, table_key, "spots")
+    check_rows_of(sdata, msi_table_key, "pixels")
     st, msi = get_table(sdata, table_key), get_table(sdata, msi_table_key)
-    refuse_view(st)
+    own_view(st)
     if method == "nearest":
-        refuse_view(msi)
+        own_view(msi)
     require_rows(st)
     require_rows(msi, "pixels")
     for table, what in ((st, "Spot names"), (msi, "Pixel names")):

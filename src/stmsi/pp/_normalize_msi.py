@@ -7,16 +7,27 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from anndata import AnnData
 
 from stmsi._core.spectra.pixel_statistics import otsu_tissue, pixel_factors, section_quantiles
 from stmsi._data.checks import check_choice, check_nonnegative, check_positive
+from stmsi._data.feature_table import find_features
 from stmsi._data.keys import Key
-from stmsi._data.tables import as_csr, require_metabolites, require_sample, table_to_change
+from stmsi._data.merge_fields import same
+from stmsi._data.stale import mark_stale
+from stmsi._data.tables import (
+    as_csr,
+    require_frame,
+    require_mapped,
+    require_metabolites,
+    sections_of,
+    table_sections,
+    table_to_change,
+)
 from stmsi._settings import logger
 from stmsi.pp._msi_table import tissue_of, total_ion_current
 
 if TYPE_CHECKING:
-    from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -34,16 +45,17 @@ def normalize_msi(
     target: float | None = None,
     tic_key: str | None = None,
     tissue: str | None = None,
+    metabolite_key: str | None = None,
     sample_key: str = Key.obs.SAMPLE,
-    table_key: str = Key.table.MSI,
+    table_key: str | None = None,
     copy: bool = False,
 ) -> SpatialData | AnnData | None:
-    """Normalise the ion intensities of each pixel.
+    """Normalise the ion intensities of each pixel, or of each spot.
 
     Parameters
     ----------
     data
-        SpatialData with an MSI table, or that table. ``X`` sparse or dense.
+        SpatialData with an MSI table, or that table. ``X`` sparse or dense. With `metabolite_key` the ST table.
     method
         What a pixel is divided by: its total ion current (``"tic"``), the root mean square (``"rms"``) or the median
         (``"median"``) of its ions above zero, one ion (``"reference"``), or nothing (``"none"``).
@@ -67,8 +79,12 @@ def normalize_msi(
         darker background (of at least 2 % of it) counts as tissue altogether, which is logged: where the matrix is as
         bright as the tissue, a column must say. `None`: all pixels. Pixels outside the tissue become 0 in ``X`` and
         count neither for caps nor for scale; ``layers["raw"]`` keeps them.
+    metabolite_key
+        Intensities of spots in ``obsm`` to normalise instead of pixels, for data that come matched
+        (:func:`stmsi.pp.add_metabolites`). Where pixels are at hand, normalise them, and map afterwards.
     sample_key, table_key
-        Column of ``obs`` with the section name; the MSI table.
+        Column of ``obs`` with the section name (all is one section where it is missing); the table, `None`: the MSI table,
+        with `metabolite_key` the ST table.
     copy
         Return a changed copy instead of working in place.
 
@@ -79,10 +95,13 @@ def normalize_msi(
     multiplied with (0 without signal), and with `tissue` ``obs["on_tissue"]``. Called again it starts from
     ``layers["raw"]``. Pixels without any signal stay 0.
 
+    With `metabolite_key` it replaces ``obsm["msi"]`` (NaN stay NaN), keeps the values before in ``obsm["msi_raw"]`` and
+    records ``uns["msi"]["params"]["normalize_msi"]``. Presence that was called before is removed.
+
     Raises
     ------
     ValueError
-        Negative, infinite or NaN intensities, an unknown method, a section without tissue.
+        Negative, infinite or NaN intensities, an unknown method, a section without tissue, a table of genes.
     KeyError
         The reference ion or a column is not there.
 
@@ -94,6 +113,10 @@ def normalize_msi(
     >>> sdata.tables["msi"].uns["normalize_msi"]["params"]["method"]
     'tic'
     """
+    what: dict[str, Any] = {
+        "method": method, "reference": reference, "log1p": log1p, "winsorize": winsorize, "target": target,
+        "tic_key": tic_key, "tissue": tissue,
+    }  # fmt: skip
     check_choice(method, get_args(Method), "method")
     if winsorize is not None and not 0 < winsorize <= 1:
         msg = f"winsorize is a quantile in (0, 1], found {winsorize!r}."
@@ -105,10 +128,64 @@ def normalize_msi(
         msg = f"reference= names the ion for method='reference'; found method={method!r}, reference={reference!r}."
         raise ValueError(msg)
     check_positive(target, "target")
-    msi, changed = table_to_change(data, table_key, copy=copy, rows="pixels")
+    if metabolite_key is not None:
+        st, changed = table_to_change(data, table_key or Key.table.ST, copy=copy)
+        _normalize_spots(st, metabolite_key, sample_key, what)
+        return changed
+    msi, changed = table_to_change(data, table_key or Key.table.MSI, copy=copy, rows="pixels")
+    before = msi.X
+    _normalize(msi, sample_key=sample_key, **what)
+    if not same(as_csr(before, np.float32), msi.X):
+        mark_stale(data if changed is None else changed, "normalisation", table_sections(msi, sample_key), msi)
+    return changed
+
+
+def _normalize_spots(st: AnnData, key: str, sample_key: str, what: dict[str, Any]) -> None:
+    """Normalise the intensities of ``obsm[key]``, of the spots that have some."""
+    frame = require_mapped(st, key)
+    kept = Key.raw_of(key)
+    if kept in st.obsm and list(require_frame(st, kept).columns) == list(frame.columns):
+        frame = require_frame(st, kept)
+    values = frame.to_numpy(np.float32)
+    check_nonnegative(values, f"obsm[{key!r}]", allow_nan=True)
+    covered = np.isfinite(values).any(axis=1)
+    if not covered.any():
+        msg = f"obsm[{key!r}] holds nothing but NaN; there is nothing to normalise."
+        raise ValueError(msg)
+    features = find_features(st, key)
+    var = pd.DataFrame(index=frame.columns) if features is None else features.reindex(frame.columns)
+    spots = AnnData(np.nan_to_num(values[covered]), obs=st.obs[covered], var=var)
+    _normalize(spots, sample_key=sample_key, **what)
+    out = np.full(values.shape, np.nan, np.float32)
+    out[covered] = spots.X.toarray()
+    st.obsm[kept] = frame.copy()
+    st.obsm[key] = pd.DataFrame(np.where(np.isnan(values), np.nan, out), index=frame.index, columns=frame.columns)
+    record = dict(st.uns.get(key, {}))
+    params = dict(record.get("params", {})) | {"normalize_msi": spots.uns[Key.uns.NORMALIZE]["params"]}
+    st.uns[key] = {k: v for k, v in record.items() if k not in ("presence", "detection_limit")} | {"params": params}
+    if st.obsm.pop(Key.presence_of(key), None) is not None:
+        logger.info(
+            "obsm[%r] was called on the scale before and is removed; call stmsi.pp.call_presence again.",
+            Key.presence_of(key),
+        )
+
+
+def _normalize(
+    msi: AnnData,
+    *,
+    method: Method,
+    reference: str | None,
+    log1p: bool,
+    winsorize: float | None,
+    target: float | None,
+    tic_key: str | None,
+    tissue: str | None,
+    sample_key: str,
+) -> None:
+    """Normalise ``X`` in place and record it; the options are those of :func:`normalize_msi`."""
     raw = as_csr(msi.layers.get(Key.layers.RAW, msi.X), np.float32)
     check_nonnegative(raw, "MSI intensities")
-    sample = require_sample(msi, sample_key)
+    sample = sections_of(msi, sample_key)
     names = list(dict.fromkeys(sample))
     on_tissue = np.ones(msi.n_obs, bool) if tissue is None else _tissue(msi, raw, sample, tissue)
     X = raw.astype(np.float64)
@@ -150,7 +227,6 @@ def normalize_msi(
         "tic_key": tic_key, "tissue": tissue,
     }  # fmt: skip
     msi.uns[Key.uns.NORMALIZE] = {"params": {k: v for k, v in params.items() if v is not None}}
-    return changed
 
 
 def _tissue(msi: AnnData, raw: sp.csr_matrix, sample: NDArray[Any], tissue: str) -> NDArray[np.bool_]:

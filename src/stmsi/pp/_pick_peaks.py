@@ -25,7 +25,8 @@ from stmsi._core.spectra.peaks import (
 from stmsi._core.spectra.spectrum_arrays import Unit, mz_labels, windows
 from stmsi._data.checks import check_choice, check_nonnegative, check_positive, check_share, listing
 from stmsi._data.keys import Key
-from stmsi._data.tables import as_csr, table_to_change
+from stmsi._data.stale import mark_stale
+from stmsi._data.tables import as_csr, table_sections, table_to_change
 from stmsi._imzml.extract import Options, count_ions, extract, fill_cells, plan_axis, plan_targets
 from stmsi._imzml.file import ImzmlFile
 from stmsi._settings import logger
@@ -189,6 +190,7 @@ def pick_peaks(
         return _of_file(Path(data), options)
     table, changed = table_to_change(data, table_key, copy=copy, rows="pixels")
     _reduce(table, options)
+    mark_stale(data if changed is None else changed, "peaks", table_sections(table), table)
     return changed
 
 

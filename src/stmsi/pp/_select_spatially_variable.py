@@ -10,7 +10,7 @@ import pandas as pd
 from stmsi._core.spatial.morans_i import morans_i, raster_graph
 from stmsi._data.checks import check_choice, check_nonnegative
 from stmsi._data.keys import Key
-from stmsi._data.tables import as_csr, require_sample, table_to_change, values_of
+from stmsi._data.tables import as_csr, sections_of, table_to_change, values_of
 from stmsi._settings import logger
 from stmsi.pp._msi_table import measured_ions, raster_of, tissue_of
 
@@ -118,7 +118,7 @@ def moran_of_sections(
     X = as_csr(values_of(msi, layer, "MSI"))
     check_nonnegative(X, "MSI intensities")
     row, col = raster_of(msi, "Moran's I needs the raster position of each pixel.")
-    sample = require_sample(msi, sample_key)
+    sample = sections_of(msi, sample_key)
     tissue = tissue_of(msi, tissue_key)
     scores = {}
     for name in dict.fromkeys(sample):

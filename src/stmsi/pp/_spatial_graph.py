@@ -9,7 +9,7 @@ import pandas as pd
 
 from stmsi._data.checks import check_choice, listing
 from stmsi._data.keys import Key
-from stmsi._data.tables import require_positions, require_sample, table_to_change
+from stmsi._data.tables import require_positions, sections_of, table_to_change
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -70,17 +70,19 @@ def spatial_graph(
     check_choice(coord_type, ("grid", "generic"), "coord_type")
     st, changed = table_to_change(data, table_key, copy=copy)
     require_positions(st)
-    sample = require_sample(st, sample_key)
+    sample = sections_of(st, sample_key)
     names, count = np.unique(sample, return_counts=True)
     if (count < 2).any():
         msg = f"Sections with a single spot have no neighbours: {listing(names[count < 2])}. Leave them out."
         raise ValueError(msg)
     import squidpy as sq
 
-    if not isinstance(st.obs[sample_key].dtype, pd.CategoricalDtype):
-        st.obs[sample_key] = pd.Categorical(st.obs[sample_key].astype(str))
-    st.obs[sample_key] = st.obs[sample_key].cat.remove_unused_categories()
-    keys = {"spatial_key": Key.obsm.SPATIAL, "library_key": sample_key}
+    keys = {"spatial_key": Key.obsm.SPATIAL}
+    if sample_key in st.obs:  # else all spots are one section
+        if not isinstance(st.obs[sample_key].dtype, pd.CategoricalDtype):
+            st.obs[sample_key] = pd.Categorical(st.obs[sample_key].astype(str))
+        st.obs[sample_key] = st.obs[sample_key].cat.remove_unused_categories()
+        keys["library_key"] = sample_key
     if coord_type == "grid":
         sq.gr.spatial_neighbors_grid(st, n_neighs=n_neighs, n_rings=n_rings, **keys)
     else:

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.ids import safe_ids
-from stmsi._data.checks import refuse_view
+from stmsi._data.checks import own_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table
 from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
@@ -118,7 +118,7 @@ def attention(
     _require_attention(fitted)
     out = copy_of(data) if copy else data
     adata = get_table(out, table_key)
-    refuse_view(adata)
+    own_view(adata)
     ids = wanted_metabolites(fitted, metabolites)
     shown = [] if per_spot is None else wanted_metabolites(fitted, per_spot)
     group, groups = read_groups(adata, groupby)

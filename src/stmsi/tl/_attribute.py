@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import pandas as pd
 
-from stmsi._data.checks import check_choice, listing, refuse_view
+from stmsi._data.checks import check_choice, listing, own_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table, sections_of
 from stmsi._settings import logger
@@ -159,7 +159,7 @@ def attribute(
         raise ValueError(msg)
     out = copy_of(data) if copy else data
     adata = get_table(out, table_key)
-    refuse_view(adata)
+    own_view(adata)
     ids = wanted_metabolites(fitted, metabolites)
     params: dict[str, Any] = {
         "method": method, "stage": stage, "n_spots": n_spots, "n_steps": n_steps, "n_repeats": n_repeats,

@@ -16,7 +16,8 @@ import pandas as pd
 from stmsi._data.checks import check_choice, listing
 from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, SECTION_MOMENTS, Key
 from stmsi._data.measured_and_predicted import MAP_WRITES
-from stmsi._data.tables import get_table, imputed, require_frame, require_sample
+from stmsi._data.stale import forget_stale, warn_if_stale
+from stmsi._data.tables import get_table, imputed, require_frame, sections_of
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec, named_models, resolve
@@ -28,7 +29,7 @@ from stmsi.tl._across_sections import score_across
 from stmsi.tl._compare_models import NO_SKILL, best_model
 from stmsi.tl._evaluate import map_positions
 from stmsi.tl._fold_cache import FoldCache, data_fingerprint, fingerprint
-from stmsi.tl._models import setup_on, train_model
+from stmsi.tl._models import setup_on, train_on
 from stmsi.tl._section_scores import Comparison, score_sections
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stmsi.model.shared._hurdle_model import HurdleModel
+    from stmsi.model.shared._spot_input import Spots
 
 CHOSEN = "chosen"
 """Name of the model that the inner folds chose."""
@@ -144,13 +146,15 @@ def cross_validate(
         raise ValueError(msg)
     setup = setup_on(st, setup, layer, input)
     fields = {"sample_key": sample_key} | (default_setup(st) if setup is None else dict(setup))
+    warn_if_stale(st, fields.get("metabolite_key", Key.obsm.MSI))
     measured = require_frame(st, fields.get("metabolite_key", Key.obsm.MSI), MAP_WRITES)
     covered = np.flatnonzero(measured.notna().any(axis=1).to_numpy())
     if len(covered) == 0:
         msg = "No spot has MSI (all intensities are NaN); align and map the MSI first."
         raise ValueError(msg)
     adata = st[covered].copy()
-    require_sample(adata, sample_key)
+    forget_stale(adata, fields.get("metabolite_key", Key.obsm.MSI))  # one warning is enough
+    sections_of(adata, sample_key)
     if fields.get("input") is None:  # a fold is too small to tell, and all must be read alike
         fields["input"] = StoredExpression.read(adata, fields.get("layer"), sample_key).told()
     if maps:
@@ -267,9 +271,9 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
         # what was told of the layer of all models does not hold of another one
         fields = {k: v for k, v in task.fields.items() if k != "input" or "layer" not in resolve(fit.spec)[2]}
         inside = _refit_signature(inside, fields)
-        model = train_model(inside, fit.spec, fields, show_progress_bar=False)
+        model, spots = train_on(inside, fit.spec, fields, show_progress_bar=False)
         prediction = model._predict_all(outside, input=model.state.setup.input)
-    except (ValueError, KeyError, RuntimeError, np.linalg.LinAlgError) as error:
+    except Exception as error:  # whatever it is, it must say of whom
         msg = f"Model {fit.name!r} failed in fold {fit.fold} ({len(fit.train)} training spots): {error}"
         raise RuntimeError(msg) from error
     seconds = perf_counter() - start
@@ -282,9 +286,9 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
         getattr(prediction, name).to_numpy(np.float64) for name in ("expected", "presence", "lower", "upper")
     )
     comparison = Comparison(
-        ids, require_sample(outside, task.sample_key), y, np.where(np.isnan(y), np.nan, present), expected, probability,
+        ids, sections_of(outside, task.sample_key), y, np.where(np.isnan(y), np.nan, present), expected, probability,
         training_mean=model.state.feature_table["training_mean"].to_numpy(np.float64), bounds=(lower, upper),
-        filled=filled, training_predicted_mean=_mean_prediction(model, inside),
+        filled=filled, training_predicted_mean=_mean_prediction(model, inside, spots),
         xy=map_positions(outside) if task.maps else None,
     )  # fmt: skip
     table = score_sections(comparison)
@@ -292,10 +296,12 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
     return pd.concat([first, table], axis=1)
 
 
-def _mean_prediction(model: HurdleModel, adata: AnnData) -> NDArray[np.float64]:
+def _mean_prediction(model: HurdleModel, adata: AnnData, spots: Spots | None) -> NDArray[np.float64]:
     """What a model predicts for each metabolite on average of the training spots that measured it."""
     measured = require_frame(adata, model.state.setup.metabolite_key)[model.metabolites]
-    said = model._predict_all(adata, input=model.state.setup.input).expected.to_numpy(np.float64)
+    if spots is None:
+        spots = model._query_spots(adata, 0, input=model.state.setup.input)
+    said = model._predict_spots(spots).expected.to_numpy(np.float64)
     return pd.DataFrame(np.where(measured.notna(), said, np.nan)).mean().to_numpy(np.float64)
 
 

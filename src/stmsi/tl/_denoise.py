@@ -18,7 +18,7 @@ from stmsi._data.tables import (
     require_frame,
     require_mapped,
     require_positions,
-    require_sample,
+    sections_of,
     table_to_change,
 )
 from stmsi.model.shared._hurdle_model import MIN_GENES
@@ -117,7 +117,7 @@ def denoise(
     _check_target(st, key_added)
     frame = require_mapped(st, metabolite_key)
     check_nonnegative(frame.to_numpy(), f"obsm[{metabolite_key!r}]", allow_nan=True)
-    sample = require_sample(st, sample_key)
+    sample = sections_of(st, sample_key)
     measured = np.where(imputed(st, metabolite_key, frame), np.nan, frame.to_numpy(np.float64))
     if np.isnan(measured).all():
         msg = f"obsm[{metabolite_key!r}] holds no measured intensity; align and map the MSI first."
@@ -151,7 +151,7 @@ def _predicted(st: AnnData, model: HurdleModel | str | Path, measured: pd.DataFr
     stages = np.stack([f.to_numpy(np.float64) for f in (prediction.presence, prediction.intensity)])
     ids = fitted.state.metabolites
     xy = require_positions(st)[:, :2] if Key.obsm.SPATIAL in st.obsm else None
-    sample = require_sample(st, fitted.state.setup.sample_key)
+    sample = sections_of(st, fitted.state.setup.sample_key)
     unseen = unseen_stages(fitted, stages, measured.reindex(columns=ids).to_numpy(np.float64), sample, xy)
     return pd.DataFrame(unseen.prod(axis=0), index=measured.index, columns=ids)
 

@@ -17,7 +17,7 @@ from stmsi._data.tables import (
     presence_key_of,
     require_frame,
     require_obs,
-    require_sample,
+    sections_of,
 )
 from stmsi.model.shared._spot_input import read_log_expression
 from stmsi.tl._across_sections import score_across
@@ -121,7 +121,7 @@ def evaluate(
         lower, upper = (require_frame(st, k).reindex(columns=ids).to_numpy(float) for k in Key.bounds_of(pred_key))
         bounds = lower, upper
     found = Comparison(
-        ids, require_sample(st, sample_key), pair.measured, present, pair.predicted, probability,
+        ids, sections_of(st, sample_key), pair.measured, present, pair.predicted, probability,
         training_mean=features.loc[ids, "training_mean"].to_numpy(np.float64), bounds=bounds,
         filled=imputed(st, metabolite_key, require_frame(st, metabolite_key)[ids]),
         xy=map_positions(st) if maps else None,

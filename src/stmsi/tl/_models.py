@@ -15,10 +15,13 @@ from stmsi._data.tables import require_metabolites
 from stmsi.model._families import AUTO, FAMILIES, resolve
 from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._setup import default_setup
+from stmsi.model.shared._spot_model import SpotModel
+from stmsi.model.shared._training_data import TrainingData
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from stmsi.model.shared._spot_input import Spots
     from stmsi.model.shared._stored_input import Input
 
 
@@ -55,15 +58,31 @@ def train_model(
     Beside what `setup` says, models that read them get the neighbourhood graph and the knowledge prior of the data; None
     switches one off. The default stack looks up the prior by itself where the metabolites have names that are known.
     """
+    return train_on(adata, spec, setup, show_progress_bar=show_progress_bar)[0]
+
+
+def train_on(
+    adata: AnnData, spec: str | Mapping[str, Any], setup: Mapping[str, Any] | None, *, show_progress_bar: bool | None
+) -> tuple[HurdleModel, Spots | None]:
+    """As :func:`train_model`; also what the model has read of all spots, where that can be told."""
     cls, params, own_setup, train = resolve(spec)
     fields = {**(default_setup(adata) if setup is None else setup), **own_setup}
-    if spec == AUTO and "prior_key" not in fields and Key.varm.PRIOR not in adata.varm:
+    if name_of_family(spec) == AUTO and "prior_key" not in fields and Key.varm.PRIOR not in adata.varm:
         _look_up_prior(adata, fields)
     fields = {**cls._default_fields(adata, params), **fields}
     cls.setup_anndata(adata, **fields)
     fitted = cls(adata, **params)
-    fitted.train(show_progress_bar=show_progress_bar, **train)
-    return fitted
+    if train or not isinstance(fitted, SpotModel):
+        fitted.train(show_progress_bar=show_progress_bar, **train)
+        return fitted, None
+    data = TrainingData.read(adata, fitted._setup, None, None)
+    fitted._fit(data, show_progress_bar)
+    return fitted, data.spots
+
+
+def name_of_family(spec: str | Mapping[str, Any]) -> object:
+    """The family of a model given by name or mapping."""
+    return spec.get("model") if isinstance(spec, Mapping) else spec
 
 
 def _look_up_prior(adata: AnnData, fields: Mapping[str, Any]) -> None:

@@ -12,10 +12,10 @@ from scipy.spatial import KDTree
 from stmsi._core.metrics import intensity as metrics
 from stmsi._core.metrics.reliability import fisher_bounds, spearman_brown
 from stmsi._core.spatial.sections import spacing
-from stmsi._data.checks import check_choice, check_key, listing, refuse_view
+from stmsi._data.checks import check_choice, check_key, listing, own_view
 from stmsi._data.keys import Key
 from stmsi._data.measured_and_predicted import MAP_WRITES, measured_sections
-from stmsi._data.tables import copy_of, get_table, require_frame, require_sample
+from stmsi._data.tables import copy_of, get_table, require_frame, sections_of
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -99,11 +99,11 @@ def noise_ceiling(
     st = get_table(changed, table_key)
     if key_added is not None:
         check_key(key_added)
-        refuse_view(st)
+        own_view(st)
     if method is not None:
         check_choice(method, ("halves", "adjacent"), "method")
     measured = require_frame(st, metabolite_key, MAP_WRITES)
-    sample = require_sample(st, sample_key)
+    sample = sections_of(st, sample_key)
     halves = Key.halves_of(metabolite_key)
     has_halves = all(key in st.obsm for key in halves)
     if method is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from stmsi._data.checks import check_key, check_share, refuse_view
+from stmsi._data.checks import check_coverage, check_key, check_share, own_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table
 from stmsi._settings import logger
@@ -123,10 +123,10 @@ def predict_metabolites(
     """
     out = copy_of(data) if copy else data
     adata = get_table(out, table_key)
-    refuse_view(adata)
+    own_view(adata)
     asked = check_how(how)
     _check_target(adata, key_added, asked[1:])
-    check_share(coverage, "coverage")
+    check_coverage(coverage)
     check_share(min_genes, "min_genes")
     fitted = obtain_model(model, adata, setup_on(adata, setup, layer, input), show_progress_bar)
     # data that the model was just trained on were looked at for training

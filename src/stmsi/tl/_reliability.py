@@ -11,10 +11,10 @@ import pandas as pd
 from stmsi._core.metrics.realism import marginals
 from stmsi._core.metrics.reliability import mean_and_error
 from stmsi._core.spatial.morans_i import morans_i, neighbour_means
-from stmsi._data.checks import listing, refuse_view
+from stmsi._data.checks import listing, own_view
 from stmsi._data.keys import GROUP_SCORES, INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, RELATION_SCORES, Key
 from stmsi._data.measured_and_predicted import measured_sections
-from stmsi._data.tables import copy_of, get_table, require_frame, require_sample
+from stmsi._data.tables import copy_of, get_table, require_frame, sections_of
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -123,7 +123,7 @@ def reliability(
     """
     changed = copy_of(data) if copy else data
     st = get_table(changed, table_key)
-    refuse_view(st)
+    own_view(st)
     record = st.uns.get(pred_key)
     features = record.get("features") if isinstance(record, dict) else None
     if not isinstance(features, pd.DataFrame) or pred_key not in st.obsm:
@@ -246,7 +246,7 @@ def _limits(st: AnnData, metabolite_key: str, sample_key: str, ids: pd.Index) ->
         frame = frame[[m for m in frame.columns if m in ids]]
         xy = st.obsm.get(Key.obsm.SPATIAL)
         xy = None if xy is None else np.asarray(xy, dtype=np.float64)[:, :2]
-        for _, rows in measured_sections(require_sample(st, sample_key), frame.to_numpy(np.float64)):
+        for _, rows in measured_sections(sections_of(st, sample_key), frame.to_numpy(np.float64)):
             parts += _section_limits(frame.iloc[rows], None if xy is None else xy[rows])
     if not parts:
         return pd.DataFrame(np.nan, index=ids, columns=list(LIMITS))

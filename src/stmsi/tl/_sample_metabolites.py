@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stmsi._data.checks import check_key, check_share, is_spatialdata, refuse_view
+from stmsi._data.checks import check_key, check_share, is_spatialdata, own_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table
 from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
@@ -124,7 +124,7 @@ def sample_metabolites(
     check_share(min_genes, "min_genes")
     adata = get_table(data, table_key)
     if key_added is not None:
-        refuse_view(adata)
+        own_view(adata)
         _check_target(data, adata, key_added if raster is None else table_added, table=raster is not None)
     random = np.random.default_rng(rng)
     fitted = obtain_model(model, adata, setup_on(adata, setup, layer, input), show_progress_bar)

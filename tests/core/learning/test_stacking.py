@@ -181,7 +181,8 @@ def test_selected_weights_are_not_negative_and_sum_to_1(truth, groups):
 def test_a_perfect_map_is_all_that_is_selected(truth, groups, at):
     maps = list(members(truth, [1.0, 2.0]))
     maps.insert(at, truth.copy())
-    np.testing.assert_allclose(selected(truth, np.stack(maps), groups)[at], 1)
+    # of 600 spots, equal weights keep 3 in a hundred
+    np.testing.assert_allclose(selected(truth, np.stack(maps), groups)[at], 1, atol=0.03)
 
 
 def test_of_equal_maps_any_sum_serves(truth, groups):
@@ -209,6 +210,19 @@ def test_a_map_of_noise_is_not_selected(truth, groups):
     assert (w[0] < 0.05).all()
 
 
+def test_of_a_few_spots_maps_are_averaged():
+    """What sixteen cell lines prefer among maps that err alike is chance."""
+    rng, groups = np.random.default_rng(3), np.arange(16)
+    weights = []
+    for _ in range(10):
+        truth = rng.normal(size=(16, 30))
+        maps = truth + 2 * rng.normal(size=(4, 16, 30))
+        weights.append(selected(truth, maps, groups, units=np.zeros(16, int)))
+        np.testing.assert_allclose(weights[-1].sum(axis=0), 1)
+    assert np.min(weights) > 0.1
+    assert np.max(weights) < 0.65
+
+
 def test_weights_of_its_own_need_many_spots():
     """One of eight metabolites prefers the other map: with 20,000 spots it is believed, with 200 hardly."""
     rng = np.random.default_rng(2)
@@ -220,9 +234,9 @@ def test_weights_of_its_own_need_many_spots():
         maps[:, :, 0] = maps[::-1, :, 0]
         own.append(selected(truth, maps, np.arange(n) % 4))
     few, many = own
-    assert few[0, 0] > 0.9
+    assert few[0, 0] > 0.85
     assert many[0, 0] < 0.2
-    assert (few[0, 1:] == 1).all()
+    assert (few[0, 1:] > 0.95).all()
     assert (many[0, 1:] > 0.99).all()
 
 

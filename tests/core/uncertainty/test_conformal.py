@@ -55,7 +55,7 @@ def test_levels_needed_by_left_out_groups_are_those_found_by_trying(seed, two_si
     rng = np.random.default_rng(seed)
     group = np.sort(rng.integers(0, 3, 120))
     score, weight = np.round(rng.normal(size=120), 1), np.array([1.0, 0.5, 2.0])[group]
-    needed = left_out_levels(score, weight, group, two_sided=two_sided)
+    needed = left_out_levels(score[:, None], weight[:, None], group, two_sided=two_sided)[:, 0]
     levels = np.linspace(0, 1, 401)
     for g in range(3):
         own, rest = group == g, group != g

@@ -49,7 +49,7 @@ def break_down(monkeypatch, cls: type, message: str = "the solver gave up") -> N
     def train(self, *args: Any, **kwargs: Any) -> None:
         raise np.linalg.LinAlgError(message)
 
-    monkeypatch.setattr(cls, "train", train)
+    monkeypatch.setattr(cls, "_fit", train)
 
 
 # ------------------------------------------------------------------------------------------------------------- members

@@ -252,7 +252,7 @@ def test_metabolites_that_say_little(data, caplog):
 
 
 def test_a_metabolite_that_a_member_leaves_out_is_predicted_by_the_others(data, monkeypatch):
-    train = HurdleLinear.train
+    train = HurdleLinear._fit
 
     def train_without_one(self, *args, **kwargs):
         train(self, *args, **kwargs)
@@ -260,7 +260,7 @@ def test_a_metabolite_that_a_member_leaves_out_is_predicted_by_the_others(data, 
             self.classifiers_, self.regressions_ = self.classifiers_[1:], self.regressions_[1:]
             self.state.metabolites, self.held_out_ = self.state.metabolites[1:], self.held_out_[:, :, 1:]
 
-    monkeypatch.setattr(HurdleLinear, "train", train_without_one)
+    monkeypatch.setattr(HurdleLinear, "_fit", train_without_one)
     model = fit(data)
     assert model.metabolites == METABOLITES
     assert (weight(model, metabolite=METABOLITES[0], member="prior") == 1).all()
@@ -269,14 +269,14 @@ def test_a_metabolite_that_a_member_leaves_out_is_predicted_by_the_others(data, 
 
 
 def test_a_metabolite_that_no_member_predicts_is_left_out_with_a_warning(data, monkeypatch, caplog):
-    train = HurdleLinear.train
+    train = HurdleLinear._fit
 
     def train_without_one(self, *args, **kwargs):
         train(self, *args, **kwargs)
         self.classifiers_, self.regressions_ = self.classifiers_[1:], self.regressions_[1:]
         self.state.metabolites, self.held_out_ = self.state.metabolites[1:], self.held_out_[:, :, 1:]
 
-    monkeypatch.setattr(HurdleLinear, "train", train_without_one)
+    monkeypatch.setattr(HurdleLinear, "_fit", train_without_one)
     with caplog.at_level(logging.WARNING, "stmsi"):
         model = fit(data, [PRIOR])
     assert f"Metabolites that no member predicts are left out: '{METABOLITES[0]}'" in caplog.text
@@ -358,7 +358,11 @@ def test_members_have_names(ready, members, names):
         ),
         ([{"model": "ridge", "setup": {"graph_key": "knn"}}], r"has setup graph_key='knn', which is not part of the"),
         ([{"model": "ridge", "setup": {"covariate_keys": "age"}}], r"has setup covariate_keys='age'"),
-        ([{"model": "ridge", "setup": {"colour": "red"}}], r"has setup colour='red'"),
+        ([{"model": "ridge", "setup": {"colour": "red"}}], r"Member 'ridge' .*setup_anndata has no argument 'colour'"),
+        (
+            {"mine": {"model": "ridge", "n_component": 3}},
+            r"Member 'mine' cannot be made: .* no hyper-parameter 'n_comp",
+        ),
     ],
 )
 def test_impossible_members_are_refused(ready, members, match):
@@ -383,6 +387,56 @@ def test_a_member_that_fails_is_named(ready):
     model = HurdleEnsemble(ready, members={"first": {"model": "mean", "train": {"train_idx": [0, 900]}}})
     with pytest.raises(ValueError, match=r"Member 'first' failed on \d+ training spots: train_idx must be distinct"):
         model.train()
+
+
+class OddError(Exception):
+    """An error that takes more than a text."""
+
+    def __init__(self, a: int, b: int) -> None:
+        super().__init__(a, b)
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (MemoryError("full"), MemoryError),
+        (TypeError("what"), TypeError),
+        (AssertionError(), AssertionError),
+        (OSError(28, "disk"), OSError),
+        (OddError(1, 2), RuntimeError),
+        (np.linalg.LinAlgError("singular"), np.linalg.LinAlgError),
+    ],
+    ids=lambda e: type(e).__name__ if isinstance(e, Exception) else "",
+)
+@pytest.mark.parametrize("where", ["_fit", "_stages"])
+def test_a_member_that_fails_is_named_whatever_the_error(ready, monkeypatch, error, kind, where):
+    """While it is trained, while held-out spots are predicted, and later in any prediction."""
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    def model() -> HurdleEnsemble:
+        return HurdleEnsemble(ready, members={"first": PRIOR}, n_folds=2, nested=True)
+
+    if where == "_stages":
+        trained = model()
+        trained.train()
+    with monkeypatch.context() as patch:
+        patch.setattr(HurdleLinear, where, fail)
+        with pytest.raises(kind, match=r"Member 'first' failed (on|to predict)"):
+            model().train()
+        if where == "_stages":
+            with pytest.raises(kind, match=r"Member 'first' failed to predict"):
+                trained.predict()
+
+
+def test_an_interrupt_is_not_put_down_to_a_member(ready, monkeypatch):
+    def stop(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(HurdleLinear, "_fit", stop)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        HurdleEnsemble(ready, members={"first": PRIOR}, n_folds=2).train()
 
 
 def test_a_member_that_lacks_what_it_reads_is_named(ready):

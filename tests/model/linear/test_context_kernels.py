@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 
+from stmsi._core.learning.expression_space import GeneMoments
 from stmsi._core.learning.shared_ridge import GroupMoments, fit_shared_ridge
 from stmsi.model.linear._context_kernels import (
     ComponentKernel,
@@ -54,7 +55,7 @@ def test_genes_seen_in_few_spots_or_always_the_same_are_left_out():
     X[:, 1] = np.arange(100) < 2
     X[:, 2] = np.arange(100) < 5
     X[:, 3] = np.arange(100)
-    kept, mean, deviation = genes_seen(sp.csr_matrix(X))
+    kept, mean, deviation = genes_seen(GeneMoments.of(sp.csr_matrix(X)))
     assert kept.tolist() == [2, 3]
     np.testing.assert_allclose(mean, X[:, kept].mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(deviation, X[:, kept].std(axis=0), rtol=1e-5)
@@ -63,12 +64,12 @@ def test_genes_seen_in_few_spots_or_always_the_same_are_left_out():
 def test_of_a_sparse_panel_all_genes_are_kept():
     X = np.zeros((100, 3), np.float32)
     X[0, 0] = X[1, 2] = 1
-    assert genes_seen(sp.csr_matrix(X))[0].tolist() == [0, 2]
+    assert genes_seen(GeneMoments.of(sp.csr_matrix(X)))[0].tolist() == [0, 2]
 
 
 def test_expression_that_does_not_vary_is_refused():
     with pytest.raises(ValueError, match="No gene varies over the training spots"):
-        genes_seen(sp.csr_matrix(np.ones((5, 3), np.float32)))
+        genes_seen(GeneMoments.of(sp.csr_matrix(np.ones((5, 3), np.float32))))
 
 
 @pytest.mark.parametrize("graph", GRAPHS)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from sklearn.linear_model import Ridge
 
 from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi.model.linear._gene_sets import SIZES, GeneBlocks, fit_gene_sets, screened_sets
+from stmsi.model.shared._spot_input import Spots
 
 N, GENES = 90, 40
 
@@ -26,9 +28,13 @@ def problem(request):
     return sp.csr_matrix(X.astype(np.float32)), graph, Y, section
 
 
+def spots_of(log, graph):
+    return Spots(pd.RangeIndex(log.shape[0]).astype(str), log, graph, input="log")
+
+
 def fit(log, graph, Y, groups, section=None, sets=None):
     section = groups if section is None else section
-    blocks = GeneBlocks(log, graph)
+    blocks = GeneBlocks(spots_of(log, graph))
     sets = list(screened_sets(blocks, Y, section, groups)) if sets is None else sets
     return fit_gene_sets(blocks, Y, sets, groups, HeldOutTruth.of(Y, groups, section))
 
@@ -36,7 +42,7 @@ def fit(log, graph, Y, groups, section=None, sets=None):
 def test_the_screen_is_a_sum_of_correlations(problem):
     log, graph, Y, section = problem
     groups = np.array([0, 1, 1])[section]  # two sections in one group
-    blocks = GeneBlocks(log, graph)
+    blocks = GeneBlocks(spots_of(log, graph))
     found = blocks.screen(Y, section, groups)
     X = log.toarray().astype(float)
     kinds = [X]
@@ -59,7 +65,7 @@ def test_metabolites_that_do_not_vary_and_genes_that_do_not_are_finite(problem):
     X[section == 1, 5] = 2
     Y[:, 2] = 3
     Y[section == 0, 0] = np.nan
-    found = GeneBlocks(sp.csr_matrix(X), graph).screen(Y, section, section)
+    found = GeneBlocks(spots_of(sp.csr_matrix(X), graph)).screen(Y, section, section)
     assert np.isfinite(found).all()
     assert (found[..., 2] == 0).all()
     assert (found[0, ..., 0] == 0).all()
@@ -68,7 +74,7 @@ def test_metabolites_that_do_not_vary_and_genes_that_do_not_are_finite(problem):
 
 def test_features_are_z_scores_and_their_ring(problem):
     log, graph, _, _ = problem
-    blocks = GeneBlocks(log, graph)
+    blocks = GeneBlocks(spots_of(log, graph))
     genes = np.array([2, 9])
     F = blocks.features(genes)
     X = log.toarray()[:, blocks.genes[genes]]
@@ -83,7 +89,7 @@ def test_sets_are_found_without_the_held_out_group(problem):
     """A gene that goes with a metabolite in one section only is not in the set that predicts this section."""
     log, graph, Y, section = problem
     Y[:, 2] = np.where(section == 1, 5 * log[:, 30].toarray().ravel(), Y[:, 2])
-    (sets,) = [s for m, s in enumerate(screened_sets(GeneBlocks(log, graph), Y, section, section)) if m == 2]
+    (sets,) = [s for m, s in enumerate(screened_sets(GeneBlocks(spots_of(log, graph)), Y, section, section)) if m == 2]
     small = sets[0]
     assert len(small) == 4, "one for each fold, and one of all spots"
     assert 30 not in small[1]
@@ -95,10 +101,10 @@ def test_sets_are_found_without_the_held_out_group(problem):
 
 def test_labels_of_a_group_have_no_say_in_its_held_out_predictions(problem):
     log, graph, Y, section = problem
-    some = list(screened_sets(GeneBlocks(log, graph), Y, section, section))
+    some = list(screened_sets(GeneBlocks(spots_of(log, graph)), Y, section, section))
     other = Y.copy()
     other[section == 2] = other[section == 2][::-1]
-    again = list(screened_sets(GeneBlocks(log, graph), other, section, section))
+    again = list(screened_sets(GeneBlocks(spots_of(log, graph)), other, section, section))
     for a, b in zip(some, again, strict=True):
         for of_size, others in zip(a, b, strict=True):
             np.testing.assert_array_equal(of_size[2], others[2])
@@ -106,15 +112,15 @@ def test_labels_of_a_group_have_no_say_in_its_held_out_predictions(problem):
 
 def test_sizes_follow_the_number_of_genes(problem):
     log, graph, Y, section = problem
-    sizes = {len(s[-1]) for s in next(screened_sets(GeneBlocks(log, graph), Y, section, section))}
+    sizes = {len(s[-1]) for s in next(screened_sets(GeneBlocks(spots_of(log, graph)), Y, section, section))}
     assert sizes == {10, 30}
-    few = GeneBlocks(log[:, :6], graph)
+    few = GeneBlocks(spots_of(log[:, :6], graph))
     assert [len(s[-1]) for s in next(screened_sets(few, Y, section, section))] == [6]
 
 
 def test_predictions_of_training_spots_are_ridge_on_the_features(problem):
     log, graph, Y, section = problem
-    blocks = GeneBlocks(log, graph)
+    blocks = GeneBlocks(spots_of(log, graph))
     sets = [[[np.array(genes)] * 4] for genes in ([3, 4], [7, 8, 9], [1])]
     fitted, held_out = fit_gene_sets(blocks, Y, sets, section, HeldOutTruth.of(Y, section, section))
     got = fitted.predict(log, graph)

@@ -259,3 +259,58 @@ def test_an_interrupted_save_leaves_the_old_model(folder, monkeypatch, error, st
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
     assert model.card["license"] == "CC-BY-4.0", "the model in memory says what was saved"
+
+
+# ------------------------------------------------------------------------------------------------ with the training data
+
+
+@pytest.mark.parametrize("name", ["linear", "kernel", "net", "ensemble"])
+def test_a_model_saved_with_its_data_can_predict_and_train_them(make_sections, name, tmp_path):
+    adata = make_sections()
+    cls, params, train = {
+        "linear": (HurdleLinear, {"n_components": 5}, {}),
+        "kernel": (HurdleKernel, {"kernel": "genes"}, {}),
+        "net": (HurdleNet, {"encoder_kwargs": {"n_hidden": 8}}, {"max_epochs": 1}),
+        "ensemble": (stmsi.model.HurdleEnsemble, {"members": ["mean"], "n_folds": 2}, {}),
+    }[name]
+    cls.setup_anndata(adata)
+    model = cls(adata, **params)
+    model.train(**train)
+    model.save(tmp_path / "plain")
+    assert not (tmp_path / "plain" / "adata.h5ad").exists()
+    model.save(tmp_path / "full", save_anndata=True)
+    card = json.loads((tmp_path / "full" / "stmsi.json").read_text())
+    assert card["contains_training_profiles"]
+    assert card["files"]["adata.h5ad"] > 0
+    loaded = stmsi.model.load(tmp_path / "full")
+    np.testing.assert_allclose(loaded.predict(), model.predict(), rtol=1e-5, atol=1e-6)
+    loaded.train(**train)
+    np.testing.assert_allclose(loaded.predict(), model.predict(), rtol=1e-5, atol=1e-6)
+    # other data are taken where they are given
+    assert stmsi.model.load(tmp_path / "full", adata[:40].copy()).predict().shape == (40, 4)
+    (tmp_path / "full" / "adata.h5ad").unlink()
+    with pytest.raises(ValueError, match=r"is damaged: adata\.h5ad has 0 of"):
+        stmsi.model.load(tmp_path / "full")
+
+
+def test_without_data_there_are_none_to_save(folder, tmp_path):
+    loaded = stmsi.model.load(folder)
+    with pytest.raises(ValueError, match=r"loaded without data, so that save_anndata=True has none"):
+        loaded.save(tmp_path / "again", save_anndata=True)
+    assert not (tmp_path / "again").exists()
+
+
+def test_saving_data_of_a_file_leaves_the_file_where_it_is(make_sections, tmp_path):
+    import anndata as ad
+
+    make_sections().write_h5ad(tmp_path / "spots.h5ad")
+    data = ad.read_h5ad(tmp_path / "spots.h5ad", backed="r")
+    HurdleLinear.setup_anndata(data)
+    model = HurdleLinear(data, presence="prior", intensity="mean")
+    model.train()
+    model.save(tmp_path / "model", save_anndata=True)
+    assert data.isbacked
+    assert Path(data.filename) == tmp_path / "spots.h5ad"
+    np.testing.assert_array_equal(
+        ad.read_h5ad(tmp_path / "model" / "adata.h5ad").X.toarray(), data.to_memory().X.toarray()
+    )

@@ -52,10 +52,13 @@ def test_signature_and_cluster_go_together(model_cls, st, fields):
     refused(model_cls, st, ValueError, r"signature_key and cluster_key go together", **fields)
 
 
-def test_a_view_is_refused(model_cls, st):
+def test_a_view_becomes_an_anndata_of_its_own_with_a_notice(model_cls, st, caplog):
     view = st[:50]
-    refused(model_cls, view, ValueError, r"is a view of another one; call \.copy\(\)")
-    assert view.is_view
+    with caplog.at_level("WARNING", "stmsi"):
+        model_cls.setup_anndata(view)
+    assert "was a view of another one and is a copy of its own now" in caplog.text
+    assert not view.is_view
+    assert "_stmsi_setup" not in st.uns
 
 
 @pytest.mark.parametrize("cut", [np.s_[:0], np.s_[:, :0]], ids=["spots", "genes"])

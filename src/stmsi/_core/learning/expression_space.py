@@ -11,6 +11,7 @@ from stmsi._core.arrays import Floats, Floats32, Ints
 
 TARGET_SUM = 1e4  # counts that every spot is scaled to before the logarithm
 _CHUNK = 4096
+_ENTRIES = 2**22
 
 
 def log_normalize(counts: sp.csr_matrix, target_sum: float = TARGET_SUM) -> sp.csr_matrix:
@@ -54,18 +55,28 @@ def profile_distance(log: sp.csr_matrix, profile: Floats) -> Floats:
 
     1 where a spot, or the profile, does not vary.
     """
-    parts = [_profile_distance(log[i : i + _CHUNK], profile) for i in range(0, log.shape[0], _CHUNK)]
-    return np.concatenate([*parts, np.empty(0)])
-
-
-def _profile_distance(X: sp.csr_matrix, profile: Floats) -> Floats:
     n = len(profile)
     centred = profile - profile.mean()
-    total = np.asarray(X.sum(axis=1), dtype=np.float64).ravel()
-    square = np.asarray(X.multiply(X).sum(axis=1), dtype=np.float64).ravel()
+    total, along = (log @ np.column_stack([np.ones(n), centred])).T
+    square = sp.csr_matrix((np.square(log.data), log.indices, log.indptr), shape=log.shape) @ np.ones(n)
     size = np.sqrt(np.maximum(square - total**2 / n, 0) * (centred**2).sum())
     varies = size > 1e-9 * np.sqrt(np.maximum(square, 1e-300) * max(float((profile**2).sum()), 1e-300))
-    return 1 - np.where(varies, np.asarray(X @ centred) / np.where(varies, size, 1), 0)
+    return np.asarray(1 - np.where(varies, along / np.where(varies, size, 1), 0))
+
+
+@dataclass(frozen=True)
+class GeneMoments:
+    """Of the log expression of each gene over some spots: mean, variance, and share of the spots in which it is seen."""
+
+    mean: Floats
+    variance: Floats
+    seen: Floats
+
+    @classmethod
+    def of(cls, log: sp.csr_matrix) -> GeneMoments:
+        """From log expression (spots, genes)."""
+        first, second, seen = _column_sums(log) / log.shape[0]
+        return cls(first, np.maximum(second - first**2, 0), seen)
 
 
 @dataclass(frozen=True)
@@ -82,13 +93,43 @@ class ExpressionSpace:
     def fit(
         cls, log: sp.csr_matrix, *, n_top_genes: int, n_components: int, seed: int = 0, genes: Ints | None = None
     ) -> ExpressionSpace:
-        """Choose the genes with the largest variance of log expression (spots, genes), and find the components.
+        """The space alone; see :meth:`fit_transform`."""
+        moments, sizes = column_moments(log), {"n_top_genes": n_top_genes, "n_components": n_components, "seed": seed}
+        return cls.fit_transform(log, *moments, genes=genes, **sizes)[0]
 
-        With `genes`, these columns are used, which must vary.
+    @classmethod
+    def fit_transform(
+        cls,
+        log: sp.csr_matrix,
+        mean: Floats,
+        variance: Floats,
+        *,
+        n_top_genes: int,
+        n_components: int,
+        seed: int = 0,
+        genes: Ints | None = None,
+    ) -> tuple[ExpressionSpace, Floats32]:
+        """Choose the genes with the largest variance, and find the components of them and of the spots.
+
+        Parameters
+        ----------
+        log
+            Log expression of the training spots, shape (spots, genes).
+        mean, variance
+            Of each gene over them.
+        n_top_genes, n_components
+            At most.
+        seed
+            Of the randomised solver.
+        genes
+            Columns that are used in the place of the variable ones; they must vary.
+
+        Returns
+        -------
+        The space, and the components of the spots, shape (spots, components).
         """
         from sklearn.decomposition import PCA
 
-        mean, variance = column_moments(log)
         usable = variance > 1e-12
         if not usable.any():
             msg = "No gene varies over the training spots; is this the expression of more than one spot?"
@@ -103,7 +144,7 @@ class ExpressionSpace:
         pca = PCA(n, random_state=seed, iterated_power=3).fit(Z)
         components = pca.components_.astype(np.float32)
         deviation = np.sqrt(np.maximum(pca.explained_variance_, 1e-12)).astype(np.float32)
-        return cls(selected, *moments, components, deviation)
+        return cls(selected, *moments, components, deviation), Z @ components.T
 
     def centred(self, log: sp.csr_matrix) -> Floats32:
         """Log expression of the genes used less its training mean; shape (spots, genes used).
@@ -122,10 +163,19 @@ class ExpressionSpace:
 
 def column_moments(X: sp.csr_matrix) -> tuple[Floats, Floats]:
     """Mean and variance of every column of a sparse matrix."""
-    n = X.shape[0]
-    # sums of many spots in single precision would be off by as much as genes that hardly vary do
-    square = X.astype(np.float64)
-    mean = np.asarray(square.sum(axis=0)).ravel() / n
-    square.data **= 2
-    second = np.asarray(square.sum(axis=0)).ravel() / n
-    return mean, np.maximum(second - mean**2, 0)
+    first, second, _ = _column_sums(X)
+    mean = first / X.shape[0]
+    return mean, np.maximum(second / X.shape[0] - mean**2, 0)
+
+
+def _column_sums(X: sp.csr_matrix) -> Floats:
+    """Sum, sum of squares and number of entries other than 0 of each column, shape (3, columns), in pieces.
+
+    In double precision: sums of many spots in single precision are off by as much as genes that hardly vary do.
+    """
+    sums = np.zeros((3, X.shape[1]))
+    for start in range(0, len(X.data), _ENTRIES):
+        column, value = X.indices[start : start + _ENTRIES], X.data[start : start + _ENTRIES].astype(np.float64)
+        for total, weight in zip(sums, (value, value**2, value != 0), strict=True):
+            total += np.bincount(column, weight, minlength=len(total))
+    return sums

@@ -82,7 +82,8 @@ def balanced_logistic(
         np.negative(small, out=small)
         np.exp(small, out=small)
         # log(1 + exp(-m)) = log(1 + exp(-|m|)) - min(m, 0), and the chance of the other class likewise: no overflow
-        np.log1p(small, out=pull)
+        np.add(small, 1, out=pull)
+        np.log(pull, out=pull)
         lost = float(np.vdot(weight, pull) - np.vdot(weight, np.minimum(margin, 0)))
         np.divide(small, 1 + small, out=pull)
         np.subtract(0.5, np.copysign(0.5 - pull, margin), out=pull)

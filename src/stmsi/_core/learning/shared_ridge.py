@@ -180,22 +180,28 @@ class GroupMoments:
             return np.asarray(cho_solve(factor, R, check_finite=False))
 
         # the share of spots that count is a good first scale
-        B = solve(cross) / np.maximum(known.mean(axis=0), 1e-3)
+        solved = solve(cross)
+        B = solved / np.maximum(known.mean(axis=0), 1e-3)
+        limit = _TOLERANCE**2 * np.maximum((cross * solved).sum(axis=0), 1e-30)
         R = cross - times(B)
-        Z = solve(R)
-        D, size = Z.copy(), (R * Z).sum(axis=0)
-        limit = _TOLERANCE**2 * np.maximum((cross * solve(cross)).sum(axis=0), 1e-30)
+        D = Z = solve(R)
+        size, left = (R * Z).sum(axis=0), np.arange(len(part))
         for _ in range(_MOST_STEPS):
-            if (size <= limit).all():
+            # most targets need a few steps, and are left out of the others
+            going = size > limit[left]
+            if not going.any():
                 break
+            if not going.all():
+                left, known, size = left[going], known[:, going], size[going]
+                R, D = R[:, going], D[:, going]
             AD = times(D)
-            step = np.where(size > limit, size / np.maximum((D * AD).sum(axis=0), 1e-30), 0)
-            B += step * D
-            R -= step * AD
+            step = size / np.maximum((D * AD).sum(axis=0), 1e-30)
+            B[:, left] += step * D
+            R = R - step * AD
             Z = solve(R)
             new = (R * Z).sum(axis=0)
-            D = Z + np.where(size > limit, new / np.maximum(size, 1e-30), 0) * D
-            size = np.where(size > limit, new, size)
+            D = Z + new / np.maximum(size, 1e-30) * D
+            size = new
         return B
 
     def held_out(self, penalty: float) -> Floats32:

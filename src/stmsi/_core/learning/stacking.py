@@ -17,6 +17,8 @@ _CHOICES = 20
 _MIN_UNIT = 5
 _OWN_SPOTS = 3000
 """Spots of a target at which weights of its own count as much as those of all targets."""
+_EQUAL_SPOTS = 20
+"""Spots at which equal weights count as much as those that were chosen."""
 _TO_EQUAL = 1e-4  # pull towards equal weights, so that members that agree share their weight
 
 
@@ -53,7 +55,8 @@ def selected_weights(truth: HeldOutTruth, maps: Floats, eligible: Bools) -> Floa
     Maps are added one by one, each as often as it helps most, up to 20 times (Caruana et al., ICML 2004): a sum of few
     choices, which cannot fit noise as free weights do. This is done once for all targets together and once for each target.
     The weights of all are pulled half-way to the best map alone, since new sections differ from those that chose, and the
-    weights of a target are pulled to those of all, the more the fewer spots it has. `maps` are of shape (maps, spots,
+    weights of a target are pulled to those of all, the more the fewer spots it has. Of a few spots (a panel of cell lines)
+    neither says much, and the weights are pulled to equal ones. `maps` are of shape (maps, spots,
     targets); only `eligible` ones (maps, targets) have weight. Columns sum to 1, or to 0 where no map is eligible.
     """
     n_maps, _, n_targets = maps.shape
@@ -87,7 +90,9 @@ def selected_weights(truth: HeldOutTruth, maps: Floats, eligible: Bools) -> Floa
     alone[int(np.argmax([scores(np.tile(one[:, None], n_targets)).mean() for one in np.eye(n_maps)]))] = 1
     own = climb(lambda s: s)
     share = n[-1] / (n[-1] + _OWN_SPOTS)
-    weights = ((1 - share) * (together + alone) / 2 + share * own) * eligible
+    equal = _EQUAL_SPOTS / (n[-1].max(initial=0) + _EQUAL_SPOTS)
+    weights = (1 - equal) * ((1 - share) * (together + alone) / 2 + share * own) * eligible
+    weights = weights + equal * eligible / np.maximum(eligible.sum(axis=0), 1)
     total = weights.sum(axis=0)
     # a target that no chosen map has is given the others in equal parts
     return np.where(total > 0, weights / np.where(total > 0, total, 1), eligible / np.maximum(eligible.sum(axis=0), 1))

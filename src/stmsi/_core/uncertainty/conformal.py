@@ -172,16 +172,13 @@ def raised_levels(score: Floats, weight: Floats, group: Ints, coverages: Floats,
     `coverages`, which rise from 0 to 1, and equal them with a single group. `two_sided` intervals leave out both tails.
     """
     n_groups = int(group.max(initial=-1)) + 1
-    missed = np.zeros(len(coverages) + 1)
-    for m in range(score.shape[1]):
-        known = ~np.isnan(score[:, m])
-        needed = left_out_levels(score[known, m], weight[known, m], group[known], two_sided=two_sided)
-        kept = ~np.isnan(needed)
-        if kept.any():
-            share = weight[known, m][kept]
-            # covered by the levels above the one needed
-            at = np.searchsorted(coverages, needed[kept], side="right")
-            missed += np.bincount(at, share / share.sum(), minlength=len(missed))
+    needed = left_out_levels(score, weight, group, two_sided=two_sided)
+    share = np.where(np.isnan(needed), 0, weight)
+    share /= np.maximum(share.sum(axis=0), 1e-300)
+    kept = share > 0
+    # covered by the levels above the one needed
+    at = np.searchsorted(coverages, needed[kept], side="right")
+    missed = np.bincount(at, share[kept], minlength=len(coverages) + 1)
     if not missed.any():
         return coverages.copy()
     covered = np.cumsum(missed[:-1]) / missed.sum()
@@ -190,32 +187,46 @@ def raised_levels(score: Floats, weight: Floats, group: Ints, coverages: Floats,
 
 
 def left_out_levels(score: Floats, weight: Floats, group: Ints, *, two_sided: bool) -> Floats:
-    """Level above which quantiles of the other groups cover each score (spots,).
+    """Level above which quantiles of the other groups cover each score, shape (spots, metabolites).
 
-    Infinite past their largest score, NaN where the other groups have too few scores.
+    Infinite past their largest score, NaN where there is no score or the other groups have too few. Scores and weights are of shape
+    (spots, metabolites), groups of shape (spots,).
     """
-    needed = np.full(len(score), np.nan)
+    known = ~np.isnan(score)
+    weight = np.where(known, weight, 0)
+    needed = np.full(score.shape, np.nan)
+    groups = np.unique(group)
+    of_group = np.stack([weight[group == g].sum(axis=0) for g in groups])
+    squares = np.stack([(weight[group == g] ** 2).sum(axis=0) for g in groups])
+    number_of = np.stack([known[group == g].sum(axis=0) for g in groups])
     # a score beyond the prediction (0) can be missed on its own side only
-    sides = (score > 0, score < 0) if two_sided else (np.ones(len(score), bool),)
+    sides = (score > 0, score < 0) if two_sided else (known,)
     for side, sign in zip(sides, (1, -1), strict=False):
-        below = _weight_below(sign * score, weight)
-        for g in np.unique(group):
-            own = group == g
-            rest = weight[~own]
-            if len(rest) < _MIN_COUNT:
-                continue
-            share = (below[own] - _weight_below(sign * score[own], weight[own])) / rest.sum()
-            level = share / (1 + _inverse_size(rest))
+        order = np.argsort(sign * score, axis=0, kind="stable")  # NaN last
+        first = _first_of_ties(np.take_along_axis(score, order, axis=0))
+        sorted_weight, sorted_group = np.take_along_axis(weight, order, axis=0), group[order]
+        for k, g in enumerate(groups):
+            rest = np.where(sorted_group == g, 0, sorted_weight)
+            below = np.take_along_axis(np.cumsum(rest, axis=0) - rest, first, axis=0)
+            number_left = number_of.sum(axis=0) - number_of[k]
+            total = np.where(number_left > 0, of_group.sum(axis=0) - of_group[k], 1)
+            share = below / total
+            level = share / (1 + (squares.sum(axis=0) - squares[k]) / total**2)
             level = np.where(share < 1 - 1e-12, np.maximum(2 * level - 1 if two_sided else level, 0), np.inf)
-            needed[own] = np.where(side[own], level, np.where(np.isnan(needed[own]), 0, needed[own]))
+            unsorted = np.empty_like(level)
+            np.put_along_axis(unsorted, order, level, axis=0)
+            own = group == g
+            judged = known[own] & (number_left >= _MIN_COUNT)
+            before = needed[own]
+            elsewhere = np.where(np.isnan(before), 0, before)
+            needed[own] = np.where(judged, np.where(side[own], unsorted[own], elsewhere), before)
     return needed
 
 
-def _weight_below(score: Floats, weight: Floats) -> Floats:
-    """Weight of the scores strictly below each score."""
-    order = np.argsort(score, kind="stable")
-    total = np.concatenate([[0.0], np.cumsum(weight[order])])
-    return total[np.searchsorted(score[order], score, side="left")]
+def _first_of_ties(values: Floats) -> Ints:
+    """Row of the first of the equal values that each sorted value belongs to, column by column."""
+    begins = np.vstack([np.ones_like(values[:1], dtype=bool), values[1:] != values[:-1]])
+    return np.maximum.accumulate(np.where(begins, np.arange(len(values))[:, None], 0), axis=0)
 
 
 def _inverse_size(weight: Floats) -> float:

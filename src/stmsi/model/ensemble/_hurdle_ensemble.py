@@ -19,9 +19,8 @@ from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec
 from stmsi.model._load import load
-from stmsi.model.ensemble._members import Member, members_by_name, place, predict_group, reduced_adata, stages_of
+from stmsi.model.ensemble._members import Member, members_by_name, named, place, predict_group, reduced_adata, stages_of
 from stmsi.model.linear._hurdle_linear import HurdleLinear
-from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._map_scale import MapScale
 from stmsi.model.shared._persistence import save_model
@@ -29,14 +28,16 @@ from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup, graph_where_there, prior_where_there
 from stmsi.model.shared._spot_features import STAGES, SpotFeatures
 from stmsi.model.shared._spot_input import Spots
+from stmsi.model.shared._spot_model import SpotModel
 from stmsi.model.shared._targets import Targets
 from stmsi.model.shared._training_data import TrainingData, signature_of
-from stmsi.model.shared._whole_training import whole_or_as_before
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
+
+    from stmsi.model.shared._hurdle_model import HurdleModel
 
 MEMBERS = "members"
 AUTO_MEMBERS: dict[str, ModelSpec] = {
@@ -49,11 +50,9 @@ AUTO_MEMBERS: dict[str, ModelSpec] = {
 """Members that differ in what they see. Presence would be the same in all, and is fitted once."""
 PRIOR_MEMBER: dict[str, ModelSpec] = {"prior ridge": {"model": "prior_ridge", "presence": "prior"}}
 """The same where a knowledge prior is set up."""
-_COMPONENTS = 50
-"""Components of the space in which out-of-distribution spots are found."""
 
 
-class HurdleEnsemble(HurdleModel):
+class HurdleEnsemble(SpotModel):
     """Several models, stacked: for each metabolite a weighted mean of their probabilities, and one of their maps.
 
     The training spots are split into groups: whole patients where ``obs["patient"]`` names three or more, else sections,
@@ -153,11 +152,6 @@ class HurdleEnsemble(HurdleModel):
         return np.unique(np.concatenate([model._used_genes() for model in self.models_]))
 
     @property
-    def is_trained(self) -> bool:
-        """Whether :meth:`~stmsi.model.HurdleEnsemble.train` has been called."""
-        return self.state_ is not None
-
-    @property
     def weights(self) -> pd.DataFrame:
         """Weight of each member: tidy table with ``metabolite``, ``stage``, ``member``, ``weight``.
 
@@ -174,43 +168,18 @@ class HurdleEnsemble(HurdleModel):
         values = np.stack([self.stack_[stage] for stage in STAGES]).transpose(2, 0, 1)
         return pd.DataFrame({"weight": values.ravel()}, index=index).reset_index()
 
-    @whole_or_as_before
-    def train(
-        self,
-        train_idx: ArrayLike | None = None,
-        validation_idx: ArrayLike | None = None,
-        *,
-        show_progress_bar: bool | None = None,
-    ) -> None:
-        """Train all members, and the weights that stack them.
-
-        Parameters
-        ----------
-        train_idx
-            Spots to train on (positions or mask); `None`: all with MSI that are not in `validation_idx`.
-        validation_idx
-            Spots that set thresholds and intervals; `None`: the stacked held-out predictions of the groups do.
-        show_progress_bar
-            `None` follows ``stmsi.settings.progress_bar``.
-
-        Raises
-        ------
-        ValueError
-            No training spot has MSI, or too few spots or positions for groups within groups. A member that fails is
-            named.
-        """
+    def _fit(self, data: TrainingData, show_progress_bar: bool | None) -> None:
         setup = self._setup
-        data = TrainingData.read(self.adata, setup, train_idx, validation_idx)
         train, targets = data.train, data.targets
         labels, signature = signature_of(data.adata, setup)
-        features = SpotFeatures(n_components=_COMPONENTS, seed=self.rng).fit(train, labels, signature)
+        features = SpotFeatures(seed=self.rng, context="diffused").fit(train, labels, signature)
         state = data.start(setup, features)
         folds = InnerFolds.of(data, n_folds=self.n_folds, seed=self.rng)
         groups, units = folds.groups, folds.units
 
         own = reduced_adata(data.adata, setup, train, data.rows)
         n_jobs = settings.n_jobs if self.n_jobs is None else self.n_jobs
-        models = self._fit_members(own, n_jobs, show_progress_bar)
+        models = self._fit_members(data.alone(own), n_jobs, show_progress_bar)
         held_out = self._held_out(models, own, train, targets.metabolites, groups, n_jobs, show_progress_bar)
 
         predicted = np.stack([targets.metabolites.isin(m.metabolites) for m in models])
@@ -243,7 +212,7 @@ class HurdleEnsemble(HurdleModel):
     def _default_members(self) -> dict[str, ModelSpec]:
         return members_by_name(AUTO_MEMBERS if self._setup.prior_key is None else AUTO_MEMBERS | PRIOR_MEMBER)
 
-    def _fit_members(self, own: AnnData, n_jobs: int, show_progress_bar: bool | None) -> list[HurdleModel]:
+    def _fit_members(self, data: TrainingData, n_jobs: int, show_progress_bar: bool | None) -> list[HurdleModel]:
         """Train all members. One of the default's that fails is left out, and told; one that the user named is an error."""
         models, kept = [], {}
         self.failed_ = {}
@@ -252,9 +221,9 @@ class HurdleEnsemble(HurdleModel):
         todo = track(self._make_members(), "members", total=len(self.members), show=show_progress_bar)
         for member in todo:
             try:
-                models.append(member.fit(own.copy(), n_jobs=n_jobs))
+                models.append(member.fit(data, n_jobs=n_jobs))
                 kept[member.name] = self.members[member.name]
-            except (KeyError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
+            except Exception as error:  # told by name, whatever it is
                 if not self.automatic:
                     raise
                 self.failed_[member.name] = str(error.args[0] if error.args else error)
@@ -347,7 +316,11 @@ class HurdleEnsemble(HurdleModel):
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         assert self.scale_ is not None
         used = np.flatnonzero(sum(weights.any(axis=1) for weights in self.stack_.values()))
-        parts = np.stack([stages_of(self.models_[k], spots, self.state.metabolites) for k in used], axis=1)
+        names, each = list(self.members), []
+        for k in used:
+            with named(f"Member {names[k]!r} failed to predict"):
+                each.append(stages_of(self.models_[k], spots, self.state.metabolites))
+        parts = np.stack(each, axis=1)
         probability = np.clip(_weighted(parts[0], self.stack_["presence"][used]), 0, 1)
         expected = _weighted(parts[0] * parts[1], self.stack_["intensity"][used])
         return probability, self.scale_.given_presence(expected, probability)

@@ -18,6 +18,7 @@ from stmsi._data.keys import Key
 from stmsi._settings import logger
 from stmsi.model._families import ModelSpec, named_models, resolve
 from stmsi.model.shared._spot_features import STAGES
+from stmsi.model.shared._spot_model import SpotModel
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from stmsi.model.shared._hurdle_model import HurdleModel
     from stmsi.model.shared._setup import Setup
     from stmsi.model.shared._spot_input import Spots
+    from stmsi.model.shared._training_data import TrainingData
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,8 @@ class Member:
     @classmethod
     def create(cls, name: str, spec: ModelSpec, setup: Setup, seed: int) -> Member:
         """Check a specification, and fill in what the ensemble decides."""
-        model, params, off, train = resolve(spec)
+        with named(f"Member {name!r} cannot be made"):
+            model, params, off, train = resolve(spec)
         fields = dict(vars(setup))
         for key, value in off.items():
             if key == "covariate_keys":
@@ -60,20 +63,38 @@ class Member:
             del fields["prior_key"]
         return cls(name, model, {"rng": seed} | params, fields, train)
 
-    def fit(self, adata: AnnData, *, n_jobs: int = 1) -> HurdleModel:
-        """Train on all spots of an AnnData, which gets the marks of the setup."""
+    def fit(self, data: TrainingData | AnnData, *, n_jobs: int = 1) -> HurdleModel:
+        """Train on all spots of an AnnData, which gets the marks of the setup, or of what was read of one, which is left as it is."""
+        shares = not isinstance(data, AnnData) and issubclass(self.cls, SpotModel) and not self.train
+        adata = data if isinstance(data, AnnData) else data.adata if shares else data.adata.copy()
         takes_jobs = "n_jobs" in inspect.signature(self.cls).parameters
         params = ({"n_jobs": n_jobs} if takes_jobs else {}) | self.params
+        with named(f"Member {self.name!r} failed on {adata.n_obs} training spots"), _only_errors():
+            self.cls.setup_anndata(adata, **self.fields)
+            model: Any = self.cls(adata, **params)
+            shared = data.of_setup(model._setup) if shares else None  # type: ignore[union-attr]
+            if shared is None:
+                model.train(show_progress_bar=False, **self.train)
+            else:
+                model._fit(shared, show_progress_bar=False)
+        trained: HurdleModel = model
+        return trained
+
+
+@contextmanager
+def named(what: str) -> Iterator[None]:
+    """Whatever error is raised inside says of whom it is; of its own class, where that takes a text."""
+    try:
+        yield
+    except Exception as error:
+        # a KeyError puts its text into quotes
+        reason = error.args[0] if error.args else error
+        msg = f"{what}: {reason or type(error).__name__}"
         try:
-            with _only_errors():
-                self.cls.setup_anndata(adata, **self.fields)
-                model: HurdleModel = self.cls(adata, **params)
-                model.train(show_progress_bar=False, **self.train)  # type: ignore[attr-defined]
-        except (KeyError, RuntimeError, ValueError, np.linalg.LinAlgError) as error:
-            reason = error.args[0] if error.args else error  # a KeyError puts its text into quotes
-            msg = f"Member {self.name!r} failed on {adata.n_obs} training spots: {reason}"
-            raise type(error)(msg) from error
-        return model
+            again: Exception = type(error)(msg)
+        except Exception:  # noqa: BLE001  a class that takes something else
+            again = RuntimeError(msg)
+        raise (again if msg in map(str, again.args) else RuntimeError(msg)) from error
 
 
 def members_by_name(members: Sequence[ModelSpec] | Mapping[str, ModelSpec]) -> dict[str, ModelSpec]:
@@ -145,7 +166,7 @@ def predict_group(
                 covariates[name] = values.where(values.isin(known), usual)
     # clusters are assigned, as they are in new data
     held_out = replace(held_out, covariates=covariates, cluster=None)
-    with _only_errors():
+    with named(f"Member {member.name!r} failed to predict {len(held_out)} held-out spots"), _only_errors():
         return stages_of(model, held_out, metabolites)
 
 

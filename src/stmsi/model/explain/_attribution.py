@@ -312,7 +312,7 @@ def with_genes(spots: Spots, genes: NDArray[np.int64], counts: sp.spmatrix) -> S
     changed = spots.counts + sp.csr_matrix(counts - spots.counts[:, genes]) @ place
     if spots.input == "counts":
         changed.data = np.maximum(changed.data, 0)  # a difference may leave a zero a rounding error below it
-    return replace(spots, counts=sp.csr_matrix(changed, dtype=np.float32))
+    return spots.with_counts(sp.csr_matrix(changed, dtype=np.float32))
 
 
 def without_genes(model: HurdleModel, spots: Spots, genes: NDArray[np.int64]) -> Spots:
@@ -320,7 +320,7 @@ def without_genes(model: HurdleModel, spots: Spots, genes: NDArray[np.int64]) ->
     panel = model.state.panel
     columns = np.arange(len(panel))
     columns[genes] = -1
-    return replace(spots, counts=panel.align(spots.counts, columns, spots.input))
+    return spots.with_counts(panel.align(spots.counts, columns, spots.input))
 
 
 def stack(copies: Sequence[Spots]) -> Spots:

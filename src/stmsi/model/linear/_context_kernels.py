@@ -13,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import cholesky, solve_triangular
 
-from stmsi._core.learning.expression_space import ExpressionSpace, column_moments, neighbour_mean
+from stmsi._core.learning.expression_space import ExpressionSpace, GeneMoments, neighbour_mean
 from stmsi.model.linear._similarity import unit_rows
 from stmsi.model.shared._spot_features import root_mean_square
 
@@ -32,17 +32,20 @@ _BANDWIDTH = 2.0
 _JITTER = 1e-5
 
 
-def genes_seen(log: sp.csr_matrix) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
+def genes_seen(moments: GeneMoments) -> tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]]:
     """Genes seen in three of a hundred spots that vary, with the mean and standard deviation of their log expression."""
-    mean, variance = column_moments(log)
-    seen = np.asarray((log != 0).mean(axis=0)).ravel() >= LEAST_SEEN
-    usable = variance > 1e-12
+    seen, usable = moments.seen >= LEAST_SEEN, moments.variance > 1e-12
     # of a panel so sparse that no gene is seen as often, all
     kept = np.flatnonzero(seen & usable) if (seen & usable).any() else np.flatnonzero(usable)
     if len(kept) == 0:
         msg = "No gene varies over the training spots; is this the expression of more than one spot?"
         raise ValueError(msg)
-    return kept, mean[kept], np.sqrt(variance[kept])
+    return kept, moments.mean[kept], np.sqrt(moments.variance[kept])
+
+
+def log_of_genes_seen(spots: Spots) -> sp.csr_matrix:
+    """Log expression of the genes that :func:`genes_seen` finds, shape (spots, genes). Made once; not to be changed."""
+    return spots.once("log of genes seen", lambda: spots.log_expression()[:, genes_seen(spots.gene_moments())[0]])
 
 
 def rings(values: NDArray[np.float32], graph: sp.csr_matrix | None) -> list[NDArray[np.float32]]:
@@ -94,13 +97,12 @@ class GeneKernel:
 
     def fit_transform(self, spots: Spots) -> NDArray[np.float32]:
         """Features of the training spots, shape (spots, landmarks)."""
-        log, graph = spots.log_expression(), spots.graph
-        self.genes, mean, deviation = genes_seen(log)
+        own, graph = log_of_genes_seen(spots), spots.graph
+        self.genes, mean, deviation = genes_seen(spots.gene_moments())
         self.mean = mean.astype(np.float32)
         self.scale = (deviation if self.unit_variance else np.ones(len(mean))).astype(np.float32)
         n = min(self.n_landmarks, len(spots))
         landmarks = np.sort(np.random.default_rng(self.seed).permutation(len(spots))[:n])
-        own = log[:, self.genes]
         # rings of the landmarks first: those of all spots would take as much memory as the genes again
         walk = sp.identity(len(spots), dtype=np.float32, format="csr")
         parts = []
@@ -123,10 +125,14 @@ class GeneKernel:
 
     def predict(self, spots: Spots) -> NDArray[np.float32]:
         """Weighted sums of the genes of spots and rings, shape (spots, metabolites)."""
-        log = spots.log_expression()[:, self.genes]
-        shifted = -np.einsum("g,bgm->bm", self.mean, self.weights)
-        parts = [np.asarray(log @ w, dtype=np.float32) + s for w, s in zip(self.weights, shifted, strict=True)]
-        return _ringed(np.hstack(parts), spots.graph, len(parts)) + self.offset
+        log = spots.log_expression()
+        n_blocks, _, n_metabolites = self.weights.shape
+        # one product with all genes takes less than to cut out those that count
+        full = np.zeros((log.shape[1], n_blocks, n_metabolites), np.float32)
+        full[self.genes] = self.weights.transpose(1, 0, 2)
+        shifted = np.einsum("g,bgm->bm", self.mean, self.weights).astype(np.float32)
+        parts = np.asarray(log @ full.reshape(len(full), -1), dtype=np.float32) - shifted.ravel()
+        return _ringed(parts, spots.graph, n_blocks) + self.offset
 
     def _product(self, log: sp.csr_matrix, right: NDArray[np.float32]) -> NDArray[np.float32]:
         """Centred and scaled expression times a matrix, in pieces."""
@@ -188,10 +194,10 @@ class ComponentKernel:
 
     def fit_transform(self, spots: Spots) -> NDArray[np.float32]:
         """Features of the training spots, shape (spots, landmarks)."""
-        log = spots.log_expression()
-        genes, _, deviation = genes_seen(log)
+        genes, _, deviation = genes_seen(spots.gene_moments())
         top = np.sort(genes[np.argsort(-deviation, kind="stable")[:_COMPONENT_GENES]])
-        space = ExpressionSpace.fit(log[:, top], n_top_genes=len(top), n_components=self.n_components, seed=self.seed)
+        log = spots.log_expression()[:, top]
+        space = ExpressionSpace.fit(log, n_top_genes=len(top), n_components=self.n_components, seed=self.seed)
         self.space = ExpressionSpace(top[space.selected], space.mean, space.scale, space.components, space.deviation)
         self.by_row = spots.input == "counts"
         Z = self._rows(spots)

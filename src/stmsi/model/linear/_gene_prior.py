@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 import numpy as np
 
-from stmsi._core.learning.expression_space import column_moments, neighbour_mean
+from stmsi._core.learning.expression_space import neighbour_mean
 from stmsi._core.metrics.presence import auroc
 from stmsi.model.linear._intensity import IntensityFamily, Regression, fit_regression, within_units
 from stmsi.model.linear._presence import Classifier, PresenceFamily, fit_classifier
@@ -63,7 +63,8 @@ class GenePrior:
     @classmethod
     def fit(cls, spots: Spots, mask: NDArray[np.bool_], use: PriorUse) -> GenePrior:
         """Moments over training spots; `mask` has shape (panel genes, metabolites). Genes that do not vary are left out."""
-        mean, variance = column_moments(spots.log_expression())
+        moments = spots.gene_moments()
+        mean, variance = moments.mean, moments.variance
         mask = mask & (variance > 1e-12)[:, None]
         genes = np.flatnonzero(mask.any(axis=1))
         members = [np.flatnonzero(column) for column in mask[genes].T]

@@ -12,10 +12,12 @@ from scipy.linalg import cho_factor, cho_solve
 
 from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._core.spatial.sections import rows_of_each
-from stmsi.model.linear._context_kernels import genes_seen, mean_over_neighbours
+from stmsi.model.linear._context_kernels import genes_seen, log_of_genes_seen, mean_over_neighbours
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from stmsi.model.shared._spot_input import Spots
 
 SIZES = (10, 30, 100, 300)
 """Numbers of genes to choose from for each metabolite."""
@@ -79,10 +81,11 @@ class GeneSetRidge:
 class GeneBlocks:
     """Columns of genes, own and of the first ring, as they are asked for: all at once would not fit into memory."""
 
-    def __init__(self, log: sp.csr_matrix, graph: sp.csr_matrix | None) -> None:
-        self.genes, self.mean, self.scale = genes_seen(log)
-        self.log = sp.csc_matrix(log[:, self.genes])
-        self.ring = None if graph is None else mean_over_neighbours(graph)
+    def __init__(self, spots: Spots) -> None:
+        self.genes, self.mean, self.scale = genes_seen(spots.gene_moments())
+        self.rows = log_of_genes_seen(spots)
+        self.log = sp.csc_matrix(self.rows)
+        self.ring = None if spots.graph is None else mean_over_neighbours(spots.graph)
 
     def features(self, genes: NDArray[np.int64]) -> NDArray[np.float32]:
         """Z-scored columns of some of the genes (positions among those seen), own block before ring."""
@@ -101,7 +104,7 @@ class GeneBlocks:
         """
         n_blocks = 1 if self.ring is None else 2
         out = np.zeros((int(groups.max()) + 1, n_blocks, len(self.genes), Y.shape[1]), np.float32)
-        rows = self.log.tocsr()
+        rows = self.rows
         for own in rows_of_each(section):
             known = ~np.isnan(Y[own])
             n = np.maximum(known.sum(axis=0), 1)

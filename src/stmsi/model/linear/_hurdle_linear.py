@@ -19,25 +19,24 @@ from stmsi.model.linear._gene_prior import GenePrior, PriorUse, fit_classifier_w
 from stmsi.model.linear._intensity import IntensityFamily, Regression, fit_regression, fit_ridges
 from stmsi.model.linear._presence import Classifier, PresenceFamily, fit_classifiers, fit_shared_classifiers
 from stmsi.model.linear._similarity import NeighbourMap
-from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup, read_prior
 from stmsi.model.shared._spot_features import STAGES, Context, SignatureStage, SpotFeatures, check_stages
 from stmsi.model.shared._spot_input import Spots
+from stmsi.model.shared._spot_model import SpotModel
 from stmsi.model.shared._training_data import TrainingData, signature_of
-from stmsi.model.shared._whole_training import whole_or_as_before
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     from stmsi.model.shared._stored_input import Input
 
 
-class HurdleLinear(HurdleModel):
+class HurdleLinear(SpotModel):
     """Presence, then intensity, each by one estimator per metabolite, most of them of scikit-learn.
 
     Genes become the principal components of the most variable ones (with a graph, a spot's neighbourhood is a second
@@ -184,7 +183,8 @@ class HurdleLinear(HurdleModel):
             Neighbourhood graph in ``obsp``, as :func:`stmsi.pp.spatial_graph` writes it; used for features of the
             neighbourhood.
         covariate_keys
-            Columns of ``obs``: numbers are z-scored, categories become indicators.
+            Columns of ``obs``: decimal numbers are z-scored; whole numbers (batches), texts and categories become
+            indicators.
         feature_key
             Features to append to the genes, such as those of the histology image: keys of ``obsm`` (array or
             DataFrame), z-scored on the training spots. Spots to be predicted need them too.
@@ -209,37 +209,8 @@ class HurdleLinear(HurdleModel):
             feature_key=feature_key, prior_key=prior_key,
         )  # fmt: skip
 
-    @property
-    def is_trained(self) -> bool:
-        """Whether :meth:`~stmsi.model.HurdleLinear.train` has been called."""
-        return self.state_ is not None
-
-    @whole_or_as_before
-    def train(
-        self,
-        train_idx: ArrayLike | None = None,
-        validation_idx: ArrayLike | None = None,
-        *,
-        show_progress_bar: bool | None = None,
-    ) -> None:
-        """Fit both stages.
-
-        Parameters
-        ----------
-        train_idx
-            Spots to train on (positions or mask); `None`: all with MSI that are not in `validation_idx`.
-        validation_idx
-            Spots that set thresholds and intervals; `None`: the held-out predictions of the inner folds do.
-        show_progress_bar
-            `None` follows ``stmsi.settings.progress_bar``.
-
-        Raises
-        ------
-        ValueError
-            No training spot has MSI, or too few spots for inner folds.
-        """
+    def _fit(self, data: TrainingData, show_progress_bar: bool | None) -> None:
         setup = self._setup
-        data = TrainingData.read(self.adata, setup, train_idx, validation_idx)
         train, targets, sample = data.train, data.targets, data.sample
         labels, signature = signature_of(data.adata, setup)
         features = SpotFeatures(self.n_top_genes, self.n_components, self.rng, self.context, self.signature_stages).fit(

@@ -10,6 +10,7 @@ from threadpoolctl import threadpool_limits
 
 from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._data.checks import check_choice
+from stmsi.model.linear._context_kernels import genes_seen
 from stmsi.model.linear._gene_sets import GeneBlocks, GeneSetRidge, fit_gene_sets, screened_sets
 from stmsi.model.linear._hurdle_linear import HurdleLinear
 from stmsi.model.linear._one_stage import MapPresence, OneStage
@@ -97,14 +98,13 @@ class HurdleScreened(OneStage):
         """Genes of each metabolite that vary over the training spots, shape (panel genes, metabolites)."""
         assert self._setup.prior_key is not None
         known = read_prior(data.adata, self._setup.prior_key, data.targets.metabolites)
-        blocks = GeneBlocks(data.train.log_expression(), None)
         seen = np.zeros(len(known), bool)
-        seen[blocks.genes] = True
+        seen[genes_seen(data.train.gene_moments())[0]] = True
         return known & seen[:, None]
 
     def _fit_map(self, data: TrainingData, folds: InnerFolds, features: SpotFeatures) -> NDArray[np.float32]:
         Y, train = data.targets.intensity, data.train
-        blocks = GeneBlocks(train.log_expression(), train.graph)
+        blocks = GeneBlocks(train)
         section = np.unique(folds.units, return_inverse=True)[1]
         if self.genes == "prior":
             place = np.full(train.counts.shape[1], -1)

@@ -18,13 +18,12 @@ from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._spot_features import STAGES, SpotFeatures
 from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._training_data import TrainingData
-from stmsi.model.shared._whole_training import whole_or_as_before
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
 Control: TypeAlias = Literal["shuffled_genes", "toroidal_shift"]
 _NEIGHBOURS = 12
@@ -50,21 +49,10 @@ class ControlLinear(HurdleLinear):
         super().__init__(adata, **params)
         self.control = control
 
-    def train(
-        self,
-        train_idx: ArrayLike | None = None,
-        validation_idx: ArrayLike | None = None,
-        *,
-        show_progress_bar: bool | None = None,
-    ) -> None:
+    def _fit(self, data: TrainingData, show_progress_bar: bool | None) -> None:
         """Fit both stages to the broken data; the AnnData itself is not changed."""
-        adata = self.adata
-        if adata is not None:
-            self.adata = self._broken(adata)
-        try:
-            super().train(train_idx, validation_idx, show_progress_bar=show_progress_bar)
-        finally:
-            self.adata = adata
+        broken = TrainingData.read(self._broken(data.adata), self._setup, data.rows, data.validation)
+        super()._fit(broken, show_progress_bar)
 
     def _broken(self, adata: AnnData) -> AnnData:
         setup, rng = self._setup, np.random.default_rng(self.rng)
@@ -116,21 +104,12 @@ class CoordinatesOnly(HurdleLinear):
         super().__init__(adata, n_folds=n_folds, rng=rng)
         self.training_: dict[str, Any] = {}
 
-    @whole_or_as_before
-    def train(
-        self,
-        train_idx: ArrayLike | None = None,
-        validation_idx: ArrayLike | None = None,
-        *,
-        show_progress_bar: bool | None = None,
-    ) -> None:
+    def _fit(self, data: TrainingData, show_progress_bar: bool | None) -> None:
         """Remember the training spots, and calibrate."""
-        setup = self._setup
-        data = TrainingData.read(self.adata, setup, train_idx, validation_idx)
         targets, sample, xy = data.targets, data.sample, _positions(data.train.xy)
         # only the out-of-distribution score reads these
-        features = SpotFeatures(n_components=2, seed=self.rng).fit(data.train, None, None)
-        self.state_ = data.start(setup, features)
+        features = SpotFeatures(n_components=2, seed=self.rng, context="diffused").fit(data.train, None, None)
+        self.state_ = data.start(self._setup, features)
         self.training_ = {
             "xy": xy,
             "relative": _relative(xy, sample),

@@ -13,29 +13,26 @@ from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._data.checks import check_choice, check_count, check_seed, listing
 from stmsi._settings import logger
 from stmsi.model.linear._presence import Classifier, fit_shared_classifiers
-from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._map_scale import MapScale
 from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup, graph_where_there, prior_where_there
 from stmsi.model.shared._spot_features import SpotFeatures
+from stmsi.model.shared._spot_model import SpotModel
 from stmsi.model.shared._training_data import TrainingData, signature_of
-from stmsi.model.shared._whole_training import whole_or_as_before
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     from stmsi.model.shared._spot_input import Spots
 
 MapPresence: TypeAlias = Literal["ridge", "prior"]
 
-_PRESENCE_COMPONENTS = 64
 
-
-class OneStage(HurdleModel):
+class OneStage(SpotModel):
     """What one-stage models share. The map :math:`E` and the probability :math:`p` give the intensity given presence, E / p."""
 
     def __init__(self, adata: AnnData, *, presence: MapPresence, n_folds: int, rng: int) -> None:
@@ -49,36 +46,7 @@ class OneStage(HurdleModel):
         self.scale_: MapScale | None = None
         self.held_out_: NDArray[np.float64] | None = None
 
-    @property
-    def is_trained(self) -> bool:
-        """Whether ``train`` has been called."""
-        return self.state_ is not None
-
-    @whole_or_as_before
-    def train(
-        self,
-        train_idx: ArrayLike | None = None,
-        validation_idx: ArrayLike | None = None,
-        *,
-        show_progress_bar: bool | None = None,
-    ) -> None:
-        """Fit the map and presence.
-
-        Parameters
-        ----------
-        train_idx
-            Spots to train on (positions or mask); `None`: all with MSI that are not in `validation_idx`.
-        validation_idx
-            Spots that set thresholds and intervals; `None`: the held-out predictions of the inner folds do.
-        show_progress_bar
-            Not used: a fit takes seconds.
-
-        Raises
-        ------
-        ValueError
-            No training spot has MSI, or too few spots for inner folds.
-        """
-        data = TrainingData.read(self.adata, self._setup, train_idx, validation_idx)
+    def _fit(self, data: TrainingData, show_progress_bar: bool | None) -> None:
         eligible = self._eligible(data)
         if not eligible.any():
             msg = "The prior names no gene that is seen in 3 % of the training spots, for any metabolite."
@@ -92,9 +60,9 @@ class OneStage(HurdleModel):
                 data, targets=data.targets.some(np.arange(len(data.rows)), data.targets.metabolites[eligible])
             )
         targets = data.targets
-        features = SpotFeatures(
-            n_components=_PRESENCE_COMPONENTS, seed=self.rng, context="diffused", signature_stages=("presence",)
-        ).fit(data.train, *signature_of(data.adata, self._setup))
+        features = SpotFeatures(seed=self.rng, context="diffused", signature_stages=("presence",)).fit(
+            data.train, *signature_of(data.adata, self._setup)
+        )
         state = data.start(self._setup, features)
         folds = InnerFolds.of(data, n_folds=self.n_folds, seed=self.rng)
         held_out = np.asarray(self._fit_map(data, folds, features), dtype=np.float64)

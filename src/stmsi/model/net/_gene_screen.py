@@ -56,7 +56,7 @@ def screened_genes(
     Panel genes in order, and the scores for them, shape (metabolites, genes), in units of their standard deviation over all pairs
     (at least what noise has).
     """
-    blocks = GeneBlocks(train.log_expression(), train.graph)
+    blocks = GeneBlocks(train)
     section = np.unique(sample.astype(str), return_inverse=True)[1]
     sums = np.abs(blocks.screen(intensity, section, np.zeros(len(section), np.int64))[0]).max(axis=(0, 2))
     favoured = np.zeros(len(sums), bool) if always is None else always[blocks.genes]

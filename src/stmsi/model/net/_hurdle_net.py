@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -13,17 +14,27 @@ import scipy.sparse as sp
 import torch
 from anndata import AnnData
 from scvi import REGISTRY_KEYS
-from scvi.data import AnnDataManager
 from scvi.model.base import BaseModelClass
 
-from stmsi._data.checks import check_choice, listing, require_anndata, require_unique
+from stmsi._data.checks import (
+    check_choice,
+    check_count,
+    check_seed,
+    check_weight,
+    listing,
+    require_anndata,
+    require_unique,
+    suggest,
+)
 from stmsi._data.keys import Key
 from stmsi._data.tables import sections_of
 from stmsi._settings import logger
+from stmsi.model.net._encoder_options import check_encoder_options
 from stmsi.model.net._metabolite_descriptors import training_metabolites
 from stmsi.model.net._neighbour_context import CONTEXT_COMPONENTS
 from stmsi.model.net._run import Net
-from stmsi.model.net._scvi_fields import ROW_KEY, keep_counts, scvi_fields
+from stmsi.model.net._scvi_calls import ScviCalls
+from stmsi.model.net._scvi_fields import ROW_KEY, NetDataManager, keep_counts, scvi_fields
 from stmsi.model.net._several_nets import check_n_nets
 from stmsi.model.net._surroundings import quiet, seeded
 from stmsi.model.net._training import NetTraining
@@ -48,7 +59,11 @@ if TYPE_CHECKING:
     from stmsi.model.shared._stored_input import Input
 
 
-class HurdleNet(NetTraining, BaseModelClass):
+_REPLAYED = ("source_registry", "extend_categories", "allow_missing_labels")
+"""Arguments with which scvi-tools transfers a setup."""
+
+
+class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
     """Presence and intensity of all metabolites from one network.
 
     An encoder embeds the spot; one head gives the log-odds of presence (it also sees the signature mask of the spot's
@@ -119,7 +134,7 @@ class HurdleNet(NetTraining, BaseModelClass):
     Raises
     ------
     ValueError
-        Unknown encoder, or an AnnData that is not set up.
+        Unknown encoder, options that it does not take, numbers out of range, or an AnnData that is not set up.
 
     Examples
     --------
@@ -156,6 +171,15 @@ class HurdleNet(NetTraining, BaseModelClass):
         rng: int = 0,
     ) -> None:
         check_choice(encoder, ENCODERS, "encoder")
+        check_count(n_top_genes, "n_top_genes")
+        check_weight(intensity_weight, "intensity_weight")
+        check_seed(rng)
+        check_encoder_options(encoder, encoder_kwargs)
+        n_top_genes, intensity_weight, rng = (
+            int(n_top_genes),
+            float(intensity_weight),
+            int(rng),
+        )  # numpy's are not saved
         check_choice(presence_loss, PRESENCE_LOSSES, "presence_loss")
         check_choice(intensity_loss, INTENSITY_LOSSES, "intensity_loss")
         check_choice(standardise, ("metabolite", "sample"), "standardise")
@@ -281,7 +305,8 @@ class HurdleNet(NetTraining, BaseModelClass):
         graph_key
             Neighbourhood graph in ``obsp``, for encoders that read it.
         covariate_keys
-            Columns of ``obs``: numbers are z-scored, categories become indicators.
+            Columns of ``obs``: decimal numbers are z-scored; whole numbers (batches), texts and categories become
+            indicators.
         feature_key
             Further features in ``obsm`` (arrays or DataFrames), such as those of the histology image; z-scored on the
             training spots and appended to the genes. Several keys are allowed.
@@ -308,6 +333,10 @@ class HurdleNet(NetTraining, BaseModelClass):
         """
         setup_method_args = cls._get_setup_method_args(**locals())
         require_anndata(adata)
+        for name in kwargs:  # scvi-tools passes over what it does not know
+            if name not in _REPLAYED:
+                msg = f"setup_anndata has no argument {name!r}.{suggest(name, signature(cls.setup_anndata).parameters)}"
+                raise TypeError(msg)
         counts = adata.X if layer is None else adata.layers.get(layer)
         if sp.issparse(getattr(counts, "_meta", None)):
             name = "X" if layer is None else f"layers[{layer!r}]"
@@ -325,7 +354,7 @@ class HurdleNet(NetTraining, BaseModelClass):
         keep_counts(adata, setup)
         adata.obs[ROW_KEY] = np.arange(adata.n_obs)
         with quiet():
-            manager = AnnDataManager(fields=scvi_fields(adata, setup), setup_method_args=setup_method_args)
+            manager = NetDataManager(fields=scvi_fields(adata, setup), setup_method_args=setup_method_args)
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class LossPlan(TrainingPlan):
     """The plan of scvi-tools, that logs the losses of both stages; those of an evidence lower bound there are not."""
 
-    def compute_and_log_metrics(self, loss_output: LossOutput, metrics: Mapping[str, Any], mode: str) -> None:  # noqa: ARG002
+    def compute_and_log_metrics(self, loss_output: LossOutput, metrics: Mapping[str, Any], mode: str) -> None:
         """Log each part of the loss as ``<name>_train`` or ``<name>_validation``, once an epoch."""
         for name, value in loss_output.extra_metrics.items():
             self.log(

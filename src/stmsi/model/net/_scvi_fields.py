@@ -1,11 +1,13 @@
-"""The fields of an AnnData that the network reads, as scvi-tools registers them."""
+"""The fields of an AnnData that the network reads, as scvi-tools registers them, and how batches of them are read."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 from scvi import REGISTRY_KEYS
+from scvi.data import AnnDataManager, AnnTorchDataset
 from scvi.data.fields import (
     CategoricalJointObsField,
     CategoricalObsField,
@@ -14,6 +16,7 @@ from scvi.data.fields import (
     NumericalObsField,
     ObsmField,
 )
+from torch.utils.data import Subset
 
 from stmsi._data.keys import Key
 from stmsi.model.net.modules._hurdle import CLUSTER_KEY, FEATURES_KEY, METABOLITES_KEY, PRESENCE_KEY
@@ -26,6 +29,34 @@ if TYPE_CHECKING:
 
 ROW_KEY = "_indices"
 """Column of ``obs`` with the row of each spot, as scvi-tools calls it."""
+
+
+class OrderedRows(AnnTorchDataset):
+    """Spots of an AnnData by position, in the order asked for.
+
+    Files are read in the order of their rows, in which scvi-tools hands them on. The order of a batch decides about
+    dropout and rounding, so that training on a file would differ from training in memory.
+    """
+
+    def __getitem__(self, indexes: Any) -> dict[str, Any]:
+        """Tensors of some spots by registry key."""
+        tensors: dict[str, Any] = super().__getitem__(indexes)
+        if not self.adata_manager.adata.isbacked or not isinstance(indexes, list | np.ndarray):
+            return tensors
+        place = np.argsort(np.argsort(indexes))
+        # in the layout that they came in, on which rounding in sums depends
+        return {k: np.array(v[place], order="C" if v.flags.c_contiguous else "F") for k, v in tensors.items()}
+
+
+class NetDataManager(AnnDataManager):
+    """The manager of scvi-tools, whose batches have the same order from a file as from memory."""
+
+    def create_torch_dataset(
+        self, indices: Any = None, data_and_attributes: Any = None, load_sparse_tensor: bool = False
+    ) -> Any:
+        """Spots as torch reads them; arguments as in scvi-tools."""
+        dataset = OrderedRows(self, getitem_tensors=data_and_attributes, load_sparse_tensor=load_sparse_tensor)
+        return dataset if indices is None else Subset(dataset, indices)
 
 
 class OptionalObsmField(ObsmField):
@@ -75,4 +106,6 @@ def keep_counts(adata: AnnData, setup: Setup) -> None:
 
 
 def _is_number(column: pd.Series) -> bool:
-    return pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column)
+    # whole numbers are the names of batches, not amounts
+    of = pd.api.types
+    return of.is_numeric_dtype(column) and not (of.is_bool_dtype(column) or of.is_integer_dtype(column))

@@ -71,7 +71,9 @@ _LOADER = frozenset({
 })  # fmt: skip
 """Options of :class:`scvi.dataloaders.DataSplitter` that are handed on."""
 _NOT_LOADER = {
-    **{name: _NOT_TRAINER[name] for name in ("train_size", "validation_size", "shuffle_set_split", "external_indexing")},
+    **{
+        name: _NOT_TRAINER[name] for name in ("train_size", "validation_size", "shuffle_set_split", "external_indexing")
+    },
     "load_sparse_tensor": _NOT_TRAINER["load_sparse_tensor"],
     "batch_size": "it is an argument of train itself",
     "shuffle": "training spots are shuffled anyway",
@@ -96,15 +98,15 @@ _WEIGHTS_OF_THEIR_OWN = {
 """Callbacks that keep other weights than those that are best."""
 
 
-def check_trainer_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Options for the trainer, of those that ``train`` has no argument for.
+def check_trainer_options(given: Mapping[str, Any], own: Iterable[str]) -> dict[str, Any]:
+    """Options for the trainer, of those that ``train`` has no argument for; `own` are the arguments it has.
 
     Raises
     ------
     ValueError
         An option that is unknown, that makes no sense here, or whose value Lightning would refuse.
     """
-    _refuse(given, _TRAINER, _NOT_TRAINER, "train() takes no option")
+    _refuse(given, _TRAINER, _NOT_TRAINER, "train() takes no option", own)
     for name in ("accumulate_grad_batches", "log_every_n_steps", "min_epochs", "min_steps"):
         if isinstance(given.get(name), int | float):
             check_count(given[name], name)
@@ -129,7 +131,7 @@ def check_plan_options(given: Mapping[str, Any] | None, *, has_validation: bool)
     options = _mapping(given, "plan_kwargs")
     _refuse(options, _PLAN, _NOT_PLAN, "plan_kwargs takes no")
     for name in ("lr", "eps", "lr_factor"):
-        check_positive(options.get(name), name)
+        check_positive(options.get(name, 1.0), name, optional=False)
     for name in ("weight_decay", "lr_threshold", "lr_min"):
         check_weight(options.get(name, 0), name)
     check_count(options.get("lr_patience", 0), "lr_patience", 0)
@@ -202,13 +204,15 @@ def _shown(options: Mapping[str, Any]) -> str:
     return ", ".join(f"{name}={value!r}" for name, value in options.items())
 
 
-def _refuse(given: Mapping[str, Any], taken: frozenset[str], remedies: Mapping[str, str], what: str) -> None:
+def _refuse(
+    given: Mapping[str, Any], taken: frozenset[str], remedies: Mapping[str, str], what: str, own: Iterable[str] = ()
+) -> None:
     for name in given:
         if name in remedies:
             msg = f"{what} {name!r}: {remedies[name]}."
             raise ValueError(msg)
         if name not in taken:
-            msg = f"{what} {name!r}; further options are {', '.join(sorted(taken))}.{suggest(name, taken)}"
+            msg = f"{what} {name!r}; further options are {', '.join(sorted(taken))}.{suggest(name, [*taken, *own])}"
             raise ValueError(msg)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from inspect import signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -206,10 +207,12 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         check_count(n_threads, "n_threads")
         check_count(stopping["patience"], "patience", 0)
         check_weight(stopping["min_delta"], "early_stopping_min_delta")
-        check_positive(lr, "lr")
+        check_positive(lr, "lr", optional=False)
         check_weight(weight_decay, "weight_decay")
+        # those of numpy are integers too, but not for torch
+        max_epochs, batch_size, n_threads = int(max_epochs), int(batch_size), int(n_threads)
         plan = check_plan_options(plan_kwargs, has_validation=validation_idx is not None or not refit)
-        passed_on = check_trainer_options(trainer_kwargs)
+        passed_on = check_trainer_options(trainer_kwargs, signature(NetTraining.train).parameters)
         options = {
             "plan_kwargs": {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay, "compile": compile} | plan,
             "loader": check_loader_options(datasplitter_kwargs), "loggers": check_loggers(logger),
@@ -318,7 +321,9 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         assert self.adata is not None
         targets, train = drop_unmeasured(run.targets, run.rows), run.spots.take(run.rows)
         sample = sections_of(self.adata, self._setup.sample_key)[run.rows]
-        data = TrainingData(self.adata, run.spots, run.targets, run.rows, None, train, targets, sample)
+        data = TrainingData(
+            self.adata, self._setup, run.spots, run.targets, run.rows, None, train, targets, sample
+        )
         return InnerFolds.of(data, n_folds=self._n_nets, seed=self._hyper["rng"])
 
     def _held_out_stages(self) -> NDArray[np.float64] | None:

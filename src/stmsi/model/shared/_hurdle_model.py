@@ -130,12 +130,12 @@ class HurdleModel:
     def _read(cls, directory: Path, adata: AnnData | None) -> Self:
         """The model that :meth:`_write` wrote."""
 
-    def _replaces(self, before: Mapping[str, Any]) -> bool:  # noqa: ARG002
+    def _replaces(self, before: Mapping[str, Any]) -> bool:
         """Whether a training that failed has left a whole model in the place of the one before, given its attributes."""
         return False
 
     @contextmanager
-    def _in_batches(self, batch_size: int | None) -> Iterator[None]:  # noqa: ARG002
+    def _in_batches(self, batch_size: int | None) -> Iterator[None]:
         """Predict so many spots at once inside; models without batches have nothing to do."""
         yield
 
@@ -374,7 +374,9 @@ class HurdleModel:
         -------
         Lower and upper bound, each a DataFrame spots x metabolites, float32, at least 0.
         """
-        prediction = self._predict_all(adata, coverage=coverage, layer=layer, input=input, min_genes=min_genes, batch_size=batch_size)
+        prediction = self._predict_all(
+            adata, coverage=coverage, layer=layer, input=input, min_genes=min_genes, batch_size=batch_size
+        )
         return prediction.lower, prediction.upper
 
     def sample(
@@ -498,14 +500,19 @@ class HurdleModel:
         min_genes: float = MIN_GENES,
         batch_size: int | None = None,
     ) -> Prediction:
-        state = self.state
+        self.state  # noqa: B018  raises where it is not trained
         check_coverage(coverage)
         check_share(min_genes, "min_genes")
         if batch_size is not None:
             check_count(batch_size, "batch_size")
         spots = self._query_spots(adata, min_genes, layer=layer, input=input)
         with self._in_batches(batch_size):
-            probability, intensity = (np.asarray(v, dtype=np.float32) for v in self._stages(spots))
+            return self._predict_spots(spots, coverage)
+
+    def _predict_spots(self, spots: Spots, coverage: float = 0.9) -> Prediction:
+        """Both stages and what follows from them, from spots over the genes of the model."""
+        state = self.state
+        probability, intensity = (np.asarray(v, dtype=np.float32) for v in self._stages(spots))
         intensity = np.maximum(intensity, 0)
         expected = hurdle_mean(intensity, probability, state.threshold)
         assert state.residuals is not None

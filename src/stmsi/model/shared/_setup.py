@@ -12,13 +12,14 @@ import pandas as pd
 from stmsi._data.checks import (
     check_nonnegative,
     listing,
-    refuse_view,
+    own_view,
     require_anndata,
     require_rows,
     require_unique,
     suggest,
 )
 from stmsi._data.keys import Key
+from stmsi._data.stale import warn_if_stale
 from stmsi._data.tables import require_frame, require_obs, sections_of
 from stmsi.model.shared._stored_input import Input, StoredExpression, check_input
 
@@ -57,10 +58,11 @@ class Setup:
         require_anndata(adata)
         check_input(input)
         setup = cls(covariate_keys=_names(covariate_keys), feature_key=_names(feature_key), **fields)  # type: ignore[arg-type]
-        refuse_view(adata)
+        own_view(adata)
         require_rows(adata)
         require_unique(adata.var_names, "Gene names")
         setup._check(adata)
+        warn_if_stale(adata, setup.metabolite_key)
         kind = StoredExpression.read(adata, setup.layer, setup.sample_key).told() if input is None else input
         setup = replace(setup, input=kind)
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(setup).items()}

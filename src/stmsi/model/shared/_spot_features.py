@@ -9,17 +9,11 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 import pandas as pd
 
-from stmsi._core.learning.expression_space import (
-    ExpressionSpace,
-    column_moments,
-    neighbour_mean,
-    profile_distance,
-)
+from stmsi._core.learning.expression_space import ExpressionSpace, neighbour_mean
 from stmsi._data.checks import check_choice, listing
 from stmsi.model.shared._spot_input import NO_GRAPH
 
 if TYPE_CHECKING:
-    import scipy.sparse as sp
     from numpy.typing import NDArray
 
     from stmsi.model.shared._spot_input import Spots
@@ -149,8 +143,11 @@ class SpotFeatures:
         `genes` are used in the place of the variable ones.
         """
         sizes = {"n_top_genes": self.n_top_genes, "n_components": self.n_components, "seed": self.seed}
-        log = spots.log_expression()
-        self.own = ExpressionSpace.fit(log, genes=genes, **sizes)
+        self.own = (
+            spots.expression_space(**sizes)
+            if genes is None
+            else ExpressionSpace.fit(spots.log_expression(), genes=genes, **sizes)
+        )
         self.uses_graph = spots.graph is not None
         if spots.graph is not None and self.context == "pooled":
             self.pooled = ExpressionSpace.fit(spots.pooled_log_expression(), **sizes)
@@ -162,11 +159,10 @@ class SpotFeatures:
                 else:
                     self.categories[str(name)] = np.unique(column.astype(str).to_numpy().astype(str))
         self.extra = {key: Standardisation.fit(frame) for key, frame in (spots.features or {}).items()}
-        components = self.own.transform(log)
         if labels is not None and signature is not None and spots.cluster is not None:
-            self.clusters = Clusters.fit(labels, signature, spots.cluster, self._white(components))
-        self.profile, _ = column_moments(log)
-        parts = self._distances(log, components)
+            self.clusters = Clusters.fit(labels, signature, spots.cluster, self._white(spots.components(self.own)))
+        self.profile = spots.gene_moments().mean
+        parts = self._distances(spots)
         usual = _positive(np.quantile(parts, 0.95, axis=0))
         self.usual_distances = np.append(usual, _positive(np.quantile((parts / usual).max(axis=1), 0.95)))
         return self
@@ -175,9 +171,9 @@ class SpotFeatures:
         k = min(_OOD_COMPONENTS, components.shape[1])
         return components[:, :k] / self.own.deviation[:k].astype(np.float64)
 
-    def _distances(self, log: sp.csr_matrix, components: NDArray[Any]) -> NDArray[np.float64]:
-        within = np.sqrt((self._white(components) ** 2).mean(axis=1))
-        return np.column_stack([within, profile_distance(log, self.profile)])
+    def _distances(self, spots: Spots) -> NDArray[np.float64]:
+        within = np.sqrt((self._white(spots.components(self.own)) ** 2).mean(axis=1))
+        return np.column_stack([within, spots.profile_distance(self.profile)])
 
     def ood(self, spots: Spots) -> NDArray[np.float64]:
         """Out-of-distribution score: how far a spot is from the training spots, in units of their 95 % quantile.
@@ -186,8 +182,7 @@ class SpotFeatures:
         their standard deviation, and of the profile of all genes from the mean profile (one less their correlation).
         Components alone miss spots that vary along none of them: to scramble the genes of a spot moves it little there.
         """
-        log = spots.log_expression()
-        parts = self._distances(log, self.own.transform(log))
+        parts = self._distances(spots)
         *usual, overall = self.usual_distances
         return (parts / usual).max(axis=1) / overall
 
@@ -195,7 +190,7 @@ class SpotFeatures:
         """Cluster number of each spot."""
         if self.clusters is None:
             return np.zeros(len(spots), np.int64)
-        return self.clusters.assign(self._white(self.own.transform(spots.log_expression())), spots.cluster)
+        return self.clusters.assign(self._white(spots.components(self.own)), spots.cluster)
 
     def covariates(self, spots: Spots) -> NDArray[np.float32]:
         """Covariates as columns: numbers z-scored, categories one-hot; shape (spots, columns)."""
@@ -222,7 +217,7 @@ class SpotFeatures:
 
     def components(self, spots: Spots) -> NDArray[np.float32]:
         """Components of the spots' own expression, scaled by one number to a mean square of 1."""
-        return self.own.transform(spots.log_expression()) / np.float32(root_mean_square(self.own))
+        return spots.components(self.own) / np.float32(root_mean_square(self.own))
 
     def transform(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Features of both stages.

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from pandas.api.types import is_integer_dtype
 
-from stmsi._core.learning.expression_space import log_normalize, pool_counts, pool_logs
+from stmsi._core.learning.expression_space import (
+    ExpressionSpace,
+    GeneMoments,
+    log_normalize,
+    pool_counts,
+    pool_logs,
+    profile_distance,
+)
 from stmsi._data.checks import check_share, listing, require_anndata, require_rows, require_unique
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_obs
@@ -23,6 +31,8 @@ if TYPE_CHECKING:
     from stmsi.model.shared._gene_panel import GenePanel
     from stmsi.model.shared._setup import Setup
 
+
+T = TypeVar("T")
 
 NO_GRAPH = "The model uses neighbourhoods, but the spots have no graph."
 
@@ -55,6 +65,8 @@ class Spots:
         What `counts` holds: ``"counts"`` or ``"log"``.
     target_sum
         With ``input="log"``, sum of a spot before the logarithm, where it is known.
+    made
+        What has been computed of the expression of these spots, by name, so that the members of a stack need not do it again.
     """
 
     names: pd.Index
@@ -68,37 +80,72 @@ class Spots:
     missing: float = 0.0
     input: Input = "counts"
     target_sum: float | None = None
+    made: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.names)
 
+    def with_counts(self, counts: sp.csr_matrix) -> Spots:
+        """The same spots with other expression, of which nothing is made yet."""
+        return replace(self, counts=counts, made={})
+
+    def once(self, key: Hashable, make: Callable[[], T]) -> T:
+        """What was made under this key before, or is now; not to be changed."""
+        if key not in self.made:
+            self.made[key] = make()
+        return self.made[key]
+
     def log_expression(self) -> sp.csr_matrix:
         """Log expression, shape (n, genes): log-normalised counts, or logs as they are. Made once; not to be changed."""
-        return self._log
+        return self.once("log", lambda: log_normalize(self.counts) if self.input == "counts" else self.counts)
+
+    def gene_moments(self) -> GeneMoments:
+        """Of the log expression of each gene. Made once; not to be changed."""
+        return self.once("moments", lambda: GeneMoments.of(self.log_expression()))
+
+    def expression_space(self, *, n_top_genes: int, n_components: int, seed: int) -> ExpressionSpace:
+        """Principal components of the log expression of these spots. Made once; not to be changed."""
+
+        def make() -> ExpressionSpace:
+            moments = self.gene_moments()
+            space, components = ExpressionSpace.fit_transform(
+                self.log_expression(), moments.mean, moments.variance,
+                n_top_genes=n_top_genes, n_components=n_components, seed=seed,
+            )  # fmt: skip
+            self.made["components", id(space)] = space, components
+            return space
+
+        return self.once(("space", n_top_genes, n_components, seed), make)
+
+    def components(self, space: ExpressionSpace) -> NDArray[np.float32]:
+        """Components of these spots in a space, shape (n, components). Made once; not to be changed."""
+        # the space is kept beside them: its number is taken by another one when it is gone
+        return self.once(("components", id(space)), lambda: (space, space.transform(self.log_expression())))[1]
+
+    def profile_distance(self, profile: NDArray[np.float64]) -> NDArray[np.float64]:
+        """How far the profile of each spot is from another, shape (n,). Made once; not to be changed."""
+        key = ("distance", id(profile))
+        return self.once(key, lambda: (profile, profile_distance(self.log_expression(), profile)))[1]
 
     def pooled_log_expression(self) -> sp.csr_matrix:
         """Log expression of each spot and its neighbours together, shape (n, genes). Made once; not to be changed.
 
         Counts are added up before they are normalised; of logs it is the mean.
         """
-        return self._pooled_log
-
-    @cached_property
-    def _log(self) -> sp.csr_matrix:
-        return log_normalize(self.counts) if self.input == "counts" else self.counts
-
-    @cached_property
-    def _pooled_log(self) -> sp.csr_matrix:
-        if self.graph is None:
+        graph = self.graph
+        if graph is None:
             raise ValueError(NO_GRAPH)
         if self.input == "counts":
-            return log_normalize(pool_counts(self.counts, self.graph))
-        return pool_logs(self.counts, self.graph)
+            return self.once("pooled log", lambda: log_normalize(pool_counts(self.counts, graph)))
+        return self.once("pooled log", lambda: pool_logs(self.counts, graph))
 
     def take(self, rows: NDArray[np.int64]) -> Spots:
         """Some of the spots; edges to the others are cut."""
+        if np.array_equal(rows, np.arange(len(self))):
+            return self
         return replace(
             self,
+            made={},
             names=self.names[rows],
             counts=self.counts[rows],
             graph=None if self.graph is None else self.graph[rows][:, rows],
@@ -194,7 +241,10 @@ def read_spots(
             if column.isna().any():
                 msg = f"Covariate obs[{key!r}] has missing values; fill them first."
                 raise ValueError(msg)
-        covariates = pd.DataFrame(columns_of)
+        # whole numbers are the names of batches, not amounts
+        covariates = pd.DataFrame(
+            {k: c.astype("category") if is_integer_dtype(c) else c for k, c in columns_of.items()}
+        )
     features = {key: _read_features(adata, key) for key in setup.feature_key} or None
     cluster = None
     if setup.cluster_key is not None and with_cluster and setup.cluster_key in adata.obs:

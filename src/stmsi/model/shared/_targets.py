@@ -77,7 +77,7 @@ def resolve_rows(index: ArrayLike | None, n: int, name: str) -> NDArray[np.int64
             msg = f"{name} as a mask must have length {n}, found {rows.shape}."
             raise ValueError(msg)
         rows = np.flatnonzero(rows)
-    elif not np.issubdtype(rows.dtype, np.integer) and not np.array_equal(rows, np.round(rows.astype(float))):
+    elif not np.issubdtype(rows.dtype, np.integer) and rows.size:
         msg = f"{name} must be positions (integers) or a mask, found {rows.dtype}."
         raise ValueError(msg)
     rows = rows.astype(np.int64)

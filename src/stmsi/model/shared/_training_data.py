@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from stmsi._core.learning.expression_space import column_moments
 from stmsi._data.keys import Key
 from stmsi._data.tables import sections_of
 from stmsi.model.shared._fitted_state import FittedState
@@ -34,6 +33,8 @@ class TrainingData:
     ----------
     adata
         The data that the model was made with.
+    setup
+        What was read of them.
     spots, all_targets
         Of all spots.
     rows, validation
@@ -44,6 +45,7 @@ class TrainingData:
     """
 
     adata: AnnData
+    setup: Setup
     spots: Spots
     all_targets: Targets
     rows: NDArray[np.int64]
@@ -62,7 +64,27 @@ class TrainingData:
         rows, validation = training_rows(all_targets, train_idx, validation_idx)
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
         sample = sections_of(adata, setup.sample_key)[rows]
-        return cls(adata, spots, all_targets, rows, validation, train, targets, sample)
+        return cls(adata, setup, spots, all_targets, rows, validation, train, targets, sample)
+
+    def alone(self, adata: AnnData) -> TrainingData:
+        """The training spots as all there is, `adata` holding them and nothing else."""
+        rows = np.arange(len(self.rows))
+        measured = self.all_targets.some(self.rows, self.all_targets.metabolites)
+        return TrainingData(adata, self.setup, self.train, measured, rows, None, self.train, self.targets, self.sample)
+
+    def of_setup(self, setup: Setup) -> TrainingData | None:
+        """The same for a model with fewer inputs; `None` where it differs in more than that."""
+        fewer = ("graph_key", "prior_key", "covariate_keys", "feature_key", "signature_key", "cluster_key")
+        if replace(setup, **{name: getattr(self.setup, name) for name in fewer}) != self.setup:
+            return None
+        train = replace(
+            self.train,
+            graph=None if setup.graph_key is None else self.train.graph,
+            covariates=self.train.covariates[list(setup.covariate_keys)] if setup.covariate_keys else None,  # type: ignore[index]
+            features={key: self.train.features[key] for key in setup.feature_key} or None,  # type: ignore[index]
+            cluster=None if setup.cluster_key is None else self.train.cluster,
+        )
+        return replace(self, setup=setup, spots=train, train=train)
 
     def start(self, setup: Setup, features: SpotFeatures) -> FittedState:
         """State of a model whose features are fitted, with the summary of the training spots."""
@@ -88,8 +110,7 @@ def start_state(adata: AnnData, setup: Setup, targets: Targets, features: SpotFe
         if isinstance(table, pd.DataFrame) and targets.metabolites.isin(table.index).all()
         else pd.DataFrame({Key.var.NAME: targets.metabolites}, index=targets.metabolites)
     )
-    mean_log, _ = column_moments(train.log_expression())
-    panel = GenePanel(gene_names(adata.var), mean_log, train.target_sum)
+    panel = GenePanel(gene_names(adata.var), train.gene_moments().mean, train.target_sum)
     return FittedState(setup, panel, features, targets.metabolites, table)
 
 

@@ -140,15 +140,15 @@ def pixel_centres(
 
 
 def spots_on_tissue(table: AnnData) -> NDArray[np.bool_]:
-    """Spots on tissue, all of them where ``obs`` does not say."""
+    """Spots on tissue; those of which ``obs`` does not say count as tissue."""
     if Key.obs.IN_TISSUE not in table.obs:
         return np.ones(table.n_obs, bool)
-    return table.obs[Key.obs.IN_TISSUE].to_numpy().astype(float) > 0
+    return ~(table.obs[Key.obs.IN_TISSUE].to_numpy(dtype=float, na_value=np.nan) <= 0)
 
 
 def pixels_on_tissue(table: AnnData, ions: sp.csr_matrix) -> NDArray[np.bool_]:
     """Pixels on tissue: as ``obs`` says, else as the data show; all of them where no background can be seen."""
-    if Key.obs.TISSUE in table.obs:
+    if Key.obs.TISSUE in table.obs and table.obs[Key.obs.TISSUE].notna().all():
         return table.obs[Key.obs.TISSUE].to_numpy().astype(bool)
     row, col = (table.obs[k].to_numpy().astype(np.int64) for k in (Key.obs.ROW, Key.obs.COL))
     found = np.asarray((ions > 0).sum(axis=1)).ravel().astype(float)
