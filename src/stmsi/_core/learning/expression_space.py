@@ -102,10 +102,12 @@ class ExpressionSpace:
     deviation: Floats32  # standard deviation of the training spots along each component
 
     @classmethod
-    def fit(cls, log: sp.csr_matrix, *, n_top_genes: int, n_components: int, seed: int = 0) -> ExpressionSpace:
+    def fit(
+        cls, log: sp.csr_matrix, *, n_top_genes: int, n_components: int, seed: int = 0, genes: Ints | None = None
+    ) -> ExpressionSpace:
         """The space alone; see :meth:`fit_transform`."""
-        moments = column_moments(log)
-        return cls.fit_transform(log, *moments, n_top_genes=n_top_genes, n_components=n_components, seed=seed)[0]
+        moments, sizes = column_moments(log), {"n_top_genes": n_top_genes, "n_components": n_components, "seed": seed}
+        return cls.fit_transform(log, *moments, genes=genes, **sizes)[0]
 
     @classmethod
     def fit_transform(
@@ -132,7 +134,7 @@ class ExpressionSpace:
         seed
             Of the randomised solver.
         genes
-            Columns to use instead, which must vary.
+            Columns that are used in the place of the variable ones; they must vary.
 
         Returns
         -------
