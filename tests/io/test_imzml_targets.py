@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from pyimzml.ImzMLWriter import ImzMLWriter
 
 from stmsi._data.concatenate import concat_msi
 from stmsi.io import read_imzml
@@ -27,9 +28,12 @@ def test_outside_of_the_acquired_range_is_not_measured(tmp_path, handmade, caplo
     assert "WARNING" not in caplog.text
 
 
-def test_between_the_bins_of_a_shared_axis_nothing_was_stored(tmp_path, handmade, caplog):
-    path = handmade(tmp_path / "a.imzML", CONTINUOUS, mode="continuous")
-    table = read_imzml(path, mz=[155.0, 150.0]).tables["msi"]
+def test_between_the_bins_of_a_shared_axis_nothing_was_stored(tmp_path, caplog):
+    path = tmp_path / "a.imzML"
+    with ImzMLWriter(str(path), mode="continuous") as writer:
+        for place, (mz, intensity) in CONTINUOUS.items():
+            writer.addSpectrum(mz, intensity, place)
+    table = read_imzml(path, mz=[155.0, 150.0], pixel_size=50).tables["msi"]
     assert table.varm["measured"]["a"].tolist() == [False, True]
     assert "1 of 2 ions" in caplog.text
 
