@@ -38,6 +38,9 @@ _AUTO = ("scale", "serial", "frame", "intensities", "layer", "msi_layer")
 _N_REFITS = 12
 """Refits from which the resolution of an automatic alignment is told."""
 _USUAL_SCALE = 1.1
+_MAX_SCALE = {"landmarks": 1.2}
+"""Largest scale by method; positions in pixels of an image are often off by little more."""
+_MAX_SCALE_ELSE = 3.0
 
 
 def align(
@@ -59,7 +62,7 @@ def align(
     n_perturb: int = 0,
     perturb_sd: float | None = None,
     sample: str | Sequence[str] | None = None,
-    max_scale: float = 3.0,
+    max_scale: float | None = None,
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.ST,
     msi_table_key: str = Key.table.MSI,
@@ -137,6 +140,7 @@ def align(
         Sections to align; `None`: those that `landmarks` or `transformation` name, else all with MSI.
     max_scale
         Both frames are in micrometres, so a scale beyond this factor (either way) means mixed-up units and is refused.
+        `None`: 1.2 with landmarks, 3 without, and no limit where ``auto={"scale": "free"}`` looks for the scale.
     sample_key
         Column of ``obs`` with the section name.
     table_key, msi_table_key
@@ -270,11 +274,14 @@ def align(
         if refine is not None and len(geometry.spots):
             msi = msi_components(sdata, name, msi_table_key, sample_key)
             components = st_components(sdata, name, table_key, sample_key), msi
+        limit = _MAX_SCALE.get(own_method, _MAX_SCALE_ELSE) if max_scale is None else max_scale
+        if own_method == "auto" and options.get("scale") == "free" and max_scale is None:
+            limit = np.inf
         # an alignment without landmarks has weighed all placements already
         asked = None if own_method == "auto" else witness(sdata, name, geometry, **keys)
         tasks.append(
             Task(
-                name, own_method, fit, geometry, max_scale, int(n_perturb), perturb_sd, components, refine_length,
+                name, own_method, fit, geometry, limit, int(n_perturb), perturb_sd, components, refine_length,
                 asked,
             )
         )  # fmt: skip
@@ -321,7 +328,15 @@ def _write(sdata: SpatialData, tasks: list[Task], results: list[Result], table_k
             sdata.shapes[Key.warped_pixels(name)] = warped
             record[name]["element"] = Key.warped_pixels(name)
         if not 1 / _USUAL_SCALE < fit.scale < _USUAL_SCALE:
-            logger.warning("Section %r: the alignment scales by %.3g; is its pixel size right?", name, fit.scale)
+            size = task.geometry.pixel_size
+            sizes = f"pixels stated as {size:.4g} um are {size * fit.scale:.4g} um wide in the ST frame"
+            if np.isinf(task.max_scale):
+                logger.info("Section %r: the size was free; %s.", name, sizes)
+            else:
+                logger.warning(
+                    "Section %r: the alignment scales by %.3g; is its pixel size right? As it is, %s: the pixel size, the "
+                    "unit of the spots or landmark_units= may be wrong.", name, fit.scale, sizes,
+                )  # fmt: skip
         for note in result.notes:
             logger.warning("Section %r: %s", name, note)
     table.uns[Key.uns.ALIGNMENT] = record

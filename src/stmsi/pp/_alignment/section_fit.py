@@ -36,6 +36,8 @@ REFINE_PITCHES = 5.0
 """Spacing of the control points of a displacement, in spot pitches."""
 _FAR = 1.0
 """Landmarks all lie elsewhere when none is within the section's box, widened by this share of its size on every side."""
+_BESIDE = 0.2
+"""A landmark lies outside its section beyond the box, widened by this share of its size."""
 WITHOUT_LANDMARKS = {"n_landmarks": 0, "residual_um": np.empty(0), "tre_um": np.empty(0)}
 
 
@@ -196,7 +198,7 @@ def _scale(matrix: NDArray[np.float64]) -> float:
 
 
 def check_landmarks_place(pair: Pair, geometry: Geometry) -> None:
-    """Raise where no landmark lies anywhere near its section."""
+    """Raise where no landmark lies anywhere near its section, or most lie outside it."""
     sides = ((pair[0], geometry.pixels, "MSI"), (pair[1], np.vstack([geometry.spots, geometry.others]), "ST"))
     for xy, section, side in sides:
         xy = np.asarray(xy, dtype=float)
@@ -204,10 +206,11 @@ def check_landmarks_place(pair: Pair, geometry: Geometry) -> None:
             continue
         low, high = section.min(axis=0), section.max(axis=0)
         size = (high - low).max()
-        near = ((xy > low - _FAR * size) & (xy < high + _FAR * size)).all(axis=1)
-        if not near.any():
+        near, within = (((xy > low - m * size) & (xy < high + m * size)).all(axis=1) for m in (_FAR, _BESIDE))
+        if not near.any() or within.mean() < 0.5:
+            found = f"no {side} landmark lies" if not near.any() else f"{(~within).sum()} of {len(xy)} {side} landmarks do not lie"
             msg = (
-                f"no {side} landmark lies near the section: they span {_box(xy)}, the section {_box(section)} (um). Are "
+                f"{found} near the section: they span {_box(xy)}, the section {_box(section)} (um). Are "
                 "they in another frame or unit? Pairs are (in the MSI frame, in the ST frame); landmark_units= converts."
             )
             raise ValueError(msg)
@@ -222,7 +225,9 @@ def _check_scale(fit: SectionFit, task: Task) -> None:
     if not 1 / task.max_scale < fit.scale < task.max_scale:
         msg = (
             f"the transformation scales by {fit.scale:.4g}, but both frames are in micrometres. Are the landmarks (or the "
-            "pixel size) in another unit, pixels for example? Convert them (landmark_units=), or raise max_scale."
+            "pixel size) in another unit, pixels for example? Convert them (landmark_units=), or raise max_scale. Pixels stated "
+            f"as {task.geometry.pixel_size:.4g} um would be {task.geometry.pixel_size * fit.scale:.4g} um: if they are, read the "
+            "MSI with that pixel size."
         )
         raise ValueError(msg)
 
