@@ -106,8 +106,10 @@ class ExpressionSpace:
         cls, log: sp.csr_matrix, *, n_top_genes: int, n_components: int, seed: int = 0, genes: Ints | None = None
     ) -> ExpressionSpace:
         """The space alone; see :meth:`fit_transform`."""
-        moments, sizes = column_moments(log), {"n_top_genes": n_top_genes, "n_components": n_components, "seed": seed}
-        return cls.fit_transform(log, *moments, genes=genes, **sizes)[0]
+        mean, variance = column_moments(log)
+        return cls.fit_transform(
+            log, mean, variance, n_top_genes=n_top_genes, n_components=n_components, seed=seed, genes=genes
+        )[0]
 
     @classmethod
     def fit_transform(

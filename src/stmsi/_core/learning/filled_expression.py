@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import scipy.sparse as sp
@@ -41,7 +41,7 @@ class FilledExpression:
         rows, columns = key if isinstance(key, tuple) else (key, slice(None))
         return FilledExpression(self.measured[key], self.row[columns], self.where[rows])
 
-    def __matmul__(self, right: object) -> Floats | Floats32:
+    def __matmul__(self, right: Any) -> Floats | Floats32:
         """Product with a dense or sparse matrix, dense."""
         if sp.issparse(right):
             product, added = (self.measured @ right).toarray(), np.asarray(right.T @ self.row)

@@ -299,7 +299,7 @@ def scan(data, start, group_names, group_ends, group_kind, group_traits, fields)
                 if not known and not in_array:
                     level = np.int64(0)
                     if code == _MS_LEVEL:
-                        level = _MISSING if value_start < 0 else _integer(data, value_start, value_stop)
+                        level = np.int64(_MISSING if value_start < 0 else _integer(data, value_start, value_stop))
                         if level == _MISSING:
                             return found, p, 4
                     row[_TRAITS] = _trait(row[_TRAITS], code, level)

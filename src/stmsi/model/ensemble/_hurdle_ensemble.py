@@ -282,7 +282,7 @@ class HurdleEnsemble(SpotModel):
 
         def best(maps: Sequence[NDArray[np.float64]]) -> float:
             stacked = np.stack(maps)
-            weights = selected_weights(truth, stacked, np.isfinite(stacked).any(axis=1))
+            weights = selected_weights(truth, stacked, np.asarray(np.isfinite(stacked).any(axis=1)))
             return truth.score(_weighted(stacked, weights))
 
         return best([*maps, own]) - best(maps) if maps else np.inf

@@ -145,7 +145,7 @@ class SpotFeatures:
 
         `genes` are used in the place of the variable ones.
         """
-        sizes = {"n_top_genes": self.n_top_genes, "n_components": self.n_components, "seed": self.seed}
+        sizes: dict[str, Any] = {"n_top_genes": self.n_top_genes, "n_components": self.n_components, "seed": self.seed}
         self.own = spots.expression_space(genes=genes, **sizes)
         self.uses_graph = spots.graph is not None
         if spots.graph is not None and self.context == "pooled":

@@ -144,8 +144,8 @@ class _Judge:
 
     def is_given(self, matrix: NDArray[np.float64]) -> bool:
         """Whether a placement is about that of the alignment in question."""
-        pair = (Placement(m, 0.0) for m in (matrix, self.matrix))
-        return same_place(*pair, self.section.moving.xy, self.section.fixed.pitch)
+        here, there = Placement(matrix, 0.0), Placement(self.matrix, 0.0)
+        return same_place(here, there, self.section.moving.xy, self.section.fixed.pitch)
 
 
 def witness(
@@ -154,9 +154,10 @@ def witness(
     """What can be asked about an alignment of a section; `None` with too few spots or pixels to tell."""
     if min(len(geometry.spots), len(geometry.pixels)) < MIN_POINTS:
         return None
-    keys = {"table_key": table_key, "msi_table_key": msi_table_key, "sample_key": sample_key}
     # the size is what the alignment says, not what the tissue areas say: "free" leaves both as they are
-    section = automatic_input(sdata, name, scale="free", **keys)
+    section = automatic_input(
+        sdata, name, scale="free", table_key=table_key, msi_table_key=msi_table_key, sample_key=sample_key
+    )
     spots = np.vstack([geometry.spots, geometry.others])
     return Witness(_thinned(section), spots, geometry.corners.reshape(-1, 2))
 
