@@ -117,7 +117,7 @@ def read_thyra(
     if len(sections) == 1:
         return sections[0]
     elements: dict[str, Any] = {name: shapes for s in sections for name, shapes in s.shapes.items()}
-    elements[Key.table.MSI] = concat_msi([s.tables[Key.table.MSI] for s in sections], None)
+    elements[Key.table.MSI], _ = concat_msi([s.tables[Key.table.MSI] for s in sections], None)
     return SpatialData.init_from_elements(elements)
 
 

@@ -141,7 +141,7 @@ def pair_by_region(
             msg = f"{name} must be at least 1, found {value!r}."
             raise ValueError(msg)
     spots = _one_table(st, table_key, lambda tables: concat_st(tables, "inner"))
-    pixels = _one_table(msi, msi_table_key, lambda tables: concat_msi(tables, mz_tolerance))
+    pixels = _one_table(msi, msi_table_key, lambda tables: concat_msi(tables, mz_tolerance)[0])
     require_rows(spots)
     require_rows(pixels, "pixels")
     require_unique(spots.var_names, "Gene names")
