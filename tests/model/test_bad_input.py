@@ -136,9 +136,9 @@ def test_spots_that_are_hard_to_predict(hardened, data):
     assert_finite(hardened, query)
     assert_finite(hardened, query[2].copy())
     few = query[:, ::20].copy()
-    with pytest.raises(ValueError, match=r"Only 5\.0% of the 120 training genes are in the data; at least 50%"):
+    with pytest.raises(ValueError, match=r"Only \d+\.\d% of the \d+ training genes are in the data .*at least 40%"):
         hardened.predict(few)
-    assert_finite(hardened, few, min_genes=0.05)
+    assert_finite(hardened, few, min_genes=0)
 
 
 @pytest.mark.parametrize("name", [n for n in MODELS if MODELS[n].get("setup", {}).get("graph_key")])

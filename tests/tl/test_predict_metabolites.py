@@ -41,7 +41,7 @@ def test_everything_documented_is_written(mapped, model):
         assert (frame.dtypes == np.float32).all()
     record = st.uns["msi_pred"]
     assert record["params"] == {
-        "coverage": 0.9, "min_genes": 0.5, "model": "HurdleLinear", "how": ["expected"], "use_measured": False
+        "coverage": 0.9, "min_genes": 0.4, "model": "HurdleLinear", "how": ["expected"], "use_measured": False
     }  # fmt: skip
     assert "use_measured" not in record
     assert record["model"]["class"] == "HurdleLinear"
@@ -207,7 +207,7 @@ def test_a_failure_writes_nothing(query, model):
 def test_missing_genes_are_recorded(query, model):
     fewer = query[:, 12:].copy()
     stmsi.tl.predict_metabolites(fewer, model)
-    assert fewer.uns["msi_pred"]["missing_genes"] == pytest.approx(0.1)
+    assert fewer.uns["msi_pred"]["missing_genes"] == pytest.approx(model._gene_weights()[:12].sum())
 
 
 def test_no_msi_to_train_on_is_refused(query):

@@ -26,7 +26,7 @@ def test_writes_draws_and_their_record(mapped, model) -> None:
     assert not frames[0].equals(frames[1])
     assert (frames[0].to_numpy() >= 0).all()
     assert (frames[0].to_numpy() == 0).any()
-    assert st.uns["msi_sample"]["params"] == {"n_samples": 2, "spatial": True, "min_genes": 0.5}
+    assert st.uns["msi_sample"]["params"] == {"n_samples": 2, "spatial": True, "min_genes": 0.4}
     assert stmsi.get.feature_table(mapped, metabolite_key="msi_sample_1").shape[0] == 12
     assert stmsi.get.as_table(mapped, metabolite_key="msi_sample_0", key_added="msi_synthetic").shape == (st.n_obs, 12)
     # fewer draws leave none of the earlier ones behind

@@ -99,7 +99,7 @@ def predict_metabolites(
       of the training spots;
     - ``uns["msi_pred"]``: ``params`` (``how``: the outputs in their order), ``model`` (name and version), ``features`` (feature
       table with the evidence from held-out training spots, the threshold of each metabolite and its training mean) and
-      ``missing_genes``; with `use_measured` the table ``use_measured``, one row per corrected section and metabolite: ``sample``,
+      ``missing_genes`` (share, by their weight in the model); with `use_measured` the table ``use_measured``, one row per corrected section and metabolite: ``sample``,
       ``metabolite``, ``n_measured`` (spots), ``offset``, ``scale``, ``smoothing`` (slope of the mean prediction around a spot),
       ``length`` (um, of the correlation of residuals, NaN where they are noise) and ``noise`` (share of their variance).
 
