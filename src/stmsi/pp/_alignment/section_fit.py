@@ -208,7 +208,11 @@ def check_landmarks_place(pair: Pair, geometry: Geometry) -> None:
         size = (high - low).max()
         near, within = (((xy > low - m * size) & (xy < high + m * size)).all(axis=1) for m in (_FAR, _BESIDE))
         if not near.any() or within.mean() < 0.5:
-            found = f"no {side} landmark lies" if not near.any() else f"{(~within).sum()} of {len(xy)} {side} landmarks do not lie"
+            found = (
+                f"no {side} landmark lies"
+                if not near.any()
+                else f"{(~within).sum()} of {len(xy)} {side} landmarks do not lie"
+            )
             msg = (
                 f"{found} near the section: they span {_box(xy)}, the section {_box(section)} (um). Are "
                 "they in another frame or unit? Pairs are (in the MSI frame, in the ST frame); landmark_units= converts."
