@@ -460,3 +460,62 @@ def test_the_image_of_the_total_ion_current_follows_its_pixels(toy):
     moved = get_transformation(toy.images["P2S1_tic"], to_coordinate_system="P2S1")
     expected = np.asarray(toy.tables["msi"].uns["alignment"]["P2S1"]["matrix"]) @ np.diag([50.0, 50.0, 1.0])
     np.testing.assert_allclose(moved.to_affine_matrix(("x", "y"), ("x", "y")), expected)
+
+
+# ------------------------------------------------------------------------------------------------- sizes and units
+
+
+@pytest.mark.parametrize("pixel", [0.77, 1.3])
+def test_landmarks_in_pixels_of_the_image_are_refused_with_the_remedy(toy, pixel):
+    msi, st = _points(toy)
+    given = {"P1S1": (msi, st / pixel)}
+    with pytest.raises(ValueError, match=r"Section 'P1S1': the transformation scales by .*landmark_units=.*max_scale"):
+        stmsi.pp.align(toy, landmarks=given)
+    stmsi.pp.align(toy, landmarks=given, landmark_units=(1.0, pixel))
+    np.testing.assert_allclose(np.linalg.det(_found(toy, "P1S1")), 1, atol=0.1)
+
+
+def test_landmarks_outside_the_section_are_refused(toy):
+    msi, st = _points(toy)
+    for side, pair in (("ST", (msi, st + 1000)), ("MSI", (msi + 1200, st))):
+        with pytest.raises(ValueError, match=f"of 8 {side} landmarks do not lie near the section.*landmark_units="):
+            stmsi.pp.align(toy, landmarks={"P1S1": pair})
+
+
+def test_a_scale_that_somebody_wants_is_taken(toy, caplog):
+    msi, st = _points(toy)
+    with caplog.at_level(logging.WARNING, "stmsi"):
+        stmsi.pp.align(toy, landmarks={"P1S1": (msi / 1.3, st)}, max_scale=1.5)
+    assert "is its pixel size right? As it is, pixels stated as 50 um are 6" in caplog.text
+
+
+def _sized(sdata, factor):
+    """Pixels of another stated size."""
+    from geopandas import GeoDataFrame
+
+    for name in SECTIONS:
+        old = sdata.shapes[f"{name}_pixels"]
+        scaled = old.geometry.affine_transform([factor, 0, 0, factor, 0, 0])
+        new = GeoDataFrame(old.drop(columns="geometry"), geometry=scaled)
+        new.attrs = dict(old.attrs)
+        sdata.shapes[f"{name}_pixels"] = new
+
+
+def test_a_placeholder_for_the_pixel_size_needs_no_other_option(toy, caplog):
+    _sized(toy, 1 / 50)
+    with pytest.raises(ValueError, match=r"auto=\{'scale': 'free'\}"):
+        stmsi.pp.align(toy, sample="P1S1", method="auto")
+    with caplog.at_level(logging.WARNING, "stmsi"):
+        stmsi.pp.align(toy, sample="P1S1", method="auto", auto={"scale": "free"})
+    assert toy.tables["msi"].uns["alignment"]["P1S1"]["scale"] == pytest.approx(50, rel=0.1)
+    assert "pixel size right" not in caplog.text
+    with pytest.raises(ValueError, match="scales by"):
+        stmsi.pp.align(toy, sample="P1S1", method="auto", auto={"scale": "free"}, max_scale=2)
+
+
+def test_a_wrong_stated_size_is_a_suspect(toy, caplog):
+    _sized(toy, 1.3)
+    with caplog.at_level(logging.WARNING, "stmsi"):
+        stmsi.pp.align(toy, sample="P1S1", method="auto")
+    assert "is the stated pixel size (65 um; " in caplog.text
+    assert "auto={'scale': 'free'}" in caplog.text

@@ -62,7 +62,8 @@ def alignment_report(
       canonical components, each spot judged by an analysis without its surroundings. Before: the sections laid upon each
       other by their middles, not turned; after: aligned;
     - ``ambiguous``, ``message``: whether the data leave another alignment open, where `align` could tell;
-    - ``resolution``: what the error supports claims about.
+    - ``resolution``: what the error supports claims about; "doubtful" where another reading of the landmarks agrees better,
+      "not known" where genes and ions support none.
 
     Raises
     ------

@@ -42,6 +42,8 @@ MIN_POINTS = 20
 _MAX_FACTOR = 5.0
 _NO_OVERLAP, _POOR_OVERLAP = 0.3, 0.7
 _LOOSE = 3.0
+_ALIKE = 1.15
+"""Tissues whose widths differ by more than this factor let the stated pixel size be a suspect."""
 _N_ION_COMPONENTS, _N_GENE_COMPONENTS = 8, 10
 
 
@@ -147,13 +149,15 @@ def automatic_input(
             )
             raise ValueError(msg)
     fixed = _fixed(spots, in_tissue, frame)
-    moving = pixel_raster(pixels, size, on_tissue)
+    # the element may be in units of the raster: the MSI frame says what they are in micrometres
+    unit = float(np.sqrt(abs(np.linalg.det(to_msi[:2, :2]))))
+    moving = pixel_raster(pixels, size, on_tissue).scaled(unit)
     factor = _unit(moving, fixed, name, scale)
     freedom = FREE if scale == "free" else SERIAL if serial else KNOWN
     if serial and scale == "free":
         freedom = Freedom(FREE.scale, SERIAL.stretch, FREE.scales)
     seen: tuple[Any, Any] = (ions[on_tissue], counts[in_tissue]) if intensities else (None, None)
-    resize = np.diag([factor, factor, 1.0]) @ inverse(to_msi)
+    resize = np.diag([factor * unit, factor * unit, 1.0]) @ inverse(to_msi)
     return AutomaticInput(
         name, moving.scaled(factor), fixed, seen[0], seen[1], resize, freedom, model == "affine", serial
     )
@@ -243,12 +247,18 @@ def _result(verdict: Verdict, moving: TissueRaster, fixed: TissuePoints, resize:
     if verdict.iou < _POOR_OVERLAP:
         reasons.append(
             f"The tissue masks overlap by {verdict.iou:.0%} only: they may not show the same piece of tissue. If the spots are "
-            "a piece cut from it, pass auto={'frame': 'crop'}."
+            "a piece cut from it, pass auto={'frame': 'crop'}; if the stated pixel size may be wrong, auto={'scale': 'free'}."
         )
     if verdict.resolution.p90_um > _LOOSE * fixed.pitch:
         reasons.append(
             f"The outlines hold the section loosely: refits move pixels by {verdict.resolution.p90_um:.0f} um (90th "
             "percentile). Landmarks would hold it."
+        )
+    wider = float(np.sqrt(fixed.area / moving.area))  # about 1 where the size was free
+    if reasons and not 1 / _ALIKE < wider < _ALIKE:
+        reasons.append(
+            f"The ST tissue is {wider:.2f} times as wide as the MSI tissue. Is the MSI a part of it, or is the stated pixel size "
+            f"({moving.pixel:.4g} um; {moving.pixel * wider:.4g} um would make them alike) wrong? auto={{'scale': 'free'}} fits the size."
         )
     message = " ".join(reasons) or (
         f"Placed by {verdict.decided_by}: IoU {verdict.iou:.2f}, pixels move by {verdict.resolution.median_um:.0f} um "

@@ -25,6 +25,7 @@ from stmsi._core.registration.placements import (
 from stmsi._core.registration.tissue_masks import TissuePoints
 from stmsi._core.registration.warps import homogeneous
 from stmsi.pp._alignment.automatic import MIN_POINTS, AutomaticInput, automatic_input
+from stmsi.pp._alignment.section_fit import Opinion
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -44,14 +45,6 @@ _MASKS_LEAD = 0.8
 _MAX_SPOTS = 4000
 _UNTURNED = "as they lie, neither turned nor mirrored"
 _SHIFTED = "shifted"
-
-
-@dataclass(frozen=True)
-class Opinion:
-    """Why an alignment is doubtful (empty: nothing speaks against it), and whether genes and ions speak for it."""
-
-    doubt: str
-    supported: bool
 
 
 @dataclass(frozen=True)

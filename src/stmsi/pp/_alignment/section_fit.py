@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stmsi.pp._alignment.landmark_input import Pair
-    from stmsi.pp._alignment.other_readings import Opinion
     from stmsi.pp._alignment.section_geometry import Geometry
 
 MAX_FOLDS = 0.01
@@ -63,6 +62,14 @@ class SectionFit:
 
 Method = Callable[[np.random.Generator], SectionFit]
 """Aligns one section; it holds the arrays that it needs, so that it can run in another process."""
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """Why an alignment is doubtful (empty: nothing speaks against it), and whether genes and ions speak for it."""
+
+    doubt: str
+    supported: bool
 
 
 @dataclass(frozen=True)
