@@ -61,7 +61,7 @@ def ion_table(frame: pd.DataFrame, path: Path, polarity: str = "") -> pd.DataFra
         text[_MOD].map(lambda part: _signed(part, "+")),
         text[_LOSS].map(lambda part: _signed(part, "-")),
     )
-    sign = text[ION].str.extract(r"([+-])$")[0].fillna(_SIGN_OF[polarity] if polarity in _SIGN_OF else "")
+    sign = text[ION].str.extract(r"([+-])$")[0].fillna(_SIGN_OF.get(polarity, ""))
     told = (*(text[key] for key in (ADDUCT, _MOD, _LOSS)), sign, text[FORMULA], text[_ION_FORMULA], mz)
     adduct = pd.Series([_adduct(*parts) for parts in zip(*told, strict=True)], index=frame.index)
     n_ids = ids.map(lambda value: len(_SPLIT.split(value)) if value else 0)
