@@ -13,6 +13,7 @@ from stmsi.model.linear._negative_controls import CoordinatesOnly
 
 NAN = float("nan")
 COUNTS = (0, -3, 2.5, NAN, "5", True, None)
+GIVEN_COUNTS = COUNTS[:-1]
 SEEDS = (-1, 1.5, None, NAN, 2**32, "0")
 WEIGHTS = (-0.1, NAN, np.inf, "1", None)
 BAD: list[tuple[type[Any], str, tuple[Any, ...]]] = [
@@ -43,13 +44,13 @@ ENCODER: list[tuple[str, str, tuple[Any, ...]]] = [
     ("crossmodal", "temperature", (0.0, NAN)),
 ]
 TRAIN: list[tuple[str, tuple[Any, ...]]] = [
-    ("max_epochs", COUNTS),
-    ("batch_size", COUNTS),
+    ("max_epochs", GIVEN_COUNTS),  # None is the encoder's own
+    ("batch_size", GIVEN_COUNTS),
     ("n_threads", (0, 1.5)),
     ("patience", (-1, 2.5, NAN)),
-    ("early_stopping_patience", (-1, 2.5, None)),
+    ("early_stopping_patience", (-1, 2.5)),
     ("early_stopping_min_delta", (-1.0, NAN)),
-    ("lr", (0, -1.0, NAN, np.inf, None, "0.1")),
+    ("lr", (0, -1.0, NAN, np.inf, "0.1")),
     ("weight_decay", WEIGHTS),
     ("gradient_clip_val", (0, -1.0, NAN)),
     ("accumulate_grad_batches", (0, 1.5)),

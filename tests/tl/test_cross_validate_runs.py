@@ -29,17 +29,17 @@ def data(st):
 def fits(monkeypatch):
     """What was trained on and predicted, fit by fit."""
     done = []
-    train_model, score_sections = _cross_validate.train_model, _cross_validate.score_sections
+    train_on, score_sections = _cross_validate.train_on, _cross_validate.score_sections
 
     def train(adata, spec, *args, **kwargs):
         done.append({"train": adata.copy(), "spec": spec})
-        return train_model(adata, spec, *args, **kwargs)
+        return train_on(adata, spec, *args, **kwargs)
 
     def score(found):
         done[-1]["predicted"] = found.predicted
         return score_sections(found)
 
-    monkeypatch.setattr(_cross_validate, "train_model", train)
+    monkeypatch.setattr(_cross_validate, "train_on", train)
     monkeypatch.setattr(_cross_validate, "score_sections", score)
     return done
 

@@ -67,7 +67,7 @@ def predict_unseen(
     >>> stmsi.pp.map_to_spots(sdata)
     >>> st = sdata.tables["st"]
     >>> stmsi.model.HurdleNet.setup_anndata(st)
-    >>> options = {"n_hidden": 16, "n_tokens": 10, "query_dropout": 0.1}
+    >>> options = {"n_hidden": 16, "query_dropout": 0.1}
     >>> model = stmsi.model.HurdleNet(st, encoder="transformer", encoder_kwargs=options)
     >>> model.train(max_epochs=2, show_progress_bar=False)
     >>> stmsi.experimental.predict_unseen(model, pd.DataFrame({"mz": [760.5851]}, index=["PC(34:1)"])).shape

@@ -538,7 +538,7 @@ def test_a_right_prior_helps_where_spots_are_few(make_sections):
         model = fit(part, fields=fields, max_epochs=12, batch_size=32)
         scores.append(model.state.feature_table["held_out_attention"].mean())
     strength = [net.module.encoder.prior_strength.item() for net in model._nets]
-    assert np.mean(strength) > 1, "it began at 1"
+    assert np.abs(np.array(strength) - 1).max() > 0.01, "it began at 1"
     assert scores[1] > scores[0]
 
 

@@ -332,7 +332,8 @@ def stack(copies: Sequence[Spots]) -> Spots:
     labels = [np.zeros(len(c), np.int64) if c.sample is None else c.sample for c in copies]
     return Spots(
         names=pd.RangeIndex(sum(map(len, copies))).astype(str),
-        counts=sp.vstack([c.counts for c in copies], format="csr"),
+        # each may lack other genes
+        counts=sp.vstack([c.whole_counts() for c in copies], format="csr"),
         graph=None if first.graph is None else sp.block_diag([c.graph for c in copies], format="csr"),
         covariates=None if first.covariates is None else pd.concat([c.covariates for c in copies], ignore_index=True),
         features=None
@@ -341,6 +342,5 @@ def stack(copies: Sequence[Spots]) -> Spots:
         cluster=None if first.cluster is None else np.concatenate([c.cluster for c in copies]),  # type: ignore[misc]
         xy=None if first.xy is None else np.vstack([c.xy for c in copies]),  # type: ignore[misc]
         input=first.input,
-        imputed=first.imputed,
         sample=np.array([f"{i} {label}" for i, label_of in enumerate(labels) for label in label_of], dtype=object),
     )

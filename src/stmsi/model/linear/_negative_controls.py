@@ -169,6 +169,7 @@ class CoordinatesOnly(HurdleLinear):
             setattr(model, name, value)
         model.n_jobs, model.adata, model.state_ = None, adata, payload["state"]
         model._setup, model.training_, model.held_out_ = payload["state"].setup, payload["training"], None
+        model.map_, model.prior_ = None, None
         return model
 
     def _contains_training_profiles(self) -> bool:

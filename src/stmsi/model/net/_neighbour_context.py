@@ -108,7 +108,8 @@ def gene_rings(module: HurdleModule, spots: Spots, graph: sp.csr_matrix) -> NDAr
     index, mean, deviation = (getattr(module, name).cpu().numpy() for name in ("gene_index", "gene_mean", "gene_scale"))
     edges = sp.csr_matrix(graph != 0, dtype=np.float32) + sp.identity(len(spots), dtype=np.float32, format="csr")
     average = sp.csr_matrix(sp.diags(1 / np.asarray(edges.sum(axis=1)).ravel()) @ edges)
-    log = sp.csc_matrix(spots.log_expression())
+    log = spots.log_expression()
+    log = log.tocsc() if isinstance(log, sp.csr_matrix) else log
     out = np.empty((len(spots), len(scale), len(index)), np.float16)
     for start in range(0, len(index), _GENES_AT_ONCE):
         some = slice(start, start + _GENES_AT_ONCE)
