@@ -35,6 +35,22 @@ class TakenOver:
         return [name for name in names if _foreign(inspect.getattr_static(cls, name, None))]
 
 
+@dataclass(frozen=True)
+class NotOffered:
+    """Called in the class template: inherited calls that a class refuses, as their docstring says."""
+
+    def __call__(self, fullname: str) -> list[str]:
+        module, _, name = fullname.rpartition(".")
+        cls = getattr(import_module(module), name)
+        return [name for name in dir(cls) if not name.startswith("_") and _refused(cls, name)]
+
+
+def _refused(cls: type, name: str) -> bool:
+    member = inspect.getattr_static(cls, name, None)
+    text = getattr(getattr(member, "__func__", member), "__doc__", None)
+    return isinstance(text, str) and text.startswith("Not offered")
+
+
 def _leave_out(_app: Sphinx, what: str, name: str, obj: Any, _skip: object, _options: Any) -> bool | None:
     # with an underscore at the end: what training leaves behind, declared for the type checker
     internal = name.endswith("_") and not name.startswith("_")
@@ -44,5 +60,5 @@ def _leave_out(_app: Sphinx, what: str, name: str, obj: Any, _skip: object, _opt
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connect to autodoc and to the templates of autosummary."""
     app.connect("autodoc-skip-member", _leave_out)
-    app.config.autosummary_context = {"taken_over": TakenOver()}
+    app.config.autosummary_context = {"taken_over": TakenOver(), "not_offered": NotOffered()}
     return {"parallel_read_safe": True, "parallel_write_safe": True}
