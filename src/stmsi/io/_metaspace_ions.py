@@ -35,7 +35,7 @@ _CAMEL = re.compile(r"(?<=[a-z0-9])(?=[A-Z])")
 _WHOLE = re.compile(r"\[(\d*)M([^\]]*)\](\d*[+-]?)")
 _PART = re.compile(r"([+-])(\d*)([A-Z][A-Za-z0-9]*)")
 _POLARITY_OF: dict[str, Polarity] = {"+": "positive", "-": "negative"}
-_SIGN_OF = {polarity: sign for sign, polarity in _POLARITY_OF.items()}
+_SIGN_OF: dict[str, str] = {polarity: sign for sign, polarity in _POLARITY_OF.items()}
 _CHARGE = dict.fromkeys(("H", "Li", "Na", "K", "Rb", "Cs", "Ag", "NH4"), 1) | dict.fromkeys(
     ("F", "Cl", "Br", "I", "OH", "CN", "NO3", "HCOO", "HCO2", "CHO2", "CHOO", "CH3COO", "CH3CO2", "C2H3O2", "CF3COO",
      "CF3CO2", "C2F3O2", "HCO3", "CHO3", "HSO4", "HO4S", "H2PO4", "H2O4P"), -1,
