@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, eigh
 
 from stmsi._core.arrays import AnyFloats, Bools, Floats, Floats32, Ints
 
@@ -158,33 +158,39 @@ class GroupMoments:
         # the constant is not shrunk, but for what keeps the matrix regular
         shrink[-1] = 1e-6
         gram[np.diag_indices_from(gram)] += shrink
-        factor = cho_factor(gram, overwrite_a=True, check_finite=False)
-        weights = np.asarray(cho_solve(factor, cross, check_finite=False))
         spots = used[self.groups]
-        part = np.flatnonzero(~self.known[spots].all(axis=0))
-        if len(part):
-            weights[:, part] = self._where_known(factor, shrink, cross[:, part], part, spots)
+        whole = self.known[spots].all(axis=0)
+        weights = np.empty(cross.shape)
+        if whole.any():
+            factor = cho_factor(gram, check_finite=False)
+            weights[:, whole] = cho_solve(factor, cross[:, whole], check_finite=False)
+        if not whole.all():
+            part = np.flatnonzero(~whole)
+            gram[np.diag_indices_from(gram)] -= shrink
+            weights[:, part] = self._where_known(gram, shrink, cross[:, part], part, spots)
         return weights
 
-    def _where_known(
-        self, factor: tuple[Floats, bool], shrink: Floats, cross: Floats, part: Ints, spots: Bools
-    ) -> Floats:
-        """Targets that some spots lack: conjugate gradients, all together, preconditioned with the matrix of all spots."""
+    def _where_known(self, gram: Floats, shrink: Floats, cross: Floats, part: Ints, spots: Bools) -> Floats:
+        """Targets that some spots lack: conjugate gradients, all together, with the matrix of all spots by their share as preconditioner."""
         F, known = self.F[spots], self.known[np.ix_(spots, part)].astype(np.float32)
         inverse = shrink[:, None]
+        # in units in which the penalty is 1, one decomposition serves every share
+        root = np.sqrt(shrink)
+        values, axes = eigh(gram / np.outer(root, root), overwrite_a=True, check_finite=False)
+        axes /= root[:, None]
+        share = np.maximum(known.mean(axis=0, dtype=np.float64), 1e-3)
+        damp = 1 / (np.maximum(values, 0)[:, None] * share + 1)
 
         def times(B: Floats) -> Floats:
             return np.asarray(F.T @ (known * (F @ B.astype(np.float32))), dtype=np.float64) + inverse * B
 
-        def solve(R: Floats) -> Floats:
-            return np.asarray(cho_solve(factor, R, check_finite=False))
+        def solve(R: Floats, damp: Floats) -> Floats:
+            return np.asarray(axes @ (damp * (axes.T @ R)))
 
-        # the share of spots that count is a good first scale
-        solved = solve(cross)
-        B = solved / np.maximum(known.mean(axis=0), 1e-3)
-        limit = _TOLERANCE**2 * np.maximum((cross * solved).sum(axis=0), 1e-30)
+        B = solve(cross, damp)
+        limit = _TOLERANCE**2 * np.maximum((cross * B).sum(axis=0), 1e-30)
         R = cross - times(B)
-        D = Z = solve(R)
+        D = Z = solve(R, damp)
         size, left = (R * Z).sum(axis=0), np.arange(len(part))
         for _ in range(_MOST_STEPS):
             # most targets need a few steps, and are left out of the others
@@ -193,12 +199,12 @@ class GroupMoments:
                 break
             if not going.all():
                 left, known, size = left[going], known[:, going], size[going]
-                R, D = R[:, going], D[:, going]
+                R, D, damp = R[:, going], D[:, going], damp[:, going]
             AD = times(D)
             step = size / np.maximum((D * AD).sum(axis=0), 1e-30)
             B[:, left] += step * D
             R = R - step * AD
-            Z = solve(R)
+            Z = solve(R, damp)
             new = (R * Z).sum(axis=0)
             D = Z + new / np.maximum(size, 1e-30) * D
             size = new

@@ -195,32 +195,37 @@ def left_out_levels(score: Floats, weight: Floats, group: Ints, *, two_sided: bo
     known = ~np.isnan(score)
     weight = np.where(known, weight, 0)
     needed = np.full(score.shape, np.nan)
-    groups = np.unique(group)
-    of_group = np.stack([weight[group == g].sum(axis=0) for g in groups])
-    squares = np.stack([(weight[group == g] ** 2).sum(axis=0) for g in groups])
-    number_of = np.stack([known[group == g].sum(axis=0) for g in groups])
+    groups = rows_of_each(np.unique(group, return_inverse=True)[1])
+    of_group = np.stack([weight[own].sum(axis=0) for own in groups])
+    squares = np.stack([(weight[own] ** 2).sum(axis=0) for own in groups])
+    number_of = np.stack([known[own].sum(axis=0) for own in groups])
     # a score beyond the prediction (0) can be missed on its own side only
     sides = (score > 0, score < 0) if two_sided else (known,)
     for side, sign in zip(sides, (1, -1), strict=False):
-        order = np.argsort(sign * score, axis=0, kind="stable")  # NaN last
-        first = _first_of_ties(np.take_along_axis(score, order, axis=0))
-        sorted_weight, sorted_group = np.take_along_axis(weight, order, axis=0), group[order]
-        for k, g in enumerate(groups):
-            rest = np.where(sorted_group == g, 0, sorted_weight)
-            below = np.take_along_axis(np.cumsum(rest, axis=0) - rest, first, axis=0)
+        below_all = _weight_below(sign * score, weight)
+        for k, own in enumerate(groups):
+            below = below_all[own] - _weight_below(sign * score[own], weight[own])
             number_left = number_of.sum(axis=0) - number_of[k]
             total = np.where(number_left > 0, of_group.sum(axis=0) - of_group[k], 1)
             share = below / total
             level = share / (1 + (squares.sum(axis=0) - squares[k]) / total**2)
             level = np.where(share < 1 - 1e-12, np.maximum(2 * level - 1 if two_sided else level, 0), np.inf)
-            unsorted = np.empty_like(level)
-            np.put_along_axis(unsorted, order, level, axis=0)
-            own = group == g
             judged = known[own] & (number_left >= _MIN_COUNT)
             before = needed[own]
             elsewhere = np.where(np.isnan(before), 0, before)
-            needed[own] = np.where(judged, np.where(side[own], unsorted[own], elsewhere), before)
+            needed[own] = np.where(judged, np.where(side[own], level, elsewhere), before)
     return needed
+
+
+def _weight_below(values: Floats, weight: Floats) -> Floats:
+    """Weight of the values of a column that are smaller than each one, shape (spots, metabolites); NaN is the largest."""
+    order = np.argsort(values, axis=0, kind="stable")
+    first = _first_of_ties(np.take_along_axis(values, order, axis=0))
+    sorted_weight = np.take_along_axis(weight, order, axis=0)
+    before = np.cumsum(sorted_weight, axis=0) - sorted_weight
+    below = np.empty_like(before)
+    np.put_along_axis(below, order, np.take_along_axis(before, first, axis=0), axis=0)
+    return below
 
 
 def _first_of_ties(values: Floats) -> Ints:

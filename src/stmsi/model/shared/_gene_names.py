@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -49,7 +50,13 @@ def gene_names(var: pd.DataFrame) -> dict[str, pd.Index]:
 
 
 def _plain(names: pd.Index) -> pd.Index:
-    return pd.Index([_VERSION.sub(r"\1", _GENOME.sub("", str(n))) for n in names], dtype=object)
+    return pd.Index([_plain_name(str(name)) for name in names], dtype=object)
+
+
+@lru_cache(maxsize=2**18)
+def _plain_name(name: str) -> str:
+    # the same names come back with every fold and every query
+    return _VERSION.sub(r"\1", _GENOME.sub("", name))
 
 
 @dataclass(frozen=True)
