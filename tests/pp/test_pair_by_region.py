@@ -157,6 +157,16 @@ def test_what_is_not_there(st, msi):
         pair(st, msi)
 
 
+def test_logarithms_are_refused_with_the_layers(st, msi):
+    st.X = np.random.default_rng(0).poisson(3.0, (st.n_obs, 300))[:, : st.n_vars].astype(np.float32)
+    st.layers["counts"] = st.X.copy()
+    total = st.X.sum(axis=1, keepdims=True)
+    st.X = np.log1p(st.X / np.maximum(total, 1) * 1e4)
+    with pytest.raises(ValueError, match=r"X of the ST table holds logarithms.*'mouse1'.*layer=\); layers: 'counts'"):
+        pair(st, msi)
+    pair(st, msi, layer="counts")
+
+
 def test_counts_that_are_none_are_told(st, msi, caplog):
     st.X = st.X * 0.5
     pair(st, msi)

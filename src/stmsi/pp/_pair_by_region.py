@@ -12,6 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
 
+from stmsi._core.learning.stored_expression import stored_kinds
 from stmsi._core.mapping.group_means import group_means, membership
 from stmsi._data.checks import (
     check_choice,
@@ -25,7 +26,7 @@ from stmsi._data.checks import (
 from stmsi._data.concatenate import concat_msi, concat_st
 from stmsi._data.keys import Key
 from stmsi._data.sections import feature_frame
-from stmsi._data.tables import as_csr, get_table, require_obs, require_sample, values_of
+from stmsi._data.tables import as_csr, get_table, layer_names, require_obs, require_sample, values_of
 from stmsi._settings import logger
 from stmsi.pp._msi_table import measured_ions
 
@@ -116,7 +117,7 @@ def pair_by_region(
     KeyError
         Tables, layers or columns are missing.
     ValueError
-        Fewer than three shared regions, ``"region"`` of a SpatialData, no pair of one name (``match="same"``), or counts
+        Logarithms in the place of counts, which cannot be added up; fewer than three shared regions, ``"region"`` of a SpatialData, no pair of one name (``match="same"``), or counts
         and intensities that cannot be.
     TypeError
         Several sections that are not SpatialData.
@@ -148,8 +149,7 @@ def pair_by_region(
     counts, intensity = as_csr(values_of(spots, layer, "ST")), as_csr(values_of(pixels, msi_layer, "MSI"))
     check_nonnegative(counts, "Gene counts")
     check_nonnegative(intensity, "MSI intensities", allow_nan=True)
-    if (counts.data != np.round(counts.data)).any():
-        logger.warning("Gene counts are not whole numbers; sums over regions are meant for raw counts (layer=).")
+    _check_counts(spots, counts, layer, sample_key)
 
     st_cells = _Cells.of(spots, region_key, sample_key, "spots", min_spots)
     msi_cells = _Cells.of(pixels, msi_region_key or region_key, sample_key, "pixels", min_pixels)
@@ -208,6 +208,24 @@ def pair_by_region(
     if Key.varm.SECTION_MZ in pixels.varm:
         out.uns[Key.uns.MSI][Key.varm.SECTION_MZ] = pixels.varm[Key.varm.SECTION_MZ].set_axis(features.index)
     return out
+
+
+def _check_counts(spots: AnnData, counts: sp.csr_matrix, layer: str | None, sample_key: str) -> None:
+    """Refuse logarithms, whose sums over a region are no pseudo-bulk; tell numbers that are not whole."""
+    code, names = pd.factorize(pd.Series(require_sample(spots, sample_key)).astype(str))
+    kinds = stored_kinds(counts, code.astype(np.int64), len(names))
+    logs = [name for name, kind in zip(names, kinds, strict=True) if kind.kind == "log1p"]
+    if logs:
+        where = "X" if layer is None else f"layers[{layer!r}]"
+        msg = (
+            f"{where} of the ST table holds logarithms of normalised counts in section {listing(logs)}; regions are sums of raw counts. Name the layer "
+            f"that holds counts (layer=); layers: {listing(layer_names(spots))}."
+        )
+        raise ValueError(msg)
+    if (counts.data != np.round(counts.data)).any():
+        logger.warning(
+            "Gene counts are not whole numbers; sums over regions are meant for raw counts, not for logarithms (layer=)."
+        )
 
 
 def _one_table(data: Sections, key: str, concat: Callable[[list[AnnData]], AnnData]) -> AnnData:

@@ -100,3 +100,22 @@ def test_fewer_genes_than_the_smallest_set(make_sections):
     model = fit(data, {"graph_key": "spatial_connectivities"})
     assert (model.ridge_.size == 7).all()
     assert np.isfinite(model.predict().to_numpy()).all()
+
+
+def test_covariates_and_features_stand_beside_the_genes(make_sections, tmp_path):
+    """A metabolite that follows a covariate and no gene is predicted with it only; saved models keep its weight."""
+    data = make_sections([60, 60, 60], genes=30, graph=False)
+    rng = np.random.default_rng(0)
+    data.obs["stain"] = rng.normal(size=data.n_obs)
+    data.obsm["msi"]["always"] = (5 + data.obs["stain"] + 0.1 * rng.normal(size=data.n_obs)).astype(np.float32)
+    train, query = data[:120].copy(), data[120:].copy()
+    with_it = fit(train, {"covariate_keys": ["stain"]}, presence="prior")
+    without = fit(train, presence="prior")
+
+    def r(model):
+        return np.corrcoef(model.predict(query)["always"], query.obsm["msi"]["always"])[0, 1]
+
+    assert r(with_it) > 0.95
+    assert abs(r(without)) < 0.5
+    with_it.save(tmp_path / "model")
+    pd.testing.assert_frame_equal(load(tmp_path / "model").predict(query), with_it.predict(query), check_exact=True)

@@ -46,6 +46,8 @@ class GeneSetRidge:
         Shape (metabolites,).
     size
         Number of genes of each metabolite.
+    beside
+        Weights of what the setup names beside genes, shape (columns, metabolites).
     """
 
     genes: NDArray[np.int64]
@@ -54,9 +56,12 @@ class GeneSetRidge:
     weights: NDArray[np.float64]
     offset: NDArray[np.float64]
     size: NDArray[np.int64]
+    beside: NDArray[np.float64]
 
-    def predict(self, log: LogExpression, graph: sp.csr_matrix | None) -> NDArray[np.float32]:
-        """Predictions from log expression, shape (spots, metabolites)."""
+    def predict(
+        self, log: LogExpression, graph: sp.csr_matrix | None, further: NDArray[np.float32] | None = None
+    ) -> NDArray[np.float32]:
+        """Predictions from log expression and what stands beside it (spots, columns), shape (spots, metabolites)."""
         own, shape = log[:, self.genes], (len(self.genes), len(self.offset))
         products = [own @ sp.csc_matrix((w, (self.gene, self.metabolite)), shape=shape) for w in self.weights]
         parts = [p.toarray() if sp.issparse(p) else p for p in products]
@@ -64,6 +69,8 @@ class GeneSetRidge:
         if len(parts) > 1:
             assert graph is not None
             total = total + mean_over_neighbours(graph) @ parts[1]
+        if further is not None:
+            total = total + further @ self.beside
         return np.asarray(total + self.offset, dtype=np.float32)
 
     def with_columns(self, columns: NDArray[np.int64], other: GeneSetRidge) -> GeneSetRidge:
@@ -71,16 +78,21 @@ class GeneSetRidge:
         kept = ~np.isin(self.metabolite, columns)
         used = np.concatenate([self.genes[self.gene[kept]], other.genes[other.gene]])
         genes, gene = np.unique(used, return_inverse=True)
-        offset, size = self.offset.copy(), self.size.copy()
-        offset[columns], size[columns] = other.offset, other.size
+        offset, size, beside = self.offset.copy(), self.size.copy(), self.beside.copy()
+        offset[columns], size[columns], beside[:, columns] = other.offset, other.size, other.beside
         metabolite = np.concatenate([self.metabolite[kept], columns[other.metabolite]])
-        return GeneSetRidge(genes, gene, metabolite, np.hstack([self.weights[:, kept], other.weights]), offset, size)
+        weights = np.hstack([self.weights[:, kept], other.weights])
+        return GeneSetRidge(genes, gene, metabolite, weights, offset, size, beside)
 
 
 class GeneBlocks:
-    """Columns of genes, own and of the first ring, as they are asked for: all at once would not fit into memory."""
+    """Columns of genes, own and of the first ring, as they are asked for: all at once would not fit into memory.
 
-    def __init__(self, spots: Spots) -> None:
+    `further` are columns that every regression has beside its genes, shape (spots, columns).
+    """
+
+    def __init__(self, spots: Spots, further: NDArray[np.float32] | None = None) -> None:
+        self.further = np.empty((len(spots), 0), np.float32) if further is None else further
         self.genes, self.mean, self.scale = genes_seen(spots.gene_moments())
         self.rows = log_of_genes_seen(spots)
         self.log = sp.csc_matrix(self.rows)
@@ -109,11 +121,14 @@ class GeneBlocks:
             n = np.maximum(known.sum(axis=0), 1)
             y = np.where(known, Y[own] - np.where(known, Y[own], 0).sum(axis=0) / n, 0)
             norm = np.sqrt((y**2).sum(axis=0))
-            y = np.where(norm > 0, y / np.where(norm > 0, norm, 1), 0).astype(np.float32)
-            blocks = [rows[own]] if self.ring is None else [rows[own], sp.csr_matrix(self.ring[own] @ rows)]
+            y = np.where(norm > 0, y / np.where(norm > 0, norm, 1), 0)
+            # in double precision: sums over many spots in single precision would reorder genes that are level
+            blocks = [rows[own].astype(np.float64)]
+            if self.ring is not None:
+                blocks.append(sp.csr_matrix(self.ring[own] @ rows, dtype=np.float64))
             for b, block in enumerate(blocks):
-                total = np.asarray(block.sum(axis=0), np.float64).ravel()
-                square = np.asarray(block.multiply(block).sum(axis=0), np.float64).ravel()
+                total = np.asarray(block.sum(axis=0)).ravel()
+                square = np.asarray(block.multiply(block).sum(axis=0)).ravel()
                 spread = np.sqrt(np.maximum(square - total**2 / len(own), 0))
                 r = (block.T @ y) / np.where(spread > 1e-6, spread, np.inf)[:, None]
                 out[groups[own[0]], b] += r * np.sqrt(n)
@@ -185,7 +200,7 @@ def _paths(
     n_groups, p = int(groups.max()) + 1, len(union)
     F = blocks.features(union)
     width = F.shape[1] // max(p, 1)
-    F1 = np.hstack([F, np.ones((len(F), 1), np.float32)])
+    F1 = np.hstack([F, blocks.further, np.ones((len(F), 1), np.float32)])
     filled = np.where(known, y, 0).astype(np.float32)
     gram = np.empty((n_groups, F1.shape[1], F1.shape[1]), np.float32)
     cross = np.empty((n_groups, F1.shape[1]))
@@ -198,7 +213,7 @@ def _paths(
     for s, size in enumerate(sets):
         for g in range(n_groups + 1):
             at = np.searchsorted(union, size[min(g, len(size) - 1)])
-            columns = np.concatenate([*(at + b * p for b in range(width)), [F1.shape[1] - 1]])
+            columns = np.concatenate([*(at + b * p for b in range(width)), np.arange(width * p, F1.shape[1])])
             last = g == n_groups
             own = total if last else total - gram[g]
             A = own[np.ix_(columns, columns)].astype(np.float64)
@@ -226,15 +241,16 @@ def _assemble(
     used = np.unique(np.concatenate([genes for genes, _, _ in weights])).astype(np.int64)
     n_blocks = 1 if blocks.ring is None else 2
     values, places = [], []
-    offset = np.empty(len(weights))
+    offset, beside = np.empty(len(weights)), np.empty((blocks.further.shape[1], len(weights)))
     for m, (genes, w, constant) in enumerate(weights):
         places.append(np.searchsorted(used, genes))
-        per_block = w.reshape(n_blocks, len(genes)) / blocks.scale[genes]
+        of_genes, beside[:, m] = np.split(w, [n_blocks * len(genes)])
+        per_block = of_genes.reshape(n_blocks, len(genes)) / blocks.scale[genes]
         offset[m] = constant - (per_block * blocks.mean[genes]).sum()
         values.append(per_block)
     size = np.array([len(genes) for genes, _, _ in weights])
     metabolite = np.repeat(np.arange(len(weights)), size)
-    return GeneSetRidge(blocks.genes[used], np.concatenate(places), metabolite, np.hstack(values), offset, size)
+    return GeneSetRidge(blocks.genes[used], np.concatenate(places), metabolite, np.hstack(values), offset, size, beside)
 
 
 def screened_sets(

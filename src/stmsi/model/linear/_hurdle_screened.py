@@ -34,7 +34,8 @@ class HurdleScreened(OneStage):
     Where a few genes drive a metabolite, components of all genes drown them. Screened genes are those with the largest sum
     over training sections of the correlation inside the section, of own or of ring expression; 10, 30, 100 or 300 of them, as
     held-out groups prefer for each metabolite. They are found again inside every inner fold. All metabolites share one
-    penalty. The map is predicted as it is, zeros included; presence as in :class:`HurdleKernel`.
+    penalty. Covariates and further features of the setup stand beside the genes. The map is predicted as it is, zeros included;
+    presence as in :class:`HurdleKernel`.
 
     Parameters
     ----------
@@ -104,7 +105,7 @@ class HurdleScreened(OneStage):
 
     def _fit_map(self, data: TrainingData, folds: InnerFolds, features: SpotFeatures) -> NDArray[np.float32]:
         Y, train = data.targets.intensity, data.train
-        blocks = GeneBlocks(train)
+        blocks = GeneBlocks(train, features.further(train))
         section = np.unique(folds.units, return_inverse=True)[1]
         if self.genes == "prior":
             place = np.full(train.counts.shape[1], -1)
@@ -132,7 +133,7 @@ class HurdleScreened(OneStage):
 
     def _map(self, spots: Spots) -> NDArray[np.float32]:
         assert self.ridge_ is not None
-        return self.ridge_.predict(spots.log_expression(), spots.graph)
+        return self.ridge_.predict(spots.log_expression(), spots.graph, self.state.features.further(spots))
 
     def _map_weights(self) -> NDArray[np.float64]:
         assert self.ridge_ is not None
