@@ -599,7 +599,7 @@ def verbs(record: Record, sections: Sections) -> None:
     molecules = pd.DataFrame({"name": list("abcd"), "formula": ["C6H12O6", "C5H14NO+", "C4H9N3O2", "C6H14N4O2"]})
     change("annotate_mz[database]", sdata, pp.annotate_mz, database=molecules, adducts=["[M+H]+", "[M+Na]+", "[M]+"])
 
-    for method in ("lod", "detected", "otsu", "mixture"):
+    for method in ("lod", "detected", "otsu", "majority"):
         change(f"call_presence[{method}]", sections.mapped, pp.call_presence, method=method)
     change("call_presence[threshold]", sections.mapped, pp.call_presence, threshold=5.0)
     sdata = sections.mapped

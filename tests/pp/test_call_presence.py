@@ -106,16 +106,28 @@ def test_otsu_is_scikit_images_per_section():
     assert np.isnan(st.obsm["msi_presence"].iloc[5, 0])
 
 
-def test_a_mixture_is_cut_per_section():
-    rng = np.random.default_rng(0)
-    values = np.concatenate([rng.lognormal(0, 0.2, (60, 2)), rng.lognormal(3, 0.2, (60, 2))])
-    values = np.concatenate([values, 100 * values])
-    values[3] = np.nan
-    st = _table(values, np.repeat(["A", "B"], 120))
-    stmsi.pp.call_presence(st, method="mixture")
-    expected = np.where(np.isnan(values), np.nan, (np.arange(240) % 120 >= 60)[:, None])
-    np.testing.assert_array_equal(st.obsm["msi_presence"], expected)
-    assert (_limits(st)["B"] > 20 * _limits(st)["A"]).all()
+def test_a_majority_of_the_measured_area_has_to_detect(mapped):
+    """Half of the pixels of each spot are silenced for one ion, two thirds for another; a spot of one pixel keeps what it has."""
+    st, msi = mapped.tables["st"], mapped.tables["msi"]
+    stmsi.pp.call_presence(mapped, method="majority")
+    presence = st.obsm["msi_presence"]
+    weights = stmsi.pp._mapping.spot_weights
+    sample = [table.obs["sample"].astype(str).to_numpy() for table in (st, msi)]
+    areas = weights.weigh(weights.paired_sections(mapped, st, msi, *sample), st.n_obs, msi.n_obs, "area", None).used
+    share = (areas @ (msi.X.toarray() > 0)) / np.maximum(np.asarray(areas.sum(axis=1)), 1e-12)
+    clear = np.abs(share - 0.5) > 1e-3
+    covered = st.obsm["msi"].notna().to_numpy()
+    np.testing.assert_array_equal((share > 0.5)[covered & clear], (presence == 1).to_numpy()[covered & clear])
+    assert presence.isna().to_numpy()[~covered].all()
+    assert 0 < (presence == 1).to_numpy().sum() < (st.obsm["msi"] > 0).to_numpy().sum()
+    assert (_limits(st) == 0).to_numpy().all()
+
+
+def test_a_majority_needs_the_pixels(mapped):
+    with pytest.raises(
+        ValueError, match=r"method='majority' looks at the pixels.*pass the SpatialData.*method='detected'"
+    ):
+        stmsi.pp.call_presence(mapped.tables["st"], method="majority")
 
 
 def _off_tissue(sdata, scale=1.0):
@@ -168,7 +180,7 @@ def test_what_was_imputed_is_absent(mapped):
     pd.testing.assert_frame_equal(st.obsm["msi_presence"], expected)
 
 
-@pytest.mark.parametrize("method", ["lod", "detected", "otsu", "mixture"])
+@pytest.mark.parametrize("method", ["lod", "detected", "otsu"])
 def test_flat_silent_and_uncovered_columns_and_sections(method):
     values = np.array([[2.0, 0, np.nan], [2.0, 0, np.nan], [np.nan] * 3, [np.nan] * 3])
     st = _table(values, ["A", "A", "B", "B"])

@@ -47,7 +47,7 @@ def test_the_mean_over_sections(container, n_neighs):
     assert table.var["spatially_variable"].tolist() == [True, False, True, False, False]
     found = table.uns["select_spatially_variable"]
     np.testing.assert_allclose(found["moran_i"][["s0", "s1"]], np.transpose(scores), rtol=1e-9)
-    assert found["params"] == {"n_top": 2, "n_neighs": n_neighs}
+    assert found["params"] == {"n_top": 2, "fdr": 0.05, "n_neighs": n_neighs}
 
 
 def test_pixels_off_the_tissue_are_left_out():
@@ -82,6 +82,21 @@ def test_fewer_ions_than_asked_for(caplog):
     stmsi.pp.select_spatially_variable(table, n_top=5)
     assert "Only 3 ions have a Moran's I" in caplog.text
     assert table.var["spatially_variable"].sum() == 3
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.7, 0.97])
+def test_noise_is_not_marked_and_patterns_are(sparsity, caplog):
+    rng = np.random.default_rng(1)
+    noise = rng.lognormal(0, 1.5, (240, 300)) * (rng.random((240, 300)) >= sparsity)
+    patterns = np.exp(0.4 * ROW[:, None] + rng.normal(0, 0.5, (240, 20)))
+    table = _table(np.hstack([noise, patterns]).astype(np.float32))
+    stmsi.pp.select_spatially_variable(table)
+    marked = table.var["spatially_variable"].to_numpy()
+    assert marked[:300].mean() <= 0.05
+    assert marked[300:].all()
+    assert (table.var["moran_i"].iloc[:300] > 0).mean() > 0.1  # what was marked without a null
+    stmsi.pp.select_spatially_variable(table, n_top=200)
+    assert "have no more pattern than chance gives" in caplog.text
 
 
 def test_it_survives_a_file(tmp_path):

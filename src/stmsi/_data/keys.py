@@ -57,6 +57,7 @@ class Key:
         ISOBARIC: Final = "isobaric"
         PREVALENCE: Final = "prevalence"
         MORAN: Final = "moran_i"
+        MORAN_FDR: Final = "moran_fdr"
         SPATIALLY_VARIABLE: Final = "spatially_variable"
         GENE_IDS: Final = "gene_ids"
         TIER: Final = "tier"

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._core.spectra.detection_limits import blank_limit, mixture_limit, noise_floor, otsu_limit
+from stmsi._core.mapping.pixel_weights import normalised, weighted_sums
+from stmsi._core.spectra.detection_limits import blank_limit, noise_floor, otsu_limit
 from stmsi._data.checks import check_choice, check_key, check_nonnegative, is_spatialdata, listing
 from stmsi._data.keys import Key
 from stmsi._data.tables import (
@@ -21,13 +22,16 @@ from stmsi._data.tables import (
     table_to_change,
     values_of,
 )
+from stmsi.pp._mapping.spot_weights import paired_sections, weigh
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
-Method = Literal["lod", "detected", "otsu", "mixture"]
+Method = Literal["lod", "detected", "majority", "otsu"]
+_HALF = 0.5 + 1e-6
+"""Half of a spot is no majority, whichever way the area of its pixels was rounded."""
 _BLANKS = 20
 """Pixels off the tissue that a section needs for limits from them."""
 
@@ -59,10 +63,9 @@ def call_presence(
           zero (of the pixels where the MSI table is at hand, else of the spots). Metabolites detected nearly everywhere
           (98 %) show no noise floor: every value above zero counts;
         - ``"detected"``: every value above zero;
-        - ``"otsu"``: Otsu's threshold of the spot values;
-        - ``"mixture"``: where noise and signal are equally likely, in two normal components of the logarithm of the spot
-          values above zero. Every value above zero counts where there are fewer than 10, or where the components lie too
-          close to be two (Ashman et al. 1994).
+        - ``"majority"``: detected in more than half of the area of the spot that MSI measured. It needs no limit, but the
+          pixels: a SpatialData with the MSI table that was mapped, aligned as it was then;
+        - ``"otsu"``: Otsu's threshold of the spot values.
     threshold
         Limits to use instead, one for all or a mapping from metabolite id.
     metabolite_key
@@ -79,7 +82,7 @@ def call_presence(
     Returns
     -------
     `None`, or with ``copy=True`` the changed copy. Writes ``obsm["msi_presence"]`` (1 present, 0 absent, NaN not covered;
-    float32), ``uns["msi"]["detection_limit"]`` (metabolites x sections; present means strictly above) and
+    float32), ``uns["msi"]["detection_limit"]`` (metabolites x sections; present means strictly above; 0 for ``"majority"``) and
     ``uns["msi"]["presence"]`` (``method``, and ``source``: where the limits of each section come from). Intensities that
     :func:`stmsi.pp.impute_dropout` filled in were 0 and count as absent.
 
@@ -92,7 +95,8 @@ def call_presence(
     Raises
     ------
     ValueError
-        An empty table, negative or infinite intensities, thresholds for unknown metabolites or that are no limit.
+        An empty table, negative or infinite intensities, thresholds for unknown metabolites or that are no limit, or
+        ``"majority"`` without the pixels that were mapped.
     KeyError
         The intensities are not there.
 
@@ -129,8 +133,6 @@ def call_presence(
             limits[name], source[name] = _given(threshold, limits.index), "given"
         elif method == "otsu":
             limits[name] = otsu_limit(own)
-        elif method == "mixture":
-            limits[name] = mixture_limit(own)
         elif method == "lod":
             rows = np.flatnonzero(pixel_sample == name)
             if pixels is not None and len(rows):
@@ -139,6 +141,8 @@ def call_presence(
                 seen = np.isfinite(own).any(axis=1)
                 limits[name] = noise_floor(sp.csr_matrix(np.nan_to_num(own[seen])))
     above = values > limits[list(sample)].T.to_numpy()
+    if method == "majority" and threshold is None:
+        above &= _detected_share(data, st, metabolite_key, frame.columns, sample_key, msi_table_key) > _HALF
     presence = np.where(np.isnan(values), np.nan, above).astype(np.float32)
     st.obsm[key_added] = pd.DataFrame(presence, index=frame.index, columns=frame.columns)
     st.uns[metabolite_key] = dict(st.uns.get(metabolite_key, {})) | {
@@ -146,6 +150,28 @@ def call_presence(
         "presence": {"method": "threshold" if threshold is not None else method, "source": source},
     }
     return changed
+
+
+def _detected_share(
+    data: SpatialData | AnnData, st: AnnData, metabolite_key: str, ids: pd.Index, sample_key: str, msi_table_key: str
+) -> NDArray[np.float32]:
+    """Share of the measured area of each spot in which each metabolite was detected, shape (spots, metabolites)."""
+    found = _pixels(data, msi_table_key, st, metabolite_key, ids)
+    if found is None:
+        msg = (
+            "method='majority' looks at the pixels of each spot; pass the SpatialData in which stmsi.pp.map_to_spots made "
+            f"obsm[{metabolite_key!r}] (agg='mean' or 'median') with its MSI table {msi_table_key!r}, or use method='detected'."
+        )
+        raise ValueError(msg)
+    msi, layer = found
+    params = st.uns[metabolite_key]["params"]
+    samples = sections_of(st, sample_key), sections_of(msi, sample_key)
+    weights = weigh(
+        paired_sections(data, st, msi, *samples),  # type: ignore[arg-type]
+        st.n_obs, msi.n_obs, params["method"], params.get("max_distance"),
+    )  # fmt: skip
+    detected = as_csr(values_of(msi, layer, "MSI"))[:, msi.var_names.get_indexer(ids)] > 0
+    return weighted_sums(normalised(weights.used), sp.csr_matrix(detected, dtype=np.float32))
 
 
 def _given(threshold: float | Mapping[str, float], ids: pd.Index) -> NDArray[np.float64]:

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
-from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
+from stmsi._core.spectra.batch_effects import BatchEffects
 from stmsi._core.spectra.section_scale import distribution, section_ranks, transfer
 from stmsi._data.checks import check_choice, check_nonnegative, listing
 from stmsi._data.keys import Key
@@ -16,6 +16,7 @@ from stmsi._data.tables import imputed, require_frame, require_mapped, require_o
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -45,10 +46,11 @@ def correct_batch(
     data
         SpatialData after :func:`stmsi.pp.map_to_spots`, or its ST table.
     method
-        - ``"combat"``: :func:`scanpy.pp.combat` (Johnson et al. 2007), for intensities on a logarithmic scale. It shifts
-          and scales each metabolite in each batch, after what all metabolites of the batch have in common. Values above
-          zero do not fall below the smallest that was measured. Metabolites are corrected together with those that have
-          NaN in the same spots; fewer than three of them, or fewer than two batches, stay as they are.
+        - ``"combat"``: ComBat (Johnson et al. 2007) on the values above zero, for intensities on a logarithmic scale. It
+          shifts and scales each metabolite in each batch, after what all metabolites of the batch have in common. How *often* a
+          metabolite is found takes no part: a zero is no measurement. On values that are all above zero it is
+          :func:`scanpy.pp.combat`. Values do not fall below the smallest that was measured. Metabolites with values in fewer
+          than two batches, or constant in one, stay as they are; all do where there are fewer than three.
         - ``"quantile"``: each metabolite's values above zero get the same distribution in each batch, the mean of the
           batches' quantiles. The distributions are kept, so that it can be turned back.
         - ``"rank"``: rank among the values above zero of the batch, a share in (0, 1). It makes platforms comparable
@@ -147,43 +149,35 @@ def correct_batch(
 def _combat(
     values: NDArray[np.float64], batch: NDArray[Any], covered: NDArray[np.bool_], names: list[str]
 ) -> NDArray[np.float64]:
-    """ComBat over groups of metabolites with NaN in the same places."""
-    import scanpy as sc
-
+    """ComBat on the values above zero; what is not above zero stays."""
     single = [n for n in names if (batch[covered] == n).sum() < 2]
     if single:
         msg = f"ComBat needs two spots of each batch; {listing(single)} have one. Leave them out, or use method='rank'."
         raise ValueError(msg)
+    above = np.where(values > 0, values, np.nan)
+    rows = [np.flatnonzero((batch == name) & covered) for name in names]
+    count = np.stack([np.isfinite(above[own]).sum(axis=0) for own in rows])
+    varies = np.stack([np.nan_to_num(above[own]).max(axis=0) > _least(above[own]) for own in rows])
+    # constant in a batch: its spread there cannot be brought to that of the others
+    usable = np.flatnonzero((varies | (count < 2)).all(axis=0) & (varies.sum(axis=0) >= 2))
     corrected = values.copy()
-    patterns, group = np.unique(np.isnan(values[covered]), axis=1, return_inverse=True)
-    rows_covered = np.flatnonzero(covered)
-    left = values.shape[1]
-    for g in range(patterns.shape[1]):
-        columns = np.flatnonzero(group.ravel() == g)
-        rows = rows_covered[~patterns[:, g]]
-        label, count = np.unique(batch[rows].astype(str), return_counts=True)
-        rows = rows[np.isin(batch[rows].astype(str), label[count > 1])]
-        if (count > 1).sum() < 2:
-            continue
-        columns = columns[_varies(values[np.ix_(rows, columns)], batch[rows])]
-        if len(columns) < _FEWEST:
-            continue
-        left -= len(columns)
-        obs = pd.DataFrame({"batch": pd.Categorical(batch[rows].astype(str))}, index=rows.astype(str))
-        table = AnnData(values[np.ix_(rows, columns)], obs=obs)
-        fixed = np.asarray(sc.pp.combat(table, key="batch", inplace=False), dtype=np.float64)
-        above = table.X > 0
-        least = np.min(np.where(above, table.X, np.inf), axis=0)
-        corrected[np.ix_(rows, columns)] = np.where(above, np.maximum(fixed, least), 0.0)
-    if left:
+    if len(usable) >= _FEWEST:
+        effects = BatchEffects.of([above[np.ix_(own, usable)] for own in rows])
+        least = _least(above[:, usable])
+        for b, own in enumerate(rows):
+            place = np.ix_(own, usable)
+            fixed = np.maximum(effects.remove(above[place], b), least)
+            corrected[place] = np.where(np.isnan(above[place]), values[place], fixed)
+    else:
+        usable = usable[:0]
+    if left := values.shape[1] - len(usable):
         logger.warning(
-            "%d metabolites stay as they are: fewer than two batches measured them, they are constant in one, or fewer "
-            "than %d share their gaps.", left, _FEWEST,
+            "%d metabolites stay as they are: fewer than two batches have values of them, they are constant in one, or there are "
+            "fewer than %d others.", left, _FEWEST,
         )  # fmt: skip
     return corrected
 
 
-def _varies(values: NDArray[np.float64], batch: NDArray[Any]) -> NDArray[np.bool_]:
-    """Which columns differ inside every batch: ComBat scales by the spread there."""
-    spread = [np.ptp(values[batch == name], axis=0) for name in dict.fromkeys(batch)]
-    return np.min(spread, axis=0) > 0
+def _least(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Smallest value of each column, NaN left out; infinite without any."""
+    return np.min(np.where(np.isnan(values), np.inf, values), axis=0, initial=np.inf)

@@ -125,7 +125,7 @@ def filter_metabolites(
         moran = (
             msi.var[Key.var.MORAN]
             if known_moran
-            else moran_of_sections(msi, 8, None, tissue_key, sample_key).mean(axis=1)
+            else moran_of_sections(msi, 8, None, tissue_key, sample_key)[0].mean(axis=1)
         )
         keep &= moran.to_numpy(float) >= min_moran
     if not keep.any():

@@ -5,7 +5,7 @@ import scipy.sparse as sp
 import squidpy as sq
 from anndata import AnnData
 
-from stmsi._core.spatial.morans_i import morans_i, raster_graph
+from stmsi._core.spatial.morans_i import moran_scores, morans_i, raster_graph
 
 
 def _raster(n=14, gaps=30, seed=0):
@@ -53,3 +53,24 @@ def test_pixels_without_neighbours(n):
     graph = raster_graph(np.zeros(n, int), 5 * np.arange(n), 8)
     assert graph.nnz == 0
     assert np.isnan(morans_i(graph, np.arange(n)[:, None] + 1.0)).all()
+
+
+def test_scores_are_those_of_values_in_random_order():
+    """Mean and variance of I over permutations, of values with heavy tails and many zeros."""
+    row, col, rng = _raster()
+    graph = raster_graph(row, col)
+    x = rng.lognormal(0, 1.5, len(row)) * (rng.random(len(row)) < 0.4)
+    shuffled = sp.csr_matrix(np.column_stack([rng.permutation(x) for _ in range(20_000)]))
+    score = morans_i(graph, shuffled)
+    z = moran_scores(graph, shuffled, score)
+    assert abs(z.mean()) < 0.03
+    assert z.std() == pytest.approx(1, abs=0.03)
+
+
+def test_there_is_no_score_of_what_has_no_moran():
+    graph = raster_graph(np.arange(3), np.zeros(3, int))
+    X = sp.csr_matrix(np.eye(3))
+    assert np.isnan(moran_scores(graph, X, morans_i(graph, X))).all()
+    row, col, _ = _raster()
+    graph, X = raster_graph(row, col), sp.csr_matrix(np.ones((len(row), 1)))
+    assert np.isnan(moran_scores(graph, X, morans_i(graph, X))).all()

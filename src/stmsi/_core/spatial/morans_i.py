@@ -17,6 +17,8 @@ from stmsi._core.arrays import AnyFloats, Floats, Ints
 from stmsi._core.spatial.sections import rows_of_each
 
 _COLUMNS = 64
+_FEWEST = 4
+"""Positions without which the null has no variance."""
 _STEPS = {4: ((0, 1), (1, 0)), 8: ((0, 1), (1, 0), (1, 1), (1, -1))}
 
 
@@ -65,14 +67,65 @@ def morans_i(graph: sp.spmatrix, X: sp.spmatrix | AnyFloats) -> Floats:
     :math:`x^\top W x - \bar x (x^\top W 1 + 1^\top W x) + \bar x^2\, 1^\top W 1`. NaN where a column is constant or the
     graph has no edge.
     """
-    degree = np.asarray(graph.sum(axis=1), dtype=np.float64).ravel()
-    W = sp.csr_matrix(sp.diags(1 / np.where(degree > 0, degree, 1.0)) @ sp.csr_matrix(graph, dtype=np.float64))
+    W = _row_scaled(graph)
     total = float(W.sum())
     if X.shape[0] == 0 or total <= 0:
         return np.full(X.shape[1], np.nan)
     cross, spread = _sparse_moments(W, X) if sp.issparse(X) else _dense_moments(W, np.asarray(X))
     varies = spread > 0
     return np.where(varies, X.shape[0] / total * cross / np.where(varies, spread, 1.0), np.nan)
+
+
+def moran_scores(graph: sp.spmatrix, X: sp.csr_matrix, score: Floats) -> Floats:
+    r"""How far Moran's I lies above what chance gives, in standard deviations; NaN where I is.
+
+    Chance puts the values of a variable on the positions in random order (randomisation, Cliff and Ord, Spatial Processes,
+    1981): then I has the mean :math:`-1/(n-1)`, and a variance that follows from the graph and the kurtosis of the values.
+
+    Parameters
+    ----------
+    graph
+        As for :func:`morans_i`, shape (n, n).
+    X
+        Values, shape (n, m).
+    score
+        What :func:`morans_i` found, shape (m,).
+    """
+    n = X.shape[0]
+    if n < _FEWEST:
+        return np.full(len(score), np.nan)
+    W = _row_scaled(graph)
+    total = float(W.sum())
+    both = W + W.T
+    s1 = float(both.multiply(both).sum()) / 2
+    s2 = float(((np.asarray(W.sum(axis=1)).ravel() + np.asarray(W.sum(axis=0)).ravel()) ** 2).sum())
+    kurtosis = _kurtosis(sp.csc_matrix(X, dtype=np.float64))
+    first = n * ((n**2 - 3 * n + 3) * s1 - n * s2 + 3 * total**2)
+    second = kurtosis * ((n**2 - n) * s1 - 2 * n * s2 + 6 * total**2)
+    expected = -1 / (n - 1)
+    variance = (first - second) / ((n - 1) * (n - 2) * (n - 3) * max(total, 1e-300) ** 2) - expected**2
+    possible = variance > 0
+    return np.where(possible, (score - expected) / np.sqrt(np.where(possible, variance, 1)), np.nan)
+
+
+def _kurtosis(X: sp.csc_matrix) -> Floats:
+    """Fourth central moment over the squared variance of each column, zeros counted."""
+    n = X.shape[0]
+    moments = []
+    power = X.copy()
+    for _ in range(4):
+        moments.append(np.asarray(power.sum(axis=0)).ravel() / n)
+        power = power.multiply(X)
+    m1, m2, m3, m4 = moments
+    variance = m2 - m1**2
+    fourth = m4 - 4 * m1 * m3 + 6 * m1**2 * m2 - 3 * m1**4
+    varies = variance > 1e-10 * m2
+    return np.where(varies, fourth / np.where(varies, variance, 1) ** 2, np.nan)
+
+
+def _row_scaled(graph: sp.spmatrix) -> sp.csr_matrix:
+    degree = np.asarray(graph.sum(axis=1), dtype=np.float64).ravel()
+    return sp.csr_matrix(sp.diags(1 / np.where(degree > 0, degree, 1.0)) @ sp.csr_matrix(graph, dtype=np.float64))
 
 
 def _sparse_moments(W: sp.csr_matrix, X: sp.spmatrix) -> tuple[Floats, Floats]:
