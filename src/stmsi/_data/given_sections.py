@@ -12,10 +12,11 @@ import pandas as pd
 from anndata import AnnData
 
 from stmsi._data.adopt import adopt
-from stmsi._data.checks import check_nonnegative, is_spatialdata, listing, require_rows, require_unique
+from stmsi._data.checks import check_nonnegative, for_section, is_spatialdata, listing, require_rows, require_unique
 from stmsi._data.keys import Key
+from stmsi._data.position_units import note_unit
 from stmsi._data.sections import add_image, columns_to_keep, msi_section, st_section
-from stmsi._data.spot_scale import given_scale, known_scale, um_positions
+from stmsi._data.spot_scale import known_scale, um_positions
 from stmsi._data.tables import as_csr, layer_names, require_obs, require_sample, sample_names
 from stmsi._settings import logger
 
@@ -96,12 +97,15 @@ def as_st(name: str | None, section: Section, reading: Reading) -> list[SpatialD
             found = listing(part.obsm.keys())
             msg = f'Section {sample!r} has no obsm["spatial"] (found {found}); it holds the spot centres.'
             raise KeyError(msg)
-        scale = known_scale(part, sample, given_scale(reading.um_per_unit, sample), reading.spot_diameter)
+        scale = known_scale(
+            part, sample, for_section(reading.um_per_unit, sample, "um_per_unit"), reading.spot_diameter
+        )
         xy = um_positions(part, sample, scale)
         made = st_section(part, xy, sample=sample, spot_diameter=scale.spot_diameter)
         table = made.tables[Key.table.ST]
         for key, column in columns_to_keep(part, sample, Key.spots(sample)).items():
             table.obs[key] = column
+        note_unit(table, part, sample, scale.um_per_unit, scale.source)
         image = scale.take_image(table)
         if image is not None:
             add_image(made, Key.image(sample), *image, sample)
