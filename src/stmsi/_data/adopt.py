@@ -30,6 +30,10 @@ _BINS = re.compile(r"square_(\d+)um")
 _READER = "spatialdata_io_reader"
 _UM_OF_READER = {"xenium": 1.0, "merscope": 1.0, "stereoseq": 0.5}
 """Micrometres per unit of the outlines that a reader of spatialdata-io stores; Stereo-seq counts spots 500 nm apart."""
+_STEREOSEQ, _MERSCOPE = "cellBin_attrs", "EntityID"
+"""What gives away two readers that do not write their name: an entry of ``uns``, and the column with the ids of the cells."""
+_UM_FRAMES = ("micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres", "um")
+"""Coordinate systems that say their unit, such as that of MERSCOPE."""
 _USUAL_SIZE = (1.5, 120.0)
 """Widths (um) of bins, spots and cells that are not doubted."""
 
@@ -158,6 +162,8 @@ def _scale(
     given: float | None,
 ) -> tuple[float, bool, str]:
     """Micrometres per unit of the outlines as stored, whether they are the spots of a Visium array, and what told it."""
+    from spatialdata.transformations import get_transformation
+
     centre = shapes.geometry.centroid
     xy = np.column_stack([centre.x, centre.y])[rows]
     by_array = array_scale(table, xy) if "radius" in shapes else None
@@ -172,7 +178,12 @@ def _scale(
             scale = float(bins.group(1)) / float(np.median(_width(other)))
             logger.info("Section %r: one unit is %.4g um, by the bins %r.", sample, scale, key)
             return scale, False, f"the bins {str(key)!r}"
-    reader = str(sdata.attrs.get(_READER, ""))
+    frame = next((str(f) for f in get_transformation(shapes, get_all=True) if str(f).lower() in _UM_FRAMES), None)
+    if frame is not None:
+        scale = float(np.sqrt(abs(np.linalg.det(_placed(shapes, frame)[:2, :2]))))
+        logger.info("Section %r: one unit is %.4g um, by the coordinate system %r.", sample, scale, frame)
+        return scale, False, f"the coordinate system {frame!r}"
+    reader = _reader(sdata, table)
     if reader in _UM_OF_READER:
         logger.info("Section %r: one unit is %.4g um, as %s stores it.", sample, _UM_OF_READER[reader], reader)
         return _UM_OF_READER[reader], False, reader
@@ -189,6 +200,15 @@ def _scale(
         "(1 if they are; CosMx 0.12028, Stereo-seq 0.5).", sample, element, size,
     )  # fmt: skip
     return 1.0, False, ""
+
+
+def _reader(sdata: SpatialData, table: AnnData) -> str:
+    """Which function of spatialdata-io read the data, where it can be told."""
+    if _STEREOSEQ in table.uns:
+        return "stereoseq"
+    if table.uns.get("spatialdata_attrs", {}).get("instance_key") == _MERSCOPE:
+        return "merscope"
+    return str(sdata.attrs.get(_READER, ""))
 
 
 def _width(shapes: GeoDataFrame) -> NDArray[np.float64]:

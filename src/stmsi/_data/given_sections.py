@@ -26,6 +26,10 @@ if TYPE_CHECKING:
     Section: TypeAlias = AnnData | SpatialData
     Sections: TypeAlias = Section | Iterable[Section] | Mapping[str, Section]
 
+_FOV, _ON_THE_SLIDE = "fov", ("global", "spatial_fov")
+"""CosMx: the field of view of a cell, and where spatialdata-io and squidpy keep positions on the whole slide."""
+_SCALED = 0.02
+"""Share of the spread up to which positions are those of the slide in another unit."""
 _ONLY_SECTION = "section"
 """Name of a single section that nobody has named."""
 _TWO_MEASUREMENTS = (
@@ -97,6 +101,7 @@ def as_st(name: str | None, section: Section, reading: Reading) -> list[SpatialD
             found = listing(part.obsm.keys())
             msg = f'Section {sample!r} has no obsm["spatial"] (found {found}); it holds the spot centres.'
             raise KeyError(msg)
+        part = _on_one_slide(part, sample)
         scale = known_scale(
             part, sample, for_section(reading.um_per_unit, sample, "um_per_unit"), reading.spot_diameter
         )
@@ -111,6 +116,27 @@ def as_st(name: str | None, section: Section, reading: Reading) -> list[SpatialD
             add_image(made, Key.image(sample), *image, sample)
         out.append(made)
     return out
+
+
+def _on_one_slide(part: AnnData, sample: str) -> AnnData:
+    """Positions on the slide where ``obsm["spatial"]`` counts from the corner of each field of view; `part` is not changed."""
+    key = next((k for k in _ON_THE_SLIDE if k in part.obsm), None)
+    if key is None or _FOV not in part.obs or part.obs[_FOV].nunique() < 2:
+        return part
+    own, slide = (np.asarray(part.obsm[k], dtype=np.float64)[:, :2] for k in (Key.obsm.SPATIAL, key))
+    if not (np.isfinite(own).all() and np.isfinite(slide).all()):
+        return part
+    design = np.column_stack([slide, np.ones(len(slide))])
+    off = design @ np.linalg.lstsq(design, own, rcond=None)[0] - own
+    if np.sqrt((off**2).sum(axis=1).mean()) <= _SCALED * np.sqrt(own.var(axis=0).sum()):
+        return part
+    logger.warning(
+        "Section %r: obsm['spatial'] counts from the corner of each of %d fields of view; obsm[%r], on the slide, is taken. Pass "
+        "um_per_unit= (CosMx: 0.12028 um a pixel).", sample, part.obs[_FOV].nunique(), key,
+    )  # fmt: skip
+    part = part.copy()
+    part.obsm[Key.obsm.SPATIAL] = slide
+    return part
 
 
 def as_msi(
