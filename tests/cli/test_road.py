@@ -19,7 +19,7 @@ from stmsi.cli._align import units_of
 from stmsi.cli._next_step import new_path
 from stmsi.cli._sections import default_name, named_path
 
-UM_PER_PX = 0.5
+UM_PER_PX, GENES, IONS = 0.5, 40, 4
 
 
 def run(*args, code=0):
@@ -34,24 +34,32 @@ def run(*args, code=0):
 def files(_toy, tmp_path_factory):
     """A section as store with landmarks, and as h5ad and landmarks in pixels, both with imzML; another one as two stores."""
     folder = tmp_path_factory.mktemp("my files")
-    st, msi = _toy.tables["st"], _toy.tables["msi"]
-    one = st[st.obs["sample"] == "P1S1", :60]
+    st, msi = _toy.tables["st"], _toy.tables["msi"][:, :IONS]
+    first = st[st.obs["sample"] == "P1S1", :GENES]
+
+    def bare(table, xy, **uns):
+        """Counts and places alone, which take less time to write."""
+        return ad.AnnData(table.X, table.obs[[]], table.var[[]], uns=uns, obsm={"spatial": xy})
+
     scale = {"lib": {"scalefactors": {"spot_diameter_fullres": 65 / UM_PER_PX}}}
-    pixels = {"spatial": one.obsm["spatial"] / UM_PER_PX}
-    ad.AnnData(one.X, one.obs[[]], one.var[[]], uns={"spatial": scale}, obsm=pixels).write_h5ad(folder / "P1S1.h5ad")
-    stmsi.io.write_imzml(_toy, folder / "raw.imzML", sample="P1S1")
-    marks = [_toy.points[f"P1S1_landmarks_{side}"].compute()[["x", "y"]].to_numpy() for side in ("msi", "st")]
-    columns = ["x_msi", "y_msi", "x_st", "y_st"]
-    pd.DataFrame(np.hstack([marks[0], marks[1] / UM_PER_PX]), columns=columns).to_csv(folder / "marks.csv", index=False)
-    spots = stmsi.pp.combine(st[st.obs["sample"] == "P1S1", :60].copy())
+    bare(first, first.obsm["spatial"] / UM_PER_PX, spatial=scale).write_h5ad(folder / "P1S1.h5ad")
+    spots = stmsi.pp.combine({"P1S1": bare(first, first.obsm["spatial"])})
+    marks = []
     for side in ("msi", "st"):
         spots.points[f"P1S1_landmarks_{side}"] = _toy.points[f"P1S1_landmarks_{side}"]
+        marks.append(_toy.points[f"P1S1_landmarks_{side}"].compute()[["x", "y"]].to_numpy())
     spots.write(folder / "st1.zarr")
-    both = stmsi.pp.combine(st[st.obs["sample"] == "P2S1", :60].copy(), msi[msi.obs["sample"] == "P2S1"].copy())
+    columns = ["x_msi", "y_msi", "x_st", "y_st"]
+    pd.DataFrame(np.hstack([marks[0], marks[1] / UM_PER_PX]), columns=columns).to_csv(folder / "marks.csv", index=False)
+    stmsi.io.write_imzml(msi.copy(), folder / "raw.imzML", sample="P1S1")
+    second = st[st.obs["sample"] == "P2S1", :GENES]
+    pixels = msi[msi.obs["sample"] == "P2S1"].copy()
+    pixels.var = pixels.var[["mz", "name"]]
+    both = stmsi.pp.combine({"P2S1": bare(second, second.obsm["spatial"])}, pixels)
     for kind, element in (("st", "P2S1_spots"), ("msi", "P2S1_pixels")):
         alone = spatialdata.SpatialData(shapes={element: both.shapes[element]}, tables={kind: both.tables[kind]})
         alone.write(folder / f"{kind}2.zarr")
-    msi.var[["mz", "name"]].iloc[:5].to_csv(folder / "ions.csv", index=False)
+    msi.var[["mz", "name"]].iloc[:2].to_csv(folder / "ions.csv", index=False)
     return folder
 
 
@@ -68,7 +76,7 @@ def test_the_printed_lines_are_the_road(files, tmp_path, monkeypatch):
     monkeypatch.setattr("stmsi.tl._models.train_model", lambda st, model, *a, **k: train_model(st, "ridge", *a, **k))
     out = tmp_path / "my pair.zarr"
     told, following = run("combine", "--st", files / "st1.zarr", "--msi", files / "raw.imzML", "--out", out)
-    assert re.search(r"P1S1: \d+ spots, \d+ pixels Combined 1 section\(s\), 60 genes, 12 ions", told)
+    assert re.search(r"P1S1: \d+ spots, \d+ pixels Combined 1 section\(s\), 40 genes, 4 ions", told)
     done = ["combine"]
     while following:
         words = shlex.split(following[0])
@@ -78,7 +86,7 @@ def test_the_printed_lines_are_the_road(files, tmp_path, monkeypatch):
     made = {"my pair.zarr", "my pair_aligned.zarr", "my pair_mapped.zarr", "my pair_model", "my pair_predicted.zarr"}
     assert {path.name for path in tmp_path.iterdir()} == made | {"my pair_scores.html"}
     st = spatialdata.read_zarr(tmp_path / "my pair_predicted.zarr").tables["st"]
-    assert st.obsm["msi_pred"].shape == (st.n_obs, 12)
+    assert st.obsm["msi_pred"].shape == (st.n_obs, IONS)
     assert np.isfinite(st.obsm["msi_pred"].to_numpy()).all()
 
 
@@ -101,7 +109,7 @@ def test_several_sections_keep_their_names(files, tmp_path):
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)
     assert [(s["sample"], s["pixels"] > 0) for s in found["sections"]] == [("A", True), ("P2S1", True)]
-    assert (found["genes"], found["metabolites"]) == (60, 12)
+    assert (found["genes"], found["metabolites"]) == (GENES, IONS)
     assert [p.name for p in out.parent.iterdir()] == ["all.zarr"]
     assert set(spatialdata.read_zarr(out).tables["st"].uns["st_units"]) == {"A"}
 
