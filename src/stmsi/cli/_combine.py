@@ -81,14 +81,13 @@ def combine(
             mz_tolerance = _PICKED_PPM
             say(f"Ions of the sections are matched by m/z, within {mz_tolerance:g} ppm (--mz-tolerance).")
         with step("Combining"):
-            content = stmsi.pp.combine(
-                st_sections, msi_sections or None, join=join, mz_tolerance=mz_tolerance, pixel_size=pixel_size
-            )  # type: ignore[arg-type]
+            both: dict[str, Any] = {"join": join, "mz_tolerance": mz_tolerance, "pixel_size": pixel_size}
+            content = stmsi.pp.combine(st_sections, msi_sections or None, **both)
         with step(f"Writing {out}"):
             write_data(content, out)
         table, pixels = content.tables[Key.table.ST], content.tables.get(Key.table.MSI)
         count = table.obs[Key.obs.SAMPLE].value_counts()
-        n_pixels = {} if pixels is None else pixels.obs[Key.obs.SAMPLE].value_counts()
+        n_pixels: Any = {} if pixels is None else pixels.obs[Key.obs.SAMPLE].value_counts()
         result |= {"out": str(out), "genes": table.n_vars, "metabolites": 0 if pixels is None else pixels.n_vars}
         result["sections"] = [
             {"sample": s, "spots": int(count[s]), "pixels": int(n_pixels.get(s, 0))}

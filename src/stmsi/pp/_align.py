@@ -429,14 +429,14 @@ def _legs(
     if second is None:
         pair = landmark_pair(sdata, name, first, frames=(msi_frame, st_frame), units=units)
         if um_per_unit is not None and units[1] == 1 and _has_no_frame(first):
-            pair = in_micrometres(pair, geometry, um_per_unit, max_scale, name)
+            pair = pair[0], in_micrometres(*pair, geometry, um_per_unit, max_scale, name)
         check_landmarks_place(pair, geometry)
         return (pair,)
     what = "(in the MSI frame, in its histology)", "(in the MSI histology, in the ST frame)"
     start = landmark_pair(sdata, name, first, frames=(msi_frame, None), units=(units[0], 1.0), what=what[0])
     end = landmark_pair(sdata, name, second, frames=(None, st_frame), units=(1.0, units[1]), what=what[1])
     if um_per_unit is not None and units[1] == 1 and _has_no_frame(second):
-        end = end[0], in_micrometres((None, end[1]), geometry, um_per_unit, max_scale, name)[1]
+        end = end[0], in_micrometres(None, end[1], geometry, um_per_unit, max_scale, name)
     check_landmarks_place((start[0], end[1]), geometry)
     return start, end
 

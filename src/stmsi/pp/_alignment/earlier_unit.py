@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,8 +15,6 @@ if TYPE_CHECKING:
 
     from stmsi.pp._alignment.landmark_input import Unit
     from stmsi.pp._alignment.section_geometry import Geometry
-
-    Landmarks: TypeAlias = tuple[NDArray[np.float64] | None, NDArray[np.float64]]
 
 PIXELS = "pixels"
 """``landmark_units`` of the ST side for the unit that the spots had."""
@@ -46,18 +44,24 @@ def known_unit(unit: Unit, um_per_unit: float | None) -> Unit:
 
 
 def in_micrometres(
-    landmarks: Landmarks, geometry: Geometry, um_per_unit: float, max_scale: float, name: str
-) -> Landmarks:
-    """Landmarks with those of the ST side converted, where they are plainly in the earlier unit; a conversion is told.
+    moving: NDArray[np.float64] | None,
+    fixed: NDArray[np.float64],
+    geometry: Geometry,
+    um_per_unit: float,
+    max_scale: float,
+    name: str,
+) -> NDArray[np.float64]:
+    """Landmarks of the ST side, converted where they are plainly in the earlier unit; a conversion is told.
 
     It is plain where the landmarks would be refused as micrometres, by their place or by their scale, and where after the
     conversion they lie in the section and have the scale of micrometres.
 
     Parameters
     ----------
-    landmarks
-        In the MSI frame and in the ST frame, each (n, 2), both taken for micrometres; the first is `None` where it is that
-        of another histology, in an unknown unit.
+    moving
+        The same places in the MSI frame, (n, 2); `None` where they are in another histology, in an unknown unit.
+    fixed
+        In the ST frame, (n, 2), taken for micrometres so far.
     geometry
         The section.
     um_per_unit
@@ -67,20 +71,19 @@ def in_micrometres(
     name
         Of the section, for the notice.
     """
-    moving, fixed = landmarks
     places = np.vstack([geometry.spots, geometry.others])
     if not len(places) or not _are_points(fixed) or not (moving is None or _are_points(moving)):
-        return landmarks
+        return fixed
     converted = fixed * um_per_unit
     if _fits(moving, fixed, places, _INSIDE_AT_LEAST, max_scale):
-        return landmarks
+        return fixed
     if not _fits(moving, converted, places, _INSIDE, min(max_scale, _SAME_SIZE)):
-        return landmarks
+        return fixed
     logger.warning(
         "Section %r: the ST landmarks are in the unit that the spots had before (1 unit = %.4g um, uns[%r]) and were "
         "converted. Say so by landmark_units=(1, %r).", name, um_per_unit, Key.uns.UNITS, PIXELS,
     )  # fmt: skip
-    return moving, converted
+    return converted
 
 
 def _are_points(xy: NDArray[np.float64]) -> bool:
