@@ -1,6 +1,7 @@
 """Objects of SPATA2, written here in the format of R and in the layout of its published classes."""
 
 import gzip
+import re
 import struct
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import stmsi
 
 pytest.importorskip("rdata")
 
+PAGE = Path(__file__).parents[2] / "docs" / "user_guide" / "coming_from.md"
 NAMES = [f"Gene{i}" for i in range(5)]
 MZ = ["mz-104.107", "mz-760.5851", "unknown"]
 
@@ -168,6 +170,17 @@ def test_pixels_go_onto_their_raster(tmp_path, through_zarr):
     assert table.obs["col"].tolist() == np.repeat(np.arange(4), 3).tolist()
     both = stmsi.pp.combine(stmsi.io.read_spata(tmp_path / "s.rds", sample="s1"), msi)
     assert sorted(through_zarr(both).shapes) == ["s1_pixels", "s1_spots"]
+
+
+@pytest.mark.skipif(not PAGE.exists(), reason="the documentation is not part of the source distribution")
+def test_the_lines_of_the_page(tmp_path, monkeypatch):
+    new_object(tmp_path / "visium.rds")
+    new_object(tmp_path / "maldi.rds", omics=("metabolomics",))
+    monkeypatch.chdir(tmp_path)
+    (block,) = re.findall(r"```python\n([^`]*read_spata.*?)```", PAGE.read_text(), re.DOTALL)
+    space = {"stmsi": stmsi}
+    exec(block, space)
+    assert sorted(space["sdata"].shapes) == ["s1_pixels", "s1_spots"]
 
 
 BAD = {
