@@ -51,6 +51,7 @@ def _names(requirements: Iterable[Any]) -> set[str]:
 
 NEEDED = _names(PROJECT["project"]["dependencies"])
 WINDOW = _names(PROJECT["project"]["optional-dependencies"]["napari"])
+R_FILES = _names(PROJECT["project"]["optional-dependencies"]["spata"])
 
 
 @cache
@@ -110,13 +111,15 @@ def unused(files: Iterable[Path], declared: set[str]) -> set[str]:
 
 def test_what_the_package_imports_is_declared() -> None:
     window = set((SOURCE / "napari").rglob("*.py"))
-    assert undeclared([path for path in CODE if path not in window], NEEDED) == []
+    readers = set((SOURCE / "io").rglob("*.py"))
+    assert undeclared([path for path in CODE if path not in window | readers], NEEDED) == []
+    assert undeclared(readers, NEEDED | R_FILES) == []
     assert undeclared(window, NEEDED | WINDOW) == []
 
 
 def test_what_is_declared_is_imported() -> None:
     assert unused(CODE, NEEDED) == set(NEEDED_BY_A_CALL)
-    assert unused(CODE, WINDOW) == set()
+    assert unused(CODE, WINDOW | R_FILES) == set()
 
 
 @pytest.mark.parametrize("name", NEEDED_BY_A_CALL)

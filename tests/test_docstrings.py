@@ -19,7 +19,7 @@ import stmsi
 MODULES = sorted(set(stmsi.__all__) - {"settings"})
 NAMES = [(module, name) for module in MODULES for name in import_module(f"stmsi.{module}").__all__]
 PAGES = Path(__file__).parents[1] / "docs" / "api"
-NEEDS_FILES = {"read_visium", "read_sma", "read_magpie", "read_thyra", "fetch_sma", "fetch_desium"}
+NEEDS_FILES = {"read_visium", "read_spata", "read_sma", "read_magpie", "read_thyra", "fetch_sma", "fetch_desium"}
 """Their examples need files that are too many to write in a docstring, or a network."""
 _IMPORT = re.compile(r"(import|from) ").match
 _FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE

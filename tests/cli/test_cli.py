@@ -178,7 +178,10 @@ def test_train_then_predict(folder, tmp_path, name):
     text = run("train", folder / name, "--out", out)
     assert "Trained" in text
     assert "on 340 spots of 3 section(s): 12 metabolites" in re.sub(r"on \d+ spots", "on 340 spots", text)
-    assert f"Next: stmsi predict SECTION.h5ad --model {out} --out PREDICTED.h5ad" in text
+    suffix = Path(name).suffix
+    assert (
+        f"Next: stmsi predict {folder / name} --model {out} --out {folder / Path(name).stem}_predicted{suffix}" in text
+    )
     model = stmsi.model.load(out)
     assert model.state.setup.presence_key == "msi_presence"
     assert model.state.setup.input == "counts"
@@ -352,7 +355,22 @@ def test_evaluate_without_predictions_names_the_call(folder):
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
-        ([], ["demo", "align", "predict", "evaluate", "version", "--quiet", "--version", "Exit codes", "completion"]),
+        (
+            [],
+            [
+                "demo",
+                "combine",
+                "align",
+                "map",
+                "predict",
+                "evaluate",
+                "version",
+                "--quiet",
+                "--version",
+                "Exit codes",
+                "completion",
+            ],
+        ),
         (["demo"], ["--out", "--seed", "--small", "held-out section"]),
         (["predict"], ["--model", "--out", "--key-added", "--coverage", "--min-genes", ".h5ad"]),
         (["evaluate"], ["--out", "--pred-key", "--table-key", "per section and metabolite"]),
@@ -372,7 +390,7 @@ def test_no_command_shows_the_help():
 
 
 def test_the_help_tells_the_commands_in_the_order_of_the_work():
-    names = ("demo", "align", "predict", "evaluate", "version")
+    names = ("demo", "combine", "align", "map", "train", "predict", "evaluate", "version")
     assert tuple(re.findall(rf"\W ({'|'.join(names)}) [A-Z]", run("--help"))) == names
 
 

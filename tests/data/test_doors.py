@@ -54,6 +54,9 @@ def test_pixels_become_micrometres(um_per_px, array, factors, turn, mirror, capl
     assert (sdata.shapes["A_spots"]["radius"] == 27.5).all()
     assert f"one unit is {um_per_px:.4g} um" in caplog.text
     assert "landmark_units=(1, " in caplog.text
+    unit = table.uns["st_units"]["A"]
+    assert unit["um_per_unit"] == pytest.approx(um_per_px)
+    assert unit["source"] == ("array_row and array_col" if array else "uns['spatial']['lib']['scalefactors']")
     np.testing.assert_array_equal(st.obsm["spatial"], before.obsm["spatial"])
     if factors:
         assert st.uns["spatial"]["lib"]["scalefactors"] == before.uns["spatial"]["lib"]["scalefactors"]
@@ -65,6 +68,24 @@ def test_pixels_become_micrometres(um_per_px, array, factors, turn, mirror, capl
     again = stmsi.pp.combine({"A": table}).tables["st"]
     np.testing.assert_allclose(again.obsm["spatial"], um, rtol=1e-6)
     assert "um" not in caplog.text
+    assert again.uns["st_units"]["A"] == unit
+    assert set(stmsi.pp.combine({"B": table}).tables["st"].uns["st_units"]) == {"B"}
+
+
+def test_the_unit_that_positions_had_is_kept(through_zarr):
+    a, _ = _visium(0.25)
+    sdata = through_zarr(stmsi.pp.combine({"A": a, "B": _visium(1.0)[0], "C": _read_as_visium()[0]}))
+    units = sdata.tables["st"].uns["st_units"]
+    assert {name: unit["um_per_unit"] for name, unit in units.items()} == {
+        "A": pytest.approx(0.25),
+        "C": pytest.approx(UM_PER_PX),
+    }
+    # both conversions of a section that is converted twice
+    twice = stmsi.pp.combine({"A": stmsi.pp.combine({"A": a}).tables["st"]}, um_per_unit=2.0)
+    assert twice.tables["st"].uns["st_units"]["A"] == {
+        "um_per_unit": pytest.approx(0.5),
+        "source": "array_row and array_col; um_per_unit",
+    }
 
 
 def test_micrometres_stay_what_they_are(caplog):

@@ -101,6 +101,9 @@ def test_spots_counts_and_positions(tmp_path, counts, positions):
     assert (table.obs["sample"] == "s1").all()
     assert (table.obs["in_tissue"] == 1).all()
     np.testing.assert_allclose(table.obsm["spatial"], folder.px[inside] * UM_PER_PX, rtol=1e-6)
+    assert table.uns["st_units"]["s1"] == {
+        "um_per_unit": pytest.approx(UM_PER_PX), "source": "array_row and array_col",
+    }  # fmt: skip
     shapes = sdata.shapes["s1_spots"]
     np.testing.assert_allclose(shapes["radius"], 27.5)
     np.testing.assert_allclose(np.column_stack([shapes.geometry.x, shapes.geometry.y]), table.obsm["spatial"])

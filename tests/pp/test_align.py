@@ -421,10 +421,6 @@ MORE_BAD = {
     "method without": (lambda s: {"method": "given"}, 'method="given" takes transformation='),
     "method with": (lambda s: {"method": "landmarks", "transformation": np.eye(3)}, "takes no transformation="),
     "via alone": (lambda s: {"via": _points(s)}, "via= holds the landmarks of the second stage"),
-    "via elsewhere": (
-        lambda s: {"landmarks": {"P1S1": _points(s)}, "via": {"P2S1": _points(s)}},
-        "Section 'P1S1': via= has no section 'P1S1'",
-    ),
     "leg": (
         lambda s: {"landmarks": {"P1S1": _points(s)}, "via": {"P1S1": tuple(p[:2] for p in _points(s))}},
         "histology to ST: A similarity alignment",
@@ -445,6 +441,11 @@ def test_more_errors_name_the_remedy_and_change_nothing(toy, kwargs, message):
         stmsi.pp.align(toy, **kwargs(toy))
     assert _state(toy) == before
     assert "alignment" not in toy.tables["msi"].uns
+
+
+def test_a_second_stage_of_another_section_is_named(toy):
+    with pytest.raises(KeyError, match="via= has no section 'P1S1'; it has 'P2S1'"):
+        stmsi.pp.align(toy, landmarks={"P1S1": _points(toy)}, via={"P2S1": _points(toy)})
 
 
 def test_the_image_of_the_total_ion_current_follows_its_pixels(toy):

@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.ids import safe_ids
-from stmsi._data.checks import check_nonnegative, listing, require_rows, require_unique, suggest
+from stmsi._data.checks import check_nonnegative, for_section, listing, require_rows, require_unique, suggest
 from stmsi._data.elements import matrix_to
 from stmsi._data.keys import Key
+from stmsi._data.position_units import note_unit
 from stmsi._data.sections import VISIUM_SPOT_DIAMETER, check_sample_name, columns_to_keep, outlined_section
-from stmsi._data.spot_scale import array_scale, given_scale
+from stmsi._data.spot_scale import BY_ARRAY, GIVEN, array_scale
 from stmsi._data.tables import as_csr
 from stmsi._settings import logger
 
@@ -29,6 +30,10 @@ _BINS = re.compile(r"square_(\d+)um")
 _READER = "spatialdata_io_reader"
 _UM_OF_READER = {"xenium": 1.0, "merscope": 1.0, "stereoseq": 0.5}
 """Micrometres per unit of the outlines that a reader of spatialdata-io stores; Stereo-seq counts spots 500 nm apart."""
+_STEREOSEQ, _MERSCOPE = "cellBin_attrs", "EntityID"
+"""What gives away two readers that do not write their name: an entry of ``uns``, and the column with the ids of the cells."""
+_UM_FRAMES = ("micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres", "um")
+"""Coordinate systems that say their unit, such as that of MERSCOPE."""
 _USUAL_SIZE = (1.5, 120.0)
 """Widths (um) of bins, spots and cells that are not doubted."""
 
@@ -74,11 +79,13 @@ def adopt(
     require_unique(table.obs_names, f"Spot names of section {sample!r}", "Call .obs_names_make_unique() first.")
     shapes = sdata.shapes[element]
     rows = _rows(shapes, element, table, key)
-    scale, visium = _scale(sdata, table, shapes, rows, element, sample, given_scale(um_per_unit, sample))
+    given = for_section(um_per_unit, sample, "um_per_unit")
+    scale, visium, source = _scale(sdata, table, shapes, rows, element, sample, given)
     outlines = _in_micrometres(shapes, scale, visium)
     made = outlined_section(table, outlines, rows, sample=sample)
     for column, values in columns_to_keep(table, sample, Key.spots(sample)).items():
         made.tables[Key.table.ST].obs[column] = values
+    note_unit(made.tables[Key.table.ST], table, sample, scale, source)
     brought = _add_images(made, sdata, shapes, scale, sample)
     left = [n for _, n, _ in sdata.gen_elements() if n not in {key, element, *brought}]
     if left:
@@ -153,26 +160,33 @@ def _scale(
     element: str,
     sample: str,
     given: float | None,
-) -> tuple[float, bool]:
-    """Micrometres per unit of the outlines as stored, and whether they are the spots of a Visium array."""
+) -> tuple[float, bool, str]:
+    """Micrometres per unit of the outlines as stored, whether they are the spots of a Visium array, and what told it."""
+    from spatialdata.transformations import get_transformation
+
     centre = shapes.geometry.centroid
     xy = np.column_stack([centre.x, centre.y])[rows]
     by_array = array_scale(table, xy) if "radius" in shapes else None
     if given is not None:
-        return float(given), by_array is not None
+        return float(given), by_array is not None, GIVEN
     if by_array is not None:
-        logger.info("Section %r: one unit is %.4g um, by array_row and array_col.", sample, by_array)
-        return by_array, True
+        logger.info("Section %r: one unit is %.4g um, by %s.", sample, by_array, BY_ARRAY)
+        return by_array, True, BY_ARRAY
     for key, other in sdata.shapes.items():
         bins = _BINS.search(str(key))
         if bins and _shares_frame(other, shapes):
             scale = float(bins.group(1)) / float(np.median(_width(other)))
             logger.info("Section %r: one unit is %.4g um, by the bins %r.", sample, scale, key)
-            return scale, False
-    reader = str(sdata.attrs.get(_READER, ""))
+            return scale, False, f"the bins {str(key)!r}"
+    frame = next((str(f) for f in get_transformation(shapes, get_all=True) if str(f).lower() in _UM_FRAMES), None)
+    if frame is not None:
+        scale = float(np.sqrt(abs(np.linalg.det(_placed(shapes, frame)[:2, :2]))))
+        logger.info("Section %r: one unit is %.4g um, by the coordinate system %r.", sample, scale, frame)
+        return scale, False, f"the coordinate system {frame!r}"
+    reader = _reader(sdata, table)
     if reader in _UM_OF_READER:
         logger.info("Section %r: one unit is %.4g um, as %s stores it.", sample, _UM_OF_READER[reader], reader)
-        return _UM_OF_READER[reader], False
+        return _UM_OF_READER[reader], False, reader
     size = float(np.median(_width(shapes.iloc[rows])))
     low, high = _USUAL_SIZE
     if not low <= size <= high:
@@ -185,7 +199,16 @@ def _scale(
         "Section %r: nothing tells the unit of %r; its outlines, %.4g wide, are taken for micrometres. Pass um_per_unit= "
         "(1 if they are; CosMx 0.12028, Stereo-seq 0.5).", sample, element, size,
     )  # fmt: skip
-    return 1.0, False
+    return 1.0, False, ""
+
+
+def _reader(sdata: SpatialData, table: AnnData) -> str:
+    """Which function of spatialdata-io read the data, where it can be told."""
+    if _STEREOSEQ in table.uns:
+        return "stereoseq"
+    if table.uns.get("spatialdata_attrs", {}).get("instance_key") == _MERSCOPE:
+        return "merscope"
+    return str(sdata.attrs.get(_READER, ""))
 
 
 def _width(shapes: GeoDataFrame) -> NDArray[np.float64]:

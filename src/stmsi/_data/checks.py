@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -55,6 +55,22 @@ def chosen(available: Sequence[str], wanted: str | Sequence[str] | None, what: s
         msg = f"No section {listing(unknown)} in {what}; found {listing(available)}.{suggest(unknown[0], available)}"
         raise KeyError(msg)
     return names
+
+
+def for_section(given: Any, sample: str, name: str) -> Any:
+    """What an argument says of a section: its own entry of a mapping, or one thing for all.
+
+    Raises
+    ------
+    KeyError
+        The mapping has no such section; `name` is that of the argument.
+    """
+    if not isinstance(given, Mapping):
+        return given
+    if sample not in given:
+        msg = f"{name}= has no section {sample!r}; it has {listing(given)}."
+        raise KeyError(msg)
+    return given[sample]
 
 
 def check_share(value: float, name: str) -> None:

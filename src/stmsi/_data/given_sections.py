@@ -12,10 +12,11 @@ import pandas as pd
 from anndata import AnnData
 
 from stmsi._data.adopt import adopt
-from stmsi._data.checks import check_nonnegative, is_spatialdata, listing, require_rows, require_unique
+from stmsi._data.checks import check_nonnegative, for_section, is_spatialdata, listing, require_rows, require_unique
 from stmsi._data.keys import Key
+from stmsi._data.position_units import note_unit
 from stmsi._data.sections import add_image, columns_to_keep, msi_section, st_section
-from stmsi._data.spot_scale import given_scale, known_scale, um_positions
+from stmsi._data.spot_scale import known_scale, um_positions
 from stmsi._data.tables import as_csr, layer_names, require_obs, require_sample, sample_names
 from stmsi._settings import logger
 
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
     Section: TypeAlias = AnnData | SpatialData
     Sections: TypeAlias = Section | Iterable[Section] | Mapping[str, Section]
 
+_FOV, _ON_THE_SLIDE = "fov", ("global", "spatial_fov")
+"""CosMx: the field of view of a cell, and where spatialdata-io and squidpy keep positions on the whole slide."""
+_SCALED = 0.02
+"""Share of the spread up to which positions are those of the slide in another unit."""
 _ONLY_SECTION = "section"
 """Name of a single section that nobody has named."""
 _TWO_MEASUREMENTS = (
@@ -96,17 +101,42 @@ def as_st(name: str | None, section: Section, reading: Reading) -> list[SpatialD
             found = listing(part.obsm.keys())
             msg = f'Section {sample!r} has no obsm["spatial"] (found {found}); it holds the spot centres.'
             raise KeyError(msg)
-        scale = known_scale(part, sample, given_scale(reading.um_per_unit, sample), reading.spot_diameter)
+        part = _on_one_slide(part, sample)
+        scale = known_scale(
+            part, sample, for_section(reading.um_per_unit, sample, "um_per_unit"), reading.spot_diameter
+        )
         xy = um_positions(part, sample, scale)
         made = st_section(part, xy, sample=sample, spot_diameter=scale.spot_diameter)
         table = made.tables[Key.table.ST]
         for key, column in columns_to_keep(part, sample, Key.spots(sample)).items():
             table.obs[key] = column
+        note_unit(table, part, sample, scale.um_per_unit, scale.source)
         image = scale.take_image(table)
         if image is not None:
             add_image(made, Key.image(sample), *image, sample)
         out.append(made)
     return out
+
+
+def _on_one_slide(part: AnnData, sample: str) -> AnnData:
+    """Positions on the slide where ``obsm["spatial"]`` counts from the corner of each field of view; `part` is not changed."""
+    key = next((k for k in _ON_THE_SLIDE if k in part.obsm), None)
+    if key is None or _FOV not in part.obs or part.obs[_FOV].nunique() < 2:
+        return part
+    own, slide = (np.asarray(part.obsm[k], dtype=np.float64)[:, :2] for k in (Key.obsm.SPATIAL, key))
+    if not (np.isfinite(own).all() and np.isfinite(slide).all()):
+        return part
+    design = np.column_stack([slide, np.ones(len(slide))])
+    off = design @ np.linalg.lstsq(design, own, rcond=None)[0] - own
+    if np.sqrt((off**2).sum(axis=1).mean()) <= _SCALED * np.sqrt(own.var(axis=0).sum()):
+        return part
+    logger.warning(
+        "Section %r: obsm['spatial'] counts from the corner of each of %d fields of view; obsm[%r], on the slide, is taken. Pass "
+        "um_per_unit= (CosMx: 0.12028 um a pixel).", sample, part.obs[_FOV].nunique(), key,
+    )  # fmt: skip
+    part = part.copy()
+    part.obsm[Key.obsm.SPATIAL] = slide
+    return part
 
 
 def as_msi(

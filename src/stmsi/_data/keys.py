@@ -100,6 +100,7 @@ class Key:
         """Keys of ``uns``."""
 
         MSI: Final = "msi"
+        UNITS: Final = "st_units"
         NORMALIZE: Final = "normalize_msi"
         PEAKS: Final = "pick_peaks"
         ALIGNMENT: Final = "alignment"

@@ -117,7 +117,11 @@ def msi_section(
         check_extent(row, col, f"Section {sample!r}")
     position = pd.MultiIndex.from_arrays([row, col])
     if not position.is_unique:
-        msg = f"Several pixels of section {sample!r} share a position (row, col): {listing(position[position.duplicated()])}."
+        msg = (
+            f"Several pixels of section {sample!r} share a position (row, col): {listing(position[position.duplicated()])}. "
+            "Several rasters (regions, polarities) in one table need a name each in obs['sample']; two measurements of one section "
+            "are combined, aligned and mapped one by one (stmsi.pp.add_metabolites brings them together)."
+        )
         raise ValueError(msg)
     X = as_csr(X, np.float32)
     if not checked:

@@ -18,11 +18,13 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+GIVEN, BY_ARRAY = "um_per_unit", "array_row and array_col"
+"""What tells the unit: the user, or the places on a Visium array."""
 _SPOT_OF_SCALE_FACTORS = 65.0
 """10x defines ``spot_diameter_fullres`` by a theoretical spot of 65 micrometres, not by the 55 of the printed one."""
 _ENOUGH = 7
 """Spots from which the distance of neighbours is that of the array."""
-_TOLERATED = 0.2
+TOLERATED = 0.2
 """Relative difference of two ways to the size of a pixel from which they contradict each other."""
 _NEAR = 0.15
 """Relative difference of a pitch up to which it is that of a Visium array."""
@@ -43,6 +45,7 @@ class SpotScale:
     spot_diameter: float
     library: str | None = None
     factors: Mapping[str, Any] = field(default_factory=dict)
+    source: str = ""  # what told it
 
     def take_image(self, table: AnnData) -> tuple[NDArray[Any], float] | None:
         """The finest image of the library and the side of its pixels (um); it leaves ``uns``.
@@ -72,16 +75,6 @@ class SpotScale:
         return found
 
 
-def given_scale(um_per_unit: float | Mapping[str, float] | None, sample: str) -> float | None:
-    """Micrometres per unit that the user gives for a section."""
-    if not isinstance(um_per_unit, Mapping):
-        return um_per_unit
-    if sample not in um_per_unit:
-        msg = f"um_per_unit= has no section {sample!r}; it has {listing(um_per_unit)}."
-        raise KeyError(msg)
-    return um_per_unit[sample]
-
-
 def known_scale(adata: AnnData, sample: str, given: float | None, spot_diameter: float | None) -> SpotScale:
     """The scale of a section's positions: `given`, else what the array and the scale factors say, else 1."""
     xy = np.asarray(adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2]
@@ -90,31 +83,31 @@ def known_scale(adata: AnnData, sample: str, given: float | None, spot_diameter:
     bins = _number(factors, "bin_size_um")
     diameter = spot_diameter or bins or VISIUM_SPOT_DIAMETER
     by_array = None if bins else array_scale(adata, xy)
-    by_factor = _factor_scale(factors)
+    by_factor = factor_scale(factors)
     if given is not None:
-        return SpotScale(given, diameter, library, factors)
+        return SpotScale(given, diameter, library, factors, GIVEN)
     if by_array is not None:
-        if by_factor is not None and abs(by_factor / by_array - 1) > _TOLERATED and abs(by_array - 1) > _SAME:
+        if by_factor is not None and abs(by_factor / by_array - 1) > TOLERATED and abs(by_array - 1) > _SAME:
             logger.warning(
                 "Section %r: array_row and array_col give %.4g um per unit of obsm['spatial'], spot_diameter_fullres %.4g; "
                 "the array is used. Check that the scale factors belong to these positions, or pass um_per_unit=.",
                 sample, by_array, by_factor,
             )  # fmt: skip
-        scale, why = by_array, "array_row and array_col"
+        scale, why = by_array, BY_ARRAY
     elif by_factor is not None and (bins or _is_visium(pitch_of(xy) * by_factor)):
         scale, why = by_factor, f"uns['spatial'][{library!r}]['scalefactors']"
     else:
         return SpotScale(1.0, diameter, None, factors)
     if abs(scale - 1) <= _SAME:
-        own = library if by_factor is not None and abs(by_factor - 1) <= _TOLERATED else None
+        own = library if by_factor is not None and abs(by_factor - 1) <= TOLERATED else None
         return SpotScale(1.0, diameter, own, factors)
     logger.warning(
         "Section %r: obsm['spatial'] is not in micrometres; one unit is %.4g um (from %s), and positions were converted. "
-        "Landmarks in the old unit need landmark_units=(1, %.4g) in stmsi.pp.align.", sample, scale, why, scale,
+        "Landmarks in the old unit need landmark_units=(1, %.4g) or 'pixels' in stmsi.pp.align.", sample, scale, why, scale,
     )  # fmt: skip
-    if by_factor is not None and abs(by_factor / scale - 1) > _TOLERATED:
+    if by_factor is not None and abs(by_factor / scale - 1) > TOLERATED:
         library = None  # its images belong to other positions
-    return SpotScale(scale, diameter, library, factors)
+    return SpotScale(scale, diameter, library, factors, why)
 
 
 def um_positions(adata: AnnData, sample: str, scale: SpotScale) -> NDArray[np.float64]:
@@ -167,7 +160,7 @@ def _number(factors: Mapping[str, Any], key: str) -> float | None:
     return value if np.isfinite(value) and value > 0 else None
 
 
-def _factor_scale(factors: Mapping[str, Any]) -> float | None:
+def factor_scale(factors: Mapping[str, Any]) -> float | None:
     """Micrometres per pixel of the full-resolution image, from the scale factors of Space Ranger."""
     stated, spot = _number(factors, _SMALL), _number(factors, _BIG[0])
     if stated is not None:
@@ -212,7 +205,7 @@ def _check_pitch(sample: str, xy: NDArray[np.float64], scale: SpotScale) -> None
         usual = f"on a Visium array they are {VISIUM_PITCH:g} um apart"
         low, high = (VISIUM_PITCH / diameter * f for f in (1 - _NEAR, 1 + _NEAR))
     if not low <= pitch / diameter <= high:
-        stated = _factor_scale(scale.factors)
+        stated = factor_scale(scale.factors)
         hint = "" if stated is None else f" (uns['spatial'] states {stated:.4g} um per pixel)"
         logger.warning(
             "Section %r: %s; %s. Are the positions in pixels of an image? If so, check um_per_unit%s; for other spots pass "

@@ -9,6 +9,7 @@ import typer
 
 from stmsi.cli._app import Json, command, say, step
 from stmsi.cli._files import check_output, read_data, write_csv, write_data
+from stmsi.cli._next_step import new_path, say_next
 from stmsi.cli._terminal_tables import show_alignment
 
 _LANDMARKS = (
@@ -16,6 +17,10 @@ _LANDMARKS = (
     "`<sample>_landmarks_msi` and `<sample>_landmarks_st`, and where there are none, masks and intensities decide."
 )
 _VIA = "csv of the second stage: from the histology of the MSI section to the ST frame."
+_UNITS = (
+    "Of a csv of landmarks, MSI,ST: micrometres per unit, or `file` (x and y of the MSI file) and `pixels` (of the ST image, as "
+    "the spots came); `pixels` alone is `1,pixels`. Default: micrometres."
+)
 _METHOD = "landmarks or auto (without any); default: landmarks where there are some."
 _MODELS = ("rigid", "similarity", "affine", "projective", "thin_plate")
 _MODEL = "rigid, similarity, affine, projective or thin_plate; default: similarity, without landmarks affine."
@@ -32,7 +37,7 @@ def _option(text: str, *values: str) -> Any:
 
 def align(
     *,
-    data: Annotated[Path, typer.Argument(help="ST and MSI together: SpatialData (.zarr) of stmsi.pp.combine.")],
+    data: Annotated[Path, typer.Argument(help="Output of `stmsi combine` or stmsi.pp.combine (.zarr).")],
     out: Annotated[Path, typer.Option(help="Where to write the same, aligned (.zarr).")],
     landmarks: Annotated[Path | None, typer.Option(help=_LANDMARKS)] = None,
     via: Annotated[Path | None, typer.Option(help=_VIA)] = None,
@@ -42,6 +47,7 @@ def align(
         str | None, _option("ransac or lmeds: find wrong landmarks and leave them out.", "ransac", "lmeds")
     ] = None,
     refine: Annotated[str | None, _option("intensity: then look for a smooth displacement.", "intensity")] = None,
+    landmark_units: Annotated[str | None, typer.Option(help=_UNITS)] = None,
     sample: Annotated[list[str] | None, typer.Option(help="Section to align (may be repeated); default: all.")] = None,
     report: Annotated[Path | None, typer.Option(help="Write the report as csv.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of what is drawn at random.")] = 0,
@@ -57,6 +63,8 @@ def align(
         with step(f"Reading {data}"):
             content = read_data(data)
         options: dict[str, Any] = {"method": method, "model": model, "robust": robust, "refine": refine}
+        if landmark_units is not None:
+            options["landmark_units"] = units_of(landmark_units)
         given = {k: str(v) for k, v in (("landmarks", landmarks), ("via", via)) if v is not None}
         with step("Aligning"):
             stmsi.pp.align(content, **given, **options, sample=sample, rng=seed)  # type: ignore[arg-type]
@@ -69,4 +77,12 @@ def align(
                 write_csv(table.reset_index(), report)
         if not as_json:
             show_alignment(table)
-        say(f"Written to {out}. Next: stmsi.pl.alignment(data) and stmsi.pp.map_to_spots(data) in Python.")
+        say(f"Written to {out}; stmsi.pl.alignment(data) shows it in Python.")
+        say_next("map", out, "--out", new_path(out, "mapped", ".zarr"))
+
+
+def units_of(text: str) -> Any:
+    """Units of landmarks from the words of an option: ``1,0.5``, ``file,pixels`` or ``pixels``."""
+    words = [word.strip() for word in text.split(",")]
+    units = tuple(float(word) if word.replace(".", "", 1).isdigit() else word for word in words)
+    return units[0] if len(units) == 1 else units

@@ -80,16 +80,19 @@ def main(
     Look at the whole way first, on simulated sections: `stmsi demo` ends with a report to open in a browser. Then, with
     sections of your own:
 
-    1. **align** MSI to ST in a SpatialData that `stmsi.pp.combine` made;
+    1. **combine** the files of both modalities;
 
-    2. **train** a model, after `stmsi.pp.map_to_spots` and `stmsi.pp.call_presence` in Python;
+    2. **align** MSI to ST;
 
-    3. **predict** any ST section with it;
+    3. **map** the pixels to the spots;
 
-    4. **evaluate** the prediction where there is MSI that the model has not seen.
+    4. **train** a model;
 
-    For example: `stmsi train pair.zarr --out lipids`, `stmsi predict new.h5ad --model lipids --out predicted.h5ad`, then
-    `stmsi evaluate predicted.h5ad --report scores.html`.
+    5. **predict** any ST section with it;
+
+    6. **evaluate** the prediction where there is MSI that the model has not seen.
+
+    Begin with `stmsi combine --st visium/outs --msi section.imzML --out pair.zarr`. Each command ends with the next one.
     """
     import stmsi
 

@@ -9,6 +9,7 @@ import typer
 
 from stmsi.cli._app import Json, command, say, step
 from stmsi.cli._files import check_output, read_data, write_data
+from stmsi.cli._next_step import new_path, say_next
 from stmsi.cli._train import INPUT
 
 _LAYER = "Layer that holds the expression; default: that of the training where it is there, else X."
@@ -71,6 +72,8 @@ def predict(
         with step(f"Writing {out}"):
             write_data(content, out)
         say(f"Predicted {frame.shape[1]} metabolites in {frame.shape[0]} spots -> {out}")
-        say(
-            f"Next: stmsi evaluate {out}, or stmsi.pl.spatial(data, metabolite, metabolite_key={key_added!r}) in Python."
-        )
+        say(f"stmsi.pl.spatial(data, {str(frame.columns[0])!r}, metabolite_key={key_added!r}) draws one in Python.")
+        if Key.obsm.MSI in st.obsm:
+            keys = [("--pred-key", key_added, "msi_pred"), ("--table-key", table_key, "st")]
+            other = [word for flag, value, usual in keys if value != usual for word in (flag, value)]
+            say_next("evaluate", out, *other, "--report", new_path(out, "scores", ".html"))

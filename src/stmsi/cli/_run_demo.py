@@ -16,6 +16,7 @@ from stmsi._data.keys import Key
 from stmsi._report import demo_report
 from stmsi.cli._app import say, step
 from stmsi.cli._files import write_text
+from stmsi.cli._next_step import command_line, new_path
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -172,7 +173,9 @@ def say_next(out: Path) -> None:
     for what, where in {
         "the report, in a browser": out / "report.html",
         "the data, in Python": f'spatialdata.read_zarr("{out}/demo.zarr")',
-        "the model, on other sections": f"stmsi predict SECTION.h5ad --model {out}/model --out PREDICTED.h5ad",
+        "the model, here or elsewhere": command_line(
+            "predict", out / "demo.zarr", "--model", out / "model", "--out", new_path(out, "predicted", ".zarr")
+        ),
         "reading your own sections": f"{_DOCS}/user_guide/reading_msi.html",
         "which model to choose": f"{_DOCS}/user_guide/choosing_a_model.html",
         "what not to conclude": f"{_DOCS}/user_guide/limits.html",

@@ -9,6 +9,7 @@ import typer
 
 from stmsi.cli._app import Json, command, say, step
 from stmsi.cli._files import check_new, read_data
+from stmsi.cli._next_step import new_path, say_next
 
 DEFAULT_MODEL = "auto"
 """Family that is trained where none is named; the name, since models take seconds to import."""
@@ -74,4 +75,7 @@ def train(
             f"Trained {card['class']} on {result['spots']} spots of {len(result['samples'])} section(s): "
             f"{result['metabolites']} metabolites -> {out}"
         )
-        say(f"Next: stmsi predict SECTION.h5ad --model {out} --out PREDICTED.h5ad")
+        say_next(
+            "predict", data, "--model", out, "--out", new_path(data, "predicted", data.suffix),
+            also="Other ST sections go in the same way, as .zarr or .h5ad: they need no MSI.",
+        )  # fmt: skip

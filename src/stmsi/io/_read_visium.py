@@ -14,21 +14,19 @@ from anndata import AnnData
 from stmsi._core.ids import safe_ids
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
-from stmsi._data.sections import VISIUM_PITCH, VISIUM_SPOT_DIAMETER, check_sample_name, st_section
+from stmsi._data.position_units import note_unit
+from stmsi._data.sections import VISIUM_SPOT_DIAMETER, check_sample_name, st_section
+from stmsi._data.spot_scale import BY_ARRAY, TOLERATED, array_scale, factor_scale
 from stmsi._settings import logger
 from stmsi.io._files import check_folder, inside
 
 if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
-
-SCALE_FACTOR_SPOT = 65.0
-"""10x defines ``spot_diameter_fullres`` by a theoretical spot of 65 micrometres, not by the 55 of the printed one."""
 
 _IN_TISSUE, _ARRAY_ROW, _ARRAY_COL = "in_tissue", "array_row", "array_col"
 _POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv")
 _SCALE_FACTORS = "scalefactors_json.json"
-_TOLERATED = 0.2
 
 
 def read_visium(
@@ -64,7 +62,8 @@ def read_visium(
     -------
     SpatialData with table ``st`` (spots x genes, raw counts, float32 CSR; `var`: unique gene symbols as index,
     ``gene_ids``; `obs`: ``sample``, ``in_tissue``, ``array_row``, ``array_col``), circles ``<sample>_spots`` and, where
-    there is one, the image ``<sample>_he``; all in micrometres in the coordinate system ``<sample>``.
+    there is one, the image ``<sample>_he``; all in micrometres in the coordinate system ``<sample>``. ``uns["st_units"]`` of the
+    table keeps the micrometres of a full-resolution pixel.
 
     Raises
     ------
@@ -108,7 +107,7 @@ def visium_section(
     scale = _scale_factors(path)
     table, elements = _read(path, counts, sample)
     xy = np.asarray(table.obsm[Key.obsm.SPATIAL], dtype=float)
-    um_per_px = _micrometres_per_pixel(table, xy, scale, sample)
+    um_per_px, source = _micrometres_per_pixel(table, xy, scale, sample)
     if not keep_off_tissue:
         on_tissue = table.obs[_IN_TISSUE].to_numpy() == 1
         if not on_tissue.any():
@@ -116,6 +115,7 @@ def visium_section(
             raise ValueError(msg)
         table, xy = table[on_tissue].copy(), xy[on_tissue]
     sdata = st_section(table, xy * um_per_px, sample=sample, spot_diameter=spot_diameter)
+    note_unit(sdata.tables[Key.table.ST], table, sample, um_per_px, source)
     if images:
         _add_image(sdata, elements, scale, um_per_px, sample)
     logger.info("%s: %d spots x %d genes, %.4g um per pixel", sample, *table.shape, um_per_px)
@@ -129,7 +129,11 @@ def _check_folder(path: Path) -> Path:
         msg = f"{path} is no Space Ranger output: it has no folder 'spatial'; found {inside(path)}.{hint}"
         raise FileNotFoundError(msg)
     if not any((path / "spatial" / name).exists() for name in _POSITIONS):
-        hint = " Visium HD (tissue_positions.parquet) is not read here." if list(path.glob("**/*.parquet")) else ""
+        hint = (
+            " Visium HD (tissue_positions.parquet): read it with spatialdata_io.visium_hd."
+            if list(path.glob("**/*.parquet"))
+            else ""
+        )
         msg = f"{path / 'spatial'} has none of {listing(_POSITIONS)}.{hint}"
         raise FileNotFoundError(msg)
     return path
@@ -196,35 +200,31 @@ def _read(path: Path, counts: str, sample: str) -> tuple[AnnData, dict[str, Any]
     return table, dict(sdata.images)
 
 
-def array_positions(row: ArrayLike, col: ArrayLike) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Micrometres of Visium array positions: a hexagonal array whose column number steps by two between neighbours."""
-    x = np.asarray(col, dtype=float) * (VISIUM_PITCH / 2)
-    return np.column_stack([x, np.asarray(row, dtype=float) * (VISIUM_PITCH * np.sqrt(3) / 2)])
-
-
-def _micrometres_per_pixel(table: AnnData, xy: ArrayLike, scale: dict[str, float], sample: str) -> float:
-    """Size of a full-resolution pixel, from the pitch of the array."""
-    by_spot = SCALE_FACTOR_SPOT / scale["spot_diameter_fullres"]
-    um = array_positions(table.obs[_ARRAY_ROW], table.obs[_ARRAY_COL])
-    design = np.column_stack([um, np.ones(len(um))])
-    fit, _, rank, _ = np.linalg.lstsq(design, np.asarray(xy, dtype=float), rcond=None)
-    area = abs(np.linalg.det(fit[:2]))
-    if rank < 3 or not area > 0:
+def _micrometres_per_pixel(
+    table: AnnData, xy: NDArray[np.float64], scale: dict[str, float], sample: str
+) -> tuple[float, str]:
+    """Size of a full-resolution pixel, from the pitch of the array or else from the scale factors, and which of them."""
+    by_spot, by_pitch = factor_scale(scale), array_scale(table, xy)
+    if by_pitch is None:
+        if by_spot is None:
+            msg = (
+                f"Section {sample!r}: {_SCALE_FACTORS} states a spot_diameter_fullres of "
+                f"{scale['spot_diameter_fullres']!r}, and the positions do not lie on a Visium array; copy the file again."
+            )
+            raise ValueError(msg)
         warnings.warn(
             f"Section {sample!r}: too few spots to measure the pitch of the array; the size of a pixel comes from "
             f"spot_diameter_fullres ({by_spot:.4g} um).",
-            stacklevel=3,
+            stacklevel=4,
         )
-        return by_spot
-    # an affine fit also holds for rotated and mirrored slides; its determinant is the area of a square micrometre
-    by_pitch = float(1 / np.sqrt(area))
-    if abs(by_spot / by_pitch - 1) > _TOLERATED:
+        return by_spot, _SCALE_FACTORS
+    if by_spot is not None and abs(by_spot / by_pitch - 1) > TOLERATED:
         warnings.warn(
             f"Section {sample!r}: the array pitch gives {by_pitch:.4g} um per pixel, spot_diameter_fullres "
             f"{by_spot:.4g}; the pitch is used. Check that {_SCALE_FACTORS} and the positions belong together.",
-            stacklevel=3,
+            stacklevel=4,
         )
-    return by_pitch
+    return by_pitch, BY_ARRAY
 
 
 def _add_image(

@@ -10,14 +10,16 @@ import numpy as np
 
 from stmsi._core.registration.landmark_consensus import METHODS, RobustMethod
 from stmsi._core.registration.landmarks import MODELS, TransformModel, apply_affine
-from stmsi._data.checks import check_choice, check_positive, listing, require_spatialdata
+from stmsi._data.checks import check_choice, check_positive, for_section, listing, require_spatialdata
 from stmsi._data.elements import matrix_to, place
 from stmsi._data.keys import Key
+from stmsi._data.position_units import noted_unit
 from stmsi._data.stale import mark_stale
 from stmsi._data.tables import copy_of, get_table, sample_names
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.pp._alignment.automatic import automatic_input, fit_automatically
+from stmsi.pp._alignment.earlier_unit import PIXELS, in_micrometres, known_unit
 from stmsi.pp._alignment.histology import histology_method
 from stmsi.pp._alignment.landmark_input import has_landmarks, is_file, landmark_pair, read_landmarks
 from stmsi.pp._alignment.other_readings import witness
@@ -56,7 +58,7 @@ def align(
     robust: RobustMethod | None = None,
     max_error: float = 250.0,
     smoothing: float | None = None,
-    landmark_units: tuple[Unit, Unit] = (1.0, 1.0),
+    landmark_units: tuple[Unit, Unit] | Literal["pixels"] = (1.0, 1.0),
     refine: Literal["intensity"] | None = None,
     refine_length: float | None = None,
     n_perturb: int = 0,
@@ -125,7 +127,10 @@ def align(
         value with the smallest leave-one-landmark-out error.
     landmark_units
         Of landmarks given as arrays or file, in the MSI and in the ST frame: micrometres per unit; ``"file"``: x and y
-        as in the MSI file; or the name of an element (such as an image) in whose own coordinates they are.
+        as in the MSI file; on the ST side ``"pixels"``: the unit that the spots had before :func:`stmsi.pp.combine` or
+        :func:`stmsi.io.read_visium` made it micrometres (``st.uns["st_units"]``); or the name of an element (such as an
+        image) in whose own coordinates they are. ``"pixels"`` alone is ``(1, "pixels")``. Landmarks that are plainly in
+        that unit are converted without being asked, with a warning.
     refine
         ``"intensity"``: look for a smooth displacement that makes genes and ions agree better. It is kept only where
         mutual information rises and nothing folds.
@@ -240,8 +245,10 @@ def align(
     if not isinstance(n_perturb, int | np.integer) or n_perturb < 0:
         msg = f"n_perturb is a number of transformations, at least 0; found {n_perturb!r}."
         raise ValueError(msg)
+    if landmark_units == PIXELS:
+        landmark_units = (1.0, PIXELS)
     if not isinstance(landmark_units, tuple | list) or len(landmark_units) != 2:
-        msg = f"landmark_units is a pair (of the MSI frame, of the ST frame), found {landmark_units!r}."
+        msg = f"landmark_units is a pair (of the MSI frame, of the ST frame) or {PIXELS!r}, found {landmark_units!r}."
         raise ValueError(msg)
     sides: tuple[Any, Any] = (landmarks, via)
     first, second = (read_landmarks(side, available) if is_file(side) else side for side in sides)
@@ -255,7 +262,7 @@ def align(
             fit: Method
             own_method = method or ("landmarks" if given is not None or has_landmarks(sdata, name) else "auto")
             if own_method == "given":
-                fit = partial(fit_given, _own(given, name))
+                fit = partial(fit_given, for_section(given, name, "transformation"))
             elif own_method == "histology":
                 pair = images.get(name) if isinstance(images, Mapping) else images
                 fit = histology_method(
@@ -265,7 +272,10 @@ def align(
                 section = automatic_input(sdata, name, model=_auto_model(model), **options, **keys)
                 fit = partial(fit_automatically, section, max(_N_REFITS, int(n_perturb)))
             else:
-                legs = _legs(sdata, name, _own(given, name), _own(second, name), landmark_units, geometry)
+                own = (for_section(given, name, "landmarks"), for_section(second, name, "via"))
+                earlier = noted_unit(get_table(sdata, table_key), name) if table_key in sdata.tables else None
+                limit = _limit("landmarks", options, max_scale)
+                legs = _legs(sdata, name, *own, landmark_units, geometry, earlier, limit)
                 fit = partial(fit_legs, legs, model or "similarity", robust, max_error, smoothing)
         except ValueError as error:
             msg = f"Section {name!r}: {error}"
@@ -274,21 +284,27 @@ def align(
         if refine is not None and len(geometry.spots):
             msi = msi_components(sdata, name, msi_table_key, sample_key)
             components = st_components(sdata, name, table_key, sample_key), msi
-        limit = _MAX_SCALE.get(own_method, _MAX_SCALE_ELSE) if max_scale is None else max_scale
-        if own_method == "auto" and options.get("scale") == "free" and max_scale is None:
-            limit = np.inf
         # an alignment without landmarks has weighed all placements already
         asked = None if own_method == "auto" else witness(sdata, name, geometry, **keys)
         tasks.append(
             Task(
-                name, own_method, fit, geometry, limit, int(n_perturb), perturb_sd, components, refine_length,
-                asked,
+                name, own_method, fit, geometry, _limit(own_method, options, max_scale), int(n_perturb), perturb_sd,
+                components, refine_length, asked,
             )
         )  # fmt: skip
     results = _run_all(tasks, available, rng, n_jobs, show_progress_bar)
     out = copy_of(sdata) if copy else sdata
     _write(out, tasks, results, msi_table_key)  # whatever could fail was done before
     return out if copy else None
+
+
+def _limit(method: str, options: Mapping[str, Any], max_scale: float | None) -> float:
+    """Scale beyond which an alignment is refused."""
+    if max_scale is not None:
+        return float(max_scale)
+    if method == "auto" and options.get("scale") == "free":
+        return float("inf")
+    return _MAX_SCALE.get(method, _MAX_SCALE_ELSE)
 
 
 def _run_all(
@@ -397,29 +413,37 @@ def _auto_model(model: TransformModel | None) -> Literal["similarity", "affine"]
     raise ValueError(msg)
 
 
-def _own(given: Any, name: str) -> Any:
-    if not isinstance(given, Mapping):
-        return given
-    if name not in given:
-        msg = f"via= has no section {name!r}; it has {listing(given)}."
-        raise ValueError(msg)
-    return given[name]
-
-
 def _legs(
-    sdata: SpatialData, name: str, first: Any, second: Any, units: tuple[Unit, Unit], geometry: Geometry
+    sdata: SpatialData,
+    name: str,
+    first: Any,
+    second: Any,
+    units: tuple[Unit, Unit],
+    geometry: Geometry,
+    um_per_unit: float | None,
+    max_scale: float,
 ) -> tuple[Any, ...]:
-    """Landmarks of each stage as arrays."""
+    """Landmarks of each stage as arrays; `um_per_unit` is the unit that the spots had before, if another."""
     msi_frame, st_frame = Key.msi_frame(name), Key.st_frame(name)
+    units = units[0], known_unit(units[1], um_per_unit)
     if second is None:
         pair = landmark_pair(sdata, name, first, frames=(msi_frame, st_frame), units=units)
+        if um_per_unit is not None and units[1] == 1 and _has_no_frame(first):
+            pair = pair[0], in_micrometres(*pair, geometry, um_per_unit, max_scale, name)
         check_landmarks_place(pair, geometry)
         return (pair,)
     what = "(in the MSI frame, in its histology)", "(in the MSI histology, in the ST frame)"
     start = landmark_pair(sdata, name, first, frames=(msi_frame, None), units=(units[0], 1.0), what=what[0])
     end = landmark_pair(sdata, name, second, frames=(None, st_frame), units=(1.0, units[1]), what=what[1])
+    if um_per_unit is not None and units[1] == 1 and _has_no_frame(second):
+        end = end[0], in_micrometres(None, end[1], geometry, um_per_unit, max_scale, name)
     check_landmarks_place((start[0], end[1]), geometry)
     return start, end
+
+
+def _has_no_frame(landmarks: Any) -> bool:
+    """Whether landmarks of the ST side are plain numbers; elements know where they lie."""
+    return landmarks is not None and (is_file(landmarks) or not isinstance(landmarks[1], str))
 
 
 def _samples(sample: str | Sequence[str] | None, given: Any, available: list[str]) -> list[str]:

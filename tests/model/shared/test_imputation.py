@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from stmsi._core.learning.expression_space import column_moments, log_normalize, pool_logs
+from stmsi._core.learning.expression_space import column_moments, log_normalize, mean_shares, pool_logs
 from stmsi._core.learning.filled_expression import FilledExpression
 from stmsi.model.shared._gene_panel import GenePanel
 from stmsi.model.shared._imputation import Imputation
@@ -108,3 +108,55 @@ def test_nothing_becomes_dense():
     log = panel.imputation(np.flatnonzero(columns < 0)).log_expression(left)
     assert isinstance(log, FilledExpression)
     assert log.measured.nnz == left.nnz == values.nnz
+
+
+# ---------------------------------------------------------------------------------- share of the missing genes in a spot
+
+
+@pytest.fixture(scope="module")
+def sparse():
+    """Training spots and others, with 500 counts over 400 genes, every other one missing; logs as with all genes."""
+    rng = np.random.default_rng(0)
+    level = rng.gamma(0.3, 1, 400)
+
+    def draw(n):
+        rate = level * np.exp(0.5 * rng.normal(size=(n, 400)))
+        return sp.csr_matrix(rng.poisson(500 * rate / rate.sum(axis=1, keepdims=True)), dtype=np.float32)
+
+    train, query = draw(300), draw(100)
+    panel = GenePanel({}, column_moments(log_normalize(train))[0], None, mean_shares(train))
+    missing = np.arange(0, 400, 2)
+    columns = np.cumsum(np.arange(400) % 2) - 1
+    columns[missing] = -1
+    return panel, panel.align(query[:, 1::2].tocsr(), columns), missing, log_normalize(query).toarray()
+
+
+def test_genes_that_are_there_keep_their_level(sparse):
+    panel, left, missing, truth = sparse
+    log = panel.imputation(missing).log_expression(left).toarray()
+    there = left.toarray() > 0
+    assert abs((log - truth)[there].mean()) < 0.02
+    by_logs = GenePanel({}, panel.mean_log).imputation(missing).log_expression(left).toarray()
+    assert (by_logs - truth)[there].mean() > 0.1, "what the mean logarithms add up to is too little"
+    np.testing.assert_allclose(log[:, missing], by_logs[:, missing])
+
+
+def test_filled_counts_have_the_whole_library(sparse):
+    panel, left, missing, _ = sparse
+    imputed = panel.imputation(missing)
+    library = np.asarray(left.sum(axis=1)).ravel() / (1 - panel.mean_share[missing].sum())
+    log = imputed.log_expression(left).toarray()
+    for needed in (None, np.arange(300)):
+        filled = imputed.fill(left, needed)
+        np.testing.assert_allclose(np.asarray(filled.sum(axis=1)).ravel(), library, rtol=1e-4)
+        differ = (np.abs(log_normalize(filled).toarray() - log) > 1e-4).any(axis=0)
+        read = np.arange(400) if needed is None else needed
+        assert differ[read].sum() == (needed is None), (
+            "the rest of the library is in one gene, one that is not read if there is one"
+        )
+
+
+def test_mean_shares_leave_empty_spots_out():
+    counts = sp.csr_matrix(np.array([[1, 3], [0, 0], [2, 2]], np.float32))
+    np.testing.assert_allclose(mean_shares(counts), [0.375, 0.625])
+    np.testing.assert_array_equal(mean_shares(sp.csr_matrix((2, 3), dtype=np.float32)), [0, 0, 0])

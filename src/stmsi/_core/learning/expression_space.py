@@ -30,6 +30,16 @@ def log_normalize(counts: sp.csr_matrix, target_sum: float = TARGET_SUM) -> sp.c
     return sp.csr_matrix((np.log1p(data, out=data), counts.indices, counts.indptr), shape=counts.shape)
 
 
+def mean_shares(counts: sp.csr_matrix) -> Floats:
+    """Mean over spots of the share that each gene has in the counts of a spot; spots without counts are left out.
+
+    Shape (genes,); 0 where no spot has counts.
+    """
+    library = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
+    weight = np.divide(1.0, library, out=np.zeros_like(library), where=library > 0)
+    return np.asarray(weight @ counts, dtype=np.float64) / max(int((library > 0).sum()), 1)
+
+
 def pool_counts(counts: sp.csr_matrix, graph: sp.csr_matrix) -> sp.csr_matrix:
     """Counts of each spot and its neighbours added up (before any normalisation)."""
     adjacency = sp.csr_matrix(graph, dtype=np.float32)

@@ -33,11 +33,14 @@ class GenePanel:
         Mean log expression over the training spots: what a missing gene is imputed with.
     target_sum
         Sum of a training spot before the logarithm, where logarithms were given and it is known.
+    mean_share
+        Mean share of each gene in the counts of a training spot, where counts were given.
     """
 
     names: dict[str, pd.Index]
     mean_log: NDArray[np.float64]
     target_sum: float | None = None
+    mean_share: NDArray[np.float64] | None = None
 
     def __len__(self) -> int:
         return len(self.mean_log)
@@ -127,4 +130,5 @@ class GenePanel:
             return None
         row = np.zeros(len(self), np.float32)
         row[missing] = self.mean_log[missing]
-        return Imputation(np.asarray(missing, np.int64), row, input)
+        share = None if self.mean_share is None else float(self.mean_share[missing].sum())
+        return Imputation(np.asarray(missing, np.int64), row, input, share)

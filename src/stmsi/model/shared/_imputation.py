@@ -24,8 +24,9 @@ _MOST = 0.99
 class Imputation:
     """Missing genes have their mean log expression over the training spots, in every spot.
 
-    With s the share of a library that the missing genes make up, the library of a spot is its counted part divided by
-    1 - s. Spots without counts stay empty.
+    With s the share of a library that the missing genes make up on average over the training spots, the library of a spot is
+    its counted part divided by 1 - s. s is not what the mean logarithms add up to: the exponential of a mean logarithm is
+    below the mean (Jensen's inequality), by half and more where counts are sparse. Spots without counts stay empty.
 
     Attributes
     ----------
@@ -35,11 +36,14 @@ class Imputation:
         Their log expression, 0 for all other genes of the panel, shape (panel genes,).
     input
         What the numbers of the spots are.
+    mean_share
+        Mean share of a library that the missing genes make up; `None` where it is not known: what `row` adds up to.
     """
 
     genes: NDArray[np.int64]
     row: NDArray[np.float32]
     input: Input
+    mean_share: float | None = None
 
     @property
     def present(self) -> NDArray[np.bool_]:
@@ -50,12 +54,14 @@ class Imputation:
 
     @property
     def _relative(self) -> NDArray[np.float64]:
-        """Of each missing gene, its share of a library."""
+        """Of each missing gene, the share of a library that its mean logarithm stands for."""
         return np.expm1(self.row[self.genes].astype(np.float64)) / TARGET_SUM
 
     @property
     def _share(self) -> float:
-        return min(float(self._relative.sum()), _MOST)
+        """Of all missing genes together."""
+        least = float(self._relative.sum())
+        return min(least if self.mean_share is None else max(least, self.mean_share), _MOST)
 
     def log_expression(self, counts: sp.csr_matrix) -> FilledExpression:
         """Log expression of spots, from counts or logarithms over the panel whose missing genes are empty."""
@@ -81,19 +87,22 @@ class Imputation:
         counts
             Over the panel, missing genes empty.
         needed
-            Genes whose entries will be read; `None`: all. What the others add to the library is then put into one of them.
+            Genes whose entries will be read; `None`: all. What the others add to the library, and what the mean logarithms
+            leave out of it, is put into one gene: one that is not read, else the missing one with the most counts.
         """
         genes, n = self.genes, counts.shape[0]
         read = np.ones(len(genes), dtype=bool) if needed is None else np.isin(genes, needed)
         if self.input == "log":
             values = np.tile(self.row[genes[read]], (n, 1))
         else:
-            relative, rest = self._relative, float(self._relative[~read].sum())
-            if not read.all():
-                read = read.copy()
-                one = int(np.flatnonzero(~read)[0])
-                relative, read[one] = relative.copy(), True
-                relative[one] = rest
+            relative = self._relative
+            rest = max(self._share - float(relative[read].sum()), 0.0)
+            unread = np.flatnonzero(~read)
+            if len(unread):
+                one = int(unread[0])
+                relative[one], read[one] = rest, True
+            elif len(relative):
+                relative[int(np.argmax(relative))] += rest
             library = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel() / (1 - self._share)
             values = np.outer(library, relative[read]).astype(np.float32)
         at = genes[read]

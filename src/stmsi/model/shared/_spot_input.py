@@ -15,6 +15,7 @@ from stmsi._core.learning.expression_space import (
     ExpressionSpace,
     GeneMoments,
     log_normalize,
+    mean_shares,
     pool_counts,
     pool_logs,
     profile_distance,
@@ -124,6 +125,10 @@ class Spots:
     def gene_moments(self) -> GeneMoments:
         """Of the log expression of each gene. Made once; not to be changed."""
         return self.once("moments", lambda: GeneMoments.of(self.measured_log_expression()))
+
+    def gene_shares(self) -> NDArray[np.float64] | None:
+        """Mean share of each gene in the counts of a spot, over spots with counts, shape (genes,); `None` of logarithms."""
+        return mean_shares(self.counts) if self.input == "counts" else None
 
     def expression_space(
         self, *, n_top_genes: int, n_components: int, seed: int, genes: NDArray[np.int64] | None = None

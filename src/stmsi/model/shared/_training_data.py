@@ -111,7 +111,7 @@ def start_state(adata: AnnData, setup: Setup, targets: Targets, features: SpotFe
         if isinstance(table, pd.DataFrame) and targets.metabolites.isin(table.index).all()
         else pd.DataFrame({Key.var.NAME: targets.metabolites}, index=targets.metabolites)
     )
-    panel = GenePanel(gene_names(adata.var), train.gene_moments().mean, train.target_sum)
+    panel = GenePanel(gene_names(adata.var), train.gene_moments().mean, train.target_sum, train.gene_shares())
     return FittedState(setup, panel, features, targets.metabolites, table)
 
 

@@ -175,8 +175,13 @@ def fit_legs(
 
 def _before(leg: Pair, length: float) -> float:
     """A length after a leg in the unit before it, by the spreads of its landmarks."""
-    spread = [float(np.sqrt(np.var(np.asarray(p, dtype=float), axis=0).sum())) for p in leg]
-    return length * spread[0] / spread[1] if spread[1] > 0 else length
+    before, after = map(spread, leg)
+    return length * before / after if after > 0 else length
+
+
+def spread(xy: NDArray[np.float64]) -> float:
+    """Root mean square distance of points from their centre."""
+    return float(np.sqrt(np.var(np.asarray(xy, dtype=float), axis=0).sum()))
 
 
 def _chained(fits: list[Fit]) -> NDArray[np.float64]:
@@ -211,9 +216,7 @@ def check_landmarks_place(pair: Pair, geometry: Geometry) -> None:
         xy = np.asarray(xy, dtype=float)
         if len(section) == 0 or xy.ndim != 2 or xy.shape[1] != 2 or not np.isfinite(xy).all() or len(xy) == 0:
             continue
-        low, high = section.min(axis=0), section.max(axis=0)
-        size = (high - low).max()
-        near, within = (((xy > low - m * size) & (xy < high + m * size)).all(axis=1) for m in (_FAR, _BESIDE))
+        near, within = near_and_within(xy, section)
         if not near.any() or within.mean() < 0.5:
             found = (
                 f"no {side} landmark lies"
@@ -225,6 +228,16 @@ def check_landmarks_place(pair: Pair, geometry: Geometry) -> None:
                 "they in another frame or unit? Pairs are (in the MSI frame, in the ST frame); landmark_units= converts."
             )
             raise ValueError(msg)
+
+
+def near_and_within(
+    xy: NDArray[np.float64], section: NDArray[np.float64]
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Of landmarks, which lie anywhere near the points of a section, and which in it."""
+    low, high = section.min(axis=0), section.max(axis=0)
+    size = (high - low).max()
+    near, within = (((xy > low - m * size) & (xy < high + m * size)).all(axis=1) for m in (_FAR, _BESIDE))
+    return near, within
 
 
 def _box(xy: NDArray[np.float64]) -> str:
