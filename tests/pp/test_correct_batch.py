@@ -54,7 +54,7 @@ def test_combat_leaves_absent_and_unknown_as_they_are():
 
 
 def _level_by_batch(values, of):
-    return np.array([values[(BATCH == name)[:, None] & (of > 0)].mean() for name in ("s0", "s1", "s2")])
+    return np.array([values[(name == BATCH)[:, None] & (of > 0)].mean() for name in ("s0", "s1", "s2")])
 
 
 def test_how_often_a_metabolite_is_found_is_no_batch_effect():

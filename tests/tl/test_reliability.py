@@ -32,7 +32,14 @@ def scores() -> pd.DataFrame:
 
 @pytest.fixture
 def predicted(st):
-    features = pd.DataFrame({"held_out_pearson": [0.9, 0.3, np.nan, 0.1, 0.0, 0.0], "held_out_auroc": 0.5}, index=IDS)
+    lower = [0.8, 0.27, np.nan, 0.11, 0.0, -0.1]
+    features = pd.DataFrame(
+        {
+            "held_out_pearson": [0.9, 0.3, np.nan, 0.2, 0.3, 0.0], "held_out_pearson_lower": lower, "held_out_auroc": 0.5,
+            "held_out_auroc_lower": 0.4, "held_out_units": 3,
+        },
+        index=IDS,
+    )  # fmt: skip
     st.obsm["msi_pred"] = pd.DataFrame(np.ones((st.n_obs, len(IDS)), np.float32), st.obs_names, IDS)
     st.uns["msi_pred"] = {"features": features.assign(name=IDS), "params": {}}
     return st
@@ -65,8 +72,10 @@ def test_a_high_share_of_a_low_ceiling_lifts(predicted, scores) -> None:
     assert out.loc["fair", "share_of_ceiling"] == pytest.approx(0.35 / 0.4, abs=0.05)
 
 
-def test_one_score_alone_is_worth_less(predicted, scores) -> None:
+def test_evidence_of_training_is_worth_less_and_judged_by_its_lower_bound(predicted, scores) -> None:
     out = stmsi.tl.reliability(predicted)
+    assert out.loc["fair", "reason"] == "lower bound of the held-out correlation 0.27"
+    assert (out["n_sections"] == 3).all()
     assert out["tier"].to_dict() == {
         "good": "medium", "fair": "medium", "weak": "none", "lucky": "low", "seen": "none", "never": "none",
     }  # fmt: skip
@@ -91,7 +100,8 @@ def test_bad_input(predicted, scores, st) -> None:
 def measured(st):
     """The metabolites that were measured, all of them predicted, and scores of one section."""
     ids = list(st.obsm["msi"].columns)
-    features = pd.DataFrame({"held_out_pearson": 0.5, "held_out_auroc": 0.5}, index=ids)
+    names = [f"held_out_{s}{bound}" for s in ("pearson", "auroc") for bound in ("", "_lower")]
+    features = pd.DataFrame(0.5, index=ids, columns=names).assign(held_out_units=2)
     st.obsm["msi_pred"], st.uns["msi_pred"] = st.obsm["msi"].fillna(0), {"features": features}
     values = {"pearson": np.linspace(0, 1, len(ids)), "r2": 0.1, "mcc": 0.2, "auroc": np.nan}
     return st, pd.DataFrame({"sample": "P1S1", "metabolite": ids, "stage": "intensity", **values})

@@ -59,7 +59,8 @@ def reliability(
     scores
         Table of :func:`stmsi.tl.cross_validate` for the model that predicted and, for a fair verdict, for negative
         controls: ``cross_validate(sdata, ["ridge", "mean", "coordinates", "shuffled_genes", "toroidal_shift"])``. `None`:
-        the scores on held-out training spots that the model brings along. These have no error and earn ``"medium"`` at most.
+        the scores inside held-out training sections (or blocks of one) that the model brings along. They earn ``"medium"`` at
+        most.
     model
         Which model of the scores predicted; `None`: the only one that is no control.
     ceiling
@@ -167,9 +168,11 @@ def reliability(
 def _of_training(features: pd.DataFrame) -> pd.DataFrame:
     """Evidence that the model brings along."""
     out = pd.DataFrame(np.nan, index=features.index.astype(str), columns=list(_EVIDENCE))
-    out["pearson"] = out["pearson_lower"] = features["held_out_pearson"].to_numpy(np.float64)
-    out["auroc"] = out["auroc_lower"] = features["held_out_auroc"].to_numpy(np.float64)
-    return out.astype({"control": object, "model": object}).assign(control="", model="", n_sections=0)
+    for score in ("pearson", "auroc"):
+        out[score] = features[f"held_out_{score}"].to_numpy(np.float64)
+        out[f"{score}_lower"] = features[f"held_out_{score}_lower"].to_numpy(np.float64)
+    units = features["held_out_units"].fillna(0).to_numpy(np.int64)
+    return out.astype({"control": object, "model": object}).assign(control="", model="", n_sections=units)
 
 
 def _by_model(scores: pd.DataFrame, ids: pd.Index) -> dict[str, pd.DataFrame]:
@@ -279,7 +282,7 @@ def _tier(row: dict[Any, Any], *, held: bool) -> tuple[str, str]:
     if row["control"] and not row["margin_lower"] > 0:
         return "none", f"not better than {row['control']}"
     r, a = np.nan_to_num(r, nan=-1.0), np.nan_to_num(a, nan=-1.0)
-    bound = "lower bound of the " if held else "held-out "
+    bound = "lower bound of the " if held else "lower bound of the held-out "
     share = row["share_of_ceiling"] if held else np.nan
     if TIERS["medium"][0] <= r < TIERS["high"][0] and share >= HIGH_SHARE:
         return "high", f"{bound}correlation {r:.2f}, {share:.0%} of the noise ceiling"

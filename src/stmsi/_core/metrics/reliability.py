@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import norm
 from scipy.stats import t as student
 
-from stmsi._core.arrays import AnyFloats, Floats, Ints
+from stmsi._core.arrays import AnyFloats, Bools, Floats, Ints
 from stmsi._core.metrics.columns import number, ratio, total
+from stmsi._core.metrics.intensity import pearson
+from stmsi._core.metrics.presence import auroc
+from stmsi._core.spatial.sections import rows_of_each
 
 CONFIDENCE = 0.9  # one-sided, of the lower bounds
+_FEWEST = 5  # spots of a unit below which a score inside it says nothing
 
 
 def spearman_brown(r: Floats) -> Floats:
@@ -40,6 +46,63 @@ def mean_and_error(values: Floats) -> tuple[NDArray[Any], ...]:
     square = total((values - mean) ** 2)
     error = np.where(k > 1, np.sqrt(square / np.maximum(k - 1, 1) / np.maximum(k, 1)), np.nan)
     return mean, error, k, mean - student.ppf(CONFIDENCE, np.maximum(k - 1, 1)) * error
+
+
+def pearson_inside(truth: Floats, prediction: Floats, units: Ints) -> tuple[Floats, Floats, Ints]:
+    """Correlation inside units (sections), as mean, lower bound and number of units; each of shape (metabolites,).
+
+    Spots of several units pooled would count differences of level between units as skill. A prediction that is constant where the truth
+    is not counts as 0. Where no unit has five spots, as in bulk data, all spots are one sample: correlation and Fisher's bound, 0 units.
+    """
+    inside = _inside(pearson, truth, prediction, units)
+    if inside is None:
+        known = ~np.isnan(truth) & ~np.isnan(prediction)
+        r = np.where(_varies(truth, known), np.nan_to_num(pearson(truth, prediction)), np.nan)
+        return (
+            r,
+            fisher_bounds(r, number(np.where(known, truth, np.nan)), norm.ppf(CONFIDENCE))[0],
+            np.zeros(len(r), np.int64),
+        )
+    mean, _, k, lower = mean_and_error(inside)
+    return mean, lower, k
+
+
+def auroc_inside(present: Floats, score: Floats, units: Ints) -> tuple[Floats, Floats]:
+    """Area under the ROC curve inside units, as mean and lower bound; as :func:`pearson_inside`, units of one class left out.
+
+    The bound of a pooled area is that of its normal approximation where there is no skill (Mann and Whitney).
+    """
+    inside = _inside(auroc, present, score, units)
+    if inside is None:
+        area = auroc(present, score)
+        known = ~np.isnan(present) & ~np.isnan(score)
+        n1, n0 = ((known & of).sum(axis=0) for of in (present > 0, present <= 0))
+        return area, area - norm.ppf(CONFIDENCE) * np.sqrt((n1 + n0 + 1) / (12 * np.maximum(n1 * n0, 1)))
+    mean, _, _, lower = mean_and_error(inside)
+    return mean, lower
+
+
+def _inside(score: Callable[[Floats, Floats], Floats], truth: Floats, prediction: Floats, units: Ints) -> Floats | None:
+    """Scores of each unit, shape (units, metabolites); `None` where no unit has spots enough."""
+    rows = [own for own in rows_of_each(np.unique(units, return_inverse=True)[1]) if len(own) >= _FEWEST]
+    if not rows:
+        return None
+    out = np.full((len(rows), truth.shape[1]), np.nan)
+    for k, own in enumerate(rows):
+        y, p = truth[own], prediction[own]
+        known = ~np.isnan(y) & ~np.isnan(p)
+        enough = known.sum(axis=0) >= _FEWEST
+        found = score(y, p)
+        if score is pearson:
+            found = np.where(_varies(y, known), np.nan_to_num(found), np.nan)
+        out[k] = np.where(enough, found, np.nan)
+    return out
+
+
+def _varies(truth: Floats, known: Bools) -> Bools:
+    """Metabolites whose truth is not one number."""
+    most, least = (np.where(known, truth, fill) for fill in (-np.inf, np.inf))
+    return most.max(axis=0, initial=-np.inf) > least.min(axis=0, initial=np.inf)
 
 
 def kept_errors(error: Floats, uncertainty: Floats, shares: Floats) -> tuple[Ints, Floats]:

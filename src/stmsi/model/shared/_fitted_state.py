@@ -30,7 +30,9 @@ class FittedState:
         Ids of the metabolites that are predicted.
     feature_table
         Their rows of the feature table, with the evidence from held-out training spots: ``prevalence``,
-        ``training_mean``, ``n_spots``, ``held_out_pearson``, ``held_out_auroc``.
+        ``training_mean``, ``n_spots``, ``held_out_pearson`` and ``held_out_auroc`` (means over the held-out sections, or blocks,
+        of the scores inside them), their lower bounds ``held_out_pearson_lower`` and ``held_out_auroc_lower`` (one-sided 90 %),
+        and ``held_out_units`` (number of these sections; 0: no section has five spots, and all spots are scored together).
     threshold
         Probability from which each metabolite is called present.
     residuals

@@ -15,8 +15,8 @@ from scipy.special import ndtr, ndtri
 
 from stmsi._core.learning.folds import sections_or_blocks
 from stmsi._core.learning.hurdle import affordable_threshold, best_f1_threshold, hurdle_mean
-from stmsi._core.metrics.intensity import pearson
-from stmsi._core.metrics.presence import auroc, prevalence
+from stmsi._core.metrics.presence import prevalence
+from stmsi._core.metrics.reliability import auroc_inside, pearson_inside
 from stmsi._core.uncertainty.conformal import GroupConformal
 from stmsi._core.uncertainty.copula import HurdleCopula
 from stmsi._data.checks import (
@@ -616,9 +616,14 @@ class HurdleModel:
             "training_mean": np.nansum(targets.intensity, axis=0)
             / np.maximum((~np.isnan(targets.intensity)).sum(axis=0), 1),
             "n_spots": (~np.isnan(targets.intensity)).sum(axis=0),
-            "held_out_pearson": pearson(targets.intensity, expected),
-            "held_out_auroc": auroc(targets.presence, probability),
         }
+        unit = np.unique(groups, return_inverse=True)[1]
+        r, r_lower, n_units = pearson_inside(targets.intensity, expected, unit)
+        area, area_lower = auroc_inside(targets.presence, probability, unit)
+        evidence |= {
+            "held_out_pearson": r, "held_out_pearson_lower": r_lower, "held_out_auroc": area, "held_out_auroc_lower": area_lower,
+            "held_out_units": n_units,
+        }  # fmt: skip
         state.feature_table = state.feature_table.assign(**evidence)
 
     def _fit_copula(self) -> HurdleCopula | None:

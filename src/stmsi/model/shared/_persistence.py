@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 CARD = "stmsi.json"
 DATA = "adata.h5ad"
 """Training data that were saved beside a model, where scvi-tools puts them."""
-FORMAT = 4
+FORMAT = 5
 """To be raised when an older stmsi would misread what is written. Fields with a default can be added without."""
 _REFUSED = {
     1: "whose pickled objects can run any code when they are read; they are not read any more",
@@ -41,7 +41,10 @@ _ENSEMBL = {
     "ENSG": "Homo sapiens", "ENSMUSG": "Mus musculus", "ENSRNOG": "Rattus norvegicus", "ENSDARG": "Danio rerio",
 }  # fmt: skip
 _DESCRIBING = (Key.var.NAME, Key.var.MZ, Key.var.FORMULA, Key.var.ADDUCT)
-_EVIDENCE = ("n_spots", "prevalence", "training_mean", "held_out_pearson", "held_out_auroc")
+_EVIDENCE = (
+    "n_spots", "prevalence", "training_mean", "held_out_pearson", "held_out_pearson_lower", "held_out_auroc", "held_out_auroc_lower",
+    "held_out_units",
+)  # fmt: skip
 
 
 class StoredModel(Protocol):
@@ -147,7 +150,8 @@ def model_card(model: StoredModel) -> dict[str, Any]:
         },
         "contains_training_profiles": model._contains_training_profiles(),
         "note": (
-            "Held-out scores are of training spots left out of the fit (inner folds or validation spots), not of new "
+            "Held-out scores are of training spots left out of the fit (inner folds or validation spots), inside sections "
+            "(or blocks of one) and averaged over them, with the lower bound of that mean; they are not of new "
             "patients. The files hold numbers and text, no pickled objects."
         ),
         **model._about,
