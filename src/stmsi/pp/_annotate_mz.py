@@ -13,13 +13,13 @@ from stmsi._core.chemistry.adducts import (
     MATRICES,
     Adduct,
     Polarity,
-    decoy_shifts,
     default_adducts,
     matrix_name,
     parse_adduct,
 )
-from stmsi._core.chemistry.formulas import Formulas, valid_formulas
-from stmsi._core.chemistry.mass_annotation import false_discovery_rate, match_masses, nearest_error
+from stmsi._core.chemistry.formulas import Formulas, protonated, valid_formulas
+from stmsi._core.chemistry.mass_annotation import match_masses
+from stmsi._core.chemistry.mass_evidence import NEAR_TIE, search_masses
 from stmsi._data.checks import check_choice, check_positive, check_share, listing
 from stmsi._data.keys import Key
 from stmsi._data.stale import mark_stale
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _CORE = "stmsi core metabolites"
+_LEVELS = (0.05, 0.1, 0.2, 0.5)
+"""False-discovery rates that differ, those of METASPACE."""
 _CANDIDATES = ["ion", "mz", "rank", "name", "id", "class", "formula", "adduct", "ion_mz", "ppm_error", "fdr"]
 
 
@@ -217,7 +219,9 @@ def _molecules(database: str | Path | pd.DataFrame | None, polarity: Polarity | 
     if len(table) == 0:
         msg = "The table of molecules has no row with a formula."
         raise ValueError(msg)
-    table[mol.FORMULA] = table[mol.FORMULA].str.replace(mol.CHARGE, "", regex=True)
+    split = [mol.charge_of(formula) for formula in table[mol.FORMULA]]
+    table[mol.FORMULA] = [formula for formula, _ in split]
+    table[mol.SIGN] = np.sign([charge for _, charge in split]).astype(np.int64)
     _, bad = valid_formulas(table[mol.FORMULA])
     if bad:
         keep = ~table[mol.FORMULA].isin(bad)
@@ -229,36 +233,32 @@ def _molecules(database: str | Path | pd.DataFrame | None, polarity: Polarity | 
             int((~keep).sum()), len(table), listing(bad),
         )  # fmt: skip
         table = table[keep].reset_index(drop=True)
+        split = [one for one, kept in zip(split, keep, strict=True) if kept]
+    # protons take all negative charges but one: this is the ion that is seen
+    table[mol.FORMULA] = [protonated(f, -charge - 1) if charge < -1 else f for f, charge in split]
     return table
 
 
 def _search(mz: NDArray[np.float64], molecules: pd.DataFrame, expected: list[Adduct], ppm: float) -> pd.DataFrame:
     """All candidates: every formula with every adduct that it can form."""
-    formulas = Formulas(list(dict.fromkeys(molecules[mol.FORMULA])))
-    masses = formulas.masses
+    ions = molecules[[mol.FORMULA, mol.SIGN]].drop_duplicates().reset_index(drop=True)
+    formulas = Formulas(ions[mol.FORMULA].tolist(), ions[mol.SIGN].tolist())
     parts = []
-    for order, adduct in enumerate(expected):
-        able = np.flatnonzero(adduct.fits(formulas))
-        ions = adduct.mz(masses[able])
-        target = nearest_error(mz, ions, ppm)
-        shifts = decoy_shifts(1 if adduct.charge > 0 else -1, tuple(expected))
-        decoy = nearest_error(mz, (masses[able][:, None] + shifts).ravel(), ppm)
-        rate = np.full(len(ions), np.nan)
-        hit = np.isfinite(target)
-        rate[hit] = false_discovery_rate(target[hit], decoy[np.isfinite(decoy)], len(ions), decoy.size)
-        position, ion, error = match_masses(mz, ions, ppm)
+    for order, (adduct, hits) in enumerate(zip(expected, search_masses(mz, formulas, expected, ppm), strict=True)):
         parts.append(
             pd.DataFrame(
                 {
-                    "_position": position, "mz": mz[position], "_order": order, "_formula": able[ion],
-                    "adduct": adduct.name, "ion_mz": ions[ion], "ppm_error": error, "fdr": rate[ion],
+                    "_position": hits.measured, "mz": mz[hits.measured], "_order": order, "_formula": hits.formula,
+                    "adduct": adduct.name, "ion_mz": adduct.mz(formulas.masses[hits.formula]), "ppm_error": hits.error,
+                    "fdr": hits.rate, "_rival": hits.rival,
                 }
             )
         )  # fmt: skip
-    hits = pd.concat(parts, ignore_index=True)
-    number = {f: i for i, f in enumerate(formulas.names)}
-    entries = molecules.assign(_formula=molecules[mol.FORMULA].map(number), _row=np.arange(len(molecules)))
-    return hits.merge(entries, on="_formula", how="inner")
+    hits_of_all = pd.concat(parts, ignore_index=True)
+    entries = molecules.assign(_row=np.arange(len(molecules))).merge(
+        ions.assign(_formula=np.arange(len(ions))), on=[mol.FORMULA, mol.SIGN]
+    )
+    return hits_of_all.merge(entries, on="_formula", how="inner")
 
 
 def _search_export(
@@ -274,7 +274,7 @@ def _search_export(
             "_position": position, "mz": mz[position],
             "_order": found[mol.ADDUCT].map(first).fillna(len(first)).to_numpy(np.int64),
             "formula": found[mol.FORMULA], "adduct": found[mol.ADDUCT], "ion_mz": found[mol.MZ],
-            "ppm_error": error, "fdr": found[mol.FDR],
+            "ppm_error": error, "fdr": found[mol.FDR], "_rival": False,
         }
     )  # fmt: skip
     entries = molecules.drop(columns=[mol.MZ, mol.FDR]).assign(_row=np.arange(len(molecules)))
@@ -287,7 +287,12 @@ def _write(
     """Rank the candidates of each ion; write table, best ones and parameters."""
     # equal to a millionth of a ppm: rounding does not decide between isomers
     error = candidates["ppm_error"].abs().round(6)
-    candidates = candidates.assign(_error=error).sort_values(["_position", "_error", "_order", "_row"], kind="stable")
+    worse = error > error.groupby(candidates["_position"]).transform("min") + NEAR_TIE * ppm
+    level = np.searchsorted(_LEVELS, candidates["fdr"].fillna(1.0))
+    ranking = ["_position", "_worse", "_rival", "_level", "_order", "_error", "_row"]
+    # beyond a near tie, the error decides
+    candidates = candidates.assign(_error=error, _worse=np.where(worse, error, 0.0), _level=level)
+    candidates = candidates.sort_values(ranking, kind="stable")
     candidates["rank"] = candidates.groupby("_position").cumcount() + 1
     best = candidates.drop_duplicates("_position")
     if max_fdr is not None:
