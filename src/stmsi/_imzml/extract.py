@@ -132,7 +132,8 @@ def profile_spacing(file: ImzmlFile, chosen: NDArray[np.intp], profile: bool | N
         raise
     if profile is None and stored != "profile" and not looks_like_profile(mz, row):
         return None
-    return bin_spacing(mz, row)
+    spacing = bin_spacing(mz, row)
+    return spacing if spacing is None or profile or spacing.credible else None
 
 
 def spread(chosen: NDArray[np.intp], n: int) -> NDArray[np.intp]:

@@ -262,7 +262,8 @@ def _spacing_of_axis(axis: NDArray[np.float64], options: _Options, spectrum_type
     profile = options.profile
     if profile is None:
         profile = spectrum_type == "profile" or (spectrum_type != "centroid" and looks_like_profile(axis))
-    return bin_spacing(axis) if profile else None
+    spacing = bin_spacing(axis) if profile else None
+    return spacing if spacing is None or options.profile or spacing.credible else None
 
 
 def _from_axis(

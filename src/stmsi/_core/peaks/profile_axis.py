@@ -17,6 +17,7 @@ _CELLS_A_BIN = 4
 _MOST_CELLS = 4_000_000  # of a fine grid, 160 MB
 _MOST_EMPTY = 200  # bins that a gap is filled with: as many as the noise looks at
 _DENSE = 0.3  # Da; the bins of a profile are closer
+_COARSEST = 1.0  # Da; no profile has bins further apart
 _LEAST_BINS = 50
 
 
@@ -29,6 +30,11 @@ class BinSpacing(NamedTuple):
     def at(self, mz: NDArray[np.float64]) -> NDArray[np.float64]:
         """Distance of bins (Da) at each m/z."""
         return np.exp(np.interp(np.log(mz), np.log(self.mz), np.log(self.step)))
+
+    @property
+    def credible(self) -> bool:
+        """Whether these may be bins: lists of centroids that are called profiles have peaks further apart."""
+        return bool(self.step.min() < _COARSEST)
 
     def position(self, mz: NDArray[np.float64]) -> NDArray[np.float64]:
         """Each m/z counted in bins."""
