@@ -6,7 +6,7 @@
 that are picked. `centroids`, `noise`: ten ions of resolving power 10,000 in 30 simulated profiles, by the width of a bin.
 `calibrants`: the same with a planted mass error and drift. `lipids`: lipids of the core table at their exact m/z, picked on
 20 ppm bins and annotated at 5 ppm. `annotation`: half of CoreMetabolome (METASPACE) is the database; the unknown ions are
-molecules of the other half. Real spectra are the reference files alone; all others are simulated.
+molecules of the other half, as [M+H]+ or as [M+Na]+. Real spectra are the reference files alone; all others are simulated.
 """
 
 from __future__ import annotations
@@ -49,7 +49,12 @@ def profile(axis: NDArray[np.float64], ions: NDArray[np.float64], height: float)
 
 
 def write_profiles(
-    path: Path, ions: NDArray[np.float64], step: float, *, shift: Callable[[float], float] = lambda _: 0.0, seed: int = 0
+    path: Path,
+    ions: NDArray[np.float64],
+    step: float,
+    *,
+    shift: Callable[[float], float] = lambda _: 0.0,
+    seed: int = 0,
 ) -> Path:
     """Profiles of `ions` with bins of `step` ppm and a mass error (ppm) that depends on the time, 0 to 1."""
     rng = np.random.default_rng(seed)
@@ -77,7 +82,11 @@ def storage(data: Path, folder: Path) -> Iterator[dict[str, Any]]:  # noqa: ARG0
         table = stmsi.io.read_imzml(path, mz=ions, pixel_size=100).tables["msi"]
         yield {"part": "storage", "case": f"{mode}, ions", "value": len(ions)}
         yield {"part": "storage", "case": f"{mode}, columns all zero", "value": int((table.X.sum(axis=0) == 0).sum())}
-        yield {"part": "storage", "case": f"{mode}, share of TIC", "value": float(table.X.sum() / table.obs["tic"].sum())}
+        yield {
+            "part": "storage",
+            "case": f"{mode}, share of TIC",
+            "value": float(table.X.sum() / table.obs["tic"].sum()),
+        }
     both = np.intersect1d(found["Continuous"].index, found["Processed"].index)
     yield {"part": "storage", "case": "ions of both", "value": len(both)}
 
@@ -133,8 +142,14 @@ def annotation(data: Path, folder: Path) -> Iterator[dict[str, Any]]:  # noqa: A
     """Share of false annotations at the stated rate, where the unknown ions are real molecules."""
     table = pd.read_csv(data / "annotation" / "CoreMetabolome-v3.csv")
     formulas = table["formula"][table["formula"].str.fullmatch(r"(?:(?:C|H|N|O|P|S)\d*)+")].drop_duplicates().to_numpy()
-    mz = {f: monoisotopic_mass(f) + parse_adduct("[M+H]+").shift for f in formulas}
-    for n_true, n_unknown in ((30, 300), (150, 150), (300, 30)):
+    mass = {f: monoisotopic_mass(f) for f in formulas}
+    for n_true, n_unknown, ion in (
+        (30, 300, "[M+H]+"),
+        (150, 150, "[M+H]+"),
+        (300, 30, "[M+H]+"),
+        (30, 300, "[M+Na]+"),
+    ):
+        shift = np.repeat([parse_adduct("[M+H]+").shift, parse_adduct(ion).shift], [n_true, n_unknown])
         for limit in (0.05, 0.1, 0.2, 0.5):
             kept, false = [], []
             for seed in range(8):
@@ -142,15 +157,19 @@ def annotation(data: Path, folder: Path) -> Iterator[dict[str, Any]]:  # noqa: A
                 order = rng.permutation(formulas)
                 known, unknown = order[: len(order) // 2], order[len(order) // 2 :]
                 ions = [*rng.choice(known, n_true, replace=False), *rng.choice(unknown, n_unknown, replace=False)]
-                measured = np.array([mz[f] for f in ions]) * (1 + rng.normal(0, 1, len(ions)) * 1e-6)
+                measured = (np.array([mass[f] for f in ions]) + shift) * (1 + rng.normal(0, 1, len(ions)) * 1e-6)
                 msi = ad.AnnData(np.ones((2, len(ions)), np.float32), var=pd.DataFrame({"mz": measured}, index=[f"i{k}" for k in range(len(ions))]))  # fmt: skip
                 stmsi.pp.annotate_mz(msi, pd.DataFrame({"name": known, "formula": known}), adducts=POSITIVE, ppm=5)
                 good = msi.var["fdr"].to_numpy(float) <= limit
                 kept.append(good.sum())
                 false.append((msi.var["formula"].to_numpy()[good] != np.array(ions)[good]).sum())
-            case = f"{n_true} known, {n_unknown} unknown, stated {limit:g}"
+            case = f"{n_true} known, {n_unknown} unknown {ion}, stated {limit:g}"
             yield {"part": "annotation", "case": f"{case}: annotated", "value": int(np.sum(kept))}
-            yield {"part": "annotation", "case": f"{case}: realised", "value": float(np.sum(false) / max(np.sum(kept), 1))}
+            yield {
+                "part": "annotation",
+                "case": f"{case}: realised",
+                "value": float(np.sum(false) / max(np.sum(kept), 1)),
+            }
 
 
 PARTS = {f.__name__: f for f in (storage, centroids, calibrants, lipids, annotation)}

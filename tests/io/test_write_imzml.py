@@ -75,7 +75,7 @@ def test_predictions_on_a_lattice(tmp_path, st):
 def test_names_polarity_and_origin_come_back(tmp_path, section, mode):
     table = section.tables["msi"]
     # nasty on purpose: letters that Latin-1 lacks, quotes, the sign that begins a command of the writer's template
-    table.var["name"] = ["\N{GREEK SMALL LETTER ALPHA}-d <&\">", "a@b", "PC(34:1)", "50% 'x'"]
+    table.var["name"] = ['\N{GREEK SMALL LETTER ALPHA}-d <&">', "a@b", "PC(34:1)", "50% 'x'"]
     table.var["formula"], table.var["adduct"] = ["", "C5H14NO", "C42H82NO8P", None], "[M-H]-"
     table.uns["msi"]["attrs"]["s"] |= {"file": "raw.imzML", "uuid": "1234"}
     write_imzml(section, tmp_path / "s.imzML", mode=mode)

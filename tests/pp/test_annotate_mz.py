@@ -89,7 +89,9 @@ def test_near_ties_go_by_the_order_of_adducts():
 
 
 def test_anions_are_not_cations():
-    molecules = pd.DataFrame({"name": ["oleate", "choline", "ATP"], "formula": ["C18H33O2-", "C5H14NO+", "C10H12N5O13P3-4"]})
+    molecules = pd.DataFrame(
+        {"name": ["oleate", "choline", "ATP"], "formula": ["C18H33O2-", "C5H14NO+", "C10H12N5O13P3-4"]}
+    )
     cations = _table([_m("C18H33O2") - E, _m("C5H14NO") - E])
     stmsi.pp.annotate_mz(cations, molecules, polarity="positive")
     assert cations.var["name"].tolist() == ["ion0", "choline"]

@@ -63,13 +63,13 @@ def ion_frame(ions: Iterable[Mapping[str, Any]]) -> pd.DataFrame:
     """Table of the ions in a file: named by their ids, with ``mz`` and what else was written of them."""
     frame = pd.DataFrame(list(ions)).set_index(_ID).rename_axis(None)
     columns = [Key.var.MZ, *(column for column in _COLUMNS if column in frame)]
-    return frame[columns].fillna({column: "" for column in columns[1:]})
+    return frame[columns].fillna(dict.fromkeys(columns[1:], ""))
 
 
 def _user_param(key: str, value: str) -> str:
     # the file says that it is Latin-1: what that lacks is written by its number
     quoted = quoteattr(value, {"\n": "&#10;", "\t": "&#9;"}).encode("ascii", "xmlcharrefreplace").decode()
-    return f"<userParam name={quoteattr(_PREFIX + key)} value={quoted} type=\"xsd:string\"/>\n"
+    return f'<userParam name={quoteattr(_PREFIX + key)} value={quoted} type="xsd:string"/>\n'
 
 
 def _user_params(element: Element) -> Iterable[tuple[str, str]]:

@@ -164,7 +164,9 @@ def write_imzml(
         msg = f"Several ions have one m/z, which imzML cannot tell apart: {listing(ids[order[same]])}. Leave all but one out."
         raise ValueError(msg)
     pixels = _Pixels(pixels.x[keep_rows], pixels.y[keep_rows], pixels.size)
-    ions = (pd.DataFrame(index=ids) if features is None else features.reindex(ids)).assign(**{Key.var.MZ: mz}).iloc[order]
+    ions = (
+        (pd.DataFrame(index=ids) if features is None else features.reindex(ids)).assign(**{Key.var.MZ: mz}).iloc[order]
+    )
     known = _Known(_polarity(data, attrs, ions, polarity), _origin(adata, attrs, name, key, layer), ions)
     _write(X[keep_rows][:, order], mz[order], pixels, path, mode, known, show_progress_bar)
     logger.info("%s: %d pixels x %d ions", path.name, int(keep_rows.sum()), len(order))
@@ -328,7 +330,9 @@ def _write(
                 ("</fileContent>", origin_terms(known.origin)),
                 ("</scanSettings>", _size_terms(pixels.size) + ion_terms(known.ions)),
             ):
-                template = template.replace(end, terms.replace("@", "@@") + end, 1)  # "@" begins a command of the template
+                template = template.replace(
+                    end, terms.replace("@", "@@") + end, 1
+                )  # "@" begins a command of the template
             engine = Engine(loader=DictLoader({"imzml": template}), extensions=[CoreExtension()])
             writer.imzml_template, writer.run_id = engine.get_template("imzml"), "stmsi"
             starts = track(range(0, X.shape[0], _ROWS), "Writing spectra", total=-(-X.shape[0] // _ROWS), show=show)

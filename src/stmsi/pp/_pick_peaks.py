@@ -112,9 +112,11 @@ def pick_peaks(
     r"""List the ions of an imzML file, or reduce the bins of an MSI table to them.
 
     All spectra become one: their mean, or the skyline (the largest intensity at each m/z, which also shows ions of a few
-    pixels). In profiles, ions are the summits that stand `snr` times the noise above the baseline, both medians around
-    each summit. In centroided spectra, peaks no further apart than `tolerance` are one ion, and the noise is that of the
-    peaks that do not recur.
+    pixels). In profiles, ions are summits with a height above the baseline and a prominence of `snr` times the noise, which is
+    measured by medians around each summit. They are no narrower than half the other peaks, and higher than noise gets in a
+    spectrum of so many bins. Their m/z is the maximum of a Gaussian. Profiles that do not share an axis are brought to one,
+    so that the ions do not depend on how a file stores them. In centroided spectra, peaks no further apart than `tolerance`
+    are one ion, and the noise is that of the peaks that do not recur.
 
     .. math:: \mathrm{noise} = 1.4826\ \mathrm{median}(|I - \mathrm{median}(I)|)
 
@@ -127,15 +129,17 @@ def pick_peaks(
     snr
         Smallest signal-to-noise ratio.
     tolerance
-        Half width of an ion in `unit`: summits closer than this are one, and its intensity is that of the bins within it.
+        Half width of an ion in `unit`: summits closer than this are one. Bins of profiles belong to an ion within this, within
+        half the width of its peak, or next to its m/z, whichever is more.
     unit
         ``"ppm"`` or ``"Da"``.
     min_frequency
         Share of the spectra, 0 to 1, that must hold an intensity above 0 there.
     profile
-        Whether the spectra are profiles; `None`: what the file says, or whether the bins of a shared axis are dense.
+        Whether the spectra are profiles; `None`: what the file says, or whether their m/z are dense and evenly spaced.
     calibrants
-        Exact m/z (Da) of ions that are known to be there, whose mass error and drift over the acquisition are measured.
+        Exact m/z (Da) of ions that are known to be there, whose mass error and drift over the acquisition are measured; in
+        profiles by the centres of their peaks, as for all ions.
     search
         How far from a calibrant its peak is looked for, in ppm.
     recalibrate
@@ -152,8 +156,8 @@ def pick_peaks(
     Returns
     -------
     For a path: a DataFrame of ions, ascending, that :func:`stmsi.io.read_imzml` takes as ``mz=``. Columns ``mz`` (Da),
-    ``frequency``, ``intensity`` (of the mean spectrum or skyline), ``snr``; with `recalibrate` also ``mz_measured``, where
-    the reader looks. ``attrs["calibration"]`` holds the errors of the calibrants.
+    ``frequency``, ``intensity`` (of the mean spectrum or skyline), ``snr``; of profiles ``peak_width`` (full width at half
+    maximum, Da), which the reader takes at least; with `recalibrate` also ``mz_measured``, where the reader looks. ``attrs["calibration"]`` holds the errors of the calibrants.
 
     For a table: `None`, or with ``copy=True`` the changed copy. Ions take the place of the bins, in ``X`` and all layers;
     ``var`` gets the columns above and is named by m/z; ``uns["pick_peaks"]`` holds ``params`` and ``calibration``.
@@ -168,11 +172,12 @@ def pick_peaks(
     Warns
     -----
     UserWarning
-        Where the masses drift by more than `tolerance`, or no calibrant is found, or spectra of several kinds are looked at
-        together.
+        Where the masses drift by more than `tolerance`, or no calibrant is found, or `recalibrate` corrects ions outside of the
+        calibrants, or spectra of several kinds are looked at together.
 
     Notes
     -----
+    Summits, prominences and widths: scipy.signal. Centres: Guo 2011, https://doi.org/10.1109/MSP.2011.941846.
     Noise by the median absolute deviation: Rousseeuw & Croux 1993, https://doi.org/10.1080/01621459.1993.10476408.
     Skyline: Hoefsloot et al. 2008, https://doi.org/10.1186/1471-2105-9-S5-S1.
 
@@ -230,7 +235,11 @@ def _of_file(path: Path, options: _Options, kinds: Kinds) -> pd.DataFrame:
             found = _from_axis(shared[0], seen, len(chosen), options, spacing)
         else:
             spacing = profile_spacing(file, chosen, options.profile)
-            found = _from_centroids(file, chosen, options) if spacing is None else _from_profiles(file, chosen, options, spacing)
+            found = (
+                _from_centroids(file, chosen, options)
+                if spacing is None
+                else _from_profiles(file, chosen, options, spacing)
+            )
         if spacing is not None:
             found = _with_frequency(found, file, chosen, options)
         found = options.recurring(found)
@@ -312,9 +321,7 @@ def _from_profiles(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options,
     return _peaks_of_profile(axis, whole / len(chosen) if mean else whole, options, spacing)
 
 
-def _with_frequency(
-    found: pd.DataFrame, file: ImzmlFile, chosen: NDArray[np.intp], options: _Options
-) -> pd.DataFrame:
+def _with_frequency(found: pd.DataFrame, file: ImzmlFile, chosen: NDArray[np.intp], options: _Options) -> pd.DataFrame:
     """Share of the profiles in which the reader will find each ion."""
     if len(found) == 0:
         return found
@@ -448,7 +455,9 @@ def _reduce(table: AnnData, options: _Options) -> None:
     errors = None
     if options.calibrants.size:  # a list knows no time, so no drift
         near = Calibrants(options.calibrants, *windows(options.calibrants, options.search))
-        errors = mass_errors(near.find(ions, found["intensity"].to_numpy(), np.zeros(len(ions), np.intp), 1)[0], np.zeros(1))
+        errors = mass_errors(
+            near.find(ions, found["intensity"].to_numpy(), np.zeros(len(ions), np.intp), 1)[0], np.zeros(1)
+        )
     frame = _with_masses(found, errors, options)
     # bins within the tolerance of a summit, the summit always, each in one ion at most: the nearest
     low, high = windows(ions, options.tolerance, options.unit)

@@ -32,7 +32,9 @@ def test_the_rate_is_honest_for_unknown_molecules(n_known, ion):
         order = rng.permutation(names)
         table, rest = order[: len(order) // 2], order[len(order) // 2 :]
         true, unknown = rng.choice(table, n_known, replace=False), rng.choice(rest, 150, replace=False)
-        mz = np.append(ADDUCTS[0].mz(np.array([masses[f] for f in true])), ADDUCTS[ion].mz(np.array([masses[f] for f in unknown])))
+        mz = np.append(
+            ADDUCTS[0].mz(np.array([masses[f] for f in true])), ADDUCTS[ion].mz(np.array([masses[f] for f in unknown]))
+        )
         mz *= 1 + rng.normal(0, 1, len(mz)) * 1e-6
         right = np.append(true, unknown)
         for hits in search_masses(mz, Formulas(list(table)), ADDUCTS, 5.0):

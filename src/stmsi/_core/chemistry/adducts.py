@@ -45,6 +45,8 @@ _DEFAULTS: dict[tuple[str, Polarity], tuple[str, ...]] = {
     ("9-AA", "negative"): ("[M-H]-", "[M+Cl]-", "[M]-", "[M-H-H2O]-"),
     ("FMP-10", "positive"): ("[M+FMP10]+", "[M+2FMP10-CH3]+"),
 }
+
+
 @dataclass(frozen=True)
 class Adduct:
     """An ion type; its m/z is (`molecules` x mass + `shift`) over the size of `charge`."""

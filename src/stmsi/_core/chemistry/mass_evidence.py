@@ -70,9 +70,7 @@ def search_masses(mz: NDArray[np.float64], formulas: Formulas, adducts: Sequence
 class _Search:
     """One list of m/z and one table of formulas."""
 
-    def __init__(
-        self, mz: NDArray[np.float64], formulas: Formulas, adducts: Sequence[Adduct], ppm: float
-    ) -> None:
+    def __init__(self, mz: NDArray[np.float64], formulas: Formulas, adducts: Sequence[Adduct], ppm: float) -> None:
         self.mz, self.adducts, self.ppm = mz, adducts, ppm
         self.masses = formulas.masses
         self.fits = [adduct.fits(formulas) for adduct in adducts]
@@ -116,7 +114,9 @@ class _Search:
         with_main = np.zeros(kin.shape, bool)
         for other in main:
             own = self.main[able] == self.adducts.index(other)
-            with_main[own] = np.isfinite(nearest_error(self.mz, other.mz(kin[own]).ravel(), self.ppm)).reshape(-1, len(_KIN))
+            with_main[own] = np.isfinite(nearest_error(self.mz, other.mz(kin[own]).ravel(), self.ppm)).reshape(
+                -1, len(_KIN)
+            )
         of_kin = np.where(new, nearest_error(self.mz, adduct.mz(kin).ravel(), self.ppm).reshape(kin.shape), np.inf)
         rate[~joined] = _rates(best[~joined], of_kin[~with_main], len(ions), int(new.sum()))
         # pairs are often few: they are at least as good as all together

@@ -45,13 +45,11 @@ def mass_errors(errors: ArrayLike, time: ArrayLike, weight: ArrayLike | None = N
 
 
 def _weighted_median(values: NDArray[np.float64], weight: NDArray[np.float64]) -> float:
-    """The value that halves the weight; the median where all weights are equal."""
+    """The value that halves the weight, between two values where none does; the median where all weights are equal."""
     order = np.argsort(values, kind="stable")
-    below = np.cumsum(weight[order])
-    half = below[-1] / 2
-    first = min(int(np.searchsorted(below, half * (1 - 1e-12), side="left")), len(order) - 1)
-    last = min(int(np.searchsorted(below, half * (1 + 1e-12), side="right")), len(order) - 1)
-    return float((values[order[first]] + values[order[last]]) / 2)
+    weight = np.maximum(weight[order], np.finfo(float).tiny)
+    middle = np.cumsum(weight) - weight / 2
+    return float(np.interp(weight.sum() / 2, middle, values[order]))
 
 
 def recalibrated(mz: ArrayLike, calibrant: ArrayLike, error: ArrayLike) -> NDArray[np.float64]:

@@ -118,7 +118,9 @@ def _usual_width(intensity: NDArray[np.float64], noise: Noise, ratio: NDArray[np
     summit = summit[prominence >= (intensity - noise.baseline)[summit] / 2]
     if summit.size == 0:
         return np.full(intensity.size, _WIDTH)
-    width = median_filter(_half_widths(intensity, noise.baseline, summit), min(_NEIGHBOURS, summit.size), mode="nearest")
+    width = median_filter(
+        _half_widths(intensity, noise.baseline, summit), min(_NEIGHBOURS, summit.size), mode="nearest"
+    )
     return np.interp(np.arange(intensity.size), summit, width)
 
 

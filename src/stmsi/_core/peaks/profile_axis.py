@@ -84,11 +84,11 @@ def looks_like_profile(mz: NDArray[np.float64], row: NDArray[np.integer] | None 
     return bool(np.mean(np.abs(np.log(ratio)) < 0.1) > 0.5)
 
 
-def fill_gaps(
-    axis: NDArray[np.float64], spacing: BinSpacing
-) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
+def fill_gaps(axis: NDArray[np.float64], spacing: BinSpacing) -> tuple[NDArray[np.float64], NDArray[np.intp]]:
     """The axis with bins where zeros were not stored, and the place of each stored bin on it."""
-    missing = np.clip(np.rint(np.diff(axis) / spacing.at((axis[1:] + axis[:-1]) / 2)).astype(np.int64) - 1, 0, _MOST_EMPTY)
+    missing = np.clip(
+        np.rint(np.diff(axis) / spacing.at((axis[1:] + axis[:-1]) / 2)).astype(np.int64) - 1, 0, _MOST_EMPTY
+    )
     place = np.concatenate([[0], np.cumsum(missing + 1)])[: len(axis)]
     filled = np.interp(np.arange(place[-1] + 1 if len(axis) else 0), place, axis)
     return filled, place
@@ -122,9 +122,7 @@ def fine_tolerance(spacing: BinSpacing, low: float, high: float) -> float:
     return float(max(inside.min() / _CELLS_A_BIN, np.log(high / low) / _MOST_CELLS) * 1e6)
 
 
-def common_profile(
-    cells: Cells, spacing: BinSpacing, *, mean: bool
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def common_profile(cells: Cells, spacing: BinSpacing, *, mean: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Axis, and summed (`mean`) or largest intensity on it, of profiles that were counted in fine cells.
 
     Where all spectra have the same bins, these are the axis. Otherwise it is a grid as fine as their bins, and an
