@@ -95,7 +95,7 @@ def plan_targets(
 ) -> Plan:
     """Windows around m/z, which may come in any order.
 
-    Those of profiles hold at least the next bins, and half the `width` of a peak (Da) to either side; `profile` as for
+    Those of profiles are as wide as a bin at least, and with the `width` of peaks (Da) as these; `profile` as for
     `profile_spacing`.
     """
     by_mz = np.argsort(mz, kind="stable")

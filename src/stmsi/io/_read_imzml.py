@@ -83,7 +83,7 @@ def read_imzml(
         :func:`stmsi.pp.pick_peaks` finds. Files of :func:`stmsi.io.write_imzml` name their ions.
     tolerance
         Half width of the m/z window of an ion (both ends belong to it), or the gap that parts two common ions. Windows in
-        profiles reach at least the next bin, and with a column ``peak_width`` (Da) in `mz` half of that to either side.
+        profiles are as wide as a bin at least, and with a column ``peak_width`` (Da) in `mz` as wide as two bins and the peak.
     unit
         ``"ppm"`` or ``"Da"``, the unit of `tolerance`.
     reduce

@@ -101,13 +101,13 @@ def windows_of_bins(
     spacing: BinSpacing,
     width: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Windows around ascending `mz` that reach at least the next bin, and half the `width` of a peak (Da, NaN: unknown).
+    """Windows around ascending `mz` as wide as a bin at least; with the `width` of peaks (Da, NaN: unknown) twice that, or a peak.
 
     They are made wider no further than half-way to the next m/z, unless there would be no bin; `low` and `high` are the
     least that they hold. Both ends ascend.
     """
     step = spacing.at(mz)
-    wanted = step if width is None else np.fmax(step, width / 2)
+    wanted = step / 2 if width is None else np.fmax(step, width / 2)
     half_way = np.diff(mz) * (0.5 - 1e-6)
     least = step * (0.5 + 1e-6)
     below = np.maximum(np.minimum(wanted, np.append(np.inf, half_way)), least)
