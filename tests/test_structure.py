@@ -32,7 +32,7 @@ NEIGHBOURS = {("model_selection", "model"), ("get", "tl")}
 STAIRS_OF_MODEL = [{"shared"}, {"linear"}, {"net"}, {"_families", "_load", "explain"}, {"ensemble"}]
 STAIRS_OF_CORE = [
     {"arrays", "compiled", "ids", "parallel"},
-    {"spectra", "chemistry", "mapping", "metrics", "learning", "registration", "spatial", "uncertainty"},
+    {"spectra", "peaks", "chemistry", "mapping", "metrics", "learning", "registration", "spatial", "uncertainty"},
 ]
 MOST_FILES_OF_A_CORE_ROOM = 12
 

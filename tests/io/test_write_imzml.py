@@ -71,6 +71,63 @@ def test_predictions_on_a_lattice(tmp_path, st):
     np.testing.assert_allclose(size, [50, 100 * np.sqrt(3) / 2], rtol=0.01)
 
 
+@pytest.mark.parametrize("mode", ["continuous", "processed"])
+def test_names_polarity_and_origin_come_back(tmp_path, section, mode):
+    table = section.tables["msi"]
+    # nasty on purpose: letters that Latin-1 lacks, quotes, the sign that begins a command of the writer's template
+    table.var["name"] = ['\N{GREEK SMALL LETTER ALPHA}-d <&">', "a@b", "PC(34:1)", "50% 'x'"]
+    table.var["formula"], table.var["adduct"] = ["", "C5H14NO", "C42H82NO8P", None], "[M-H]-"
+    table.uns["msi"]["attrs"]["s"] |= {"file": "raw.imzML", "uuid": "1234"}
+    write_imzml(section, tmp_path / "s.imzML", mode=mode)
+    again = read_imzml(tmp_path / "s.imzML").tables["msi"]
+    own = table.var.loc[again.var_names]
+    assert again.var["mz"].tolist() == sorted(table.var["mz"])
+    assert again.var["name"].tolist() == own["name"].tolist()
+    assert again.var["formula"].tolist() == own["formula"].fillna("").tolist()
+    np.testing.assert_array_equal(again.X.toarray(), table[:, again.var_names].X.toarray())
+    attrs = again.uns["msi"]["attrs"]["s"]
+    assert attrs["polarity"] == "negative"
+    origin = attrs["provenance"]
+    assert {k: origin[k] for k in ("values", "section", "layer", "source file", "source identifier")} == {
+        "values": "measured", "section": "s", "layer": "X", "source file": "raw.imzML", "source identifier": "1234",
+    }  # fmt: skip
+    with ImzMLParser(str(tmp_path / "s.imzML")) as parser:  # others pass over it
+        assert len(parser.coordinates) == table.n_obs
+
+
+def test_predictions_say_what_they_are(tmp_path, section, caplog):
+    obs = pd.DataFrame({"sample": "s", "array_row": 0, "array_col": range(3)}, index=list("abc"))
+    st = AnnData(np.ones((3, 1), np.float32), obs=obs)
+    st.obsm["spatial"] = np.column_stack([np.arange(3) * 100.0, np.zeros(3)])
+    st.obsm["msi_pred"] = pd.DataFrame({"x": np.arange(3.0), "y": 1.0}, index=obs.index)
+    features = pd.DataFrame({"mz": [200.0, 100.0], "name": ["one", "two"]}, index=["x", "y"])
+    st.uns["msi_pred"] = {"features": features, "model": {"class": "HurdleLinear", "stmsi": "0.1"}}
+    given = {
+        "unknown": ({}, {}), "positive": ({"adduct": ["[M+H]+", "[M+Na]+"]}, {}), "negative": ({}, {"polarity": "negative"}),
+    }  # fmt: skip
+    for polarity, (columns, options) in given.items():
+        st.uns["msi_pred"]["features"] = features.assign(**columns)
+        write_imzml(st, tmp_path / f"{polarity}.imzML", metabolite_key="msi_pred", **options)
+        again = read_imzml(tmp_path / f"{polarity}.imzML").tables["msi"]
+        attrs = again.uns["msi"]["attrs"][polarity]
+        assert attrs["polarity"] == polarity
+        assert again.var["name"].tolist() == ["two", "one"]
+    assert attrs["provenance"]["values"] == "predicted"
+    assert attrs["provenance"]["model"] == "HurdleLinear (stmsi 0.1)"
+    assert "holds predicted intensities" in caplog.text
+    # written once more, it stays a prediction
+    write_imzml(again, tmp_path / "more.imzML")
+    more = read_imzml(tmp_path / "more.imzML").tables["msi"].uns["msi"]["attrs"]["more"]["provenance"]
+    assert (more["values"], more["model"]) == ("predicted", "HurdleLinear (stmsi 0.1)")
+    # the polarity of the MSI beside the spots counts
+    section.tables["st"] = st
+    st.uns["msi_pred"]["features"] = features
+    write_imzml(section, tmp_path / "beside.imzML", metabolite_key="msi_pred")
+    assert read_imzml(tmp_path / "beside.imzML").tables["msi"].uns["msi"]["attrs"]["beside"]["polarity"] == "negative"
+    with pytest.raises(ValueError, match="polarity='both' is not known"):
+        write_imzml(st, tmp_path / "n.imzML", metabolite_key="msi_pred", polarity="both")
+
+
 def test_spots_without_a_lattice(tmp_path, section):
     rng = np.random.default_rng(0)
     obs = pd.DataFrame({"sample": "s"}, index=list("abcdef"))

@@ -74,6 +74,34 @@ def test_the_adduct_that_stands_first_wins_a_tie():
         assert table.var["n_candidates"].tolist() == [2]
 
 
+def test_near_ties_go_by_the_order_of_adducts():
+    # the other way round by 0.3 ppm, which nobody measures
+    molecules = pd.DataFrame({"name": ["a", "b"], "formula": ["C6H10O5", "C6H12O6"]})
+    mz = _m("C6H12O6") + H - E
+    for adducts, best in ((["[M+H]+", "[M+H3O]+"], "b"), (["[M+H3O]+", "[M+H]+"], "a")):
+        table = _table([mz * (1 + 0.3e-6)])
+        stmsi.pp.annotate_mz(table, molecules, adducts=adducts)
+        assert table.var["name"].tolist() == [best]
+    lipids = pd.DataFrame({"name": ["PC 34:1", "PC 36:4"], "formula": ["C42H82NO8P", "C44H80NO8P"]})
+    table = _table([_m("C42H82NO8P") + NA - E])
+    stmsi.pp.annotate_mz(table, lipids, adducts=["[M+H]+", "[M+Na]+"])
+    assert table.var["adduct"].tolist() == ["[M+Na]+"], "3 ppm are no near tie"
+
+
+def test_anions_are_not_cations():
+    molecules = pd.DataFrame(
+        {"name": ["oleate", "choline", "ATP"], "formula": ["C18H33O2-", "C5H14NO+", "C10H12N5O13P3-4"]}
+    )
+    cations = _table([_m("C18H33O2") - E, _m("C5H14NO") - E])
+    stmsi.pp.annotate_mz(cations, molecules, polarity="positive")
+    assert cations.var["name"].tolist() == ["ion0", "choline"]
+    anions = _table([281.2486, 505.9885, _m("C5H14NO") + E])  # oleate, ATP with three protons
+    stmsi.pp.annotate_mz(anions, molecules, polarity="negative")
+    assert anions.var["name"].tolist() == ["oleate", "ATP", "ion2"]
+    assert anions.var["adduct"].tolist() == ["[M]-", "[M]-", ""]
+    assert anions.var["formula"].tolist() == ["C18H33O2", "C10H15N5O13P3", ""]
+
+
 def test_polarity_comes_from_the_file_or_the_adducts():
     mz = [_m("C6H12O6") - H + E, _m("C6H12O6") + CL + E]
     table = _table(mz)

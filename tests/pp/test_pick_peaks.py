@@ -113,6 +113,68 @@ def test_profiles_that_differ_in_mz(tmp_path):
     assert len(pick_peaks(tmp_path / "a.imzML", snr=30, tolerance=10, profile=False)) > 20
 
 
+COARSE = np.exp(np.arange(np.log(500), np.log(560), 20e-6))
+LIPIDS = np.array([507.2717, 524.3711, 541.05, 553.3])
+
+
+def _coarse(path, *, mode="continuous", jitter=0.0, threshold=0.0, shift=lambda t: 0.0, axis=COARSE, n=16):
+    """Profiles of resolving power 10,000, their bins moved by `jitter` ppm and their ions by `shift`; low bins not stored."""
+    rng = np.random.default_rng(2)
+    with ImzMLWriter(str(path), mode=mode, spec_type="profile") as writer:
+        for x in range(n):
+            mz = axis * (1 + rng.uniform(-1, 1) * jitter * 1e-6)
+            ions = LIPIDS[:, None] * (1 + shift(x / (n - 1)) * 1e-6)
+            intensity = (200 * np.exp(-0.5 * ((mz - ions) / (ions / 10_000 / 2.355)) ** 2)).sum(axis=0)
+            intensity += np.abs(rng.normal(0, 1, mz.size))
+            kept = intensity > threshold
+            writer.addSpectrum(mz[kept], intensity[kept].astype(np.float32), (x + 1, 1))
+    return path
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [{}, {"mode": "processed"}, {"mode": "processed", "threshold": 1.0}, {"mode": "processed", "jitter": 10.0}],
+    ids=["continuous", "processed", "no low bins", "shifted bins"],
+)
+def test_ions_do_not_depend_on_how_profiles_are_stored(tmp_path, stored):
+    path = _coarse(tmp_path / "a.imzML", **stored)
+    ions = pick_peaks(path)
+    nearest = np.abs(ions["mz"].to_numpy()[:, None] / LIPIDS - 1).argmin(axis=0)
+    np.testing.assert_allclose(ions["mz"].iloc[nearest], LIPIDS, rtol=0.3e-6)
+    assert len(ions) <= 8
+    np.testing.assert_allclose(ions["peak_width"].iloc[nearest] / LIPIDS, 1e-4, rtol=0.15)
+    for mz in (ions, ions["mz"], list(LIPIDS)):  # whatever the reader is given, it finds what was picked
+        table = read_imzml(path, mz=mz, pixel_size=10).tables["msi"]
+        found = np.asarray((table.X > 0).mean(axis=0)).ravel()
+        assert (found[nearest] if len(found) == len(ions) else found).min() == 1
+    if stored:
+        expected = pick_peaks(_coarse(tmp_path / "b.imzML"))
+        at = np.abs(expected["mz"].to_numpy()[:, None] - LIPIDS).argmin(axis=0)
+        np.testing.assert_allclose(ions["intensity"].iloc[nearest], expected["intensity"].iloc[at], rtol=0.1)
+
+
+@pytest.mark.parametrize("step", [3, 20])
+def test_calibrants_and_ions_are_measured_alike(tmp_path, step):
+    axis = np.exp(np.arange(np.log(500), np.log(560), step * 1e-6))
+    path = _coarse(tmp_path / "a.imzML", axis=axis, shift=lambda t: 10.0)
+    ions = pick_peaks(path, calibrants=LIPIDS[[0, 1, 3]], recalibrate=True, search=40)
+    np.testing.assert_allclose(ions.attrs["calibration"]["error_ppm"], 10, atol=0.3)
+    nearest = np.abs(ions["mz"].to_numpy()[:, None] / LIPIDS - 1).argmin(axis=0)
+    np.testing.assert_allclose(ions["mz"].iloc[nearest], LIPIDS, rtol=0.3e-6)
+    drifting = _coarse(tmp_path / "b.imzML", axis=axis, shift=lambda t: 8 * t)
+    with pytest.warns(UserWarning, match=r"drifts by [789]\.\d ppm"):
+        found = pick_peaks(drifting, calibrants=LIPIDS)
+    np.testing.assert_allclose(found.attrs["calibration"]["drift_ppm"], 8, atol=1)
+
+
+def test_ions_beyond_the_calibrants_are_told(tmp_path):
+    path = _centroids(tmp_path / "a.imzML")
+    with pytest.warns(
+        UserWarning, match=r"1 of 4 ions lie outside of the calibrants that were found \(m/z 104.1070 to 426.9288"
+    ):
+        pick_peaks(path, min_frequency=0.5, calibrants=IONS[:3], recalibrate=True)
+
+
 def test_calibrants_measure_and_mend_the_error(tmp_path):
     path = _centroids(tmp_path / "a.imzML", shift=lambda t: 8.0)
     ions = pick_peaks(path, min_frequency=0.5, tolerance=10, calibrants=IONS[[3, 0]])

@@ -12,6 +12,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
+from stmsi._data.nullable_strings import allow_nullable_strings
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     Data: TypeAlias = AnnData | SpatialData
 
 _SHOWN = 10
+
+allow_nullable_strings()  # once, wherever tables are first looked at
 
 
 def listing(names: Iterable[Any]) -> str:

@@ -47,6 +47,7 @@ class Key:
 
         MZ: Final = "mz"
         MEASURED_MZ: Final = "mz_measured"
+        PEAK_WIDTH: Final = "peak_width"
         NAME: Final = "name"
         FORMULA: Final = "formula"
         ADDUCT: Final = "adduct"

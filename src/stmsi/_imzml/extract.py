@@ -12,6 +12,7 @@ import scipy.sparse as sp
 
 from stmsi._core.compiled import n_threads, use_compiled
 from stmsi._core.parallel import ordered_map
+from stmsi._core.peaks.profile_axis import bin_spacing, fine_tolerance, looks_like_profile, windows_of_bins
 from stmsi._core.spectra.common_ions import Cells, IonCounts, cells_between, find_runs, mz_range, reference_ions
 from stmsi._core.spectra.extraction import (
     Chunk,
@@ -20,6 +21,7 @@ from stmsi._core.spectra.extraction import (
     Windows,
     Workspace,
     check_finite,
+    spectra_of,
     sum_bins_of,
     sum_windows_of,
 )
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from stmsi._core.peaks.profile_axis import BinSpacing
     from stmsi._core.spectra.spectrum_arrays import Reduce, ReferenceIons, Unit
     from stmsi._imzml.file import ImzmlFile
 
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
 
 _CHUNK_BYTES, _CHUNK_BYTES_NUMPY = 2**24, 2**22
 _CHUNK_ROWS, _CHUNK_VALUES = 4096, 2**20
+_EXAMPLES = 32  # spectra that tell how far apart the bins of profiles are
 
 
 class Options(NamedTuple):
@@ -80,16 +84,61 @@ class Plan(NamedTuple):
         return len(self.column)
 
 
-def plan_targets(file: ImzmlFile, chosen: NDArray[np.intp], mz: NDArray[np.float64], options: Options) -> Plan:
-    """Windows around m/z, which may come in any order."""
+def plan_targets(
+    file: ImzmlFile,
+    chosen: NDArray[np.intp],
+    mz: NDArray[np.float64],
+    options: Options,
+    *,
+    width: NDArray[np.float64] | None = None,
+    profile: bool | None = None,
+) -> Plan:
+    """Windows around m/z, which may come in any order.
+
+    Those of profiles are as wide as a bin at least, and with the `width` of peaks (Da) as these; `profile` as for
+    `profile_spacing`.
+    """
     by_mz = np.argsort(mz, kind="stable")
     low, high = windows(mz[by_mz], options.tolerance, options.unit)
+    spacing = profile_spacing(file, chosen, profile)
+    if spacing is not None:
+        low, high = windows_of_bins(mz[by_mz], low, high, spacing, None if width is None else width[by_mz])
     bins = None
-    one_place = (file.mz.offset[chosen] == file.mz.offset[chosen[0]]).all()
-    if one_place and (shared := file.shared_axis(chosen)) is not None:
+    if _one_place(file, chosen) and (shared := file.shared_axis(chosen)) is not None:
         axis, order = shared
         bins = Bins(len(axis), order, np.searchsorted(axis, low, "left"), np.searchsorted(axis, high, "right"))
     return Plan(low, high, by_mz.astype(np.int32), bins)
+
+
+def _one_place(file: ImzmlFile, chosen: NDArray[np.intp]) -> bool:
+    """Whether all spectra point to the same m/z."""
+    return bool((file.mz.offset[chosen] == file.mz.offset[chosen[0]]).all())
+
+
+def profile_spacing(file: ImzmlFile, chosen: NDArray[np.intp], profile: bool | None = None) -> BinSpacing | None:
+    """Distance of the bins of profile spectra, `None` where they are none.
+
+    `profile`: whether they are; `None`: what the file says, or whether some spectra of it look so.
+    """
+    stored = file.index.traits.name("spectrum_type", chosen)
+    if profile is False or (profile is None and stored == "centroid"):
+        return None
+    some = chosen[:1] if _one_place(file, chosen) else spread(chosen, _EXAMPLES)
+    file.lengths(some)
+    try:
+        mz, _, row = spectra_of(file.chunk(some))
+    except FaultError as error:
+        file.raise_fault(int(some[error.row]), error)
+        raise
+    if profile is None and stored != "profile" and not looks_like_profile(mz, row):
+        return None
+    spacing = bin_spacing(mz, row)
+    return spacing if spacing is None or profile or spacing.credible else None
+
+
+def spread(chosen: NDArray[np.intp], n: int) -> NDArray[np.intp]:
+    """At most `n` of the chosen spectra, spread over the acquisition."""
+    return chosen[np.unique(np.linspace(0, len(chosen) - 1, min(n, len(chosen))).astype(np.intp))]
 
 
 def plan_axis(axis: NDArray[np.float64], order: NDArray[np.intp]) -> Plan:
@@ -145,11 +194,15 @@ def common_ions(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> 
     return ions
 
 
-def fill_cells(file: ImzmlFile, chosen: NDArray[np.intp], options: Options) -> Cells | None:
-    """All peaks counted on a grid as fine as the tolerance; `None` where there is no peak."""
+def fill_cells(
+    file: ImzmlFile, chosen: NDArray[np.intp], options: Options, spacing: BinSpacing | None = None
+) -> Cells | None:
+    """All peaks counted on a grid as fine as the tolerance, or finer than the bins of profiles; `None` without a peak."""
     low, high = range_of_mz(file, chosen, options)
     if not np.isfinite(low):
         return None
+    if spacing is not None:
+        options = options._replace(tolerance=fine_tolerance(spacing, low, high), unit="ppm")
     return _accumulate(
         file, chosen, "Counting peaks", options, lambda: cells_between(low, high, options.tolerance, options.unit),
         Cells.fill, Cells.add,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from xml.etree.ElementTree import Element, ParseError, XMLPullParser
 
 from stmsi._core.spectra import imzml_fields as f
+from stmsi._imzml.provenance import ions_of, origin_of
 
 if TYPE_CHECKING:
     import mmap
@@ -56,6 +57,10 @@ class Header(NamedTuple):
     pixel_size_problem: str
     instrument: str
     content_traits: int
+    origin: dict[str, str]
+    """What stmsi wrote of where the intensities come from; empty in other files."""
+    ions: tuple[dict[str, Any], ...]
+    """What stmsi wrote of the ions."""
 
 
 def read_header(buffer: mmap.mmap, path: Path) -> Header | None:
@@ -133,6 +138,8 @@ def header_of(root: Element, spectra: Element, start: int) -> Header:
         pixel_size_problem=problem,
         instrument=_instrument(root),
         content_traits=_traits(content.items()),
+        origin=origin_of(_all(root, "fileContent")),
+        ions=ions_of(_all(root, "target")),
     )
 
 

@@ -27,6 +27,7 @@ from stmsi._imzml.extract import (
     range_of_mz,
 )
 from stmsi._imzml.file import ImzmlFile, check_imzml, plain_stem, stated_pixel_size
+from stmsi._imzml.provenance import ion_frame
 from stmsi._imzml.traits import Kinds, check_kinds, choose_spectra, mixtures, warn_of_mixtures
 from stmsi._settings import logger
 from stmsi.io._files import check_new, unfinished
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     Targets: TypeAlias = Sequence[float] | NDArray[np.floating[Any]] | pd.Series | pd.DataFrame
+
+_EXACT = 1e-6  # ppm, for m/z that were written as 64-bit floats
 
 
 def read_imzml(
@@ -77,9 +80,10 @@ def read_imzml(
         unless it is numeric, and further columns are kept in ``var``. A column ``mz_measured`` says where to look instead
         of ``mz``. `None` takes every bin of the m/z axis of a continuous file, and the common ions of a processed file:
         peaks no further apart than `tolerance` are one ion (at most twice that wide). For profiles, pass what
-        :func:`stmsi.pp.pick_peaks` finds.
+        :func:`stmsi.pp.pick_peaks` finds. Files of :func:`stmsi.io.write_imzml` name their ions.
     tolerance
-        Half width of the m/z window of an ion (both ends belong to it), or the gap that parts two common ions.
+        Half width of the m/z window of an ion (both ends belong to it), or the gap that parts two common ions. Windows in
+        profiles are as wide as a bin at least, and with a column ``peak_width`` (Da) in `mz` as wide as two bins and the peak.
     unit
         ``"ppm"`` or ``"Da"``, the unit of `tolerance`.
     reduce
@@ -116,7 +120,7 @@ def read_imzml(
     spectrum, and the image ``<sample>_tic`` shows it; ``stmsi.pp.normalize_msi(tic_key="tic")`` divides by it.
     ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``origin`` (the smallest x and y), ``file``, ``uuid``,
     ``mode``, ``spectrum_type``, ``polarity``, ``ms_level`` (the last three ``"mixed"`` where spectra differ), ``instrument``
-    and how the ions were taken. With `out`, the object belongs to
+    and how the ions were taken; of files that stmsi wrote also ``provenance``. With `out`, the object belongs to
     the store and ``X`` is a dask array that is read when needed. Where ions of `mz` lie outside the m/z of the file,
     ``varm["measured"]`` is False for them, and :func:`stmsi.pp.map_to_spots` gives them NaN.
 
@@ -180,6 +184,10 @@ def read_imzml(
             **file.index.traits.names(chosen), "instrument": file.header.instrument, "origin": origin,
             "ions": how, "tolerance": options.tolerance, "unit": unit, "reduce": reduce,
         }  # fmt: skip
+        if file.header.origin:
+            attrs["provenance"] = dict(file.header.origin)
+            if file.header.origin.get("values") == "predicted":
+                logger.warning("%s holds predicted intensities, not measured ones.", path.name)
 
         def section(X: sp.csr_matrix, tic: NDArray[np.float64]) -> SpatialData:
             obs = pd.DataFrame({Key.obs.TIC: tic})
@@ -303,7 +311,15 @@ def _plan(
     """Which ions are taken, their table, and where they come from."""
     if targets is not None:
         place = Key.var.MEASURED_MZ if Key.var.MEASURED_MZ in targets else Key.var.MZ
-        return plan_targets(file, chosen, targets[place].to_numpy(), options), targets, "targets"
+        width = None
+        if Key.var.PEAK_WIDTH in targets:
+            width = pd.to_numeric(targets[Key.var.PEAK_WIDTH], errors="coerce").to_numpy(np.float64)
+        return plan_targets(file, chosen, targets[place].to_numpy(), options, width=width), targets, "targets"
+    if file.header.ions:
+        # stmsi wrote the file: its peaks have these very m/z
+        written = ion_frame(file.header.ions)
+        exact = options._replace(tolerance=_EXACT, unit="ppm")
+        return plan_targets(file, chosen, written[Key.var.MZ].to_numpy(), exact, profile=False), written, "written"
     shared = file.shared_axis(chosen)
     if shared is not None:
         plan, mz, how = plan_axis(*shared), shared[0], "axis"

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import closing
+from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, cast, get_args
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from stmsi._data.checks import check_choice, check_nonnegative, chosen, listing, require_rows
-from stmsi._data.feature_table import find_features, written_by
+from stmsi._data.feature_table import base_key, find_features, written_by
 from stmsi._data.keys import Key
 from stmsi._data.sections import check_pixel_size
 from stmsi._data.tables import as_csr, get_table, require_frame, require_obs, require_sample
 from stmsi._imzml.header import UNKNOWN
+from stmsi._imzml.provenance import ion_terms, origin_terms
+from stmsi._imzml.traits import POLARITIES
 from stmsi._progress import track
 from stmsi._settings import logger
 from stmsi.io._files import check_new, unfinished
@@ -28,7 +32,9 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 Mode = Literal["continuous", "processed"]
+Polarity = Literal["positive", "negative"]
 _ROWS = 1024
+_SOURCE = {"source file": "file", "source identifier": "uuid", "instrument": "instrument"}
 
 
 class _Pixels(NamedTuple):
@@ -37,6 +43,14 @@ class _Pixels(NamedTuple):
     x: NDArray[np.int64]
     y: NDArray[np.int64]
     size: tuple[float, float] | None
+
+
+class _Known(NamedTuple):
+    """What is known of what is written: polarity (`None`: unknown), origin, and a row for each ion."""
+
+    polarity: Polarity | None
+    origin: dict[str, str]
+    ions: pd.DataFrame
 
 
 def write_imzml(
@@ -50,12 +64,15 @@ def write_imzml(
     table_key: str | None = None,
     mode: Mode = "continuous",
     pixel_size: float | tuple[float, float] | None = None,
+    polarity: Polarity | None = None,
     show_progress_bar: bool | None = None,
 ) -> None:
     """Write the ions of one section, measured or predicted, as an imzML file and its .ibd.
 
-    Each pixel becomes a centroid spectrum with one peak an ion. What imzML has no place for (names, formulas, tables of
-    pixels) is not written. Both files appear together when they are whole.
+    Each pixel becomes a centroid spectrum with one peak an ion. Names, formulas, adducts and classes of the ions go into the
+    list of targets, and the origin into the content of the file: measured or predicted, section, layer, model, version, the
+    file that was read and its identifier. :func:`stmsi.io.read_imzml` reads both. Columns of ``obs`` are not written. Both files appear
+    together when they are whole.
 
     Parameters
     ----------
@@ -79,6 +96,8 @@ def write_imzml(
         ``"continuous"`` writes every ion of every pixel, ``"processed"`` only those above 0.
     pixel_size
         Side of a pixel in micrometres, or ``(x, y)``; by default what is known of the section.
+    polarity
+        ``"positive"`` or ``"negative"``; `None`: that of the section, of the adducts, or of the MSI of all sections, where one is known.
     show_progress_bar
         Whether to show progress; `None` follows ``stmsi.settings.progress_bar``.
 
@@ -103,10 +122,14 @@ def write_imzml(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     stmsi.io.write_imzml(sdata, f"{folder}/section.imzML", sample="P1S1")
     ...     again = stmsi.io.read_imzml(f"{folder}/section.imzML")
-    >>> again.tables["msi"].n_vars == sdata.tables["msi"].n_vars
+    >>> sorted(again.tables["msi"].var_names) == sorted(sdata.tables["msi"].var_names)
     True
+    >>> again.tables["msi"].uns["msi"]["attrs"]["section"]["provenance"]["values"]
+    'measured'
     """
     check_choice(mode, get_args(Mode), "mode")
+    if polarity is not None:
+        check_choice(polarity, POLARITIES, "polarity")
     path = Path(path)
     if path.suffix.lower() != ".imzml":
         msg = f"{path} must end with .imzML."
@@ -123,7 +146,7 @@ def write_imzml(
         raise ValueError(msg)
     name = chosen(names, sample, "the table")[0]
     rows = np.flatnonzero(label == name)
-    attrs = adata.uns.get(Key.uns.MSI, {}).get("attrs", {}).get(name, {})
+    attrs = _attrs(adata, name)
     if key is None:
         X, features, ids = as_csr(_matrix(adata, layer))[rows], adata.var, adata.var_names
         pixels = _msi_pixels(adata, rows, attrs, pixel_size)
@@ -131,6 +154,7 @@ def write_imzml(
         frame = require_frame(adata, key, written_by(key) + " ")
         X, features, ids = sp.csr_matrix(frame.to_numpy(np.float32)[rows]), find_features(adata, key), frame.columns
         pixels = _spot_pixels(adata, rows, name, pixel_size)
+        attrs = attrs or _attrs_of_msi(data, name)
     mz = _masses(features, ids, key)
     X, keep_rows, keep_ions = _without_nan(X, name)
     check_nonnegative(X, f"Intensities of {key or layer or 'X'!r}")
@@ -140,9 +164,57 @@ def write_imzml(
         msg = f"Several ions have one m/z, which imzML cannot tell apart: {listing(ids[order[same]])}. Leave all but one out."
         raise ValueError(msg)
     pixels = _Pixels(pixels.x[keep_rows], pixels.y[keep_rows], pixels.size)
-    polarity = str(attrs.get("polarity", UNKNOWN))
-    _write(X[keep_rows][:, order], mz[order], pixels, path, mode, polarity, show_progress_bar)
+    ions = (
+        (pd.DataFrame(index=ids) if features is None else features.reindex(ids)).assign(**{Key.var.MZ: mz}).iloc[order]
+    )
+    known = _Known(_polarity(data, attrs, ions, polarity), _origin(adata, attrs, name, key, layer), ions)
+    _write(X[keep_rows][:, order], mz[order], pixels, path, mode, known, show_progress_bar)
     logger.info("%s: %d pixels x %d ions", path.name, int(keep_rows.sum()), len(order))
+
+
+def _attrs(adata: AnnData, name: str) -> dict[str, Any]:
+    """What is known of a section."""
+    record = adata.uns.get(Key.uns.MSI, {})
+    return dict(record.get("attrs", {}).get(name, {})) if isinstance(record, dict) else {}
+
+
+def _attrs_of_msi(data: SpatialData | AnnData, name: str) -> dict[str, Any]:
+    """What the MSI table beside the spots knows of a section."""
+    msi = getattr(data, "tables", {}).get(Key.table.MSI)
+    return {} if msi is None else _attrs(msi, name)
+
+
+def _polarity(
+    data: SpatialData | AnnData, attrs: dict[str, Any], ions: pd.DataFrame, polarity: Polarity | None
+) -> Polarity | None:
+    """The polarity asked for, that of the section, of the adducts, or of all sections with MSI; `None`: unknown."""
+    if polarity is not None:
+        return polarity
+    stated = [str(attrs.get("polarity", UNKNOWN))]
+    if stated[0] not in POLARITIES and Key.var.ADDUCT in ions:
+        signs = ions[Key.var.ADDUCT].astype(str).str.strip().str[-1:].map(dict(zip("+-", POLARITIES, strict=True)))
+        stated = sorted(signs.dropna().unique())
+    if not set(stated) & set(POLARITIES) and (msi := getattr(data, "tables", {}).get(Key.table.MSI)) is not None:
+        record = msi.uns.get(Key.uns.MSI, {}).get("attrs", {})
+        stated = sorted({str(one.get("polarity", UNKNOWN)) for one in record.values()})
+    return cast("Polarity", stated[0]) if len(stated) == 1 and stated[0] in POLARITIES else None
+
+
+def _origin(adata: AnnData, attrs: dict[str, Any], name: str, key: str | None, layer: str | None) -> dict[str, str]:
+    """Where the intensities come from, in words."""
+    record = adata.uns.get(key, {}) if key is not None else {}
+    model = record.get("model") if isinstance(record, dict) else None
+    predicted = isinstance(model, Mapping) or (key is not None and base_key(key) == Key.obsm.PRED)
+    earlier = attrs.get("provenance", {})
+    values = "predicted" if predicted else "measured" if key is None else "mapped to spots"
+    origin = {"values": str(earlier.get("values", values)) if key is None else values, "section": name}
+    origin |= {"layer": key or layer or "X", "version": version("stmsi")}
+    if isinstance(model, Mapping):
+        origin["model"] = f"{model.get('class', UNKNOWN)} (stmsi {model.get('stmsi', UNKNOWN)})"
+    elif "model" in earlier and key is None:
+        origin["model"] = str(earlier["model"])
+    known = {title: str(attrs[key]) for title, key in _SOURCE.items() if str(attrs.get(key, UNKNOWN)) != UNKNOWN}
+    return origin | ({} if predicted else known)
 
 
 def _matrix(adata: AnnData, layer: str | None) -> Any:
@@ -217,7 +289,8 @@ def _spot_pixels(
             col, row = np.rint((xy - xy.min(axis=0)) / size).astype(np.int64).T
         else:
             row, col = (adata.obs[k].to_numpy(np.int64)[rows] for k in ("array_row", "array_col"))
-            size, remedy = (_pitch(col, xy), _pitch(row, xy)), "pixel_size="
+            x, y = _pitch(col, xy), _pitch(row, xy)
+            size, remedy = (x or y or 1.0, y or x or 1.0), "pixel_size="
         repeated = pd.DataFrame({"row": row, "col": col}).duplicated()
         if repeated.any():
             msg = f"{int(repeated.sum())} spots of section {name!r} fall into a pixel with another spot; pass {remedy}."
@@ -232,16 +305,16 @@ def _spot_pixels(
 
 
 def _pitch(index: NDArray[np.int64], xy: NDArray[np.float64]) -> float:
-    """Micrometres from one row (or column) to the next, whichever way the lattice is turned."""
+    """Micrometres from one row (or column) to the next, whichever way the lattice is turned; 0 with a single one."""
     if index.min() == index.max():
-        return 1.0
+        return 0.0
     centred = index - index.mean()
     slope = centred @ (xy - xy.mean(axis=0)) / (centred @ centred)
-    return float(np.hypot(*slope)) or 1.0
+    return float(np.hypot(*slope))
 
 
 def _write(
-    X: sp.csr_matrix, mz: NDArray[np.float64], pixels: _Pixels, path: Path, mode: Mode, polarity: str, show: bool | None
+    X: sp.csr_matrix, mz: NDArray[np.float64], pixels: _Pixels, path: Path, mode: Mode, known: _Known, show: bool | None
 ) -> None:
     """Both files, first in a folder of their own beside the target."""
     from pyimzml.ImzMLWriter import IMZML_TEMPLATE, ImzMLWriter
@@ -249,11 +322,17 @@ def _write(
 
     with unfinished(path) as folder:
         made = folder / "data.imzML"
-        known = polarity if polarity in ("positive", "negative") else None
-        writer = ImzMLWriter(str(made), mode=mode, spec_type="centroid", polarity=known)
+        writer = ImzMLWriter(str(made), mode=mode, spec_type="centroid", polarity=known.polarity)
         with closing(writer.xml), closing(writer.ibd), writer:  # the writer leaves them open where it fails
-            # the writer has no parameter for the pixel size, and names the run after the temporary folder
-            template = IMZML_TEMPLATE.replace("</scanSettings>", _size_terms(pixels.size) + "</scanSettings>")
+            # the writer has no parameter for these, and names the run after the temporary folder
+            template = IMZML_TEMPLATE
+            for end, terms in (
+                ("</fileContent>", origin_terms(known.origin)),
+                ("</scanSettings>", _size_terms(pixels.size) + ion_terms(known.ions)),
+            ):
+                template = template.replace(
+                    end, terms.replace("@", "@@") + end, 1
+                )  # "@" begins a command of the template
             engine = Engine(loader=DictLoader({"imzml": template}), extensions=[CoreExtension()])
             writer.imzml_template, writer.run_id = engine.get_template("imzml"), "stmsi"
             starts = track(range(0, X.shape[0], _ROWS), "Writing spectra", total=-(-X.shape[0] // _ROWS), show=show)

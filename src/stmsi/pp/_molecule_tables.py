@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pandas as pd
@@ -10,6 +11,7 @@ from stmsi._core.chemistry.adducts import Polarity, parse_adduct
 from stmsi._data.checks import listing
 
 NAME, ID, FORMULA, CLASS, ADDUCT, MZ, FDR = "name", "id", "formula", "class", "adduct", "mz", "fdr"
+SIGN = "_sign"
 _ALIASES = {
     NAME: ("name", "mol_name", "common_name", "metabolite", "compound", "molecule", "systematic_name"),
     ID: ("id", "mol_id", "hmdb", "lm_id", "accession", "hmdb_id", "kegg", "chebi"),
@@ -18,7 +20,8 @@ _ALIASES = {
 }
 """Columns by what they hold, the first of each that a table has is taken: stmsi, METASPACE, LipidMaps, HMDB."""
 _METASPACE = ("moleculeNames", "moleculeIds", "ion", "fdr", "mz", "adduct", "formula")
-CHARGE = r"[+-]\d*$|\d*[+-]$"
+_CHARGE = re.compile(r"(.*?)([+-])(\d*)")
+"""Formula, sign and size of a charge: ``C5H14NO+``, ``C10H12N5O13P3-4``. A number before the sign counts atoms."""
 
 
 def read_molecules(source: str | Path | pd.DataFrame, polarity: Polarity | None) -> pd.DataFrame:
@@ -47,6 +50,14 @@ def read_molecules(source: str | Path | pd.DataFrame, polarity: Polarity | None)
             if alias in lower:
                 out[ID] = out[ID].where(out[ID] != "", _text(table[lower[alias]]))
     return out[out[FORMULA] != ""].reset_index(drop=True)
+
+
+def charge_of(formula: str) -> tuple[str, int]:
+    """A formula without its charge, and the charge (0: none is stated)."""
+    found = _CHARGE.fullmatch(formula)
+    if found is None:
+        return formula, 0
+    return found[1], int(found[3] or 1) * (1 if found[2] == "+" else -1)
 
 
 def _read(path: Path) -> pd.DataFrame:

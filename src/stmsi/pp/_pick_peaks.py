@@ -4,30 +4,40 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from stmsi._core.ids import safe_ids
+from stmsi._core.peaks.calibrants import Calibrants
+from stmsi._core.peaks.mass_errors import MassErrors, mass_errors, recalibrated
+from stmsi._core.peaks.picking import Noise, highest_within, profile_peaks, signal_to_noise
+from stmsi._core.peaks.profile_axis import (
+    bin_spacing,
+    common_profile,
+    fill_gaps,
+    looks_like_profile,
+    windows_of_bins,
+)
 from stmsi._core.spectra.common_ions import reference_ions
 from stmsi._core.spectra.extraction import spectra_of
-from stmsi._core.spectra.peaks import (
-    MassErrors,
-    Noise,
-    highest_within,
-    mass_errors,
-    profile_peaks,
-    recalibrated,
-    signal_to_noise,
-)
 from stmsi._core.spectra.spectrum_arrays import Unit, mz_labels, windows
 from stmsi._data.checks import check_choice, check_nonnegative, check_positive, check_share, listing
 from stmsi._data.keys import Key
 from stmsi._data.stale import mark_stale
 from stmsi._data.tables import as_csr, table_sections, table_to_change
-from stmsi._imzml.extract import Options, count_ions, extract, fill_cells, plan_axis, plan_targets
+from stmsi._imzml.extract import (
+    Options,
+    count_ions,
+    extract,
+    fill_cells,
+    plan_axis,
+    plan_targets,
+    profile_spacing,
+    spread,
+)
 from stmsi._imzml.file import ImzmlFile
 from stmsi._imzml.traits import Kinds, check_kinds, choose_spectra, warn_of_mixtures
 from stmsi._settings import logger
@@ -39,11 +49,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
+    from stmsi._core.peaks.profile_axis import BinSpacing
     from stmsi._core.spectra.extraction import Rows
 
 Spectrum = Literal["mean", "skyline"]
 _SAMPLE = 2000  # spectra that are searched for calibrants
-_DENSE = 0.3  # Da; bins closer than this are those of a profile
+_BESIDE = 0.05  # share of m/z beyond the last calibrant that its error still holds for
+_COLUMNS = (Key.var.MZ, "frequency", "intensity", "snr")
 
 
 class _Options(NamedTuple):
@@ -100,9 +112,11 @@ def pick_peaks(
     r"""List the ions of an imzML file, or reduce the bins of an MSI table to them.
 
     All spectra become one: their mean, or the skyline (the largest intensity at each m/z, which also shows ions of a few
-    pixels). In profiles, ions are the summits that stand `snr` times the noise above the baseline, both medians around
-    each summit. In centroided spectra, peaks no further apart than `tolerance` are one ion, and the noise is that of the
-    peaks that do not recur.
+    pixels). In profiles, ions are summits with a height above the baseline and a prominence of `snr` times the noise, which is
+    measured by medians around each summit. They are no narrower than half the other peaks, and higher than noise gets in a
+    spectrum of so many bins. Their m/z is the maximum of a Gaussian. Profiles that do not share an axis are brought to one,
+    so that the ions do not depend on how a file stores them. In centroided spectra, peaks no further apart than `tolerance`
+    are one ion, and the noise is that of the peaks that do not recur.
 
     .. math:: \mathrm{noise} = 1.4826\ \mathrm{median}(|I - \mathrm{median}(I)|)
 
@@ -115,15 +129,17 @@ def pick_peaks(
     snr
         Smallest signal-to-noise ratio.
     tolerance
-        Half width of an ion in `unit`: summits closer than this are one, and its intensity is that of the bins within it.
+        Half width of an ion in `unit`: summits closer than this are one. Bins of profiles belong to an ion within this, within
+        half the width of its peak, or next to its m/z, whichever is more.
     unit
         ``"ppm"`` or ``"Da"``.
     min_frequency
         Share of the spectra, 0 to 1, that must hold an intensity above 0 there.
     profile
-        Whether the spectra are profiles; `None`: what the file says, or whether the bins of a shared axis are dense.
+        Whether the spectra are profiles; `None`: what the file says, or whether their m/z are dense and evenly spaced.
     calibrants
-        Exact m/z (Da) of ions that are known to be there, whose mass error and drift over the acquisition are measured.
+        Exact m/z (Da) of ions that are known to be there, whose mass error and drift over the acquisition are measured; in
+        profiles by the centres of their peaks, as for all ions.
     search
         How far from a calibrant its peak is looked for, in ppm.
     recalibrate
@@ -140,8 +156,8 @@ def pick_peaks(
     Returns
     -------
     For a path: a DataFrame of ions, ascending, that :func:`stmsi.io.read_imzml` takes as ``mz=``. Columns ``mz`` (Da),
-    ``frequency``, ``intensity`` (of the mean spectrum or skyline), ``snr``; with `recalibrate` also ``mz_measured``, where
-    the reader looks. ``attrs["calibration"]`` holds the errors of the calibrants.
+    ``frequency``, ``intensity`` (of the mean spectrum or skyline), ``snr``; of profiles ``peak_width`` (full width at half
+    maximum, Da), which the reader takes at least; with `recalibrate` also ``mz_measured``, where the reader looks. ``attrs["calibration"]`` holds the errors of the calibrants.
 
     For a table: `None`, or with ``copy=True`` the changed copy. Ions take the place of the bins, in ``X`` and all layers;
     ``var`` gets the columns above and is named by m/z; ``uns["pick_peaks"]`` holds ``params`` and ``calibration``.
@@ -156,11 +172,12 @@ def pick_peaks(
     Warns
     -----
     UserWarning
-        Where the masses drift by more than `tolerance`, or no calibrant is found, or spectra of several kinds are looked at
-        together.
+        Where the masses drift by more than `tolerance`, or no calibrant is found, or `recalibrate` corrects ions outside of the
+        calibrants, or spectra of several kinds are looked at together.
 
     Notes
     -----
+    Summits, prominences and widths: scipy.signal. Centres: Guo 2011, https://doi.org/10.1109/MSP.2011.941846.
     Noise by the median absolute deviation: Rousseeuw & Croux 1993, https://doi.org/10.1080/01621459.1993.10476408.
     Skyline: Hoefsloot et al. 2008, https://doi.org/10.1186/1471-2105-9-S5-S1.
 
@@ -210,16 +227,24 @@ def _of_file(path: Path, options: _Options, kinds: Kinds) -> pd.DataFrame:
         warn_of_mixtures(traits, chosen, path.name)
         stored = traits.name("spectrum_type", chosen)
         shared = file.shared_axis(chosen)
+        spacing = None
         if shared is not None:
             seen = _Statistics(len(shared[0]))
             extract(file, chosen, plan_axis(*shared), options.reading(), seen)
-            found = _from_axis(shared[0], seen, len(chosen), options, stored)
-        elif options.profile or (options.profile is None and stored == "profile"):
-            found = _from_profiles(file, chosen, options)
+            spacing = _spacing_of_axis(shared[0], options, stored)
+            found = _from_axis(shared[0], seen, len(chosen), options, spacing)
         else:
-            found = _from_centroids(file, chosen, options)
+            spacing = profile_spacing(file, chosen, options.profile)
+            found = (
+                _from_centroids(file, chosen, options)
+                if spacing is None
+                else _from_profiles(file, chosen, options, spacing)
+            )
+        if spacing is not None:
+            found = _with_frequency(found, file, chosen, options)
+        found = options.recurring(found)
         options.require_some(found, path.name)
-        frame = _with_masses(found, _calibrant_errors(file, chosen, options), options)
+        frame = _with_masses(found, _calibrant_errors(file, chosen, options, found, spacing), options)
     logger.info("%s: %d ions", path.name, len(frame))
     return frame
 
@@ -241,24 +266,39 @@ class _Statistics:
         return self.total / n if options.spectrum == "mean" else self.top
 
 
-def _from_axis(
-    axis: NDArray[np.float64], seen: _Statistics, n: int, options: _Options, spectrum_type: str
-) -> pd.DataFrame:
-    """Ions of spectra that share an axis; column ``bin`` has the summit."""
-    whole, frequency = seen.spectrum(n, options), seen.count / n
+def _spacing_of_axis(axis: NDArray[np.float64], options: _Options, spectrum_type: str) -> BinSpacing | None:
+    """Distance of the bins of a shared axis, `None` where it is a list of centroids."""
     profile = options.profile
     if profile is None:
-        dense = len(axis) > 50 and float(np.median(np.diff(axis))) < _DENSE
-        profile = spectrum_type == "profile" or (spectrum_type != "centroid" and dense)
-    if profile:
-        peaks = profile_peaks(axis, whole, options.tolerance, options.unit, options.snr)
-        columns = (peaks.bin, peaks.mz, frequency[peaks.bin], peaks.height, peaks.snr)
-    else:
-        ratio = _recurrence_snr(whole, frequency, options)
-        kept = np.flatnonzero((ratio >= options.snr) & (whole > 0))
-        columns = (kept, axis[kept], frequency[kept], whole[kept], ratio[kept])
-    names = ("bin", Key.var.MZ, "frequency", "intensity", "snr")
-    return options.recurring(pd.DataFrame(dict(zip(names, columns, strict=True))))
+        profile = spectrum_type == "profile" or (spectrum_type != "centroid" and looks_like_profile(axis))
+    spacing = bin_spacing(axis) if profile else None
+    return spacing if spacing is None or options.profile or spacing.credible else None
+
+
+def _from_axis(
+    axis: NDArray[np.float64], seen: _Statistics, n: int, options: _Options, spacing: BinSpacing | None
+) -> pd.DataFrame:
+    """Ions of spectra that share an axis; column ``bin`` has the summit. With `spacing`, they are profiles."""
+    whole, frequency = seen.spectrum(n, options), seen.count / n
+    if spacing is not None:
+        found = _peaks_of_profile(axis, whole, options, spacing)
+        return found.assign(frequency=frequency[found["bin"]])
+    ratio = _recurrence_snr(whole, frequency, options)
+    kept = np.flatnonzero((ratio >= options.snr) & (whole > 0))
+    columns = (kept, axis[kept], frequency[kept], whole[kept], ratio[kept])
+    return pd.DataFrame(dict(zip(("bin", *_COLUMNS), columns, strict=True)))
+
+
+def _peaks_of_profile(
+    axis: NDArray[np.float64], whole: NDArray[np.float64], options: _Options, spacing: BinSpacing
+) -> pd.DataFrame:
+    """Ions of one profile; column ``bin`` has the summit. Where zeros are not stored, there are bins all the same."""
+    filled, place = fill_gaps(axis, spacing)
+    values = np.zeros(len(filled))
+    values[place] = whole
+    peaks = profile_peaks(filled, values, options.tolerance, options.unit, options.snr)
+    columns = (np.searchsorted(place, peaks.bin), peaks.mz, np.nan, peaks.height, peaks.snr, peaks.width)
+    return pd.DataFrame(dict(zip(("bin", *_COLUMNS, Key.var.PEAK_WIDTH), columns, strict=True)))
 
 
 def _recurrence_snr(
@@ -271,29 +311,25 @@ def _recurrence_snr(
     return signal_to_noise(whole, Noise(np.full(len(whole), baseline), np.full(len(whole), sigma)))
 
 
-def _from_profiles(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options) -> pd.DataFrame:
-    """Ions of profiles that differ in m/z: summits on a grid as fine as the tolerance."""
-    reading = options.reading()
-    cells = fill_cells(file, chosen, reading)
+def _from_profiles(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options, spacing: BinSpacing) -> pd.DataFrame:
+    """Ions of profiles that do not share an axis."""
+    cells = fill_cells(file, chosen, options.reading(), spacing)
     if cells is None:
-        return pd.DataFrame({Key.var.MZ: []})
-    seen = np.flatnonzero(cells.number)
-    # the middle of what a cell holds; an empty cell would part every profile from itself
-    axis = (cells.low[seen] + cells.high[seen]) / 2
-    whole = cells.total / len(chosen) if options.spectrum == "mean" else cells.top
-    # a bin that lies now in one cell, now in the next, is taken together again
-    join = np.add if options.spectrum == "mean" else np.maximum
-    around = np.concatenate([[0.0], whole, [0.0]])
-    whole = join(join(around[:-2], whole), around[2:])[seen]
-    peaks = profile_peaks(axis, whole, options.tolerance, options.unit, options.snr)
-    if peaks.mz.size == 0:
-        return pd.DataFrame({Key.var.MZ: []})
-    counts = _Statistics(len(peaks.mz))
-    extract(file, chosen, plan_targets(file, chosen, peaks.mz, reading), reading, counts)
-    found = pd.DataFrame(
-        {Key.var.MZ: peaks.mz, "frequency": counts.count / len(chosen), "intensity": peaks.height, "snr": peaks.snr}
-    )
-    return options.recurring(found)
+        return pd.DataFrame(columns=["bin", *_COLUMNS, Key.var.PEAK_WIDTH], dtype=np.float64)
+    mean = options.spectrum == "mean"
+    axis, whole = common_profile(cells, spacing, mean=mean)
+    return _peaks_of_profile(axis, whole / len(chosen) if mean else whole, options, spacing)
+
+
+def _with_frequency(found: pd.DataFrame, file: ImzmlFile, chosen: NDArray[np.intp], options: _Options) -> pd.DataFrame:
+    """Share of the profiles in which the reader will find each ion."""
+    if len(found) == 0:
+        return found
+    reading, counts = options.reading(), _Statistics(len(found))
+    width = found[Key.var.PEAK_WIDTH].to_numpy()
+    plan = plan_targets(file, chosen, found[Key.var.MZ].to_numpy(), reading, width=width, profile=True)
+    extract(file, chosen, plan, reading, counts)
+    return found.assign(frequency=counts.count / len(chosen))
 
 
 def _from_centroids(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options) -> pd.DataFrame:
@@ -326,30 +362,23 @@ def _joined(found: pd.DataFrame, file: ImzmlFile, chosen: NDArray[np.intp], opti
     return found[owner == np.arange(len(found))].reset_index(drop=True)
 
 
-def _calibrant_errors(file: ImzmlFile, chosen: NDArray[np.intp], options: _Options) -> MassErrors | None:
-    """Errors of the calibrants in spectra spread over the acquisition."""
+def _calibrant_errors(
+    file: ImzmlFile, chosen: NDArray[np.intp], options: _Options, found: pd.DataFrame, spacing: BinSpacing | None
+) -> MassErrors | None:
+    """Errors of the calibrants in spectra spread over the acquisition, in profiles by the centres of their peaks."""
     if options.calibrants.size == 0:
         return None
-    picked = chosen[np.unique(np.linspace(0, len(chosen) - 1, min(_SAMPLE, len(chosen))).astype(np.intp))]
+    picked = spread(chosen, _SAMPLE)
     file.lengths(picked)
     parts = [picked[start : start + 64] for start in range(0, len(picked), 64)]
-    errors = [_errors(*spectra_of(file.chunk(part)), len(part), options) for part in parts]
-    return mass_errors(np.vstack(errors), picked / max(len(file.xyz) - 1, 1))
-
-
-def _errors(
-    mz: NDArray[np.float64], intensity: NDArray[Any], row: NDArray[np.integer], n: int, options: _Options
-) -> NDArray[np.float64]:
-    """Error (ppm) of the most intense peak near each calibrant in each of `n` spectra, NaN without one."""
-    calibrants = options.calibrants
-    low, high = windows(calibrants, options.search)
-    errors = np.full((n, len(calibrants)), np.nan)
-    for j in range(len(calibrants)):
-        near = np.flatnonzero((mz >= low[j]) & (mz <= high[j]) & (intensity > 0))
-        last = near[np.lexsort((intensity[near], row[near]))]  # the most intense one of a row is its last
-        last = last[np.append(row[last][1:] != row[last][:-1], True)[: last.size]]
-        errors[row[last], j] = (mz[last] / calibrants[j] - 1) * 1e6
-    return errors
+    low, high = windows(options.calibrants, options.search)
+    near = Calibrants(options.calibrants, low, high)
+    if spacing is not None:
+        width = np.interp(options.calibrants, found[Key.var.MZ], found[Key.var.PEAK_WIDTH])
+        near = near._replace(width=width, bins=width / spacing.at(options.calibrants))
+    seen = [near.find(*spectra_of(file.chunk(part)), len(part)) for part in parts]
+    errors, height = (np.vstack(values) for values in zip(*seen, strict=True))
+    return mass_errors(errors, picked / max(len(file.xyz) - 1, 1), height)
 
 
 def _with_masses(found: pd.DataFrame, errors: MassErrors | None, options: _Options) -> pd.DataFrame:
@@ -364,6 +393,7 @@ def _with_masses(found: pd.DataFrame, errors: MassErrors | None, options: _Optio
         if options.recalibrate:
             frame[Key.var.MEASURED_MZ] = frame[Key.var.MZ]
             frame[Key.var.MZ] = recalibrated(frame[Key.var.MZ], options.calibrants, errors.median)
+            _warn_of_range(frame[Key.var.MZ].to_numpy(), errors, options)
     frame.index = pd.Index(safe_ids(mz_labels(frame[Key.var.MZ].to_numpy())))
     frame.attrs["calibration"] = calibration
     return frame
@@ -381,6 +411,21 @@ def _warn_of_drift(errors: MassErrors, options: _Options) -> None:
         warnings.warn(
             f"The mass of m/z {calibrants[worst]:.4f} drifts by {errors.drift[worst]:.1f} ppm over the acquisition, more than "
             f"the tolerance of {reach[worst]:.1f} ppm; make tolerance= larger or recalibrate the spectra.",
+            stacklevel=4,
+        )
+
+
+def _warn_of_range(mz: NDArray[np.float64], errors: MassErrors, options: _Options) -> None:
+    """Warn of ions beyond the calibrants: their correction is a guess."""
+    known = options.calibrants[np.isfinite(errors.median)]
+    if known.size == 0:
+        return
+    outside = int(((mz < known[0] * (1 - _BESIDE)) | (mz > known[-1] * (1 + _BESIDE))).sum())
+    if outside:
+        reach = f"m/z {known[0]:.4f}" + (f" to {known[-1]:.4f}" if known.size > 1 else "")
+        warnings.warn(
+            f"{outside} of {len(mz)} ions lie outside of the calibrants that were found ({reach}) and are corrected by the error "
+            "at their end. Name calibrants that span the ions.",
             stacklevel=4,
         )
 
@@ -403,16 +448,21 @@ def _reduce(table: AnnData, options: _Options) -> None:
     seen.count = np.asarray((X > 0).sum(axis=0)).ravel()[order]
     stored = [a.get("spectrum_type") for a in table.uns.get(Key.uns.MSI, {}).get("attrs", {}).values()]
     kind = str(stored[0]) if stored and len(set(stored)) == 1 else ""
-    found = _from_axis(mz[order], seen, table.n_obs, options, kind)
+    spacing = _spacing_of_axis(mz[order], options, kind)
+    found = options.recurring(_from_axis(mz[order], seen, table.n_obs, options, spacing))
     options.require_some(found, "The table")
     summit, ions = found["bin"].to_numpy(np.intp), found[Key.var.MZ].to_numpy()
     errors = None
     if options.calibrants.size:  # a list knows no time, so no drift
-        in_list = _errors(ions, found["intensity"].to_numpy(), np.zeros(len(ions), np.intp), 1, options)
-        errors = mass_errors(in_list, np.zeros(1))
+        near = Calibrants(options.calibrants, *windows(options.calibrants, options.search))
+        errors = mass_errors(
+            near.find(ions, found["intensity"].to_numpy(), np.zeros(len(ions), np.intp), 1)[0], np.zeros(1)
+        )
     frame = _with_masses(found, errors, options)
     # bins within the tolerance of a summit, the summit always, each in one ion at most: the nearest
     low, high = windows(ions, options.tolerance, options.unit)
+    if spacing is not None:
+        low, high = windows_of_bins(ions, low, high, spacing, found[Key.var.PEAK_WIDTH].to_numpy())
     nearest = np.searchsorted((ions[1:] + ions[:-1]) / 2, mz[order])
     inside = (mz[order] >= low[nearest]) & (mz[order] <= high[nearest])
     inside[summit], nearest[summit] = True, np.arange(len(summit))

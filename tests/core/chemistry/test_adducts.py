@@ -3,9 +3,7 @@ import pytest
 
 from stmsi._core.chemistry.adducts import (
     ADDUCTS,
-    DECOYS,
     MATRICES,
-    decoy_shifts,
     default_adducts,
     matrix_name,
     matrix_peaks,
@@ -28,6 +26,9 @@ def _mz(formula, adduct):
         ("C8H11NO2", "[M+FMP10]+", 421.1911), ("C8H11NO2", "[M+2FMP10-CH3]+", 674.2802),
         ("C8H11NO3", "[M+2FMP10-CH3]+", 690.2751), ("C4H9NO2", "[M+FMP10]+", 371.1754),
         ("C10H12N2O", "[M+FMP10]+", 444.2070),
+        # shorthand of solvents and acids: glucose and caffeine
+        ("C6H12O6", "[M+FA-H]-", 225.0616), ("C6H12O6", "[M+Hac-H]-", 239.0772), ("C6H12O6", "[M+TFA-H]-", 293.0490),
+        ("C8H10N4O2", "[M+ACN+H]+", 236.1142), ("C8H10N4O2", "[M+DMSO+H]+", 273.1016), ("C2H3O2", "[M]-", 59.0139),
     ],
 )  # fmt: skip
 def test_mz_of_known_ions(formula, adduct, mz):
@@ -74,10 +75,24 @@ def test_formulas_as_an_array_weigh_what_single_ones_do():
     assert Formulas(names).of(["O", "N"]).tolist() == [6, 9, 3, 1]
 
 
-def test_decoys_are_no_targets():
-    assert len(DECOYS) == len(set(DECOYS)) == 80
-    assert len(decoy_shifts(1, (parse_adduct("[M+H]+"),))) == 80
-    assert len(decoy_shifts(-1, (parse_adduct("[M+Cl]-"),))) == 79
+def test_ions_keep_the_sign_of_their_charge():
+    # acetate, choline, an odd sum of valences without a sign, glucose
+    formulas = Formulas(["C2H3O2", "C5H14NO", "C5H14NO", "C6H12O6"], [-1, 1, 0, 0])
+    expected = {"[M]+": [0, 1, 1, 0], "[M]-": [1, 0, 0, 0], "[M+H]+": [0, 0, 0, 1], "[M-H]-": [0, 0, 0, 1]}
+    for adduct, fits in expected.items():
+        assert parse_adduct(adduct).fits(formulas).tolist() == [bool(f) for f in fits]
+
+
+@pytest.mark.parametrize(
+    ("adduct", "main", "added"),
+    [
+        ("[M+H]+", True, False), ("[M-H]-", True, False), ("[M]+", True, False), ("[M+FMP10]+", True, False),
+        ("[M+Na]+", False, True), ("[M-H+2Na]+", False, True), ("[M+FA-H]-", False, True),
+        ("[M+H-H2O]+", False, False), ("[2M+H]+", False, False),
+    ],
+)  # fmt: skip
+def test_main_ions_and_additions(adduct, main, added):
+    assert (parse_adduct(adduct).is_main, parse_adduct(adduct).is_added) == (main, added)
 
 
 @pytest.mark.parametrize("name", ["dhb", "9AA", "FMP10", "Norharmane", "HCCA", "x"])

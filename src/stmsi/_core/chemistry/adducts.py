@@ -1,6 +1,6 @@
 """What a molecule becomes when it is ionised, and what the matrix adds of its own.
 
-Atomic masses are molmass's; it reads no notation such as ``[2M+Na]+`` and knows no MALDI matrices.
+Atomic masses are molmass's; it reads no notation such as ``[2M+Na]+`` or ``[M+FA-H]-`` and knows no MALDI matrices.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ _GROUPS = {"FMP10": "C20H14N"}
 """Groups that derivatisation adds. FMP-10 (4-(anthracen-9-yl)-2-fluoro-1-methylpyridin-1-ium, C20H15FN+) replaces the
 hydrogen of an amine or a phenol and loses its fluorine: C20H15N comes in, H goes. Shariatgorji et al., Nature Methods
 2019, doi:10.1038/s41592-019-0551-3 (protocol: 10.1038/s41596-021-00538-w); two groups lose a methyl cation and so leave a single charge."""
+_SHORTHAND = {
+    "FA": "CH2O2", "Hac": "C2H4O2", "HAc": "C2H4O2", "HOAc": "C2H4O2", "TFA": "C2HF3O2", "ACN": "C2H3N", "DMSO": "C2H6OS",
+    "MeOH": "CH4O", "IsoProp": "C3H8O", "IPA": "C3H8O",
+} | _GROUPS  # fmt: skip
+"""Names of solvents and acids in adducts, as tables of adducts of LC-MS write them."""
 _NOTATION = re.compile(r"\[?(\d*)M((?:[+-]\d*[A-Z][A-Za-z0-9]*)*)\]?(\d*)([+-]?)")
 _TERM = re.compile(r"([+-])(\d*)([A-Z][A-Za-z0-9]*)")
 
@@ -33,22 +38,13 @@ MATRICES = {
 _ACIDS = ("DHB", "CHCA", "SA", "DHAP")
 _DEFAULTS: dict[tuple[str, Polarity], tuple[str, ...]] = {
     ("", "positive"): ("[M+H]+", "[M+Na]+", "[M+K]+", "[M]+"),
-    ("", "negative"): ("[M-H]-", "[M+Cl]-"),
+    ("", "negative"): ("[M-H]-", "[M+Cl]-", "[M]-"),
     ("DHB", "positive"): ("[M+H]+", "[M+Na]+", "[M+K]+", "[M]+", "[M+H-H2O]+"),
     ("CHCA", "positive"): ("[M+H]+", "[M+Na]+", "[M+K]+", "[M]+", "[M+H-H2O]+"),
-    ("DHB", "negative"): ("[M-H]-",),
-    ("9-AA", "negative"): ("[M-H]-", "[M+Cl]-", "[M-H-H2O]-"),
+    ("DHB", "negative"): ("[M-H]-", "[M]-"),
+    ("9-AA", "negative"): ("[M-H]-", "[M+Cl]-", "[M]-", "[M-H-H2O]-"),
     ("FMP-10", "positive"): ("[M+FMP10]+", "[M+2FMP10-CH3]+"),
 }
-DECOYS = [
-    "He", "Li", "Be", "B", "C", "N", "O", "F", "Ne", "Mg", "Al", "Si", "P", "S", "Cl", "Ar", "Ca", "Sc", "Ti", "V",
-    "Cr", "Mn", "Fe", "Co", "Ni", "Cu", "Zn", "Ga", "Ge", "As", "Se", "Br", "Kr", "Rb", "Sr", "Y", "Zr", "Nb", "Mo",
-    "Ru", "Rh", "Pd", "Ag", "Cd", "In", "Sn", "Sb", "Te", "I", "Xe", "Cs", "Ba", "La", "Ce", "Pr", "Nd", "Sm", "Eu",
-    "Gd", "Tb", "Dy", "Ho", "Ir", "Th", "Pt", "Os", "Yb", "Lu", "Bi", "Pb", "Re", "Tl", "Tm", "U", "W", "Au", "Er",
-    "Hf", "Hg", "Ta",
-]  # fmt: skip
-"""Elements that form no adducts in MALDI imaging, the decoys of METASPACE (Palmer et al., Nature Methods 2017,
-doi:10.1038/nmeth.4072)."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +65,18 @@ class Adduct:
         """Of the ion."""
         return "positive" if self.charge > 0 else "negative"
 
+    @property
+    def is_main(self) -> bool:
+        """Whether a molecule becomes this ion by protons alone, by its own charge, or because it is derivatised."""
+        return self.molecules == 1 and (self.derivatised > 0 or all(element == "H" for element, _ in self.atoms))
+
+    @property
+    def is_added(self) -> bool:
+        """Whether something but protons comes to one molecule and nothing but protons goes, with a single charge."""
+        others = [net for element, net in self.atoms if element != "H"]
+        single = self.molecules == 1 and abs(self.charge) == 1 and not self.derivatised
+        return single and bool(others) and min(others) > 0
+
     def mz(self, masses: NDArray[np.float64]) -> NDArray[np.float64]:
         """m/z of molecules of these monoisotopic masses (Da)."""
         return (self.molecules * masses + self.shift) / abs(self.charge)
@@ -76,11 +84,11 @@ class Adduct:
     def fits(self, formulas: Formulas) -> NDArray[np.bool_]:
         """Which formulas can form the ion, by sums of atoms: no structure is known.
 
-        A cation takes no further charge, a neutral molecule gets none by itself, what goes must be there, and each
-        derivatised group needs a nitrogen or oxygen.
+        An ion takes no further charge and keeps its sign, a neutral molecule gets none by itself, what goes must be there,
+        and each derivatised group needs a nitrogen or oxygen.
         """
-        bare = not self.atoms
-        fit = (formulas.may_be_charged if bare and self.charge > 0 else ~formulas.charged).copy()
+        by_itself = formulas.may_be_cation if self.charge > 0 else formulas.anion
+        fit = (~formulas.charged if self.atoms else by_itself).copy()
         for element, net in self.atoms:
             if net < 0:
                 fit &= self.molecules * formulas.of([element]) >= -net
@@ -100,7 +108,7 @@ def parse_adduct(text: str, polarity: Polarity | None = None) -> Adduct:
         for sign, count, part in terms:
             number = int(count or 1) * (1 if sign == "+" else -1)
             derivatised += number if part in _GROUPS else 0
-            for element, n in parse_formula(_GROUPS.get(part, part)).items():
+            for element, n in parse_formula(_SHORTHAND.get(part, part)).items():
                 atoms[element] += number * n
     except ValueError:
         found = None
@@ -134,12 +142,6 @@ def matrix_name(matrix: str) -> str:
 def default_adducts(polarity: Polarity, matrix: str | None = None) -> tuple[str, ...]:
     """Adducts to expect; those of METASPACE (and the bare cation) where the matrix has none of its own."""
     return _DEFAULTS.get((matrix or "", polarity), _DEFAULTS["", polarity])
-
-
-def decoy_shifts(charge: int, targets: tuple[Adduct, ...]) -> NDArray[np.float64]:
-    """What implausible adducts add to the mass, in Da; none that is a target."""
-    own = {t.atoms for t in targets}
-    return np.array([atom_mass(e) - charge * ELECTRON for e in DECOYS if ((e, 1),) not in own])
 
 
 def matrix_peaks(matrix: str, polarity: Polarity) -> dict[str, float]:

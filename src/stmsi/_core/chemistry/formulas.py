@@ -51,12 +51,23 @@ def monoisotopic_mass(formula: str) -> float:
     return sum(atom_mass(element) * count for element, count in _parse(formula))
 
 
-class Formulas:
-    """Atoms of many formulas as one array, so that rules and masses are array operations."""
+def protonated(formula: str, n: int) -> str:
+    """A formula with `n` hydrogens more, the order of its elements kept."""
+    atoms = dict(_parse(formula))
+    atoms["H"] = atoms.get("H", 0) + n
+    return "".join(f"{element}{count if count > 1 else ''}" for element, count in atoms.items())
 
-    def __init__(self, formulas: Sequence[str]) -> None:
+
+class Formulas:
+    """Atoms of many formulas as one array, so that rules and masses are array operations.
+
+    `signs` are those of their charges: 1, -1, or 0 where nothing is stated.
+    """
+
+    def __init__(self, formulas: Sequence[str], signs: Sequence[int] | None = None) -> None:
         parsed = [_parse(f) for f in formulas]
         self.names = list(formulas)
+        self.signs = np.zeros(len(parsed), np.int64) if signs is None else np.asarray(signs, np.int64)
         self.elements = sorted({element for atoms in parsed for element, _ in atoms})
         column = {element: j for j, element in enumerate(self.elements)}
         self.counts = np.zeros((len(parsed), len(self.elements)), np.int64)
@@ -75,13 +86,23 @@ class Formulas:
 
     @property
     def charged(self) -> NDArray[np.bool_]:
-        """Which formulas must be those of a cation: an odd sum of valences leaves a neutral molecule an open shell."""
-        return self.of(_ODD_VALENCE) % 2 == 1
+        """Which formulas are those of an ion."""
+        return self.anion | self._cation
 
     @property
-    def may_be_charged(self) -> NDArray[np.bool_]:
-        """Those, and complexes of metals that change their valence (haem is seen as the cation of its iron(III))."""
-        return self.charged | (self.of(_SEVERAL_VALENCES) > 0)
+    def anion(self) -> NDArray[np.bool_]:
+        """Which formulas are stated to be negative."""
+        return self.signs < 0
+
+    @property
+    def _cation(self) -> NDArray[np.bool_]:
+        # an odd sum of valences leaves a neutral molecule an open shell: without a sign, it is taken for a cation
+        return (self.signs > 0) | ((self.signs == 0) & (self.of(_ODD_VALENCE) % 2 == 1))
+
+    @property
+    def may_be_cation(self) -> NDArray[np.bool_]:
+        """Cations, and complexes of metals that change their valence (haem is seen as the cation of its iron(III))."""
+        return self._cation | ((self.signs == 0) & (self.of(_SEVERAL_VALENCES) > 0))
 
 
 def valid_formulas(formulas: Iterable[str]) -> tuple[list[str], list[str]]:

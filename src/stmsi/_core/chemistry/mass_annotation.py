@@ -33,10 +33,10 @@ def false_discovery_rate(
 ) -> NDArray[np.float64]:
     r"""Expected share of false annotations among those as good as each, from errors (ppm) of targets and decoys.
 
-    .. math:: q(e) = \min_{t \ge e} \frac{(D(t) + 1) / n_\text{decoy} \cdot n_\text{target}}{T(t)}
+    .. math:: q(e) = \min_{t \ge e} \frac{D(t)\, n_\text{target} / n_\text{decoy} + 1}{T(t)}
 
-    with the targets :math:`T(t)` and decoys :math:`D(t)` of error :math:`t` or less; the 1 keeps few decoys from
-    looking like none.
+    with the targets :math:`T(t)` and decoys :math:`D(t)` of error :math:`t` or less. The 1 keeps the rate honest though the
+    best error is chosen (Barber & Candès 2015, doi:10.1214/15-AOS1337): fewer than ten targets never have a rate of 0.1.
     """
     if n_decoy == 0 or len(target) == 0:
         return np.full(len(target), np.nan)
@@ -44,7 +44,7 @@ def false_discovery_rate(
     # equal errors share one rate: count all that are as good
     error = target[order]
     found = np.searchsorted(error, error, side="right")
-    chance = (np.searchsorted(np.sort(decoy), error, side="right") + 1) * (n_target / n_decoy)
+    chance = np.searchsorted(np.sort(decoy), error, side="right") * (n_target / n_decoy) + 1
     rate = np.minimum.accumulate(np.minimum(chance / found, 1.0)[::-1])[::-1]
     out = np.empty(len(target))
     out[order] = rate

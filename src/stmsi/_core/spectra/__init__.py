@@ -1,1 +1,1 @@
-"""Spectra: bytes of imzML files, peaks, common ions, statistics of pixels, limits of detection."""
+"""Spectra: bytes of imzML files, common ions, statistics of pixels, limits of detection."""
