@@ -11,6 +11,9 @@ Tasks
 ``orientation``  real outlines with **simulated** intensities: the MSI outline is displaced by a smooth random field, the
                  section turned and mirrored at random. ``signal`` is the share of an ion's variance that genes share: 0 has
                  none, so that nothing but masks can be right.
+``confidence``   masks only, real and symmetric outlines, displaced by up to 200 um: sure where right, and right where sure.
+``turned``       outlines that the capture frame cuts, the slide turned by 0 to 90 degrees, spots on tissue only; masks only.
+``partial``      half, three quarters or a torn piece of the pixels; **simulated** intensities, signal 0.3.
 ``simulator``    ``stmsi.datasets.simulate``: turns, mirrors, part of the tissue not measured; truth known.
 ``deformation``  the same with smooth deformations of 200 and 400 um at most and 12 landmarks, by model; truth known.
 
@@ -292,6 +295,42 @@ def orientation(args: argparse.Namespace) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+# --- confidence of masks
+
+
+def symmetric_outlines() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
+    """Made-up outlines that fit several ways, or nearly."""
+    grid = np.stack(np.meshgrid(np.arange(0, 6000, 100.0), np.arange(0, 6000, 100.0)), -1).reshape(-1, 2)
+    xy = grid - 3000
+    radius, angle = np.hypot(*xy.T), np.arctan2(xy[:, 1], xy[:, 0])
+    inside = {f"oval {a:g}, {b:g}": radius < 2000 * (1 + a * np.cos(2 * angle) + b * np.cos(3 * angle + 0.5)) for a, b in ((0, 0), (0.15, 0), (0.15, 0.02), (0.15, 0.05))}  # fmt: skip
+    inside |= {"square": (np.abs(xy) < 2000).all(axis=1), "rectangle": (np.abs(xy) < [2200, 1500]).all(axis=1)}
+    return {name: (grid[on], grid[~on], grid[on], 50.0) for name, on in inside.items()}
+
+
+def confidence(args: argparse.Namespace) -> pd.DataFrame:
+    """Masks alone: whether they are right where they are sure, and sure where they are right."""
+    rows = []
+    for kind, known in (("real outlines", outlines()), ("symmetric outlines", symmetric_outlines())):
+        for noise in (50.0, 100.0, 200.0):
+            for name, outline in known.items():
+                for seed in range(max(1, args.repeats // 4)):
+                    rng = np.random.default_rng([seed, int(noise), sum(map(ord, name))])
+                    pixels, _, truth = displaced_pixels(outline, noise, Field(outline[2], rng))
+                    moving = pixel_raster(pixels, np.array([outline[3], outline[3]]))
+                    fixed = frame_points(outline[0], outline[1])
+                    v = masks_only(moving, fixed, seed, 0)
+                    right = same_place(Placement(v.matrix, 1.0), Placement(truth, 1.0), moving.xy, fixed.pitch)
+                    rows.append((f"{kind}, {noise:g} um", name, seed, right, bool(v.rivals), v.candidates[0].share))
+    table = pd.DataFrame(rows, columns=["setting", "outline", "seed", "right", "ambiguous", "share"])
+    table.to_csv(RESULTS / "registration_confidence.csv", index=False, float_format="%.4g")
+    rows = []
+    for setting, part in table.groupby("setting", sort=False):
+        right, flagged = part["right"], part["ambiguous"]
+        rows.append((setting, len(part), right.mean(), int((~right & ~flagged).sum()), flagged[right].mean()))
+    return pd.DataFrame(rows, columns=["setting", "trials", "right", "wrong_and_sure", "false_alarms"])
+
+
 # --- turned slides and pieces
 
 
@@ -377,9 +416,9 @@ def partial(args: argparse.Namespace) -> pd.DataFrame:
     known = outlines()
     jobs = [
         partial_trial(name, known[name], kind, signal, seed)
-        for signal in (0.1, 0.3, 0.6)
+        for signal in (0.3,)
         for kind in PIECES
-        for name in ("brain", "embryo", "placenta", "her2st A1", "her2st D1", "her2st G1")
+        for name in ("brain", "her2st A1", "her2st D1", "her2st G1")
         for seed in range(max(1, args.repeats // 4))
     ]
     table = pd.DataFrame([row for job in jobs for row in job])
@@ -453,7 +492,7 @@ def deformation(args: argparse.Namespace) -> pd.DataFrame:
 
 
 TASKS = {
-    "embryo": embryo, "brain": brain, "orientation": orientation, "turned": turned, "partial": partial,
+    "embryo": embryo, "brain": brain, "orientation": orientation, "confidence": confidence, "turned": turned, "partial": partial,
     "simulator": simulator, "deformation": deformation,
 }  # fmt: skip
 

@@ -146,7 +146,7 @@ def register_sections(
     if data is not None and polish and candidates[chosen].z > _SIGNAL:
         matrix, polished = _polish(data, moving, placements[chosen], freedom)
     if polished and data is not None:
-        draws = _half_samples(data, matrix, n_perturb, rng)
+        draws = _widened(_half_samples(data, matrix, n_perturb, rng), matrix, data)
     else:
         draws = _perturbed_outlines(moving, fixed, matrix, freedom, n_perturb, rng, affine=affine)
     return Verdict(
@@ -223,6 +223,32 @@ def _half_samples(data: CrossModal, matrix: Floats, n: int, rng: np.random.Gener
         kept = rng.permutation(n_blocks) < n_blocks / 2
         out.append(data.refine(matrix, _POLISH, np.where(kept[block.ravel()], 1.0, 1e-3)))
     return out
+
+
+def _widened(draws: list[Floats], matrix: Floats, data: CrossModal) -> list[Floats]:
+    """Refits spread further by what no affine map can follow: tissue that is deformed.
+
+    Each part of the section is fitted by itself. Parts that move further than refits to as few spots would by chance are
+    deformed against the others; half-samples of small blocks average that out.
+    """
+    if not draws:
+        return draws
+    at = apply_affine(inverse(matrix), data.spots)
+    spread = np.mean([np.median(_moved(draw, matrix, at)) ** 2 for draw in draws])
+    parts = np.unique(data.fold)
+    local = []
+    for k in parts:
+        own = data.fold == k
+        refit = data.refine(matrix, _POLISH, np.where(own, 1.0, 1e-3))
+        local.append(np.median(_moved(refit, matrix, at[own])) ** 2)
+    beyond = max(0.0, float(np.mean(local) - len(parts) * spread))
+    widen = np.sqrt(1 + beyond / max(float(spread), 1e-12))
+    return [matrix + widen * (draw - matrix) for draw in draws]
+
+
+def _moved(draw: Floats, matrix: Floats, xy: Floats) -> Floats:
+    """Distance between where two placements put points."""
+    return np.asarray(np.hypot(*(apply_affine(draw, xy) - apply_affine(matrix, xy)).T))
 
 
 def _perturbed_outlines(
