@@ -172,7 +172,8 @@ def test_a_background_seen_in_single_ions_alone():
     inside = np.hypot(row - 19, col - 21) < 14 + 2 * np.sin(3 * np.arctan2(row - 19, col - 21))
     level = np.where(inside[:, None], [[8, 8, 8, 1, 1, 1]], [[1, 1, 1, 8, 8, 8]])
     table = AnnData(
-        (level * rng.gamma(9, 1 / 9, level.shape) * 10).astype(np.float32), obs=pd.DataFrame({"row": row, "col": col})
+        (level * rng.gamma(9, 1 / 9, level.shape) * 10).astype(np.float32),
+        obs=pd.DataFrame({"row": row, "col": col}, index=[f"p{i}" for i in range(len(row))]),
     )
     found = pixels_on_tissue(table, as_csr(table.X))
     assert (found == inside).mean() > 0.97

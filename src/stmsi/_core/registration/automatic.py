@@ -241,7 +241,7 @@ def _widened(draws: list[Floats], matrix: Floats, data: CrossModal) -> list[Floa
         own = data.fold == k
         refit = data.refine(matrix, _POLISH, np.where(own, 1.0, 1e-3))
         local.append(np.median(_moved(refit, matrix, at[own])) ** 2)
-    beyond = max(0.0, float(np.mean(local) - len(parts) * spread))
+    beyond = max(0.0, float(np.median(local) - len(parts) * spread))
     widen = np.sqrt(1 + beyond / max(float(spread), 1e-12))
     return [matrix + widen * (draw - matrix) for draw in draws]
 
