@@ -14,6 +14,7 @@ Tasks
 ``confidence``   masks only, real and symmetric outlines, displaced by up to 200 um: sure where right, and right where sure.
 ``turned``       outlines that the capture frame cuts, the slide turned by 0 to 90 degrees, spots on tissue only; masks only.
 ``partial``      half, three quarters or a torn piece of the pixels; **simulated** intensities, signal 0.3.
+``refits``       error over the reported spread of refits, real outlines and deformed simulated sections.
 ``simulator``    ``stmsi.datasets.simulate``: turns, mirrors, part of the tissue not measured; truth known.
 ``deformation``  the same with smooth deformations of 200 and 400 um at most and 12 landmarks, by model; truth known.
 
@@ -437,6 +438,38 @@ def partial(args: argparse.Namespace) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+# --- refits
+
+
+def refits(_: argparse.Namespace) -> pd.DataFrame:
+    """Median error over the reported spread of refits; 1 is honest, above is too good."""
+    import stmsi
+
+    rows = []
+    known = outlines()
+    for noise in (50.0, 100.0):
+        for name in ("brain", "embryo", "her2st A1", "her2st B1", "her2st D1", "her2st G1"):
+            rng = np.random.default_rng([7, int(noise), sum(map(ord, name))])
+            moving, fixed, data, truth = simulated_section(known[name], noise, 0.4, rng)
+            for stage, given in (("masks", None), ("intensities", data)):
+                v = register_sections(moving, fixed, given, np.random.default_rng(0), n_perturb=8)
+                error = float(np.median(distances(v.matrix, truth, moving.xy)))
+                rows.append((f"real outlines, {stage}", error, v.resolution.median_um))
+    for size, seed in ((200, 0), (0, 3)):
+        sdata = stmsi.datasets.simulate(deformation=size, n_genes=150, n_patients=1, rng=seed, size=3000)
+        msi, names = sdata.tables["msi"], sdata.tables["st"].uns["truth"]["transformation"]
+        for name in list(names)[:2]:
+            fit = automatic_input(sdata, name).fit(np.random.default_rng(0), 8)
+            own = (msi.obs["sample"] == name).to_numpy()
+            xy = msi.obsm["spatial"][own]
+            there = msi.obsm["truth_spatial"][own] if size else apply_affine(names[name], xy)
+            error = float(np.median(distances_to(there, fit.matrix, xy)))
+            rows.append((f"simulated, deformed by {size} um", error, fit.resolution["median_um"]))
+    table = pd.DataFrame(rows, columns=["setting", "error_um", "spread_um"])
+    table["error_over_spread"] = table["error_um"] / table["spread_um"]
+    return table.groupby("setting", sort=False).median().reset_index()
+
+
 # --- simulator
 
 
@@ -493,6 +526,7 @@ def deformation(args: argparse.Namespace) -> pd.DataFrame:
 
 TASKS = {
     "embryo": embryo, "brain": brain, "orientation": orientation, "confidence": confidence, "turned": turned, "partial": partial,
+    "refits": refits,
     "simulator": simulator, "deformation": deformation,
 }  # fmt: skip
 

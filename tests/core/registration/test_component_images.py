@@ -4,7 +4,14 @@ import scipy.sparse as sp
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from stmsi._core.registration.agreement import unbiased_information
-from stmsi._core.registration.automatic import Candidate, decide, outline_error, register_sections, resolution
+from stmsi._core.registration.automatic import (
+    Candidate,
+    _widened,
+    decide,
+    outline_error,
+    register_sections,
+    resolution,
+)
 from stmsi._core.registration.component_images import (
     CrossModal,
     component_images,
@@ -180,6 +187,25 @@ def test_the_error_of_outlines_is_measured(disc):
     off[:2, 2] += 200
     assert exact < 45
     assert 100 < outline_error(disc.moving, disc.fixed, off) < 300
+
+
+@pytest.mark.parametrize(("local_um", "expected_um"), [(100.0, 98.5), (15.0, 10.0)])
+def test_refits_of_deformed_tissue_spread_further(local_um, expected_um):
+    """Four parts move by `local_um` each where refits to half of all blocks move by 10: twice that is chance."""
+
+    def shifted(um):
+        return np.array([[1, 0, um], [0, 1, 0], [0, 0, 1]], float)
+
+    class Parts:
+        spots = np.random.default_rng(0).uniform(0, 2000, (80, 2))
+        fold = np.arange(80) % 4
+
+        def refine(self, matrix, freedom, weight):
+            return shifted(local_um) @ matrix
+
+    widened = _widened([shifted(10), shifted(-10)], np.eye(3), Parts())
+    assert [abs(m[0, 2]) for m in widened] == pytest.approx([expected_um] * 2, abs=0.1)
+    assert _widened([], np.eye(3), Parts()) == []
 
 
 def test_resolution_counts_spots(disc):

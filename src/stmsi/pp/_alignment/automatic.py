@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 MIN_POINTS = 20
 _MAX_FACTOR = 5.0
 _NO_OVERLAP, _POOR_OVERLAP = 0.3, 0.7
+_POOR_FOR_MASKS = 0.8
+"""Masks that overlap by less do not decide alone: what ST saw, or which pixels are tissue, may be another than assumed."""
 _LOOSE = 3.0
 _ALIKE = 1.15
 """Tissues whose widths differ by more than this factor let the stated pixel size be a suspect."""
@@ -250,6 +252,7 @@ def judged(verdict: Verdict, moving: TissueRaster, fixed: TissuePoints, resize: 
             }
         )  # fmt: skip
     final = Placement(verdict.matrix @ resize, verdict.candidates[verdict.chosen].placement.score)
+    by_masks = verdict.decided_by == "masks"
     reasons, landmark = [], None
     if verdict.rivals:
         # to tell apart first: by what intensities say where they say something, else by the masks
@@ -265,12 +268,12 @@ def judged(verdict: Verdict, moving: TissueRaster, fixed: TissuePoints, resize: 
             f"ST frame if the chosen one is right ({sides[0]}, turned by {rows[verdict.chosen]['rotation_deg']:.0f} degrees), and near "
             f"({there[0]:.0f}, {there[1]:.0f}) um if it is the next ({sides[1]}, {rows[rival]['rotation_deg']:.0f} degrees)."
         )
-    if verdict.piece and verdict.decided_by == "masks":
+    if verdict.piece and by_masks:
         reasons.append(
             f"The MSI is partial: it covers {covered_share(verdict.matrix, moving, fixed):.0%} of the ST tissue, and a part fits "
             "in many places. If it is not meant to be a part, check the pixel size and which pixels count as tissue."
         )
-    if verdict.iou < _POOR_OVERLAP:
+    if verdict.iou < (_POOR_FOR_MASKS if by_masks else _POOR_OVERLAP):
         reasons.append(
             f"The tissue masks overlap by {verdict.iou:.0%} only: they may not show the same piece of tissue. If the spots are "
             "a piece cut from it, pass auto={'frame': 'crop'}; if the stated pixel size may be wrong, auto={'scale': 'free'}."
@@ -286,7 +289,6 @@ def judged(verdict: Verdict, moving: TissueRaster, fixed: TissuePoints, resize: 
             f"The ST tissue is {wider:.2f} times as wide as the MSI tissue. Is the MSI a part of it, or is the stated pixel size "
             f"({moving.pixel:.4g} um; {moving.pixel * wider:.4g} um would make them alike) wrong? auto={{'scale': 'free'}} fits the size."
         )
-    by_masks = verdict.decided_by == "masks"
     confidence = verdict.candidates[verdict.chosen].share if by_masks else float("nan")
     message = " ".join(reasons) or (
         f"Placed by {verdict.decided_by}: IoU {verdict.iou:.2f}, pixels move by {verdict.resolution.median_um:.0f} um "
