@@ -11,6 +11,10 @@ Tasks
 ``orientation``  real outlines with **simulated** intensities: the MSI outline is displaced by a smooth random field, the
                  section turned and mirrored at random. ``signal`` is the share of an ion's variance that genes share: 0 has
                  none, so that nothing but masks can be right.
+``confidence``   masks only, real and symmetric outlines, displaced by up to 200 um: sure where right, and right where sure.
+``turned``       outlines that the capture frame cuts, the slide turned by 0 to 90 degrees, spots on tissue only; masks only.
+``partial``      half, three quarters or a torn piece of the pixels; **simulated** intensities, signal 0.3.
+``refits``       error over the reported spread of refits, real outlines and deformed simulated sections.
 ``simulator``    ``stmsi.datasets.simulate``: turns, mirrors, part of the tissue not measured; truth known.
 ``deformation``  the same with smooth deformations of 200 and 400 um at most and 12 landmarks, by model; truth known.
 
@@ -38,7 +42,7 @@ from stmsi._core.registration.landmarks import apply_affine
 from stmsi._core.registration.placements import FREE, KNOWN, Placement, same_place
 from stmsi._core.registration.spatial_components import spatial_components
 from stmsi._core.registration.tissue_masks import TissuePoints, TissueRaster, frame_points, pixel_raster
-from stmsi.pp._alignment.automatic import automatic_input
+from stmsi.pp._alignment.automatic import automatic_input, judged
 from stmsi.pp._alignment.section_geometry import aligned
 
 DATA = Path(os.environ.get("STMSI_DATA", Path(__file__).resolve().parents[3] / "shared" / "data"))
@@ -175,26 +179,34 @@ def outlines() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
     return result
 
 
-def simulated_section(outline, noise: float, signal: float, rng: np.random.Generator):
-    """Masks and components of one section, and the true placement."""
-    on, off, tissue, pixel = outline
-    pitch = float(np.median(cKDTree(on).query(on, k=2)[0][:, 1]))
-    low, high = tissue.min(axis=0) - 1000, tissue.max(axis=0) + 1000
-    shape = tuple(np.ceil((high - low) / FIELD).astype(int)[::-1] + 1)
-    grid = np.stack(np.meshgrid(np.arange(shape[1]), np.arange(shape[0])), -1).reshape(-1, 2) * FIELD + low
-    solid = ndimage.gaussian_filter((cKDTree(tissue).query(grid)[0] < 0.75 * pitch).reshape(shape).astype(float), 0.3 * pitch / FIELD) > 0.5  # fmt: skip
-    distance = (ndimage.distance_transform_edt(solid) - ndimage.distance_transform_edt(~solid)) * FIELD
+class Field:
+    """Smooth random fields around a tissue, and what they are at any place."""
 
-    def fields(n: int, length: float) -> np.ndarray:
+    def __init__(self, tissue: np.ndarray, rng: np.random.Generator):
+        self.low, self.high = tissue.min(axis=0) - 1000, tissue.max(axis=0) + 1000
+        self.shape = tuple(np.ceil((self.high - self.low) / FIELD).astype(int)[::-1] + 1)
+        self.rng = rng
+
+    def draw(self, n: int, length: float) -> np.ndarray:
         out = ndimage.gaussian_filter(
-            rng.standard_normal((n, *shape)), (0, length / FIELD, length / FIELD), mode="wrap"
+            self.rng.standard_normal((n, *self.shape)), (0, length / FIELD, length / FIELD), mode="wrap"
         )
         return out / out.std(axis=(1, 2), keepdims=True)
 
-    def at(f: np.ndarray, xy: np.ndarray) -> np.ndarray:
-        where = ((xy - low) / FIELD).T[::-1]
+    def at(self, f: np.ndarray, xy: np.ndarray) -> np.ndarray:
+        where = ((xy - self.low) / FIELD).T[::-1]
         return np.column_stack([ndimage.map_coordinates(v, where, order=1, mode="nearest") for v in f])
 
+
+def displaced_pixels(outline, noise: float, field: Field):
+    """MSI pixels of a tissue whose outline is displaced by a random field; in their frame, in the true place, the truth."""
+    on, _, tissue, pixel = outline
+    rng, low, high = field.rng, field.low, field.high
+    pitch = float(np.median(cKDTree(on).query(on, k=2)[0][:, 1]))
+    grid = np.stack(np.meshgrid(np.arange(field.shape[1]), np.arange(field.shape[0])), -1).reshape(-1, 2) * FIELD + low
+    near = (cKDTree(tissue).query(grid)[0] < 0.75 * pitch).reshape(field.shape)
+    solid = ndimage.gaussian_filter(near.astype(float), 0.3 * pitch / FIELD) > 0.5
+    distance = (ndimage.distance_transform_edt(solid) - ndimage.distance_transform_edt(~solid)) * FIELD
     truth = turn(rng)
     corners = apply_affine(
         np.linalg.inv(truth), np.array([[x, y] for x in (low[0], high[0]) for y in (low[1], high[1])])
@@ -203,17 +215,29 @@ def simulated_section(outline, noise: float, signal: float, rng: np.random.Gener
     raster = np.stack(np.meshgrid(*axes), -1).reshape(-1, 2)
     there = apply_affine(truth, raster)
     inside = ((there > low) & (there < high)).all(axis=1)
-    seen = inside & (at(distance[None] + noise * fields(1, 400.0), there)[:, 0] > 0)
-    pixels, there = raster[seen], there[seen]
+    seen = inside & (field.at(distance[None] + noise * field.draw(1, 400.0), there)[:, 0] > 0)
+    return raster[seen], there[seen], truth
 
-    latent = np.concatenate([fields(4, 400.0), fields(4, 150.0)])
+
+def simulated_section(outline, noise: float, signal: float, rng: np.random.Generator, kept=None):
+    """Masks and components of one section, and the true placement.
+
+    `kept` takes places of pixels in the ST frame and says which of them were measured; then the spots know nothing of it.
+    """
+    on, off, tissue, pixel = outline
+    field = Field(tissue, rng)
+    pixels, there, truth = displaced_pixels(outline, noise, field)
+    if kept is not None:
+        measured = kept(there)
+        pixels, there = pixels[measured], there[measured]
+    latent = np.concatenate([field.draw(4, 400.0), field.draw(4, 150.0)])
     n_genes, n_ions = 150, 40
-    rate = 0.5 * at(latent, on) @ rng.normal(0, 1, (n_genes, 8)).T / np.sqrt(2) + rng.normal(0, 1, n_genes)
+    rate = 0.5 * field.at(latent, on) @ rng.normal(0, 1, (n_genes, 8)).T / np.sqrt(2) + rng.normal(0, 1, n_genes)
     counts = rng.poisson(rng.gamma(5.0, np.exp(rate) / 5.0))
-    shared = at(latent, there) @ rng.normal(0, 1, (n_ions, 8)).T / np.sqrt(8)
+    shared = field.at(latent, there) @ rng.normal(0, 1, (n_ions, 8)).T / np.sqrt(8)
     # what genes do not know has the same smoothness, and few patterns, as ions have
-    hidden = np.concatenate([fields(4, 400.0), fields(4, 150.0)])
-    own = at(hidden, there) @ rng.normal(0, 1, (n_ions, 8)).T / np.sqrt(8)
+    hidden = np.concatenate([field.draw(4, 400.0), field.draw(4, 150.0)])
+    own = field.at(hidden, there) @ rng.normal(0, 1, (n_ions, 8)).T / np.sqrt(8)
     ions = np.exp(np.sqrt(signal) * shared + np.sqrt(1 - signal) * own + rng.normal(0, 0.4, shared.shape))
     moving, fixed = pixel_raster(pixels, np.array([pixel, pixel])), frame_points(on, off)
     a = spatial_components(sp.csr_matrix(ions), pixels, 8, rng)[0]
@@ -272,6 +296,180 @@ def orientation(args: argparse.Namespace) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+# --- confidence of masks
+
+
+def symmetric_outlines() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
+    """Made-up outlines that fit several ways, or nearly."""
+    grid = np.stack(np.meshgrid(np.arange(0, 6000, 100.0), np.arange(0, 6000, 100.0)), -1).reshape(-1, 2)
+    xy = grid - 3000
+    radius, angle = np.hypot(*xy.T), np.arctan2(xy[:, 1], xy[:, 0])
+    inside = {f"oval {a:g}, {b:g}": radius < 2000 * (1 + a * np.cos(2 * angle) + b * np.cos(3 * angle + 0.5)) for a, b in ((0, 0), (0.15, 0), (0.15, 0.02), (0.15, 0.05))}  # fmt: skip
+    inside |= {"square": (np.abs(xy) < 2000).all(axis=1), "rectangle": (np.abs(xy) < [2200, 1500]).all(axis=1)}
+    return {name: (grid[on], grid[~on], grid[on], 50.0) for name, on in inside.items()}
+
+
+def confidence(args: argparse.Namespace) -> pd.DataFrame:
+    """Masks alone: whether they are right where they are sure, and sure where they are right."""
+    rows = []
+    for kind, known in (("real outlines", outlines()), ("symmetric outlines", symmetric_outlines())):
+        for noise in (50.0, 100.0, 200.0):
+            for name, outline in known.items():
+                for seed in range(max(1, args.repeats // 4)):
+                    rng = np.random.default_rng([seed, int(noise), sum(map(ord, name))])
+                    pixels, _, truth = displaced_pixels(outline, noise, Field(outline[2], rng))
+                    moving = pixel_raster(pixels, np.array([outline[3], outline[3]]))
+                    fixed = frame_points(outline[0], outline[1])
+                    v = masks_only(moving, fixed, seed, 0)
+                    right = same_place(Placement(v.matrix, 1.0), Placement(truth, 1.0), moving.xy, fixed.pitch)
+                    rows.append((f"{kind}, {noise:g} um", name, seed, right, bool(v.rivals), v.candidates[0].share))
+    table = pd.DataFrame(rows, columns=["setting", "outline", "seed", "right", "ambiguous", "share"])
+    table.to_csv(RESULTS / "registration_confidence.csv", index=False, float_format="%.4g")
+    rows = []
+    for setting, part in table.groupby("setting", sort=False):
+        right, flagged = part["right"], part["ambiguous"]
+        rows.append((setting, len(part), right.mean(), int((~right & ~flagged).sum()), flagged[right].mean()))
+    return pd.DataFrame(rows, columns=["setting", "trials", "right", "wrong_and_sure", "false_alarms"])
+
+
+# --- turned slides and pieces
+
+
+def cut_outlines() -> dict[str, tuple[np.ndarray, np.ndarray, np.ndarray, float]]:
+    """Real outlines that the capture frame cuts along one or two sides, on square and hexagonal lattices."""
+    known = outlines()
+    result = {name: known[name] for name in ("embryo", "placenta")}
+    on, _, tissue, pixel = known["embryo"]
+    for name, at in (("embryo, two sides", (0.35, 0.3)), ("embryo, a quarter", (0.5, 0.5))):
+        low = np.quantile(on, at, axis=0)[[0, 1], [0, 1]]
+        seen = (on > low).all(axis=1)
+        result[name] = on[seen], on[:0], tissue, pixel
+    x, y = np.indices((90, 100)).reshape(2, -1)
+    lattice = np.column_stack([x * 100.0 + 50.0 * (y % 2), y * 50.0 * np.sqrt(3)]) + tissue.min(axis=0)
+    seen = (cKDTree(tissue).query(lattice)[0] < 70) & (lattice > np.quantile(lattice, 0.3, axis=0)).all(axis=1)
+    result["embryo, hexagonal"] = lattice[seen], lattice[:0], tissue, pixel
+    return result
+
+
+def turned(args: argparse.Namespace) -> pd.DataFrame:
+    """Spots on tissue only, of a frame that lies turned and cuts the tissue; masks only."""
+    rows = []
+    for name, outline in cut_outlines().items():
+        on, _, tissue, pixel = outline
+        for seed in range(max(1, args.repeats // 2)):
+            rng = np.random.default_rng([seed, sum(map(ord, name))])
+            pixels, _, truth = displaced_pixels(outline, 50.0, Field(tissue, rng))
+            moving = pixel_raster(pixels, np.array([pixel, pixel]))
+            for degrees in (0.0, 1.5, 5.0, 15.0, 30.0, 45.0, 60.0, 75.0, 90.0):
+                a = np.radians(degrees)
+                slide = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+                v = masks_only(moving, frame_points(apply_affine(slide, on)), seed, 0)
+                error = np.median(distances(v.matrix, slide @ truth, moving.xy))
+                rows.append((name, seed, degrees, error, len(v.rivals)))
+    table = pd.DataFrame(rows, columns=["outline", "seed", "degrees", "error_um", "rivals"])
+    table.to_csv(RESULTS / "registration_turned.csv", index=False, float_format="%.4g")
+    summary = table.groupby("degrees")["error_um"].agg(["size", "median", "max"]).reset_index()
+    summary["degrees"] = [f"turned by {d:g} degrees" for d in summary["degrees"]]
+    return summary.set_axis(["setting", "trials", "error_median_um", "error_worst_um"], axis=1)
+
+
+PIECES = {"half": (0.5, 0.0), "three quarters": (0.75, 0.0), "torn piece": (0.55, 500.0)}
+"""Share of the tissue that a piece keeps, and how far its edge departs from a straight line (um)."""
+
+
+def piece(kind: str, tissue: np.ndarray, rng: np.random.Generator):
+    """Which places belong to a piece of the tissue, cut off in a random direction."""
+    share, ragged = PIECES[kind]
+    field, angle = Field(tissue, rng), rng.uniform(0, 2 * np.pi)
+    edge = field.draw(1, 600.0) * ragged
+
+    def depth(xy: np.ndarray) -> np.ndarray:
+        return xy @ [np.cos(angle), np.sin(angle)] + field.at(edge, xy)[:, 0]
+
+    limit = np.quantile(depth(tissue), share)
+    return lambda xy: depth(xy) < limit
+
+
+def partial_trial(name, outline, kind, signal, seed) -> list[dict]:
+    rng = np.random.default_rng([seed, int(100 * signal), sum(map(ord, name + kind))])
+    kept = piece(kind, outline[2], rng)
+    moving, fixed, data, truth = simulated_section(outline, 50.0, signal, rng, kept)
+    rows = []
+    for stage in ("masks", "intensities"):
+        start = process_time()
+        given = data if stage == "intensities" else None
+        verdict = register_sections(moving, fixed, given, np.random.default_rng(seed), n_perturb=4)
+        fit = judged(verdict, moving, fixed, np.eye(3))
+        error = float(np.median(distances(fit.matrix, truth, moving.xy)))
+        right = same_place(Placement(fit.matrix, 1.0), Placement(truth, 1.0), moving.xy, fixed.pitch)
+        rows.append(
+            {
+                "outline": name, "piece": kind, "signal": signal, "seed": seed, "stage": stage, "right": right,
+                "ambiguous": fit.ambiguous, "partial": fit.partial, "error_um": error, "iou": fit.iou,
+                "spread_um": fit.resolution["median_um"], "cpu_s": process_time() - start,
+            }
+        )  # fmt: skip
+    return rows
+
+
+def partial(args: argparse.Namespace) -> pd.DataFrame:
+    """MSI of a part of the tissue, of which the spots know nothing."""
+    known = outlines()
+    jobs = [
+        partial_trial(name, known[name], kind, signal, seed)
+        for signal in (0.3,)
+        for kind in PIECES
+        for name in ("brain", "her2st A1", "her2st D1", "her2st G1")
+        for seed in range(max(1, args.repeats // 4))
+    ]
+    table = pd.DataFrame([row for job in jobs for row in job])
+    table.to_csv(RESULTS / "registration_partial.csv", index=False, float_format="%.4g")
+    rows = []
+    for (kind, stage), part in table.groupby(["piece", "stage"], sort=False):
+        right, flagged = part["right"], part["ambiguous"]
+        rows.append(
+            {
+                "setting": f"{kind}, {stage}", "trials": len(part), "right": right.mean(),
+                "right_and_sure": (right & ~flagged).mean(), "wrong_and_sure": int((~right & ~flagged).sum()),
+                "called_partial": part["partial"].mean(), "error_um_of_right": part.loc[right, "error_um"].median(),
+                "cpu_s_median": part["cpu_s"].median(),
+            }
+        )  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+# --- refits
+
+
+def refits(_: argparse.Namespace) -> pd.DataFrame:
+    """Median error over the reported spread of refits; 1 is honest, above is too good."""
+    import stmsi
+
+    rows = []
+    known = outlines()
+    for noise in (50.0, 100.0):
+        for name in ("brain", "embryo", "her2st A1", "her2st B1", "her2st D1", "her2st G1"):
+            rng = np.random.default_rng([7, int(noise), sum(map(ord, name))])
+            moving, fixed, data, truth = simulated_section(known[name], noise, 0.4, rng)
+            for stage, given in (("masks", None), ("intensities", data)):
+                v = register_sections(moving, fixed, given, np.random.default_rng(0), n_perturb=8)
+                error = float(np.median(distances(v.matrix, truth, moving.xy)))
+                rows.append((f"real outlines, {stage}", error, v.resolution.median_um))
+    for size, seed in ((200, 0), (0, 3)):
+        sdata = stmsi.datasets.simulate(deformation=size, n_genes=150, n_patients=1, rng=seed, size=3000)
+        msi, names = sdata.tables["msi"], sdata.tables["st"].uns["truth"]["transformation"]
+        for name in list(names)[:2]:
+            fit = automatic_input(sdata, name).fit(np.random.default_rng(0), 8)
+            own = (msi.obs["sample"] == name).to_numpy()
+            xy = msi.obsm["spatial"][own]
+            there = msi.obsm["truth_spatial"][own] if size else apply_affine(names[name], xy)
+            error = float(np.median(distances_to(there, fit.matrix, xy)))
+            rows.append((f"simulated, deformed by {size} um", error, fit.resolution["median_um"]))
+    table = pd.DataFrame(rows, columns=["setting", "error_um", "spread_um"])
+    table["error_over_spread"] = table["error_um"] / table["spread_um"]
+    return table.groupby("setting", sort=False).median().reset_index()
+
+
 # --- simulator
 
 
@@ -327,7 +525,9 @@ def deformation(args: argparse.Namespace) -> pd.DataFrame:
 
 
 TASKS = {
-    "embryo": embryo, "brain": brain, "orientation": orientation, "simulator": simulator, "deformation": deformation,
+    "embryo": embryo, "brain": brain, "orientation": orientation, "confidence": confidence, "turned": turned, "partial": partial,
+    "refits": refits,
+    "simulator": simulator, "deformation": deformation,
 }  # fmt: skip
 
 

@@ -1,8 +1,10 @@
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.spatial import cKDTree
 
 import stmsi
+from stmsi._core.registration.landmarks import apply_affine
 from stmsi.datasets import read_magpie
 
 UM_PER_PX, HIRES = 0.5, 0.2
@@ -73,6 +75,44 @@ def test_samples_align_by_their_landmarks(sample, through_zarr):
     again = through_zarr(sdata)
     assert set(again.points) == {f"{s}_landmarks_{m}" for s in ("s1", "s2") for m in ("msi", "st")}
     stmsi.pp.align(again, model="affine")
+
+
+def test_the_affine_transformation_puts_pixels_where_magpie_does(sample, through_zarr):
+    """Its steps, by scikit-image as in MAGPIE: clicks are off by some pixels, so that an affine map is no similarity."""
+    from skimage.transform import estimate_transform
+
+    folder = sample("s1")
+    index, hires = _landmarks()
+    off = np.array([[3.0, -2.0], [-4.0, 1.0], [2.0, 5.0], [-1.0, -3.0]])
+    _pairs(index, hires + off).to_csv(folder / "landmarks_noHE.csv", index=False)
+    places, _ = _msi()
+    theirs = estimate_transform("affine", index, hires + off)
+    expected = theirs(places[["x", "y"]].to_numpy()) / HIRES * UM_PER_PX
+    sdata = read_magpie(folder, pixel_size=SIZE)
+    attrs = through_zarr(sdata).tables["msi"].uns["msi"]["attrs"]["s1"]
+    centres = (places[["x", "y"]].to_numpy() - 3 + 0.5) * SIZE
+    np.testing.assert_allclose(apply_affine(np.asarray(attrs["affine"]), centres), expected, atol=1e-6)
+    stmsi.pp.align(sdata, transformation={"s1": attrs["affine"]})
+    spots = sdata.tables["st"].obsm["spatial"]
+    moved = sdata.tables["msi"].uns["alignment"]["s1"]["matrix"]
+    reach = cKDTree(spots).query(spots, k=2)[0][:, 1].min() / 2  # MAGPIE: half the smallest distance of spots
+    tree = cKDTree(spots)
+    ours, published = (tree.query_ball_point(xy, reach) for xy in (apply_affine(moved, centres), expected))
+    assert sum(map(len, published)) > 5
+    assert ours.tolist() == published.tolist()
+
+
+def test_spots_off_the_tissue_are_kept(sample):
+    folder = sample("s1")
+    file = folder / "visium" / "spatial" / "tissue_positions_list.csv"
+    positions = pd.read_csv(file, header=None)
+    positions[1] = (positions.index > 20).astype(int)
+    positions.to_csv(file, index=False, header=False)
+    everything, tissue = (read_magpie(folder, pixel_size=SIZE, keep_off_tissue=keep) for keep in (True, False))
+    assert (tissue.tables["st"].obs["in_tissue"] == 1).all()
+    assert everything.tables["st"].n_obs == len(positions)
+    assert tissue.tables["st"].n_obs == len(positions) - 21
+    assert (everything.tables["st"].obs["in_tissue"] == 0).sum() == 21
 
 
 def test_landmarks_over_the_histology_of_the_msi(sample):

@@ -39,6 +39,8 @@ class Key:
         OVERSAMPLED: Final = "oversampled_from"
         TIC: Final = "tic"
         IN_TISSUE: Final = "in_tissue"
+        ARRAY_ROW: Final = "array_row"
+        ARRAY_COL: Final = "array_col"
         TISSUE: Final = "on_tissue"
         SCALE: Final = "msi_scale"
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from stmsi._core.ids import safe_ids
 from stmsi._core.registration.landmarks import apply_affine, fit_landmarks
+from stmsi._core.registration.warps import homogeneous
 from stmsi._data.checks import chosen, listing
 from stmsi._data.keys import Key
 from stmsi._data.sections import VISIUM_SPOT_DIAMETER, filled_text
@@ -38,6 +39,7 @@ class _Pairs(NamedTuple):
 
     msi: NDArray[np.float64]
     visium: NDArray[np.float64]
+    affine: NDArray[np.float64]  # what MAGPIE fits them with, step by step, (3, 3)
 
 
 def read_magpie(
@@ -46,6 +48,7 @@ def read_magpie(
     sample: str | Sequence[str] | None = None,
     pixel_size: float | tuple[float, float] | None = None,
     images: bool = True,
+    keep_off_tissue: bool = True,
 ) -> SpatialData:
     """Read the input folder of the MAGPIE pipeline, with the landmarks that were set in its app.
 
@@ -62,6 +65,9 @@ def read_magpie(
         a pitch of 1 are raster indices, which do not tell the size.
     images
         Whether to keep the histology of Visium.
+    keep_off_tissue
+        Whether to keep spots outside the tissue, as MAGPIE does by default; their counts are in the raw matrix of Space
+        Ranger, if that is there. ``obs["in_tissue"]`` marks them, so that they can be left out before a model is trained.
 
     Returns
     -------
@@ -69,8 +75,9 @@ def read_magpie(
     ``<sample>_landmarks_st``, which :func:`stmsi.pp.align` takes by itself. They come from ``landmarks_MSI2HE.csv`` and
     ``landmarks_HE2HE.csv``, the two steps over a histology of the MSI section, where ``msi/`` holds that image (``MSI_HE.*``)
     or there is no other file (the second step is fitted as an affine transformation); else from ``landmarks_noHE.csv``.
-    ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``file``, ``landmarks`` (the files used), and ``origin`` and
-    ``pitch`` of the places.
+    ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``file``, ``landmarks`` (the files used), ``origin`` and
+    ``pitch`` of the places, and ``affine``: the transformation that MAGPIE fits (MSI frame to ST frame, micrometres, shape
+    (3, 3)), which puts pixels on the spots that it matched them to. :func:`stmsi.pp.align` fits a similarity by default.
 
     Raises
     ------
@@ -92,6 +99,11 @@ def read_magpie(
     --------
     >>> import stmsi
     >>> sdata = stmsi.datasets.read_magpie("input", pixel_size=100)  # doctest: +SKIP
+
+    As MAGPIE aligns it:
+
+    >>> attrs = sdata.tables["msi"].uns["msi"]["attrs"]  # doctest: +SKIP
+    >>> stmsi.pp.align(sdata, transformation={name: a["affine"] for name, a in attrs.items()})  # doctest: +SKIP
     """
     from spatialdata.models import PointsModel
     from spatialdata.transformations import Identity
@@ -104,12 +116,19 @@ def read_magpie(
     for name in names:
         pairs, used = _landmarks(folders[name])
         msi[name] = _msi(folders[name], name, pixel_size, used)
-        st[name], um_per_px = visium_section(folders[name] / _VISIUM, name, VISIUM_SPOT_DIAMETER, images, False, None)
+        st[name], um_per_px = visium_section(
+            folders[name] / _VISIUM, name, VISIUM_SPOT_DIAMETER, images, keep_off_tissue, None
+        )
+        if keep_off_tissue and (st[name].tables[Key.table.ST].obs[Key.obs.IN_TISSUE] != 0).all():
+            logger.info("%s: no counts of spots off the tissue, which MAGPIE matches too (raw_feature_bc_matrix)", name)
         if pairs is None:
             without.append(name)
             continue
         raster = msi[name].tables[Key.table.MSI].uns[Key.uns.MSI]["attrs"][name]
-        in_msi = ((pairs.msi - raster["origin"]) / raster["pitch"] + 0.5) * raster["pixel_size"]
+        to_um = np.asarray(raster["pixel_size"]) / raster["pitch"]
+        in_msi = (pairs.msi - raster["origin"]) * to_um + 0.5 * np.asarray(raster["pixel_size"])
+        into_frame = homogeneous(np.diag(to_um), (0.5 * np.asarray(raster["pitch"]) - raster["origin"]) * to_um)
+        raster["affine"] = np.diag([um_per_px, um_per_px, 1.0]) @ pairs.affine @ np.linalg.inv(into_frame)
         for modality, xy, frame in (
             ("msi", in_msi, Key.msi_frame(name)),
             ("st", pairs.visium * um_per_px, Key.st_frame(name)),
@@ -177,14 +196,9 @@ def _landmarks(folder: Path) -> tuple[_Pairs | None, str]:
     two_steps = (folder / _TO_HE).exists() and (folder / _HE_TO_HE).exists()
     direct = (folder / _DIRECT).exists()
     if two_steps and (not direct or any((folder / _MSI).glob("MSI_HE.*"))):
-        to_he, file = _pairs(folder / _TO_HE), folder / _HE_TO_HE
-        step = _pairs(file)
-        try:
-            matrix = fit_landmarks(step.msi, step.visium, "affine").matrix  # as MAGPIE fits it
-        except ValueError as error:
-            msg = f"{file}: {error}"
-            raise ValueError(msg) from error
-        return _Pairs(to_he.msi, apply_affine(matrix, to_he.visium)), f"{_TO_HE}, {_HE_TO_HE}"
+        first, second = _pairs(folder / _TO_HE), _pairs(folder / _HE_TO_HE)
+        pairs = _Pairs(first.msi, apply_affine(second.affine, first.visium), second.affine @ first.affine)
+        return pairs, f"{_TO_HE}, {_HE_TO_HE}"
     if direct:
         return _pairs(folder / _DIRECT), _DIRECT
     if (folder / _TO_HE).exists() != (folder / _HE_TO_HE).exists():
@@ -205,4 +219,9 @@ def _pairs(file: Path) -> _Pairs:
     if len(frame) < 3:
         msg = f"{file} has {len(frame)} landmarks; at least 3 are needed."
         raise ValueError(msg)
-    return _Pairs(frame[_LEFT].to_numpy(dtype=np.float64), frame[_RIGHT].to_numpy(dtype=np.float64))
+    sides = [frame[side].to_numpy(dtype=np.float64) for side in (_LEFT, _RIGHT)]
+    try:
+        return _Pairs(*sides, fit_landmarks(*sides, "affine").matrix)
+    except ValueError as error:
+        msg = f"{file}: {error}"
+        raise ValueError(msg) from error

@@ -170,7 +170,8 @@ def align(
       puts it and where it belongs); ``outliers`` (rows);
     - without landmarks ``ambiguous`` (the data cannot tell: look before you go on), ``message``, ``candidates`` (all
       placements that fit nearly as well), ``telling_landmark`` (the place that would tell the best two apart),
-      ``decided_by``, ``mask_score`` and ``resolution`` (spread of refits, um, and the share of pixels that stay in their
+      ``decided_by``, ``confidence`` (where masks decided: the share of a bootstrap of the outlines in which they choose the
+      same), ``partial`` (the MSI shows a part of the ST tissue only), ``mask_score`` and ``resolution`` (spread of refits, um, and the share of pixels that stay in their
       spot, within one ring, two rings; it is precision, not accuracy);
     - with landmarks or a given transformation ``supported`` (genes and ions agree more than in any other reading of it);
       where another reading agrees clearly better (a mirrored or transposed picture, a shift), ``ambiguous`` and

@@ -4,7 +4,14 @@ import scipy.sparse as sp
 from scipy.ndimage import gaussian_filter, map_coordinates
 
 from stmsi._core.registration.agreement import unbiased_information
-from stmsi._core.registration.automatic import Candidate, decide, outline_error, register_sections, resolution
+from stmsi._core.registration.automatic import (
+    Candidate,
+    _widened,
+    decide,
+    outline_error,
+    register_sections,
+    resolution,
+)
 from stmsi._core.registration.component_images import (
     CrossModal,
     component_images,
@@ -101,20 +108,77 @@ def test_without_shared_patterns_nothing_is_sure(seed):
     assert not verdict.polished
 
 
-def _candidates(*pairs):
-    return [Candidate(Placement(np.eye(3), score), 0.0, z) for score, z in pairs]
+def _candidates(*rows):
+    return [Candidate(Placement(np.eye(3), score), 0.0, z, share) for score, z, share in rows]
 
 
 def test_who_decides():
     nan = float("nan")
-    assert decide(_candidates((0.95, nan), (0.80, nan))) == (0, [], "masks")
-    assert decide(_candidates((0.95, nan), (0.93, nan))) == (0, [1], "masks")
-    assert decide(_candidates((0.95, 1.0), (0.93, 9.0))) == (1, [], "intensities")
-    assert decide(_candidates((0.95, 1.0), (0.93, 2.0))) == (0, [1], "masks"), "no signal"
-    assert decide(_candidates((0.95, 7.0), (0.93, 6.0))) == (0, [1], "masks"), "no lead"
-    assert decide(_candidates((0.95, 1.0), (0.80, 4.5))) == (0, [1], "masks"), "contradiction is not certainty"
-    assert decide(_candidates((0.95, 1.0), (0.80, 12.0))) == (1, [], "intensities")
-    assert decide(_candidates((0.95, 0.5))) == (0, [], "masks")
+    assert decide(_candidates((0.95, nan, 1.0), (0.80, nan, 0.0))) == (0, [], "masks")
+    assert decide(_candidates((0.95, nan, 0.97), (0.94, nan, 0.03))) == (0, [], "masks"), "near, but never better"
+    assert decide(_candidates((0.95, nan, 0.7), (0.93, nan, 0.3), (0.90, nan, 0.0))) == (0, [1], "masks")
+    assert decide(_candidates((0.95, nan, 0.94), *[(0.9, nan, 0.01)] * 6))[1] == [1], "the runner-up at least"
+    assert decide(_candidates((0.95, 1.0, 0.6), (0.93, 9.0, 0.4))) == (1, [], "intensities")
+    assert decide(_candidates((0.95, 1.0, 0.6), (0.93, 2.0, 0.4))) == (0, [1], "masks"), "no signal"
+    assert decide(_candidates((0.95, 7.0, 0.6), (0.93, 6.0, 0.4))) == (0, [1], "masks"), "no lead"
+    assert decide(_candidates((0.95, 1.0, 1.0), (0.80, 4.5, 0.0))) == (0, [1], "masks"), (
+        "contradiction is not certainty"
+    )
+    assert decide(_candidates((0.95, 1.0, 1.0), (0.80, 12.0, 0.0))) == (1, [], "intensities")
+    assert decide(_candidates((0.95, 0.5, 1.0))) == (0, [], "masks")
+
+
+def test_shared_information_of_normal_variables_is_the_textbook_value():
+    """One component of each side, of correlation r at the truth: -log(1 - r^2) / 2; and 0 of unrelated ones."""
+    rng = np.random.default_rng(0)
+    lattice = visium_positions(6000, 6000, 100.0)[0]
+    raster = np.stack(np.meshgrid(np.arange(0, 6000, 100.0), np.arange(0, 6000, 100.0)), -1).reshape(-1, 2)
+    fields = gaussian_filter(rng.standard_normal((3, 240, 240)), (0, 8, 8), mode="wrap")
+    fields /= fields.std(axis=(1, 2), keepdims=True)
+    moving, fixed = pixel_raster(raster, np.array([100.0, 100.0])), frame_points(lattice, lattice[:0])
+    ions = _at(fields[:1], raster)
+    found = []
+    for r in (0.0, 0.6, 0.9):
+        genes = r * _at(fields[:1], lattice) + np.sqrt(1 - r * r) * rng.standard_normal((len(lattice), 1))
+        found.append(CrossModal.build(moving, fixed, ions, genes, rng).shared_information(np.eye(3)))
+    assert found[0] == pytest.approx(0, abs=0.005), "less what chance makes"
+    assert found[1] == pytest.approx(-0.5 * np.log(1 - 0.36), rel=0.15)
+    assert found[2] == pytest.approx(-0.5 * np.log(1 - 0.81), rel=0.15)
+
+
+def test_shared_information_tells_the_right_place(disc):
+    right = disc.shared_information(TRUTH)
+    wrong = [disc.shared_information(m) for m in reference_matrices(TRUTH, disc, 20, np.random.default_rng(0))]
+    assert right > 3 * max(wrong)
+    assert abs(np.median(wrong)) < 0.2 * right, "smooth maps always share a little"
+    # what mixes the components of one side, or their signs, changes nothing
+    mixed = disc.expression @ np.random.default_rng(1).normal(size=(4, 4)) + 3
+    other = CrossModal(disc.spots, mixed, -disc.images, disc.moving, disc.fixed, disc.fold)
+    assert other.shared_information(TRUTH) == pytest.approx(right)
+    # uncovered spots count as 0, and too few tell nothing
+    far = TRUTH.copy()
+    far[:2, 2] += 1200
+    assert disc.shared_information(far) < 0.3 * right
+    far[:2, 2] += 1e5
+    assert disc.shared_information(far) == 0
+    assert disc.thinned(200).shared_information(TRUTH) == pytest.approx(right, rel=0.3)
+
+
+def test_a_piece_is_found_by_intensities(disc):
+    """A third of a disc fits anywhere in it."""
+    kept = apply_affine(TRUTH, disc.moving.xy)[:, 0] < 1300
+    moving = pixel_raster(disc.moving.xy[kept], np.array([60.0, 60.0]))
+    col, row = np.round(disc.moving.index(disc.moving.xy)).astype(int).T
+    ions = disc.images[:, row, col].T[kept]
+    piece = CrossModal.build(moving, disc.fixed, ions, disc.expression, np.random.default_rng(0))
+    verdict = register_sections(moving, disc.fixed, piece, np.random.default_rng(0), n_perturb=0)
+    assert verdict.piece
+    assert verdict.decided_by == "intensities"
+    assert verdict.rivals == []
+    assert _error(verdict.matrix, piece) < 50
+    masks = register_sections(moving, disc.fixed, None, np.random.default_rng(0), n_perturb=0)
+    assert masks.piece
+    assert masks.rivals
 
 
 def test_the_error_of_outlines_is_measured(disc):
@@ -123,6 +187,25 @@ def test_the_error_of_outlines_is_measured(disc):
     off[:2, 2] += 200
     assert exact < 45
     assert 100 < outline_error(disc.moving, disc.fixed, off) < 300
+
+
+@pytest.mark.parametrize(("local_um", "expected_um"), [(100.0, 98.5), (15.0, 10.0)])
+def test_refits_of_deformed_tissue_spread_further(local_um, expected_um):
+    """Four parts move by `local_um` each where refits to half of all blocks move by 10: twice that is chance."""
+
+    def shifted(um):
+        return np.array([[1, 0, um], [0, 1, 0], [0, 0, 1]], float)
+
+    class Parts:
+        spots = np.random.default_rng(0).uniform(0, 2000, (80, 2))
+        fold = np.arange(80) % 4
+
+        def refine(self, matrix, freedom, weight):
+            return shifted(local_um) @ matrix
+
+    widened = _widened([shifted(10), shifted(-10)], np.eye(3), Parts())
+    assert [abs(m[0, 2]) for m in widened] == pytest.approx([expected_um] * 2, abs=0.1)
+    assert _widened([], np.eye(3), Parts()) == []
 
 
 def test_resolution_counts_spots(disc):

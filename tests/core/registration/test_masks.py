@@ -7,8 +7,26 @@ import pytest
 from scipy.ndimage import map_coordinates
 
 from stmsi._core.registration.landmarks import apply_affine
-from stmsi._core.registration.masks import MaskOverlap, coarse_placements, hard_iou, place_masks, steps
-from stmsi._core.registration.placements import FREE, KNOWN, Adjustment, Placement, inverse, same_place, sample_images
+from stmsi._core.registration.masks import (
+    MaskOverlap,
+    best_shares,
+    coarse_placements,
+    covered_share,
+    hard_iou,
+    judged_placements,
+    place_masks,
+    steps,
+)
+from stmsi._core.registration.placements import (
+    FREE,
+    KNOWN,
+    Adjustment,
+    Placement,
+    inverse,
+    readings,
+    same_place,
+    sample_images,
+)
 from stmsi._core.registration.tissue_masks import frame_points, pixel_raster
 from stmsi._core.spatial.simulated_tissue import visium_positions
 
@@ -119,6 +137,67 @@ def test_squares_fit_eight_ways_and_all_are_listed():
     placements = place_masks(pixels(truth, shape=square), spots(shape=square))
     near = [p for p in placements if p.score > 0.95 * placements[0].score]
     assert sorted(p.mirrored for p in near) == [False] * 4 + [True] * 4
+
+
+def test_how_often_a_placement_is_the_best():
+    rng = np.random.default_rng(0)
+    truth = motion(50, True)
+    moving, fixed = pixels(truth), spots()
+    placements = place_masks(moving, fixed)
+    share = best_shares(placements, moving, fixed, rng)
+    assert share.sum() == pytest.approx(1)
+    assert share[0] > 0.95, "an outline without symmetry"
+    # one place twice, and a place beside it that no part of the outline likes better
+    beside = Placement(motion(0, False, shift=(600.0, 0.0)) @ truth, 0.5)
+    again = Placement(motion(0, False, shift=(1e-3, 0.0)) @ truth, 0.9)
+    share = best_shares([Placement(truth, 0.9), again, beside], moving, fixed, rng)
+    assert share[2] == 0
+    assert 0.1 < share[0] < 0.9
+
+
+def test_a_piece_costs_nothing_beyond_its_outline():
+    truth = motion(50, True)
+    whole, fixed = pixels(truth), spots()
+    half = pixels(truth, shape=lambda xy: inside(xy) & (xy[:, 0] < 1800))
+    assert not whole.piece
+    assert half.as_piece().piece
+    assert half.as_piece().scaled(2).piece
+    width = steps(half, fixed)[-1]
+    as_whole, as_piece = (MaskOverlap(m, fixed, width).at(inverse(truth)) for m in (half, half.as_piece()))
+    assert as_whole < 0.6 < as_piece < 1
+    assert hard_iou(truth, half.as_piece(), fixed) > 0.95
+    assert covered_share(truth, half, fixed) == pytest.approx(0.5, abs=0.1)
+    assert covered_share(truth, whole, fixed) > 0.97
+    # a judge sees the right turn and shift, whatever the outline says
+    best = judged_placements(half.as_piece(), fixed, KNOWN, lambda m: -error(m, truth, half), 3)
+    assert error(best[0], truth, half) < 250
+    assert len(best) == 3
+
+
+def test_readings_of_a_picture_undo_what_was_done_to_it():
+    rng = np.random.default_rng(0)
+    xy = rng.uniform(0, (3000, 2000), (50, 2))
+    low, high = xy.min(axis=0), xy.max(axis=0)
+    truth = motion(20, False)
+    for side in ("MSI", "ST"):
+        others = readings(side, xy)
+        assert len(others) == 7
+        assert len({str(r) for r in others}) == 7
+        # mirrored within the box of the points, or with swapped axes
+        for text, moved in (
+            (f"({low[0] + high[0]:.4g} - x, y)", np.c_[low[0] + high[0] - xy[:, 0], xy[:, 1]]),
+            (f"(x, {low[1] + high[1]:.4g} - y)", np.c_[xy[:, 0], low[1] + high[1] - xy[:, 1]]),
+            ("(y, x)", xy[:, ::-1]),
+        ):
+            reading = next(r for r in others if str(r) == text)
+            if side == "MSI":  # an alignment that was made from positions as they should have been read
+                np.testing.assert_allclose(
+                    apply_affine(reading.applied(truth), moved), apply_affine(truth, xy), atol=1e-6
+                )
+            else:
+                there = apply_affine(reading.applied(truth), xy)
+                back = apply_affine(truth, xy)
+                np.testing.assert_allclose(np.sort(np.ptp(there, axis=0)), np.sort(np.ptp(back, axis=0)))
 
 
 def test_a_judge_adds_starts_where_the_outline_is_round():

@@ -2,7 +2,15 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from stmsi._core.registration.tissue_masks import coherent_tissue, cut_sides, frame_points, pixel_raster, point_spacing
+from stmsi._core.registration.tissue_masks import (
+    array_turn,
+    coherent_tissue,
+    cut_sides,
+    frame_points,
+    frame_turn,
+    pixel_raster,
+    point_spacing,
+)
 from stmsi._core.spatial.simulated_tissue import visium_positions
 
 
@@ -74,6 +82,34 @@ def test_places_off_the_tissue():
     # the frame cut the tissue at the left, so that nothing is known there
     cut = frame_points(ring[ring[:, 0] > 1400])
     assert cut.xy[:, 0].min() > 1350
+
+
+@pytest.mark.parametrize("degrees", [0.0, 1.5, 30.0, 44.0, 75.0, 90.0])
+def test_a_turned_frame_is_found(degrees):
+    """Tissue that the frame cut at the left is known to be cut there, however the slide lies."""
+    xy = visium_positions(3000, 3000, 100.0)[0]
+    cut = xy[(np.hypot(*(xy - 1500).T) < 1300) & (xy[:, 0] > 1000)]
+    a = np.radians(degrees)
+    slide = np.array([[np.cos(a), -np.sin(a)], [np.sin(a), np.cos(a)]])
+    turned = cut @ slide.T
+    axis = frame_turn(turned)
+    assert (np.degrees(axis) - degrees + 45) % 90 - 45 == pytest.approx(0, abs=0.01)
+    points = frame_points(turned)
+    beyond = (points.xy @ slide)[:, 0].min()
+    assert beyond > 950, "nothing is known beyond the side at which the frame ended"
+    assert (~points.tissue).sum() > 100
+    row, col = np.round(cut[:, 1] / (50 * np.sqrt(3))), np.round(cut[:, 0] / 50)
+    assert np.degrees(array_turn(turned, col, row)) == pytest.approx(degrees, abs=0.01)
+
+
+def test_axes_of_other_arrangements():
+    square = _grid(20, 15)
+    a = np.radians(20)
+    assert np.degrees(frame_turn(square @ [[np.cos(a), np.sin(a)], [-np.sin(a), np.cos(a)]])) == pytest.approx(20)
+    scattered = np.random.default_rng(0).uniform(0, 2000, (400, 2))
+    assert frame_turn(scattered) == 0, "no lattice, no axes"
+    assert array_turn(scattered, np.arange(400), np.arange(400) % 20) is None, "positions of something else"
+    assert array_turn(square, square[:, 0], np.zeros(len(square))) is None, "on a line"
 
 
 def test_background_is_found_where_there_is_one():

@@ -9,7 +9,9 @@ from spatialdata import SpatialData, deepcopy
 
 import stmsi
 from stmsi._core.registration.landmarks import apply_affine
+from stmsi._data.tables import as_csr
 from stmsi.pp._alignment.automatic import AutomaticFit, _fixed, automatic_input
+from stmsi.pp._alignment.section_geometry import pixels_on_tissue
 
 PITCH = 100.0
 
@@ -58,7 +60,7 @@ def test_a_mirrored_section_is_found_within_half_a_spot(shared_sections, fit):
 def test_the_candidates(fit):
     table = fit.candidates
     assert list(table) == [
-        "mirrored", "rotation_deg", "scale", "mask_score", "intensity_score", "intensity_z", "chosen", "possible",
+        "mirrored", "rotation_deg", "scale", "mask_score", "mask_share", "intensity_score", "intensity_z", "chosen", "possible",
     ]  # fmt: skip
     assert table["chosen"].sum() == 1
     assert table["possible"].sum() == 1
@@ -94,9 +96,34 @@ def test_nothing_is_written(sections):
         pd.testing.assert_frame_equal(sections.tables[key].obs, table.obs)
 
 
-def test_without_intensities_it_says_that_it_cannot_tell(sections):
+def _disc(sdata, name, radius=850.0):
+    """Spots and pixels of a disc, which outlines cannot turn."""
+    st, msi = (t[t.obs["sample"] == name] for t in (sdata.tables["st"], sdata.tables["msi"]))
+    truth = sdata.tables["st"].uns["truth"]["transformation"][name]
+    middle = st.obsm["spatial"].mean(axis=0)
+    spots, pixels = (
+        np.hypot(*(xy - middle).T) < radius for xy in (st.obsm["spatial"], apply_affine(truth, msi.obsm["spatial"]))
+    )
+    return stmsi.pp.combine(
+        {name: AnnData(st.X, obsm={"spatial": st.obsm["spatial"]}, var=st.var)[spots].copy()},
+        {name: AnnData(msi.X, obs=msi.obs[["row", "col"]], var=msi.var[[]])[pixels].copy()},
+        pixel_size=50.0,
+    )
+
+
+def test_outlines_that_tell_are_not_doubted(sections):
     fit = align_automatically(sections, "P2S1", intensities=False, n_perturb=2)
+    right = _error(sections, "P2S1", fit.matrix) <= PITCH
+    assert right or fit.ambiguous
+    assert fit.candidates["mask_share"].sum() == pytest.approx(1)
+    assert fit.confidence == fit.candidates.loc[fit.candidates["chosen"], "mask_share"].item()
+    assert fit.ambiguous == (fit.confidence < 0.95)
+
+
+def test_without_intensities_it_says_that_it_cannot_tell(sections):
+    fit = align_automatically(_disc(sections, "P2S1"), "P2S1", intensities=False, n_perturb=2)
     assert fit.ambiguous
+    assert fit.confidence < 0.95
     assert fit.candidates["possible"].sum() > 1
     assert fit.candidates["intensity_z"].isna().all()
     assert f"({fit.landmark['msi'][0]:.0f}, {fit.landmark['msi'][1]:.0f}) um in the MSI frame" in fit.message
@@ -136,6 +163,47 @@ def test_pixels_off_the_tissue_are_left_out(sections):
     shift = np.array([[1, 0, 400], [0, 1, 400], [0, 0, 1]], float)
     assert _error(sections, name, fit.matrix @ shift) <= PITCH
     assert not fit.ambiguous
+
+
+def test_a_background_seen_in_single_ions_alone():
+    """As many peaks and as much current beside the tissue: other ions."""
+    rng = np.random.default_rng(0)
+    row, col = (a.ravel() for a in np.indices((40, 40)))
+    inside = np.hypot(row - 19, col - 21) < 14 + 2 * np.sin(3 * np.arctan2(row - 19, col - 21))
+    level = np.where(inside[:, None], [[8, 8, 8, 1, 1, 1]], [[1, 1, 1, 8, 8, 8]])
+    table = AnnData(
+        (level * rng.gamma(9, 1 / 9, level.shape) * 10).astype(np.float32),
+        obs=pd.DataFrame({"row": row, "col": col}, index=[f"p{i}" for i in range(len(row))]),
+    )
+    found = pixels_on_tissue(table, as_csr(table.X))
+    assert (found == inside).mean() > 0.97
+    # regions of a tissue that fills the raster, and that reach its edge, are no background
+    stripes = np.where((col < 20)[:, None], [[8, 8, 8, 1, 1, 1]], [[1, 1, 1, 8, 8, 8]]) * rng.gamma(
+        9, 1 / 9, level.shape
+    )
+    assert pixels_on_tissue(table, as_csr(stripes)).all()
+    # a raster of the shape of the tissue has no background
+    assert pixels_on_tissue(table[inside].copy(), as_csr(table.X[inside])).all()
+
+
+def test_part_of_a_section_is_called_partial(sections):
+    """Half of the pixels: found by intensities, and told where masks are all there is."""
+    name = "P2S1"
+    msi, st = (t[t.obs["sample"] == name] for t in (sections.tables["msi"], sections.tables["st"]))
+    half = msi[(msi.obs["row"] < np.median(msi.obs["row"])).to_numpy()]
+    sdata = stmsi.pp.combine(
+        {name: AnnData(st.X, obsm={"spatial": st.obsm["spatial"]}, var=st.var)},
+        {name: AnnData(half.X, obs=half.obs[["row", "col"]], var=half.var[[]])},
+        pixel_size=50.0,
+    )
+    masks = align_automatically(sdata, name, intensities=False, n_perturb=0)
+    assert masks.partial
+    assert masks.ambiguous
+    assert "The MSI is partial: it covers" in masks.message
+    assert "One landmark would tell" in masks.message
+    fit = align_automatically(sdata, name, n_perturb=0)
+    assert fit.partial
+    assert fit.ambiguous or _error(sections, name, fit.matrix) <= PITCH
 
 
 def test_spots_off_the_tissue_are_the_frame(sections):

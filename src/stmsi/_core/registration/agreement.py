@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
+from stmsi._core.registration.placements import turn
+from stmsi._core.registration.tissue_masks import frame_turn
 from stmsi._core.registration.warps import Floats
 
 _HEXAGON = 0.6
@@ -24,14 +26,17 @@ _LEAST = 20
 def points_beside(tissue: Floats, others: Floats, pitch: float) -> Floats:
     """Places off tissue at which masks are compared: the other spots, or a hexagonal lattice in their rectangle.
 
-    The lattice makes pixels beside the ST tissue count where only the spots on tissue are known.
+    The lattice makes pixels beside the ST tissue count where only the spots on tissue are known. The rectangle lies along
+    the axes of the spots' own lattice, as the capture frame does.
     """
     if len(others):
         return others
-    low, high = tissue.min(axis=0), tissue.max(axis=0)
+    axes = turn(frame_turn(tissue)) if len(tissue) > 2 else np.eye(2)
+    own = tissue @ axes
+    low, high = own.min(axis=0), own.max(axis=0)
     step = pitch * np.sqrt(3) / 2
     row, col = np.indices((int((high[1] - low[1]) / step) + 1, int((high[0] - low[0]) / pitch) + 1))
-    points = np.column_stack([low[0] + (col + 0.5 * (row % 2)).ravel() * pitch, low[1] + row.ravel() * step])
+    points = np.column_stack([low[0] + (col + 0.5 * (row % 2)).ravel() * pitch, low[1] + row.ravel() * step]) @ axes.T
     return points[cKDTree(tissue).query(points)[0] > _HEXAGON * pitch]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,6 +45,11 @@ class CrossModal:
         images = component_images(moving, msi, 0.5 * fixed.pitch)
         blocks = KMeans(min(_N_FOLDS, len(spots)), n_init=1, random_state=int(rng.integers(2**31)))  # compact, alike
         return cls(spots, expression, images, moving, fixed, blocks.fit_predict(spots).astype(np.int64))
+
+    def thinned(self, n: int) -> CrossModal:
+        """The same with about `n` of the spots: enough to compare thousands of placements."""
+        step = max(1, round(len(self.spots) / n))
+        return replace(self, spots=self.spots[::step], expression=self.expression[::step], fold=self.fold[::step])
 
     def sampled(self, matrix: Floats) -> tuple[Floats, NDArray[np.bool_]]:
         """MSI components at the spots, shape (n, q), and which spots lie on MSI tissue."""

@@ -5,19 +5,25 @@ scikit-image's Otsu threshold splits every image; :func:`coherent_tissue` adds w
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 from scipy.spatial import Delaunay, cKDTree
 
+from stmsi._core.registration.placements import turn
 from stmsi._core.registration.warps import Floats
 
 _LATTICE = 1.4
 """Spots lie on a lattice where the 90th percentile of the distance to the next one is below this many medians."""
 _CUT = 0.45
 """Tissue that runs along this share of a side of its bounding box was cut there by the edge of what was measured."""
+_ORDER = 0.5
+"""Directions to neighbours make a lattice where they repeat with this strength; 1 for a perfect one, 0 for none."""
+_CLEARLY = 1.25
+_STRAY = 0.05
+"""Array positions that miss the spots by more than this share of the section's spread are those of something else."""
 _MARGIN = 0.2
 """Off-tissue points continue the lattice this far beyond the tissue, as a share of its extent."""
 _SEPARATED = 2.8
@@ -61,6 +67,15 @@ class TissueRaster:
     def index(self, xy: Floats) -> Floats:
         """Positions as (col, row), not rounded."""
         return (xy - self.origin) / self.spacing
+
+    @property
+    def piece(self) -> bool:
+        """Whether nothing is known beyond the tissue on any side."""
+        return not (self.measured[self.distance < 0] > 0).any()
+
+    def as_piece(self) -> TissueRaster:
+        """The same tissue as a piece of a larger one: beyond its outline there may be more, which was not measured."""
+        return replace(self, measured=(self.distance > 0).astype(float))
 
     def scaled(self, factor: float) -> TissueRaster:
         """The same tissue in another unit of length."""
@@ -130,34 +145,91 @@ def cut_sides(
     xy: Floats, low: Floats, high: Floats, pitch: float, *, lattice: bool = True
 ) -> tuple[tuple[bool, bool], tuple[bool, bool]]:
     """Sides (left, right), (top, bottom) of a box at which tissue was cut: it runs along much of them."""
+    (left, right), (top, bottom) = _along_sides(xy, low, high, pitch, lattice=lattice) > _CUT
+    return (bool(left), bool(right)), (bool(top), bool(bottom))
+
+
+def _along_sides(xy: Floats, low: Floats, high: Floats, pitch: float, *, lattice: bool) -> Floats:
+    """Share of each side of a box along which points lie: (left, right), (top, bottom)."""
     # points without a lattice meet a side less often
     depth, width = (0.6 * pitch, 1.5 * pitch) if lattice else (pitch, 2 * pitch)
 
-    def cut(axis: int, side: float) -> bool:
+    def along(axis: int, side: float) -> float:
         near, start = np.abs(xy[:, axis] - side) < depth, low[1 - axis]
         n = max(1, int((high[1 - axis] - start) / width))
         bins = np.clip(((xy[near, 1 - axis] - start) / width).astype(int), 0, n - 1)
-        return len(np.unique(bins)) > _CUT * n
+        return len(np.unique(bins)) / n
 
-    return (cut(0, low[0]), cut(0, high[0])), (cut(1, low[1]), cut(1, high[1]))
+    return np.array([[along(axis, low[axis]), along(axis, high[axis])] for axis in (0, 1)])
 
 
-def frame_points(xy: Floats, off_tissue: Floats | None = None, *, crop: bool = False) -> TissuePoints:
+def array_turn(xy: Floats, column: Floats, row: Floats) -> float | None:
+    """Turn (radians) of a capture frame whose spots have array positions; `None` where those do not belong to `xy`."""
+    array = np.column_stack([column, row]).astype(float)
+    array, centred = array - array.mean(axis=0), xy - xy.mean(axis=0)
+    fit, _, rank, _ = np.linalg.lstsq(array, centred, rcond=None)
+    if rank < 2 or np.std(centred - array @ fit) > _STRAY * np.std(centred):
+        return None
+    return float(np.arctan2(fit[0, 1], fit[0, 0]))
+
+
+def frame_turn(xy: Floats) -> float:
+    """Turn (radians, at most 45 degrees) of the capture frame, from the axes of the lattice of its spots; 0 without one.
+
+    A square lattice has the axes of its frame. A hexagonal one has three of them, a sixth of a turn apart: the most upright
+    is taken, unless tissue was cut along a clearly longer side of another.
+    """
+    pitch, lattice = point_spacing(xy)
+    if not lattice:
+        return 0.0
+    pairs = cKDTree(xy).query_pairs(1.25 * pitch, output_type="ndarray")
+    if len(pairs) == 0:
+        return 0.0
+    angle = np.arctan2(*(xy[pairs[:, 1]] - xy[pairs[:, 0]]).T[::-1])
+    fold, order = max(((n, np.exp(1j * n * angle).mean()) for n in (4, 6)), key=lambda o: abs(o[1]))
+    if abs(order) < _ORDER:
+        return 0.0
+    axis = float(np.angle(order)) / fold
+    axes = [_upright(axis + k * np.pi / 3) for k in range(3 if fold == 6 else 1)]
+
+    def longest_cut(axis: float) -> float:
+        own = xy @ turn(axis)
+        low, high = own.min(axis=0), own.max(axis=0)
+        share = _along_sides(own, low, high, pitch, lattice=True)
+        return float((np.where(share > _CUT, share, 0) * (high - low)[::-1, None]).max())
+
+    upright, *others = sorted(axes, key=abs)
+    best = max(others, key=longest_cut, default=upright)
+    return best if longest_cut(best) > _CLEARLY * longest_cut(upright) else upright
+
+
+def _upright(angle: float) -> float:
+    """The same axes, turned by at most 45 degrees."""
+    return float((angle + np.pi / 4) % (np.pi / 2) - np.pi / 4)
+
+
+def frame_points(
+    xy: Floats, off_tissue: Floats | None = None, *, crop: bool = False, axis: float | None = None
+) -> TissuePoints:
     """Spots on tissue together with places off the tissue.
 
     Without `off_tissue` the lattice is continued around the tissue and in its holes, except beyond a side along which
-    the tissue runs: there the frame ended. With `crop` (a piece cut out anywhere) only inside the convex hull.
+    the tissue runs: there the frame ended. `axis` is the turn of the frame (radians); `None`: see :func:`frame_turn`.
+    With `crop` (a piece cut out anywhere) only inside the convex hull.
     """
     pitch, lattice = point_spacing(xy)
     if off_tissue is None:
-        low, high = xy.min(axis=0), xy.max(axis=0)
+        # in the frame's own axes, in which its sides are straight; turn() of the other way round, as rows are points
+        axes = turn(frame_turn(xy) if axis is None else axis)
+        own = xy @ axes
+        low, high = own.min(axis=0), own.max(axis=0)
         margin = max(6 * pitch, _MARGIN * float((high - low).max()))
-        (left, right), (top, bottom) = cut_sides(xy, low, high, pitch, lattice=lattice)
+        (left, right), (top, bottom) = cut_sides(own, low, high, pitch, lattice=lattice)
         first = low - margin * ~np.array([left, top])
         last = high + margin * ~np.array([right, bottom])
         step = pitch * (np.sqrt(np.sqrt(3) / 2) if lattice else 1.0)
         x, y = (np.arange(a, b + step / 2, step) for a, b in zip(first, last, strict=True))
-        grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2)
+        grid = np.stack(np.meshgrid(x, y), axis=-1).reshape(-1, 2) @ axes.T
         reach = (0.9 if lattice else 1.25) * pitch
         off_tissue = grid[cKDTree(xy).query(grid)[0] > reach]
         if crop:

@@ -19,9 +19,10 @@ import pandas as pd
 from stmsi._core.registration.automatic import Verdict, register_sections, telling_landmark
 from stmsi._core.registration.component_images import CrossModal
 from stmsi._core.registration.landmarks import apply_affine
+from stmsi._core.registration.masks import covered_share
 from stmsi._core.registration.placements import FREE, KNOWN, SERIAL, Freedom, Placement, inverse
 from stmsi._core.registration.spatial_components import spatial_components
-from stmsi._core.registration.tissue_masks import TissuePoints, TissueRaster, frame_points, pixel_raster
+from stmsi._core.registration.tissue_masks import TissuePoints, TissueRaster, array_turn, frame_points, pixel_raster
 from stmsi._data.checks import check_choice
 from stmsi._data.keys import Key
 from stmsi._data.tables import as_csr, values_of
@@ -35,12 +36,15 @@ from stmsi.pp._alignment.section_geometry import (
 )
 
 if TYPE_CHECKING:
+    from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
     from spatialdata import SpatialData
 
 MIN_POINTS = 20
 _MAX_FACTOR = 5.0
 _NO_OVERLAP, _POOR_OVERLAP = 0.3, 0.7
+_POOR_FOR_MASKS = 0.8
+"""Masks that overlap by less do not decide alone: what ST saw, or which pixels are tissue, may be another than assumed."""
 _LOOSE = 3.0
 _ALIKE = 1.15
 """Tissues whose widths differ by more than this factor let the stated pixel size be a suspect."""
@@ -57,11 +61,15 @@ class AutomaticFit:
     scale: float
     score: float  # soft IoU of the masks at the spots of the capture frame
     iou: float
+    confidence: (
+        float  # share of a bootstrap of the outlines in which masks choose the same; NaN where intensities decided
+    )
     candidates: pd.DataFrame  # placements that fit the masks nearly as well, best first
     ambiguous: bool  # whether the data cannot tell; then `message` says why and what would help
     message: str
     landmark: dict[str, NDArray[np.float64]] | None  # where one would tell the best two apart: msi, st, st_rival; (2,)
     decided_by: str  # "masks" or "intensities"
+    partial: bool  # whether the MSI shows a part of the ST tissue only
     refined: bool  # whether intensities refined the placement of the masks
     resolution: dict[str, float]  # spread of refits: median_um, p90_um; share same_spot, one_ring, two_rings
     perturbed: NDArray[np.float64]  # matrices of the refits, (n, 3, 3)
@@ -99,7 +107,7 @@ class AutomaticInput:
                 "also fits the size."
             )
             raise ValueError(msg)
-        return _result(verdict, self.moving, self.fixed, self.resize)
+        return judged(verdict, self.moving, self.fixed, self.resize)
 
     def cross_modal(self, rng: np.random.Generator) -> CrossModal | None:
         """Components of both modalities, ready to be compared; `None` where masks alone decide."""
@@ -148,7 +156,7 @@ def automatic_input(
                 f"Check {where}, or pass landmarks."
             )
             raise ValueError(msg)
-    fixed = _fixed(spots, in_tissue, frame)
+    fixed = _fixed(spots, in_tissue, frame, _array_turn(spots, st))
     # the element may be in units of the raster: the MSI frame says what they are in micrometres
     unit = float(np.sqrt(abs(np.linalg.det(to_msi[:2, :2]))))
     moving = pixel_raster(pixels, size, on_tissue).scaled(unit)
@@ -172,7 +180,9 @@ def fit_automatically(section: AutomaticInput, n_refits: int, rng: np.random.Gen
         "message": fit.message,
         "candidates": fit.candidates.set_axis(fit.candidates.index.astype(str)),
         "decided_by": fit.decided_by,
+        "partial": fit.partial,
         "mask_score": fit.score,
+        "confidence": fit.confidence,
         "resolution": fit.resolution,
     }
     if fit.landmark is not None:
@@ -185,12 +195,24 @@ def _draw(refits: NDArray[np.float64], n: int, rng: np.random.Generator) -> NDAr
     return refits[rng.choice(len(refits), n, replace=n > len(refits))]
 
 
-def _fixed(spots: NDArray[np.float64], in_tissue: NDArray[np.bool_], frame: Any) -> TissuePoints:
-    """Spots on tissue, and the places without tissue that ST has seen."""
+def _array_turn(spots: NDArray[np.float64], st: AnnData) -> float | None:
+    """Turn of the capture frame (radians) by the array positions in ``obs``; `None` without them."""
+    keys = [Key.obs.ARRAY_COL, Key.obs.ARRAY_ROW]
+    if not set(keys) <= set(st.obs):
+        return None
+    column, row = (pd.to_numeric(st.obs[k], errors="coerce").to_numpy(float) for k in keys)
+    known = np.isfinite(column) & np.isfinite(row)
+    return array_turn(spots[known], column[known], row[known]) if known.sum() > 2 else None
+
+
+def _fixed(
+    spots: NDArray[np.float64], in_tissue: NDArray[np.bool_], frame: Any, axis: float | None = None
+) -> TissuePoints:
+    """Spots on tissue, and the places without tissue that ST has seen; `axis` is the turn of its frame."""
     on = spots[in_tissue]
     if isinstance(frame, str):
         off = spots[~in_tissue] if not in_tissue.all() and frame == "auto" else None
-        return frame_points(on, off, crop=frame == "crop")
+        return frame_points(on, off, crop=frame == "crop", axis=axis)
     from scipy.spatial import cKDTree
 
     places = np.asarray(frame, dtype=float)
@@ -217,7 +239,8 @@ def _unit(moving: TissueRaster, fixed: TissuePoints, name: str, scale: str) -> f
     return 1.0
 
 
-def _result(verdict: Verdict, moving: TissueRaster, fixed: TissuePoints, resize: NDArray[np.float64]) -> AutomaticFit:
+def judged(verdict: Verdict, moving: TissueRaster, fixed: TissuePoints, resize: NDArray[np.float64]) -> AutomaticFit:
+    """The verdict in words, and in the MSI frame; `resize` leads from there to the frame of `moving`."""
     rows = []
     for k, c in enumerate(verdict.candidates):
         place = Placement(c.placement.matrix @ resize, c.placement.score)
@@ -225,10 +248,11 @@ def _result(verdict: Verdict, moving: TissueRaster, fixed: TissuePoints, resize:
         rows.append(
             {
                 "mirrored": place.mirrored, "rotation_deg": place.rotation, "scale": place.scale, "mask_score": place.score,
-                "intensity_score": c.explained, "intensity_z": c.z, "chosen": chosen, "possible": chosen or k in verdict.rivals,
+                "mask_share": c.share, "intensity_score": c.explained, "intensity_z": c.z, "chosen": chosen, "possible": chosen or k in verdict.rivals,
             }
         )  # fmt: skip
     final = Placement(verdict.matrix @ resize, verdict.candidates[verdict.chosen].placement.score)
+    by_masks = verdict.decided_by == "masks"
     reasons, landmark = [], None
     if verdict.rivals:
         # to tell apart first: by what intensities say where they say something, else by the masks
@@ -244,7 +268,12 @@ def _result(verdict: Verdict, moving: TissueRaster, fixed: TissuePoints, resize:
             f"ST frame if the chosen one is right ({sides[0]}, turned by {rows[verdict.chosen]['rotation_deg']:.0f} degrees), and near "
             f"({there[0]:.0f}, {there[1]:.0f}) um if it is the next ({sides[1]}, {rows[rival]['rotation_deg']:.0f} degrees)."
         )
-    if verdict.iou < _POOR_OVERLAP:
+    if verdict.piece and by_masks:
+        reasons.append(
+            f"The MSI is partial: it covers {covered_share(verdict.matrix, moving, fixed):.0%} of the ST tissue, and a part fits "
+            "in many places. If it is not meant to be a part, check the pixel size and which pixels count as tissue."
+        )
+    if verdict.iou < (_POOR_FOR_MASKS if by_masks else _POOR_OVERLAP):
         reasons.append(
             f"The tissue masks overlap by {verdict.iou:.0%} only: they may not show the same piece of tissue. If the spots are "
             "a piece cut from it, pass auto={'frame': 'crop'}; if the stated pixel size may be wrong, auto={'scale': 'free'}."
@@ -260,12 +289,14 @@ def _result(verdict: Verdict, moving: TissueRaster, fixed: TissuePoints, resize:
             f"The ST tissue is {wider:.2f} times as wide as the MSI tissue. Is the MSI a part of it, or is the stated pixel size "
             f"({moving.pixel:.4g} um; {moving.pixel * wider:.4g} um would make them alike) wrong? auto={{'scale': 'free'}} fits the size."
         )
+    confidence = verdict.candidates[verdict.chosen].share if by_masks else float("nan")
     message = " ".join(reasons) or (
         f"Placed by {verdict.decided_by}: IoU {verdict.iou:.2f}, pixels move by {verdict.resolution.median_um:.0f} um "
         "(median) between refits."
     )
     return AutomaticFit(
-        final.matrix, final.mirrored, final.rotation, final.scale, final.score, verdict.iou, pd.DataFrame(rows),
-        bool(reasons), message, landmark, verdict.decided_by, verdict.polished,
+        final.matrix, final.mirrored, final.rotation, final.scale, final.score, verdict.iou, confidence,
+        pd.DataFrame(rows),
+        bool(reasons), message, landmark, verdict.decided_by, verdict.piece, verdict.polished,
         asdict(verdict.resolution), verdict.draws @ resize,
     )  # fmt: skip

@@ -11,7 +11,7 @@ import shapely
 
 from stmsi._core.mapping.nearest_pixels import lattice_pitch
 from stmsi._core.registration.landmarks import apply_affine
-from stmsi._core.registration.spatial_components import summary_channels
+from stmsi._core.registration.spatial_components import spatial_components, summary_channels
 from stmsi._core.registration.tissue_masks import coherent_tissue
 from stmsi._core.registration.warps import apply_steps, read_steps
 from stmsi._data.checks import listing
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 _N_COMPONENTS = 8
 _N_GENES = 1000
+_RECTANGLE, _LEAST_PIXELS = 0.97, 400
+"""A raster that fills this share of its bounding box may show a background that its outline does not."""
+_AT_EDGE = 0.1
+"""Tissue that single ions tell from a background makes up at most this share of the edge of such a raster."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +161,27 @@ def pixels_on_tissue(table: AnnData, ions: sp.csr_matrix) -> NDArray[np.bool_]:
         known = Key.obs.TIC in table.obs
         total = table.obs[Key.obs.TIC].to_numpy(float) if known else np.expm1(summary_channels(ions)[:, 1])
         on = coherent_tissue(total, row, col)
+    if on.all():
+        on = _tissue_of_components(ions, row, col)
     return on & (found > 0) if on.all() and (found > 0).mean() < 0.97 else on
+
+
+def _tissue_of_components(ions: sp.csr_matrix, row: NDArray[np.int64], col: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Tissue in a rectangle of pixels that differs from what surrounds it by single ions, not by their number or sum.
+
+    Regions of tissue differ in their ions, too. Only one that the whole edge of the rectangle lies outside of counts.
+    """
+    everything = np.ones(len(row), bool)
+    inner = (row > row.min()) & (row < row.max()) & (col > col.min()) & (col < col.max())
+    if len(row) < _RECTANGLE * (np.ptp(row) + 1) * (np.ptp(col) + 1) or len(row) < _LEAST_PIXELS:
+        return everything
+    components, _ = spatial_components(ions, np.column_stack([col, row]).astype(float), 2, np.random.default_rng(0))
+    for level in components.T:
+        for value in (level, -level):
+            on = coherent_tissue(np.expm1(value - value.min()), row, col)
+            if not on.all() and on[~inner].mean() < _AT_EDGE:
+                return on
+    return everything
 
 
 def st_components(sdata: SpatialData, name: str, table_key: str, sample_key: str) -> NDArray[np.float64]:
