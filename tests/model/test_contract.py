@@ -864,8 +864,6 @@ def test_covariates_are_inputs(case, with_covariates):
 
 def test_a_covariate_that_drives_a_metabolite_is_used(case, data):
     """Genes know nothing of it: the intensity is the covariate."""
-    if case.cls is HurdleScreened:
-        pytest.skip("its map is one of genes; covariates reach presence only")
     rng = np.random.default_rng(0)
     data.obs["dose"] = rng.normal(50, 10, 344)
     frame = data.obsm["msi"].copy()

@@ -66,17 +66,36 @@ def test_it_is_the_same_every_time():
     assert compare_models(_scores(), rng=1)["se"].iloc[0] != first["se"].iloc[0]
 
 
-def test_scores_of_one_model_alone_are_left_out_and_counted():
+def test_a_model_without_a_correlation_counts_as_one_without_skill():
+    """A constant prediction, such as that of "mean", has none; leaving its places out would flatter it."""
     scores = _scores()
-    scores.loc[(scores["model"] == "old") & (scores["metabolite"] == "m0"), "pearson"] = np.nan
+    lost = (scores["model"] == "old") & (scores["metabolite"] == "m0")
+    scores.loc[lost, "pearson"] = np.nan
     row = compare_models(scores, reference="old").iloc[0]
-    assert (row["n_pairs"], row["n_left_out"], row["n_units"]) == (32, 8, 8)
+    assert (row["n_pairs"], row["n_without_skill"], row["n_left_out"], row["n_units"]) == (40, 8, 0, 8)
+    pd.testing.assert_series_equal(
+        compare_models(scores.assign(pearson=scores["pearson"].fillna(0)), reference="old").iloc[0].drop("n_without_skill"),
+        row.drop("n_without_skill"),
+    )
+    scores.loc[scores["model"] == "old", "pearson"] = np.nan
+    row = compare_models(scores, reference="old").iloc[0]
+    assert row["other_mean"] == 0
+    assert row["difference"] == pytest.approx(row["mean"])
+    assert row["p_value"] < 0.05
+
+
+def test_places_without_an_error_are_left_out_and_counted():
+    scores = _scores()
+    scores["mse"] = 1 - scores["pearson"]
+    scores.loc[(scores["model"] == "old") & (scores["metabolite"] == "m0"), "mse"] = np.nan
+    row = compare_models(scores, reference="old", metric="mse").iloc[0]
+    assert (row["n_pairs"], row["n_without_skill"], row["n_left_out"], row["n_units"]) == (32, 0, 8, 8)
 
 
 def test_why_there_is_no_number():
-    scores = _scores()
-    scores.loc[scores["model"] == "old", "pearson"] = np.nan
-    row = compare_models(scores, reference="old").iloc[0]
+    scores = _scores().assign(mse=lambda s: 1 - s["pearson"])
+    scores.loc[scores["model"] == "old", "mse"] = np.nan
+    row = compare_models(scores, reference="old", metric="mse").iloc[0]
     assert np.isnan(row["difference"])
     assert row["reason"] == "the models share no score"
     row = compare_models(_scores(n_samples=1)).iloc[0]

@@ -36,7 +36,9 @@ def compare_models(
 ) -> pd.DataFrame:
     """Compare models on the same folds, sections and metabolites.
 
-    Scores are paired: a fold, section and metabolite counts where both models have the score. They are averaged to one
+    Scores are paired: a fold, section and metabolite counts where a model of the table has the score. Where another has none, since its
+    prediction is constant there (as that of ``"mean"`` always is), it counts as one without skill: 0 for correlations, 0.5 for
+    the AUROC. For scores without such a value (``"mse"``, ``"r2"``), places that one of both lacks are left out. They are averaged to one
     value per `unit`. Standard errors and the interval come from a bootstrap over units; the p value from the Wilcoxon
     signed-rank test of the differences, corrected for the number of pairs of models after Holm.
 
@@ -61,8 +63,8 @@ def compare_models(
     -------
     One row per pair: ``model``, ``other``, ``metric``, ``unit``; ``mean`` and ``se`` of the model, ``other_mean`` and
     ``other_se``; ``difference`` (model less other) with ``difference_se``, ``lower``, ``upper``; ``p_value`` and
-    ``p_adjusted``; ``n_units``, ``n_pairs``, ``n_left_out`` (only one of both has the score) and ``reason``: why a number is
-    NaN, or that the units are too few to be significant.
+    ``p_adjusted``; ``n_units``, ``n_pairs``, ``n_without_skill`` (pairs in which one of both counts so), ``n_left_out`` (only one of both
+    has the score) and ``reason``: why a number is NaN, or that the units are too few to be significant.
 
     Raises
     ------
@@ -104,6 +106,8 @@ def compare_models(
     if not table.notna().to_numpy().any():
         msg = f"No model has a {metric!r}; compare another metric."
         raise ValueError(msg)
+    scored = table.notna()
+    table = _without_skill(table, metric)
     if reference is not None and reference not in models:
         msg = f"reference={reference!r} is not among the models {listing(models)}.{suggest(reference, models)}"
         raise ValueError(msg)
@@ -117,7 +121,8 @@ def compare_models(
         row: dict[str, float | str] = {"model": model, "other": other, "metric": metric, "unit": unit}
         row |= _pair(values, confidence, n_bootstrap, random)
         left_out = int((both.isna().sum(axis=1) == 1).sum())
-        rows.append(row | {"n_units": len(values), "n_pairs": len(kept), "n_left_out": left_out})
+        filled = int((scored[[model, other]].sum(axis=1) == 1).sum()) - left_out
+        rows.append(row | {"n_units": len(values), "n_pairs": len(kept), "n_without_skill": filled, "n_left_out": left_out})
     found = pd.DataFrame(rows)
     known = found["p_value"].notna().to_numpy()
     adjusted = np.full(len(found), np.nan)
@@ -172,14 +177,19 @@ def best_model(scores: pd.DataFrame, *, metric: str = "pearson") -> str:
     if table.empty:
         msg = f"No model has a {metric}; choose by another metric, or on more spots."
         raise ValueError(msg)
-    floor = NO_SKILL[metric]
-    table = table.dropna() if floor is None else table.fillna(floor)
+    table = _without_skill(table, metric).dropna()
     if table.empty:
         msg = f"The models share no fold, section and metabolite with a {metric}; choose by another metric."
         raise ValueError(msg)
     mean = table.mean().to_numpy()
     best = np.argmin(mean) if metric in LOWER_IS_BETTER else np.argmax(mean)
     return str(table.columns[int(best)])
+
+
+def _without_skill(table: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Scores in which a model without one, where another has it, counts as one without skill, if the metric has such a value."""
+    floor = NO_SKILL.get(metric)
+    return table if floor is None else table.where(table.notna() | ~table.notna().any(axis=1).to_numpy()[:, None], floor)
 
 
 def paired_scores(scores: pd.DataFrame, metric: str) -> pd.DataFrame:

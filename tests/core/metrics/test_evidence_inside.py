@@ -44,13 +44,16 @@ def test_they_are_means_over_sections():
 
 
 def test_a_constant_prediction_counts_as_no_skill_and_a_constant_truth_not_at_all():
-    truth, prediction = _noise_with_levels(2)
-    prediction[:, 0] = 1.0
+    truth, prediction = _noise_with_levels(3)
+    prediction += truth
+    prediction[UNITS == 7, 0] = 1.0
     truth[:, 1] = 2.0
-    mean, lower, k = pearson_inside(truth, prediction, UNITS)
-    assert mean[0] == lower[0] == 0
-    assert np.isnan(mean[1])
-    assert k.tolist() == [3, 0]
+    prediction[:, 2] = 1.0
+    mean, _, k = pearson_inside(truth, prediction, UNITS)
+    others = [pearson(truth[u == UNITS], prediction[u == UNITS])[0] for u in (3, 9)]
+    assert mean[0] == pytest.approx(sum(others) / 3)
+    assert np.isnan(mean[1:]).all()
+    assert k.tolist() == [3, 0, 0]
 
 
 def test_single_samples_are_scored_together():

@@ -36,7 +36,7 @@ def edit(folder, **entries):
 def test_the_card_says_what_is_inside(folder):
     card = json.loads((folder / "stmsi.json").read_text())
     assert card["class"] == "HurdleLinear"
-    assert card["format"] == 4
+    assert card["format"] == 5
     assert card["stmsi"] == stmsi.__version__
     assert card["params"]["intensity"] == "mean"
     assert card["params"]["rng"] == 0
@@ -155,10 +155,10 @@ def test_a_card_that_is_no_text(folder):
 
 
 def test_a_newer_format(folder):
-    edit(folder, format=5, stmsi="9.1.0")
+    edit(folder, format=6, stmsi="9.1.0")
     with pytest.raises(
         ValueError,
-        match=r"by stmsi 9\.1\.0 in format 5; this version, .*, reads format 4\. Upgrade stmsi to 9\.1\.0 or",
+        match=r"by stmsi 9\.1\.0 in format 6; this version, .*, reads format 5\. Upgrade stmsi to 9\.1\.0 or",
     ):
         stmsi.model.load(folder)
 

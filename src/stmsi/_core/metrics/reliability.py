@@ -51,20 +51,20 @@ def mean_and_error(values: Floats) -> tuple[NDArray[Any], ...]:
 def pearson_inside(truth: Floats, prediction: Floats, units: Ints) -> tuple[Floats, Floats, Ints]:
     """Correlation inside units (sections), as mean, lower bound and number of units; each of shape (metabolites,).
 
-    Spots of several units pooled would count differences of level between units as skill. A prediction that is constant where the truth
-    is not counts as 0. Where no unit has five spots, as in bulk data, all spots are one sample: correlation and Fisher's bound, 0 units.
+    Spots of several units pooled would count differences of level between units as skill. Where a prediction is constant in a unit and the
+    truth is not, it counts as 0 there; one that is constant in all of them has no score. Where no unit has five spots, as in bulk data, all spots are one sample: correlation and Fisher's bound, 0 units.
     """
     inside = _inside(pearson, truth, prediction, units)
     if inside is None:
         known = ~np.isnan(truth) & ~np.isnan(prediction)
-        r = np.where(_varies(truth, known), np.nan_to_num(pearson(truth, prediction)), np.nan)
+        r = pearson(truth, prediction)
         return (
             r,
             fisher_bounds(r, number(np.where(known, truth, np.nan)), norm.ppf(CONFIDENCE))[0],
             np.zeros(len(r), np.int64),
         )
     mean, _, k, lower = mean_and_error(inside)
-    return mean, lower, k
+    return mean, lower, k.astype(np.int64)
 
 
 def auroc_inside(present: Floats, score: Floats, units: Ints) -> tuple[Floats, Floats]:
@@ -88,20 +88,19 @@ def _inside(score: Callable[[Floats, Floats], Floats], truth: Floats, prediction
     if not rows:
         return None
     out = np.full((len(rows), truth.shape[1]), np.nan)
+    flat = np.zeros(out.shape, dtype=bool)
     for k, own in enumerate(rows):
         y, p = truth[own], prediction[own]
         known = ~np.isnan(y) & ~np.isnan(p)
         enough = known.sum(axis=0) >= _FEWEST
-        found = score(y, p)
-        if score is pearson:
-            found = np.where(_varies(y, known), np.nan_to_num(found), np.nan)
-        out[k] = np.where(enough, found, np.nan)
-    return out
+        out[k] = np.where(enough, score(y, p), np.nan)
+        flat[k] = enough & _varies(y, known) & ~_varies(p, known)
+    return np.where(flat & ~np.isnan(out).all(axis=0), 0.0, out) if score is pearson else out
 
 
-def _varies(truth: Floats, known: Bools) -> Bools:
-    """Metabolites whose truth is not one number."""
-    most, least = (np.where(known, truth, fill) for fill in (-np.inf, np.inf))
+def _varies(values: Floats, known: Bools) -> Bools:
+    """Metabolites whose known values are not one number."""
+    most, least = (np.where(known, values, fill) for fill in (-np.inf, np.inf))
     return most.max(axis=0, initial=-np.inf) > least.min(axis=0, initial=np.inf)
 
 

@@ -34,6 +34,7 @@ _REFUSED = {
     1: "whose pickled objects can run any code when they are read; they are not read any more",
     2: "whose classes have other names now",
     3: "whose kernels and stacks were made in another way",
+    4: "whose held-out scores pooled sections and whose encoders were built in another way",
 }
 """Older formats, and why they are not read."""
 _PACKAGES = ("stmsi", "numpy", "scipy", "pandas", "scikit-learn", "torch", "scvi-tools")
