@@ -46,10 +46,24 @@ def batch():
     torch.manual_seed(0)
     ring = torch.tensor([[1, 1, 2, 0]] * (N - 1) + [[0, 0, 0, 0]])
     there = (ring > 0).unsqueeze(-1)
-    context = Context(
-        torch.randn(N, 5), torch.randn(N, K, 5) * there, ring, torch.randint(-1, 2, (N, K, 2)) * 1.0 * there
-    )
+    own, neighbours = torch.randn(N, 5), torch.randn(N, K, 5)
+    context = around(own, neighbours, ring, torch.randint(-1, 2, (N, K, 2)) * 1.0 * there)
     return torch.randn(N, 7), torch.randn(N, 2), context
+
+
+def around(own, neighbours, ring, offset):
+    """A context in which every neighbour is a spot of its own; no two neighbours share an edge."""
+    n, k = ring.shape
+    place = torch.arange(n * k).reshape(n, k) + n
+    there = ring > 0
+    edges = torch.zeros(n, 1 + k, 1 + k, dtype=torch.bool)
+    edges[:, 0, 1:] = edges[:, 1:, 0] = ring == 1
+    edges |= torch.diag_embed(torch.cat([there.new_ones(n, 1), there], dim=1))
+    return Context(torch.cat([own, neighbours.flatten(0, 1)]), torch.arange(n), place, ring, offset, edges)
+
+
+def with_neighbours(context, neighbours):
+    return replace(context, values=torch.cat([context.own, neighbours.flatten(0, 1)]))
 
 
 def make(name, **options):
@@ -95,8 +109,8 @@ def test_the_mlp_needs_no_context(batch):
 @pytest.mark.parametrize("name", WITH_GRAPH)
 def test_no_spot_has_a_neighbour(name, batch):
     x, covariates, context = batch
-    none = Context(context.own, context.neighbours[:, :0], context.ring[:, :0], context.offset[:, :0])
-    alone = replace(context, ring=torch.zeros_like(context.ring), neighbours=torch.zeros_like(context.neighbours))
+    none = around(context.own, context.neighbours[:, :0], context.ring[:, :0], context.offset[:, :0])
+    alone = around(context.own, context.neighbours, torch.zeros_like(context.ring), context.offset)
     encoder = make(name)
     torch.testing.assert_close(encoder(x, covariates, none), encoder(x, covariates, alone))
 
@@ -108,18 +122,18 @@ def test_neighbours_count_and_absent_ones_do_not(name, batch):
     base = encoder(x, covariates, context)
     other = context.neighbours.clone()
     other[:, 0] += torch.randn(5)
-    moved = encoder(x, covariates, replace(context, neighbours=other))
+    moved = encoder(x, covariates, with_neighbours(context, other))
     assert ((moved - base).abs().amax(dim=1)[:-1] > 1e-6).all()
     filled = context.neighbours.clone()
     filled[context.ring == 0] = 9.0
-    torch.testing.assert_close(encoder(x, covariates, replace(context, neighbours=filled)), base)
+    torch.testing.assert_close(encoder(x, covariates, with_neighbours(context, filled)), base)
 
 
 @pytest.mark.parametrize("name", WITH_GRAPH)
 def test_the_order_of_the_neighbours_does_not_count(name, batch):
     x, covariates, context = batch
     order = torch.tensor([2, 0, 3, 1])
-    shuffled = Context(context.own, context.neighbours[:, order], context.ring[:, order], context.offset[:, order])
+    shuffled = around(context.own, context.neighbours[:, order], context.ring[:, order], context.offset[:, order])
     encoder = make(name)
     torch.testing.assert_close(encoder(x, covariates, shuffled), encoder(x, covariates, context))
 
@@ -238,7 +252,7 @@ def test_a_spot_sees_its_own_section_only(batch):
     base = encoder(x, covariates, in_sections(encoder, context))
     own = context.own.clone()
     own[4] += torch.randn(5)
-    other = encoder(x, covariates, in_sections(encoder, replace(context, own=own)))
+    other = encoder(x, covariates, in_sections(encoder, around(own, context.neighbours, context.ring, context.offset)))
     torch.testing.assert_close(other[:4], base[:4], rtol=0, atol=0)
     assert (other[4:] != base[4:]).any(dim=1).all()
 

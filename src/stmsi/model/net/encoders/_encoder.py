@@ -64,24 +64,58 @@ class Usual:
 
 @dataclass(frozen=True)
 class Context:
-    """The neighbourhood of a batch of spots.
+    """The neighbourhood of a batch of spots, in which every spot is held once.
+
+    An encoder embeds `values` and gathers what comes out with :meth:`of_spots` and :meth:`of_neighbours`: spots that are
+    neighbours of many spots of the batch are embedded once.
 
     Attributes
     ----------
-    own
-        Components of the spots, shape (spots, components).
-    neighbours
-        Components of their neighbours, shape (spots, K, components); 0 where there is none.
+    values
+        Of the spots of the batch and of all their neighbours, shape (nodes, width): components, or the standardised genes where
+        :attr:`Encoder.sees_genes`.
+    spot
+        Row of `values` of each spot, shape (spots,).
+    neighbour
+        Row of `values` of each neighbour, shape (spots, K); that of the spot itself where there is none.
     ring
-        Ring of each neighbour, 1 or 2, shape (spots, K); 0 where there is none.
+        Ring of each neighbour from 1, shape (spots, K); 0 where there is none.
     offset
         Position of each neighbour relative to the spot, in steps of the graph, shape (spots, K, 2).
+    edges
+        Whether two nodes share an edge of the graph, shape (spots, 1 + K, 1 + K), of the spot and its neighbours in their order;
+        `None` unless :attr:`Encoder.uses_edges`.
     """
 
-    own: torch.Tensor
-    neighbours: torch.Tensor
+    values: torch.Tensor
+    spot: torch.Tensor
+    neighbour: torch.Tensor
     ring: torch.Tensor
     offset: torch.Tensor
+    edges: torch.Tensor | None = None
+
+    @property
+    def own(self) -> torch.Tensor:
+        """Values of the spots, shape (spots, width)."""
+        return self.of_spots(self.values)
+
+    @property
+    def neighbours(self) -> torch.Tensor:
+        """Values of their neighbours, shape (spots, K, width); 0 where there is none."""
+        return self.of_neighbours(self.values)
+
+    def of_spots(self, nodes: torch.Tensor) -> torch.Tensor:
+        """What was made of each node, shape (nodes, ...), for the spots."""
+        return nodes[self.spot]
+
+    def of_neighbours(self, nodes: torch.Tensor) -> torch.Tensor:
+        """What was made of each node, shape (nodes, width), for the neighbours: (spots, K, width), 0 where there is none."""
+        return nodes[self.neighbour] * (self.ring > 0).unsqueeze(-1)
+
+    def ring_mean(self, nodes: torch.Tensor, number: int) -> torch.Tensor:
+        """Mean over the neighbours in one ring, shape (spots, width); 0 where it is empty."""
+        inside = (self.ring == number).to(nodes.dtype).unsqueeze(-1)
+        return (nodes[self.neighbour] * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -160,8 +194,14 @@ class Encoder(nn.Module):
         Whether the encoder reads the neighbourhood.
     needs_graph
         Whether it cannot do without.
+    sees_genes
+        Whether the :class:`Context` holds the genes of spots and neighbours, and not their components.
+    uses_edges
+        Whether it reads which of the neighbours share an edge.
+    n_hops
+        Rings of neighbours in the :class:`Context`, 1 to 3.
     n_rings
-        Rings of which it sees genes, and not components.
+        Rings of which it sees mean genes in a :class:`GeneContext`, and no single neighbours.
     uses_section
         Whether it reads all spots of the section.
     uses_positions
@@ -188,6 +228,9 @@ class Encoder(nn.Module):
     bank: ProfileBank | None
     uses_graph: ClassVar[bool] = False
     needs_graph: ClassVar[bool] = False
+    sees_genes: ClassVar[bool] = False
+    uses_edges: ClassVar[bool] = False
+    n_hops: int = 2
     n_rings: ClassVar[int] = 0
     uses_section: ClassVar[bool] = False
     uses_positions: ClassVar[bool] = False

@@ -42,7 +42,7 @@ CLIP = 10.0
 """Standard deviations that expression may lie from its training mean."""
 _SIGNATURE_WIDTH = 32
 _OF_SECTIONS = ("in_section", "section_rows", "section_start", "section_count")
-_OF_ROWS = ("components", "neighbours", "ring", "offset", "position", "ring_genes", *_OF_SECTIONS)
+_OF_ROWS = ("components", "neighbours", "ring", "offset", "position", "spot_genes", "ring_genes", *_OF_SECTIONS)
 """Buffers about the spots at hand."""
 
 
@@ -91,6 +91,7 @@ class HurdleModule(BaseModuleClass):
     """
 
     ring_genes: torch.Tensor
+    spot_genes: torch.Tensor
 
     def __init__(
         self,
@@ -140,7 +141,8 @@ class HurdleModule(BaseModuleClass):
         self.register_buffer("ring", torch.empty(0, 0, dtype=torch.long), persistent=False)
         self.register_buffer("offset", torch.empty(0, 0, 2), persistent=False)
         self.register_buffer("position", torch.empty(0, 2), persistent=False)
-        # half precision: of many spots this is the largest array
+        # half precision: of many spots these are the largest arrays
+        self.register_buffer("spot_genes", torch.empty(0, n_selected, dtype=torch.float16), persistent=False)
         self.register_buffer("ring_genes", torch.empty(0, 0, n_selected, dtype=torch.float16), persistent=False)
         for name in _OF_SECTIONS:
             self.register_buffer(name, torch.empty(0, dtype=torch.long), persistent=False)
@@ -220,7 +222,7 @@ class HurdleModule(BaseModuleClass):
 
     def set_context(
         self,
-        components: NDArray[np.float32],
+        values: NDArray[np.float32] | NDArray[np.float16],
         neighbours: NDArray[np.int64],
         ring: NDArray[np.int64],
         offset: NDArray[np.float32],
@@ -229,12 +231,13 @@ class HurdleModule(BaseModuleClass):
 
         Parameters
         ----------
-        components
-            Shape (spots, components).
+        values
+            Components, or the standardised genes used where the encoder sees genes; shape (spots, width).
         neighbours, ring, offset
             Row, ring and relative position of each spot's neighbours; shapes (spots, K), (spots, K), (spots, K, 2).
         """
-        self._set_rows(components=components, neighbours=neighbours, ring=ring, offset=offset)
+        seen = "spot_genes" if self.encoder.sees_genes else "components"
+        self._set_rows(**{seen: values}, neighbours=neighbours, ring=ring, offset=offset)
 
     def set_gene_context(self, rings: NDArray[np.float16]) -> None:
         """Genes of the neighbourhoods of all spots that batches will name by their row, shape (spots, rings, genes used)."""
@@ -315,8 +318,21 @@ class HurdleModule(BaseModuleClass):
     def _context(self, row: torch.Tensor) -> Context:
         row = row.reshape(-1).long()
         neighbours, ring = self.neighbours[row], self.ring[row]
-        around = self.components[neighbours.clamp(min=0)] * (ring > 0).unsqueeze(-1)
-        return Context(self.components[row], around, ring, self.offset[row])
+        nodes = torch.cat([row.unsqueeze(1), torch.where(ring > 0, neighbours, row.unsqueeze(1))], dim=1)
+        each, place = nodes.unique(return_inverse=True)
+        values = (self.spot_genes if self.encoder.sees_genes else self.components)[each].float()
+        edges = self._edges(nodes, ring) if self.encoder.uses_edges else None
+        return Context(values, place[:, 0], place[:, 1:], ring, self.offset[row], edges)
+
+    def _edges(self, nodes: torch.Tensor, ring: torch.Tensor) -> torch.Tensor:
+        """Whether two of the spots in each row of `nodes`, shape (spots, 1 + K), share an edge; never where one is missing."""
+        there = torch.cat([ring.new_ones(len(ring), 1), ring], dim=1) > 0
+        near = torch.where(self.ring[nodes] == 1, self.neighbours[nodes], -1)
+        found = torch.zeros(*nodes.shape, nodes.shape[1], dtype=torch.bool, device=nodes.device)
+        for column in near.unbind(dim=2):
+            found |= column.unsqueeze(2) == nodes.unsqueeze(1)
+        # of a spot with many neighbours some are kept, so that it may be named by one side only
+        return (found | found.transpose(1, 2)) & there.unsqueeze(1) & there.unsqueeze(2)
 
     def _get_inference_input(self, tensors: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, Any]:
         return {
