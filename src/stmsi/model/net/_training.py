@@ -126,7 +126,8 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             each section where there are fewer than three) is taken out of the training spots; with several networks (`n_nets`
             of the model) one group for each. With `validation_idx` there is one network.
         max_epochs
-            Passes over the training spots at most (`None`: 150, of the transformer 100); with ``training="two_stage"`` of each stage.
+            Passes over the training spots at most (`None`: 150, of the transformer 100); with ``training="two_stage"`` of each stage,
+            with ``encoder="graph"`` for spots by themselves and for their correction.
         early_stopping
             Stop when the validation loss has not fallen for `patience` epochs; the transformer, when the correlation inside
             held-out sections has not risen.
@@ -134,9 +135,9 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             See `early_stopping` (`None`: 20, of the transformer 8). scvi-tools' name for it, ``early_stopping_patience``, is taken too, and
             ``early_stopping_min_delta``: how far the loss must fall to count.
         batch_size
-            Spots in a step (`None`: 128, of the transformer 256).
+            Spots in a step (`None`: 128, of the transformer and deep sets 256).
         lr, weight_decay
-            Of AdamW (`None`: 3e-3, of the transformer 1e-2).
+            Of AdamW (`None`: 3e-3, of the transformer 1e-2, of graphs and deep sets 1e-3).
         weight_averaging
             Validate and keep an exponential moving average of the weights (over some 50 steps).
         refit
