@@ -16,6 +16,7 @@ from stmsi.model.net.encoders import (
     ENCODERS,
     Context,
     Encoder,
+    LocalFirstEncoder,
     MetaboliteEncoder,
     MLPEncoder,
     SectionContext,
@@ -32,7 +33,7 @@ N, K, M = 6, 4, 3
 WITH_GRAPH = [name for name, kind in ENCODERS.items() if kind.needs_graph]
 SMALL = {
     "graph": {"n_hidden": 16, "n_graph": 8},
-    "deepset": {"n_hidden": 16},
+    "deepset": {"n_hidden": 16, "n_phi": 3, "n_rho": 3},
     "niche": {"n_hidden": 16, "n_heads": 2},
     "section": {"n_hidden": 16, "n_context": 8, "n_heads": 2},
     "crossmodal": {"n_hidden": 16},
@@ -42,20 +43,45 @@ FIELDS = {"presence_key": "msi_presence", "graph_key": "spatial_connectivities"}
 
 @pytest.fixture
 def batch():
+    return batch_of(SIZES.n_components)
+
+
+def batch_of(width):
     """Genes, covariates and a context in which the last spot is alone and the others lack their last neighbour."""
     torch.manual_seed(0)
     ring = torch.tensor([[1, 1, 2, 0]] * (N - 1) + [[0, 0, 0, 0]])
     there = (ring > 0).unsqueeze(-1)
-    context = Context(
-        torch.randn(N, 5), torch.randn(N, K, 5) * there, ring, torch.randint(-1, 2, (N, K, 2)) * 1.0 * there
-    )
+    own, neighbours = torch.randn(N, width), torch.randn(N, K, width)
+    context = around(own, neighbours, ring, torch.randint(-1, 2, (N, K, 2)) * 1.0 * there)
     return torch.randn(N, 7), torch.randn(N, 2), context
+
+
+def around(own, neighbours, ring, offset):
+    """A context in which every neighbour is a spot of its own; no two neighbours share an edge."""
+    n, k = ring.shape
+    place = torch.arange(n * k).reshape(n, k) + n
+    there = ring > 0
+    edges = torch.zeros(n, 1 + k, 1 + k, dtype=torch.bool)
+    edges[:, 0, 1:] = edges[:, 1:, 0] = ring == 1
+    edges |= torch.diag_embed(torch.cat([there.new_ones(n, 1), there], dim=1))
+    return Context(torch.cat([own, neighbours.flatten(0, 1)]), torch.arange(n), place, ring, offset, edges)
+
+
+def batch_for(encoder):
+    """The same with nodes as this encoder reads them."""
+    if isinstance(encoder, LocalFirstEncoder):
+        return batch_of(encoder.n_local + 2 * M)
+    return batch_of(SIZES.n_genes if encoder.sees_genes else SIZES.n_components)
+
+
+def with_neighbours(context, neighbours):
+    return replace(context, values=torch.cat([context.own, neighbours.flatten(0, 1)]))
 
 
 def make(name, **options):
     torch.manual_seed(1)
     encoder = ENCODERS[name](SIZES, **options).eval()
-    if name in ("graph", "section"):  # their correction starts at 0
+    if name == "section":  # whose correction starts at 0
         torch.nn.init.normal_(encoder.correction.weight)
     return encoder
 
@@ -72,10 +98,10 @@ def in_sections(encoder, context, section=(0, 0, 0, 0, 1, 1)):
 
 
 @pytest.mark.parametrize("name", ENCODERS)
-def test_all_share_one_interface(name, batch):
+def test_all_share_one_interface(name):
     encoder = make(name)
     assert isinstance(encoder, Encoder)
-    x, covariates, context = batch
+    x, covariates, context = batch_for(encoder)
     given = in_sections(encoder, context) if encoder.uses_section else None if encoder.n_rings else context
     out = encoder(x, covariates, given)
     assert out.shape == ((N, M, encoder.n_output) if isinstance(encoder, MetaboliteEncoder) else (N, encoder.n_output))
@@ -93,84 +119,58 @@ def test_the_mlp_needs_no_context(batch):
 
 
 @pytest.mark.parametrize("name", WITH_GRAPH)
-def test_no_spot_has_a_neighbour(name, batch):
-    x, covariates, context = batch
-    none = Context(context.own, context.neighbours[:, :0], context.ring[:, :0], context.offset[:, :0])
-    alone = replace(context, ring=torch.zeros_like(context.ring), neighbours=torch.zeros_like(context.neighbours))
+def test_no_spot_has_a_neighbour(name):
     encoder = make(name)
+    x, covariates, context = batch_for(encoder)
+    none = around(context.own, context.neighbours[:, :0], context.ring[:, :0], context.offset[:, :0])
+    alone = around(context.own, context.neighbours, torch.zeros_like(context.ring), context.offset)
     torch.testing.assert_close(encoder(x, covariates, none), encoder(x, covariates, alone))
 
 
 @pytest.mark.parametrize("name", WITH_GRAPH)
-def test_neighbours_count_and_absent_ones_do_not(name, batch):
-    x, covariates, context = batch
+def test_neighbours_count_and_absent_ones_do_not(name):
     encoder = make(name)
+    x, covariates, context = batch_for(encoder)
     base = encoder(x, covariates, context)
     other = context.neighbours.clone()
-    other[:, 0] += torch.randn(5)
-    moved = encoder(x, covariates, replace(context, neighbours=other))
+    other[:, 0] += torch.randn(other.shape[2])
+    moved = encoder(x, covariates, with_neighbours(context, other))
     assert ((moved - base).abs().amax(dim=1)[:-1] > 1e-6).all()
     filled = context.neighbours.clone()
     filled[context.ring == 0] = 9.0
-    torch.testing.assert_close(encoder(x, covariates, replace(context, neighbours=filled)), base)
+    torch.testing.assert_close(encoder(x, covariates, with_neighbours(context, filled)), base)
 
 
 @pytest.mark.parametrize("name", WITH_GRAPH)
-def test_the_order_of_the_neighbours_does_not_count(name, batch):
-    x, covariates, context = batch
-    order = torch.tensor([2, 0, 3, 1])
-    shuffled = Context(context.own, context.neighbours[:, order], context.ring[:, order], context.offset[:, order])
+def test_the_order_of_the_neighbours_does_not_count(name):
     encoder = make(name)
+    x, covariates, context = batch_for(encoder)
+    order = torch.tensor([2, 0, 3, 1])
+    shuffled = around(context.own, context.neighbours[:, order], context.ring[:, order], context.offset[:, order])
     torch.testing.assert_close(encoder(x, covariates, shuffled), encoder(x, covariates, context))
 
 
-@pytest.mark.parametrize("name", ["graph", "niche"])
-def test_the_ring_or_the_position_counts(name, batch):
-    x, covariates, context = batch
-    encoder = make(name)
-    if name == "graph":
-        other = replace(context, offset=context.offset * 3)
-    else:
-        other = replace(context, ring=torch.where(context.ring == 1, 2, context.ring))
+def test_the_ring_counts():
+    encoder = make("niche")
+    x, covariates, context = batch_for(encoder)
+    other = replace(context, ring=torch.where(context.ring == 1, 2, context.ring))
     assert not torch.allclose(encoder(x, covariates, other), encoder(x, covariates, context))
-
-
-def test_the_graph_begins_as_the_spot_alone(batch):
-    encoder = ENCODERS["graph"](SIZES).eval()
-    torch.testing.assert_close(encoder(*batch), encoder.local(*batch[:2]))
 
 
 @pytest.mark.parametrize(
     ("name", "options", "match"),
     [
-        ("graph", {"n_graph": 6}, "n_graph=6 must be a multiple of 4"),
         ("niche", {"n_hidden": 10}, "multiple of n_heads=4"),
         ("section", {"n_context": 20}, "n_context=20 must be a multiple of 2 x n_heads=8"),
         ("crossmodal", {"n_hidden": 20}, "n_hidden=20 must be a multiple of 16"),
         ("crossmodal", {"output": "both"}, "output='both' is not known"),
         ("crossmodal", {"weighting": "linear"}, "weighting='linear' is not known"),
-        ("deepset", {"n_phi": 0}, "n_phi and n_rho must be at least 1, found 0 and 3"),
         ("transformer", {"n_heads": 3}, "n_heads=3 must be an even number"),
     ],
 )
 def test_widths_that_do_not_fit(name, options, match):
     with pytest.raises(ValueError, match=match):
         ENCODERS[name](SIZES, **options)
-
-
-# -------------------------------------------------------------------------------------------------- ensemble of sets
-
-
-@pytest.mark.parametrize("n_phi", [1, 2, 3, 4])
-def test_the_median_of_the_functions_counts(n_phi, batch):
-    x, covariates, context = batch
-    encoder = make("deepset", n_hidden=4, n_phi=n_phi, n_rho=2)
-    of_spots = encoder.phi(context.own).detach().numpy().reshape(N, n_phi, 4)
-    around = encoder.phi(context.neighbours).detach().numpy().reshape(N, K, n_phi, 4)
-    around = np.where((context.ring > 0)[..., None], np.median(around, axis=2), -np.inf).max(axis=1)
-    joined = np.hstack([np.median(of_spots, axis=1), np.where(np.isinf(around), 0, around), covariates])
-    expected = encoder.rho(torch.tensor(joined)).detach().numpy().reshape(N, 2, 4).mean(axis=1)
-    np.testing.assert_allclose(encoder(x, covariates, context).detach(), expected, atol=1e-6)
 
 
 # --------------------------------------------------------------------------------------------------- whole sections
@@ -238,7 +238,7 @@ def test_a_spot_sees_its_own_section_only(batch):
     base = encoder(x, covariates, in_sections(encoder, context))
     own = context.own.clone()
     own[4] += torch.randn(5)
-    other = encoder(x, covariates, in_sections(encoder, replace(context, own=own)))
+    other = encoder(x, covariates, in_sections(encoder, around(own, context.neighbours, context.ring, context.offset)))
     torch.testing.assert_close(other[:4], base[:4], rtol=0, atol=0)
     assert (other[4:] != base[4:]).any(dim=1).all()
 
@@ -404,8 +404,9 @@ def test_a_net_with_neighbours(name, data, query, tmp_path):
 @pytest.mark.parametrize("name", WITH_GRAPH)
 def test_the_saved_weights_hold_no_spot(name, data):
     model = fit(data, name, max_epochs=1)
-    assert len(model.module.components) == data.n_obs
-    assert not {"components", "neighbours", "ring", "offset"} & set(model.module.state_dict())
+    seen = "spot_genes" if ENCODERS[name].sees_genes else "components"
+    assert len(getattr(model.module, seen)) == data.n_obs
+    assert not {seen, "neighbours", "ring", "offset"} & set(model.module.state_dict())
 
 
 def test_spots_across_the_border_have_no_say(data, query):

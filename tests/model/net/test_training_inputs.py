@@ -25,7 +25,7 @@ def test_the_linear_path_is_the_ridge_regression_with_its_slope():
     presence = (intensity > 0).astype(float)
     presence[:5] = np.nan
 
-    weight, bias = linear_path(features, spots, presence, intensity, groups, units, n_slots=17)
+    weight, bias, _ = linear_path(features, spots, presence, intensity, groups, units, n_slots=17)
 
     Z = np.hstack([features.components(spots), features.extra["image"].transform(spots.features, "image")])
     expected, slopes = [], []

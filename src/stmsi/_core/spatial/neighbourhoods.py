@@ -8,11 +8,11 @@ import scipy.sparse as sp
 from stmsi._core.arrays import Floats, Floats32, Ints
 from stmsi._core.spatial.sections import rows_of_each, spot_pitch
 
-MOST_IN_RING = (8, 16)
-"""Neighbours kept of the first and of the second ring: all of them on hexagons (6, 12) and squares (8, 16)."""
+MOST_IN_RING = (8, 16, 24)
+"""Neighbours kept of the first three rings: all of them on hexagons (6, 12, 18) and squares (8, 16, 24)."""
 
 
-def neighbour_rings(graph: sp.csr_matrix, most: tuple[int, ...] = MOST_IN_RING) -> tuple[Ints, Ints]:
+def neighbour_rings(graph: sp.csr_matrix, most: tuple[int, ...] = MOST_IN_RING[:2]) -> tuple[Ints, Ints]:
     """Row of each neighbour, shape (n, K), -1 where there is none, and its ring from 1, 0 where there is none.
 
     Ring 1 are the spots that share an edge with the spot, ring 2 those that share one with ring 1 and are in no earlier

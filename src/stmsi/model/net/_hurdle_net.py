@@ -82,8 +82,8 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         What turns a spot into an embedding. ``"mlp"``: the spot by itself. ``"transformer"``: metabolites attend to the
         genes of the spot and, with ``graph_key``, of its neighbours; nothing else reaches their prediction (see
         :func:`stmsi.tl.attention`). With the neighbours of ``graph_key``:
-        ``"graph"`` (the spot, corrected by graph convolutions over two rings, as SEPAL does), ``"deepset"`` (the spot and
-        the maximum over its neighbours, as DeepSpot does), ``"niche"`` (self-attention over the spot and its rings, as
+        ``"graph"`` (the spot by itself, learned first and fixed, then corrected by a graph of its neighbours, as SEPAL does), ``"deepset"``
+        (the spot, what is inside it and the maximum over its neighbours, as DeepSpot does), ``"niche"`` (self-attention over the spot and its rings, as
         NicheTrans does). With the sections of ``sample_key`` and positions in ``obsm["spatial"]``: ``"section"`` (the spot,
         corrected by linear attention over all spots of its section, after HisToGene). ``"crossmodal"``: the spot by
         itself, in a space shared with its metabolites (after CMRCNet; BLEEP and mclSTExp by options), read out by the heads or
@@ -116,7 +116,9 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
     encoder_kwargs
         Options of the encoder. ``"mlp"``: ``n_hidden``, ``n_layers``, ``dropout``, ``input_dropout``, ``per_metabolite`` (one
         small network for each metabolite); ``"graph"``:
-        ``n_hidden``, ``n_graph``, ``n_layers``, ``dropout``, ``input_dropout``; ``"deepset"``: ``n_hidden``, ``dropout``, ``n_phi``, ``n_rho``; ``"niche"``: ``n_hidden``, ``n_heads``, ``dropout``, ``neighbour_dropout``;
+        ``n_hidden``, ``n_graph``, ``n_layers``, ``n_hops`` (1 to 3), ``conv`` (``"gcn"``, ``"sage"`` or ``"attention"``), ``combine``
+        (``"sum"`` or ``"concat"``), ``dropout``, ``input_dropout``; ``"deepset"``: ``n_hidden``, ``dropout``, ``n_phi``, ``n_rho``, ``n_inner``
+        (members of the inner set, side by side in the columns of ``feature_key``); ``"niche"``: ``n_hidden``, ``n_heads``, ``dropout``, ``neighbour_dropout``;
         ``"section"``: ``n_hidden``, ``n_context``, ``n_heads``, ``n_layers``, ``n_keys`` (spots of a section that a training
         step attends to at most), ``dropout``, ``input_dropout``; ``"crossmodal"``: ``output`` (``"decoder"`` or ``"retrieval"``),
         ``n_hidden``, ``n_neighbours``, ``weighting`` (``"uniform"`` or ``"softmax"``), ``contrastive_weight``,

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._core.spatial.neighbourhoods import neighbour_rings, relative_positions, section_positions
+from stmsi._core.spatial.neighbourhoods import MOST_IN_RING, neighbour_rings, relative_positions, section_positions
 from stmsi._data.keys import Key
 from stmsi._settings import logger
 from stmsi.model.net.encoders import ENCODERS
 from stmsi.model.net.modules._hurdle import CLIP
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -73,20 +73,44 @@ def set_context(
     if encoder.n_rings:
         module.set_gene_context(gene_rings(module, spots, _cut(spots, part)))
         return
-    components = features.components(spots)
-    padded = np.zeros((len(spots), CONTEXT_COMPONENTS), np.float32)  # few training spots have fewer components
-    padded[:, : components.shape[1]] = components
     if encoder.uses_section:
         assert spots.xy is not None
         section = _section_codes(spots, sample_key)
         _, seen = np.unique(np.column_stack([section, part]), axis=0, return_inverse=True)
-        module.set_section_context(padded, section_positions(spots.xy, section), seen.ravel())
+        module.set_section_context(_components(spots, features), section_positions(spots.xy, section), seen.ravel())
         return
-    index, ring = neighbour_rings(_cut(spots, part))
+    index, ring = neighbour_rings(_cut(spots, part), MOST_IN_RING[: module.encoder.n_hops])
     offset = np.zeros((*index.shape, 2), np.float32)
     if spots.xy is not None:
         offset = relative_positions(spots.xy, index, ring)
-    module.set_context(padded, index, ring, offset)
+    values = spot_genes(module, spots) if encoder.sees_genes else _components(spots, features)
+    module.set_context(values, index, ring, offset)
+
+
+def _components(spots: Spots, features: SpotFeatures) -> NDArray[np.float32]:
+    """Components of all spots in their places."""
+    components = features.components(spots)
+    padded = np.zeros((len(spots), CONTEXT_COMPONENTS), np.float32)  # few training spots have fewer components
+    padded[:, : components.shape[1]] = components
+    return padded
+
+
+def _genes(module: HurdleModule, spots: Spots) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Standardised expression of the genes used as an encoder sees it, some genes at a time; shape (spots, some)."""
+    index, mean, deviation = (getattr(module, name).cpu().numpy() for name in ("gene_index", "gene_mean", "gene_scale"))
+    log = spots.log_expression()
+    log = log.tocsc() if isinstance(log, sp.csr_matrix) else log
+    for start in range(0, len(index), _GENES_AT_ONCE):
+        some = slice(start, start + _GENES_AT_ONCE)
+        yield some, np.clip((log[:, index[some]].toarray() - mean[some]) / deviation[some], -CLIP, CLIP)
+
+
+def spot_genes(module: HurdleModule, spots: Spots) -> NDArray[np.float16]:
+    """Genes of every spot as an encoder sees them: standardised expression, shape (spots, genes)."""
+    out = np.empty((len(spots), len(module.gene_index)), np.float16)
+    for some, value in _genes(module, spots):
+        out[:, some] = value
+    return out
 
 
 def gene_rings(module: HurdleModule, spots: Spots, graph: sp.csr_matrix) -> NDArray[np.float16]:
@@ -105,15 +129,10 @@ def gene_rings(module: HurdleModule, spots: Spots, graph: sp.csr_matrix) -> NDAr
     without neighbours is its own ring.
     """
     scale = module.ring_scale.cpu().numpy()
-    index, mean, deviation = (getattr(module, name).cpu().numpy() for name in ("gene_index", "gene_mean", "gene_scale"))
     edges = sp.csr_matrix(graph != 0, dtype=np.float32) + sp.identity(len(spots), dtype=np.float32, format="csr")
     average = sp.csr_matrix(sp.diags(1 / np.asarray(edges.sum(axis=1)).ravel()) @ edges)
-    log = spots.log_expression()
-    log = log.tocsc() if isinstance(log, sp.csr_matrix) else log
-    out = np.empty((len(spots), len(scale), len(index)), np.float16)
-    for start in range(0, len(index), _GENES_AT_ONCE):
-        some = slice(start, start + _GENES_AT_ONCE)
-        value = np.clip((log[:, index[some]].toarray() - mean[some]) / deviation[some], -CLIP, CLIP)
+    out = np.empty((len(spots), *scale.shape), np.float16)
+    for some, value in _genes(module, spots):
         for ring, of_ring in enumerate(scale):
             value = average @ value
             out[:, ring, some] = np.clip(value / of_ring[some], -CLIP, CLIP)

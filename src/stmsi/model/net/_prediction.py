@@ -222,7 +222,8 @@ class NetPrediction(HurdleModel):
     @property
     def _sees_components(self) -> bool:
         """Whether the encoder sees other spots by their components."""
-        return self._uses_context and not ENCODERS[self._hyper["encoder"]].n_rings
+        encoder = ENCODERS[self._hyper["encoder"]]
+        return self._uses_context and not encoder.n_rings and not encoder.sees_genes
 
     @property
     def _descriptors(self) -> tuple[str, ...]:

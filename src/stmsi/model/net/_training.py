@@ -45,7 +45,7 @@ from stmsi.model.net._training_inputs import (
     section_moments,
     some_metabolites,
 )
-from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
+from stmsi.model.net.encoders import ENCODERS, LocalFirstEncoder, MetaboliteEncoder
 from stmsi.model.net.modules._hurdle import Stage
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._persistence import save_model
@@ -126,7 +126,8 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             each section where there are fewer than three) is taken out of the training spots; with several networks (`n_nets`
             of the model) one group for each. With `validation_idx` there is one network.
         max_epochs
-            Passes over the training spots at most (`None`: 150, of the transformer 100); with ``training="two_stage"`` of each stage.
+            Passes over the training spots at most (`None`: 150, of the transformer 100); with ``training="two_stage"`` of each stage,
+            with ``encoder="graph"`` for spots by themselves and for their correction.
         early_stopping
             Stop when the validation loss has not fallen for `patience` epochs; the transformer, when the correlation inside
             held-out sections has not risen.
@@ -134,9 +135,9 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             See `early_stopping` (`None`: 20, of the transformer 8). scvi-tools' name for it, ``early_stopping_patience``, is taken too, and
             ``early_stopping_min_delta``: how far the loss must fall to count.
         batch_size
-            Spots in a step (`None`: 128, of the transformer 256).
+            Spots in a step (`None`: 128, of the transformer and deep sets 256).
         lr, weight_decay
-            Of AdamW (`None`: 3e-3, of the transformer 1e-2).
+            Of AdamW (`None`: 3e-3, of the transformer 1e-2, of graphs and deep sets 1e-3).
         weight_averaging
             Validate and keep an exponential moving average of the weights (over some 50 steps).
         refit
@@ -214,7 +215,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         plan = check_plan_options(plan_kwargs, has_validation=validation_idx is not None or not refit)
         passed_on = check_trainer_options(trainer_kwargs, signature(NetTraining.train).parameters)
         options = {
-            "plan_kwargs": {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay, "compile": compile} | plan,
+            "plan_kwargs": {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay, "eps": usual.eps, "compile": compile} | plan,
             "loader": check_loader_options(datasplitter_kwargs), "loggers": check_loggers(logger),
             "callbacks": check_callbacks(callbacks), "accelerator": accelerator, "devices": devices, "precision": precision,
             "n_threads": n_threads, "batch_size": batch_size, "decay": _DECAY if weight_averaging else None, **passed_on,
@@ -272,6 +273,8 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         has_start = run.start is not None or self._hyper["residual"] is not None
         for stage in stages:
             last = stage == stages[-1]
+            whole = last or stage == "local"  # without a correction yet
+            compared = stage == "correction" or (has_start and stage != "presence")
             on_better = self._checkpointer(run, sum(epochs)) if last else None
             best = self._judge(run, stopping) or KeepBestWeights(on_better=on_better)
             best.on_better = on_better
@@ -281,10 +284,10 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             try:
                 self._fit(
                     stage, run.rows, run.validation, best, max_epochs=max_epochs, callbacks=[*callbacks, *stop],
-                    check_val_every_n_epoch=1, num_sanity_val_steps=-1 if has_start and stage != "presence" else 0, **options,
+                    check_val_every_n_epoch=1, num_sanity_val_steps=-1 if compared else 0, **options,
                 )  # fmt: skip
             except BaseException:
-                if last and best.found and settle:
+                if whole and best.found and settle:
                     best.restore(self.module)
                     self._settle(run, sum(epochs) + best.best_epoch + 1)
                     logger.warning(
@@ -385,6 +388,8 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
 
     def _passes(self, run: Run) -> tuple[Stage, ...]:
         """What is trained, one after the other."""
+        if isinstance(self.module.encoder, LocalFirstEncoder):
+            return ("local", "correction")
         # trained once, the two encoders no longer depend on each other
         two = self._hyper["training"] == "two_stage" and run.start is None
         return ("presence", "intensity") if two else ("joint",)
@@ -452,12 +457,13 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         else:
             code = np.zeros(len(present), np.int64)
             mean, scale = (b.numpy()[None] for b in (self.module.target_mean, self.module.target_scale))
+        held_out = None
         if self._hyper["residual"] is not None and start is None:
             standardised = ((present - mean[code]) / scale[code])[rows]
             make_groups = sections_or_blocks if train.xy is None else inner_groups
             groups = make_groups(sample[rows], train.xy, seed=self._hyper["rng"])
             units = np.unique(sample[rows], return_inverse=True)[1]
-            weight, bias = linear_path(
+            weight, bias, held_out = linear_path(
                 self.state.features,
                 train,
                 all_targets.presence[rows],
@@ -472,6 +478,8 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             self._set_context(self.module, run.spots, self.state.features, [rows, validation, rest])
             if start is None:
                 self.module.scale_rings(rows)
+                if held_out is not None and isinstance(self.module.encoder, LocalFirstEncoder):
+                    self.module.set_held_out(rows, held_out)
         self._several, self._made_held_out = [], None
         self.is_trained_, self.history_ = False, None
 

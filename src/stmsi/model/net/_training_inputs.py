@@ -95,7 +95,7 @@ def linear_path(
     groups: NDArray[np.int64],
     units: NDArray[np.int64],
     n_slots: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Ridge regressions of both stages as weights on standardised genes and further features.
 
     Parameters
@@ -115,7 +115,8 @@ def linear_path(
 
     Returns
     -------
-    Weights, shape (slots + features, 2 x metabolites), and offsets, shape (2 x metabolites,): log-odds of presence, intensity.
+    Weights, shape (slots + features, 2 x metabolites), and offsets, shape (2 x metabolites,): log-odds of presence, intensity. And what
+    regressions without their group say of the spots, shape (spots, 2 x metabolites); NaN where there was none.
     """
     Z = features.components(train).astype(np.float64)
     further = [e.transform(train.features, key) for key, e in features.extra.items()]
@@ -124,22 +125,24 @@ def linear_path(
     to_genes = (
         features.own.components.T.astype(np.float64) / root_mean_square(features.own) * features.own.scale[:, None]
     )
-    weight, bias = [], []
+    weight, bias, held_out = [], [], []
     # a regression of 0 and 1 rises as the probability does; class balance puts log-odds of 0 at the prevalence
     for y, rise in ((presence, _LOGIT_SLOPE), (intensity, 1.0)):
-        weights, offset, mean = _shared_ridge(Z.astype(np.float32), y, groups, units)
+        weights, offset, mean, apart = _shared_ridge(Z.astype(np.float32), y, groups, units)
         own = np.zeros((n_slots + Z.shape[1] - n_components, y.shape[1]))
         own[:n] = rise * (to_genes @ weights[:n_components])
         own[n_slots:] = rise * weights[n_components:]
         weight.append(own)
-        bias.append(rise * (offset - mean if rise == _LOGIT_SLOPE else offset))
-    return np.hstack(weight), np.concatenate(bias)
+        zero = mean if rise == _LOGIT_SLOPE else 0.0
+        bias.append(rise * (offset - zero))
+        held_out.append(rise * (apart - zero))
+    return np.hstack(weight), np.concatenate(bias), np.hstack(held_out)
 
 
 def _shared_ridge(
     F: NDArray[np.float32], y: NDArray[np.float64], groups: NDArray[np.int64], units: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Weights (features, targets), offsets and means of ridge regressions with one penalty, drawn in as held-out spots bear out.
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """Ridge regressions with one penalty, drawn in as held-out spots bear out: weights (features, targets), offsets, means, held-out values.
 
     Weights of targets that do not vary, or are known in few spots, are 0, and so is their offset less their mean.
     """
@@ -148,13 +151,15 @@ def _shared_ridge(
     spread = np.sqrt(np.nansum((y - mean) ** 2, axis=0) / np.maximum(n, 1))
     varies = np.flatnonzero((n >= _FEWEST) & (spread > _MIN_SCALE))
     weights, offset = np.zeros((F.shape[1], y.shape[1])), mean.copy()
+    held_out = np.tile(mean, (len(y), 1))
     if len(varies):
         truth = HeldOutTruth.of(y[:, varies], groups, units)
         fitted = fit_shared_ridge(F, y[:, varies], groups, units)
         slope = truth.slopes(fitted.held_out)
         weights[:, varies] = slope * fitted.weights
         offset[varies] = mean[varies] + slope * (fitted.offset - mean[varies])
-    return weights, offset, mean
+        held_out[:, varies] = truth.scaled(fitted.held_out, slope)
+    return weights, offset, mean, held_out
 
 
 def panel_data(

@@ -37,6 +37,8 @@ class Sizes:
         Whether spots have neighbours.
     has_signature
         Whether spots have the signature mask of a cluster.
+    n_features
+        Columns of further features, which are the last of the covariates.
     """
 
     n_genes: int
@@ -46,16 +48,22 @@ class Sizes:
     has_prior: bool = False
     has_graph: bool = False
     has_signature: bool = False
+    n_features: int = 0
 
 
 @dataclass(frozen=True)
 class Usual:
-    """How an encoder is trained when the user does not say: see ``train``."""
+    """How an encoder is trained when the user does not say: see ``train``.
+
+    `eps` is that of AdamW. The usual of scvi-tools, 0.01, all but stops weights whose gradients are small, such as those behind a layer
+    that begins at 0.
+    """
 
     max_epochs: int = 150
     patience: int = 20
     batch_size: int = 128
     lr: float = 3e-3
+    eps: float = 0.01
 
     def fill(self, name: str, given: Any) -> Any:
         """What was given, or the usual."""
@@ -64,24 +72,58 @@ class Usual:
 
 @dataclass(frozen=True)
 class Context:
-    """The neighbourhood of a batch of spots.
+    """The neighbourhood of a batch of spots, in which every spot is held once.
+
+    An encoder embeds `values` and gathers what comes out with :meth:`of_spots` and :meth:`of_neighbours`: spots that are
+    neighbours of many spots of the batch are embedded once.
 
     Attributes
     ----------
-    own
-        Components of the spots, shape (spots, components).
-    neighbours
-        Components of their neighbours, shape (spots, K, components); 0 where there is none.
+    values
+        Of the spots of the batch and of all their neighbours, shape (nodes, width): components, or the standardised genes where
+        :attr:`Encoder.sees_genes`, or what the local stage of a :class:`LocalFirstEncoder` makes of these.
+    spot
+        Row of `values` of each spot, shape (spots,).
+    neighbour
+        Row of `values` of each neighbour, shape (spots, K); that of the spot itself where there is none.
     ring
-        Ring of each neighbour, 1 or 2, shape (spots, K); 0 where there is none.
+        Ring of each neighbour from 1, shape (spots, K); 0 where there is none.
     offset
         Position of each neighbour relative to the spot, in steps of the graph, shape (spots, K, 2).
+    edges
+        Whether two nodes share an edge of the graph, shape (spots, 1 + K, 1 + K), of the spot and its neighbours in their order;
+        `None` unless :attr:`Encoder.uses_edges`.
     """
 
-    own: torch.Tensor
-    neighbours: torch.Tensor
+    values: torch.Tensor
+    spot: torch.Tensor
+    neighbour: torch.Tensor
     ring: torch.Tensor
     offset: torch.Tensor
+    edges: torch.Tensor | None = None
+
+    @property
+    def own(self) -> torch.Tensor:
+        """Values of the spots, shape (spots, width)."""
+        return self.of_spots(self.values)
+
+    @property
+    def neighbours(self) -> torch.Tensor:
+        """Values of their neighbours, shape (spots, K, width); 0 where there is none."""
+        return self.of_neighbours(self.values)
+
+    def of_spots(self, nodes: torch.Tensor) -> torch.Tensor:
+        """What was made of each node, shape (nodes, ...), for the spots."""
+        return nodes[self.spot]
+
+    def of_neighbours(self, nodes: torch.Tensor) -> torch.Tensor:
+        """What was made of each node, shape (nodes, width), for the neighbours: (spots, K, width), 0 where there is none."""
+        return nodes[self.neighbour] * (self.ring > 0).unsqueeze(-1)
+
+    def ring_mean(self, nodes: torch.Tensor, number: int) -> torch.Tensor:
+        """Mean over the neighbours in one ring, shape (spots, width); 0 where it is empty."""
+        inside = (self.ring == number).to(nodes.dtype).unsqueeze(-1)
+        return (nodes[self.neighbour] * inside).sum(dim=1) / inside.sum(dim=1).clamp(min=1)
 
 
 @dataclass(frozen=True)
@@ -160,8 +202,14 @@ class Encoder(nn.Module):
         Whether the encoder reads the neighbourhood.
     needs_graph
         Whether it cannot do without.
+    sees_genes
+        Whether the :class:`Context` holds the genes of spots and neighbours, and not their components.
+    uses_edges
+        Whether it reads which of the neighbours share an edge.
+    n_hops
+        Rings of neighbours in the :class:`Context`, 1 to 3.
     n_rings
-        Rings of which it sees genes, and not components.
+        Rings of which it sees mean genes in a :class:`GeneContext`, and no single neighbours.
     uses_section
         Whether it reads all spots of the section.
     uses_positions
@@ -188,6 +236,9 @@ class Encoder(nn.Module):
     bank: ProfileBank | None
     uses_graph: ClassVar[bool] = False
     needs_graph: ClassVar[bool] = False
+    sees_genes: ClassVar[bool] = False
+    uses_edges: ClassVar[bool] = False
+    n_hops: int = 2
     n_rings: ClassVar[int] = 0
     uses_section: ClassVar[bool] = False
     uses_positions: ClassVar[bool] = False
@@ -244,6 +295,68 @@ class Encoder(nn.Module):
 
     def remember(self, target: torch.Tensor, present: torch.Tensor) -> None:
         """Put training spots into the bank, for encoders that have one; arguments as for :meth:`auxiliary_loss`."""
+
+
+class LocalFirstEncoder(Encoder):
+    """Spots by themselves are learned first and fixed; then neighbours learn to correct their *prediction*.
+
+    The module trains it in two passes. The embedding is that of the spot, then that of the neighbourhood (``n_correction`` units), then,
+    for each ring and of both stages, the mean local prediction there less that of the spot (``2 * n_hops * n_metabolites``). Heads add
+    what they read from each, so that all but the first is a correction of the prediction.
+
+    Attributes
+    ----------
+    local
+        Embeds spots by their genes.
+    n_local
+        Width of what it returns. The nodes of the :class:`Context` have these units and the predictions of both stages from them,
+        ``n_local + 2 * n_metabolites`` in all.
+    n_correction
+        Units of the embedding that come from the neighbourhood.
+    n_rings_units
+        Units of the differences, which come last.
+    """
+
+    is_joint = True
+    sees_genes = True
+    local: nn.Module
+    n_local: int
+    n_correction: int
+    n_rings_units: int
+    _fixed: bool = False
+
+    def fix(self, fixed: bool) -> None:
+        """Keep the local stage as it is, without dropout, from now on; or no longer."""
+        self._fixed = fixed
+        self.local.requires_grad_(not fixed)
+        self.train(self.training)
+
+    def train(self, mode: bool = True) -> LocalFirstEncoder:
+        """As for any module; a local stage that is fixed stays as in a prediction."""
+        super().train(mode)
+        if self._fixed:
+            self.local.eval()
+        return self
+
+    def of_stages(self, embedding: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The embedding for presence, and for intensity: each with the differences of its own stage only."""
+        units, rings = embedding.split([self.n_output - self.n_rings_units, self.n_rings_units], dim=1)
+        presence, intensity = rings.unflatten(1, (self.n_hops, 2, -1)).unbind(dim=2)
+        return torch.cat([units, presence.flatten(1)], dim=1), torch.cat([units, intensity.flatten(1)], dim=1)
+
+    def ring_differences(self, context: Context) -> torch.Tensor:
+        """Mean local prediction in each ring less that of the spot, 0 where a ring is empty; shape (spots, units)."""
+        predicted = context.values[:, self.n_local :]
+        own = context.of_spots(predicted)
+        rings = []
+        for number in range(1, self.n_hops + 1):
+            there = (context.ring == number).any(dim=1, keepdim=True)
+            rings.append((context.ring_mean(predicted, number) - own) * there)
+        return torch.cat(rings, dim=1)
+
+    @abstractmethod
+    def embed_locally(self, genes: torch.Tensor) -> torch.Tensor:
+        """Embed spots by themselves, shape (spots, genes) to (spots, ``n_local``)."""
 
 
 @dataclass(frozen=True)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.functional import linear
 
 _SLOPE = 0.3
 """Of each head, where training begins."""
 _EMBEDDING, _BEND, _SMALL = 8, 32, 0.1
 """Width of the embedding of a metabolite, units of the network that all share, and the size with which embeddings begin."""
 _SATURATION = 0.7
+_PULL = 10.0
+"""Shares of a pull over its weights, which so learn them in some 50 steps."""
 
 
 class GroupedHead(nn.Module):
@@ -41,6 +44,44 @@ class GroupedHead(nn.Module):
         return out if self.shared is None else out + self.shared(embedding[:, n:])
 
 
+class CorrectedHead(nn.Module):
+    """A linear prediction of the spot by itself plus a correction by its neighbourhood, which begins at 0.
+
+    The correction is linear in the units of the neighbourhood, and pulls the prediction to what the neighbours in each ring are predicted
+    to have, by a share of its own for each metabolite and ring.
+
+    Parameters
+    ----------
+    n_local, n_correction
+        Units of the embedding of the spot, and of its neighbourhood, in this order.
+    n_rings
+        Rings, of which the differences to the spot come next: for each ring those of all metabolites.
+    n_metabolites
+        Outputs.
+    n_shared
+        Units after those, which the local prediction reads too.
+    """
+
+    def __init__(self, n_local: int, n_correction: int, n_rings: int, n_metabolites: int, n_shared: int = 0) -> None:
+        super().__init__()
+        self.widths = [n_local, n_correction, n_rings * n_metabolites, n_shared]
+        self.local = nn.Linear(n_local + n_shared, n_metabolites)
+        self.correction = nn.Linear(n_correction, n_metabolites)
+        self.pull = nn.Parameter(torch.zeros(n_rings, n_metabolites))
+        for parameter in self.correction.parameters():
+            nn.init.zeros_(parameter)
+
+    def forward(self, embedding: torch.Tensor) -> torch.Tensor:
+        """Shape (spots, all units) to (spots, metabolites)."""
+        local, around, rings, shared = embedding.split(self.widths, dim=1)
+        pulled = (_PULL * self.pull * rings.unflatten(1, self.pull.shape)).sum(dim=1)
+        return self.local(torch.cat([local, shared], dim=1)) + self.correction(around) + pulled
+
+    def read_locally(self, units: torch.Tensor) -> torch.Tensor:
+        """Local prediction from the first units of the embedding, the others at 0."""
+        return linear(units, self.local.weight[:, : units.shape[1]], self.local.bias)
+
+
 class LinearPath(nn.Module):
     """Linear predictions of both stages, fitted before the gradient steps and fixed during them.
 
@@ -63,6 +104,10 @@ class LinearPath(nn.Module):
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """Log-odds of presence, then standardised intensity; shape (spots, 2 x metabolites)."""
         return inputs @ self.weight + self.bias
+
+    def of_genes(self, genes: torch.Tensor) -> torch.Tensor:
+        """The same with all further features at their mean."""
+        return genes @ self.weight[: genes.shape[1]] + self.bias
 
 
 class AttentionReadOut(nn.Module):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
+import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
 from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
@@ -12,9 +13,18 @@ from torch import nn
 from torch.nn.functional import one_hot
 
 from stmsi._core.learning.expression_space import TARGET_SUM
-from stmsi.model.net.encoders import ENCODERS, Context, GeneContext, MetaboliteEncoder, Queries, SectionContext, Sizes
+from stmsi.model.net.encoders import (
+    ENCODERS,
+    Context,
+    GeneContext,
+    LocalFirstEncoder,
+    MetaboliteEncoder,
+    Queries,
+    SectionContext,
+    Sizes,
+)
 from stmsi.model.net.encoders._section import section_keys
-from stmsi.model.net.modules._heads import AttentionReadOut, GroupedHead, LinearPath
+from stmsi.model.net.modules._heads import AttentionReadOut, CorrectedHead, GroupedHead, LinearPath
 from stmsi.model.net.modules._losses import (
     IntensityLoss,
     PresenceLoss,
@@ -26,7 +36,6 @@ from stmsi.model.net.modules._losses import (
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    import numpy as np
     from numpy.typing import NDArray
 
     from stmsi.model.net.encoders import SectionEncoder
@@ -36,13 +45,26 @@ METABOLITES_KEY = "metabolites"
 PRESENCE_KEY = "presence"
 CLUSTER_KEY = "cluster"
 FEATURES_KEY = "features"
-Stage: TypeAlias = Literal["joint", "presence", "intensity"]
+Stage: TypeAlias = Literal["joint", "presence", "intensity", "local", "correction"]
+_AT_ONCE = 4096
+"""Spots that are embedded at once."""
 _FLAT = 1e-3
 CLIP = 10.0
 """Standard deviations that expression may lie from its training mean."""
 _SIGNATURE_WIDTH = 32
 _OF_SECTIONS = ("in_section", "section_rows", "section_start", "section_count")
-_OF_ROWS = ("components", "neighbours", "ring", "offset", "position", "ring_genes", *_OF_SECTIONS)
+_OF_ROWS = (
+    "components",
+    "neighbours",
+    "ring",
+    "offset",
+    "position",
+    "spot_genes",
+    "embedded",
+    "held_out",
+    "ring_genes",
+    *_OF_SECTIONS,
+)
 """Buffers about the spots at hand."""
 
 
@@ -91,6 +113,9 @@ class HurdleModule(BaseModuleClass):
     """
 
     ring_genes: torch.Tensor
+    spot_genes: torch.Tensor
+    embedded: torch.Tensor
+    held_out: torch.Tensor
 
     def __init__(
         self,
@@ -140,7 +165,10 @@ class HurdleModule(BaseModuleClass):
         self.register_buffer("ring", torch.empty(0, 0, dtype=torch.long), persistent=False)
         self.register_buffer("offset", torch.empty(0, 0, 2), persistent=False)
         self.register_buffer("position", torch.empty(0, 2), persistent=False)
-        # half precision: of many spots this is the largest array
+        # half precision: of many spots these are the largest arrays
+        self.register_buffer("spot_genes", torch.empty(0, n_selected, dtype=torch.float16), persistent=False)
+        self.register_buffer("embedded", torch.empty(0, 0), persistent=False)
+        self.register_buffer("held_out", torch.empty(0, 2 * n_metabolites), persistent=False)
         self.register_buffer("ring_genes", torch.empty(0, 0, n_selected, dtype=torch.float16), persistent=False)
         for name in _OF_SECTIONS:
             self.register_buffer(name, torch.empty(0, dtype=torch.long), persistent=False)
@@ -150,7 +178,9 @@ class HurdleModule(BaseModuleClass):
         self.register_buffer("section_mean", torch.empty(0, n_metabolites), persistent=False)
         self.register_buffer("section_scale", torch.empty(0, n_metabolites), persistent=False)
         n_covariates = sum(n_cats_per_cov) + n_continuous + sum(n_features)
-        sizes = Sizes(n_selected, n_covariates, n_components, n_metabolites, has_prior, has_graph, n_clusters > 0)
+        sizes = Sizes(
+            n_selected, n_covariates, n_components, n_metabolites, has_prior, has_graph, n_clusters > 0, sum(n_features)
+        )
         self.encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {}))
         self.intensity_encoder = ENCODERS[encoder](sizes, **(encoder_kwargs or {})) if two_stage else None
         width = self.encoder.n_output
@@ -164,6 +194,11 @@ class HurdleModule(BaseModuleClass):
             sign = self.encoder.sign
             self.presence_head = AttentionReadOut(sign, n_metabolites, n_covariates)
             self.intensity_head = AttentionReadOut(sign, n_metabolites, n_covariates)
+        elif isinstance(self.encoder, LocalFirstEncoder):
+            n, hops = self.encoder.n_correction, self.encoder.n_hops
+            alone = width - n - 2 * hops * n_metabolites
+            self.presence_head = CorrectedHead(alone, n, hops, n_metabolites, seen["presence"])
+            self.intensity_head = CorrectedHead(alone, n, hops, n_metabolites, seen["intensity"])
         elif self.encoder.is_grouped:
             self.presence_head = GroupedHead(width, n_metabolites, seen["presence"])
             self.intensity_head = GroupedHead(width, n_metabolites, seen["intensity"])
@@ -205,9 +240,13 @@ class HurdleModule(BaseModuleClass):
     def begin(self, stage: Stage) -> None:
         """What the next gradient steps train: both stages, or one of them while the other is fixed.
 
-        The encoder of the intensity begins as that of the presence.
+        The encoder of the intensity begins as that of the presence. Of a :class:`LocalFirstEncoder` both stages are trained, first
+        of spots by themselves, then their correction by the neighbourhood.
         """
         self.stage = stage
+        if isinstance(self.encoder, LocalFirstEncoder):
+            self._begin_local_or_correction(stage)
+            return
         if self.intensity_encoder is None:
             return
         if stage == "intensity":
@@ -218,9 +257,24 @@ class HurdleModule(BaseModuleClass):
         for part in presence:
             part.requires_grad_(stage != "intensity")
 
+    def _begin_local_or_correction(self, stage: Stage) -> None:
+        encoder = cast("LocalFirstEncoder", self.encoder)
+        heads = [cast("CorrectedHead", head) for head in (self.presence_head, self.intensity_head)]
+        local = [head.local for head in heads] + ([] if self.signature_layer is None else [self.signature_layer])
+        for part in (encoder, *heads):
+            part.requires_grad_(stage != "local")
+        encoder.fix(stage == "correction")
+        for part in (encoder.local, *local):  # inside those above
+            part.requires_grad_(stage != "correction")
+        self._set_rows(embedded=self.embedded[:0])
+        if stage == "correction":  # in which what spots are by themselves does not change
+            rows = torch.arange(len(self.spot_genes), device=self.spot_genes.device).split(_AT_ONCE)
+            with torch.no_grad():
+                self._set_rows(embedded=torch.cat([self._nodes(some) for some in rows]))
+
     def set_context(
         self,
-        components: NDArray[np.float32],
+        values: NDArray[np.float32] | NDArray[np.float16],
         neighbours: NDArray[np.int64],
         ring: NDArray[np.int64],
         offset: NDArray[np.float32],
@@ -229,12 +283,23 @@ class HurdleModule(BaseModuleClass):
 
         Parameters
         ----------
-        components
-            Shape (spots, components).
+        values
+            Components, or the standardised genes used where the encoder sees genes; shape (spots, width).
         neighbours, ring, offset
             Row, ring and relative position of each spot's neighbours; shapes (spots, K), (spots, K), (spots, K, 2).
         """
-        self._set_rows(components=components, neighbours=neighbours, ring=ring, offset=offset)
+        seen = "spot_genes" if self.encoder.sees_genes else "components"
+        made = {"embedded": self.embedded[:0], "held_out": self.held_out[:0]}
+        self._set_rows(**{seen: values}, neighbours=neighbours, ring=ring, offset=offset, **made)
+
+    def set_held_out(self, rows: NDArray[np.int64], held_out: NDArray[np.float64]) -> None:
+        """What linear predictions without their group say of some spots; a correction is learned beside these.
+
+        Beside the linear path, which was fitted to the same spots and is too good there, neighbours would seem to add little.
+        """
+        values = np.full((len(self.neighbours), held_out.shape[1]), np.nan, np.float32)
+        values[rows] = held_out
+        self._set_rows(held_out=values)
 
     def set_gene_context(self, rings: NDArray[np.float16]) -> None:
         """Genes of the neighbourhoods of all spots that batches will name by their row, shape (spots, rings, genes used)."""
@@ -315,8 +380,41 @@ class HurdleModule(BaseModuleClass):
     def _context(self, row: torch.Tensor) -> Context:
         row = row.reshape(-1).long()
         neighbours, ring = self.neighbours[row], self.ring[row]
-        around = self.components[neighbours.clamp(min=0)] * (ring > 0).unsqueeze(-1)
-        return Context(self.components[row], around, ring, self.offset[row])
+        nodes = torch.cat([row.unsqueeze(1), torch.where(ring > 0, neighbours, row.unsqueeze(1))], dim=1)
+        each, place = nodes.unique(return_inverse=True)
+        edges = self._edges(nodes, ring) if self.encoder.uses_edges else None
+        return Context(self._nodes(each), place[:, 0], place[:, 1:], ring, self.offset[row], edges)
+
+    def _nodes(self, rows: torch.Tensor) -> torch.Tensor:
+        """What the encoder is told of single spots, shape (rows, width)."""
+        if len(self.embedded):
+            return self.embedded[rows]
+        values = (self.spot_genes if self.encoder.sees_genes else self.components)[rows].float()
+        if not isinstance(self.encoder, LocalFirstEncoder):
+            return values
+        units = self.encoder.embed_locally(values)
+        heads = (cast("CorrectedHead", head) for head in (self.presence_head, self.intensity_head))
+        predicted = torch.cat([head.read_locally(units) for head in heads], dim=1)
+        if self.linear_path is not None:
+            predicted = predicted + self._as_if_held_out(rows, self.linear_path.of_genes(values))
+        return torch.cat([units, predicted], dim=1)
+
+    def _as_if_held_out(self, rows: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
+        """Linear predictions of spots; while a correction is learned, those without their group where there are any."""
+        if self.stage != "correction" or not len(self.held_out):
+            return linear
+        apart = self.held_out[rows.reshape(-1).long()]
+        return torch.where(apart.isnan(), linear, apart)
+
+    def _edges(self, nodes: torch.Tensor, ring: torch.Tensor) -> torch.Tensor:
+        """Whether two of the spots in each row of `nodes`, shape (spots, 1 + K), share an edge; never where one is missing."""
+        there = torch.cat([ring.new_ones(len(ring), 1), ring], dim=1) > 0
+        near = torch.where(self.ring[nodes] == 1, self.neighbours[nodes], -1)
+        found = torch.zeros(*nodes.shape, nodes.shape[1], dtype=torch.bool, device=nodes.device)
+        for column in near.unbind(dim=2):
+            found |= column.unsqueeze(2) == nodes.unsqueeze(1)
+        # of a spot with many neighbours some are kept, so that it may be named by one side only
+        return (found | found.transpose(1, 2)) & there.unsqueeze(1) & there.unsqueeze(2)
 
     def _get_inference_input(self, tensors: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, Any]:
         return {
@@ -400,7 +498,7 @@ class HurdleModule(BaseModuleClass):
         context: Context | GeneContext | SectionContext | None = None
         if self.encoder.n_rings:
             context = self.gene_context(row)
-        elif row is not None and self.encoder.uses_graph:
+        elif row is not None and self.encoder.uses_graph and self.stage != "local":
             context = self._context(row)
         elif row is not None and self.encoder.uses_section:
             context = self._section_context(row)
@@ -417,7 +515,8 @@ class HurdleModule(BaseModuleClass):
         if self.intensity_encoder is not None and self.stage != "presence":
             outputs["intensity_embedding"] = self.intensity_encoder(expression, covariates, context)
         if self.linear_path is not None:
-            outputs["linear"] = self.linear_path(torch.cat(linear, dim=1))
+            linear_path = self.linear_path(torch.cat(linear, dim=1))
+            outputs["linear"] = linear_path if row is None else self._as_if_held_out(row, linear_path)
         return outputs
 
     @auto_move_data
@@ -449,6 +548,8 @@ class HurdleModule(BaseModuleClass):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Both heads on one embedding per spot."""
         inputs = {"presence": embedding, "intensity": embedding if intensity_embedding is None else intensity_embedding}
+        if isinstance(self.encoder, LocalFirstEncoder):
+            inputs = dict(zip(inputs, self.encoder.of_stages(embedding), strict=True))
         if self.signature_layer is not None and self.signature_stages:
             signature = self.signature_layer(mask)
             inputs |= {stage: torch.cat([inputs[stage], signature], dim=1) for stage in self.signature_stages}
@@ -491,7 +592,7 @@ class HurdleModule(BaseModuleClass):
         if self.encoder.correlation_weight:
             intensity = intensity + self.encoder.correlation_weight * correlation_loss(predicted, target, present)
         weighted = self.intensity_weight * intensity
-        loss = {"joint": presence + weighted, "presence": presence, "intensity": weighted}[self.stage]
+        loss = {"presence": presence, "intensity": weighted}.get(self.stage, presence + weighted)
         metrics = {"presence_loss": presence.detach(), "intensity_loss": intensity.detach()}
         auxiliary = self.encoder.auxiliary_loss(inference_outputs["embedding"], target, present)
         if auxiliary is not None:
