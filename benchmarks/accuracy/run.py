@@ -54,6 +54,21 @@ MODELS = {
         "encoder": "crossmodal",
         "encoder_kwargs": {"output": "retrieval"},
     },
+    "crossmodal, exemplars": {
+        "model": "HurdleNet",
+        "encoder": "crossmodal",
+        "encoder_kwargs": {"output": "exemplars"},
+    },
+    "BLEEP": {
+        "model": "HurdleNet",
+        "encoder": "crossmodal",
+        "encoder_kwargs": {"output": "retrieval", "weighting": "uniform", "reconstruction_weight": 0},
+    },
+    "mclSTExp": {
+        "model": "HurdleNet",
+        "encoder": "crossmodal",
+        "encoder_kwargs": {"output": "retrieval", "weighting": "similarity", "reconstruction_weight": 0, "hard_labels": True},
+    },
     "auto, own": {"model": "auto", "setup": {"graph_key": None}},
     "auto": {"model": "auto", **GRAPH},
 }

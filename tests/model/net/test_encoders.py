@@ -27,7 +27,7 @@ from stmsi.model.net.encoders._section import section_keys
 from stmsi.model.net.encoders._training_profiles import ProfileBank
 from stmsi.model.shared._spot_input import read_spots
 
-SIZES = Sizes(n_genes=7, n_covariates=2, n_components=5, n_metabolites=3)
+SIZES = Sizes(n_genes=7, n_covariates=2, n_components=7, n_metabolites=3)  # of components as many as genes
 N, K, M = 6, 4, 3
 WITH_GRAPH = [name for name, kind in ENCODERS.items() if kind.needs_graph]
 SMALL = {
@@ -46,7 +46,7 @@ def batch():
     torch.manual_seed(0)
     ring = torch.tensor([[1, 1, 2, 0]] * (N - 1) + [[0, 0, 0, 0]])
     there = (ring > 0).unsqueeze(-1)
-    own, neighbours = torch.randn(N, 5), torch.randn(N, K, 5)
+    own, neighbours = torch.randn(N, 7), torch.randn(N, K, 7)
     context = around(own, neighbours, ring, torch.randint(-1, 2, (N, K, 2)) * 1.0 * there)
     return torch.randn(N, 7), torch.randn(N, 2), context
 
@@ -121,7 +121,7 @@ def test_neighbours_count_and_absent_ones_do_not(name, batch):
     encoder = make(name)
     base = encoder(x, covariates, context)
     other = context.neighbours.clone()
-    other[:, 0] += torch.randn(5)
+    other[:, 0] += torch.randn(7)
     moved = encoder(x, covariates, with_neighbours(context, other))
     assert ((moved - base).abs().amax(dim=1)[:-1] > 1e-6).all()
     filled = context.neighbours.clone()
@@ -160,7 +160,7 @@ def test_the_graph_begins_as_the_spot_alone(batch):
         ("graph", {"n_graph": 6}, "n_graph=6 must be a multiple of 4"),
         ("niche", {"n_hidden": 10}, "multiple of n_heads=4"),
         ("section", {"n_context": 20}, "n_context=20 must be a multiple of 2 x n_heads=8"),
-        ("crossmodal", {"n_hidden": 20}, "n_hidden=20 must be a multiple of 16"),
+        ("crossmodal", {"n_hidden": 18}, "n_hidden=18 must be a multiple of 4"),
         ("crossmodal", {"output": "both"}, "output='both' is not known"),
         ("crossmodal", {"weighting": "linear"}, "weighting='linear' is not known"),
         ("deepset", {"n_phi": 0}, "n_phi and n_rho must be at least 1, found 0 and 3"),
@@ -193,7 +193,7 @@ def test_the_median_of_the_functions_counts(n_phi, batch):
 def one_section(n=20, **options):
     """A section of n spots, and an encoder."""
     encoder = make("section", **{"n_context": 8, "n_heads": 2, **options})
-    return encoder, torch.randn(n, 5), torch.rand(n, 2) * 30
+    return encoder, torch.randn(n, 7), torch.rand(n, 2) * 30
 
 
 def attend(encoder, components, position, keys=None):
@@ -242,7 +242,7 @@ def test_a_shift_of_the_section_and_the_order_of_its_spots_do_not_count(n_layers
     torch.testing.assert_close(attend(encoder, components[order], position[order]), base[order], rtol=1e-4, atol=1e-5)
     assert (attend(encoder, components, position * 2) - base).abs().amax(dim=1).min() > 1e-4, "positions count"
     others = components.clone()
-    others[-1] += torch.randn(5)
+    others[-1] += torch.randn(7)
     assert (attend(encoder, components, position, (others, position)) - base).abs().amax(dim=1).min() > 1e-5
 
 
@@ -251,7 +251,7 @@ def test_a_spot_sees_its_own_section_only(batch):
     encoder = make("section")
     base = encoder(x, covariates, in_sections(encoder, context))
     own = context.own.clone()
-    own[4] += torch.randn(5)
+    own[4] += torch.randn(7)
     other = encoder(x, covariates, in_sections(encoder, around(own, context.neighbours, context.ring, context.offset)))
     torch.testing.assert_close(other[:4], base[:4], rtol=0, atol=0)
     assert (other[4:] != base[4:]).any(dim=1).all()
