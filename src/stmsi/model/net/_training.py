@@ -358,7 +358,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
     def _judge(self, run: Run, stopping: dict[str, Any] | None) -> KeepMostCorrelated | None:
         """Keeper of the weights that follow the patterns inside held-out sections best, where the encoder wants that."""
         assert self.adata is not None
-        if not self.module.encoder.correlation_weight:
+        if not (self.module.encoder.correlation_weight or self.module.encoder.retrieves):
             return None
         sample = sections_of(self.adata, self._setup.sample_key)[run.validation]
         truth = HeldOutTruth.of(

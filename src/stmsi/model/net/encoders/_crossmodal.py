@@ -49,8 +49,8 @@ class CrossModalEncoder(Encoder):
         Of the similarities.
     hard_labels
         A spot matches itself only, as in mclSTExp.
-    dropout, input_dropout
-        Share of hidden units, and of genes, left out while training.
+    dropout, input_dropout, output_dropout
+        Share of hidden units, of genes, and of the embedding that the heads read, left out while training.
 
     References
     ----------
@@ -58,8 +58,7 @@ class CrossModalEncoder(Encoder):
     """
 
     is_joint = True
-    usual = Usual(max_epochs=60, patience=12, lr=1e-3, cosine=True)
-    correlation_weight = 0.5
+    usual = Usual(max_epochs=60, patience=15, cosine=True)
 
     def __init__(
         self,
@@ -74,6 +73,7 @@ class CrossModalEncoder(Encoder):
         hard_labels: bool = False,
         dropout: float = 0.1,
         input_dropout: float = 0.3,
+        output_dropout: float = 0.3,
     ) -> None:
         super().__init__(sizes)
         check_choice(output, ("decoder", "retrieval", "exemplars"), "output")
@@ -85,7 +85,7 @@ class CrossModalEncoder(Encoder):
         self.temperature, self.hard_labels = temperature, hard_labels
         self.retrieves, self.has_exemplars = output == "retrieval", output == "exemplars"
         self.n_hidden = n_hidden
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.input_dropout, self.output_dropout = nn.Dropout(input_dropout), nn.Dropout(output_dropout)
         n_profile = 2 * sizes.n_metabolites
         self.genes = _Projection(sizes.n_genes + sizes.n_covariates, n_hidden, dropout)
         self.metabolites = _Projection(n_profile, n_hidden, dropout)
@@ -107,12 +107,12 @@ class CrossModalEncoder(Encoder):
         """Embed spots; see :class:`Encoder`. Exemplars of the same `section` are passed over."""
         embedding = self.genes(torch.cat([self.input_dropout(x), covariates], dim=1))
         if self.bridge is None:
-            return embedding
+            return self.output_dropout(embedding)
         assert self.bank is not None
         if not len(self.bank):  # before the first step
-            return torch.cat([embedding, torch.zeros_like(embedding)], dim=1)
+            return self.output_dropout(torch.cat([embedding, torch.zeros_like(embedding)], dim=1))
         found = self.bridge(embedding, self.bank.exemplars(embedding.detach(), section))
-        return torch.cat([embedding, found], dim=1)
+        return self.output_dropout(torch.cat([embedding, found], dim=1))
 
     def auxiliary_loss(self, embedding: torch.Tensor, target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Contrastive and reconstruction loss; see :class:`Encoder`."""

@@ -41,7 +41,7 @@ class NicheEncoder(Encoder):
 
     References
     ----------
-    NicheTrans (2026).
+    NicheTrans (2026), without its selection of features on the test slides. Layer norm stands in the place of batch norm.
     """
 
     uses_graph = True

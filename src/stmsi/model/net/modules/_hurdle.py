@@ -518,7 +518,8 @@ class HurdleModule(BaseModuleClass):
         metrics = {"presence_loss": presence.detach(), "intensity_loss": intensity.detach()}
         auxiliary = self.encoder.auxiliary_loss(inference_outputs["embedding"], target, present)
         if auxiliary is not None:
-            loss = loss + auxiliary
+            if self.training or self.encoder.retrieves:  # of held-out spots, what is predicted counts
+                loss = loss + auxiliary
             metrics["auxiliary_loss"] = auxiliary.detach()
         return LossOutput(
             loss=loss,
