@@ -67,7 +67,7 @@ def total_vi(adata: AnnData, held_out: NDArray[np.bool_], max_epochs: int) -> ND
     joint.obsm["msi"] = counts
     scvi.model.TOTALVI.setup_anndata(joint, protein_expression_obsm_key="msi", batch_key="sample")
     model = scvi.model.TOTALVI(joint, empirical_protein_background_prior=False)
-    model.train(max_epochs=max_epochs, enable_progress_bar=False, logger=False)
+    model.train(max_epochs=max_epochs, enable_progress_bar=False)
     measured = sorted(set(joint.obs.loc[~held_out, "sample"]))
     _, imputed = model.get_normalized_expression(
         joint[held_out], transform_batch=measured, n_samples=5, return_mean=True, include_protein_background=True

@@ -48,13 +48,12 @@ class NicheEncoder(Encoder):
     needs_graph = True
     sees_genes = True
     is_grouped = True
-    correlation_weight = 0.5
     usual = Usual(max_epochs=40, patience=10, lr=1e-3)
 
     def __init__(
         self,
         sizes: Sizes,
-        n_hidden: int = 256,
+        n_hidden: int = 128,
         n_heads: int = 4,
         n_drawn: int = 4,
         n_own: int = 16,
