@@ -54,6 +54,11 @@ MODELS = {
         "encoder": "crossmodal",
         "encoder_kwargs": {"output": "retrieval"},
     },
+    "CMRCNet": {
+        "model": "HurdleNet",
+        "encoder": "crossmodal",
+        "encoder_kwargs": {"contrastive_weight": 1, "reconstruction_weight": 1},
+    },
     "crossmodal, exemplars": {
         "model": "HurdleNet",
         "encoder": "crossmodal",
@@ -62,12 +67,17 @@ MODELS = {
     "BLEEP": {
         "model": "HurdleNet",
         "encoder": "crossmodal",
-        "encoder_kwargs": {"output": "retrieval", "weighting": "uniform", "reconstruction_weight": 0},
+        "encoder_kwargs": {"output": "retrieval", "weighting": "uniform", "contrastive_weight": 1},
     },
     "mclSTExp": {
         "model": "HurdleNet",
         "encoder": "crossmodal",
-        "encoder_kwargs": {"output": "retrieval", "weighting": "similarity", "reconstruction_weight": 0, "hard_labels": True},
+        "encoder_kwargs": {
+            "output": "retrieval",
+            "weighting": "similarity",
+            "contrastive_weight": 1,
+            "hard_labels": True,
+        },
     },
     "auto, own": {"model": "auto", "setup": {"graph_key": None}},
     "auto": {"model": "auto", **GRAPH},

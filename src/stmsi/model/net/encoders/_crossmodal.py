@@ -23,7 +23,7 @@ class CrossModalEncoder(Encoder):
     r"""Projections of genes and of metabolites, drawn together spot by spot; only the genes are needed to predict.
 
     Beside the losses of the two stages, training matches the two embeddings of each spot against those of the other spots
-    of the step (soft-CLIP: spots that resemble each other in both are no mismatch), and reconstructs the embedding of the
+    of the step (soft-CLIP: spots that resemble each other in both are no mismatch), and where asked for reconstructs the embedding of the
     metabolites, half of whose tokens' elements are hidden, with the help of the genes. Each loss :math:`l` counts as
     :math:`\log(1 + l)` times its weight. The learning rate falls as a cosine.
 
@@ -44,7 +44,7 @@ class CrossModalEncoder(Encoder):
     weighting
         Of the spots that ``"retrieval"`` takes the mean of: ``"uniform"``, ``"similarity"`` (cosine), or ``"softmax"`` of it.
     contrastive_weight, reconstruction_weight
-        Weights of the two losses; with 0 for the second one this is BLEEP.
+        Weights of the two losses. CMRCNet has 1 for both, BLEEP 1 and 0; the reconstruction makes training several times as long.
     temperature
         Of the similarities.
     hard_labels
@@ -67,8 +67,8 @@ class CrossModalEncoder(Encoder):
         n_hidden: int = 256,
         n_neighbours: int | None = None,
         weighting: Weighting = "softmax",
-        contrastive_weight: float = 1.0,
-        reconstruction_weight: float = 1.0,
+        contrastive_weight: float = 0.1,
+        reconstruction_weight: float = 0.0,
         temperature: float = 1.0,
         hard_labels: bool = False,
         dropout: float = 0.1,
