@@ -3,6 +3,7 @@
     python benchmarks/accuracy/attention.py                                  # 600 genes, seed 11 of the simulator
     python benchmarks/accuracy/attention.py --n-genes 2000 --rng 12 --seeds 5
     python benchmarks/accuracy/attention.py --options '{"n_heads": 4}'
+    python benchmarks/accuracy/attention.py --n-genes 300 --size 1600 --others --options '{"n_layers": 1}'   # a small one
 
 Three patients with two sections each and 40 metabolites, the third patient is left out. Scores are the mean correlation inside the
 sections of that patient, over metabolites that follow genes: of the transformer, of the same attention made uniform, and of ridge
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-def sections(n_genes: int, rng: int) -> tuple[AnnData, pd.Series]:
+def sections(n_genes: int, rng: int, size: int = 2600) -> tuple[AnnData, pd.Series]:
     """Spots with MSI, and which metabolites follow genes."""
     sdata = stmsi.datasets.simulate(
-        n_patients=3, sections_per_patient=2, n_genes=n_genes, n_metabolites=40, size=2600, rng=rng
+        n_patients=3, sections_per_patient=2, n_genes=n_genes, n_metabolites=40, size=size, rng=rng
     )
     stmsi.pp.normalize_msi(sdata, tic_key="tic")
     stmsi.pp.align(sdata, show_progress_bar=False)
@@ -60,9 +61,11 @@ def fit(train: AnnData, spec: str | dict[str, Any], seed: int) -> tuple[Any, flo
     return model, process_time() - start
 
 
-def evaluate(n_genes: int, rng: int, seed: int, options: dict[str, Any], others: list[str]) -> dict[str, float]:
+def evaluate(
+    n_genes: int, rng: int, seed: int, options: dict[str, Any], others: list[str], size: int = 2600
+) -> dict[str, float]:
     """All figures of one simulation."""
-    st, follows = sections(n_genes, rng)
+    st, follows = sections(n_genes, rng, size)
     drivers = st.uns["truth"]["drivers"]
     held_out = (st.obs["patient"] == "P3").to_numpy()
     train, test = st[~held_out].copy(), st[held_out].copy()
@@ -97,6 +100,7 @@ def evaluate(n_genes: int, rng: int, seed: int, options: dict[str, Any], others:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--n-genes", type=int, default=600)
+    parser.add_argument("--size", type=int, default=2600, help="of each section, in um")
     parser.add_argument("--rng", type=int, default=11, help="first seed of the simulator")
     parser.add_argument("--seeds", type=int, default=1, help="how many seeds")
     parser.add_argument("--options", type=json.loads, default={}, help="encoder_kwargs as JSON")
@@ -106,7 +110,7 @@ def main() -> None:
     stmsi.model.HurdleNet  # noqa: B018  (loads torch before the clock starts)
     rows = []
     for k in range(args.seeds):
-        rows.append(evaluate(args.n_genes, args.rng + k, k, args.options, args.others))
+        rows.append(evaluate(args.n_genes, args.rng + k, k, args.options, args.others, args.size))
         line = ", ".join(f"{name} {value:.3f}" for name, value in rows[-1].items())
         print(f"{args.n_genes} genes, seed {args.rng + k}: {line}", flush=True)
     if args.seeds > 1:

@@ -54,6 +54,31 @@ MODELS = {
         "encoder": "crossmodal",
         "encoder_kwargs": {"output": "retrieval"},
     },
+    "CMRCNet": {
+        "model": "HurdleNet",
+        "encoder": "crossmodal",
+        "encoder_kwargs": {"contrastive_weight": 1, "reconstruction_weight": 1},
+    },
+    "crossmodal, exemplars": {
+        "model": "HurdleNet",
+        "encoder": "crossmodal",
+        "encoder_kwargs": {"output": "exemplars"},
+    },
+    "BLEEP": {
+        "model": "HurdleNet",
+        "encoder": "crossmodal",
+        "encoder_kwargs": {"output": "retrieval", "weighting": "uniform", "contrastive_weight": 1},
+    },
+    "mclSTExp": {
+        "model": "HurdleNet",
+        "encoder": "crossmodal",
+        "encoder_kwargs": {
+            "output": "retrieval",
+            "weighting": "similarity",
+            "contrastive_weight": 1,
+            "hard_labels": True,
+        },
+    },
     "auto, own": {"model": "auto", "setup": {"graph_key": None}},
     "auto": {"model": "auto", **GRAPH},
 }

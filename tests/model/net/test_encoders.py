@@ -28,7 +28,7 @@ from stmsi.model.net.encoders._section import section_keys
 from stmsi.model.net.encoders._training_profiles import ProfileBank
 from stmsi.model.shared._spot_input import read_spots
 
-SIZES = Sizes(n_genes=7, n_covariates=2, n_components=5, n_metabolites=3)
+SIZES = Sizes(n_genes=7, n_covariates=2, n_components=7, n_metabolites=3)  # of components as many as genes
 N, K, M = 6, 4, 3
 WITH_GRAPH = [name for name, kind in ENCODERS.items() if kind.needs_graph]
 SMALL = {
@@ -162,7 +162,7 @@ def test_the_ring_counts():
     [
         ("niche", {"n_hidden": 10}, "multiple of n_heads=4"),
         ("section", {"n_context": 20}, "n_context=20 must be a multiple of 2 x n_heads=8"),
-        ("crossmodal", {"n_hidden": 20}, "n_hidden=20 must be a multiple of 16"),
+        ("crossmodal", {"n_hidden": 18}, "n_hidden=18 must be a multiple of 4"),
         ("crossmodal", {"output": "both"}, "output='both' is not known"),
         ("crossmodal", {"weighting": "linear"}, "weighting='linear' is not known"),
         ("transformer", {"n_heads": 3}, "n_heads=3 must be an even number"),
@@ -179,7 +179,7 @@ def test_widths_that_do_not_fit(name, options, match):
 def one_section(n=20, **options):
     """A section of n spots, and an encoder."""
     encoder = make("section", **{"n_context": 8, "n_heads": 2, **options})
-    return encoder, torch.randn(n, 5), torch.rand(n, 2) * 30
+    return encoder, torch.randn(n, 7), torch.rand(n, 2) * 30
 
 
 def attend(encoder, components, position, keys=None):
@@ -228,7 +228,7 @@ def test_a_shift_of_the_section_and_the_order_of_its_spots_do_not_count(n_layers
     torch.testing.assert_close(attend(encoder, components[order], position[order]), base[order], rtol=1e-4, atol=1e-5)
     assert (attend(encoder, components, position * 2) - base).abs().amax(dim=1).min() > 1e-4, "positions count"
     others = components.clone()
-    others[-1] += torch.randn(5)
+    others[-1] += torch.randn(7)
     assert (attend(encoder, components, position, (others, position)) - base).abs().amax(dim=1).min() > 1e-5
 
 
@@ -237,7 +237,7 @@ def test_a_spot_sees_its_own_section_only(batch):
     encoder = make("section")
     base = encoder(x, covariates, in_sections(encoder, context))
     own = context.own.clone()
-    own[4] += torch.randn(5)
+    own[4] += torch.randn(7)
     other = encoder(x, covariates, in_sections(encoder, around(own, context.neighbours, context.ring, context.offset)))
     torch.testing.assert_close(other[:4], base[:4], rtol=0, atol=0)
     assert (other[4:] != base[4:]).any(dim=1).all()
@@ -404,9 +404,9 @@ def test_a_net_with_neighbours(name, data, query, tmp_path):
 @pytest.mark.parametrize("name", WITH_GRAPH)
 def test_the_saved_weights_hold_no_spot(name, data):
     model = fit(data, name, max_epochs=1)
-    seen = "spot_genes" if ENCODERS[name].sees_genes else "components"
+    seen = "spot_genes" if model.module.encoder.sees_genes else "components"
     assert len(getattr(model.module, seen)) == data.n_obs
-    assert not {seen, "neighbours", "ring", "offset"} & set(model.module.state_dict())
+    assert not {"components", "spot_genes", "neighbours", "ring", "offset"} & set(model.module.state_dict())
 
 
 def test_spots_across_the_border_have_no_say(data, query):

@@ -15,6 +15,7 @@ from stmsi.model import HurdleEnsemble, HurdleLinear, HurdleNet
 from stmsi.model import load as load_model
 from stmsi.model.net._gene_screen import screened_genes
 from stmsi.model.net.encoders import Evidence, GeneContext, Sizes, TransformerEncoder
+from stmsi.model.net.encoders._sparse_softmax import entmax15
 from stmsi.model.net.encoders._transformer import WAVELENGTHS, encode_mz
 from stmsi.model.net.modules._heads import AttentionReadOut
 from stmsi.model.shared._setup import Setup
@@ -49,10 +50,15 @@ def batch():
 # --------------------------------------------------------------------------------------------------------- the encoder
 
 
-def test_the_matrix_products_are_the_softmax(batch):
+OPTIONS = [{}, {"n_layers": 1}, {"temperature": 0.5, "n_layers": 2}, {"attention": "entmax"}]
+
+
+@pytest.mark.parametrize("options", OPTIONS)
+def test_the_matrix_products_are_the_softmax(options, batch):
     """Every logit written out, one spot, metabolite and head at a time."""
     prior = (torch.rand(3, 7) > 0.5).float()
-    encoder = make(prior=prior)
+    encoder = make(prior=prior, **options)
+    divisor, is_sparse = encoder.temperature, encoder.attention == "entmax"
     x, covariates, context = batch
     mask = (torch.rand(N, 7) > 0.5).float()
     out = encoder(x, covariates, context, mask=mask)
@@ -64,16 +70,23 @@ def test_the_matrix_products_are_the_softmax(batch):
             + encoder.key @ embedding[m, h]
         )
         mix = encoder.mix[h] + encoder.mix_of[m, h]
-        norm = 0.5 / fixed.softmax(0).square().sum().sqrt()
+        before = entmax15(fixed / divisor) if is_sparse else (fixed / divisor).softmax(0)
+        norm = 0.5 / before.square().sum().sqrt()
         for i in range(N):
-            logit = fixed + encoder.lift[h] * x[i].clamp(-3, 3) + encoder.signature_strength[h] * mask[i]
-            weight = logit.softmax(0)
+            logit = encoder.lift[h] * x[i].clamp(-3, 3) + encoder.signature_strength[h] * mask[i]
+            if encoder.programmes is not None:
+                logit = logit + encoder.key @ encoder.programmes(x[i : i + 1].clamp(-3, 3))[0, h]
+            weight = before * (logit / divisor).exp()
+            weight = weight / weight.sum()
+            if not is_sparse:
+                torch.testing.assert_close(weight, ((fixed + logit) / divisor).softmax(0))
             value = sum(w * v for w, v in zip(mix, (x[i], *context.rings[i]), strict=True))
             torch.testing.assert_close(out[i, m, h], norm * (weight * value).sum(), rtol=1e-4, atol=1e-5)
 
 
-def test_contributions_add_up(batch):
-    encoder = make()
+@pytest.mark.parametrize("options", OPTIONS)
+def test_contributions_add_up(options, batch):
+    encoder = make(**options)
     x, covariates, context = batch
     slope = torch.randn(3, 2)
     queries = encoder.ask()
@@ -84,8 +97,9 @@ def test_contributions_add_up(batch):
     assert (attention >= 0).all()
 
 
-def test_metabolites_and_spots_do_not_see_one_another(batch):
-    encoder = make()
+@pytest.mark.parametrize("options", OPTIONS[:2])
+def test_metabolites_and_spots_do_not_see_one_another(options, batch):
+    encoder = make(**options)
     x, covariates, context = batch
     full = encoder(x, covariates, context)
     some = encoder(x, covariates, context, queries=encoder.ask(torch.tensor([2, 0])))
@@ -94,11 +108,49 @@ def test_metabolites_and_spots_do_not_see_one_another(batch):
     assert not torch.equal(encoder(x, covariates, GeneContext(context.rings + 1)), full), "the rings count"
 
 
-def test_nothing_but_attended_genes_reaches_the_output(batch):
-    encoder = make()
+@pytest.mark.parametrize("options", OPTIONS)
+def test_nothing_but_attended_genes_reaches_the_output(options, batch):
+    encoder = make(**options)
     x, covariates, context = batch
     nothing = encoder(torch.zeros_like(x), covariates, GeneContext(torch.zeros_like(context.rings)))
     assert (nothing == 0).all()
+
+
+def test_programmes_direct_the_attention_of_spots(batch):
+    """Training begins as without them; afterwards they, and their attention to each other, change what a spot attends to."""
+    x = batch[0]
+    fresh = TransformerEncoder(SIZES, n_hidden=4, n_layers=1).eval()
+    assert (fresh.programmes(x) == 0).all()
+    encoder = make(n_layers=1)
+    programmes = encoder.programmes
+    assert (programmes.loadings[4:] == 0).all(), "components that there are not"
+    loadings = torch.randn(20, 7)
+    encoder.programmes.describe(loadings)
+    torch.testing.assert_close((programmes.loadings * loadings[:16]).sum(dim=1), torch.ones(16))
+    base = programmes(x)
+    block = programmes.blocks[0]
+    for part in (block.self_attn.out_proj, block.linear2):
+        kept = part.weight.clone()
+        with torch.no_grad():
+            part.weight.zero_()
+            assert not torch.allclose(programmes(x), base, atol=1e-4)
+            part.weight.copy_(kept)
+    torch.testing.assert_close(programmes(x), base)
+
+
+def test_entmax_is_exact_and_leaves_genes_out():
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(6, 40, dtype=torch.float64)
+    found = entmax15(logits)
+    low, high = logits.amax(dim=1) / 2 - 1, logits.amax(dim=1) / 2
+    for _ in range(60):  # the threshold by bisection
+        middle = (low + high) / 2
+        over = (logits / 2 - middle.unsqueeze(1)).clamp(min=0).square().sum(dim=1) > 1
+        low, high = torch.where(over, middle, low), torch.where(over, high, middle)
+    torch.testing.assert_close(found, (logits / 2 - low.unsqueeze(1)).clamp(min=0).square(), atol=1e-9, rtol=0)
+    assert ((found == 0).sum(dim=1) > 20).all()
+    torch.testing.assert_close(entmax15(torch.zeros(1, 5)), torch.full((1, 5), 0.2))
+    assert torch.autograd.gradcheck(entmax15, (logits[:2, :8].clone().requires_grad_(True),))
 
 
 def test_made_uniform_every_gene_counts_alike(batch):

@@ -129,15 +129,20 @@ class NetCalibration(NetPrediction):
             return self._rough_map(*self._forward(spots))
 
     def _remember(self, rows: NDArray[np.int64]) -> None:
-        """Put training spots into the bank of a retrieval encoder."""
-        module = self.module
+        """Put training spots into the bank of an encoder that has one."""
+        module, parts = self.module, []
         if module.encoder.bank is None:
             return
+        training = module.training
         module.eval()
         with torch.no_grad(), quiet(), seeded(self._hyper["rng"]):
-            loader = self._make_data_loader(adata=self.adata, indices=rows, batch_size=PREDICT_BATCH)
-            parts = [module.targets({k: v.to(module.device) for k, v in tensors.items()}) for tensors in loader]
-            module.encoder.remember(*(torch.cat(values) for values in zip(*parts, strict=True)))
+            for tensors in self._make_data_loader(adata=self.adata, indices=rows, batch_size=PREDICT_BATCH):
+                given = {k: v.to(module.device) for k, v in tensors.items()}
+                embedding = module.inference(**module._get_inference_input(given))["embedding"]
+                parts.append((embedding, *module.targets(given)))
+            of_section = module.in_section[torch.as_tensor(rows)] if len(module.in_section) else None
+            module.encoder.remember(*(torch.cat(values) for values in zip(*parts, strict=True)), of_section)
+        module.train(training)
 
     def _carry_over(self, calibrated: FittedState) -> None:
         """Calibration of the run with held-out spots for the one on all spots, metabolite by metabolite."""

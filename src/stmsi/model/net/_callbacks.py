@@ -118,6 +118,23 @@ class KeepMostCorrelated(KeepBestWeights):
             trainer.should_stop = True
 
 
+class FillBank(Callback):
+    """Put the training spots, as the weights embed them, into the bank of an encoder with exemplars before each epoch.
+
+    Parameters
+    ----------
+    fill
+        Does it.
+    """
+
+    def __init__(self, fill: Callable[[], None]) -> None:
+        self.fill = fill
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Fill the bank."""
+        self.fill()
+
+
 class AverageWeights(Callback):
     """Exponential moving average of the weights: what is validated, and what is left when training ends.
 

@@ -86,8 +86,8 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         (the spot, what is inside it and the maximum over its neighbours, as DeepSpot does), ``"niche"`` (self-attention over the spot and its rings, as
         NicheTrans does). With the sections of ``sample_key`` and positions in ``obsm["spatial"]``: ``"section"`` (the spot,
         corrected by linear attention over all spots of its section, after HisToGene). ``"crossmodal"``: the spot by
-        itself, in a space shared with its metabolites (after CMRCNet; BLEEP and mclSTExp by options), read out by the heads or
-        by retrieval of training spots, which are then saved with the model.
+        itself, in a space shared with its metabolites (after CMRCNet; BLEEP, mclSTExp and EGN by options), read out by the heads, by
+        retrieval of training spots, or by heads that also see exemplars; training spots are then saved with the model.
     n_top_genes
         Genes that are used: the most variable ones over the training spots; with ``"transformer"`` at most so many of those that
         go most with any metabolite.
@@ -118,14 +118,17 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         small network for each metabolite); ``"graph"``:
         ``n_hidden``, ``n_graph``, ``n_layers``, ``n_hops`` (1 to 3), ``conv`` (``"gcn"``, ``"sage"`` or ``"attention"``), ``combine``
         (``"sum"`` or ``"concat"``), ``dropout``, ``input_dropout``; ``"deepset"``: ``n_hidden``, ``dropout``, ``n_phi``, ``n_rho``, ``n_inner``
-        (members of the inner set, side by side in the columns of ``feature_key``); ``"niche"``: ``n_hidden``, ``n_heads``, ``dropout``, ``neighbour_dropout``;
+        (members of the inner set, side by side in the columns of ``feature_key``); ``"niche"``: ``n_hidden``,
+        ``n_heads``, ``n_drawn`` (neighbours of each ring in a training step), ``n_own`` (hidden units of each metabolite), ``dropout``,
+        ``input_dropout``, ``neighbour_dropout``;
         ``"section"``: ``n_hidden``, ``n_context``, ``n_heads``, ``n_layers``, ``n_keys`` (spots of a section that a training
-        step attends to at most), ``dropout``, ``input_dropout``; ``"crossmodal"``: ``output`` (``"decoder"`` or ``"retrieval"``),
-        ``n_hidden``, ``n_neighbours``, ``weighting`` (``"uniform"`` or ``"softmax"``), ``contrastive_weight``,
+        step attends to at most), ``dropout``, ``input_dropout``; ``"crossmodal"``: ``output`` (``"decoder"``, ``"retrieval"`` or ``"exemplars"``),
+        ``n_hidden``, ``n_neighbours``, ``weighting`` (``"uniform"``, ``"similarity"`` or ``"softmax"``), ``contrastive_weight``,
         ``reconstruction_weight``, ``temperature``, ``hard_labels``, ``dropout``, ``input_dropout``;
         ``"transformer"``: ``n_heads``, ``n_hidden`` (width of queries and keys), ``query_dropout`` (share of metabolites that are
-        asked for by m/z and descriptors alone in a step), ``descriptors`` (numeric columns of the feature table beside ``mz``) and
-        ``genes_per_metabolite`` (that each chooses before training).
+        asked for by m/z and descriptors alone in a step), ``descriptors`` (numeric columns of the feature table beside ``mz``),
+        ``genes_per_metabolite`` (that each chooses before training), ``n_layers`` (of self-attention among gene programmes, which direct
+        attention), ``temperature`` (of all logits) and ``attention`` (``"softmax"`` or ``"entmax"``, which leaves most genes out).
     n_nets
         Networks whose predictions are averaged, at most. Each is trained without another group of whole sections (patients
         where there are three or more, spatial blocks where there are fewer than three sections), which decides when it stops;

@@ -21,7 +21,14 @@ from stmsi._data.checks import check_count, check_positive, check_weight
 from stmsi._data.tables import sections_of
 from stmsi._progress import current_display
 from stmsi._settings import logger, settings
-from stmsi.model.net._callbacks import HELD_OUT_DISTANCE, AverageWeights, EpochBar, KeepBestWeights, KeepMostCorrelated
+from stmsi.model.net._callbacks import (
+    HELD_OUT_DISTANCE,
+    AverageWeights,
+    EpochBar,
+    FillBank,
+    KeepBestWeights,
+    KeepMostCorrelated,
+)
 from stmsi.model.net._gene_screen import screened_genes
 from stmsi.model.net._loss_plan import LossPlan
 from stmsi.model.net._neighbour_context import CONTEXT_COMPONENTS
@@ -214,8 +221,11 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         max_epochs, batch_size, n_threads = int(max_epochs), int(batch_size), int(n_threads)
         plan = check_plan_options(plan_kwargs, has_validation=validation_idx is not None or not refit)
         passed_on = check_trainer_options(trainer_kwargs, signature(NetTraining.train).parameters)
+        own = {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay, "eps": usual.eps, "compile": compile}
+        if usual.cosine and not plan.get("reduce_lr_on_plateau"):
+            own["cosine_epochs"] = max_epochs
         options = {
-            "plan_kwargs": {"optimizer": "AdamW", "lr": lr, "weight_decay": weight_decay, "eps": usual.eps, "compile": compile} | plan,
+            "plan_kwargs": own | plan,
             "loader": check_loader_options(datasplitter_kwargs), "loggers": check_loggers(logger),
             "callbacks": check_callbacks(callbacks), "accelerator": accelerator, "devices": devices, "precision": precision,
             "n_threads": n_threads, "batch_size": batch_size, "decay": _DECAY if weight_averaging else None, **passed_on,
@@ -330,13 +340,14 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
     def _held_out_stages(self) -> NDArray[np.float64] | None:
         return self._made_held_out
 
-    def _held_out_map(self, rows: NDArray[np.int64]) -> Callable[[], NDArray[np.float64]]:
-        """Function that predicts the map of some spots by the weights as they are, shape (spots, outputs)."""
+    def _held_out_map(self, run: Run) -> Callable[[], NDArray[np.float64]]:
+        """Function that predicts the map of the validation spots by the weights as they are, shape (spots, outputs)."""
 
         def predict() -> NDArray[np.float64]:
             module, parts = self.module, []
+            self._remember(run.rows)
             with torch.no_grad(), quiet(), seeded(self._hyper["rng"]):
-                loader = self._make_data_loader(adata=self.adata, indices=rows, batch_size=PREDICT_BATCH)
+                loader = self._make_data_loader(adata=self.adata, indices=run.validation, batch_size=PREDICT_BATCH)
                 for tensors in loader:
                     given = {k: v.to(module.device) for k, v in tensors.items()}
                     heads = module.read_out(**module.inference(**module._get_inference_input(given)))
@@ -350,7 +361,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
     def _judge(self, run: Run, stopping: dict[str, Any] | None) -> KeepMostCorrelated | None:
         """Keeper of the weights that follow the patterns inside held-out sections best, where the encoder wants that."""
         assert self.adata is not None
-        if not self.module.encoder.correlation_weight:
+        if not (self.module.encoder.correlation_weight or self.module.encoder.retrieves):
             return None
         sample = sections_of(self.adata, self._setup.sample_key)[run.validation]
         truth = HeldOutTruth.of(
@@ -358,7 +369,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             np.zeros(len(run.validation), np.int64),
             np.unique(sample.astype(str), return_inverse=True)[1],
         )
-        keeper = KeepMostCorrelated(self._held_out_map(run.validation), truth, stopping)
+        keeper = KeepMostCorrelated(self._held_out_map(run), truth, stopping)
         return keeper if keeper.can_judge else None
 
     def _refit(self, run: Run, epochs: list[int], **options: Any) -> None:
@@ -473,6 +484,11 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
                 len(self.module.gene_index),
             )
             self.module.set_linear_path(weight, bias)
+        if self.module.encoder.has_exemplars:
+            section = np.unique(sample.astype(str), return_inverse=True)[1]
+            several = len(np.unique(section[rows])) > 1
+            # of a single section, a spot is no exemplar of itself
+            self.module.set_own_sections(section if several else np.arange(len(section)))
         if self._uses_context:
             rest = np.setdiff1d(np.arange(self.adata.n_obs), np.concatenate([rows, validation]))
             self._set_context(self.module, run.spots, self.state.features, [rows, validation, rest])
@@ -544,7 +560,9 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         if validated and loggers:
             options["logger"] = [SimpleLogger(), *loggers]  # the first becomes the history
         # the average must still be in place when the best weights are looked for
-        average = [] if decay is None else [AverageWeights(decay)]
+        average: list[Callback] = [] if decay is None else [AverageWeights(decay)]
+        if self.module.encoder.has_exemplars:
+            average.append(FillBank(lambda: self._remember(rows)))
         display = current_display()
         if display is not None and options.get("enable_progress_bar"):
             options["enable_progress_bar"] = False

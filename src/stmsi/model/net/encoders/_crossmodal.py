@@ -1,4 +1,4 @@
-"""Genes and metabolites of a spot in one space: CMRCNet's design, with BLEEP's and mclSTExp's as options."""
+"""Genes and metabolites of a spot in one space: CMRCNet's design, with those of BLEEP, mclSTExp and EGN as options."""
 
 from __future__ import annotations
 
@@ -9,21 +9,23 @@ from torch import nn
 from torch.nn.functional import cross_entropy, gelu, mse_loss
 
 from stmsi._data.checks import check_choice
-from stmsi.model.net.encoders._encoder import Context, Encoder, Sizes
+from stmsi.model.net.encoders._encoder import Context, Encoder, Sizes, Usual
+from stmsi.model.net.encoders._exemplars import ExemplarBridge
+from stmsi.model.net.encoders._reconstruction import Reconstruction
 from stmsi.model.net.encoders._training_profiles import ProfileBank, Weighting
 
-_N_TOKENS = 8
-_MASKED = 0.5
-"""Share of the elements of the metabolite tokens that are to be reconstructed."""
+_N_HEADS = 4
+_N_NEIGHBOURS = {"uniform": 50, "softmax": 50, "similarity": 200}
+_N_EXEMPLARS = 16
 
 
 class CrossModalEncoder(Encoder):
     r"""Projections of genes and of metabolites, drawn together spot by spot; only the genes are needed to predict.
 
     Beside the losses of the two stages, training matches the two embeddings of each spot against those of the other spots
-    of the step (soft-CLIP: spots that resemble each other in both are no mismatch), and reconstructs the embedding of the
-    metabolites, half of which is hidden, with the help of the genes. Each loss :math:`l` counts as
-    :math:`\log(1 + l)` times its weight.
+    of the step (soft-CLIP: spots that resemble each other in both are no mismatch), and where asked for reconstructs the embedding of the
+    metabolites, half of whose tokens' elements are hidden, with the help of the genes. Each loss :math:`l` counts as
+    :math:`\log(1 + l)` times its weight. The learning rate falls as a cosine.
 
     Parameters
     ----------
@@ -31,77 +33,109 @@ class CrossModalEncoder(Encoder):
         As for :class:`Encoder`.
     output
         ``"decoder"``: the two heads on the embedding of the genes. ``"retrieval"``: mean over the training spots
-        whose metabolites lie nearest to it; the model then **keeps the metabolites of the training spots**.
+        whose metabolites lie nearest to it. ``"exemplars"``: the heads also see what attention makes of the training spots of
+        other sections whose genes lie nearest. The model then **keeps the metabolites of the training spots**, but with
+        ``"decoder"``.
     n_hidden
         Width of the shared space.
-    n_neighbours, weighting
-        Spots that ``"retrieval"`` takes the mean of, and their weights: ``"uniform"`` or ``"softmax"`` of the similarity.
+    n_neighbours
+        Training spots that ``"retrieval"`` takes the mean of, or exemplars; `None`: 50 as in BLEEP, 200 with
+        ``weighting="similarity"`` as in mclSTExp, 16 exemplars.
+    weighting
+        Of the spots that ``"retrieval"`` takes the mean of: ``"uniform"``, ``"similarity"`` (cosine), or ``"softmax"`` of it.
     contrastive_weight, reconstruction_weight
-        Weights of the two losses; with 0 for the second one this is BLEEP.
+        Weights of the two losses. CMRCNet has 1 for both, BLEEP 1 and 0; the reconstruction makes training several times as long.
     temperature
         Of the similarities.
     hard_labels
         A spot matches itself only, as in mclSTExp.
-    dropout, input_dropout
-        Share of hidden units, and of genes, left out while training.
+    dropout, input_dropout, output_dropout
+        Share of hidden units, of genes, and of the embedding that the heads read, left out while training.
 
     References
     ----------
-    Liu et al., CMRCNet (2025); Xie et al., BLEEP (2023); Min et al., mclSTExp (2024).
+    Liu et al., CMRCNet (2025); Xie et al., BLEEP (2023); Min et al., mclSTExp (2024); Yang et al., EGN (2023).
     """
 
     is_joint = True
+    usual = Usual(max_epochs=60, patience=15, cosine=True)
 
     def __init__(
         self,
         sizes: Sizes,
-        output: Literal["decoder", "retrieval"] = "decoder",
+        output: Literal["decoder", "retrieval", "exemplars"] = "decoder",
         n_hidden: int = 256,
-        n_neighbours: int = 50,
+        n_neighbours: int | None = None,
         weighting: Weighting = "softmax",
-        contrastive_weight: float = 1.0,
-        reconstruction_weight: float = 1.0,
+        contrastive_weight: float = 0.1,
+        reconstruction_weight: float = 0.0,
         temperature: float = 1.0,
         hard_labels: bool = False,
         dropout: float = 0.1,
         input_dropout: float = 0.3,
+        output_dropout: float = 0.3,
     ) -> None:
         super().__init__(sizes)
-        check_choice(output, ("decoder", "retrieval"), "output")
-        check_choice(weighting, ("uniform", "softmax"), "weighting")
-        if n_hidden % (2 * _N_TOKENS):
-            msg = f"n_hidden={n_hidden} must be a multiple of {2 * _N_TOKENS}: {_N_TOKENS} tokens with two heads each."
+        check_choice(output, ("decoder", "retrieval", "exemplars"), "output")
+        check_choice(weighting, ("uniform", "softmax", "similarity"), "weighting")
+        if n_hidden % _N_HEADS:
+            msg = f"n_hidden={n_hidden} must be a multiple of {_N_HEADS}, the number of attention heads."
             raise ValueError(msg)
         self.contrastive_weight, self.reconstruction_weight = contrastive_weight, reconstruction_weight
         self.temperature, self.hard_labels = temperature, hard_labels
-        self.input_dropout = nn.Dropout(input_dropout)
+        self.retrieves, self.has_exemplars = output == "retrieval", output == "exemplars"
+        self.n_hidden = n_hidden
+        self.input_dropout, self.output_dropout = nn.Dropout(input_dropout), nn.Dropout(output_dropout)
+        n_profile = 2 * sizes.n_metabolites
         self.genes = _Projection(sizes.n_genes + sizes.n_covariates, n_hidden, dropout)
-        self.metabolites = _Projection(2 * sizes.n_metabolites, n_hidden, dropout)
-        self.reconstruction = _Reconstruction(2 * sizes.n_metabolites, n_hidden, dropout)
-        self.bank = ProfileBank(n_neighbours, weighting, temperature / n_hidden**0.5) if output == "retrieval" else None
-        self.n_output = n_hidden
+        self.metabolites = _Projection(n_profile, n_hidden, dropout)
+        self.reconstruction = Reconstruction(n_profile, n_hidden, dropout) if reconstruction_weight else None
+        if output != "decoder":
+            usual = _N_EXEMPLARS if self.has_exemplars else _N_NEIGHBOURS[weighting]
+            self.bank = ProfileBank(n_neighbours or usual, weighting, temperature / n_hidden**0.5)
+        self.bridge = ExemplarBridge(n_hidden, 4 * sizes.n_metabolites, _N_HEADS) if self.has_exemplars else None
+        self.n_output = 2 * n_hidden if self.has_exemplars else n_hidden
 
-    def forward(self, x: torch.Tensor, covariates: torch.Tensor, context: Context | None = None) -> torch.Tensor:
-        """Embed spots; see :class:`Encoder`."""
-        return self.genes(torch.cat([self.input_dropout(x), covariates], dim=1))
+    def forward(
+        self,
+        x: torch.Tensor,
+        covariates: torch.Tensor,
+        context: Context | None = None,
+        *,
+        section: torch.Tensor | None = None,
+    ) -> torch.Tensor:
+        """Embed spots; see :class:`Encoder`. Exemplars of the same `section` are passed over."""
+        embedding = self.genes(torch.cat([self.input_dropout(x), covariates], dim=1))
+        if self.bridge is None:
+            return self.output_dropout(embedding)
+        assert self.bank is not None
+        if not len(self.bank):  # before the first step
+            return self.output_dropout(torch.cat([embedding, torch.zeros_like(embedding)], dim=1))
+        found = self.bridge(embedding, self.bank.exemplars(embedding.detach(), section))
+        return self.output_dropout(torch.cat([embedding, found], dim=1))
 
     def auxiliary_loss(self, embedding: torch.Tensor, target: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
         """Contrastive and reconstruction loss; see :class:`Encoder`."""
+        # what exemplars add knows metabolites already
+        embedding = embedding[:, : self.n_hidden]
         profile = _profile(target, present)
         other = self.metabolites(profile)
         loss = embedding.new_zeros(())
         if self.contrastive_weight:
             contrastive = soft_clip_loss(embedding, other, self.temperature, hard_labels=self.hard_labels)
             loss = loss + self.contrastive_weight * torch.log1p(contrastive)
-        if self.reconstruction_weight:
+        if self.reconstruction is not None:
             reconstructed = self.reconstruction(profile, embedding)
             loss = loss + self.reconstruction_weight * torch.log1p(mse_loss(reconstructed, other))
         return loss
 
-    def remember(self, target: torch.Tensor, present: torch.Tensor) -> None:
-        """Keep training spots, by the embedding of their metabolites."""
+    def remember(
+        self, embedding: torch.Tensor, target: torch.Tensor, present: torch.Tensor, section: torch.Tensor | None = None
+    ) -> None:
+        """Keep training spots, for retrieval by the embedding of their metabolites, as exemplars by that of their genes."""
         if self.bank is not None:
-            self.bank.fill(self.metabolites(_profile(target, present)), target, present)
+            kept = embedding[:, : self.n_hidden] if self.has_exemplars else self.metabolites(_profile(target, present))
+            self.bank.fill(kept, target, present, section)
 
 
 def soft_clip_loss(a: torch.Tensor, b: torch.Tensor, temperature: float, *, hard_labels: bool = False) -> torch.Tensor:
@@ -142,39 +176,3 @@ class _Projection(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x)
         return self.norm(x + self.dropout(self.second(gelu(x))))
-
-
-class _Reconstruction(nn.Module):
-    """Metabolites as tokens, half of their elements hidden, completed by attention to the genes' embedding."""
-
-    def __init__(self, n_input: int, n_hidden: int, dropout: float) -> None:
-        super().__init__()
-        self.tokens = nn.Sequential(nn.Linear(n_input, n_hidden), nn.ELU(), nn.AlphaDropout(dropout))
-        width = n_hidden // _N_TOKENS
-        self.first = nn.MultiheadAttention(width, 2, batch_first=True)
-        self.blocks = nn.ModuleList(_Fusion(width) for _ in range(2))
-
-    def forward(self, profile: torch.Tensor, genes: torch.Tensor) -> torch.Tensor:
-        tokens = self.tokens(profile).unflatten(1, (_N_TOKENS, -1))
-        other = genes.unflatten(1, (_N_TOKENS, -1))
-        h = tokens * (torch.rand_like(tokens) >= _MASKED)
-        h = h + self.first(h, other, other, need_weights=False)[0]
-        for block in self.blocks:
-            h = block(h, other)
-        return h.flatten(1)
-
-
-class _Fusion(nn.Module):
-    """Pre-norm attention of the tokens to each other and to those of the other modality."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(3))
-        self.within, self.across = (nn.MultiheadAttention(width, 2, batch_first=True) for _ in range(2))
-        self.feed = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
-
-    def forward(self, h: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-        normed = self.norms[0](h)
-        h = h + self.within(normed, normed, normed, need_weights=False)[0]
-        h = h + self.across(self.norms[1](h), other, other, need_weights=False)[0]
-        return h + self.feed(self.norms[2](h))

@@ -64,6 +64,7 @@ class Usual:
     batch_size: int = 128
     lr: float = 3e-3
     eps: float = 0.01
+    cosine: bool = False  # whether the learning rate falls to 0 as a cosine over all epochs
 
     def fill(self, name: str, given: Any) -> Any:
         """What was given, or the usual."""
@@ -228,12 +229,18 @@ class Encoder(nn.Module):
     is_grouped
         Whether each metabolite has units of the embedding of its own, which lie one group after the other.
     bank
-        Training spots from which a retrieval encoder predicts; `None` for all others.
+        Training spots that an encoder with retrieval or exemplars keeps; `None` for all others.
+    retrieves
+        Whether predictions are means over the bank, and not those of the heads.
+    has_exemplars
+        Whether embeddings depend on the bank, which then is filled before each epoch.
     """
 
     n_output: int
     is_grouped: bool = False
     bank: ProfileBank | None
+    retrieves: bool = False
+    has_exemplars: bool = False
     uses_graph: ClassVar[bool] = False
     needs_graph: ClassVar[bool] = False
     sees_genes: ClassVar[bool] = False
@@ -293,8 +300,18 @@ class Encoder(nn.Module):
         """
         return None
 
-    def remember(self, target: torch.Tensor, present: torch.Tensor) -> None:
-        """Put training spots into the bank, for encoders that have one; arguments as for :meth:`auxiliary_loss`."""
+    def remember(
+        self, embedding: torch.Tensor, target: torch.Tensor, present: torch.Tensor, section: torch.Tensor | None = None
+    ) -> None:
+        """Put training spots into the bank, for encoders that have one.
+
+        Parameters
+        ----------
+        embedding, target, present
+            As for :meth:`auxiliary_loss`.
+        section
+            Number of the section of each spot: its spots are no exemplars of each other. `None`: all may be.
+        """
 
 
 class LocalFirstEncoder(Encoder):

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import pi
+from typing import Literal
 
 import torch
 from torch import nn
 
+from stmsi._data.checks import check_choice
 from stmsi.model.net.encoders._encoder import Evidence, GeneContext, MetaboliteEncoder, Queries, Sizes, Usual
+from stmsi.model.net.encoders._programmes import ProgrammeLayers
+from stmsi.model.net.encoders._sparse_softmax import entmax15
 
 WAVELENGTHS = (1e-3, 1e4)
 """Shortest and longest wavelength of the encoding of m/z, in Da, as in Casanovo."""
@@ -23,6 +27,7 @@ _OWN = 0.7
 """Weight of own expression beside that of the rings, where training begins."""
 _SCALE, _LEAST_NORM = 0.5, 1e-3
 """Of activities: a mean of many genes varies less than one gene, and sharp and broad attention should begin alike."""
+_LARGEST_LIFT = 30.0
 _FARTHEST = 3.0
 """Standard deviations beyond which the expression of a gene draws no more attention."""
 
@@ -47,6 +52,10 @@ class TransformerEncoder(MetaboliteEncoder):
     The logit is a sum of one term of metabolite and gene, and one of spot and gene, so that the softmax is a quotient of two
     matrix products. That is exact, and its cost is linear in spots, genes and metabolites.
 
+    **Options.** With `n_layers`, gene programmes of the spot attend to each other first, and add :math:`r_{ih} \cdot k_g` to the
+    logit: they direct attention, and still nothing but attended values reaches a prediction. With ``attention="entmax"``, the
+    term of metabolite and gene goes through 1.5-entmax, which leaves most genes out, before the spot lifts some of the others.
+
     Parameters
     ----------
     sizes
@@ -62,10 +71,16 @@ class TransformerEncoder(MetaboliteEncoder):
         Numeric columns of the feature table that describe metabolites beside their m/z.
     genes_per_metabolite
         Genes that each metabolite chooses before training; all metabolites attend to those that any has chosen.
+    n_layers
+        Blocks of self-attention among gene programmes.
+    temperature
+        What all logits are divided by: below 1, attention begins sharper.
+    attention
+        ``"softmax"`` or ``"entmax"``.
 
     References
     ----------
-    Yilmaz et al., Casanovo (2024); Pizurica et al., SEQUOIA (2024).
+    Yilmaz et al., Casanovo (2024); Pizurica et al., SEQUOIA (2024); Peters et al., entmax (2019).
     """
 
     uses_graph = True
@@ -89,8 +104,12 @@ class TransformerEncoder(MetaboliteEncoder):
         query_dropout: float = 0.0,
         descriptors: Sequence[str] = (),
         genes_per_metabolite: int = 40,
+        n_layers: int = 0,
+        temperature: float = 1.0,
+        attention: Literal["softmax", "entmax"] = "softmax",
     ) -> None:
         super().__init__(sizes)
+        check_choice(attention, ("softmax", "entmax"), "attention")
         if genes_per_metabolite < 1:
             msg = f"genes_per_metabolite must be at least 1, found {genes_per_metabolite!r}."
             raise ValueError(msg)
@@ -101,6 +120,7 @@ class TransformerEncoder(MetaboliteEncoder):
         self.n_heads = self.n_output = n_heads
         self.query_dropout, self._uniform = query_dropout, False
         self.genes_per_metabolite = genes_per_metabolite
+        self.temperature, self.attention = temperature, attention
         self.largest_batch = max(1, _ELEMENTS // max(n_genes, 1))
         self.register_buffer("mass", torch.zeros(n, _MASS_WIDTH))
         self.register_buffer("descriptors", torch.zeros(n, len(descriptors)))
@@ -118,6 +138,7 @@ class TransformerEncoder(MetaboliteEncoder):
             if layer is not None:
                 nn.init.normal_(layer.weight, std=_KEY * max(layer.in_features, 1) ** -0.5)
         self.key = nn.Parameter(_KEY * torch.randn(n_genes, n_hidden))
+        self.programmes = ProgrammeLayers(n_genes, n_layers, n_heads, n_hidden) if n_layers else None
         self.lift = nn.Parameter(torch.full((n_heads,), _LIFT))
         self.prior_strength = nn.Parameter(torch.ones(())) if sizes.has_prior else None
         self.signature_strength = nn.Parameter(torch.full((n_heads,), _LIFT)) if sizes.has_signature else None
@@ -145,6 +166,8 @@ class TransformerEncoder(MetaboliteEncoder):
         self.key.copy_(_KEY * torch.randn(self.key.shape, generator=generator))
         n = min(len(evidence.loadings), self.key.shape[1])
         self.key[:, :n] = evidence.loadings[:n].T.to(self.key)
+        if self.programmes is not None:
+            self.programmes.describe(evidence.loadings)
 
     @contextmanager
     def made_uniform(self) -> Iterator[None]:
@@ -188,7 +211,8 @@ class TransformerEncoder(MetaboliteEncoder):
         logit = queries.bias + torch.einsum("mhd,gd->mhg", queries.embedding, self.key)
         if self._uniform:
             logit = torch.zeros_like(logit)
-        return logit.softmax(dim=-1)
+        logit = logit / self.temperature
+        return entmax15(logit) if self.attention == "entmax" else logit.softmax(dim=-1)
 
     def lifts(self, x: torch.Tensor, mask: torch.Tensor | None) -> list[torch.Tensor]:
         """For each head, the factor that a spot puts on the attention to each gene, shape (spots, genes)."""
@@ -196,9 +220,13 @@ class TransformerEncoder(MetaboliteEncoder):
             return [torch.ones_like(x)] * self.n_heads
         near = x.clamp(-_FARTHEST, _FARTHEST)
         logits = [beta * near for beta in self.lift]
+        if self.programmes is not None:
+            asked = self.programmes(near)
+            logits = [logit + asked[:, h] @ self.key.T for h, logit in enumerate(logits)]
         if mask is not None and self.signature_strength is not None:
             logits = [logit + strength * mask for logit, strength in zip(logits, self.signature_strength, strict=True)]
-        return [logit.exp() for logit in logits]
+        # not beyond what a quotient of sums can hold in single precision
+        return [(logit / self.temperature).clamp(-_LARGEST_LIFT, _LARGEST_LIFT).exp() for logit in logits]
 
     def scale(self, weights: torch.Tensor) -> torch.Tensor:
         """Factor on the attended values, by which heads of every sharpness vary alike; shape (metabolites, heads)."""

@@ -314,6 +314,10 @@ class HurdleModule(BaseModuleClass):
         self.ring_scale.copy_(torch.where(deviation > _FLAT, deviation, torch.ones_like(deviation)))
         self.ring_genes = (rings / self.ring_scale).clamp(-CLIP, CLIP).half()
 
+    def set_own_sections(self, section: NDArray[np.int64]) -> None:
+        """Number of the section of all spots that batches will name by their row, for encoders with exemplars."""
+        self._set_rows(in_section=section)
+
     def set_section_context(
         self, components: NDArray[np.float32], position: NDArray[np.float32], section: NDArray[np.int64]
     ) -> None:
@@ -511,7 +515,10 @@ class HurdleModule(BaseModuleClass):
                 "embedding": embedding, "metabolites": metabolites, "known": queries.known, "covariates": covariates,
             }  # fmt: skip
         else:
-            outputs = {"embedding": self.encoder(expression, covariates, context), "mask": mask}
+            # a spot is no exemplar of itself, nor of its section, or a new section would find less than training did
+            apart = self.training and row is not None and self.encoder.has_exemplars
+            others = {"section": self.in_section[row.reshape(-1).long()]} if apart else {}  # type: ignore[union-attr]
+            outputs = {"embedding": self.encoder(expression, covariates, context, **others), "mask": mask}
         if self.intensity_encoder is not None and self.stage != "presence":
             outputs["intensity_embedding"] = self.intensity_encoder(expression, covariates, context)
         if self.linear_path is not None:
@@ -558,7 +565,7 @@ class HurdleModule(BaseModuleClass):
     def read_out(self, **outputs: Any) -> dict[str, torch.Tensor]:
         """What is predicted from embeddings: retrieved where the encoder keeps training spots, else that of the heads."""
         bank = self.encoder.bank
-        if bank is None:
+        if bank is None or not self.encoder.retrieves:
             return self.generative(**outputs)
         logit, mean = bank.look_up(outputs["embedding"])
         # on the scale of the head, which a class-balanced loss trains
@@ -596,7 +603,8 @@ class HurdleModule(BaseModuleClass):
         metrics = {"presence_loss": presence.detach(), "intensity_loss": intensity.detach()}
         auxiliary = self.encoder.auxiliary_loss(inference_outputs["embedding"], target, present)
         if auxiliary is not None:
-            loss = loss + auxiliary
+            if self.training or self.encoder.retrieves:  # of held-out spots, what is predicted counts
+                loss = loss + auxiliary
             metrics["auxiliary_loss"] = auxiliary.detach()
         return LossOutput(
             loss=loss,
