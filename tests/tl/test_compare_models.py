@@ -74,7 +74,9 @@ def test_a_model_without_a_correlation_counts_as_one_without_skill():
     row = compare_models(scores, reference="old").iloc[0]
     assert (row["n_pairs"], row["n_without_skill"], row["n_left_out"], row["n_units"]) == (40, 8, 0, 8)
     pd.testing.assert_series_equal(
-        compare_models(scores.assign(pearson=scores["pearson"].fillna(0)), reference="old").iloc[0].drop("n_without_skill"),
+        compare_models(scores.assign(pearson=scores["pearson"].fillna(0)), reference="old")
+        .iloc[0]
+        .drop("n_without_skill"),
         row.drop("n_without_skill"),
     )
     scores.loc[scores["model"] == "old", "pearson"] = np.nan

@@ -219,9 +219,9 @@ def _pairs(file: Path) -> _Pairs:
     if len(frame) < 3:
         msg = f"{file} has {len(frame)} landmarks; at least 3 are needed."
         raise ValueError(msg)
-    sides = [frame[side].to_numpy(dtype=np.float64) for side in (_LEFT, _RIGHT)]
+    here, there = (frame[side].to_numpy(dtype=np.float64) for side in (_LEFT, _RIGHT))
     try:
-        return _Pairs(*sides, fit_landmarks(*sides, "affine").matrix)
+        return _Pairs(here, there, fit_landmarks(here, there, "affine").matrix)
     except ValueError as error:
         msg = f"{file}: {error}"
         raise ValueError(msg) from error

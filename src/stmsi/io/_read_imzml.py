@@ -179,7 +179,7 @@ def read_imzml(
         plan, var, how = _plan(file, chosen, targets, options)
         if targets is not None:
             _tell_overlaps(plan, var.index, options, path)
-        attrs = {
+        attrs: dict[str, Any] = {
             "format": "imzML", "file": path.name, "uuid": identifier, "mode": file.header.mode,
             **file.index.traits.names(chosen), "instrument": file.header.instrument, "origin": origin,
             "ions": how, "tolerance": options.tolerance, "unit": unit, "reduce": reduce,

@@ -122,7 +122,9 @@ def compare_models(
         row |= _pair(values, confidence, n_bootstrap, random)
         left_out = int((both.isna().sum(axis=1) == 1).sum())
         filled = int((scored[[model, other]].sum(axis=1) == 1).sum()) - left_out
-        rows.append(row | {"n_units": len(values), "n_pairs": len(kept), "n_without_skill": filled, "n_left_out": left_out})
+        rows.append(
+            row | {"n_units": len(values), "n_pairs": len(kept), "n_without_skill": filled, "n_left_out": left_out}
+        )
     found = pd.DataFrame(rows)
     known = found["p_value"].notna().to_numpy()
     adjusted = np.full(len(found), np.nan)
@@ -189,7 +191,9 @@ def best_model(scores: pd.DataFrame, *, metric: str = "pearson") -> str:
 def _without_skill(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Scores in which a model without one, where another has it, counts as one without skill, if the metric has such a value."""
     floor = NO_SKILL.get(metric)
-    return table if floor is None else table.where(table.notna() | ~table.notna().any(axis=1).to_numpy()[:, None], floor)
+    return (
+        table if floor is None else table.where(table.notna() | ~table.notna().any(axis=1).to_numpy()[:, None], floor)
+    )
 
 
 def paired_scores(scores: pd.DataFrame, metric: str) -> pd.DataFrame:

@@ -141,7 +141,8 @@ class NetCalibration(NetPrediction):
                 embedding = module.inference(**module._get_inference_input(given))["embedding"]
                 parts.append((embedding, *module.targets(given)))
             of_section = module.in_section[torch.as_tensor(rows)] if len(module.in_section) else None
-            module.encoder.remember(*(torch.cat(values) for values in zip(*parts, strict=True)), of_section)
+            embedding, target, present = (torch.cat(values) for values in zip(*parts, strict=True))
+            module.encoder.remember(embedding, target, present, of_section)
         module.train(training)
 
     def _carry_over(self, calibrated: FittedState) -> None:

@@ -113,9 +113,9 @@ class NicheEncoder(Encoder):
             kept.append(lot.argsort(dim=1)[:, : self.n_drawn])
         at = torch.cat(kept, dim=1)
         # places that a small ring leaves empty hold neighbours of no ring or of the other one
-        number = torch.arange(1, _N_KINDS, device=at.device).repeat_interleave(at.shape[1] // (_N_KINDS - 1))
+        wanted = torch.arange(1, _N_KINDS, device=at.device).repeat_interleave(at.shape[1] // (_N_KINDS - 1))
         ring = context.ring.gather(1, at)
-        ring = ring * (ring == number)
+        ring = ring * (ring == wanted)
         ring = ring * (torch.rand(ring.shape, device=ring.device) >= self.neighbour_dropout)
         logit = torch.zeros(ring.shape, device=ring.device).masked_fill(ring == 0, -torch.inf)
         return torch.where(ring > 0, context.neighbour.gather(1, at), context.spot.unsqueeze(1)), ring, logit
