@@ -76,7 +76,7 @@ def test_align_by_a_file(toy, unaligned, tmp_path):
 
 def test_align_says_what_is_wrong(unaligned, folder, tmp_path):
     text = run("align", unaligned, "--out", tmp_path / "a.zarr", "--landmarks", tmp_path / "none.csv", code=1)
-    assert "Error: No file of landmarks" in text
+    assert "Error: There is no file" in text
     text = run("align", unaligned, "--out", tmp_path / "a.zarr", "--model", "elastic", code=1)
     assert "model='elastic' is not known" in text
     text = run("align", folder / "st.h5ad", "--out", tmp_path / "a.h5ad", code=1)
@@ -264,7 +264,7 @@ def test_names_with_brackets_are_shown_as_they_are(folder, tmp_path):
 @pytest.mark.parametrize(
     ("name", "match"),
     [
-        ("fake.h5ad", "is not a readable h5ad file"),
+        ("fake.h5ad", "cannot be read as an h5ad file"),
         ("fake.zarr", "is not a zarr store: it has no zarr.json"),
         ("file.zarr", "Expected a SpatialData store (.zarr) or an AnnData file (.h5ad), found 'file.zarr'"),
         ("table.csv", "Expected a SpatialData store (.zarr) or an AnnData file (.h5ad), found 'table.csv'"),

@@ -135,7 +135,7 @@ def test_sma_says_what_to_download_and_reads_it(tmp_path, space_ranger):
     table = pd.DataFrame({"x": [0, 1, 0, 1], "y": [0, 0, 1, 1], "104.107": [1.0, 2, 3, 4]})
     table.to_csv(section / "V11L12-109_B1_MSI" / "V11L12-109_B1.Visium.FMP.220826_smamsi.csv", index=False)
     (folder / "sma.zip").write_bytes(b"half of it")
-    with pytest.raises(ValueError, match="cannot be unpacked"):
+    with pytest.raises(ValueError, match="cannot be read as a zip archive"):
         fetch_sma(folder=folder)
     assert [p.name for p in folder.iterdir()] == ["sma.zip"]
     with zipfile.ZipFile(folder / "sma.zip", "w") as file:

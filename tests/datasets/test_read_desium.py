@@ -152,7 +152,7 @@ def test_files_that_are_no_h5ad_raise(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"holds no .h5ad; found none"):
         read_desium(tmp_path)
     (tmp_path / "a.h5ad").write_text("text")
-    with pytest.raises(ValueError, match="not a readable h5ad"):
+    with pytest.raises(ValueError, match="cannot be read as an h5ad file"):
         read_desium(tmp_path / "a.h5ad")
     with h5py.File(tmp_path / "b.h5ad", "w") as file:
         file.create_group("matrix")

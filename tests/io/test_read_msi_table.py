@@ -162,8 +162,8 @@ def test_bad_files_raise(frame, tmp_path):
         with pytest.raises(ValueError, match="Cannot tell the format"):
             read_msi_table(tmp_path / name)
     for name, message in (
-        ("a.h5ad", "readable h5ad"),
-        ("a.parquet", "readable parquet"),
+        ("a.h5ad", "cannot be read as an h5ad file"),
+        ("a.parquet", "cannot be read as a parquet file"),
         ("a.csv.gz", "not compressed"),
     ):
         (tmp_path / name).write_bytes(b"something else")

@@ -185,7 +185,7 @@ def test_bad_folders_raise(tmp_path):
     scale = spatial / "scalefactors_json.json"
     text = scale.read_text()
     scale.write_text("{")
-    fails("not valid JSON", ValueError)
+    fails("cannot be read as the scale factors", ValueError)
     scale.write_text("{}")
     fails("lacks 'spot_diameter_fullres'", ValueError)
     scale.unlink()
@@ -196,7 +196,7 @@ def test_bad_folders_raise(tmp_path):
     h5 = folder.path / "other.h5"
     with h5py.File(h5, "w") as file:
         file["numbers"] = [1, 2]
-    fails("other.h5 .*cannot be read", ValueError, counts_file="other.h5")
+    fails("cannot be read as Space Ranger output: the fault lies in other.h5", ValueError, counts_file="other.h5")
     shutil.rmtree(counts)
     fails("has no counts filtered_feature_bc_matrix.h5", FileNotFoundError)
     (spatial / "tissue_positions.csv").rename(spatial / "tissue_positions.parquet")

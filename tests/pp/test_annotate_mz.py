@@ -257,7 +257,7 @@ BAD = {
     "no formulas": (None, {"database": MOLECULES[["name"]]}, KeyError, "no column with formulas"),
     "no molecules": (None, {"database": MOLECULES[:0]}, ValueError, "no row with a formula"),
     "wrong formulas": (None, {"database": MOLECULES.assign(formula="glucose")}, ValueError, "None of the formulas"),
-    "no file": (None, {"database": "nowhere.csv"}, FileNotFoundError, "No table of molecules at nowhere.csv"),
+    "no file": (None, {"database": "nowhere.csv"}, FileNotFoundError, "There is no file nowhere.csv"),
 }
 
 
@@ -279,7 +279,7 @@ def test_files_that_are_no_tables(tmp_path):
     empty.write_text("")
     with pytest.raises(ValueError, match="is empty"):
         stmsi.pp.annotate_mz(_table([203.0526]), empty, polarity="positive")
-    with pytest.raises(FileNotFoundError, match="No table of molecules"):
+    with pytest.raises(FileNotFoundError, match="There is no file"):
         stmsi.pp.annotate_mz(_table([203.0526]), tmp_path, polarity="positive")
 
 

@@ -183,7 +183,7 @@ BAD = {
         ValueError,
         "'a', 'b', 'c/1' share no gene.*look like 'g0'.*same kind of id",
     ),
-    "no file": (None, {"gene_sets": "nowhere.gmt"}, FileNotFoundError, "No GMT file at nowhere.gmt"),
+    "no file": (None, {"gene_sets": "nowhere.gmt"}, FileNotFoundError, "There is no file nowhere.gmt"),
     "duplicate genes": (_same_names, {}, ValueError, "Gene names must be unique; repeated: 'g0'"),
 }
 
@@ -214,5 +214,5 @@ def test_empty_tables_are_refused(st):
 
 def test_a_binary_file_is_no_gmt(st, tmp_path):
     (tmp_path / "x.gmt").write_bytes(b"\xff\xfe\x00\x81")
-    with pytest.raises(ValueError, match=r"x\.gmt is not a text file in UTF-8"):
+    with pytest.raises(ValueError, match=r"x\.gmt cannot be read as a GMT file"):
         stmsi.pp.gene_signatures(st, cluster_key=str(st.obs.columns[0]), gene_sets=tmp_path / "x.gmt")

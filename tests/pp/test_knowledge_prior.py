@@ -159,7 +159,7 @@ def test_truth_of_the_simulator(mapped):
         (pd.DataFrame({"metabolite": ["a"]}), KeyError, "column 'gene'"),
         (pd.DataFrame({"gene": ["GLS"]}), KeyError, "column 'metabolite'"),
         ([("a", "GLS")], TypeError, "found list"),
-        ("no_such_file.gmt", FileNotFoundError, "No GMT file"),
+        ("no_such_file.gmt", FileNotFoundError, "There is no file"),
     ],
 )
 def test_wrong_tables(st, table, error, message):

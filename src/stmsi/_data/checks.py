@@ -16,8 +16,6 @@ from stmsi._data.nullable_strings import allow_nullable_strings
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from spatialdata import SpatialData
 
     Data: TypeAlias = AnnData | SpatialData
@@ -156,22 +154,6 @@ def require_anndata(data: object) -> None:
         remedy = ' Pass its table: sdata.tables["st"].' if is_spatialdata(data) else ""
         msg = f"Expected an AnnData of spots x genes, found {type(data).__name__}.{remedy}"
         raise TypeError(msg)
-
-
-def require_anndata_file(path: Path) -> None:
-    """Refuse an HDF5 file that holds something else, of which anndata would make an empty table or a riddle."""
-    import h5py
-
-    try:
-        with h5py.File(path) as file:
-            if "obs" in file and "var" in file:
-                return
-            found = listing(file)
-    except OSError as error:
-        msg = f"{path} is not a readable h5ad file ({error}); copy or export it again."
-        raise ValueError(msg) from error
-    msg = f"{path} is an HDF5 file but not an AnnData: it has no 'obs' and 'var'; found {found}."
-    raise ValueError(msg)
 
 
 def check_key(key: str, what: str = "key_added") -> None:

@@ -41,7 +41,7 @@ app = typer.Typer(
     epilog="**Exit codes**: 0 done; 1 failed, with one line that says why; 2 wrong usage; 130 interrupted. "
     "**Tab completion**: `stmsi --install-completion`.",
 )
-console = Console(stderr=True, highlight=False)
+console = Console(stderr=True, highlight=False, emoji=False)
 
 _DEBUG = "Log details; show the traceback of an error."
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout; all else goes to stderr.")]

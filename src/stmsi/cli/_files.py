@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -15,68 +14,33 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+
 
 def read_data(path: Path) -> SpatialData | AnnData:
     """A SpatialData or AnnData from disk, told by the suffix."""
+    from stmsi._data.containers import open_h5ad, open_store
+
     if not path.exists():
         msg = f"No such file or folder: {path}"
         raise FileNotFoundError(msg)
     if path.suffix == ".h5ad":
-        import anndata
-
-        from stmsi._data.checks import require_anndata_file
-
-        try:
-            require_anndata_file(path)
-            return anndata.read_h5ad(path)
-        except OSError as error:
-            msg = f"{path} is not an h5ad file ({error})."
-            raise ValueError(msg) from error
+        return open_h5ad(path)
     if path.suffix == ".zarr" and path.is_dir():
-        import spatialdata
-
-        if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
-            msg = f"{path} is not a zarr store: it has no zarr.json."
-            raise ValueError(msg)
-        _refuse_other_stores(path)
-        return spatialdata.read_zarr(path)
+        return open_store(path, selection=None)
     msg = f"Expected a SpatialData store (.zarr) or an AnnData file (.h5ad), found {path.name!r}."
     raise ValueError(msg)
 
 
-def _refuse_other_stores(path: Path) -> None:
-    """Tell what a zarr store holds that is no SpatialData."""
-    import zarr
-
-    try:
-        group = zarr.open_group(path, mode="r")
-        attrs, members = dict(group.attrs), sorted(group.keys())
-    except Exception as error:
-        msg = f"{path} is not a readable zarr store ({error})."
-        raise ValueError(msg) from error
-    if attrs.get("encoding-type") == "anndata":
-        msg = f"{path} is an AnnData, not a SpatialData; write it as .h5ad (adata.write_h5ad) and pass that."
-        raise ValueError(msg)
-    if "spatialdata_attrs" not in attrs and "tables" not in members:
-        msg = f"{path} is not a SpatialData store; it holds {', '.join(members) or 'nothing'}."
-        raise ValueError(msg)
-
-
 def read_card(folder: Path) -> dict[str, Any]:
     """The model card of a saved model."""
+    from stmsi._data.small_files import read_json
+
     path = folder / "stmsi.json"
-    if not path.is_file():
+    if not path.exists():
         msg = f"{folder} is not a saved stmsi model: it has no stmsi.json; pass the folder that model.save wrote."
         raise FileNotFoundError(msg)
-    try:
-        card = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        msg = f"{path} is not a model card ({error})."
-        raise ValueError(msg) from error
-    if not isinstance(card, dict):
-        msg = f"{path} is not a model card: it holds no entries."
-        raise ValueError(msg)
-    return card
+    return read_json(path, "a model card")
 
 
 def check_output(out: Path, source: Path, suffix: str | None = None) -> None:
@@ -107,9 +71,27 @@ def write_data(content: Any, out: Path) -> None:
 
 
 def write_csv(table: pd.DataFrame, out: Path) -> None:
-    """Write a csv, whole or not at all."""
+    """Write a csv, whole or not at all, that is safe to open in a spreadsheet.
+
+    Text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return would run as a formula there: it gets a ``'`` in
+    front. Numbers stay as they are.
+    """
     with _whole(out) as scratch:
-        table.to_csv(scratch, index=False)
+        safe_cells(table).to_csv(scratch, index=False)
+
+
+def safe_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """A copy of a table in which no text, and no column name, is a formula to a spreadsheet."""
+    out = table.rename(columns=_safe_cell)
+    for place, dtype in enumerate(table.dtypes):
+        if dtype.kind not in "biufcmM":
+            values = table.iloc[:, place]
+            out.isetitem(place, [_safe_cell(value) for value in values])
+    return out
+
+
+def _safe_cell(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA_STARTS) else value
 
 
 def write_text(text: str, out: Path) -> None:

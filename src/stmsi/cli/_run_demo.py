@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shlex
 import shutil
 import tempfile
@@ -12,10 +14,12 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 import stmsi
+from stmsi._data.checks import listing
 from stmsi._data.keys import Key
+from stmsi._data.small_files import read_json
 from stmsi._report import demo_report
 from stmsi.cli._app import say, step
-from stmsi.cli._files import write_text
+from stmsi.cli._files import write_csv, write_text
 from stmsi.cli._next_step import command_line, new_path
 
 if TYPE_CHECKING:
@@ -32,24 +36,68 @@ _DOCS = "https://stmsi.readthedocs.io/en/latest"
 def run_demo(out: Path, *, seed: int, small: bool) -> pd.DataFrame:
     """Simulate, align, train, predict a held-out section, score, draw and report, all into one folder; the scores.
 
-    An earlier demo in the folder is replaced, anything else refused.
+    An earlier demo in the folder is replaced. A folder that holds anything else, or files of the demo that were changed, is
+    refused: nothing is deleted that the demo did not write.
     """
-    if out.exists() and not (out / _MARK).is_file() and (not out.is_dir() or any(out.iterdir())):
-        msg = f"{out} exists and was not written by the demo; pass another --out."
-        raise FileExistsError(msg)
+    _refuse_foreign_files(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     command = f"stmsi demo --seed {seed}{' --small' if small else ''} --out {shlex.quote(str(out))}"
+    new, old = scratch / "new", scratch / "old"
     try:
-        (scratch / _MARK).touch()
-        scores = _run(scratch, seed, small, command)
+        new.mkdir()
+        scores = _run(new, seed, small, command)
+        (new / _MARK).write_text(json.dumps(_checksums(new)), encoding="utf-8")
+        _refuse_foreign_files(out)  # again: the run took its time
         if out.exists():
-            shutil.rmtree(out)
-        scratch.chmod(0o755)
-        scratch.replace(out)
+            out.replace(old)
+        try:
+            new.replace(out)
+        except BaseException:
+            if old.exists():
+                old.replace(out)
+            raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return scores
+
+
+def _refuse_foreign_files(out: Path) -> None:
+    """Raise where a folder holds anything but an unchanged earlier demo."""
+    if not out.exists() and not out.is_symlink():
+        return
+    if out.is_symlink() or not out.is_dir() or (any(out.iterdir()) and not (out / _MARK).is_file()):
+        msg = f"{out} exists and was not written by the demo; pass another --out."
+        raise FileExistsError(msg)
+    if not any(out.iterdir()):
+        return
+    try:
+        written = read_json(out / _MARK, "the list of files of a demo")
+    except ValueError as error:
+        msg = f"{out} exists and was not written by the demo, as far as its list of files tells ({error}); pass another --out."
+        raise FileExistsError(msg) from error
+    found = _checksums(out)
+    if foreign := sorted(name for name in found if found[name] != written.get(name)):
+        msg = (
+            f"{out} holds files that were not written by the demo, or changed since: {listing(foreign)}. Move them, or pass "
+            "another --out."
+        )
+        raise FileExistsError(msg)
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    """Checksum of every file of a folder by its relative path, but for the list itself; of links and pipes what they are."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or not (path.is_file() or path.is_dir()):
+            found[name] = "no file"
+        elif path.is_file() and name != _MARK:
+            with path.open("rb") as handle:
+                found[name] = hashlib.file_digest(handle, "sha256").hexdigest()
+        elif path.is_dir() and not any(path.iterdir()):
+            found[name] = "empty folder"
+    return found
 
 
 def _run(folder: Path, seed: int, small: bool, command: str) -> pd.DataFrame:
@@ -65,7 +113,7 @@ def _run(folder: Path, seed: int, small: bool, command: str) -> pd.DataFrame:
         stmsi.pp.align(sdata)
         stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
         stmsi.pp.call_presence(sdata)
-        stmsi.pp.alignment_report(sdata).to_csv(folder / "alignment.csv")
+        write_csv(stmsi.pp.alignment_report(sdata).reset_index(), folder / "alignment.csv")
     is_test = (st.obs[Key.obs.SAMPLE] == held_out).to_numpy()
     train, test = st[~is_test].copy(), st[is_test].copy()
     with step("4/9 Clusters and gene signatures (training sections only)"):
@@ -84,7 +132,7 @@ def _run(folder: Path, seed: int, small: bool, command: str) -> pd.DataFrame:
     scores["kind"] = scores["metabolite"].map(msi.var["kind"].astype(str))
     scores["predictable"] = scores["metabolite"].map(msi.var["predictable"])
     with step("8/9 Writing data, model, scores"):
-        scores.to_csv(folder / "scores.csv", index=False)
+        write_csv(scores, folder / "scores.csv")
         models[SHOWN].save(folder / "model")
         sdata.write(folder / "demo.zarr")
     with step("9/9 Drawing figures and writing the report"):

@@ -116,15 +116,11 @@ def read_msi(
 
 def read_ions(path: Path) -> pd.DataFrame:
     """A list of ions: a column ``mz`` (Da), and ``name`` where they have names."""
-    import pandas as pd
-
     from stmsi._data.checks import listing
     from stmsi._data.keys import Key
+    from stmsi._data.small_files import read_list
 
-    if not path.is_file():
-        msg = f"No such file: {path}"
-        raise FileNotFoundError(msg)
-    table = pd.read_csv(path, sep=None, engine="python", comment="#")
+    table = read_list(path, "a list of ions", separators=",;\t|", heading="#", comment="#")
     if Key.var.MZ not in table:
         msg = f"{path} has the columns {listing(table.columns)}; expected {Key.var.MZ!r} (Da), and {Key.var.NAME!r} if you like."
         raise ValueError(msg)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from stmsi._data.keys import ACROSS_SCORES
 
@@ -23,14 +24,19 @@ BETWEEN = "pearson_between"
 
 def print_table(title: str, labels: Sequence[str], columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print a table on the standard output; columns after the labels are numbers."""
-    table = Table(title=title or None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(title=Text(title) if title else None, box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for name in labels:
-        table.add_column(name, no_wrap=True)
+        table.add_column(Text(name), no_wrap=True)
     for name in columns:
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(Text(name), justify="right", no_wrap=True)
     for row in rows:
-        table.add_row(*row)
-    Console().print(table)
+        table.add_row(*map(Text, row))
+    _literal().print(table)
+
+
+def _literal() -> Console:
+    """The standard output, where names stand as they are: brackets are no styles, ``:smile:`` is no picture."""
+    return Console(markup=False, emoji=False)
 
 
 def number(value: float, form: str = ".3f") -> str:
@@ -58,7 +64,7 @@ def show_alignment(report: pd.DataFrame) -> None:
             notes.append(f"landmarks left out: {row['outliers']}")
         if row.get("ambiguous") is True:
             notes.append(f"AMBIGUOUS: {row.get('message', '')}")
-        Console().print(f"{section}: {'; '.join(notes)}", markup=False, soft_wrap=True)
+        _literal().print(f"{section}: {'; '.join(notes)}", markup=False, soft_wrap=True)
 
 
 def medians(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stmsi._data.containers import check_file, reading
 from stmsi._settings import logger, settings
+from stmsi.io._files import check_new, unfinished
 
 if TYPE_CHECKING:
     import pooch
@@ -60,15 +63,23 @@ def download(deposit: Deposit, manager: pooch.Pooch, file: str, show_progress_ba
 
 
 def unpack(archive: Path) -> None:
-    """Unpack a zip file beside itself; what is there after an interrupt is never half of it."""
-    part = archive.with_suffix(".part")
-    shutil.rmtree(part, ignore_errors=True)
+    """Unpack a zip file beside itself; what is there after an interrupt is never half of it.
+
+    Raises
+    ------
+    FileExistsError
+        What it would be unpacked to is there already.
+    OSError
+        The disk has no room for what the archive says that it holds.
+    ValueError
+        The archive is damaged.
+    """
+    target = check_new(archive.with_suffix(""), "folder")
     logger.info("Unpacking %s", archive)
-    try:
-        with zipfile.ZipFile(archive) as file:
-            file.extractall(part)
-    except (zipfile.BadZipFile, EOFError, OSError) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        msg = f"{archive} cannot be unpacked ({error}); download it again."
-        raise ValueError(msg) from error
-    part.rename(archive.with_suffix(""))
+    with unfinished(target) as part:
+        with reading(check_file(archive), "a zip archive", "download it again"), zipfile.ZipFile(archive) as file:
+            size = sum(item.file_size for item in file.infolist())
+            if size > shutil.disk_usage(part).free:
+                raise OSError(errno.ENOSPC, f"{archive} unpacks to {size} bytes; free some space", str(target))
+            file.extractall(part / target.name)
+        (part / target.name).rename(target)

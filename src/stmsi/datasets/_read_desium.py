@@ -17,11 +17,11 @@ from scipy.spatial import cKDTree
 from stmsi._core.ids import safe_ids
 from stmsi._core.spectra.spectrum_arrays import mz_from_names, mz_labels
 from stmsi._data.checks import check_nonnegative, chosen, listing
+from stmsi._data.containers import check_file, inside, open_h5ad
 from stmsi._data.keys import Key
 from stmsi._data.sections import VISIUM_PITCH, VISIUM_SPOT_DIAMETER, msi_section, pixel_squares, st_section
 from stmsi._data.tables import as_csr
 from stmsi._settings import logger
-from stmsi.io._files import check_file, inside, open_h5ad
 from stmsi.io._text_table import check_intensities
 
 if TYPE_CHECKING:

@@ -12,10 +12,11 @@ from stmsi._core.ids import safe_ids
 from stmsi._core.registration.landmarks import apply_affine, fit_landmarks
 from stmsi._core.registration.warps import homogeneous
 from stmsi._data.checks import chosen, listing
+from stmsi._data.containers import check_file, check_folder, inside
 from stmsi._data.keys import Key
 from stmsi._data.sections import VISIUM_SPOT_DIAMETER, filled_text
+from stmsi._data.small_files import read_lines
 from stmsi._settings import logger
-from stmsi.io._files import check_file, check_folder, inside
 from stmsi.io._pixels import RESERVED, pixels_from_frame, section_of
 from stmsi.io._read_visium import visium_section
 from stmsi.io._text_table import check_numbers, check_repeats, read_text_table, require_columns
@@ -152,7 +153,9 @@ def _folders(root: Path) -> dict[str, Path]:
         msg = f"{root} is no input of MAGPIE: expected {_LAYOUT}; found {inside(root)}."
         raise FileNotFoundError(msg)
     files = [root / "selected.txt", root / "exclude.txt"]
-    selected, excluded = ({line.strip() for line in f.read_text().splitlines()} if f.exists() else set() for f in files)
+    selected, excluded = (
+        {line.strip() for line in read_lines(f, "a list of samples")} if f.exists() else set() for f in files
+    )
     keep = [name for name in found if name in (selected - {""} or found) and name not in excluded]
     if not keep:
         msg = f"selected.txt and exclude.txt of {root} leave no sample of {listing(found)}."

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from stmsi._core.ids import safe_ids
 from stmsi._data.checks import check_choice, chosen, listing
+from stmsi._data.containers import check_folder, inside
 from stmsi._settings import logger
-from stmsi.io._files import check_folder, inside
 from stmsi.io._pixels import pixels_from_frame, section_of
 from stmsi.io._read_visium import read_visium
 from stmsi.io._text_table import read_text_table

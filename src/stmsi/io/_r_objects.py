@@ -10,8 +10,8 @@ import numpy as np
 import scipy.sparse as sp
 
 from stmsi._data.checks import listing
+from stmsi._data.containers import check_file, reading
 from stmsi._lazy import missing_extra
-from stmsi.io._files import check_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -34,15 +34,11 @@ def read_rds(path: Path) -> Any:
         raise missing_extra("rdata", EXTRA)
     import rdata
 
-    check_file(path)
     makers = {**rdata.conversion.DEFAULT_CLASS_MAP, "dgCMatrix": _sparse}
-    with warnings.catch_warnings():
+    what, remedy = "an object of R", "save it again by saveRDS(object, file)"
+    with warnings.catch_warnings(), reading(check_file(path), what, remedy):
         warnings.filterwarnings("ignore", message="Missing constructor")  # classes of R packages stay namespaces
-        try:
-            return rdata.read_rds(path, constructor_dict=makers, default_encoding="utf-8")
-        except (ValueError, NotImplementedError, EOFError, KeyError, IndexError, OSError) as error:
-            msg = f"{path} cannot be read as an object of R ({error}). Save it again by saveRDS(object, file)."
-            raise ValueError(msg) from error
+        return rdata.read_rds(path, constructor_dict=makers, default_encoding="utf-8")
 
 
 def class_of(value: Any) -> str:

@@ -14,11 +14,11 @@ from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
 from stmsi._data.checks import is_spatialdata, listing
+from stmsi._data.containers import open_h5ad, open_store
 from stmsi._data.keys import Key
 from stmsi._data.sections import check_sample_name, msi_section
 from stmsi._data.tables import as_csr
 from stmsi._settings import logger
-from stmsi.io._files import open_h5ad, open_store
 from stmsi.io._metaspace_ions import ADDUCT, EXPORTED, FORMULA, ION, MODIFIED, MZ, annotated, ion_table
 from stmsi.io._pixels import measured_pixels
 from stmsi.io._text_table import check_intensities, check_numbers, read_wide_table, require_columns

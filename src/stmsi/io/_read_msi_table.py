@@ -12,10 +12,11 @@ import pandas as pd
 from stmsi._core.ids import safe_ids
 from stmsi._core.spectra.spectrum_arrays import mz_from_names
 from stmsi._data.checks import check_choice, listing, suggest
+from stmsi._data.containers import check_file, open_h5ad
 from stmsi._data.keys import Key
 from stmsi._data.sections import check_sample_name
+from stmsi._data.small_files import read_parquet
 from stmsi._settings import logger
-from stmsi.io._files import check_file, open_h5ad
 from stmsi.io._pixels import Pixels, pixels_from_frame, section_of
 from stmsi.io._scils import is_spectra_export, with_positions
 from stmsi.io._text_table import check_numbers, check_repeats, read_text_table
@@ -161,13 +162,7 @@ def _format(path: Path, table_format: TableFormat | None) -> TableFormat:
 
 
 def _parquet(path: Path) -> pd.DataFrame:
-    import pyarrow as pa
-
-    try:
-        frame = pd.read_parquet(path)
-    except pa.ArrowInvalid as error:
-        msg = f"{path} is not a readable parquet file ({str(error).splitlines()[0]}); copy or export it again."
-        raise ValueError(msg) from error
+    frame = read_parquet(path)
     if isinstance(frame.columns, pd.MultiIndex) or frame.shape[1] == 0:
         msg = f"{path} must have plain columns x, y and one per ion."
         raise ValueError(msg)

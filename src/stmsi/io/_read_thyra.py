@@ -15,10 +15,10 @@ from stmsi._core.ids import safe_ids
 from stmsi._core.spectra.spectrum_arrays import mz_labels
 from stmsi._data.checks import chosen, listing
 from stmsi._data.concatenate import concat_msi
+from stmsi._data.containers import open_store
 from stmsi._data.keys import Key
 from stmsi._data.sections import check_sample_name, msi_section
 from stmsi._data.tables import as_csr
-from stmsi.io._files import open_store
 from stmsi.io._pixels import measured_pixels
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,12 +12,13 @@ from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
 from stmsi._data.checks import listing
+from stmsi._data.containers import check_file, check_folder, inside, reading
 from stmsi._data.keys import Key
 from stmsi._data.position_units import note_unit
 from stmsi._data.sections import VISIUM_SPOT_DIAMETER, check_sample_name, st_section
+from stmsi._data.small_files import check_image, read_json
 from stmsi._data.spot_scale import BY_ARRAY, TOLERATED, array_scale, factor_scale
 from stmsi._settings import logger
-from stmsi.io._files import check_folder, inside
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _IN_TISSUE, _ARRAY_ROW, _ARRAY_COL = "in_tissue", "array_row", "array_col"
 _POSITIONS = ("tissue_positions.csv", "tissue_positions_list.csv")
 _SCALE_FACTORS = "scalefactors_json.json"
+_FACTORS = ("spot_diameter_fullres", "tissue_hires_scalef", "tissue_lowres_scalef")
+_IMAGES = ("tissue_hires_image.png", "tissue_lowres_image.png")
 
 
 def read_visium(
@@ -163,41 +165,52 @@ def _scale_factors(path: Path) -> dict[str, float]:
     if not file.exists():
         msg = f"There is no {file}; Space Ranger writes it beside the tissue positions."
         raise FileNotFoundError(msg)
-    try:
-        scale = json.loads(file.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        msg = f"{file} is not valid JSON ({error})."
-        raise ValueError(msg) from error
-    missing = [k for k in ("spot_diameter_fullres", "tissue_hires_scalef", "tissue_lowres_scalef") if k not in scale]
+    scale = read_json(file, "the scale factors of Space Ranger")
+    missing = [k for k in _FACTORS if k not in scale]
     if missing:
         msg = f"{file} lacks {listing(missing)}; found {listing(scale)}."
         raise ValueError(msg)
-    return {key: float(value) for key, value in scale.items() if isinstance(value, int | float)}
+    numbers = {key: float(value) for key, value in scale.items() if isinstance(value, int | float)}
+    wrong = [key for key in _FACTORS if key not in numbers]
+    if wrong:
+        msg = f"{file}: {listing(wrong)} must be numbers; copy the file again."
+        raise ValueError(msg)
+    return numbers
 
 
 def _read(path: Path, counts: str, sample: str) -> tuple[AnnData, dict[str, Any]]:
     """Counts with positions in full-resolution pixels, and the images, by spatialdata-io."""
     import spatialdata_io
 
-    with warnings.catch_warnings():
+    _check_files(path, counts)
+    what = f"Space Ranger output: the fault lies in {counts}, or in a file of the folder 'spatial'"
+    with warnings.catch_warnings(), reading(path, what, "copy them again"):
         # repeated gene symbols (made unique below) and the deprecations inside scanpy, spatialdata and spatialdata-io
         warnings.simplefilter("ignore")
-        try:
-            sdata = spatialdata_io.visium(path, dataset_id=sample, counts_file=counts)
-        except (OSError, EOFError, AttributeError, KeyError, ValueError) as error:
-            msg = f"{path / counts} or a file in {path / 'spatial'} cannot be read ({error}); copy it again."
-            raise ValueError(msg) from error
-    source = sdata.tables["table"]
-    xy = np.asarray(source.obsm[Key.obsm.SPATIAL], dtype=float)
+        sdata = spatialdata_io.visium(path, dataset_id=sample, counts_file=counts)
+        source = sdata.tables["table"]
+        xy = np.asarray(source.obsm[Key.obsm.SPATIAL], dtype=float)
     lost = ~np.isfinite(xy).all(axis=1)
     if lost.any():
         msg = f"{path}: {int(lost.sum())} barcodes have no tissue position: {listing(source.obs_names[lost])}."
         raise ValueError(msg)
-    obs = source.obs[[_IN_TISSUE, _ARRAY_ROW, _ARRAY_COL]].astype(int)
-    table = AnnData(sp.csr_matrix(source.X, dtype=np.float32), obs=obs, var=source.var.copy())
+    with reading(path, what, "copy them again"):
+        obs = source.obs[[_IN_TISSUE, _ARRAY_ROW, _ARRAY_COL]].astype(int)
+        table = AnnData(sp.csr_matrix(source.X, dtype=np.float32), obs=obs, var=source.var.copy())
     table.var_names_make_unique()
     table.obsm[Key.obsm.SPATIAL] = xy
     return table, dict(sdata.images)
+
+
+def _check_files(path: Path, counts: str) -> None:
+    """Raise where a file that spatialdata-io will open is none, or an image is damaged, which it would notice much later."""
+    beside = (path / counts).parent.glob("*.gz") if counts.endswith(".mtx.gz") else ()
+    positions = (path / "spatial" / name for name in _POSITIONS)
+    for file in (path / counts, *beside, *(p for p in positions if p.exists())):
+        check_file(file)
+    for name in _IMAGES:
+        if (path / "spatial" / name).exists():
+            check_image(path / "spatial" / name)
 
 
 def _micrometres_per_pixel(

@@ -15,7 +15,7 @@ import pandas as pd
 from scipy.sparse import coo_matrix
 
 from stmsi._data.checks import listing, suggest
-from stmsi.io._files import check_file
+from stmsi._data.containers import check_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -52,13 +52,12 @@ def read_text_table(
         separator = separator or (_found_in(header) if comments or default is None else default)
         options: dict[str, Any] = {"sep": separator, "compression": compression, "encoding": "utf-8-sig"}
         options["skiprows"] = comments
-        # two lines, because pandas takes a first field without a name for an index, silently; here it is an error
-        lines = 2
+        # the first row too, because pandas takes a first field without a name for an index, silently; here it is an error
+        alike = True
         if row.endswith(separator) and row.count(separator) == header.count(separator) + 1:
             # rows, but not the names, end with a separator
-            options["index_col"], lines = False, 1
-        head = pd.read_csv(path, header=None, nrows=lines, dtype=str, keep_default_na=False, **options)
-        names = head.iloc[0].tolist()
+            options["index_col"], alike = False, False
+        names = _names(path, header, row if alike else "", separator, options)
         _check_columns(names, path, separator)
         frame = pd.read_csv(path, low_memory=False, decimal=decimal, **options)
     except pd.errors.EmptyDataError as error:
@@ -76,6 +75,9 @@ def read_text_table(
         raise ValueError(msg) from error
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         msg = f"{path} is truncated or damaged ({error}); copy it again."
+        raise ValueError(msg) from error
+    except (csv.Error, MemoryError, OverflowError) as error:
+        msg = f"{path} is not a text table ({error}); copy or export it again."
         raise ValueError(msg) from error
     if not names[0].strip():
         frame, names = frame.iloc[:, 1:], names[1:]
@@ -204,6 +206,23 @@ def _first_lines(path: Path, *, compressed: bool) -> tuple[int, str, str]:
         else:
             line = ""
         return (skipped if comments else 0), line.rstrip("\r\n"), next(handle, "").rstrip("\r\n")
+
+
+def _names(path: Path, header: str, row: str, separator: str, options: dict[str, Any]) -> list[str]:
+    """The column names; raises where the first row has more fields."""
+    if len(separator) > 1 or header.count('"') % 2 or row.count('"') % 2:
+        # names or values on several lines, which pandas puts together
+        head = pd.read_csv(path, header=None, nrows=2 if row else 1, dtype=str, keep_default_na=False, **options)
+        return [str(name) for name in head.iloc[0]]
+    # by csv, because pandas makes a series of every column: seconds for fifty thousand ions
+    if not header.strip():
+        msg = "No columns to parse from file"
+        raise pd.errors.EmptyDataError(msg)
+    names, *values = csv.reader([line for line in (header, row) if line], delimiter=separator)
+    if values and len(values[0]) > len(names):
+        msg = f"Expected {len(names)} fields in the first row, saw {len(values[0])}"
+        raise pd.errors.ParserError(msg)
+    return names
 
 
 def _opened(path: Path, *, compressed: bool) -> IO[str]:

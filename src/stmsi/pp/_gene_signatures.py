@@ -12,6 +12,7 @@ import pandas as pd
 from stmsi._core.ids import safe_ids
 from stmsi._data.checks import check_nonnegative, listing, require_unique
 from stmsi._data.keys import Key
+from stmsi._data.small_files import read_lines
 from stmsi._data.tables import as_csr, require_obs, table_to_change, values_of
 from stmsi._settings import logger
 
@@ -152,14 +153,7 @@ def _from_sets(gene_sets: GeneSets, names: Sequence[str], genes: pd.Index) -> np
 
 def read_gmt(path: Path) -> dict[str, list[str]]:
     """Gene sets of a GMT file: name, description, genes, separated by tabs."""
-    if not path.is_file():
-        msg = f"No GMT file at {path}."
-        raise FileNotFoundError(msg)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        msg = f"{path} is not a text file in UTF-8 ({error.reason}); a GMT file holds name, description and genes."
-        raise ValueError(msg) from error
+    lines = read_lines(path, "a GMT file (name, description and genes)")
     rows = [line.rstrip("\n").split("\t") for line in lines if line.strip()]
     bad = [i + 1 for i, row in enumerate(rows) if len(row) < 3]
     if bad or not rows:

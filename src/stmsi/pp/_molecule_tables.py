@@ -9,6 +9,7 @@ import pandas as pd
 
 from stmsi._core.chemistry.adducts import Polarity, parse_adduct
 from stmsi._data.checks import listing
+from stmsi._data.small_files import read_list, read_parquet
 
 NAME, ID, FORMULA, CLASS, ADDUCT, MZ, FDR = "name", "id", "formula", "class", "adduct", "mz", "fdr"
 SIGN = "_sign"
@@ -61,24 +62,11 @@ def charge_of(formula: str) -> tuple[str, int]:
 
 
 def _read(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        msg = f"No table of molecules at {path}."
-        raise FileNotFoundError(msg)
-    if path.stat().st_size == 0:
-        msg = f"{path} is empty."
-        raise ValueError(msg)
     if path.suffix.lower() == ".parquet":
-        return pd.read_parquet(path)
+        return read_parquet(path)
     # METASPACE heads its exports with comments; elsewhere '#' may be part of a name
-    with path.open(encoding="utf-8", errors="replace") as file:
-        head = [(n, line) for n, line in enumerate(file) if line.strip() and not line.startswith("#")][:1]
-    skip, first = head[0] if head else (0, "")
-    sep = max("\t,;", key=first.count)
-    try:
-        return pd.read_csv(path, sep=sep, skiprows=skip, dtype=str, keep_default_na=False)
-    except (pd.errors.ParserError, UnicodeDecodeError) as error:
-        msg = f"{path} cannot be read as a table ({error}); save it as csv or tsv in UTF-8."
-        raise ValueError(msg) from error
+    text = {"dtype": str, "keep_default_na": False}
+    return read_list(path, "a table of molecules", separators="\t,;", heading="#", **text)
 
 
 def _text(column: pd.Series) -> list[str]:

@@ -114,13 +114,13 @@ def _write(path, text):
 
 
 BAD = {
-    "no file": (lambda p: p / "none.csv", FileNotFoundError, "No file of landmarks"),
+    "no file": (lambda p: p / "none.csv", FileNotFoundError, "There is no file"),
     "columns": (
         lambda p: _write(p / "a.csv", "a,b\n1,2\n"),
         ValueError,
         "a.csv has columns 'a', 'b'; expected x_msi,y_msi",
     ),
-    "empty": (lambda p: _write(p / "e.csv", ""), ValueError, "e.csv is not a table of landmarks"),
+    "empty": (lambda p: _write(p / "e.csv", ""), ValueError, "e.csv is empty"),
     "text": (
         lambda p: _write(p / "t.csv", ",".join(OWN) + "\n" + "1,2,3,x\n" * 4),
         ValueError,

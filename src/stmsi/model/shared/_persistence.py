@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 import pandas as pd
-from anndata import read_h5ad
 
 from stmsi._data.checks import listing
+from stmsi._data.containers import check_file, open_h5ad
 from stmsi._data.keys import Key
+from stmsi._data.small_files import read_json
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -105,6 +106,8 @@ def save_model(
     if target.exists() and not (target / CARD).is_file():
         msg = f"{target} is not a folder that stmsi wrote (no {CARD}); it is not overwritten."
         raise FileExistsError(msg)
+    if target.exists():
+        _refuse_foreign_files(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     new, old = scratch / "new", scratch / "old"
@@ -130,6 +133,19 @@ def save_model(
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     model._about = about
+
+
+def _refuse_foreign_files(target: Path) -> None:
+    """Raise where the folder of a saved model holds what saving it did not write, which overwriting would delete."""
+    try:
+        known = {CARD, *read_json(target / CARD, "the card of a model").get("files", ())}
+    except (ValueError, TypeError) as error:
+        msg = f"{target} is not overwritten, because its card does not tell which files are of the model ({error})."
+        raise FileExistsError(msg) from error
+    there = {p.relative_to(target).as_posix() for p in target.rglob("*") if p.is_symlink() or not p.is_dir()}
+    if foreign := sorted(there - known):
+        msg = f"{target} holds files that are not of the model: {listing(foreign)}. Move them, or save into another folder."
+        raise FileExistsError(msg)
 
 
 def model_card(model: StoredModel) -> dict[str, Any]:
@@ -224,12 +240,14 @@ def load_as(cls: type[Model], path: Path, card: Mapping[str, Any], adata: AnnDat
         msg = f"{path} holds a {name}, not a {cls.__name__}; load it with stmsi.model.load or {name}.load."
         raise ValueError(msg)
     for file, size in card.get("files", {}).items():
+        if (path / file).exists():
+            check_file(path / file)
         n_bytes = (path / file).stat().st_size if (path / file).is_file() else 0
         if n_bytes != size:
             msg = f"{path} is damaged: {file} has {n_bytes} of {size} bytes; copy it again or save the model again."
             raise ValueError(msg)
     if adata is None and (path / DATA).is_file():
-        adata = read_h5ad(path / DATA)
+        adata = open_h5ad(path / DATA)
     model = cls._read(path, adata)
     model._about = {k: card[k] for k in ("license", "about") if k in card}
     return model
@@ -240,16 +258,16 @@ def read_card(path: Path) -> dict[str, Any]:
     if not path.is_dir():
         msg = f"No folder {path}. Pass the folder that model.save(...) wrote."
         raise FileNotFoundError(msg)
-    if not (path / CARD).is_file():
+    if not (path / CARD).exists():
         found = sorted(p.name for p in path.iterdir())
         hint = " It looks like a model of scvi-tools; load it with the class that saved it." * ("model.pt" in found)
         msg = f"{path} is not a saved stmsi model: it has no {CARD}; found {listing(found)}.{hint}"
         raise ValueError(msg)
+    card = read_json(path / CARD, "the card of a model", "copy it again or save the model again")
     try:
-        card = json.loads((path / CARD).read_text(encoding="utf-8"))
         name, file_format = card["class"], int(card["format"])
         damage = None if isinstance(name, str) and isinstance(card.get("files", {}), dict) else "no class or files"
-    except (json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         damage = str(error)
     if damage is not None:
         msg = f"{path / CARD} is damaged ({damage}); save the model again."

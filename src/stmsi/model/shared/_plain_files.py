@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+import zipfile
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
@@ -20,10 +21,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from stmsi._data.containers import check_file
+from stmsi._data.small_files import read_json
 from stmsi._settings import logger
 
 STRUCTURE, ARRAYS = "model.json", "model.npz"
 
+_UNPACKED, _RATIO = 2**30, 100
+"""Bytes to which any archive may unpack, and how many times its own size beyond that."""
 _OWN = ("stmsi.model.", "stmsi._core.")
 """Where the classes of stmsi that a file may name are."""
 _TREES = "sklearn.ensemble._hist_gradient_boosting"
@@ -74,7 +79,9 @@ def read_payload(directory: Path) -> dict[str, Any]:
         Damaged files, or files that name a class that is not on the list.
     """
     try:
-        content = json.loads((directory / STRUCTURE).read_text(encoding="utf-8"))
+        content = read_json(directory / STRUCTURE, "the structure of a model")
+        check_file(directory / ARRAYS)
+        _check_unpacked(directory / ARRAYS)
         with (directory / ARRAYS).open("rb") as handle, np.load(handle, allow_pickle=False) as file:
             parts = [file[str(k)] for k in range(len(file.files))]
         reader = _Reader(parts)
@@ -89,6 +96,26 @@ def read_payload(directory: Path) -> dict[str, Any]:
             directory, written, installed,
         )  # fmt: skip
     return payload
+
+
+def _check_unpacked(path: Path) -> None:
+    """Raise where arrays claim more bytes than their part of the archive holds, or all of them far more than the file has."""
+    with zipfile.ZipFile(path) as archive:
+        total = 0
+        for item in archive.infolist():
+            with archive.open(item) as handle:
+                version = np.lib.format.read_magic(handle)
+                read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                shape, _, dtype = read_header[version](handle)
+                claimed = math.prod(shape) * dtype.itemsize
+                if claimed != item.file_size - handle.tell():
+                    msg = f"{item.filename} claims {claimed} bytes, and its part of the archive holds {item.file_size}"
+                    raise ValueError(msg)
+            total += claimed
+    allowed = _UNPACKED + _RATIO * path.stat().st_size
+    if total > allowed:
+        msg = f"{path.name} unpacks to {total} bytes, more than the {allowed} that a file of its size may"
+        raise ValueError(msg)
 
 
 class _Writer:
@@ -187,6 +214,7 @@ class _Reader:
 
     def __init__(self, parts: list[NDArray[Any]]) -> None:
         self.parts = parts
+        self.left = [len(part) for part in parts]
         self.uses_sklearn = False
 
     def decode(self, node: Any) -> Any:
@@ -218,6 +246,11 @@ class _Reader:
         size = math.prod(shape)
         if min(at, node["part"], *shape, 0) < 0 or at + size > len(part):
             msg = f"an array reaches beyond its {len(part)} numbers"
+            raise ValueError(msg)
+        # a tree that takes the same numbers again and again would grow without bound
+        self.left[node["part"]] -= size
+        if self.left[node["part"]] < 0:
+            msg = "arrays take the same numbers more than once"
             raise ValueError(msg)
         return part[at : at + size].reshape(shape, order=node["order"]).copy(order=node["order"])
 

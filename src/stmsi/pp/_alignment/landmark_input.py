@@ -14,6 +14,7 @@ from stmsi._core.registration.landmarks import apply_affine
 from stmsi._data.checks import listing
 from stmsi._data.elements import frames_of, matrix_to
 from stmsi._data.keys import Key
+from stmsi._data.small_files import read_list
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -47,18 +48,7 @@ def is_file(given: Any) -> bool:
 def read_landmarks(path: str | PathLike[str], samples: list[str]) -> dict[str, Pair] | Pair:
     """Landmarks of a csv file, each side (n, 2); where the file names sections, a pair for each of `samples` in it."""
     path = Path(path)
-    if not path.is_file():
-        msg = f"No file of landmarks {str(path)!r}."
-        raise FileNotFoundError(msg)
-    try:
-        with path.open(encoding="utf-8-sig") as file:  # spreadsheets put a mark first
-            header = file.readline()
-        separator = max(",;\t", key=header.count)
-        # where semicolons separate, commas may stand for the decimal point
-        table = pd.read_csv(path, sep=separator, decimal="," if separator == ";" else ".", encoding="utf-8-sig")
-    except (pd.errors.ParserError, pd.errors.EmptyDataError, UnicodeDecodeError) as error:
-        msg = f"{path.name} is not a table of landmarks ({error})."
-        raise ValueError(msg) from error
+    table = read_list(path, "a table of landmarks")
     by_name = {str(c).strip().lower(): c for c in table.columns}
     known = next((names for names in _COLUMNS if set(names) <= set(by_name)), None)
     if known is None:
