@@ -115,7 +115,7 @@ CLASSES: dict[str, tuple[LipidClass, ...]] = {
         LipidClass(
             "phosphatidylcholine", (8, 16, 1, 8, 1, 0), 2,
             f"CHPT1 CEPT1 PCYT1A PCYT1B PEMT {_REMODEL} PLA2G4A PLD1 PLD2",
-            "28:0 30:0 30:1 32:0 32:1 32:2 33:1 34:0 34:1 34:2 34:3 34:4 35:1 35:2 36:0 36:1 36:2 36:3 36:4 36:5 36:6 38:1 38:2 38:3 "
+            "30:0 30:1 32:0 32:1 32:2 33:1 34:0 34:1 34:2 34:3 34:4 35:1 35:2 36:1 36:2 36:3 36:4 36:5 36:6 38:1 38:2 38:3 "
             "38:4 38:5 38:6 38:7 40:1 40:2 40:4 40:5 40:6 40:7 40:8",
             "ABCB4 PCTP", ("pchol_hs",),
         ),
@@ -129,7 +129,7 @@ CLASSES: dict[str, tuple[LipidClass, ...]] = {
         LipidClass(
             "phosphatidylethanolamine", (5, 10, 1, 8, 1, 0), 2,
             "PCYT2 SELENOI CEPT1 PISD PEMT LPCAT3 MBOAT1 MBOAT2 NAPEPLD PLA2G4A",
-            "32:1 34:0 34:1 34:2 34:3 36:0 36:1 36:2 36:3 36:4 36:5 38:1 38:2 38:3 38:4 38:5 38:6 38:7 40:4 40:5 40:6 40:7 40:8",
+            "32:1 34:1 34:2 34:3 36:1 36:2 36:3 36:4 36:5 38:1 38:2 38:3 38:4 38:5 38:6 38:7 40:4 40:5 40:6 40:7 40:8",
             "ATP8A1", ("pe_hs",),
         ),
         LipidClass(
@@ -141,7 +141,7 @@ CLASSES: dict[str, tuple[LipidClass, ...]] = {
     "PS": (
         LipidClass(
             "phosphatidylserine", (6, 10, 1, 10, 1, 0), 2, "PTDSS1 PTDSS2 PISD ABHD16A PLA1A",
-            "34:0 34:1 34:2 36:0 36:1 36:2 36:3 36:4 38:1 38:3 38:4 38:5 38:6 40:4 40:5 40:6 40:7", _FLIP, ("ps_hs",),
+            "34:1 34:2 36:1 36:2 36:3 36:4 38:1 38:3 38:4 38:5 38:6 40:4 40:5 40:6 40:7", _FLIP, ("ps_hs",),
         ),
     ),
     "PI": (
@@ -154,7 +154,7 @@ CLASSES: dict[str, tuple[LipidClass, ...]] = {
     "PG": (
         LipidClass(
             "phosphatidylglycerol", (6, 11, 0, 10, 1, 0), 2, "PGS1 PTPMT1 CRLS1 LPGAT1 CLN5",
-            "32:0 34:0 34:1 34:2 36:1 36:2 36:3 36:4 38:4 38:5 38:6 40:6 40:7 40:8 44:12",
+            "32:0 34:1 34:2 36:1 36:2 36:4 38:4 38:5 38:6 40:6 40:7 40:8 44:12",
             "", ("pglyc_hs", "pgp_hs"), ("BMP {}",),
         ),
     ),
@@ -162,7 +162,7 @@ CLASSES: dict[str, tuple[LipidClass, ...]] = {
         LipidClass(
             "phosphatidate", (3, 5, 0, 8, 1, 0), 2,
             "AGPAT1 AGPAT2 AGPAT3 PLD1 PLD2 DGKA DGKZ LPIN1 LPIN2 LPIN3 CDS1 CDS2",
-            "32:0 34:0 34:1 34:2 36:1 36:2 36:3 36:4 38:4 38:5 38:6 40:6", "", ("pa_hs", "cdpdag_hs"),
+            "32:0 34:1 34:2 36:1 36:2 36:3 36:4 38:4 38:5 38:6 40:6", "", ("pa_hs", "cdpdag_hs"),
         ),
     ),
     "SM": (
@@ -207,7 +207,7 @@ CLASSES: dict[str, tuple[LipidClass, ...]] = {
     "SHexCer": (
         LipidClass(
             "sulfatide", (6, 11, 1, 11, 0, 1), 0, "GAL3ST1 UGT8 ARSA PSAP",
-            "34:1 36:1 38:1 40:1 40:2 41:1 42:1 42:2 42:3 36:1;O3 40:1;O3 42:1;O3 42:2;O3",
+            "34:1 36:1 38:1 40:1 40:2 41:1 42:1 42:2 42:3 40:1;O3 42:1;O3 42:2;O3",
             "", ("sgalside_hs", "galside_hs"), ("SHexCer d{}", "sulfatide {}", "ST {}"), ("FA2H",),
         ),
     ),
@@ -322,4 +322,8 @@ CLASSES: dict[str, tuple[LipidClass, ...]] = {
         ),
     ),
 }  # fmt: skip
-"""Species of each class by its abbreviation, of esters first and of ethers second."""
+"""Species of each class by its abbreviation, of esters first and of ethers second.
+
+Species that are rare in tissue, such as phospholipids of two saturated chains other than the commonest, are left out:
+as candidates for a mass they would stand beside, or before, the likely ones.
+"""
