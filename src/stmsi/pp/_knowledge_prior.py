@@ -60,7 +60,7 @@ def knowledge_prior(
     data
         SpatialData or its ST table, with mapped MSI.
     table
-        What is known. `None`: :func:`stmsi.datasets.core_metabolites`. A DataFrame with the columns ``metabolite`` (or
+        What is known. `None`: :func:`stmsi.datasets.core_metabolites`, whose column ``source`` says where its genes are from. A DataFrame with the columns ``metabolite`` (or
         ``name``) and ``gene`` (or ``genes``; one or several, separated by ``;``), and optionally ``synonyms``,
         ``formula``, ``hmdb``, ``kegg``, ``chebi``, ``transporters``; MEBOCOST's tables can be given as they are. A
         mapping from metabolite to genes. The path of a GMT file whose sets are named like metabolites.
