@@ -168,14 +168,16 @@ def open_h5ad(path: Path) -> AnnData:
             if not {"obs", "var"} <= set(file):
                 msg = f"{path} is an HDF5 file but not an AnnData: it has no 'obs' and 'var'; found {listing(file)}."
                 raise ValueError(msg)
-            check_unpacked(path, _arrays_of(file))
+            check_unpacked(path, arrays_of(file))
         with warnings.catch_warnings():
             # what anndata says of old layouts is no concern of whoever reads them
             warnings.filterwarnings("ignore", category=FutureWarning)
-            return ad.read_h5ad(path)
+            adata = ad.read_h5ad(path)
+        check_matrices(adata)
+    return adata
 
 
-def _arrays_of(file: h5py.File) -> list[tuple[str, int, int]]:
+def arrays_of(file: h5py.File) -> list[tuple[str, int, int]]:
     """Name, bytes when unpacked and bytes stored of all arrays of an HDF5 file."""
     import h5py
 
@@ -187,6 +189,15 @@ def _arrays_of(file: h5py.File) -> list[tuple[str, int, int]]:
 
     file.visititems(note)
     return found
+
+
+def check_matrices(adata: AnnData) -> None:
+    """Raise where a sparse matrix points outside of itself: scipy follows the indices of a damaged file without looking."""
+    found = [adata.X, *adata.layers.values(), *adata.obsm.values(), *adata.varm.values(), *adata.obsp.values()]
+    found += [] if adata.raw is None else [adata.raw.X]
+    for matrix in (*found, *adata.uns.values()):
+        if hasattr(matrix, "check_format"):
+            matrix.check_format(full_check=True)
 
 
 def check_unpacked(path: Path, arrays: list[tuple[str, int, int]]) -> None:
@@ -233,7 +244,10 @@ def open_store(path: Path, selection: tuple[str, ...] | None = ("tables", "shape
         _check_store(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # older layouts of stores announce themselves
-            return read_zarr(path, selection=selection)
+            sdata = read_zarr(path, selection=selection)
+        for table in sdata.tables.values():
+            check_matrices(table)
+    return sdata
 
 
 def _refuse_other_stores(path: Path) -> None:

@@ -112,4 +112,6 @@ def check_image(path: Path) -> None:
     with reading(check_file(path), "an image", "copy it again, or read without images"), warnings.catch_warnings():
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as image:
-            image.verify()
+            image.verify()  # its checksums
+        with Image.open(path) as image:
+            image.load()
