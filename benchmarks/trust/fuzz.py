@@ -58,6 +58,8 @@ class Case(NamedTuple):
     read: Callable[[Path], Any]
     files: tuple[str, ...]
     """Patterns of the files that are damaged."""
+    kinds: tuple[str, ...] = KINDS
+    """How they are damaged."""
 
 
 # ------------------------------------------------------------------------------------------------------- valid files
@@ -72,7 +74,9 @@ def _wide() -> pd.DataFrame:
 
 
 def _adata() -> AnnData:
-    obs = pd.DataFrame({"x": _X, "y": _Y, "cluster": pd.Categorical(["a", "b"] * 6)}, index=[f"px{i}" for i in range(12)])
+    obs = pd.DataFrame(
+        {"x": _X, "y": _Y, "cluster": pd.Categorical(["a", "b"] * 6)}, index=[f"px{i}" for i in range(12)]
+    )
     return AnnData(sp.csr_matrix(_COUNTS), obs=obs, var=pd.DataFrame({"mz": _MZ}, index=[f"mz_{m}" for m in _MZ]))
 
 
@@ -134,7 +138,12 @@ def _space_ranger(folder: Path, *, h5: bool) -> None:
         with h5py.File(folder / "filtered_feature_bc_matrix.h5", "w") as file:
             matrix = file.create_group("matrix")
             matrix["barcodes"] = np.array(barcodes, dtype="S")
-            matrix["data"], matrix["indices"], matrix["indptr"], matrix["shape"] = X.data, X.indices, X.indptr, X.shape[::-1]
+            matrix["data"], matrix["indices"], matrix["indptr"], matrix["shape"] = (
+                X.data,
+                X.indices,
+                X.indptr,
+                X.shape[::-1],
+            )
             for key, value in names.items():
                 matrix[f"features/{key}"] = np.array([value.format(i) for i in range(4)], dtype="S")
     else:
@@ -163,7 +172,9 @@ def _magpie(folder: Path) -> None:
     (folder / "msi").mkdir()
     ids = pd.Series([f"pixel_{i}" for i in range(12)], name="spot_id")
     pd.DataFrame({"spot_id": ids, "x": _X, "y": _Y}).to_csv(folder / "msi" / "MSI_metadata.csv", index=False)
-    pd.concat([ids, _wide().drop(columns=["x", "y"])], axis=1).to_csv(folder / "msi" / "MSI_intensities.csv", index=False)
+    pd.concat([ids, _wide().drop(columns=["x", "y"])], axis=1).to_csv(
+        folder / "msi" / "MSI_intensities.csv", index=False
+    )
     (folder / "landmarks_noHE.csv").write_text(
         "X_left,Y_left,X_right,Y_right\n0,0,10,10\n3,0,70,12\n0,2,11,60\n3,2,72,61\n"
     )
@@ -223,7 +234,7 @@ def cases() -> dict[str, Case]:
     def visium(folder: Path) -> Any:
         sdata = stmsi.io.read_visium(folder, sample="s1")
         for image in sdata.images.values():  # pictures are read when they are drawn
-            np.asarray(image.data)
+            image.data.compute(scheduler="synchronous")  # threads do not survive a fork
         return sdata
 
     outs = ("spatial/*", "*.h5", "filtered_feature_bc_matrix/*")
@@ -232,7 +243,9 @@ def cases() -> dict[str, Case]:
         "read_msi_table (csv.gz)": Case(
             lambda f: _wide().to_csv(f / "w.csv.gz", index=False), table("w.csv.gz"), ("w.csv.gz",)
         ),
-        "read_msi_table (parquet)": Case(lambda f: _wide().to_parquet(f / "w.parquet"), table("w.parquet"), ("w.parquet",)),
+        "read_msi_table (parquet)": Case(
+            lambda f: _wide().to_parquet(f / "w.parquet"), table("w.parquet"), ("w.parquet",)
+        ),
         "read_msi_table (h5ad)": Case(lambda f: _adata().write_h5ad(f / "a.h5ad"), table("a.h5ad"), ("a.h5ad",)),
         "read_metaspace (csv)": Case(
             _metaspace,
@@ -251,7 +264,9 @@ def cases() -> dict[str, Case]:
         "read_magpie (csv)": Case(
             _magpie, lambda f: stmsi.datasets.read_magpie(f, pixel_size=100, images=False), ("*.csv", "msi/*")
         ),
-        "command line (h5ad)": Case(lambda f: _adata().write_h5ad(f / "a.h5ad"), lambda f: read_data(f / "a.h5ad"), ("*",)),
+        "command line (h5ad)": Case(
+            lambda f: _adata().write_h5ad(f / "a.h5ad"), lambda f: read_data(f / "a.h5ad"), ("*",)
+        ),
         "command line (zarr)": Case(_store, lambda f: read_data(f / "run.zarr"), ("run.zarr/**/*",)),
         "list of ions (csv)": Case(_lists, lambda f: read_ions(f / "ions.csv"), ("ions.csv",)),
         "landmarks (csv)": Case(_lists, lambda f: read_landmarks(f / "landmarks.csv", ["s1"]), ("landmarks.csv",)),
@@ -270,11 +285,12 @@ def cases() -> dict[str, Case]:
 # ----------------------------------------------------------------------------------------------------------- damages
 
 
-def damage(path: Path, rng: np.random.Generator) -> str:
-    """Damage a file in place; returns how."""
+def damage(path: Path, rng: np.random.Generator, kinds: tuple[str, ...] = KINDS) -> str:
+    """Damage a file in place in one of some ways; returns how."""
     raw = bytearray(path.read_bytes())
     n = max(len(raw), 1)
-    kind = str(rng.choice(KINDS, p=SHARES))
+    shares = np.array([SHARES[KINDS.index(kind)] for kind in kinds])
+    kind = str(rng.choice(kinds, p=shares / shares.sum()))
     start, stop = sorted(int(i) for i in rng.integers(0, n + 1, 2))
     if kind == "cut":
         raw = raw[:start]
@@ -324,7 +340,7 @@ def trial(case: Case, valid: Path, folder: Path, seed: list[int]) -> tuple[str, 
     shutil.copytree(valid, folder)
     files = sorted({p for pattern in case.files for p in folder.glob(pattern) if p.is_file()})
     path = files[int(rng.integers(len(files)))]
-    kind = damage(path, rng)
+    kind = damage(path, rng, case.kinds)
     found, text = outcome(case, folder)
     return found, f"{kind} {path.relative_to(folder)}: {text}"
 

@@ -239,12 +239,11 @@ def open_store(path: Path, selection: tuple[str, ...] | None = ("tables", "shape
     if not path.is_dir():
         msg = f"{path} is a file; expected a SpatialData store, a folder that ends with .zarr."
         raise ValueError(msg)
-    with reading(path, "a SpatialData store", "copy or convert it again"):
+    with reading(path, "a SpatialData store", "copy or convert it again"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # older layouts of stores announce themselves
         _refuse_other_stores(path)
         _check_store(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # older layouts of stores announce themselves
-            sdata = read_zarr(path, selection=selection)
+        sdata = read_zarr(path, selection=selection)
         for table in sdata.tables.values():
             check_matrices(table)
     return sdata
