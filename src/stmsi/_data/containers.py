@@ -98,8 +98,8 @@ def _newer(error: BaseException) -> str | None:
     )
 
 
-def check_file(path: Path) -> Path:
-    """Raise where there is no regular file with something in it: folders, pipes, devices and files that are one hole."""
+def check_file(path: Path, *, holes: bool = False) -> Path:
+    """Raise where there is no regular file with something in it: folders, pipes, devices, and files that are one hole."""
     if not path.exists():
         hint = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         msg = f"There is no file {path}.{hint}"
@@ -115,7 +115,7 @@ def check_file(path: Path) -> Path:
     if size == 0:
         msg = f"{path} is empty (0 bytes); copy or export it again."
         raise ValueError(msg)
-    if size > _MUCH and _has_hole(path):
+    if not holes and size > _MUCH and _has_hole(path):
         msg = f"{path} says {size} bytes, but most of them were never written; copy it again."
         raise ValueError(msg)
     return path

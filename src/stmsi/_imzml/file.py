@@ -69,7 +69,7 @@ def find_ibd(path: Path) -> Path:
         remedy = f"unpack {packed[0]} (gunzip)" if packed else f"put {plain_stem(path)}.ibd beside it"
         msg = f"The binary part of {path} is missing: {remedy}."
         raise FileNotFoundError(msg)
-    return check_file(found[0])
+    return check_file(found[0], holes=True)  # mapped, never read whole
 
 
 class ImzmlFile:
