@@ -168,7 +168,7 @@ def test_other_stores_are_refused(tmp_path):
     with pytest.raises(ValueError, match="is a file; expected a SpatialData store"):
         read_thyra(tmp_path / "file.zarr")
     (tmp_path / "empty.zarr").mkdir()
-    with pytest.raises(ValueError, match="is not a zarr store: it has no zarr.json"):
+    with pytest.raises(ValueError, match=r"is not a zarr store: it has no zarr\.json"):
         read_thyra(tmp_path / "empty.zarr")
     table, shapes = _slice("run_z0")
     table.var = table.var.rename(columns={"mz": "mass"})

@@ -196,7 +196,7 @@ def test_bad_folders_raise(tmp_path):
     h5 = folder.path / "other.h5"
     with h5py.File(h5, "w") as file:
         file["numbers"] = [1, 2]
-    fails("cannot be read as Space Ranger output: the fault lies in other.h5", ValueError, counts_file="other.h5")
+    fails("other.h5 cannot be read as counts of Space Ranger", ValueError, counts_file="other.h5")
     shutil.rmtree(counts)
     fails("has no counts filtered_feature_bc_matrix.h5", FileNotFoundError)
     (spatial / "tissue_positions.csv").rename(spatial / "tissue_positions.parquet")

@@ -279,7 +279,7 @@ def test_files_that_are_no_tables(tmp_path):
     empty.write_text("")
     with pytest.raises(ValueError, match="is empty"):
         stmsi.pp.annotate_mz(_table([203.0526]), empty, polarity="positive")
-    with pytest.raises(FileNotFoundError, match="There is no file"):
+    with pytest.raises(ValueError, match="is a directory; pass one file"):
         stmsi.pp.annotate_mz(_table([203.0526]), tmp_path, polarity="positive")
 
 

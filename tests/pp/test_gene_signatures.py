@@ -199,7 +199,7 @@ def test_errors_name_the_remedy_and_change_nothing(st, change, kwargs, error, me
     assert not st.uns
 
 
-@pytest.mark.parametrize("text", ["", "a\tno genes\n", "a,b,c\n"])
+@pytest.mark.parametrize("text", ["\n", "a\tno genes\n", "a,b,c\n"])
 def test_a_file_that_is_no_gmt(st, tmp_path, text):
     path = tmp_path / "sets.gmt"
     path.write_text(text)

@@ -98,8 +98,8 @@ def _newer(error: BaseException) -> str | None:
     )
 
 
-def check_file(path: Path) -> Path:
-    """Raise where there is no regular file with something in it: folders, pipes, devices and files that are one hole."""
+def check_file(path: Path, *, holes: bool = False) -> Path:
+    """Raise where there is no regular file with something in it: folders, pipes, devices, and files that are one hole."""
     if not path.exists():
         hint = suggest(path.name, [p.name for p in path.parent.iterdir()]) if path.parent.is_dir() else ""
         msg = f"There is no file {path}.{hint}"
@@ -115,7 +115,7 @@ def check_file(path: Path) -> Path:
     if size == 0:
         msg = f"{path} is empty (0 bytes); copy or export it again."
         raise ValueError(msg)
-    if size > _MUCH and _has_hole(path):
+    if not holes and size > _MUCH and _has_hole(path):
         msg = f"{path} says {size} bytes, but most of them were never written; copy it again."
         raise ValueError(msg)
     return path
@@ -168,14 +168,16 @@ def open_h5ad(path: Path) -> AnnData:
             if not {"obs", "var"} <= set(file):
                 msg = f"{path} is an HDF5 file but not an AnnData: it has no 'obs' and 'var'; found {listing(file)}."
                 raise ValueError(msg)
-            check_unpacked(path, _arrays_of(file))
+            check_unpacked(path, arrays_of(file))
         with warnings.catch_warnings():
             # what anndata says of old layouts is no concern of whoever reads them
             warnings.filterwarnings("ignore", category=FutureWarning)
-            return ad.read_h5ad(path)
+            adata = ad.read_h5ad(path)
+        check_matrices(adata)
+    return adata
 
 
-def _arrays_of(file: h5py.File) -> list[tuple[str, int, int]]:
+def arrays_of(file: h5py.File) -> list[tuple[str, int, int]]:
     """Name, bytes when unpacked and bytes stored of all arrays of an HDF5 file."""
     import h5py
 
@@ -187,6 +189,15 @@ def _arrays_of(file: h5py.File) -> list[tuple[str, int, int]]:
 
     file.visititems(note)
     return found
+
+
+def check_matrices(adata: AnnData) -> None:
+    """Raise where a sparse matrix points outside of itself: scipy follows the indices of a damaged file without looking."""
+    found = [adata.X, *adata.layers.values(), *adata.obsm.values(), *adata.varm.values(), *adata.obsp.values()]
+    found += [] if adata.raw is None else [adata.raw.X]
+    for matrix in (*found, *adata.uns.values()):
+        if hasattr(matrix, "check_format"):
+            matrix.check_format(full_check=True)
 
 
 def check_unpacked(path: Path, arrays: list[tuple[str, int, int]]) -> None:
@@ -228,12 +239,14 @@ def open_store(path: Path, selection: tuple[str, ...] | None = ("tables", "shape
     if not path.is_dir():
         msg = f"{path} is a file; expected a SpatialData store, a folder that ends with .zarr."
         raise ValueError(msg)
-    with reading(path, "a SpatialData store", "copy or convert it again"):
+    with reading(path, "a SpatialData store", "copy or convert it again"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # older layouts of stores announce themselves
         _refuse_other_stores(path)
         _check_store(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # older layouts of stores announce themselves
-            return read_zarr(path, selection=selection)
+        sdata = read_zarr(path, selection=selection)
+        for table in sdata.tables.values():
+            check_matrices(table)
+    return sdata
 
 
 def _refuse_other_stores(path: Path) -> None:

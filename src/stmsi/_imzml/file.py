@@ -13,6 +13,7 @@ from stmsi._core.spectra import imzml_fields as f
 from stmsi._core.spectra.extraction import BAD_MZ, Chunk, FaultError, gather, readable, spectra_of
 from stmsi._core.spectra.spectrum_arrays import decode
 from stmsi._data.checks import listing
+from stmsi._data.containers import check_file
 from stmsi._imzml.header import UNKNOWN
 from stmsi._imzml.index import Arrays, read_index
 from stmsi._settings import logger
@@ -45,10 +46,7 @@ def check_imzml(path: Path) -> Path:
         found = listing(sorted(p.name for p in path.glob("*.[iI][mM][zZ][mM][lL]")))
         msg = f"{path} is a directory; pass one imzML file. In it: {found}."
         raise ValueError(msg)
-    if path.stat().st_size == 0:
-        msg = f"{path} is empty (0 bytes); copy or export it again."
-        raise ValueError(msg)
-    return path
+    return check_file(path)
 
 
 def plain_stem(path: Path) -> str:
@@ -71,10 +69,7 @@ def find_ibd(path: Path) -> Path:
         remedy = f"unpack {packed[0]} (gunzip)" if packed else f"put {plain_stem(path)}.ibd beside it"
         msg = f"The binary part of {path} is missing: {remedy}."
         raise FileNotFoundError(msg)
-    if found[0].stat().st_size == 0:
-        msg = f"{found[0]} is empty (0 bytes); copy or export it again."
-        raise ValueError(msg)
-    return found[0]
+    return check_file(found[0], holes=True)  # mapped, never read whole
 
 
 class ImzmlFile:

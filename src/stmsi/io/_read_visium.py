@@ -6,13 +6,14 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import h5py
 import numpy as np
 import scipy.sparse as sp
 from anndata import AnnData
 
 from stmsi._core.ids import safe_ids
 from stmsi._data.checks import listing
-from stmsi._data.containers import check_file, check_folder, inside, reading
+from stmsi._data.containers import arrays_of, check_file, check_folder, check_unpacked, inside, reading
 from stmsi._data.keys import Key
 from stmsi._data.position_units import note_unit
 from stmsi._data.sections import VISIUM_SPOT_DIAMETER, check_sample_name, st_section
@@ -208,6 +209,14 @@ def _check_files(path: Path, counts: str) -> None:
     positions = (path / "spatial" / name for name in _POSITIONS)
     for file in (path / counts, *beside, *(p for p in positions if p.exists())):
         check_file(file)
+    if counts.endswith(".h5"):
+        with reading(path / counts, "counts of Space Ranger"), h5py.File(path / counts) as file:
+            check_unpacked(path / counts, arrays_of(file))
+            for group in file.values():
+                # scipy follows indices without looking
+                n_genes, n_spots = (int(n) for n in group["shape"][:2])
+                parts = tuple(group[part][:] for part in ("data", "indices", "indptr"))
+                sp.csc_matrix(parts, shape=(n_genes, n_spots)).check_format(full_check=True)
     for name in _IMAGES:
         if (path / "spatial" / name).exists():
             check_image(path / "spatial" / name)

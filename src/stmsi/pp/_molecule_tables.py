@@ -36,8 +36,9 @@ def read_molecules(source: str | Path | pd.DataFrame, polarity: Polarity | None)
     lower = {str(c).strip().lower().replace(" ", "_"): c for c in reversed(list(table.columns))}
     columns = {role: next((lower[a] for a in names if a in lower), None) for role, names in _ALIASES.items()}
     if columns[FORMULA] is None:
+        where = "" if isinstance(source, pd.DataFrame) else f" {source}"
         msg = (
-            f"The table of molecules has no column with formulas ({', '.join(_ALIASES[FORMULA])}); found "
+            f"The table of molecules{where} has no column with formulas ({', '.join(_ALIASES[FORMULA])}); found "
             f"{listing(table.columns)}."
         )
         raise KeyError(msg)

@@ -261,6 +261,16 @@ def test_an_interrupted_save_leaves_the_old_model(folder, monkeypatch, error, st
     assert model.card["license"] == "CC-BY-4.0", "the model in memory says what was saved"
 
 
+def test_overwriting_deletes_no_file_of_others(folder):
+    model = stmsi.model.load(folder)
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match=r"holds files that are not of the model: 'notes\.txt'\. Move them"):
+        model.save(folder, overwrite=True)
+    assert (folder / "notes.txt").read_text() == "mine"
+    (folder / "notes.txt").unlink()
+    model.save(folder, overwrite=True)
+
+
 # ------------------------------------------------------------------------------------------------ with the training data
 
 

@@ -175,3 +175,21 @@ def test_trees_that_lead_outside_are_refused(tmp_path, field, value):
     model._predictors[0][0].nodes[field][0] = value
     with pytest.raises(ValueError, match="a tree leads outside of itself"):
         there_and_back(tmp_path, model)
+
+
+def test_what_is_unpacked_is_bounded(tmp_path):
+    write_payload(tmp_path, {"a": np.arange(4.0)})
+    tree = json.loads((tmp_path / "model.json").read_text())
+    one = tree["tree"]["values"][0]
+    tree["tree"] |= {"keys": ["a", "b"], "values": [one, one]}
+    (tmp_path / "model.json").write_text(json.dumps(tree))
+    with pytest.raises(ValueError, match="take the same numbers more than once"):
+        read_payload(tmp_path)
+
+
+def test_an_archive_that_claims_too_much_is_refused(tmp_path, monkeypatch):
+    write_payload(tmp_path, {"a": np.zeros(10_000)})
+    read_payload(tmp_path)
+    monkeypatch.setattr("stmsi.model.shared._plain_files._UNPACKED", 0)
+    with pytest.raises(ValueError, match=r"model\.npz unpacks to 80000 bytes, more than"):
+        read_payload(tmp_path)
