@@ -78,7 +78,10 @@ def test_a_section_twice_under_two_names(clean):
     changed = both.X.tolil()
     changed[-copy.n_obs :, 0] = changed[-copy.n_obs :, 0].toarray() + 1
     both.X = sp.csr_matrix(changed)
-    assert not found(both)
+    assert found(both) == {"duplicates": "error"}
+    both.obs["sample"] = both.obs["sample"].astype(str)
+    both.X[-copy.n_obs :] = sp.csr_matrix(np.random.default_rng(0).poisson(copy.X.toarray().mean(axis=0), copy.shape))
+    assert "duplicates" not in found(both)
 
 
 def test_oversampled_before_the_split(clean):
@@ -224,7 +227,10 @@ def test_alignments_by_content(mapped):
     record = mapped.tables["msi"].uns["alignment"]
     record["P1S1"] = dict(record["P1S1"]) | {"n_landmarks": 0, "model": "affine"}
     assert check_leakage(mapped, splitter, **setup)["check"].tolist() == ["alignment"]
-    assert check_leakage(mapped, SECTIONS, **setup).empty
+    whole = check_leakage(mapped, SECTIONS, **setup)
+    assert whole["check"].tolist() == ["alignment"], "the section is scored on, if nothing of it is trained on"
+    assert whole["folds"].tolist() == [(0,)]
+    assert whole["share"].tolist() == [1.0]
     record["P1S1"]["decided_by"] = "masks"
     assert check_leakage(mapped, splitter, **setup).empty, "outlines tell nothing of intensities"
     record["P1S1"]["decided_by"] = "intensities"

@@ -15,9 +15,10 @@ from stmsi._data.checks import check_choice
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, sections_of
 from stmsi._settings import logger
-from stmsi.model_selection._leakage_rules import RULES
+from stmsi.model_selection._leakage_rules import RULES_OF_DATA, RULES_OF_SETUP
 from stmsi.model_selection._leaks import Finding
 from stmsi.model_selection._split import Split
+from stmsi.model_selection._value_rules import features, ions, values
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -116,18 +117,26 @@ def check_leakage(
         folds = [(np.asarray(train), np.asarray(test)) for train, test in splitter.split(adata)]
     else:
         adata, folds = st, _given(splitter, st.n_obs)
-    return report(find_leaks(adata, folds, [fields], msi_table(data), sample_key), on_error)
+    return report(find_leaks(adata, folds, [fields], msi_table(data), sample_key, st), on_error)
 
 
 def find_leaks(
-    adata: AnnData, folds: Folds, setups: Iterable[Mapping[str, Any]], msi: AnnData | None, sample_key: str
+    adata: AnnData,
+    folds: Folds,
+    setups: Iterable[Mapping[str, Any]],
+    msi: AnnData | None,
+    sample_key: str,
+    whole: AnnData | None = None,
 ) -> pd.DataFrame:
-    """The findings for models with several setups, each once."""
+    """The findings for models with several setups, each once; `whole` is the table with the spots without MSI."""
     found: dict[tuple[str, str], Finding] = {}
     setups = list(setups)
+    known: set[tuple[Any, str]] = set()
     for setup in (one for k, one in enumerate(setups) if one not in setups[:k]):
-        split = Split(adata, folds, setup, msi, sample_key)
-        for finding in chain.from_iterable(rule(split) for rule in RULES):
+        split = Split(adata, folds, setup, msi, sample_key, whole)
+        of_data = () if (split.layer, split.metabolite_key) in known else (*RULES_OF_DATA, ions, values)
+        known.add((split.layer, split.metabolite_key))
+        for finding in chain.from_iterable(rule(split) for rule in (*of_data, features, *RULES_OF_SETUP)):
             found.setdefault((finding.check, finding.where), finding)
     table = pd.DataFrame(list(found.values()), columns=list(Finding._fields))
     return table.astype({"share": np.float64}).sort_values("severity", kind="stable", ignore_index=True)
