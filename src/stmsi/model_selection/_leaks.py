@@ -84,6 +84,14 @@ LEAKS: dict[str, tuple[str, Severity, str]] = {
         "sections, test sections included: scores hold for metabolites known to have one."),
     "clusters": ("clusters", "warning", "The clusters were found on all spots, test spots included. Use annotations, "
         "or cluster the training spots."),
+    "probe permuted": ("probe", "error", "A model that was trained on permuted metabolites predicts them in test spots (mean "
+        "correlation {score}): it has seen the test spots. Repair the folds."),
+    "probe shifted": ("probe", "warning", "A model that was trained on metabolites moved across their sections predicts them in "
+        "test spots (mean correlation {score}): it knows places by training spots nearby. Leave out whole sections, or take "
+        "stmsi.model_selection.SpatialBlockKFold with a buffer."),
+    "probe features": ("probe", "warning", "These features alone, without genes, predict metabolites of test spots (mean "
+        "correlation {score}; genes alone {genes}). That is right for what was measured without MSI, such as "
+        "histology. Leave them out if they were not."),
     "alignment": ("alignment", "warning", "Sections {names} were aligned by their genes and ions, and are scored on: "
         "agreement that the alignment looked for is no evidence. Align the sections that you score on by landmarks or outlines."),
 }

@@ -56,7 +56,7 @@ def features(split: Split) -> Iterator[Finding]:
             yield split.leak("components", where)
         if copied.any() or where in named or not finite.any():
             continue
-        held = held or replace(split.shared_noise, known=_expression(split))
+        held = held or replace(split.shared_noise, known=expression_components(split))
         filled = np.where(finite, values, np.nanmean(np.where(finite, values, np.nan), axis=0, where=finite))
         filled = np.nan_to_num(filled)[:, :_MOST_FEATURES]
         score = held.of_columns(filled)
@@ -68,7 +68,7 @@ def features(split: Split) -> Iterator[Finding]:
             yield split.leak("made of targets", where, columns=" together")
 
 
-def _expression(split: Split) -> Floats:
+def expression_components(split: Split) -> Floats:
     """Components of the expression of spots with MSI, (n, k)."""
     X = split.matrix
     X = log_normalize(X) if is_whole(X) and X.data.min(initial=0) >= 0 else X
