@@ -16,6 +16,8 @@ from stmsi._core.spatial.sections import rows_of_each, spot_pitch
 
 NEAR = 1.5  # neighbours are up to this many times the spots' distance away: 6 on a hexagon, 8 on a square
 _MOST_ROWS = 3000  # a correlation of 0.35 is beyond doubt with far fewer
+_LEAST_ROWS = 100
+_LEAST_OF_SECTION = 20
 _BINS = 20
 _TOGETHER = 1.35  # times what one column may share: many columns know more of borders in the tissue
 _PENALTY = 0.01  # of the ridge, relative to the number of spots
@@ -70,10 +72,15 @@ class SharedNoise:
     @cached_property
     def rows(self) -> Ints:
         """Spots that are looked at, rising."""
-        n = len(self.targets)
-        return (
-            np.arange(n) if n <= _MOST_ROWS else np.sort(np.random.default_rng(0).choice(n, _MOST_ROWS, replace=False))
-        )
+        large = np.flatnonzero(np.bincount(self.section)[self.section] >= _LEAST_OF_SECTION)
+        if len(large) <= _MOST_ROWS:
+            return large
+        return np.sort(np.random.default_rng(0).choice(large, _MOST_ROWS, replace=False))
+
+    @property
+    def enough(self) -> bool:
+        """Whether there are spots enough to judge: few averages of regions follow each other as copies do."""
+        return len(self.rows) >= _LEAST_ROWS
 
     @cached_property
     def _means(self) -> sp.csr_matrix | None:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from sklearn.decomposition import TruncatedSVD
 
-from stmsi._core.arrays import Floats
+from stmsi._core.arrays import Floats, Ints
 from stmsi._core.learning.expression_space import log_normalize
 from stmsi._core.metrics.structure import correlations
 from stmsi._core.spatial.sections import rows_of_each
@@ -54,7 +54,7 @@ def features(split: Split) -> Iterator[Finding]:
             yield split.leak("scaled features", where)
         elif where not in named and any(orthogonal(v) for v, _ in seen):
             yield split.leak("components", where)
-        if copied.any() or where in named or not finite.any():
+        if copied.any() or where in named or not finite.any() or not split.shared_noise.enough:
             continue
         held = held or replace(split.shared_noise, known=expression_components(split))
         filled = np.where(finite, values, np.nanmean(np.where(finite, values, np.nan), axis=0, where=finite))
@@ -89,6 +89,15 @@ def ions(split: Split) -> Iterator[Finding]:
     names = split.adata.var_names
     same = names[names.isin(frame.columns)]
     held = split.shared_noise
+    hit = _like_ions(split) if held.enough else np.empty(0, np.int64)
+    found = list(dict.fromkeys([*same, *names[hit]]))
+    if found:
+        yield split.leak("ions among genes", split.where, genes=listing(found))
+
+
+def _like_ions(split: Split) -> Ints:
+    """Genes that follow metabolites as copies do, rising."""
+    held, frame = split.shared_noise, require_frame(split.adata, split.metabolite_key)
     X = split.matrix[held.rows].astype(np.float64)
     X.data = np.log1p(np.maximum(X.data, 0))
     Y = np.log1p(np.nan_to_num(frame.to_numpy(np.float64)[held.rows]).clip(0))
@@ -100,10 +109,7 @@ def ions(split: Split) -> Iterator[Finding]:
     like = np.abs(X.T @ (Y / np.maximum(size, 1e-12))).max(axis=1, initial=0) / np.maximum(spread, 1e-12)
     near = np.sort(np.argsort(-like, kind="stable")[:_MOST_SCREENED])
     columns = split.matrix[:, near].toarray().astype(np.float64)
-    hit = near[held.of_columns(np.log1p(np.maximum(columns, 0))) >= 1]
-    found = list(dict.fromkeys([*same, *names[hit]]))
-    if found:
-        yield split.leak("ions among genes", split.where, genes=listing(found))
+    return near[held.of_columns(np.log1p(np.maximum(columns, 0))) >= 1]
 
 
 def values(split: Split) -> Iterator[Finding]:
