@@ -78,7 +78,10 @@ def test_a_section_twice_under_two_names(clean):
     changed = both.X.tolil()
     changed[-copy.n_obs :, 0] = changed[-copy.n_obs :, 0].toarray() + 1
     both.X = sp.csr_matrix(changed)
-    assert not found(both)
+    assert found(both) == {"duplicates": "error"}
+    drawn = np.random.default_rng(0).poisson(copy.X.toarray().mean(axis=0), copy.shape).astype(np.float32)
+    both.X = sp.csr_matrix(sp.vstack([both.X[: -copy.n_obs], drawn]))
+    assert "duplicates" not in found(both), "other spots of one tissue"
 
 
 def test_oversampled_before_the_split(clean):
@@ -224,7 +227,10 @@ def test_alignments_by_content(mapped):
     record = mapped.tables["msi"].uns["alignment"]
     record["P1S1"] = dict(record["P1S1"]) | {"n_landmarks": 0, "model": "affine"}
     assert check_leakage(mapped, splitter, **setup)["check"].tolist() == ["alignment"]
-    assert check_leakage(mapped, SECTIONS, **setup).empty
+    whole = check_leakage(mapped, SECTIONS, **setup)
+    assert whole["check"].tolist() == ["alignment"], "the section is scored on, if nothing of it is trained on"
+    assert whole["folds"].tolist() == [(0,)]
+    assert whole["share"].tolist() == [1.0]
     record["P1S1"]["decided_by"] = "masks"
     assert check_leakage(mapped, splitter, **setup).empty, "outlines tell nothing of intensities"
     record["P1S1"]["decided_by"] = "intensities"
@@ -256,3 +262,16 @@ def test_folds_that_are_none(clean):
         check_leakage(clean, [(np.arange(5), np.array([10_000]))])
     with pytest.raises(KeyError, match="No layer 'lost'"):
         check_leakage(clean, SECTIONS, setup={"layer": "lost"})
+
+
+def test_the_probe_names_what_scores_above_chance(clean):
+    clean.obsm["histology"] = np.random.default_rng(0).gamma(2, size=(clean.n_obs, 3))
+    setup = PLAIN | {"feature_key": "histology"}
+    assert check_leakage(clean, SECTIONS, setup=setup, probe=True).empty
+    clean.obsm["histology"] = clean.obsm["spatial"] + np.random.default_rng(0).normal(size=(clean.n_obs, 2))
+    table = check_leakage(clean, RANDOM, setup=setup, probe=True, on_error="ignore")
+    probed = table[table["check"] == "probe"]
+    assert set(probed["where"]) == {"shifted metabolites", "obsm['histology']"}
+    rows = np.arange(clean.n_obs)
+    table = check_leakage(clean, [(rows, rows[::2])], setup=PLAIN, probe=True, on_error="ignore")
+    assert "permuted metabolites" in set(table.loc[table["check"] == "probe", "where"])

@@ -15,9 +15,11 @@ from stmsi._data.checks import check_choice
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, sections_of
 from stmsi._settings import logger
-from stmsi.model_selection._leakage_rules import RULES
+from stmsi.model_selection._leakage_rules import RULES_OF_DATA, RULES_OF_SETUP
 from stmsi.model_selection._leaks import Finding
+from stmsi.model_selection._probe import probe as run_probe
 from stmsi.model_selection._split import Split
+from stmsi.model_selection._value_rules import features, ions, values
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -30,6 +32,7 @@ def check_leakage(
     splitter: Any,
     *,
     setup: Mapping[str, Any] | None = None,
+    probe: bool = False,
     on_error: Literal["raise", "warn", "ignore"] = "raise",
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.ST,
@@ -37,30 +40,38 @@ def check_leakage(
     """Look for ways in which a model could know its test spots.
 
     It reads the folds, the fields that the model would use, and what scanpy and stmsi recorded of the steps before. It
-    cannot find a step that left no trace. :func:`stmsi.tl.cross_validate` calls it.
+    looks into the numbers, too: copies of metabolites share the noise of single spots with them, and steps that were fitted on all
+    spots leave means, deviations and ranks. :func:`stmsi.tl.cross_validate` calls it.
+
+    It cannot find a step that left no trace: an embedding without a telling name that is not orthogonal (UMAP, a network),
+    copies thinned to less than half of their counts, metabolites under more noise than signal, metabolites smoothed by
+    something other than their neighbours or that are never zero, quantile normalisation without a record, and genes chosen by
+    their relation to metabolites. See :doc:`/user_guide/evaluation`.
 
     ================= ============================================================================================
     check             what it finds
     ================= ============================================================================================
     ``overlap``       spots that are trained on and tested
-    ``duplicates``    spots of the same counts, or repeats of :func:`stmsi.experimental.oversample`, on both sides
+    ``duplicates``    spots of the same or nearly the same counts (a few changed, thinned to half), or repeats of
+                      :func:`stmsi.experimental.oversample`, on both sides
     ``pixel``         one MSI pixel that gave the values of spots on both sides
     ``region``        one mean of an MSI region that :func:`stmsi.pp.pair_by_region` gave to observations on both sides
     ``neighbours``    test spots beside training spots: an error where it is most of them, as in a random split
     ``patient``       other sections of a test patient in training
     ``graph``         edges of the graph used between training and test spots
-    ``genes``         a table of the genes that were highly variable over all spots
-    ``scaling``       expression or features scaled with means and deviations of all spots
-    ``smoothing``     expression that was taken over from other spots
+    ``genes``         a table of mostly the genes that were highly variable over all spots
+    ``scaling``       expression, features or metabolites scaled by numbers of all spots, or ranked over them
+    ``smoothing``     expression or metabolites that were taken over from other spots
     ``normalisation`` expression that is not counts
     ``features``      components fitted on all spots, or predictions, as features
-    ``target``        a metabolite among the features
+    ``target``        metabolites among the features or genes: also transformed, mixed, averaged or under noise
     ``batch``         intensities corrected for batches on all sections together
     ``imputation``    intensities filled in from over the border of a fold
     ``presence``      limits of presence found from whole sections that lie on both sides
     ``metabolites``   metabolites chosen for their pattern in all sections
     ``clusters``      clusters found on all spots
-    ``alignment``     sections aligned by their content that lie on both sides
+    ``alignment``     sections aligned by genes and ions that are scored on
+    ``probe``         small models that score above chance, with `probe`
     ================= ============================================================================================
 
     Parameters
@@ -71,6 +82,9 @@ def check_leakage(
         Object with ``split(adata)``, or a sequence of (training, test) indices into the rows of the table.
     setup
         Fields that the model uses, as for ``setup_anndata``; `None`: those of :func:`stmsi.tl.cross_validate`.
+    probe
+        Also train small models on permuted metabolites, on metabolites moved across their section, and on the features alone,
+        and name what scores above chance. It takes seconds, and looks at 3,000 training and test spots of a fold at most.
     on_error
         ``"raise"``: errors are raised, warnings go to the log; ``"warn"``: all go to the log; ``"ignore"``: neither.
     sample_key
@@ -116,18 +130,30 @@ def check_leakage(
         folds = [(np.asarray(train), np.asarray(test)) for train, test in splitter.split(adata)]
     else:
         adata, folds = st, _given(splitter, st.n_obs)
-    return report(find_leaks(adata, folds, [fields], msi_table(data), sample_key), on_error)
+    return report(find_leaks(adata, folds, [fields], msi_table(data), sample_key, st, probe=probe), on_error)
 
 
 def find_leaks(
-    adata: AnnData, folds: Folds, setups: Iterable[Mapping[str, Any]], msi: AnnData | None, sample_key: str
+    adata: AnnData,
+    folds: Folds,
+    setups: Iterable[Mapping[str, Any]],
+    msi: AnnData | None,
+    sample_key: str,
+    whole: AnnData | None = None,
+    *,
+    probe: bool = False,
 ) -> pd.DataFrame:
-    """The findings for models with several setups, each once."""
+    """The findings for models with several setups, each once; `whole` is the table with the spots without MSI."""
     found: dict[tuple[str, str], Finding] = {}
     setups = list(setups)
+    known: set[tuple[Any, str]] = set()
     for setup in (one for k, one in enumerate(setups) if one not in setups[:k]):
-        split = Split(adata, folds, setup, msi, sample_key)
-        for finding in chain.from_iterable(rule(split) for rule in RULES):
+        split = Split(adata, folds, setup, msi, sample_key, whole)
+        of_data = () if (split.layer, split.metabolite_key) in known else (*RULES_OF_DATA, ions, values)
+        known.add((split.layer, split.metabolite_key))
+        for finding in chain.from_iterable(
+            rule(split) for rule in (*of_data, features, *RULES_OF_SETUP, *((run_probe,) if probe else ()))
+        ):
             found.setdefault((finding.check, finding.where), finding)
     table = pd.DataFrame(list(found.values()), columns=list(Finding._fields))
     return table.astype({"share": np.float64}).sort_values("severity", kind="stable", ignore_index=True)

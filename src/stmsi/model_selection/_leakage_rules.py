@@ -10,22 +10,23 @@ import pandas as pd
 import scipy.sparse as sp
 from scipy.spatial import KDTree
 
-from stmsi._core.arrays import Floats
-from stmsi._core.metrics.structure import correlations
 from stmsi._core.spatial.sections import rows_of_each, spot_pitch
 from stmsi._data.keys import Key
 from stmsi._data.tables import as_csr, require_frame, sections_of
+from stmsi.model_selection._near_copies import near_copies
+from stmsi.model_selection._shared_noise import NEAR
 from stmsi.model_selection._split import codes, is_whole
+from stmsi.model_selection._traces import unit_genes
 
 if TYPE_CHECKING:
+    from anndata import AnnData
+
     from stmsi.model_selection._leaks import Finding
     from stmsi.model_selection._split import Split
 
-_NEAR = 1.5  # neighbours are up to this many times the spots' distance away: 6 on a hexagon, 8 on a square
 _MANY = 0.75  # share of test spots beside a training spot from which a split is no split by blocks
 _LEAST_GENES = 10  # spots with fewer genes than this can be equal by chance
-_COPY = 0.999
-_EMBEDDINGS = ("pca", "umap", "tsne", "diffmap", "draw_graph", "scvi", "scanvi", "harmony", "scanorama", "nmf")
+_MOSTLY = 0.75  # share of highly variable genes from which others were dropped, but for some markers
 _COUNTS = ("counts", "raw")
 _OWN_LIMITS = ("threshold", "detected")
 """Ways to call presence that fit nothing."""
@@ -54,7 +55,11 @@ def duplicates(split: Split) -> Iterator[Finding]:
     ]
     code = pd.factorize(pd.MultiIndex.from_arrays(sums))[0].astype(np.int64)
     code = np.where(np.diff(X.indptr) >= _LEAST_GENES, code, -1)
-    yield from split.leaks("copies", split.where, split.shared(code))
+    exact = list(split.leaks("copies", split.where, split.shared(code)))
+    yield from exact
+    if not exact:
+        shares = split.shared(near_copies(X, counts=is_whole(X)))
+        yield from split.leaks("near copies", split.where, shares)
 
 
 def pixels(split: Split) -> Iterator[Finding]:
@@ -95,7 +100,7 @@ def neighbours(split: Split) -> Iterator[Finding]:
         for own, step in zip(sections, pitch, strict=True):
             a, b = np.intersect1d(own, train), np.intersect1d(own, test)
             if len(a) and len(b):
-                near += int((KDTree(xy[a]).query(xy[b])[0] <= _NEAR * step).sum())
+                near += int((KDTree(xy[a]).query(xy[b])[0] <= NEAR * step).sum())
         shares.append(near / max(len(test), 1))
     yield from split.leaks("neighbours", f"obsm[{Key.obsm.SPATIAL!r}]", shares, error=max(shares) > _MANY)
 
@@ -124,12 +129,11 @@ def graphs(split: Split) -> Iterator[Finding]:
 def genes(split: Split) -> Iterator[Finding]:
     """Genes chosen, or expression changed, by looking at all spots."""
     adata = split.adata
-    chosen = adata.var.get("highly_variable")
-    if (chosen is not None and chosen.astype(bool).all()) or (chosen is None and "hvg" in adata.uns):
+    if _are_chosen(adata):
         yield split.leak("genes", "var")
     if is_whole(split.matrix):
         return
-    if {"mean", "std"} <= set(adata.var):
+    if {"mean", "std"} <= set(adata.var) or any(unit_genes(split.expression(table)) for table, _ in split.tables):
         yield split.leak("scaled genes", split.where)
         return
     reference = _counts(split)
@@ -143,6 +147,15 @@ def genes(split: Split) -> Iterator[Finding]:
     yield split.leak("normalisation", split.where, log=log)
 
 
+def _are_chosen(adata: AnnData) -> bool:
+    """Whether the genes are the highly variable ones of a larger table, all or most of them."""
+    chosen = adata.var.get("highly_variable")
+    if chosen is not None:
+        return bool(chosen.fillna(False).astype(bool).mean() > _MOSTLY)
+    rank = adata.var.get("highly_variable_rank")  # genes that were not chosen have none
+    return "hvg" in adata.uns or (rank is not None and bool(rank.notna().mean() > _MOSTLY))
+
+
 def _counts(split: Split) -> sp.csr_matrix | None:
     """Counts that the expression may have been made of."""
     adata = split.adata
@@ -152,46 +165,6 @@ def _counts(split: Split) -> sp.csr_matrix | None:
     if adata.raw is not None and adata.raw.shape[1] == adata.n_vars:
         candidates.append(adata.raw.X)
     return next((found for found in map(as_csr, candidates) if is_whole(found)), None)
-
-
-def features(split: Split) -> Iterator[Finding]:
-    """Features fitted on all spots, or made of the targets."""
-    targets = require_frame(split.adata, split.metabolite_key).to_numpy(np.float64)
-    for key in split.keys("feature_key"):
-        record = split.adata.uns.get(key)
-        if isinstance(record, Mapping) and "model" in record and "params" in record:
-            yield split.leak("predictions", f"obsm[{key!r}]")
-        elif key.startswith("X_") and any(name in key.lower() for name in _EMBEDDINGS):
-            yield split.leak("embedding", f"obsm[{key!r}]")
-    named = {f"obsm[{key!r}]" for key in split.keys("feature_key") if key.startswith("X_")}
-    for where, values in split.features():
-        if not np.isfinite(values).all():
-            continue
-        if (np.abs(correlations(values, targets)) > _COPY).any():
-            yield split.leak("target", where)
-        elif _standardised(values) and not all(_standardised(values[own]) for own in rows_of_each(split.sample)):
-            yield split.leak("scaled features", where)
-        elif _orthogonal(values) and where not in named:
-            yield split.leak("components", where)
-
-
-def _standardised(values: Floats) -> bool:
-    """Whether all columns that vary have mean 0 and deviation 1."""
-    mean, spread = values.mean(axis=0), values.std(axis=0)
-    near = (np.abs(mean) < 1e-3) & (np.abs(spread - 1) < 5 / len(values))
-    return bool((spread > 0).any() and near[spread > 0].all())
-
-
-def _orthogonal(values: Floats) -> bool:
-    """Whether columns, three at least, have mean 0 and are uncorrelated beyond chance."""
-    own = values[:, values.std(axis=0) > 0]
-    if own.shape[1] < 3 or len(own) <= own.shape[1]:
-        return False
-    if (np.abs(own.mean(axis=0)) > 1e-4 * own.std(axis=0)).any():
-        return False
-    table = np.abs(np.corrcoef(own.T))
-    np.fill_diagonal(table, 0)
-    return bool(table.max() < 1e-3)
 
 
 def targets(split: Split) -> Iterator[Finding]:
@@ -227,14 +200,15 @@ def labels(split: Split) -> Iterator[Finding]:
 
 def alignment(split: Split) -> Iterator[Finding]:
     """Alignments that were fitted to what the test spots hold."""
-    if split.msi is None or not split.cut:
+    if split.msi is None:
         return
     record = split.msi.uns.get(Key.uns.ALIGNMENT, {})
-    names = set(sections_of(split.adata, split.sample_key))
-    fitted = [repr(name) for name, one in record.items() if name in names and _by_content(one)]
-    if fitted:
-        where = f"uns[{Key.uns.ALIGNMENT!r}] of the MSI table"
-        yield split.leak("alignment", where, split.cut, names=", ".join(fitted))
+    names = sections_of(split.adata, split.sample_key)
+    fitted = [name for name, one in record.items() if _by_content(one)]
+    shares = [float(np.isin(names[test].astype(str), fitted).mean()) for _, test in split.folds]
+    scored = set(names[np.unique(np.concatenate([test for _, test in split.folds]))])
+    where = f"uns[{Key.uns.ALIGNMENT!r}] of the MSI table"
+    yield from split.leaks("alignment", where, shares, names=", ".join(repr(n) for n in fitted if n in scored))
 
 
 def _by_content(record: Any) -> bool:
@@ -248,17 +222,7 @@ def _by_content(record: Any) -> bool:
     return record.get("model") != "given" and not record.get("n_landmarks", 0)
 
 
-RULES = (
-    overlap,
-    duplicates,
-    pixels,
-    regions,
-    neighbours,
-    patients,
-    graphs,
-    genes,
-    features,
-    targets,
-    labels,
-    alignment,
-)
+RULES_OF_DATA = (overlap, duplicates, pixels, regions, neighbours, patients, genes, alignment)
+"""Rules that depend on the expression and the metabolites alone."""
+RULES_OF_SETUP = (graphs, targets, labels)
+"""Rules that look at the other fields that a model reads."""

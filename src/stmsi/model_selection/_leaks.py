@@ -25,6 +25,8 @@ LEAKS: dict[str, tuple[str, Severity, str]] = {
         "stmsi.experimental.oversample on the training spots."),
     "copies": ("duplicates", "error", "Test spots have the very counts of training spots: a section or spots are in "
         "the data twice. Drop the copies."),
+    "near copies": ("duplicates", "error", "Test spots have nearly the counts of training spots, as copies that were thinned or "
+        "changed a little have. Drop the copies."),
     "pixel": ("pixel", "error", "Test spots have their values from the MSI pixel of a training spot; "
         "stmsi.model_selection.SpatialBlockKFold keeps them together."),
     "region": ("region", "error", "Test observations have the mean of a region of MSI that training observations have too, "
@@ -38,10 +40,10 @@ LEAKS: dict[str, tuple[str, Severity, str]] = {
         "stmsi.model_selection.LeaveOnePatientOut tells what to expect from a new patient."),
     "graph": ("graph", "warning", "Edges lead from test to training spots. stmsi.tl.cross_validate cuts them; "
         "elsewhere cut them yourself. A buffer or whole sections leave none."),
-    "genes": ("genes", "error", "The table holds only genes that were chosen as highly variable on all spots, test "
+    "genes": ("genes", "error", "The table holds only genes, or nearly only genes, that were chosen as highly variable on all spots, test "
         "spots included. Keep all genes; models choose inside the training spots."),
     "scaled genes": ("scaling", "error", "Genes were scaled by means and deviations of all spots (var['mean'], "
-        "var['std']). Pass the raw counts."),
+        "var['std'], or genes of deviation 1). Pass the raw counts."),
     "smoothing": ("smoothing", "warning", "Spots express genes of which they have no counts: values were taken over "
         "from other spots (smoothing, imputation, batch correction), on all spots together. Pass the raw counts; "
         "context= pools neighbours inside each side of a fold."),
@@ -54,10 +56,23 @@ LEAKS: dict[str, tuple[str, Severity, str]] = {
         "model, which fits its own components inside the training spots."),
     "target": ("target", "error", "A feature is a metabolite that the model shall predict, or a copy of it. Leave it "
         "out."),
-    "scaled features": ("scaling", "error", "The features have mean 0 and deviation 1 over all spots: they were scaled "
-        "with the test spots. Pass them as they were measured; models scale inside the training spots."),
+    "made of targets": ("target", "error", "Features follow metabolites spot by spot, beyond what genes and neighbours "
+        "tell{columns}. They were made of the metabolites that the model shall predict. Leave them out."),
+    "ions among genes": ("target", "error", "Genes follow metabolites spot by spot, as no transcript does: {genes}. Ions or "
+        "predictions lie among the genes. Leave them out."),
+    "scaled features": ("scaling", "error", "The features have one scale over all spots (mean 0 and deviation 1, quartiles, or "
+        "0 to 1): they were scaled with the test spots. Pass them as they were measured; models scale inside the training spots."),
     "components": ("features", "error", "The features have mean 0 and are uncorrelated over all spots, as components "
         "that were fitted on all of them are. Pass what they were made of."),
+    "scaled targets": ("scaling", "warning", "All metabolites have one scale over all sections, test sections included. Scale by "
+        "numbers of the training spots; models do so by themselves."),
+    "ranked targets": ("scaling", "warning", "Metabolites are ranks over all sections, or normal scores of them: values of test "
+        "spots depend on the training spots, and the other way round. Pass intensities, or rank each section by itself."),
+    "smoothed targets": ("smoothing", "warning", "Metabolites are above zero only in patches of neighbours: intensities were "
+        "averaged over neighbours. Scores hold for the smoothed maps, and over the border of a fold test spots are in "
+        "training values. Pass intensities as they were mapped."),
+    "rebuilt targets": ("smoothing", "warning", "Metabolites are sums of few components, which were fitted on all spots. Pass "
+        "intensities as they were mapped."),
     "batch": ("batch", "error", "Intensities were corrected for batches ({method}) on all sections together; a new "
         "section without MSI could get no such correction. Undo it with stmsi.pp.correct_batch(data, method='none'), "
         "or correct the training sections alone."),
@@ -69,8 +84,16 @@ LEAKS: dict[str, tuple[str, Severity, str]] = {
         "sections, test sections included: scores hold for metabolites known to have one."),
     "clusters": ("clusters", "warning", "The clusters were found on all spots, test spots included. Use annotations, "
         "or cluster the training spots."),
-    "alignment": ("alignment", "warning", "Sections {names} were aligned by their content, test spots included, and "
-        "lie on both sides. Align by landmarks, or leave out whole sections."),
+    "probe permuted": ("probe", "error", "A model that was trained on permuted metabolites predicts them in test spots (mean "
+        "correlation {score}): it has seen the test spots. Repair the folds."),
+    "probe shifted": ("probe", "warning", "A model that was trained on metabolites moved across their sections predicts them in "
+        "test spots (mean correlation {score}): it knows places by training spots nearby. Leave out whole sections, or take "
+        "stmsi.model_selection.SpatialBlockKFold with a buffer."),
+    "probe features": ("probe", "warning", "These features alone, without genes, predict metabolites of test spots (mean "
+        "correlation {score}; genes alone {genes}). That is right for what was measured without MSI, such as "
+        "histology. Leave them out if they were not."),
+    "alignment": ("alignment", "warning", "Sections {names} were aligned by their genes and ions, and are scored on: "
+        "agreement that the alignment looked for is no evidence. Align the sections that you score on by landmarks or outlines."),
 }
 # fmt: on
 """By the name under which a rule reports them."""

@@ -14,8 +14,9 @@ import scipy.sparse as sp
 from stmsi._core.arrays import Floats, Ints
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
-from stmsi._data.tables import as_csr, sections_of
+from stmsi._data.tables import as_csr, require_frame, sections_of
 from stmsi.model_selection._leaks import LEAKS, Finding
+from stmsi.model_selection._shared_noise import SharedNoise, neighbour_means
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -25,13 +26,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class Split:
-    """A table, its folds, and the fields that a model reads."""
+    """A table, its folds, and the fields that a model reads.
+
+    `whole` is the table with the spots without MSI, on which steps before may have been fitted; `None`: there are no others.
+    """
 
     adata: AnnData
     folds: Folds
     setup: Mapping[str, Any]
     msi: AnnData | None
     sample_key: str
+    whole: AnnData | None = None
 
     def __post_init__(self) -> None:
         self.metabolite_key = str(self.setup.get("metabolite_key", Key.obsm.MSI))
@@ -58,10 +63,14 @@ class Split:
     @cached_property
     def matrix(self) -> sp.csr_matrix:
         """Expression that the model reads."""
-        if self.layer is not None and self.layer not in self.adata.layers:
-            msg = f"No layer {self.layer!r}; layers: {listing(self.adata.layers.keys())}."
+        return self.expression(self.adata)
+
+    def expression(self, adata: AnnData) -> sp.csr_matrix:
+        """The expression of a table that the model reads."""
+        if self.layer is not None and self.layer not in adata.layers:
+            msg = f"No layer {self.layer!r}; layers: {listing(adata.layers.keys())}."
             raise KeyError(msg)
-        return as_csr(self.adata.X if self.layer is None else self.adata.layers[self.layer])
+        return as_csr(adata.X if self.layer is None else adata.layers[self.layer])
 
     def shared(self, code: Ints) -> list[float]:
         """Share of each fold's test spots whose code a training spot has too; -1 is no code."""
@@ -73,16 +82,37 @@ class Split:
             shares.append(float(known[code[test]].mean()) if len(test) else 0.0)
         return shares
 
-    def features(self) -> Iterator[tuple[str, Floats]]:
-        """Numbers beside expression that the model reads, by name."""
+    @cached_property
+    def tables(self) -> list[tuple[AnnData, Ints]]:
+        """The tables on which steps before may have been fitted, with the number of each spot's section: all spots first."""
+        others = [] if self.whole is None or self.whole.n_obs == self.adata.n_obs else [self.whole]
+        return [(table, codes(sections_of(table, self.sample_key))) for table in [*others, self.adata]]
+
+    @cached_property
+    def shared_noise(self) -> SharedNoise:
+        """What genes are held against to find metabolites among them."""
+        targets = require_frame(self.adata, self.metabolite_key).to_numpy(np.float64)
+        return SharedNoise(np.nan_to_num(targets), self.sample, self.neighbour_means)
+
+    @cached_property
+    def neighbour_means(self) -> sp.csr_matrix | None:
+        """Weights that average the neighbours of each spot; `None` without positions."""
+        if Key.obsm.SPATIAL not in self.adata.obsm:
+            return None
+        xy = np.asarray(self.adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2]
+        return neighbour_means(xy, self.sample)
+
+    def features(self, adata: AnnData | None = None) -> Iterator[tuple[str, Floats]]:
+        """Numbers beside expression that the model reads, by name; those of `adata`, or of the spots with MSI."""
+        adata = self.adata if adata is None else adata
         for key in self.keys("feature_key"):
-            if key in self.adata.obsm:
-                value = self.adata.obsm[key]
+            if key in adata.obsm:
+                value = adata.obsm[key]
                 array = value.toarray() if sp.issparse(value) else np.asarray(value)
-                yield f"obsm[{key!r}]", np.asarray(array, dtype=np.float64).reshape(self.adata.n_obs, -1)
+                yield f"obsm[{key!r}]", np.asarray(array, dtype=np.float64).reshape(adata.n_obs, -1)
         for key in self.keys("covariate_keys"):
-            if key in self.adata.obs and pd.api.types.is_numeric_dtype(self.adata.obs[key]):
-                yield f"obs[{key!r}]", self.adata.obs[[key]].to_numpy(np.float64)
+            if key in adata.obs and pd.api.types.is_numeric_dtype(adata.obs[key]):
+                yield f"obs[{key!r}]", adata.obs[[key]].to_numpy(np.float64)
 
     def leak(
         self,

@@ -162,7 +162,7 @@ def cross_validate(
     folds = _folds(LeaveOneSampleOut(sample_key) if splitter is None else splitter, adata)
     if on_leakage != "ignore":
         setups = [fields | resolve(spec)[2] for spec in named.values()]
-        report(find_leaks(adata, folds, setups, msi_table(data), sample_key), on_leakage)
+        report(find_leaks(adata, folds, setups, msi_table(data), sample_key, st), on_leakage)
     cache = None if cache_dir is None else FoldCache(cache_dir)
     fits = [_Fit(f, name, spec, *fold) for f, fold in enumerate(folds) for name, spec in named.items()]
     if inner is not None:
