@@ -102,7 +102,7 @@ def read_list(
             raise ValueError(msg)
         separator = max(separators, key=first.count)
         options = {"decimal": "," if separator == ";" else ".", "skiprows": lead, "encoding": "utf-8-sig"} | options
-        return pd.read_csv(path, sep=separator, **options)
+        return pd.read_csv(path, sep=separator, iterator=False, chunksize=None, **options)
 
 
 def check_image(path: Path) -> None:

@@ -148,7 +148,7 @@ def _are_ranks(values: Floats) -> bool:
 def _on_line(a: Floats, b: Floats) -> float:
     """Correlation of two columns that vary."""
     a, b = a - a.mean(), b - b.mean()
-    return float(a @ b / max(np.sqrt((a @ a) * (b @ b)), 1e-300))
+    return float(a @ b) / max(float(np.sqrt((a @ a) * (b @ b))), 1e-300)
 
 
 def opened(values: Floats, means: sp.csr_matrix) -> bool:
