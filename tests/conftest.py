@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
+import logging
 import os
 import sys
 import warnings
@@ -49,8 +50,14 @@ def _late_imports() -> Iterator[None]:
 
 
 @pytest.fixture(autouse=True)
-def _quiet() -> None:
+def _quiet() -> Iterator[None]:
+    """The command line sets up logging and settings for its own process; here they come back."""
+    log = logging.getLogger("stmsi")
+    handlers, level = log.handlers, log.level
     stmsi.settings.progress_bar = False
+    yield
+    log.handlers = handlers
+    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """What the tests of the commands share."""
 
-import logging
 from pathlib import Path
 
 import anndata as ad
@@ -9,16 +8,6 @@ import spatialdata
 
 import stmsi
 from stmsi.model import HurdleLinear
-
-
-@pytest.fixture(autouse=True)
-def _as_before():
-    """The command line sets up logging and settings for its own process; here they come back."""
-    log = logging.getLogger("stmsi")
-    handlers, level, bar = log.handlers, log.level, stmsi.settings.progress_bar
-    yield
-    log.handlers, stmsi.settings.progress_bar = handlers, bar
-    log.setLevel(level)
 
 
 @pytest.fixture(scope="session")
