@@ -112,6 +112,7 @@ def check_image(path: Path) -> None:
     with (
         reading(check_file(path), "an image", "copy it again, or remove it from the folder"),
         warnings.catch_warnings(),
+        path.open("rb") as file,  # what is opened for the decoder stays open where it fails
     ):
         warnings.filterwarnings("error", message=".*decompression bomb.*")
-        imread(path)
+        imread(file)
