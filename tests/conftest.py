@@ -49,15 +49,22 @@ def _late_imports() -> Iterator[None]:
         _spare_collector()
 
 
+_LOG = logging.getLogger("stmsi")
+_HANDLERS, _LEVEL = list(_LOG.handlers), _LOG.level
+
+
 @pytest.fixture(autouse=True)
 def _quiet() -> Iterator[None]:
-    """The command line sets up logging and settings for its own process; here they come back."""
-    log = logging.getLogger("stmsi")
-    handlers, level = log.handlers, log.level
-    stmsi.settings.progress_bar = False
+    """The command line sets up logging and settings for its own process, also in fixtures of many tests; here they are as at the start."""
+    _as_at_the_start()
     yield
-    log.handlers = handlers
-    log.setLevel(level)
+    _as_at_the_start()
+
+
+def _as_at_the_start() -> None:
+    stmsi.settings.progress_bar = False
+    _LOG.handlers = list(_HANDLERS)
+    _LOG.setLevel(_LEVEL)
 
 
 @pytest.fixture(scope="session")

@@ -1,9 +1,9 @@
-"""Seconds and memory that encoders take: 3,000 spots x 2,000 genes x 100 metabolites, simulated.
+"""Seconds and memory that models take: 3,000 spots x 2,000 genes x 100 metabolites, simulated.
 
-    python benchmarks/accuracy/cost.py                              # all encoders
-    python benchmarks/accuracy/cost.py --encoders mlp transformer
+    python benchmarks/accuracy/cost.py                                         # all encoders
+    python benchmarks/accuracy/cost.py --models ridge auto --n-metabolites 1000
 
-Prints, for every encoder, seconds of training (to early stopping, and with the second training on all spots), epochs, seconds
+Prints, for every family or encoder, seconds of training (of encoders to early stopping, and with the second training on all spots), epochs, seconds
 to predict 100,000 spots, CPU seconds of both (which count on a machine that is busy otherwise), and the peak memory of a
 process of its own. With ``--out`` also writes them to a table.
 """
@@ -27,6 +27,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 import stmsi
+from stmsi.model._families import FAMILIES, resolve
 from stmsi.model.net.encoders import ENCODERS
 
 try:
@@ -56,23 +57,30 @@ def many(adata: ad.AnnData, n: int) -> ad.AnnData:
     return query
 
 
-def measure(encoder: str, args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
+def measure(name: str, args: argparse.Namespace, options: dict[str, Any]) -> dict[str, Any]:
     """Train and predict in this process."""
     adata = spots(args.n_spots, args.n_genes, args.n_metabolites)
-    graph = {"graph_key": GRAPH_KEY} if ENCODERS[encoder].uses_graph else {}
-    stmsi.model.HurdleNet.setup_anndata(adata, presence_key="msi_presence", **graph)
-    model = stmsi.model.HurdleNet(adata, encoder=encoder, n_top_genes=args.n_genes, encoder_kwargs=options)
+    is_net = name in ENCODERS
+    graph = {} if is_net and not ENCODERS[name].uses_graph else {"graph_key": GRAPH_KEY}
+    cls, params, _, train_options = (
+        (stmsi.model.HurdleNet, {"encoder": name, "n_top_genes": args.n_genes, "encoder_kwargs": options}, {},
+         {"refit": False, "n_threads": args.threads})
+        if is_net
+        else resolve(name)
+    )  # fmt: skip
+    cls.setup_anndata(adata, presence_key="msi_presence", **graph)
+    model = cls(adata, **params)
     start, cpu = perf_counter(), process_time()
-    model.train(refit=False, show_progress_bar=False, n_threads=args.threads)
+    model.train(show_progress_bar=False, **train_options)
     train, train_cpu = perf_counter() - start, process_time() - cpu
-    epochs, best = len(model.history["validation_loss"]), model.state.training["epochs"]
+    epochs, best = (len(model.history["validation_loss"]), model.state.training["epochs"]) if is_net else (1, 0)
     query = many(adata, args.n_query)
     start, cpu = perf_counter(), process_time()
     model.predict(query)
     predict, predict_cpu = perf_counter() - start, process_time() - cpu
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
-        "encoder": encoder, "options": json.dumps(options), "spots": adata.n_obs, "epochs": epochs, "train_s": round(train, 1),
+        "model": name, "options": json.dumps(options), "spots": adata.n_obs, "epochs": epochs, "train_s": round(train, 1),
         "train_and_refit_s": round(train * (1 + best / epochs), 1), "predict_s": round(predict, 1),
         "train_cpu_s": round(train_cpu, 1), "predict_cpu_s": round(predict_cpu, 1), "peak_gib": round(peak, 2),
     }  # fmt: skip
@@ -80,7 +88,7 @@ def measure(encoder: str, args: argparse.Namespace, options: dict[str, Any]) -> 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoders", nargs="+", choices=list(ENCODERS), default=list(ENCODERS))
+    parser.add_argument("--models", nargs="+", choices=[*FAMILIES, *ENCODERS], default=list(ENCODERS))
     parser.add_argument("--options", type=json.loads, default={}, help="encoder_kwargs as JSON")
     parser.add_argument("--n-spots", type=int, default=3000)
     parser.add_argument("--n-genes", type=int, default=2000)
@@ -92,19 +100,19 @@ def main() -> None:
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     if args.single:
-        print(json.dumps(measure(args.encoders[0], args, args.options)))
+        print(json.dumps(measure(args.models[0], args, args.options)))
         return
     # a process for each, so that peaks of memory do not mix
     rows = []
     shared = ["--options", json.dumps(args.options), "--threads", str(args.threads)]
-    for name in ("n_spots", "n_genes", "n_metabolites", "n_query"):
-        shared += [f"--{name.replace('_', '-')}", str(getattr(args, name))]
-    for encoder in args.encoders:
-        command = [sys.executable, __file__, "--single", "--encoders", encoder, *shared]
+    for size in ("n_spots", "n_genes", "n_metabolites", "n_query"):
+        shared += [f"--{size.replace('_', '-')}", str(getattr(args, size))]
+    for name in args.models:
+        command = [sys.executable, __file__, "--single", "--models", name, *shared]
         environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads)}
         done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
         if done.returncode:
-            sys.exit(f"{encoder} failed:\n{done.stderr[-2000:]}")
+            sys.exit(f"{name} failed:\n{done.stderr[-2000:]}")
         rows.append(json.loads(done.stdout.strip().splitlines()[-1]))
         print(pd.DataFrame(rows[-1:]).to_string(index=False, header=len(rows) == 1), flush=True)
     if args.out is not None:
