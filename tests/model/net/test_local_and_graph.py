@@ -52,7 +52,7 @@ def spots_of(seen, side=SIDE, n_sections=5, seed=0):
     xy = np.column_stack([x.ravel(), y.ravel()]).astype(float)
     st.obsm["spatial"] = np.tile(xy * 100, (n_sections, 1))
     near = np.abs(xy[:, None] - xy[None]).sum(axis=2) == 1
-    st.obsp["spatial_connectivities"] = sp.block_diag([near.astype(float)] * n_sections, format="csr")
+    st.obsp["spatial_connectivities"] = sp.block_diag([sp.csr_matrix(near, dtype=float)] * n_sections, format="csr")
     value = seen(rate[..., 0]).ravel() + 5 + rng.normal(0, 0.1, st.n_obs)
     st.obsm["msi"] = pd.DataFrame(np.column_stack([value, 2 * value]), st.obs_names, ["a", "b"]).astype(np.float32)
     return st
