@@ -14,8 +14,8 @@ from stmsi._data.containers import check_file, reading
 from stmsi._lazy import missing_extra
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
-    from types import SimpleNamespace
 
 EXTRA = "spata"
 
@@ -71,7 +71,7 @@ def named_matrix(value: Any, what: str) -> tuple[sp.csc_matrix, list[str], list[
     return matrix, rows, columns
 
 
-def _sparse(obj: SimpleNamespace, attrs: dict[str, Any]) -> tuple[sp.csc_matrix, list[Any]]:  # noqa: ARG001
+def _sparse(obj: Any, attrs: Mapping[str, Any]) -> tuple[sp.csc_matrix, list[Any]]:  # noqa: ARG001
     """A ``dgCMatrix`` and the names of its rows and columns."""
     shape = tuple(int(n) for n in attrs["Dim"])
     matrix = sp.csc_matrix((np.asarray(attrs["x"]), np.asarray(attrs["i"]), np.asarray(attrs["p"])), shape=shape)
