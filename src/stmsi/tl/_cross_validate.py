@@ -156,7 +156,7 @@ def cross_validate(
     forget_stale(adata, fields.get("metabolite_key", Key.obsm.MSI))  # one warning is enough
     sections_of(adata, sample_key)
     if fields.get("input") is None:  # a fold is too small to tell, and all must be read alike
-        fields["input"] = StoredExpression.read(adata, fields.get("layer"), sample_key).told()
+        fields["input"] = StoredExpression.open(adata, fields.get("layer"), sample_key).told()
     if maps:
         map_positions(adata)
     folds = _folds(LeaveOneSampleOut(sample_key) if splitter is None else splitter, adata)

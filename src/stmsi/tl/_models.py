@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_metabolites
@@ -127,7 +128,9 @@ def obtain_model(
             return load(model)
         msg = f"model={str(model)!r} is neither a folder nor a family; families: {', '.join(FAMILIES)}."
         raise ValueError(msg)
-    return train_model(adata.copy(), model, setup, show_progress_bar=show_progress_bar)  # type: ignore[arg-type]
+    on_disk = adata.isbacked or not isinstance(adata.obs, pd.DataFrame)
+    own = adata.to_memory() if on_disk else adata.copy()
+    return train_model(own, model, setup, show_progress_bar=show_progress_bar)  # type: ignore[arg-type]
 
 
 def name_of(model: HurdleModel | str | Path) -> str:

@@ -19,7 +19,7 @@ from stmsi.model.net.encoders._sparse_softmax import entmax15
 from stmsi.model.net.encoders._transformer import WAVELENGTHS, encode_mz
 from stmsi.model.net.modules._heads import AttentionReadOut
 from stmsi.model.shared._setup import Setup
-from stmsi.model.shared._spot_input import read_spots
+from stmsi.model.shared._spot_reader import read_spots
 from stmsi.tl import predict_metabolites
 
 SIZES = Sizes(n_genes=7, n_covariates=2, n_metabolites=3, has_graph=True, has_signature=True)

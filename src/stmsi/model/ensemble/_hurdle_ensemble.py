@@ -163,6 +163,12 @@ class HurdleEnsemble(SpotModel):
     def _default_fields(cls, adata: AnnData, params: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003
         return graph_where_there(adata) | prior_where_there(adata)
 
+    @property
+    def _reach(self) -> int | None:
+        reaches = [model._reach for model in self.models_]
+        known = [reach for reach in reaches if reach is not None]
+        return max(known, default=0) if len(known) == len(reaches) else None
+
     def _used_genes(self) -> NDArray[np.int64]:
         return np.unique(np.concatenate([model._used_genes() for model in self.models_]))
 

@@ -151,6 +151,10 @@ class CoordinatesOnly(HurdleLinear):
                 out[stage, own] = total / size
         return out
 
+    @property
+    def _reach(self) -> None:
+        """Where a spot lies in its section, all of the section tells."""
+
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         n = len(spots)
         sample = np.full(n, "", dtype=object) if spots.sample is None else spots.sample.astype(str).astype(object)

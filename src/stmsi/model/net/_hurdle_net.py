@@ -47,7 +47,7 @@ from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
 from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup, graph_where_there, prior_where_there, read_prior
 from stmsi.model.shared._spot_features import SignatureStage, SpotFeatures, check_stages
-from stmsi.model.shared._spot_input import read_spots
+from stmsi.model.shared._spot_reader import read_spots
 from stmsi.model.shared._targets import Targets, read_targets
 from stmsi.model.shared._training_data import signature_of
 
@@ -602,9 +602,8 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
 
     @classmethod
     def _default_fields(cls, adata: AnnData, params: Mapping[str, Any]) -> dict[str, Any]:
-        if not cls._reads_prior(params):
-            return {}
-        return graph_where_there(adata) | prior_where_there(adata)
+        graph = graph_where_there(adata) if cls._reads_graph(params) else {}
+        return graph | (prior_where_there(adata) if cls._reads_prior(params) else {})
 
     @classmethod
     def _reads_prior(cls, params: Mapping[str, Any]) -> bool:

@@ -58,7 +58,8 @@ from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._persistence import save_model
 from stmsi.model.shared._setup import read_prior
 from stmsi.model.shared._spot_features import SpotFeatures
-from stmsi.model.shared._spot_input import Spots, read_spots
+from stmsi.model.shared._spot_input import Spots
+from stmsi.model.shared._spot_reader import read_spots
 from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, training_rows
 from stmsi.model.shared._training_data import (
     TrainingData,

@@ -15,7 +15,8 @@ from stmsi.model.shared._fitted_state import FittedState
 from stmsi.model.shared._gene_names import gene_names
 from stmsi.model.shared._gene_panel import GenePanel
 from stmsi.model.shared._persistence import training_record
-from stmsi.model.shared._spot_input import Spots, read_spots
+from stmsi.model.shared._spot_input import Spots
+from stmsi.model.shared._spot_reader import read_spots
 from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, training_rows
 
 if TYPE_CHECKING:
