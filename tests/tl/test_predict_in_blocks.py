@@ -1,5 +1,7 @@
 """Predictions some spots at a time: the same numbers, whatever the block, and a store on disk."""
 
+import warnings
+
 import anndata as ad
 import numpy as np
 import pandas as pd
@@ -108,7 +110,9 @@ def test_a_store_is_written_from_data_anywhere(with_graph, trained, tmp_path, st
             ad.read_h5ad(tmp_path / "st.h5ad", backed="r") if stored == "backed" else read_lazy(tmp_path / "st.h5ad")
         )
     elif stored == "lazy zarr":
-        adata.write_zarr(tmp_path / "st.zarr")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Writing zarr v2|Consolidated metadata")
+            adata.write_zarr(tmp_path / "st.zarr")
         adata = read_lazy(tmp_path / "st.zarr")
     elif stored == "dask":
         from dask import array

@@ -58,9 +58,7 @@ def write_prediction(
     chunk = max(min(n, _CHUNK_VALUES // max(m, 1)), 1)
     with unfinished(target) as folder:
         arrays = {
-            name: zarr.create_array(
-                str(folder / name), shape=(n, m), chunks=(chunk, m), dtype="float32", fill_value=np.nan, zarr_format=3
-            )
+            name: zarr.create_array(str(folder / name), shape=(n, m), chunks=(chunk, m), dtype="float32", zarr_format=3)
             for name in names
         }
         blocks = model._predict_blocks(reader, coverage, block_size)
@@ -97,14 +95,13 @@ def _finish(folder: Path, table: AnnData, names: Sequence[str]) -> None:
     import zarr
 
     store = folder / "store"
-    with anndata.settings.override(zarr_write_format=3):
+    with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=3):
+        warnings.filterwarnings("ignore", message="Consolidated metadata")  # anndata writes it as well
         table.write_zarr(store)
-    for name in names:
-        place = store / "X" if name == "X" else store / "layers" / name
-        if place.exists():
-            shutil.rmtree(place)
-        shutil.move(folder / name, place)
-        zarr.open_array(str(place)).attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Consolidated metadata")  # anndata writes it in both formats as well
+        for name in names:
+            place = store / "X" if name == "X" else store / "layers" / name
+            if place.exists():
+                shutil.rmtree(place)
+            shutil.move(folder / name, place)
+            zarr.open_array(str(place)).attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
         zarr.consolidate_metadata(str(store))
