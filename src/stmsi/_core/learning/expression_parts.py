@@ -18,6 +18,7 @@ from stmsi._core.learning.expression_space import (
     log_normalize,
     mean_shares,
     profile_distance,
+    row_sums,
     share_sums,
     variable_genes,
 )
@@ -145,7 +146,12 @@ class ExpressionParts:
 
     def profile_distance(self, profile: Floats) -> Floats:
         """:func:`stmsi._core.learning.expression_space.profile_distance` of all spots."""
-        return self._once("distance", id(profile), lambda: (profile, profile_distance(self.log(), profile)))[1]
+
+        def make() -> tuple[Floats, Floats]:
+            sums = self._once("row sums", None, lambda: row_sums(self.log()))
+            return profile, profile_distance(self.log(), profile, sums=sums)
+
+        return self._once("distance", id(profile), make)[1]
 
     def _of_part(self, name: str, part: int, make: Callable[[Bools], T]) -> T:
         kept: dict[int, T] = self._once(name, None, dict)

@@ -68,7 +68,22 @@ def neighbour_mean(values: Floats32, graph: sp.csr_matrix) -> Floats32:
     return np.asarray((adjacency @ values) / np.maximum(count, 1), dtype=np.float32)
 
 
-def profile_distance(log: sp.csr_matrix, profile: Floats, genes: Bools | None = None) -> Floats:
+def row_sums(X: sp.csr_matrix) -> Floats:
+    """Sum and sum of squares of each row, in double precision; shape (2, rows)."""
+    sums = np.zeros((2, X.shape[0]))
+    for start in range(0, X.shape[0], _CHUNK):
+        pointer = X.indptr[start : start + _CHUNK + 1]
+        data, filled = X.data[pointer[0] : pointer[-1]], np.flatnonzero(np.diff(pointer))
+        if len(filled):
+            begins = (pointer[:-1] - pointer[0])[filled]
+            sums[0, start + filled] = np.add.reduceat(data, begins, dtype=np.float64)
+            sums[1, start + filled] = np.add.reduceat(data * data, begins, dtype=np.float64)
+    return sums
+
+
+def profile_distance(
+    log: sp.csr_matrix, profile: Floats, genes: Bools | None = None, sums: Floats | None = None
+) -> Floats:
     """One less the Pearson correlation of each spot's log expression with a profile; 0 to 2.
 
     1 where a spot, or the profile, does not vary.
@@ -81,13 +96,16 @@ def profile_distance(log: sp.csr_matrix, profile: Floats, genes: Bools | None = 
         Shape (genes,).
     genes
         Which genes count, the others being empty in `log`; `None`: all.
+    sums
+        :func:`row_sums` of `log` where they are known.
     """
     counted = np.ones(len(profile), dtype=bool) if genes is None else genes
     n = max(int(counted.sum()), 1)
     profile = np.where(counted, profile, 0)
     centred = np.where(counted, profile - profile.sum() / n, 0)
-    total, along = (log @ np.column_stack([np.ones(len(profile)), centred])).T
-    square = sp.csr_matrix((np.square(log.data), log.indices, log.indptr), shape=log.shape) @ np.ones(len(profile))
+    # in the precision of `log`: a product with doubles would make doubles of the whole matrix first
+    along = (log @ centred.astype(log.dtype)).astype(np.float64)
+    total, square = row_sums(log) if sums is None else sums
     size = np.sqrt(np.maximum(square - total**2 / n, 0) * (centred**2).sum())
     varies = size > 1e-9 * np.sqrt(np.maximum(square, 1e-300) * max(float((profile**2).sum()), 1e-300))
     return np.asarray(1 - np.where(varies, along / np.where(varies, size, 1), 0))
