@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
@@ -31,6 +32,7 @@ from stmsi.tl._evaluate import map_positions
 from stmsi.tl._fold_cache import FoldCache, data_fingerprint, fingerprint
 from stmsi.tl._models import setup_on, train_on
 from stmsi.tl._section_scores import Comparison, score_sections
+from stmsi.tl._shared_folds import SharedFolds
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -169,7 +171,8 @@ def cross_validate(
         for f, (train, _) in enumerate(folds):
             within = enumerate(_folds(inner, adata[train].copy()))
             fits += [_Fit(f, n, spec, train[a], train[b], k) for k, (a, b) in within for n, spec in named.items()]
-    tables = _score_all(fits, _Task(adata, fields, sample_key, maps), cache, n_jobs, show_progress_bar)
+    shared = SharedFolds(adata, [fit.train for fit in fits])
+    tables = _score_all(fits, _Task(adata, fields, sample_key, maps, shared), cache, n_jobs, show_progress_bar)
     scores = pd.concat([t for fit, t in zip(fits, tables, strict=True) if fit.inner is None], ignore_index=True)
     if inner is None:
         return score_across(scores)
@@ -202,12 +205,13 @@ class _Fit:
 
 @dataclass(frozen=True)
 class _Task:
-    """What all fits share: the spots with MSI, fields for ``setup_anndata``, and how to score."""
+    """What all fits share: the spots with MSI, fields for ``setup_anndata``, how to score, and what is read once."""
 
     adata: AnnData
     fields: dict[str, Any]
     sample_key: str
     maps: bool
+    shared: SharedFolds
 
 
 def _check_splitter(splitter: Any, name: str) -> None:
@@ -266,13 +270,28 @@ def _run(number: int, fit: _Fit, task: _Task) -> tuple[int, pd.DataFrame]:
 
 def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
     start = perf_counter()
-    inside, outside = task.adata[fit.train].copy(), task.adata[fit.test].copy()
+    # what was told of the layer of all models does not hold of another one
+    own = resolve(fit.spec)[2]
+    fields = {k: v for k, v in task.fields.items() if k != "input" or "layer" not in own}
+    shared = (
+        task.shared
+        if task.shared.serves(fit.spec, fields | own) and not _refits_signature(task.adata, fields)
+        else None
+    )
+    if shared is None:
+        inside, outside = task.adata[fit.train].copy(), task.adata[fit.test].copy()
+    else:
+        layer = (fields | own).get("layer")
+        inside, outside = (shared.without_expression(rows, layer) for rows in (fit.train, fit.test))
     try:
-        # what was told of the layer of all models does not hold of another one
-        fields = {k: v for k, v in task.fields.items() if k != "input" or "layer" not in resolve(fit.spec)[2]}
         inside = _refit_signature(inside, fields)
-        model, spots = train_on(inside, fit.spec, fields, show_progress_bar=False)
-        prediction = model._predict_all(outside, input=model.state.setup.input)
+        read = None if shared is None else partial(shared.spots, rows=fit.train)
+        model, spots = train_on(inside, fit.spec, fields, show_progress_bar=False, read=read)
+        prediction = (
+            model._predict_all(outside, input=model.state.setup.input)
+            if shared is None
+            else model._predict_spots(shared.query(model.state.setup, fit.test))
+        )
     except Exception as error:  # whatever it is, it must say of whom
         msg = f"Model {fit.name!r} failed in fold {fit.fold} ({len(fit.train)} training spots): {error}"
         raise RuntimeError(msg) from error
@@ -305,14 +324,21 @@ def _mean_prediction(model: HurdleModel, adata: AnnData, spots: Spots | None) ->
     return pd.DataFrame(np.where(measured.notna(), said, np.nan)).mean().to_numpy(np.float64)
 
 
-def _refit_signature(adata: AnnData, fields: dict[str, Any]) -> AnnData:
-    """The training spots with signatures found again from them, with the parameters of the first time."""
+def _refits_signature(adata: AnnData, fields: dict[str, Any]) -> bool:
+    """Whether signatures that models read were found from the spots."""
     key = fields.get("signature_key")
     params = adata.uns.get(key, {}).get("params", {}) if key else {}
-    if not params or params["method"] == "gene_sets":
+    return bool(params) and params["method"] != "gene_sets"
+
+
+def _refit_signature(adata: AnnData, fields: dict[str, Any]) -> AnnData:
+    """The training spots with signatures found again from them, with the parameters of the first time."""
+    if not _refits_signature(adata, fields):
         return adata
     from stmsi.pp import gene_signatures
 
+    key = fields["signature_key"]
+    params = adata.uns[key]["params"]
     cluster_key = str(params["cluster_key"])
     cluster = adata.obs[cluster_key].astype(str)
     # a cluster with a single spot in the fold cannot be described

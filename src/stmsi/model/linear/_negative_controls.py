@@ -44,6 +44,8 @@ class ControlLinear(HurdleLinear):
         Of :class:`HurdleLinear`.
     """
 
+    _reads_matrix = True
+
     def __init__(self, adata: AnnData, *, control: Control = "shuffled_genes", **params: Any) -> None:
         check_choice(control, get_args(Control), "control")
         super().__init__(adata, **params)

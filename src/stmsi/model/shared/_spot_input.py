@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stmsi._core.learning.expression_parts import SomeExpression
 from stmsi._core.learning.expression_space import (
     ExpressionSpace,
     GeneMoments,
@@ -42,9 +43,9 @@ class Spots:
     ----------
     names
         ``obs_names``.
-    counts
+    expression
         Counts over the panel, shape (n, genes), CSR; with ``input="log"`` log expression, which may be negative. Genes
-        that are missing are empty.
+        that are missing are empty. Where other fits share it, what they share; `counts` is the matrix in either case.
     graph
         Neighbourhood graph, shape (n, n), where the model uses one.
     covariates
@@ -62,7 +63,7 @@ class Spots:
     imputed
         What stands in for the missing genes, where some are.
     input
-        What `counts` holds: ``"counts"`` or ``"log"``.
+        What `expression` holds: ``"counts"`` or ``"log"``.
     target_sum
         With ``input="log"``, sum of a spot before the logarithm, where it is known.
     edge_length
@@ -72,7 +73,7 @@ class Spots:
     """
 
     names: pd.Index
-    counts: sp.csr_matrix
+    expression: sp.csr_matrix | SomeExpression
     graph: sp.csr_matrix | None = None
     covariates: pd.DataFrame | None = None
     features: dict[str, pd.DataFrame] | None = None
@@ -89,9 +90,15 @@ class Spots:
     def __len__(self) -> int:
         return len(self.names)
 
-    def with_counts(self, counts: sp.csr_matrix) -> Spots:
+    @property
+    def counts(self) -> sp.csr_matrix:
+        """Counts over the panel, or logarithms, shape (n, genes). Not to be changed."""
+        shared = self.expression
+        return self.once("counts", shared.values) if isinstance(shared, SomeExpression) else shared
+
+    def with_counts(self, counts: sp.csr_matrix | SomeExpression) -> Spots:
         """The same spots with other expression, of which nothing is made yet."""
-        return replace(self, counts=counts, made={})
+        return replace(self, expression=counts, made={})
 
     def once(self, key: Hashable, make: Callable[[], T]) -> T:
         """What was made under this key before, or is now; not to be changed."""
@@ -108,6 +115,8 @@ class Spots:
         imputed = self.imputed
         if imputed is not None:
             return self.once("log", lambda: imputed.log_expression(self.counts))
+        if isinstance(self.expression, SomeExpression):
+            return self.once("log", self.expression.log)
         return self.once("log", lambda: log_normalize(self.counts) if self.input == "counts" else self.counts)
 
     def measured_log_expression(self) -> sp.csr_matrix:
@@ -120,11 +129,16 @@ class Spots:
 
     def gene_moments(self) -> GeneMoments:
         """Of the log expression of each gene. Made once; not to be changed."""
+        if isinstance(self.expression, SomeExpression):
+            return self.once("moments", self.expression.gene_moments)
         return self.once("moments", lambda: GeneMoments.of(self.measured_log_expression()))
 
     def gene_shares(self) -> NDArray[np.float64] | None:
         """Mean share of each gene in the counts of a spot, over spots with counts, shape (genes,); `None` of logarithms."""
-        return mean_shares(self.counts) if self.input == "counts" else None
+        if self.input != "counts":
+            return None
+        shared = self.expression
+        return shared.mean_shares() if isinstance(shared, SomeExpression) else mean_shares(shared)
 
     def expression_space(
         self, *, n_top_genes: int, n_components: int, seed: int, genes: NDArray[np.int64] | None = None
@@ -135,7 +149,11 @@ class Spots:
         """
 
         def make() -> ExpressionSpace:
-            moments = self.gene_moments()
+            moments, shared = self.gene_moments(), self.expression
+            if isinstance(shared, SomeExpression) and genes is None:
+                of_parts = shared.space(moments, n_top_genes=n_top_genes, n_components=n_components, seed=seed)
+                if of_parts is not None:
+                    return of_parts
             space, components = ExpressionSpace.fit_transform(
                 self.measured_log_expression(), moments.mean, moments.variance,
                 n_top_genes=n_top_genes, n_components=n_components, seed=seed, genes=genes,
@@ -147,14 +165,24 @@ class Spots:
 
     def components(self, space: ExpressionSpace) -> NDArray[np.float32]:
         """Components of these spots in a space, shape (n, components). Made once; not to be changed."""
+
+        def make() -> NDArray[np.float32]:
+            shared = self.expression
+            if isinstance(shared, SomeExpression):
+                return shared.components(space)
+            return space.transform(self.log_expression())
+
         # the space is kept beside them: its number is taken by another one when it is gone
-        return self.once(("components", id(space)), lambda: (space, space.transform(self.log_expression())))[1]
+        return self.once(("components", id(space)), lambda: (space, make()))[1]
 
     def profile_distance(self, profile: NDArray[np.float64]) -> NDArray[np.float64]:
         """How far the profile of each spot is from another over the genes that are there, shape (n,). Made once; not to be changed."""
-        log, imputed = self.log_expression(), self.imputed
+        shared, imputed = self.expression, self.imputed
 
         def make() -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+            if isinstance(shared, SomeExpression):
+                return profile, shared.profile_distance(profile)
+            log = self.log_expression()
             if isinstance(log, FilledExpression) and imputed is not None:
                 return profile, profile_distance(log.measured, profile, imputed.present)
             return profile, profile_distance(log, profile)
@@ -184,7 +212,9 @@ class Spots:
             self,
             made={},
             names=self.names[rows],
-            counts=self.counts[rows],
+            expression=self.expression.take(rows)
+            if isinstance(self.expression, SomeExpression)
+            else self.expression[rows],
             graph=None if self.graph is None else self.graph[rows][:, rows],
             covariates=None if self.covariates is None else self.covariates.iloc[rows],
             features=None if self.features is None else {k: v.iloc[rows] for k, v in self.features.items()},

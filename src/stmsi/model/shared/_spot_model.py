@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._training_data import TrainingData
@@ -19,6 +19,8 @@ class SpotModel(HurdleModel):
     """Training is to read the data, and to fit; the members of a stack are fitted to what was read once for all of them."""
 
     _setup: Setup
+    _reads_matrix: ClassVar[bool] = False
+    """Whether fitting reads the expression in the AnnData, and not what was read of it alone."""
 
     @property
     def is_trained(self) -> bool:

@@ -58,11 +58,16 @@ class TrainingData:
 
     @classmethod
     def read(
-        cls, adata: AnnData | None, setup: Setup, train_idx: ArrayLike | None, validation_idx: ArrayLike | None
+        cls,
+        adata: AnnData | None,
+        setup: Setup,
+        train_idx: ArrayLike | None,
+        validation_idx: ArrayLike | None,
+        spots: Spots | None = None,
     ) -> TrainingData:
-        """Read and check; errors as for ``train``."""
+        """Read and check; errors as for ``train``. `spots` are those of `adata` where they have been read before."""
         adata = require_data(adata)
-        spots, all_targets = read_spots(adata, setup), read_targets(adata, setup)
+        spots, all_targets = read_spots(adata, setup) if spots is None else spots, read_targets(adata, setup)
         rows, validation = training_rows(all_targets, train_idx, validation_idx)
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
         sample = sections_of(adata, setup.sample_key)[rows]
