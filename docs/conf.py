@@ -93,6 +93,7 @@ copybutton_prompt_is_regexp = True
 
 html_theme = "sphinx_book_theme"
 html_title = "stmsi"
+html_logo = html_favicon = "_static/logo.svg"
 html_static_path = ["_static"]
 html_css_files = ["custom.css"]
 html_theme_options = {
@@ -104,6 +105,7 @@ html_theme_options = {
     "navigation_with_keys": False,
     "show_navbar_depth": 1,
     "navbar_persistent": [],  # the sidebar has the search field already
+    "logo": {"text": "stmsi"},
 }
 
 # -- Links to other packages --------------------------------------------------

@@ -149,7 +149,7 @@ def write_space_ranger(path: Path, *, rows: int = 8, cols: int = 9, genes: int =
     return um
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def space_ranger():
     """Writes a Space Ranger folder."""
     return write_space_ranger

@@ -12,7 +12,10 @@ from sphinx.ext.napoleon.docstring import NumpyDocstring
 
 
 def _returns(self: NumpyDocstring, _section: str) -> list[str]:
-    first, *rest = self._dedent(self._consume_to_next_section()) or [""]
+    lines = self._dedent(self._consume_to_next_section())
+    if lines and lines[0] == ":":  # sphinx-autodoc-typehints puts it there to keep Napoleon from looking for a type
+        del lines[0]
+    first, *rest = lines or [""]
     return [f":returns: {first}", *self._indent(rest, 10), ""]
 
 
