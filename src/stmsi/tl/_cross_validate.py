@@ -14,10 +14,12 @@ import numpy as np
 import pandas as pd
 
 from stmsi._data.checks import check_choice, listing
-from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, SECTION_MOMENTS, Key
+from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, SECTION_MOMENTS, TRAINED_ON, Key
 from stmsi._data.measured_and_predicted import MAP_WRITES
 from stmsi._data.stale import forget_stale, warn_if_stale
 from stmsi._data.tables import get_table, imputed, require_frame, sections_of
+from stmsi._data.training_marks import HELD_OUT
+from stmsi._data.training_marks import TRAINED_ON as SEEN
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec, named_models, resolve
@@ -42,7 +44,7 @@ if TYPE_CHECKING:
 
 CHOSEN = "chosen"
 """Name of the model that the inner folds chose."""
-_LAYOUT = (*PRESENCE_SCORES, *INTENSITY_SCORES, *MAP_SCORES, *SECTION_MOMENTS)
+_LAYOUT = (TRAINED_ON, *PRESENCE_SCORES, *INTENSITY_SCORES, *MAP_SCORES, *SECTION_MOMENTS)
 """Columns of a fold's table: a fold kept by a version with other columns is computed again."""
 
 
@@ -109,7 +111,7 @@ def cross_validate(
     -------
     Tidy table, one row per model x fold x section x metabolite x stage: ``model``, ``fold``, ``seconds`` (training
     and predicting) and the columns of :func:`stmsi.tl.evaluate`; ``coverage`` and ``interval_width`` are those of the
-    90 % interval. ``pearson_between`` and ``pearson_pooled`` join the folds of a model: measurement and prediction
+    90 % interval, and ``trained_on`` is ``"no"`` unless the splitter puts spots on both sides of a fold. ``pearson_between`` and ``pearson_pooled`` join the folds of a model: measurement and prediction
     are taken relative to ``training_mean`` and ``training_predicted_mean`` (the model's mean prediction for its training
     spots) of their fold. `data` is not changed.
 
@@ -290,6 +292,7 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
         training_mean=model.state.feature_table["training_mean"].to_numpy(np.float64), bounds=(lower, upper),
         filled=filled, training_predicted_mean=_mean_prediction(model, inside, spots),
         xy=map_positions(outside) if task.maps else None,
+        trained_on=np.where(np.isin(fit.test, fit.train), SEEN, HELD_OUT).astype(object),
     )  # fmt: skip
     table = score_sections(comparison)
     first = pd.DataFrame({"model": fit.name, "fold": fit.fold, "seconds": seconds}, index=table.index)

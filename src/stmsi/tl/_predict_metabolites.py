@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stmsi._data.checks import check_coverage, check_key, check_share, own_view
 from stmsi._data.keys import Key
-from stmsi._data.tables import copy_of, get_table
+from stmsi._data.tables import ONE_SECTION, copy_of, get_table
+from stmsi._data.training_marks import RECORD, by_section, write_marks
 from stmsi._settings import logger
 from stmsi.model._families import AUTO
 from stmsi.model.shared._hurdle_model import MIN_GENES, How, HurdleModel, check_how
@@ -19,6 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from stmsi.model.shared._stored_input import Input
@@ -97,11 +101,23 @@ def predict_metabolites(
     - ``obsm["msi_pred_lower"]``, ``obsm["msi_pred_upper"]``: prediction interval;
     - ``obs["msi_pred_ood"]``: out-of-distribution score; above 1, the spot is further from the training data than 95 %
       of the training spots;
+    - ``obs["msi_pred_trained_on"]``: ``"yes"`` for spots that the model was trained or calibrated on, ``"no"`` for others,
+      ``"unknown"`` where that cannot be told (see below);
     - ``uns["msi_pred"]``: ``params`` (``how``: the outputs in their order), ``model`` (name and version), ``features`` (feature
-      table with the evidence from held-out training spots, the threshold of each metabolite and its training mean) and
-      ``missing_genes`` (share, by their weight in the model); with `use_measured` the table ``use_measured``, one row per corrected section and metabolite: ``sample``,
+      table with the evidence from held-out training spots, the threshold of each metabolite and its training mean),
+      ``missing_genes`` (share, by their weight in the model) and the table ``training_spots``, one row per section: ``sample``,
+      ``n_spots``, ``n_trained_on``, ``n_unknown`` and ``trained_on`` (``"no"``, ``"yes"``, ``"partly"``, ``"unknown"``); with `use_measured` the table ``use_measured``, one row per corrected section and metabolite: ``sample``,
       ``metabolite``, ``n_measured`` (spots), ``offset``, ``scale``, ``smoothing`` (slope of the mean prediction around a spot),
       ``length`` (um, of the correlation of residuals, NaN where they are noise) and ``noise`` (share of their variance).
+
+    Notes
+    -----
+    Training spots are known by their expression: a model keeps a hash of each (65,536 at most), from which no profile can be
+    told. They are found again in copies and subsets, in another order, under other names, and as counts or logarithms;
+    another section with the same barcodes is not taken for them. Where genes are missing, the genes found in most spots decide;
+    where these are missing too, a spot with section, name and position of a training spot is one, and of others it is unknown.
+    A spot with section, name and position of a training spot and another expression (corrected, smoothed) is unknown, too, as
+    are all spots for models that were saved without hashes.
 
     Raises
     ------
@@ -131,7 +147,9 @@ def predict_metabolites(
     fitted = obtain_model(model, adata, setup_on(adata, setup, layer, input), show_progress_bar)
     # data that the model was just trained on were looked at for training
     known = fitted.state.setup.input if is_named(model) and input is None else input
-    prediction = fitted._predict_all(adata, coverage=coverage, layer=layer, input=known, min_genes=min_genes)
+    prediction = fitted._predict_all(
+        adata, coverage=coverage, layer=layer, input=known, min_genes=min_genes, marked=True
+    )
     done = None
     if use_measured:
         prediction, done = correct_by_measured(adata, fitted, prediction, coverage)
@@ -151,6 +169,8 @@ def predict_metabolites(
     adata.obsm[Key.presence_of(key_added)] = prediction.presence
     adata.obsm[lower], adata.obsm[upper] = prediction.lower, prediction.upper
     adata.obs[Key.ood_of(key_added)] = prediction.ood
+    assert prediction.trained_on is not None
+    write_marks(adata, key_added, prediction.trained_on)
     name = fitted if isinstance(model, Mapping) else model
     adata.uns[key_added] = {
         "params": {
@@ -164,10 +184,18 @@ def predict_metabolites(
         "model": model_record(fitted),
         "features": fitted.state.feature_table.assign(threshold=fitted.state.threshold),
         "missing_genes": prediction.missing_genes,
+        RECORD: by_section(prediction.trained_on, _section_names(adata, fitted.state.setup.sample_key)),
     }
     if done is not None and len(done):
         adata.uns[key_added]["use_measured"] = done
     return out if copy else None
+
+
+def _section_names(adata: AnnData, key: str) -> NDArray[Any]:
+    """Section of each spot; data to predict need not name any."""
+    if key not in adata.obs:
+        return np.full(adata.n_obs, ONE_SECTION, dtype=object)
+    return adata.obs[key].astype(object).to_numpy().astype(str).astype(object)
 
 
 def _check_target(adata: AnnData, key: str, further: Sequence[How]) -> None:

@@ -152,6 +152,7 @@ class SeveralNets(NetCalibration):
             self._note_control(targets, attended, uniform, folds.units)
         summary = summarise_training(self.adata, self._setup, run.rows)
         self.state.training = summary | {"epochs": made.epochs, "refit": False, "n_nets": len(made.nets)}
+        self.state.seen = run.seen()
         self.history_ = {
             name: pd.concat([h[name] for h in made.histories if name in h], axis=1).mean(axis=1).to_frame(name)
             for name in made.histories[0]

@@ -389,6 +389,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
                 raise RuntimeError(msg)
             assert self.adata is not None
             self.state.training = state.training | summarise_training(self.adata, self._setup, rows) | {"refit": True}
+            self.state.seen = state.seen
         except BaseException:
             self.module, self.state_, self.platt_ = module, state, platt
             logger.warning("Training on all spots did not end; the model is the one before that.")
@@ -441,6 +442,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             earlier = {k: v for k, v in old.training.items() if k == "fine_tuned_from"}
         summary = summarise_training(self.adata, self._setup, run.rows)
         self.state.training = summary | {"epochs": epochs, "refit": False} | earlier
+        self.state.seen = run.seen()
         self.is_trained_ = self._whole = True
 
     def _prepare(self, run: Run, rows: NDArray[np.int64], validation: NDArray[np.int64]) -> None:

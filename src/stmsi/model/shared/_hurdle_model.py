@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args, overload
 
@@ -29,6 +29,7 @@ from stmsi._data.checks import (
 )
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, sections_of
+from stmsi._data.training_marks import UNKNOWN
 from stmsi._settings import logger
 from stmsi.model.shared._fitted_state import FittedState
 from stmsi.model.shared._persistence import load_as, model_card, read_card, save_model
@@ -77,6 +78,7 @@ class Prediction:
     upper: pd.DataFrame
     ood: NDArray[np.float64]
     missing_genes: float
+    trained_on: NDArray[Any] | None = None  # one mark a spot, where they were asked for
 
     def output(self, how: How) -> pd.DataFrame:
         """The two stages as one number; see :meth:`HurdleModel.predict`."""
@@ -507,6 +509,7 @@ class HurdleModel:
         input: Input | None = None,
         min_genes: float = MIN_GENES,
         batch_size: int | None = None,
+        marked: bool = False,
     ) -> Prediction:
         self.state  # noqa: B018  raises where it is not trained
         check_coverage(coverage)
@@ -515,7 +518,13 @@ class HurdleModel:
             check_count(batch_size, "batch_size")
         spots = self._query_spots(adata, min_genes, layer=layer, input=input)
         with self._in_batches(batch_size):
-            return self._predict_spots(spots, coverage)
+            prediction = self._predict_spots(spots, coverage)
+        return replace(prediction, trained_on=self._trained_on(spots)) if marked else prediction
+
+    def _trained_on(self, spots: Spots) -> NDArray[Any]:
+        """Whether each spot was trained on, as :mod:`stmsi._data.training_marks` says it."""
+        seen = self.state.seen
+        return np.full(len(spots), UNKNOWN, dtype=object) if seen is None else seen.marks(spots)
 
     def _predict_spots(self, spots: Spots, coverage: float = 0.9) -> Prediction:
         """Both stages and what follows from them, from spots over the genes of the model."""
