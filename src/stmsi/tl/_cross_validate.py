@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from logging import LogRecord
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,6 +21,7 @@ from stmsi._data.stale import forget_stale, warn_if_stale
 from stmsi._data.tables import get_table, imputed, require_frame, sections_of
 from stmsi._data.training_marks import HELD_OUT
 from stmsi._data.training_marks import TRAINED_ON as SEEN
+from stmsi._messages import held_back, say_again, warns_once
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec, named_models, resolve
@@ -48,6 +50,7 @@ _LAYOUT = (TRAINED_ON, *PRESENCE_SCORES, *INTENSITY_SCORES, *MAP_SCORES, *SECTIO
 """Columns of a fold's table: a fold kept by a version with other columns is computed again."""
 
 
+@warns_once
 def cross_validate(
     data: SpatialData | AnnData,
     models: ModelSpec | Sequence[str] | Mapping[str, ModelSpec] = ("mean", "ridge", "mlp"),
@@ -250,20 +253,25 @@ def _score_all(
     n_jobs = settings.n_jobs if n_jobs is None else n_jobs
     # None lets joblib.parallel_config say which backend to use, and how much of it
     parallel = joblib.Parallel(n_jobs=None if n_jobs == 1 else n_jobs, return_as="generator_unordered")
-    for i, table in track(parallel(jobs), "cross-validation", total=len(jobs), show=show_progress_bar):
+    for i, table, said in track(parallel(jobs), "cross-validation", total=len(jobs), show=show_progress_bar):
+        say_again(said)
         if cache is not None:
             cache.put(keys[i], table)
         tables[i] = fits[i].label(table)
     return [tables[i] for i in range(len(fits))]
 
 
-def _run(number: int, fit: _Fit, task: _Task) -> tuple[int, pd.DataFrame]:
-    """Train on one side of a split and score the other, in one thread: rounding depends on the number of threads."""
+def _run(number: int, fit: _Fit, task: _Task) -> tuple[int, pd.DataFrame, list[LogRecord]]:
+    """Train on one side of a split and score the other, in one thread: rounding depends on the number of threads.
+
+    Also what was warned of, which another process would say by itself.
+    """
     from threadpoolctl import threadpool_limits
 
     resolve(fit.spec)  # loads the libraries whose threads are limited
-    with threadpool_limits(1):
-        return number, _train_and_score(fit, task)
+    with threadpool_limits(1), held_back() as said:
+        table = _train_and_score(fit, task)
+    return number, table, said
 
 
 def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:

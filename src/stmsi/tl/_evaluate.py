@@ -20,6 +20,7 @@ from stmsi._data.tables import (
     sections_of,
 )
 from stmsi._data.training_marks import PARTLY, TRAINED_ON, of_scores, read_marks
+from stmsi._messages import warns_once
 from stmsi._settings import logger
 from stmsi.model.shared._spot_input import read_log_expression
 from stmsi.tl._across_sections import score_across
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@warns_once
 def evaluate(
     data: SpatialData | AnnData,
     *,

@@ -11,6 +11,7 @@ from stmsi._data.checks import check_coverage, check_key, check_share, own_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import ONE_SECTION, copy_of, get_table
 from stmsi._data.training_marks import RECORD, by_section, write_marks
+from stmsi._messages import warns_once
 from stmsi._settings import logger
 from stmsi.model._families import AUTO
 from stmsi.model.shared._hurdle_model import MIN_GENES, How, HurdleModel, check_how
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from stmsi.model.shared._stored_input import Input
 
 
+@warns_once
 def predict_metabolites(
     data: SpatialData | AnnData,
     model: HurdleModel | str | Path | Mapping[str, Any] = AUTO,

@@ -19,6 +19,7 @@ from stmsi._core.learning.folds import held_out_group, inner_groups, sections_or
 from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._data.checks import check_count, check_positive, check_weight
 from stmsi._data.tables import sections_of
+from stmsi._messages import warns_once
 from stmsi._progress import current_display
 from stmsi._settings import logger, settings
 from stmsi.model.net._callbacks import (
@@ -94,6 +95,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         # a training that ended before a first better epoch is no reason to give a trained model up
         return self._whole and (before.get("state_") is None or bool(self.state.training.get("epochs")))
 
+    @warns_once
     @whole_or_as_before
     def train(  # type: ignore[override]
         self,
