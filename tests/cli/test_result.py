@@ -94,6 +94,7 @@ def test_an_error_is_json_too(tmp_path):
     assert result["warnings"] == []
 
 
+@pytest.mark.filterwarnings("default:another package")
 def test_warnings_are_in_the_result_also_of_a_failure(tmp_path):
     """Each once, from the package and from others."""
 
