@@ -94,6 +94,8 @@ def same_store(path, adata, key="msi_pred"):
     assert_frame_equal(table.to_df(), adata.obsm[key], rtol=2e-4, atol=2e-4, check_names=False)
     for layer, frame in layers.items():
         assert_frame_equal(table.to_df(layer), adata.obsm[frame], rtol=2e-4, atol=2e-4, check_names=False)
+    assert table.obs[f"{key}_trained_on"].tolist() == adata.obs[f"{key}_trained_on"].tolist()
+    assert_frame_equal(table.uns[key]["training_spots"], adata.uns[key]["training_spots"])
     np.testing.assert_allclose(table.obs[f"{key}_ood"], adata.obs[f"{key}_ood"], rtol=2e-4, atol=2e-4)
     return table
 

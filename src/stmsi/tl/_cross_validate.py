@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from logging import LogRecord
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -15,10 +16,13 @@ import numpy as np
 import pandas as pd
 
 from stmsi._data.checks import check_choice, listing
-from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, SECTION_MOMENTS, Key
+from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, SECTION_MOMENTS, TRAINED_ON, Key
 from stmsi._data.measured_and_predicted import MAP_WRITES
 from stmsi._data.stale import forget_stale, warn_if_stale
 from stmsi._data.tables import get_table, imputed, require_frame, sections_of
+from stmsi._data.training_marks import HELD_OUT
+from stmsi._data.training_marks import TRAINED_ON as SEEN
+from stmsi._messages import held_back, say_again, warns_once
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec, named_models, resolve
@@ -44,10 +48,11 @@ if TYPE_CHECKING:
 
 CHOSEN = "chosen"
 """Name of the model that the inner folds chose."""
-_LAYOUT = (*PRESENCE_SCORES, *INTENSITY_SCORES, *MAP_SCORES, *SECTION_MOMENTS)
+_LAYOUT = (TRAINED_ON, *PRESENCE_SCORES, *INTENSITY_SCORES, *MAP_SCORES, *SECTION_MOMENTS)
 """Columns of a fold's table: a fold kept by a version with other columns is computed again."""
 
 
+@warns_once
 def cross_validate(
     data: SpatialData | AnnData,
     models: ModelSpec | Sequence[str] | Mapping[str, ModelSpec] = ("mean", "ridge", "mlp"),
@@ -111,7 +116,7 @@ def cross_validate(
     -------
     Tidy table, one row per model x fold x section x metabolite x stage: ``model``, ``fold``, ``seconds`` (training
     and predicting) and the columns of :func:`stmsi.tl.evaluate`; ``coverage`` and ``interval_width`` are those of the
-    90 % interval. ``pearson_between`` and ``pearson_pooled`` join the folds of a model: measurement and prediction
+    90 % interval, and ``trained_on`` is ``"no"`` unless the splitter puts spots on both sides of a fold. ``pearson_between`` and ``pearson_pooled`` join the folds of a model: measurement and prediction
     are taken relative to ``training_mean`` and ``training_predicted_mean`` (the model's mean prediction for its training
     spots) of their fold. `data` is not changed.
 
@@ -252,20 +257,25 @@ def _score_all(
     n_jobs = settings.n_jobs if n_jobs is None else n_jobs
     # None lets joblib.parallel_config say which backend to use, and how much of it
     parallel = joblib.Parallel(n_jobs=None if n_jobs == 1 else n_jobs, return_as="generator_unordered")
-    for i, table in track(parallel(jobs), "cross-validation", total=len(jobs), show=show_progress_bar):
+    for i, table, said in track(parallel(jobs), "cross-validation", total=len(jobs), show=show_progress_bar):
+        say_again(said)
         if cache is not None:
             cache.put(keys[i], table)
         tables[i] = fits[i].label(table)
     return [tables[i] for i in range(len(fits))]
 
 
-def _run(number: int, fit: _Fit, task: _Task) -> tuple[int, pd.DataFrame]:
-    """Train on one side of a split and score the other, in one thread: rounding depends on the number of threads."""
+def _run(number: int, fit: _Fit, task: _Task) -> tuple[int, pd.DataFrame, list[LogRecord]]:
+    """Train on one side of a split and score the other, in one thread: rounding depends on the number of threads.
+
+    Also what was warned of, which another process would say by itself.
+    """
     from threadpoolctl import threadpool_limits
 
     resolve(fit.spec)  # loads the libraries whose threads are limited
-    with threadpool_limits(1):
-        return number, _train_and_score(fit, task)
+    with threadpool_limits(1), held_back() as said:
+        table = _train_and_score(fit, task)
+    return number, table, said
 
 
 def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
@@ -309,6 +319,7 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
         training_mean=model.state.feature_table["training_mean"].to_numpy(np.float64), bounds=(lower, upper),
         filled=filled, training_predicted_mean=_mean_prediction(model, inside, spots),
         xy=map_positions(outside) if task.maps else None,
+        trained_on=np.where(np.isin(fit.test, fit.train), SEEN, HELD_OUT).astype(object),
     )  # fmt: skip
     table = score_sections(comparison)
     first = pd.DataFrame({"model": fit.name, "fold": fit.fold, "seconds": seconds}, index=table.index)

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from stmsi._data.checks import check_count, check_coverage, check_key, check_share, own_view
 from stmsi._data.keys import Key
-from stmsi._data.tables import copy_of, get_table, in_frames
+from stmsi._data.tables import ONE_SECTION, copy_of, get_table, in_frames
+from stmsi._data.training_marks import RECORD, by_section, write_marks
+from stmsi._messages import warns_once
 from stmsi._settings import logger
 from stmsi.io._files import check_new
 from stmsi.model._families import AUTO
@@ -21,12 +25,15 @@ from stmsi.tl._predicted_store import write_prediction
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    import pandas as pd
     from anndata import AnnData
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from stmsi.model.shared._stored_input import Input
 
 
+@warns_once
 def predict_metabolites(
     data: SpatialData | AnnData,
     model: HurdleModel | str | Path | Mapping[str, Any] = AUTO,
@@ -110,15 +117,27 @@ def predict_metabolites(
     - ``obsm["msi_pred_lower"]``, ``obsm["msi_pred_upper"]``: prediction interval;
     - ``obs["msi_pred_ood"]``: out-of-distribution score; above 1, the spot is further from the training data than 95 %
       of the training spots;
+    - ``obs["msi_pred_trained_on"]``: ``"yes"`` for spots that the model was trained or calibrated on, ``"no"`` for others,
+      ``"unknown"`` where that cannot be told (see below);
     - ``uns["msi_pred"]``: ``params`` (``how``: the outputs in their order), ``model`` (name and version), ``features`` (feature
-      table with the evidence from held-out training spots, the threshold of each metabolite and its training mean) and
-      ``missing_genes`` (share, by their weight in the model); with `use_measured` the table ``use_measured``, one row per corrected section and metabolite: ``sample``,
+      table with the evidence from held-out training spots, the threshold of each metabolite and its training mean),
+      ``missing_genes`` (share, by their weight in the model) and the table ``training_spots``, one row per section: ``sample``,
+      ``n_spots``, ``n_trained_on``, ``n_unknown`` and ``trained_on`` (``"no"``, ``"yes"``, ``"partly"``, ``"unknown"``); with `use_measured` the table ``use_measured``, one row per corrected section and metabolite: ``sample``,
       ``metabolite``, ``n_measured`` (spots), ``offset``, ``scale``, ``smoothing`` (slope of the mean prediction around a spot),
       ``length`` (um, of the correlation of residuals, NaN where they are noise) and ``noise`` (share of their variance).
 
     With `out` nothing is written into `data`. The store is an AnnData of spots x metabolites, for ``anndata.read_zarr`` and
     ``read_lazy``: ``X`` holds the prediction, ``layers`` hold ``presence``, ``lower``, ``upper`` and the further `how`, all dense, float32;
     ``var`` the feature table, ``obs`` that of `data` and ``msi_pred_ood``, ``obsm["spatial"]`` positions, ``uns["msi_pred"]`` the record.
+
+    Notes
+    -----
+    Training spots are known by their expression: a model keeps a hash of each (65,536 at most), from which no profile can be
+    told. They are found again in copies and subsets, in another order, under other names, and as counts or logarithms;
+    another section with the same barcodes is not taken for them. Where genes are missing, the genes found in most spots decide;
+    where these are missing too, a spot with section, name and position of a training spot is one, and of others it is unknown.
+    A spot with section, name and position of a training spot and another expression (corrected, smoothed) is unknown, too, as
+    are all spots for models that were saved without hashes.
 
     Raises
     ------
@@ -171,14 +190,16 @@ def predict_metabolites(
         "features": fitted.state.feature_table.assign(threshold=fitted.state.threshold),
         "missing_genes": reader.spots.missing,
     }
+    obs = in_frames(adata).obs
+    sections = _section_names(obs, fitted.state.setup.sample_key)
     if out is not None:
         outside = write_prediction(
-            out, fitted, reader, obs=in_frames(adata).obs, record=record, key=key_added, how=asked, coverage=coverage,
+            out, fitted, reader, obs=obs, sections=sections, record=record, key=key_added, how=asked, coverage=coverage,
             block_size=block_size, show_progress_bar=show_progress_bar,
         )  # fmt: skip
         _tell_outside(outside, key_added)
         return None
-    prediction = fitted._predict_from(reader, coverage, block_size, show_progress_bar)
+    prediction = fitted._predict_from(reader, coverage, block_size, marked=True, show_progress_bar=show_progress_bar)
     if use_measured:
         prediction, done = correct_by_measured(adata, fitted, prediction, coverage)
         if len(done):
@@ -193,6 +214,9 @@ def predict_metabolites(
     adata.obsm[Key.presence_of(key_added)] = prediction.presence
     adata.obsm[lower], adata.obsm[upper] = prediction.lower, prediction.upper
     adata.obs[Key.ood_of(key_added)] = prediction.ood
+    assert prediction.trained_on is not None
+    write_marks(adata, key_added, prediction.trained_on)
+    record[RECORD] = by_section(prediction.trained_on, sections)
     adata.uns[key_added] = record
     return changed if copy else None
 
@@ -212,6 +236,13 @@ def _tell_outside(share: float, key: str) -> None:
             100 * share,
             Key.ood_of(key),
         )
+
+
+def _section_names(obs: pd.DataFrame, key: str) -> NDArray[Any]:
+    """Section of each spot; data to predict need not name any."""
+    if key not in obs:
+        return np.full(len(obs), ONE_SECTION, dtype=object)
+    return obs[key].astype(object).to_numpy().astype(str).astype(object)
 
 
 def _check_target(adata: AnnData, key: str, further: Sequence[How]) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 from anndata import AnnData
 
 from stmsi._data.keys import Key
+from stmsi._data.training_marks import RECORD, by_section, write_marks
 from stmsi._progress import track
 from stmsi.io._files import check_new, unfinished
 from stmsi.model.shared._blocks import n_blocks
@@ -34,6 +35,7 @@ def write_prediction(
     reader: SpotReader,
     *,
     obs: pd.DataFrame,
+    sections: NDArray[Any],
     record: dict[str, Any],
     key: str,
     how: Sequence[How],
@@ -54,14 +56,14 @@ def write_prediction(
     target = check_new(Path(out), "store")
     features: pd.DataFrame = record["features"]
     n, m, names = len(reader), len(features), ("X", "presence", "lower", "upper", *how[1:])
-    ood = np.empty(n, np.float32)
+    ood, marks = np.empty(n, np.float32), np.empty(n, object)
     chunk = max(min(n, _CHUNK_VALUES // max(m, 1)), 1)
     with unfinished(target) as folder:
         arrays = {
             name: zarr.create_array(str(folder / name), shape=(n, m), chunks=(chunk, m), dtype="float32", zarr_format=3)
             for name in names
         }
-        blocks = model._predict_blocks(reader, coverage, block_size)
+        blocks = model._predict_blocks(reader, coverage, block_size, marked=True)
         total = n_blocks(reader, model._reach, block_size)
         for rows, part in track(blocks, "predict", total=total, show=show_progress_bar):
             frames = (
@@ -73,8 +75,10 @@ def write_prediction(
             )
             for name, frame in zip(names, frames, strict=True):
                 _put(arrays[name], rows, frame.to_numpy(np.float32))
-            ood[rows] = part.ood
+            ood[rows], marks[rows] = part.ood, part.trained_on
         table = AnnData(obs=obs.assign(**{Key.ood_of(key): ood}), var=features, uns={key: record})
+        write_marks(table, key, marks)
+        table.uns[key][RECORD] = by_section(marks, sections)
         if reader.spots.xy is not None:
             table.obsm[Key.obsm.SPATIAL] = reader.spots.xy
         _finish(folder, table, names)

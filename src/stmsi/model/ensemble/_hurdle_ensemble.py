@@ -270,6 +270,8 @@ class HurdleEnsemble(SpotModel):
             msg = f"No member could be trained. {next(iter(self.failed_.values()))}"
             raise ValueError(msg)
         self.members = kept
+        for model in models:  # the stack knows its spots, and its folder holds them once
+            model.state.seen = None
         return models
 
     def _adds(self, member: Member, models: Sequence[HurdleModel], data: TrainingData, folds: InnerFolds) -> float:

@@ -28,6 +28,7 @@ from stmsi._data.checks import (
 )
 from stmsi._data.keys import Key
 from stmsi._data.tables import sections_of
+from stmsi._messages import warns_once
 from stmsi._settings import logger
 from stmsi.model.net._encoder_options import check_encoder_options
 from stmsi.model.net._metabolite_descriptors import training_metabolites
@@ -363,6 +364,7 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
+    @warns_once
     def fine_tune(
         self,
         adata: AnnData,

@@ -19,6 +19,7 @@ from stmsi._core.learning.folds import held_out_group, inner_groups, sections_or
 from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._data.checks import check_count, check_positive, check_weight
 from stmsi._data.tables import sections_of
+from stmsi._messages import warns_once
 from stmsi._progress import current_display
 from stmsi._settings import logger, settings
 from stmsi.model.net._callbacks import (
@@ -95,6 +96,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         # a training that ended before a first better epoch is no reason to give a trained model up
         return self._whole and (before.get("state_") is None or bool(self.state.training.get("epochs")))
 
+    @warns_once
     @whole_or_as_before
     def train(  # type: ignore[override]
         self,
@@ -390,6 +392,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
                 raise RuntimeError(msg)
             assert self.adata is not None
             self.state.training = state.training | summarise_training(self.adata, self._setup, rows) | {"refit": True}
+            self.state.seen = state.seen
         except BaseException:
             self.module, self.state_, self.platt_ = module, state, platt
             logger.warning("Training on all spots did not end; the model is the one before that.")
@@ -442,6 +445,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             earlier = {k: v for k, v in old.training.items() if k == "fine_tuned_from"}
         summary = summarise_training(self.adata, self._setup, run.rows)
         self.state.training = summary | {"epochs": epochs, "refit": False} | earlier
+        self.state.seen = run.seen()
         self.is_trained_ = self._whole = True
 
     def _prepare(self, run: Run, rows: NDArray[np.int64], validation: NDArray[np.int64]) -> None:

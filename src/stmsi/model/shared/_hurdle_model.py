@@ -29,6 +29,7 @@ from stmsi._data.checks import (
 )
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, sections_of
+from stmsi._data.training_marks import UNKNOWN
 from stmsi._progress import track
 from stmsi._settings import logger
 from stmsi.model.shared._blocks import BLOCK_SIZE, blocks_of, n_blocks
@@ -83,26 +84,29 @@ class Prediction:
     upper: pd.DataFrame
     ood: NDArray[np.float64]
     missing_genes: float
+    trained_on: NDArray[Any] | None = None  # one mark a spot, where they were asked for
 
     @classmethod
     def gather(cls, parts: Iterable[tuple[NDArray[np.int64], Prediction]], names: pd.Index) -> Prediction:
         """Predictions of some spots each, given with their rows, as one of all; `names` are those of all spots."""
         values: dict[str, NDArray[np.float32]] = {}
-        ood, n = np.empty(len(names)), len(names)
+        ood, marks, n = np.empty(len(names)), np.empty(len(names), object), len(names)
         for rows, part in parts:
             if len(rows) == n:
                 return part
             for field in _FRAMES:
                 frame = getattr(part, field)
                 values.setdefault(field, np.empty((n, frame.shape[1]), np.float32))[rows] = frame.to_numpy()
-            ood[rows] = part.ood
+            ood[rows], marks[rows] = part.ood, part.trained_on
         frames = {field: pd.DataFrame(value, index=names, columns=frame.columns) for field, value in values.items()}
-        return cls(**frames, ood=ood, missing_genes=part.missing_genes)
+        trained_on = None if part.trained_on is None else marks
+        return cls(**frames, ood=ood, missing_genes=part.missing_genes, trained_on=trained_on)
 
     def take(self, rows: NDArray[np.int64]) -> Prediction:
         """Some of the spots."""
         frames = {field: getattr(self, field).iloc[rows] for field in _FRAMES}
-        return replace(self, **frames, ood=self.ood[rows])
+        marks = None if self.trained_on is None else self.trained_on[rows]
+        return replace(self, **frames, ood=self.ood[rows], trained_on=marks)
 
     def output(self, how: How) -> pd.DataFrame:
         """The two stages as one number; see :meth:`HurdleModel.predict`."""
@@ -552,20 +556,35 @@ class HurdleModel:
             return self._predict_from(reader, coverage)
 
     def _predict_from(
-        self, reader: SpotReader, coverage: float, size: int = BLOCK_SIZE, show_progress_bar: bool | None = False
+        self,
+        reader: SpotReader,
+        coverage: float,
+        size: int = BLOCK_SIZE,
+        *,
+        marked: bool = False,
+        show_progress_bar: bool | None = False,
     ) -> Prediction:
         """Predict all spots, some at a time."""
         total = n_blocks(reader, self._reach, size)
-        blocks = track(self._predict_blocks(reader, coverage, size), "predict", total=total, show=show_progress_bar)
-        return Prediction.gather(blocks, reader.spots.names)
+        blocks = self._predict_blocks(reader, coverage, size, marked=marked)
+        shown = track(blocks, "predict", total=total, show=show_progress_bar)
+        return Prediction.gather(shown, reader.spots.names)
 
     def _predict_blocks(
-        self, reader: SpotReader, coverage: float, size: int
+        self, reader: SpotReader, coverage: float, size: int, *, marked: bool = False
     ) -> Iterator[tuple[NDArray[np.int64], Prediction]]:
-        """Rows of some spots at a time and their prediction, which does not depend on `size`."""
+        """Rows of some spots at a time and their prediction, which does not depend on `size`; with marks if asked for."""
         for block in blocks_of(reader, self._reach, size):
-            prediction = self._predict_spots(reader.read(block.read), coverage)
+            spots = reader.read(block.read)
+            prediction = self._predict_spots(spots, coverage)
+            if marked:
+                prediction = replace(prediction, trained_on=self._trained_on(spots))
             yield block.rows, prediction if block.read is None else prediction.take(block.at)
+
+    def _trained_on(self, spots: Spots) -> NDArray[Any]:
+        """Whether each spot was trained on, as :mod:`stmsi._data.training_marks` says it."""
+        seen = self.state.seen
+        return np.full(len(spots), UNKNOWN, dtype=object) if seen is None else seen.marks(spots)
 
     def _predict_spots(self, spots: Spots, coverage: float = 0.9) -> Prediction:
         """Both stages and what follows from them, from spots over the genes of the model."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
+from stmsi._messages import warns_once
 from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._training_data import TrainingData
 from stmsi.model.shared._whole_training import whole_or_as_before
@@ -27,6 +28,7 @@ class SpotModel(HurdleModel):
         """Whether ``train`` has been called."""
         return self.state_ is not None
 
+    @warns_once
     @whole_or_as_before
     def train(
         self,

@@ -18,6 +18,7 @@ from stmsi.model.shared._persistence import training_record
 from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._spot_reader import read_spots
 from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, training_rows
+from stmsi.model.shared._training_spots import TrainingSpots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -97,7 +98,14 @@ class TrainingData:
         """State of a model whose features are fitted, with the summary of the training spots."""
         state = start_state(self.adata, setup, self.targets, features, self.train)
         state.training = summarise_training(self.adata, setup, self.rows)
+        state.seen = self._seen()
         return state
+
+    def _seen(self) -> TrainingSpots:
+        """What finds the spots again that were trained or calibrated on."""
+        if self.validation is None:  # made once for all members of a stack
+            return self.train.once("seen", lambda: TrainingSpots.of(self.train))
+        return TrainingSpots.of(self.spots.take(np.union1d(self.rows, self.validation)))
 
 
 def require_data(adata: AnnData | None) -> AnnData:
