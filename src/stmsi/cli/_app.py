@@ -32,9 +32,10 @@ from rich.text import Text
 
 from stmsi._messages import once_per_cause
 from stmsi._progress import current_display, shared_display
+from stmsi.cli._signals import Stopped, termination_as_interrupt
 
 ISSUES = "https://github.com/stmsi/stmsi/issues"
-FAILED, INTERRUPTED = 1, 130
+FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 _A_DAY = 86_400.0
 _KNOWN = (ValueError, KeyError, TypeError, RuntimeError, OSError, ImportError, MemoryError)
 """Errors of the input or of the machine. Whatever else is raised is a fault of stmsi, and the message says so."""
@@ -50,7 +51,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    epilog="**Exit codes**: 0 done; 1 failed, with one line that says why; 2 wrong usage; 130 interrupted. "
+    epilog="**Exit codes**: 0 done; 1 failed, with one line that says why; 2 wrong usage; 130 interrupted; 143 terminated. "
     "**Tab completion**: `stmsi --install-completion`.",
 )
 console = Console(stderr=True, highlight=False, emoji=False)
@@ -140,14 +141,18 @@ def command(name: str, *, as_json: bool) -> Iterator[dict[str, Any]]:
     """
     result: dict[str, Any] = {}
     said: list[str] = []
+    stopped = Stopped()
     try:
-        with _warnings_into(said), redirect_stdout(sys.stderr) if as_json else nullcontext(), _display():
+        with (
+            termination_as_interrupt(stopped), _warnings_into(said), redirect_stdout(sys.stderr) if as_json else nullcontext(), _display()
+        ):  # fmt: skip
             yield result
     except (typer.Exit, typer.BadParameter):
         raise
     except KeyboardInterrupt:
-        _fail(name, "KeyboardInterrupt", "Interrupted; no output was written.", said, as_json=as_json)
-        raise typer.Exit(INTERRUPTED) from None
+        how = "Terminated" if stopped.terminated else "Interrupted"
+        _fail(name, "KeyboardInterrupt", f"{how}; no output was written.", said, as_json=as_json)
+        raise typer.Exit(TERMINATED if stopped.terminated else INTERRUPTED) from None
     except Exception as error:
         _fail(name, type(error).__name__, explain(error), said, as_json=as_json)
         if options.debug:

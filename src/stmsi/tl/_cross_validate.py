@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
 from logging import LogRecord
 from pathlib import Path
 from time import perf_counter
@@ -33,7 +32,7 @@ from stmsi.model_selection._check_leakage import find_leaks, msi_table, report
 from stmsi.tl._across_sections import score_across
 from stmsi.tl._compare_models import NO_SKILL, best_model
 from stmsi.tl._evaluate import map_positions
-from stmsi.tl._fold_cache import FoldCache, data_fingerprint, fingerprint
+from stmsi.tl._fold_cache import FoldCache, UnhashedError, data_fingerprint, fingerprint, software
 from stmsi.tl._models import setup_on, train_on
 from stmsi.tl._section_scores import Comparison, score_sections
 from stmsi.tl._shared_folds import SharedFolds
@@ -105,7 +104,8 @@ def cross_validate(
         ``"ignore"``, without looking.
     cache_dir
         Folder that keeps each fold as soon as it is done. A later call with the same data, model, setup, spots, `maps` and
-        version of stmsi reads it. Empty the folder if you change stmsi itself.
+        versions (of stmsi, NumPy, SciPy, pandas, scikit-learn, anndata, torch, Lightning and scvi-tools) reads it. Empty the folder if
+        you change stmsi itself. If it cannot be written, the log says so and the run goes on.
     sample_key, table_key
         Column of ``obs`` with the section name, and the ST table.
     n_jobs, show_progress_bar
@@ -247,9 +247,14 @@ def _score_all(
     tables: dict[int, pd.DataFrame] = {}
     keys: list[str] = []
     if cache is not None:
-        settled = (task.fields, task.sample_key, task.maps, _LAYOUT, version("stmsi"))
-        common = fingerprint(data_fingerprint(task.adata), *settled)
-        keys = [fingerprint(common, fit.spec, fit.train, fit.test) for fit in fits]
+        settled = (task.fields, task.sample_key, task.maps, _LAYOUT, software())
+        try:
+            common = fingerprint(data_fingerprint(task.adata), *settled)
+            keys = [fingerprint(common, fit.spec, fit.train, fit.test) for fit in fits]
+        except UnhashedError as error:
+            logger.warning("No fold is kept in %s: %s.", cache.directory, error)
+            cache = None
+    if cache is not None:
         found = {i: cache.get(key) for i, key in enumerate(keys)}
         tables = {i: fits[i].label(table) for i, table in found.items() if table is not None}
         logger.info("%d of %d model fits are read from %s.", len(tables), len(fits), cache.directory)
