@@ -393,7 +393,9 @@ def test_several_networks_of_another_encoder(sections):
     model.train(max_epochs=2, show_progress_bar=False)
     assert len(model._nets) == 3
     assert np.isfinite(model.predict(test)).all(axis=None)
-    assert HurdleNet(train, encoder="mlp")._n_nets == 1
+    net = HurdleNet(train, encoder="mlp")
+    assert (net._n_nets(), net._n_nets(refit=False)) == (3, 1)
+    assert HurdleNet(train, encoder="mlp", n_nets=2)._n_nets(refit=False) == 2
     with pytest.raises(ValueError, match="n_nets must be 'auto' or a whole number of at least 1, found 0"):
         HurdleNet(train, n_nets=0)
 

@@ -133,7 +133,8 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
     n_nets
         Networks whose predictions are averaged, at most. Each is trained without another group of whole sections (patients
         where there are three or more, spatial blocks where there are fewer than three sections), which decides when it stops;
-        what they say of their groups calibrates presence and intervals. ``"auto"``: 6 for ``"transformer"``, 1 for the others.
+        what they say of their groups calibrates presence and intervals. ``"auto"``: 6 for ``"transformer"``, 3 for the others (1 with
+        ``train(refit=False)``). With 1, intervals rest on one held-out group, and cover too little of new patients.
     rng
         Seed. On a CPU the same seed gives the same bits.
 

@@ -28,9 +28,6 @@ if TYPE_CHECKING:
     from stmsi.model.shared._spot_input import Spots
     from stmsi.model.shared._targets import Targets
 
-MOST_NETS = 6
-"""Networks where their number is not said: with many sections, groups of several are held out."""
-
 
 @dataclass
 class _Made:
