@@ -57,19 +57,21 @@ def score_sections(found: Comparison) -> pd.DataFrame:
     truth, map_scores = found.truth, MAP_SCORES if found.xy is not None else ()
     shown = [*PRESENCE_SCORES, *INTENSITY_SCORES, *map_scores, *SECTION_MOMENTS]
     columns = ["sample", "metabolite", "stage", "n", *shown, "reason"]
-    parts = []
+    parts: dict[str, list[Any]] = {column: [] for column in columns}
     for name, rows in measured_sections(found.sample, found.measured):
         graph = None if found.xy is None else maps.near_graph(found.xy[rows])
         starts = range(0, len(found.ids), _BLOCK)
         blocks = [_block(found, truth, rows, slice(start, start + _BLOCK), graph) for start in starts]
         for stage, of_blocks in zip(("presence", "intensity"), zip(*blocks, strict=True), strict=True):
-            part = pd.concat([pd.DataFrame(scores) for scores in of_blocks], ignore_index=True)
-            part = part.assign(sample=name, metabolite=found.ids, stage=stage)
-            parts.append(part.reindex(columns=columns))
-    if not parts:
+            scored = {key: np.concatenate([scores[key] for scores in of_blocks]) for key in of_blocks[0]}
+            scored |= {"sample": name, "metabolite": found.ids, "stage": stage}
+            for column, values in parts.items():
+                values.append(np.broadcast_to(np.asarray(scored.get(column, np.nan), object), len(found.ids)))
+    if not parts["n"]:
         msg = "No section has MSI to score against: all measured intensities are NaN."
         raise ValueError(msg)
-    table = pd.concat(parts, ignore_index=True).astype(dict.fromkeys(shown, np.float64))
+    types = {"n": np.int64} | dict.fromkeys(shown, np.float64)
+    table = pd.DataFrame({c: np.concatenate(v).astype(types.get(c, object)) for c, v in parts.items()})
     return table.loc[table["n"] > 0].reset_index(drop=True)
 
 
