@@ -213,7 +213,7 @@ def upper_quantiles(score: Floats, weight: Floats, levels: Floats) -> Floats:
     """
     known = ~np.isnan(score)
     score, weight = score[known], weight[known]
-    order = np.argsort(score, kind="stable")
+    order = np.argsort(score)
     below = np.cumsum(weight[order])
     share = np.minimum(levels * (1 + _inverse_size(weight)), 1) * below[-1]
     # sums of equal weights differ from their multiples in the last bits
@@ -274,19 +274,21 @@ def left_out_levels(score: Floats, weight: Floats, group: Ints, *, two_sided: bo
 
 def _weight_below(values: Floats, weight: Floats) -> Floats:
     """Weight of the values of a column that are smaller than each one, shape (spots, metabolites); NaN is the largest."""
-    order = np.argsort(values, axis=0, kind="stable")
-    first = _first_of_ties(np.take_along_axis(values, order, axis=0))
-    sorted_weight = np.take_along_axis(weight, order, axis=0)
-    before = np.cumsum(sorted_weight, axis=0) - sorted_weight
+    # columns are sorted faster as rows; which of equal values comes first is of no matter here
+    values, weight = np.ascontiguousarray(values.T), np.ascontiguousarray(weight.T)
+    order = np.argsort(values, axis=1)
+    first = _first_of_ties(np.take_along_axis(values, order, axis=1))
+    sorted_weight = np.take_along_axis(weight, order, axis=1)
+    before = np.cumsum(sorted_weight, axis=1) - sorted_weight
     below = np.empty_like(before)
-    np.put_along_axis(below, order, np.take_along_axis(before, first, axis=0), axis=0)
-    return below
+    np.put_along_axis(below, order, np.take_along_axis(before, first, axis=1), axis=1)
+    return below.T
 
 
 def _first_of_ties(values: Floats) -> Ints:
-    """Row of the first of the equal values that each sorted value belongs to, column by column."""
-    begins = np.vstack([np.ones_like(values[:1], dtype=bool), values[1:] != values[:-1]])
-    return np.maximum.accumulate(np.where(begins, np.arange(len(values))[:, None], 0), axis=0)
+    """Place of the first of the equal values that each sorted value belongs to, row by row."""
+    begins = np.hstack([np.ones_like(values[:, :1], dtype=bool), values[:, 1:] != values[:, :-1]])
+    return np.maximum.accumulate(np.where(begins, np.arange(values.shape[1]), 0), axis=1)
 
 
 def _inverse_size(weight: Floats) -> float:

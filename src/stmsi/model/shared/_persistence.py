@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
@@ -175,9 +176,15 @@ def training_record(adata: AnnData, metabolite_key: str) -> dict[str, Any]:
     params = record.get("params") if isinstance(record, Mapping) else None
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "software": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "software": {"python": platform.python_version()} | _versions(),
         "intensities": _plain(params) if isinstance(params, Mapping) else {},
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of the packages that models are made with; the files that say it are read once."""
+    return {name: version(name) for name in _PACKAGES}
 
 
 def _genes(model: StoredModel) -> dict[str, Any]:
