@@ -103,7 +103,12 @@ def test_an_evaluation(scored):
     assert len(page.figures) == 5
     assert page.caution[0] == "SIMULATED."
     sections, metabolites = page.tables
-    assert [row[0] for row in sections.rows] == ["P1S1", "P2S1", "P3S1", "all sections", "a prediction without skill"]
+    assert [row[0] for row in sections.rows] == [
+        *(f"{name} (trained on)" for name in ("P1S1", "P2S1", "P3S1")),
+        "all sections (with training spots)",
+        "a prediction without skill",
+    ]
+    assert page.caution[1].endswith("The model was trained on P1S1, P2S1, P3S1: no evidence there.")
     column = sections.columns.index("Pearson within")
     assert sections.columns[column : column + 3] == ["Pearson within", "between", "pooled"]
     between = scores.drop_duplicates(["stage", "metabolite"])["pearson_between"].median()
@@ -126,9 +131,28 @@ def without_figures(monkeypatch):
 
 @pytest.mark.usefixtures("without_figures")
 def test_sections_of_the_training_are_named(scored):
-    page = report(*scored, card={"training": {"samples": ["P1S1", "P2S1"]}})
-    assert "trained on P1S1, P2S1" in page.caution[1]
-    assert [row[0] for row in page.tables[0].rows][:3] == ["P1S1 (trained on)", "P2S1 (trained on)", "P3S1"]
+    """By the marks of the spots; of a prediction without marks by the names in the card, as far as it goes."""
+    st, scores = scored
+    page = report(st, scores.drop(columns="trained_on"), card={"training": {"samples": ["P1S1", "P2S1"]}})
+    assert "trained on P1S1, P2S1: no evidence there. Whether it was trained on P3S1 is not known." in page.caution[1]
+    assert [r[0] for r in page.tables[0].rows][:3] == ["P1S1 (trained on)", "P2S1 (trained on)", "P3S1 (trained on?)"]
+
+
+@pytest.mark.usefixtures("without_figures")
+def test_held_out_sections_come_first(scored):
+    st, scores = scored
+    scores = scores.assign(trained_on=scores["sample"].map({"P1S1": "yes", "P2S1": "partly", "P3S1": "no"}))
+    page = report(st, scores)
+    sections = page.tables[0]
+    assert [row[0] for row in sections.rows] == [
+        "held-out sections", "P1S1 (trained on)", "P2S1 (partly trained on)", "P3S1", "all sections (with training spots)",
+        "a prediction without skill",
+    ]  # fmt: skip
+    assert sections.rows[0][2:5] == sections.rows[3][2:5]
+    assert page.facts["Sections"] == "P1S1 (trained on), P2S1 (partly trained on), P3S1"
+    held_out = report(st, scores.assign(trained_on="no"))
+    assert "no evidence there" not in held_out.caution[1]
+    assert [row[0] for row in held_out.tables[0].rows][:4] == ["P1S1", "P2S1", "P3S1", "all sections"]
 
 
 @pytest.mark.usefixtures("without_figures")

@@ -1,4 +1,7 @@
 import logging
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -57,6 +60,36 @@ def test_cache_dir(settings, monkeypatch, tmp_path):
     assert settings.cache_dir == Path.home() / "somewhere"
     monkeypatch.setenv("STMSI_CACHE", str(tmp_path))
     assert Settings().cache_dir == tmp_path
+
+
+def test_no_home_is_needed(monkeypatch, tmp_path):
+    def fail():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("STMSI_CACHE", raising=False)
+    monkeypatch.setattr(Path, "home", fail)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    assert Settings().cache_dir.parent == tmp_path
+    assert Settings().cache_dir.name.startswith("stmsi-")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="users of POSIX")
+@pytest.mark.parametrize("home", [None, "/proc/nonexistent"])
+def test_import_without_a_home(home, tmp_path):
+    """As in a container that runs under the number of a user without a name."""
+    code = (
+        "import pwd\ndef fail(*_): raise KeyError\npwd.getpwuid = fail\n"
+        "import stmsi, matplotlib\nstmsi.io.read_imzml\nprint(stmsi.settings.cache_dir)"
+    )
+    env = {k: v for k, v in os.environ.items() if k not in ("HOME", "STMSI_CACHE", "MPLCONFIGDIR", "XDG_CACHE_HOME")}
+    env |= {"PYTHONWARNINGS": "ignore", "TMPDIR": str(tmp_path)} | ({} if home is None else {"HOME": home})
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    expected = Path(home) / ".cache" / "stmsi" if home else tmp_path / f"stmsi-{os.getuid()}"
+    assert done.stdout.strip() == str(expected)
+    assert not (tmp_path / "~").exists()
 
 
 def test_repr_shows_every_setting(settings):

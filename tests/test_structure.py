@@ -14,7 +14,7 @@ SRC = Path(stmsi.__file__).parent
 
 FLOORS = [
     {"_lazy", "_settings"},
-    {"_progress"},
+    {"_messages", "_progress"},
     {"_core"},
     {"metrics", "_data"},
     {"_imzml"},

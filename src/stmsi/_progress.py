@@ -42,6 +42,7 @@ def track(items: Iterable[T], description: str, *, total: int | None = None, sho
         yield from tqdm(items, desc=description, total=total, disable=not visible, leave=False)
         return
     task = display.add_task(description, total=len(items) if total is None and isinstance(items, Sized) else total)
+    display.advance(task, 0)  # the estimate of the time left starts here, and not with the first step
     try:
         for item in items:
             yield item

@@ -1,12 +1,24 @@
 """Package-wide settings, and the one logger of the package."""
 
+import getpass
 import logging
 import os
+import tempfile
 from pathlib import Path
 
 logger = logging.getLogger("stmsi")
 if logger.level == logging.NOTSET:
     logger.setLevel(logging.INFO)
+
+
+def _cache_dir() -> Path:
+    """Where downloads and caches are kept; some containers run programs as a user without a home."""
+    given = os.environ.get("STMSI_CACHE")
+    try:
+        return Path(given).expanduser() if given else Path.home() / ".cache" / "stmsi"
+    except RuntimeError:
+        user = os.getuid() if hasattr(os, "getuid") else getpass.getuser()
+        return Path(tempfile.gettempdir()) / f"stmsi-{user}"
 
 
 class Settings:
@@ -22,7 +34,7 @@ class Settings:
     def __init__(self) -> None:
         self._progress_bar = True
         self._n_jobs = 1
-        self._cache_dir = Path(os.environ.get("STMSI_CACHE", Path.home() / ".cache" / "stmsi"))
+        self._cache_dir = _cache_dir()
 
     @property
     def verbosity(self) -> int:
@@ -60,7 +72,7 @@ class Settings:
 
     @property
     def cache_dir(self) -> Path:
-        """Folder for downloads and caches (environment variable ``STMSI_CACHE``)."""
+        """Folder for downloads and caches (environment variable ``STMSI_CACHE``; without a home, one among temporary files)."""
         return self._cache_dir
 
     @cache_dir.setter

@@ -10,11 +10,13 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import stmsi
+from stmsi._settings import logger
 from stmsi.cli import app
-from stmsi.cli._app import explain, plain
+from stmsi.cli._app import command, explain, plain
 
 
 def run(*args, code=0):
@@ -45,6 +47,9 @@ def test_predict(folder, tmp_path):
         "model": "HurdleLinear",
     }  # fmt: skip
     assert result["missing_genes"] == 0.0
+    assert [row["trained_on"] for row in result["training_spots"]] == ["partly", "partly", "no"]
+    assert result["warnings"] == []
+    assert "P1S1 (partly trained on), P2S1 (partly trained on)" in stderr
     assert 0 <= result["share_unusual"] < 0.5
     assert "Predicted 12 metabolites" in stderr
 
@@ -58,7 +63,11 @@ def test_evaluate(predicted):
     assert result["medians"][1]["auroc"] == pytest.approx(wanted)
     assert result["all_sections"]["pearson"] == pytest.approx(scores["pearson"].median())
     assert result["all_sections"].keys() >= {"pearson_between", "pearson_pooled"}
-    assert "not evidence" in stderr
+    assert [row["trained_on"] for row in result["medians"]] == ["yes", "yes", "no"]
+    assert result["trained_on"] == "partly"
+    (said,) = result["warnings"]
+    assert "in 2 of 3 sections ('P1S1', 'P2S1')" in said
+    assert "not evidence. Held out: P3S1." in stderr
     assert "prevalence" not in stderr, "the table is for people"
 
 
@@ -82,6 +91,36 @@ def test_an_error_is_json_too(tmp_path):
     assert (result["command"], result["ok"], result["error"]["type"]) == ("evaluate", False, "FileNotFoundError")
     assert "No such file" in result["error"]["message"]
     assert "Error: No such file" in stderr
+    assert result["warnings"] == []
+
+
+@pytest.mark.filterwarnings("default:another package")
+def test_warnings_are_in_the_result_also_of_a_failure(tmp_path):
+    """Each once, from the package and from others."""
+
+    def fake(end):
+        with command("fake", as_json=True) as result:
+            for name in ("a", "b", "a"):
+                logger.warning("Section %r has something that is worth a line of its own.", name)
+                warnings.warn("another package\nhas a word", stacklevel=1)
+            result["done"] = True
+            if end is not None:
+                raise end
+
+    def main(fail: str) -> None:
+        fake(ValueError("planted") if fail == "yes" else None)
+
+    own = typer.Typer()
+    own.command()(main)
+    said = [
+        "Section 'a' has something that is worth a line of its own.",
+        "another package has a word",
+        "The warning that begins \"Section 'a' has something that is worth a line of its own.\" also holds for: b.",
+    ]
+    fine, failed = (read_json(CliRunner().invoke(own, [fail]).stdout) for fail in ("no", "yes"))
+    assert fine == {"command": "fake", "ok": True, "done": True, "warnings": said}
+    assert failed["warnings"] == said
+    assert not failed["ok"]
 
 
 def test_what_other_packages_print_does_not_reach_the_result(folder, tmp_path, monkeypatch):

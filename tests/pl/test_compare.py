@@ -10,6 +10,7 @@ import pytest
 from matplotlib.collections import EllipseCollection
 
 import stmsi
+from stmsi._data.training_marks import write_marks
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -52,6 +53,23 @@ def test_scores_in_the_title(st, predicted) -> None:
     assert title == f"predicted\nPearson {pearson:.2f}, AUROC {auroc:.2f}"
     del st.obsm["msi_pred_presence"]
     assert "AUROC" not in stmsi.pl.compare(st, METABOLITE, sample="P1S1")[1].get_title()
+
+
+def test_scores_of_training_spots_are_marked(st, predicted) -> None:
+    predicted(st)
+    st.uns["msi_pred"]["model"] = {"class": "HurdleLinear"}
+    own, measured = (st.obs["sample"] == "P1S1").to_numpy(), st.obsm["msi"].notna().any(axis=1).to_numpy()
+
+    def title() -> str:
+        return stmsi.pl.compare(st, METABOLITE, sample="P1S1")[1].get_title().replace("\n", " ")
+
+    assert title().endswith("(training spots?)"), "a prediction without marks"
+    for where, mark in ((own & measured, "(training spots)"), (~own, ""), (own & ~measured, "")):
+        write_marks(st, "msi_pred", np.where(where, "yes", "no"))
+        assert title().endswith(mark)
+        assert ("training" in title()) == bool(mark)
+    write_marks(st, "msi_pred", np.where(np.arange(st.n_obs) % 2, "yes", "no"))
+    assert title().endswith("(partly training spots)")
 
 
 def test_rows_and_interval_width(st, predicted) -> None:

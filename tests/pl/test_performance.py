@@ -47,6 +47,23 @@ def test_missing_scores_are_told(scores: pd.DataFrame) -> None:
     assert stmsi.pl.performance(scores, metric="r2").get_xlabel() == "R²"
 
 
+@pytest.mark.parametrize(
+    ("marks", "said"),
+    [
+        (["no", "no"], None),
+        (["yes", "partly"], "training spots: no evidence of skill"),
+        (["no", "yes"], "some scores are of training spots"),
+        (["no", "unknown"], "training spots?"),
+    ],
+)
+def test_scores_of_training_spots_are_told(scores: pd.DataFrame, marks, said) -> None:
+    own = scores[scores["model"] != "baseline"]
+    label = stmsi.pl.performance(
+        own.assign(trained_on=own["sample"].map(dict(zip(["P1S1", "P2S1"], marks, strict=True))))
+    )
+    assert label.get_xlabel().split("\n") == ["Pearson correlation", *([said] if said else [])]
+
+
 def test_the_level_stands_beside_the_pattern(scores: pd.DataFrame) -> None:
     scores["pearson_between"] = scores["pearson"] / 2
     axes = stmsi.pl.performance(scores[scores["model"] != "baseline"])

@@ -7,6 +7,7 @@ import pytest
 from sklearn.metrics import roc_curve
 
 import stmsi
+from stmsi._data.training_marks import write_marks
 from stmsi.pl._presence_curves import _GRID, curves
 
 
@@ -57,6 +58,20 @@ def test_presence_curves(with_predictions) -> None:
     with_predictions.obsm["msi_presence"] = with_predictions.obsm["msi_presence"] * 0
     with pytest.raises(ValueError, match="nothing to rank"):
         stmsi.pl.presence_curves(with_predictions)
+
+
+def test_training_spots_are_marked(with_predictions) -> None:
+    with_predictions.uns["msi_pred"]["model"] = {"class": "HurdleLinear"}
+    first = (with_predictions.obs["sample"] == "P1S1").to_numpy()
+    write_marks(with_predictions, "msi_pred", np.where(first, "yes", "no"))
+    titles = [
+        [ax.get_title() for ax in stmsi.pl.presence_curves(with_predictions, sample=name)]
+        for name in (None, "P1S1", "P2S1")
+    ]
+    assert titles == [["partly training spots"] * 2, ["training spots"] * 2, ["", ""]]
+    assert stmsi.pl.calibration(with_predictions)[0].get_title().endswith("(partly training spots)")
+    write_marks(with_predictions, "msi_pred", np.full(with_predictions.n_obs, "no"))
+    assert "training" not in stmsi.pl.calibration(with_predictions)[0].get_title()
 
 
 def test_calibration(with_predictions) -> None:

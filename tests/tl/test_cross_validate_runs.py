@@ -1,5 +1,9 @@
 """How cross-validation is run: nested, resumed, on a cluster; and that folds see nothing of each other."""
 
+import errno
+import os
+from pathlib import Path
+
 import joblib
 import numpy as np
 import pandas as pd
@@ -8,6 +12,7 @@ from pandas.testing import assert_frame_equal
 from sklearn.model_selection import KFold
 
 import stmsi
+from stmsi._data import unfinished as _unfinished
 from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES
 from stmsi.model import HurdleLinear
 from stmsi.model_selection import LeaveOneSampleOut, SpatialBlockKFold
@@ -149,7 +154,7 @@ def test_an_interrupted_run_goes_on(data, fits, tmp_path, monkeypatch):
     assert_frame_equal(found.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True)
 
 
-def test_what_has_changed_is_computed_again(data, fits, tmp_path):
+def test_what_has_changed_is_computed_again(data, fits, tmp_path, monkeypatch):
     def count(adata, models="mean", **options):
         fits.clear()
         run(adata, models, cache_dir=tmp_path, **options)
@@ -166,6 +171,11 @@ def test_what_has_changed_is_computed_again(data, fits, tmp_path):
     assert count(changed) == 3
     changed = data.copy()
     changed.obsm["msi"] = changed.obsm["msi"] * 1.5
+    assert count(changed) == 3
+    assert count(changed) == 0
+    assert {"format", "stmsi", "numpy", "scipy", "torch", "scvi-tools"} <= set(_fold_cache.software())
+    there = _fold_cache.version
+    monkeypatch.setattr(_fold_cache, "version", lambda name: "99" if name == "torch" else there(name))
     assert count(changed) == 3
 
 
@@ -186,7 +196,7 @@ def test_a_cache_that_is_a_file(data, tmp_path):
         run(data, cache_dir=tmp_path / "x")
 
 
-def test_nothing_is_left_of_a_table_that_could_not_be_written(tmp_path, monkeypatch):
+def test_nothing_is_left_of_a_table_that_could_not_be_written(tmp_path, monkeypatch, caplog):
     cache = FoldCache(tmp_path)
 
     def fail(self, path, **kwargs):
@@ -194,10 +204,46 @@ def test_nothing_is_left_of_a_table_that_could_not_be_written(tmp_path, monkeypa
         raise OSError("disk full")
 
     monkeypatch.setattr(pd.DataFrame, "to_parquet", fail)
-    with pytest.raises(OSError, match="disk full"):
-        cache.put("k", pd.DataFrame({"a": [1]}))
+    for key in ("k", "l"):
+        cache.put(key, pd.DataFrame({"a": [1]}))
+        assert cache.get(key) is None
     assert not list(tmp_path.iterdir())
-    assert cache.get("k") is None
+    assert caplog.text.count("cannot be kept") == 1
+
+
+@pytest.mark.parametrize("where", ["full", "read-only", "no folder"])
+def test_a_cache_that_cannot_be_written_stops_no_run(where, tmp_path, monkeypatch, caplog, fits, data):
+    folder = Path("/dev/full/folds") if where == "no folder" else tmp_path / "folds"
+    if where == "full":
+        monkeypatch.setattr(pd.DataFrame, "to_parquet", _refuse(errno.ENOSPC))
+    elif where == "read-only":
+        monkeypatch.setattr(Path, "mkdir", _refuse(errno.EROFS))
+    found = run(data, "mean", cache_dir=folder)
+    assert len(fits) == found["fold"].nunique() == 3
+    assert caplog.text.count("cannot be kept in") == 1
+    assert "Free some space, or name a folder" in caplog.text
+
+
+def _refuse(code):
+    def fail(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    return fail
+
+
+def test_data_without_a_value_is_not_kept(data, tmp_path, caplog):
+    data.uns["function"] = lambda: 0
+    run(data, "mean", cache_dir=tmp_path)
+    assert "No fold is kept" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_run_left_goes(tmp_path):
+    left = tmp_path / ".0123.parquet.0123abcd.part"
+    left.mkdir()
+    (left / _unfinished._LOCK).write_bytes(b"")
+    FoldCache(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_counts_are_hashed_once(data, monkeypatch):

@@ -42,7 +42,17 @@ def row(table, stage, sample="P2S1", metabolite="simPC_28_0"):
 
 def test_one_row_per_section_metabolite_and_stage(predicted):
     table = stmsi.tl.evaluate(predicted)
-    assert list(table) == ["sample", "metabolite", "stage", "n", *PRESENCE, *INTENSITY, *MOMENTS, "reason"]
+    assert list(table) == [
+        "sample",
+        "metabolite",
+        "stage",
+        "n",
+        "trained_on",
+        *PRESENCE,
+        *INTENSITY,
+        *MOMENTS,
+        "reason",
+    ]
     assert len(table) == 3 * 3 * 2
     assert not table.duplicated(["sample", "metabolite", "stage"]).any()
     assert table.loc[table["stage"] == "presence", [*INTENSITY, *MOMENTS]].isna().to_numpy().all()

@@ -137,7 +137,7 @@ def test_by_name_it_is_trained_on_the_spots_with_msi_and_predicts_all(st):
     np.testing.assert_allclose(features["training_mean"], frame.mean(), rtol=1e-5)
     assert st.uns["msi_pred"]["params"]["model"] == "mean"
     assert set(st.uns) - before[0] == {"msi_pred"}, "the setup of the training leaves no trace"
-    assert set(st.obs) - before[1] == {"msi_pred_ood"}
+    assert set(st.obs) - before[1] == {"msi_pred_ood", "msi_pred_trained_on"}
 
 
 def test_by_name_presence_and_signature_are_used_where_they_are(st, monkeypatch):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from functools import wraps
 from importlib.util import find_spec
 from typing import Any
 
@@ -26,10 +28,44 @@ def n_threads() -> int:
 
 
 def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Compile a function with numba and keep the machine code on disk, so that a new process need not compile again."""
+    """Compile a function with numba and keep the machine code on disk, so that a new process need not compile again.
+
+    Where nothing can be kept (no home, a folder that cannot be written, a full disk, a damaged file), each process compiles.
+    """
     import numba
 
+    if not _has_cache_folder():
+        return numba.njit(nogil=True, **options)(function)  # type: ignore[no-any-return]
     try:
-        return numba.njit(nogil=True, cache=True, **options)(function)  # type: ignore[no-any-return]
+        dispatcher = numba.njit(nogil=True, cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
         return numba.njit(nogil=True, **options)(function)  # type: ignore[no-any-return]
+    cache = getattr(dispatcher, "_cache", None)
+    if hasattr(cache, "load_overload"):
+        cache.load_overload = _or_none(cache.load_overload, cache.flush)  # the list of what is kept begins anew
+        cache.save_overload = _or_none(cache.save_overload)
+    return dispatcher  # type: ignore[no-any-return]
+
+
+def _has_cache_folder() -> bool:
+    """Whether numba knows of a folder of the user: without a home it would make one named ``~`` in the working directory."""
+    import numba
+
+    given = numba.config.CACHE_DIR or os.environ.get("XDG_CACHE_HOME")  # type: ignore[attr-defined]
+    return bool(given) or os.path.expanduser("~") != "~"  # noqa: PTH111 pathlib raises
+
+
+def _or_none(function: Callable[..., Any], mend: Callable[[], Any] | None = None) -> Callable[..., Any]:
+    """A function of a cache that returns `None` where it fails: numba lets a full disk and damaged files stop the run."""
+
+    @wraps(function)
+    def quiet(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return function(*args, **kwargs)
+        except Exception:  # noqa: BLE001 unpickling raises what it likes
+            if mend is not None:
+                with suppress(OSError):
+                    mend()
+            return None
+
+    return quiet

@@ -17,6 +17,7 @@ from stmsi._data.given_sections import (
     with_only_name,
 )
 from stmsi._data.keys import Key
+from stmsi._messages import warns_once
 
 if TYPE_CHECKING:
     from spatialdata import SpatialData
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from stmsi._data.given_sections import Sections
 
 
+@warns_once
 def combine(
     st: Sections,
     msi: Sections | None = None,

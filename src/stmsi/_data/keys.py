@@ -136,6 +136,7 @@ class Key:
     bounds_of = _pair("{}_lower", "{}_upper")  # prediction interval
     width_of = _named("{}_width")  # width of the interval, computed when asked for and not stored
     ood_of = _named("{}_ood")  # in obs: out-of-distribution score
+    trained_on_of = _named("{}_trained_on")  # in obs: whether the model was trained on the spot
     variance_of = _named("{}_variance")  # between the pixels of each spot
     halves_of = _pair("{}_half_1", "{}_half_2")  # values from either half of the pixels
     spread_of = _named("{}_spread")  # standard deviation that the error of the alignment causes
@@ -176,6 +177,8 @@ SECTION_MOMENTS = (
     "measured_mean", "predicted_mean", "measured_sd", "predicted_sd", "training_mean", "training_predicted_mean",
 )  # fmt: skip
 """What a row knows of its section, from which the scores across sections follow."""
+TRAINED_ON = "trained_on"
+"""Column of a table of scores: whether the model was trained on the spots that are scored."""
 MAP_SCORES = ("ssim", "moran_measured", "moran_predicted", "hotspot_jaccard")
 RELATION_SCORES = ("correlation_preserved", "gene_correlation_preserved")
 GROUP_SCORES = ("group_agreement", "differential_agreement")

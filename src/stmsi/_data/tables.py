@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _MZ_NAME = re.compile(r"m/?z[-_ ]*\d{2,5}(?:[._]\d+)?|\d{2,5}\.\d+", re.IGNORECASE)
 """How variables are called that are named by their m/z: ``104.107``, ``mz-104.107``."""
+_GAP = 64
+"""Rows that are read from disk and thrown away, rather than to read what lies around them by itself."""
 ONE_SECTION = "all spots"
 """Name of the section where the data name none."""
 
@@ -151,6 +153,31 @@ def as_csr(values: Any, dtype: Any = None) -> sp.csr_matrix:
         if hasattr(values, load):
             values = getattr(values, load)()
     return sp.csr_matrix(values if sp.issparse(values) else np.asarray(values), dtype=dtype)
+
+
+def some_rows(values: Any, rows: NDArray[np.int64]) -> Any:
+    """Rows (ascending) of a matrix of an AnnData, of one on disk no more than these and small gaps between them."""
+    if isinstance(values, np.ndarray) or sp.issparse(values):
+        return values[rows]
+    if len(rows) == 0:
+        return as_csr(values[:0])
+    ends = np.flatnonzero(np.diff(rows) > _GAP)
+    pieces = []
+    for first, last in zip(np.append(0, ends + 1), np.append(ends, len(rows) - 1), strict=True):
+        start, stop = int(rows[first]), int(rows[last]) + 1
+        run = as_csr(values[start:stop])
+        pieces.append(run if last - first + 1 == stop - start else run[rows[first : last + 1] - start])
+    return pieces[0] if len(pieces) == 1 else sp.vstack(pieces, format="csr")
+
+
+def in_frames(adata: AnnData) -> AnnData:
+    """An AnnData whose ``obs`` and ``var`` are DataFrames; of one that is read lazily, these are read and nothing else."""
+    if isinstance(adata.obs, pd.DataFrame):
+        return adata
+    obs, var = (frame if isinstance(frame, pd.DataFrame) else frame.to_memory() for frame in (adata.obs, adata.var))
+    obsm = {key: value.to_memory() if hasattr(value, "to_memory") else value for key, value in adata.obsm.items()}
+    layers = {key: adata.layers[key] for key in layer_names(adata)}
+    return AnnData(adata.X, obs, var, obsm=obsm, obsp=dict(adata.obsp), layers=layers, uns=dict(adata.uns))
 
 
 def instances(table: AnnData) -> pd.Index:

@@ -255,7 +255,7 @@ class _Visit:
         length = file.lengths(chosen)
         self.parts = _split(length, file.mz_type.itemsize + file.intensity_type.itemsize, n_columns)
         self.values = max(stop - start for start, stop in self.parts) * n_columns
-        longest = int(length.max(initial=1)) if (length >= 0).all() else 1
+        longest = int(length.max(initial=1))
         self.free: SimpleQueue[Workspace] = SimpleQueue()
         for _ in range(n_threads()):
             self.free.put(_workspace(longest, self.values))
@@ -268,9 +268,6 @@ class _Visit:
             if self.shared is not None and (chunk.length != self.shared).any():
                 wrong = int((chunk.length != self.shared).argmax())
                 self.file.raise_lengths(int(index[wrong]), self.shared, int(chunk.length[wrong]))
-            longest = int(chunk.length.max(initial=0))
-            if use_compiled() and longest > work.longest:  # only the decoded streams told
-                work = _workspace(longest, self.values)
             return job(chunk, work)
         except FaultError as error:
             self.file.raise_fault(int(index[error.row]), error)

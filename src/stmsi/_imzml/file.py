@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-import zlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 
+from stmsi._core.compiled import n_threads
+from stmsi._core.parallel import ordered_map
 from stmsi._core.spectra import imzml_fields as f
 from stmsi._core.spectra.extraction import BAD_MZ, Chunk, FaultError, gather, readable, spectra_of
-from stmsi._core.spectra.spectrum_arrays import decode
+from stmsi._core.spectra.spectrum_arrays import decode, stream_length
 from stmsi._data.checks import listing
 from stmsi._data.containers import check_file
 from stmsi._imzml.header import UNKNOWN
-from stmsi._imzml.index import Arrays, read_index
+from stmsi._imzml.index import DEFLATE_RATIO, LARGEST_STREAM, Arrays, read_index
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 _DTYPES = tuple(np.dtype(name) for name in f.DTYPES)
 _FLOAT: np.dtype[Any] = np.dtype("<f8")
-_LARGEST_STREAM = 2**30  # bytes of an array whose length the imzML does not tell
 _BLOCK = 2**24
 
 
@@ -114,21 +114,48 @@ class ImzmlFile:
         return f"x={x}, y={y}"
 
     def lengths(self, chosen: NDArray[np.intp]) -> NDArray[np.int64]:
-        """Number of values of each spectrum, -1 where only its stream tells."""
+        """Number of values of each spectrum; compressed arrays without a length are unpacked for it, one by one."""
+        self._measure(self.mz, chosen)
+        self._measure(self.intensity, chosen)
         mz, intensity = self.mz.length[chosen], self.intensity.length[chosen]
-        differ = (mz != intensity) & (mz >= 0) & (intensity >= 0)
+        differ = mz != intensity
         if differ.any():
             self.raise_lengths(int(chosen[differ.argmax()]), int(mz[differ][0]), int(intensity[differ][0]))
         for arrays, what in ((self.mz, "m/z"), (self.intensity, "intensity")):
             wrong = arrays.contradicting[chosen] > 0
             if wrong.any():
                 self._raise_encoded(arrays, what, int(chosen[wrong.argmax()]))
-        return np.maximum(mz, intensity)
+        self._check_unpacked(chosen)
+        return mz
 
-    def most(self, chosen: NDArray[np.intp]) -> NDArray[np.int64]:
-        """Number of values that each spectrum has at most."""
-        length = np.maximum(self.mz.length[chosen], self.intensity.length[chosen])
-        return np.where(length < 0, _LARGEST_STREAM, length)
+    def _measure(self, arrays: Arrays, rows: NDArray[np.intp]) -> None:
+        """Find lengths that the imzML does not tell by unpacking the streams, which keeps none of them."""
+        unknown = rows[arrays.length[rows] < 0]
+        if not unknown.size:
+            return
+        same = np.column_stack([part[unknown] for part in (arrays.offset, arrays.n_bytes, arrays.dtype)])
+        _, first, place = np.unique(same, axis=0, return_index=True, return_inverse=True)
+
+        def measured(row: int) -> int:
+            try:
+                return stream_length(self._raw(arrays, row), _DTYPES[int(arrays.dtype[row])], LARGEST_STREAM)
+            except ValueError as error:
+                self._raise_unreadable(row, error)
+
+        lengths = list(ordered_map(measured, unknown[first].tolist(), n_threads()))
+        arrays.length[unknown] = np.array(lengths, np.int64)[place.ravel()]
+
+    def _check_unpacked(self, chosen: NDArray[np.intp]) -> None:
+        """Raise where compressed intensities claim more than the file can hold, as spectra do that share one stream."""
+        own = chosen[self.intensity.zlib[chosen]]
+        item = np.array([dtype.itemsize for dtype in _DTYPES])[self.intensity.dtype[own]]
+        total = float((self.intensity.length[own].astype(np.float64) * item).sum())
+        if total > DEFLATE_RATIO * self.size:
+            msg = (
+                f"{self.ibd}: the compressed intensities would unpack to {total:.0f} bytes, more than a file of {self.size} bytes can "
+                "hold, so that lengths or offsets are wrong. Export it again."
+            )
+            raise ValueError(msg)
 
     def _raise_encoded(self, arrays: Arrays, what: str, index: int) -> None:
         dtype = _DTYPES[int(arrays.dtype[index])]
@@ -164,21 +191,25 @@ class ImzmlFile:
         return Chunk(raw_mz, at, raw, at, length, self.mz_type, self.intensity_type)
 
     def _decoded(self, arrays: Arrays, rows: NDArray[np.intp]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        self._measure(arrays, rows)
         parts = []
         for row in rows.tolist():
-            offset, n_bytes, dtype = int(arrays.offset[row]), int(arrays.n_bytes[row]), _DTYPES[int(arrays.dtype[row])]
-            raw, length = self.bytes[offset : offset + n_bytes].tobytes(), int(arrays.length[row])
+            dtype, length = _DTYPES[int(arrays.dtype[row])], int(arrays.length[row])
             try:
-                if length < 0:
-                    raw = zlib.decompressobj().decompress(raw, _LARGEST_STREAM)
-                    parts.append(decode(raw, dtype, len(raw) // dtype.itemsize))
-                else:
-                    parts.append(decode(raw, dtype, length, compressed=bool(arrays.zlib[row])))
-            except (ValueError, zlib.error) as error:
-                msg = f"{self.ibd}: the spectrum at {self.place(row)} cannot be read: {error}. Copy the file again."
-                raise ValueError(msg) from error
+                parts.append(decode(self._raw(arrays, row), dtype, length, compressed=bool(arrays.zlib[row])))
+            except ValueError as error:
+                self._raise_unreadable(row, error)
         values = np.concatenate([np.empty(0), *parts]).astype(np.float64, copy=False)
         return values, np.array([len(part) for part in parts], np.int64)
+
+    def _raw(self, arrays: Arrays, row: int) -> bytes:
+        """An array as it is stored."""
+        offset = int(arrays.offset[row])
+        return self.bytes[offset : offset + int(arrays.n_bytes[row])].tobytes()
+
+    def _raise_unreadable(self, row: int, error: ValueError) -> NoReturn:
+        msg = f"{self.ibd}: the spectrum at {self.place(row)} cannot be read: {error}. Copy the file again."
+        raise ValueError(msg) from error
 
     def raise_fault(self, index: int, error: FaultError) -> None:
         """Say what is wrong with a spectrum that a pass stopped at."""
@@ -210,6 +241,8 @@ class ImzmlFile:
         """The ascending m/z axis of all spectra and what sorts it (empty: it is sorted); `None` where they differ."""
         # what the header says does not decide
         own = self.header.mode == "processed" and len(chosen) == 1
+        if not own:
+            self._measure(self.mz, chosen)
         first, offset, length = chosen[:1], self.mz.offset, self.mz.length
         same_place = (offset[chosen] == offset[first]) & (length[chosen] == length[first])
         if own or not (same_place.all() or self.header.mode == "continuous"):

@@ -5,28 +5,33 @@ from __future__ import annotations
 import gzip
 import hashlib
 import mmap
-import os
-import tempfile
-import zipfile
 import zlib
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from stmsi._core.spectra import imzml_fields as f
 from stmsi._core.spectra.imzml_scan import scan_spectra
+from stmsi._data.unfinished import clear_leftovers, unfinished
 from stmsi._imzml.header import Header, ends_well, read_header
 from stmsi._imzml.traits import Traits, traits_of
 from stmsi._imzml.xml_parser import parse_spectra
 from stmsi._settings import logger, settings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
 _CACHE_FROM = 1_000_000  # bytes; smaller files are read faster than found
 _CACHED_FILES = 64
-_VERSION = 2
+_VERSION = 3
+_SAMPLED, _SAMPLES, _ENDS = 2**12, 32, 2**16
+"""Bytes of each sample of the XML that the key of its index holds, number of samples, and bytes of both ends."""
+LARGEST_STREAM = 2**28
+"""Bytes that a compressed array may unpack to: 33 million 64-bit numbers."""
+DEFLATE_RATIO = 1032
+"""Bytes that zlib can make of one."""
 _ITEMSIZE = np.array([np.dtype(name).itemsize for name in f.DTYPES])
 
 
@@ -96,7 +101,7 @@ def _text_of(path: Path) -> mmap.mmap:
 
 
 def _fields(buffer: mmap.mmap, header: Header, path: Path) -> tuple[Header, NDArray[np.int64]]:
-    cache = _cache_file(path, header) if len(buffer) >= _CACHE_FROM else None
+    cache = _cache_file(path, buffer, header) if len(buffer) >= _CACHE_FROM else None
     if cache is not None and (known := _load(cache)) is not None:
         return header, known
     groups = {name: (group.kind, group.traits) for name, group in header.groups.items()}
@@ -110,11 +115,20 @@ def _fields(buffer: mmap.mmap, header: Header, path: Path) -> tuple[Header, NDAr
     return header, scan.fields
 
 
-def _cache_file(path: Path, header: Header) -> Path:
+def _cache_file(path: Path, buffer: mmap.mmap, header: Header) -> Path:
+    """Where the index of an imzML is kept: by its place, size, times and content.
+
+    The identifier alone would not do, because programs copy it when they edit a file, and a time of change can be set. The time
+    of the last change of the file's entry (on Windows, that of its creation) cannot; it stands for the content between the samples.
+    """
     stat = path.stat()
-    # the identifier alone would not do: programs copy it when they edit a file
-    key = f"{_VERSION} {header.uuid} {stat.st_size} {stat.st_mtime_ns} {list(header.groups.items())}"
-    return settings.cache_dir / "imzml" / f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.npz"
+    key = f"{_VERSION} {path.resolve()} {header.uuid} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {list(header.groups.items())}"
+    digest = hashlib.sha256(key.encode(errors="surrogateescape"))
+    digest.update(buffer[:_ENDS])
+    digest.update(buffer[-_ENDS:])
+    for start in np.linspace(0, max(len(buffer) - _SAMPLED, 0), _SAMPLES).astype(int).tolist():
+        digest.update(buffer[start : start + _SAMPLED])
+    return settings.cache_dir / "imzml" / f"{digest.hexdigest()[:32]}.npz"
 
 
 def _load(cache: Path) -> NDArray[np.int64] | None:
@@ -122,7 +136,7 @@ def _load(cache: Path) -> NDArray[np.int64] | None:
     try:
         with cache.open("rb") as handle, np.load(handle, allow_pickle=False) as stored:
             fields: NDArray[np.int64] = stored["fields"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, TypeError):
+    except Exception:  # noqa: BLE001 a damaged archive raises what it likes
         return None
     good = fields.dtype == np.int64 and fields.ndim == 2 and fields.shape[1] == f.N_FIELDS
     return fields if good else None
@@ -132,18 +146,14 @@ def _store(cache: Path, fields: NDArray[np.int64]) -> None:
     """Keep the fields; a folder that cannot be written is no error."""
     try:
         cache.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=cache.parent, suffix=".part", delete=False) as handle:
-            try:
-                np.savez(handle, fields=fields)
-                handle.close()
-                os.replace(handle.name, cache)  # noqa: PTH105
-            except BaseException:
-                Path(handle.name).unlink(missing_ok=True)
-                raise
+        clear_leftovers(cache.parent)
+        with unfinished(cache) as folder:
+            np.savez(folder / cache.name, fields=fields)
+            (folder / cache.name).replace(cache)
         kept = sorted(cache.parent.glob("*.npz"), key=lambda file: file.stat().st_mtime_ns)
         for old in kept[:-_CACHED_FILES]:
             old.unlink(missing_ok=True)
-    except OSError as error:
+    except (OSError, ValueError) as error:  # zipfile closes what it could not write with a ValueError
         logger.debug("The offsets of an imzML were not kept: %s", error)
 
 
@@ -234,9 +244,10 @@ def _inside(mz: Arrays, intensity: Arrays, size: int, name: str) -> tuple[Arrays
         if n := int((filled & (arrays.offset < 16)).sum()):
             msg = f"{name}: {n} arrays begin inside the 16 bytes of its identifier: offsets are wrong. Export it again."
             raise ValueError(msg)
-        if (arrays.length > size).any():
-            longest = int(arrays.length.max())
-            end = int(arrays.offset[arrays.length.argmax()]) + longest
+        plain = np.where(arrays.zlib, 0, arrays.length)
+        if (plain > size).any():
+            longest = int(plain.max())
+            end = int(arrays.offset[plain.argmax()]) + longest
         else:
             # how long a compressed array is shows only when it is decoded
             end = int(np.max((arrays.offset + np.where(arrays.zlib, 1, arrays.n_bytes))[filled], initial=0))
@@ -247,5 +258,13 @@ def _inside(mz: Arrays, intensity: Arrays, size: int, name: str) -> tuple[Arrays
         following = starts[np.minimum(np.searchsorted(starts, arrays.offset, side="right"), len(starts) - 1)]
         n_bytes = np.where(arrays.zlib & (arrays.n_bytes == 0), following - arrays.offset, arrays.n_bytes)
         n_bytes = np.clip(n_bytes, 0, np.maximum(size - arrays.offset, 0))
+        most = np.minimum(n_bytes * DEFLATE_RATIO, LARGEST_STREAM) // _ITEMSIZE[arrays.dtype]
+        if (wrong := arrays.zlib & (arrays.length > most)).any():
+            row = int(wrong.argmax())
+            msg = (
+                f"{name}: a compressed array of spectrum {row + 1} should hold {arrays.length[row]} values; its {n_bytes[row]} bytes unpack "
+                f"to {most[row]} at most. Its length is wrong, or the array too long to be read compressed. Export it again."
+            )
+            raise ValueError(msg)
         out.append(arrays._replace(n_bytes=np.where(filled, n_bytes, 0)))
     return out[0], out[1]

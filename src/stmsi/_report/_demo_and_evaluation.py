@@ -13,6 +13,7 @@ import pandas as pd
 from stmsi._data.checks import is_spatialdata
 from stmsi._data.keys import ACROSS_SCORES, Key
 from stmsi._data.tables import get_table
+from stmsi._data.training_marks import PARTLY, SAID_OF, TRAINED_ON, UNKNOWN, of_scores
 from stmsi._report._page import Figure, Page, Table
 
 if TYPE_CHECKING:
@@ -81,6 +82,13 @@ def demo_report(folder: Path, means: pd.DataFrame, facts: Mapping[str, str], com
         shown = f"{name} (baseline)" if name == "mean" else name
         rows.append([shown, "genes" if predictable else "no gene", *(_number(row[c]) for c in _COLUMNS)])
     columns = ["model", "driven by", *_COLUMNS.values()]
+    held_out = facts.get("Held out", "")
+    of_genes, headline = means["pearson"].xs(True, level="predictable").dropna(), ""
+    if len(of_genes):
+        headline = (
+            f" There, metabolites that follow genes reach a mean Pearson correlation of {of_genes.max():.2f} with "
+            f"{of_genes.idxmax()!r}. Training sections are marked wherever they are scored or drawn."
+        )
     note = f"Means over metabolites; the baseline knows no gene. {_READING} {_CONTROL}"
     figures = [
         Figure(title, caption, (folder / f"{name}.png").read_bytes()) for name, (title, caption) in _FIGURES.items()
@@ -88,11 +96,11 @@ def demo_report(folder: Path, means: pd.DataFrame, facts: Mapping[str, str], com
     return Page(
         title="stmsi demo: metabolites predicted from genes",
         lead="Sections with spatial transcriptomics and mass-spectrometry imaging were simulated and aligned; models were "
-        "trained on all sections but one, and scored on that one.",
+        f"trained on all sections but one, and scored on that one, {held_out}.{headline}",
         caution=_SIMULATED,
         facts=facts,
         tables=[
-            Table("Scores on the held-out section", columns, rows, labels=2, note=note),
+            Table(f"Scores on the held-out section {held_out}", columns, rows, labels=2, note=note),
             _alignment(pd.read_csv(folder / "alignment.csv")),
         ],
         figures=figures,
@@ -115,15 +123,18 @@ def evaluation_report(
     import stmsi
 
     record = get_table(data, table_key).uns.get(pred_key, {})
-    trained = {str(s) for s in (card or {}).get("training", {}).get("samples", [])}
     sections = list(dict.fromkeys(scores["sample"].astype(str)))
-    shown, sample = _examples(scores), sections[0]
+    by_name = {str(s) for s in (card or {}).get("training", {}).get("samples", [])}
+    states = of_scores(scores)
+    # of what is not known, the names in the card tell something
+    trained = {s: SAID_OF[TRAINED_ON if state == UNKNOWN and s in by_name else state] for s, state in states.items()}
+    shown, sample = _examples(scores), next((s for s in sections if not trained[s]), sections[0])
     out: dict[str, Any] = {"show": False, "return_fig": True}
     keys: dict[str, Any] = {"pred_key": pred_key, "table_key": table_key, **out}
     plots: list[tuple[str, str, Callable[[], Any]]] = [
         (
             "Measured and predicted",
-            f"Section {sample}: the metabolites with the highest, the median and the lowest correlation.",
+            f"Section {_marked(sample, trained)}: the metabolites with the highest, the median and the lowest correlation.",
             lambda: stmsi.pl.compare(data, shown, sample=sample, **keys),
         ),
         (
@@ -150,13 +161,15 @@ def evaluation_report(
         "Data": str(source),
         "Prediction": f'obsm["{pred_key}"]',
         "Model": str(record.get("params", {}).get("model", "unknown")),
-        "Sections": ", ".join(f"{s} (TRAINED ON)" if s in trained else s for s in sections),
+        "Sections": ", ".join(_marked(s, trained) for s in sections),
         "Metabolites": str(scores["metabolite"].nunique()),
         "Spots scored": str(int(scores.groupby("sample")["n"].max().sum())),
     }
     mark, caution = _SIMULATED if is_simulated(data, table_key) else _NOT_EVIDENCE
-    if seen := [s for s in sections if s in trained]:
+    if seen := [s for s in sections if trained[s] in (SAID_OF[TRAINED_ON], SAID_OF[PARTLY])]:
         caution += f" The model was trained on {', '.join(seen)}: no evidence there."
+    if unknown := [s for s in sections if trained[s] == SAID_OF[UNKNOWN]]:
+        caution += f" Whether it was trained on {', '.join(unknown)} is not known."
     names = f"{shlex.quote(str(source))} --pred-key {shlex.quote(pred_key)}"
     return Page(
         title=f"Scores of predicted metabolites: {source.name}",
@@ -186,7 +199,7 @@ def is_simulated(data: SpatialData | AnnData, table_key: str = Key.table.ST) -> 
     return any(bool(entry.get("simulated", False)) for entry in attrs.values())
 
 
-def _by_section(scores: pd.DataFrame, trained: set[str]) -> Table:
+def _by_section(scores: pd.DataFrame, trained: Mapping[str, str]) -> Table:
     columns = _with_level()
     known = [c for c in columns if c not in ACROSS_SCORES]
     groups = scores.groupby("sample", sort=False)
@@ -194,7 +207,7 @@ def _by_section(scores: pd.DataFrame, trained: set[str]) -> Table:
     number = groups["metabolite"].nunique()
     rows = [
         [
-            f"{name} (trained on)" if str(name) in trained else str(name),
+            _marked(str(name), trained),
             f"{number.loc[name]:.0f}",  # type: ignore[index,call-overload,unused-ignore]
             *(_number(row.get(c, float("nan"))) for c in columns),
         ]
@@ -202,12 +215,33 @@ def _by_section(scores: pd.DataFrame, trained: set[str]) -> Table:
     ]
     own = scores[scores["stage"] == "intensity"].drop_duplicates("metabolite")
     joint = pd.concat([scores[known].median(numeric_only=True), own[list(ACROSS_SCORES)].median()])
-    whole = ["all sections", str(scores["metabolite"].nunique()), *(_number(joint[c]) for c in columns)]
+    whole = [_all_sections(trained), str(scores["metabolite"].nunique()), *(_number(joint[c]) for c in columns)]
+    unseen = scores[scores["sample"].astype(str).map(trained) == ""]
+    held_out = []
+    if 0 < unseen["sample"].nunique() < len(medians):  # first: those are the evidence
+        only = unseen[known].median(numeric_only=True)
+        rest = [_number(only.get(c, float("nan"))) for c in columns]
+        held_out = [["held-out sections", str(unseen["metabolite"].nunique()), *rest]]
     without = {"auroc": "0.500", "auprc": "the base", **dict.fromkeys(_ACROSS, "0"), "r2": "0 or less"}
     blind = ["a prediction without skill", "", *(without.get(c, "") for c in columns)]
     titles = ["section", "metabolites", *columns.values()]
     note = f"Medians over metabolites. {_READING} {_LEVEL}"
-    return Table("Scores by section", titles, [*rows, whole, blind], note=note)
+    return Table("Scores by section", titles, [*held_out, *rows, whole, blind], note=note)
+
+
+def _marked(section: str, trained: Mapping[str, str]) -> str:
+    """A section with what is known of its part in the training."""
+    return f"{section} ({trained[section]})" if trained[section] else section
+
+
+def _all_sections(trained: Mapping[str, str]) -> str:
+    """Name of the row of all sections, with what holds of some of them."""
+    seen = {SAID_OF[TRAINED_ON], SAID_OF[PARTLY]} & set(trained.values())
+    return (
+        f"all sections ({'with training spots' if seen else SAID_OF[UNKNOWN]})"
+        if any(trained.values())
+        else "all sections"
+    )
 
 
 def _by_metabolite(scores: pd.DataFrame) -> Table:

@@ -18,12 +18,25 @@ import typer
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.text import Text
 
+from stmsi._messages import once_per_cause
 from stmsi._progress import current_display, shared_display
+from stmsi.cli._signals import Stopped, termination_as_interrupt
 
 ISSUES = "https://github.com/stmsi/stmsi/issues"
-FAILED, INTERRUPTED = 1, 130
+FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
+_A_DAY = 86_400.0
 _KNOWN = (ValueError, KeyError, TypeError, RuntimeError, OSError, ImportError, MemoryError)
 """Errors of the input or of the machine. Whatever else is raised is a fault of stmsi, and the message says so."""
 _REMEDIES = {
@@ -38,7 +51,7 @@ app = typer.Typer(
     rich_markup_mode="markdown",
     context_settings={"help_option_names": ["-h", "--help"]},
     pretty_exceptions_enable=False,
-    epilog="**Exit codes**: 0 done; 1 failed, with one line that says why; 2 wrong usage; 130 interrupted. "
+    epilog="**Exit codes**: 0 done; 1 failed, with one line that says why; 2 wrong usage; 130 interrupted; 143 terminated. "
     "**Tab completion**: `stmsi --install-completion`.",
 )
 console = Console(stderr=True, highlight=False, emoji=False)
@@ -124,24 +137,29 @@ def command(name: str, *, as_json: bool) -> Iterator[dict[str, Any]]:
     """Run a command: fill the dictionary with its result.
 
     An error becomes one line on stderr and exit code 1. With `as_json` exactly one JSON object is written to the
-    standard output, also in this case; what other packages print there is led to stderr.
+    standard output, also in this case, with the warnings of the run; what other packages print there is led to stderr.
     """
     result: dict[str, Any] = {}
+    said: list[str] = []
+    stopped = Stopped()
     try:
-        with _calm_warnings(), redirect_stdout(sys.stderr) if as_json else nullcontext(), _display():
+        with (
+            termination_as_interrupt(stopped), _warnings_into(said), redirect_stdout(sys.stderr) if as_json else nullcontext(), _display()
+        ):  # fmt: skip
             yield result
     except (typer.Exit, typer.BadParameter):
         raise
     except KeyboardInterrupt:
-        _fail(name, "KeyboardInterrupt", "Interrupted; no output was written.", as_json=as_json)
-        raise typer.Exit(INTERRUPTED) from None
+        how = "Terminated" if stopped.terminated else "Interrupted"
+        _fail(name, "KeyboardInterrupt", f"{how}; no output was written.", said, as_json=as_json)
+        raise typer.Exit(TERMINATED if stopped.terminated else INTERRUPTED) from None
     except Exception as error:
-        _fail(name, type(error).__name__, explain(error), as_json=as_json)
+        _fail(name, type(error).__name__, explain(error), said, as_json=as_json)
         if options.debug:
             console.print(traceback.format_exc(), markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from error
     if as_json:
-        _write_json({"command": name, "ok": True} | result)
+        _write_json({"command": name, "ok": True} | result | {"warnings": said})
 
 
 def explain(error: Exception) -> str:
@@ -160,10 +178,10 @@ def explain(error: Exception) -> str:
     return line
 
 
-def _fail(name: str, kind: str, text: str, *, as_json: bool) -> None:
+def _fail(name: str, kind: str, text: str, said: list[str], *, as_json: bool) -> None:
     console.print(f"[bold red]Error:[/] {escape(text)}", soft_wrap=True)  # paths must stay whole
     if as_json:
-        _write_json({"command": name, "ok": False, "error": {"type": kind, "message": text}})
+        _write_json({"command": name, "ok": False, "error": {"type": kind, "message": text}, "warnings": said})
 
 
 def _write_json(content: Mapping[str, Any]) -> None:
@@ -209,6 +227,13 @@ def step(text: str) -> Iterator[None]:
     console.print(f"{escape(text)} [dim]{perf_counter() - start:.1f} s[/]", soft_wrap=True)
 
 
+class _TimeLeft(TimeRemainingColumn):
+    """The time left, from the first step done on."""
+
+    def render(self, task: Task) -> Text:
+        return Text() if not task.completed or task.time_remaining is None else super().render(task).append(" left")
+
+
 @contextmanager
 def _display() -> Iterator[None]:
     """One display for all progress, where somebody looks at a terminal."""
@@ -219,23 +244,43 @@ def _display() -> Iterator[None]:
         return
     columns = (
         SpinnerColumn(), TextColumn("{task.description}", markup=False), BarColumn(bar_width=24), MofNCompleteColumn(),
-        TimeElapsedColumn(),
+        TimeElapsedColumn(), _TimeLeft(),
     )  # fmt: skip
-    with shared_display(Progress(*columns, console=console, transient=True)):
+    # steps may take minutes: what the time left is told from must not be forgotten before the next one
+    with shared_display(Progress(*columns, console=console, transient=True, speed_estimate_period=_A_DAY)):
         yield
+
+
+class _Keep(logging.Handler):
+    """Keeps the warnings of the package's logger."""
+
+    def __init__(self, into: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.into = into
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.into.append(record.getMessage())
 
 
 @contextmanager
-def _calm_warnings() -> Iterator[None]:
-    """Warnings as one line, without those on the future of other packages, which do not help here."""
+def _warnings_into(said: list[str]) -> Iterator[None]:
+    """Say each warning once and as one line, and keep it; without those on the future of other packages, which do not help here."""
 
     def show(message: Warning | str, *_: Any, **__: Any) -> None:
-        console.print(f"[yellow]Warning:[/] {escape(' '.join(str(message).split()))}", soft_wrap=True)
+        text = " ".join(str(message).split())
+        if text not in said:
+            said.append(text)
+            console.print(f"[yellow]Warning:[/] {escape(text)}", soft_wrap=True)
 
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=FutureWarning)
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        warnings.filterwarnings("ignore", message=".*autosharding.*")
-        warnings.filterwarnings("ignore", category=SyntaxWarning, module="docrep")
-        warnings.showwarning = show
-        yield
+    log, keep = logging.getLogger("stmsi"), _Keep(said)
+    log.addHandler(keep)
+    try:
+        with warnings.catch_warnings(), once_per_cause():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            warnings.filterwarnings("ignore", message=".*autosharding.*")
+            warnings.filterwarnings("ignore", category=SyntaxWarning, module="docrep")
+            warnings.showwarning = show
+            yield
+    finally:
+        log.removeHandler(keep)

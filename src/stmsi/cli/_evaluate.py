@@ -27,6 +27,8 @@ def evaluate(
     """Score predictions against measured metabolites, per section and metabolite."""
     with command("evaluate", as_json=as_json) as result:
         import stmsi
+        from stmsi._data.keys import TRAINED_ON
+        from stmsi._data.training_marks import HELD_OUT, of_scores, together
 
         for path, suffix in ((out, ".csv"), (report, ".html")):
             if path is not None:
@@ -46,6 +48,10 @@ def evaluate(
         result |= {"data": str(data), "key": pred_key}
         result |= {name: None if path is None else str(path) for name, path in (("out", out), ("report", report))}
         result["medians"] = medians(scores, ["sample"]).reset_index().to_dict("records")
+        states = of_scores(scores)
+        for row in result["medians"]:
+            row[TRAINED_ON] = states[str(row["sample"])]
+        result[TRAINED_ON] = together(states.values())
         result["all_sections"] = all_sections(scores)
         if out is not None:
             write_csv(scores, out)
@@ -60,4 +66,8 @@ def evaluate(
         for path in (out, report):
             if path is not None:
                 say(f"Written to {path}.")
-        say("Scores of sections that the model was trained on are not evidence.")
+        held_out = [name for name, state in states.items() if state == HELD_OUT]
+        say(
+            "Scores of sections that the model was trained on are not evidence. Held out: "
+            f"{', '.join(held_out) if held_out else 'none, as far as is known'}."
+        )

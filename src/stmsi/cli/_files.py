@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from stmsi._data.unfinished import unfinished
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,9 +104,6 @@ def write_text(text: str, out: Path) -> None:
 def _whole(out: Path) -> Iterator[Path]:
     """The same name in a folder beside the output; it takes the place of the output when all went well."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
+    with unfinished(out) as folder:
         yield folder / out.name
         (folder / out.name).replace(out)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -47,7 +47,8 @@ def predict(
     """Predict metabolites for every spot of an ST file."""
     with command("predict", as_json=as_json) as result:
         import stmsi
-        from stmsi._data.keys import Key
+        from stmsi._data.keys import TRAINED_ON, Key
+        from stmsi._data.training_marks import RECORD, SAID_OF
 
         check_output(out, data)
         with step(f"Reading {data}"):
@@ -67,11 +68,15 @@ def predict(
             "metabolites": frame.shape[1],
             "model": record["model"]["class"],
             "missing_genes": record["missing_genes"],  # their share of the training genes
+            "training_spots": record[RECORD].to_dict("records"),
             "share_unusual": float((st.obs[Key.ood_of(key_added)] > 1).mean()),
         }
         with step(f"Writing {out}"):
             write_data(content, out)
         say(f"Predicted {frame.shape[1]} metabolites in {frame.shape[0]} spots -> {out}")
+        said = [(row["sample"], SAID_OF[row[TRAINED_ON]]) for row in result["training_spots"]]
+        if marked := [f"{name} ({text})" for name, text in said if text]:
+            say(f"No evidence of skill comes from {', '.join(marked)}.")
         say(f"stmsi.pl.spatial(data, {str(frame.columns[0])!r}, metabolite_key={key_added!r}) draws one in Python.")
         if Key.obsm.MSI in st.obsm:
             keys = [("--pred-key", key_added, "msi_pred"), ("--table-key", table_key, "st")]

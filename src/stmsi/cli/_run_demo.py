@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-import shutil
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +15,7 @@ import stmsi
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._data.small_files import read_json
+from stmsi._data.unfinished import clear_leftovers, take_place, unfinished
 from stmsi._report import demo_report
 from stmsi.cli._app import say, step
 from stmsi.cli._files import write_csv, write_text
@@ -39,26 +38,17 @@ def run_demo(out: Path, *, seed: int, small: bool) -> pd.DataFrame:
     An earlier demo in the folder is replaced. A folder that holds anything else, or files of the demo that were changed, is
     refused: nothing is deleted that the demo did not write.
     """
+    clear_leftovers(out.absolute().parent, out.name)
     _refuse_foreign_files(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     command = f"stmsi demo --seed {seed}{' --small' if small else ''} --out {shlex.quote(str(out))}"
-    new, old = scratch / "new", scratch / "old"
-    try:
+    with unfinished(out) as scratch:
+        new = scratch / "new"
         new.mkdir()
         scores = _run(new, seed, small, command)
         (new / _MARK).write_text(json.dumps(_checksums(new)), encoding="utf-8")
         _refuse_foreign_files(out)  # again: the run took its time
-        if out.exists():
-            out.replace(old)
-        try:
-            new.replace(out)
-        except BaseException:
-            if old.exists():
-                old.replace(out)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        take_place(new, out, scratch)
     return scores
 
 

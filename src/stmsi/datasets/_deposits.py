@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from stmsi._data.containers import check_file, reading
+from stmsi._data.unfinished import unfinished
 from stmsi._settings import logger, settings
-from stmsi.io._files import check_new, unfinished
+from stmsi.io._files import check_new
 
 if TYPE_CHECKING:
     import pooch

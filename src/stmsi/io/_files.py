@@ -1,14 +1,10 @@
-"""New files, folders and stores, made in one piece."""
+"""New files, folders and stores: where nothing is overwritten."""
 
 from __future__ import annotations
 
-import shutil
-import uuid
-from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -21,14 +17,3 @@ def check_new(path: Path, what: str) -> Path:
         msg = f"There is no folder {path.absolute().parent} to write {path.name} into."
         raise FileNotFoundError(msg)
     return path
-
-
-@contextmanager
-def unfinished(path: Path) -> Iterator[Path]:
-    """A folder beside `path` to make something in and move it from; an error leaves nothing behind."""
-    folder = path.absolute().parent / f".{path.name}.{uuid.uuid4().hex[:8]}.part"
-    folder.mkdir()
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)

@@ -14,6 +14,7 @@ from stmsi._core.spectra.spectrum_arrays import Reduce, Unit, mz_labels
 from stmsi._data.checks import check_choice, check_positive, check_share, listing
 from stmsi._data.keys import Key
 from stmsi._data.sections import check_extent, check_pixel_size, check_sample_name, msi_section, raster_image
+from stmsi._data.unfinished import unfinished
 from stmsi._imzml.extract import (
     FoundColumns,
     Options,
@@ -30,7 +31,7 @@ from stmsi._imzml.file import ImzmlFile, check_imzml, plain_stem, stated_pixel_s
 from stmsi._imzml.provenance import ion_frame
 from stmsi._imzml.traits import Kinds, check_kinds, choose_spectra, mixtures, warn_of_mixtures
 from stmsi._settings import logger
-from stmsi.io._files import check_new, unfinished
+from stmsi.io._files import check_new
 from stmsi.io._msi_store import StoredRows, read_lazily, write_with
 
 if TYPE_CHECKING:
@@ -207,7 +208,7 @@ def read_imzml(
             tic = extract(file, chosen, plan, options, found)
             return section(rows.matrix(), tic)
         with unfinished(store) as folder:
-            stored = StoredRows(folder / "rows", *shape, int(np.minimum(file.most(chosen), plan.n_columns).sum()))
+            stored = StoredRows(folder / "rows", *shape, int(np.minimum(file.lengths(chosen), plan.n_columns).sum()))
             found = FoundColumns(stored, plan.n_columns)
             tic = extract(file, chosen, plan, options, found)
             write_with(stored, section(sp.csr_matrix(shape, dtype=np.float32), tic), folder, store)

@@ -18,12 +18,13 @@ from stmsi._data.feature_table import base_key, find_features, written_by
 from stmsi._data.keys import Key
 from stmsi._data.sections import check_pixel_size
 from stmsi._data.tables import as_csr, get_table, require_frame, require_obs, require_sample
+from stmsi._data.unfinished import unfinished
 from stmsi._imzml.header import UNKNOWN
 from stmsi._imzml.provenance import ion_terms, origin_terms
 from stmsi._imzml.traits import POLARITIES
 from stmsi._progress import track
 from stmsi._settings import logger
-from stmsi.io._files import check_new, unfinished
+from stmsi.io._files import check_new
 from stmsi.io._pixels import find_raster
 
 if TYPE_CHECKING:

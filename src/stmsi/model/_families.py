@@ -18,6 +18,8 @@ _LINEAR = {
     for name in get_args(IntensityFamily)
     if name != "mlp"
 }
+# named without an import of torch
+_ENCODERS = ("mlp", "transformer", "graph", "deepset", "niche", "section", "crossmodal")
 AUTO = "auto"
 """The family that is trained where none is named."""
 # averaging components over neighbours is a fraction of the cost of pooling counts, and no worse
@@ -29,8 +31,7 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "kernel_ridge": {"model": "HurdleKernel", "kernel": "components"},
     "screened_ridge": {"model": "HurdleScreened", "genes": "screened"},
     "prior_ridge": {"model": "HurdleScreened", "genes": "prior"},
-    "mlp": {"model": "HurdleNet", "encoder": "mlp"},
-    "transformer": {"model": "HurdleNet", "encoder": "transformer"},
+    **{name: {"model": "HurdleNet", "encoder": name} for name in _ENCODERS},
     "ensemble": {"model": "HurdleEnsemble"},
     "coordinates": {"model": "CoordinatesOnly"},
     "shuffled_genes": {"model": "ControlLinear", "control": "shuffled_genes"},

@@ -9,6 +9,7 @@ import numpy as np
 from stmsi._core.metrics.presence import ece
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, sections_of
+from stmsi._data.training_marks import note
 from stmsi.pl._panels import check_least, get_axes, hand_back, jitter, label_plot
 from stmsi.pl._presence_curves import SIZE, presence_of
 from stmsi.pl._shared_docs import shared_docs
@@ -80,7 +81,8 @@ def calibration(
     lower, upper = (require_frame(st, key, writes) for key in Key.bounds_of(pred_key))
     ids = [m for m in lower.columns if m in measured.columns]
     figure, axes = get_axes(2, 2, ax, SIZE)
-    _reliability_diagram(axes[0], present, probability, n_bins)
+    mark = note(st, pred_key, measured.notna().any(axis=1).to_numpy())
+    _reliability_diagram(axes[0], present, probability, n_bins, mark)
     y, low, high = (f[ids].to_numpy(np.float64) for f in (measured, lower, upper))
     inside = np.where(np.isnan(y) | np.isnan(low), np.nan, (low <= y) & (y <= high))
     sample = sections_of(st, sample_key)
@@ -101,7 +103,7 @@ def calibration(
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
 
-def _reliability_diagram(place: Axes, present: np.ndarray, probability: np.ndarray, n_bins: int) -> None:
+def _reliability_diagram(place: Axes, present: np.ndarray, probability: np.ndarray, n_bins: int, mark: str) -> None:
     """Observed share against probability."""
     known = ~np.isnan(present) & ~np.isnan(probability)
     code = np.minimum((np.nan_to_num(probability) * n_bins).astype(int), n_bins - 1)
@@ -122,7 +124,8 @@ def _reliability_diagram(place: Axes, present: np.ndarray, probability: np.ndarr
     place.plot(x, y, color=PALETTE[0], linewidth=1)
     place.scatter(x, y, s=10 + 60 * np.array(size) / max(size), color=PALETTE[0], zorder=3)
     error = float(np.nanmedian(ece(present, probability)))
-    label_plot(place, "probability of presence", "share present", f"median calibration error {error:.3f}")
+    title = f"median calibration error {error:.3f}" + (f"\n({mark})" if mark else "")
+    label_plot(place, "probability of presence", "share present", title)
     # room for the points at both ends
     place.set_xlim(-0.03, 1.03)
     place.set_ylim(-0.03, 1.03)

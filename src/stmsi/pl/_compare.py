@@ -9,6 +9,7 @@ import numpy as np
 from stmsi._data.checks import require_rows
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, measured_presence, require_frame, require_metabolites
+from stmsi._data.training_marks import note
 from stmsi.metrics import auroc, pearson
 from stmsi.pl._colour_limits import check_percentiles, diverging_norm, get_cmap, make_norm
 from stmsi.pl._metabolite_layers import as_list, intensity_label, one_section, readable_names, trust, values_of
@@ -56,7 +57,8 @@ def compare(
 
     One row per metabolite. Measured and predicted share **one** norm; the residual (predicted - measured) diverges around
     0: red is too much, blue too little. The title of the predicted panel has the Pearson correlation over the covered
-    spots and, where they are known, the AUROC of presence and the tier of :func:`stmsi.tl.reliability`. With prediction
+    spots and, where they are known, the AUROC of presence and the tier of :func:`stmsi.tl.reliability`; "(training spots)" marks
+    scores of spots that the model was trained on, "(training spots?)" those of which that is not known. With prediction
     bounds a fourth panel shows the width of the interval. Light grey spots are not covered by MSI.
     Where a section has none, the measured and the residual panel say so.
 
@@ -123,6 +125,9 @@ def compare(
     present = None if measured is None else measured_presence(adata, metabolite_key, presence_key)
 
     ncols = 3 if width is None else 4
+    # scores of spots with MSI, and so are the marks
+    scored = section.rows if measured is None else section.rows[measured.notna().any(axis=1).to_numpy()[section.rows]]
+    mark = note(adata, pred_key, scored) if len(scored) else ""
     tiers = [trust(adata, pred_key, m) for m in ids]
     figure, axes = get_axes(ncols * len(ids), ncols, ax, panel_size([section], 3 if any(tiers) else 2))
     label = intensity_label(adata, pred_key)
@@ -135,7 +140,7 @@ def compare(
         norm = make_norm(np.concatenate([y, p]), vmin=vmin, vmax=vmax, percentiles=percentiles)
         panels = [
             (y, norm, colours, label, wrap(str(names[m]), "measured")),
-            (p, norm, colours, label, wrap("predicted", _scores(y, p, there, probability), tier)),
+            (p, norm, colours, label, wrap("predicted", _scores(y, p, there, probability, mark), tier)),
             (p - y, diverging_norm(p - y, percentiles[1]), diverging, "difference", wrap("predicted - measured")),
         ]
         if width is not None:
@@ -150,8 +155,9 @@ def compare(
 
 
 def _scores(
-    y: NDArray[np.float64], p: NDArray[np.float64], present: NDArray[np.float64], chance: NDArray[np.float64]
+    y: NDArray[np.float64], p: NDArray[np.float64], present: NDArray[np.float64], chance: NDArray[np.float64], mark: str
 ) -> str:
-    """Scores for the title; a score that does not exist is left out."""
+    """Scores for the title, with what they are worth; a score that does not exist is left out."""
     scores = {"Pearson": pearson(y, p)[0], "AUROC": auroc(present, chance)[0]}
-    return ", ".join(f"{name} {value:z.2f}" for name, value in scores.items() if np.isfinite(value))
+    text = ", ".join(f"{name} {value:z.2f}" for name, value in scores.items() if np.isfinite(value))
+    return f"{text} ({mark})" if text and mark else text

@@ -19,8 +19,11 @@ from stmsi._data.keys import (
     MAP_SCORES,
     PRESENCE_SCORES,
     RELATION_SCORES,
+    TRAINED_ON,
     Key,
 )
+from stmsi._data.training_marks import PARTLY, UNKNOWN
+from stmsi._data.training_marks import TRAINED_ON as SEEN
 from stmsi.pl._metabolite_layers import as_list
 from stmsi.pl._panels import get_axes, hand_back, jitter
 from stmsi.pl._shared_docs import shared_docs
@@ -103,7 +106,8 @@ def performance(
     A metabolite counts once: its value is the mean over sections and folds. Boxes span the quartiles with a line at the
     median (written at the right with the number of metabolites), whiskers the 5th to 95th percentile. The best group is on
     top. Dashed lines mark a prediction without skill: 0 for correlations and R2, 0.5 for AUROC, and the median prevalence
-    of the metabolites for AUPRC. Missing scores (NaN) are left out and counted under the axis.
+    of the metabolites for AUPRC. Missing scores (NaN) are left out and counted under the axis, where also stands whether scores
+    are of spots that a model was trained on.
 
     Parameters
     ----------
@@ -248,6 +252,7 @@ def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, l
         below = sum(int((b.values < _R2_FLOOR).sum()) for b in boxes)
         ax.set_xlim(left=_R2_FLOOR - 0.05)
         note.append(f"{below} below {_R2_FLOOR:g} not shown")
+    note += _training_notes(rows)
     if left_out:
         note.append(f"{left_out} NaN score{'s' * (left_out > 1)} left out")
         if len({len(b.values) for b in boxes}) > 1:
@@ -263,6 +268,17 @@ def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, l
         place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": min(4, len(handles))}
         sizes: dict[str, Any] = {"fontsize": STYLE.label_size, "title_fontsize": STYLE.label_size, "handlelength": 1}
         ax.legend(handles=handles, title=hue, frameon=False, **place, **sizes)
+
+
+def _training_notes(rows: pd.DataFrame) -> list[str]:
+    """A line where scores are of spots that a model was trained on, or may have been."""
+    if TRAINED_ON not in rows:
+        return []
+    states = rows[TRAINED_ON].astype(str)
+    seen, unknown = states.isin([SEEN, PARTLY]), states == UNKNOWN
+    if seen.any():
+        return ["training spots: no evidence of skill" if seen.all() else "some scores are of training spots"]
+    return ["training spots?"] if unknown.any() else []
 
 
 def _draw_box(ax: Axes, box: _Box) -> None:

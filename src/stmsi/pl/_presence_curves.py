@@ -10,6 +10,7 @@ import pandas as pd
 from stmsi._core.metrics.presence import auprc, auroc, prevalence, ranked_hits
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, measured_presence, require_frame, require_metabolites, sections_of
+from stmsi._data.training_marks import note
 from stmsi.pl._metabolite_layers import as_list, readable_names, table_samples
 from stmsi.pl._panels import get_axes, hand_back, label_plot
 from stmsi.pl._shared_docs import shared_docs
@@ -82,6 +83,10 @@ def presence_curves(
     ['true positive rate', 'precision']
     """
     st = get_table(data, table_key)
+    measured = measured_presence(st, metabolite_key, presence_key).notna().any(axis=1).to_numpy()
+    if sample is not None:
+        measured &= sections_of(st, sample_key) == sample
+    mark = note(st, pred_key, measured)
     ids, present, probability = presence_of(st, pred_key, metabolite_key, presence_key, sample, sample_key)
     names = readable_names(st, pred_key, ids)
     if metabolite is not None:
@@ -116,6 +121,9 @@ def presence_curves(
         axes[1].axhline(share, color=PALETTE[m], linestyle=":", linewidth=1)
     label_plot(axes[0], "false positive rate", "true positive rate")
     label_plot(axes[1], "recall\ndotted: prevalence", "precision")
+    if mark:
+        for place in axes:
+            place.set_title(mark, fontsize=STYLE.title_size)
     for place in axes:
         place.legend(frameon=False, fontsize=STYLE.tick_size, loc="lower right" if place is axes[0] else "best")
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)

@@ -16,6 +16,7 @@ from stmsi._data.keys import Key
 from stmsi._data.position_units import noted_unit
 from stmsi._data.stale import mark_stale
 from stmsi._data.tables import copy_of, get_table, sample_names
+from stmsi._messages import warns_once
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.pp._alignment.automatic import automatic_input, fit_automatically
@@ -45,6 +46,7 @@ _MAX_SCALE = {"landmarks": 1.2}
 _MAX_SCALE_ELSE = 3.0
 
 
+@warns_once
 def align(
     sdata: SpatialData,
     *,

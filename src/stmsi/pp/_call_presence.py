@@ -22,6 +22,7 @@ from stmsi._data.tables import (
     table_to_change,
     values_of,
 )
+from stmsi._messages import warns_once
 from stmsi.pp._mapping.spot_weights import paired_sections, weigh
 
 if TYPE_CHECKING:
@@ -36,6 +37,7 @@ _BLANKS = 20
 """Pixels off the tissue that a section needs for limits from them."""
 
 
+@warns_once
 def call_presence(
     data: SpatialData | AnnData,
     *,

@@ -32,6 +32,7 @@ from stmsi._data.checks import (
 )
 from stmsi._data.keys import Key
 from stmsi._data.tables import check_rows_of, copy_of, get_table, require_sample, values_of
+from stmsi._messages import warns_once
 from stmsi._settings import logger
 from stmsi.pp._mapping.spot_weights import Section, check_coverage, paired_sections, weigh
 from stmsi.pp._msi_table import measured_ions, raster_of, total_ion_current
@@ -45,6 +46,7 @@ Method = Literal["area", "nearest"]
 Aggregation = Literal["mean", "sum", "median", "tic"]
 
 
+@warns_once
 def map_to_spots(
     sdata: SpatialData,
     *,

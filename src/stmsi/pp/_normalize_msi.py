@@ -24,6 +24,7 @@ from stmsi._data.tables import (
     table_sections,
     table_to_change,
 )
+from stmsi._messages import warns_once
 from stmsi._settings import logger
 from stmsi.pp._msi_table import tissue_of, total_ion_current
 
@@ -35,6 +36,7 @@ Method = Literal["tic", "rms", "median", "reference", "none"]
 _OTSU = "otsu"
 
 
+@warns_once
 def normalize_msi(
     data: SpatialData | AnnData,
     *,

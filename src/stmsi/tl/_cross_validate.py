@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import partial
+from logging import LogRecord
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,10 +15,13 @@ import numpy as np
 import pandas as pd
 
 from stmsi._data.checks import check_choice, listing
-from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, SECTION_MOMENTS, Key
+from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, SECTION_MOMENTS, TRAINED_ON, Key
 from stmsi._data.measured_and_predicted import MAP_WRITES
 from stmsi._data.stale import forget_stale, warn_if_stale
 from stmsi._data.tables import get_table, imputed, require_frame, sections_of
+from stmsi._data.training_marks import HELD_OUT
+from stmsi._data.training_marks import TRAINED_ON as SEEN
+from stmsi._messages import held_back, say_again, warns_once
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model._families import ModelSpec, named_models, resolve
@@ -28,9 +32,10 @@ from stmsi.model_selection._check_leakage import find_leaks, msi_table, report
 from stmsi.tl._across_sections import score_across
 from stmsi.tl._compare_models import NO_SKILL, best_model
 from stmsi.tl._evaluate import map_positions
-from stmsi.tl._fold_cache import FoldCache, data_fingerprint, fingerprint
+from stmsi.tl._fold_cache import FoldCache, UnhashedError, data_fingerprint, fingerprint, software
 from stmsi.tl._models import setup_on, train_on
 from stmsi.tl._section_scores import Comparison, score_sections
+from stmsi.tl._shared_folds import SharedFolds
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -42,10 +47,11 @@ if TYPE_CHECKING:
 
 CHOSEN = "chosen"
 """Name of the model that the inner folds chose."""
-_LAYOUT = (*PRESENCE_SCORES, *INTENSITY_SCORES, *MAP_SCORES, *SECTION_MOMENTS)
+_LAYOUT = (TRAINED_ON, *PRESENCE_SCORES, *INTENSITY_SCORES, *MAP_SCORES, *SECTION_MOMENTS)
 """Columns of a fold's table: a fold kept by a version with other columns is computed again."""
 
 
+@warns_once
 def cross_validate(
     data: SpatialData | AnnData,
     models: ModelSpec | Sequence[str] | Mapping[str, ModelSpec] = ("mean", "ridge", "mlp"),
@@ -98,7 +104,8 @@ def cross_validate(
         ``"ignore"``, without looking.
     cache_dir
         Folder that keeps each fold as soon as it is done. A later call with the same data, model, setup, spots, `maps` and
-        version of stmsi reads it. Empty the folder if you change stmsi itself.
+        versions (of stmsi, NumPy, SciPy, pandas, scikit-learn, anndata, torch, Lightning and scvi-tools) reads it. Empty the folder if
+        you change stmsi itself. If it cannot be written, the log says so and the run goes on.
     sample_key, table_key
         Column of ``obs`` with the section name, and the ST table.
     n_jobs, show_progress_bar
@@ -109,7 +116,7 @@ def cross_validate(
     -------
     Tidy table, one row per model x fold x section x metabolite x stage: ``model``, ``fold``, ``seconds`` (training
     and predicting) and the columns of :func:`stmsi.tl.evaluate`; ``coverage`` and ``interval_width`` are those of the
-    90 % interval. ``pearson_between`` and ``pearson_pooled`` join the folds of a model: measurement and prediction
+    90 % interval, and ``trained_on`` is ``"no"`` unless the splitter puts spots on both sides of a fold. ``pearson_between`` and ``pearson_pooled`` join the folds of a model: measurement and prediction
     are taken relative to ``training_mean`` and ``training_predicted_mean`` (the model's mean prediction for its training
     spots) of their fold. `data` is not changed.
 
@@ -156,7 +163,7 @@ def cross_validate(
     forget_stale(adata, fields.get("metabolite_key", Key.obsm.MSI))  # one warning is enough
     sections_of(adata, sample_key)
     if fields.get("input") is None:  # a fold is too small to tell, and all must be read alike
-        fields["input"] = StoredExpression.read(adata, fields.get("layer"), sample_key).told()
+        fields["input"] = StoredExpression.open(adata, fields.get("layer"), sample_key).told()
     if maps:
         map_positions(adata)
     folds = _folds(LeaveOneSampleOut(sample_key) if splitter is None else splitter, adata)
@@ -169,7 +176,8 @@ def cross_validate(
         for f, (train, _) in enumerate(folds):
             within = enumerate(_folds(inner, adata[train].copy()))
             fits += [_Fit(f, n, spec, train[a], train[b], k) for k, (a, b) in within for n, spec in named.items()]
-    tables = _score_all(fits, _Task(adata, fields, sample_key, maps), cache, n_jobs, show_progress_bar)
+    shared = SharedFolds(adata, [fit.train for fit in fits])
+    tables = _score_all(fits, _Task(adata, fields, sample_key, maps, shared), cache, n_jobs, show_progress_bar)
     scores = pd.concat([t for fit, t in zip(fits, tables, strict=True) if fit.inner is None], ignore_index=True)
     if inner is None:
         return score_across(scores)
@@ -202,12 +210,13 @@ class _Fit:
 
 @dataclass(frozen=True)
 class _Task:
-    """What all fits share: the spots with MSI, fields for ``setup_anndata``, and how to score."""
+    """What all fits share: the spots with MSI, fields for ``setup_anndata``, how to score, and what is read once."""
 
     adata: AnnData
     fields: dict[str, Any]
     sample_key: str
     maps: bool
+    shared: SharedFolds
 
 
 def _check_splitter(splitter: Any, name: str) -> None:
@@ -238,9 +247,14 @@ def _score_all(
     tables: dict[int, pd.DataFrame] = {}
     keys: list[str] = []
     if cache is not None:
-        settled = (task.fields, task.sample_key, task.maps, _LAYOUT, version("stmsi"))
-        common = fingerprint(data_fingerprint(task.adata), *settled)
-        keys = [fingerprint(common, fit.spec, fit.train, fit.test) for fit in fits]
+        settled = (task.fields, task.sample_key, task.maps, _LAYOUT, software())
+        try:
+            common = fingerprint(data_fingerprint(task.adata), *settled)
+            keys = [fingerprint(common, fit.spec, fit.train, fit.test) for fit in fits]
+        except UnhashedError as error:
+            logger.warning("No fold is kept in %s: %s.", cache.directory, error)
+            cache = None
+    if cache is not None:
         found = {i: cache.get(key) for i, key in enumerate(keys)}
         tables = {i: fits[i].label(table) for i, table in found.items() if table is not None}
         logger.info("%d of %d model fits are read from %s.", len(tables), len(fits), cache.directory)
@@ -248,31 +262,51 @@ def _score_all(
     n_jobs = settings.n_jobs if n_jobs is None else n_jobs
     # None lets joblib.parallel_config say which backend to use, and how much of it
     parallel = joblib.Parallel(n_jobs=None if n_jobs == 1 else n_jobs, return_as="generator_unordered")
-    for i, table in track(parallel(jobs), "cross-validation", total=len(jobs), show=show_progress_bar):
+    for i, table, said in track(parallel(jobs), "cross-validation", total=len(jobs), show=show_progress_bar):
+        say_again(said)
         if cache is not None:
             cache.put(keys[i], table)
         tables[i] = fits[i].label(table)
     return [tables[i] for i in range(len(fits))]
 
 
-def _run(number: int, fit: _Fit, task: _Task) -> tuple[int, pd.DataFrame]:
-    """Train on one side of a split and score the other, in one thread: rounding depends on the number of threads."""
+def _run(number: int, fit: _Fit, task: _Task) -> tuple[int, pd.DataFrame, list[LogRecord]]:
+    """Train on one side of a split and score the other, in one thread: rounding depends on the number of threads.
+
+    Also what was warned of, which another process would say by itself.
+    """
     from threadpoolctl import threadpool_limits
 
     resolve(fit.spec)  # loads the libraries whose threads are limited
-    with threadpool_limits(1):
-        return number, _train_and_score(fit, task)
+    with threadpool_limits(1), held_back() as said:
+        table = _train_and_score(fit, task)
+    return number, table, said
 
 
 def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
     start = perf_counter()
-    inside, outside = task.adata[fit.train].copy(), task.adata[fit.test].copy()
+    # what was told of the layer of all models does not hold of another one
+    own = resolve(fit.spec)[2]
+    fields = {k: v for k, v in task.fields.items() if k != "input" or "layer" not in own}
+    shared = (
+        task.shared
+        if task.shared.serves(fit.spec, fields | own) and not _refits_signature(task.adata, fields)
+        else None
+    )
+    if shared is None:
+        inside, outside = task.adata[fit.train].copy(), task.adata[fit.test].copy()
+    else:
+        layer = (fields | own).get("layer")
+        inside, outside = (shared.without_expression(rows, layer) for rows in (fit.train, fit.test))
     try:
-        # what was told of the layer of all models does not hold of another one
-        fields = {k: v for k, v in task.fields.items() if k != "input" or "layer" not in resolve(fit.spec)[2]}
         inside = _refit_signature(inside, fields)
-        model, spots = train_on(inside, fit.spec, fields, show_progress_bar=False)
-        prediction = model._predict_all(outside, input=model.state.setup.input)
+        read = None if shared is None else partial(shared.spots, rows=fit.train)
+        model, spots = train_on(inside, fit.spec, fields, show_progress_bar=False, read=read)
+        prediction = (
+            model._predict_all(outside, input=model.state.setup.input)
+            if shared is None
+            else model._predict_spots(shared.query(model.state.setup, fit.test))
+        )
     except Exception as error:  # whatever it is, it must say of whom
         msg = f"Model {fit.name!r} failed in fold {fit.fold} ({len(fit.train)} training spots): {error}"
         raise RuntimeError(msg) from error
@@ -290,6 +324,7 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
         training_mean=model.state.feature_table["training_mean"].to_numpy(np.float64), bounds=(lower, upper),
         filled=filled, training_predicted_mean=_mean_prediction(model, inside, spots),
         xy=map_positions(outside) if task.maps else None,
+        trained_on=np.where(np.isin(fit.test, fit.train), SEEN, HELD_OUT).astype(object),
     )  # fmt: skip
     table = score_sections(comparison)
     first = pd.DataFrame({"model": fit.name, "fold": fit.fold, "seconds": seconds}, index=table.index)
@@ -305,14 +340,21 @@ def _mean_prediction(model: HurdleModel, adata: AnnData, spots: Spots | None) ->
     return pd.DataFrame(np.where(measured.notna(), said, np.nan)).mean().to_numpy(np.float64)
 
 
-def _refit_signature(adata: AnnData, fields: dict[str, Any]) -> AnnData:
-    """The training spots with signatures found again from them, with the parameters of the first time."""
+def _refits_signature(adata: AnnData, fields: dict[str, Any]) -> bool:
+    """Whether signatures that models read were found from the spots."""
     key = fields.get("signature_key")
     params = adata.uns.get(key, {}).get("params", {}) if key else {}
-    if not params or params["method"] == "gene_sets":
+    return bool(params) and params["method"] != "gene_sets"
+
+
+def _refit_signature(adata: AnnData, fields: dict[str, Any]) -> AnnData:
+    """The training spots with signatures found again from them, with the parameters of the first time."""
+    if not _refits_signature(adata, fields):
         return adata
     from stmsi.pp import gene_signatures
 
+    key = fields["signature_key"]
+    params = adata.uns[key]["params"]
     cluster_key = str(params["cluster_key"])
     cluster = adata.obs[cluster_key].astype(str)
     # a cluster with a single spot in the fold cannot be described

@@ -21,6 +21,7 @@ from stmsi._data.tables import (
     sections_of,
     table_to_change,
 )
+from stmsi._messages import warns_once
 from stmsi.model.shared._hurdle_model import MIN_GENES
 from stmsi.tl._held_out import unseen_stages
 from stmsi.tl._models import name_of, trained_model
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
 _N_RINGS = 3
 
 
+@warns_once
 def denoise(
     data: SpatialData | AnnData,
     model: HurdleModel | str | Path | None = None,

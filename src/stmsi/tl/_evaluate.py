@@ -19,6 +19,9 @@ from stmsi._data.tables import (
     require_obs,
     sections_of,
 )
+from stmsi._data.training_marks import PARTLY, TRAINED_ON, of_scores, read_marks
+from stmsi._messages import warns_once
+from stmsi._settings import logger
 from stmsi.model.shared._spot_input import read_log_expression
 from stmsi.tl._across_sections import score_across
 from stmsi.tl._section_scores import Comparison, score_relations, score_sections
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 
+@warns_once
 def evaluate(
     data: SpatialData | AnnData,
     *,
@@ -45,7 +49,8 @@ def evaluate(
     """Score predicted against measured metabolites.
 
     Each metabolite is scored **within each section** (the pattern), and by what it does **between sections** (the level).
-    Scores show skill only where the model did not see the section while training.
+    Scores show skill only where the model did not see the section while training: the column ``trained_on`` says where, and a
+    warning names the sections where it did.
 
     Parameters
     ----------
@@ -70,7 +75,8 @@ def evaluate(
     Returns
     -------
     One row per section x metabolite x stage: ``sample``, ``metabolite``, ``stage`` (``"presence"`` or ``"intensity"``), ``n``
-    (spots that count), and the scores of the stage (NaN for those of the other):
+    (spots that count), ``trained_on`` (whether the model was trained on these: ``"no"``, ``"yes"``, ``"partly"``, or
+    ``"unknown"`` for predictions and models of versions that kept no record), and the scores of the stage (NaN for those of the other):
 
     - presence: ``precision``, ``recall``, ``f1``, ``mcc``, ``auroc``, ``auprc`` (compare with ``prevalence``), ``brier``, ``ece``;
     - intensity: ``mse``, ``mae``, ``r2`` (against the training mean), ``pearson`` and ``spearman`` (over all covered spots),
@@ -124,14 +130,27 @@ def evaluate(
         ids, sections_of(st, sample_key), pair.measured, present, pair.predicted, probability,
         training_mean=features.loc[ids, "training_mean"].to_numpy(np.float64), bounds=bounds,
         filled=imputed(st, metabolite_key, require_frame(st, metabolite_key)[ids]),
-        xy=map_positions(st) if maps else None,
+        xy=map_positions(st) if maps else None, trained_on=read_marks(st, pred_key),
     )  # fmt: skip
     table = score_across(score_sections(found))
+    _warn_of_training(table, pred_key)
     if not relations and group is None:
         return table
     more = score_relations(found, read_log_expression(st, layer, sample_key) if relations else None, group)
     table = table.merge(more, on=["sample", "metabolite", "stage"], how="left", validate="one_to_one")
     return table[[*(c for c in table if c != "reason"), "reason"]]
+
+
+def _warn_of_training(table: pd.DataFrame, pred_key: str) -> None:
+    """Say, once for all sections, where scores are of spots that the model was trained on."""
+    seen = [name for name, state in of_scores(table).items() if state in (TRAINED_ON, PARTLY)]
+    if seen:
+        logger.warning(
+            "The model of obsm[%r] was trained on spots that are scored here, in %d of %d sections (%s): these scores show how well it "
+            "fits, not how well it predicts. Score sections that it has not seen (column 'trained_on': 'no'), or call "
+            "stmsi.tl.cross_validate.",
+            pred_key, len(seen), table["sample"].nunique(), listing(seen),
+        )  # fmt: skip
 
 
 def map_positions(st: AnnData) -> NDArray[np.float64]:

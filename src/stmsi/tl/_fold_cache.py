@@ -3,22 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import pickle
 from collections.abc import Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
 from stmsi._data.tables import layer_names
+from stmsi._data.unfinished import clear_leftovers, unfinished
 from stmsi._settings import logger
+from stmsi.model.shared._persistence import FORMAT, PACKAGES
 
 if TYPE_CHECKING:
     from anndata import AnnData
+
+
+class UnhashedError(TypeError):
+    """A thing has no value that another session could compare with."""
 
 
 def fingerprint(*things: Any) -> str:
@@ -36,15 +41,44 @@ def data_fingerprint(adata: AnnData) -> str:
     return fingerprint(adata.X, adata.obs, adata.var, layers, parts, dict(adata.uns))
 
 
+def software() -> dict[str, str]:
+    """Versions of what a fold is computed with, and the format of its models: with others, scores may differ."""
+    return {"format": str(FORMAT)} | {name: version(name) for name in (*PACKAGES, "anndata", "lightning")}
+
+
 class FoldCache:
-    """Tables in a folder, one file each, which appears whole or not at all."""
+    """Tables in a folder, one file each, which appears whole or not at all.
+
+    A folder that cannot be written or read is told in the log, once, and is no error: the folds are computed.
+
+    Raises
+    ------
+    NotADirectoryError
+        A file has the name of the folder.
+    """
 
     def __init__(self, directory: str | Path) -> None:
         self.directory = Path(directory).expanduser()
-        if self.directory.exists() and not self.directory.is_dir():
+        self._warned = False
+        try:
+            is_file = self.directory.exists() and not self.directory.is_dir()
+            if not is_file:
+                self.directory.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            self._warn(error)
+            return
+        if is_file:
             msg = f"cache_dir={str(directory)!r} is a file; name a folder."
             raise NotADirectoryError(msg)
-        self.directory.mkdir(parents=True, exist_ok=True)
+        clear_leftovers(self.directory)
+
+    def _warn(self, error: Exception) -> None:
+        if not self._warned:
+            logger.warning(
+                "Finished folds cannot be kept in %s (%s); this run goes on without, and another will compute them again. Free some "
+                "space, or name a folder that you may write to.", self.directory, error,
+            )  # fmt: skip
+        self._warned = True
 
     def _path(self, key: str) -> Path:
         return self.directory / f"{key}.parquet"
@@ -52,22 +86,21 @@ class FoldCache:
     def get(self, key: str) -> pd.DataFrame | None:
         """The table, or `None` where there is none that can be read."""
         path = self._path(key)
-        if not path.exists():
-            return None
         try:
-            return pd.read_parquet(path)
+            return pd.read_parquet(path) if path.exists() else None
         except Exception as error:  # noqa: BLE001 pyarrow raises what it likes on damaged files
             logger.warning("%s cannot be read (%s); its fold is computed again.", path, error)
             return None
 
     def put(self, key: str, table: pd.DataFrame) -> None:
-        """Write a table; one that is interrupted leaves no trace under its name."""
-        temporary = self.directory / f".{key}.{uuid4().hex}"
+        """Write a table; one that is interrupted leaves no trace, and one that cannot be written is told and left out."""
+        path = self._path(key)
         try:
-            table.to_parquet(temporary, index=False)
-            os.replace(temporary, self._path(key))  # noqa: PTH105 atomic on every system
-        finally:
-            temporary.unlink(missing_ok=True)
+            with unfinished(path) as folder:
+                table.to_parquet(folder / path.name, index=False)
+                (folder / path.name).replace(path)
+        except OSError as error:  # pyarrow's, too
+            self._warn(error)
 
 
 def _feed(digest: Any, thing: Any) -> None:
@@ -109,4 +142,8 @@ def _feed(digest: Any, thing: Any) -> None:
     elif hasattr(thing, "__array__"):
         _feed(digest, np.asarray(thing))
     else:
-        digest.update(pickle.dumps(thing))
+        try:
+            digest.update(pickle.dumps(thing))
+        except Exception as error:  # whatever the class of the object raises
+            msg = f"{type(thing).__name__} has no value that can be compared ({error})"
+            raise UnhashedError(msg) from error

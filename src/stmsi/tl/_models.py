@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_metabolites
@@ -21,6 +22,7 @@ from stmsi.model.shared._training_data import TrainingData
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from stmsi.model.shared._setup import Setup
     from stmsi.model.shared._spot_input import Spots
     from stmsi.model.shared._stored_input import Input
 
@@ -62,9 +64,17 @@ def train_model(
 
 
 def train_on(
-    adata: AnnData, spec: str | Mapping[str, Any], setup: Mapping[str, Any] | None, *, show_progress_bar: bool | None
+    adata: AnnData,
+    spec: str | Mapping[str, Any],
+    setup: Mapping[str, Any] | None,
+    *,
+    show_progress_bar: bool | None,
+    read: Callable[[Setup], Spots] | None = None,
 ) -> tuple[HurdleModel, Spots | None]:
-    """As :func:`train_model`; also what the model has read of all spots, where that can be told."""
+    """As :func:`train_model`; also what the model has read of all spots, where that can be told.
+
+    `read` gives the spots of `adata` where these have been read before; then the AnnData need not hold the expression.
+    """
     cls, params, own_setup, train = resolve(spec)
     fields = {**(default_setup(adata) if setup is None else setup), **own_setup}
     if name_of_family(spec) == AUTO and "prior_key" not in fields and Key.varm.PRIOR not in adata.varm:
@@ -75,7 +85,7 @@ def train_on(
     if train or not isinstance(fitted, SpotModel):
         fitted.train(show_progress_bar=show_progress_bar, **train)
         return fitted, None
-    data = TrainingData.read(adata, fitted._setup, None, None)
+    data = TrainingData.read(adata, fitted._setup, None, None, None if read is None else read(fitted._setup))
     fitted._fit(data, show_progress_bar)
     return fitted, data.spots
 
@@ -127,7 +137,9 @@ def obtain_model(
             return load(model)
         msg = f"model={str(model)!r} is neither a folder nor a family; families: {', '.join(FAMILIES)}."
         raise ValueError(msg)
-    return train_model(adata.copy(), model, setup, show_progress_bar=show_progress_bar)  # type: ignore[arg-type]
+    on_disk = adata.isbacked or not isinstance(adata.obs, pd.DataFrame)
+    own = adata.to_memory() if on_disk else adata.copy()
+    return train_model(own, model, setup, show_progress_bar=show_progress_bar)  # type: ignore[arg-type]
 
 
 def name_of(model: HurdleModel | str | Path) -> str:

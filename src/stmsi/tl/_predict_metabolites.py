@@ -3,27 +3,37 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stmsi._data.checks import check_coverage, check_key, check_share, own_view
+import numpy as np
+
+from stmsi._data.checks import check_count, check_coverage, check_key, check_share, own_view
 from stmsi._data.keys import Key
-from stmsi._data.tables import copy_of, get_table
+from stmsi._data.tables import ONE_SECTION, copy_of, get_table, in_frames
+from stmsi._data.training_marks import RECORD, by_section, write_marks
+from stmsi._messages import warns_once
 from stmsi._settings import logger
+from stmsi.io._files import check_new
 from stmsi.model._families import AUTO
+from stmsi.model.shared._blocks import BLOCK_SIZE
 from stmsi.model.shared._hurdle_model import MIN_GENES, How, HurdleModel, check_how
 from stmsi.tl._models import is_named, model_record, name_of, obtain_model, setup_on
 from stmsi.tl._partial_sections import correct_by_measured
+from stmsi.tl._predicted_store import write_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
+    import pandas as pd
     from anndata import AnnData
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from stmsi.model.shared._stored_input import Input
 
 
+@warns_once
 def predict_metabolites(
     data: SpatialData | AnnData,
     model: HurdleModel | str | Path | Mapping[str, Any] = AUTO,
@@ -37,6 +47,8 @@ def predict_metabolites(
     min_genes: float = MIN_GENES,
     setup: Mapping[str, Any] | None = None,
     use_measured: bool = False,
+    out: str | Path | None = None,
+    block_size: int = BLOCK_SIZE,
     show_progress_bar: bool | None = None,
     copy: bool = False,
 ) -> SpatialData | AnnData | None:
@@ -51,7 +63,8 @@ def predict_metabolites(
         ``"auto"`` (a stack of ridge regressions, weighted by held-out patients or sections, see
         :class:`stmsi.model.HurdleEnsemble`), ``"ridge"`` (the fast choice), ``"gene_ridge"``, ``"kernel_ridge"``,
         ``"screened_ridge"``, ``"prior_ridge"``, ``"mean"``, ``"linear"``, ``"lasso"``, ``"pls"``, ``"knn"``, ``"poisson"``,
-        ``"negative_binomial"``, ``"boosting"``, ``"mlp"``, ``"ensemble"``, and the negative controls ``"coordinates"``,
+        ``"negative_binomial"``, ``"boosting"``, the networks ``"mlp"``, ``"transformer"``, ``"graph"``, ``"deepset"``, ``"niche"``, ``"section"`` and
+        ``"crossmodal"`` (encoders of :class:`stmsi.model.HurdleNet`), ``"ensemble"``, and the negative controls ``"coordinates"``,
         ``"shuffled_genes"`` and ``"toroidal_shift"``. By name, the model is trained on the spots of `data` that have MSI and predicts all; predictions of
         training spots are **not** evidence of its skill: see :func:`stmsi.tl.cross_validate`.
     how
@@ -74,7 +87,7 @@ def predict_metabolites(
     setup
         Fields for ``setup_anndata`` when training by name (``presence_key``, ``signature_key``, ...); `None`: presence
         from ``obsm["msi_presence"]`` and the signature from ``varm["signature"]`` if they exist. Stacks, kernel, screened and
-        prior ridges also get the graph ``obsp["spatial_connectivities"]``, and stacks the prior ``varm["msi_prior"]``; name
+        prior ridges, and networks that read one, also get the graph ``obsp["spatial_connectivities"]``, and stacks the prior ``varm["msi_prior"]``; name
         them `None` to leave them out.
     use_measured
         Correct the spots that were not measured by those of the same section that were (a raster that stopped early, few pixels):
@@ -83,6 +96,13 @@ def predict_metabolites(
         memory, and a warning says where it has none. The corrected values hold measured data of their own section: they are **not**
         evidence of skill. Score :func:`stmsi.tl.evaluate` on predictions without this option, or on measured spots that
         were set to NaN before. See :doc:`/user_guide/partial_sections`.
+    out
+        Write the prediction to a new store (``"predicted.zarr"``) instead of into `data`, some spots at a time: neither the
+        expression nor the prediction need fit into memory. `data` may be backed (``anndata.read_h5ad(path, backed="r")``) or lazy
+        (``anndata.experimental.read_lazy(path)``), and is not changed. A model that is trained by name reads `data` whole first.
+    block_size
+        Spots that are predicted together. Those around them that the model sees are read with them; a model that sees whole sections
+        takes these together. Numbers do not depend on it, memory does.
     show_progress_bar, copy
         `None` follows ``stmsi.settings.progress_bar``; return a changed copy instead of working in place.
 
@@ -97,16 +117,36 @@ def predict_metabolites(
     - ``obsm["msi_pred_lower"]``, ``obsm["msi_pred_upper"]``: prediction interval;
     - ``obs["msi_pred_ood"]``: out-of-distribution score; above 1, the spot is further from the training data than 95 %
       of the training spots;
+    - ``obs["msi_pred_trained_on"]``: ``"yes"`` for spots that the model was trained or calibrated on, ``"no"`` for others,
+      ``"unknown"`` where that cannot be told (see below);
     - ``uns["msi_pred"]``: ``params`` (``how``: the outputs in their order), ``model`` (name and version), ``features`` (feature
-      table with the evidence from held-out training spots, the threshold of each metabolite and its training mean) and
-      ``missing_genes`` (share, by their weight in the model); with `use_measured` the table ``use_measured``, one row per corrected section and metabolite: ``sample``,
+      table with the evidence from held-out training spots, the threshold of each metabolite and its training mean),
+      ``missing_genes`` (share, by their weight in the model) and the table ``training_spots``, one row per section: ``sample``,
+      ``n_spots``, ``n_trained_on``, ``n_unknown`` and ``trained_on`` (``"no"``, ``"yes"``, ``"partly"``, ``"unknown"``); with `use_measured` the table ``use_measured``, one row per corrected section and metabolite: ``sample``,
       ``metabolite``, ``n_measured`` (spots), ``offset``, ``scale``, ``smoothing`` (slope of the mean prediction around a spot),
       ``length`` (um, of the correlation of residuals, NaN where they are noise) and ``noise`` (share of their variance).
 
+    With `out` nothing is written into `data`. The store is an AnnData of spots x metabolites, for ``anndata.read_zarr`` and
+    ``read_lazy``: ``X`` holds the prediction, ``layers`` hold ``presence``, ``lower``, ``upper`` and the further `how`, all dense, float32;
+    ``var`` the feature table, ``obs`` that of `data` and ``msi_pred_ood``, ``obsm["spatial"]`` positions, ``uns["msi_pred"]`` the record.
+
+    Notes
+    -----
+    Training spots are known by their expression: a model keeps a hash of each (65,536 at most), from which no profile can be
+    told. They are found again in copies and subsets, in another order, under other names, and as counts or logarithms;
+    another section with the same barcodes is not taken for them. Where genes are missing, the genes found in most spots decide;
+    where these are missing too, a spot with section, name and position of a training spot is one, and of others it is unknown.
+    A spot with section, name and position of a training spot and another expression (corrected, smoothed) is unknown, too, as
+    are all spots for models that were saved without hashes.
+
     Raises
     ------
+    FileExistsError
+        `out` exists.
+    FileNotFoundError
+        There is no folder to write `out` into.
     ValueError
-        Too few genes, no spot with MSI to train on, expression on another scale than that of the training data, a `key_added`
+        `out` with `use_measured` or `copy`, or too few genes, no spot with MSI to train on, expression on another scale than that of the training data, a `key_added`
         that would replace something else, or positions that are not finite with `use_measured`.
     KeyError
         A field that the model uses is not there.
@@ -121,27 +161,50 @@ def predict_metabolites(
     >>> sdata.tables["st"].obsm["msi_pred"].shape
     (344, 12)
     """
-    out = copy_of(data) if copy else data
-    adata = get_table(out, table_key)
-    own_view(adata)
+    check_count(block_size, "block_size")
+    if out is not None:
+        _check_out(out, copy=copy, use_measured=use_measured)
+    changed = copy_of(data) if copy else data
+    adata = get_table(changed, table_key)
     asked = check_how(how)
-    _check_target(adata, key_added, asked[1:])
+    if out is None:
+        own_view(adata)
+        _check_target(adata, key_added, asked[1:])
+    check_key(key_added)
     check_coverage(coverage)
     check_share(min_genes, "min_genes")
     fitted = obtain_model(model, adata, setup_on(adata, setup, layer, input), show_progress_bar)
     # data that the model was just trained on were looked at for training
     known = fitted.state.setup.input if is_named(model) and input is None else input
-    prediction = fitted._predict_all(adata, coverage=coverage, layer=layer, input=known, min_genes=min_genes)
-    done = None
+    reader = fitted._query(adata, min_genes, layer=layer, input=known)
+    record = {
+        "params": {
+            "coverage": coverage,
+            "min_genes": min_genes,
+            "model": name_of(fitted if isinstance(model, Mapping) else model),
+            "how": list(asked),
+            "use_measured": use_measured,
+        }
+        | {key: value for key, value in (("layer", layer), ("input", input)) if value is not None},
+        "model": model_record(fitted),
+        "features": fitted.state.feature_table.assign(threshold=fitted.state.threshold),
+        "missing_genes": reader.spots.missing,
+    }
+    obs = in_frames(adata).obs
+    sections = _section_names(obs, fitted.state.setup.sample_key)
+    if out is not None:
+        outside = write_prediction(
+            out, fitted, reader, obs=obs, sections=sections, record=record, key=key_added, how=asked, coverage=coverage,
+            block_size=block_size, show_progress_bar=show_progress_bar,
+        )  # fmt: skip
+        _tell_outside(outside, key_added)
+        return None
+    prediction = fitted._predict_from(reader, coverage, block_size, marked=True, show_progress_bar=show_progress_bar)
     if use_measured:
         prediction, done = correct_by_measured(adata, fitted, prediction, coverage)
-    outside = float((prediction.ood > 1).mean())
-    if outside > 0.5:
-        logger.warning(
-            "%.0f %% of the spots lie outside what the model was trained on (obs[%r] > 1); trust them less.",
-            100 * outside,
-            Key.ood_of(key_added),
-        )
+        if len(done):
+            record["use_measured"] = done
+    _tell_outside(float((prediction.ood > 1).mean()), key_added)
     lower, upper = Key.bounds_of(key_added)
     for key in _further(adata, key_added):  # of an earlier prediction
         adata.obsm.pop(key, None)
@@ -151,23 +214,35 @@ def predict_metabolites(
     adata.obsm[Key.presence_of(key_added)] = prediction.presence
     adata.obsm[lower], adata.obsm[upper] = prediction.lower, prediction.upper
     adata.obs[Key.ood_of(key_added)] = prediction.ood
-    name = fitted if isinstance(model, Mapping) else model
-    adata.uns[key_added] = {
-        "params": {
-            "coverage": coverage,
-            "min_genes": min_genes,
-            "model": name_of(name),
-            "how": list(asked),
-            "use_measured": use_measured,
-        }
-        | {key: value for key, value in (("layer", layer), ("input", input)) if value is not None},
-        "model": model_record(fitted),
-        "features": fitted.state.feature_table.assign(threshold=fitted.state.threshold),
-        "missing_genes": prediction.missing_genes,
-    }
-    if done is not None and len(done):
-        adata.uns[key_added]["use_measured"] = done
-    return out if copy else None
+    assert prediction.trained_on is not None
+    write_marks(adata, key_added, prediction.trained_on)
+    record[RECORD] = by_section(prediction.trained_on, sections)
+    adata.uns[key_added] = record
+    return changed if copy else None
+
+
+def _check_out(out: str | Path, *, copy: bool, use_measured: bool) -> None:
+    """Refuse what cannot be done with a store, before a model is trained."""
+    if copy or use_measured:
+        msg = f"out= writes a store and leaves the data as they are; it does not go with {'copy' if copy else 'use_measured'}=True."
+        raise ValueError(msg)
+    check_new(Path(out), "store")
+
+
+def _tell_outside(share: float, key: str) -> None:
+    if share > 0.5:
+        logger.warning(
+            "%.0f %% of the spots lie outside what the model was trained on (obs[%r] > 1); trust them less.",
+            100 * share,
+            Key.ood_of(key),
+        )
+
+
+def _section_names(obs: pd.DataFrame, key: str) -> NDArray[Any]:
+    """Section of each spot; data to predict need not name any."""
+    if key not in obs:
+        return np.full(len(obs), ONE_SECTION, dtype=object)
+    return obs[key].astype(object).to_numpy().astype(str).astype(object)
 
 
 def _check_target(adata: AnnData, key: str, further: Sequence[How]) -> None:

@@ -12,8 +12,9 @@ from stmsi._core.learning.expression_space import column_moments
 from stmsi._core.metrics import intensity as metrics
 from stmsi._core.metrics import maps, presence, structure
 from stmsi._core.metrics.columns import paired
-from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, SECTION_MOMENTS
+from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, SECTION_MOMENTS, TRAINED_ON
 from stmsi._data.measured_and_predicted import measured_sections
+from stmsi._data.training_marks import UNKNOWN, of_metabolites
 
 if TYPE_CHECKING:
     import scipy.sparse as sp
@@ -42,6 +43,7 @@ class Comparison:
     filled: NDArray[np.bool_] | None = None  # intensities that were imputed, which do not count
     training_predicted_mean: NDArray[np.float64] | None = None  # of each metabolite, where it is known
     xy: NDArray[np.float64] | None = None  # positions of the spots, where maps are scored
+    trained_on: NDArray[Any] | None = None  # mark of each spot; `None`: not known
 
     @property
     def truth(self) -> NDArray[np.float64]:
@@ -56,7 +58,8 @@ def score_sections(found: Comparison) -> pd.DataFrame:
     """
     truth, map_scores = found.truth, MAP_SCORES if found.xy is not None else ()
     shown = [*PRESENCE_SCORES, *INTENSITY_SCORES, *map_scores, *SECTION_MOMENTS]
-    columns = ["sample", "metabolite", "stage", "n", *shown, "reason"]
+    columns = ["sample", "metabolite", "stage", "n", TRAINED_ON, *shown, "reason"]
+    marks = np.full(len(found.sample), UNKNOWN, object) if found.trained_on is None else found.trained_on
     parts = []
     for name, rows in measured_sections(found.sample, found.measured):
         graph = None if found.xy is None else maps.near_graph(found.xy[rows])
@@ -64,8 +67,9 @@ def score_sections(found: Comparison) -> pd.DataFrame:
         blocks = [_block(found, truth, rows, slice(start, start + _BLOCK), graph) for start in starts]
         for stage, of_blocks in zip(("presence", "intensity"), zip(*blocks, strict=True), strict=True):
             part = pd.concat([pd.DataFrame(scores) for scores in of_blocks], ignore_index=True)
-            part = part.assign(sample=name, metabolite=found.ids, stage=stage)
-            parts.append(part.reindex(columns=columns))
+            counted = ~np.isnan((found.measured if stage == "presence" else truth)[rows])
+            seen = {TRAINED_ON: of_metabolites(marks[rows], counted)}
+            parts.append(part.assign(sample=name, metabolite=found.ids, stage=stage, **seen).reindex(columns=columns))
     if not parts:
         msg = "No section has MSI to score against: all measured intensities are NaN."
         raise ValueError(msg)

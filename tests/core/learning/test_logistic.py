@@ -91,14 +91,18 @@ def test_a_good_start_needs_fewer_steps(monkeypatch):
     rng = np.random.default_rng(6)
     X = rng.normal(size=(300, 10))
     Y, C = labels(X, rng, shares=(0.5, 0.3, 0.2)), np.full(3, 0.1)
-    steps, minimize = [], _logistic.minimize
+    steps, descend = [], _logistic._descend
 
-    def count(*args, **kwargs):
-        solved = minimize(*args, **kwargs)
-        steps.append(solved.nit)
-        return solved
+    def count(slopes, *args):
+        steps.append(0)
 
-    monkeypatch.setattr(_logistic, "minimize", count)
+        def counted(v, of):
+            steps[-1] += 1
+            return slopes(v, of)
+
+        return descend(counted, *args)
+
+    monkeypatch.setattr(_logistic, "_descend", count)
     cold = balanced_logistic(X, Y, C)
     balanced_logistic(X, Y, C, np.stack([line.weights for line in cold], axis=1))
     rough = balanced_logistic(X, Y, C, gradient=_logistic.ROUGH)
@@ -117,3 +121,26 @@ def test_single_precision_gives_the_same():
         assert np.isfinite(a.weights).all()
         np.testing.assert_allclose(a.decision_function(X), b.decision_function(X), atol=1e-2)
     np.testing.assert_array_equal(X, before)
+
+
+def test_targets_end_where_each_would_alone():
+    rng = np.random.default_rng(8)
+    X = rng.normal(size=(300, 10))
+    Y, C = labels(X, rng, shares=(0.5, 0.3, 0.02)), np.array([1e-3, 0.1, 10])
+    Y[:40, 1] = np.nan
+    together = balanced_logistic(X, Y, C, gradient=_logistic.ROUGH)
+    for m, fitted in enumerate(together):
+        alone = balanced_logistic(X, Y[:, [m]], C[[m]], gradient=_logistic.ROUGH)[0]
+        # spots that only others have measured move the start of the axes, and no more
+        np.testing.assert_allclose(
+            fitted.decision_function(X), alone.decision_function(X), atol=0.1 if m == 1 else 1e-9
+        )
+
+
+def test_no_convergence_is_told(monkeypatch, caplog):
+    rng = np.random.default_rng(9)
+    X = rng.normal(size=(100, 5))
+    monkeypatch.setattr(_logistic, "_MAX_ITERATIONS", 1)
+    fitted = balanced_logistic(X, labels(X, rng)[:, :1], np.ones(1), gradient=1e-9)
+    assert np.isfinite(fitted[0].weights).all()
+    assert "1 of 1 logistic regressions of presence have not converged" in caplog.text

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse.csgraph import shortest_path
 
-from stmsi._core.spatial.neighbourhoods import neighbour_rings, relative_positions, section_positions
+from stmsi._core.spatial.neighbourhoods import edge_length, neighbour_rings, relative_positions, section_positions
 
 
 def _grid(side):
@@ -66,7 +66,7 @@ def test_many_neighbours_are_thinned_evenly():
 def test_positions_are_in_steps_of_the_grid():
     graph, xy = _grid(5)
     index, ring = neighbour_rings(graph)
-    offset = relative_positions(xy, index, ring)
+    offset = relative_positions(xy, index, edge_length(graph, xy))
     length = np.abs(offset).sum(axis=2)
     np.testing.assert_allclose(length[ring == 1], 1)
     np.testing.assert_allclose(length[ring == 2], 2)
@@ -77,8 +77,9 @@ def test_positions_are_in_steps_of_the_grid():
 
 @pytest.mark.parametrize("xy", [np.zeros((4, 2)), np.full((4, 2), 7.0)])
 def test_spots_on_one_place_have_no_direction(xy):
-    index, ring = neighbour_rings(sp.csr_matrix(np.ones((4, 4)) - np.eye(4)))
-    assert not relative_positions(xy, index, ring).any()
+    graph = sp.csr_matrix(np.ones((4, 4)) - np.eye(4))
+    index, _ = neighbour_rings(graph)
+    assert not relative_positions(xy, index, edge_length(graph, xy)).any()
 
 
 def test_positions_in_steps_of_each_section():

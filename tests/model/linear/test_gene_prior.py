@@ -11,7 +11,8 @@ from stmsi import metrics
 from stmsi.model import HurdleEnsemble, HurdleLinear, HurdleNet, load
 from stmsi.model.linear._gene_prior import GenePrior, fit_classifier_with, fit_regression_with
 from stmsi.model.linear._intensity import _ridge_weights, fit_regression
-from stmsi.model.shared._spot_input import Spots, read_spots
+from stmsi.model.shared._spot_input import Spots
+from stmsi.model.shared._spot_reader import read_spots
 
 METABOLITES = ["simPC_28_0", "simPC_31_3", "simPC_34_2"]
 SETUP = {"presence_key": "msi_presence", "prior_key": "msi_prior"}

@@ -26,7 +26,7 @@ from stmsi.model.net.encoders import (
 from stmsi.model.net.encoders._crossmodal import soft_clip_loss
 from stmsi.model.net.encoders._section import section_keys
 from stmsi.model.net.encoders._training_profiles import ProfileBank
-from stmsi.model.shared._spot_input import read_spots
+from stmsi.model.shared._spot_reader import read_spots
 
 SIZES = Sizes(n_genes=7, n_covariates=2, n_components=7, n_metabolites=3)  # of components as many as genes
 N, K, M = 6, 4, 3

@@ -1,5 +1,6 @@
 """Training that goes on: on new sections, after an interrupt, from a checkpoint."""
 
+import os
 import signal
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 
 import stmsi
+from stmsi.cli._signals import Stopped, termination_as_interrupt
 from stmsi.model import HurdleNet
 from stmsi.model import load as load_model
 from stmsi.model.net._training_inputs import section_moments, target_moments
@@ -214,6 +216,23 @@ def test_interrupted_before_the_first_epoch(data, tmp_path):
         model.predict()
     model.train(max_epochs=1)
     assert finite(model)
+
+
+def test_terminated_as_interrupted(data):
+    """SIGTERM inside a command, which Lightning takes note of and passes on."""
+
+    class Terminate(Callback):
+        def on_train_epoch_end(self, trainer, module):
+            if trainer.current_epoch == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    model, stopped = make(data), Stopped()
+    with pytest.raises(KeyboardInterrupt), termination_as_interrupt(stopped):
+        model.train(max_epochs=4, callbacks=[Terminate()])
+    assert stopped.terminated
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert finite(model)
+    assert not model.state.training["refit"]
 
 
 def test_interrupted_while_it_is_refitted(data):

@@ -20,7 +20,7 @@ from stmsi.model.net.modules._losses import intensity_loss, presence_loss
 from stmsi.model.shared._targets import drop_unmeasured, read_targets
 
 FIELDS = {"presence_key": "msi_presence"}
-SMALL = {"encoder_kwargs": {"n_hidden": 16, "n_layers": 1}}
+SMALL = {"encoder_kwargs": {"n_hidden": 16, "n_layers": 1}, "n_nets": 1}
 
 
 def fit(adata, fields=FIELDS, params=SMALL, **train):

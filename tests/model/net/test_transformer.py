@@ -19,7 +19,7 @@ from stmsi.model.net.encoders._sparse_softmax import entmax15
 from stmsi.model.net.encoders._transformer import WAVELENGTHS, encode_mz
 from stmsi.model.net.modules._heads import AttentionReadOut
 from stmsi.model.shared._setup import Setup
-from stmsi.model.shared._spot_input import read_spots
+from stmsi.model.shared._spot_reader import read_spots
 from stmsi.tl import predict_metabolites
 
 SIZES = Sizes(n_genes=7, n_covariates=2, n_metabolites=3, has_graph=True, has_signature=True)
@@ -393,7 +393,9 @@ def test_several_networks_of_another_encoder(sections):
     model.train(max_epochs=2, show_progress_bar=False)
     assert len(model._nets) == 3
     assert np.isfinite(model.predict(test)).all(axis=None)
-    assert HurdleNet(train, encoder="mlp")._n_nets == 1
+    net = HurdleNet(train, encoder="mlp")
+    assert (net._n_nets(), net._n_nets(refit=False)) == (3, 1)
+    assert HurdleNet(train, encoder="mlp", n_nets=2)._n_nets(refit=False) == 2
     with pytest.raises(ValueError, match="n_nets must be 'auto' or a whole number of at least 1, found 0"):
         HurdleNet(train, n_nets=0)
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import stmsi
+from stmsi._data.unfinished import _LOCK
 from stmsi.model import HurdleKernel, HurdleLinear, HurdleNet, HurdleScreened
 
 
@@ -259,6 +260,20 @@ def test_an_interrupted_save_leaves_the_old_model(folder, monkeypatch, error, st
     assert {p.name: p.read_bytes() for p in folder.iterdir()} == before
     assert [p.name for p in folder.parent.iterdir()] == ["model"]
     assert model.card["license"] == "CC-BY-4.0", "the model in memory says what was saved"
+
+
+def test_a_model_that_a_killed_run_was_replacing_is_named_and_comes_back(folder):
+    left = folder.parent / ".model.0123abcd.part"
+    left.mkdir()
+    (left / _LOCK).write_bytes(b"")
+    model = stmsi.model.load(folder)
+    folder.replace(left / "old")
+    with pytest.raises(FileNotFoundError, match=r"the earlier model is .*\.model\.0123abcd\.part.old: move it to"):
+        stmsi.model.load(folder)
+    with pytest.raises(FileExistsError, match="exists already"):
+        model.save(folder)
+    assert [p.name for p in folder.parent.iterdir()] == ["model"]
+    stmsi.model.load(folder)
 
 
 def test_overwriting_deletes_no_file_of_others(folder):

@@ -17,7 +17,7 @@ import stmsi
 from stmsi._core.learning.expression_space import log_normalize
 from stmsi.model import HurdleEnsemble, HurdleLinear, HurdleNet
 from stmsi.model.shared._setup import Setup
-from stmsi.model.shared._spot_input import read_spots
+from stmsi.model.shared._spot_reader import read_spots
 from stmsi.model.shared._stored_input import StoredExpression
 
 FIELDS = {"presence_key": "msi_presence"}
@@ -174,7 +174,7 @@ def test_every_form_of_the_matrix_is_looked_at(data, form, tmp_path):
         mixed = ad.read_h5ad(tmp_path / "m.h5ad", backed="r")
     elif form == "view":
         mixed = mixed[::-1]
-    found = StoredExpression.read(mixed, None, "sample")
+    found = StoredExpression.open(mixed, None, "sample")
     kinds = dict(zip(found.names, (kind.kind for kind in found.kinds), strict=True))
     assert kinds == {"P1S1": "counts", "P2S1": "counts", "P3S1": "log1p"}
     counts = found.as_counts("counts").toarray()
@@ -187,7 +187,7 @@ def test_every_form_of_the_matrix_is_looked_at(data, form, tmp_path):
 
 def test_spots_without_a_section_are_named(data):
     data.obs["sample"] = data.obs["sample"].astype(object).where(~last(data))
-    assert StoredExpression.read(logs(data, last(data)), None, "sample").names[-1] == "without a section"
+    assert StoredExpression.open(logs(data, last(data)), None, "sample").names[-1] == "without a section"
 
 
 # ------------------------------------------------------------------------------------------------------- one scale

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
 
 from stmsi._core.arrays import Bools, Floats, Floats32, Ints
 from stmsi._core.learning.filled_expression import LogExpression
+from stmsi._core.learning.principal_axes import leading_axes, sum_of_products
 
 TARGET_SUM = 1e4  # counts that every spot is scaled to before the logarithm
 _CHUNK = 4096
@@ -35,9 +36,15 @@ def mean_shares(counts: sp.csr_matrix) -> Floats:
 
     Shape (genes,); 0 where no spot has counts.
     """
+    total, n = share_sums(counts)
+    return total / max(n, 1)
+
+
+def share_sums(counts: sp.csr_matrix) -> tuple[Floats, int]:
+    """Sum over spots of the share that each gene has in the counts of a spot, shape (genes,), and how many spots have counts."""
     library = np.asarray(counts.sum(axis=1), dtype=np.float64).ravel()
     weight = np.divide(1.0, library, out=np.zeros_like(library), where=library > 0)
-    return np.asarray(weight @ counts, dtype=np.float64) / max(int((library > 0).sum()), 1)
+    return np.asarray(weight @ counts, dtype=np.float64), int((library > 0).sum())
 
 
 def pool_counts(counts: sp.csr_matrix, graph: sp.csr_matrix) -> sp.csr_matrix:
@@ -61,7 +68,22 @@ def neighbour_mean(values: Floats32, graph: sp.csr_matrix) -> Floats32:
     return np.asarray((adjacency @ values) / np.maximum(count, 1), dtype=np.float32)
 
 
-def profile_distance(log: sp.csr_matrix, profile: Floats, genes: Bools | None = None) -> Floats:
+def row_sums(X: sp.csr_matrix) -> Floats:
+    """Sum and sum of squares of each row, in double precision; shape (2, rows)."""
+    sums = np.zeros((2, X.shape[0]))
+    for start in range(0, X.shape[0], _CHUNK):
+        pointer = X.indptr[start : start + _CHUNK + 1]
+        data, filled = X.data[pointer[0] : pointer[-1]], np.flatnonzero(np.diff(pointer))
+        if len(filled):
+            begins = (pointer[:-1] - pointer[0])[filled]
+            sums[0, start + filled] = np.add.reduceat(data, begins, dtype=np.float64)
+            sums[1, start + filled] = np.add.reduceat(data * data, begins, dtype=np.float64)
+    return sums
+
+
+def profile_distance(
+    log: sp.csr_matrix, profile: Floats, genes: Bools | None = None, sums: Floats | None = None
+) -> Floats:
     """One less the Pearson correlation of each spot's log expression with a profile; 0 to 2.
 
     1 where a spot, or the profile, does not vary.
@@ -74,13 +96,16 @@ def profile_distance(log: sp.csr_matrix, profile: Floats, genes: Bools | None = 
         Shape (genes,).
     genes
         Which genes count, the others being empty in `log`; `None`: all.
+    sums
+        :func:`row_sums` of `log` where they are known.
     """
     counted = np.ones(len(profile), dtype=bool) if genes is None else genes
     n = max(int(counted.sum()), 1)
     profile = np.where(counted, profile, 0)
     centred = np.where(counted, profile - profile.sum() / n, 0)
-    total, along = (log @ np.column_stack([np.ones(len(profile)), centred])).T
-    square = sp.csr_matrix((np.square(log.data), log.indices, log.indptr), shape=log.shape) @ np.ones(len(profile))
+    # in the precision of `log`: a product with doubles would make doubles of the whole matrix first
+    along = (log @ centred.astype(log.dtype)).astype(np.float64)
+    total, square = row_sums(log) if sums is None else sums
     size = np.sqrt(np.maximum(square - total**2 / n, 0) * (centred**2).sum())
     varies = size > 1e-9 * np.sqrt(np.maximum(square, 1e-300) * max(float((profile**2).sum()), 1e-300))
     return np.asarray(1 - np.where(varies, along / np.where(varies, size, 1), 0))
@@ -97,8 +122,30 @@ class GeneMoments:
     @classmethod
     def of(cls, log: sp.csr_matrix) -> GeneMoments:
         """From log expression (spots, genes)."""
-        first, second, seen = _column_sums(log) / log.shape[0]
+        return cls.of_sums(column_sums(log), log.shape[0])
+
+    @classmethod
+    def of_sums(cls, sums: Floats, n_spots: int) -> GeneMoments:
+        """From what :func:`column_sums` gives for `n_spots`, or from sums of it."""
+        first, second, seen = sums / n_spots
         return cls(first, np.maximum(second - first**2, 0), seen)
+
+
+def variable_genes(variance: Floats, n: int) -> Ints:
+    """Columns of the `n` genes with the largest variance, in order; genes that do not vary are left out.
+
+    Raises
+    ------
+    ValueError
+        None varies.
+    """
+    usable = variance > 1e-12
+    if not usable.any():
+        msg = "No gene varies over the training spots; is this the expression of more than one spot?"
+        raise ValueError(msg)
+    # rounded: which of two equal genes comes first must not hang on the order of a sum
+    order = np.argsort(-np.where(usable, variance, -1).astype(np.float32), kind="stable")
+    return np.sort(order[: min(n, int(usable.sum()))])
 
 
 @dataclass(frozen=True)
@@ -152,23 +199,61 @@ class ExpressionSpace:
         -------
         The space, and the components of the spots, shape (spots, components).
         """
-        from sklearn.decomposition import PCA
+        selected = variable_genes(variance, n_top_genes) if genes is None else genes
+        Z = cls._unfitted(selected, mean, variance).centred(log)
+        if len(Z) >= len(selected):
+            products = np.zeros((len(selected), len(selected)))
+            for start in range(0, len(Z), _CHUNK):
+                products += sum_of_products(Z[start : start + _CHUNK])
+            space = cls.of_products(products, len(Z), selected, mean, variance, n_components=n_components, seed=seed)
+        else:
+            from sklearn.decomposition import PCA
 
-        usable = variance > 1e-12
-        if not usable.any():
-            msg = "No gene varies over the training spots; is this the expression of more than one spot?"
-            raise ValueError(msg)
-        order = np.argsort(-np.where(usable, variance, -1), kind="stable")
-        selected = np.sort(order[: min(n_top_genes, int(usable.sum()))]) if genes is None else genes
-        moments = mean[selected].astype(np.float32), np.sqrt(variance[selected]).astype(np.float32)
+            n = min(n_components, len(selected), max(1, len(Z) - 1))
+            pca = PCA(n, random_state=seed, iterated_power=3).fit(Z)
+            space = cls._unfitted(selected, mean, variance)._with(pca.components_, pca.explained_variance_)
+        return space, Z @ space.components.T
+
+    @classmethod
+    def of_products(
+        cls,
+        products: Floats,
+        n_spots: int,
+        selected: Ints,
+        mean: Floats,
+        variance: Floats,
+        *,
+        n_components: int,
+        seed: int = 0,
+    ) -> ExpressionSpace:
+        """From the sums of products of centred genes over at least as many spots as genes; see :func:`leading_axes`.
+
+        Parameters
+        ----------
+        products
+            Shape (genes used, genes used).
+        n_spots
+            Over which they were summed.
+        selected
+            Columns of the genes used.
+        mean, variance
+            Of every gene over the spots.
+        n_components, seed
+            As for :meth:`fit_transform`.
+        """  # fmt: skip
+        n = min(n_components, len(selected), max(1, n_spots - 1))
+        values, axes = leading_axes(products, n, n_spots, seed)
+        return cls._unfitted(selected, mean, variance)._with(axes, values / max(n_spots - 1, 1))
+
+    @classmethod
+    def _unfitted(cls, selected: Ints, mean: Floats, variance: Floats) -> ExpressionSpace:
         none = np.empty((0, len(selected)), np.float32)
-        Z = cls(selected, *moments, none, none[:, 0]).centred(log)
-        n = min(n_components, len(selected), max(1, len(Z) - 1))
-        # spectra of expression fall fast: three rounds of the randomised solver find the axes that matter
-        pca = PCA(n, random_state=seed, iterated_power=3).fit(Z)
-        components = pca.components_.astype(np.float32)
-        deviation = np.sqrt(np.maximum(pca.explained_variance_, 1e-12)).astype(np.float32)
-        return cls(selected, *moments, components, deviation), Z @ components.T
+        moments = mean[selected].astype(np.float32), np.sqrt(variance[selected]).astype(np.float32)
+        return cls(selected, *moments, none, none[:, 0])
+
+    def _with(self, axes: Floats, variance: Floats) -> ExpressionSpace:
+        deviation = np.sqrt(np.maximum(variance, 1e-12)).astype(np.float32)
+        return replace(self, components=axes.astype(np.float32), deviation=deviation)
 
     @property
     def gene_variance(self) -> Floats:
@@ -193,12 +278,12 @@ class ExpressionSpace:
 
 def column_moments(X: sp.csr_matrix) -> tuple[Floats, Floats]:
     """Mean and variance of every column of a sparse matrix."""
-    first, second, _ = _column_sums(X)
+    first, second, _ = column_sums(X)
     mean = first / X.shape[0]
     return mean, np.maximum(second / X.shape[0] - mean**2, 0)
 
 
-def _column_sums(X: sp.csr_matrix) -> Floats:
+def column_sums(X: sp.csr_matrix) -> Floats:
     """Sum, sum of squares and number of entries other than 0 of each column, shape (3, columns), in pieces.
 
     In double precision: sums of many spots in single precision are off by as much as genes that hardly vary do.

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import minimize
 
-from stmsi._core.arrays import AnyFloats, Floats
+from stmsi._core.arrays import AnyFloats, Floats, Ints
 from stmsi._settings import logger
 
 _GRADIENT = 1e-3
@@ -15,6 +15,8 @@ _GRADIENT = 1e-3
 ROUGH = 1e-1
 """The same for a fit whose sigmoid is calibrated afterwards."""
 _MAX_ITERATIONS = 1000
+_HISTORY, _MOST_HALVINGS = 8, 30
+_PIECE = 2**18  # spots times targets at once
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,23 @@ def balanced_logistic(
     .. math:: \tfrac12 \lVert w \rVert^2 + C \sum_i s_i \log\bigl(1 + e^{-y_i (w^\top x_i + b)}\bigr)
 
     with :math:`y_i = \pm 1` and the weight :math:`s_i` of a spot half the number of spots over the number in its class.
-    Together, all targets take two matrix products for each step of the solver (L-BFGS), instead of one Hessian for each
-    target and step. The basis of the features' principal axes, scaled by the curvature that all targets have in common,
-    needs few steps. `X` is of shape (spots, features), `Y` (spots, targets), and `C` (targets,). Every target needs both
+    Together, all targets take two matrix products for each step of the solver (L-BFGS, each target with its own), instead of one
+    Hessian for each target and step. The basis of the features' principal axes, scaled by the curvature that all targets have in common,
+    needs few steps. Targets do not depend on each other: each ends where it would alone. `X` is of shape (spots, features), `Y` (spots, targets), and `C` (targets,). Every target needs both
     classes. `start` are weights to begin with, shape (features, targets), and `gradient` is the largest one left. Features in
     single precision are multiplied in it.
     """
     measured = ~np.isnan(Y).all(axis=1)
-    X, Y = X[measured], Y[measured]
+    if not measured.all():
+        X, Y = X[measured], Y[measured]
     known = ~np.isnan(Y)
     positive = known & (np.nan_to_num(Y) > 0)
     n, n1 = known.sum(axis=0), positive.sum(axis=0)
     if not ((n1 > 0) & (n1 < n)).all():
         msg = "Logistic regression needs positive and negative spots of every target."
         raise ValueError(msg)
-    weight = known * np.where(positive, n / (2 * n1), n / (2 * (n - n1)))
-    sign = np.where(positive, 1.0, -1.0)
+    weight = (known * np.where(positive, n / (2 * n1), n / (2 * (n - n1)))).astype(X.dtype)
+    truth = positive.astype(X.dtype)
 
     centre = X.mean(axis=0)
     X = X - centre
@@ -62,42 +65,110 @@ def balanced_logistic(
     # weights sum to the number of spots, and a probability of one half has the curvature one quarter
     scale = np.sqrt(C / (np.maximum(values, 0)[:, None] / 4 * (n / len(X)) * C + 1))
     step = 2 / np.sqrt(n)
-    Z = X @ axes.astype(X.dtype)
     penalty = scale**2 / C
-
-    # reused at every step: new memory for arrays of this size would cost more than the arithmetic
-    margin, small, pull = (np.empty(Y.shape, Z.dtype) for _ in range(3))
-    weight, sign = weight.astype(Z.dtype), sign.astype(Z.dtype)
-    signed = sign * weight
+    # products with many spots are faster along rows
+    X_T = np.ascontiguousarray(X.T)
     first = np.zeros((len(values) + 1, Y.shape[1]))
     if start is not None:
         first[:-1] = (axes.T @ start) / np.maximum(scale, 1e-300)
+    spots = max(_PIECE // Y.shape[1], 1)
 
-    def loss(v: Floats) -> tuple[float, Floats]:
-        v = v.reshape(-1, Y.shape[1])
-        np.matmul(Z, (scale * v[:-1]).astype(Z.dtype), out=margin)
-        np.add(margin, step * v[-1], out=margin)
-        np.multiply(margin, sign, out=margin)
-        np.abs(margin, out=small)
-        np.negative(small, out=small)
-        np.exp(small, out=small)
-        # log(1 + exp(-m)) = log(1 + exp(-|m|)) - min(m, 0), and the chance of the other class likewise: no overflow
-        np.add(small, 1, out=pull)
-        np.log(pull, out=pull)
-        lost = float(np.vdot(weight, pull) - np.vdot(weight, np.minimum(margin, 0)))
-        np.divide(small, 1 + small, out=pull)
-        np.subtract(0.5, np.copysign(0.5 - pull, margin), out=pull)
-        np.multiply(pull, signed, out=pull)
-        slope = np.vstack([penalty * v[:-1] - scale * (Z.T @ pull), -step * pull.sum(axis=0, dtype=np.float64)])
-        return lost + 0.5 * float((penalty * v[:-1] ** 2).sum()), slope.ravel()
+    def slopes(v: Floats, of: Ints) -> Floats:
+        """Gradients of some targets."""
+        weights, offsets = (axes @ (scale[:, of] * v[:-1])).astype(X.dtype), (step[of] * v[-1]).astype(X.dtype)
+        by_axis, by_offset = np.zeros(weights.shape), np.zeros(len(of))
+        everyone = len(of) == Y.shape[1]
+        # in pieces that stay in the cache
+        for a in range(0, len(X), spots):
+            rows = slice(a, a + spots)
+            margin = X[rows] @ weights
+            margin += offsets
+            # no overflow: beyond, the chance is 0 in any precision
+            np.maximum(margin, -80, out=margin)
+            np.negative(margin, out=margin)
+            np.exp(margin, out=margin)
+            margin += 1
+            np.reciprocal(margin, out=margin)
+            margin -= truth[rows] if everyone else truth[rows, of]
+            margin *= weight[rows] if everyone else weight[rows, of]
+            by_axis += X_T[:, rows] @ margin
+            by_offset += margin.sum(axis=0, dtype=np.float64)
+        return np.vstack([penalty[:, of] * v[:-1] + scale[:, of] * (axes.T @ by_axis), step[of] * by_offset])
 
-    solved = minimize(
-        loss, first.ravel(), jac=True, method="L-BFGS-B",
-        options={"gtol": gradient, "ftol": 0, "maxiter": _MAX_ITERATIONS, "maxfun": 2 * _MAX_ITERATIONS},
-    )  # fmt: skip
-    if not solved.success:
-        logger.warning("Logistic regressions of presence have not converged: %s", solved.message)
-    v = solved.x.reshape(-1, Y.shape[1])
+    v, left = _descend(slopes, first, gradient)
+    if left:
+        logger.warning(
+            "%d of %d logistic regressions of presence have not converged in %d steps.",
+            left,
+            Y.shape[1],
+            _MAX_ITERATIONS,
+        )
     weights = (axes @ (scale * v[:-1])).T
     offsets = step * v[-1] - weights @ centre
     return [Logistic(w, float(b)) for w, b in zip(weights, offsets, strict=True)]
+
+
+def _descend(slopes: Callable[[Floats, Ints], Floats], first: Floats, tolerance: float) -> tuple[Floats, int]:
+    """Minimise convex functions, one of each column, until no entry of the gradient exceeds the tolerance.
+
+    L-BFGS (Nocedal, Math. Comput. 35, 1980) with a history for each column. A step is taken back while the function rises at
+    its end half as steeply as it fell at its start: of a convex function, the slope says enough, and rounding hurts it less.
+
+    Parameters
+    ----------
+    slopes
+        Gradients of some columns at their values (numbers, columns).
+    first
+        Where to start, shape (numbers, columns); curvatures of about 1 are expected.
+    tolerance
+        Largest entry of a gradient that is left.
+
+    Returns
+    -------
+    The minima, and how many columns have not converged.
+    """
+    out, of = first.copy(), np.arange(first.shape[1])
+    v, g = first, slopes(first, of)
+    pairs: list[tuple[Floats, Floats, Floats]] = []
+    scale = np.ones(len(of))
+    for _ in range(_MAX_ITERATIONS):
+        out[:, of] = v
+        going = np.abs(g).max(axis=0, initial=0) > tolerance
+        if not going.any():
+            return out, 0
+        if not going.all():
+            of, v, g, scale = of[going], v[:, going], g[:, going], scale[going]
+            pairs = [(s[:, going], y[:, going], rho[going]) for s, y, rho in pairs]
+        d = -_newton(g, pairs, scale)
+        down = (g * d).sum(axis=0)
+        # what rounding turned uphill
+        d = np.where(down < 0, d, -g)
+        down = (g * d).sum(axis=0)
+        t = np.ones(len(of))
+        for _ in range(_MOST_HALVINGS):
+            new = slopes(v + t * d, of)
+            ahead = (new * d).sum(axis=0)
+            far = ahead > -0.5 * down
+            if not far.any():
+                break
+            t = np.where(far, t * np.clip(down / np.minimum(down - ahead, -1e-300), 0.1, 0.9), t)
+        s, y = t * d, new - g
+        along, square = (s * y).sum(axis=0), (y * y).sum(axis=0)
+        bent = along > 1e-12 * np.maximum((s * s).sum(axis=0), 1e-300)
+        scale = np.where(bent, along / np.maximum(square, 1e-300), scale)
+        pairs = [*pairs[1 - _HISTORY :], (s, y, np.where(bent, 1 / np.where(bent, along, 1), 0))]
+        v, g = v + s, new
+    out[:, of] = v
+    return out, len(of)
+
+
+def _newton(g: Floats, pairs: list[tuple[Floats, Floats, Floats]], scale: Floats) -> Floats:
+    """Product of the gradients with the inverse Hessians that the last steps suggest."""
+    q, kept = g.copy(), []
+    for s, y, rho in reversed(pairs):
+        kept.append(rho * (s * q).sum(axis=0))
+        q -= kept[-1] * y
+    q *= scale
+    for (s, y, rho), a in zip(pairs, reversed(kept), strict=True):
+        q += (a - rho * (y * q).sum(axis=0)) * s
+    return q

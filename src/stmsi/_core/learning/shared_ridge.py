@@ -21,6 +21,7 @@ _START = 6
 _MIN_UNIT = 5  # spots below which a correlation inside a unit says nothing
 _TOLERANCE, _MOST_STEPS = 1e-3, 40
 _SLOPE_SPOTS = 100
+_ENTRIES = 2**22  # spots times targets that are solved at once
 LEAST_SLOPE, MOST_SLOPE = 0.05, 1.5
 """What is left of a prediction that held-out spots do not bear out: little, yet the order of the spots stays."""
 
@@ -76,12 +77,15 @@ def fit_at(
     penalty: float, moments: GroupMoments, held_out: Floats32 | None = None, apart: Sequence[tuple[Ints, Ints]] = ()
 ) -> SharedRidge:
     """Fit with a penalty that is known; `held_out` are its held-out predictions where they are known, too."""
-    held_out = moments.held_out(penalty) if held_out is None else held_out
+    every = [None] if held_out is not None else [*range(len(moments.gram)), None]
+    *without, of_all = moments.fits(penalty, every)
+    if held_out is None:
+        held_out = moments.held_out(penalty, without)
     for columns, own in apart:
         rows = np.flatnonzero(own >= 0)
         alone = moments.some(rows, columns, own[rows])
         held_out[np.ix_(rows, columns)] = alone.held_out(penalty)
-    weights = moments.fit(penalty).astype(np.float32)
+    weights = of_all.astype(np.float32)
     return SharedRidge(weights[:-1], weights[-1], penalty, held_out)
 
 
@@ -151,74 +155,111 @@ class GroupMoments:
 
     def fit(self, penalty: float, without: int | None = None) -> Floats:
         """Weights, the constant's last, of all groups or of all but one; shape (features + 1, targets)."""
-        used = np.arange(len(self.gram)) != (-1 if without is None else without)
-        gram = self.gram[used].sum(axis=0, dtype=np.float64)
-        cross = self.cross[used].sum(axis=0, dtype=np.float64)
-        shrink = np.full(len(gram), penalty * self.unit)
+        return self.fits(penalty, [without])[0]
+
+    def fits(self, penalty: float, without: Sequence[int | None]) -> list[Floats]:
+        """As :meth:`fit`, without one group after the other."""
+        shrink = np.full(self.gram.shape[1], penalty * self.unit)
         # the constant is not shrunk, but for what keeps the matrix regular
         shrink[-1] = 1e-6
-        gram[np.diag_indices_from(gram)] += shrink
-        spots = used[self.groups]
-        whole = self.known[spots].all(axis=0)
-        weights = np.empty(cross.shape)
-        if whole.any():
-            factor = cho_factor(gram, check_finite=False)
-            weights[:, whole] = cho_solve(factor, cross[:, whole], check_finite=False)
-        if not whole.all():
-            part = np.flatnonzero(~whole)
-            gram[np.diag_indices_from(gram)] -= shrink
-            weights[:, part] = self._where_known(gram, shrink, cross[:, part], part, spots)
-        return weights
+        fitted, unsolved = [], []
+        for left_out in without:
+            used = np.arange(len(self.gram)) != (-1 if left_out is None else left_out)
+            gram = self.gram[used].sum(axis=0, dtype=np.float64)
+            cross = self.cross[used].sum(axis=0, dtype=np.float64)
+            spots = used[self.groups]
+            whole = self.known[spots].all(axis=0)
+            weights = np.empty(cross.shape)
+            fitted.append(weights)
+            if not whole.all():
+                part = np.flatnonzero(~whole)
+                unsolved.append((weights, _Partial(part, spots, cross[:, part], *_axes(gram, shrink))))
+            if whole.any():
+                gram[np.diag_indices_from(gram)] += shrink
+                factor = cho_factor(gram, overwrite_a=True, check_finite=False)
+                weights[:, whole] = cho_solve(factor, cross[:, whole], check_finite=False)
+        # together, as long as what the iteration holds stays small
+        many = max(_ENTRIES // max(self.known.size, 1), 1)
+        for start in range(0, len(unsolved), many):
+            some = unsolved[start : start + many]
+            solved = self._where_known([problem for _, problem in some], shrink)
+            for (weights, problem), B in zip(some, solved, strict=True):
+                weights[:, problem.columns] = B
+        return fitted
 
-    def _where_known(self, gram: Floats, shrink: Floats, cross: Floats, part: Ints, spots: Bools) -> Floats:
+    def _where_known(self, problems: Sequence[_Partial], shrink: Floats) -> list[Floats]:
         """Targets that some spots lack: conjugate gradients, all together, with the matrix of all spots by their share as preconditioner."""
-        F, known = self.F[spots], self.known[np.ix_(spots, part)].astype(np.float32)
+        spots = np.logical_or.reduce([p.spots for p in problems])
+        F = self.F if spots.all() else self.F[spots]
+        # products with many spots are faster along rows
+        F_T = np.ascontiguousarray(F.T)
+        known = np.hstack([(self.known[:, p.columns] & p.spots[:, None])[spots] for p in problems]).astype(np.float32)
         inverse = shrink[:, None]
-        # in units in which the penalty is 1, one decomposition serves every share
-        root = np.sqrt(shrink)
-        values, axes = eigh(gram / np.outer(root, root), overwrite_a=True, check_finite=False)
-        axes /= root[:, None]
-        share = np.maximum(known.mean(axis=0, dtype=np.float64), 1e-3)
-        damp = 1 / (np.maximum(values, 0)[:, None] * share + 1)
+        of = np.repeat(np.arange(len(problems)), [len(p.columns) for p in problems])
+        share = np.maximum(known.sum(axis=0, dtype=np.float64) / np.array([p.spots.sum() for p in problems])[of], 1e-3)
+        damp = np.hstack([1 / (p.values[:, None] * share[of == k] + 1) for k, p in enumerate(problems)])
 
         def times(B: Floats) -> Floats:
-            return np.asarray(F.T @ (known * (F @ B.astype(np.float32))), dtype=np.float64) + inverse * B
+            return np.asarray(F_T @ (known * (F @ B.astype(np.float32))), dtype=np.float64) + inverse * B
 
-        def solve(R: Floats, damp: Floats) -> Floats:
-            return np.asarray(axes @ (damp * (axes.T @ R)))
+        def solve(R: Floats) -> Floats:
+            out = np.empty_like(R)
+            for k in np.unique(of):
+                own, axes = of == k, problems[k].axes
+                out[:, own] = axes @ (damp[:, own] * (axes.T @ R[:, own]))
+            return out
 
-        B = solve(cross, damp)
-        limit = _TOLERANCE**2 * np.maximum((cross * B).sum(axis=0), 1e-30)
-        R = cross - times(B)
-        D = Z = solve(R, damp)
-        size, left = (R * Z).sum(axis=0), np.arange(len(part))
+        cross = np.hstack([p.cross for p in problems])
+        total, left = solve(cross), np.arange(len(of))
+        limit = _TOLERANCE**2 * np.maximum((cross * total).sum(axis=0), 1e-30)
+        R = cross - times(total)
+        D = Z = solve(R)
+        size, owner = (R * Z).sum(axis=0), of
         for _ in range(_MOST_STEPS):
             # most targets need a few steps, and are left out of the others
             going = size > limit[left]
             if not going.any():
                 break
             if not going.all():
-                left, known, size = left[going], known[:, going], size[going]
+                left, known, size, of = left[going], known[:, going], size[going], of[going]
                 R, D, damp = R[:, going], D[:, going], damp[:, going]
             AD = times(D)
             step = size / np.maximum((D * AD).sum(axis=0), 1e-30)
-            B[:, left] += step * D
+            total[:, left] += step * D
             R = R - step * AD
-            Z = solve(R, damp)
+            Z = solve(R)
             new = (R * Z).sum(axis=0)
             D = Z + new / np.maximum(size, 1e-30) * D
             size = new
-        return B
+        return [total[:, owner == k] for k in range(len(problems))]
 
-    def held_out(self, penalty: float) -> Floats32:
-        """Predictions of every spot by the fit without its group; NaN where a target is not measured in the others."""
+    def held_out(self, penalty: float, fits: Sequence[Floats] | None = None) -> Floats32:
+        """Predictions of every spot by the fit without its group (`fits`, one for each); NaN where a target is not measured in the others."""
         out = np.empty(self.Y.shape, np.float32)
-        for g in range(len(self.gram)):
+        fits = self.fits(penalty, range(len(self.gram))) if fits is None else fits
+        for g, weights in enumerate(fits):
             own = self.groups == g
-            out[np.ix_(own, ~self.known[~own].any(axis=0))] = np.nan
             possible = self.known[~own].any(axis=0)
-            out[np.ix_(own, possible)] = (self.F[own] @ self.fit(penalty, g).astype(np.float32))[:, possible]
+            out[own] = np.where(possible, self.F[own] @ weights.astype(np.float32), np.nan)
         return out
+
+
+@dataclass(frozen=True)
+class _Partial:
+    """A fit of the targets that some of its spots lack."""
+
+    columns: Ints
+    spots: Bools  # that are fitted to
+    cross: Floats
+    values: Floats  # of the Gram matrix of these spots, in units of the penalty
+    axes: Floats
+
+
+def _axes(gram: Floats, shrink: Floats) -> tuple[Floats, Floats]:
+    """Decomposition in units in which the penalty is 1: one serves every share of the spots."""
+    root = np.sqrt(shrink)
+    values, axes = eigh(gram / np.outer(root, root), overwrite_a=True, check_finite=False)
+    return np.maximum(values, 0), axes / root[:, None]
 
 
 @dataclass(frozen=True)

@@ -63,25 +63,30 @@ def stored_kinds(values: sp.csr_matrix, group: Ints, n_groups: int) -> list[Stor
     n_groups
         How many there are.
     """
-    rows = _row_statistics(values)
+    return kinds_of(row_statistics(values), group, n_groups)
+
+
+def kinds_of(rows: Floats, group: Ints, n_groups: int) -> list[StoredKind]:
+    """As :func:`stored_kinds`, from the :func:`row_statistics` of all spots, which may have been read some at a time."""
     own = [group == g for g in range(n_groups)]
     few = [bool(mask.sum() < _FEW) and _unclear(rows[mask]) for mask in own]
     together = np.array(few, dtype=bool)[group]
     return [_kind(rows[together if is_few else mask]) for mask, is_few in zip(own, few, strict=True)]
 
 
-_LEAST, _LARGEST, _BROKEN, _TOTAL, _UNDONE = range(5)
+N_STATISTICS = 5
+_LEAST, _LARGEST, _BROKEN, _TOTAL, _UNDONE = range(N_STATISTICS)
 
 
-def _row_statistics(values: sp.csr_matrix) -> Floats:
+def row_statistics(values: sp.csr_matrix) -> Floats:
     """Least and largest number and zero, numbers that are not whole, sum, and sum of exp(x) - 1, of each spot; shape (spots, 5)."""
-    out = np.zeros((values.shape[0], 5))
+    out = np.zeros((values.shape[0], N_STATISTICS))
     for rows, data, of_rows in _pieces(values):
         out[rows, _LEAST] = np.minimum(of_rows(np.minimum, data), 0)
         out[rows, _LARGEST] = np.maximum(of_rows(np.maximum, data), 0)
         out[rows, _BROKEN] = of_rows(np.add, (data != np.rint(data)).astype(np.float32))
         out[rows, _TOTAL] = of_rows(np.add, data.astype(np.float64))
-    if out[:, _BROKEN].any():  # counts need no more
+    if out[:, _BROKEN].any():  # whole numbers need no more
         for rows, data, of_rows in _pieces(values):
             out[rows, _UNDONE] = of_rows(np.add, np.expm1(np.minimum(data, LARGEST_LOG), dtype=np.float64))
     return out

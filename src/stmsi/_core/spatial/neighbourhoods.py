@@ -36,15 +36,21 @@ def neighbour_rings(graph: sp.csr_matrix, most: tuple[int, ...] = MOST_IN_RING[:
     return np.hstack(index), np.hstack(ring)
 
 
-def relative_positions(xy: Floats, index: Ints, ring: Ints) -> Floats32:
-    """Position of each neighbour relative to its spot, in units of the median distance of ring 1.
+def edge_length(graph: sp.csr_matrix, xy: Floats) -> float:
+    """Median distance of spots that share an edge; 1 where none do, or all lie on one place."""
+    edges = graph.tocoo()
+    rows, columns = edges.row[edges.data != 0], edges.col[edges.data != 0]
+    if len(rows) == 0:
+        return 1.0
+    return float(np.median(np.hypot(*(xy[columns] - xy[rows]).T))) or 1.0
 
-    Shape (n, K, 2), 0 where there is none; `index` and `ring` are those of :func:`neighbour_rings`.
+
+def relative_positions(xy: Floats, index: Ints, step: float) -> Floats32:
+    """Position of each neighbour relative to its spot, in units of `step`, the :func:`edge_length`.
+
+    Shape (n, K, 2), 0 where there is none; `index` is that of :func:`neighbour_rings`.
     """
-    offset = np.where((index >= 0)[..., None], xy[index] - xy[:, None, :], 0.0)
-    length = np.hypot(*np.moveaxis(offset, -1, 0))[ring == 1]
-    step = float(np.median(length)) if len(length) else 1.0
-    return (offset / (step or 1.0)).astype(np.float32)
+    return (np.where((index >= 0)[..., None], xy[index] - xy[:, None, :], 0.0) / step).astype(np.float32)
 
 
 def section_positions(xy: Floats, section: Ints) -> Floats32:

@@ -163,6 +163,12 @@ class HurdleEnsemble(SpotModel):
     def _default_fields(cls, adata: AnnData, params: Mapping[str, Any]) -> dict[str, Any]:  # noqa: ARG003
         return graph_where_there(adata) | prior_where_there(adata)
 
+    @property
+    def _reach(self) -> int | None:
+        reaches = [model._reach for model in self.models_]
+        known = [reach for reach in reaches if reach is not None]
+        return max(known, default=0) if len(known) == len(reaches) else None
+
     def _used_genes(self) -> NDArray[np.int64]:
         return np.unique(np.concatenate([model._used_genes() for model in self.models_]))
 
@@ -264,6 +270,8 @@ class HurdleEnsemble(SpotModel):
             msg = f"No member could be trained. {next(iter(self.failed_.values()))}"
             raise ValueError(msg)
         self.members = kept
+        for model in models:  # the stack knows its spots, and its folder holds them once
+            model.state.seen = None
         return models
 
     def _adds(self, member: Member, models: Sequence[HurdleModel], data: TrainingData, folds: InnerFolds) -> float:

@@ -62,7 +62,7 @@ class Member:
         if not model._reads_prior(params):
             del fields["prior_key"]
         # several networks are trained without the groups that weigh the members
-        several = {"n_nets": n_folds} if params.get("encoder") == "transformer" else {}
+        several = {"n_nets": n_folds} if "n_nets" in inspect.signature(model).parameters else {}
         return cls(name, model, {"rng": seed} | several | params, fields, train)
 
     def fit(self, data: TrainingData | AnnData, *, n_jobs: int = 1) -> HurdleModel:

@@ -333,7 +333,7 @@ def stack(copies: Sequence[Spots]) -> Spots:
     return Spots(
         names=pd.RangeIndex(sum(map(len, copies))).astype(str),
         # each may lack other genes
-        counts=sp.vstack([c.whole_counts() for c in copies], format="csr"),
+        expression=sp.vstack([c.whole_counts() for c in copies], format="csr"),
         graph=None if first.graph is None else sp.block_diag([c.graph for c in copies], format="csr"),
         covariates=None if first.covariates is None else pd.concat([c.covariates for c in copies], ignore_index=True),
         features=None

@@ -16,8 +16,14 @@ from stmsi._data.keys import Key
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model.linear._gene_prior import GenePrior, PriorUse, fit_classifier_with, fit_regression_with
-from stmsi.model.linear._intensity import IntensityFamily, Regression, fit_regression, fit_ridges
-from stmsi.model.linear._presence import Classifier, PresenceFamily, fit_classifiers, fit_shared_classifiers
+from stmsi.model.linear._intensity import IntensityFamily, Regression, fit_regression, fit_ridges, predict_intensity
+from stmsi.model.linear._presence import (
+    Classifier,
+    PresenceFamily,
+    fit_classifiers,
+    fit_shared_classifiers,
+    predict_presence,
+)
 from stmsi.model.linear._similarity import NeighbourMap
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._plain_files import read_payload, write_payload
@@ -283,8 +289,8 @@ class HurdleLinear(SpotModel):
             for_intensity = self.map_.transform(for_intensity)
         prior = self.prior_
         if prior is None:
-            probability = np.column_stack([c.predict(for_presence) for c in self.classifiers_])
-            return probability, np.column_stack([r.predict(for_intensity) for r in self.regressions_])
+            probability = predict_presence(self.classifiers_, for_presence)
+            return probability, predict_intensity(self.regressions_, for_intensity)
         values = prior.values(spots)
         classifiers, regressions = enumerate(self.classifiers_), enumerate(self.regressions_)
         return (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -80,6 +80,20 @@ class _Affine:
 
     def predict(self, F: NDArray[np.float64]) -> NDArray[np.float64]:
         return F @ self.weights + self.offset
+
+
+def predict_intensity(regressions: Sequence[Regression], F: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Intensity given presence of all metabolites, shape (spots, metabolites); affine ones by one product."""
+    out = np.empty((len(F), len(regressions)))
+    affine = np.array([isinstance(r.estimator, _Affine) for r in regressions], dtype=bool)
+    for m in np.flatnonzero(~affine):
+        out[:, m] = regressions[m].predict(F)
+    own = [r for r, is_affine in zip(regressions, affine, strict=True) if is_affine]
+    if own:
+        predicted = F @ np.column_stack([r.estimator.weights for r in own]) + [r.estimator.offset for r in own]
+        mean, slope = np.array([[r.mean, r.slope] for r in own]).T
+        out[:, affine] = mean + slope * (predicted - mean)
+    return out
 
 
 @dataclass(frozen=True)

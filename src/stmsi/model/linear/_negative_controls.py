@@ -44,6 +44,8 @@ class ControlLinear(HurdleLinear):
         Of :class:`HurdleLinear`.
     """
 
+    _reads_matrix = True
+
     def __init__(self, adata: AnnData, *, control: Control = "shuffled_genes", **params: Any) -> None:
         check_choice(control, get_args(Control), "control")
         super().__init__(adata, **params)
@@ -150,6 +152,10 @@ class CoordinatesOnly(HurdleLinear):
                     size = size + weight[:, [i]] * there
                 out[stage, own] = total / size
         return out
+
+    @property
+    def _reach(self) -> None:
+        """Where a spot lies in its section, all of the section tells."""
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         n = len(spots)

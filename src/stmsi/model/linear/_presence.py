@@ -25,6 +25,8 @@ PresenceFamily: TypeAlias = Literal["prior", "logistic", "svm", "mlp"]
 _STRENGTHS = {"logistic": (1e-3, 1e-2, 1e-1), "svm": (1e-4, 1e-3, 1e-2), "mlp": (1.0, 10.0)}
 """Regularisation to choose from: C of logistic regression and SVM, alpha of the network."""
 
+_ENTRIES = 2**22
+"""Spots times metabolites that are solved at once."""
 _FEW = 300
 """Spots below which the sigmoid of held-out probabilities is fitted without their group."""
 
@@ -60,6 +62,19 @@ class Classifier:
         if self.estimator is None:
             return np.full(len(F), self.prior)
         return expit(self.slope * _score(self.estimator, F) + self.offset)
+
+
+def predict_presence(classifiers: Sequence[Classifier], F: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Probability of presence of all metabolites, shape (spots, metabolites); logistic regressions by one product."""
+    out = np.empty((len(F), len(classifiers)))
+    logistic = np.array([isinstance(c.estimator, Logistic) for c in classifiers], dtype=bool)
+    for m in np.flatnonzero(~logistic):
+        out[:, m] = classifiers[m].predict(F)
+    own = [c for c, is_logistic in zip(classifiers, logistic, strict=True) if is_logistic]
+    if own:
+        score = F @ np.column_stack([c.estimator.weights for c in own]) + [c.estimator.offset for c in own]
+        out[:, logistic] = expit([c.slope for c in own] * score + [c.offset for c in own])
+    return out
 
 
 def fit_classifier(
@@ -120,22 +135,34 @@ def fit_shared_classifiers(F: AnyFloats, present: NDArray[np.float64], folds: In
     # log-odds have four times the slope of a probability around one half, and a quarter of its curvature
     C = np.full(len(usable), 4 / (penalty * moments.unit))
 
-    def fit(rows: NDArray[np.bool_], columns: NDArray[np.int64], start: NDArray[np.float64]) -> list[Logistic]:
-        return balanced_logistic(F[rows], y[np.ix_(rows, columns)], C[columns], 4 * start[:-1, columns], ROUGH)
-
     score = np.full(y.shape, np.nan)
     place = {m: i for i, m in enumerate(usable)}
     single = {place[m]: own for of, own in folds.apart for m in of if m in place}
+    n_groups = len(moments.gram)
+    *without, of_all = moments.fits(penalty, [*range(n_groups), None])
+    fits = [_Fit(np.ones(len(F), bool), np.arange(len(usable)), of_all, None)]
     for groups, columns in _by_groups(folds.groups, single, len(usable)):
         for g in np.unique(groups[groups >= 0]):
-            rows, test = (groups != g) & (groups >= 0), groups == g
+            rows = (groups != g) & (groups >= 0)
             possible = columns[_varies(y[np.ix_(rows, columns)])]
             if len(possible):
-                start = moments.fit(penalty, int(g) if groups is folds.groups else None)
-                lines = fit(rows, possible, start)
-                score[np.ix_(test, possible)] = np.column_stack([line.decision_function(F[test]) for line in lines])
+                start = without[int(g)] if groups is folds.groups else of_all
+                fits.append(_Fit(rows, possible, start, groups == g))
+    lines: list[Logistic] = []
+    for some in _batches(fits, len(F)):
+        # spots that a fit must not see are not measured there
+        Y = np.hstack([np.where(f.rows[:, None], y[:, f.columns], np.nan) for f in some])
+        every = np.concatenate([f.columns for f in some])
+        start = np.hstack([f.start[:-1, f.columns] for f in some])
+        found = iter(balanced_logistic(F, Y, C[every], 4 * start, ROUGH))
+        for f in some:
+            own = [next(found) for _ in f.columns]
+            if f.test is None:
+                lines = own
+                continue
+            weights, offsets = np.column_stack([line.weights for line in own]), np.array([line.offset for line in own])
+            score[np.ix_(f.test, f.columns)] = F[f.test] @ weights + offsets
     score[np.isnan(y)] = np.nan
-    lines = fit(np.ones(len(F), bool), np.arange(len(usable)), moments.fit(penalty))
     for groups, columns in _by_groups(folds.groups, single, len(usable)):
         own = [lines[i] for i in columns]
         for i, classifier in zip(
@@ -143,6 +170,27 @@ def fit_shared_classifiers(F: AnyFloats, present: NDArray[np.float64], folds: In
         ):
             classifiers[usable[i]] = classifier
     return classifiers
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """Logistic regressions of some metabolites to some spots, where to start, and the spots to score (`None`: fitted to all)."""
+
+    rows: NDArray[np.bool_]
+    columns: NDArray[np.int64]
+    start: NDArray[np.float64]
+    test: NDArray[np.bool_] | None
+
+
+def _batches(fits: Sequence[_Fit], n_spots: int) -> Iterator[list[_Fit]]:
+    """Fits that are solved together: products of many columns are cheaper than many products of few."""
+    batch: list[_Fit] = []
+    for fit in fits:
+        if batch and n_spots * (sum(len(f.columns) for f in batch) + len(fit.columns)) > _ENTRIES:
+            yield batch
+            batch = []
+        batch.append(fit)
+    yield batch
 
 
 def _by_groups(

@@ -198,7 +198,8 @@ class EpochBar(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Add the bar."""
-        self._task = self.display.add_task("epochs", total=trainer.max_epochs)
+        self._task = self.display.add_task("epochs, at most", total=trainer.max_epochs)
+        self.display.advance(self._task, 0)  # the estimate of the time left starts here
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """One epoch more."""

@@ -28,6 +28,7 @@ from stmsi._data.checks import (
 )
 from stmsi._data.keys import Key
 from stmsi._data.tables import sections_of
+from stmsi._messages import warns_once
 from stmsi._settings import logger
 from stmsi.model.net._encoder_options import check_encoder_options
 from stmsi.model.net._metabolite_descriptors import training_metabolites
@@ -47,7 +48,7 @@ from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
 from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup, graph_where_there, prior_where_there, read_prior
 from stmsi.model.shared._spot_features import SignatureStage, SpotFeatures, check_stages
-from stmsi.model.shared._spot_input import read_spots
+from stmsi.model.shared._spot_reader import read_spots
 from stmsi.model.shared._targets import Targets, read_targets
 from stmsi.model.shared._training_data import signature_of
 
@@ -132,7 +133,8 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
     n_nets
         Networks whose predictions are averaged, at most. Each is trained without another group of whole sections (patients
         where there are three or more, spatial blocks where there are fewer than three sections), which decides when it stops;
-        what they say of their groups calibrates presence and intervals. ``"auto"``: 6 for ``"transformer"``, 1 for the others.
+        what they say of their groups calibrates presence and intervals. ``"auto"``: 6 for ``"transformer"``, 3 for the others (1 with
+        ``train(refit=False)``). With 1, intervals rest on one held-out group, and cover too little of new patients.
     rng
         Seed. On a CPU the same seed gives the same bits.
 
@@ -363,6 +365,7 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
 
+    @warns_once
     def fine_tune(
         self,
         adata: AnnData,
@@ -602,9 +605,8 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
 
     @classmethod
     def _default_fields(cls, adata: AnnData, params: Mapping[str, Any]) -> dict[str, Any]:
-        if not cls._reads_prior(params):
-            return {}
-        return graph_where_there(adata) | prior_where_there(adata)
+        graph = graph_where_there(adata) if cls._reads_graph(params) else {}
+        return graph | (prior_where_there(adata) if cls._reads_prior(params) else {})
 
     @classmethod
     def _reads_prior(cls, params: Mapping[str, Any]) -> bool:

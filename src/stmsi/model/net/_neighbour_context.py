@@ -8,7 +8,13 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from stmsi._core.spatial.neighbourhoods import MOST_IN_RING, neighbour_rings, relative_positions, section_positions
+from stmsi._core.spatial.neighbourhoods import (
+    MOST_IN_RING,
+    edge_length,
+    neighbour_rings,
+    relative_positions,
+    section_positions,
+)
 from stmsi._data.keys import Key
 from stmsi._settings import logger
 from stmsi.model.net.encoders import ENCODERS
@@ -79,10 +85,12 @@ def set_context(
         _, seen = np.unique(np.column_stack([section, part]), axis=0, return_inverse=True)
         module.set_section_context(_components(spots, features), section_positions(spots.xy, section), seen.ravel())
         return
-    index, ring = neighbour_rings(_cut(spots, part), MOST_IN_RING[: module.encoder.n_hops])
+    graph = _cut(spots, part)
+    index, ring = neighbour_rings(graph, MOST_IN_RING[: module.encoder.n_hops])
     offset = np.zeros((*index.shape, 2), np.float32)
     if spots.xy is not None:
-        offset = relative_positions(spots.xy, index, ring)
+        step = edge_length(graph, spots.xy) if spots.edge_length is None else spots.edge_length
+        offset = relative_positions(spots.xy, index, step)
     values = spot_genes(module, spots) if encoder.sees_genes else _components(spots, features)
     module.set_context(values, index, ring, offset)
 

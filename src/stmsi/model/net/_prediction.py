@@ -23,7 +23,7 @@ from stmsi.model.net._training_inputs import panel_data
 from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
 from stmsi.model.net.modules import HurdleModule
 from stmsi.model.net.modules._hurdle import METABOLITES_KEY, PRESENCE_KEY
-from stmsi.model.shared._hurdle_model import HurdleModel
+from stmsi.model.shared._hurdle_model import CONTEXT_RINGS, HurdleModel
 from stmsi.model.shared._spot_features import STAGES
 
 if TYPE_CHECKING:
@@ -218,6 +218,13 @@ class NetPrediction(HurdleModel):
         encoder = ENCODERS[self._hyper["encoder"]]
         with_graph = self.registry_["setup_args"].get("graph_key") is not None
         return (encoder.uses_graph and with_graph) or encoder.uses_section
+
+    @property
+    def _reach(self) -> int | None:
+        if not self._uses_context:
+            return super()._reach
+        encoder = ENCODERS[self._hyper["encoder"]]
+        return None if encoder.uses_section else max(CONTEXT_RINGS, self.module.encoder.n_hops)
 
     @property
     def _sees_components(self) -> bool:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from stmsi.model.shared._training_spots import TrainingSpots
+
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy as np
     import pandas as pd
     from numpy.typing import NDArray
 
@@ -57,3 +60,12 @@ class Run:
     validation: NDArray[np.int64]
     start: Start | None
     directory: Path | None
+
+    def seen(self) -> TrainingSpots | None:
+        """What finds the spots again that were trained, stopped or calibrated on, now and before; `None` where that is not known."""
+        rows, before = np.union1d(self.rows, self.validation), None if self.start is None else self.start.state.seen
+        if self.start is not None and before is None:
+            return None
+        of = TrainingSpots.of if before is None else before.with_others
+        # a checkpoint asks again after each better epoch
+        return self.spots.once(("seen", rows.tobytes()), lambda: of(self.spots.take(rows)))

@@ -100,9 +100,9 @@ def keep_counts(adata: AnnData, setup: Setup) -> None:
     adata.layers.pop(Key.layers.COUNTS, None)
     if setup.input == "log":
         return
-    stored = StoredExpression.read(adata, setup.layer, setup.sample_key)
+    stored = StoredExpression.open(adata, setup.layer, setup.sample_key)
     if any(kind.kind == "log1p" for kind in stored.kinds):
-        adata.layers[Key.layers.COUNTS] = stored.as_counts("counts", tell=False)  # training says so
+        adata.layers[Key.layers.COUNTS] = stored.as_counts("counts")  # training says so
 
 
 def _is_number(column: pd.Series) -> bool:

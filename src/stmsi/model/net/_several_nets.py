@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from stmsi._data.tables import sections_of
+from stmsi._progress import track
 from stmsi._settings import logger
 from stmsi.model.net._calibration import NetCalibration
 from stmsi.model.net._run import Net, Run
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
     from stmsi.model.shared._spot_features import SpotFeatures
     from stmsi.model.shared._spot_input import Spots
     from stmsi.model.shared._targets import Targets
-
-MOST_NETS = 6
-"""Networks where their number is not said: with many sections, groups of several are held out."""
 
 
 @dataclass
@@ -91,7 +89,8 @@ class SeveralNets(NetCalibration):
         """
         logit, intensity, attended, uniform = np.full((4, len(run.rows), len(run.targets.metabolites)), np.nan)
         made = _Made(logit, intensity, attended, uniform)
-        for group in range(int(folds.groups.max()) + 1):
+        n_nets = int(folds.groups.max()) + 1
+        for group in track(range(n_nets), "networks", total=n_nets, show=options.get("enable_progress_bar", False)):
             inside = folds.groups == group
             part = replace(run, rows=run.rows[~inside], validation=run.rows[inside], directory=None)
             try:
@@ -152,6 +151,7 @@ class SeveralNets(NetCalibration):
             self._note_control(targets, attended, uniform, folds.units)
         summary = summarise_training(self.adata, self._setup, run.rows)
         self.state.training = summary | {"epochs": made.epochs, "refit": False, "n_nets": len(made.nets)}
+        self.state.seen = run.seen()
         self.history_ = {
             name: pd.concat([h[name] for h in made.histories if name in h], axis=1).mean(axis=1).to_frame(name)
             for name in made.histories[0]

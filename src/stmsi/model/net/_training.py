@@ -19,6 +19,7 @@ from stmsi._core.learning.folds import held_out_group, inner_groups, sections_or
 from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._data.checks import check_count, check_positive, check_weight
 from stmsi._data.tables import sections_of
+from stmsi._messages import warns_once
 from stmsi._progress import current_display
 from stmsi._settings import logger, settings
 from stmsi.model.net._callbacks import (
@@ -34,7 +35,7 @@ from stmsi.model.net._loss_plan import LossPlan
 from stmsi.model.net._neighbour_context import CONTEXT_COMPONENTS
 from stmsi.model.net._prediction import PREDICT_BATCH
 from stmsi.model.net._run import Run, Start
-from stmsi.model.net._several_nets import MOST_NETS, SeveralNets
+from stmsi.model.net._several_nets import SeveralNets
 from stmsi.model.net._surroundings import plain_interrupts, quiet, seeded, threads
 from stmsi.model.net._train_options import (
     check_callbacks,
@@ -58,7 +59,8 @@ from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._persistence import save_model
 from stmsi.model.shared._setup import read_prior
 from stmsi.model.shared._spot_features import SpotFeatures
-from stmsi.model.shared._spot_input import Spots, read_spots
+from stmsi.model.shared._spot_input import Spots
+from stmsi.model.shared._spot_reader import read_spots
 from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, training_rows
 from stmsi.model.shared._training_data import (
     TrainingData,
@@ -94,6 +96,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         # a training that ended before a first better epoch is no reason to give a trained model up
         return self._whole and (before.get("state_") is None or bool(self.state.training.get("epochs")))
 
+    @warns_once
     @whole_or_as_before
     def train(  # type: ignore[override]
         self,
@@ -131,7 +134,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         validation_idx
             Spots for early stopping, thresholds and intervals; `None`: one group of whole sections (a spatial block of
             each section where there are fewer than three) is taken out of the training spots; with several networks (`n_nets`
-            of the model) one group for each. With `validation_idx` there is one network.
+            of the model), the default, one group for each. With `validation_idx` there is one network.
         max_epochs
             Passes over the training spots at most (`None`: 150, of the transformer 100); with ``training="two_stage"`` of each stage,
             with ``encoder="graph"`` for spots by themselves and for their correction.
@@ -148,8 +151,9 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         weight_averaging
             Validate and keep an exponential moving average of the weights (over some 50 steps).
         refit
-            Where the validation spots were taken out of the training spots: train once more on all of them, from the
-            start, for as many epochs as were best. Calibration stays that of the held-out spots.
+            Where one network has taken the validation spots out of the training spots: train once more on all of them, from
+            the start, for as many epochs as were best. Calibration stays that of the held-out spots. Without it, ``n_nets="auto"``
+            is one network (of the transformer still several), which keeps its held-out spots: `warm_start` can go on with it.
         warm_start
             Go on from the weights that the model has, with its genes and scaling, after an interrupted training or from a
             checkpoint. The optimizer begins anew. Pass the same `train_idx` and `validation_idx`.
@@ -249,7 +253,8 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         spots, targets = read_spots(adata, setup), read_targets(adata, setup)
         rows, validation = training_rows(targets, train_idx, validation_idx)
         given = validation is not None
-        if validation is None and (warm_start or self._n_nets == 1):
+        n_nets = self._n_nets(refit=refit)
+        if validation is None and (warm_start or n_nets == 1):
             sample = sections_of(adata, setup.sample_key)[rows]
             xy = None if spots.xy is None else spots.xy[rows]
             measured = ~np.isnan(targets.intensity[rows])
@@ -260,7 +265,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         run = Run(spots, targets, rows, validation, start, directory)
         self._whole = False
         learning = {"max_epochs": max_epochs, "stopping": stopping if early_stopping else None, **options}
-        groups = None if given or start is not None else self._groups(run)
+        groups = None if given or start is not None else self._groups(run, n_nets)
         if groups is not None:
             self._learn_nets(run, groups, **learning)
             return
@@ -319,23 +324,22 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             self._settle(run, sum(epochs))
         return epochs
 
-    @property
-    def _n_nets(self) -> int:
-        """Networks at most."""
-        asked = self._hyper["n_nets"]
+    def _n_nets(self, *, refit: bool = True) -> int:
+        """Networks at most. Without `refit` a single one of most encoders keeps its held-out spots, to go on with."""
+        asked, encoder = self._hyper["n_nets"], ENCODERS[self._hyper["encoder"]]
         if asked == "auto":
-            return MOST_NETS if ENCODERS[self._hyper["encoder"]].several_nets else 1
+            return encoder.most_nets if refit else encoder.nets_without_refit
         return int(asked)
 
-    def _groups(self, run: Run) -> InnerFolds | None:
+    def _groups(self, run: Run, n_nets: int) -> InnerFolds | None:
         """Groups that one network each is trained without; `None` where there is one network for all."""
-        if self._n_nets == 1:
+        if n_nets == 1:
             return None
         assert self.adata is not None
         targets, train = drop_unmeasured(run.targets, run.rows), run.spots.take(run.rows)
         sample = sections_of(self.adata, self._setup.sample_key)[run.rows]
         data = TrainingData(self.adata, self._setup, run.spots, run.targets, run.rows, None, train, targets, sample)
-        return InnerFolds.of(data, n_folds=self._n_nets, seed=self._hyper["rng"])
+        return InnerFolds.of(data, n_folds=n_nets, seed=self._hyper["rng"])
 
     def _held_out_stages(self) -> NDArray[np.float64] | None:
         return self._made_held_out
@@ -389,6 +393,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
                 raise RuntimeError(msg)
             assert self.adata is not None
             self.state.training = state.training | summarise_training(self.adata, self._setup, rows) | {"refit": True}
+            self.state.seen = state.seen
         except BaseException:
             self.module, self.state_, self.platt_ = module, state, platt
             logger.warning("Training on all spots did not end; the model is the one before that.")
@@ -441,6 +446,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             earlier = {k: v for k, v in old.training.items() if k == "fine_tuned_from"}
         summary = summarise_training(self.adata, self._setup, run.rows)
         self.state.training = summary | {"epochs": epochs, "refit": False} | earlier
+        self.state.seen = run.seen()
         self.is_trained_ = self._whole = True
 
     def _prepare(self, run: Run, rows: NDArray[np.int64], validation: NDArray[np.int64]) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from stmsi.model.shared._gene_panel import GenePanel
     from stmsi.model.shared._setup import Setup
     from stmsi.model.shared._spot_features import SpotFeatures
+    from stmsi.model.shared._training_spots import TrainingSpots
 
 
 @dataclass
@@ -41,6 +42,8 @@ class FittedState:
         Standard deviation of held-out residuals of the intensity where present.
     training
         Summary of the training data: numbers of spots and genes, sections.
+    seen
+        Hashes of the spots that it was trained on; `None` in models saved by a version that kept none.
     copula
         How held-out residuals hang together in space and between metabolites; fitted when first asked for.
     """
@@ -55,3 +58,4 @@ class FittedState:
     spread: NDArray[np.float64] = field(default_factory=lambda: np.empty(0))
     training: dict[str, Any] = field(default_factory=dict)
     copula: HurdleCopula | None = None
+    seen: TrainingSpots | None = None

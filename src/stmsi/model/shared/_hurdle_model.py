@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args, overload
 
@@ -29,10 +29,14 @@ from stmsi._data.checks import (
 )
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, sections_of
+from stmsi._data.training_marks import UNKNOWN
+from stmsi._progress import track
 from stmsi._settings import logger
+from stmsi.model.shared._blocks import BLOCK_SIZE, blocks_of, n_blocks
 from stmsi.model.shared._fitted_state import FittedState
 from stmsi.model.shared._persistence import load_as, model_card, read_card, save_model
-from stmsi.model.shared._spot_input import Spots, read_spots
+from stmsi.model.shared._spot_input import Spots
+from stmsi.model.shared._spot_reader import SpotReader
 from stmsi.model.shared._targets import Targets
 
 if TYPE_CHECKING:
@@ -49,6 +53,9 @@ How: TypeAlias = Literal["expected", "probability_weighted", "mask"]
 
 MIN_GENES = 0.4
 """Share of the training genes, by their weight in the model, that a query must have when nothing else is said."""
+
+CONTEXT_RINGS = 2
+"""Rings of neighbours that the models on fixed features see: pooled counts one, averages of averages two."""
 
 _F1_TOLERANCE = 0.05
 """Share of the best F1 given up for a lower threshold. F1 is flat at its best, and a false zero costs all that the
@@ -77,6 +84,29 @@ class Prediction:
     upper: pd.DataFrame
     ood: NDArray[np.float64]
     missing_genes: float
+    trained_on: NDArray[Any] | None = None  # one mark a spot, where they were asked for
+
+    @classmethod
+    def gather(cls, parts: Iterable[tuple[NDArray[np.int64], Prediction]], names: pd.Index) -> Prediction:
+        """Predictions of some spots each, given with their rows, as one of all; `names` are those of all spots."""
+        values: dict[str, NDArray[np.float32]] = {}
+        ood, marks, n = np.empty(len(names)), np.empty(len(names), object), len(names)
+        for rows, part in parts:
+            if len(rows) == n:
+                return part
+            for field in _FRAMES:
+                frame = getattr(part, field)
+                values.setdefault(field, np.empty((n, frame.shape[1]), np.float32))[rows] = frame.to_numpy()
+            ood[rows], marks[rows] = part.ood, part.trained_on
+        frames = {field: pd.DataFrame(value, index=names, columns=frame.columns) for field, value in values.items()}
+        trained_on = None if part.trained_on is None else marks
+        return cls(**frames, ood=ood, missing_genes=part.missing_genes, trained_on=trained_on)
+
+    def take(self, rows: NDArray[np.int64]) -> Prediction:
+        """Some of the spots."""
+        frames = {field: getattr(self, field).iloc[rows] for field in _FRAMES}
+        marks = None if self.trained_on is None else self.trained_on[rows]
+        return replace(self, **frames, ood=self.ood[rows], trained_on=marks)
 
     def output(self, how: How) -> pd.DataFrame:
         """The two stages as one number; see :meth:`HurdleModel.predict`."""
@@ -85,6 +115,9 @@ class Prediction:
         if how == "mask":
             return self.intensity.where(self.expected > 0, 0)
         return self.presence * self.intensity
+
+
+_FRAMES = ("presence", "intensity", "expected", "lower", "upper")
 
 
 def check_how(how: How | Sequence[How]) -> list[How]:
@@ -129,6 +162,11 @@ class HurdleModel:
     @abstractmethod
     def _read(cls, directory: Path, adata: AnnData | None) -> Self:
         """The model that :meth:`_write` wrote."""
+
+    @property
+    def _reach(self) -> int | None:
+        """Rings of neighbours that the prediction of a spot depends on; `None`: all of its section."""
+        return 0 if self.state.setup.graph_key is None else CONTEXT_RINGS
 
     def _replaces(self, before: Mapping[str, Any]) -> bool:
         """Whether a training that failed has left a whole model in the place of the one before, given its attributes."""
@@ -513,9 +551,40 @@ class HurdleModel:
         check_share(min_genes, "min_genes")
         if batch_size is not None:
             check_count(batch_size, "batch_size")
-        spots = self._query_spots(adata, min_genes, layer=layer, input=input)
+        reader = self._query(adata, min_genes, layer=layer, input=input)
         with self._in_batches(batch_size):
-            return self._predict_spots(spots, coverage)
+            return self._predict_from(reader, coverage)
+
+    def _predict_from(
+        self,
+        reader: SpotReader,
+        coverage: float,
+        size: int = BLOCK_SIZE,
+        *,
+        marked: bool = False,
+        show_progress_bar: bool | None = False,
+    ) -> Prediction:
+        """Predict all spots, some at a time."""
+        total = n_blocks(reader, self._reach, size)
+        blocks = self._predict_blocks(reader, coverage, size, marked=marked)
+        shown = track(blocks, "predict", total=total, show=show_progress_bar)
+        return Prediction.gather(shown, reader.spots.names)
+
+    def _predict_blocks(
+        self, reader: SpotReader, coverage: float, size: int, *, marked: bool = False
+    ) -> Iterator[tuple[NDArray[np.int64], Prediction]]:
+        """Rows of some spots at a time and their prediction, which does not depend on `size`; with marks if asked for."""
+        for block in blocks_of(reader, self._reach, size):
+            spots = reader.read(block.read)
+            prediction = self._predict_spots(spots, coverage)
+            if marked:
+                prediction = replace(prediction, trained_on=self._trained_on(spots))
+            yield block.rows, prediction if block.read is None else prediction.take(block.at)
+
+    def _trained_on(self, spots: Spots) -> NDArray[Any]:
+        """Whether each spot was trained on, as :mod:`stmsi._data.training_marks` says it."""
+        seen = self.state.seen
+        return np.full(len(spots), UNKNOWN, dtype=object) if seen is None else seen.marks(spots)
 
     def _predict_spots(self, spots: Spots, coverage: float = 0.9) -> Prediction:
         """Both stages and what follows from them, from spots over the genes of the model."""
@@ -537,7 +606,13 @@ class HurdleModel:
     def _query_spots(
         self, adata: AnnData | None, min_genes: float, *, layer: str | None = None, input: Input | None = None
     ) -> Spots:
-        """Inputs of the spots to predict; `None`: the training data, whose cluster labels are known."""
+        """Inputs of all spots to predict at once."""
+        return self._query(adata, min_genes, layer=layer, input=input).read()
+
+    def _query(
+        self, adata: AnnData | None, min_genes: float, *, layer: str | None = None, input: Input | None = None
+    ) -> SpotReader:
+        """The spots to predict; `None`: the training data, whose cluster labels are known."""
         if adata is None and self.adata is None:
             msg = "The model was loaded without data; pass the AnnData to predict."
             raise ValueError(msg)
@@ -546,7 +621,7 @@ class HurdleModel:
         setup = self.state.setup
         if own and layer is None and input is None:
             input = setup.input  # what the training data are was decided before training
-        return read_spots(
+        return SpotReader.open(
             data, setup, self.state.panel, weights=self._gene_weights(),  # type: ignore[arg-type]
             min_genes=min_genes, with_cluster=own, layer=layer, input=input,
         )  # fmt: skip

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import platform
-import shutil
-import tempfile
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -19,6 +17,7 @@ from stmsi._data.checks import listing
 from stmsi._data.containers import check_file, open_h5ad
 from stmsi._data.keys import Key
 from stmsi._data.small_files import read_json
+from stmsi._data.unfinished import clear_leftovers, kept_by_killed_run, take_place, unfinished
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -38,7 +37,8 @@ _REFUSED = {
     4: "whose held-out scores pooled sections and whose encoders were built in another way",
 }
 """Older formats, and why they are not read."""
-_PACKAGES = ("stmsi", "numpy", "scipy", "pandas", "scikit-learn", "torch", "scvi-tools")
+PACKAGES = ("stmsi", "numpy", "scipy", "pandas", "scikit-learn", "torch", "scvi-tools")
+"""What decides the numbers of a model, beside its data."""
 _ENSEMBL = {
     "ENSG": "Homo sapiens", "ENSMUSG": "Mus musculus", "ENSRNOG": "Rattus norvegicus", "ENSDARG": "Danio rerio",
 }  # fmt: skip
@@ -100,6 +100,7 @@ def save_model(
     except (TypeError, ValueError) as error:
         msg = f"license= and card= take text, numbers and mappings of them ({error})."
         raise TypeError(msg) from error
+    clear_leftovers(target.absolute().parent, target.name)
     if target.exists() and not overwrite:
         msg = f"{target} exists already; pass overwrite=True or another folder."
         raise FileExistsError(msg)
@@ -109,11 +110,10 @@ def save_model(
     if target.exists():
         _refuse_foreign_files(target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    new, old = scratch / "new", scratch / "old"
-    try:
+    with unfinished(target) as scratch:
+        new = scratch / "new"
         model._fit_copula()  # held-out residuals are not saved, what was learnt from them is
-        new.mkdir()  # with the permissions of any other folder, which mkdtemp's own has not
+        new.mkdir()
         model._write(new)
         if save_anndata and model.adata is not None:
             # to write a backed AnnData elsewhere would move its file there
@@ -122,16 +122,7 @@ def save_model(
         files = [p for p in sorted(new.rglob("*")) if p.is_file()]  # members of an ensemble are folders inside
         content["files"] = {p.relative_to(new).as_posix(): p.stat().st_size for p in files}
         (new / CARD).write_text(json.dumps(content, indent=2, ensure_ascii=False), encoding="utf-8")
-        try:
-            if target.exists():
-                target.replace(old)
-            new.replace(target)
-        except BaseException:
-            if old.exists() and not target.exists():
-                old.replace(target)
-            raise
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+        take_place(new, target, scratch)
     model._about = about
 
 
@@ -182,7 +173,7 @@ def training_record(adata: AnnData, metabolite_key: str) -> dict[str, Any]:
     params = record.get("params") if isinstance(record, Mapping) else None
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "software": {"python": platform.python_version()} | {name: version(name) for name in _PACKAGES},
+        "software": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
         "intensities": _plain(params) if isinstance(params, Mapping) else {},
     }
 
@@ -256,7 +247,13 @@ def load_as(cls: type[Model], path: Path, card: Mapping[str, Any], adata: AnnDat
 def read_card(path: Path) -> dict[str, Any]:
     """The card of a saved model that this version can read."""
     if not path.is_dir():
-        msg = f"No folder {path}. Pass the folder that model.save(...) wrote."
+        kept = kept_by_killed_run(path)
+        where = (
+            ""
+            if kept is None
+            else f" A run was killed while it replaced it; the earlier model is {kept}: move it to {path}."
+        )
+        msg = f"No folder {path}. Pass the folder that model.save(...) wrote.{where}"
         raise FileNotFoundError(msg)
     if not (path / CARD).exists():
         found = sorted(p.name for p in path.iterdir())

@@ -63,7 +63,7 @@ class Setup:
         require_unique(adata.var_names, "Gene names")
         setup._check(adata)
         warn_if_stale(adata, setup.metabolite_key)
-        kind = StoredExpression.read(adata, setup.layer, setup.sample_key).told() if input is None else input
+        kind = StoredExpression.open(adata, setup.layer, setup.sample_key).told() if input is None else input
         setup = replace(setup, input=kind)
         plain = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(setup).items()}
         adata.uns[Key.uns.SETUP] = {k: v for k, v in plain.items() if v is not None and v != []}

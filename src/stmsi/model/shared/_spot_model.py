@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
+from stmsi._messages import warns_once
 from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._training_data import TrainingData
 from stmsi.model.shared._whole_training import whole_or_as_before
@@ -19,12 +20,15 @@ class SpotModel(HurdleModel):
     """Training is to read the data, and to fit; the members of a stack are fitted to what was read once for all of them."""
 
     _setup: Setup
+    _reads_matrix: ClassVar[bool] = False
+    """Whether fitting reads the expression in the AnnData, and not what was read of it alone."""
 
     @property
     def is_trained(self) -> bool:
         """Whether ``train`` has been called."""
         return self.state_ is not None
 
+    @warns_once
     @whole_or_as_before
     def train(
         self,

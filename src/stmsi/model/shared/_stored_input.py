@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -11,9 +12,9 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stmsi._core.learning.expression_space import TARGET_SUM, log_normalize
-from stmsi._core.learning.stored_expression import StoredKind, stored_kinds
+from stmsi._core.learning.stored_expression import N_STATISTICS, StoredKind, kinds_of, row_statistics
 from stmsi._data.checks import check_choice, check_nonnegative, listing
-from stmsi._data.tables import ONE_SECTION, as_csr, layer_names
+from stmsi._data.tables import ONE_SECTION, as_csr, layer_names, some_rows
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -24,6 +25,10 @@ Input: TypeAlias = Literal["counts", "log"]
 
 _SAME_SCALE = 0.01
 """Target sums that differ by less are one scale."""
+
+
+_AT_ONCE = 16_384
+"""Spots that are looked at together; a matrix on disk with no more is read whole."""
 
 
 def check_input(value: str | None) -> None:
@@ -38,8 +43,8 @@ class StoredExpression:
 
     Attributes
     ----------
-    values
-        Spots x genes, finite, CSR, float32.
+    matrix
+        Spots x genes: CSR in memory, or what stands for a large matrix on disk.
     where
         ``X`` or the layer, for messages.
     layers
@@ -52,7 +57,7 @@ class StoredExpression:
         What the numbers of each section are.
     """
 
-    values: sp.csr_matrix
+    matrix: Any
     where: str
     layers: tuple[str, ...]
     names: tuple[str, ...]
@@ -60,28 +65,45 @@ class StoredExpression:
     kinds: tuple[StoredKind, ...]
 
     @classmethod
-    def read(cls, adata: AnnData, layer: str | None, sample_key: str) -> StoredExpression:
-        """From a dense, sparse, backed or dask-backed matrix; all spots are one section where `sample_key` is missing."""
+    def open(cls, adata: AnnData, layer: str | None, sample_key: str) -> StoredExpression:
+        """From a dense, sparse, backed or dask-backed matrix; all spots are one section where `sample_key` is missing.
+
+        A large matrix on disk is read through once, some spots at a time, and stays there.
+        """
         layers = tuple(layer_names(adata))
         if layer is not None and layer not in layers:
             msg = f"The expression is in layer {layer!r}, which the data lack; layers: {listing(layers)}."
             raise KeyError(msg)
-        stored = adata.X if layer is None else adata.layers[layer]
-        if stored is None:
+        matrix = adata.X if layer is None else adata.layers[layer]
+        if matrix is None:
             msg = f"The AnnData has no X; put the expression there or name a layer (layer=); layers: {listing(layers)}."
             raise ValueError(msg)
-        values = as_csr(stored, np.float32)
-        if not values.has_canonical_format:
-            values = values.copy()
-            values.sum_duplicates()
         where = "X" if layer is None else f"layers[{layer!r}]"
-        check_nonnegative(
-            np.abs(values.data), "Gene counts" if layer is None else f"Gene counts in {where}"
-        )  # NaN and infinite ones are refused
+        what = "Gene counts" if layer is None else f"Gene counts in {where}"
+        n = int(matrix.shape[0])
+        if n <= _AT_ONCE or isinstance(matrix, np.ndarray) or sp.issparse(matrix):
+            matrix = _canonical(matrix)
+        statistics = np.empty((n, N_STATISTICS))
+        for start in range(0, n, _AT_ONCE):
+            some = _canonical(matrix[start : start + _AT_ONCE])
+            check_nonnegative(np.abs(some.data), what)  # NaN and infinite ones are refused
+            statistics[start : start + _AT_ONCE] = row_statistics(some)
         label = adata.obs[sample_key] if sample_key in adata.obs else pd.Series(ONE_SECTION, index=adata.obs_names)
         number, names = pd.factorize(label.astype(object).where(label.notna(), "without a section").astype(str))
-        kinds = stored_kinds(values, number, len(names))
-        return cls(values, where, layers, tuple(map(str, names)), number.astype(np.int64), tuple(kinds))
+        number = number.astype(np.int64)
+        kinds = kinds_of(statistics, number, len(names))
+        return cls(matrix, where, layers, tuple(map(str, names)), number, tuple(kinds))
+
+    @cached_property
+    def values(self) -> sp.csr_matrix:
+        """Spots x genes, finite, CSR, float32."""
+        return _canonical(self.matrix)
+
+    def take(self, rows: NDArray[np.int64] | None) -> StoredExpression:
+        """Some spots (their rows ascend), which are read; `None`: all."""
+        if rows is None:
+            return self
+        return replace(self, matrix=some_rows(self.matrix, rows), number=self.number[rows])
 
     @property
     def target_sum(self) -> float | None:
@@ -127,7 +149,20 @@ class StoredExpression:
         )  # fmt: skip
         return "log"
 
-    def as_counts(self, asked: Input | None, *, tell: bool = True) -> sp.csr_matrix:
+    def tell(self, wanted: Input, asked: Input | None, target_sum: float | None) -> None:
+        """Say how the numbers of all sections become counts (:meth:`as_counts`) or logarithms (:meth:`as_logs`).
+
+        Raises
+        ------
+        ValueError
+            They do not, as far as sections tell.
+        """
+        if wanted == "counts":
+            self._tell_as_counts(asked)
+        else:
+            self._tell_as_logs(asked, target_sum)
+
+    def as_counts(self, asked: Input | None) -> sp.csr_matrix:
         """Counts of all spots; sections that are log-normalised for certain are taken back to counts.
 
         Parameters
@@ -135,17 +170,22 @@ class StoredExpression:
         asked
             What the numbers are said to be: ``"log"`` undoes the natural logarithm of 1 + x everywhere, ``"counts"`` takes
             numbers that are not whole as counts; `None`: look.
-        tell
-            Say which sections are taken back.
 
         Raises
         ------
         ValueError
-            Negative numbers, or with `None` logarithms on a scale that cannot be told.
+            Negative numbers.
         """
         if asked == "log":
             self._refuse_negative()
             return self._undone(np.ones(len(self.kinds), dtype=bool))
+        check_nonnegative(self.values, self._what)
+        logged = np.array([kind.kind == "log1p" for kind in self.kinds])
+        return self._undone(logged) if logged.any() else self.values
+
+    def _tell_as_counts(self, asked: Input | None) -> None:
+        if asked == "log":
+            return
         unknown = self._named(lambda k: k.kind == "log")
         if asked is None and unknown:
             msg = (
@@ -154,21 +194,17 @@ class StoredExpression:
                 "are natural logarithms of 1 + normalised counts, or input='counts' if they are counts."
             )
             raise ValueError(msg)
-        check_nonnegative(self.values, self._what)
         if asked is None:
             self._tell_counts()
-        logged = np.array([kind.kind == "log1p" for kind in self.kinds])
-        if not logged.any():
-            return self.values
-        if not tell:
-            return self._undone(logged)
+        logged = self._named(lambda k: k.kind == "log1p")
+        if not logged:
+            return
         sums = dict.fromkeys(f"{kind.total:,.0f}" for kind in self.kinds if kind.kind == "log1p")
         logger.warning(
             "%s is log-normalised in section %s: its numbers are not whole, and those of a spot add up to %s before the "
             "logarithm. They are taken back to counts of that sum and then normalised to 10,000 as all others. %s",
-            self.where, listing(self._named(lambda k: k.kind == "log1p")), " or ".join(sums), self._remedy(),
+            self.where, listing(logged), " or ".join(sums), self._remedy(),
         )  # fmt: skip
-        return self._undone(logged)
 
     def as_logs(self, asked: Input | None, target_sum: float | None) -> sp.csr_matrix:
         """Logarithms of all spots.
@@ -179,17 +215,27 @@ class StoredExpression:
             What the numbers are said to be: ``"log"`` takes them as they are, ``"counts"`` log-normalises them; `None`: look.
         target_sum
             Sum of a training spot before the logarithm; `None`: not known.
-
-        Raises
-        ------
-        ValueError
-            Counts, where nobody said so and the scale of the training data is not known.
         """
-        if asked == "log":
+        if asked == "log" or (asked is None and target_sum is None):
             return self.values
         if asked == "counts":
             check_nonnegative(self.values, self._what)
             return log_normalize(self.values, target_sum or TARGET_SUM)
+        certain = np.array([kind.kind == "log1p" for kind in self.kinds])
+        change = np.array(
+            [not k.is_log or (k.kind == "log1p" and not _same_scale(k.total, target_sum)) for k in self.kinds]
+        )
+        if not change.any():
+            return self.values
+        out = self.values.copy()
+        out.data[self._entries(change)] = log_normalize(
+            self._undone(certain & change)[change[self.number]], target_sum or TARGET_SUM
+        ).data
+        return out
+
+    def _tell_as_logs(self, asked: Input | None, target_sum: float | None) -> None:
+        if asked is not None:
+            return
         counts = self._named(lambda k: not k.is_log and k.kind != "empty")
         if counts and target_sum is None:
             msg = (
@@ -200,7 +246,7 @@ class StoredExpression:
             )
             raise ValueError(msg)
         if target_sum is None:
-            return self.values
+            return
         if counts:
             logger.info(
                 "%s holds counts in section %s; they are log-normalised to a sum of %s, as the training data were.",
@@ -212,17 +258,6 @@ class StoredExpression:
                 "%s is log-normalised to another sum than the training data (%s) in section %s; it is brought to theirs.",
                 self.where, f"{target_sum:,.0f}", listing(other),
             )  # fmt: skip
-        certain = np.array([kind.kind == "log1p" for kind in self.kinds])
-        change = np.array(
-            [not k.is_log or (k.kind == "log1p" and not _same_scale(k.total, target_sum)) for k in self.kinds]
-        )
-        if not change.any():
-            return self.values
-        out = self.values.copy()
-        out.data[self._entries(change)] = log_normalize(
-            self._undone(certain & change)[change[self.number]], target_sum
-        ).data
-        return out
 
     @property
     def _what(self) -> str:
@@ -275,6 +310,15 @@ class StoredExpression:
                 "%s is normalised in section %s (one sum for all spots, no logarithm); it is taken as counts.",
                 self.where, listing(normalised),
             )  # fmt: skip
+
+
+def _canonical(matrix: Any) -> sp.csr_matrix:
+    """CSR, float32, columns ascending and each once; not to be written into."""
+    values = as_csr(matrix, np.float32)
+    if not values.has_canonical_format:
+        values = values.copy()
+        values.sum_duplicates()
+    return values
 
 
 def _same_scale(total: float | None, target_sum: float) -> bool:

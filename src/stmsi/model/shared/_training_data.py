@@ -15,8 +15,10 @@ from stmsi.model.shared._fitted_state import FittedState
 from stmsi.model.shared._gene_names import gene_names
 from stmsi.model.shared._gene_panel import GenePanel
 from stmsi.model.shared._persistence import training_record
-from stmsi.model.shared._spot_input import Spots, read_spots
+from stmsi.model.shared._spot_input import Spots
+from stmsi.model.shared._spot_reader import read_spots
 from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, training_rows
+from stmsi.model.shared._training_spots import TrainingSpots
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -57,11 +59,16 @@ class TrainingData:
 
     @classmethod
     def read(
-        cls, adata: AnnData | None, setup: Setup, train_idx: ArrayLike | None, validation_idx: ArrayLike | None
+        cls,
+        adata: AnnData | None,
+        setup: Setup,
+        train_idx: ArrayLike | None,
+        validation_idx: ArrayLike | None,
+        spots: Spots | None = None,
     ) -> TrainingData:
-        """Read and check; errors as for ``train``."""
+        """Read and check; errors as for ``train``. `spots` are those of `adata` where they have been read before."""
         adata = require_data(adata)
-        spots, all_targets = read_spots(adata, setup), read_targets(adata, setup)
+        spots, all_targets = read_spots(adata, setup) if spots is None else spots, read_targets(adata, setup)
         rows, validation = training_rows(all_targets, train_idx, validation_idx)
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
         sample = sections_of(adata, setup.sample_key)[rows]
@@ -91,7 +98,14 @@ class TrainingData:
         """State of a model whose features are fitted, with the summary of the training spots."""
         state = start_state(self.adata, setup, self.targets, features, self.train)
         state.training = summarise_training(self.adata, setup, self.rows)
+        state.seen = self._seen()
         return state
+
+    def _seen(self) -> TrainingSpots:
+        """What finds the spots again that were trained or calibrated on."""
+        if self.validation is None:  # made once for all members of a stack
+            return self.train.once("seen", lambda: TrainingSpots.of(self.train))
+        return TrainingSpots.of(self.spots.take(np.union1d(self.rows, self.validation)))
 
 
 def require_data(adata: AnnData | None) -> AnnData:

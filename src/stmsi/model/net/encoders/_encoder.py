@@ -219,8 +219,8 @@ class Encoder(nn.Module):
         Whether both stages can only be learned at once.
     residual
         What the heads correct when the user does not say; see :class:`stmsi.model.HurdleNet`.
-    several_nets
-        Whether one network for each held-out group is trained when the user does not say.
+    most_nets, nets_without_refit
+        Networks at most, one for each held-out group, when the user does not say; and with ``train(refit=False)``.
     usual
         How it is trained when the user does not say.
     correlation_weight
@@ -251,7 +251,8 @@ class Encoder(nn.Module):
     uses_positions: ClassVar[bool] = False
     is_joint: ClassVar[bool] = False
     residual: ClassVar[str | None] = "ridge"
-    several_nets: ClassVar[bool] = False
+    most_nets: ClassVar[int] = 3
+    nets_without_refit: ClassVar[int] = 1
     usual: ClassVar[Usual] = Usual()
     correlation_weight: ClassVar[float] = 0.0
 

@@ -85,7 +85,7 @@ class TransformerEncoder(MetaboliteEncoder):
 
     uses_graph = True
     n_rings = 2
-    several_nets = True
+    most_nets = nets_without_refit = 6
     usual = Usual(max_epochs=100, patience=8, batch_size=256, lr=1e-2)
     correlation_weight = 0.5
     mass: torch.Tensor

@@ -1,0 +1,111 @@
+"""Predictions that go to a store on disk while they are made."""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from anndata import AnnData
+
+from stmsi._data.keys import Key
+from stmsi._data.training_marks import RECORD, by_section, write_marks
+from stmsi._progress import track
+from stmsi.io._files import check_new, unfinished
+from stmsi.model.shared._blocks import n_blocks
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from stmsi.model.shared._hurdle_model import How, HurdleModel
+    from stmsi.model.shared._spot_reader import SpotReader
+
+_CHUNK_VALUES = 2**20
+"""Values in a chunk of the store: 4 MB of 32-bit numbers."""
+
+
+def write_prediction(
+    out: str | Path,
+    model: HurdleModel,
+    reader: SpotReader,
+    *,
+    obs: pd.DataFrame,
+    sections: NDArray[Any],
+    record: dict[str, Any],
+    key: str,
+    how: Sequence[How],
+    coverage: float,
+    block_size: int,
+    show_progress_bar: bool | None,
+) -> float:
+    """Predict some spots at a time into a new store of spots x metabolites, which is whole or not there.
+
+    `record` goes into ``uns[key]``; its feature table becomes ``var``.
+
+    Returns
+    -------
+    Share of the spots that lie outside what the model was trained on.
+    """
+    import zarr
+
+    target = check_new(Path(out), "store")
+    features: pd.DataFrame = record["features"]
+    n, m, names = len(reader), len(features), ("X", "presence", "lower", "upper", *how[1:])
+    ood, marks = np.empty(n, np.float32), np.empty(n, object)
+    chunk = max(min(n, _CHUNK_VALUES // max(m, 1)), 1)
+    with unfinished(target) as folder:
+        arrays = {
+            name: zarr.create_array(str(folder / name), shape=(n, m), chunks=(chunk, m), dtype="float32", zarr_format=3)
+            for name in names
+        }
+        blocks = model._predict_blocks(reader, coverage, block_size, marked=True)
+        total = n_blocks(reader, model._reach, block_size)
+        for rows, part in track(blocks, "predict", total=total, show=show_progress_bar):
+            frames = (
+                part.output(how[0]),
+                part.presence,
+                part.lower,
+                part.upper,
+                *(part.output(one) for one in how[1:]),
+            )
+            for name, frame in zip(names, frames, strict=True):
+                _put(arrays[name], rows, frame.to_numpy(np.float32))
+            ood[rows], marks[rows] = part.ood, part.trained_on
+        table = AnnData(obs=obs.assign(**{Key.ood_of(key): ood}), var=features, uns={key: record})
+        write_marks(table, key, marks)
+        table.uns[key][RECORD] = by_section(marks, sections)
+        if reader.spots.xy is not None:
+            table.obsm[Key.obsm.SPATIAL] = reader.spots.xy
+        _finish(folder, table, names)
+        (folder / "store").rename(check_new(target, "store"))
+    return float((ood > 1).mean())
+
+
+def _put(array: Any, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
+    if rows[-1] - rows[0] + 1 == len(rows):
+        array[int(rows[0]) : int(rows[-1]) + 1] = values
+    else:
+        array.oindex[rows] = values
+
+
+def _finish(folder: Path, table: AnnData, names: Sequence[str]) -> None:
+    """Write the table without its matrices, and move the matrices in."""
+    import anndata
+    import zarr
+
+    store = folder / "store"
+    with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=3):
+        warnings.filterwarnings("ignore", message="Consolidated metadata")  # anndata writes it as well
+        table.write_zarr(store)
+        for name in names:
+            place = store / "X" if name == "X" else store / "layers" / name
+            if place.exists():
+                shutil.rmtree(place)
+            shutil.move(folder / name, place)
+            zarr.open_array(str(place)).attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+        zarr.consolidate_metadata(str(store))

@@ -1,0 +1,86 @@
+"""What the folds of a cross-validation read once for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import numpy as np
+import scipy.sparse as sp
+from anndata import AnnData
+
+from stmsi._core.learning.expression_parts import ExpressionParts
+from stmsi.model._families import ModelSpec, resolve
+from stmsi.model.shared._spot_input import Spots, read_spots
+from stmsi.model.shared._spot_model import SpotModel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from stmsi.model.shared._setup import Setup
+
+_OF_PROCESS: dict[str, SharedFolds] = {}
+"""In a process that fits some of the folds: those of the last cross-validation, so that its next fold finds what is made."""
+
+
+class SharedFolds:
+    """Spots as models read them, log expression, and sums over what folds have in common; each made when first needed.
+
+    It lives as long as the cross-validation; in processes beside it until the next one, or until they end.
+
+    Parameters
+    ----------
+    adata
+        All spots.
+    folds
+        Training spots of every fit.
+    """
+
+    def __init__(self, adata: AnnData, folds: Sequence[NDArray[Any]]) -> None:
+        self.adata = adata
+        distinct = {rows.tobytes(): rows for rows in folds}
+        self._folds = list(distinct.values())
+        self._spots: dict[Setup, Spots] = {}
+        self._expression: dict[tuple[Any, ...], ExpressionParts] = {}
+        self._token = uuid4().hex
+
+    def serves(self, spec: ModelSpec, fields: Mapping[str, Any]) -> bool:
+        """Whether a model reads nothing but the spots, and all folds are told to read them alike."""
+        cls, _, _, train = resolve(spec)
+        return issubclass(cls, SpotModel) and not cls._reads_matrix and not train and fields.get("input") is not None
+
+    def without_expression(self, rows: NDArray[Any], layer: str | None) -> AnnData:
+        """Some spots, with all but the expression; the layer that a setup names is there and empty."""
+        whole = self.adata
+        named = {} if layer is None else {layer: sp.csr_matrix(whole.shape, dtype="float32")}
+        parts = {name: dict(getattr(whole, name)) for name in ("obsm", "obsp", "varm")}
+        return AnnData(obs=whole.obs, var=whole.var, uns=whole.uns, layers=named, **parts)[rows].copy()
+
+    def spots(self, setup: Setup, rows: NDArray[Any]) -> Spots:
+        """Some spots as a model with this setup reads them for training."""
+        if setup not in self._spots:
+            spots = read_spots(self.adata, setup)
+            kind = setup.layer, setup.input, setup.sample_key
+            if kind not in self._expression:
+                self._expression[kind] = ExpressionParts(spots.counts, setup.input == "log", self._folds)
+            everything = self._expression[kind].some(np.arange(len(spots)))
+            self._spots[setup] = spots.with_counts(everything)
+        return self._spots[setup].take(rows)
+
+    def query(self, setup: Setup, rows: NDArray[Any]) -> Spots:
+        """Some spots as a trained model reads them: their clusters are those of no training."""
+        return replace(self.spots(setup, rows), cluster=None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _found_or_made, (self._token, self.adata, self._folds)
+
+
+def _found_or_made(token: str, adata: AnnData, folds: list[NDArray[Any]]) -> SharedFolds:
+    """In a process that gets a fold to fit."""
+    if token not in _OF_PROCESS:
+        _OF_PROCESS.clear()
+        _OF_PROCESS[token] = made = SharedFolds(adata, folds)
+        made._token = token
+    return _OF_PROCESS[token]
