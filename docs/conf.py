@@ -40,7 +40,8 @@ extensions = [
     "sphinx_autodoc_typehints",  # after napoleon
     "sphinx_copybutton",
     "sphinx_design",
-    "own_members",  # from here on: docs/_ext
+    "benchmark_charts",  # from here on: docs/_ext
+    "own_members",
     "prose_docstrings",
     "short_types",
 ]

@@ -184,7 +184,7 @@ def training_record(adata: AnnData, metabolite_key: str) -> dict[str, Any]:
 @cache
 def _versions() -> dict[str, str]:
     """Of the packages that models are made with; the files that say it are read once."""
-    return {name: version(name) for name in _PACKAGES}
+    return {name: version(name) for name in PACKAGES}
 
 
 def _genes(model: StoredModel) -> dict[str, Any]:
