@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stmsi._data.keys import ACROSS_SCORES
-from stmsi._data.training_marks import UNKNOWN, of_scores
+from stmsi._data.training_marks import HELD_OUT, PARTLY, TRAINED_ON, UNKNOWN, of_scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -21,6 +21,9 @@ SHOWN = ["prevalence", "auroc", "auprc", "f1", "r2", "pearson"]
 """What 80 columns hold; the csv has all."""
 BETWEEN = "pearson_between"
 """One number for all sections, which stands beside those of single sections in a row of its own."""
+
+MARKS = {HELD_OUT: "", TRAINED_ON: "*", PARTLY: "(*)", UNKNOWN: "?"}
+"""Behind the name of a section; words would not fit into 80 columns."""
 
 
 def print_table(title: str, labels: Sequence[str], columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -86,15 +89,17 @@ def show_scores(scores: pd.DataFrame, title: str = "") -> None:
     """Print medians over metabolites of the main scores of both stages, section by section and over all of them."""
     parts: list[tuple[str, dict[Any, Any]]]
     parts = [(str(name), row.to_dict()) for name, row in medians(scores, ["sample"]).iterrows()]
-    said = {name: "?" if state == UNKNOWN else state for name, state in of_scores(scores).items()}
+    said = {name: name + MARKS[state] for name, state in of_scores(scores).items()}
     rows = [
-        [name, mark, f"{row['metabolites']:.0f}", *(number(row.get(v, float("nan"))) for v in (*SHOWN, BETWEEN))]
-        for (name, row), mark in zip(
-            [*parts, ("all sections", all_sections(scores))], [*said.values(), ""], strict=True
-        )
+        [
+            said.get(name, name),
+            f"{row['metabolites']:.0f}",
+            *(number(row.get(v, float("nan"))) for v in (*SHOWN, BETWEEN)),
+        ]
+        for name, row in [*parts, ("all sections", all_sections(scores))]
     ]
     titles = {"prevalence": "(base)", "pearson": "within", BETWEEN: "between"}
-    print_table(title, ["sample", "trained"], ["metabolites", *(titles.get(v, v) for v in (*SHOWN, BETWEEN))], rows)
+    print_table(title, ["sample"], ["metabolites", *(titles.get(v, v) for v in (*SHOWN, BETWEEN))], rows)
 
 
 def show_demo(means: pd.DataFrame) -> None:
