@@ -100,7 +100,7 @@ def test_intervals_cover_what_they_say_in_new_groups(coverage):
     new = draw(rng, n_groups=60, between=0.5)
     inside, lower, _ = coverage_of(model, new, coverage)
     called = new[4] > 0
-    assert inside[called].mean() == pytest.approx(coverage, abs=0.02)
+    assert inside[called].mean() == pytest.approx(coverage, abs=0.025)
     # nothing lies below 0: all that is missed of spots called absent lies above. Those that are absent are always covered
     absent = (new[0][~called] == 0).mean()
     assert inside[~called].mean() == pytest.approx(max(coverage, absent), abs=0.02)

@@ -9,6 +9,7 @@ import numpy as np
 import scipy.sparse as sp
 from scipy.spatial import KDTree
 from scipy.special import ndtr, ndtri
+from scipy.stats import t
 
 from stmsi._core.arrays import Bools, Floats, Ints
 from stmsi._core.spatial.random_fields import matern32
@@ -24,6 +25,10 @@ _MOST_PAIRS = 20_000
 _SWEEPS = 16
 _RIDGE = 0.05
 _LEAST_VARIANCE = 0.05
+_WIDE = (-1, -2)  # the section, and the structure of the largest length: a few of them fit into a section at most
+_PULL = 4  # sections that the mean of all variables counts for
+_MOST_WIDE = 1.0  # variance of a wide structure, of a total of 1
+_LEAST_SHARED = 0.25  # share of the mean variance below which correlations are not relied on
 
 
 def impute_censored(z: Floats, limit: Floats, means: sp.csr_matrix | None, rng: np.random.Generator) -> Floats:
@@ -93,7 +98,7 @@ class Coregionalization:
             matern = (matern32(distance[chosen], length).mean() for length in lengths)
             correlation.append([0.0, *matern, several])
         found = _goulard_voltz(np.stack(covariance), np.array(correlation))
-        return cls._reduce(lengths, found, n_factors)
+        return cls._reduce(lengths, found, n_factors).of_few_sections(len(np.unique(section)))
 
     @classmethod
     def _reduce(cls, lengths: Floats, B: Floats, n_factors: int) -> Coregionalization:
@@ -107,6 +112,28 @@ class Coregionalization:
         specific[0] += np.where(total > 1e-9, 0, 1)
         total = np.where(total > 1e-9, total, 1)
         return cls(lengths, loadings / np.sqrt(total)[:, None], specific / total)
+
+    def of_few_sections(self, n_sections: int) -> Coregionalization:
+        """The widest structures, for sections that are none of those that they were learnt from.
+
+        A handful of sections tells little of how levels and wide fields of one variable vary: by chance many seem not to. Their
+        variances are pulled to the mean of all variables, the more the fewer sections there are, and raised, as a t-distribution is
+        wider than a normal one. Each variable has a variance of 1 in all again.
+        """
+        if n_sections < 2:
+            return self
+        loadings, specific = self.loadings.copy(), self.specific.copy()
+        pull = _PULL / (_PULL + n_sections)
+        raised = (t.ppf(0.95, max(n_sections - 1, 3)) / ndtri(0.95)) ** 2
+        for s in _WIDE:
+            variance = (loadings[s] ** 2).sum(axis=1) + specific[s]
+            goal = np.minimum(((1 - pull) * variance + pull * variance.mean()) * raised, _MOST_WIDE)
+            # what is shared with other variables grows along; of a variable that hardly varies, little is known to be shared
+            grown = goal / np.maximum(variance, max(_LEAST_SHARED * variance.mean(), 1e-12))
+            loadings[s] *= np.sqrt(grown)[:, None]
+            specific[s] = specific[s] * grown + np.maximum(goal - variance * grown, 0)
+        total = (loadings**2).sum(axis=(0, 2)) + specific.sum(axis=0)
+        return Coregionalization(self.lengths, loadings / np.sqrt(total)[:, None], specific / total)
 
     def covariance(self, structure: int) -> Floats:
         """Covariance between the variables of one structure: 0 the nugget, -1 the section."""

@@ -80,7 +80,7 @@ class GroupConformal:
     spots get narrow intervals, and spots far from the training data, or with imputed genes, wide ones (:func:`doubt_of`).
     For each metabolite, and for spots called absent and present apart, the scores of all groups form one distribution in which
     every group weighs the same. Spots called absent have a lower bound of 0 and one tail of it as upper bound, spots called
-    present two equal tails. Where less than such a tail can lie below (no intensity is below 0), the rest is left out above.
+    present two equal tails. Where absence is likelier than a tail, the lower bound is 0; what is not missed below is left out above.
 
     A new section is none of those groups, which costs coverage. So the level is raised until groups that are left out, one
     after the other, are covered as asked over all metabolites, times :math:`(K - 1) / K`, since :math:`K` groups and not
@@ -121,9 +121,11 @@ class GroupConformal:
         absent, present = (np.where(s, score, np.nan) for s in (prediction == 0, prediction > 0))
         of_absent = left_out_levels(absent, weight, group, two_sided=False)
         level = raised_levels(of_absent, weight, group, coverages)
-        above = _shares_above(present, weight, coverages)
+        # from this level on, the spot may be absent by more than a tail: its lower bound is 0
+        to_zero = np.maximum(1 - 2 * (1 - probability), 0)
+        above = _shares_above(present, weight, to_zero, coverages)
         of_present = left_out_levels(present, weight, group, two_sided=True)
-        of_present = _levels_of_tails(of_present, present > 0, above, coverages)
+        of_present = _levels_of_tails(of_present, present > 0, above, to_zero, coverages)
         level_present = raised_levels(of_present, weight, group, coverages)
         tail = (1 + level_present) / 2
         upper = np.column_stack([np.interp(level_present, coverages, share) for share in above.T])
@@ -164,7 +166,9 @@ class GroupConformal:
         added = 0.0 if doubt is None else np.asarray(doubt, np.float64)[:, None] * self.signal
         spread = hurdle_spread(probability, intensity, self.spread, added)
         called = prediction > 0
-        below = np.where(called, self.values[LOWER, at], 0) * spread
+        sure = 1 - np.asarray(probability, np.float64) < (1 - self.coverages[at]) / 2
+        sure |= self.count.sum(axis=0) == 0  # nothing is known of the metabolite
+        below = np.where(sure, np.where(called, self.values[LOWER, at], 0) * spread, prediction)
         above = np.where(called, self.values[UPPER, at], self.values[ABSENT, at]) * spread
         return np.maximum(below, 0), np.maximum(above, 0)
 
@@ -303,11 +307,11 @@ def _signal(prediction: Floats) -> Floats:
     return np.nansum((prediction - mean) ** 2, axis=0) / n
 
 
-def _shares_above(score: Floats, weight: Floats, coverages: Floats) -> Floats:
+def _shares_above(score: Floats, weight: Floats, to_zero: Floats, coverages: Floats) -> Floats:
     """Share of the scores of each metabolite that the upper bound must hold, shape (levels, metabolites).
 
-    The lower bound leaves out an equal tail where so much lies below. Where scores are tied, as those of zeros, it
-    leaves out less, and the upper bound leaves out the rest: a metabolite that is present nowhere in most spots called
+    The lower bound leaves out an equal tail, but nothing of spots whose level `to_zero` is passed (spots, metabolites): no
+    intensity lies below 0. The upper bound leaves out the rest. Metabolites that are absent from many of the spots called
     present would else be covered too often.
     """
     shares = np.repeat((1 + coverages[:, None]) / 2, score.shape[1], axis=1)
@@ -315,18 +319,19 @@ def _shares_above(score: Floats, weight: Floats, coverages: Floats) -> Floats:
         known = ~np.isnan(score[:, m])
         below, own = -score[known, m], weight[known, m]
         bound = upper_quantiles(below, own, shares[:, m])
-        order = np.argsort(below, kind="stable")
-        held = np.append(0.0, np.cumsum(own[order]))[np.searchsorted(below[order], bound, side="right")] / own.sum()
-        shares[:, m] = np.maximum.accumulate(coverages + np.maximum(1 - held, 0))
+        # a spot is missed below at the levels before its own, up to that of its score
+        last = np.minimum(np.searchsorted(bound, below, side="left"), np.searchsorted(coverages, to_zero[known, m]))
+        left = np.append(np.cumsum(np.bincount(last, own, len(coverages) + 1)[::-1])[::-1], 0.0)[1:-1] / own.sum()
+        shares[:, m] = np.maximum.accumulate(coverages + left)
     return np.clip(shares, 0, 1)
 
 
-def _levels_of_tails(needed: Floats, above: Bools, shares: Floats, coverages: Floats) -> Floats:
+def _levels_of_tails(needed: Floats, above: Bools, shares: Floats, to_zero: Floats, coverages: Floats) -> Floats:
     """Levels needed with equal tails as those needed with the tails of :func:`_shares_above`, shape (spots, metabolites).
 
-    `above` tells which scores lie above the prediction; those below have the same tail.
+    `above` tells which scores lie above the prediction; those below have the same tail, until the bound is 0.
     """
-    out = needed.copy()
+    out = np.where(above, needed, np.minimum(needed, to_zero))
     for m in range(needed.shape[1]):
         rows = above[:, m] & np.isfinite(needed[:, m])
         out[rows, m] = np.interp((1 + needed[rows, m]) / 2, shares[:, m], coverages)
