@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import pickle
+from concurrent.futures import ThreadPoolExecutor
+from time import sleep
 
 import numpy as np
 import pandas as pd
@@ -84,6 +86,21 @@ def test_what_another_process_would_say(caplog):
     assert caplog.records == []
     say_again(pickle.loads(pickle.dumps(found)))
     assert warnings_of(caplog) == ["{'not': 'plain'}: 3 of 0.5, which takes a few words.", "told by name"]
+
+
+def test_threads_keep_their_warnings_apart(caplog):
+    def work(number: int) -> list[str]:
+        with held_back() as found:
+            for _ in range(20):
+                logger.warning("Thread %d has something to say about itself.", number)
+                sleep(0.001)
+        return [record.getMessage() for record in found]
+
+    with ThreadPoolExecutor(4) as pool:
+        said = list(pool.map(work, range(8)))
+    assert said == [[f"Thread {k} has something to say about itself."] * 20 for k in range(8)]
+    assert caplog.records == []
+    assert logger.filters == []
 
 
 class Groups:

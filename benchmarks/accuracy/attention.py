@@ -52,9 +52,9 @@ def within(test: AnnData, predicted: NDArray[np.float64]) -> NDArray[np.float64]
 
 
 def fit(train: AnnData, spec: str | dict[str, Any], seed: int) -> tuple[Any, float]:
-    """A trained model, and the CPU seconds that it took."""
-    cls, params, _, options = resolve(spec)
-    cls.setup_anndata(train, graph_key="spatial_connectivities")
+    """A trained model, which sees neighbours unless its ``"setup"`` says otherwise, and the CPU seconds that it took."""
+    cls, params, setup, options = resolve(spec)
+    cls.setup_anndata(train, **{"graph_key": "spatial_connectivities", **setup})
     start = process_time()
     model = cls(train, **{"rng": seed, **params})
     model.train(show_progress_bar=False, **options)

@@ -48,6 +48,7 @@ MODELS = {
     "mlp, by section": {"model": "mlp", "residual": None, "standardise": "sample"},
     "transformer": {"model": "HurdleNet", "encoder": "transformer"},
     **{name: {"model": "HurdleNet", "encoder": name, **GRAPH} for name in ("graph", "deepset", "niche")},
+    "niche, alone": {"model": "HurdleNet", "encoder": "niche", "residual": None, **GRAPH},
     **{name: {"model": "HurdleNet", "encoder": name} for name in ("section", "crossmodal")},
     "crossmodal, retrieval": {
         "model": "HurdleNet",

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import wraps
+from threading import Lock, get_ident
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -60,6 +61,7 @@ class _OncePerCause(logging.Filter):
 
 
 _open: list[_OncePerCause] = []
+_changing = Lock()
 
 
 @contextmanager
@@ -74,11 +76,10 @@ def once_per_cause() -> Iterator[None]:
         return
     once = _OncePerCause()
     _open.append(once)
-    logger.addFilter(once)
     try:
-        yield
+        with _asked_first(once):
+            yield
     finally:
-        logger.removeFilter(once)
         _open.remove(once)
         once.say_others()
 
@@ -96,11 +97,12 @@ def warns_once(function: Callable[P, T]) -> Callable[P, T]:
 
 @contextmanager
 def held_back() -> Iterator[list[logging.LogRecord]]:
-    """Collect warnings of the package's logger instead of saying them; as plain values, which another process can send home."""
+    """Collect warnings of this thread instead of saying them; as plain values, which another process can send home."""
     found: list[logging.LogRecord] = []
+    own = get_ident()
 
     def keep(record: logging.LogRecord) -> bool:
-        if record.levelno < logging.WARNING:
+        if record.levelno < logging.WARNING or record.thread != own:
             return True
         if not isinstance(record.args, tuple):
             record.msg, record.args = record.getMessage(), ()
@@ -108,12 +110,20 @@ def held_back() -> Iterator[list[logging.LogRecord]]:
         found.append(record)
         return False
 
-    # the filters of an outer call would drop what came before
-    outer, logger.filters = logger.filters, [keep]
-    try:
+    with _asked_first(keep):  # before the filter of an outer call, which would drop what came before
         yield found
+
+
+@contextmanager
+def _asked_first(what: Any) -> Iterator[None]:
+    """Put a filter before all others of the logger; other threads may do the same meanwhile."""
+    with _changing:
+        logger.filters = [what, *logger.filters]
+    try:
+        yield
     finally:
-        logger.filters = outer
+        with _changing:
+            logger.filters = [other for other in logger.filters if other is not what]
 
 
 def say_again(records: Iterable[logging.LogRecord]) -> None:

@@ -455,6 +455,8 @@ def test_the_demo_writes_its_folder(demo):
     assert "SIMULATED." in page
     assert page.count("data:image/png;base64,") == 5
     assert "mean (baseline)" in page
+    assert "Scores on the held-out section P3S1" in page
+    assert "reach a mean Pearson correlation of 0." in page
     assert "stmsi demo --seed 0 --small --out" in page
     assert "&#34;class&#34;: &#34;HurdleLinear&#34;" in page, "the model card"
 
@@ -466,6 +468,7 @@ def test_the_demo_scores_baselines_beside_models(demo):
     assert columns | {"kind", "predictable"} <= set(scores)
     assert set(scores["model"]) == {"mean", "ridge", "mlp"}
     assert set(scores["sample"]) == {"P3S1"}, "only the held-out section"
+    assert set(scores["trained_on"]) == {"no"}
     intensity = scores[(scores["stage"] == "intensity") & scores["predictable"]].groupby("model")["pearson"].mean()
     assert intensity["ridge"] > 0.3
     presence = scores[(scores["stage"] == "presence") & scores["predictable"]].groupby("model")["auroc"].mean()
@@ -482,7 +485,10 @@ def test_what_the_demo_wrote_can_be_used(demo, tmp_path):
     np.testing.assert_allclose(
         model.predict(sdata.tables["st"]), sdata.tables["st"].obsm["msi_pred"], rtol=1e-4, atol=1e-5
     )
-    run("evaluate", demo[0] / "demo.zarr")
+    assert sdata.tables["st"].uns["msi_pred"]["training_spots"]["trained_on"].tolist()[-1] == "no"
+    text = run("evaluate", demo[0] / "demo.zarr")
+    assert re.search(r"P1S1 +yes .*P3S1 +no ", re.sub(r"\s+", " ", text))
+    assert "Held out: P3S1." in text
 
 
 @pytest.mark.slow

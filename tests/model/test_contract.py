@@ -49,7 +49,9 @@ CASES = {
     "linear": Case(HurdleLinear, {"n_components": 15, "n_folds": 3}),
     "kernel": Case(HurdleKernel, {"kernel": "genes", "n_landmarks": 100, "n_folds": 3}),
     "screened": Case(HurdleScreened, {"n_folds": 3}),
-    "net": Case(HurdleNet, {"encoder_kwargs": {"n_hidden": 32, "n_layers": 1}}, {"max_epochs": 2, "lr": 0.01}),
+    "net": Case(
+        HurdleNet, {"n_nets": 1, "encoder_kwargs": {"n_hidden": 32, "n_layers": 1}}, {"max_epochs": 2, "lr": 0.01}
+    ),
     "ensemble": Case(
         HurdleEnsemble,
         {

@@ -84,7 +84,7 @@ def test_sections_weigh_the_same_and_are_what_is_left_out(monkeypatch, sections)
     original = GroupConformal.fit.__func__
 
     def spy(cls, *args):
-        seen.append(args[-1])
+        seen.append(args[5])
         return original(cls, *args)
 
     monkeypatch.setattr(GroupConformal, "fit", classmethod(spy))
@@ -108,11 +108,81 @@ def test_sections_weigh_the_same_and_are_what_is_left_out(monkeypatch, sections)
 def test_a_network_is_calibrated_on_blocks_of_the_section_that_it_holds_out(monkeypatch, sections):
     seen = []
     original = GroupConformal.fit.__func__
-    monkeypatch.setattr(GroupConformal, "fit", classmethod(lambda cls, *a: (seen.append(a[-1]), original(cls, *a))[1]))
+    monkeypatch.setattr(GroupConformal, "fit", classmethod(lambda cls, *a: (seen.append(a[5]), original(cls, *a))[1]))
     data = sections.copy()
     HurdleNet.setup_anndata(data, presence_key="msi_presence")
     HurdleNet(data, encoder_kwargs={"n_hidden": 8, "n_layers": 1}).train(max_epochs=1, refit=False)
     assert len(np.unique(seen[0])) == 5
+
+
+@pytest.fixture(scope="module")
+def driven() -> tuple[AnnData, HurdleLinear]:
+    """A section whose metabolites follow three genes each, no two the same, and a model of four others."""
+    rng = np.random.default_rng(0)
+    n, genes, metabolites = 80, 36, 12
+    z = rng.normal(size=(5 * n, genes))
+    level = np.repeat(rng.normal(0, 0.2, (5, genes)), n, axis=0)
+    drivers = rng.permutation(genes).reshape(metabolites, 3)
+    y = 8 + z[:, drivers].sum(axis=2) + 0.5 * rng.normal(size=(5 * n, metabolites))
+    counts = rng.poisson(20 * np.exp(level + 0.8 * z)).astype(np.float32)
+    adata = AnnData(
+        sp.csr_matrix(counts),
+        pd.DataFrame({"sample": np.repeat([f"s{k}" for k in range(5)], n)}, [f"c{i}" for i in range(5 * n)]),
+        pd.DataFrame(index=[f"g{j}" for j in range(genes)]),
+    )
+    frame = pd.DataFrame(np.maximum(y, 0).astype(np.float32), adata.obs_names).add_prefix("m")
+    adata.obsm["msi"] = frame
+    train = adata[: 4 * n].copy()
+    HurdleLinear.setup_anndata(train)
+    model = HurdleLinear(train, n_components=30, n_folds=4)
+    model.train(show_progress_bar=False)
+    return adata[4 * n :].copy(), model
+
+
+def without_third(adata: AnnData, rng: np.random.Generator) -> AnnData:
+    return adata[:, np.sort(rng.permutation(adata.n_vars)[adata.n_vars // 3 :])].copy()
+
+
+def shifted(adata: AnnData, rng: np.random.Generator) -> AnnData:
+    """Every gene caught more or less often, as by another kit."""
+    out = adata.copy()
+    out.X = sp.csr_matrix(np.round(adata.X.toarray() * np.exp(rng.normal(0, 1, adata.n_vars))).astype(np.float32))
+    return out
+
+
+@pytest.mark.parametrize("change", [without_third, shifted])
+def test_intervals_widen_with_imputed_genes_and_distance(driven, monkeypatch, change):
+    test, model = driven
+    assert covered(test, model, 0.9).mean().mean() == pytest.approx(0.9, abs=0.03)
+    other = change(test, np.random.default_rng(0))
+    widened = covered(other, model, 0.9).mean().mean()
+    monkeypatch.setattr("stmsi.model.shared._hurdle_model.doubt_of", lambda distance, *_: np.zeros(len(distance)))
+    alone = covered(other, model, 0.9).mean().mean()
+    assert alone < 0.87
+    assert abs(widened - 0.9) < abs(alone - 0.9) - 0.03
+
+
+def test_held_out_distances_are_those_to_other_sections(driven):
+    _, model = driven
+    spots = model._query_spots(None, 0.0)
+    features, groups = model.state.features, np.repeat(np.arange(4), 80)
+    np.testing.assert_array_equal(features.held_out_ood(spots, np.zeros(320)), features.ood(spots))
+    apart = features.held_out_ood(spots, groups)
+    assert 1 < apart.mean() / features.ood(spots).mean() < 1.3
+    table = model.state.feature_table
+    assert (table["held_out_coverage_lowest"] <= table["held_out_coverage"]).all()
+    assert table["held_out_coverage"].mean() == pytest.approx(0.9, abs=0.03)
+
+
+def test_a_network_is_calibrated_on_every_section(sections):
+    data = sections.copy()
+    HurdleNet.setup_anndata(data, presence_key="msi_presence")
+    model = HurdleNet(data, encoder_kwargs={"n_hidden": 8, "n_layers": 1})
+    model.train(max_epochs=2, show_progress_bar=False)
+    known = data.obsm["msi"].notna().any(axis=1).to_numpy()
+    assert len(model._nets) == 3
+    assert (model.state.residuals.count.sum(axis=0) == known.sum()).all()
+    assert model.state.feature_table["held_out_units"].max() == 5
 
 
 def shuffled(adata: AnnData, rng: np.random.Generator) -> AnnData:

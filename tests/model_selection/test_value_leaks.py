@@ -75,6 +75,32 @@ def test_no_alarm_on_clean_data(seed):
     assert not found(st, SpatialBlockKFold(3, 350, 150), **setup)
 
 
+def test_spots_with_more_cells_have_more_of_everything(mapped_st):
+    """What genes and metabolites share from spot to spot in real tissue is not made of each other, unless other genes do not share it."""
+    rng = np.random.default_rng(0)
+    cells = rng.lognormal(0, 0.5, mapped_st.n_obs)
+    mapped_st.X = sp.csr_matrix(rng.poisson(mapped_st.X.toarray() * cells[:, None] * 3).astype(np.float32))
+    mapped_st.obsm["msi"] = mapped_st.obsm["msi"] * cells[:, None]
+    assert not found(mapped_st)
+    ion = rng.poisson(intensities(mapped_st)[:, :1] / intensities(mapped_st)[:, 0].max() * 100)
+    names = [*mapped_st.var_names, "ion"]
+    X = sp.csr_matrix(sp.hstack([mapped_st.X, ion]))
+    both = ad.AnnData(X, obs=mapped_st.obs, var=pd.DataFrame(index=names), obsm=dict(mapped_st.obsm))
+    table = check_leakage(both, PATIENTS, setup={}, on_error="ignore")
+    assert table["check"].tolist() == ["target"]
+    assert "'ion'" in table.loc[0, "message"]
+
+
+@pytest.mark.realdata
+def test_no_alarm_on_breast_tumours(data_dir):
+    """ST of two patients with features of its histology in the place of metabolites, which nothing was made of."""
+    he = pd.read_csv(data_dir / "her2st" / "he_features_6sections.csv", index_col="spot")
+    adata = ad.read_h5ad(data_dir / "her2st" / "her2st_36_sections.h5ad")[he.index].copy()
+    adata.obsm["msi"] = he.drop(columns=["section", "patient"]).clip(lower=0).astype(np.float32)
+    adata.obs["sample"] = adata.obs["section"].astype(str)
+    assert not found(adata)
+
+
 @pytest.mark.parametrize(
     ("make", "check"),
     [

@@ -36,7 +36,7 @@ def kept(ax) -> list[float]:
 def net(_mapped):
     st = _mapped.tables["st"].copy()
     HurdleNet.setup_anndata(st)
-    model = HurdleNet(st)
+    model = HurdleNet(st, n_nets=1)
     model.train(max_epochs=3)
     return model
 
@@ -45,7 +45,7 @@ def net(_mapped):
 def two_stages(_mapped):
     st = _mapped.tables["st"].copy()
     HurdleNet.setup_anndata(st)
-    model = HurdleNet(st, training="two_stage")
+    model = HurdleNet(st, training="two_stage", n_nets=1)
     model.train(max_epochs=3)
     return model
 

@@ -43,7 +43,7 @@ def spy(monkeypatch):
 def test_the_table_is_tidy(data):
     table = stmsi.tl.cross_validate(data, ["mean", "linear"], setup=PRESENCE)
     assert list(table)[:7] == ["model", "fold", "seconds", "sample", "metabolite", "stage", "n"]
-    assert list(table)[7:] == [*PRESENCE_SCORES, *INTENSITY_SCORES, *SECTION_MOMENTS, "reason"]
+    assert list(table)[7:] == ["trained_on", *PRESENCE_SCORES, *INTENSITY_SCORES, *SECTION_MOMENTS, "reason"]
     assert len(table) == 2 * 3 * 3 * 2
     assert not table.duplicated(["model", "fold", "sample", "metabolite", "stage"]).any()
     assert table["model"].drop_duplicates().tolist() == ["mean", "linear"]

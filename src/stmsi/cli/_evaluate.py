@@ -61,7 +61,7 @@ def evaluate(
             show_scores(scores, title=f"obsm[{pred_key!r}], medians over metabolites")
             say(
                 "within, between: Pearson correlation within sections (pattern), and between the means of three sections or "
-                "more (level). (base) is the prevalence, to which auprc compares."
+                "more (level). (base) is the prevalence, to which auprc compares. trained: whether the model was trained on the spots."
             )
         for path in (out, report):
             if path is not None:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from stmsi._data.keys import ACROSS_SCORES
-from stmsi._data.training_marks import SAID_OF, of_scores
+from stmsi._data.training_marks import UNKNOWN, of_scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -86,17 +86,15 @@ def show_scores(scores: pd.DataFrame, title: str = "") -> None:
     """Print medians over metabolites of the main scores of both stages, section by section and over all of them."""
     parts: list[tuple[str, dict[Any, Any]]]
     parts = [(str(name), row.to_dict()) for name, row in medians(scores, ["sample"]).iterrows()]
-    said = {name: SAID_OF[state] for name, state in of_scores(scores).items()}
+    said = {name: "?" if state == UNKNOWN else state for name, state in of_scores(scores).items()}
     rows = [
-        [
-            f"{name} ({said[name]})" if said.get(name) else name,
-            f"{row['metabolites']:.0f}",
-            *(number(row.get(v, float("nan"))) for v in (*SHOWN, BETWEEN)),
-        ]
-        for name, row in [*parts, ("all sections", all_sections(scores))]
+        [name, mark, f"{row['metabolites']:.0f}", *(number(row.get(v, float("nan"))) for v in (*SHOWN, BETWEEN))]
+        for (name, row), mark in zip(
+            [*parts, ("all sections", all_sections(scores))], [*said.values(), ""], strict=True
+        )
     ]
     titles = {"prevalence": "(base)", "pearson": "within", BETWEEN: "between"}
-    print_table(title, ["sample"], ["metabolites", *(titles.get(v, v) for v in (*SHOWN, BETWEEN))], rows)
+    print_table(title, ["sample", "trained"], ["metabolites", *(titles.get(v, v) for v in (*SHOWN, BETWEEN))], rows)
 
 
 def show_demo(means: pd.DataFrame) -> None:

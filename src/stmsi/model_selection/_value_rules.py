@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy.sparse as sp
 from sklearn.decomposition import TruncatedSVD
 
 from stmsi._core.arrays import Floats, Ints
@@ -56,7 +57,7 @@ def features(split: Split) -> Iterator[Finding]:
             yield split.leak("components", where)
         if copied.any() or where in named or not finite.any() or not split.shared_noise.enough:
             continue
-        held = held or replace(split.shared_noise, known=expression_components(split))
+        held = held or replace(split.shared_noise, known=expression_components(split), genes=False)
         filled = np.where(finite, values, np.nanmean(np.where(finite, values, np.nan), axis=0, where=finite))
         filled = np.nan_to_num(filled)[:, :_MOST_FEATURES]
         score = held.of_columns(filled)
@@ -68,19 +69,28 @@ def features(split: Split) -> Iterator[Finding]:
             yield split.leak("made of targets", where, columns=" together")
 
 
-def expression_components(split: Split) -> Floats:
-    """Components of the expression of spots with MSI, (n, k)."""
+def expression_components(split: Split, without: Ints | None = None) -> Floats:
+    """Depth of spots with MSI (where there are counts), and components of the expression of all genes but some, (n, k)."""
     X = split.matrix
-    X = log_normalize(X) if is_whole(X) and X.data.min(initial=0) >= 0 else X
+    counts = is_whole(X) and X.data.min(initial=0) >= 0
+    depth = _depth(X) if counts else np.zeros((X.shape[0], 0))
+    X = log_normalize(X) if counts else X
+    X = X if without is None else X[:, np.setdiff1d(np.arange(X.shape[1]), without)]
     n = min(X.shape)
     mean = np.asarray(X.mean(axis=0)).ravel()
     spread = np.asarray(X.multiply(X).mean(axis=0)).ravel() - mean**2
     X = X[:, np.sort(np.argsort(-spread, kind="stable")[:_MOST_GENES])]
     k = min(_COMPONENTS, X.shape[1] - 1, n // 20)
     if k < 1:
-        return np.zeros((X.shape[0], 0))
+        return depth
     rows = split.shared_noise.rows
-    return np.asarray(TruncatedSVD(k, n_iter=3, random_state=0).fit(X[rows]).transform(X), dtype=np.float64)
+    return np.hstack([depth, TruncatedSVD(k, n_iter=3, random_state=0).fit(X[rows]).transform(X)]).astype(np.float64)
+
+
+def _depth(X: sp.csr_matrix) -> Floats:
+    """Counts of each spot, and the mean of the logarithms of its genes, to which a few ions among them add little, (n, 3)."""
+    total = np.asarray(X.sum(axis=1), dtype=np.float64)
+    return np.hstack([np.log1p(total), np.sqrt(total), np.asarray(X.log1p().mean(axis=1), dtype=np.float64)])
 
 
 def ions(split: Split) -> Iterator[Finding]:
@@ -96,7 +106,11 @@ def ions(split: Split) -> Iterator[Finding]:
 
 
 def _like_ions(split: Split) -> Ints:
-    """Genes that follow metabolites as copies do, rising."""
+    """Genes that follow metabolites as copies do, rising.
+
+    A spot has more or less of all transcripts, and of a cell type, than its neighbours. Metabolites and histology may follow this, and
+    then hundreds of genes do. So genes that look like copies are looked at again, beyond what all other genes tell.
+    """
     held, frame = split.shared_noise, require_frame(split.adata, split.metabolite_key)
     X = split.matrix[held.rows].astype(np.float64)
     X.data = np.log1p(np.maximum(X.data, 0))
@@ -109,7 +123,12 @@ def _like_ions(split: Split) -> Ints:
     like = np.abs(X.T @ (Y / np.maximum(size, 1e-12))).max(axis=1, initial=0) / np.maximum(spread, 1e-12)
     near = np.sort(np.argsort(-like, kind="stable")[:_MOST_SCREENED])
     columns = split.matrix[:, near].toarray().astype(np.float64)
-    return near[held.of_columns(np.log1p(np.maximum(columns, 0))) >= 1]
+    columns = np.log1p(np.maximum(columns, 0))
+    suspect = np.flatnonzero(held.of_columns(columns) >= 1)
+    if not suspect.size:
+        return near[suspect]
+    beyond = replace(held, known=expression_components(split, near[suspect]))
+    return near[suspect[beyond.of_columns(columns[:, suspect]) >= 1]]
 
 
 def values(split: Split) -> Iterator[Finding]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.spatial.partial_sections import correct_section
-from stmsi._core.uncertainty.conformal import widening
+from stmsi._core.uncertainty.conformal import doubt_of, widening
 from stmsi._data.checks import check_nonnegative
 from stmsi._data.keys import Key
 from stmsi._data.tables import imputed, require_frame, require_positions, sections_of
@@ -55,7 +55,8 @@ def correct_by_measured(
             continue
         own = np.ix_(rows, columns)
         stages_here, xy_here = unseen[:, rows][:, :, columns], None if xy is None else xy[rows]
-        made, table = _correct(model, columns, stages_here, measured[own], present[own], xy_here, coverage)
+        doubt = doubt_of(prediction.ood[rows], prediction.missing_genes)
+        made, table = _correct(model, columns, stages_here, measured[own], present[own], xy_here, coverage, doubt)
         for key, values in made.items():
             frames[key][own] = np.where(known[:, columns], frames[key][own], values)
         tables.append(table.assign(sample=str(name), metabolite=ids[columns].astype(str)))
@@ -102,6 +103,7 @@ def _correct(
     present: Floats,
     xy: Floats | None,
     coverage: float,
+    doubt: Floats,
 ) -> tuple[dict[str, NDArray[np.float32]], pd.DataFrame]:
     """Corrected frames of one section, and its part of the table."""
     probability, intensity = stages
@@ -114,7 +116,7 @@ def _correct(
     residuals = model.state.residuals.take(columns)
     # where presence is kriged to be certain it is not quite: the wider of the two
     sides = np.maximum(
-        *(np.stack(residuals.half_widths(expected, p, intensity, coverage)) for p in (presence, probability))
+        *(np.stack(residuals.half_widths(expected, p, intensity, coverage, doubt)) for p in (presence, probability))
     )
     # what kriging leaves of the error, then what the measured spots say of the intervals
     below, above = sides * np.sqrt(found.variance)

@@ -12,8 +12,9 @@ from anndata import AnnData
 
 from stmsi._data.keys import Key
 from stmsi._data.training_marks import RECORD, by_section, write_marks
+from stmsi._data.unfinished import unfinished
 from stmsi._progress import track
-from stmsi.io._files import check_new, unfinished
+from stmsi.io._files import check_new
 from stmsi.model.shared._blocks import n_blocks
 
 if TYPE_CHECKING:
@@ -100,7 +101,7 @@ def _finish(folder: Path, table: AnnData, names: Sequence[str]) -> None:
 
     store = folder / "store"
     with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=3):
-        warnings.filterwarnings("ignore", message="Consolidated metadata")  # anndata writes it as well
+        warnings.filterwarnings("ignore", message="Consolidated metadata|zarr v3 autosharding")  # of anndata
         table.write_zarr(store)
         for name in names:
             place = store / "X" if name == "X" else store / "layers" / name

@@ -60,20 +60,23 @@ def score_sections(found: Comparison) -> pd.DataFrame:
     shown = [*PRESENCE_SCORES, *INTENSITY_SCORES, *map_scores, *SECTION_MOMENTS]
     columns = ["sample", "metabolite", "stage", "n", TRAINED_ON, *shown, "reason"]
     marks = np.full(len(found.sample), UNKNOWN, object) if found.trained_on is None else found.trained_on
-    parts = []
+    parts: dict[str, list[Any]] = {column: [] for column in columns}
     for name, rows in measured_sections(found.sample, found.measured):
         graph = None if found.xy is None else maps.near_graph(found.xy[rows])
         starts = range(0, len(found.ids), _BLOCK)
         blocks = [_block(found, truth, rows, slice(start, start + _BLOCK), graph) for start in starts]
         for stage, of_blocks in zip(("presence", "intensity"), zip(*blocks, strict=True), strict=True):
-            part = pd.concat([pd.DataFrame(scores) for scores in of_blocks], ignore_index=True)
+            scored = {key: np.concatenate([scores[key] for scores in of_blocks]) for key in of_blocks[0]}
             counted = ~np.isnan((found.measured if stage == "presence" else truth)[rows])
-            seen = {TRAINED_ON: of_metabolites(marks[rows], counted)}
-            parts.append(part.assign(sample=name, metabolite=found.ids, stage=stage, **seen).reindex(columns=columns))
-    if not parts:
+            scored |= {"sample": name, "metabolite": found.ids, "stage": stage}
+            scored[TRAINED_ON] = of_metabolites(marks[rows], counted)
+            for column, values in parts.items():
+                values.append(np.broadcast_to(np.asarray(scored.get(column, np.nan), object), len(found.ids)))
+    if not parts["n"]:
         msg = "No section has MSI to score against: all measured intensities are NaN."
         raise ValueError(msg)
-    table = pd.concat(parts, ignore_index=True).astype(dict.fromkeys(shown, np.float64))
+    types = {"n": np.int64} | dict.fromkeys(shown, np.float64)
+    table = pd.DataFrame({c: np.concatenate(v).astype(types.get(c, object)) for c, v in parts.items()})
     return table.loc[table["n"] > 0].reset_index(drop=True)
 
 

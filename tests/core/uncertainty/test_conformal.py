@@ -8,6 +8,7 @@ from stmsi._core.uncertainty.conformal import (
     LOWER,
     UPPER,
     GroupConformal,
+    doubt_of,
     hurdle_spread,
     left_out_levels,
     raised_levels,
@@ -77,14 +78,18 @@ def test_levels_are_raised_where_groups_differ_and_only_there():
     shifted = alike + 1.5 * rng.normal(size=(4, 10))[group]
     weight = np.ones_like(alike)
     at = 360  # 90 %
-    level, same = (raised_levels(s, weight, group, coverages, two_sided=True) for s in (shifted, alike))
+    level, same = (
+        raised_levels(left_out_levels(s, weight, group, two_sided=True), weight, group, coverages)
+        for s in (shifted, alike)
+    )
     assert level[at] > 0.93
     assert same[at] == pytest.approx(0.9, abs=0.01)
     for values in (level, same):
         assert (values >= coverages).all()
         assert (np.diff(values) >= 0).all()
         assert values[-1] == 1
-    one = raised_levels(shifted, weight, np.zeros(800, int), coverages, two_sided=True)
+    single = np.zeros(800, int)
+    one = raised_levels(left_out_levels(shifted, weight, single, two_sided=True), weight, single, coverages)
     np.testing.assert_array_equal(one, coverages)
 
 
@@ -265,3 +270,39 @@ def test_widening_skips_what_has_no_width():
     y = np.array([[3.0]] * 30)
     zero = np.zeros(y.shape)
     np.testing.assert_array_equal(widening(y, zero, zero, zero, 0.9, np.ones(y.shape, bool)), 1)
+
+
+def test_a_metabolite_that_is_rarely_there_is_not_covered_too_often():
+    """Zeros lie in every interval that begins at 0: what cannot be missed below is missed above."""
+    rng = np.random.default_rng(4)
+    n, m, probability = 4000, 6, 0.2
+    there = rng.random((n, m)) < probability
+    truth = np.where(there, 10 + rng.normal(size=(n, m)), 0.0)
+    p, mu, group = np.full((n, m), probability), np.full((n, m), 10.0), np.repeat(np.arange(4), n // 4)
+    model = GroupConformal.fit(truth, there.astype(float), p, mu, p * mu, group)
+    for coverage in (0.85, 0.9, 0.95):
+        lower, upper = model.interval((p * mu).astype(np.float32), p, mu, coverage)
+        assert ((lower <= truth) & (truth <= upper)).mean() == pytest.approx(coverage, abs=0.01)
+
+
+def test_distance_and_imputed_genes_widen_what_depends_on_them():
+    np.testing.assert_allclose(doubt_of(np.array([0.5, 1.0, 2.0])), [0, 0, 3])
+    np.testing.assert_allclose(doubt_of(np.array([0.5]), 0.5), 0.25)
+    rng = np.random.default_rng(5)
+    mu = np.column_stack([10 + 3 * rng.normal(size=600), np.full(600, 10.0)])
+    ones, group = np.ones_like(mu), np.repeat(np.arange(3), 200)
+    model = GroupConformal.fit(mu + rng.normal(size=mu.shape), ones, ones, mu, mu, group)
+    np.testing.assert_allclose(model.signal, [mu[:, 0].var(), 0], atol=1e-12)
+    usual, far = (model.interval(mu.astype(np.float32), ones, mu, 0.9, np.full(600, d)) for d in (0.0, 1.0))
+    wide = [(high - low).mean(axis=0) for low, high in (usual, far)]
+    assert wide[1][0] == pytest.approx(wide[0][0] * np.sqrt(1 + 9), rel=0.1)
+    assert wide[1][1] == pytest.approx(wide[0][1])
+
+
+def test_coverage_of_left_out_groups_is_told():
+    rng = np.random.default_rng(6)
+    model = GroupConformal.fit(*draw(rng, between=0.5))
+    mean, lowest = model.held_out
+    assert mean.mean() == pytest.approx(0.9, abs=0.05)
+    assert (lowest <= mean).all()
+    assert (lowest < mean - 0.01).any()

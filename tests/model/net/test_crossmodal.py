@@ -132,7 +132,7 @@ def of_exemplars(_mapped):
         st.obsm[key] = st.obsm[key].iloc[:, :4]
     HurdleNet.setup_anndata(st, presence_key="msi_presence")
     options = {"output": "exemplars", "n_hidden": WIDTH, "n_neighbours": 5}
-    model = HurdleNet(st, encoder="crossmodal", residual=None, encoder_kwargs=options)
+    model = HurdleNet(st, encoder="crossmodal", residual=None, n_nets=1, encoder_kwargs=options)
     rates = Rates()
     model.train(max_epochs=3, lr=0.01, callbacks=rates)
     return model, rates

@@ -359,7 +359,7 @@ def fit(adata, name, options=None, **train):
     fields = FIELDS if name in WITH_GRAPH else {"presence_key": "msi_presence"}
     HurdleNet.setup_anndata(adata, **fields)
     # the encoder alone: beside ridge, one or two epochs may change nothing
-    model = HurdleNet(adata, encoder=name, residual=None, encoder_kwargs=SMALL[name] | (options or {}))
+    model = HurdleNet(adata, encoder=name, residual=None, n_nets=1, encoder_kwargs=SMALL[name] | (options or {}))
     model.train(**{"max_epochs": 2, "lr": 0.01, **train})
     return model
 

@@ -19,7 +19,7 @@ from lightning.pytorch.loggers import CSVLogger
 from stmsi.model import HurdleNet
 from stmsi.model.net._train_options import _LOADER, _NOT_LOADER, _NOT_PLAN, _NOT_TRAINER, _PLAN, _TRAINER
 
-SMALL = {"residual": None, "encoder_kwargs": {"n_hidden": 8, "n_layers": 1}}
+SMALL = {"n_nets": 1, "residual": None, "encoder_kwargs": {"n_hidden": 8, "n_layers": 1}}
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ def trained() -> Spots:
 
 @pytest.fixture(scope="module")
 def seen(trained) -> TrainingSpots:
-    return TrainingSpots.of(trained.take(np.arange(60)))
+    return TrainingSpots.of(trained, np.arange(60))
 
 
 def test_the_spots_themselves(trained, seen):

@@ -114,7 +114,7 @@ def test_a_network_interrupted_while_it_calibrates_is_the_one_before(make_sectio
     """The weights are new then, and what they are calibrated with is not."""
     adata = make_sections()
     HurdleNet.setup_anndata(adata)
-    model = HurdleNet(adata, residual=None, encoder_kwargs={"n_hidden": 8})
+    model = HurdleNet(adata, residual=None, n_nets=1, encoder_kwargs={"n_hidden": 8})
     model.train(max_epochs=2, refit=False)
     before = model.predict()
     with monkeypatch.context() as patch:
@@ -130,7 +130,7 @@ def test_weights_without_bounds_leave_the_network_before(make_sections):
 
     adata = make_sections()
     HurdleNet.setup_anndata(adata)
-    model = HurdleNet(adata, residual=None, encoder_kwargs={"n_hidden": 8})
+    model = HurdleNet(adata, residual=None, n_nets=1, encoder_kwargs={"n_hidden": 8})
     model.train(max_epochs=1)
     before = model.predict()
     explode = {"optimizer": "Custom", "optimizer_creator": lambda params: torch.optim.SGD(params, lr=1e30)}

@@ -26,6 +26,8 @@ from stmsi._core.learning.principal_axes import sum_of_products
 
 MOST_BYTES = 2**30
 """Memory that sums over parts may take; where they would take more, each fit makes its own."""
+_MOST_DENSE = 2**28
+"""Memory that the expression of the genes chosen may take as a dense matrix."""
 _CHUNK = 4096
 
 T = TypeVar("T")
@@ -94,17 +96,18 @@ class ExpressionParts:
         """:func:`stmsi._core.learning.expression_space.share_sums` of a part."""
         return self._of_part("shares", part, lambda own: share_sums(self.values[own]))
 
-    def candidates(self, n_top_genes: int) -> tuple[Ints, sp.csr_matrix]:
-        """Genes that any fold chooses, in order, and their log expression."""
+    def candidates(self, n_top_genes: int) -> tuple[Ints, sp.csr_matrix | Floats32]:
+        """Genes that any fold chooses, in order, and their log expression, dense where that is small."""
 
-        def make() -> tuple[Ints, sp.csr_matrix]:
+        def make() -> tuple[Ints, sp.csr_matrix | Floats32]:
             chosen = [np.empty(0, np.int64)]
             for rows in self.folds:
                 variance = self.some(rows).gene_moments().variance
                 if (variance > 1e-12).any():  # if none varies, the fit itself will say so
                     chosen.append(variable_genes(variance, n_top_genes))
             genes = np.unique(np.concatenate(chosen))
-            return genes, sp.csr_matrix(self.log()[:, genes])
+            log = sp.csr_matrix(self.log()[:, genes])
+            return genes, log.toarray() if 4 * log.shape[0] * len(genes) <= _MOST_DENSE else log
 
         return self._once(f"candidates {n_top_genes}", None, make)
 
@@ -122,7 +125,7 @@ class ExpressionParts:
                 centre = (self.gene_sums(part)[0, genes] / self.size[part]).astype(np.float32)
                 rows = np.flatnonzero(self.part == part)
                 chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
-                kept[part] = sum(sum_of_products(log[own].toarray() - centre) for own in chunks)  # type: ignore[assignment]
+                kept[part] = sum(sum_of_products(_dense(log[own]) - centre) for own in chunks)  # type: ignore[assignment]
             return kept[part]
 
     def components(self, space: ExpressionSpace) -> Floats32 | None:
@@ -139,7 +142,7 @@ class ExpressionParts:
             axes[place] = space.components.T
             shift = space.mean @ space.components.T
             pieces = range(0, log.shape[0], _CHUNK)
-            return space, np.vstack([log[i : i + _CHUNK].toarray() @ axes - shift for i in pieces])
+            return space, np.vstack([_dense(log[i : i + _CHUNK]) @ axes - shift for i in pieces])
 
         # the space is kept beside them: its number is taken by another one when it is gone
         return self._once("components", id(space), make)[1]
@@ -232,15 +235,17 @@ class SomeExpression:
         place = _places(genes, selected)
         if place is None or not whole.admits(n_top_genes):
             return None
-        total, shift = np.zeros((len(genes), len(genes))), np.empty((len(self.parts), len(genes)))
-        for i, p in enumerate(self.parts):
+        total = whole.products(int(self.parts[0]), n_top_genes).copy()
+        for p in self.parts[1:]:
             total += whole.products(int(p), n_top_genes)
+        total, shift = total[np.ix_(place, place)].astype(np.float64), np.empty((len(self.parts), len(selected)))
+        for i, p in enumerate(self.parts):
             n = whole.size[p]
-            shift[i] = np.sqrt(n) * (whole.gene_sums(int(p))[0, genes] / n - moments.mean[genes])
+            shift[i] = np.sqrt(n) * (whole.gene_sums(int(p))[0, selected] / n - moments.mean[selected])
         # parts are centred at their own means
         total += shift.T @ shift
         space = ExpressionSpace.of_products(
-            total[np.ix_(place, place)], len(self.rows), selected, moments.mean, moments.variance,
+            total, len(self.rows), selected, moments.mean, moments.variance,
             n_components=n_components, seed=seed,
         )  # fmt: skip
         whole._top_of[id(space)] = n_top_genes
@@ -261,3 +266,7 @@ def _places(among: Ints, wanted: Ints) -> Ints | None:
     place = np.searchsorted(among, wanted)
     found = len(among) > 0 and bool((among[np.minimum(place, len(among) - 1)] == wanted).all())
     return place if found else None
+
+
+def _dense(log: sp.csr_matrix | Floats32) -> Floats32:
+    return log.toarray() if sp.issparse(log) else log

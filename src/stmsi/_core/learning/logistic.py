@@ -17,6 +17,7 @@ ROUGH = 1e-1
 _MAX_ITERATIONS = 1000
 _HISTORY, _MOST_HALVINGS = 8, 30
 _PIECE = 2**18  # spots times targets at once
+_WORTH_LEAVING_OUT = 0.8  # share of targets that go on
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,15 @@ def balanced_logistic(
     if start is not None:
         first[:-1] = (axes.T @ start) / np.maximum(scale, 1e-300)
     spots = max(_PIECE // Y.shape[1], 1)
+    own = truth, weight  # of the targets asked for last
 
     def slopes(v: Floats, of: Ints) -> Floats:
-        """Gradients of some targets."""
+        """Gradients of some targets, fewer at each change."""
+        nonlocal own
+        if len(of) != own[0].shape[1]:
+            own = truth[:, of], weight[:, of]
         weights, offsets = (axes @ (scale[:, of] * v[:-1])).astype(X.dtype), (step[of] * v[-1]).astype(X.dtype)
         by_axis, by_offset = np.zeros(weights.shape), np.zeros(len(of))
-        everyone = len(of) == Y.shape[1]
         # in pieces that stay in the cache
         for a in range(0, len(X), spots):
             rows = slice(a, a + spots)
@@ -89,8 +93,8 @@ def balanced_logistic(
             np.exp(margin, out=margin)
             margin += 1
             np.reciprocal(margin, out=margin)
-            margin -= truth[rows] if everyone else truth[rows, of]
-            margin *= weight[rows] if everyone else weight[rows, of]
+            margin -= own[0][rows]
+            margin *= own[1][rows]
             by_axis += X_T[:, rows] @ margin
             by_offset += margin.sum(axis=0, dtype=np.float64)
         return np.vstack([penalty[:, of] * v[:-1] + scale[:, of] * (axes.T @ by_axis), step[of] * by_offset])
@@ -130,15 +134,17 @@ def _descend(slopes: Callable[[Floats, Ints], Floats], first: Floats, tolerance:
     out, of = first.copy(), np.arange(first.shape[1])
     v, g = first, slopes(first, of)
     pairs: list[tuple[Floats, Floats, Floats]] = []
-    scale = np.ones(len(of))
+    scale, still = np.ones(len(of)), np.ones(len(of), bool)
     for _ in range(_MAX_ITERATIONS):
-        out[:, of] = v
-        going = np.abs(g).max(axis=0, initial=0) > tolerance
-        if not going.any():
+        ended = still & (np.abs(g).max(axis=0, initial=0) <= tolerance)
+        out[:, of[ended]] = v[:, ended]
+        still &= ~ended
+        if not still.any():
             return out, 0
-        if not going.all():
-            of, v, g, scale = of[going], v[:, going], g[:, going], scale[going]
-            pairs = [(s[:, going], y[:, going], rho[going]) for s, y, rho in pairs]
+        if still.mean() < _WORTH_LEAVING_OUT:
+            of, v, g, scale = of[still], v[:, still], g[:, still], scale[still]
+            pairs = [(s[:, still], y[:, still], rho[still]) for s, y, rho in pairs]
+            still = np.ones(len(of), bool)
         d = -_newton(g, pairs, scale)
         down = (g * d).sum(axis=0)
         # what rounding turned uphill
@@ -148,7 +154,7 @@ def _descend(slopes: Callable[[Floats, Ints], Floats], first: Floats, tolerance:
         for _ in range(_MOST_HALVINGS):
             new = slopes(v + t * d, of)
             ahead = (new * d).sum(axis=0)
-            far = ahead > -0.5 * down
+            far = still & (ahead > -0.5 * down)
             if not far.any():
                 break
             t = np.where(far, t * np.clip(down / np.minimum(down - ahead, -1e-300), 0.1, 0.9), t)
@@ -158,8 +164,8 @@ def _descend(slopes: Callable[[Floats, Ints], Floats], first: Floats, tolerance:
         scale = np.where(bent, along / np.maximum(square, 1e-300), scale)
         pairs = [*pairs[1 - _HISTORY :], (s, y, np.where(bent, 1 / np.where(bent, along, 1), 0))]
         v, g = v + s, new
-    out[:, of] = v
-    return out, len(of)
+    out[:, of[still]] = v[:, still]
+    return out, int(still.sum())
 
 
 def _newton(g: Floats, pairs: list[tuple[Floats, Floats, Floats]], scale: Floats) -> Floats:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _LEVELS = 401
 _MIN_COUNT = 20  # a metabolite with fewer held-out spots of a stratum takes the scores of the others
 _FLOOR = 0.05  # least spread of a spot, as a share of the root mean squared error of its metabolite
+_JUDGED = 0.9  # coverage that is shown for left-out groups
 ABSENT, LOWER, UPPER = range(3)
 """Rows of :attr:`GroupConformal.values`."""
 
@@ -44,14 +45,31 @@ def spread_coefficients(truth: Floats, presence: Floats, intensity: Floats, pred
     return coefficients
 
 
-def hurdle_spread(probability: AnyFloats, intensity: AnyFloats, coefficients: Floats) -> Floats:
+def hurdle_spread(
+    probability: AnyFloats, intensity: AnyFloats, coefficients: Floats, added: AnyFloats | float = 0.0
+) -> Floats:
     r"""Standard deviation of each spot under the hurdle model, :math:`s^2 = p (1 - p) \mu^2 + p (a + b \mu^2) + \text{floor}`.
 
-    Probability of presence and intensity given presence are of shape (spots, metabolites).
+    Probability of presence, intensity given presence and further variance (`added`) are of shape (spots, metabolites).
     """
     p, square = np.asarray(probability, np.float64), np.asarray(intensity, np.float64) ** 2
     a, b, floor = coefficients
-    return np.sqrt(p * (1 - p) * square + p * (a + b * square) + floor)
+    return np.sqrt(p * (1 - p) * square + p * (a + b * square) + floor + added)
+
+
+def doubt_of(distance: AnyFloats, missing: float = 0.0) -> Floats:
+    r"""Variance that a spot's prediction may be off by, as a share of the variance of all, :math:`m^2 + \max(d^2 - 1, 0)`.
+
+    Parameters
+    ----------
+    distance
+        Out-of-distribution score :math:`d` of each spot, 1 for the 95 % quantile of the training spots. The variance of what
+        is extended past the data grows with the square of the distance.
+    missing
+        Share :math:`m` of what the model reads that was imputed. Genes at their mean take their part out of the prediction: a
+        share :math:`m` of its deviation from the mean where genes stand in for each other.
+    """
+    return missing**2 + np.maximum(np.asarray(distance, np.float64) ** 2 - 1, 0)
 
 
 @dataclass(frozen=True)
@@ -59,9 +77,10 @@ class GroupConformal:
     r"""Intervals from the errors of held-out groups (sections, or blocks).
 
     Errors are scores in units of the hurdle model's standard deviation of the spot (:func:`hurdle_spread`), so confident
-    spots get narrow intervals. For each metabolite, and for spots called absent and present apart, the scores of all groups
-    form one distribution in which every group weighs the same. Spots called absent have a lower bound of 0 and one tail of
-    it as upper bound, spots called present two equal tails.
+    spots get narrow intervals, and spots far from the training data, or with imputed genes, wide ones (:func:`doubt_of`).
+    For each metabolite, and for spots called absent and present apart, the scores of all groups form one distribution in which
+    every group weighs the same. Spots called absent have a lower bound of 0 and one tail of it as upper bound, spots called
+    present two equal tails. Where less than such a tail can lie below (no intensity is below 0), the rest is left out above.
 
     A new section is none of those groups, which costs coverage. So the level is raised until groups that are left out, one
     after the other, are covered as asked over all metabolites, times :math:`(K - 1) / K`, since :math:`K` groups and not
@@ -74,42 +93,76 @@ class GroupConformal:
     values: Floats  # scores at the bounds (absent: upper; present: minus lower, upper), shape (3, levels, metabolites)
     count: Ints  # held-out spots behind them, shape (2, metabolites): called absent, called present
     spread: Floats  # coefficients of the standard deviation, shape (3, metabolites)
+    signal: Floats  # variance of the predictions, shape (metabolites,)
+    held_out: Floats  # coverage of 90 % intervals in left-out groups, mean and lowest of them, shape (2, metabolites)
 
     @classmethod
     def fit(
-        cls, truth: Floats, presence: Floats, probability: Floats, intensity: Floats, prediction: Floats, groups: Ints
+        cls,
+        truth: Floats,
+        presence: Floats,
+        probability: Floats,
+        intensity: Floats,
+        prediction: Floats,
+        groups: Ints,
+        doubt: Floats | None = None,
     ) -> GroupConformal:
-        """Calibrate on held-out predictions (spots, metabolites), 0 where called absent; pairs with NaN are left out."""
-        spread = spread_coefficients(truth, presence, intensity, prediction)
-        score = (truth - prediction) / hurdle_spread(probability, intensity, spread)
+        """Calibrate on held-out predictions (spots, metabolites), 0 where called absent; pairs with NaN are left out.
+
+        `doubt` is that of each spot (:func:`doubt_of`), for its distance from the spots of the other groups; `None`: 0.
+        """
+        spread, signal = spread_coefficients(truth, presence, intensity, prediction), _signal(probability * intensity)
+        added = 0.0 if doubt is None else doubt[:, None] * signal
+        score = (truth - prediction) / hurdle_spread(probability, intensity, spread, added)
         group = np.unique(groups, return_inverse=True)[1]
         size = np.stack([number(score[own]) for own in rows_of_each(group)])
         weight = 1 / np.maximum(size, 1)[group]
         coverages = np.linspace(0, 1, _LEVELS)
         absent, present = (np.where(s, score, np.nan) for s in (prediction == 0, prediction > 0))
-        level = raised_levels(absent, weight, group, coverages, two_sided=False)
-        of_present = raised_levels(present, weight, group, coverages, two_sided=True)
-        tail = (1 + of_present) / 2
-        tails = ((absent, score, level), (-present, -score, tail), (present, score, tail))
+        of_absent = left_out_levels(absent, weight, group, two_sided=False)
+        level = raised_levels(of_absent, weight, group, coverages)
+        above = _shares_above(present, weight, coverages)
+        of_present = left_out_levels(present, weight, group, two_sided=True)
+        of_present = _levels_of_tails(of_present, present > 0, above, coverages)
+        level_present = raised_levels(of_present, weight, group, coverages)
+        tail = (1 + level_present) / 2
+        upper = np.column_stack([np.interp(level_present, coverages, share) for share in above.T])
+        tails = ((absent, score, level), (-present, -score, tail), (present, score, upper))
         values = np.stack([_tail_quantiles(own, both, weight, at) for own, both, at in tails])
-        return cls(coverages, values, np.stack([number(absent), number(present)]), spread)
+        at = round(_JUDGED * (_LEVELS - 1))
+        covered = np.where(np.isnan(of_absent), of_present < level_present[at], of_absent < level[at])
+        judged = ~np.isnan(of_absent) | ~np.isnan(of_present)
+        held_out = _held_out_coverage(covered, judged, group)
+        return cls(coverages, values, np.stack([number(absent), number(present)]), spread, signal, held_out)
 
     def interval(
-        self, prediction: Floats32, probability: AnyFloats, intensity: AnyFloats, coverage: float
+        self,
+        prediction: Floats32,
+        probability: AnyFloats,
+        intensity: AnyFloats,
+        coverage: float,
+        doubt: AnyFloats | None = None,
     ) -> tuple[Floats32, Floats32]:
         """Lower and upper bound, at least 0, with the prediction between them; shape (spots, metabolites).
 
-        The coverage is rounded up to the table's next, a quarter of a per cent at most.
+        The coverage is rounded up to the table's next, a quarter of a per cent at most. `doubt` is that of each spot
+        (:func:`doubt_of`), `None`: 0.
         """
-        below, above = self.half_widths(prediction, probability, intensity, coverage)
+        below, above = self.half_widths(prediction, probability, intensity, coverage, doubt)
         return np.maximum(prediction - below, 0).astype(np.float32), (prediction + above).astype(np.float32)
 
     def half_widths(
-        self, prediction: Floats32, probability: AnyFloats, intensity: AnyFloats, coverage: float
+        self,
+        prediction: Floats32,
+        probability: AnyFloats,
+        intensity: AnyFloats,
+        coverage: float,
+        doubt: AnyFloats | None = None,
     ) -> tuple[Floats, Floats]:
         """Distance of either bound to the prediction, before bounds are cut at 0; at least 0, shape (spots, metabolites)."""
         at = min(int(np.ceil(coverage * (len(self.coverages) - 1) - 1e-9)), len(self.coverages) - 1)
-        spread = hurdle_spread(probability, intensity, self.spread)
+        added = 0.0 if doubt is None else np.asarray(doubt, np.float64)[:, None] * self.signal
+        spread = hurdle_spread(probability, intensity, self.spread, added)
         called = prediction > 0
         below = np.where(called, self.values[LOWER, at], 0) * spread
         above = np.where(called, self.values[UPPER, at], self.values[ABSENT, at]) * spread
@@ -118,14 +171,17 @@ class GroupConformal:
     def take(self, columns: Ints) -> GroupConformal:
         """Calibration of some metabolites."""
         return GroupConformal(
-            self.coverages, self.values[..., columns], self.count[:, columns], self.spread[:, columns]
-        )
+            self.coverages, self.values[..., columns], self.count[:, columns], self.spread[:, columns],
+            self.signal[columns], self.held_out[:, columns],
+        )  # fmt: skip
 
     def with_columns(self, columns: NDArray[Any], other: GroupConformal) -> GroupConformal:
         """Calibration with some metabolites (numbers or mask) taken from another one, which has only them, in order."""
         values, count, spread = self.values.copy(), self.count.copy(), self.spread.copy()
+        signal, held_out = self.signal.copy(), self.held_out.copy()
         values[:, :, columns], count[:, columns], spread[:, columns] = other.values, other.count, other.spread
-        return GroupConformal(self.coverages, values, count, spread)
+        signal[columns], held_out[:, columns] = other.signal, other.held_out
+        return GroupConformal(self.coverages, values, count, spread, signal, held_out)
 
 
 def widening(
@@ -157,7 +213,7 @@ def upper_quantiles(score: Floats, weight: Floats, levels: Floats) -> Floats:
     """
     known = ~np.isnan(score)
     score, weight = score[known], weight[known]
-    order = np.argsort(score, kind="stable")
+    order = np.argsort(score)
     below = np.cumsum(weight[order])
     share = np.minimum(levels * (1 + _inverse_size(weight)), 1) * below[-1]
     # sums of equal weights differ from their multiples in the last bits
@@ -165,14 +221,13 @@ def upper_quantiles(score: Floats, weight: Floats, levels: Floats) -> Floats:
     return score[order][np.minimum(at, len(score) - 1)]
 
 
-def raised_levels(score: Floats, weight: Floats, group: Ints, coverages: Floats, *, two_sided: bool) -> Floats:
+def raised_levels(needed: Floats, weight: Floats, group: Ints, coverages: Floats) -> Floats:
     """Levels at which groups that took no part in the quantiles are covered as asked, shape (levels,).
 
-    Scores and weights are of shape (spots, metabolites), groups numbers from 0. Levels do not fall, are at least
-    `coverages`, which rise from 0 to 1, and equal them with a single group. `two_sided` intervals leave out both tails.
+    Levels needed (:func:`left_out_levels`) and weights are of shape (spots, metabolites), groups numbers from 0. Levels do not
+    fall, are at least `coverages`, which rise from 0 to 1, and equal them with a single group.
     """
     n_groups = int(group.max(initial=-1)) + 1
-    needed = left_out_levels(score, weight, group, two_sided=two_sided)
     share = np.where(np.isnan(needed), 0, weight)
     share /= np.maximum(share.sum(axis=0), 1e-300)
     kept = share > 0
@@ -219,19 +274,21 @@ def left_out_levels(score: Floats, weight: Floats, group: Ints, *, two_sided: bo
 
 def _weight_below(values: Floats, weight: Floats) -> Floats:
     """Weight of the values of a column that are smaller than each one, shape (spots, metabolites); NaN is the largest."""
-    order = np.argsort(values, axis=0, kind="stable")
-    first = _first_of_ties(np.take_along_axis(values, order, axis=0))
-    sorted_weight = np.take_along_axis(weight, order, axis=0)
-    before = np.cumsum(sorted_weight, axis=0) - sorted_weight
+    # columns are sorted faster as rows; which of equal values comes first is of no matter here
+    values, weight = np.ascontiguousarray(values.T), np.ascontiguousarray(weight.T)
+    order = np.argsort(values, axis=1)
+    first = _first_of_ties(np.take_along_axis(values, order, axis=1))
+    sorted_weight = np.take_along_axis(weight, order, axis=1)
+    before = np.cumsum(sorted_weight, axis=1) - sorted_weight
     below = np.empty_like(before)
-    np.put_along_axis(below, order, np.take_along_axis(before, first, axis=0), axis=0)
-    return below
+    np.put_along_axis(below, order, np.take_along_axis(before, first, axis=1), axis=1)
+    return below.T
 
 
 def _first_of_ties(values: Floats) -> Ints:
-    """Row of the first of the equal values that each sorted value belongs to, column by column."""
-    begins = np.vstack([np.ones_like(values[:1], dtype=bool), values[1:] != values[:-1]])
-    return np.maximum.accumulate(np.where(begins, np.arange(len(values))[:, None], 0), axis=0)
+    """Place of the first of the equal values that each sorted value belongs to, row by row."""
+    begins = np.hstack([np.ones_like(values[:, :1], dtype=bool), values[:, 1:] != values[:, :-1]])
+    return np.maximum.accumulate(np.where(begins, np.arange(values.shape[1]), 0), axis=1)
 
 
 def _inverse_size(weight: Floats) -> float:
@@ -239,18 +296,66 @@ def _inverse_size(weight: Floats) -> float:
     return float((weight**2).sum() / weight.sum() ** 2)
 
 
+def _signal(prediction: Floats) -> Floats:
+    """Variance of predictions (spots, metabolites) where there are some, shape (metabolites,); 0 without any."""
+    n = np.maximum(number(prediction), 1)
+    mean = np.nansum(prediction, axis=0) / n
+    return np.nansum((prediction - mean) ** 2, axis=0) / n
+
+
+def _shares_above(score: Floats, weight: Floats, coverages: Floats) -> Floats:
+    """Share of the scores of each metabolite that the upper bound must hold, shape (levels, metabolites).
+
+    The lower bound leaves out an equal tail where so much lies below. Where scores are tied, as those of zeros, it
+    leaves out less, and the upper bound leaves out the rest: a metabolite that is present nowhere in most spots called
+    present would else be covered too often.
+    """
+    shares = np.repeat((1 + coverages[:, None]) / 2, score.shape[1], axis=1)
+    for m in np.flatnonzero(number(score) >= _MIN_COUNT):
+        known = ~np.isnan(score[:, m])
+        below, own = -score[known, m], weight[known, m]
+        bound = upper_quantiles(below, own, shares[:, m])
+        order = np.argsort(below, kind="stable")
+        held = np.append(0.0, np.cumsum(own[order]))[np.searchsorted(below[order], bound, side="right")] / own.sum()
+        shares[:, m] = np.maximum.accumulate(coverages + np.maximum(1 - held, 0))
+    return np.clip(shares, 0, 1)
+
+
+def _levels_of_tails(needed: Floats, above: Bools, shares: Floats, coverages: Floats) -> Floats:
+    """Levels needed with equal tails as those needed with the tails of :func:`_shares_above`, shape (spots, metabolites).
+
+    `above` tells which scores lie above the prediction; those below have the same tail.
+    """
+    out = needed.copy()
+    for m in range(needed.shape[1]):
+        rows = above[:, m] & np.isfinite(needed[:, m])
+        out[rows, m] = np.interp((1 + needed[rows, m]) / 2, shares[:, m], coverages)
+    return out
+
+
+def _held_out_coverage(covered: Bools, judged: Bools, group: Ints) -> Floats:
+    """Share of the judged spots of each group that is covered: mean and lowest of the groups, shape (2, metabolites)."""
+    own = rows_of_each(group)
+    n = np.stack([judged[rows].sum(axis=0) for rows in own])
+    share = np.stack([(covered & judged)[rows].sum(axis=0) for rows in own]) / np.maximum(n, 1)
+    some = n.any(axis=0)
+    mean = (share * (n > 0)).sum(axis=0) / np.maximum((n > 0).sum(axis=0), 1)
+    return np.where(some, np.stack([mean, np.where(n > 0, share, 2).min(axis=0)]), np.nan)
+
+
 def _tail_quantiles(own: Floats, both: Floats, weight: Floats, levels: Floats) -> Floats:
     """Upper quantiles of each metabolite, shape (levels, metabolites); 0 where a metabolite has no score at all.
 
-    Scores have one scale, so a thin stratum takes the mean quantiles of the other metabolites. Where none has enough, it
+    Levels are of shape (levels,), or (levels, metabolites). Scores have one scale, so a thin stratum takes the mean quantiles of the other metabolites. Where none has enough, it
     takes the metabolite's own of both strata.
     """
     enough = number(own) >= _MIN_COUNT
     some = ~np.isnan(both).all(axis=0)
     values = np.zeros((len(levels), own.shape[1]))
+    levels = np.broadcast_to(levels.reshape(len(levels), -1), values.shape)
     for m in np.flatnonzero(some):
         if enough[m] or not enough.any():
-            values[:, m] = upper_quantiles((own if enough[m] else both)[:, m], weight[:, m], levels)
+            values[:, m] = upper_quantiles((own if enough[m] else both)[:, m], weight[:, m], levels[:, m])
     if enough.any():
         values[:, some & ~enough] = values[:, enough].mean(axis=1)[:, None]
     return values

@@ -232,7 +232,7 @@ class HurdleEnsemble(SpotModel):
         intensity = self.scale_.given_presence(expected, probability, truth)
         state.training["chosen"] = self._in_words(maps, expected, truth, folds)
         without = np.asarray((np.isnan(probability) | np.isnan(targets.presence)).all(axis=0))
-        self._calibrate_after(data, probability, intensity, units, self.rng, without)
+        self._calibrate_after(data, probability, intensity, units, self.rng, without, groups=groups)
         if data.validation is None:
             self._borrow_calibration(without)
 

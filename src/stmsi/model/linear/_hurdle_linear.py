@@ -281,7 +281,7 @@ class HurdleLinear(SpotModel):
         probability = np.column_stack([c.held_out for c in self.classifiers_])
         intensity = np.column_stack([r.held_out for r in self.regressions_])
         self.held_out_ = np.stack([probability, intensity])
-        self._calibrate_after(data, probability, intensity, inner.units, self.rng)
+        self._calibrate_after(data, probability, intensity, inner.units, self.rng, groups=inner.groups)
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         for_intensity, for_presence = self.state.features.transform(spots)

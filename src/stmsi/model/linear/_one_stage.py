@@ -74,7 +74,7 @@ class OneStage(SpotModel):
         intensity = self.scale_.given_presence(held_out, probability, truth)
         self.state_ = state
         self.held_out_ = np.stack([probability, intensity])
-        self._calibrate_after(data, probability, intensity, folds.units, self.rng)
+        self._calibrate_after(data, probability, intensity, folds.units, self.rng, groups=folds.groups)
 
     def _eligible(self, data: TrainingData) -> NDArray[np.bool_]:
         """Metabolites that can be predicted."""

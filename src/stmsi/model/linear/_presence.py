@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
+import scipy.sparse as sp
 from scipy.special import expit
 
 from stmsi._core.learning.logistic import ROUGH, Logistic, balanced_logistic
@@ -106,7 +107,8 @@ def fit_classifiers(
     if family != "prior":
         usable = _varies(present) & np.logical_or.reduce([fit for *_, fit in _folds(present, groups)])
     fitted = iter(_fit_usable(F, present[:, usable], groups, family, seed) if usable.any() else ())
-    return [next(fitted) if use else _constant(y, groups) for use, y in zip(usable, present.T, strict=True)]
+    constants = _constants(present, groups)
+    return [next(fitted) if use else constant for use, constant in zip(usable, constants, strict=True)]
 
 
 def fit_shared_classifiers(F: AnyFloats, present: NDArray[np.float64], folds: InnerFolds) -> list[Classifier]:
@@ -125,7 +127,7 @@ def fit_shared_classifiers(F: AnyFloats, present: NDArray[np.float64], folds: In
     folds
         Groups of the inner folds.
     """
-    classifiers = [_constant(y, folds.groups) for y in present.T]
+    classifiers = _constants(present, folds.groups)
     usable = np.flatnonzero(_varies(present)) if F.shape[1] else np.empty(0, np.int64)
     if len(usable) == 0:
         return classifiers
@@ -216,15 +218,17 @@ def _folds(
         yield train, test, _varies(present[train]) & ~np.isnan(present[test]).all(axis=0)
 
 
-def _constant(present: NDArray[np.float64], groups: NDArray[np.int64]) -> Classifier:
-    """The share of spots with the metabolite, everywhere."""
-    known = ~np.isnan(present)
-    prior = float((present[known] > 0).mean()) if known.any() else 0.0
-    held_out = np.full(len(present), np.nan)
-    for g in np.unique(groups[known]):
-        rest = present[known & (groups != g)] > 0
-        held_out[known & (groups == g)] = rest.mean() if len(rest) else prior
-    return Classifier(None, prior, 1.0, 0.0, np.nan, held_out)
+def _constants(present: NDArray[np.float64], groups: NDArray[np.int64]) -> list[Classifier]:
+    """Of each metabolite, the share of spots with it, everywhere; of held-out spots, that of the other groups."""
+    known, there = ~np.isnan(present), present > 0
+    code = np.unique(groups, return_inverse=True)[1]
+    of_group = sp.csr_matrix((np.ones(len(code)), (code, np.arange(len(code)))))
+    n, n1 = of_group @ known.astype(np.float64), of_group @ there.astype(np.float64)
+    every, with_it = n.sum(axis=0), n1.sum(axis=0)
+    prior = with_it / np.maximum(every, 1)
+    rest = every - n
+    held_out = np.where(known, np.where(rest > 0, (with_it - n1) / np.maximum(rest, 1), prior)[code], np.nan)
+    return [Classifier(None, float(p), 1.0, 0.0, np.nan, h) for p, h in zip(prior, held_out.T, strict=True)]
 
 
 def _fit_usable(
@@ -271,7 +275,7 @@ def _calibrated(
         own = groups == g
         a, b = platts(score[np.ix_(~own, few)], present[np.ix_(~own, few)])
         held_out[np.ix_(own, few)] = expit(a * np.nan_to_num(score[np.ix_(own, few)]) + b)
-    without = [_constant(y, groups) for y in present.T]
+    without = _constants(present, groups)
     # where the other groups are all of one class, their share is what can be said
     held_out = np.where(np.isnan(score), np.column_stack([c.held_out for c in without]), held_out)
     return [

@@ -49,7 +49,9 @@ class NetCalibration(NetPrediction):
         targets = all_targets.some(validation, self.state.metabolites)
         trained = presence_counts(all_targets.some(rows, self.state.metabolites).presence)
         logit, intensity = self._forward(spots)
-        self._calibrate_by(targets, logit, intensity, trained, units, places=(sample, spots.xy))
+        distance = self.state.features.ood(spots)
+        places = (sample, spots.xy)
+        self._calibrate_by(targets, logit, intensity, trained, units, places=places, distance=distance)
         uniform = self._uniform_map(spots)
         if uniform is not None:
             self._note_control(targets, self._rough_map(logit, intensity), uniform, units)
@@ -63,6 +65,7 @@ class NetCalibration(NetPrediction):
         units: NDArray[Any],
         *,
         places: tuple[NDArray[Any], NDArray[np.float64] | None],
+        distance: NDArray[np.float64],
     ) -> NDArray[np.float64]:
         """Calibrate by predictions of held-out spots.
 
@@ -74,7 +77,7 @@ class NetCalibration(NetPrediction):
             Log-odds and intensity given presence, likewise; NaN where there was no prediction.
         trained
             Training spots with, and without, each metabolite.
-        units, places
+        units, places, distance
             As for :meth:`stmsi.model.shared._hurdle_model.HurdleModel._calibrate`.
 
         Returns
@@ -95,7 +98,7 @@ class NetCalibration(NetPrediction):
         odds = np.log((trained1 + n1 + 1) / (trained0 + n0 + 1))
         self.platt_[one_class] = np.column_stack([np.full(len(odds), 1e-6), odds])[one_class]
         probability = np.asarray(expit(logit * self.platt_[:, 0] + self.platt_[:, 1]))
-        self._calibrate(targets, probability, intensity, units, shift, places=places)
+        self._calibrate(targets, probability, intensity, units, shift, places=places, distance=distance)
         return probability
 
     def _note_control(

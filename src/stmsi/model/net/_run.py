@@ -68,4 +68,4 @@ class Run:
             return None
         of = TrainingSpots.of if before is None else before.with_others
         # a checkpoint asks again after each better epoch
-        return self.spots.once(("seen", rows.tobytes()), lambda: of(self.spots.take(rows)))
+        return self.spots.once(("seen", rows.tobytes()), lambda: of(self.spots, rows))

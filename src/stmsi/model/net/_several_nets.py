@@ -145,7 +145,11 @@ class SeveralNets(NetCalibration):
             values[:, columns] for values in (made.logit, made.intensity, made.attended, made.uniform)
         )
         trained = presence_counts(targets.presence)
-        probability = self._calibrate_by(targets, logit, intensity, trained, folds.units, places=(sample, train.xy))
+        distance = features.held_out_ood(train, folds.groups)
+        places = (sample, train.xy)
+        probability = self._calibrate_by(
+            targets, logit, intensity, trained, folds.units, places=places, distance=distance
+        )
         self._made_held_out = np.stack([probability, intensity])
         if isinstance(self.module.encoder, MetaboliteEncoder):
             self._note_control(targets, attended, uniform, folds.units)

@@ -145,9 +145,9 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             See `early_stopping` (`None`: 20, of the transformer 8). scvi-tools' name for it, ``early_stopping_patience``, is taken too, and
             ``early_stopping_min_delta``: how far the loss must fall to count.
         batch_size
-            Spots in a step (`None`: 128, of the transformer and deep sets 256).
+            Spots in a step (`None`: 128, of the transformer 256).
         lr, weight_decay
-            Of AdamW (`None`: 3e-3, of the transformer 1e-2, of graphs and deep sets 1e-3).
+            Of AdamW (`None`: 3e-3, of the transformer 1e-2, of graphs 1e-3).
         weight_averaging
             Validate and keep an exponential moving average of the weights (over some 50 steps).
         refit

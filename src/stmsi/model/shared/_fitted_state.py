@@ -33,7 +33,9 @@ class FittedState:
         Their rows of the feature table, with the evidence from held-out training spots: ``prevalence``,
         ``training_mean``, ``n_spots``, ``held_out_pearson`` and ``held_out_auroc`` (means over the held-out sections, or blocks,
         of the scores inside them), their lower bounds ``held_out_pearson_lower`` and ``held_out_auroc_lower`` (one-sided 90 %),
-        and ``held_out_units`` (number of these sections; 0: no section has five spots, and all spots are scored together).
+        ``held_out_units`` (number of these sections; 0: no section has five spots, and all spots are scored together), and
+        ``held_out_coverage`` and ``held_out_coverage_lowest`` (share of the spots inside 90 % intervals that know nothing of their
+        section: mean and lowest of the sections).
     threshold
         Probability from which each metabolite is called present.
     residuals

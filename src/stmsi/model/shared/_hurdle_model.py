@@ -17,7 +17,7 @@ from stmsi._core.learning.folds import sections_or_blocks
 from stmsi._core.learning.hurdle import affordable_threshold, best_f1_threshold, hurdle_mean
 from stmsi._core.metrics.presence import prevalence
 from stmsi._core.metrics.reliability import auroc_inside, pearson_inside
-from stmsi._core.uncertainty.conformal import GroupConformal
+from stmsi._core.uncertainty.conformal import GroupConformal, doubt_of
 from stmsi._core.uncertainty.copula import HurdleCopula
 from stmsi._data.checks import (
     check_choice,
@@ -406,8 +406,9 @@ class HurdleModel:
 
         Quantiles of the residuals that held-out sections (or blocks) of the training data left, in units of the hurdle
         model's own standard deviation of the spot; for each metabolite, separately for spots called present and absent.
-        Where absent is called, the lower bound is 0 and all of the tail is above. The chance is that of a random spot of
-        a new section which is exchangeable with the training sections.
+        Where absent is called, the lower bound is 0 and all of the tail is above. Intervals are wider for spots that are
+        further from the training data than 95 % of the training spots, and where genes are missing. The chance is that of a
+        random spot of a new section which is exchangeable with the training sections.
 
         Parameters
         ----------
@@ -593,14 +594,16 @@ class HurdleModel:
         intensity = np.maximum(intensity, 0)
         expected = hurdle_mean(intensity, probability, state.threshold)
         assert state.residuals is not None
-        lower, upper = state.residuals.interval(expected, probability, intensity, coverage)
+        ood = state.features.ood(spots)
+        doubt = doubt_of(ood, spots.missing)
+        lower, upper = state.residuals.interval(expected, probability, intensity, coverage, doubt)
 
         def frame(values: NDArray[np.float32]) -> pd.DataFrame:
             return pd.DataFrame(values, index=spots.names, columns=state.metabolites)
 
         return Prediction(
             frame(probability), frame(intensity), frame(expected), frame(lower), frame(upper),
-            state.features.ood(spots), spots.missing,
+            ood, spots.missing,
         )  # fmt: skip
 
     def _query_spots(
@@ -634,17 +637,25 @@ class HurdleModel:
         units: NDArray[Any],
         seed: int,
         few: NDArray[np.bool_] | None = None,
+        *,
+        groups: NDArray[Any] | None = None,
     ) -> None:
-        """Calibrate on the validation spots, or else on the predictions of the training spots that inner folds made."""
+        """Calibrate on the validation spots, or else on the predictions of the training spots that inner folds made.
+
+        `groups` were left out together, `units` are the sections (or blocks) among them; `None`: the same.
+        """
+        features = self.state.features
         if data.validation is None:
             places = (data.sample, data.train.xy)
-            self._calibrate(data.targets, probability, intensity, units, few, places=places)
+            distance = features.held_out_ood(data.train, units if groups is None else groups)
+            self._calibrate(data.targets, probability, intensity, units, few, places=places, distance=distance)
             return
         judges = data.spots.take(data.validation)
         sample = sections_of(data.adata, self.state.setup.sample_key)[data.validation]
         units = sections_or_blocks(sample, judges.xy, seed=seed)
         targets = data.all_targets.some(data.validation, self.state.metabolites)
-        self._calibrate(targets, *self._stages(judges), units, places=(sample, judges.xy))
+        stages, distance = self._stages(judges), features.ood(judges)
+        self._calibrate(targets, *stages, units, places=(sample, judges.xy), distance=distance)
 
     def _calibrate(
         self,
@@ -655,12 +666,13 @@ class HurdleModel:
         few: NDArray[np.bool_] | None = None,
         *,
         places: tuple[NDArray[Any], NDArray[np.float64] | None],
+        distance: NDArray[np.float64],
     ) -> None:
         """Thresholds, intervals and evidence from held-out predictions of training spots.
 
         `groups` are the sections (or blocks) of the spots, which weigh the same in the intervals. Metabolites in `few`
         have too few held-out spots with or without them to choose a threshold by. `places` are section and position of
-        the spots.
+        the spots, `distance` their out-of-distribution score, for the spots of the other groups.
         """
         state = self.state
         self._evidence, state.copula = HeldOut(targets, probability, intensity, *places), None
@@ -681,8 +693,9 @@ class HurdleModel:
             known, hurdle_mean(np.nan_to_num(intensity), np.nan_to_num(probability), state.threshold), np.nan
         )
         state.residuals = GroupConformal.fit(
-            targets.intensity, targets.presence, probability, np.maximum(intensity, 0), expected, groups
-        )
+            targets.intensity, targets.presence, probability, np.maximum(intensity, 0), expected, groups,
+            doubt_of(distance),
+        )  # fmt: skip
         residual = targets.where_present() - intensity
         count = np.maximum((~np.isnan(residual)).sum(axis=0), 1)
         state.spread = np.sqrt(np.nansum(residual**2, axis=0) / count)
@@ -698,7 +711,7 @@ class HurdleModel:
         evidence |= {
             "held_out_pearson": r, "held_out_pearson_lower": r_lower, "held_out_auroc": area, "held_out_auroc_lower": area_lower,
             "held_out_units": n_units,
-        }  # fmt: skip
+        } | dict(zip(("held_out_coverage", "held_out_coverage_lowest"), state.residuals.held_out, strict=True))  # fmt: skip
         state.feature_table = state.feature_table.assign(**evidence)
 
     def _fit_copula(self) -> HurdleCopula | None:

@@ -6,6 +6,7 @@ import json
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
@@ -28,13 +29,14 @@ if TYPE_CHECKING:
 CARD = "stmsi.json"
 DATA = "adata.h5ad"
 """Training data that were saved beside a model, where scvi-tools puts them."""
-FORMAT = 5
+FORMAT = 6
 """To be raised when an older stmsi would misread what is written. Fields with a default can be added without."""
 _REFUSED = {
     1: "whose pickled objects can run any code when they are read; they are not read any more",
     2: "whose classes have other names now",
     3: "whose kernels and stacks were made in another way",
     4: "whose held-out scores pooled sections and whose encoders were built in another way",
+    5: "whose intervals know no distance from the training data",
 }
 """Older formats, and why they are not read."""
 PACKAGES = ("stmsi", "numpy", "scipy", "pandas", "scikit-learn", "torch", "scvi-tools")
@@ -45,6 +47,7 @@ _ENSEMBL = {
 _DESCRIBING = (Key.var.NAME, Key.var.MZ, Key.var.FORMULA, Key.var.ADDUCT)
 _EVIDENCE = (
     "n_spots", "prevalence", "training_mean", "held_out_pearson", "held_out_pearson_lower", "held_out_auroc", "held_out_auroc_lower",
+    "held_out_coverage", "held_out_coverage_lowest",
     "held_out_units",
 )  # fmt: skip
 
@@ -173,9 +176,15 @@ def training_record(adata: AnnData, metabolite_key: str) -> dict[str, Any]:
     params = record.get("params") if isinstance(record, Mapping) else None
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "software": {"python": platform.python_version()} | {name: version(name) for name in PACKAGES},
+        "software": {"python": platform.python_version()} | _versions(),
         "intensities": _plain(params) if isinstance(params, Mapping) else {},
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    """Of the packages that models are made with; the files that say it are read once."""
+    return {name: version(name) for name in PACKAGES}
 
 
 def _genes(model: StoredModel) -> dict[str, Any]:

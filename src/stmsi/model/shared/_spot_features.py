@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 import pandas as pd
 
-from stmsi._core.learning.expression_space import ExpressionSpace, neighbour_mean
+from stmsi._core.learning.expression_space import ExpressionSpace, neighbour_mean, profile_distance
 from stmsi._data.checks import check_choice, listing
 from stmsi.model.shared._spot_input import NO_GRAPH
 
@@ -201,6 +201,27 @@ class SpotFeatures:
         shrunk = np.array([self._components_left(present), self._profile_left(present)])
         known = max(1 - spots.missing, _LEAST_KNOWN)
         return (parts / shrunk / usual).max(axis=1) / overall / np.sqrt(known)
+
+    def held_out_ood(self, spots: Spots, groups: NDArray[Any]) -> NDArray[np.float64]:
+        """The score of training spots, each for the spots of the other groups: what a new section would have.
+
+        Components stay those of all spots; their mean and deviation, and the mean profile, are those of the others. With one group,
+        it is :meth:`ood`.
+        """
+        group = np.unique(groups, return_inverse=True)[1]
+        if group.max(initial=0) == 0:
+            return self.ood(spots)
+        white, log, n = self._white(spots.components(self.own)).astype(np.float64), spots.log_expression(), len(group)
+        rows = [np.flatnonzero(group == g) for g in range(group.max() + 1)]
+        sums = [np.asarray(log[own].sum(axis=0), dtype=np.float64).ravel() for own in rows]
+        parts = np.empty((n, 2))
+        for own, total in zip(rows, sums, strict=True):
+            others = np.delete(white, own, axis=0)
+            z = (white[own] - others.mean(axis=0)) / _positive(others.std(axis=0))
+            profile = (sum(sums) - total) / (n - len(own))
+            parts[own] = np.column_stack([np.sqrt((z**2).mean(axis=1)), profile_distance(log[own], profile)])
+        *usual, overall = self.usual_distances
+        return (parts / usual).max(axis=1) / overall
 
     def _components_left(self, present: NDArray[np.bool_]) -> float:
         """Distance from the mean of the components over the genes that are there, as a factor on that over all.

@@ -105,7 +105,7 @@ class TrainingData:
         """What finds the spots again that were trained or calibrated on."""
         if self.validation is None:  # made once for all members of a stack
             return self.train.once("seen", lambda: TrainingSpots.of(self.train))
-        return TrainingSpots.of(self.spots.take(np.union1d(self.rows, self.validation)))
+        return TrainingSpots.of(self.spots, np.union1d(self.rows, self.validation))
 
 
 def require_data(adata: AnnData | None) -> AnnData:

@@ -45,18 +45,19 @@ class TrainingSpots:
     places: NDArray[np.uint64]
 
     @classmethod
-    def of(cls, spots: Spots) -> TrainingSpots:
-        """Of training spots."""
-        return cls._over(_frequent_genes(spots), spots)
+    def of(cls, spots: Spots, rows: NDArray[np.int64] | None = None) -> TrainingSpots:
+        """Of training spots: all of `spots`, or those in `rows`, without a copy of their expression."""
+        return cls._over(_frequent_genes(spots), spots, rows)
 
     @classmethod
-    def _over(cls, genes: list[NDArray[np.int64]], spots: Spots) -> TrainingSpots:
-        profiles = [_kept(hashes[known]) for hashes, known in profile_hashes(spots.counts, genes)]
-        return cls(genes, profiles, _kept(place_hashes(spots.names, spots.sample, spots.xy)))
+    def _over(cls, genes: list[NDArray[np.int64]], spots: Spots, rows: NDArray[np.int64] | None) -> TrainingSpots:
+        own = np.ones(len(spots), bool) if rows is None else np.isin(np.arange(len(spots)), rows)
+        profiles = [_kept(hashes[known & own]) for hashes, known in profile_hashes(spots.counts, genes)]
+        return cls(genes, profiles, _kept(place_hashes(spots.names, spots.sample, spots.xy)[own]))
 
-    def with_others(self, spots: Spots) -> TrainingSpots:
+    def with_others(self, spots: Spots, rows: NDArray[np.int64] | None = None) -> TrainingSpots:
         """Together with the spots of a training that went on."""
-        more = TrainingSpots._over(self.genes, spots)
+        more = TrainingSpots._over(self.genes, spots, rows)
         profiles = [
             _kept(np.concatenate([before, now])) for before, now in zip(self.profiles, more.profiles, strict=True)
         ]

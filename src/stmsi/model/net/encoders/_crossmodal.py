@@ -52,6 +52,11 @@ class CrossModalEncoder(Encoder):
     dropout, input_dropout, output_dropout
         Share of hidden units, of genes, and of the embedding that the heads read, left out while training.
 
+    Notes
+    -----
+    Plain ``"mlp"`` or ridge does as well on every task that was measured. On a small simulation the decoder, exemplars and reconstruction are
+    within 0.003 of ``"mlp"`` in correlation, and retrieval is 0.04 to 0.06 behind.
+
     References
     ----------
     Liu et al., CMRCNet (2025); Xie et al., BLEEP (2023); Min et al., mclSTExp (2024); Yang et al., EGN (2023).

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stmsi.model.net.encoders._encoder import Context, Encoder, Sizes, Usual
+from stmsi.model.net.encoders._encoder import Context, Encoder, Sizes
 
 
 class DeepSetEncoder(Encoder):
@@ -24,7 +24,8 @@ class DeepSetEncoder(Encoder):
     dropout
         Share of hidden units left out while training.
     n_phi, n_rho
-        Functions of one member, and ways to join the sets.
+        Functions of one member, and ways to join the sets. DeepSpot has ten of each; three wider ones predicted better in simulations
+        and train faster.
     n_inner
         Members of the inner set; 0: none. They stand side by side in the columns of ``feature_key``, all of one width: bins or cells
         in the spot, each by its embedding. With one column each they are programmes, such as deconvolved cell types, and the column
@@ -42,15 +43,14 @@ class DeepSetEncoder(Encoder):
 
     uses_graph = True
     needs_graph = True
-    usual = Usual(batch_size=256, lr=1e-3, eps=1e-8)
 
     def __init__(
         self,
         sizes: Sizes,
-        n_hidden: int = 64,
+        n_hidden: int = 128,
         dropout: float = 0.3,
-        n_phi: int = 10,
-        n_rho: int = 10,
+        n_phi: int = 3,
+        n_rho: int = 3,
         n_inner: int = 0,
     ) -> None:
         super().__init__(sizes)
