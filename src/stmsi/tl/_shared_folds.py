@@ -13,8 +13,9 @@ from anndata import AnnData
 
 from stmsi._core.learning.expression_parts import ExpressionParts
 from stmsi.model._families import ModelSpec, resolve
-from stmsi.model.shared._spot_input import Spots, read_spots
+from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._spot_model import SpotModel
+from stmsi.model.shared._spot_reader import read_spots
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
