@@ -20,6 +20,7 @@ from stmsi._imzml.index import DEFLATE_RATIO, LARGEST_STREAM, Arrays, read_index
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
+    import builtins
     from pathlib import Path
     from types import TracebackType
 
@@ -202,7 +203,7 @@ class ImzmlFile:
         values = np.concatenate([np.empty(0), *parts]).astype(np.float64, copy=False)
         return values, np.array([len(part) for part in parts], np.int64)
 
-    def _raw(self, arrays: Arrays, row: int) -> bytes:
+    def _raw(self, arrays: Arrays, row: int) -> builtins.bytes:
         """An array as it is stored."""
         offset = int(arrays.offset[row])
         return self.bytes[offset : offset + int(arrays.n_bytes[row])].tobytes()

@@ -66,7 +66,9 @@ def score_sections(found: Comparison) -> pd.DataFrame:
         starts = range(0, len(found.ids), _BLOCK)
         blocks = [_block(found, truth, rows, slice(start, start + _BLOCK), graph) for start in starts]
         for stage, of_blocks in zip(("presence", "intensity"), zip(*blocks, strict=True), strict=True):
-            scored = {key: np.concatenate([scores[key] for scores in of_blocks]) for key in of_blocks[0]}
+            scored: dict[str, Any] = {
+                key: np.concatenate([scores[key] for scores in of_blocks]) for key in of_blocks[0]
+            }
             counted = ~np.isnan((found.measured if stage == "presence" else truth)[rows])
             scored |= {"sample": name, "metabolite": found.ids, "stage": stage}
             scored[TRAINED_ON] = of_metabolites(marks[rows], counted)

@@ -245,7 +245,7 @@ class SomeExpression:
         # parts are centred at their own means
         total += shift.T @ shift
         space = ExpressionSpace.of_products(
-            total, len(self.rows), selected, moments.mean, moments.variance,
+            np.asarray(total, np.float64), len(self.rows), selected, moments.mean, moments.variance,
             n_components=n_components, seed=seed,
         )  # fmt: skip
         whole._top_of[id(space)] = n_top_genes
@@ -269,4 +269,4 @@ def _places(among: Ints, wanted: Ints) -> Ints | None:
 
 
 def _dense(log: sp.csr_matrix | Floats32) -> Floats32:
-    return log.toarray() if sp.issparse(log) else log
+    return np.asarray(log.toarray()) if isinstance(log, sp.csr_matrix) else log

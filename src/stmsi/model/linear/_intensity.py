@@ -86,7 +86,7 @@ def predict_intensity(regressions: Sequence[Regression], F: NDArray[np.float64])
     """Intensity given presence of all metabolites, shape (spots, metabolites); affine ones by one product."""
     out = np.empty((len(F), len(regressions)))
     affine = np.array([isinstance(r.estimator, _Affine) for r in regressions], dtype=bool)
-    for m in np.flatnonzero(~affine):
+    for m in np.flatnonzero(~affine).tolist():
         out[:, m] = regressions[m].predict(F)
     own = [r for r, is_affine in zip(regressions, affine, strict=True) if is_affine]
     if own:

@@ -124,7 +124,8 @@ class CoordinatesOnly(HurdleLinear):
         for g in np.unique(groups):
             held_out[:, groups == g] = self._smooth(xy[groups == g], sample[groups == g], groups != g)
         self.held_out_ = held_out
-        self._calibrate_after(data, *held_out, held_out_units(sample, groups), self.rng, groups=groups)
+        units = held_out_units(sample, groups)
+        self._calibrate_after(data, held_out[0], held_out[1], units, self.rng, groups=groups)
 
     def _smooth(self, xy: NDArray[np.float64], sample: NDArray[Any], use: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Both stages at positions, shape (2, spots, metabolites), from the training spots to be used."""

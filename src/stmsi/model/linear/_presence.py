@@ -69,7 +69,7 @@ def predict_presence(classifiers: Sequence[Classifier], F: NDArray[np.float64]) 
     """Probability of presence of all metabolites, shape (spots, metabolites); logistic regressions by one product."""
     out = np.empty((len(F), len(classifiers)))
     logistic = np.array([isinstance(c.estimator, Logistic) for c in classifiers], dtype=bool)
-    for m in np.flatnonzero(~logistic):
+    for m in np.flatnonzero(~logistic).tolist():
         out[:, m] = classifiers[m].predict(F)
     own = [c for c, is_logistic in zip(classifiers, logistic, strict=True) if is_logistic]
     if own:

@@ -211,7 +211,11 @@ class SpotFeatures:
         group = np.unique(groups, return_inverse=True)[1]
         if group.max(initial=0) == 0:
             return self.ood(spots)
-        white, log, n = self._white(spots.components(self.own)).astype(np.float64), spots.log_expression(), len(group)
+        white, log, n = (
+            self._white(spots.components(self.own)).astype(np.float64),
+            spots.measured_log_expression(),
+            len(group),
+        )
         rows = [np.flatnonzero(group == g) for g in range(group.max() + 1)]
         sums = [np.asarray(log[own].sum(axis=0), dtype=np.float64).ravel() for own in rows]
         parts = np.empty((n, 2))

@@ -221,16 +221,13 @@ class StoredExpression:
         if asked == "counts":
             check_nonnegative(self.values, self._what)
             return log_normalize(self.values, target_sum or TARGET_SUM)
+        scale = target_sum or TARGET_SUM
         certain = np.array([kind.kind == "log1p" for kind in self.kinds])
-        change = np.array(
-            [not k.is_log or (k.kind == "log1p" and not _same_scale(k.total, target_sum)) for k in self.kinds]
-        )
+        change = np.array([not k.is_log or (k.kind == "log1p" and not _same_scale(k.total, scale)) for k in self.kinds])
         if not change.any():
             return self.values
         out = self.values.copy()
-        out.data[self._entries(change)] = log_normalize(
-            self._undone(certain & change)[change[self.number]], target_sum or TARGET_SUM
-        ).data
+        out.data[self._entries(change)] = log_normalize(self._undone(certain & change)[change[self.number]], scale).data
         return out
 
     def _tell_as_logs(self, asked: Input | None, target_sum: float | None) -> None:
