@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from stmsi._data.checks import check_coverage, check_key, check_share, own_view
+import numpy as np
+import pandas as pd
+
+from stmsi._data.checks import check_coverage, check_key, check_share, listing, own_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table
 from stmsi._settings import logger
@@ -19,9 +22,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from anndata import AnnData
+    from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from stmsi.model.shared._stored_input import Input
+
+_MANY_UNUSUAL = 0.5
+"""Share of the spots of a section above which it is called unlike the training data, of which 5 % are."""
 
 
 def predict_metabolites(
@@ -135,13 +142,7 @@ def predict_metabolites(
     done = None
     if use_measured:
         prediction, done = correct_by_measured(adata, fitted, prediction, coverage)
-    outside = float((prediction.ood > 1).mean())
-    if outside > 0.5:
-        logger.warning(
-            "%.0f %% of the spots lie outside what the model was trained on (obs[%r] > 1); trust them less.",
-            100 * outside,
-            Key.ood_of(key_added),
-        )
+    _tell_unusual(adata, fitted.state.setup.sample_key, prediction.ood, Key.ood_of(key_added))
     lower, upper = Key.bounds_of(key_added)
     for key in _further(adata, key_added):  # of an earlier prediction
         adata.obsm.pop(key, None)
@@ -168,6 +169,23 @@ def predict_metabolites(
     if done is not None and len(done):
         adata.uns[key_added]["use_measured"] = done
     return out if copy else None
+
+
+def _tell_unusual(adata: AnnData, sample_key: str, score: NDArray[np.float64], key: str) -> None:
+    """Warn of sections of which most spots are unlike the training data: one may be of another tissue, and the others not."""
+    name = adata.obs[sample_key].astype(str).to_numpy() if sample_key in adata.obs else np.full(adata.n_obs, "")
+    share = pd.Series(score > 1).groupby(name).mean()
+    odd = share.index[share > _MANY_UNUSUAL]
+    if not len(odd):
+        return
+    of = "" if len(odd) == len(share) else f" of {listing(odd)}"
+    percent = 100 * (score[np.isin(name, odd)] > 1).mean()
+    logger.warning(
+        "%.0f %% of the spots%s lie outside what the model was trained on (obs[%r] > 1); trust them less.",
+        percent,
+        of,
+        key,
+    )
 
 
 def _check_target(adata: AnnData, key: str, further: Sequence[How]) -> None:
