@@ -81,6 +81,13 @@ def test_far_spots_are_marked_and_warned_of(query, model, caplog):
         stmsi.tl.predict_metabolites(odd, model)
     assert "100 % of the spots lie outside what the model was trained on (obs['msi_pred_ood'] > 1)" in caplog.text
     assert odd.obs["msi_pred_ood"].min() > usual.max()
+    caplog.clear()
+    first, second = (AnnData(one.X, obs=one.obs[["sample"]].copy(), var=one.var) for one in (query, odd[:5].copy()))
+    second.obs["sample"] = "other tissue"
+    both = ad.concat([first, second], index_unique="-")
+    with caplog.at_level(logging.WARNING, "stmsi"):
+        stmsi.tl.predict_metabolites(both, model)
+    assert "100 % of the spots of 'other tissue' lie outside" in caplog.text, "few, in a section of their own"
 
 
 def test_a_copy_leaves_the_data_alone(mapped, model):

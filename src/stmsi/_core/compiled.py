@@ -40,8 +40,8 @@ def compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
         dispatcher = numba.njit(nogil=True, cache=True, **options)(function)
     except RuntimeError:  # neither the package's folder nor the user's cache can be written
         return numba.njit(nogil=True, **options)(function)  # type: ignore[no-any-return]
-    cache = getattr(dispatcher, "_cache", None)
-    if cache is not None and hasattr(cache, "load_overload"):
+    cache: Any = getattr(dispatcher, "_cache", None)
+    if hasattr(cache, "load_overload"):
         cache.load_overload = _or_none(cache.load_overload, cache.flush)  # the list of what is kept begins anew
         cache.save_overload = _or_none(cache.save_overload)
     return dispatcher  # type: ignore[no-any-return]

@@ -20,7 +20,6 @@ from stmsi._imzml.index import DEFLATE_RATIO, LARGEST_STREAM, Arrays, read_index
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
-    import builtins
     from pathlib import Path
     from types import TracebackType
 
@@ -139,7 +138,7 @@ class ImzmlFile:
 
         def measured(row: int) -> int:
             try:
-                return stream_length(self._raw(arrays, row), _DTYPES[int(arrays.dtype[row])], LARGEST_STREAM)
+                return stream_length(self._raw(arrays, row).tobytes(), _DTYPES[int(arrays.dtype[row])], LARGEST_STREAM)
             except ValueError as error:
                 self._raise_unreadable(row, error)
 
@@ -197,16 +196,16 @@ class ImzmlFile:
         for row in rows.tolist():
             dtype, length = _DTYPES[int(arrays.dtype[row])], int(arrays.length[row])
             try:
-                parts.append(decode(self._raw(arrays, row), dtype, length, compressed=bool(arrays.zlib[row])))
+                parts.append(decode(self._raw(arrays, row).tobytes(), dtype, length, compressed=bool(arrays.zlib[row])))
             except ValueError as error:
                 self._raise_unreadable(row, error)
         values = np.concatenate([np.empty(0), *parts]).astype(np.float64, copy=False)
         return values, np.array([len(part) for part in parts], np.int64)
 
-    def _raw(self, arrays: Arrays, row: int) -> builtins.bytes:
+    def _raw(self, arrays: Arrays, row: int) -> NDArray[np.uint8]:
         """An array as it is stored."""
         offset = int(arrays.offset[row])
-        return self.bytes[offset : offset + int(arrays.n_bytes[row])].tobytes()
+        return self.bytes[offset : offset + int(arrays.n_bytes[row])]
 
     def _raise_unreadable(self, row: int, error: ValueError) -> NoReturn:
         msg = f"{self.ibd}: the spectrum at {self.place(row)} cannot be read: {error}. Copy the file again."

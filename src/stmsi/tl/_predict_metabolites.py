@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
-from stmsi._data.checks import check_count, check_coverage, check_key, check_share, own_view
+from stmsi._data.checks import check_count, check_coverage, check_key, check_share, listing, own_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import ONE_SECTION, copy_of, get_table, in_frames
 from stmsi._data.training_marks import RECORD, by_section, write_marks
@@ -25,12 +26,14 @@ from stmsi.tl._predicted_store import write_prediction
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import pandas as pd
     from anndata import AnnData
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
     from stmsi.model.shared._stored_input import Input
+
+_MANY_UNUSUAL = 0.5
+"""Share of the spots of a section above which it is called unlike the training data, of which 5 % are."""
 
 
 @warns_once
@@ -193,18 +196,18 @@ def predict_metabolites(
     obs = in_frames(adata).obs
     sections = _section_names(obs, fitted.state.setup.sample_key)
     if out is not None:
-        outside = write_prediction(
+        score = write_prediction(
             out, fitted, reader, obs=obs, sections=sections, record=record, key=key_added, how=asked, coverage=coverage,
             block_size=block_size, show_progress_bar=show_progress_bar,
         )  # fmt: skip
-        _tell_outside(outside, key_added)
+        _tell_unusual(sections, score, Key.ood_of(key_added))
         return None
     prediction = fitted._predict_from(reader, coverage, block_size, marked=True, show_progress_bar=show_progress_bar)
     if use_measured:
         prediction, done = correct_by_measured(adata, fitted, prediction, coverage)
         if len(done):
             record["use_measured"] = done
-    _tell_outside(float((prediction.ood > 1).mean()), key_added)
+    _tell_unusual(sections, prediction.ood, Key.ood_of(key_added))
     lower, upper = Key.bounds_of(key_added)
     for key in _further(adata, key_added):  # of an earlier prediction
         adata.obsm.pop(key, None)
@@ -229,20 +232,27 @@ def _check_out(out: str | Path, *, copy: bool, use_measured: bool) -> None:
     check_new(Path(out), "store")
 
 
-def _tell_outside(share: float, key: str) -> None:
-    if share > 0.5:
-        logger.warning(
-            "%.0f %% of the spots lie outside what the model was trained on (obs[%r] > 1); trust them less.",
-            100 * share,
-            Key.ood_of(key),
-        )
-
-
 def _section_names(obs: pd.DataFrame, key: str) -> NDArray[Any]:
     """Section of each spot; data to predict need not name any."""
     if key not in obs:
         return np.full(len(obs), ONE_SECTION, dtype=object)
     return obs[key].astype(object).to_numpy().astype(str).astype(object)
+
+
+def _tell_unusual(sections: NDArray[Any], score: NDArray[np.floating[Any]], key: str) -> None:
+    """Warn of sections of which most spots are unlike the training data: one may be of another tissue, and the others not."""
+    share = pd.Series(score > 1).groupby(sections).mean()
+    odd = share.index[share > _MANY_UNUSUAL]
+    if not len(odd):
+        return
+    of = "" if len(odd) == len(share) else f" of {listing(odd)}"
+    percent = 100 * (score[np.isin(sections, odd)] > 1).mean()
+    logger.warning(
+        "%.0f %% of the spots%s lie outside what the model was trained on (obs[%r] > 1); trust them less.",
+        percent,
+        of,
+        key,
+    )
 
 
 def _check_target(adata: AnnData, key: str, further: Sequence[How]) -> None:

@@ -43,14 +43,14 @@ def write_prediction(
     coverage: float,
     block_size: int,
     show_progress_bar: bool | None,
-) -> float:
+) -> NDArray[np.float32]:
     """Predict some spots at a time into a new store of spots x metabolites, which is whole or not there.
 
     `record` goes into ``uns[key]``; its feature table becomes ``var``.
 
     Returns
     -------
-    Share of the spots that lie outside what the model was trained on.
+    Out-of-distribution score of each spot.
     """
     import zarr
 
@@ -84,7 +84,7 @@ def write_prediction(
             table.obsm[Key.obsm.SPATIAL] = reader.spots.xy
         _finish(folder, table, names)
         (folder / "store").rename(check_new(target, "store"))
-    return float((ood > 1).mean())
+    return ood
 
 
 def _put(array: Any, rows: NDArray[np.int64], values: NDArray[np.float32]) -> None:
