@@ -87,7 +87,7 @@ def demo_report(folder: Path, means: pd.DataFrame, facts: Mapping[str, str], com
     if len(of_genes):
         headline = (
             f" There, metabolites that follow genes reach a mean Pearson correlation of {of_genes.max():.2f} with "
-            f"{of_genes.idxmax()!r}. Training sections are marked wherever they are scored or drawn."
+            f"{of_genes.idxmax()!r}. Sections of the training are marked wherever they are scored."
         )
     note = f"Means over metabolites; the baseline knows no gene. {_READING} {_CONTROL}"
     figures = [
