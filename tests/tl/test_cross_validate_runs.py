@@ -80,7 +80,9 @@ def test_neighbour_features_are_computed_on_each_side_by_itself(data, fits):
     HurdleLinear.setup_anndata(part, **fields)
     model = HurdleLinear(part, n_components=5, context="diffused")
     model.train(show_progress_bar=False)
-    np.testing.assert_array_equal(fits[0]["predicted"], model.predict(covered[test].copy()).to_numpy())
+    alone = model.predict(covered[test].copy()).to_numpy()
+    # folds add up what their parts have in common: sums in another order
+    np.testing.assert_allclose(fits[0]["predicted"], alone, atol=1e-6 * alone.max())
     # with the training spots beside them, the neighbourhoods of test spots are others, and so are predictions
     whole = model.predict(covered).to_numpy()[test]
     assert not np.allclose(fits[0]["predicted"], whole)

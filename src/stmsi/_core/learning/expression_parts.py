@@ -140,9 +140,11 @@ class ExpressionParts:
                 return space, None
             axes = np.zeros((len(genes), len(space.components)), np.float32)
             axes[place] = space.components.T
-            shift = space.mean @ space.components.T
+            # centred before the product, as the spots alone would be: afterwards, digits are lost
+            mean = np.zeros(len(genes), np.float32)
+            mean[place] = space.mean
             pieces = range(0, log.shape[0], _CHUNK)
-            return space, np.vstack([_dense(log[i : i + _CHUNK]) @ axes - shift for i in pieces])
+            return space, np.vstack([(_dense(log[i : i + _CHUNK]) - mean) @ axes for i in pieces])
 
         # the space is kept beside them: its number is taken by another one when it is gone
         return self._once("components", id(space), make)[1]
