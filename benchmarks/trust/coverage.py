@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -47,6 +47,7 @@ MODELS: Mapping[str, Any] = {
     "transformer": "transformer",
 }
 SETUP = {"presence_key": "msi_presence"}
+TASKS = ("new patients", "noise")
 N_DRAWS = 60
 SPLITTER = stmsi.model_selection.LeaveOnePatientOut()
 
@@ -68,15 +69,16 @@ def noise(st: AnnData, seed: int) -> AnnData:
     return out
 
 
-def families(seeds: list[int], models: list[str]) -> Iterator[dict[str, Any]]:
+def families(seeds: list[int], models: list[str], tasks: Sequence[str] = TASKS) -> Iterator[dict[str, Any]]:
     """Coverage of 90 % intervals and calibration error of presence."""
     for seed in seeds:
         st = sections(seed)
-        for task, data in (("new patients", st), ("noise", noise(st, seed))):
+        for task in tasks:
+            data = st if task == TASKS[0] else noise(st, seed)
             for name in models:
                 table = measure(Task(data, SPLITTER, st.uns["kind"]), MODELS[name])
                 mean = table.mean(numeric_only=True)
-                low, high = table["coverage_90"].quantile([0.1, 0.9])
+                low, high = (float(table["coverage_90"].quantile(q)) for q in (0.1, 0.9))
                 yield {
                     "task": task, "model": name, "seed": seed, "coverage": mean["coverage_90"],
                     "metabolites_10": low, "metabolites_90": high, "lowest_fold": mean["coverage_90_lowest_fold"],
@@ -154,10 +156,10 @@ def regions(seeds: list[int], models: list[str]) -> Iterator[dict[str, Any]]:
                         found[kind].append(float(((low <= measured) & (measured <= high)).mean()))
             table = stmsi.experimental.realism(st, pd.concat(drawn).loc[st.obs_names])
             auc = float(table.loc[table["statistic"] == "auc", "synthetic"].iloc[0])
-            yield {"model": name, "seed": seed, **{k: np.mean(v) for k, v in found.items()}, "auc": auc}
+            yield {"model": name, "seed": seed, **{k: float(np.mean(v)) for k, v in found.items()}, "auc": auc}
 
 
-PARTS = {"families": families, "shift": shift, "regions": regions}
+PARTS: Mapping[str, Any] = {"families": families, "shift": shift, "regions": regions}
 
 
 def main() -> None:
@@ -166,11 +168,13 @@ def main() -> None:
     parser.add_argument("--part", choices=list(PARTS), default="families")
     parser.add_argument("--models", nargs="+", choices=list(MODELS), default=["ridge"])
     parser.add_argument("--seeds", nargs="+", type=int, default=[1])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS, help="of the part families")
     parser.add_argument("--out", type=Path, default=RESULTS)
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     path = args.out / f"coverage_{args.part}.csv"
-    for row in PARTS[args.part](args.seeds, args.models):
+    options = {"tasks": args.tasks} if args.part == "families" else {}
+    for row in PARTS[args.part](args.seeds, args.models, **options):
         print({k: round(v, 3) if isinstance(v, float) else v for k, v in row.items()}, flush=True)
         new = pd.DataFrame([row]).round(4)
         old = pd.read_csv(path) if path.exists() else new[:0]
