@@ -88,8 +88,8 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         NicheTrans does). With the sections of ``sample_key`` and positions in ``obsm["spatial"]``: ``"section"`` (the spot,
         corrected by linear attention over all spots of its section, after HisToGene). ``"crossmodal"``: the spot by
         itself, in a space shared with its metabolites (after CMRCNet; BLEEP, mclSTExp and EGN by options), read out by the heads, by
-        retrieval of training spots, or by heads that also see exemplars; training spots are then saved with the model. ``"niche"``,
-        ``"section"`` and ``"crossmodal"``: ``"mlp"`` or ridge did as well on every task that was measured.
+        retrieval of training spots, or by heads that also see exemplars; training spots are then saved with the model.
+        ``"mlp"`` or ridge did as well as ``"deepset"``, ``"niche"``, ``"section"`` and ``"crossmodal"`` on the tasks of the benchmarks.
     n_top_genes
         Genes that are used: the most variable ones over the training spots; with ``"transformer"`` at most so many of those that
         go most with any metabolite.

@@ -54,7 +54,7 @@ class CrossModalEncoder(Encoder):
 
     Notes
     -----
-    Plain ``"mlp"`` or ridge does as well on every task that was measured. On a small simulation the decoder, exemplars and reconstruction are
+    Plain ``"mlp"`` or ridge does as well on every task that was measured. On a small simulation, the decoder, exemplars and reconstruction are
     within 0.003 of ``"mlp"`` in correlation, and retrieval is 0.04 to 0.06 behind.
 
     References
