@@ -130,3 +130,22 @@ def test_without_positions_there_is_no_structure_in_space() -> None:
     total = sum(fields.covariance(s) for s in range(5))
     np.testing.assert_allclose(np.diag(total), 1)
     assert np.isnan(spacing(np.zeros((1, 2)), np.zeros(1, int)))
+
+
+def test_levels_learnt_from_few_sections_are_pulled_to_their_mean_and_raised() -> None:
+    """By chance the levels of the second variable hardly differed; those of the others are shared."""
+    loadings = np.zeros((5, 3, 1))
+    loadings[-1, :, 0] = np.sqrt([0.2, 0.0, 0.2])
+    specific = np.zeros((5, 3))
+    specific[0] = [0.8, 1.0, 0.8]
+    fields = Coregionalization(np.array([1.0, 2.0, 3.0]), loadings, specific)
+    few, many = fields.of_few_sections(4), fields.of_few_sections(400)
+    for found in (few, many):
+        np.testing.assert_allclose(np.diag(sum(found.covariance(s) for s in range(5))), 1)
+    level = np.diag(few.covariance(-1))
+    assert (level[[0, 2]] > 0.25).all()
+    assert level[1] > 0.1
+    shared = few.covariance(-1)[0, 2] / level[0]
+    assert shared == pytest.approx(1)
+    np.testing.assert_allclose(np.diag(many.covariance(-1)), [0.2, 0, 0.2], atol=0.01)
+    assert fields.of_few_sections(1) is fields

@@ -37,7 +37,7 @@ def edit(folder, **entries):
 def test_the_card_says_what_is_inside(folder):
     card = json.loads((folder / "stmsi.json").read_text())
     assert card["class"] == "HurdleLinear"
-    assert card["format"] == 5
+    assert card["format"] == 6
     assert card["stmsi"] == stmsi.__version__
     assert card["params"]["intensity"] == "mean"
     assert card["params"]["rng"] == 0
