@@ -156,10 +156,10 @@ def test_a_card_that_is_no_text(folder):
 
 
 def test_a_newer_format(folder):
-    edit(folder, format=6, stmsi="9.1.0")
+    edit(folder, format=7, stmsi="9.1.0")
     with pytest.raises(
         ValueError,
-        match=r"by stmsi 9\.1\.0 in format 6; this version, .*, reads format 5\. Upgrade stmsi to 9\.1\.0 or",
+        match=r"by stmsi 9\.1\.0 in format 7; this version, .*, reads format 6\. Upgrade stmsi to 9\.1\.0 or",
     ):
         stmsi.model.load(folder)
 
