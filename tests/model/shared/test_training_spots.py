@@ -32,7 +32,7 @@ def lacking(spots: Spots, genes: np.ndarray) -> Spots:
     cut = spots.counts.tolil()
     cut[:, genes] = 0
     filled = Imputation(genes, np.zeros(spots.counts.shape[1], np.float32), "counts")
-    return replace(spots, counts=sp.csr_matrix(cut), imputed=filled, made={})
+    return replace(spots.with_counts(sp.csr_matrix(cut)), imputed=filled)
 
 
 @pytest.fixture(scope="module")
