@@ -91,7 +91,7 @@ def test_training_by_name_leaves_no_trace(data):
     after = {slot: set(getattr(data, slot)) for slot in before}
     added = {slot: after[slot] - before[slot] for slot in before if after[slot] - before[slot]}
     assert added == {
-        "obs": {"msi_pred_ood"},
+        "obs": {"msi_pred_ood", "msi_pred_trained_on"},
         "obsm": {"msi_pred", "msi_pred_presence", "msi_pred_lower", "msi_pred_upper"},
         "uns": {"msi_pred"},
     }
