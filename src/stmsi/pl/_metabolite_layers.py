@@ -133,7 +133,9 @@ def intensity_label(adata: AnnData, key: str) -> str:
 
 def layers_of(adata: AnnData, names: list[str], key: str, layer: str | None = None) -> list[Layer]:
     """What to draw: metabolites of a layer in ``obsm``, columns of ``obs``, or variables (genes, ions) of the table."""
-    if key not in adata.obsm and not is_width(adata, key):
+    # a table of ions has no layer of metabolites; of one of spots, names tell whether one is asked for
+    own = Key.var.MZ in adata.var or all(n in adata.obs or _variable(adata, n) is not None for n in names)
+    if key not in adata.obsm and own:
         return [_own_layer(adata, n, layer) for n in names]
     frame = layer_frame(adata, key)
     readable = readable_names(adata, key, frame.columns)

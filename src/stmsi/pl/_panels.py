@@ -66,7 +66,7 @@ def draw_spots(
         spots = _add_lattice(ax, section.lattice, shown, **paint)
     else:
         outlined = outlined and len(shown) < MANY
-        paint |= {"linewidths": 0.3, "edgecolors": "0.6"} if outlined else {"linewidths": 0}
+        paint |= {"linewidths": 0.3, "edgecolors": "0.6"} if outlined else _seamless(section)
         spots = add_spots(ax, section, array=shown, **paint)
     if shown.count() == 0:
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2}
@@ -119,9 +119,14 @@ def draw_colours(
     if section.lattice is not None:
         _show_lattice(ax, section.lattice, rgba, zorder=2)
     else:
-        add_spots(ax, section, facecolors=rgba, linewidths=0, zorder=2)
+        add_spots(ax, section, facecolors=rgba, zorder=2, **_seamless(section))
     if scalebar:
         scale_bar(ax)
+
+
+def _seamless(section: Section) -> dict[str, Any]:
+    """Spots without an edge; pixels and bins reach a hair into each other, so that no background shines through."""
+    return {"linewidths": 0} if section.outlines is None else {"linewidths": 0.25, "edgecolors": "face"}
 
 
 def colour_key(ax: Axes, patches: Sequence[Patch], title: str | None = None) -> None:

@@ -34,7 +34,7 @@ _MOST = 60
 @shared_docs
 def regions(
     data: Data,
-    key: str = Key.obs.REGION,
+    key: str,
     *,
     sample: str | Sequence[str] | None = None,
     table_key: str = Key.table.ST,
@@ -58,7 +58,7 @@ def regions(
     data
         SpatialData, or an AnnData of spots.
     key
-        Column of ``obs`` with labels: ``"region"``, ``"cluster"``, ``"msi_pred_trained_on"``, ``"patient"``.
+        Column of ``obs`` with labels: ``"cluster"``, ``"domain"``, ``"msi_pred_trained_on"``, ``"patient"``.
     sample
         Sections to draw; `None`: all.
     %(tables)s

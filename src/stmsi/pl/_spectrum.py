@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from stmsi._data.checks import Data
 
 _SIZE = (7.0, 2.2)
+_WORTH = 0.02
+"""Share of the highest peak below which a peak is not labelled."""
 _FAR = 0.02
 """Share of the axis by which labels of peaks must lie apart."""
 
@@ -96,9 +98,8 @@ def spectrum(
         pd.Series(section) if groupby is None else require_obs(msi, groupby).astype("object").reset_index(drop=True)
     )
     labels = labels.where(np.isin(section, samples))
-    groups = [name for name in dict.fromkeys(labels.dropna())]
-    if groupby is not None:
-        groups = sorted(groups, key=str)
+    found = list(dict.fromkeys(labels.dropna()))
+    groups = found if groupby is None else sorted(found, key=str)
     names = _labels(msi, mz)
     figure, axes = get_axes(len(groups), 1, ax, _SIZE)
     highest = 0.0
@@ -111,7 +112,7 @@ def spectrum(
         label_plot(place, "m/z" if last else "", "mean intensity", str(group))
         _name_peaks(place, mz[shown], height, names[shown], n_labels)
     for place in axes:
-        place.set_ylim(0, 1.25 * highest or 1.0)
+        place.set_ylim(0, 1.4 * highest or 1.0)
         place.set_xlim(*_range(mz[shown]))
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
@@ -150,13 +151,13 @@ def _name_peaks(
     """Label the highest peaks, of neighbours only the highest."""
     apart, placed = _FAR * (np.ptp(mz) or 1.0), []
     for peak in np.argsort(-height, kind="stable"):
-        if len(placed) == n or not height[peak] > 0:
+        if len(placed) == n or not height[peak] > _WORTH * height.max():
             return
         if all(abs(mz[peak] - other) > apart for other in placed):
             placed.append(mz[peak])
             ax.annotate(
-                str(names[peak]), (mz[peak], height[peak]), (0, 2), textcoords="offset points", ha="center", va="bottom",
-                rotation=45 if n > 5 else 0, fontsize=STYLE.tick_size,
+                str(names[peak]), (mz[peak], height[peak]), (1, 2), textcoords="offset points", ha="left", va="bottom",
+                rotation=45, rotation_mode="anchor", fontsize=STYLE.tick_size,
             )  # fmt: skip
 
 

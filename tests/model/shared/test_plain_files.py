@@ -98,7 +98,14 @@ def test_tables(tmp_path):
 
 
 def test_objects_of_stmsi_and_fields_that_came_later(tmp_path):
-    parts = np.arange(2.0), np.zeros((3, 2, 1)), np.ones((2, 1), np.int64), np.zeros((3, 1)), np.zeros(1), np.zeros((2, 1))
+    parts = (
+        np.arange(2.0),
+        np.zeros((3, 2, 1)),
+        np.ones((2, 1), np.int64),
+        np.zeros((3, 1)),
+        np.zeros(1),
+        np.zeros((2, 1)),
+    )
     value = GroupConformal(*parts)
     found = there_and_back(tmp_path, value)
     assert isinstance(found, GroupConformal)
