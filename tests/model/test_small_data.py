@@ -313,7 +313,7 @@ def test_the_input_is_left_as_it_was(make_sections, name):
     assert (data.obsp["spatial_connectivities"] != before.obsp["spatial_connectivities"]).nnz == 0
     np.testing.assert_array_equal(data.obsm["spatial"], before.obsm["spatial"])
     assert_frame_equal(data.obsm["msi"], before.obsm["msi"])
-    assert_frame_equal(data.obs.drop(columns="msi_pred_ood"), before.obs)
+    assert_frame_equal(data.obs.drop(columns=["msi_pred_ood", "msi_pred_trained_on"]), before.obs)
     assert_frame_equal(data.var, before.var)
     assert set(data.uns) == {"msi_pred"}
 
