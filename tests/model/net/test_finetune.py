@@ -49,7 +49,7 @@ def parts(data):
 def make(adata, fields=FIELDS, **params):
     # without the ridge path, which training would have to beat before any epoch counts
     HurdleNet.setup_anndata(adata, **fields)
-    return HurdleNet(adata, **SMALL, **{"residual": None, **params})
+    return HurdleNet(adata, **SMALL, **{"residual": None, "n_nets": 1, **params})
 
 
 def fit(adata, fields=FIELDS, params=None, **train):
@@ -204,6 +204,17 @@ def test_a_training_that_ends_early_leaves_a_usable_model(data, tmp_path, error,
         assert part.state.training["refit"]
         assert finite(part)
     pd.testing.assert_frame_equal(again.predict(), model.predict(), check_exact=True)
+
+
+def test_interrupted_in_the_first_of_several_networks(data, tmp_path):
+    model = make(data, n_nets="auto")
+    with pytest.raises(KeyboardInterrupt):
+        model.train(max_epochs=9, callbacks=[Raise(KeyboardInterrupt(), 2)], checkpoint_dir=tmp_path / "best")
+    assert finite(model)
+    again = load_model(tmp_path / "best", data)
+    pd.testing.assert_frame_equal(again.predict(), model.predict(), check_exact=True)
+    model.train(max_epochs=1)
+    assert model.state.training["n_nets"] == 3
 
 
 def test_interrupted_before_the_first_epoch(data, tmp_path):

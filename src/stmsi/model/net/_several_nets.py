@@ -60,8 +60,11 @@ class SeveralNets(NetCalibration):
     """Both stages of the training spots, each by the network without its group."""
 
     @abstractmethod
-    def _learn(self, run: Run, *, settle: bool = True, **options: Any) -> list[int]:
-        """Train one network; the number of epochs that was best for each stage."""
+    def _learn(self, run: Run, *, settle: bool = True, rescue: bool = True, **options: Any) -> list[int]:
+        """Train one network; the number of epochs that was best for each stage.
+
+        It is calibrated at the end (`settle`), and where training ends early after an epoch that was better (`rescue`).
+        """
 
     @abstractmethod
     def _settle(self, run: Run, epochs: int) -> None:
@@ -76,7 +79,7 @@ class SeveralNets(NetCalibration):
     def _learn_nets(self, run: Run, folds: InnerFolds, **options: Any) -> None:
         """Train a network without each group, and calibrate by their predictions of the groups.
 
-        Interrupted, the model is that of the groups that were done, or untrained where none was.
+        Interrupted, the model is that of the groups that were done; in the first of them, its network with the best weights so far.
 
         Parameters
         ----------
@@ -92,9 +95,11 @@ class SeveralNets(NetCalibration):
         n_nets = int(folds.groups.max()) + 1
         for group in track(range(n_nets), "networks", total=n_nets, show=options.get("enable_progress_bar", False)):
             inside = folds.groups == group
-            part = replace(run, rows=run.rows[~inside], validation=run.rows[inside], directory=None)
+            first = not made.nets
+            directory = run.directory if first else None
+            part = replace(run, rows=run.rows[~inside], validation=run.rows[inside], directory=directory)
             try:
-                n_epochs = sum(self._learn(part, settle=False, **options))
+                n_epochs = sum(self._learn(part, settle=False, rescue=first, **options))
                 at = run.targets.metabolites.get_indexer(self.state.metabolites)
                 spots, place = run.spots.take(part.validation), np.ix_(inside, at)
                 self._remember(part.rows)
@@ -124,7 +129,13 @@ class SeveralNets(NetCalibration):
         assert run.start is not None
         nets, epochs = [], []
         for net in run.start.nets:
-            epochs.append(sum(self._learn(replace(run, start=replace(run.start, nets=[net])), settle=False, **options)))
+            epochs.append(
+                sum(
+                    self._learn(
+                        replace(run, start=replace(run.start, nets=[net])), settle=False, rescue=False, **options
+                    )
+                )
+            )
             nets.append(Net(self.module, net.features, net.metabolites))
         self.state_ = run.start.state
         self._adopt(nets)

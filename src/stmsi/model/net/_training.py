@@ -278,7 +278,14 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             self._refit(run, best_epochs, **options)
 
     def _learn(  # type: ignore[override]
-        self, run: Run, *, settle: bool = True, max_epochs: int, stopping: dict[str, Any] | None, **options: Any
+        self,
+        run: Run,
+        *,
+        settle: bool = True,
+        rescue: bool = True,
+        max_epochs: int,
+        stopping: dict[str, Any] | None,
+        **options: Any,
     ) -> list[int]:
         """Train, stop early, keep the best weights, calibrate; the number of epochs that was best for each stage."""
         self._prepare(run, run.rows, run.validation)
@@ -302,7 +309,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
                     check_val_every_n_epoch=1, num_sanity_val_steps=-1 if compared else 0, **options,
                 )  # fmt: skip
             except BaseException:
-                if whole and best.found and settle:
+                if whole and best.found and rescue:
                     best.restore(self.module)
                     self._settle(run, sum(epochs) + best.best_epoch + 1)
                     logger.warning(
