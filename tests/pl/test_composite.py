@@ -10,6 +10,10 @@ import stmsi
 NAMES = ["simPC(28:0)", "simPC(33:1)"]
 
 
+def test_picture(mapped, same_picture):
+    same_picture(stmsi.pl.composite(mapped, NAMES, table_key="msi", return_fig=True), "composite")
+
+
 def test_colours_add_up(mapped):
     ax = stmsi.pl.composite(mapped, NAMES, sample="P1S1", colors=["red", "blue"], percentiles=(0, 100))
     st = mapped.tables["st"]

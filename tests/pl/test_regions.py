@@ -12,6 +12,10 @@ def colours_of(ax):
     return ax.collections[-1].get_facecolor()[:, :3]
 
 
+def test_picture(mapped, same_picture):
+    same_picture(stmsi.pl.regions(mapped, "domain", return_fig=True), "regions")
+
+
 def test_one_colour_for_a_label_in_all_sections(mapped):
     axes = stmsi.pl.regions(mapped, "domain")
     st = mapped.tables["st"]

@@ -11,6 +11,10 @@ def lines_of(ax):
     return segments[:, 0, 0], segments[:, 1, 1]
 
 
+def test_picture(mapped, same_picture):
+    same_picture(stmsi.pl.spectrum(mapped, return_fig=True), "spectrum")
+
+
 def test_ions_at_their_mz_as_high_as_their_mean(mapped):
     msi = mapped.tables["msi"]
     axes = stmsi.pl.spectrum(mapped)

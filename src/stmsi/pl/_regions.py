@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,7 +20,7 @@ from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import PALETTE, STYLE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -126,9 +127,8 @@ def _colours(
 
         few = len(names) <= len(PALETTE)
         palette = PALETTE if few else [colormaps["turbo"](x) for x in np.linspace(0.03, 0.97, len(names))]
-    if not hasattr(palette, "keys"):
-        palette = dict(zip(names, palette, strict=False))
-    found = {str(name): colour for name, colour in palette.items()}
+    pairs = palette.items() if isinstance(palette, Mapping) else zip(names, palette, strict=False)
+    found = {str(name): colour for name, colour in pairs}
     lacking = [name for name in names if name not in found]
     if lacking:
         msg = f"palette has no colour for {listing(lacking)}; it names {listing(found)}."

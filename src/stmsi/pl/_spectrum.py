@@ -149,7 +149,8 @@ def _name_peaks(
     ax: Axes, mz: NDArray[np.float64], height: NDArray[np.float64], names: NDArray[np.object_], n: int
 ) -> None:
     """Label the highest peaks, of neighbours only the highest."""
-    apart, placed = _FAR * (np.ptp(mz) or 1.0), []
+    apart = _FAR * (np.ptp(mz) or 1.0)
+    placed: list[float] = []
     for peak in np.argsort(-height, kind="stable"):
         if len(placed) == n or not height[peak] > _WORTH * height.max():
             return
