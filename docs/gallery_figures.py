@@ -49,6 +49,21 @@ axes = stmsi.pl.spatial(sdata, ["simPC(28:0)", "simPC(36:0)"], sample=["P1S1", "
 # [end]
 save(axes[0].figure, "spatial")
 
+# [composite]
+axes = stmsi.pl.composite(sdata, ["simPC(28:0)", "simPC(36:0)"], table_key="msi", sample=["P1S1", "P2S1"])
+# [end]
+save(axes[0].figure, "composite")
+
+# [regions]
+axes = stmsi.pl.regions(sdata, "domain", sample=["P1S1", "P2S1"])
+# [end]
+save(axes[0].figure, "regions")
+
+# [spectrum]
+axes = stmsi.pl.spectrum(sdata, sample=["P1S1", "P2S1"], layer="raw")
+# [end]
+save(axes[0].figure, "spectrum")
+
 # [uncertainty]
 axes = stmsi.pl.spatial(sdata, "simPC(28:0)", metabolite_key="msi_pred_width", sample=["P2S1", "P2S2"])
 # [end]

@@ -257,3 +257,31 @@ def test_width_of_the_interval(st, predicted) -> None:
     np.testing.assert_allclose(spots_of(ax).get_array(), width, rtol=1e-6)
     assert spots_of(ax).get_cmap().name == "plasma"
     assert "interval width" in ax.child_axes[0].get_ylabel()
+
+
+def test_ion_images_are_pixels_in_their_place(mapped: SpatialData) -> None:
+    msi = mapped.tables["msi"]
+    ax = stmsi.pl.spatial(mapped, "simPC(28:0)", table_key="msi", sample="P1S1")
+    assert ax.get_title() == "simPC(28:0)"
+    pixels, rows = spots_of(ax), (msi.obs["sample"] == "P1S1").to_numpy()
+    assert isinstance(pixels, PolyCollection)
+    np.testing.assert_allclose(pixels.get_array(), msi[rows, "simPC_28_0"].X.toarray().ravel())
+    # on the spots, where the alignment has put them
+    spots = stmsi.pl.spatial(mapped, "simPC(28:0)", sample="P1S1")
+    for side in ("get_xlim", "get_ylim"):
+        np.testing.assert_allclose(getattr(ax, side)(), getattr(spots, side)(), atol=400)
+
+
+def test_genes_and_layers(mapped: SpatialData) -> None:
+    st = mapped.tables["st"].copy()
+    st.layers["logs"] = np.log1p(st.X.toarray())
+    st.var["gene_symbols"] = [f"sym{i}" for i in range(st.n_vars)]
+    rows = (st.obs["sample"] == "P1S1").to_numpy()
+    for name, layer in ((st.var_names[3], None), ("sym3", "logs")):
+        ax = stmsi.pl.spatial(st, name, layer=layer, sample="P1S1")
+        values = (st.X.toarray() if layer is None else st.layers[layer])[rows, 3]
+        np.testing.assert_allclose(spots_of(ax).get_array(), values)
+    with pytest.raises(KeyError, match="no layer 'log'"):
+        stmsi.pl.spatial(st, "sym3", layer="log")
+    with pytest.raises(KeyError, match="Did you mean"):
+        stmsi.pl.spatial(mapped, "simPC(28:1)", table_key="msi")

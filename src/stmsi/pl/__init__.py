@@ -1,4 +1,4 @@
-"""Plots: spots true to size in micrometres, predictions beside measurements, scores of models."""
+"""Plots: spots and pixels true to size in micrometres, spectra, predictions beside measurements, scores of models."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,14 @@ if TYPE_CHECKING:
     from stmsi.pl._attention_spatial import attention_spatial
     from stmsi.pl._calibration import calibration
     from stmsi.pl._compare import compare
+    from stmsi.pl._composite import composite
     from stmsi.pl._history import history
     from stmsi.pl._performance import performance
     from stmsi.pl._presence_curves import presence_curves
+    from stmsi.pl._regions import regions
     from stmsi.pl._reliability import reliability
     from stmsi.pl._spatial import spatial
+    from stmsi.pl._spectrum import spectrum
 
 __all__ = [
     "alignment",
@@ -22,11 +25,14 @@ __all__ = [
     "attention_spatial",
     "calibration",
     "compare",
+    "composite",
     "history",
     "performance",
     "presence_curves",
+    "regions",
     "reliability",
     "spatial",
+    "spectrum",
 ]
 
 _getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})

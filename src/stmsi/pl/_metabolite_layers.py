@@ -11,7 +11,7 @@ import pandas as pd
 from stmsi._data.checks import listing, suggest
 from stmsi._data.feature_table import base_key, find_features, written_by
 from stmsi._data.keys import Key
-from stmsi._data.tables import require_frame, require_metabolites, sections_of
+from stmsi._data.tables import as_csr, layer_names, require_frame, require_metabolites, sections_of
 from stmsi.pl._style import INTENSITY_CMAP, PRESENT_LABEL, WIDTH_CMAP
 
 if TYPE_CHECKING:
@@ -131,10 +131,12 @@ def intensity_label(adata: AnnData, key: str) -> str:
     return "log1p intensity" if logged else "intensity"
 
 
-def layers_of(adata: AnnData, names: list[str], key: str) -> list[Layer]:
-    """What to draw: metabolites of a layer, or columns of ``obs``."""
-    if key not in adata.obsm and all(n in adata.obs for n in names):
-        return [_obs_layer(adata, n) for n in names]
+def layers_of(adata: AnnData, names: list[str], key: str, layer: str | None = None) -> list[Layer]:
+    """What to draw: metabolites of a layer in ``obsm``, columns of ``obs``, or variables (genes, ions) of the table."""
+    # a table of ions has no layer of metabolites; of one of spots, names tell whether one is asked for
+    own = Key.var.MZ in adata.var or all(n in adata.obs or _variable(adata, n) is not None for n in names)
+    if key not in adata.obsm and own:
+        return [_own_layer(adata, n, layer) for n in names]
     frame = layer_frame(adata, key)
     readable = readable_names(adata, key, frame.columns)
     label, bounds = intensity_label(adata, key), (0.0, 1.0) if is_presence(key) else None
@@ -142,16 +144,50 @@ def layers_of(adata: AnnData, names: list[str], key: str) -> list[Layer]:
     known = {*readable.index, *readable}
     out = []
     for name in names:
-        if name not in known and name in adata.obs:
-            out.append(_obs_layer(adata, name))
+        if name not in known and (name in adata.obs or _variable(adata, name) is not None):
+            out.append(_own_layer(adata, name, layer))
             continue
-        if name not in known and (near := suggest(name, adata.obs.columns)) and not suggest(name, known):
-            msg = f"{name!r} is neither a metabolite of obsm[{key!r}] nor a column of obs.{near}"
-            raise KeyError(msg)
+        if name not in known and not suggest(name, known):
+            near = suggest(name, [*adata.obs.columns, *adata.var_names])
+            if near:
+                msg = f"{name!r} is neither a metabolite of obsm[{key!r}], nor a column of obs, nor a gene.{near}"
+                raise KeyError(msg)
         (identifier,) = require_metabolites([name], readable.index, readable)
         title = ", ".join(filter(None, (str(readable[identifier]), trust(adata, key, identifier))))
         out.append(Layer(title, frame[identifier].to_numpy(np.float64, na_value=np.nan), label, bounds, default))
     return out
+
+
+def _own_layer(adata: AnnData, name: str, layer: str | None) -> Layer:
+    """A column of ``obs``, or a variable of the table by its id or name."""
+    if name in adata.obs:
+        return _obs_layer(adata, name)
+    at = _variable(adata, name)
+    if at is None:
+        names = [*adata.obs.columns, *adata.var_names, *adata.var.get(Key.var.NAME, pd.Series(dtype=str)).astype(str)]
+        msg = f"{name!r} is neither a column of obs nor a variable of the table, which has {adata.n_vars:,} of them.{suggest(name, names)}"
+        raise KeyError(msg)
+    if layer is not None and layer not in layer_names(adata):
+        msg = f"The table has no layer {layer!r}; layers: {listing(layer_names(adata))}."
+        raise KeyError(msg)
+    matrix = adata.X if layer is None else adata.layers[layer]
+    values = as_csr(matrix[:, [at]], np.float64).toarray().ravel()
+    mz = Key.var.MZ in adata.var
+    title = str(adata.var[Key.var.NAME].iloc[at] or name) if mz and Key.var.NAME in adata.var else name
+    return Layer(title, values, "intensity" if mz else "expression" if layer is None else layer)
+
+
+def _variable(adata: AnnData, name: str) -> int | None:
+    """Position of a variable by its id or, where that is one, by its readable name or symbol; `None` where there is none."""
+    at = np.flatnonzero(adata.var_names == name)
+    columns = (Key.var.NAME, "gene_symbols", "gene_name", Key.var.GENE_IDS)
+    for column in columns:
+        if len(at) == 0 and column in adata.var:
+            at = np.flatnonzero(adata.var[column].astype(str).to_numpy() == name)
+    if len(at) > 1:
+        msg = f"{len(at)} variables are called {name!r}: {listing(adata.var_names[at])}. Name one by its id."
+        raise ValueError(msg)
+    return int(at[0]) if len(at) else None
 
 
 def _obs_layer(adata: AnnData, name: str) -> Layer:

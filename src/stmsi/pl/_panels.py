@@ -23,12 +23,15 @@ if TYPE_CHECKING:
 
     from matplotlib.colorbar import Colorbar
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.patches import Patch
     from numpy.typing import NDArray
 
     from stmsi.pl._sections import Lattice, Section
 
 MOST_PANELS = 150
 """In one figure: drawing so many takes seconds, and four in a row fill ten screens."""
+_IN_COLUMN = 14
+"""Entries of a key below one another."""
 _BESIDE = (1.03, 0.0, 0.045, 1.0)
 """Place of a colour bar: at the right of the panel, in units of the axes."""
 
@@ -63,7 +66,7 @@ def draw_spots(
         spots = _add_lattice(ax, section.lattice, shown, **paint)
     else:
         outlined = outlined and len(shown) < MANY
-        paint |= {"linewidths": 0.3, "edgecolors": "0.6"} if outlined else {"linewidths": 0}
+        paint |= {"linewidths": 0.3, "edgecolors": "0.6"} if outlined else _seamless(section)
         spots = add_spots(ax, section, array=shown, **paint)
     if shown.count() == 0:
         box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2}
@@ -107,21 +110,54 @@ def add_spots(ax: Axes, section: Section, chosen: NDArray[np.bool_] | None = Non
     return spots
 
 
+def draw_colours(
+    ax: Axes, section: Section, rgb: NDArray[np.float64], *, title: str, scalebar: bool, alpha: float = 1.0
+) -> None:
+    """Spots of a section, true to size, each in a colour of its own; `rgb` is of shape (spots, 3)."""
+    prepare_panel(ax, section, title)
+    rgba = np.column_stack([rgb, np.full(len(rgb), alpha)])
+    if section.lattice is not None:
+        _show_lattice(ax, section.lattice, rgba, zorder=2)
+    else:
+        add_spots(ax, section, facecolors=rgba, zorder=2, **_seamless(section))
+    if scalebar:
+        scale_bar(ax)
+
+
+def _seamless(section: Section) -> dict[str, Any]:
+    """Spots without an edge; pixels and bins reach a hair into each other, so that no background shines through."""
+    return {"linewidths": 0} if section.outlines is None else {"linewidths": 0.25, "edgecolors": "face"}
+
+
+def colour_key(ax: Axes, patches: Sequence[Patch], title: str | None = None) -> None:
+    """What colours stand for, beside a panel."""
+    legend = ax.legend(
+        handles=list(patches), title=title, loc="upper left", bbox_to_anchor=(1.02, 1.0), frameon=False,
+        fontsize=STYLE.label_size, title_fontsize=STYLE.label_size, ncols=1 + (len(patches) - 1) // _IN_COLUMN,
+    )  # fmt: skip
+    legend.set_zorder(3)
+
+
 def _add_lattice(
     ax: Axes, lattice: Lattice, values: np.ma.MaskedArray, cmap: Colormap, norm: Normalize, alpha: float, zorder: float
 ) -> ScalarMappable:
-    """Bins as the pixels of an image; where there is no bin, it is transparent."""
+    """Bins as the pixels of an image."""
     mappable = ScalarMappable(norm, cmap)
     mappable.set_array(values)
+    _show_lattice(ax, lattice, mappable.to_rgba(values, alpha=alpha), zorder)
+    return mappable
+
+
+def _show_lattice(ax: Axes, lattice: Lattice, rgba: NDArray[Any], zorder: float) -> None:
+    """An image of bins; where there is no bin, it is transparent."""
     height, width = lattice.shape
     picture = np.ones((height, width, 4), dtype=np.float32)
     picture[..., 3] = 0
-    picture[lattice.row, lattice.col] = mappable.to_rgba(values, alpha=alpha)
+    picture[lattice.row, lattice.col] = rgba
     ax.imshow(
         picture, extent=(0, width, height, 0), origin="upper", transform=Affine2D(lattice.matrix) + ax.transData,
         zorder=zorder, interpolation="antialiased",
     )  # fmt: skip
-    return mappable
 
 
 def prepare_panel(ax: Axes, section: Section, title: str, also: NDArray[np.float64] | None = None) -> None:

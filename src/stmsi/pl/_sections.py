@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stmsi._data.checks import is_spatialdata, listing
+from stmsi._data.elements import matrix_to
 from stmsi._data.keys import Key
 from stmsi._data.sections import VISIUM_SPOT_DIAMETER
 from stmsi._data.tables import instances, require_frame, sections_of
@@ -137,9 +138,10 @@ def _true_size(
     """Radii (um) or outlines of spots from their shapes element; the default where it does not hold them."""
     import shapely
 
-    element = sdata.shapes.get(Key.spots(sample)) if Key.spots(sample) in sdata.shapes else None
-    if element is None or "spatialdata_attrs" not in adata.uns:
+    name = _element_name(sdata, adata, sample, rows)
+    if name is None:
         return default, None
+    element = sdata.shapes[name]
     at = element.index.get_indexer(instances(adata)[rows])
     if (at < 0).any():
         return default, None
@@ -157,12 +159,22 @@ def _true_size(
     return default, tuple(np.split(vertices, np.cumsum(number)[:-1]))
 
 
-def _to_frame(element: Any, sample: str) -> NDArray[np.float64]:
-    """Affine of an element into the section's frame (um); identity where the element has no place in it."""
-    from spatialdata.transformations import get_transformation
+def _element_name(sdata: SpatialData, adata: AnnData, sample: str, rows: NDArray[np.int64]) -> str | None:
+    """Shapes that the observations of a section annotate: spots, or pixels where they lie after the alignment."""
+    attrs = adata.uns.get("spatialdata_attrs")
+    if attrs is None or len(rows) == 0:
+        return None
+    column = adata.obs.get(attrs.get("region_key"))
+    name = Key.spots(sample) if column is None else str(column.iloc[rows[0]])
+    if name == Key.pixels(sample) and Key.warped_pixels(sample) in sdata.shapes:
+        name = Key.warped_pixels(sample)
+    return name if name in sdata.shapes else None
 
-    to_frame = get_transformation(element, get_all=True).get(Key.st_frame(sample))
-    return np.eye(3) if to_frame is None else to_frame.to_affine_matrix(("x", "y"), ("x", "y"))
+
+def _to_frame(element: Any, sample: str) -> NDArray[np.float64]:
+    """Affine of an element into the section's frame (um), else into that of its MSI; identity where it has a place in neither."""
+    frames = (matrix_to(element, frame) for frame in (Key.st_frame(sample), Key.msi_frame(sample)))
+    return next((matrix for matrix in frames if matrix is not None), np.eye(3))
 
 
 def _histology(sdata: SpatialData, sample: str) -> Histology:

@@ -1,4 +1,4 @@
-"""Metabolites on the tissue."""
+"""Metabolites, ion images, genes and columns of obs on the tissue."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ def spatial(
     metabolite: str | Sequence[str],
     *,
     metabolite_key: str = Key.obsm.MSI,
+    layer: str | None = None,
     sample: str | Sequence[str] | None = None,
     table_key: str = Key.table.ST,
     sample_key: str = Key.obs.SAMPLE,
@@ -47,21 +48,27 @@ def spatial(
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | SubFigure:
-    """Draw metabolites on the tissue, with spots true to size.
+    """Draw metabolites, genes, ion images or columns of ``obs`` on the tissue, with spots and pixels true to size.
 
-    One panel per metabolite and section: metabolite by metabolite, within each section by section. Light grey spots are not
+    One panel per name and section: name by name, within each section by section. Light grey spots are not
     covered by MSI (NaN); the colour of 0 means covered and absent. y points down, as in images.
+
+    With ``table_key="msi"`` the panels are ion images: the pixels of the MSI table as squares, in the place that the alignment gave
+    them, else in the frame of their raster.
 
     Parameters
     ----------
     data
-        SpatialData or AnnData with metabolites in ``obsm``.
+        SpatialData, or an AnnData of spots.
     metabolite
-        One or several ids or readable names, or numeric columns of ``obs`` such as ``"msi_coverage"`` or
-        ``"msi_pred_ood"``. A metabolite goes before a column of the same name.
+        One or several names. Of the ST table: ids or readable names of metabolites, numeric columns of ``obs`` such as
+        ``"msi_coverage"`` or ``"msi_pred_ood"``, or genes; in this order, where one name is several of these. Of the MSI table: ions by id
+        or name, or columns of ``obs``.
     metabolite_key
         The layer in ``obsm`` to draw: ``"msi"``, ``"msi_presence"``, ``"msi_pred"``, ``"msi_pred_presence"``,
         ``"msi_pred_lower"``, ..., or ``"msi_pred_width"``, the width of the prediction interval.
+    layer
+        Layer of the table for genes and ions; `None`: ``X``.
     %(grid)s
     vmin, vmax
         Colour limits of all panels; `None`: `percentiles`, and 0 to 1 for presence and coverage.
@@ -74,9 +81,9 @@ def spatial(
     Raises
     ------
     KeyError
-        Unknown metabolite (near names are suggested), section, table, layer or image.
+        Unknown name (near ones are suggested), section, table, layer or image.
     ValueError
-        A column of ``obs`` is not numeric, the number of axes is not the number of panels, or limits contradict.
+        A column of ``obs`` is not numeric, a name is that of several ions or genes, the number of axes is not the number of panels, or limits contradict.
     TypeError
         `image` with an AnnData, which holds none.
 
@@ -89,12 +96,14 @@ def spatial(
     >>> axes = stmsi.pl.spatial(sdata, ["simPC(28:0)", "msi_coverage"], sample="P1S1")
     >>> [ax.get_title() for ax in axes]
     ['simPC(28:0)', 'msi_coverage']
+    >>> stmsi.pl.spatial(sdata, "simPC(28:0)", table_key="msi", sample="P1S1").get_title()  # an ion image
+    'simPC(28:0)'
     """
     colours = Colours(norm, vmin, vmax, percentiles, share_norm, cmap, alpha)
     adata = get_table(data, table_key)
     require_rows(adata)
     figure, axes = draw_grid(
-        data, adata, layers_of(adata, as_list(metabolite), metabolite_key), colours, sample=sample, sample_key=sample_key,
+        data, adata, layers_of(adata, as_list(metabolite), metabolite_key, layer), colours, sample=sample, sample_key=sample_key,
         spot_diameter=spot_diameter, image=image, ncols=ncols, scalebar=scalebar, ax=ax,
     )  # fmt: skip
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
