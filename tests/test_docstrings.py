@@ -44,6 +44,7 @@ def _run(tests: list[doctest.DocTest]) -> str:
     return "".join(report)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("module", "name"), NAMES, ids=[f"{module}.{name}" for module, name in NAMES])
 def test_example(module: str, name: str, toy: SpatialData, monkeypatch: pytest.MonkeyPatch) -> None:
     obj = getattr(import_module(f"stmsi.{module}"), name)

@@ -77,6 +77,7 @@ def run(page: Path, folder: Path) -> dict:
     return space
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("page", [p for p in PAGES if p.stem != "train_on_pairs"], ids=lambda page: page.stem)
 def test_the_code_runs_as_printed(page, folder):
     space = run(page, folder)

@@ -36,6 +36,7 @@ def deposit(tmp_path):
     return tmp_path
 
 
+@pytest.mark.once
 def test_a_deposit_is_scored_and_a_second_run_takes_the_finished_folds(deposit):
     args = ("--data", f"desium={deposit}", "--models", "mean", "ridge", "--n-jobs", "1", "--cache", "folds")
     first = _run(*args, cwd=deposit)

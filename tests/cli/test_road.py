@@ -71,6 +71,7 @@ def pair(files, tmp_path_factory):
     return out, *run("combine", *words)
 
 
+@pytest.mark.once
 def test_the_printed_lines_are_the_road(files, tmp_path, monkeypatch):
     """Every line as it is printed; a quick model stands in for the usual one, and figures are not drawn."""
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda self, file, **kwargs: file.write(b"\x89PNG"))
@@ -92,6 +93,7 @@ def test_the_printed_lines_are_the_road(files, tmp_path, monkeypatch):
     assert np.isfinite(st.obsm["msi_pred"].to_numpy()).all()
 
 
+@pytest.mark.once
 def test_landmarks_in_pixels(pair, files, tmp_path):
     told, _ = run("align", pair[0], "--landmarks", files / "marks.csv", "--out", tmp_path / "a.zarr")
     assert "one unit is 0.5 um" in pair[1]
@@ -102,6 +104,7 @@ def test_landmarks_in_pixels(pair, files, tmp_path):
     assert np.sqrt(abs(np.linalg.det(matrix[:2, :2]))) == pytest.approx(1, abs=0.05)
 
 
+@pytest.mark.once
 def test_several_sections_keep_their_names(files, tmp_path):
     out = tmp_path / "new" / "all.zarr"
     words = ["--st", f"A={files / 'P1S1.h5ad'}", "--st", files / "st2.zarr"]

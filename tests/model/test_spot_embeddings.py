@@ -56,6 +56,7 @@ def score(adata: AnnData, spec: dict[str, Any], setup: dict[str, Any]) -> float:
     return float(scores.query("stage == 'intensity' and metabolite == 'first'")["pearson"].mean())
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", MODELS)
 def test_embeddings_tell_what_genes_do_not(data, name):
     """On sections that were not trained on."""

@@ -210,6 +210,7 @@ def test_metabolites_chosen_for_their_pattern(clean):
     assert not found(clean)
 
 
+@pytest.mark.once
 def test_clusters_of_all_spots(clean):
     work = clean.copy()
     sc.pp.pca(work, n_comps=5)

@@ -59,6 +59,7 @@ def _sum_windows(spectrum, low, high):
     ].tolist()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("peaks", [5, 60, 3000])
 @pytest.mark.parametrize("width", [1e-6, 0.05, 0.6, 20.0])
 @pytest.mark.parametrize("reduce", ["sum", "max", "mean"])

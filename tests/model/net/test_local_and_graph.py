@@ -117,6 +117,7 @@ def test_an_empty_graph_loses_where_neighbours_carry_the_signal(neighbours_matte
     assert follows(model.predict_intensity(without_edges(test)), test) < 0.15
 
 
+@pytest.mark.once
 def test_where_a_neighbour_lies_is_learned():
     """The metabolite is that of the neighbour to the right; without positions all four are the same, and at best half is told."""
     st = spots_of(lambda rate: np.roll(rate, -1, axis=2))

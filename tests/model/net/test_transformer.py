@@ -461,6 +461,7 @@ def test_covariates_add_a_linear_term(sections):
     assert np.isfinite(model.predict()).all(axis=None)
 
 
+@pytest.mark.once
 def test_as_a_correction_it_begins_as_ridge(sections):
     train, test = sections
     assert HurdleNet(fit(train.copy(), max_epochs=1).adata, encoder="transformer")._params()["residual"] is None
@@ -567,6 +568,7 @@ def with_mask(data, mask):
     return model.state.feature_table["held_out_attention"].mean(), strength
 
 
+@pytest.mark.once
 def test_the_signature_mask_pays_where_clusters_rewire_genes():
     data, mask = rewired(rewire=True)
     rng = np.random.default_rng(1)
@@ -577,6 +579,7 @@ def test_the_signature_mask_pays_where_clusters_rewire_genes():
     assert strength > 0.3
 
 
+@pytest.mark.once
 def test_a_right_prior_helps_where_spots_are_few(make_sections):
     """Nine drivers among 150 genes, of which sixty noisy spots tell little."""
     data = make_sections((30, 30, 30), genes=150, noise=2.0)

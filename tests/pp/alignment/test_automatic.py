@@ -186,6 +186,7 @@ def test_a_background_seen_in_single_ions_alone():
     assert pixels_on_tissue(table[inside].copy(), as_csr(table.X[inside])).all()
 
 
+@pytest.mark.once
 def test_part_of_a_section_is_called_partial(sections):
     """Half of the pixels: found by intensities, and told where masks are all there is."""
     name = "P2S1"
@@ -308,6 +309,7 @@ def without_landmarks(sections):
     return sections
 
 
+@pytest.mark.once
 def test_align_needs_no_landmarks(without_landmarks, tmp_path, caplog):
     sdata = without_landmarks
     stmsi.pp.align(sdata, n_perturb=3)

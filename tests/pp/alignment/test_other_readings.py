@@ -41,6 +41,7 @@ def _opinion(asked, msi, st):
     return asked(fit_landmarks(msi, st, "similarity").matrix, np.random.default_rng(0))
 
 
+@pytest.mark.once
 def test_flipped_landmarks_are_caught_and_right_ones_are_not(sections):
     n_caught = 0
     for name in SECTIONS:
