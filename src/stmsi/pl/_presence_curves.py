@@ -85,7 +85,7 @@ def presence_curves(
     st = get_table(data, table_key)
     measured = measured_presence(st, metabolite_key, presence_key).notna().any(axis=1).to_numpy()
     if sample is not None:
-        measured &= sections_of(st, sample_key) == sample
+        measured = measured & (sections_of(st, sample_key) == sample)
     mark = note(st, pred_key, measured)
     ids, present, probability = presence_of(st, pred_key, metabolite_key, presence_key, sample, sample_key)
     names = readable_names(st, pred_key, ids)
