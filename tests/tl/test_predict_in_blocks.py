@@ -58,7 +58,7 @@ def trained(with_graph):
 def predicted(adata, model, **kwargs):
     out = stmsi.tl.predict_metabolites(adata, model, copy=True, show_progress_bar=False, **kwargs)
     keys = ("msi_pred", "msi_pred_presence", "msi_pred_lower", "msi_pred_upper")
-    return pd.concat({key: out.obsm[key] for key in keys}, axis=1).assign(ood=out.obs["msi_pred_ood"])
+    return pd.concat([*(out.obsm[key].add_prefix(f"{key} ") for key in keys), out.obs["msi_pred_ood"]], axis=1)
 
 
 @pytest.mark.parametrize("name", [*LINEAR, *NETS])

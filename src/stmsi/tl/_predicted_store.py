@@ -96,13 +96,14 @@ def _put(array: Any, rows: NDArray[np.int64], values: NDArray[np.float32]) -> No
 
 def _finish(folder: Path, table: AnnData, names: Sequence[str]) -> None:
     """Write the table without its matrices, and move the matrices in."""
-    import anndata
     import zarr
+    from anndata.io import write_elem
 
     store = folder / "store"
-    with warnings.catch_warnings(), anndata.settings.override(zarr_write_format=3):
+    with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Consolidated metadata|zarr v3 autosharding")  # of anndata
-        table.write_zarr(store)
+        # a group of one's own: what anndata makes depends on settings that differ between its versions
+        write_elem(zarr.open_group(str(store), mode="w", zarr_format=3), "/", table)
         for name in names:
             place = store / "X" if name == "X" else store / "layers" / name
             if place.exists():
