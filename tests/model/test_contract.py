@@ -21,7 +21,7 @@ from pandas.testing import assert_frame_equal
 
 import stmsi
 from stmsi.model import HurdleEnsemble, HurdleKernel, HurdleLinear, HurdleNet, HurdleScreened
-from stmsi.model.shared._spot_reader import read_spots
+from stmsi.model.shared._spot_reader import SpotReader
 
 METABOLITES = ["simPC_28_0", "simPC_31_3", "simPC_34_2", "simPC_36_0"]
 FIELDS = {"presence_key": "msi_presence"}
@@ -824,7 +824,7 @@ def test_most_spots_find_their_cluster_again(case, data):
     model = case.fit(data, SIGNATURE)
     features, spots = (
         model.state.features,
-        read_spots(data, model.state.setup, model.state.panel),
+        SpotReader.open(data, model.state.setup, model.state.panel).read(),
     )
     spots = spots.take(np.arange(344))
     truth = features.clusters.labels[features.cluster_codes(spots)]

@@ -12,9 +12,9 @@ from stmsi._data.checks import require_rows
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table
 from stmsi.pl._colour_limits import check_percentiles, make_norm
-from stmsi.pl._metabolite_layers import as_list, layers_of, table_samples
-from stmsi.pl._panels import colour_key, draw_colours, get_axes, hand_back, panel_size, wrap
-from stmsi.pl._sections import load_section
+from stmsi.pl._metabolite_layers import as_list, layers_of
+from stmsi.pl._panel_grid import draw_coloured, rows_drawn
+from stmsi.pl._panels import hand_back, wrap
 from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import PERCENTILES, STYLE
 
@@ -106,23 +106,18 @@ def composite(
     adata = get_table(data, table_key)
     require_rows(adata)
     layers = layers_of(adata, names, metabolite_key, layer)
-    samples = table_samples(adata, sample_key, sample)
-    sections = [
-        load_section(data, adata, one, sample_key=sample_key, spot_diameter=spot_diameter, image=image)
-        for one in samples
-    ]
-    drawn = np.concatenate([section.rows for section in sections])
+    drawn = rows_drawn(adata, sample, sample_key)
     norms = [make_norm(one.values[drawn], bounds=one.bounds, percentiles=percentiles) for one in layers]
     full = np.array([to_rgb(colour) for colour in colors[: len(names)]])
-    figure, axes = get_axes(len(sections), ncols, ax, panel_size(sections, 1))
-    for place, section in zip(axes, sections, strict=True):
-        values = np.column_stack([one.values[section.rows] for one in layers])
-        share = np.column_stack([np.clip(norm(v), 0, 1) for norm, v in zip(norms, values.T, strict=True)])
-        rgb = np.clip(np.nan_to_num(np.ma.filled(share, 0)) @ full, 0, 1)
-        rgb[np.isnan(values).any(axis=1)] = to_rgb(STYLE.not_covered)
-        draw_colours(place, section, rgb, title=wrap(section.name), scalebar=scalebar, alpha=alpha)
+    values = np.column_stack([one.values for one in layers])
+    share = np.column_stack([np.clip(norm(v), 0, 1) for norm, v in zip(norms, values.T, strict=True)])
+    rgb = np.clip(np.nan_to_num(np.ma.filled(share, 0)) @ full, 0, 1)
+    rgb[np.isnan(values).any(axis=1)] = to_rgb(STYLE.not_covered)
     patches = [
         Patch(color=tuple(colour), label=wrap(one.title)) for colour, one in zip(full.tolist(), layers, strict=True)
     ]
-    colour_key(axes[-1], patches)
+    figure, axes = draw_coloured(
+        data, adata, rgb, patches, sample=sample, sample_key=sample_key, spot_diameter=spot_diameter, image=image,
+        alpha=alpha, scalebar=scalebar, ncols=ncols, ax=ax,
+    )  # fmt: skip
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)

@@ -1,4 +1,4 @@
-"""Layers x sections as a grid of panels."""
+"""Layers x sections as a grid of panels, and sections in given colours."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from stmsi._data.tables import table_sections
+from stmsi._data.tables import sections_of, table_sections
 from stmsi.pl._colour_limits import check_percentiles, fill_norm, get_cmap, make_norm
 from stmsi.pl._metabolite_layers import table_samples
-from stmsi.pl._panels import draw_spots, get_axes, panel_size, wrap
+from stmsi.pl._panels import colour_key, draw_colours, draw_spots, get_axes, panel_size, wrap
 from stmsi.pl._sections import load_section
 from stmsi.pl._style import PERCENTILES
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap, Normalize
     from matplotlib.figure import Figure, SubFigure
+    from matplotlib.patches import Patch
     from numpy.typing import NDArray
 
     from stmsi._data.checks import Data
@@ -96,4 +97,37 @@ def draw_grid(
                 alpha=colours.alpha,
                 missing="no values" if layer.label == "" else "not measured",
             )
+    return figure, axes
+
+
+def rows_drawn(adata: AnnData, sample: str | Sequence[str] | None, sample_key: str) -> NDArray[np.int64]:
+    """Rows of the sections asked for."""
+    return np.flatnonzero(np.isin(sections_of(adata, sample_key).astype(str), table_samples(adata, sample_key, sample)))
+
+
+def draw_coloured(
+    data: Data,
+    adata: AnnData,
+    rgb: NDArray[np.float64],
+    patches: Sequence[Patch],
+    *,
+    sample: str | Sequence[str] | None,
+    sample_key: str,
+    spot_diameter: float | None,
+    image: bool,
+    alpha: float,
+    scalebar: bool,
+    ncols: int,
+    ax: Axes | Sequence[Axes] | None,
+    key_title: str | None = None,
+) -> tuple[Figure | SubFigure, list[Axes]]:
+    """A panel per section, each observation in a colour of its own; `rgb` is of shape (observations, 3), `patches` say what it means."""
+    sections = [
+        load_section(data, adata, name, sample_key=sample_key, spot_diameter=spot_diameter, image=image)
+        for name in table_samples(adata, sample_key, sample)
+    ]
+    figure, axes = get_axes(len(sections), ncols, ax, panel_size(sections, 1))
+    for place, section in zip(axes, sections, strict=True):
+        draw_colours(place, section, rgb[section.rows], title=wrap(section.name), scalebar=scalebar, alpha=alpha)
+    colour_key(axes[-1], patches, title=key_title)
     return figure, axes

@@ -13,9 +13,8 @@ from matplotlib.patches import Patch
 from stmsi._data.checks import listing, require_rows
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_obs
-from stmsi.pl._metabolite_layers import table_samples
-from stmsi.pl._panels import colour_key, draw_colours, get_axes, hand_back, panel_size, wrap
-from stmsi.pl._sections import load_section
+from stmsi.pl._panel_grid import draw_coloured, rows_drawn
+from stmsi.pl._panels import hand_back, wrap
 from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import PALETTE, STYLE
 
@@ -97,21 +96,15 @@ def regions(
         msg = f"obs[{key!r}] has {len(names):,} labels, of which a picture can show {_MOST}: {listing(names)}."
         raise ValueError(msg)
     colours = _colours(adata, key, names, palette)
-    samples = table_samples(adata, sample_key, sample)
-    sections = [
-        load_section(data, adata, one, sample_key=sample_key, spot_diameter=spot_diameter, image=image)
-        for one in samples
-    ]
     # the last colour is that of spots without a label, whose code is -1
     table = np.array([*(to_rgb(colours[name]) for name in names), to_rgb(STYLE.not_covered)])
     code = labels.cat.codes.to_numpy()
-    figure, axes = get_axes(len(sections), ncols, ax, panel_size(sections, 1))
-    for place, section in zip(axes, sections, strict=True):
-        rgb = table[code[section.rows]]
-        draw_colours(place, section, rgb, title=wrap(section.name), scalebar=scalebar, alpha=alpha)
-    drawn = np.unique(code[np.concatenate([section.rows for section in sections])])
+    drawn = np.unique(code[rows_drawn(adata, sample, sample_key)])
     patches = [Patch(color=colours[names[number]], label=wrap(names[number])) for number in drawn if number >= 0]
-    colour_key(axes[-1], patches, title=key)
+    figure, axes = draw_coloured(
+        data, adata, table[code], patches, sample=sample, sample_key=sample_key, spot_diameter=spot_diameter, image=image,
+        alpha=alpha, scalebar=scalebar, ncols=ncols, ax=ax, key_title=key,
+    )  # fmt: skip
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
 
 

@@ -15,7 +15,7 @@ from stmsi._core.learning.expression_parts import ExpressionParts
 from stmsi.model._families import ModelSpec, resolve
 from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._spot_model import SpotModel
-from stmsi.model.shared._spot_reader import read_spots
+from stmsi.model.shared._spot_reader import SpotReader
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,7 +62,7 @@ class SharedFolds:
     def spots(self, setup: Setup, rows: NDArray[Any]) -> Spots:
         """Some spots as a model with this setup reads them for training."""
         if setup not in self._spots:
-            spots = read_spots(self.adata, setup)
+            spots = SpotReader.open(self.adata, setup).read()
             kind = setup.layer, setup.input, setup.sample_key
             if kind not in self._expression:
                 self._expression[kind] = ExpressionParts(spots.counts, setup.input == "log", self._folds)

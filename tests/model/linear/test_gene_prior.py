@@ -12,7 +12,7 @@ from stmsi.model import HurdleEnsemble, HurdleLinear, HurdleNet, load
 from stmsi.model.linear._gene_prior import GenePrior, fit_classifier_with, fit_regression_with
 from stmsi.model.linear._intensity import _ridge_weights, fit_regression
 from stmsi.model.shared._spot_input import Spots
-from stmsi.model.shared._spot_reader import read_spots
+from stmsi.model.shared._spot_reader import SpotReader
 
 METABOLITES = ["simPC_28_0", "simPC_31_3", "simPC_34_2"]
 SETUP = {"presence_key": "msi_presence", "prior_key": "msi_prior"}
@@ -193,9 +193,12 @@ def test_missing_genes_of_the_prior_are_imputed(data):
     query = data[:, ~data.var_names.isin(needed)].copy()
     prediction = model.predict_intensity(query)
     assert np.isfinite(prediction.to_numpy()).all()
-    filled = model.prior_.values(read_spots(query, model.state.setup, model.state.panel))[0]
+    filled = model.prior_.values(SpotReader.open(query, model.state.setup, model.state.panel).read())[0]
     # imputed at the mean of the training spots, up to what the library size of a spot does to it
-    assert np.abs(filled).mean() < 0.5 * np.abs(model.prior_.values(read_spots(data, model.state.setup))[0]).mean()
+    assert (
+        np.abs(filled).mean()
+        < 0.5 * np.abs(model.prior_.values(SpotReader.open(data, model.state.setup).read())[0]).mean()
+    )
 
 
 def test_with_a_graph_neighbours_count(data):
@@ -209,7 +212,7 @@ def test_coefficients_hold_what_the_prior_does(data, use):
     """Coefficients times z-scores follow the prediction, which they do not without the part of the prior."""
     model = fit(data, prior=use)
     stmsi.tl.attribute(data, model, method="coefficients", stage="intensity")
-    spots = read_spots(data, model.state.setup)
+    spots = SpotReader.open(data, model.state.setup).read()
     space = model.state.features.own
     z = space.centred(spots.log_expression()) / space.scale
     predicted = model._stages(spots)[1]
@@ -272,7 +275,7 @@ def test_stages_of_the_linear_model_that_see_the_mask(data):
     widths = {}
     for stages in ((), ("presence",), ("intensity",), ("presence", "intensity")):
         model = fit(data, setup=SIGNATURE, signature_stages=stages)
-        spots = read_spots(data, model.state.setup)
+        spots = SpotReader.open(data, model.state.setup).read()
         widths[stages] = tuple(F.shape[1] for F in model.state.features.transform(spots))
     k = data.varm["signature"].shape[1]
     assert widths[()] == (5, 5)

@@ -26,7 +26,7 @@ from stmsi.model.net.encoders import (
 from stmsi.model.net.encoders._crossmodal import soft_clip_loss
 from stmsi.model.net.encoders._section import section_keys
 from stmsi.model.net.encoders._training_profiles import ProfileBank
-from stmsi.model.shared._spot_reader import read_spots
+from stmsi.model.shared._spot_reader import SpotReader
 
 SIZES = Sizes(n_genes=7, n_covariates=2, n_components=7, n_metabolites=3)  # of components as many as genes
 N, K, M = 6, 4, 3
@@ -535,7 +535,7 @@ def test_sections_need_positions_and_no_graph(data):
 
 
 def test_copies_of_spots_are_sections_of_their_own(of_sections, query):
-    copies = [read_spots(query, of_sections.state.setup, of_sections.state.panel)] * 2
+    copies = [SpotReader.open(query, of_sections.state.setup, of_sections.state.panel).read()] * 2
     both = of_sections._stages(stack(copies))[1]
     one = of_sections._stages(copies[0])[1]
     np.testing.assert_allclose(both, np.vstack([one, one]), rtol=1e-4, atol=1e-5)

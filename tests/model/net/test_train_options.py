@@ -164,7 +164,7 @@ def test_the_split_of_scvi_tools_is_refused_with_the_way_to_hold_out_sections(ne
     ],
 )  # fmt: skip
 def test_options_that_are_wrong_are_refused_before_anything_is_read(net, options, match, monkeypatch):
-    monkeypatch.setattr("stmsi.model.net._training.read_spots", None)
+    monkeypatch.setattr("stmsi.model.net._training.SpotReader", None)
     with pytest.raises(ValueError, match=match):
         net.train(**options)
     assert not net.is_trained

@@ -19,7 +19,7 @@ from stmsi.model.net.encoders._sparse_softmax import entmax15
 from stmsi.model.net.encoders._transformer import WAVELENGTHS, encode_mz
 from stmsi.model.net.modules._heads import AttentionReadOut
 from stmsi.model.shared._setup import Setup
-from stmsi.model.shared._spot_reader import read_spots
+from stmsi.model.shared._spot_reader import SpotReader
 from stmsi.tl import predict_metabolites
 
 SIZES = Sizes(n_genes=7, n_covariates=2, n_metabolites=3, has_graph=True, has_signature=True)
@@ -249,7 +249,7 @@ def test_the_read_out():
 def test_the_screen_finds_drivers_within_sections(make_sections):
     data = make_sections((60, 60), genes=40)
     HurdleNet.setup_anndata(data, **GRAPH)
-    spots = read_spots(data, Setup.read(data, "HurdleNet"))
+    spots = SpotReader.open(data, Setup.read(data, "HurdleNet")).read()
     Y = data.obsm["msi"].to_numpy(dtype=float)
     sample = data.obs["sample"].to_numpy()
     genes, screened = screened_genes(spots, Y, sample, n_each=2, most=40)
@@ -269,7 +269,7 @@ def test_the_screen_finds_drivers_within_sections(make_sections):
 def test_scores_of_noise_stay_small(make_sections):
     data = make_sections((60, 60), genes=40)
     HurdleNet.setup_anndata(data)
-    spots = read_spots(data, Setup.read(data, "HurdleNet"))
+    spots = SpotReader.open(data, Setup.read(data, "HurdleNet")).read()
     noise = np.random.default_rng(0).normal(size=(120, 3))
     _, screened = screened_genes(spots, noise, data.obs["sample"].to_numpy(), n_each=40, most=40)
     assert screened.std() < 1.2

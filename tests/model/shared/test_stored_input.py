@@ -17,7 +17,7 @@ import stmsi
 from stmsi._core.learning.expression_space import log_normalize
 from stmsi.model import HurdleEnsemble, HurdleLinear, HurdleNet
 from stmsi.model.shared._setup import Setup
-from stmsi.model.shared._spot_reader import read_spots
+from stmsi.model.shared._spot_reader import SpotReader
 from stmsi.model.shared._stored_input import StoredExpression
 
 FIELDS = {"presence_key": "msi_presence"}
@@ -322,7 +322,7 @@ def test_genes_that_a_log_query_lacks_get_their_training_mean(data, query, on_lo
     _, model = on_logs
     columns = np.r_[5 : query.n_vars]
     few = logs(query)[:, columns].copy()
-    spots = read_spots(few, model.state.setup, model.state.panel, input="log")
+    spots = SpotReader.open(few, model.state.setup, model.state.panel, input="log").read()
     assert spots.input == "log"
     assert spots.missing == pytest.approx(5 / query.n_vars)
     np.testing.assert_allclose(
@@ -346,7 +346,7 @@ def test_neighbourhoods_of_logs_are_means(data, context):
     HurdleLinear.setup_anndata(log, graph_key=GRAPH, **FIELDS)
     model = HurdleLinear(log, n_components=10, n_folds=2, context=context)
     model.train()
-    spots = read_spots(log, model.state.setup)
+    spots = SpotReader.open(log, model.state.setup).read()
     i = 7
     around = [i, *sp.csr_matrix(log.obsp[GRAPH])[i].indices]
     np.testing.assert_allclose(
@@ -358,7 +358,7 @@ def test_neighbourhoods_of_logs_are_means(data, context):
 def test_spots_without_a_graph_have_no_neighbourhood(data):
     HurdleLinear.setup_anndata(data, **FIELDS)
     with pytest.raises(ValueError, match="the spots have no graph"):
-        read_spots(data, Setup.read(data, "HurdleLinear")).pooled_log_expression()
+        SpotReader.open(data, Setup.read(data, "HurdleLinear")).read().pooled_log_expression()
 
 
 # ---------------------------------------------------------------------------------------------------------- sections

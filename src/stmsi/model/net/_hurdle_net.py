@@ -48,7 +48,7 @@ from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
 from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup, graph_where_there, prior_where_there, read_prior
 from stmsi.model.shared._spot_features import SignatureStage, SpotFeatures, check_stages
-from stmsi.model.shared._spot_reader import read_spots
+from stmsi.model.shared._spot_reader import SpotReader
 from stmsi.model.shared._targets import Targets, read_targets
 from stmsi.model.shared._training_data import signature_of
 
@@ -434,10 +434,10 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         ['P1S1', 'P2S1']
         """
         state, setup = self.state, self._setup
-        spots = read_spots(
+        spots = SpotReader.open(
             adata, setup, state.panel, weights=self._gene_weights(),
             min_genes=min_genes, with_cluster=False, layer=layer, input=input,
-        )  # fmt: skip
+        ).read()  # fmt: skip
         require_unique(spots.names, "Names of spots", "Call adata.obs_names_make_unique().")
         # signatures and prior are those of the model
         replace(setup, layer=None, signature_key=None, cluster_key=None, prior_key=None)._check(adata)

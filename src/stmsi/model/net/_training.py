@@ -60,7 +60,7 @@ from stmsi.model.shared._persistence import save_model
 from stmsi.model.shared._setup import read_prior
 from stmsi.model.shared._spot_features import SpotFeatures
 from stmsi.model.shared._spot_input import Spots
-from stmsi.model.shared._spot_reader import read_spots
+from stmsi.model.shared._spot_reader import SpotReader
 from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, training_rows
 from stmsi.model.shared._training_data import (
     TrainingData,
@@ -250,7 +250,7 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             )
             raise ValueError(msg)
         setup = self._setup
-        spots, targets = read_spots(adata, setup), read_targets(adata, setup)
+        spots, targets = SpotReader.open(adata, setup).read(), read_targets(adata, setup)
         rows, validation = training_rows(targets, train_idx, validation_idx)
         given = validation is not None
         n_nets = self._n_nets(refit=refit)

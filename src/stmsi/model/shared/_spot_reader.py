@@ -63,7 +63,34 @@ class SpotReader:
         layer: str | None = None,
         input: Input | None = None,
     ) -> SpotReader:
-        """Check, and read everything but the expression; arguments and errors as of :func:`read_spots`."""
+        """Check, and read everything but the expression.
+
+        Parameters
+        ----------
+        adata
+            Training or query data.
+        setup
+            Names of the fields.
+        panel
+            The model's genes; `None` takes the genes of `adata` as they are.
+        weights
+            Share of each gene of the panel in what the model reads, 0 for genes that it does not use; `None`: all alike.
+        min_genes
+            Share of the panel that must be found, by these weights.
+        with_cluster
+            Whether the cluster labels may be read. Those of a query come from another clustering, whose labels mean
+            something else, and are not.
+        layer, input
+            Of a query: where its expression is, and what it is. `None`: the layer of the training data if it is there, else
+            ``X``; look. Training data are read as the setup says.
+
+        Raises
+        ------
+        KeyError
+            A layer, graph, covariate or feature that the model uses is not there.
+        ValueError
+            Too few genes, or expression on a scale that the model does not know.
+        """
         require_anndata(adata)
         require_rows(adata)
         check_share(min_genes, "min_genes")
@@ -122,51 +149,6 @@ class SpotReader:
         if self.panel is not None and self.columns is not None:
             values = self.panel.align(values, self.columns)
         return spots.with_counts(values)
-
-
-def read_spots(
-    adata: AnnData,
-    setup: Setup,
-    panel: GenePanel | None = None,
-    *,
-    weights: NDArray[np.float64] | None = None,
-    min_genes: float = 0.0,
-    with_cluster: bool = True,
-    layer: str | None = None,
-    input: Input | None = None,
-) -> Spots:
-    """Inputs of all spots of an AnnData.
-
-    Parameters
-    ----------
-    adata
-        Training or query data.
-    setup
-        Names of the fields.
-    panel
-        The model's genes; `None` takes the genes of `adata` as they are.
-    weights
-        Share of each gene of the panel in what the model reads, 0 for genes that it does not use; `None`: all alike.
-    min_genes
-        Share of the panel that must be found, by these weights.
-    with_cluster
-        Whether the cluster labels may be read. Those of a query come from another clustering, whose labels mean
-        something else, and are not.
-    layer, input
-        Of a query: where its expression is, and what it is. `None`: the layer of the training data if it is there, else
-        ``X``; look. Training data are read as the setup says.
-
-    Raises
-    ------
-    KeyError
-        A layer, graph, covariate or feature that the model uses is not there.
-    ValueError
-        Too few genes, or expression on a scale that the model does not know.
-    """
-    reader = SpotReader.open(
-        adata, setup, panel, weights=weights, min_genes=min_genes, with_cluster=with_cluster, layer=layer, input=input
-    )
-    return reader.read()
 
 
 def _graph(adata: AnnData, setup: Setup) -> sp.csr_matrix | None:

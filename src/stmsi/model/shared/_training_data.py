@@ -16,7 +16,7 @@ from stmsi.model.shared._gene_names import gene_names
 from stmsi.model.shared._gene_panel import GenePanel
 from stmsi.model.shared._persistence import training_record
 from stmsi.model.shared._spot_input import Spots
-from stmsi.model.shared._spot_reader import read_spots
+from stmsi.model.shared._spot_reader import SpotReader
 from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, training_rows
 from stmsi.model.shared._training_spots import TrainingSpots
 
@@ -68,7 +68,10 @@ class TrainingData:
     ) -> TrainingData:
         """Read and check; errors as for ``train``. `spots` are those of `adata` where they have been read before."""
         adata = require_data(adata)
-        spots, all_targets = read_spots(adata, setup) if spots is None else spots, read_targets(adata, setup)
+        spots, all_targets = (
+            SpotReader.open(adata, setup).read() if spots is None else spots,
+            read_targets(adata, setup),
+        )
         rows, validation = training_rows(all_targets, train_idx, validation_idx)
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
         sample = sections_of(adata, setup.sample_key)[rows]
