@@ -24,12 +24,13 @@ def data(_mapped):
 
 @pytest.fixture(scope="module")
 def inside(data):
-    return data[data.obs["sample"].isin(TRAINED)].copy()
+    inside = data[data.obs["sample"].isin(TRAINED)].copy()
+    HurdleLinear.setup_anndata(inside)
+    return inside
 
 
 @pytest.fixture(scope="module")
 def model(inside):
-    HurdleLinear.setup_anndata(inside)
     made = HurdleLinear(inside, n_components=5, n_folds=2)
     made.train(show_progress_bar=False)
     return made
