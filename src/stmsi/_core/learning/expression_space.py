@@ -290,7 +290,10 @@ def column_sums(X: sp.csr_matrix) -> Floats:
     """
     sums = np.zeros((3, X.shape[1]))
     for start in range(0, len(X.data), _ENTRIES):
-        column, value = X.indices[start : start + _ENTRIES], X.data[start : start + _ENTRIES].astype(np.float64)
-        for total, weight in zip(sums, (value, value**2, value != 0), strict=True):
-            total += np.bincount(column, weight, minlength=len(total))
+        # in the types that are counted in, or each count would make them anew
+        column = X.indices[start : start + _ENTRIES].astype(np.intp)
+        value = X.data[start : start + _ENTRIES].astype(np.float64)
+        seen = column if value.all() else column[value != 0]
+        for total, of, weight in zip(sums, (column, column, seen), (value, value**2, None), strict=True):
+            total += np.bincount(of, weight, minlength=len(total))
     return sums
