@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import pandas as pd
 
 from stmsi._data.checks import is_spatialdata
+from stmsi._data.constant_predictions import constant_counts_as_zero
 from stmsi._data.keys import ACROSS_SCORES, Key
 from stmsi._data.tables import get_table
 from stmsi._data.training_marks import PARTLY, SAID_OF, TRAINED_ON, UNKNOWN, of_scores
@@ -46,6 +47,7 @@ _FIGURES = {
 _ACROSS = {"pearson": "Pearson within", "pearson_between": "between", "pearson_pooled": "pooled"}
 """Columns of an evaluation in place of the correlation alone: pattern within sections, and level."""
 _LEVEL = "Pearson: within sections (pattern), between the means of three sections or more (level), and over all their spots pooled."
+_CONSTANT = "The correlation of a prediction that is constant counts as 0."
 _MAX_ROWS = 500
 _CONTROL = (
     "Metabolites driven by no gene are the control: single ones scatter around chance, and if all were predictable, "
@@ -89,7 +91,7 @@ def demo_report(folder: Path, means: pd.DataFrame, facts: Mapping[str, str], com
             f" There, metabolites that follow genes reach a mean Pearson correlation of {of_genes.max():.2f} with "
             f"{of_genes.idxmax()!r}. Sections of the training are marked wherever they are scored."
         )
-    note = f"Means over metabolites; the baseline knows no gene. {_READING} {_CONTROL}"
+    note = f"Means over metabolites; the baseline knows no gene. {_READING} {_CONSTANT} {_CONTROL}"
     figures = [
         Figure(title, caption, (folder / f"{name}.png").read_bytes()) for name, (title, caption) in _FIGURES.items()
     ]
@@ -122,6 +124,7 @@ def evaluation_report(
     """The report of ``stmsi evaluate``: what was scored, its scores, its file, and the card of the model if it is known."""
     import stmsi
 
+    scores = constant_counts_as_zero(scores)
     record = get_table(data, table_key).uns.get(pred_key, {})
     sections = list(dict.fromkeys(scores["sample"].astype(str)))
     by_name = {str(s) for s in (card or {}).get("training", {}).get("samples", [])}
@@ -225,7 +228,7 @@ def _by_section(scores: pd.DataFrame, trained: Mapping[str, str]) -> Table:
     without = {"auroc": "0.500", "auprc": "the base", **dict.fromkeys(_ACROSS, "0"), "r2": "0 or less"}
     blind = ["a prediction without skill", "", *(without.get(c, "") for c in columns)]
     titles = ["section", "metabolites", *columns.values()]
-    note = f"Medians over metabolites. {_READING} {_LEVEL}"
+    note = f"Medians over metabolites. {_READING} {_LEVEL} {_CONSTANT}"
     return Table("Scores by section", titles, [*held_out, *rows, whole, blind], note=note)
 
 
@@ -249,7 +252,7 @@ def _by_metabolite(scores: pd.DataFrame) -> Table:
     means = scores.groupby("metabolite", sort=False)[list(columns)].mean(numeric_only=True)
     means = means.sort_values(["pearson", "auroc"], ascending=False, na_position="last")
     rows = [[str(name), *(_number(row[c]) for c in columns)] for name, row in means.head(_MAX_ROWS).iterrows()]
-    note = f"Means over sections, best correlation first; – where a score does not exist. {_LEVEL}"
+    note = f"Means over sections, best correlation first; – where a score does not exist. {_LEVEL} {_CONSTANT}"
     if len(means) > len(rows):
         note += f" The first {len(rows)} of {len(means)}; stmsi evaluate --out scores.csv writes all."
     return Table("Scores by metabolite", ["metabolite", *columns.values()], rows, note=note, folded=True)

@@ -12,6 +12,7 @@ from stmsi._data.checks import check_choice, check_share, listing, require_rows
 from stmsi._data.feature_table import find_features
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, require_metabolites
+from stmsi._data.training_marks import mark
 from stmsi.pl._colour_limits import check_percentiles, diverging_norm, make_norm
 from stmsi.pl._metabolite_layers import intensity_label, one_section, readable_names, table_samples, values_of
 from stmsi.pl._sections import load_section
@@ -174,6 +175,12 @@ class MetaboliteMaps:
         row = self.features.loc[metabolite]
         tier, reason = row.get(Key.var.TIER), row.get("reason")
         return ("" if pd.isna(tier) else str(tier)), ("" if pd.isna(reason) else str(reason))
+
+    def trained_on(self, rows: NDArray[np.int64]) -> str:
+        """Mark of training (:mod:`stmsi._data.training_marks`) of those of some spots that MSI measured, or of all where it measured none."""
+        measured = self.frames.get(MEASURED)
+        scored = rows if measured is None else rows[measured.notna().any(axis=1).to_numpy()[rows]]
+        return mark(self.adata, self.pred_key, scored if len(scored) else rows)
 
     def label(self, role: str) -> str:
         """What the colours of a layer mean."""

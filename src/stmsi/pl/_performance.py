@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch
 
 from stmsi._data.checks import check_choice, listing, suggest
+from stmsi._data.constant_predictions import constant_counts_as_zero
 from stmsi._data.keys import (
     ACROSS_SCORES,
     GROUP_SCORES,
@@ -106,7 +107,7 @@ def performance(
     A metabolite counts once: its value is the mean over sections and folds. Boxes span the quartiles with a line at the
     median (written at the right with the number of metabolites), whiskers the 5th to 95th percentile. The best group is on
     top. Dashed lines mark a prediction without skill: 0 for correlations and R2, 0.5 for AUROC, and the median prevalence
-    of the metabolites for AUPRC. Missing scores (NaN) are left out and counted under the axis, where also stands whether scores
+    of the metabolites for AUPRC. Correlations of constant predictions count as 0. Other missing scores (NaN) are left out and counted under the axis, where also stands whether scores
     are of spots that a model was trained on.
 
     Parameters
@@ -183,7 +184,7 @@ def _rows_of(scores: pd.DataFrame, stage: str) -> pd.DataFrame:
         found = listing(scores["stage"].unique()) if "stage" in scores else "no rows"
         msg = f"scores has no rows of stage {stage!r}; found {found}."
         raise ValueError(msg)
-    return rows
+    return constant_counts_as_zero(rows)
 
 
 def _default(rows: pd.DataFrame, stage: str, groups: set[str | None], ax: Any) -> list[str]:
