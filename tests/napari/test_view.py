@@ -155,7 +155,7 @@ def test_layers_that_the_user_removed_do_no_harm(view):
 
 
 def test_title_names_metabolite_section_and_trust(view):
-    assert "simPC(28:0) (m/z" in view.title
+    assert "simPC(28:0) [M+H]+ (m/z" in view.title
     assert "section P1S1" in view.title
     assert "trust: high" in view.title
 

@@ -11,6 +11,7 @@ import pandas as pd
 from stmsi._data.checks import check_choice, check_share, listing, require_rows
 from stmsi._data.feature_table import find_features
 from stmsi._data.keys import Key
+from stmsi._data.metabolite_labels import DESCRIBING, label
 from stmsi._data.tables import get_table, require_frame, require_metabolites
 from stmsi._data.training_marks import mark
 from stmsi.pl._colour_limits import check_percentiles, diverging_norm, make_norm
@@ -80,7 +81,7 @@ class MetaboliteMaps:
         out = pd.DataFrame({Key.var.NAME: names, Key.var.MZ: np.nan}, index=ids)
         for key in reversed(keys.values()):
             known = find_features(self.adata, key)
-            for field in (Key.var.MZ, Key.var.TIER):
+            for field in (*DESCRIBING, Key.var.TIER):
                 if known is not None and field in known:
                     found = known[field].set_axis(known.index.astype(str)).reindex(ids)
                     out[field] = found if field not in out else found.where(found.notna(), out[field])
@@ -189,10 +190,8 @@ class MetaboliteMaps:
         return intensity_label(self.adata, self.pred_key if PREDICTED in self.frames else self.metabolite_key)
 
     def describe(self, metabolite: str) -> str:
-        """Name of a metabolite with its m/z where known."""
-        row = self.features.loc[metabolite]
-        mz = row[Key.var.MZ]
-        return str(row[Key.var.NAME]) + ("" if pd.isna(mz) else f" (m/z {mz:.4f})")
+        """Name of a metabolite with its adduct and its m/z where known."""
+        return str(label(self.features, metabolite))
 
 
 def _number(text: str) -> float | None:
