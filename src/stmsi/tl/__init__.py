@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from stmsi.tl._predict_metabolites import predict_metabolites
     from stmsi.tl._reliability import reliability
     from stmsi.tl._sample_metabolites import sample_metabolites
+    from stmsi.tl._train import train
 
 __all__ = [
     "attention",
@@ -27,6 +28,7 @@ __all__ = [
     "predict_metabolites",
     "reliability",
     "sample_metabolites",
+    "train",
 ]
 
 _getattr, __dir__ = lazy_attributes(__name__, names={name: f"_{name}" for name in __all__})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
@@ -16,6 +17,10 @@ from stmsi.model._families import ModelSpec, resolve
 from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._spot_model import SpotModel
 from stmsi.model.shared._spot_reader import SpotReader
+from stmsi.model.shared._streamed_parts import StreamedParts
+from stmsi.tl._fold_cache import fingerprint
+from stmsi.tl._kept_arrays import KeptOnDisk
+from stmsi.tl._stored_sections import StoredSections
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -62,26 +67,73 @@ class SharedFolds:
     def spots(self, setup: Setup, rows: NDArray[Any]) -> Spots:
         """Some spots as a model with this setup reads them for training."""
         if setup not in self._spots:
-            spots = SpotReader.open(self.adata, setup).read()
+            spots = self._read(setup)
             kind = setup.layer, setup.input, setup.sample_key
             if kind not in self._expression:
-                self._expression[kind] = ExpressionParts(spots.counts, setup.input == "log", self._folds)
+                self._expression[kind] = self._parts(spots, setup)
             everything = self._expression[kind].some(np.arange(len(spots)))
             self._spots[setup] = spots.with_counts(everything)
         return self._spots[setup].take(rows)
+
+    def _read(self, setup: Setup) -> Spots:
+        return SpotReader.open(self.adata, setup).read()
+
+    def _parts(self, spots: Spots, setup: Setup) -> ExpressionParts:
+        return ExpressionParts(spots.counts, setup.input == "log", self._folds)
 
     def query(self, setup: Setup, rows: NDArray[Any]) -> Spots:
         """Some spots as a trained model reads them: their clusters are those of no training."""
         return replace(self.spots(setup, rows), cluster=None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _found_or_made, (self._token, self.adata, self._folds)
+        return _found_or_made, (self._token, type(self), *self._given())
+
+    def _given(self) -> tuple[Any, ...]:
+        """What another process makes the same of."""
+        return self.adata, self._folds
 
 
-def _found_or_made(token: str, adata: AnnData, folds: list[NDArray[Any]]) -> SharedFolds:
+class StoredFolds(SharedFolds):
+    """The same of sections in stores, whose expression stays on disk.
+
+    Parameters
+    ----------
+    sections
+        The stores.
+    folds
+        Training spots of every fit.
+    directory
+        Folder that keeps sums over sections for other runs; `None`: a temporary one.
+    """
+
+    def __init__(self, sections: StoredSections, folds: Sequence[NDArray[Any]], directory: Path | None) -> None:
+        super().__init__(sections.adata, folds)
+        self.sections, self._directory = sections, directory
+
+    def _read(self, setup: Setup) -> Spots:
+        spots = super()._read(setup)
+        return replace(spots, names=self.sections.names, target_sum=self.sections.target_sum)
+
+    def _parts(self, spots: Spots, setup: Setup) -> ExpressionParts:  # noqa: ARG002
+        sections, logs = self.sections, setup.input == "log"
+        if self._directory is None:
+            return StreamedParts(sections, logs, self._folds, None, KeptOnDisk(None, None))
+        parts = StreamedParts(sections, logs, self._folds, sections.store)
+        genes, keys = fingerprint(sections.adata.var_names), []
+        for p in range(len(parts.size)):
+            own = np.flatnonzero(parts.part == p)
+            keys.append(fingerprint(sections.stores[sections.store[own[0]]].key, sections.row[own], genes, logs))
+        parts.kept = KeptOnDisk(keys, self._directory)
+        return parts
+
+    def _given(self) -> tuple[Any, ...]:
+        return self.sections, self._folds, self._directory
+
+
+def _found_or_made(token: str, cls: type[SharedFolds], *given: Any) -> SharedFolds:
     """In a process that gets a fold to fit."""
     if token not in _OF_PROCESS:
         _OF_PROCESS.clear()
-        _OF_PROCESS[token] = made = SharedFolds(adata, folds)
+        _OF_PROCESS[token] = made = cls(*given)
         made._token = token
     return _OF_PROCESS[token]

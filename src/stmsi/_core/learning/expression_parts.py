@@ -15,6 +15,7 @@ from stmsi._core.learning.expression_space import (
     ExpressionSpace,
     GeneMoments,
     column_sums,
+    held_out_distance,
     log_normalize,
     mean_shares,
     profile_distance,
@@ -23,6 +24,7 @@ from stmsi._core.learning.expression_space import (
     variable_genes,
 )
 from stmsi._core.learning.principal_axes import sum_of_products
+from stmsi._core.learning.profile_hashes import Hashes, profile_hashes
 
 MOST_BYTES = 2**30
 """Memory that sums over parts may take; where they would take more, each fit makes its own."""
@@ -79,6 +81,14 @@ class ExpressionParts:
         whole = bool(((inside == 0) | (inside == self.size)).all()) and self._pays
         return SomeExpression(self, rows, np.flatnonzero(inside) if whole else None)
 
+    def some_values(self, rows: Ints) -> sp.csr_matrix:
+        """Counts or logarithms of some spots."""
+        return self.values[rows]
+
+    def some_log(self, rows: Ints) -> sp.csr_matrix:
+        """Log expression of some spots."""
+        return self.log()[rows]
+
     def log(self) -> sp.csr_matrix:
         """Log expression of all spots. Made once; not to be changed."""
         return self._once("log", None, lambda: self.values if self.logs else log_normalize(self.values))
@@ -100,16 +110,20 @@ class ExpressionParts:
         """Genes that any fold chooses, in order, and their log expression, dense where that is small."""
 
         def make() -> tuple[Ints, sp.csr_matrix | Floats32]:
-            chosen = [np.empty(0, np.int64)]
-            for rows in self.folds:
-                variance = self.some(rows).gene_moments().variance
-                if (variance > 1e-12).any():  # if none varies, the fit itself will say so
-                    chosen.append(variable_genes(variance, n_top_genes))
-            genes = np.unique(np.concatenate(chosen))
+            genes = self._chosen(n_top_genes)
             log = sp.csr_matrix(self.log()[:, genes])
             return genes, log.toarray() if 4 * log.shape[0] * len(genes) <= _MOST_DENSE else log
 
         return self._once(f"candidates {n_top_genes}", None, make)
+
+    def _chosen(self, n_top_genes: int) -> Ints:
+        """Genes that any fold chooses, in order."""
+        chosen = [np.empty(0, np.int64)]
+        for rows in self.folds:
+            variance = self.some(rows).gene_moments().variance
+            if (variance > 1e-12).any():  # if none varies, the fit itself will say so
+                chosen.append(variable_genes(variance, n_top_genes))
+        return np.unique(np.concatenate(chosen))
 
     def admits(self, n_top_genes: int) -> bool:
         """Whether products of the candidates fit into the memory beside those that are kept."""
@@ -158,6 +172,14 @@ class ExpressionParts:
 
         return self._once("distance", id(profile), make)[1]
 
+    def profile_hashes(self, rows: Ints, genes: Sequence[Ints]) -> list[Hashes]:
+        """:func:`stmsi._core.learning.profile_hashes.profile_hashes` of some spots."""
+        return profile_hashes(self.some_values(rows), genes)
+
+    def held_out_distance(self, rows: Ints, groups: Ints) -> Floats:
+        """:func:`stmsi._core.learning.expression_space.held_out_distance` of some spots."""
+        return held_out_distance(self.some_log(rows), groups)
+
     def _of_part(self, name: str, part: int, make: Callable[[Bools], T]) -> T:
         kept: dict[int, T] = self._once(name, None, dict)
         with self._lock:
@@ -205,11 +227,11 @@ class SomeExpression:
 
     def values(self) -> sp.csr_matrix:
         """Counts or logarithms."""
-        return self.whole.values[self.rows]
+        return self.whole.some_values(self.rows)
 
     def log(self) -> sp.csr_matrix:
         """Log expression."""
-        return self.whole.log()[self.rows]
+        return self.whole.some_log(self.rows)
 
     def gene_moments(self) -> GeneMoments:
         """Of the log expression of each gene."""
@@ -233,7 +255,7 @@ class SomeExpression:
         whole = self.whole
         if len(selected) > len(self.rows):
             return None
-        genes, _ = whole.candidates(n_top_genes)
+        genes = whole.candidates(n_top_genes)[0]
         place = _places(genes, selected)
         if place is None or not whole.admits(n_top_genes):
             return None
@@ -261,6 +283,14 @@ class SomeExpression:
     def profile_distance(self, profile: Floats) -> Floats:
         """As :func:`stmsi._core.learning.expression_space.profile_distance`."""
         return self.whole.profile_distance(profile)[self.rows]
+
+    def profile_hashes(self, genes: Sequence[Ints]) -> list[Hashes]:
+        """As :func:`stmsi._core.learning.profile_hashes.profile_hashes`."""
+        return self.whole.profile_hashes(self.rows, genes)
+
+    def held_out_distance(self, groups: Ints) -> Floats:
+        """As :func:`stmsi._core.learning.expression_space.held_out_distance`."""
+        return self.whole.held_out_distance(self.rows, groups)
 
 
 def _places(among: Ints, wanted: Ints) -> Ints | None:

@@ -111,6 +111,19 @@ def profile_distance(
     return np.asarray(1 - np.where(varies, along / np.where(varies, size, 1), 0))
 
 
+def held_out_distance(log: sp.csr_matrix, groups: Ints) -> Floats:
+    """:func:`profile_distance` of each spot from the mean profile of the spots of all other groups, shape (spots,).
+
+    `groups` are their numbers, from 0, two at least.
+    """
+    rows = [np.flatnonzero(groups == g) for g in range(groups.max() + 1)]
+    sums = [np.asarray(log[own].sum(axis=0), dtype=np.float64).ravel() for own in rows]
+    out = np.empty(len(groups))
+    for own, total in zip(rows, sums, strict=True):
+        out[own] = profile_distance(log[own], (sum(sums) - total) / (len(groups) - len(own)))
+    return out
+
+
 @dataclass(frozen=True)
 class GeneMoments:
     """Of the log expression of each gene over some spots: mean, variance, and share of the spots in which it is seen."""

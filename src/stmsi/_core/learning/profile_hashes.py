@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+from numpy.typing import NDArray
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    Hashes = tuple[NDArray[np.uint64], NDArray[np.bool_]]
+Hashes: TypeAlias = tuple[NDArray[np.uint64], NDArray[np.bool_]]
 
 # the raw stream of a bit generator is the same in every version of numpy, and hashes are kept in files
 _ODD = np.random.PCG64(1).random_raw(4).astype(np.uint64) | np.uint64(1)

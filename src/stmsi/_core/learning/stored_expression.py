@@ -92,6 +92,11 @@ def row_statistics(values: sp.csr_matrix) -> Floats:
     return out
 
 
+def extremes_of(rows: Floats) -> tuple[float, float]:
+    """Least and largest number of all spots, or 0, from their :func:`row_statistics`."""
+    return float(rows[:, _LEAST].min(initial=0)), float(rows[:, _LARGEST].max(initial=0))
+
+
 def _pieces(values: sp.csr_matrix) -> Iterator[tuple[slice, NDArray[Any], Callable[[np.ufunc, NDArray[Any]], Floats]]]:
     """Some spots at a time: their rows, their numbers, and a function that sums up something of each number by spot."""
     for start in range(0, values.shape[0], _CHUNK):

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 import numpy as np
 import pandas as pd
 
-from stmsi._core.learning.expression_space import ExpressionSpace, neighbour_mean, profile_distance
+from stmsi._core.learning.expression_space import ExpressionSpace, neighbour_mean
 from stmsi._data.checks import check_choice, listing
 from stmsi.model.shared._spot_input import NO_GRAPH
 
@@ -211,19 +211,14 @@ class SpotFeatures:
         group = np.unique(groups, return_inverse=True)[1]
         if group.max(initial=0) == 0:
             return self.ood(spots)
-        white, log, n = (
-            self._white(spots.components(self.own)).astype(np.float64),
-            spots.measured_log_expression(),
-            len(group),
-        )
-        rows = [np.flatnonzero(group == g) for g in range(group.max() + 1)]
-        sums = [np.asarray(log[own].sum(axis=0), dtype=np.float64).ravel() for own in rows]
-        parts = np.empty((n, 2))
-        for own, total in zip(rows, sums, strict=True):
-            others = np.delete(white, own, axis=0)
+        white = self._white(spots.components(self.own)).astype(np.float64)
+        parts = np.empty((len(group), 2))
+        parts[:, 1] = spots.held_out_distance(group)
+        for g in range(group.max() + 1):
+            own = group == g
+            others = white[~own]
             z = (white[own] - others.mean(axis=0)) / _positive(others.std(axis=0))
-            profile = (sum(sums) - total) / (n - len(own))
-            parts[own] = np.column_stack([np.sqrt((z**2).mean(axis=1)), profile_distance(log[own], profile)])
+            parts[own, 0] = np.sqrt((z**2).mean(axis=1))
         *usual, overall = self.usual_distances
         return (parts / usual).max(axis=1) / overall
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,6 +14,7 @@ from stmsi._core.learning.expression_parts import SomeExpression
 from stmsi._core.learning.expression_space import (
     ExpressionSpace,
     GeneMoments,
+    held_out_distance,
     log_normalize,
     mean_shares,
     pool_counts,
@@ -21,6 +22,7 @@ from stmsi._core.learning.expression_space import (
     profile_distance,
 )
 from stmsi._core.learning.filled_expression import FilledExpression, LogExpression
+from stmsi._core.learning.profile_hashes import Hashes, profile_hashes
 from stmsi.model.shared._stored_input import Input, StoredExpression
 
 if TYPE_CHECKING:
@@ -133,6 +135,12 @@ class Spots:
             return self.once("moments", self.expression.gene_moments)
         return self.once("moments", lambda: GeneMoments.of(self.measured_log_expression()))
 
+    def genes_seen(self) -> NDArray[np.int64]:
+        """In how many of the spots each gene has an entry, shape (genes,)."""
+        if isinstance(self.expression, SomeExpression):
+            return np.rint(self.gene_moments().seen * len(self)).astype(np.int64)
+        return np.bincount(self.counts.indices, minlength=self.counts.shape[1])
+
     def gene_shares(self) -> NDArray[np.float64] | None:
         """Mean share of each gene in the counts of a spot, over spots with counts, shape (genes,); `None` of logarithms."""
         if self.input != "counts":
@@ -188,6 +196,18 @@ class Spots:
             return profile, profile_distance(log, profile)
 
         return self.once(("distance", id(profile)), make)[1]
+
+    def held_out_distance(self, groups: NDArray[np.int64]) -> NDArray[np.float64]:
+        """How far the profile of each training spot is from the mean of the other groups (numbers from 0), shape (n,)."""
+        if isinstance(self.expression, SomeExpression):
+            return self.expression.held_out_distance(groups)
+        return held_out_distance(self.measured_log_expression(), groups)
+
+    def profile_hashes(self, genes: Sequence[NDArray[np.int64]]) -> list[Hashes]:
+        """Hash of each profile over each set of genes, see :func:`stmsi._core.learning.profile_hashes.profile_hashes`."""
+        if isinstance(self.expression, SomeExpression):
+            return self.expression.profile_hashes(genes)
+        return profile_hashes(self.counts, genes)
 
     def pooled_log_expression(self) -> LogExpression:
         """Log expression of each spot and its neighbours together, shape (n, genes). Made once; not to be changed.

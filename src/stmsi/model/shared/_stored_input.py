@@ -12,7 +12,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stmsi._core.learning.expression_space import TARGET_SUM, log_normalize
-from stmsi._core.learning.stored_expression import N_STATISTICS, StoredKind, kinds_of, row_statistics
+from stmsi._core.learning.stored_expression import N_STATISTICS, StoredKind, extremes_of, kinds_of, row_statistics
 from stmsi._data.checks import check_choice, check_nonnegative, listing
 from stmsi._data.tables import ONE_SECTION, as_csr, layer_names, some_rows
 from stmsi._settings import logger
@@ -55,6 +55,10 @@ class StoredExpression:
         Section of each spot, as a position in `names`.
     kinds
         What the numbers of each section are.
+    extremes
+        Least and largest number, or 0.
+    n_entries
+        Numbers other than 0.
     """
 
     matrix: Any
@@ -63,6 +67,8 @@ class StoredExpression:
     names: tuple[str, ...]
     number: NDArray[np.int64]
     kinds: tuple[StoredKind, ...]
+    extremes: tuple[float, float] = (0.0, 0.0)
+    n_entries: int = 0
 
     @classmethod
     def open(cls, adata: AnnData, layer: str | None, sample_key: str) -> StoredExpression:
@@ -83,16 +89,19 @@ class StoredExpression:
         n = int(matrix.shape[0])
         if n <= _AT_ONCE or isinstance(matrix, np.ndarray) or sp.issparse(matrix):
             matrix = _canonical(matrix)
-        statistics = np.empty((n, N_STATISTICS))
+        statistics, n_entries = np.empty((n, N_STATISTICS)), 0
         for start in range(0, n, _AT_ONCE):
             some = _canonical(matrix[start : start + _AT_ONCE])
             check_nonnegative(np.abs(some.data), what)  # NaN and infinite ones are refused
             statistics[start : start + _AT_ONCE] = row_statistics(some)
+            n_entries += some.nnz
         label = adata.obs[sample_key] if sample_key in adata.obs else pd.Series(ONE_SECTION, index=adata.obs_names)
         number, names = pd.factorize(label.astype(object).where(label.notna(), "without a section").astype(str))
         number = number.astype(np.int64)
         kinds = kinds_of(statistics, number, len(names))
-        return cls(matrix, where, layers, tuple(map(str, names)), number, tuple(kinds))
+        return cls(
+            matrix, where, layers, tuple(map(str, names)), number, tuple(kinds), extremes_of(statistics), n_entries
+        )  # fmt: skip
 
     @cached_property
     def values(self) -> sp.csr_matrix:
@@ -145,7 +154,7 @@ class StoredExpression:
         logger.info(
             "%s holds logarithms (numbers that are not whole, from %.3g to %.3g; %s), which are taken as they are "
             "(input='log'). To train on raw counts, name their layer (layer=); layers: %s.",
-            self.where, *self._extremes(), scale, listing(self.layers),
+            self.where, *self.extremes, scale, listing(self.layers),
         )  # fmt: skip
         return "log"
 
@@ -275,17 +284,13 @@ class StoredExpression:
         return out
 
     def _refuse_negative(self) -> None:
-        least, _ = self._extremes()
+        least, _ = self.extremes
         if least < 0:
             msg = (
                 f"The model reads counts. {self.where} holds negative numbers (least: {least:.3g}), so these are no "
                 f"logarithms of 1 + counts, which could be undone. {self._remedy()}"
             )
             raise ValueError(msg)
-
-    def _extremes(self) -> tuple[float, float]:
-        data = self.values.data
-        return float(data.min(initial=0)), float(data.max(initial=0))
 
     def _remedy(self) -> str:
         return f"Put raw counts of all sections into a layer and name it with layer= (layers: {listing(self.layers)})."

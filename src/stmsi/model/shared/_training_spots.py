@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stmsi._core.learning.profile_hashes import place_hashes, profile_hashes
+from stmsi._core.learning.profile_hashes import place_hashes
 from stmsi._data.training_marks import HELD_OUT, TRAINED_ON, UNKNOWN
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class TrainingSpots:
     @classmethod
     def _over(cls, genes: list[NDArray[np.int64]], spots: Spots, rows: NDArray[np.int64] | None) -> TrainingSpots:
         own = np.ones(len(spots), bool) if rows is None else np.isin(np.arange(len(spots)), rows)
-        profiles = [_kept(hashes[known & own]) for hashes, known in profile_hashes(spots.counts, genes)]
+        profiles = [_kept(hashes[known & own]) for hashes, known in spots.profile_hashes(genes)]
         return cls(genes, profiles, _kept(place_hashes(spots.names, spots.sample, spots.xy)[own]))
 
     def with_others(self, spots: Spots, rows: NDArray[np.int64] | None = None) -> TrainingSpots:
@@ -78,9 +78,7 @@ class TrainingSpots:
         there = np.ones(spots.counts.shape[1], bool) if spots.imputed is None else spots.imputed.present
         usable = [k for k, genes in enumerate(self.genes) if there[genes].all()]
         told, alike = np.zeros(len(spots), int), np.zeros(len(spots), int)
-        for k, (hashes, known) in zip(
-            usable, profile_hashes(spots.counts, [self.genes[k] for k in usable]), strict=True
-        ):
+        for k, (hashes, known) in zip(usable, spots.profile_hashes([self.genes[k] for k in usable]), strict=True):
             kept = self.profiles[k]
             # of more spots than were kept, the largest hashes say nothing
             compared = known & (hashes <= kept[-1]) if len(kept) == MOST else known
@@ -120,9 +118,9 @@ def marks_of(found: NDArray[np.int8], section: NDArray[Any] | None) -> NDArray[A
 
 def _frequent_genes(spots: Spots) -> list[NDArray[np.int64]]:
     """Sets of the genes found in most spots, the most frequent first; each in the order of the panel."""
-    n_genes = spots.counts.shape[1]
-    found_in = np.bincount(spots.counts.indices, minlength=n_genes)
-    order = np.argsort(-found_in, kind="stable").astype(np.int64)
+    seen = spots.genes_seen()
+    n_genes = len(seen)
+    order = np.argsort(-seen, kind="stable").astype(np.int64)
     size = min(max(n_genes // _SETS, _SMALLEST), _LARGEST, n_genes)
     n_sets = min(_SETS, n_genes // size)
     return [np.sort(order[k * size : (k + 1) * size]) for k in range(n_sets)]

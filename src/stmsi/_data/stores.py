@@ -1,0 +1,99 @@
+"""Tables in stores on disk, opened without their matrices."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from anndata import AnnData
+
+from stmsi._data.checks import listing, suggest
+from stmsi._data.containers import arrays_of, check_file, check_unpacked, inside, reading
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Mapping
+
+
+@contextmanager
+def opened_table(path: Path, table_key: str) -> Iterator[Any]:
+    """The group of a table in an h5ad file, an AnnData store or a SpatialData store, open until the context ends.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file or folder.
+    KeyError
+        A SpatialData without this table.
+    ValueError
+        It is damaged, or something else; also where what is read of it inside the context cannot be.
+    """
+    import h5py
+    import zarr
+
+    if path.is_dir():
+        with reading(path, "a zarr store", "copy or convert it again"):
+            if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
+                msg = f"{path} is not a zarr store: it has no zarr.json; found {inside(path)}."
+                raise ValueError(msg)
+            yield _table_group(zarr.open_group(str(path), mode="r", use_consolidated=False), path, table_key)
+        return
+    with reading(check_file(path), "an h5ad file"), h5py.File(path) as file:
+        yield _table_group(file, path, table_key)
+
+
+def table_without_matrix(group: Any, path: Path, wanted: Mapping[str, Collection[str]]) -> AnnData:
+    """``obs``, ``var`` and the entries wanted of ``obsm``, ``obsp``, ``varm`` and ``uns``, as far as the group of a table has them."""
+    from anndata.io import read_elem
+
+    if path.is_file():
+        check_unpacked(path, arrays_of(group.file))
+    parts = {
+        name: {key: read_elem(group[name][key]) for key in keys if name in group and key in group[name]}
+        for name, keys in wanted.items()
+    }
+    return AnnData(obs=read_elem(group["obs"]), var=read_elem(group["var"]), **parts)
+
+
+def stored_matrix(group: Any, path: Path, layer: str | None) -> Any:
+    """``X`` or a layer of the group of a table, which stays on disk.
+
+    Raises
+    ------
+    KeyError
+        There is no such layer.
+    ValueError
+        There is no ``X``.
+    """
+    from anndata.io import sparse_dataset
+
+    layers = list(group["layers"]) if "layers" in group else []
+    if layer is not None and layer not in layers:
+        msg = f"{path} has no layer {layer!r}; layers: {listing(layers)}."
+        raise KeyError(msg)
+    if layer is None and "X" not in group:
+        msg = f"{path} has no X; put the expression there or name a layer (layer=); layers: {listing(layers)}."
+        raise ValueError(msg)
+    element = group["X"] if layer is None else group["layers"][layer]
+    return sparse_dataset(element) if hasattr(element, "keys") else element
+
+
+def _table_group(group: Any, path: Path, table_key: str) -> Any:
+    """The group of the AnnData in a file or store."""
+    if "obs" in group and "var" in group:
+        return group
+    tables = list(group["tables"]) if "tables" in group else []
+    if table_key in tables:
+        return group["tables"][table_key]
+    if tables:
+        msg = f"{path} has no table {table_key!r}; its tables: {listing(tables)}.{suggest(table_key, tables)}"
+        raise KeyError(msg)
+    msg = f"{path} holds no AnnData and no table: it has no 'obs' and 'var'; found {listing(group)}."
+    raise ValueError(msg)
+
+
+def content_of(path: Path) -> tuple[str, int, int]:
+    """What tells whether a file or store has changed: its place, size in bytes and time of the last change (ns)."""
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    stats = [file.stat() for file in files]
+    return str(path.resolve()), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)

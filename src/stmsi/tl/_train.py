@@ -1,0 +1,164 @@
+"""Train a model by name, on sections in memory or on stores that are never in memory together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from anndata import AnnData
+
+from stmsi._data.checks import is_spatialdata
+from stmsi._data.keys import Key
+from stmsi._data.tables import get_table
+from stmsi._messages import warns_once
+from stmsi.model._families import AUTO, ModelSpec, resolve
+from stmsi.model.shared._setup import Setup
+from stmsi.model.shared._spot_input import Spots
+from stmsi.model.shared._spot_model import SpotModel
+from stmsi.tl._models import obtain_model, setup_on, train_on
+from stmsi.tl._shared_folds import StoredFolds
+from stmsi.tl._stored_sections import Genes, OnError, StoredSections
+
+if TYPE_CHECKING:
+    from spatialdata import SpatialData
+
+    from stmsi.model.shared._hurdle_model import HurdleModel
+    from stmsi.model.shared._stored_input import Input
+
+
+@warns_once
+def train(
+    data: SpatialData | AnnData | str | Path | Sequence[str | Path],
+    model: ModelSpec = AUTO,
+    *,
+    layer: str | None = None,
+    input: Input | None = None,
+    table_key: str = Key.table.ST,
+    setup: Mapping[str, Any] | None = None,
+    genes: Genes = "same",
+    on_error: OnError = "raise",
+    cache_dir: str | Path | None = None,
+    show_progress_bar: bool | None = None,
+) -> HurdleModel:
+    """Train a model on all spots that have MSI.
+
+    Of stores on disk, the expression is read a block of spots at a time, one store after the other, and never held as a whole. The
+    model is the one that would be trained on all of it in memory. For `"ridge"` and the other families on components, each pass
+    over the stores sums up what is needed:
+
+    1. what the numbers are (counts or logarithms);
+    2. sums of each gene, and of its square;
+    3. sums of products of the variable genes, of which the components follow;
+    4. components of all spots, and how far each spot lies from the others.
+
+    The rest is fitted to the components. Memory holds them (in a file that is mapped into memory) and what belongs to spots and metabolites:
+    see :doc:`/user_guide/large_sections`.
+
+    Parameters
+    ----------
+    data
+        Section(s) with mapped MSI: SpatialData, AnnData, or paths of stores (``.h5ad``, ``.zarr`` of AnnData or SpatialData),
+        each with one or more sections. A store without section names in ``obs`` is one section with the name of the file.
+    model
+        Name of a family, a model class or a mapping with hyper-parameters, see :func:`stmsi.tl.predict_metabolites`.
+    layer, input
+        Where the expression is, and what it is; as for :func:`stmsi.tl.predict_metabolites`.
+    table_key
+        ST table of a SpatialData.
+    setup
+        Fields for ``setup_anndata``; `None`: presence from ``obsm["msi_presence"]`` where all data have it, and (in memory) the
+        signature from ``varm["signature"]``.
+    genes
+        Of stores: ``"same"`` refuses those that lack genes that most of them have; ``"shared"`` uses the genes that all have.
+        Metabolites may differ: each is trained on the sections that measured it.
+    on_error
+        Of stores that cannot be used (damaged, without MSI, genes missing): ``"raise"`` one error that names them all, or
+        ``"warn"``, and go on without them.
+    cache_dir
+        Of stores: folder that keeps what was summed up for each section (16 MB for 2,000 genes), so that another run, or one that was
+        interrupted, takes it up. A section is read again when its path, size or time of change differs, or the versions of stmsi or
+        of packages that matter. `None`: a temporary folder.
+    show_progress_bar
+        `None` follows ``stmsi.settings.progress_bar``.
+
+    Returns
+    -------
+    The trained model. One that was trained on stores holds no data: pass those to predict. `data` is not changed.
+
+    Raises
+    ------
+    FileNotFoundError
+        A store is not there.
+    ValueError
+        No spot has MSI, stores that cannot be used (all are named), two sections of one name, or a model that reads the whole expression
+        of more spots than fit into the memory.
+    TypeError
+        A network, or another model that reads the table itself, with stores.
+
+    Examples
+    --------
+    >>> import stmsi
+    >>> sdata = stmsi.datasets.toy()
+    >>> stmsi.pp.align(sdata)
+    >>> stmsi.pp.map_to_spots(sdata)
+    >>> model = stmsi.tl.train(sdata, "ridge", show_progress_bar=False)
+    >>> len(model.metabolites)
+    12
+    """
+    if isinstance(data, AnnData) or is_spatialdata(data):
+        adata = get_table(data, table_key)  # type: ignore[arg-type]
+        spec: Any = model if isinstance(model, str | Mapping) else {"model": model}
+        return obtain_model(spec, adata, setup_on(adata, setup, layer, input), show_progress_bar)
+    paths = [data] if isinstance(data, str | Path) else list(data)  # type: ignore[arg-type]
+    fields = fields_of_stores(setup, layer, input)
+    check_stored_model(model, fields)
+    directory = None if cache_dir is None else Path(cache_dir).expanduser()
+    sections = StoredSections.open(
+        paths, fields, table_key=table_key, genes=genes, on_error=on_error, directory=directory
+    )
+    every = np.arange(len(sections.names))
+    shared = StoredFolds(sections, [every], directory)
+
+    def read(own: Setup) -> Spots:
+        return shared.spots(own, every)
+
+    told = sections.fields(fields)
+    fitted, _ = train_on(sections.adata, model, told, show_progress_bar=show_progress_bar, read=read)
+    fitted.adata = None  # its expression is empty
+    return fitted
+
+
+def fields_of_stores(setup: Mapping[str, Any] | None, layer: str | None, input: Input | None) -> dict[str, Any]:
+    """Fields for ``setup_anndata`` of stores, as far as they were named.
+
+    Raises
+    ------
+    ValueError
+        A signature, which belongs to the clusters of one table.
+    """
+    fields = dict(setup or {})
+    named = (("layer", None if layer == "X" else layer), ("input", input))
+    fields |= {key: value for key, value in named if value is not None}
+    if fields.get("signature_key") is not None:
+        msg = (
+            "Signatures are not read from several stores: clusters of one store are not those of another. Leave out signature_key "
+            "and cluster_key, or train on one table in memory."
+        )
+        raise ValueError(msg)
+    return fields
+
+
+def check_stored_model(spec: ModelSpec, fields: Mapping[str, Any]) -> None:
+    """Refuse a model that is not trained by what was read of the spots alone."""
+    cls, _, own, train_args = resolve(spec)
+    if not issubclass(cls, SpotModel) or cls._reads_matrix or train_args:
+        msg = (
+            f"{cls.__name__} reads the table itself and cannot be trained on stores. Take a linear family (such as 'ridge'), or read the "
+            "sections into one table (anndata.concat)."
+        )
+        raise TypeError(msg)
+    if own.get("layer", fields.get("layer")) != fields.get("layer"):
+        msg = f"The expression of all stores is read from one place; name the layer {own['layer']!r} for all models (layer=)."
+        raise ValueError(msg)

@@ -1,0 +1,107 @@
+"""Expression that is read in blocks gives what expression in memory gives."""
+
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from stmsi._core.learning.expression_parts import ExpressionParts
+from stmsi._core.learning.expression_space import held_out_distance, log_normalize
+from stmsi._core.learning.profile_hashes import profile_hashes
+from stmsi.model.shared import _streamed_parts
+from stmsi.model.shared._streamed_parts import StreamedParts
+
+SECTION = np.repeat([0, 1, 2, 3], 40)
+FOLDS = [np.flatnonzero(s != SECTION) for s in range(4)]
+SIZES = {"n_top_genes": 20, "n_components": 5, "seed": 0}
+
+
+class Blocks:
+    """A matrix that tells how much of it was asked for at once."""
+
+    def __init__(self, matrix):
+        self.matrix, self.shape, self.n_entries, self.most = matrix, matrix.shape, matrix.nnz, 0
+
+    def blocks(self, rows):
+        return (rows[i : i + 30] for i in range(0, len(rows), 30))
+
+    def __getitem__(self, rows):
+        self.most = max(self.most, len(rows))
+        assert (np.diff(rows) > 0).all()
+        return self.matrix[rows]
+
+
+class Kept:
+    """Arrays in a folder."""
+
+    def __init__(self, directory: Path):
+        self.directory, self.made = directory, []
+
+    def array(self, name, part, make):
+        path = self.directory / f"{name}-{part}.npy"
+        if not path.exists():
+            self.made.append(name.split()[0])
+            np.save(path, make())
+        return np.load(path, mmap_mode="r")
+
+
+@pytest.fixture(scope="module")
+def counts():
+    rng = np.random.default_rng(0)
+    mean = rng.gamma(1, 1, 50) * np.exp(rng.normal(size=(4, 50)))[SECTION]
+    return sp.csr_matrix(rng.poisson(mean).astype(np.float32))
+
+
+@pytest.mark.parametrize("dense", [0.0, 1.1], ids=["dense", "sparse"])
+@pytest.mark.parametrize("apart", [None, SECTION], ids=["by fold", "by section"])
+def test_folds_are_those_in_memory(counts, tmp_path, monkeypatch, dense, apart):
+    monkeypatch.setattr(_streamed_parts, "_DENSE", dense)
+    blocks, kept = Blocks(counts), Kept(tmp_path)
+    streamed, whole = StreamedParts(blocks, False, FOLDS, apart, kept), ExpressionParts(counts, False, FOLDS)
+    for rows in FOLDS[:2]:
+        a, b = streamed.some(rows), whole.some(rows)
+        moments = b.gene_moments()
+        for name in ("mean", "variance", "seen"):
+            np.testing.assert_allclose(getattr(a.gene_moments(), name), getattr(moments, name), rtol=1e-12)
+        np.testing.assert_allclose(a.mean_shares(), b.mean_shares(), rtol=1e-12)
+        one, other = a.space(a.gene_moments(), **SIZES), b.space(moments, **SIZES)
+        np.testing.assert_array_equal(one.selected, other.selected)
+        np.testing.assert_allclose(one.components, other.components, atol=1e-5)
+        np.testing.assert_allclose(a.components(one), b.components(other), atol=1e-4)
+        np.testing.assert_allclose(a.profile_distance(moments.mean), b.profile_distance(moments.mean), rtol=1e-6)
+    assert blocks.most == 30
+    assert kept.made.count("products") == 4
+    assert not list(tmp_path.glob("components*")), "what is mapped has no name"
+
+
+@pytest.mark.parametrize("groups", [SECTION[40:] - 1, np.arange(120) % 2], ids=["sections", "across sections"])
+def test_distances_from_the_other_groups_and_hashes(counts, tmp_path, groups):
+    rows = np.random.default_rng(0).permutation(np.arange(40, 160))
+    groups = groups[rows - 40]
+    blocks = Blocks(counts)
+    some = StreamedParts(blocks, False, [np.arange(40, 160)], SECTION, Kept(tmp_path)).some(rows)
+    log = log_normalize(counts[rows])
+    np.testing.assert_allclose(some.held_out_distance(groups), held_out_distance(log, groups), rtol=1e-5)
+    genes = [np.arange(25), np.arange(25, 50)]
+    for (a, told), (b, known) in zip(some.profile_hashes(genes), profile_hashes(counts[rows], genes), strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(told, known)
+    assert blocks.most == 30
+    np.testing.assert_array_equal(some.values().toarray(), counts[rows].toarray())
+    np.testing.assert_array_equal(some.log().toarray(), log.toarray())
+
+
+def test_more_than_fits_is_not_read_at_once(counts, tmp_path, monkeypatch):
+    monkeypatch.setattr(_streamed_parts, "MOST_BYTES", 100)
+    some = StreamedParts(Blocks(counts), False, FOLDS, None, Kept(tmp_path)).some(FOLDS[0])
+    with pytest.raises(ValueError, match="reads the whole expression of 120 spots at once"):
+        some.log()
+
+
+def test_another_process_begins_anew(counts, tmp_path):
+    parts = StreamedParts(Blocks(counts), False, FOLDS, None, Kept(tmp_path))
+    parts.gene_sums(0)
+    there = pickle.loads(pickle.dumps(parts))
+    np.testing.assert_array_equal(there.gene_sums(0), parts.gene_sums(0))

@@ -1,0 +1,208 @@
+"""A model trained on stores is the one trained on all of them in memory, and bad stores are told."""
+
+import os
+
+import anndata as ad
+import numpy as np
+import pytest
+import zarr
+
+import stmsi
+from stmsi._core.learning.expression_space import log_normalize
+from stmsi.model.shared import _streamed_parts
+from stmsi.model.shared._streamed_parts import StreamedParts
+
+FEW = {"model": "ridge", "n_top_genes": 40, "n_components": 8}
+GRAPH = {"presence_key": "msi_presence", "graph_key": "spatial_connectivities"}
+KEYS = ("presence", "intensity", "expected", "lower", "upper")
+
+
+@pytest.fixture(scope="module")
+def table(_mapped):
+    st = _mapped.tables["st"].copy()
+    for key in ("msi", "msi_presence"):
+        st.obsm[key] = st.obsm[key][["simPC_28_0", "simPC_31_3", "simPC_36_0"]]
+    return st
+
+
+@pytest.fixture(scope="module")
+def sections(table):
+    return [table[table.obs["sample"] == name].copy() for name in table.obs["sample"].unique()]
+
+
+def write(adata, path):
+    if path.suffix == ".h5ad":
+        adata.write_h5ad(path)
+    else:  # the table of a SpatialData
+        group = zarr.open_group(str(path), mode="w", zarr_format=3)
+        ad.io.write_elem(group.create_group("tables"), "st", adata)
+    return path
+
+
+@pytest.fixture(scope="module")
+def stores(sections, tmp_path_factory):
+    """An h5ad with its genes in another order, an h5ad, and a SpatialData."""
+    folder = tmp_path_factory.mktemp("stores")
+    first = sections[0][:, ::-1].copy()
+    return [
+        write(s, folder / f"S{k}{end}")
+        for k, (s, end) in enumerate(zip([first, *sections[1:]], (".h5ad", ".h5ad", ".zarr"), strict=True))
+    ]
+
+
+def train(data, model=FEW, **options):
+    return stmsi.tl.train(data, model, show_progress_bar=False, **options)
+
+
+def assert_same(a, b, query, tolerance=1e-6):
+    a, b = a._predict_all(query.copy()), b._predict_all(query.copy())
+    for key in KEYS:
+        one, other = getattr(a, key)[getattr(b, key).columns].to_numpy(), getattr(b, key).to_numpy()
+        allowed = (10 if key in ("lower", "upper") else 1) * tolerance * np.abs(other).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=allowed, err_msg=key)
+    np.testing.assert_allclose(a.ood, b.ood, rtol=1e-5)
+
+
+@pytest.mark.parametrize("fields", [None, GRAPH], ids=["own", "graph"])
+def test_the_model_is_that_of_one_table_in_memory(table, stores, fields, monkeypatch):
+    monkeypatch.setattr(StreamedParts, "some_values", None)  # nothing is read as a whole
+    model = train(stores, setup=fields)
+    alone = train(table[:, ::-1].copy(), setup=fields or {"presence_key": "msi_presence"})
+    # with neighbours, correlated features amplify the last digits of the components
+    assert_same(model, alone, table, 1e-6 if fields is None else 5e-5)
+    a, b = model.state, alone.state
+    assert model.card["training"] | {"date": ""} == alone.card["training"] | {"date": ""}
+    np.testing.assert_allclose(a.panel.mean_log, b.panel.mean_log, rtol=1e-12)
+    np.testing.assert_allclose(a.panel.mean_share, b.panel.mean_share, rtol=1e-12)
+    for one, other in zip(a.seen.profiles, b.seen.profiles, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match="loaded without data"):
+        model.predict()
+
+
+def test_logarithms_and_layers(sections, table, tmp_path):
+    paths = []
+    for k, one in enumerate(sections):
+        one = one.copy()
+        one.layers["log"] = log_normalize(one.X.astype(np.float32))
+        paths.append(write(one, tmp_path / f"S{k}.h5ad"))
+    whole = table.copy()
+    whole.layers["log"] = log_normalize(whole.X.astype(np.float32))
+    model = train(paths, layer="log")
+    assert model.state.setup.input == "log"
+    alone = train(whole, layer="log", setup={"presence_key": "msi_presence"})
+    assert model.state.panel.target_sum == pytest.approx(alone.state.panel.target_sum, rel=1e-6)
+    assert_same(model, alone, whole)
+
+
+def test_few_spots_are_read_as_a_whole(table, sections, tmp_path):
+    few = [one[::4].copy() for one in sections]
+    paths = [write(one, tmp_path / f"S{k}.h5ad") for k, one in enumerate(few)]
+    model = {"model": "ridge", "n_components": 6}  # more genes than spots
+    whole = train(ad.concat(few, merge="same", uns_merge="first"), model, setup={"presence_key": "msi_presence"})
+    assert_same(train(paths, model), whole, table)
+
+
+def test_sums_of_a_section_are_taken_up(table, stores, sections, tmp_path, monkeypatch):
+    made = []
+    products = StreamedParts._products
+    monkeypatch.setattr(StreamedParts, "_products", lambda *args: made.append(1) or products(*args))
+    first = train(stores, cache_dir=tmp_path / "kept")
+    assert len(made) == 3
+    again = train(stores, cache_dir=tmp_path / "kept")
+    assert len(made) == 3
+    assert_same(again, first, table, 0)
+    assert not list((tmp_path / "kept").glob(".*")), "the temporary folder is gone"
+    stat = stores[0].stat()
+    os.utime(stores[0], ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
+    train(stores, cache_dir=tmp_path / "kept")
+    assert len(made) == 4
+    # a run that was killed while it wrote, or a damaged file
+    next(p for p in (tmp_path / "kept").glob("*.npy") if p.stat().st_size > 5000).write_bytes(b"")
+    assert_same(train(stores, cache_dir=tmp_path / "kept"), first, table, 0)
+
+
+def test_bad_stores_are_all_named(sections, stores, tmp_path, caplog):
+    (tmp_path / "damaged.h5ad").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(2000))
+    lacking = sections[0][:, 5:].copy()
+    unmeasured = sections[0].copy()
+    unmeasured.obsm["msi"][:] = np.nan
+    unmapped = sections[0].copy()
+    del unmapped.obsm["msi"]
+    made = {"lacking": lacking, "unmeasured": unmeasured, "unmapped": unmapped}
+    bad = [
+        tmp_path / "none.h5ad",
+        tmp_path / "damaged.h5ad",
+        *(write(a, tmp_path / f"{n}.h5ad") for n, a in made.items()),
+    ]
+    with pytest.raises(ValueError, match="5 of 8 stores cannot be used") as error:
+        train([*bad, *stores])
+    for word in (
+        "no file",
+        "cannot be read as an h5ad",
+        "lacks 5 of the 120 genes",
+        "no spot has MSI",
+        "obsm has no 'msi'",
+        "on_error='warn'",
+    ):
+        assert word in str(error.value)
+    model = train([*bad, *stores], on_error="warn")
+    for path in bad:
+        assert f"{path} is left out" in caplog.text or "also holds for" in caplog.text
+    assert model.card["training"]["samples"] == sorted(s.obs["sample"].iloc[0] for s in sections)
+    with pytest.raises(ValueError, match="2 of 2 stores cannot be used"):
+        train(bad[:2], on_error="warn")
+
+
+def test_genes_and_metabolites_that_some_stores_lack(sections, stores, tmp_path):
+    other = sections[0][:, 20:].copy()
+    other.obsm["msi"] = other.obsm["msi"].iloc[:, :2]
+    other.obsm["msi_presence"] = other.obsm["msi_presence"].iloc[:, :2]
+    path = write(other, tmp_path / "other.h5ad")
+    model = train([path, *stores[1:]], genes="shared")
+    assert model.card["training"]["n_genes"] == 100
+    assert len(model.metabolites) == 3
+    n = model.state.feature_table["n_spots"]
+    assert n.iloc[2] < n.iloc[0]
+
+
+def test_one_store_without_a_section_name_and_a_section_of_one_spot(sections, stores, tmp_path):
+    nameless, single = (
+        sections[0].copy(),
+        sections[0][sections[0].obsm["msi"].notna().all(axis=1).to_numpy()][:1].copy(),
+    )
+    del nameless.obs["sample"]
+    single.obs["sample"] = "single"
+    paths = [write(nameless, tmp_path / "nameless.h5ad"), write(single, tmp_path / "single.h5ad")]
+    model = train([*paths, *stores[1:]])
+    per_sample = model.card["training"]["spots_per_sample"]
+    assert per_sample["single"] == 1
+    assert "nameless" in per_sample
+    assert np.isfinite(model.predict(sections[1].copy()).to_numpy()).all()
+
+
+def test_what_cannot_be_trained_on_stores(stores, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="No store was given"):
+        train([])
+    with pytest.raises(ValueError, match="given more than once"):
+        train([stores[0], *stores])
+    copy = tmp_path / "copy.h5ad"
+    copy.write_bytes(stores[1].read_bytes())
+    with pytest.raises(ValueError, match="is in several stores"):
+        train([*stores, copy])
+    with pytest.raises(TypeError, match="ControlLinear reads the table itself"):
+        train(stores, "shuffled_genes")
+    with pytest.raises(ValueError, match="Signatures are not read from several stores"):
+        train(stores, setup={"signature_key": "signature", "cluster_key": "domain"})
+    monkeypatch.setattr(_streamed_parts, "MOST_BYTES", 1000)
+    with pytest.raises(ValueError, match=r"reads the whole expression of 3.. spots"):
+        train(stores, "gene_ridge")
+
+
+def test_one_path_or_a_table_in_memory(table, stores):
+    one = train(stores[1])
+    assert one.card["training"]["samples"] == list(ad.read_h5ad(stores[1]).obs["sample"].unique())
+    before = table.copy()
+    whole = train(table)
+    assert whole.adata is not None
+    assert set(table.uns) == set(before.uns), "the data keep no trace of it"
