@@ -29,6 +29,8 @@ class Step:
     work: Callable[[Path], dict[str, Any]]
     section: str | None = None
     needs: tuple[Step, ...] = ()
+    spent: Callable[[], bool] | None = None
+    """Whether the output may be missing, as what is made from it is there."""
 
     @property
     def title(self) -> str:
@@ -38,8 +40,10 @@ class Step:
     def fresh(self, records: Records) -> Record | None:
         """The record of an output that was made from the same, or `None`."""
         record = records.read(self.name, self.section)
-        good = record is not None and record.key == self.key and not record.error and self.output.exists()
-        return record if good else None
+        if record is None or record.key != self.key or record.error:
+            return None
+        there = self.output.exists() or (self.spent is not None and self.spent())
+        return record if there else None
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,6 @@ def cohort(
         msg = "Name a configuration, or ask for an example with --example."
         raise typer.BadParameter(msg)
     with command("cohort", as_json=as_json) as result:
-        from stmsi.cli._cohort_result import gather
         from stmsi.cli._cohort_steps import CohortSteps
 
         steps = CohortSteps(_read(config), jobs)
@@ -60,11 +59,12 @@ def cohort(
                 f"{config} is fine: {len(steps.cohort.sections)} sections, {len(steps.cohort.measured)} of them with MSI."
             )
             return
+        _check_step(steps, step, section)
         _claim(steps.cohort.out)
         done = _Progress(_planned(steps, step, section))
         for outcome in done.shown(_selected(steps, step, section, again=not resume)):
             done.tell(outcome)
-        found = gather(steps)
+        found = steps.found()
         if step in (None, "report"):
             result["report"] = str(steps.report().output)
         result |= {"steps": dict(done.count), "sections": [dict(row) for row in found.sections]}
@@ -89,6 +89,18 @@ def _read(config: Path) -> Any:
     return cohort
 
 
+def _check_step(steps: CohortSteps, step: str | None, section: str | None) -> None:
+    """Raise where a step or a section is not there."""
+    from stmsi._data.checks import check_choice, chosen
+
+    if step is not None:
+        check_choice(step, _STEP_NAMES, "step")
+    elif section is not None:
+        msg = f"--section goes with --step, which names what to do with {section!r}."
+        raise ValueError(msg)
+    chosen(list(steps.cohort.sections), section, f"the sections of {steps.cohort.source}")
+
+
 def _claim(out: Path) -> None:
     """Make the folder, or raise where it holds something else."""
     if out.exists() and not (out / _MARK).exists() and (not out.is_dir() or any(out.iterdir())):
@@ -109,16 +121,9 @@ def _planned(steps: CohortSteps, step: str | None, section: str | None) -> int:
 
 def _selected(steps: CohortSteps, step: str | None, section: str | None, *, again: bool) -> Iterator[Outcome]:
     """Outcomes of all steps in their order, or of those that were asked for."""
-    from stmsi._data.checks import check_choice, chosen
-
-    if section is not None and step is None:
-        msg = f"--section goes with --step, which names what to do with {section!r}."
-        raise ValueError(msg)
     if step is None:
         yield from _all(steps, again=again)
         return
-    check_choice(step, _STEP_NAMES, "step")
-    chosen(list(steps.cohort.sections), section, f"the sections of {steps.cohort.source}")
     for one in steps.named(step, section):
         yield _do(steps, one, again=again, needed=True)
 
@@ -204,7 +209,7 @@ def _scores(found: Found) -> dict[str, Any]:
     out: dict[str, Any] = {"held_out_by": found.by, "scores": [], "tiers": {}}
     if found.scores is not None and found.by is not None:
         own = found.scores[found.scores["model"] == found.model]
-        medians = own.groupby(found.by, sort=False)[["auroc", "auprc", "prevalence", "pearson", "r2"]].median()
+        medians = own.groupby(found.by)[["auroc", "auprc", "prevalence", "pearson", "r2"]].median()
         out["scores"] = medians.reset_index().to_dict("records")
     if found.tiers is not None:
         out["tiers"] = found.tiers["tier"].value_counts().to_dict()

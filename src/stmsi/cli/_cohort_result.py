@@ -9,26 +9,38 @@ import pandas as pd
 from stmsi._report import Found
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
-    from stmsi._cohort import Record
-    from stmsi.cli._cohort_steps import CohortSteps
+    from stmsi._cohort import Cohort, Record, Records, Step
+
+    Known = dict[tuple[str, str | None], Record]
 
 
-def gather(steps: CohortSteps) -> Found:
-    """Sections, alignments, failures, warnings, scores and tiers; of steps whose inputs have changed since, nothing."""
-    cohort = steps.cohort
-    records = {
-        (step.name, step.section): record
-        for step in steps.all_but_report()
-        if (record := steps.records.read(step.name, step.section)) is not None and record.key == step.key
-    }
+def gather(cohort: Cohort, steps: Iterable[Step], kept: Records) -> Found:
+    """Sections, alignments, failures, warnings, scores and tiers; of steps whose inputs have changed since, nothing.
+
+    Parameters
+    ----------
+    cohort
+        The configuration.
+    steps
+        All steps but the report, in order.
+    kept
+        Their records.
+    """
+    records: Known = {}
+    folder: Path | None = None
+    for step in steps:
+        record = kept.read(step.name, step.section)
+        if record is not None and record.key == step.key:
+            records[step.name, step.section] = record
+            folder = step.output if step.name == "validate" and not record.error else folder
     trained, validated = (_good(records.get((name, None))) for name in ("train", "validate"))
-    folder = steps.validate().output if validated else None
     alignment = [row for name in cohort.measured for row in _good(records.get(("align", name))).get("sections", [])]
     return Found(
         source=cohort.source,
-        sections=[_section(steps, name, records) for name in cohort.sections],
+        sections=[_section(cohort, name, records) for name in cohort.sections],
         alignment=alignment,
         failed=[{"section": s, "step": n, "message": r.error} for (n, s), r in records.items() if r.error],
         warnings=[(n if s is None else f"{s}: {n}", text) for (n, s), r in records.items() for text in r.warnings],
@@ -45,7 +57,7 @@ def _good(record: Record | None) -> dict[str, Any]:
     return {} if record is None or record.error else record.result
 
 
-def _section(steps: CohortSteps, name: str, records: dict[tuple[str, str | None], Record]) -> dict[str, Any]:
+def _section(cohort: Cohort, name: str, records: Known) -> dict[str, Any]:
     own = [
         (step, records[step, name])
         for step in ("combine", "align", "map", "section_report", "predict")
@@ -57,7 +69,7 @@ def _section(steps: CohortSteps, name: str, records: dict[tuple[str, str | None]
     counts = combined.get("sections", [{}])[0]
     return {
         "sample": name,
-        "patient": steps.cohort.sections[name].patient,
+        "patient": cohort.sections[name].patient,
         "state": "failed"
         if error
         else "predicted"

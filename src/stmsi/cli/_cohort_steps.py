@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +18,7 @@ from stmsi.cli._map import levels_of, map_file
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from stmsi._report import Found
     from stmsi.model_selection._group_folds import GroupFolds
 
 PER_SECTION = ("combine", "align", "map", "section_report")
@@ -65,6 +66,7 @@ class CohortSteps:
         """Read a section and write it as one store."""
         section = self.cohort.sections[name]
         options = dict(section.options["combine"])
+        spent = self._mapped(name) if self._measured(name) else None
         files = [self._stat(section.st), self._stat(section.msi), self._stat(options["mz"])]
 
         def work(out: Path) -> dict[str, Any]:
@@ -78,7 +80,7 @@ class CohortSteps:
             found["levels"] = {} if msi is None else levels_of(msi)
             return found | {"simulated": self.cohort.simulate is not None or is_simulated(content)}
 
-        return self._step("combine", name, "combined.zarr", work, options, files)
+        return self._step("combine", name, "combined.zarr", work, options, files, spent=spent)
 
     def align(self, name: str) -> Step:
         """Align the MSI of a section."""
@@ -88,7 +90,9 @@ class CohortSteps:
         def work(out: Path) -> dict[str, Any]:
             return {"sections": align_file(before.output, out=out, **options)["sections"]}
 
-        return self._step("align", name, "aligned.zarr", work, options, files, needs=(before,))
+        return self._step(
+            "align", name, "aligned.zarr", work, options, files, needs=(before,), spent=self._mapped(name)
+        )
 
     def map(self, name: str) -> Step:
         """Map the pixels of a section to its spots, on the scale of all sections."""
@@ -182,12 +186,17 @@ class CohortSteps:
 
         def work(out: Path) -> dict[str, Any]:
             from stmsi._report import cohort_report
-            from stmsi.cli._cohort_result import gather
 
-            write_text(cohort_report(gather(self), figures=self.cohort.options["report"]["figures"]).html(), out)
+            write_text(cohort_report(self.found(), figures=self.cohort.options["report"]["figures"]).html(), out)
             return {}
 
         return self._step("report", None, "report.html", work, self.cohort.options["report"], made_from)
+
+    def found(self) -> Found:
+        """What all steps have left."""
+        from stmsi.cli._cohort_result import gather
+
+        return gather(self.cohort, self.all_but_report(), self.records)
 
     def all_but_report(self) -> Iterator[Step]:
         """Every step that the report tells of, in order."""
@@ -209,14 +218,24 @@ class CohortSteps:
         return [step for step in map(self.map, self.cohort.measured) if step.fresh(self.records)]
 
     def _step(
-        self, name: str, section: str | None, output: str, work: Any, *inputs: Any, needs: Iterable[Step] = ()
+        self,
+        name: str,
+        section: str | None,
+        output: str,
+        work: Callable[[Path], dict[str, Any]],
+        *inputs: Any,
+        needs: Iterable[Step] = (),
+        spent: Callable[[], bool] | None = None,
     ) -> Step:
         from stmsi.tl._fold_cache import fingerprint
 
         needs = tuple(needs)
         key = fingerprint(name, self._versions, list(inputs), [need.key for need in needs])
         folder = self.cohort.out if section is None else self.cohort.out / "sections" / section
-        return Step(name, folder / output, key, work, section, needs)
+        return Step(name, folder / output, key, work, section, needs, spent)
+
+    def _mapped(self, name: str) -> Callable[[], bool]:
+        return lambda: self.map(name).fresh(self.records) is not None
 
     def _measured(self, name: str) -> bool:
         return self.cohort.sections[name].msi is not None
