@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""The last four: the same in full width, which spreadsheets in East Asian languages take for them."""
 
 
 def read_data(path: Path) -> SpatialData | AnnData:
@@ -73,11 +74,11 @@ def write_data(content: Any, out: Path) -> None:
 def write_csv(table: pd.DataFrame, out: Path) -> None:
     """Write a csv, whole or not at all, that is safe to open in a spreadsheet.
 
-    Text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return would run as a formula there: it gets a ``'`` in
+    Text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break would run as a formula there: it gets a ``'`` in
     front. Numbers stay as they are.
     """
     with _whole(out) as scratch:
-        safe_cells(table).to_csv(scratch, index=False)
+        safe_cells(table).to_csv(scratch, index=False, errors="backslashreplace")
 
 
 def safe_cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -97,7 +98,8 @@ def _safe_cell(value: Any) -> Any:
 def write_text(text: str, out: Path) -> None:
     """Write a text, whole or not at all."""
     with _whole(out) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+        # names in damaged files may hold halves of characters
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager
