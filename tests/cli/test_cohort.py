@@ -2,6 +2,7 @@
 
 import errno
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -61,6 +62,24 @@ def config(files):
     imzml = files / "cohort_data" / "P2S1.imzML"
     imzml.write_bytes(imzml.read_bytes()[:400])
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_stores():
+    """What is combined and aligned is kept as bytes: stores of their own take most of the time, and others test them."""
+
+    def write(content, out):
+        out.write_bytes(pickle.dumps(content))
+
+    def read(path):
+        return pickle.loads(path.read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("_combine", "_align"):
+            patch.setattr(f"stmsi.cli.{module}.write_data", write)
+        for module in ("_align", "_map"):
+            patch.setattr(f"stmsi.cli.{module}.read_data", read)
+        yield
 
 
 @pytest.fixture(scope="module")
