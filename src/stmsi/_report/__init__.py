@@ -1,6 +1,6 @@
 """Reports: one HTML file with scores, figures and what is needed to make them again."""
 
-from stmsi._report._cohort import Found, cohort_report, section_report
+from stmsi._report._cohort import Found, cohort_report, flags, section_report
 from stmsi._report._demo_and_evaluation import demo_report, evaluation_report, is_simulated
 from stmsi._report._page import Figure, Page, Table, versions
 
@@ -12,6 +12,7 @@ __all__ = [
     "cohort_report",
     "demo_report",
     "evaluation_report",
+    "flags",
     "is_simulated",
     "section_report",
     "versions",

@@ -197,7 +197,7 @@ def _by_group(scores: pd.DataFrame, model: str, by: str) -> list[Table]:
         if key not in own or own[key].isna().all():
             continue
         groups = own.groupby(key, sort=False)
-        medians, counted = groups[list(COLUMNS)].median(numeric_only=True), groups["metabolite"].nunique()
+        medians, counted = groups[list(COLUMNS)].median(numeric_only=True), groups["metabolite"].nunique().to_dict()
         rows = [[str(n), str(counted[n]), *(number(row[c]) for c in COLUMNS)] for n, row in medians.iterrows()]
         rows.sort(key=lambda row: row[0])
         note = f"Medians over metabolites of {model!r}. Whole {'sections' if by == 'sample' else 'patients'} were held out."

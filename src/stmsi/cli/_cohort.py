@@ -50,6 +50,7 @@ def cohort(
         msg = "Name a configuration, or ask for an example with --example."
         raise typer.BadParameter(msg)
     with command("cohort", as_json=as_json) as result:
+        from stmsi._report import flags
         from stmsi.cli._cohort_steps import CohortSteps
 
         steps = CohortSteps(_read(config), jobs)
@@ -68,7 +69,7 @@ def cohort(
         if step in (None, "report"):
             result["report"] = str(steps.report().output)
         result |= {"steps": dict(done.count), "sections": [dict(row) for row in found.sections]}
-        result |= {"alignment": [dict(row) for row in found.alignment], **_scores(found)}
+        result |= {"alignment": [{**row, "flags": flags(row)} for row in found.alignment], **_scores(found)}
         failed = found.failed if step is None else done.failed
         result[SOME_FAILED] = [dict(one) for one in failed]
         _say_end(result, failed)
@@ -102,13 +103,14 @@ def _check_step(steps: CohortSteps, step: str | None, section: str | None) -> No
 
 
 def _claim(out: Path) -> None:
-    """Make the folder, or raise where it holds something else."""
-    if out.exists() and not (out / _MARK).exists() and (not out.is_dir() or any(out.iterdir())):
+    """Make the folder, or raise where it holds something else; empty folders may be those of a workflow manager."""
+    mark = out / _MARK
+    if out.exists() and not mark.exists() and (not out.is_dir() or any(not path.is_dir() for path in out.rglob("*"))):
         msg = f"{out} exists and was not written by stmsi cohort; name another folder as out: in the configuration."
         raise FileExistsError(msg)
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / _MARK).exists():
-        (out / _MARK).touch()
+    if not mark.exists():
+        mark.touch()
 
 
 def _planned(steps: CohortSteps, step: str | None, section: str | None) -> int:
@@ -130,11 +132,12 @@ def _selected(steps: CohortSteps, step: str | None, section: str | None, *, agai
 
 def _all(steps: CohortSteps, *, again: bool) -> Iterator[Outcome]:
     yield from _each(steps, "alone", list(steps.cohort.sections), again=again)
+    steps.settle()
     yield from _each(steps, "together", steps.cohort.measured, again=again)
-    if steps.ready() or again:
-        for make in (steps.train, steps.validate):
-            yield _do(steps, make(), again=again)
-        yield from _each(steps, "predictions", list(steps.cohort.sections), again=again)
+    steps.settle()
+    for make in (steps.train, steps.validate):
+        yield _do(steps, make(), again=again)
+    yield from _each(steps, "predictions", list(steps.cohort.sections), again=again)
     yield _do(steps, steps.report(), again=again)
 
 
