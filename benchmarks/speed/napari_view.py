@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stmsi.io._read_visium import array_positions
+from stmsi._data.sections import VISIUM_PITCH
 from stmsi.napari._metabolite_maps import MetaboliteMaps
 from stmsi.napari._metabolite_view import MetaboliteView
 
@@ -31,7 +31,7 @@ def section() -> AnnData:
     st = AnnData(
         rng.poisson(0.5, (n, N_GENES)).astype(np.float32),
         obs=pd.DataFrame({"sample": "s"}, index=[f"spot{i}" for i in range(n)]),
-        obsm={"spatial": array_positions(row, 2 * col + row % 2)},
+        obsm={"spatial": VISIUM_PITCH * np.stack([col + row % 2 / 2, np.sqrt(0.75) * row], axis=1)},
     )
     columns = [f"m{j}" for j in range(N_METABOLITES)]
     values = rng.lognormal(0, 1, (n, N_METABOLITES)).astype(np.float32)
