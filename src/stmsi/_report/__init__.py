@@ -1,6 +1,8 @@
 """Reports: one HTML file with scores, figures and what is needed to make them again."""
 
 from stmsi._report._demo_and_evaluation import demo_report, evaluation_report
-from stmsi._report._page import Figure, Page, Table, versions
+from stmsi._report._page import Figure, Page, versions
+from stmsi._report._program import program
+from stmsi._report._table import Table
 
-__all__ = ["Figure", "Page", "Table", "demo_report", "evaluation_report", "versions"]
+__all__ = ["Figure", "Page", "Table", "demo_report", "evaluation_report", "program", "versions"]
