@@ -1,11 +1,15 @@
 """The command line, in this process."""
 
+import html
 import logging
 import re
+import shlex
+import shutil
 import warnings
 from pathlib import Path
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import stmsi
+from stmsi._report import Figure
 from stmsi.cli import _app, app
 
 
@@ -447,18 +452,19 @@ def test_the_demo_writes_its_folder(demo):
     assert [p.name for p in folder.parent.iterdir()] == ["out"], "no scratch folder is left"
     names = {p.name for p in folder.iterdir()}
     assert {"report.html", "demo.zarr", "model", "scores.csv", "alignment.csv"} <= names
-    for name in ("compare", "presence", "coverage", "performance", "performance_presence"):
+    for name in ("compare", "presence", "alignment", "coverage", "performance", "performance_presence"):
         assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "ridge" in result.output
     assert f"in a browser:      {folder}/report.html" in result.output
     page = (folder / "report.html").read_text()
     assert "SIMULATED." in page
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     assert "mean (baseline)" in page
     assert "Scores on the held-out section P3S1" in page
     assert "reach a mean Pearson correlation of 0." in page
     assert "stmsi demo --seed 0 --small --out" in page
-    assert "&#34;class&#34;: &#34;HurdleLinear&#34;" in page, "the model card"
+    assert '<td class="name">HurdleLinear</td>' in page, "the model card"
+    assert re.search(r"simPC\([0-9:]+\) \[M\+H\]\+ \(m/z [0-9.]+\)</th><td class=\"name\">(medium|low|none)</td>", page)
 
 
 @pytest.mark.slow
@@ -489,6 +495,37 @@ def test_what_the_demo_wrote_can_be_used(demo, tmp_path):
     text = run("evaluate", demo[0] / "demo.zarr")
     assert re.search(r"P1S1\* \d+ .*P3S1 \d+ ", re.sub(r"\s+", " ", text))
     assert "Held out: P3S1." in text
+
+
+@pytest.mark.slow
+def test_all_that_the_demo_says_can_be_typed(demo, monkeypatch):
+    """Lines of its report and of its last words, from the folder where it ran."""
+    folder, result = demo
+    monkeypatch.chdir(folder.parent)
+    page = (folder / "report.html").read_text()
+    again, python, shell = (
+        html.unescape(lines) for lines in re.findall(r"<pre[^>]*><code>(.*?)</code>", page, re.DOTALL)
+    )
+    assert again == f"stmsi demo --seed 0 --small --out {folder}"
+    space: dict = {}
+    exec(compile(python, "report.html", "exec"), space)
+    assert space["model"].state.training["samples"] == ["P1S1", "P2S1"]
+    plt.close("all")
+    printed = [line.partition(":")[2].strip() for line in result.output.splitlines() if line.startswith("  the ")]
+    assert Path(printed[0]).is_file()
+    exec(printed[1], space)
+    lines = shell.splitlines()
+    assert printed[2] == lines[0]
+    for line in lines:
+        assert line.startswith("stmsi ")
+        run(*shlex.split(line)[1:])
+    scores = (folder.parent / "out_scores.html").read_text()
+    assert "<strong>Alignment.</strong>" in scores
+    (line,) = (html.unescape(lines) for lines in re.findall(r"<pre[^>]*><code>(.*?)</code>", scores, re.DOTALL))
+    monkeypatch.setattr(Figure, "drawn", lambda *args: None)  # drawing again takes most of the time
+    run(*shlex.split(line)[1:])
+    for path in folder.parent.glob("out_*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.mark.slow

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stmsi._report._page import Figure, Page, Table
+from stmsi._report._page import Figure, Page
 from stmsi._report._parts import COLUMNS, MAX_ROWS, READING, SIMULATED, links, number
+from stmsi._report._table import Table
 from stmsi.tl._reliability import TIERS
 
 if TYPE_CHECKING:
