@@ -23,7 +23,7 @@ FLOORS = [
     {"get", "tl"},
     {"pl", "datasets"},
     {"experimental", "napari"},
-    {"_report"},
+    {"_report", "_cohort"},
     {"cli"},
 ]
 """Rooms from the ground up. A room calls itself and the floors below; rooms of one floor do not call each other."""

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted(Path(__file__).parent.glob("*.ipynb"))
+REAL_DATA = Path(os.environ.get("STMSI_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
 
 # Cells one after the other in one scope, as a kernel would; the value of a last line is shown, since that may fail as well.
 RUNNER = """
@@ -37,7 +38,14 @@ def test_it_runs(path: Path, tmp_path: Path) -> None:
         pytest.importorskip("napari")
         if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform in ("win32", "darwin")):
             pytest.skip("napari needs a display")
-    environment = os.environ | {"MPLBACKEND": "agg", "OMP_NUM_THREADS": "1", "STMSI_CACHE": str(tmp_path / "cache")}
+    if path.stem.startswith("real_") and not REAL_DATA.is_dir():
+        pytest.skip(f"real data not found at {REAL_DATA}; set STMSI_DATA")
+    environment = os.environ | {
+        "MPLBACKEND": "agg",
+        "OMP_NUM_THREADS": "1",
+        "STMSI_CACHE": str(tmp_path / "cache"),
+        "STMSI_DATA": str(REAL_DATA),
+    }
     done = subprocess.run(
         [sys.executable, "-c", RUNNER, str(path)],
         cwd=tmp_path,

@@ -125,7 +125,7 @@ def test_an_anndata_will_do(predicted):
 def test_the_table_goes_along_for_the_view_widget(predicted):
     metadata = stmsi.napari.metabolite_layers(predicted, NAME, sample=SAMPLE)[0][1]["metadata"]
     assert metadata["adata"].n_obs == len(metadata["indices"]) == rows(predicted).sum()
-    assert metadata["stmsi"] == {"role": "measured", "sample": SAMPLE, "metabolite": ID}
+    assert metadata["stmsi"] == {"role": "measured", "sample": SAMPLE, "metabolite": ID, "trained_on": ""}
 
 
 def test_one_spot(predicted):

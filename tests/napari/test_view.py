@@ -155,7 +155,7 @@ def test_layers_that_the_user_removed_do_no_harm(view):
 
 
 def test_title_names_metabolite_section_and_trust(view):
-    assert "simPC(28:0) (m/z" in view.title
+    assert "simPC(28:0) [M+H]+ (m/z" in view.title
     assert "section P1S1" in view.title
     assert "trust: high" in view.title
 
@@ -242,6 +242,31 @@ def test_a_click_that_sets_a_point_does_not_pick(view):
     view.viewer.layers["l"].mode = "add"
     press(view, (10, 10))
     assert view.picked is None
+
+
+@pytest.mark.parametrize(
+    ("marks", "title", "line"),
+    [
+        (["yes"], "section P1S1 (trained on)", "yes: this shows how well the model fits, not how well it predicts"),
+        (["no"], "section P1S1\n", None),
+        (["yes", "no"], "section P1S1 (partly trained on)", None),
+        (["unknown"], "section P1S1 (trained on?)", "not known"),
+    ],
+)
+def test_training_spots_are_told(predicted, marks, title, line):
+    st = predicted.tables["st"]
+    st.uns["msi_pred"]["model"] = {"name": "ridge"}
+    measured = st.obsm["msi"].notna().any(axis=1).to_numpy()
+    st.obs["msi_pred_trained_on"] = "no"  # what MSI did not measure does not count
+    st.obs.loc[measured, "msi_pred_trained_on"] = np.resize(marks, measured.sum())
+    own = MetaboliteView(napari.components.ViewerModel(), MetaboliteMaps(predicted), "simPC(28:0)", sample=SAMPLE)
+    assert title in own.title
+    last = np.flatnonzero(
+        measured[own.section.rows] & (st.obs["msi_pred_trained_on"] == marks[-1]).to_numpy()[own.section.rows]
+    )[0]
+    assert dict(own.describe(int(last)).lines()).get("trained on") == line
+    states = {layer.metadata["stmsi"]["trained_on"] for layer in own.layers.values()}
+    assert states == {"partly" if len(marks) > 1 else marks[0]}
 
 
 def test_close(view):

@@ -76,8 +76,15 @@ def test_rows_and_interval_width(st, predicted) -> None:
     predicted(st, bounds=True)
     axes = stmsi.pl.compare(st, ["simPC(28:0)", METABOLITE], sample="P2S1")
     assert len(axes) == 8
-    assert [axes[0].get_title(), axes[4].get_title()] == ["simPC(28:0)\nmeasured", "simPC(33:1)\nmeasured"]
+    assert [axes[i].get_title().split("\n") for i in (0, 4)] == [
+        ["simPC(28:0) [M+H]+", "m/z 518.9531", "measured"],
+        ["simPC(33:1) [M+H]+", "m/z 723.0786", "measured"],
+    ]
     assert axes[3].get_title() == "interval width"
+    st.uns["msi_pred"]["params"] = {"coverage": 0.9}
+    last = stmsi.pl.compare(st, METABOLITE, sample="P2S1")[3]
+    assert last.get_title() == "90 % interval width"
+    assert last.child_axes[0].get_ylabel().split("\n") == ["90 % interval width", "log1p intensity (a.u.)"]
     own = (st.obs["sample"] == "P2S1").to_numpy()
     width = (st.obsm["msi_pred_upper"] - st.obsm["msi_pred_lower"])[METABOLITE].to_numpy()[own]
     np.testing.assert_allclose(spots_of(axes[7]).get_array(), width, rtol=1e-5)

@@ -39,7 +39,9 @@ def test_picture(mapped: SpatialData, same_picture) -> None:
 def test_one_panel_per_metabolite_and_section(mapped: SpatialData) -> None:
     axes = stmsi.pl.spatial(mapped, ["simPC(28:0)", "simPC_33_1"])
     assert [ax.get_title() for ax in axes] == [
-        f"{name}\n{sample}" for name in ("simPC(28:0)", "simPC(33:1)") for sample in ("P1S1", "P2S1", "P3S1")
+        f"{name}\n{sample}"
+        for name in ("simPC(28:0) [M+H]+\nm/z 518.9531", "simPC(33:1) [M+H]+\nm/z 723.0786")
+        for sample in ("P1S1", "P2S1", "P3S1")
     ]
     # the three sections of a metabolite stay in one row
     assert axes[0].get_subplotspec().get_gridspec().ncols == 3
@@ -47,7 +49,7 @@ def test_one_panel_per_metabolite_and_section(mapped: SpatialData) -> None:
 
 def test_frame_of_a_panel(mapped: SpatialData) -> None:
     ax = stmsi.pl.spatial(mapped, "simPC_28_0", sample="P1S1")
-    assert ax.get_title() == "simPC(28:0)"
+    assert ax.get_title() == "simPC(28:0) [M+H]+\nm/z 518.9531"
     assert ax.yaxis_inverted()
     assert not ax.xaxis_inverted()
     assert ax.get_aspect() == 1
@@ -262,7 +264,7 @@ def test_width_of_the_interval(st, predicted) -> None:
 def test_ion_images_are_pixels_in_their_place(mapped: SpatialData) -> None:
     msi = mapped.tables["msi"]
     ax = stmsi.pl.spatial(mapped, "simPC(28:0)", table_key="msi", sample="P1S1")
-    assert ax.get_title() == "simPC(28:0)"
+    assert ax.get_title() == "simPC(28:0) [M+H]+\nm/z 518.9531"
     pixels, rows = spots_of(ax), (msi.obs["sample"] == "P1S1").to_numpy()
     assert isinstance(pixels, PolyCollection)
     np.testing.assert_allclose(pixels.get_array(), msi[rows, "simPC_28_0"].X.toarray().ravel())

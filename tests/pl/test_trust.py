@@ -48,7 +48,7 @@ def test_presence_curves(with_predictions) -> None:
     assert axes[0].get_legend().get_texts()[0].get_text().startswith("median AUROC 0.9")
     names = list(with_predictions.obsm["msi"].columns[:2])
     axes = stmsi.pl.presence_curves(with_predictions, names, sample="P1S1")
-    assert len(axes[1].get_legend().get_texts()) == 2
+    assert [t.get_text() for t in axes[1].get_legend().get_texts()][2:] == ["without skill: prevalence"]
     present = with_predictions.obsm["msi_presence"][with_predictions.obs["sample"] == "P1S1"][names[0]].mean()
     assert axes[1].lines[2].get_ydata()[0] == pytest.approx(present)
     with pytest.raises(KeyError, match="No section 'X'"):
@@ -68,7 +68,9 @@ def test_training_spots_are_marked(with_predictions) -> None:
         [ax.get_title() for ax in stmsi.pl.presence_curves(with_predictions, sample=name)]
         for name in (None, "P1S1", "P2S1")
     ]
-    assert titles == [["partly training spots"] * 2, ["training spots"] * 2, ["", ""]]
+    heads = ["receiver operating characteristic", "precision and recall"]
+    marks = ["\n(partly training spots)", "\n(training spots)", ""]
+    assert titles == [[head + mark for head in heads] for mark in marks]
     assert stmsi.pl.calibration(with_predictions)[0].get_title().endswith("(partly training spots)")
     write_marks(with_predictions, "msi_pred", np.full(with_predictions.n_obs, "no"))
     assert "training" not in stmsi.pl.calibration(with_predictions)[0].get_title()
@@ -101,7 +103,7 @@ def test_reliability() -> None:
     table["ceiling"] = np.nan
     ax = stmsi.pl.reliability(table)
     assert ax.get_title() == "Spearman 1.00, -1.00"
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["ridge", "mlp"]
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["ridge", "mlp", "without skill"]
     assert stmsi.pl.reliability(table.assign(mcc=0.1), metric="mcc").get_ylabel() == "Matthews correlation"
     with pytest.raises(KeyError, match="no column 'moran'"):
         stmsi.pl.reliability(table, by="moran")

@@ -67,6 +67,24 @@ def test_subsets_views_and_copies(model, data):
     assert marks_of(model, renamed).tolist() == expected(data)[::-1].tolist()
 
 
+def test_marks_do_not_depend_on_the_block(model, data, tmp_path):
+    """Spots with hardly any expression may have blocks of their own, or stand among spots of other sections."""
+    mixed = data[np.random.default_rng(0).permutation(data.n_obs)].copy()
+    empty = np.arange(mixed.n_obs) % 7 == 0
+    counts = mixed.X.tolil()
+    counts[empty] = 0
+    mixed.X = counts.tocsr()
+    whole = stmsi.tl.predict_metabolites(mixed, model, copy=True)
+    marks, table = read_marks(whole, "msi_pred"), whole.uns["msi_pred"]["training_spots"]
+    assert set(marks[empty & (mixed.obs["sample"] == "P3S1").to_numpy()]) == {"no"}
+    assert "unknown" in marks[empty], "of a section that was trained on in part"
+    stmsi.tl.predict_metabolites(mixed, model, out=tmp_path / "p", block_size=90, show_progress_bar=False)
+    parts = [stmsi.tl.predict_metabolites(mixed, model, block_size=size, copy=True) for size in (7, 20, 61)]
+    for part in (*parts, ad.read_zarr(tmp_path / "p")):
+        assert read_marks(part, "msi_pred").tolist() == marks.tolist()
+        pd.testing.assert_frame_equal(part.uns["msi_pred"]["training_spots"], table)
+
+
 def test_a_prediction_by_name_is_of_training_spots(data):
     out = stmsi.tl.predict_metabolites(data, "mean", copy=True)
     assert read_marks(out, "msi_pred").tolist() == expected(data, tuple(data.obs["sample"].unique())).tolist()

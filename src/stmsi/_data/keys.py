@@ -53,6 +53,8 @@ class Key:
         NAME: Final = "name"
         FORMULA: Final = "formula"
         ADDUCT: Final = "adduct"
+        MOLECULES: Final = "molecule_names"
+        N_ISOMERS: Final = "n_isomers"
         FDR: Final = "fdr"
         PPM_ERROR: Final = "ppm_error"
         CLASS: Final = "class"

@@ -110,6 +110,38 @@ def known_scale(adata: AnnData, sample: str, given: float | None, spot_diameter:
     return SpotScale(scale, diameter, library, factors, why)
 
 
+def told_scale(adata: AnnData, sample: str) -> float | None:
+    """Micrometres per unit of a section's positions, for who only draws them; `None` where nothing tells it.
+
+    Parameters
+    ----------
+    adata
+        Spots or pixels of one section, with their centres in ``obsm["spatial"]``.
+    sample
+        Name of the section.
+
+    Returns
+    -------
+    1 where stmsi made the section (it has mapped metabolites, elements named after it, or a note in ``uns["st_units"]``) or where
+    spots lie as far apart as on a Visium array; else what the places on the array or the scale factors of ``uns["spatial"]`` say.
+    """
+    attrs = adata.uns.get("spatialdata_attrs", {})
+    regions = np.atleast_1d(np.asarray(attrs.get("region", []), dtype=object)).astype(str)
+    own = {Key.spots(sample), Key.pixels(sample), Key.synthetic_pixels(sample)}
+    if Key.obs.COVERAGE in adata.obs or own & set(regions) or sample in adata.uns.get(Key.uns.UNITS, {}):
+        return 1.0
+    xy = np.asarray(adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2]
+    spatial = adata.uns.get(Key.obsm.SPATIAL)
+    library = _library(adata, sample) if isinstance(spatial, Mapping) else None
+    factors: Mapping[str, Any] = {} if library is None else spatial[library].get("scalefactors", {})  # type: ignore[index]
+    scale = None if _number(factors, "bin_size_um") else array_scale(adata, xy)
+    if scale is None:
+        stated, pitch = factor_scale(factors), pitch_of(xy)
+        fits = stated is not None and bool(_number(factors, "bin_size_um") or _is_visium(pitch * stated))
+        scale = stated if fits else 1.0 if _is_visium(pitch) else None
+    return 1.0 if scale is not None and abs(scale - 1) <= _SAME else scale
+
+
 def um_positions(adata: AnnData, sample: str, scale: SpotScale) -> NDArray[np.float64]:
     """Centres of the spots in micrometres, (spots, 2); refuses or doubts a pitch that does not go with the spots."""
     xy = np.asarray(adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2] * scale.um_per_unit

@@ -34,12 +34,12 @@ def write_marks(adata: AnnData, key: str, marks: NDArray[Any]) -> None:
     adata.obs[Key.trained_on_of(key)] = pd.Categorical(marks, categories=kinds)
 
 
-def read_marks(adata: AnnData, key: str) -> NDArray[Any]:
-    """The mark of each spot, shape (spots,); unknown where there is none."""
+def read_marks(adata: AnnData, key: str, rows: Any = slice(None)) -> NDArray[Any]:
+    """The mark of each spot, or of some, shape (spots,); unknown where there is none."""
     column = adata.obs.get(Key.trained_on_of(key))
     if column is None:
-        return np.full(adata.n_obs, UNKNOWN, dtype=object)
-    marks = column.astype(object).to_numpy()
+        return np.full(adata.n_obs, UNKNOWN, dtype=object)[rows]
+    marks = column.iloc[rows].astype(object).to_numpy()
     return np.where(np.isin(marks.astype(str), [HELD_OUT, TRAINED_ON]), marks, UNKNOWN).astype(object)
 
 
@@ -81,6 +81,11 @@ def of_scores(scores: pd.DataFrame) -> dict[str, str]:
 
 def note(adata: AnnData, key: str, rows: Any = slice(None)) -> str:
     """What stands beside a score of some spots of a prediction; nothing where no model of stmsi has made it."""
+    return IN_WORDS.get(mark(adata, key, rows), "")
+
+
+def mark(adata: AnnData, key: str, rows: Any = slice(None)) -> str:
+    """What the marks of some spots of a prediction say together; empty where no model of stmsi has made it."""
     record = adata.uns.get(key)
     made: Mapping[str, Any] = record if isinstance(record, dict) else {}
-    return IN_WORDS[together(read_marks(adata, key)[rows])] if "model" in made else ""
+    return together(read_marks(adata, key, rows)) if "model" in made else ""

@@ -11,30 +11,21 @@ from typing import TYPE_CHECKING, Any, cast
 import pandas as pd
 
 from stmsi._data.checks import is_spatialdata
+from stmsi._data.constant_predictions import constant_counts_as_zero
 from stmsi._data.keys import ACROSS_SCORES, Key
 from stmsi._data.tables import get_table
 from stmsi._data.training_marks import PARTLY, SAID_OF, TRAINED_ON, UNKNOWN, of_scores
 from stmsi._report._page import Figure, Page, Table
+from stmsi._report._parts import COLUMNS, MAX_ROWS, READING, SIMULATED, links, number
 
 if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-_SIMULATED = (
-    "SIMULATED.",
-    "Expression and metabolites were made by a program that lets metabolites follow genes. Good scores show that the "
-    "software works. They say nothing about how well metabolites of real tissue can be predicted.",
-)
 _NOT_EVIDENCE = (
     "Mind the split.",
     "Scores of sections that the model was trained on are not evidence. Those of other sections of the same patient say "
     "little about a new patient.",
-)
-_GUIDE = "https://stmsi.readthedocs.io/en/latest/user_guide"
-_COLUMNS = {"auroc": "AUROC", "auprc": "AUPRC", "prevalence": "(base)", "f1": "F1", "pearson": "Pearson", "r2": "R²"}
-_READING = (
-    "Without skill AUROC is 0.5, AUPRC the prevalence (base), Pearson 0. R² is 0 for the mean of the training spots, and "
-    "below 0 for what is worse."
 )
 _FIGURES = {
     "compare": ("Measured and predicted", "The held-out section: a metabolite that is predicted well, an average one, and one that follows no gene and cannot be predicted."),
@@ -46,7 +37,7 @@ _FIGURES = {
 _ACROSS = {"pearson": "Pearson within", "pearson_between": "between", "pearson_pooled": "pooled"}
 """Columns of an evaluation in place of the correlation alone: pattern within sections, and level."""
 _LEVEL = "Pearson: within sections (pattern), between the means of three sections or more (level), and over all their spots pooled."
-_MAX_ROWS = 500
+_CONSTANT = "The correlation of a prediction that is constant counts as 0."
 _CONTROL = (
     "Metabolites driven by no gene are the control: single ones scatter around chance, and if all were predictable, "
     "something leaked."
@@ -65,13 +56,6 @@ _NEXT = (
         "stmsi evaluate predicted.h5ad --report scores.html",
     ),
 )
-_PAGES = {
-    "reading_msi": "Read MSI and ST of your own",
-    "two_stages": "How the two stages work",
-    "choosing_a_model": "Choose a model",
-    "evaluation": "Evaluate without leakage",
-    "limits": "Limits",
-}
 
 
 def demo_report(folder: Path, means: pd.DataFrame, facts: Mapping[str, str], command: str) -> Page:
@@ -80,8 +64,8 @@ def demo_report(folder: Path, means: pd.DataFrame, facts: Mapping[str, str], com
     for key, row in means.iterrows():
         name, predictable = cast("tuple[str, bool]", key)
         shown = f"{name} (baseline)" if name == "mean" else name
-        rows.append([shown, "genes" if predictable else "no gene", *(_number(row[c]) for c in _COLUMNS)])
-    columns = ["model", "driven by", *_COLUMNS.values()]
+        rows.append([shown, "genes" if predictable else "no gene", *(number(row[c]) for c in COLUMNS)])
+    columns = ["model", "driven by", *COLUMNS.values()]
     held_out = facts.get("Held out", "")
     of_genes, headline = means["pearson"].xs(True, level="predictable").dropna(), ""
     if len(of_genes):
@@ -89,7 +73,7 @@ def demo_report(folder: Path, means: pd.DataFrame, facts: Mapping[str, str], com
             f" There, metabolites that follow genes reach a mean Pearson correlation of {of_genes.max():.2f} with "
             f"{of_genes.idxmax()!r}. Sections of the training are marked wherever they are scored."
         )
-    note = f"Means over metabolites; the baseline knows no gene. {_READING} {_CONTROL}"
+    note = f"Means over metabolites; the baseline knows no gene. {READING} {_CONSTANT} {_CONTROL}"
     figures = [
         Figure(title, caption, (folder / f"{name}.png").read_bytes()) for name, (title, caption) in _FIGURES.items()
     ]
@@ -97,7 +81,7 @@ def demo_report(folder: Path, means: pd.DataFrame, facts: Mapping[str, str], com
         title="stmsi demo: metabolites predicted from genes",
         lead="Sections with spatial transcriptomics and mass-spectrometry imaging were simulated and aligned; models were "
         f"trained on all sections but one, and scored on that one, {held_out}.{headline}",
-        caution=_SIMULATED,
+        caution=SIMULATED,
         facts=facts,
         tables=[
             Table(f"Scores on the held-out section {held_out}", columns, rows, labels=2, note=note),
@@ -106,7 +90,7 @@ def demo_report(folder: Path, means: pd.DataFrame, facts: Mapping[str, str], com
         figures=figures,
         card=json.loads((folder / "model" / "stmsi.json").read_text(encoding="utf-8")),
         commands=[("Make it again", command), *_NEXT],
-        links=_links("reading_msi", "two_stages", "choosing_a_model", "evaluation", "limits"),
+        links=links("reading_msi", "two_stages", "choosing_a_model", "evaluation", "limits"),
     )
 
 
@@ -122,6 +106,7 @@ def evaluation_report(
     """The report of ``stmsi evaluate``: what was scored, its scores, its file, and the card of the model if it is known."""
     import stmsi
 
+    scores = constant_counts_as_zero(scores)
     record = get_table(data, table_key).uns.get(pred_key, {})
     sections = list(dict.fromkeys(scores["sample"].astype(str)))
     by_name = {str(s) for s in (card or {}).get("training", {}).get("samples", [])}
@@ -165,7 +150,7 @@ def evaluation_report(
         "Metabolites": str(scores["metabolite"].nunique()),
         "Spots scored": str(int(scores.groupby("sample")["n"].max().sum())),
     }
-    mark, caution = _SIMULATED if is_simulated(data, table_key) else _NOT_EVIDENCE
+    mark, caution = SIMULATED if is_simulated(data, table_key) else _NOT_EVIDENCE
     if seen := [s for s in sections if trained[s] in (SAID_OF[TRAINED_ON], SAID_OF[PARTLY])]:
         caution += f" The model was trained on {', '.join(seen)}: no evidence there."
     if unknown := [s for s in sections if trained[s] == SAID_OF[UNKNOWN]]:
@@ -180,13 +165,8 @@ def evaluation_report(
         figures=[f for f in (Figure.drawn(*plot) for plot in plots) if f is not None],
         card=card or _short_card(record),
         commands=[("Make it again", f"stmsi evaluate {names} --report report.html --out scores.csv")],
-        links=_links("evaluation", "limits"),
+        links=links("evaluation", "limits"),
     )
-
-
-def _links(*pages: str) -> dict[str, str]:
-    """Pages of the user guide, by what they say."""
-    return {_PAGES[page]: f"{_GUIDE}/{page}.html" for page in pages}
 
 
 def is_simulated(data: SpatialData | AnnData, table_key: str = Key.table.ST) -> bool:
@@ -204,28 +184,28 @@ def _by_section(scores: pd.DataFrame, trained: Mapping[str, str]) -> Table:
     known = [c for c in columns if c not in ACROSS_SCORES]
     groups = scores.groupby("sample", sort=False)
     medians = groups[known].median(numeric_only=True)
-    number = groups["metabolite"].nunique()
+    counted = groups["metabolite"].nunique()
     rows = [
         [
             _marked(str(name), trained),
-            f"{number.loc[name]:.0f}",  # type: ignore[index,call-overload,unused-ignore]
-            *(_number(row.get(c, float("nan"))) for c in columns),
+            f"{counted.loc[name]:.0f}",  # type: ignore[index,call-overload,unused-ignore]
+            *(number(row.get(c, float("nan"))) for c in columns),
         ]
         for name, row in medians.iterrows()
     ]
     own = scores[scores["stage"] == "intensity"].drop_duplicates("metabolite")
     joint = pd.concat([scores[known].median(numeric_only=True), own[list(ACROSS_SCORES)].median()])
-    whole = [_all_sections(trained), str(scores["metabolite"].nunique()), *(_number(joint[c]) for c in columns)]
+    whole = [_all_sections(trained), str(scores["metabolite"].nunique()), *(number(joint[c]) for c in columns)]
     unseen = scores[scores["sample"].astype(str).map(trained) == ""]
     held_out = []
     if 0 < unseen["sample"].nunique() < len(medians):  # first: those are the evidence
         only = unseen[known].median(numeric_only=True)
-        rest = [_number(only.get(c, float("nan"))) for c in columns]
+        rest = [number(only.get(c, float("nan"))) for c in columns]
         held_out = [["held-out sections", str(unseen["metabolite"].nunique()), *rest]]
     without = {"auroc": "0.500", "auprc": "the base", **dict.fromkeys(_ACROSS, "0"), "r2": "0 or less"}
     blind = ["a prediction without skill", "", *(without.get(c, "") for c in columns)]
     titles = ["section", "metabolites", *columns.values()]
-    note = f"Medians over metabolites. {_READING} {_LEVEL}"
+    note = f"Medians over metabolites. {READING} {_LEVEL} {_CONSTANT}"
     return Table("Scores by section", titles, [*held_out, *rows, whole, blind], note=note)
 
 
@@ -248,8 +228,8 @@ def _by_metabolite(scores: pd.DataFrame) -> Table:
     columns = _with_level()
     means = scores.groupby("metabolite", sort=False)[list(columns)].mean(numeric_only=True)
     means = means.sort_values(["pearson", "auroc"], ascending=False, na_position="last")
-    rows = [[str(name), *(_number(row[c]) for c in columns)] for name, row in means.head(_MAX_ROWS).iterrows()]
-    note = f"Means over sections, best correlation first; – where a score does not exist. {_LEVEL}"
+    rows = [[str(name), *(number(row[c]) for c in columns)] for name, row in means.head(MAX_ROWS).iterrows()]
+    note = f"Means over sections, best correlation first; – where a score does not exist. {_LEVEL} {_CONSTANT}"
     if len(means) > len(rows):
         note += f" The first {len(rows)} of {len(means)}; stmsi evaluate --out scores.csv writes all."
     return Table("Scores by metabolite", ["metabolite", *columns.values()], rows, note=note, folded=True)
@@ -258,7 +238,7 @@ def _by_metabolite(scores: pd.DataFrame) -> Table:
 def _with_level() -> dict[str, str]:
     """Scores and their titles, those of the level beside that of the pattern."""
     columns: dict[str, str] = {}
-    for name, title in _COLUMNS.items():
+    for name, title in COLUMNS.items():
         columns |= _ACROSS if name == "pearson" else {name: title}
     return columns
 
@@ -267,7 +247,7 @@ def _alignment(report: pd.DataFrame) -> Table:
     columns = {"tre_um": "TRE (µm)", "mask_iou": "IoU of masks", "spots_covered": "spots covered"}
     there = {c: name for c, name in columns.items() if c in report}
     rows = [
-        [str(row.iloc[0]), str(row["model"]), "yes" if row["mirrored"] else "no", *(_number(row[c], 2) for c in there)]
+        [str(row.iloc[0]), str(row["model"]), "yes" if row["mirrored"] else "no", *(number(row[c], 2) for c in there)]
         for _, row in report.iterrows()
     ]
     note = "TRE: error at landmarks that were left out, one by one. IoU: overlap of the tissue outlines."
@@ -285,7 +265,3 @@ def _short_card(record: Mapping[str, Any]) -> dict[str, Any]:
     """What a prediction tells of its model."""
     kept = {k: record[k] for k in ("model", "params", "missing_genes") if k in record}
     return json.loads(json.dumps(kept, default=lambda v: v.tolist() if hasattr(v, "tolist") else str(v)))
-
-
-def _number(value: float, digits: int = 3) -> str:
-    return "–" if pd.isna(value) else f"{value:.{digits}f}"

@@ -36,6 +36,8 @@ from stmsi.cli._signals import Stopped, termination_as_interrupt
 
 ISSUES = "https://github.com/stmsi/stmsi/issues"
 FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
+SOME_FAILED = "failed"
+"""Entry of a result that names what failed, where the rest went on."""
 _A_DAY = 86_400.0
 _KNOWN = (ValueError, KeyError, TypeError, RuntimeError, OSError, ImportError, MemoryError)
 """Errors of the input or of the machine. Whatever else is raised is a fault of stmsi, and the message says so."""
@@ -58,6 +60,15 @@ console = Console(stderr=True, highlight=False, emoji=False)
 
 _DEBUG = "Log details; show the traceback of an error."
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout; all else goes to stderr.")]
+
+
+def one_of(text: str, *values: str) -> Any:
+    """An option with few values, which the shell completes."""
+
+    def complete(incomplete: str) -> list[str]:
+        return [value for value in values if value.startswith(incomplete)]
+
+    return typer.Option(help=text, autocompletion=complete)
 
 
 @dataclass
@@ -138,6 +149,7 @@ def command(name: str, *, as_json: bool) -> Iterator[dict[str, Any]]:
 
     An error becomes one line on stderr and exit code 1. With `as_json` exactly one JSON object is written to the
     standard output, also in this case, with the warnings of the run; what other packages print there is led to stderr.
+    A result with something in its entry ``"failed"`` was written in part: the exit code is 1, too.
     """
     result: dict[str, Any] = {}
     said: list[str] = []
@@ -158,8 +170,11 @@ def command(name: str, *, as_json: bool) -> Iterator[dict[str, Any]]:
         if options.debug:
             console.print(traceback.format_exc(), markup=False, soft_wrap=True)
         raise typer.Exit(FAILED) from error
+    failed = bool(result.get(SOME_FAILED))
     if as_json:
-        _write_json({"command": name, "ok": True} | result | {"warnings": said})
+        _write_json({"command": name, "ok": not failed} | result | {"warnings": said})
+    if failed:
+        raise typer.Exit(FAILED)
 
 
 def explain(error: Exception) -> str:
@@ -204,6 +219,22 @@ def plain(value: Any) -> Any:
 def say(text: str) -> None:
     """A line for the person at the terminal, on stderr."""
     console.print(text, markup=False, soft_wrap=True)
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Say nothing of the steps inside but warnings: the command around them has its own line for all of them."""
+    import stmsi
+
+    before = options.quiet, stmsi.settings.progress_bar, logging.root.manager.disable
+    options.quiet, stmsi.settings.progress_bar = True, False
+    if not options.debug:
+        logging.disable(logging.INFO)  # of other packages, too
+    try:
+        yield
+    finally:
+        options.quiet, stmsi.settings.progress_bar, level = before
+        logging.disable(level)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import pandas as pd
 
 import stmsi
 from stmsi._data.checks import listing
+from stmsi._data.constant_predictions import constant_counts_as_zero
 from stmsi._data.keys import Key
 from stmsi._data.small_files import read_json
 from stmsi._data.unfinished import clear_leftovers, take_place, unfinished
@@ -194,7 +195,7 @@ def draw(sdata: SpatialData, scores: pd.DataFrame, held_out: str, folder: Path) 
 
 def summary(scores: pd.DataFrame) -> pd.DataFrame:
     """Means over metabolites of the held-out section: one row per model, predictable and unpredictable apart."""
-    groups = scores.groupby(["model", "predictable", "stage"], sort=False)
+    groups = constant_counts_as_zero(scores).groupby(["model", "predictable", "stage"], sort=False)
     presence = groups[["auroc", "auprc", "prevalence", "f1"]].mean().xs("presence", level="stage")
     return presence.join(groups[["pearson", "spearman", "r2"]].mean().xs("intensity", level="stage"))
 

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from stmsi._data.constant_predictions import constant_counts_as_zero
 from stmsi._data.keys import ACROSS_SCORES
 from stmsi._data.training_marks import HELD_OUT, PARTLY, TRAINED_ON, UNKNOWN, of_scores
 
@@ -73,7 +74,7 @@ def show_alignment(report: pd.DataFrame) -> None:
 
 def medians(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Medians over metabolites of the main scores of both stages, and of how many metabolites."""
-    groups = scores.groupby(by, sort=False)
+    groups = constant_counts_as_zero(scores).groupby(by, sort=False)
     table = groups[SHOWN].median(numeric_only=True)
     table.insert(0, "metabolites", groups["metabolite"].nunique())
     return table
@@ -81,7 +82,7 @@ def medians(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 def all_sections(scores: pd.DataFrame) -> dict[str, float]:
     """The same medians over all sections, with those of the level between sections and of all spots pooled."""
-    own = scores[scores["stage"] == "intensity"].drop_duplicates("metabolite")
+    own = constant_counts_as_zero(scores[scores["stage"] == "intensity"]).drop_duplicates("metabolite")
     return medians(scores.assign(all=""), ["all"]).iloc[0].to_dict() | own[list(ACROSS_SCORES)].median().to_dict()
 
 

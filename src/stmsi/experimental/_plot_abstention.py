@@ -6,12 +6,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import PercentFormatter
 
 from stmsi._data.checks import listing, suggest
-from stmsi.pl._panels import get_axes, hand_back
-from stmsi.pl._style import PALETTE, STYLE
+from stmsi.pl._panels import get_axes, hand_back, label_plot
+from stmsi.pl._shared_docs import shared_docs
+from stmsi.pl._style import STYLE, ink, tone
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
@@ -27,11 +31,14 @@ _READABLE = {
 _SIZE = (4.6, 3.2)
 
 
+@shared_docs
 def plot_abstention(
     curve: pd.DataFrame,
     *,
     metric: str = "relative_mae",
     by: str = "by",
+    title: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -49,14 +56,7 @@ def plot_abstention(
         ``"relative_mae"``, ``"mae"`` or ``"mse"``.
     by
         Column that makes the lines.
-    ax
-        Axes to draw into; `None`: a new figure.
-    show, return_fig
-        Call :func:`matplotlib.pyplot.show` (`None` leaves it to matplotlib); return the figure instead of the axes.
-
-    Returns
-    -------
-    The axes; with `return_fig` the figure.
+    %(figure)s
 
     Raises
     ------
@@ -92,25 +92,24 @@ def plot_abstention(
     if len(rows) == 0:
         msg = f"curve has no finite {metric!r}: nothing to draw."
         raise ValueError(msg)
-    figure, (place,) = get_axes(1, 1, ax, _SIZE)
+    figure, (place,) = get_axes(1, 1, ax, _SIZE, figsize)
     means = rows.groupby([by, "metabolite", "share"], observed=True, sort=False)[metric].mean()
     groups = list(dict.fromkeys(rows[by]))
     for k, group in enumerate(groups):
         values = means[group].unstack("share").sort_index(axis=1)
-        colour = PALETTE[k % len(PALETTE)]
+        colour = tone(k)
         label = _READABLE.get(str(group), str(group))
         place.plot(values.columns, values.mean(), color=colour, label=label, marker="o", markersize=3)
         low, high = values.quantile(0.25), values.quantile(0.75)
         place.fill_between(values.columns, low, high, color=colour, alpha=0.15, linewidth=0)
     at_most = means.index.get_level_values("share").max()
     everything = means.xs(at_most, level="share").groupby("metabolite").mean().mean()
-    place.axhline(everything, color="0.5", linestyle="--", linewidth=0.8)
-    place.set_xlabel("share of spots kept", fontsize=STYLE.label_size)
-    place.set_ylabel(_READABLE.get(metric, metric), fontsize=STYLE.label_size)
-    place.tick_params(labelsize=STYLE.tick_size)
-    place.spines[["top", "right"]].set_visible(False)
-    title, size = "left out by" if by == "by" else by, STYLE.tick_size
-    place.legend(frameon=False, fontsize=size, title_fontsize=size, title=title)
-    out = hand_back(figure, [place], ax=ax, show=show, return_fig=return_fig)
+    place.axhline(everything, color=ink(0.5), linestyle="--", linewidth=0.8)
+    label_plot(place, "share of spots kept", _READABLE.get(metric, metric))
+    place.xaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
+    size = STYLE.tick_size
+    head = "left out by" if by == "by" else by
+    place.legend(frameon=False, fontsize=size, title_fontsize=size, title=head)
+    out = hand_back(figure, [place], ax=ax, show=show, return_fig=return_fig, title=title)
     assert not isinstance(out, list)
     return out

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
 from stmsi._data.checks import listing
-from stmsi.pl._panels import get_axes, hand_back
-from stmsi.pl._style import PALETTE, STYLE
+from stmsi.pl._panels import get_axes, hand_back, label_plot
+from stmsi.pl._shared_docs import shared_docs
+from stmsi.pl._style import STYLE, ink, tone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -17,20 +18,27 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure, SubFigure
 
-_SIZE = (2.7, 2.6)
+_SIZE = (2.8, 2.8)
 _SCATTER = {
-    "quantile": "quantiles where present",
-    "prevalence": "prevalence",
-    "morans_i": "Moran's I",
-    "correlation": "correlation of metabolites",
+    "quantile": ("quantiles where present", "intensity (a.u.)"),
+    "prevalence": ("prevalence", "share of spots"),
+    "morans_i": ("Moran's I", "Moran's I"),
+    "correlation": ("pairs of metabolites", "correlation"),
 }
+_ALIKE = 0.65
+"""AUROC below which the classifier hardly tells synthetic from measured."""
 _MOST = 5000
+_KINDS = ("measured", "synthetic")
+_INSIDE: dict[str, Any] = {"frameon": False, "fontsize": STYLE.tick_size}
 
 
+@shared_docs
 def plot_realism(
     table: pd.DataFrame,
     *,
     ncols: int = 4,
+    title: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -38,9 +46,9 @@ def plot_realism(
     """Draw all that :func:`stmsi.experimental.realism` compares.
 
     Scatter plots show synthetic against measured, a point per metabolite (or pair, or quantile) and section. Then standard
-    deviation against mean, the variogram (median and quartiles over metabolites), the distances of Kolmogorov and Smirnov, and
-    the AUROC of the classifier, one bar per draw. The orange line is the AUROC between two draws; below the dotted line the
-    classifier hardly tells synthetic from measured.
+    deviation against mean, the variogram (median and quartiles over metabolites), the distances of Kolmogorov and Smirnov (0: the
+    same distribution), and the AUROC of a classifier that tells synthetic from measured spots, one bar per draw. The orange line is
+    the AUROC between two draws; below the dotted line the classifier hardly tells synthetic from measured.
 
     Parameters
     ----------
@@ -48,14 +56,9 @@ def plot_realism(
         What :func:`stmsi.experimental.realism` returns.
     ncols
         Panels in a row.
-    ax
-        Eight axes to draw into; `None`: a new figure.
-    show, return_fig
-        Call :func:`matplotlib.pyplot.show` (`None` leaves it to matplotlib); return the figure instead of the axes.
+    %(figure)s
 
-    Returns
-    -------
-    The axes; with `return_fig` the figure. A statistic that was not computed has an empty panel.
+    A statistic that was not computed has an empty panel.
 
     Raises
     ------
@@ -80,83 +83,83 @@ def plot_realism(
     if missing:
         msg = f"table lacks the columns {listing(missing)}; found {listing(table.columns)}."
         raise KeyError(msg)
-    figure, axes = get_axes(8, ncols, ax, _SIZE)
+    figure, axes = get_axes(8, ncols, ax, _SIZE, figsize)
     of = {str(k): v for k, v in table.groupby("statistic", observed=True)}
     empty = table.iloc[:0]
-    for place, (name, title) in zip(axes, _SCATTER.items(), strict=False):
-        _scatter(place, of.get(name, empty), title)
+    for place, (name, (head, unit)) in zip(axes, _SCATTER.items(), strict=False):
+        _scatter(place, of.get(name, empty), head, unit)
     _mean_variance(axes[4], of.get("mean", empty), of.get("sd", empty))
     _variogram(axes[5], of.get("variogram", empty))
     _ks(axes[6], of.get("ks", empty))
     _auc(axes[7], of.get("auc", empty))
-    for place in axes:
-        place.tick_params(labelsize=STYLE.tick_size)
-        place.spines[["top", "right"]].set_visible(False)
-    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)
 
 
-def _label(place: Axes, title: str, x: str, y: str = "") -> None:
-    place.set_title(title, fontsize=STYLE.title_size)
-    place.set_xlabel(x, fontsize=STYLE.label_size)
-    place.set_ylabel(y, fontsize=STYLE.label_size)
-
-
-def _scatter(place: Axes, rows: pd.DataFrame, title: str) -> None:
-    _label(place, title, "measured", "synthetic")
+def _scatter(place: Axes, rows: pd.DataFrame, head: str, unit: str) -> None:
     rows = rows[np.isfinite(rows["measured"]) & np.isfinite(rows["synthetic"])]
+    label_plot(place, f"measured\n{unit}", f"synthetic\n{unit}", head)
     if len(rows) == 0:
         return
     # every so many of many: more points than that show nothing more
     rows = rows.iloc[:: max(1, len(rows) // _MOST)]
     x, y = rows["measured"].to_numpy(), rows["synthetic"].to_numpy()
-    place.scatter(x, y, s=7, color=PALETTE[0], alpha=0.35, linewidths=0, rasterized=True)
+    place.scatter(x, y, s=8, color=tone(0), alpha=0.6, linewidths=0, rasterized=True)
     ends = [min(x.min(), y.min()), max(x.max(), y.max())]
-    place.plot(ends, ends, color="0.4", linestyle="--", linewidth=0.8)
+    place.plot(ends, ends, color=ink(0.6), linestyle="--", linewidth=0.8, label="alike")
+    place.legend(**_INSIDE, loc="upper left")
     place.locator_params(nbins=5)
 
 
 def _mean_variance(place: Axes, mean: pd.DataFrame, sd: pd.DataFrame) -> None:
-    _label(place, "mean and spread", "mean", "standard deviation")
+    label_plot(place, "mean intensity (a.u.)", "standard deviation (a.u.)", "mean and spread")
     by = ["sample", "draw", "metabolite"]
     if len(mean) == 0 or len(sd) == 0:
         return
     both = mean.merge(sd, on=by, suffixes=("_mean", "_sd"))
-    for k, kind in enumerate(("measured", "synthetic")):
+    for k, kind in enumerate(_KINDS):
         x, y = both[f"{kind}_mean"], both[f"{kind}_sd"]
-        place.scatter(x, y, s=9, color=PALETTE[k], alpha=0.45, linewidths=0, label=kind)
-    place.legend(frameon=False, fontsize=STYLE.tick_size)
+        place.scatter(x, y, s=10, color=tone(k), alpha=0.6, linewidths=0, label=kind)
+    place.legend(**_INSIDE)
 
 
 def _variogram(place: Axes, rows: pd.DataFrame) -> None:
-    _label(place, "variogram", "distance", "half squared difference / variance")
+    label_plot(place, "distance of spots (µm)", "semivariance / variance", "variogram, with quartiles")
     if len(rows) == 0:
         return
     # classes of distance differ a little between sections
     order = rows.groupby(["sample", "draw"], observed=True)["at"].rank(method="dense").astype(int)
-    for k, kind in enumerate(("measured", "synthetic")):
+    for k, kind in enumerate(_KINDS):
         grouped = rows[kind].groupby(order)
         x = rows["at"].groupby(order).mean()
-        place.plot(x, grouped.median(), color=PALETTE[k], marker="o", markersize=3, linewidth=1, label=kind)
-        place.fill_between(x, grouped.quantile(0.25), grouped.quantile(0.75), color=PALETTE[k], alpha=0.15, linewidth=0)
-    place.legend(frameon=False, fontsize=STYLE.tick_size)
+        place.plot(x, grouped.median(), color=tone(k), marker="o", markersize=3, linewidth=1, label=kind)
+        place.fill_between(x, grouped.quantile(0.25), grouped.quantile(0.75), color=tone(k), alpha=0.2, linewidth=0)
+    place.legend(**_INSIDE, loc="lower right")
 
 
 def _ks(place: Axes, rows: pd.DataFrame) -> None:
-    _label(place, "distance of distributions", "Kolmogorov-Smirnov", "metabolites x sections")
-    if len(rows):
-        place.hist(rows["synthetic"], bins=20, range=(0, max(0.3, float(rows["synthetic"].max()))), color=PALETTE[0])
+    label_plot(place, "Kolmogorov-Smirnov distance", "metabolites x sections", "distance of distributions")
+    if len(rows) == 0:
+        return
+    found = rows["synthetic"]
+    place.hist(found, bins=20, range=(0, max(0.3, float(found.max()))), color=tone(0))
+    middle = float(found.median())
+    place.axvline(middle, color=ink(0.8), linestyle="--", linewidth=1, label=f"median {middle:.2f}")
+    place.yaxis.get_major_locator().set_params(integer=True)
+    place.legend(**_INSIDE)
 
 
 def _auc(place: Axes, rows: pd.DataFrame) -> None:
-    _label(place, "classifier's AUC", "draw")
+    label_plot(place, "draw", "AUROC, synthetic or measured?", "classifier's AUC")
     place.set_ylim(0.4, 1.02)
-    place.axhline(0.5, color="0.4", linestyle="--", linewidth=0.8)
-    place.axhline(0.65, color="0.4", linestyle=":", linewidth=0.8)
     place.set_xticks([])
     if len(rows):
-        bars = place.bar(range(len(rows)), rows["synthetic"] - 0.4, bottom=0.4, color=PALETTE[0], width=0.7)
+        bars = place.bar(range(len(rows)), rows["synthetic"] - 0.4, bottom=0.4, color=tone(0), width=0.7)
         place.set_xticks(range(len(rows)), rows["draw"].astype(str))
         place.set_xlim(-1, max(len(rows), 3))
         for k, equal in enumerate(rows["measured"]):
-            place.hlines(equal, k - 0.45, k + 0.45, color=PALETTE[1], linewidth=1.8)
+            said = "between two draws" if k == 0 else None
+            place.hlines(equal, k - 0.45, k + 0.45, color=tone(1), linewidth=1.8, label=said)
         place.bar_label(bars, [f"{v:.2f}" for v in rows["synthetic"]], fontsize=STYLE.tick_size)
+    place.axhline(0.5, color=ink(0.6), linestyle="--", linewidth=0.8, label="a guess")
+    place.axhline(_ALIKE, color=ink(0.6), linestyle=":", linewidth=0.8, label="hardly told apart")
+    place.legend(**_INSIDE, loc="upper right")

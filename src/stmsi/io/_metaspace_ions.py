@@ -76,9 +76,9 @@ def ion_table(frame: pd.DataFrame, path: Path, polarity: str = "") -> pd.DataFra
             Key.var.FORMULA: text[FORMULA],
             Key.var.ADDUCT: adduct,
             Key.var.FDR: pd.to_numeric(frame[_FDR], errors="coerce") if _FDR in frame else np.nan,
-            "molecule_names": names,
+            Key.var.MOLECULES: names,
             "molecule_ids": ids,
-            "n_isomers": n_isomers,
+            Key.var.N_ISOMERS: n_isomers,
             EXPORTED: text[ADDUCT],
             MODIFIED: (text[_MOD] != "") | (text[_LOSS] != ""),
         }

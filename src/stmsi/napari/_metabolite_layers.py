@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from stmsi._data.checks import check_share
-from stmsi._data.keys import Key
+from stmsi._data.keys import TRAINED_ON, Key
 from stmsi._data.tables import instances
 from stmsi.napari._metabolite_maps import CHANCE, MEASURED, MODES, PREDICTED, RESIDUAL, ROLES, WIDTH, MetaboliteMaps
 from stmsi.pl._colour_limits import get_cmap
@@ -102,7 +102,8 @@ def metabolite_layers(
     ``"interval width"`` and ``"P(present)"``, as far as there are data. Coordinates are (y, x) in micrometres, spots are
     true to size: circles and squares are points, other outlines shapes. The values are in the feature ``"value"``; NaN,
     not covered by MSI, is grey. Measured and predicted share colour map and limits. ``metadata["stmsi"]`` names section,
-    metabolite and role; ``metadata["adata"]`` is the section's table for the *View* widget of napari-spatialdata.
+    metabolite and role, and says whether the model was trained on the section (``trained_on``: ``"no"``, ``"yes"``, ``"partly"``,
+    ``"unknown"``; empty where no model of stmsi has predicted); ``metadata["adata"]`` is the section's table for the *View* widget of napari-spatialdata.
 
     Raises
     ------
@@ -157,6 +158,7 @@ def build_layers(
     kind, places, shape = spot_geometry(section)
     table = section_table(source.adata, section.rows)
     there = {r for mode in source.modes for r in MODES[mode] if mode != "compare" or r in source.frames}
+    trained_on = source.trained_on(section.rows)
     out: list[LayerData] = []
     for role in (r for r in ROLES if r in there):
         options: dict[str, Any] = {
@@ -164,7 +166,10 @@ def build_layers(
             "opacity": look.opacity,
             "blending": "translucent",
             "visible": role in MODES[mode],
-            "metadata": {OWN: {"role": role, "sample": section.name, "metabolite": metabolite}, **table},
+            "metadata": {
+                OWN: {"role": role, "sample": section.name, "metabolite": metabolite, TRAINED_ON: trained_on},
+                **table,
+            },
             **shape,
         }
         out.append((places, options, kind))

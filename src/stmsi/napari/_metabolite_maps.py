@@ -11,7 +11,9 @@ import pandas as pd
 from stmsi._data.checks import check_choice, check_share, listing, require_rows
 from stmsi._data.feature_table import find_features
 from stmsi._data.keys import Key
+from stmsi._data.metabolite_labels import DESCRIBING, label
 from stmsi._data.tables import get_table, require_frame, require_metabolites
+from stmsi._data.training_marks import mark
 from stmsi.pl._colour_limits import check_percentiles, diverging_norm, make_norm
 from stmsi.pl._metabolite_layers import intensity_label, one_section, readable_names, table_samples, values_of
 from stmsi.pl._sections import load_section
@@ -79,7 +81,7 @@ class MetaboliteMaps:
         out = pd.DataFrame({Key.var.NAME: names, Key.var.MZ: np.nan}, index=ids)
         for key in reversed(keys.values()):
             known = find_features(self.adata, key)
-            for field in (Key.var.MZ, Key.var.TIER):
+            for field in (*DESCRIBING, Key.var.TIER):
                 if known is not None and field in known:
                     found = known[field].set_axis(known.index.astype(str)).reindex(ids)
                     out[field] = found if field not in out else found.where(found.notna(), out[field])
@@ -175,6 +177,12 @@ class MetaboliteMaps:
         tier, reason = row.get(Key.var.TIER), row.get("reason")
         return ("" if pd.isna(tier) else str(tier)), ("" if pd.isna(reason) else str(reason))
 
+    def trained_on(self, rows: NDArray[np.int64]) -> str:
+        """Mark of training (:mod:`stmsi._data.training_marks`) of those of some spots that MSI measured, or of all where it measured none."""
+        measured = self.frames.get(MEASURED)
+        scored = rows if measured is None else rows[measured.notna().any(axis=1).to_numpy()[rows]]
+        return mark(self.adata, self.pred_key, scored if len(scored) else rows)
+
     def label(self, role: str) -> str:
         """What the colours of a layer mean."""
         if role == CHANCE:
@@ -182,10 +190,8 @@ class MetaboliteMaps:
         return intensity_label(self.adata, self.pred_key if PREDICTED in self.frames else self.metabolite_key)
 
     def describe(self, metabolite: str) -> str:
-        """Name of a metabolite with its m/z where known."""
-        row = self.features.loc[metabolite]
-        mz = row[Key.var.MZ]
-        return str(row[Key.var.NAME]) + ("" if pd.isna(mz) else f" (m/z {mz:.4f})")
+        """Name of a metabolite with its adduct and its m/z where known."""
+        return str(label(self.features, metabolite))
 
 
 def _number(text: str) -> float | None:

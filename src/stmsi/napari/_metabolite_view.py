@@ -11,6 +11,8 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from stmsi._data.checks import check_choice, check_share
+from stmsi._data.keys import TRAINED_ON
+from stmsi._data.training_marks import SAID_OF
 from stmsi.napari._add_layers import add_layers
 from stmsi.napari._metabolite_layers import OWN, VALUE, Look, build_layers
 from stmsi.napari._metabolite_maps import MEASURED, MODES, PREDICTED
@@ -123,7 +125,9 @@ class MetaboliteView:
         shown = " | ".join(r for r in self.layers if r in MODES[self.mode])
         label = self.source.label(MODES[self.mode][0])
         shown = shown if label == shown else f"{shown}: {label}"
-        parts = [self.source.describe(self.metabolite), f"section {self.section.name}", shown]
+        said = SAID_OF.get(next(iter(self.layers.values())).metadata[OWN][TRAINED_ON], "")
+        section = f"section {self.section.name}" + (f" ({said})" if said else "")
+        parts = [self.source.describe(self.metabolite), section, shown]
         return "\n".join([*parts, f"trust: {tier}"] if tier else parts)
 
     # -- Spots ----------------------------------------------------------------

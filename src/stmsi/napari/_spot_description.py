@@ -12,6 +12,7 @@ import pandas as pd
 from stmsi._core.ids import safe_ids
 from stmsi._data.keys import Key
 from stmsi._data.tables import as_csr, require_frame
+from stmsi._data.training_marks import HELD_OUT, TRAINED_ON, mark
 from stmsi.napari._metabolite_maps import CHANCE, MEASURED, PREDICTED
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from stmsi.napari._metabolite_maps import MetaboliteMaps
 
 N_GENES = 5
+_TRAINED = {TRAINED_ON: "yes: this shows how well the model fits, not how well it predicts"}
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Spot:
     value: dict[str, float]  # by role, "lower" and "upper"; NaN where it is not known
     interval: float  # chance with which the interval holds the measurement
     ood: float
+    trained_on: str  # whether the model has seen the spot; empty where it is no prediction of stmsi
     genes: tuple[tuple[str, float], ...]  # furthest above their mean in the section, with the spot's own value in X
     drivers: tuple[tuple[str, float], ...]  # what the prediction rests on, with its weight
     drivers_of: str  # where the weights come from
@@ -43,6 +46,8 @@ class Spot:
             ("measured", _number(self.value[MEASURED], "not measured")),
             ("predicted", _number(self.value[PREDICTED], "no prediction")),
         ]
+        if self.trained_on not in ("", HELD_OUT):
+            out.append(("trained on", _TRAINED.get(self.trained_on, "not known")))
         lower, upper, chance = self.value["lower"], self.value["upper"], self.value[CHANCE]
         if np.isfinite(lower) and np.isfinite(upper):
             share = "interval" if np.isnan(self.interval) else f"{self.interval:.0%} interval"
@@ -73,6 +78,7 @@ def describe_spot(source: MetaboliteMaps, metabolite: str, row: int, section_row
         y=float(y),
         value={r: float(source.values(r, metabolite, at)[0]) for r in (MEASURED, PREDICTED, "lower", "upper", CHANCE)},
         interval=float(params.get("coverage", np.nan)),
+        trained_on=mark(adata, source.pred_key, at),
         ood=float(adata.obs[ood].iloc[row]) if ood in adata.obs else np.nan,
         genes=_genes(source, row, section_rows),
         drivers=drivers,

@@ -18,7 +18,7 @@ from stmsi.pl._metabolite_layers import table_samples
 from stmsi.pl._panels import add_spots, colour_bar, get_axes, hand_back, panel_size, prepare_panel, scale_bar, wrap
 from stmsi.pl._sections import load_section
 from stmsi.pl._shared_docs import shared_docs
-from stmsi.pl._style import INTENSITY_CMAP, STYLE, WIDTH_CMAP
+from stmsi.pl._style import INTENSITY_CMAP, STYLE, WIDTH_CMAP, ink
 from stmsi.pp._alignment.section_geometry import Geometry, aligned, msi_components, section_geometry, st_components
 from stmsi.pp._alignment_report import REACH, alignment_report, points_on
 
@@ -56,6 +56,8 @@ def alignment(
     cmap: str | Colormap | None = None,
     image: bool = False,
     scalebar: bool = True,
+    title: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -126,7 +128,7 @@ def alignment(
         raise ValueError(msg)
     keys = {"table_key": table_key, "msi_table_key": msi_table_key, "sample_key": sample_key}
     sections = [load_section(sdata, adata, n, sample_key=sample_key, image=image) for n in names]
-    figure, axes = get_axes(len(names), ncols, ax, panel_size(sections, 3))
+    figure, axes = get_axes(len(names), ncols, ax, panel_size(sections, 3), figsize)
     report = alignment_report(sdata, intensities=False, **keys)
     for axis, section in zip(axes, sections, strict=True):
         own, row = record[section.name], {str(k): v for k, v in report.loc[section.name].items()}
@@ -142,8 +144,8 @@ def alignment(
             lines = _checkerboard(axis, section, corners, values, tiles, get_cmap(cmap, INTENSITY_CMAP))
         axis.set_title(wrap(section.name, *lines), fontsize=STYLE.title_size)
         if scalebar:
-            scale_bar(axis)
-    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+            scale_bar(axis, section)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)
 
 
 def _add_pixels(ax: Axes, corners: NDArray[np.float64], **paint: Any) -> None:
@@ -171,8 +173,8 @@ def _landmarks(
     if "landmarks_moved" not in own:
         msg = f"Section {section.name!r} was aligned without landmarks (method {row['method']!r}); draw kind='overlay'."
         raise ValueError(msg)
-    _add_pixels(ax, corners, facecolors="#e9eff5")
-    add_spots(ax, section, facecolors="none", edgecolors="0.75", linewidths=0.4, zorder=3)
+    _add_pixels(ax, corners, facecolors=ink(0.08))
+    add_spots(ax, section, facecolors="none", edgecolors=ink(0.25), linewidths=0.4, zorder=3)
     start, end = np.asarray(own["landmarks_moved"]), np.asarray(own["landmarks_st"])
     tre = np.asarray(own["tre_um"], dtype=float)
     kept = np.setdiff1d(np.arange(len(start)), np.asarray(own.get("outliers", []), dtype=int))

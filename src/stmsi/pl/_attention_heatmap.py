@@ -17,17 +17,20 @@ from scipy.spatial.distance import pdist
 
 from stmsi._data.checks import check_choice, listing, suggest
 from stmsi._data.keys import Key
+from stmsi._data.metabolite_labels import DESCRIBING, label, short_labels
 from stmsi._data.tables import get_table
+from stmsi.pl._attention_bars import draw_bars
 from stmsi.pl._colour_limits import check_percentiles, clipped_limits, diverging_norm, get_cmap
 from stmsi.pl._gene_maps import DriverMap, Values, control_of, driver_map, known_genes, record_of
-from stmsi.pl._metabolite_layers import as_list
-from stmsi.pl._panels import MOST_PANELS, check_least, colour_bar, get_axes, hand_back
+from stmsi.pl._metabolite_layers import as_list, intensity_label, labelled_features
+from stmsi.pl._panels import MOST_PANELS, check_figsize, check_least, colour_bar, get_axes, hand_back, wrap
 from stmsi.pl._shared_docs import shared_docs
-from stmsi.pl._style import INTENSITY_CMAP, PALETTE, RESIDUAL_CMAP, STYLE
+from stmsi.pl._style import INTENSITY_CMAP, PALETTE, RESIDUAL_CMAP, STYLE, ink, tone
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from anndata import AnnData
     from matplotlib.axes import Axes
     from matplotlib.colors import Colormap
     from matplotlib.figure import Figure, SubFigure
@@ -68,6 +71,8 @@ def attention_heatmap(
     percentiles: tuple[float, float] = (0.0, 99.0),
     cmap: str | Colormap | None = None,
     table_key: str = Key.table.ST,
+    title: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -78,7 +83,8 @@ def attention_heatmap(
     contribution there; or weights, as multiples of an even share (1: all genes got the same). Of attribution it is the
     standardised effect. The title says whether the attention passed its control: held-out sections must be predicted better than
     with attention made uniform. Rows and columns are clustered (average linkage on correlation). White dots mark genes
-    that are known to make, use or carry the metabolite; a strip at the right shows its class.
+    that are known to make, use or carry the metabolite; a strip at the right shows its class. A single metabolite is drawn as bars, a gene
+    each: blue adds, orange takes away.
 
     Parameters
     ----------
@@ -108,7 +114,7 @@ def attention_heatmap(
     percentiles
         Percentiles at which colours are clipped.
     cmap
-        Colour map; `None`: viridis, or RdBu_r where values have a sign.
+        Colour map; `None`: viridis, or RdBu_r where values have a sign. Bars have none.
     table_key
         The ST table of a SpatialData.
     %(figure)s
@@ -152,6 +158,16 @@ def attention_heatmap(
     scaled = [_in_units(m, scale) for m in maps]
     columns = _columns(first, scaled, genes, n_genes)
     tables = [m[:, first.values.columns.get_indexer(pd.Index(columns))] for m in scaled]
+    control = control_of(record_of(adata, key)) if first.is_attention else ""
+    features = _features(adata, first)
+    unit = _unit(first, scale, intensity_label(adata, Key.obsm.MSI))
+    if len(first.values) == 1:
+        identifier = str(first.values.index[0])
+        heads = [wrap(label(features, identifier), "" if name is None else name, control) for name in groups]
+        marked = known.reindex(columns, fill_value=False)[identifier].to_numpy(bool)
+        bars = [pd.Series(table[0], index=columns) for table in tables]
+        figure, axes = draw_bars(bars, marked, heads, unit, ordered=cluster and genes is None, ax=ax, figsize=figsize)
+        return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)
     mean = np.mean(tables, axis=0)
     row, row_tree = _order(mean, cluster)
     col, col_tree = _order(mean.T, cluster)
@@ -161,9 +177,9 @@ def attention_heatmap(
     norm = diverging_norm(cells, percentiles[1]) if signed else Normalize(*clipped_limits(cells, percentiles))
     colours = get_cmap(cmap, RESIDUAL_CMAP if signed else INTENSITY_CMAP)
     ids = first.values.index
-    figure, axes = _heat_axes(len(groups), ax, columns, first, classes)
-    control = control_of(record_of(adata, key)) if first.is_attention else None
-    names, of_row = [str(first.names.get(ids[i], ids[i])) for i in row], classes.reindex(ids).iloc[row].tolist()
+    rows = short_labels(features, [str(m) for m in ids])
+    names, of_row = [rows[i] for i in row], classes.reindex(ids).iloc[row].tolist()
+    figure, axes = _heat_axes(len(groups), ax, columns, names, classes, figsize)
     marks = known.reindex(columns, fill_value=False).to_numpy(bool).T[row][:, col]
     for place, table, name in zip(axes, tables, groups, strict=True):
         mesh = place.pcolormesh(table[row][:, col], norm=norm, cmap=colours, rasterized=table.size > 10_000)
@@ -183,7 +199,7 @@ def attention_heatmap(
             _tree(place, col_tree, (0.0, 1 + _GAP * high, 1.0, _TREE * high), at_right=False)
         right += 2 * _GAP
         box = (1 + right * wide, 0.0, _STRIP * wide, min(1.0, _BAR * high))
-        colour_bar(place, mesh, _unit(first, scale), box=box)
+        colour_bar(place, mesh, unit, box=box)
         if handles and place is axes[-1]:
             # above the colour bar where there is room for both
             right += 0.0 if 1 / high >= _BAR + 0.15 * (len(handles) + 1) else _BESIDE
@@ -191,11 +207,11 @@ def attention_heatmap(
                 handles=handles, loc="upper left", bbox_to_anchor=(1 + right * wide, 1.0), frameon=False,
                 fontsize=STYLE.tick_size, handlelength=0.8, borderaxespad=0, borderpad=0,
             )  # fmt: skip
-        title = "\n".join(line for line in (name, control) if line is not None)
-        if title:
-            place.set_title(title, fontsize=STYLE.title_size, pad=6 if col_tree is None else 72 * (_TREE + 2 * _GAP))
+        head = "\n".join(line for line in (name, control) if line)
+        if head or title is not None:
+            place.set_title(head, fontsize=STYLE.title_size, pad=6 if col_tree is None else 72 * (_TREE + 2 * _GAP))
         place.spines[:].set_visible(False)
-    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)
 
 
 def _columns(
@@ -238,12 +254,21 @@ def _in_units(part: DriverMap, scale: Scale | None) -> NDArray[np.float64]:
     return values
 
 
-def _unit(part: DriverMap, scale: Scale | None) -> str:
+def _features(adata: AnnData, part: DriverMap) -> pd.DataFrame:
+    """What the labels of the rows are made of."""
+    known = labelled_features(adata, Key.obsm.PRED)
+    names = part.names.rename(Key.var.NAME).to_frame()
+    if known is None:
+        return names
+    return names.join(known[[c for c in DESCRIBING if c in known]], how="left")
+
+
+def _unit(part: DriverMap, scale: Scale | None, intensity: str) -> str:
     if scale == "metabolites":
         return "attention, log2 of the\nratio to all metabolites"
-    unit = "standardised effect"
+    unit = "standardised effect (s.d.)"
     if part.is_attention:
-        unit = "attention / even share" if part.of == "weights" else "contribution (intensity)"
+        unit = "attention / even share" if part.of == "weights" else f"contribution\n{intensity}"
     return f"{unit},\nlargest of each row = 1" if scale == "row" else unit
 
 
@@ -258,16 +283,21 @@ def _order(values: NDArray[np.float64], cluster: bool) -> tuple[NDArray[np.int64
 
 
 def _heat_axes(
-    n: int, ax: Axes | Sequence[Axes] | None, labels: list[str], part: DriverMap, classes: pd.Series
+    n: int,
+    ax: Axes | Sequence[Axes] | None,
+    labels: list[str],
+    rows: list[str],
+    classes: pd.Series,
+    figsize: tuple[float, float] | None,
 ) -> tuple[Figure | SubFigure, list[Axes]]:
     """The user's axes, or new ones with square cells and room for all that stands around them."""
     if ax is not None or n > MOST_PANELS:
         return get_axes(n, 2, ax, (1, 1))
-    n_rows = len(part.values)
+    n_rows = len(rows)
     wide, high = (
         max(1.5, _CELL * (k if k <= _LABELLED else _LABELLED + (k - _LABELLED) / 5)) for k in (len(labels), n_rows)
     )
-    left = _text_inches(part.names.reindex(part.values.index)) if n_rows <= _LABELLED else 0.2
+    left = _text_inches(rows) if n_rows <= _LABELLED else 0.2
     below = _text_inches(labels) if len(labels) <= _LABELLED else 0.2
     right = _TREE + _STRIP + max(0.9, 0.25 + _text_inches([*classes, "known gene"])) + 6 * _GAP
     if high < _BAR + 0.15 * (classes.nunique() + 2):
@@ -275,6 +305,10 @@ def _heat_axes(
     panel = left + wide + right + 0.15, high + below + _TREE + 0.4
     n_cols = min(n, 2)
     n_lines = ceil(n / n_cols)
+    if figsize is not None:
+        whole = check_figsize(figsize)
+        wide, high = max(0.5, wide + whole[0] / n_cols - panel[0]), max(0.5, high + whole[1] / n_lines - panel[1])
+        panel = whole[0] / n_cols, whole[1] / n_lines
     # no layout engine: it would stretch the cells, and what is placed in their units
     figure = plt.figure(figsize=(n_cols * panel[0], n_lines * panel[1]))
     axes = []
@@ -318,15 +352,15 @@ def _class_strip(ax: Axes, classes: list[str], box: tuple[float, ...]) -> list[L
     first = sorted(present, key=lambda c: -classes.count(c))[: len(PALETTE)]
     if len(present) > len(PALETTE):
         first = first[:-1]
-    colour_of = dict(zip(first, PALETTE, strict=False))
+    colour_of = {name: tone(k) for k, name in enumerate(first)}
     strip = ax.inset_axes(box)  # type: ignore[arg-type]
-    colour = [colour_of.get(c, "0.85" if c else "white") for c in classes]
+    colour = [colour_of.get(c, ink(0.15) if c else "none") for c in classes]
     strip.barh(np.arange(len(classes)) + 0.5, 1, height=1, color=colour)
     strip.set_xlim(0, 1)
     strip.set_ylim(len(classes), 0)
     strip.axis("off")
     if len(present) > len(first):
-        colour_of["other"] = "0.85"
+        colour_of["other"] = ink(0.15)
     return [Patch(color=value, label=name) for name, value in colour_of.items()]
 
 
@@ -335,7 +369,7 @@ def _tree(ax: Axes, tree: dict[str, Any], box: tuple[float, ...], *, at_right: b
     place, n = ax.inset_axes(box), len(tree["leaves"])  # type: ignore[arg-type]
     for along, height in zip(tree["icoord"], tree["dcoord"], strict=True):
         at = np.asarray(along) / 10  # scipy puts leaves at 5, 15, 25, ...
-        place.plot(*((height, at) if at_right else (at, height)), color="0.35", linewidth=0.6)
+        place.plot(*((height, at) if at_right else (at, height)), color=ink(0.65), linewidth=0.6)
     if at_right:
         place.set(ylim=(n, 0), xlim=(0, None))
     else:

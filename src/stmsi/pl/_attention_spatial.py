@@ -10,11 +10,12 @@ import pandas as pd
 from stmsi._core.ids import safe_ids
 from stmsi._data.checks import listing, require_rows, suggest
 from stmsi._data.keys import Key
+from stmsi._data.metabolite_labels import Label, label
 from stmsi._data.tables import get_table, require_frame, require_metabolites
 from stmsi.pl._gene_maps import control_of, is_attention, record_of
-from stmsi.pl._metabolite_layers import Layer, as_list
+from stmsi.pl._metabolite_layers import Layer, as_list, intensity_label, labelled_features
 from stmsi.pl._panel_grid import Colours, draw_grid
-from stmsi.pl._panels import check_least, hand_back
+from stmsi.pl._panels import check_least, hand_back, wrap
 from stmsi.pl._shared_docs import shared_docs
 from stmsi.pl._style import PERCENTILES, RESIDUAL_CMAP
 
@@ -55,6 +56,8 @@ def attention_spatial(
     image: bool = False,
     alpha: float = 1.0,
     scalebar: bool = True,
+    title: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -108,7 +111,7 @@ def attention_spatial(
     >>> stmsi.tl.attention(st, model, per_spot="simPC(28:0)", show_progress_bar=False)
     >>> gene = st.obsm["msi_attention_simPC_28_0"].columns[0]
     >>> ax = stmsi.pl.attention_spatial(sdata, "simPC(28:0)", gene, sample="P1S1")
-    >>> ax.get_title().splitlines()[0] == f"simPC(28:0), {gene}"
+    >>> ax.get_title().splitlines()[0] == gene
     True
     """
     colours = Colours(norm, vmin, vmax, percentiles, share_norm, cmap, alpha)
@@ -116,17 +119,19 @@ def attention_spatial(
     adata = get_table(data, table_key)
     require_rows(adata)
     record = record_of(adata, key)
-    name, made = _per_spot(adata, key, record, metabolite)
-    layers = _gene_layers(name, made, genes, n_top, control_of(record))
+    identifier, made = _per_spot(adata, key, record, metabolite)
+    name = label(labelled_features(adata, Key.obsm.PRED), identifier)
+    unit = f"contribution\n{intensity_label(adata, Key.obsm.MSI)}"
+    layers = _gene_layers(name, made, genes, n_top, control_of(record), unit)
     figure, axes = draw_grid(
         data, adata, layers, colours, sample=sample, sample_key=sample_key, spot_diameter=spot_diameter, image=image,
-        ncols=ncols, scalebar=scalebar, ax=ax,
+        ncols=ncols, scalebar=scalebar, ax=ax, figsize=figsize,
     )  # fmt: skip
-    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)
 
 
 def _per_spot(adata: AnnData, key: str, record: dict[str, Any], metabolite: str) -> tuple[str, pd.DataFrame]:
-    """Readable name of a metabolite, and the contributions to it in every spot."""
+    """Id of a metabolite, and the contributions to it in every spot."""
     if not is_attention(record):
         msg = (
             f"{key!r} is an attribution, which has no values of single spots; draw it with pl.attention_heatmap, or groups of "
@@ -145,11 +150,11 @@ def _per_spot(adata: AnnData, key: str, record: dict[str, Any], metabolite: str)
             f"stmsi.tl.attention(data, model, per_spot={metabolite!r}), which writes obsm[{where!r}]."
         )
         raise KeyError(msg)
-    return str(names.get(identifier, identifier)), require_frame(adata, where)
+    return identifier, require_frame(adata, where)
 
 
 def _gene_layers(
-    name: str, made: pd.DataFrame, genes: str | Sequence[str] | None, n_top: int, control: str
+    name: Label, made: pd.DataFrame, genes: str | Sequence[str] | None, n_top: int, control: str, unit: str
 ) -> list[Layer]:
     """A layer for each gene; the title of the first also bears the control."""
     wanted = list(made.std().nlargest(n_top).index) if genes is None else as_list(genes, "gene")
@@ -162,6 +167,6 @@ def _gene_layers(
         values = made[gene].to_numpy(np.float64)
         # as many below 0 as above
         most = max(float(np.nanpercentile(np.abs(values), _MOST)), 1e-12)
-        title = f"{name}, {gene}" if layers else f"{name}, {gene}\n{control}"
-        layers.append(Layer(title, values, "contribution (intensity)", (-most, most), RESIDUAL_CMAP))
+        title = wrap(gene, name, "" if layers else control)
+        layers.append(Layer(title, values, unit, (-most, most), RESIDUAL_CMAP))
     return layers

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from matplotlib.ticker import PercentFormatter
 
 from stmsi._core.metrics.presence import ece
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, require_frame, sections_of
 from stmsi._data.training_marks import note
-from stmsi.pl._panels import check_least, get_axes, hand_back, jitter, label_plot
-from stmsi.pl._presence_curves import SIZE, presence_of
+from stmsi.pl._metabolite_layers import interval_name
+from stmsi.pl._panels import check_least, get_axes, hand_back, jitter, label_plot, wrap
+from stmsi.pl._presence_curves import presence_of
 from stmsi.pl._shared_docs import shared_docs
-from stmsi.pl._style import PALETTE
+from stmsi.pl._style import STYLE, ink, tone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,6 +24,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure, SubFigure
 
     from stmsi._data.checks import Data
+
+_SIZE = (3.9, 3.4)
 
 
 @shared_docs
@@ -34,6 +38,8 @@ def calibration(
     n_bins: int = 10,
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.ST,
+    title: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -80,27 +86,40 @@ def calibration(
     writes = "stmsi.tl.predict_metabolites writes it."
     lower, upper = (require_frame(st, key, writes) for key in Key.bounds_of(pred_key))
     ids = [m for m in lower.columns if m in measured.columns]
-    figure, axes = get_axes(2, 2, ax, SIZE)
+    figure, axes = get_axes(2, 2, ax, _SIZE, figsize)
     mark = note(st, pred_key, measured.notna().any(axis=1).to_numpy())
     _reliability_diagram(axes[0], present, probability, n_bins, mark)
     y, low, high = (f[ids].to_numpy(np.float64) for f in (measured, lower, upper))
     inside = np.where(np.isnan(y) | np.isnan(low), np.nan, (low <= y) & (y <= high))
     sample = sections_of(st, sample_key)
     names = [n for n in dict.fromkeys(sample) if not np.isnan(inside[sample == n]).all()]
-    place = axes[1]
+    place, means = axes[1], []
     for k, name in enumerate(names):
         rows = inside[sample == name]
         n = (~np.isnan(rows)).sum(axis=0)
         share = np.sort((np.nansum(rows, axis=0) / np.maximum(n, 1))[n > 0])
-        place.scatter(k + 0.6 * jitter(len(share)), share, s=10, color=PALETTE[0], alpha=0.5, linewidths=0)
-        place.hlines(share.mean(), k - 0.35, k + 0.35, color="0.1", linewidth=1.8)
+        first = k == 0
+        place.scatter(
+            k + 0.6 * jitter(len(share)), share, s=10, color=tone(0), alpha=0.65, linewidths=0,
+            label="a metabolite" if first else None,
+        )  # fmt: skip
+        mean = "mean of a section" if first else None
+        place.hlines(share.mean(), k - 0.35, k + 0.35, color=ink(0.9), linewidth=1.8, label=mean)
+        means.append(share.mean())
     asked = st.uns.get(pred_key, {}).get("params", {}).get("coverage")
     if asked is not None:
-        place.axhline(float(asked), color="0.4", linestyle="--", linewidth=0.9)
+        said = f"asked for: {100 * float(asked):g} %"
+        place.axhline(float(asked), color=ink(0.6), linestyle="--", linewidth=0.9, label=said)
     place.set_xticks(range(len(names)), [str(n) for n in names], rotation=90 if len(names) > 4 else 0)
     place.set_ylim(top=1.01)
-    label_plot(place, "section", "share of spots in the interval")
-    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+    what = interval_name(st, pred_key)
+    head = wrap(f"coverage of the {what}", f"mean {100 * np.mean(means):.0f} %" if means else "")
+    label_plot(place, "section", "share of spots in the interval", head)
+    place.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %", decimals=0))
+    legend: dict[str, Any] = {"frameon": False, "fontsize": STYLE.tick_size, "loc": "upper left"}
+    axes[0].legend(**legend)
+    place.legend(**legend, bbox_to_anchor=(1.02, 1.0), borderaxespad=0)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)
 
 
 def _reliability_diagram(place: Axes, present: np.ndarray, probability: np.ndarray, n_bins: int, mark: str) -> None:
@@ -119,13 +138,13 @@ def _reliability_diagram(place: Axes, present: np.ndarray, probability: np.ndarr
         share = (np.where(chosen, present, 0).sum(axis=0) / np.maximum(n, 1))[n >= 5]
         spread.append(np.percentile(share, [25, 75]) if len(share) else np.full(2, np.nan))
     low, high = np.array(spread).T
-    place.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=0.9)
-    place.vlines(x, low, high, color=PALETTE[0], alpha=0.4, linewidth=2)
-    place.plot(x, y, color=PALETTE[0], linewidth=1)
-    place.scatter(x, y, s=10 + 60 * np.array(size) / max(size), color=PALETTE[0], zorder=3)
+    place.plot([0, 1], [0, 1], color=ink(0.5), linestyle="--", linewidth=0.9, label="as promised")
+    place.vlines(x, low, high, color=tone(0), alpha=0.4, linewidth=2, label="quartiles of metabolites")
+    place.plot(x, y, color=tone(0), linewidth=1, marker="o", markersize=4, label="found (size: values)")
+    place.scatter(x, y, s=10 + 60 * np.array(size) / max(size), color=tone(0), zorder=3)
     error = float(np.nanmedian(ece(present, probability)))
-    title = f"median calibration error {error:.3f}" + (f"\n({mark})" if mark else "")
-    label_plot(place, "probability of presence", "share present", title)
+    head = wrap("calibration of presence", f"median error {error:.3f}", f"({mark})" if mark else "")
+    label_plot(place, "probability of presence", "share of spots where present", head)
     # room for the points at both ends
     place.set_xlim(-0.03, 1.03)
     place.set_ylim(-0.03, 1.03)

@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.colors import Colormap, LogNorm, Normalize
 
-from stmsi.pl._style import PERCENTILES, STYLE
+from stmsi.pl._style import PERCENTILES, no_value
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -78,4 +78,4 @@ def check_percentiles(percentiles: tuple[float, float]) -> tuple[float, float]:
 def get_cmap(cmap: str | Colormap | None, default: str) -> Colormap:
     """A colour map in which NaN is the grey of spots that are not covered."""
     found = cmap if isinstance(cmap, Colormap) else colormaps[cmap or default]
-    return found.with_extremes(bad=STYLE.not_covered)
+    return found.with_extremes(bad=no_value())

@@ -8,11 +8,21 @@ import numpy as np
 
 from stmsi._data.checks import require_rows
 from stmsi._data.keys import Key
+from stmsi._data.metabolite_labels import label
 from stmsi._data.tables import get_table, measured_presence, require_frame, require_metabolites
 from stmsi._data.training_marks import note
 from stmsi.metrics import auroc, pearson
 from stmsi.pl._colour_limits import check_percentiles, diverging_norm, get_cmap, make_norm
-from stmsi.pl._metabolite_layers import as_list, intensity_label, one_section, readable_names, trust, values_of
+from stmsi.pl._metabolite_layers import (
+    as_list,
+    intensity_label,
+    interval_name,
+    labelled_features,
+    one_section,
+    readable_names,
+    trust,
+    values_of,
+)  # fmt: skip
 from stmsi.pl._panels import draw_spots, get_axes, hand_back, panel_size, wrap
 from stmsi.pl._sections import load_section
 from stmsi.pl._shared_docs import shared_docs
@@ -49,6 +59,8 @@ def compare(
     image: bool = False,
     alpha: float = 1.0,
     scalebar: bool = True,
+    title: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -129,8 +141,10 @@ def compare(
     scored = section.rows if measured is None else section.rows[measured.notna().any(axis=1).to_numpy()[section.rows]]
     mark = note(adata, pred_key, scored) if len(scored) else ""
     tiers = [trust(adata, pred_key, m) for m in ids]
-    figure, axes = get_axes(ncols * len(ids), ncols, ax, panel_size([section], 3 if any(tiers) else 2))
-    label = intensity_label(adata, pred_key)
+    figure, axes = get_axes(ncols * len(ids), ncols, ax, panel_size([section], 3), figsize)
+    unit, features = intensity_label(adata, pred_key), labelled_features(adata, pred_key)
+    width_key = Key.width_of(pred_key)
+    widths = intensity_label(adata, width_key), f"{interval_name(adata, width_key)} width"
     colours, diverging = get_cmap(cmap, INTENSITY_CMAP), get_cmap(residual_cmap, RESIDUAL_CMAP)
     places = iter(axes)
     for m, tier in zip(ids, tiers, strict=True):
@@ -139,19 +153,25 @@ def compare(
         )
         norm = make_norm(np.concatenate([y, p]), vmin=vmin, vmax=vmax, percentiles=percentiles)
         panels = [
-            (y, norm, colours, label, wrap(str(names[m]), "measured")),
-            (p, norm, colours, label, wrap("predicted", _scores(y, p, there, probability, mark), tier)),
-            (p - y, diverging_norm(p - y, percentiles[1]), diverging, "difference", wrap("predicted - measured")),
+            (y, norm, colours, unit, wrap(label(features, m), "measured")),
+            (p, norm, colours, unit, wrap("predicted", _scores(y, p, there, probability, mark), tier)),
+            (
+                p - y,
+                diverging_norm(p - y, percentiles[1]),
+                diverging,
+                f"difference of\n{unit}",
+                wrap("predicted - measured"),
+            ),
         ]
         if width is not None:
             own = make_norm(w, vmin=0.0, percentiles=percentiles)
-            panels.append((w, own, get_cmap(None, WIDTH_CMAP), label, wrap("interval width")))
-        for values, own, palette, what, title in panels:
+            panels.append((w, own, get_cmap(None, WIDTH_CMAP), widths[0], wrap(widths[1])))
+        for values, own, palette, what, said in panels:
             draw_spots(
-                next(places), section, values, norm=own, cmap=palette, label=what, title=title, scalebar=scalebar,
+                next(places), section, values, norm=own, cmap=palette, label=what, title=said, scalebar=scalebar,
                 alpha=alpha, outlined=palette is diverging,
             )  # fmt: skip
-    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)
 
 
 def _scores(

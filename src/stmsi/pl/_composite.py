@@ -16,7 +16,7 @@ from stmsi.pl._metabolite_layers import as_list, layers_of
 from stmsi.pl._panel_grid import draw_coloured, rows_drawn
 from stmsi.pl._panels import hand_back, wrap
 from stmsi.pl._shared_docs import shared_docs
-from stmsi.pl._style import PERCENTILES, STYLE
+from stmsi.pl._style import PERCENTILES, no_value
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -49,6 +49,8 @@ def composite(
     alpha: float = 1.0,
     scalebar: bool = True,
     ncols: int = 4,
+    title: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -112,12 +114,12 @@ def composite(
     values = np.column_stack([one.values for one in layers])
     share = np.column_stack([np.clip(norm(v), 0, 1) for norm, v in zip(norms, values.T, strict=True)])
     rgb = np.clip(np.nan_to_num(np.ma.filled(share, 0)) @ full, 0, 1)
-    rgb[np.isnan(values).any(axis=1)] = to_rgb(STYLE.not_covered)
+    rgb[np.isnan(values).any(axis=1)] = to_rgb(no_value())
     patches = [
-        Patch(color=tuple(colour), label=wrap(one.title)) for colour, one in zip(full.tolist(), layers, strict=True)
+        Patch(color=tuple(colour), label=wrap(one.short)) for colour, one in zip(full.tolist(), layers, strict=True)
     ]
     figure, axes = draw_coloured(
         data, adata, rgb, patches, sample=sample, sample_key=sample_key, spot_diameter=spot_diameter, image=image,
-        alpha=alpha, scalebar=scalebar, ncols=ncols, ax=ax,
+        alpha=alpha, scalebar=scalebar, ncols=ncols, ax=ax, figsize=figsize,
     )  # fmt: skip
-    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)

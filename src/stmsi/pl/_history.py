@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator, ScalarFormatter
 from stmsi._data.checks import listing
 from stmsi.pl._panels import get_axes, hand_back, label_plot
 from stmsi.pl._shared_docs import shared_docs
-from stmsi.pl._style import PALETTE, STYLE
+from stmsi.pl._style import PALETTE, STYLE, ink, paper, tone
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -47,6 +47,8 @@ def history(
     *,
     log: bool = False,
     ncols: int = 3,
+    title: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -98,9 +100,9 @@ def history(
         msg = f"{len(curves)} models do not fit into one figure, at most {len(PALETTE)} do; pass some of them."
         raise ValueError(msg)
     panels = [p for p in _COLUMNS if any(p in own for own in curves.values())]
-    figure, axes = get_axes(len(panels), ncols, ax, _SIZE)
+    figure, axes = get_axes(len(panels), ncols, ax, _SIZE, figsize)
     for place, panel in zip(axes, panels, strict=True):
-        for colour, own in zip(PALETTE, curves.values(), strict=False):
+        for colour, own in zip(map(tone, range(len(PALETTE))), curves.values(), strict=False):
             if panel in own:
                 _draw(place, own[panel], colour)
         if log:
@@ -110,7 +112,7 @@ def history(
         place.xaxis.set_major_locator(MaxNLocator("auto", integer=True))
         label_plot(place, "epoch", "loss" if place is axes[0] else "", _TITLES[panel])
     _legend(axes[-1], [n for n in curves if n], (c for own in curves.values() for c in own.values()))
-    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)
 
 
 def _tables(model: Any) -> dict[str, Any]:
@@ -223,24 +225,24 @@ def _draw(ax: Axes, curve: _Curve, colour: str) -> None:
     ax.plot(curve.validation, color=colour, linewidth=1.4, **marker)
     if curve.best is not None:
         ax.axvline(curve.best, color=colour, linestyle=":", linewidth=1)
-        dot: dict[str, Any] = {"marker": "o", "markersize": 6, "markeredgecolor": "white", "linestyle": "none"}
+        dot: dict[str, Any] = {"marker": "o", "markersize": 6, "markeredgecolor": paper(), "linestyle": "none"}
         ax.plot([curve.best], [curve.validation[curve.best]], color=colour, zorder=4, **dot)
 
 
 def _legend(ax: Axes, names: list[str], curves: Iterable[_Curve]) -> None:
     """What the lines are; which model has which colour, where there are several."""
-    grey, curves = "0.3" if names else PALETTE[0], list(curves)
+    grey, curves = ink(0.7) if names else tone(0), list(curves)
     kinds: list[tuple[str, bool, dict[str, Any]]] = [
         ("validation", any(c.validation.notna().any() for c in curves), {"linewidth": 1.4}),
         ("training", any(c.train.notna().any() for c in curves), {"linestyle": "--"}),
         (
             "kept",
             any(c.best is not None for c in curves),
-            {"linestyle": ":", "marker": "o", "markeredgecolor": "white"},
+            {"linestyle": ":", "marker": "o", "markeredgecolor": paper()},
         ),
     ]
     handles = [Line2D([], [], color=grey, label=name, **{"linewidth": 1, **how}) for name, there, how in kinds if there]
-    handles += [Line2D([], [], color=PALETTE[k], linewidth=3, label=n) for k, n in enumerate(names)]
+    handles += [Line2D([], [], color=tone(k), linewidth=3, label=n) for k, n in enumerate(names)]
     # beside the last panel, where it hides no curve
     place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0), "borderaxespad": 0}
     ax.legend(handles=handles, fontsize=STYLE.tick_size, frameon=False, **place)

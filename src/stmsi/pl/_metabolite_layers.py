@@ -11,7 +11,9 @@ import pandas as pd
 from stmsi._data.checks import listing, suggest
 from stmsi._data.feature_table import base_key, find_features, written_by
 from stmsi._data.keys import Key
+from stmsi._data.metabolite_labels import DESCRIBING, label, short_labels
 from stmsi._data.tables import as_csr, layer_names, require_frame, require_metabolites, sections_of
+from stmsi.pl._panels import wrap
 from stmsi.pl._style import INTENSITY_CMAP, PRESENT_LABEL, WIDTH_CMAP
 
 if TYPE_CHECKING:
@@ -21,15 +23,27 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
+UNIT, LOG_UNIT = "intensity (a.u.)", "log1p intensity (a.u.)"
+"""Of intensities, which have no unit of nature."""
+_OBS_UNITS = {
+    Key.obs.COVERAGE: "share of the spot",
+    Key.ood_of(Key.obsm.PRED): "score",
+    Key.obs.TIC: UNIT,
+    Key.obs.IN_TISSUE: "0 or 1",
+}
+
+
 @dataclass(frozen=True)
 class Layer:
     """One value per spot, its title, the label of its colours, their limits where they are natural, and a default map."""
 
-    title: str
+    title: str  # lines of a panel's width
     values: NDArray[np.float64]
     label: str
     bounds: tuple[float, float] | None = None
     cmap: str = INTENSITY_CMAP
+    short: str = ""  # for a legend
+    measured: bool = True  # whether a missing value was not measured
 
 
 def table_samples(adata: AnnData, sample_key: str, sample: str | Sequence[str] | None) -> list[str]:
@@ -71,10 +85,20 @@ def readable_names(adata: AnnData, key: str, columns: pd.Index) -> pd.Series:
     if features is None:
         features = find_features(adata, Key.obsm.MSI)
     if features is not None and Key.var.NAME in features:
-        known = features[Key.var.NAME].astype(str)
-        known = known[(known != "") & known.index.isin(names.index)]
+        known = features[Key.var.NAME]
+        known = known[known.notna()].astype(str)
+        known = known[~known.isin(["", "nan"]) & known.index.isin(names.index)]
         names.loc[known.index] = known
     return names
+
+
+def labelled_features(adata: AnnData, key: str) -> pd.DataFrame | None:
+    """What labels are made of: the feature table of a layer, with what only that of the measurement knows."""
+    own, measured = find_features(adata, key), find_features(adata, Key.obsm.MSI)
+    if own is None or measured is None:
+        return measured if own is None else own
+    more = [c for c in DESCRIBING if c in measured and c not in own]
+    return own.assign(**{c: measured[c].reindex(own.index) for c in more})
 
 
 def trust(adata: AnnData, key: str, metabolite: str) -> str:
@@ -121,14 +145,21 @@ def intensity_label(adata: AnnData, key: str) -> str:
         called = isinstance(values, pd.DataFrame) and bool((values.isin([0, 1]) | values.isna()).all(axis=None))
         return PRESENT_LABEL if called or key == Key.obsm.PRESENCE else "P(present)"
     if key == Key.obsm.TRUTH_INTENSITY:
-        return "intensity"
+        return UNIT
     params: Any = adata.uns.get(Key.uns.MSI, {})
     for name in ("params", "normalize_msi", "log1p"):
         params = params.get(name, {}) if isinstance(params, dict) else {}
     logged = base_key(key) in (Key.obsm.MSI, Key.obsm.PRED) and params not in ({}, False)
-    if is_width(adata, key):
-        return "interval width (log1p)" if logged else "interval width"
-    return "log1p intensity" if logged else "intensity"
+    unit = LOG_UNIT if logged else UNIT
+    return f"{interval_name(adata, key)} width\n{unit}" if is_width(adata, key) else unit
+
+
+def interval_name(adata: AnnData, key: str) -> str:
+    """What a prediction interval is called, with its coverage where that is known: ``90 % interval``."""
+    record = adata.uns.get(base_key(key))
+    params = record.get("params", {}) if isinstance(record, dict) else {}
+    coverage = params.get("coverage") if isinstance(params, dict) else None
+    return "interval" if coverage is None else f"{100 * float(coverage):g} % interval"
 
 
 def layers_of(adata: AnnData, names: list[str], key: str, layer: str | None = None) -> list[Layer]:
@@ -138,8 +169,8 @@ def layers_of(adata: AnnData, names: list[str], key: str, layer: str | None = No
     if key not in adata.obsm and own:
         return [_own_layer(adata, n, layer) for n in names]
     frame = layer_frame(adata, key)
-    readable = readable_names(adata, key, frame.columns)
-    label, bounds = intensity_label(adata, key), (0.0, 1.0) if is_presence(key) else None
+    readable, features = readable_names(adata, key, frame.columns), labelled_features(adata, key)
+    unit, bounds = intensity_label(adata, key), (0.0, 1.0) if is_presence(key) else None
     default = WIDTH_CMAP if is_width(adata, key) else INTENSITY_CMAP
     known = {*readable.index, *readable}
     out = []
@@ -153,8 +184,10 @@ def layers_of(adata: AnnData, names: list[str], key: str, layer: str | None = No
                 msg = f"{name!r} is neither a metabolite of obsm[{key!r}], nor a column of obs, nor a gene.{near}"
                 raise KeyError(msg)
         (identifier,) = require_metabolites([name], readable.index, readable)
-        title = ", ".join(filter(None, (str(readable[identifier]), trust(adata, key, identifier))))
-        out.append(Layer(title, frame[identifier].to_numpy(np.float64, na_value=np.nan), label, bounds, default))
+        title = wrap(label(features, identifier), trust(adata, key, identifier))
+        values = frame[identifier].to_numpy(np.float64, na_value=np.nan)
+        (short,) = short_labels(features, [identifier])
+        out.append(Layer(title, values, unit, bounds, default, short))
     return out
 
 
@@ -172,9 +205,25 @@ def _own_layer(adata: AnnData, name: str, layer: str | None) -> Layer:
         raise KeyError(msg)
     matrix = adata.X if layer is None else adata.layers[layer]
     values = as_csr(matrix[:, [at]], np.float64).toarray().ravel()
-    mz = Key.var.MZ in adata.var
-    title = str(adata.var[Key.var.NAME].iloc[at] or name) if mz and Key.var.NAME in adata.var else name
-    return Layer(title, values, "intensity" if mz else "expression" if layer is None else layer)
+    if Key.var.MZ not in adata.var:
+        unit = ("counts" if _whole(values) else "expression") if layer is None else layer
+        return Layer(wrap(name), values, unit, short=name, measured=False)
+    unit = ion_unit(adata, layer)
+    identifier = str(adata.var_names[at])
+    (short,) = short_labels(adata.var, [identifier])
+    return Layer(wrap(label(adata.var, identifier)), values, unit, short=short)
+
+
+def ion_unit(msi: AnnData, layer: str | None) -> str:
+    """The unit of the intensities in an MSI table: arbitrary ones, of which :func:`stmsi.pp.normalize_msi` may have taken logarithms."""
+    params: Any = msi.uns.get(Key.uns.NORMALIZE, {})
+    logged = layer is None and bool((params.get("params", params) if isinstance(params, dict) else {}).get("log1p"))
+    return LOG_UNIT if logged else UNIT
+
+
+def _whole(values: NDArray[np.float64]) -> bool:
+    """Whether values are counts."""
+    return bool(np.isfinite(values).all() and (values == np.rint(values)).all() and (values >= 0).all())
 
 
 def _variable(adata: AnnData, name: str) -> int | None:
@@ -200,4 +249,7 @@ def _obs_layer(adata: AnnData, name: str) -> Layer:
         )
         raise ValueError(msg)
     bounds = (0.0, 1.0) if name == Key.obs.COVERAGE else None
-    return Layer(name, values.to_numpy(dtype=np.float64, na_value=np.nan), "", bounds)
+    unit = _OBS_UNITS.get(name, "value")
+    return Layer(
+        wrap(name), values.to_numpy(dtype=np.float64, na_value=np.nan), unit, bounds, short=name, measured=False
+    )

@@ -66,6 +66,7 @@ def draw_grid(
     ncols: int,
     scalebar: bool,
     ax: Axes | Sequence[Axes] | None,
+    figsize: tuple[float, float] | None = None,
 ) -> tuple[Figure | SubFigure, list[Axes]]:
     """A panel per layer and section, section by section within each layer."""
     names = table_samples(adata, sample_key, sample)
@@ -76,7 +77,7 @@ def draw_grid(
     if len(layers) > 1 and 1 < len(sections) <= ncols:
         ncols = ncols // len(sections) * len(sections)  # the sections of a layer stay in one row
     lines = max(wrap(*layer.title.splitlines()).count("\n") for layer in layers) + 1
-    figure, axes = get_axes(len(layers) * len(sections), ncols, ax, panel_size(sections, lines + several))
+    figure, axes = get_axes(len(layers) * len(sections), ncols, ax, panel_size(sections, lines + several), figsize)
     drawn = np.concatenate([s.rows for s in sections])
     if colours.norm is not None:
         fill_norm(colours.norm, np.concatenate([layer.values[drawn] for layer in layers]), colours.percentiles)
@@ -95,7 +96,7 @@ def draw_grid(
                 title=wrap(*layer.title.splitlines(), section.name if several else ""),
                 scalebar=scalebar,
                 alpha=colours.alpha,
-                missing="no values" if layer.label == "" else "not measured",
+                missing="not measured" if layer.measured else "no values",
             )
     return figure, axes
 
@@ -119,6 +120,7 @@ def draw_coloured(
     scalebar: bool,
     ncols: int,
     ax: Axes | Sequence[Axes] | None,
+    figsize: tuple[float, float] | None = None,
     key_title: str | None = None,
 ) -> tuple[Figure | SubFigure, list[Axes]]:
     """A panel per section, each observation in a colour of its own; `rgb` is of shape (observations, 3), `patches` say what it means."""
@@ -126,7 +128,7 @@ def draw_coloured(
         load_section(data, adata, name, sample_key=sample_key, spot_diameter=spot_diameter, image=image)
         for name in table_samples(adata, sample_key, sample)
     ]
-    figure, axes = get_axes(len(sections), ncols, ax, panel_size(sections, 1))
+    figure, axes = get_axes(len(sections), ncols, ax, panel_size(sections, 1), figsize)
     for place, section in zip(axes, sections, strict=True):
         draw_colours(place, section, rgb[section.rows], title=wrap(section.name), scalebar=scalebar, alpha=alpha)
     colour_key(axes[-1], patches, title=key_title)

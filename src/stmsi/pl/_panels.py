@@ -15,8 +15,9 @@ from matplotlib.colors import Colormap, LogNorm, Normalize
 from matplotlib.transforms import Affine2D
 from matplotlib_scalebar.scalebar import ScaleBar
 
+from stmsi._data.metabolite_labels import Label
 from stmsi.pl._sections import MANY
-from stmsi.pl._style import PRESENT_LABEL, STYLE
+from stmsi.pl._style import PRESENT_LABEL, STYLE, ink, paper
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -66,10 +67,10 @@ def draw_spots(
         spots = _add_lattice(ax, section.lattice, shown, **paint)
     else:
         outlined = outlined and len(shown) < MANY
-        paint |= {"linewidths": 0.3, "edgecolors": "0.6"} if outlined else _seamless(section)
+        paint |= {"linewidths": 0.3, "edgecolors": ink(0.4)} if outlined else _seamless(section)
         spots = add_spots(ax, section, array=shown, **paint)
     if shown.count() == 0:
-        box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 2}
+        box = {"facecolor": paper(), "edgecolor": "none", "alpha": 0.85, "pad": 2}
         centre: dict[str, Any] = {"transform": ax.transAxes, "ha": "center", "va": "center"}
         ax.text(0.5, 0.5, missing, **centre, fontsize=STYLE.label_size, bbox=box, zorder=3)
     else:
@@ -79,7 +80,7 @@ def draw_spots(
         if label == PRESENT_LABEL:
             bar.set_ticks([0, 1])
     if scalebar:
-        scale_bar(ax)
+        scale_bar(ax, section)
 
 
 def colour_bar(
@@ -121,12 +122,12 @@ def draw_colours(
     else:
         add_spots(ax, section, facecolors=rgba, zorder=2, **_seamless(section))
     if scalebar:
-        scale_bar(ax)
+        scale_bar(ax, section)
 
 
 def _seamless(section: Section) -> dict[str, Any]:
     """Spots without an edge; pixels and bins reach a hair into each other, so that no background shines through."""
-    return {"linewidths": 0} if section.outlines is None else {"linewidths": 0.25, "edgecolors": "face"}
+    return {"linewidths": 0} if section.outlines is None else {"linewidths": 0.5, "edgecolors": "face"}
 
 
 def colour_key(ax: Axes, patches: Sequence[Patch], title: str | None = None) -> None:
@@ -177,11 +178,13 @@ def prepare_panel(ax: Axes, section: Section, title: str, also: NDArray[np.float
     ax.set_title(title, fontsize=STYLE.title_size)
 
 
-def scale_bar(ax: Axes) -> None:
-    """A scale bar in micrometres, in the free strip under the section."""
+def scale_bar(ax: Axes, section: Section) -> None:
+    """A scale bar in micrometres, in the free strip under the section; none where the unit of the positions is not known."""
+    if section.um_per_unit is None:
+        return
     place: dict[str, Any] = {"location": "lower right", "scale_loc": "left", "border_pad": 0.2, "pad": 0.1, "sep": 3}
-    look: dict[str, Any] = {"length_fraction": 0.3, "width_fraction": 0.012, "box_alpha": 0.0, "color": "black"}
-    ax.add_artist(ScaleBar(1, units="um", font_properties={"size": STYLE.tick_size}, **look, **place))
+    look: dict[str, Any] = {"length_fraction": 0.3, "width_fraction": 0.012, "box_alpha": 0.0, "color": ink()}
+    ax.add_artist(ScaleBar(section.um_per_unit, units="um", font_properties={"size": STYLE.tick_size}, **look, **place))
 
 
 def label_plot(ax: Axes, x: str = "", y: str = "", title: str = "") -> None:
@@ -198,9 +201,17 @@ def jitter(n: int) -> NDArray[np.float64]:
     return np.asarray(np.arange(n) * 0.618034 % 1 - 0.5, dtype=np.float64)
 
 
-def wrap(*lines: str) -> str:
-    """Lines of a title; long names are broken."""
-    return "\n".join(fill(line, STYLE.title_width) for line in lines if line)
+def wrap(*lines: str | Label) -> str:
+    """Lines of a title; long ones are broken, those with the name of a metabolite only behind a slash."""
+    width = STYLE.title_width
+    return "\n".join(
+        "\n".join(line.lines(width)) if isinstance(line, Label) else fill(line, width) for line in lines if line
+    )
+
+
+def cut(text: str, most: int) -> str:
+    """A text of at most so many letters."""
+    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def check_least(value: int, least: int, name: str) -> None:
@@ -211,9 +222,13 @@ def check_least(value: int, least: int, name: str) -> None:
 
 
 def get_axes(
-    n: int, ncols: int, ax: Axes | Sequence[Axes] | None, size: tuple[float, float]
+    n: int,
+    ncols: int,
+    ax: Axes | Sequence[Axes] | None,
+    size: tuple[float, float],
+    figsize: tuple[float, float] | None = None,
 ) -> tuple[Figure | SubFigure, list[Axes]]:
-    """`n` axes: the user's own, or a new figure's with panels of `size` inches."""
+    """`n` axes: the user's own, or a new figure's, as large as the user wants it or with panels of `size` inches."""
     if ax is not None:
         axes = [ax] if isinstance(ax, Axes) else list(np.asarray(ax, dtype=object).ravel())
         if len(axes) != n:
@@ -229,11 +244,19 @@ def get_axes(
     check_least(ncols, 1, "ncols")
     ncols = min(ncols, n)
     nrows = ceil(n / ncols)
-    inches = (ncols * size[0], nrows * size[1])
+    inches = (ncols * size[0], nrows * size[1]) if figsize is None else check_figsize(figsize)
     figure, grid = plt.subplots(nrows, ncols, figsize=inches, squeeze=False, layout="constrained")
     for spare in grid.ravel()[n:]:
         spare.remove()
     return figure, list(grid.ravel()[:n])
+
+
+def check_figsize(figsize: tuple[float, float]) -> tuple[float, float]:
+    """Raise where a size is not two lengths."""
+    if np.shape(figsize) != (2,) or not all(side > 0 for side in figsize):
+        msg = f"figsize is the width and height of the figure in inches, two positive numbers; found {figsize!r}."
+        raise ValueError(msg)
+    return float(figsize[0]), float(figsize[1])
 
 
 def panel_size(sections: Sequence[Section], title_lines: int) -> tuple[float, float]:
@@ -243,9 +266,24 @@ def panel_size(sections: Sequence[Section], title_lines: int) -> tuple[float, fl
 
 
 def hand_back(
-    figure: Figure | SubFigure, axes: list[Axes], *, ax: object, show: bool | None, return_fig: bool
+    figure: Figure | SubFigure,
+    axes: list[Axes],
+    *,
+    ax: object,
+    show: bool | None,
+    return_fig: bool,
+    title: str | Sequence[str] | None = None,
 ) -> Axes | list[Axes] | Figure | SubFigure:
-    """What a plot returns: its axes, or its figure."""
+    """What a plot returns: its axes, or its figure; under the user's own titles where there are any."""
+    if title is not None:
+        titles = [title] if isinstance(title, str) else [str(t) for t in title]
+        if len(titles) != len(axes):
+            if ax is None:
+                plt.close(figure)  # type: ignore[arg-type]
+            msg = f"title holds {len(titles)} titles, but there are {len(axes)} panels; give one for each."
+            raise ValueError(msg)
+        for place, text in zip(axes, titles, strict=True):
+            place.title.set_text(text)  # font and distance stay as they are
     if show and ax is None:
         plt.show()
     if return_fig:

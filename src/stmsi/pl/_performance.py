@@ -11,6 +11,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.patches import Patch
 
 from stmsi._data.checks import check_choice, listing, suggest
+from stmsi._data.constant_predictions import constant_counts_as_zero
 from stmsi._data.keys import (
     ACROSS_SCORES,
     GROUP_SCORES,
@@ -27,7 +28,7 @@ from stmsi._data.training_marks import TRAINED_ON as SEEN
 from stmsi.pl._metabolite_layers import as_list
 from stmsi.pl._panels import get_axes, hand_back, jitter
 from stmsi.pl._shared_docs import shared_docs
-from stmsi.pl._style import PALETTE, STYLE
+from stmsi.pl._style import STYLE, ink, tone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -73,6 +74,9 @@ REFERENCE = {
 }  # fmt: skip
 _R2_FLOOR = -1.0
 """R2 has no lower bound: with a few failures, all other values would stand at the right edge."""
+_DECISIVE = ("pearson", "auroc")
+"""Scores that order the groups, the first that exists."""
+_BASELINES = ("mean", "baseline")
 _ROW_INCHES = 0.34
 _BOX_PERCENTILES = (5, 25, 50, 75, 95)
 
@@ -97,6 +101,8 @@ def performance(
     by: str = "model",
     hue: str | None = None,
     ncols: int = 3,
+    title: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -104,10 +110,12 @@ def performance(
     """Draw how well models predict, with one point per metabolite.
 
     A metabolite counts once: its value is the mean over sections and folds. Boxes span the quartiles with a line at the
-    median (written at the right with the number of metabolites), whiskers the 5th to 95th percentile. The best group is on
-    top. Dashed lines mark a prediction without skill: 0 for correlations and R2, 0.5 for AUROC, and the median prevalence
-    of the metabolites for AUPRC. Missing scores (NaN) are left out and counted under the axis, where also stands whether scores
-    are of spots that a model was trained on.
+    median (written at the right with the number of metabolites), whiskers the 5th to 95th percentile. The order is the same for
+    every metric and stage: the highest median Pearson correlation on top, else the highest AUROC, and the baseline (``"mean"``)
+    at the bottom; categories keep their own order. A baseline without a score is named as well. Dashed lines mark a prediction
+    without skill: 0 for correlations and R2, 0.5 for AUROC, and the median prevalence of the metabolites for AUPRC. Correlations
+    of constant predictions count as 0. Other missing scores (NaN) are left out and counted under the axis, where also stands
+    whether scores are of spots that a model was trained on.
 
     Parameters
     ----------
@@ -161,16 +169,19 @@ def performance(
     metrics = _default(rows, stage, {by, hue}, ax) if metric is None else as_list(metric, "metric")
     for m in metrics:
         _check_metric(rows, m, stage)
+    groups = _order(scores.assign(**{by: rows[by]}) if by not in scores else scores, rows, by, metrics[0])
     levels = [None] if hue is None else list(dict.fromkeys(rows[hue].dropna()))
     n_rows = rows[by].nunique() * max(1.0, 0.7 * len(levels))
     wide = 4.2 + 0.055 * max(len(str(v)) for v in rows[by].unique())
-    figure, axes = get_axes(len(metrics), ncols, ax, (wide, 0.9 + 0.45 * (hue is not None) + _ROW_INCHES * n_rows))
+    figure, axes = get_axes(
+        len(metrics), ncols, ax, (wide, 0.9 + 0.45 * (hue is not None) + _ROW_INCHES * n_rows), figsize
+    )
     for place, m in zip(axes, metrics, strict=True):
-        _draw(place, rows, m, by, hue, levels)
+        _draw(place, rows, m, by, groups, hue, levels)
         if m == "pearson" and set(metrics) & set(ACROSS_SCORES):
             label = place.get_xlabel()
             place.set_xlabel(label.replace(READABLE[m], f"{READABLE[m]} within sections", 1))
-    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)
 
 
 def _rows_of(scores: pd.DataFrame, stage: str) -> pd.DataFrame:
@@ -183,7 +194,30 @@ def _rows_of(scores: pd.DataFrame, stage: str) -> pd.DataFrame:
         found = listing(scores["stage"].unique()) if "stage" in scores else "no rows"
         msg = f"scores has no rows of stage {stage!r}; found {found}."
         raise ValueError(msg)
-    return rows
+    return constant_counts_as_zero(rows)
+
+
+def _order(scores: pd.DataFrame, rows: pd.DataFrame, by: str, metric: str) -> list[Any]:
+    """Groups from top to bottom: the same for all stages and metrics of a table, the baseline last."""
+    present = set(rows[by].dropna())
+    if isinstance(scores[by].dtype, pd.CategoricalDtype):
+        return [g for g in scores[by].cat.categories if g in present]
+    names = [g for g in dict.fromkeys(scores[by].dropna()) if g in present]
+    for decisive in (*_DECISIVE, metric):
+        if decisive not in scores or decisive in ACROSS_SCORES:
+            continue
+        values = pd.to_numeric(scores[decisive], errors="coerce").replace([np.inf, -np.inf], np.nan)
+        means = values.groupby([scores[by], scores["metabolite"]], observed=True).mean()
+        medians = means.groupby(level=0, observed=True).median().dropna()
+        if len(medians):
+            sign = 1.0 if decisive in LOWER_IS_BETTER else -1.0
+            rank = {g: sign * float(medians.get(g, -sign * np.inf)) for g in names}
+            return sorted(names, key=lambda g: (_is_baseline(g), rank[g]))
+    return sorted(names, key=_is_baseline)
+
+
+def _is_baseline(group: Any) -> bool:
+    return str(group).lower() in _BASELINES
 
 
 def _default(rows: pd.DataFrame, stage: str, groups: set[str | None], ax: Any) -> list[str]:
@@ -228,23 +262,27 @@ def _boxes(
             if metric == "auprc" and Key.var.PREVALENCE in part:
                 base = float(own[Key.var.PREVALENCE].mean().median())
             values = own[metric].mean().to_numpy(dtype=float)
-            boxes.append(_Box(i - 0.4 + (j + 0.5) * height, height, values, PALETTE[j % len(PALETTE)], base))
+            colour = ink(0.5) if hue is None and _is_baseline(group) else tone(j)
+            boxes.append(_Box(i - 0.4 + (j + 0.5) * height, height, values, colour, base))
     return boxes
 
 
-def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, levels: list[Any]) -> None:
+def _draw(
+    ax: Axes, rows: pd.DataFrame, metric: str, by: str, groups: list[Any], hue: str | None, levels: list[Any]
+) -> None:
     """One metric."""
     rows = rows.assign(**{metric: rows[metric].astype(float)}).replace({metric: {np.inf: np.nan, -np.inf: np.nan}})
     left_out = int(rows[metric].isna().sum())
     rows = rows[rows[metric].notna()]
-    means = rows.groupby([by, "metabolite"], observed=True, sort=False)[metric].mean()
-    medians = means.groupby(level=0, observed=True, sort=False).median()
-    groups = list(medians.sort_values(ascending=metric in LOWER_IS_BETTER, kind="stable").index)
+    scored = set(rows[by])
     boxes = _boxes(rows, groups, metric, by, hue, levels)
     for box in boxes:
         _draw_box(ax, box)
+    for at, group in enumerate(groups):
+        if group not in scored:  # a constant prediction has no correlation
+            ax.text(1.01, at, "no score", transform=ax.get_yaxis_transform(), va="center", fontsize=STYLE.label_size)
     if metric in REFERENCE:
-        ax.axvline(REFERENCE[metric], color="0.4", linestyle="--", linewidth=0.9, zorder=1)
+        ax.axvline(REFERENCE[metric], color=ink(0.6), linestyle="--", linewidth=0.9, zorder=1)
     note = [READABLE.get(metric, metric)]
     if any(np.isfinite(b.prevalence) for b in boxes):
         note.append("dashed: median prevalence")
@@ -264,7 +302,7 @@ def _draw(ax: Axes, rows: pd.DataFrame, metric: str, by: str, hue: str | None, l
     ax.tick_params(axis="y", labelsize=STYLE.title_size, length=0)
     ax.spines[["top", "right", "left"]].set_visible(False)
     if hue is not None:
-        handles = [Patch(color=PALETTE[j % len(PALETTE)], label=str(v)) for j, v in enumerate(levels)]
+        handles = [Patch(color=tone(j), label=str(v)) for j, v in enumerate(levels)]
         place: dict[str, Any] = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0), "ncols": min(4, len(handles))}
         sizes: dict[str, Any] = {"fontsize": STYLE.label_size, "title_fontsize": STYLE.label_size, "handlelength": 1}
         ax.legend(handles=handles, title=hue, frameon=False, **place, **sizes)
@@ -289,13 +327,13 @@ def _draw_box(ax: Axes, box: _Box) -> None:
     low, lower, median, upper, high = np.percentile(values, _BOX_PERCENTILES)
     thick = 0.75 * box.height
     # by hand: the argument that lays boxplot on its side changed its name in matplotlib 3.10
-    ax.hlines([box.at] * 2, [low, upper], [lower, high], color="0.15", linewidth=1.0, zorder=3)
-    face, edge = to_rgba(box.colour, 0.25), "0.15"
+    ax.hlines([box.at] * 2, [low, upper], [lower, high], color=ink(0.85), linewidth=1.0, zorder=3)
+    face, edge = to_rgba(box.colour, 0.25), ink(0.85)
     ax.barh(box.at, upper - lower, thick, left=lower, facecolor=face, edgecolor=edge, linewidth=1.0, zorder=3)
-    ax.vlines(median, box.at - thick / 2, box.at + thick / 2, color="0.05", linewidth=2.0, zorder=4)
+    ax.vlines(median, box.at - thick / 2, box.at + thick / 2, color=ink(0.95), linewidth=2.0, zorder=4)
     if np.isfinite(box.prevalence):
         ends = [box.at - box.height / 2, box.at + box.height / 2]
-        ax.plot([box.prevalence] * 2, ends, color="0.4", linestyle="--", linewidth=1.2, zorder=4)
+        ax.plot([box.prevalence] * 2, ends, color=ink(0.6), linestyle="--", linewidth=1.2, zorder=4)
     size = STYLE.label_size if box.height > 0.3 else STYLE.tick_size
     note = f"{median:z.2f} (n={len(values)})"
     ax.text(1.01, box.at, note, transform=ax.get_yaxis_transform(), va="center", fontsize=size)

@@ -9,12 +9,13 @@ import pandas as pd
 
 from stmsi._core.metrics.presence import auprc, auroc, prevalence, ranked_hits
 from stmsi._data.keys import Key
+from stmsi._data.metabolite_labels import short_labels
 from stmsi._data.tables import get_table, measured_presence, require_frame, require_metabolites, sections_of
 from stmsi._data.training_marks import note
-from stmsi.pl._metabolite_layers import as_list, readable_names, table_samples
-from stmsi.pl._panels import get_axes, hand_back, label_plot
+from stmsi.pl._metabolite_layers import as_list, labelled_features, readable_names, table_samples
+from stmsi.pl._panels import cut, get_axes, hand_back, label_plot, wrap
 from stmsi.pl._shared_docs import shared_docs
-from stmsi.pl._style import PALETTE, STYLE
+from stmsi.pl._style import STYLE, ink, tone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
 
     from stmsi._data.checks import Data
 
-SIZE = (3.4, 3.3)
+_SIZE = (3.4, 3.5)
 _GRID = np.linspace(0, 1, 101)
-_SHOWN = 6
+_SHOWN, _NAME = 6, 22
+"""Metabolites in one panel, and letters of a name in the legend."""
 
 
 @shared_docs
@@ -42,14 +44,16 @@ def presence_curves(
     sample: str | None = None,
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.ST,
+    title: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
 ) -> Axes | list[Axes] | Figure | SubFigure:
     """Draw how well the probability of presence ranks spots: ROC at the left, precision against recall at the right.
 
-    The dotted lines mark the prevalence, the precision of a ranking without skill: a metabolite that is nearly everywhere
-    has a high one.
+    Dotted lines are a ranking without skill. Its precision is the prevalence: a metabolite that is nearly everywhere has a high
+    one.
 
     Parameters
     ----------
@@ -101,32 +105,38 @@ def presence_curves(
             msg = f"{wanted[int(np.argmin(at))]!r} was not measured, or is in all spots or in none: it has no curve."
             raise ValueError(msg)
         ids, present, probability = ids[at], present[:, at], probability[:, at]
-    figure, axes = get_axes(2, 2, ax, SIZE)
+    shown = [] if metabolite is None else short_labels(labelled_features(st, pred_key), list(ids))
+    figure, axes = get_axes(2, 2, ax, _SIZE, figsize)
     areas = auroc(present, probability), auprc(present, probability)
     for place, values, area, what in zip(axes, curves(present, probability), areas, ("AUROC", "AUPRC"), strict=True):
         if metabolite is None:
             low, middle, high = np.percentile(values, [25, 50, 75], axis=1)
-            label = f"median {what} {np.median(area):.2f} (n={len(area)})"
-            place.fill_between(_GRID, low, high, color=PALETTE[0], alpha=0.15, linewidth=0)
-            place.plot(_GRID, middle, color=PALETTE[0], label=label)
+            label = f"median {what} {np.median(area):.2f} ({len(area)} metabolites)"
+            place.plot(_GRID, middle, color=tone(0), label=label)
+            place.fill_between(_GRID, low, high, color=tone(0), alpha=0.2, linewidth=0, label="quartiles")
         else:
-            for m, identifier in enumerate(ids):
-                place.plot(_GRID, values[:, m], color=PALETTE[m], label=f"{names[identifier]} {area[m]:.2f}")
+            for m in range(len(ids)):
+                place.plot(_GRID, values[:, m], color=tone(m), label=f"{cut(shown[m], _NAME)}, {what} {area[m]:.2f}")
         place.set_xlim(0, 1)
         place.set_ylim(0, 1.02)
         place.set_aspect("equal")
-    axes[0].plot([0, 1], [0, 1], color="0.5", linestyle=":", linewidth=1)
+    axes[0].plot([0, 1], [0, 1], color=ink(0.5), linestyle=":", linewidth=1, label="without skill")
     shares = prevalence(present)
-    for m, share in enumerate([float(np.median(shares))] if metabolite is None else shares):
-        axes[1].axhline(share, color=PALETTE[m], linestyle=":", linewidth=1)
-    label_plot(axes[0], "false positive rate", "true positive rate")
-    label_plot(axes[1], "recall\ndotted: prevalence", "precision")
-    if mark:
-        for place in axes:
-            place.set_title(mark, fontsize=STYLE.title_size)
-    for place in axes:
-        place.legend(frameon=False, fontsize=STYLE.tick_size, loc="lower right" if place is axes[0] else "best")
-    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+    if metabolite is None:
+        share = float(np.median(shares))
+        axes[1].axhline(
+            share, color=ink(0.5), linestyle=":", linewidth=1, label=f"without skill: prevalence {share:.2f}"
+        )
+    else:
+        for m, share in enumerate(shares):
+            axes[1].axhline(share, color=tone(m), linestyle=":", linewidth=1)
+        axes[1].plot([], [], color=ink(0.5), linestyle=":", linewidth=1, label="without skill: prevalence")
+    said = f"({mark})" if mark else ""
+    label_plot(axes[0], "false positive rate", "true positive rate", wrap("receiver operating characteristic", said))
+    label_plot(axes[1], "recall", "precision", wrap("precision and recall", said))
+    for place, corner in zip(axes, ("lower right", "lower left"), strict=True):
+        place.legend(frameon=False, fontsize=STYLE.tick_size, loc=corner)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)
 
 
 def presence_of(

@@ -16,7 +16,7 @@ from stmsi._data.tables import get_table, require_obs
 from stmsi.pl._panel_grid import draw_coloured, rows_drawn
 from stmsi.pl._panels import hand_back, wrap
 from stmsi.pl._shared_docs import shared_docs
-from stmsi.pl._style import PALETTE, STYLE
+from stmsi.pl._style import PALETTE, no_value, tone
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -45,6 +45,8 @@ def regions(
     alpha: float = 1.0,
     scalebar: bool = True,
     ncols: int = 4,
+    title: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -97,15 +99,15 @@ def regions(
         raise ValueError(msg)
     colours = _colours(adata, key, names, palette)
     # the last colour is that of spots without a label, whose code is -1
-    table = np.array([*(to_rgb(colours[name]) for name in names), to_rgb(STYLE.not_covered)])
+    table = np.array([*(to_rgb(colours[name]) for name in names), to_rgb(no_value())])
     code = labels.cat.codes.to_numpy()
     drawn = np.unique(code[rows_drawn(adata, sample, sample_key)])
     patches = [Patch(color=colours[names[number]], label=wrap(names[number])) for number in drawn if number >= 0]
     figure, axes = draw_coloured(
         data, adata, table[code], patches, sample=sample, sample_key=sample_key, spot_diameter=spot_diameter, image=image,
-        alpha=alpha, scalebar=scalebar, ncols=ncols, ax=ax, key_title=key,
+        alpha=alpha, scalebar=scalebar, ncols=ncols, ax=ax, figsize=figsize, key_title=key,
     )  # fmt: skip
-    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)
 
 
 def _colours(
@@ -119,7 +121,11 @@ def _colours(
         from matplotlib import colormaps
 
         few = len(names) <= len(PALETTE)
-        palette = PALETTE if few else [colormaps["turbo"](x) for x in np.linspace(0.03, 0.97, len(names))]
+        palette = (
+            [tone(k) for k in range(len(names))]
+            if few
+            else [colormaps["turbo"](x) for x in np.linspace(0.03, 0.97, len(names))]
+        )
     pairs = palette.items() if isinstance(palette, Mapping) else zip(names, palette, strict=False)
     found = {str(name): colour for name, colour in pairs}
     lacking = [name for name in names if name not in found]

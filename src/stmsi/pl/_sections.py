@@ -12,7 +12,8 @@ import numpy as np
 from stmsi._data.checks import is_spatialdata, listing
 from stmsi._data.elements import matrix_to
 from stmsi._data.keys import Key
-from stmsi._data.sections import VISIUM_SPOT_DIAMETER
+from stmsi._data.sections import VISIUM_PITCH, VISIUM_SPOT_DIAMETER
+from stmsi._data.spot_scale import pitch_of, told_scale
 from stmsi._data.tables import instances, require_frame, sections_of
 
 if TYPE_CHECKING:
@@ -26,6 +27,8 @@ _IMAGE_PIXELS = 1500
 """Longer side to which histology is thinned: a panel shows no more."""
 MANY = 5000
 """Spots from which on single ones are hardly seen: drawn as pixels, also in vector graphics."""
+_BENT = 0.5
+"""Share of a pixel by which its centre may lie off a straight raster."""
 _SNAP = 0.05
 """Share of a bin by which its centre may lie off the lattice."""
 
@@ -76,7 +79,7 @@ class Lattice:
 
 @dataclass(frozen=True)
 class Section:
-    """The spots of a section, in micrometres."""
+    """The spots of a section, in micrometres or, where the table holds others, in the unit of its positions."""
 
     name: str
     rows: NDArray[np.int64]  # of the table
@@ -85,6 +88,7 @@ class Section:
     # vertices, where spots are polygons (bins) and not circles; one array where all have the same number
     outlines: NDArray[np.float64] | tuple[NDArray[np.float64], ...] | None = None
     histology: Histology | None = None
+    um_per_unit: float | None = 1.0  # of the positions; `None` where it is not known
 
     @cached_property
     def lattice(self) -> Lattice | None:
@@ -118,18 +122,52 @@ def load_section(
     if spot_diameter is not None and not spot_diameter > 0:
         msg = f"spot_diameter is a positive number of micrometres, found {spot_diameter!r}."
         raise ValueError(msg)
-    radius = np.full(len(rows), (spot_diameter or VISIUM_SPOT_DIAMETER) / 2)
-    outlines = None
+    placed = is_spatialdata(data) and _is_placed(data, adata, sample, rows)
+    um_per_unit = 1.0 if placed else told_scale(adata[rows], sample)
+    diameter = spot_diameter or VISIUM_SPOT_DIAMETER
+    if um_per_unit is not None:
+        diameter /= um_per_unit
+    elif spot_diameter is None:  # as wide, beside their distance, as those of Visium
+        pitch = pitch_of(xy)
+        diameter *= pitch / VISIUM_PITCH if np.isfinite(pitch) and pitch > 0 else 1.0
+    radius = np.full(len(rows), diameter / 2)
+    outlines = None if spot_diameter is not None else _squares(adata, rows, xy)
     histology = None
     if is_spatialdata(data):
         if spot_diameter is None:
-            radius, outlines = _true_size(data, adata, sample, rows, radius)
+            radius, shapes = _true_size(data, adata, sample, rows, radius)
+            outlines = outlines if shapes is None else shapes
         if image:
             histology = _histology(data, sample)
     elif image:
         msg = f"image=True needs a SpatialData with an image {Key.image(sample)!r}; found {type(data).__name__}."
         raise TypeError(msg)
-    return Section(sample, rows, xy, radius, outlines, histology)
+    return Section(sample, rows, xy, radius, outlines, histology, um_per_unit)
+
+
+def _is_placed(sdata: SpatialData, adata: AnnData, sample: str, rows: NDArray[np.int64]) -> bool:
+    """Whether the shapes of a section lie in one of its frames, which are in micrometres."""
+    name = _element_name(sdata, adata, sample, rows)
+    return name is not None and any(
+        matrix_to(sdata.shapes[name], frame) is not None for frame in (Key.st_frame(sample), Key.msi_frame(sample))
+    )
+
+
+def _squares(adata: AnnData, rows: NDArray[np.int64], xy: NDArray[np.float64]) -> NDArray[np.float64] | None:
+    """Corners of MSI pixels that have no shapes, (pixels, 5, 2), from their places on the raster; `None` for spots.
+
+    The raster may be turned, stretched or mirrored, as an alignment left it.
+    """
+    if Key.var.MZ not in adata.var or Key.obs.ROW not in adata.obs or Key.obs.COL not in adata.obs or len(rows) < 3:
+        return None
+    place = adata.obs[[Key.obs.COL, Key.obs.ROW]].iloc[rows].to_numpy(dtype=np.float64)
+    design = np.column_stack([place, np.ones(len(place))])
+    fit, _, rank, _ = np.linalg.lstsq(design, xy, rcond=None)
+    side = float(np.sqrt(abs(np.linalg.det(fit[:2]))))
+    if rank < 3 or not side > 0 or np.abs(design @ fit - xy).max() > _BENT * side:
+        return None
+    corner = np.array([[-0.5, -0.5], [0.5, -0.5], [0.5, 0.5], [-0.5, 0.5], [-0.5, -0.5]])
+    return xy[:, None] + corner @ fit[:2]
 
 
 def _true_size(

@@ -29,13 +29,13 @@ share_norm
     Whether all sections share the norm of a panel, so that they can be compared.""",
     "spots": """
 spot_diameter
-    In micrometres; `None`: the size in ``shapes["<sample>_spots"]``, and 55 um for an AnnData.
+    In micrometres; `None`: the size in ``shapes["<sample>_spots"]``, and 55 um for an AnnData. Pixels of an MSI table are squares.
 image
     Whether to draw the histology ``images["<sample>_he"]`` behind the spots.
 alpha
     Opacity of the spots.
 scalebar
-    Whether to draw a scale bar.""",
+    Whether to draw a scale bar. There is none where nothing tells the unit of the positions.""",
     "measured": """
 pred_key
     Predictions in ``obsm``; presence and bounds are looked up beside it (``"msi_pred_presence"``, ``"msi_pred_lower"``,
@@ -46,6 +46,10 @@ presence_key
     Measured presence in ``obsm``; `None`: ``obsm["<metabolite_key>_presence"]`` where it is there, else intensity
     above 0 (what :func:`stmsi.pp.impute_dropout` filled in counts as absent).""",
     "figure": """
+title
+    Titles instead of those that the plot makes: one for each panel; ``""`` for none.
+figsize
+    Width and height of a new figure in inches; `None`: what the panels need.
 ax
     Axes to draw into, one per panel; `None`: a new figure.
 show

@@ -44,6 +44,8 @@ def spatial(
     image: bool = False,
     alpha: float = 1.0,
     scalebar: bool = True,
+    title: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -94,16 +96,16 @@ def spatial(
     >>> stmsi.pp.align(sdata)
     >>> stmsi.pp.map_to_spots(sdata)
     >>> axes = stmsi.pl.spatial(sdata, ["simPC(28:0)", "msi_coverage"], sample="P1S1")
-    >>> [ax.get_title() for ax in axes]
-    ['simPC(28:0)', 'msi_coverage']
-    >>> stmsi.pl.spatial(sdata, "simPC(28:0)", table_key="msi", sample="P1S1").get_title()  # an ion image
-    'simPC(28:0)'
+    >>> [ax.get_title().splitlines() for ax in axes]
+    [['simPC(28:0) [M+H]+', 'm/z 518.9531'], ['msi_coverage']]
+    >>> stmsi.pl.spatial(sdata, "simPC(28:0)", table_key="msi", sample="P1S1", title="ion image").get_title()
+    'ion image'
     """
     colours = Colours(norm, vmin, vmax, percentiles, share_norm, cmap, alpha)
     adata = get_table(data, table_key)
     require_rows(adata)
     figure, axes = draw_grid(
         data, adata, layers_of(adata, as_list(metabolite), metabolite_key, layer), colours, sample=sample, sample_key=sample_key,
-        spot_diameter=spot_diameter, image=image, ncols=ncols, scalebar=scalebar, ax=ax,
+        spot_diameter=spot_diameter, image=image, ncols=ncols, scalebar=scalebar, ax=ax, figsize=figsize,
     )  # fmt: skip
-    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)

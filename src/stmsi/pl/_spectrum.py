@@ -9,14 +9,15 @@ import pandas as pd
 
 from stmsi._data.checks import check_count, listing, require_rows
 from stmsi._data.keys import Key
+from stmsi._data.metabolite_labels import label
 from stmsi._data.tables import get_table, layer_names, require_obs
-from stmsi.pl._metabolite_layers import table_samples
-from stmsi.pl._panels import get_axes, hand_back, label_plot
+from stmsi.pl._metabolite_layers import ion_unit, table_samples
+from stmsi.pl._panels import cut, get_axes, hand_back, label_plot
 from stmsi.pl._shared_docs import shared_docs
-from stmsi.pl._style import PALETTE, STYLE
+from stmsi.pl._style import STYLE, tone
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from anndata import AnnData
     from matplotlib.axes import Axes
@@ -25,7 +26,9 @@ if TYPE_CHECKING:
 
     from stmsi._data.checks import Data
 
-_SIZE = (7.0, 2.2)
+_SIZE = (7.0, 2.4)
+_ROOM = 1.6
+"""Height of the axes over that of the highest peak, which bears a name."""
 _WORTH = 0.02
 """Share of the highest peak below which a peak is not labelled."""
 _FAR = 0.02
@@ -43,6 +46,8 @@ def spectrum(
     mz_range: tuple[float, float] | None = None,
     table_key: str = Key.table.MSI,
     sample_key: str = Key.obs.SAMPLE,
+    title: str | Sequence[str] | None = None,
+    figsize: tuple[float, float] | None = None,
     ax: Axes | Sequence[Axes] | None = None,
     show: bool | None = None,
     return_fig: bool = False,
@@ -100,21 +105,21 @@ def spectrum(
     labels = labels.where(np.isin(section, samples))
     found = list(dict.fromkeys(labels.dropna()))
     groups = found if groupby is None else sorted(found, key=str)
-    names = _labels(msi, mz)
-    figure, axes = get_axes(len(groups), 1, ax, _SIZE)
+    unit = ion_unit(msi, layer)
+    figure, axes = get_axes(len(groups), 1, ax, _SIZE, figsize)
     highest = 0.0
     for number, (place, group) in enumerate(zip(axes, groups, strict=True)):
         rows = np.flatnonzero((labels == group).to_numpy())
         height = np.asarray(matrix[rows].mean(axis=0), dtype=np.float64).ravel()[shown]
         highest = max(highest, float(height.max(initial=0)))
-        place.vlines(mz[shown], 0, height, color=PALETTE[number % len(PALETTE)], linewidth=0.9)
+        place.vlines(mz[shown], 0, height, color=tone(number), linewidth=0.9)
         last = number == len(groups) - 1
-        label_plot(place, "m/z" if last else "", "mean intensity", str(group))
-        _name_peaks(place, mz[shown], height, names[shown], n_labels)
+        label_plot(place, "m/z (Da)" if last else "", f"mean {unit}", str(group))
+        _name_peaks(place, mz[shown], height, lambda peak: _peak_label(msi, shown[peak]), n_labels)
     for place in axes:
-        place.set_ylim(0, 1.4 * highest or 1.0)
+        place.set_ylim(0, _ROOM * highest or 1.0)
         place.set_xlim(*_range(mz[shown]))
-    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig)
+    return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)
 
 
 def _masses(msi: AnnData, mz_range: tuple[float, float] | None) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -132,21 +137,14 @@ def _masses(msi: AnnData, mz_range: tuple[float, float] | None) -> tuple[NDArray
     return mz, shown
 
 
-def _labels(msi: AnnData, mz: NDArray[np.float64]) -> NDArray[np.object_]:
-    """Name of each ion, its m/z where it has none."""
-    numbers = pd.Series([f"{value:.3f}" for value in mz], index=msi.var_names)
-    if Key.var.NAME in msi.var:
-        names = msi.var[Key.var.NAME].astype("object")
-        named = names.notna() & (names.astype(str) != "") & (names.astype(str) != msi.var_names)
-        numbers = numbers.where(~named, names.astype(str))
-    return np.array(
-        [text if len(text) <= STYLE.title_width // 2 else text[: STYLE.title_width // 2] + "…" for text in numbers],
-        object,
-    )
+def _peak_label(msi: AnnData, ion: int) -> str:
+    """Name of an ion, which stands at its m/z; the m/z where it has no name."""
+    one = label(msi.var, str(msi.var_names[ion]))
+    return cut(one.name, STYLE.title_width // 2) if one.named else f"{one.mz:.3f}"
 
 
 def _name_peaks(
-    ax: Axes, mz: NDArray[np.float64], height: NDArray[np.float64], names: NDArray[np.object_], n: int
+    ax: Axes, mz: NDArray[np.float64], height: NDArray[np.float64], name: Callable[[int], str], n: int
 ) -> None:
     """Label the highest peaks, of neighbours only the highest."""
     apart = _FAR * (np.ptp(mz) or 1.0)
@@ -157,7 +155,7 @@ def _name_peaks(
         if all(abs(mz[peak] - other) > apart for other in placed):
             placed.append(mz[peak])
             ax.annotate(
-                str(names[peak]), (mz[peak], height[peak]), (1, 2), textcoords="offset points", ha="left", va="bottom",
+                name(peak), (mz[peak], height[peak]), (1, 2), textcoords="offset points", ha="left", va="bottom",
                 rotation=45, rotation_mode="anchor", fontsize=STYLE.tick_size,
             )  # fmt: skip
 

@@ -19,6 +19,7 @@ from stmsi.io._files import check_new
 from stmsi.model._families import AUTO
 from stmsi.model.shared._blocks import BLOCK_SIZE
 from stmsi.model.shared._hurdle_model import MIN_GENES, How, HurdleModel, check_how
+from stmsi.model.shared._training_spots import marks_of
 from stmsi.tl._models import is_named, model_record, name_of, obtain_model, setup_on
 from stmsi.tl._partial_sections import correct_by_measured
 from stmsi.tl._predicted_store import write_prediction
@@ -217,9 +218,10 @@ def predict_metabolites(
     adata.obsm[Key.presence_of(key_added)] = prediction.presence
     adata.obsm[lower], adata.obsm[upper] = prediction.lower, prediction.upper
     adata.obs[Key.ood_of(key_added)] = prediction.ood
-    assert prediction.trained_on is not None
-    write_marks(adata, key_added, prediction.trained_on)
-    record[RECORD] = by_section(prediction.trained_on, sections)
+    assert prediction.found is not None
+    marks = marks_of(prediction.found, reader.spots.sample)
+    write_marks(adata, key_added, marks)
+    record[RECORD] = by_section(marks, sections)
     adata.uns[key_added] = record
     return changed if copy else None
 

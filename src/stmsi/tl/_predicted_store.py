@@ -16,6 +16,7 @@ from stmsi._data.unfinished import unfinished
 from stmsi._progress import track
 from stmsi.io._files import check_new
 from stmsi.model.shared._blocks import n_blocks
+from stmsi.model.shared._training_spots import marks_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -57,7 +58,7 @@ def write_prediction(
     target = check_new(Path(out), "store")
     features: pd.DataFrame = record["features"]
     n, m, names = len(reader), len(features), ("X", "presence", "lower", "upper", *how[1:])
-    ood, marks = np.empty(n, np.float32), np.empty(n, object)
+    ood, found = np.empty(n, np.float32), np.empty(n, np.int8)
     chunk = max(min(n, _CHUNK_VALUES // max(m, 1)), 1)
     with unfinished(target) as folder:
         arrays = {
@@ -76,8 +77,9 @@ def write_prediction(
             )
             for name, frame in zip(names, frames, strict=True):
                 _put(arrays[name], rows, frame.to_numpy(np.float32))
-            ood[rows], marks[rows] = part.ood, part.trained_on
+            ood[rows], found[rows] = part.ood, part.found
         table = AnnData(obs=obs.assign(**{Key.ood_of(key): ood}), var=features, uns={key: record})
+        marks = marks_of(found, reader.spots.sample)
         write_marks(table, key, marks)
         table.uns[key][RECORD] = by_section(marks, sections)
         if reader.spots.xy is not None:

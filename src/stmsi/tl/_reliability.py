@@ -12,6 +12,7 @@ from stmsi._core.metrics.realism import marginals
 from stmsi._core.metrics.reliability import mean_and_error
 from stmsi._core.spatial.morans_i import morans_i, neighbour_means
 from stmsi._data.checks import listing, own_view
+from stmsi._data.constant_predictions import constant_counts_as_zero
 from stmsi._data.keys import GROUP_SCORES, INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, RELATION_SCORES, Key
 from stmsi._data.measured_and_predicted import measured_sections
 from stmsi._data.tables import copy_of, get_table, require_frame, sections_of
@@ -184,6 +185,7 @@ def _by_model(scores: pd.DataFrame, ids: pd.Index) -> dict[str, pd.DataFrame]:
     if not set(scores["metabolite"].astype(str)) & set(ids):
         msg = f"Scores and prediction share no metabolite: {listing(scores['metabolite'].unique()[:3])}, {listing(ids[:3])}."
         raise ValueError(msg)
+    scores = constant_counts_as_zero(scores)
     model = scores["model"].to_numpy(str) if "model" in scores else np.full(len(scores), "")
     return {str(name): scores[model == name] for name in dict.fromkeys(model)}
 

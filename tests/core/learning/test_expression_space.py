@@ -5,6 +5,7 @@ import scipy.sparse as sp
 from stmsi._core.learning.expression_space import (
     ExpressionSpace,
     column_moments,
+    column_sums,
     log_normalize,
     neighbour_mean,
     pool_counts,
@@ -85,6 +86,15 @@ def test_column_moments_against_numpy(counts):
     np.testing.assert_allclose(mean, before.astype(np.float64).mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(variance, before.astype(np.float64).var(axis=0), rtol=1e-4)
     np.testing.assert_array_equal(X.toarray(), before)
+
+
+def test_stored_zeros_are_not_seen(counts):
+    dense = counts.toarray()
+    stored = counts.copy()
+    stored.data[::3] = 0
+    dense[dense > 0] = stored.data
+    expected = np.stack([dense.sum(axis=0), (dense**2).sum(axis=0), (dense != 0).sum(axis=0)])
+    np.testing.assert_allclose(column_sums(stored), expected, rtol=1e-12)
 
 
 def test_the_most_variable_genes_are_kept_in_order(log):

@@ -5,7 +5,9 @@ import pytest
 import scipy.sparse as sp
 import torch
 
+from stmsi._core.spatial.neighbourhoods import neighbour_rings
 from stmsi.model import HurdleNet
+from stmsi.model.net import _neighbour_context
 from stmsi.model.net.encoders import ENCODERS, Context, MLPEncoder
 from stmsi.model.net.modules import HurdleModule
 
@@ -37,8 +39,6 @@ def hexagons(monkeypatch):
 
 
 def test_a_spot_knows_the_genes_of_its_rings(hexagons):
-    from stmsi._core.spatial.neighbourhoods import neighbour_rings
-
     module, genes, graph = hexagons
     index, ring = neighbour_rings(sp.csr_matrix(graph))
     module.set_context(genes, index, ring, np.zeros((*index.shape, 2), np.float32))
@@ -77,3 +77,21 @@ def test_an_encoder_on_genes_is_one_file(st, monkeypatch):
     for x, context in GenesAround.seen:
         torch.testing.assert_close(context.own, x, rtol=2e-3, atol=2e-3)  # kept in half precision
     assert not {"spot_genes", "neighbours"} & set(model.module.state_dict())
+
+
+def test_networks_share_the_neighbourhoods_of_spots_to_predict(st, monkeypatch):
+    found = []
+
+    def counted(*args):
+        found.append(neighbour_rings(*args))
+        return found[-1]
+
+    HurdleNet.setup_anndata(st, presence_key="msi_presence", graph_key="spatial_connectivities")
+    model = HurdleNet(st, encoder="deepset", encoder_kwargs={"n_hidden": 8}, n_nets=2)
+    model.train(max_epochs=1)
+    assert len(model._nets) == 2
+    monkeypatch.setattr(_neighbour_context, "neighbour_rings", counted)
+    model.predict()
+    assert len(found) == 1
+    for net in model._nets:
+        np.testing.assert_array_equal(net.module.ring, found[0][1])

@@ -285,8 +285,18 @@ class ExpressionSpace:
 
     def transform(self, log: LogExpression) -> Floats32:
         """Components of spots from their log expression, shape (spots, components), in pieces."""
-        parts = [self.centred(log[i : i + _CHUNK]) @ self.components.T for i in range(0, log.shape[0], _CHUNK)]
+        parts = [self.centred(_piece(log, i)) @ self.components.T for i in range(0, log.shape[0], _CHUNK)]
         return np.vstack(parts) if parts else np.empty((0, len(self.components)), np.float32)
+
+
+def _piece(log: LogExpression, start: int) -> LogExpression:
+    """Some spots; of a sparse matrix without a copy of its entries."""
+    if not isinstance(log, sp.csr_matrix):
+        return log[start : start + _CHUNK]
+    pointer = log.indptr[start : start + _CHUNK + 1]
+    own = slice(pointer[0], pointer[-1])
+    shape = len(pointer) - 1, log.shape[1]
+    return sp.csr_matrix((log.data[own], log.indices[own], pointer - pointer[0]), shape=shape)
 
 
 def column_moments(X: sp.csr_matrix) -> tuple[Floats, Floats]:
@@ -303,7 +313,10 @@ def column_sums(X: sp.csr_matrix) -> Floats:
     """
     sums = np.zeros((3, X.shape[1]))
     for start in range(0, len(X.data), _ENTRIES):
-        column, value = X.indices[start : start + _ENTRIES], X.data[start : start + _ENTRIES].astype(np.float64)
-        for total, weight in zip(sums, (value, value**2, value != 0), strict=True):
-            total += np.bincount(column, weight, minlength=len(total))
+        # in the types that are counted in, or each count would make them anew
+        column = X.indices[start : start + _ENTRIES].astype(np.intp)
+        value = X.data[start : start + _ENTRIES].astype(np.float64)
+        seen = column if value.all() else column[value != 0]
+        for total, of, weight in zip(sums, (column, column, seen), (value, value**2, None), strict=True):
+            total += np.bincount(of, weight, minlength=len(total))
     return sums

@@ -163,12 +163,13 @@ class GroupMoments:
         # the constant is not shrunk, but for what keeps the matrix regular
         shrink[-1] = 1e-6
         fitted, unsolved = [], []
+        whole_in = np.stack([self.known[self.groups == g].all(axis=0) for g in range(len(self.gram))])
         for left_out in without:
             used = np.arange(len(self.gram)) != (-1 if left_out is None else left_out)
             gram = self.gram[used].sum(axis=0, dtype=np.float64)
             cross = self.cross[used].sum(axis=0, dtype=np.float64)
             spots = used[self.groups]
-            whole = self.known[spots].all(axis=0)
+            whole = whole_in[used].all(axis=0)
             weights = np.empty(cross.shape)
             fitted.append(weights)
             if not whole.all():
@@ -200,7 +201,9 @@ class GroupMoments:
         damp = np.hstack([1 / (p.values[:, None] * share[of == k] + 1) for k, p in enumerate(problems)])
 
         def times(B: Floats) -> Floats:
-            return np.asarray(F_T @ (known * (F @ B.astype(np.float32))), dtype=np.float64) + inverse * B
+            predicted = F @ B.astype(np.float32)
+            predicted *= known
+            return np.asarray(F_T @ predicted, dtype=np.float64) + inverse * B
 
         def solve(R: Floats) -> Floats:
             out = np.empty_like(R)
@@ -237,10 +240,12 @@ class GroupMoments:
         """Predictions of every spot by the fit without its group (`fits`, one for each); NaN where a target is not measured in the others."""
         out = np.empty(self.Y.shape, np.float32)
         fits = self.fits(penalty, range(len(self.gram))) if fits is None else fits
+        measured = np.stack([self.known[self.groups == g].any(axis=0) for g in range(len(self.gram))])
         for g, weights in enumerate(fits):
-            own = self.groups == g
-            possible = self.known[~own].any(axis=0)
-            out[own] = np.where(possible, self.F[own] @ weights.astype(np.float32), np.nan)
+            own = np.flatnonzero(self.groups == g)
+            predicted = self.F[own] @ weights.astype(np.float32)
+            predicted[:, ~np.delete(measured, g, axis=0).any(axis=0)] = np.nan
+            out[own] = predicted
         return out
 
 

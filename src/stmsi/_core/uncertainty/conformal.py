@@ -260,10 +260,11 @@ def left_out_levels(score: Floats, weight: Floats, group: Ints, *, two_sided: bo
     number_of = np.stack([known[own].sum(axis=0) for own in groups])
     # a score beyond the prediction (0) can be missed on its own side only
     sides = (score > 0, score < 0) if two_sided else (known,)
-    for side, sign in zip(sides, (1, -1), strict=False):
-        below_all = _weight_below(sign * score, weight)
-        for k, own in enumerate(groups):
-            below = below_all[own] - _weight_below(sign * score[own], weight[own])
+    beyond_all = _weights_beyond(score, weight, two_sided)
+    for k, own in enumerate(groups):
+        of_own = _weights_beyond(score[own], weight[own], two_sided)
+        for side, all_groups, own_group in zip(sides, beyond_all, of_own, strict=True):
+            below = all_groups[own] - own_group
             number_left = number_of.sum(axis=0) - number_of[k]
             total = np.where(number_left > 0, of_group.sum(axis=0) - of_group[k], 1)
             share = below / total
@@ -276,17 +277,25 @@ def left_out_levels(score: Floats, weight: Floats, group: Ints, *, two_sided: bo
     return needed
 
 
-def _weight_below(values: Floats, weight: Floats) -> Floats:
-    """Weight of the values of a column that are smaller than each one, shape (spots, metabolites); NaN is the largest."""
+def _weights_beyond(values: Floats, weight: Floats, two_sided: bool) -> list[Floats]:
+    """Weight of the values of a column that are smaller than each one, and if asked for, of those that are larger.
+
+    Each of shape (spots, metabolites). NaN, which must weigh nothing, is the largest.
+    """
     # columns are sorted faster as rows; which of equal values comes first is of no matter here
     values, weight = np.ascontiguousarray(values.T), np.ascontiguousarray(weight.T)
-    order = np.argsort(values, axis=1)
-    first = _first_of_ties(np.take_along_axis(values, order, axis=1))
-    sorted_weight = np.take_along_axis(weight, order, axis=1)
-    before = np.cumsum(sorted_weight, axis=1) - sorted_weight
-    below = np.empty_like(before)
-    np.put_along_axis(below, order, np.take_along_axis(before, first, axis=1), axis=1)
-    return below.T
+    # places in the flat arrays, in order of the values
+    start = np.arange(len(values))[:, None] * values.shape[1]
+    order = start + np.argsort(values, axis=1)
+    values, weight = values.ravel()[order], weight.ravel()[order]
+    out = []
+    for step in (1, -1)[: 1 + two_sided]:
+        own, at = weight[:, ::step], order[:, ::step]
+        before = np.cumsum(own, axis=1) - own
+        beyond = np.empty(before.size)
+        beyond[at] = before.ravel()[start + _first_of_ties(values[:, ::step])]
+        out.append(beyond.reshape(before.shape).T)
+    return out
 
 
 def _first_of_ties(values: Floats) -> Ints:

@@ -352,14 +352,15 @@ def platts(score: NDArray[np.float64], present: NDArray[np.float64]) -> tuple[ND
     spread = np.sqrt((known * (s - mean) ** 2).sum(axis=0) / np.maximum(n, 1))
     slope, offset = 1.0 / np.maximum(spread, 1e-9), np.zeros(s.shape[1])
     left = np.flatnonzero((n1 > 0) & (n0 > 0))
+    own, inside, aim = s[:, left], known[:, left].astype(np.float64), target[:, left]
     for _ in range(100):
         if len(left) == 0:
             break
-        own, inside, aim = s[:, left], known[:, left], target[:, left]
         p = expit(slope[left] * own + offset[left])
         error = inside * (p - aim)
         w = inside * np.maximum(p * (1 - p), 1e-10)
-        a, b, c = (w * own * own).sum(axis=0) + 1e-9, (w * own).sum(axis=0), w.sum(axis=0) + 1e-9
+        along = w * own
+        a, b, c = (along * own).sum(axis=0) + 1e-9, along.sum(axis=0), w.sum(axis=0) + 1e-9
         first, second = (error * own).sum(axis=0), error.sum(axis=0)
         determinant = a * c - b * b
         determinant = np.where(np.abs(determinant) > 1e-300, determinant, np.nan)
@@ -367,7 +368,9 @@ def platts(score: NDArray[np.float64], present: NDArray[np.float64]) -> tuple[ND
         slope[left] -= step[0]
         offset[left] -= step[1]
         # what is lost is lost: a sigmoid that ran away ends below as the share of the spots
-        left = left[np.isfinite(step).all(axis=0) & (np.abs(step).max(axis=0) >= 1e-8)]
+        going = np.isfinite(step).all(axis=0) & (np.abs(step).max(axis=0) >= 1e-8)
+        if not going.all():
+            left, own, inside, aim = left[going], own[:, going], inside[:, going], aim[:, going]
     # held-out scores that rank the wrong way carry no information
     wrong = ~np.isfinite(slope) | ~np.isfinite(offset) | (slope <= 0) | (n1 == 0) | (n0 == 0)
     return np.where(wrong, 1e-6, slope), np.where(wrong, np.log((n1 + 1) / (n0 + 1)), offset)

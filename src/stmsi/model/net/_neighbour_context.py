@@ -85,14 +85,25 @@ def set_context(
         _, seen = np.unique(np.column_stack([section, part]), axis=0, return_inverse=True)
         module.set_section_context(_components(spots, features), section_positions(spots.xy, section), seen.ravel())
         return
-    graph = _cut(spots, part)
-    index, ring = neighbour_rings(graph, MOST_IN_RING[: module.encoder.n_hops])
+    n_hops = module.encoder.n_hops
+    if part.any():
+        around = _around(spots, _cut(spots, part), n_hops)
+    else:  # spots that are predicted, by one network after the other
+        around = spots.once(("around", n_hops), lambda: _around(spots, _cut(spots, part), n_hops))
+    values = spot_genes(module, spots) if encoder.sees_genes else _components(spots, features)
+    module.set_context(values, *around)
+
+
+def _around(
+    spots: Spots, graph: sp.csr_matrix, n_hops: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
+    """Row, ring and relative position of each spot's neighbours, as :meth:`HurdleModule.set_context` takes them."""
+    index, ring = neighbour_rings(graph, MOST_IN_RING[:n_hops])
     offset = np.zeros((*index.shape, 2), np.float32)
     if spots.xy is not None:
         step = edge_length(graph, spots.xy) if spots.edge_length is None else spots.edge_length
         offset = relative_positions(spots.xy, index, step)
-    values = spot_genes(module, spots) if encoder.sees_genes else _components(spots, features)
-    module.set_context(values, index, ring, offset)
+    return index, ring, offset
 
 
 def _components(spots: Spots, features: SpotFeatures) -> NDArray[np.float32]:
@@ -107,7 +118,8 @@ def _genes(module: HurdleModule, spots: Spots) -> Iterator[tuple[slice, NDArray[
     """Standardised expression of the genes used as an encoder sees it, some genes at a time; shape (spots, some)."""
     index, mean, deviation = (getattr(module, name).cpu().numpy() for name in ("gene_index", "gene_mean", "gene_scale"))
     log = spots.log_expression()
-    log = log.tocsc() if isinstance(log, sp.csr_matrix) else log
+    if isinstance(log, sp.csr_matrix):  # turned once for all networks that predict the spots
+        log = spots.once("log by gene", log.tocsc)
     for start in range(0, len(index), _GENES_AT_ONCE):
         some = slice(start, start + _GENES_AT_ONCE)
         yield some, np.clip((log[:, index[some]].toarray() - mean[some]) / deviation[some], -CLIP, CLIP)

@@ -29,7 +29,6 @@ from stmsi._data.checks import (
 )
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table, sections_of
-from stmsi._data.training_marks import UNKNOWN
 from stmsi._progress import track
 from stmsi._settings import logger
 from stmsi.model.shared._blocks import BLOCK_SIZE, blocks_of, n_blocks
@@ -38,6 +37,7 @@ from stmsi.model.shared._persistence import load_as, model_card, read_card, save
 from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._spot_reader import SpotReader
 from stmsi.model.shared._targets import Targets
+from stmsi.model.shared._training_spots import NOTHING
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -84,29 +84,31 @@ class Prediction:
     upper: pd.DataFrame
     ood: NDArray[np.float64]
     missing_genes: float
-    trained_on: NDArray[Any] | None = None  # one mark a spot, where they were asked for
+    found: NDArray[np.int8] | None = None  # what `TrainingSpots.compare` says of each spot, where it was asked for
 
     @classmethod
     def gather(cls, parts: Iterable[tuple[NDArray[np.int64], Prediction]], names: pd.Index) -> Prediction:
         """Predictions of some spots each, given with their rows, as one of all; `names` are those of all spots."""
         values: dict[str, NDArray[np.float32]] = {}
-        ood, marks, n = np.empty(len(names)), np.empty(len(names), object), len(names)
+        ood, found, n = np.empty(len(names)), np.empty(len(names), np.int8), len(names)
         for rows, part in parts:
             if len(rows) == n:
                 return part
             for field in _FRAMES:
                 frame = getattr(part, field)
                 values.setdefault(field, np.empty((n, frame.shape[1]), np.float32))[rows] = frame.to_numpy()
-            ood[rows], marks[rows] = part.ood, part.trained_on
+            ood[rows] = part.ood
+            if part.found is not None:
+                found[rows] = part.found
         frames = {field: pd.DataFrame(value, index=names, columns=frame.columns) for field, value in values.items()}
-        trained_on = None if part.trained_on is None else marks
-        return cls(**frames, ood=ood, missing_genes=part.missing_genes, trained_on=trained_on)
+        told = None if part.found is None else found
+        return cls(**frames, ood=ood, missing_genes=part.missing_genes, found=told)
 
     def take(self, rows: NDArray[np.int64]) -> Prediction:
         """Some of the spots."""
         frames = {field: getattr(self, field).iloc[rows] for field in _FRAMES}
-        marks = None if self.trained_on is None else self.trained_on[rows]
-        return replace(self, **frames, ood=self.ood[rows], trained_on=marks)
+        found = None if self.found is None else self.found[rows]
+        return replace(self, **frames, ood=self.ood[rows], found=found)
 
     def output(self, how: How) -> pd.DataFrame:
         """The two stages as one number; see :meth:`HurdleModel.predict`."""
@@ -574,18 +576,18 @@ class HurdleModel:
     def _predict_blocks(
         self, reader: SpotReader, coverage: float, size: int, *, marked: bool = False
     ) -> Iterator[tuple[NDArray[np.int64], Prediction]]:
-        """Rows of some spots at a time and their prediction, which does not depend on `size`; with marks if asked for."""
+        """Rows of some spots at a time and their prediction, which does not depend on `size`; compared to training spots if asked for."""
         for block in blocks_of(reader, self._reach, size):
             spots = reader.read(block.read)
             prediction = self._predict_spots(spots, coverage)
             if marked:
-                prediction = replace(prediction, trained_on=self._trained_on(spots))
+                prediction = replace(prediction, found=self._found(spots))
             yield block.rows, prediction if block.read is None else prediction.take(block.at)
 
-    def _trained_on(self, spots: Spots) -> NDArray[Any]:
-        """Whether each spot was trained on, as :mod:`stmsi._data.training_marks` says it."""
+    def _found(self, spots: Spots) -> NDArray[np.int8]:
+        """Each spot beside those that the model was trained on, as :meth:`TrainingSpots.compare` says it."""
         seen = self.state.seen
-        return np.full(len(spots), UNKNOWN, dtype=object) if seen is None else seen.marks(spots)
+        return np.full(len(spots), NOTHING, np.int8) if seen is None else seen.compare(spots)
 
     def _predict_spots(self, spots: Spots, coverage: float = 0.9) -> Prediction:
         """Both stages and what follows from them, from spots over the genes of the model."""

@@ -155,7 +155,7 @@ def model_card(model: StoredModel) -> dict[str, Any]:
         "genes": _genes(model),
         "metabolites": _metabolites(state),
         "held_out": {
-            f"{how}_{score}": _summary(state.feature_table[f"held_out_{score}"], how)
+            f"{how}_{score}": _summary(_held_out(state.feature_table, score), how)
             for score in ("pearson", "auroc")
             for how in ("mean", "median")
         },
@@ -163,7 +163,7 @@ def model_card(model: StoredModel) -> dict[str, Any]:
         "note": (
             "Held-out scores are of training spots left out of the fit (inner folds or validation spots), inside sections "
             "(or blocks of one) and averaged over them, with the lower bound of that mean; they are not of new "
-            "patients. The files hold numbers and text, no pickled objects."
+            "patients. Metabolites whose prediction is constant count as 0. The files hold numbers and text, no pickled objects."
         ),
         **model._about,
     }
@@ -214,6 +214,15 @@ def _metabolites(state: FittedState) -> list[dict[str, Any]]:
         {"id": str(m)} | _plain(row) | {"threshold": _plain(t)}
         for m, row, t in zip(state.metabolites, rows, threshold, strict=True)
     ]
+
+
+def _held_out(features: pd.DataFrame, score: str) -> pd.Series:
+    """Evidence for means over metabolites: 0 where what was predicted for held-out spots is constant, and what was measured is not."""
+    found = features[f"held_out_{score}"]
+    if score != "pearson" or "held_out_coverage" not in features:
+        return found
+    predicted = features["held_out_coverage"].notna() & (features[Key.var.PREVALENCE] > 0)
+    return found.mask(found.isna() & predicted, 0.0)
 
 
 def _summary(scores: pd.Series, how: str) -> float | None:

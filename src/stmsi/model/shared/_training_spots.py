@@ -20,6 +20,9 @@ MOST = 2**15
 """Hashes of one kind that a model keeps, a quarter of a megabyte; there are five kinds."""
 _SETS, _LARGEST, _SMALLEST = 4, 100, 25
 """Sets of genes, and the genes of each at most and at least."""
+NOTHING, SAME, OTHER, CHANGED, PLACE = range(5)
+"""What is known of a spot by itself; see :meth:`TrainingSpots.compare`."""
+_MARKS = {NOTHING: UNKNOWN, SAME: TRAINED_ON, OTHER: HELD_OUT, CHANGED: UNKNOWN, PLACE: TRAINED_ON}
 
 
 @dataclass(frozen=True)
@@ -63,13 +66,14 @@ class TrainingSpots:
         ]
         return TrainingSpots(self.genes, profiles, _kept(np.concatenate([self.places, more.places])))
 
-    def marks(self, spots: Spots) -> NDArray[Any]:
-        """What is known of each spot of a query over the panel, shape (spots,): see :mod:`stmsi._data.training_marks`.
+    def compare(self, spots: Spots) -> NDArray[np.int8]:
+        """What is known of each spot of a query over the panel, whatever others stand beside it, shape (spots,).
 
-        - *yes*: its expression is that of training spots, in half of the sets of genes at least; or it cannot be compared, and
-          section, name and position are those of a training spot;
-        - *no*: its expression is another one, and so are section, name or position;
-        - *unknown*: it cannot be compared, or it differs though section, name and position are those of a training spot.
+        - `SAME`: its expression is that of training spots, in half of the sets of genes at least;
+        - `OTHER`: its expression is another one, and so are section, name or position;
+        - `CHANGED`: its expression is another one, though section, name and position are those of a training spot;
+        - `PLACE`: its expression cannot be compared; section, name and position are those of a training spot;
+        - `NOTHING`: its expression cannot be compared; section, name or position are others.
         """
         there = np.ones(spots.counts.shape[1], bool) if spots.imputed is None else spots.imputed.present
         usable = [k for k, genes in enumerate(self.genes) if there[genes].all()]
@@ -80,29 +84,36 @@ class TrainingSpots:
             compared = known & (hashes <= kept[-1]) if len(kept) == MOST else known
             told += compared
             alike += compared & np.isin(hashes, kept)
-        trained, placed = (told > 0) & (2 * alike >= told), self._placed(spots)
-        marks = np.full(len(spots), UNKNOWN, dtype=object)
-        marks[(told > 0) & ~placed] = HELD_OUT
-        marks[trained | (placed & (told == 0))] = TRAINED_ON
-        _as_the_rest(marks, told > 0, (told == 0) & ~placed, spots.sample)
+        placed = np.isin(place_hashes(spots.names, spots.sample, spots.xy), self.places)
+        by_expression = np.where(2 * alike >= told, SAME, np.where(placed, CHANGED, OTHER))
+        return np.where(told > 0, by_expression, np.where(placed, PLACE, NOTHING)).astype(np.int8)
+
+
+def marks_of(found: NDArray[np.int8], section: NDArray[Any] | None) -> NDArray[Any]:
+    """Marks (:mod:`stmsi._data.training_marks`) of all spots of a query, shape (spots,), from what is known of each.
+
+    Spots of which nothing is known, as they have hardly any expression, are taken for what the expression says of all others of
+    their section, where that is one thing. So `found` holds whole sections: of some of their spots, marks may be others.
+
+    Parameters
+    ----------
+    found
+        As of :meth:`TrainingSpots.compare`.
+    section
+        Section of each spot; `None`: one.
+    """
+    marks = np.array([_MARKS[kind] for kind in range(len(_MARKS))], dtype=object)[found]
+    untold = found == NOTHING
+    if not untold.any():
         return marks
-
-    def _placed(self, spots: Spots) -> NDArray[np.bool_]:
-        return np.asarray(np.isin(place_hashes(spots.names, spots.sample, spots.xy), self.places))
-
-
-def _as_the_rest(
-    marks: NDArray[Any], told: NDArray[np.bool_], untold: NDArray[np.bool_], section: NDArray[Any] | None
-) -> None:
-    """Take spots with hardly any expression for what all other spots of their section are, where these are one thing."""
     code = (
-        np.zeros(len(marks), int) if section is None else pd.factorize(np.array([str(s) for s in section], object))[0]
+        np.zeros(len(found), int) if section is None else pd.factorize(np.array([str(s) for s in section], object))[0]
     )
-    for one in np.unique(code[untold]):
-        own = code == one
-        found = set(marks[own & told])
-        if len(found) == 1:
-            marks[own & untold] = found.pop()
+    told = np.isin(found, [SAME, OTHER, CHANGED])
+    said = pd.Series(marks[told]).groupby(code[told]).agg(["first", "nunique"])
+    rest = said.loc[said["nunique"] == 1, "first"].reindex(code[untold], fill_value=UNKNOWN)
+    marks[untold] = rest.to_numpy(dtype=object)
+    return marks
 
 
 def _frequent_genes(spots: Spots) -> list[NDArray[np.int64]]:

@@ -1,0 +1,331 @@
+"""The steps of a cohort: what each is made from, and which function does it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from stmsi._cohort import Cohort, Record, Records, Step, files_of
+from stmsi.cli._align import align_file
+from stmsi.cli._combine import combine_files, counts_of
+from stmsi.cli._files import write_csv, write_text
+from stmsi.cli._map import levels_of, map_file
+
+if TYPE_CHECKING:
+    from anndata import AnnData
+
+    from stmsi._report import Found
+    from stmsi.model_selection._group_folds import GroupFolds
+
+PER_SECTION = ("combine", "align", "map", "section_report")
+STEPS = (*PER_SECTION, "train", "validate", "predict", "report")
+"""All steps, in their order."""
+_FOLDS = "folds"
+_TRAINED_WITH = ("layer", "input", "presence_key", "graph_key", "covariate_key", "feature_key", "prior_key")
+_SETUP_NAMES = {"covariate_key": "covariate_keys"}
+
+
+class CohortSteps:
+    """Makes the steps of a cohort.
+
+    Parameters
+    ----------
+    cohort
+        Its configuration.
+    n_jobs
+        Processes of the cross-validation.
+    """
+
+    def __init__(self, cohort: Cohort, n_jobs: int = 1) -> None:
+        self.cohort, self.n_jobs = cohort, n_jobs
+        self.records = Records(cohort.out / "records")
+        self._versions = version("stmsi")
+        self._files: dict[Path, list[tuple[str, int, int]]] = {}
+
+    def predictions(self, name: str) -> list[Step]:
+        """Steps of a section after training."""
+        return [self.predict(name)]
+
+    def of_section(self, name: str) -> list[Step]:
+        """Steps before training: those that need no other section, and those that need the scale of all."""
+        return [*self.alone(name), *self.together(name)]
+
+    def alone(self, name: str) -> list[Step]:
+        """Steps of a section that need no other."""
+        return [self.combine(name), *([self.align(name)] if self._measured(name) else [])]
+
+    def together(self, name: str) -> list[Step]:
+        """Steps of a section that need the scale of all."""
+        return [self.map(name), self.section_report(name)] if self._measured(name) else []
+
+    def combine(self, name: str) -> Step:
+        """Read a section and write it as one store."""
+        section = self.cohort.sections[name]
+        options = dict(section.options["combine"])
+        spent = self._mapped(name) if self._measured(name) else None
+        files = [self._stat(section.st), self._stat(section.msi), self._stat(options["mz"])]
+
+        def work(out: Path) -> dict[str, Any]:
+            from stmsi._data.keys import Key
+            from stmsi._report import is_simulated
+
+            content = combine_files(st=[f"{name}={section.st}"], msi=_named(name, section.msi), out=out, **options)
+            found = counts_of(content)
+            _check_name(name, [row["sample"] for row in found["sections"]], section.st)
+            msi = content.tables.get(Key.table.MSI)
+            found["levels"] = {} if msi is None else levels_of(msi)
+            return found | {"simulated": self.cohort.simulate is not None or is_simulated(content)}
+
+        return self._step("combine", name, "combined.zarr", work, options, files, spent=spent)
+
+    def align(self, name: str) -> Step:
+        """Align the MSI of a section."""
+        options, before = dict(self.cohort.sections[name].options["align"]), self.combine(name)
+        files = [self._stat(options["landmarks"]), self._stat(options["via"])]
+
+        def work(out: Path) -> dict[str, Any]:
+            return {"sections": align_file(before.output, out=out, **options)["sections"]}
+
+        return self._step(
+            "align", name, "aligned.zarr", work, options, files, needs=(before,), spent=self._mapped(name)
+        )
+
+    def map(self, name: str) -> Step:
+        """Map the pixels of a section to its spots, on the scale of all sections."""
+        options, before = dict(self.cohort.options["map"]), self.align(name)
+        options["target"] = self._target()
+
+        def work(out: Path) -> dict[str, Any]:
+            found = map_file(before.output, out=out, **options)
+            return {"sections": found["sections"], "target": options["target"]}
+
+        return self._step("map", name, "mapped.zarr", work, options, needs=(before,))
+
+    def section_report(self, name: str) -> Step:
+        """The page of a section."""
+        options, before, aligned = self.cohort.options["report"], self.map(name), self.align(name)
+
+        def work(out: Path) -> dict[str, Any]:
+            from stmsi._data.containers import open_store
+            from stmsi._report import section_report
+
+            rows = self._record(aligned).result["sections"]
+            warned = [text for one in (self.combine(name), aligned, before) for text in self._record(one).warnings]
+            content = open_store(before.output)
+            write_text(section_report(content, name, rows, warned, figures=options["figures"]).html(), out)
+            return {}
+
+        return self._step("section_report", name, "report.html", work, options, needs=(before,))
+
+    def train(self) -> Step:
+        """Train the model on all sections that are mapped."""
+        options, ready = dict(self.cohort.options["train"]), self.ready()
+        keys = {step.section: step.key for step in ready}
+
+        def work(out: Path) -> dict[str, Any]:
+            from stmsi.tl._models import train_model
+
+            spots = self._joined(ready)
+            fitted = train_model(spots, options["model"], _setup(spots, options), show_progress_bar=None)
+            fitted.save(out)
+            return {"model": options["model"], "spots": spots.n_obs, "genes": spots.n_vars,
+                    "metabolites": len(fitted.metabolites), "sections": list(keys)}  # fmt: skip
+
+        return self._step("train", None, "model", work, options, keys, self._patients(keys))
+
+    def validate(self) -> Step:
+        """Cross-validate by patient, or by section where none are named, and tell how far each metabolite can be trusted."""
+        options, before, ready = dict(self.cohort.options["validate"]), self.train(), self.ready()
+        named = dict.fromkeys([self.cohort.options["train"]["model"], *options["models"]])
+
+        def work(out: Path) -> dict[str, Any]:
+            import stmsi
+
+            spots = self._joined(ready)
+            splitter = self._splitter(spots, options["folds"])
+            out.mkdir()
+            scores = None
+            if splitter is not None:
+                scores = stmsi.tl.cross_validate(
+                    spots, list(named), splitter=splitter, setup=_setup(spots, self.cohort.options["train"]),
+                    cache_dir=self.cohort.out / _FOLDS, n_jobs=self.n_jobs,
+                )  # fmt: skip
+                scores["patient"] = scores["sample"].map(self._patients(scores["sample"]))
+                write_csv(scores, out / "scores.csv")
+            stmsi.tl.predict_metabolites(spots, str(before.output))
+            tiers = stmsi.tl.reliability(spots, scores, model=None if scores is None else next(iter(named)))
+            write_csv(tiers.rename_axis("metabolite").reset_index(), out / "tiers.csv")
+            by = None if splitter is None else splitter.key
+            return {"by": by, "tiers": tiers["tier"].value_counts().to_dict()}
+
+        return self._step("validate", None, "validation", work, options, list(named), needs=(before,))
+
+    def predict(self, name: str) -> Step:
+        """Predict the metabolites of a section into a store of their own."""
+        options, trained = dict(self.cohort.options["predict"]), self.train()
+        before = self.map(name) if self._measured(name) else self.combine(name)
+
+        def work(out: Path) -> dict[str, Any]:
+            import stmsi
+
+            spots = _spots(before.output)
+            how = options["how"] or "expected"
+            stmsi.tl.predict_metabolites(spots, str(trained.output), out=out, **options | {"how": how})
+            return {"spots": spots.n_obs}
+
+        return self._step("predict", name, "predicted.zarr", work, options, needs=(before, trained))
+
+    def report(self) -> Step:
+        """The page of the cohort, from the records of all steps."""
+        found = {step.title: self.records.read(step.name, step.section) for step in self.all_but_report()}
+        made_from = {title: None if r is None else (r.key, r.error, r.warnings) for title, r in found.items()}
+
+        def work(out: Path) -> dict[str, Any]:
+            from stmsi._report import cohort_report
+
+            write_text(cohort_report(self.found(), figures=self.cohort.options["report"]["figures"]).html(), out)
+            return {}
+
+        return self._step("report", None, "report.html", work, self.cohort.options["report"], made_from)
+
+    def found(self) -> Found:
+        """What all steps have left."""
+        from stmsi.cli._cohort_result import gather
+
+        return gather(self.cohort, self.all_but_report(), self.records)
+
+    def all_but_report(self) -> Iterator[Step]:
+        """Every step that the report tells of, in order."""
+        for name in self.cohort.sections:
+            yield from self.of_section(name)
+        yield from (self.train(), self.validate())
+        yield from map(self.predict, self.cohort.sections)
+
+    def named(self, step: str, section: str | None) -> list[Step]:
+        """The steps of a name: that of one section, or of all that have it."""
+        make = getattr(self, step)
+        if step not in (*PER_SECTION, "predict"):
+            return [make()]
+        everywhere = self.cohort.sections if step in ("combine", "predict") else self.cohort.measured
+        return [make(name) for name in everywhere if section in (None, name)]
+
+    def ready(self) -> list[Step]:
+        """Mappings that are done, of the sections to train on."""
+        return [step for step in map(self.map, self.cohort.measured) if step.fresh(self.records)]
+
+    def _step(
+        self,
+        name: str,
+        section: str | None,
+        output: str,
+        work: Callable[[Path], dict[str, Any]],
+        *inputs: Any,
+        needs: Iterable[Step] = (),
+        spent: Callable[[], bool] | None = None,
+    ) -> Step:
+        from stmsi.tl._fold_cache import fingerprint
+
+        needs = tuple(needs)
+        key = fingerprint(name, self._versions, list(inputs), [need.key for need in needs])
+        folder = self.cohort.out if section is None else self.cohort.out / "sections" / section
+        return Step(name, folder / output, key, work, section, needs, spent)
+
+    def _mapped(self, name: str) -> Callable[[], bool]:
+        return lambda: self.map(name).fresh(self.records) is not None
+
+    def _measured(self, name: str) -> bool:
+        return self.cohort.sections[name].msi is not None
+
+    def _record(self, step: Step) -> Record:
+        return self.records.read(step.name, step.section) or Record("")
+
+    def _stat(self, path: Path | None) -> list[tuple[str, int, int]]:
+        """Files with sizes and times, looked up once a run."""
+        if path is not None and path not in self._files:
+            self._files[path] = files_of(path)
+        return [] if path is None else self._files[path]
+
+    def _target(self) -> float | None:
+        """What pixels are scaled to: one number for all sections, or they could not be trained on together.
+
+        The mean over sections of their median level, to one digit, so that another section hardly ever changes it.
+        """
+        options = self.cohort.options["map"]
+        if options["target"] is not None:
+            return float(options["target"])
+        records = [self._record(self.combine(name)) for name in self.cohort.measured]
+        levels = [
+            r.result["levels"][options["normalize"]]
+            for r in records
+            if options["normalize"] in r.result.get("levels", {})
+        ]
+        return float(f"{np.mean(levels):.0e}") if levels else None
+
+    def _patients(self, names: Iterable[Any]) -> dict[str, str]:
+        return {str(n): p for n in names if (p := self.cohort.patients.get(str(n))) is not None}
+
+    def _splitter(self, spots: AnnData, folds: int) -> GroupFolds | None:
+        """By patient where there are two, else by section where there are two, else none."""
+        from stmsi._data.keys import Key
+        from stmsi.model_selection._group_folds import GroupFolds
+
+        for key in (Key.obs.PATIENT, Key.obs.SAMPLE):
+            if key in spots.obs and spots.obs[key].nunique() > 1:
+                return GroupFolds(key, folds)
+        return None
+
+    def _joined(self, ready: Iterable[Step]) -> AnnData:
+        """Spots of all mapped sections in one table, with their patients."""
+        from stmsi._data.concatenate import concat_st
+        from stmsi._data.keys import Key
+
+        stores = {str(step.section): step.output for step in ready}
+        if not stores:
+            msg = "No section is mapped, so there is nothing to train on."
+            raise ValueError(msg)
+        spots = concat_st([_spots(path) for path in stores.values()], self.cohort.options["train"]["join"])
+        names = spots.obs[Key.obs.SAMPLE].astype(str)
+        if Key.obsm.MSI not in spots.obsm:
+            msg = "The sections were mapped on different scales or with ions of one name and different m/z; see the warnings."
+            raise ValueError(msg)
+        measured = spots.obsm[Key.obsm.MSI].notna().groupby(names.to_numpy()).any().sum()
+        if len(stores) > 1 and not (measured > 1).any():
+            msg = "The sections share no ion. Name one list for all, as combine: mz: ions.csv; stmsi.pp.pick_peaks makes one."
+            raise ValueError(msg)
+        patients = self._patients(stores)
+        if len(patients) == len(stores):
+            spots.obs[Key.obs.PATIENT] = names.map(patients).astype("category")
+        return spots
+
+
+def _spots(store: Path) -> AnnData:
+    """The ST table of a store, without reading the pixels."""
+    import anndata as ad
+
+    from stmsi._data.containers import reading
+    from stmsi._data.keys import Key
+
+    with reading(store, "a SpatialData store"):
+        return ad.read_zarr(store / "tables" / Key.table.ST)
+
+
+def _setup(spots: AnnData, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields for the set-up of models."""
+    from stmsi.model.shared._setup import default_setup
+
+    given = {_SETUP_NAMES.get(k, k): options[k] for k in _TRAINED_WITH if options[k] is not None}
+    return default_setup(spots) | given
+
+
+def _named(name: str, path: Path | None) -> list[str]:
+    return [] if path is None else [f"{name}={path}"]
+
+
+def _check_name(name: str, found: list[str], path: Path) -> None:
+    if found != [name]:
+        msg = f"{path} holds the section(s) {', '.join(found)}, and not {name!r} alone; write each section to a file of its own name."
+        raise ValueError(msg)
