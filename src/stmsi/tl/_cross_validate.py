@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from logging import LogRecord
@@ -13,8 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import joblib
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
-from stmsi._data.checks import check_choice, listing
+from stmsi._data.checks import check_choice, is_spatialdata, listing
 from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES, SECTION_MOMENTS, TRAINED_ON, Key
 from stmsi._data.measured_and_predicted import MAP_WRITES
 from stmsi._data.stale import forget_stale, warn_if_stale
@@ -30,15 +32,18 @@ from stmsi.model.shared._stored_input import Input, StoredExpression
 from stmsi.model_selection import LeaveOneSampleOut
 from stmsi.model_selection._check_leakage import find_leaks, msi_table, report
 from stmsi.tl._across_sections import score_across
+from stmsi.tl._cluster import connected, results
 from stmsi.tl._compare_models import NO_SKILL, best_model
 from stmsi.tl._evaluate import map_positions
 from stmsi.tl._fold_cache import FoldCache, UnhashedError, data_fingerprint, fingerprint, software
 from stmsi.tl._models import setup_on, train_on
 from stmsi.tl._section_scores import Comparison, score_sections
-from stmsi.tl._shared_folds import SharedFolds
+from stmsi.tl._shared_folds import SharedFolds, StoredFolds
+from stmsi.tl._stored_models import check_stored_model, fields_of_stores, paths_of
+from stmsi.tl._stored_sections import Genes, OnError, StoredSections
 
 if TYPE_CHECKING:
-    from anndata import AnnData
+    from distributed import Client
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -53,7 +58,7 @@ _LAYOUT = (TRAINED_ON, *PRESENCE_SCORES, *INTENSITY_SCORES, *MAP_SCORES, *SECTIO
 
 @warns_once
 def cross_validate(
-    data: SpatialData | AnnData,
+    data: SpatialData | AnnData | Sequence[str | Path],
     models: ModelSpec | Sequence[str] | Mapping[str, ModelSpec] = ("mean", "ridge", "mlp"),
     *,
     splitter: Any = None,
@@ -67,7 +72,10 @@ def cross_validate(
     cache_dir: str | Path | None = None,
     sample_key: str = Key.obs.SAMPLE,
     table_key: str = Key.table.ST,
+    genes: Genes = "same",
+    on_error: OnError = "raise",
     n_jobs: int | None = None,
+    client: Client | str | None = None,
     show_progress_bar: bool | None = None,
 ) -> pd.DataFrame:
     """Score models on sections that they were not trained on.
@@ -75,12 +83,13 @@ def cross_validate(
     Everything is fitted inside the training fold: gene selection, scaling, components, signatures, regularisation,
     calibration and thresholds. Edges of graphs are cut at the border of a fold. Spots without MSI are left out. Models choose
     their own hyper-parameters by grouped folds inside the training spots; to choose between models as well, name an `inner`
-    splitter. On a cluster, call it inside ``joblib.parallel_config("dask")`` with a ``dask.distributed.Client``.
+    splitter. On a cluster, pass a `client`: see :doc:`/user_guide/cluster`.
 
     Parameters
     ----------
     data
-        SpatialData or its ST table, with mapped MSI.
+        SpatialData or its ST table, with mapped MSI; or paths of stores (``.h5ad``, ``.zarr``) that are never in memory together, see
+        :func:`stmsi.tl.train`. Models are then those that read components alone, and leakage is looked for in all but the expression.
     models
         Families by name (see :func:`stmsi.tl.predict_metabolites`), or a mapping from the name to show to a family, a
         model class, or ``{"model": family or class, "setup": {...}, "train": {...}, **hyper-parameters}``.
@@ -108,9 +117,14 @@ def cross_validate(
         you change stmsi itself. If it cannot be written, the log says so and the run goes on.
     sample_key, table_key
         Column of ``obs`` with the section name, and the ST table.
+    genes, on_error
+        Of stores, as for :func:`stmsi.tl.train`. `cache_dir` then also keeps sums over their sections.
     n_jobs, show_progress_bar
         Processes for folds x models, and a progress bar. `None` follows ``stmsi.settings``, and :func:`joblib.parallel_config`
         if ``stmsi.settings.n_jobs`` is 1. Each fit uses one thread, so results do not depend on the processes.
+    client
+        A ``dask.distributed.Client``, or the address of a scheduler: folds x models are its tasks. A fold whose worker dies is done
+        again by another one. Results are those of one process. Stores, and `cache_dir`, must be at the same paths on all machines.
 
     Returns
     -------
@@ -126,6 +140,10 @@ def cross_validate(
         One section only, unknown models, no MSI, leakage (with ``on_leakage="raise"``), or a splitter that makes no fold.
     RuntimeError
         A model failed in a fold; the message names both.
+    ConnectionError
+        No scheduler answers at the address `client` within ten seconds.
+    ImportError
+        A worker has no stmsi.
 
     Examples
     --------
@@ -137,7 +155,6 @@ def cross_validate(
     >>> sorted(scores["model"].unique())
     ['mean', 'ridge']
     """
-    st = get_table(data, table_key)
     named = named_models(models)
     if not named:
         msg = "No model was given; name at least one, such as 'ridge'."
@@ -151,33 +168,39 @@ def cross_validate(
     if inner is not None and CHOSEN in named:
         msg = f"With inner= the name {CHOSEN!r} is that of the model chosen; call yours something else."
         raise ValueError(msg)
-    setup = setup_on(st, setup, layer, input)
-    fields = {"sample_key": sample_key} | (default_setup(st) if setup is None else dict(setup))
-    warn_if_stale(st, fields.get("metabolite_key", Key.obsm.MSI))
-    measured = require_frame(st, fields.get("metabolite_key", Key.obsm.MSI), MAP_WRITES)
-    covered = np.flatnonzero(measured.notna().any(axis=1).to_numpy())
-    if len(covered) == 0:
-        msg = "No spot has MSI (all intensities are NaN); align and map the MSI first."
+    if client is not None and n_jobs is not None:
+        msg = "client= and n_jobs= are two ways to share the work; name one of them."
         raise ValueError(msg)
-    adata = st[covered].copy()
-    forget_stale(adata, fields.get("metabolite_key", Key.obsm.MSI))  # one warning is enough
-    sections_of(adata, sample_key)
-    if fields.get("input") is None:  # a fold is too small to tell, and all must be read alike
-        fields["input"] = StoredExpression.open(adata, fields.get("layer"), sample_key).told()
+    stored, st, msi = None, None, None
+    if isinstance(data, AnnData) or is_spatialdata(data):
+        st, msi = get_table(data, table_key), msi_table(data)  # type: ignore[arg-type]
+        adata, fields = _in_memory(st, setup_on(st, setup, layer, input), sample_key)
+    else:
+        asked = {"sample_key": sample_key} | fields_of_stores(setup, layer, input)
+        for spec in named.values():
+            check_stored_model(spec, asked)
+        directory = None if cache_dir is None else Path(cache_dir).expanduser()
+        stored = StoredSections.open(
+            paths_of(data), asked, table_key=table_key, genes=genes, on_error=on_error, directory=directory
+        )
+        adata, fields = stored.adata, stored.fields(asked)
     if maps:
         map_positions(adata)
     folds = _folds(LeaveOneSampleOut(sample_key) if splitter is None else splitter, adata)
     if on_leakage != "ignore":
         setups = [fields | resolve(spec)[2] for spec in named.values()]
-        report(find_leaks(adata, folds, setups, msi_table(data), sample_key, st), on_leakage)
+        report(find_leaks(adata, folds, setups, msi, sample_key, st), on_leakage)
     cache = None if cache_dir is None else FoldCache(cache_dir)
     fits = [_Fit(f, name, spec, *fold) for f, fold in enumerate(folds) for name, spec in named.items()]
     if inner is not None:
         for f, (train, _) in enumerate(folds):
             within = enumerate(_folds(inner, adata[train].copy()))
             fits += [_Fit(f, n, spec, train[a], train[b], k) for k, (a, b) in within for n, spec in named.items()]
-    shared = SharedFolds(adata, [fit.train for fit in fits])
-    tables = _score_all(fits, _Task(adata, fields, sample_key, maps, shared), cache, n_jobs, show_progress_bar)
+    train = [fit.train for fit in fits]
+    shared = SharedFolds(adata, train) if stored is None else StoredFolds(stored, train, directory)
+    task = _Task(adata, fields, sample_key, maps, shared)
+    content = None if stored is None else [one.key for one in stored.stores]
+    tables = _score_all(fits, task, content, cache, client, n_jobs, show_progress_bar)
     scores = pd.concat([t for fit, t in zip(fits, tables, strict=True) if fit.inner is None], ignore_index=True)
     if inner is None:
         return score_across(scores)
@@ -190,6 +213,23 @@ def cross_validate(
         chosen.append(own.assign(model=CHOSEN, chosen=best))
         logger.info("Fold %d: the inner folds choose %r.", f, best)
     return score_across(pd.concat([scores.assign(chosen=""), *chosen], ignore_index=True))
+
+
+def _in_memory(st: AnnData, setup: Mapping[str, Any] | None, sample_key: str) -> tuple[AnnData, dict[str, Any]]:
+    """The spots with MSI, and fields for ``setup_anndata`` that say what their expression is."""
+    fields = {"sample_key": sample_key} | (default_setup(st) if setup is None else dict(setup))
+    warn_if_stale(st, fields.get("metabolite_key", Key.obsm.MSI))
+    measured = require_frame(st, fields.get("metabolite_key", Key.obsm.MSI), MAP_WRITES)
+    covered = np.flatnonzero(measured.notna().any(axis=1).to_numpy())
+    if len(covered) == 0:
+        msg = "No spot has MSI (all intensities are NaN); align and map the MSI first."
+        raise ValueError(msg)
+    adata = st[covered].copy()
+    forget_stale(adata, fields.get("metabolite_key", Key.obsm.MSI))  # one warning is enough
+    sections_of(adata, sample_key)
+    if fields.get("input") is None:  # a fold is too small to tell, and all must be read alike
+        fields["input"] = StoredExpression.open(adata, fields.get("layer"), sample_key).told()
+    return adata, fields
 
 
 @dataclass(frozen=True)
@@ -241,15 +281,24 @@ def _folds(splitter: Any, adata: AnnData) -> list[tuple[NDArray[np.int64], NDArr
 
 
 def _score_all(
-    fits: Sequence[_Fit], task: _Task, cache: FoldCache | None, n_jobs: int | None, show_progress_bar: bool | None
+    fits: Sequence[_Fit],
+    task: _Task,
+    stores: Sequence[str] | None,
+    cache: FoldCache | None,
+    client: Client | str | None,
+    n_jobs: int | None,
+    show_progress_bar: bool | None,
 ) -> list[pd.DataFrame]:
-    """Score tables of all fits in their order: from the cache, or computed and put there one by one."""
+    """Score tables of all fits in their order: from the cache, or computed and put there one by one.
+
+    `stores` tell whether the expression has changed that is not in the task.
+    """
     tables: dict[int, pd.DataFrame] = {}
     keys: list[str] = []
     if cache is not None:
         settled = (task.fields, task.sample_key, task.maps, _LAYOUT, software())
         try:
-            common = fingerprint(data_fingerprint(task.adata), *settled)
+            common = fingerprint(data_fingerprint(task.adata), *settled, *(stores or ()))
             keys = [fingerprint(common, fit.spec, fit.train, fit.test) for fit in fits]
         except UnhashedError as error:
             logger.warning("No fold is kept in %s: %s.", cache.directory, error)
@@ -258,16 +307,29 @@ def _score_all(
         found = {i: cache.get(key) for i, key in enumerate(keys)}
         tables = {i: fits[i].label(table) for i, table in found.items() if table is not None}
         logger.info("%d of %d model fits are read from %s.", len(tables), len(fits), cache.directory)
-    jobs = [joblib.delayed(_run)(i, fit, task) for i, fit in enumerate(fits) if i not in tables]
+    calls = [(i, fit) for i, fit in enumerate(fits) if i not in tables]
+    with _done(calls, task, client, n_jobs) as done:
+        for i, table, said in track(done, "cross-validation", total=len(calls), show=show_progress_bar):
+            say_again(said)
+            if cache is not None:
+                cache.put(keys[i], table)
+            tables[i] = fits[i].label(table)
+    return [tables[i] for i in range(len(fits))]
+
+
+@contextmanager
+def _done(
+    calls: Sequence[tuple[int, _Fit]], task: _Task, client: Client | str | None, n_jobs: int | None
+) -> Iterator[Iterable[tuple[int, pd.DataFrame, list[LogRecord]]]]:
+    """What :func:`_run` returns for each call, as it is done: here, in processes beside this one, or on a cluster."""
+    if client is not None and calls:
+        with connected(client) as cluster:
+            yield results(cluster, _run, calls, task)
+        return
     n_jobs = settings.n_jobs if n_jobs is None else n_jobs
     # None lets joblib.parallel_config say which backend to use, and how much of it
     parallel = joblib.Parallel(n_jobs=None if n_jobs == 1 else n_jobs, return_as="generator_unordered")
-    for i, table, said in track(parallel(jobs), "cross-validation", total=len(jobs), show=show_progress_bar):
-        say_again(said)
-        if cache is not None:
-            cache.put(keys[i], table)
-        tables[i] = fits[i].label(table)
-    return [tables[i] for i in range(len(fits))]
+    yield parallel(joblib.delayed(_run)(*call, task) for call in calls)
 
 
 def _run(number: int, fit: _Fit, task: _Task) -> tuple[int, pd.DataFrame, list[LogRecord]]:

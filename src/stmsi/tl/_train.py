@@ -13,12 +13,12 @@ from stmsi._data.checks import is_spatialdata
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table
 from stmsi._messages import warns_once
-from stmsi.model._families import AUTO, ModelSpec, resolve
+from stmsi.model._families import AUTO, ModelSpec
 from stmsi.model.shared._setup import Setup
 from stmsi.model.shared._spot_input import Spots
-from stmsi.model.shared._spot_model import SpotModel
 from stmsi.tl._models import obtain_model, setup_on, train_on
 from stmsi.tl._shared_folds import StoredFolds
+from stmsi.tl._stored_models import check_stored_model, fields_of_stores, paths_of
 from stmsi.tl._stored_sections import Genes, OnError, StoredSections
 
 if TYPE_CHECKING:
@@ -111,12 +111,11 @@ def train(
         adata = get_table(data, table_key)  # type: ignore[arg-type]
         spec: Any = model if isinstance(model, str | Mapping) else {"model": model}
         return obtain_model(spec, adata, setup_on(adata, setup, layer, input), show_progress_bar)
-    paths = [data] if isinstance(data, str | Path) else list(data)  # type: ignore[arg-type]
     fields = fields_of_stores(setup, layer, input)
     check_stored_model(model, fields)
     directory = None if cache_dir is None else Path(cache_dir).expanduser()
     sections = StoredSections.open(
-        paths, fields, table_key=table_key, genes=genes, on_error=on_error, directory=directory
+        paths_of(data), fields, table_key=table_key, genes=genes, on_error=on_error, directory=directory
     )
     every = np.arange(len(sections.names))
     shared = StoredFolds(sections, [every], directory)
@@ -128,37 +127,3 @@ def train(
     fitted, _ = train_on(sections.adata, model, told, show_progress_bar=show_progress_bar, read=read)
     fitted.adata = None  # its expression is empty
     return fitted
-
-
-def fields_of_stores(setup: Mapping[str, Any] | None, layer: str | None, input: Input | None) -> dict[str, Any]:
-    """Fields for ``setup_anndata`` of stores, as far as they were named.
-
-    Raises
-    ------
-    ValueError
-        A signature, which belongs to the clusters of one table.
-    """
-    fields = dict(setup or {})
-    named = (("layer", None if layer == "X" else layer), ("input", input))
-    fields |= {key: value for key, value in named if value is not None}
-    if fields.get("signature_key") is not None:
-        msg = (
-            "Signatures are not read from several stores: clusters of one store are not those of another. Leave out signature_key "
-            "and cluster_key, or train on one table in memory."
-        )
-        raise ValueError(msg)
-    return fields
-
-
-def check_stored_model(spec: ModelSpec, fields: Mapping[str, Any]) -> None:
-    """Refuse a model that is not trained by what was read of the spots alone."""
-    cls, _, own, train_args = resolve(spec)
-    if not issubclass(cls, SpotModel) or cls._reads_matrix or train_args:
-        msg = (
-            f"{cls.__name__} reads the table itself and cannot be trained on stores. Take a linear family (such as 'ridge'), or read the "
-            "sections into one table (anndata.concat)."
-        )
-        raise TypeError(msg)
-    if own.get("layer", fields.get("layer")) != fields.get("layer"):
-        msg = f"The expression of all stores is read from one place; name the layer {own['layer']!r} for all models (layer=)."
-        raise ValueError(msg)

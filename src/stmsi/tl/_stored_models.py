@@ -1,0 +1,62 @@
+"""What can be trained on stores, and how it is said."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stmsi.model._families import ModelSpec, resolve
+from stmsi.model.shared._spot_model import SpotModel
+
+if TYPE_CHECKING:
+    from stmsi.model.shared._stored_input import Input
+
+
+def paths_of(data: Any) -> list[str | Path]:
+    """Paths of stores, of which there may be one."""
+    if isinstance(data, str | Path):
+        return [data]
+    paths = list(data) if isinstance(data, Sequence) else [data]
+    other = [type(path).__name__ for path in paths if not isinstance(path, str | Path)]
+    if other:
+        msg = (
+            f"Expected an AnnData, a SpatialData or paths of stores, found {other[0]}. Sections in memory go together in one table first "
+            "(anndata.concat)."
+        )
+        raise TypeError(msg)
+    return paths
+
+
+def fields_of_stores(setup: Mapping[str, Any] | None, layer: str | None, input: Input | None) -> dict[str, Any]:
+    """Fields for ``setup_anndata`` of stores, as far as they were named.
+
+    Raises
+    ------
+    ValueError
+        A signature, which belongs to the clusters of one table.
+    """
+    fields = dict(setup or {})
+    named = (("layer", None if layer == "X" else layer), ("input", input))
+    fields |= {key: value for key, value in named if value is not None}
+    if fields.get("signature_key") is not None:
+        msg = (
+            "Signatures are not read from several stores: clusters of one store are not those of another. Leave out signature_key "
+            "and cluster_key, or train on one table in memory."
+        )
+        raise ValueError(msg)
+    return fields
+
+
+def check_stored_model(spec: ModelSpec, fields: Mapping[str, Any]) -> None:
+    """Refuse a model that is not trained by what was read of the spots alone."""
+    cls, _, own, train_args = resolve(spec)
+    if not issubclass(cls, SpotModel) or cls._reads_matrix or train_args:
+        msg = (
+            f"{cls.__name__} reads the table itself and cannot be trained on stores. Take a linear family (such as 'ridge'), or read the "
+            "sections into one table (anndata.concat)."
+        )
+        raise TypeError(msg)
+    if own.get("layer", fields.get("layer")) != fields.get("layer"):
+        msg = f"The expression of all stores is read from one place; name the layer {own['layer']!r} for all models (layer=)."
+        raise ValueError(msg)
