@@ -18,7 +18,12 @@ def test_text_that_spreadsheets_would_run_is_quoted(tmp_path):
         {"=a": ["=1+1", "＠x", "glucose"], "n": [-1.5, 2.0, 3.0], "c": pd.Categorical(["+H", "-H", None])}
     )
     write_csv(table, tmp_path / "t.csv")
-    assert (tmp_path / "t.csv").read_text().splitlines() == ["'=a,n,c", "'=1+1,-1.5,'+H", "'＠x,2.0,'-H", "glucose,3.0,"]
+    assert (tmp_path / "t.csv").read_text().splitlines() == [
+        "'=a,n,c",
+        "'=1+1,-1.5,'+H",
+        "'＠x,2.0,'-H",
+        "glucose,3.0,",
+    ]
     assert list(table) == ["=a", "n", "c"], "the table itself stays"
 
 

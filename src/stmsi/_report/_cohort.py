@@ -27,7 +27,6 @@ _NO_SCORES = ("No scores.", "Nothing could be held out, so nothing is known of h
 _SECTION = ("One section.", "Look whether tissue lies on tissue before you believe anything that is made from it.")
 _TIERS = (*TIERS, "none")
 _LEAST_OVERLAP, _LEAST_COVERED = 0.5, 0.3
-_OUT = {"show": False, "return_fig": True}
 
 
 @dataclass(frozen=True)
@@ -127,8 +126,8 @@ def section_report(
 
     st, msi = sdata.tables[Key.table.ST], sdata.tables[Key.table.MSI]
     plots = [
-        ("Alignment", "Pixels upon spots: dark spots are covered, red ones are not.", lambda: stmsi.pl.alignment(sdata, sample=name, **_OUT)),
-        ("Coverage by MSI", "Share of each spot's area that MSI has measured.", lambda: stmsi.pl.spatial(sdata, Key.obs.COVERAGE, **_OUT)),
+        ("Alignment", "Pixels upon spots: dark spots are covered, red ones are not.", lambda: stmsi.pl.alignment(sdata, sample=name, show=False, return_fig=True)),
+        ("Coverage by MSI", "Share of each spot's area that MSI has measured.", lambda: stmsi.pl.spatial(sdata, Key.obs.COVERAGE, show=False, return_fig=True)),
     ]  # fmt: skip
     drawn = [Figure.drawn(*plot) for plot in plots] if figures else []
     covered = int(st.obsm[Key.obsm.MSI].notna().any(axis=1).sum())
@@ -156,8 +155,8 @@ def _figures(found: Found) -> list[Figure]:
         return []
     scores = found.scores
     plots = [
-        ("Models", "Pearson correlation of each metabolite, held out.", lambda: stmsi.pl.performance(scores, metric="pearson", **_OUT)),
-        ("Presence", "AUROC of each metabolite, held out.", lambda: stmsi.pl.performance(scores, stage="presence", **_OUT)),
+        ("Models", "Pearson correlation of each metabolite, held out.", lambda: stmsi.pl.performance(scores, metric="pearson", show=False, return_fig=True)),
+        ("Presence", "AUROC of each metabolite, held out.", lambda: stmsi.pl.performance(scores, stage="presence", show=False, return_fig=True)),
     ]  # fmt: skip
     return [figure for figure in (Figure.drawn(*plot) for plot in plots) if figure is not None]
 

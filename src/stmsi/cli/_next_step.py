@@ -20,7 +20,7 @@ def say_next(*words: str | Path, also: str = "") -> None:
         say(also)
 
 
-def command_line(*words: str | Path) -> str:
+def command_line(*words: str | int | Path) -> str:
     """A command of stmsi as it runs in this folder, with its words quoted where the shell needs it."""
     return shlex.join([program(), *map(str, words)])
 

@@ -52,7 +52,7 @@ def name_on_canvas(layer: Any, *, visible: bool) -> None:
 def canvas_grid(viewer: Any) -> Any:
     """The boxes of a canvas."""
     canvas = getattr(viewer, "canvas", None)
-    return canvas.grid if hasattr(canvas, "grid") else viewer.grid
+    return getattr(canvas, "grid", None) or viewer.grid
 
 
 def arrange(viewer: Any, boxes: Sequence[Sequence[Any]], *, beside: bool) -> None:

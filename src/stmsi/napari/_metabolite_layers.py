@@ -203,10 +203,10 @@ def build_layer(
         CHANCE: get_cmap(None, _CHANCE_CMAP),
     }.get(role) or get_cmap(look.cmap, INTENSITY_CMAP)
     clear = look.transparent_zeros and role in INTENSITIES
-    plain = {"opacity": look.opacity, "blending": "translucent"}
+    plain: dict[str, Any] = {"opacity": look.opacity, "blending": "translucent"}
     lattice = section.lattice
     if lattice is not None:
-        options = {"name": role, "colormap": _colormap(palette, clear=True), "contrast_limits": limits}
+        options: dict[str, Any] = {"name": role, "colormap": _colormap(palette, clear=True), "contrast_limits": limits}
         options |= {"interpolation2d": "nearest", "affine": pixels_to_world(lattice.matrix), **plain}
         return raster(section, values, limits, clear=clear), options, "image"
     kind, places, shape = spot_geometry(section)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from os.path import commonprefix
+from itertools import accumulate
+from operator import and_, eq
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -104,7 +105,7 @@ class MetaboliteMaps:
 
     def roles(self, rows: NDArray[np.int64]) -> set[str]:
         """Layers that have a value in some spot: a section without MSI has predictions alone."""
-        sides = {r for r in (MEASURED, PREDICTED) if r in self.frames and _any_value(self.frames[r], rows)}
+        sides: set[str] = {r for r in (MEASURED, PREDICTED) if r in self.frames and _any_value(self.frames[r], rows)}
         # where nothing is known at all, what there would be is shown as not covered
         sides = sides or {r for r in (MEASURED, PREDICTED) if r in self.frames}
         out = set(sides)
@@ -189,7 +190,7 @@ class MetaboliteMaps:
         text = text.strip().lower()
         close = get_close_matches(text, list(names), n=2 * n, cutoff=_ALIKE)
         # of names that are as much alike, those that begin like the text
-        close.sort(key=lambda name: -len(commonprefix([text, name])))
+        close.sort(key=lambda name: sum(accumulate(map(eq, text, name), and_)), reverse=True)
         return list(dict.fromkeys(str(i) for c in close for i in self.features.index[names == c]))[:n]
 
     @property

@@ -293,7 +293,8 @@ class MetaboliteView:
             own = layer.metadata[OWN]
             role, own["metabolite"] = own["role"], self.metabolite
             self._stale.discard(role)
-            values = blend(*(self._maps[r] for r in _PAIR), self.mix) if role == BLEND else self._maps[role]
+            maps = self._maps
+            values = blend(maps[MEASURED], maps[PREDICTED], self.mix) if role == BLEND else maps[role]
             clear = self._drawn.transparent_zeros and role in INTENSITIES
             paint(layer, self.section, values, self._limits[role], clear=clear, shown=self._side(role))
         tell_limits(old)

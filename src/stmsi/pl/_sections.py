@@ -131,6 +131,7 @@ def load_section(
         pitch = pitch_of(xy)
         diameter *= pitch / VISIUM_PITCH if np.isfinite(pitch) and pitch > 0 else 1.0
     radius = np.full(len(rows), diameter / 2)
+    outlines: NDArray[np.float64] | tuple[NDArray[np.float64], ...] | None
     outlines = None if spot_diameter is not None else _squares(adata, rows, xy)
     histology = None
     if is_spatialdata(data):
