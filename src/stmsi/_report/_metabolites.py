@@ -44,7 +44,8 @@ def features_with_tiers(adata: AnnData, pred_key: str) -> pd.DataFrame | None:
 
 def with_labels(table: Table, features: pd.DataFrame | None) -> Table:
     """A table whose rows begin with the ids of metabolites, with labels in their place and, where they are known, tiers beside."""
-    names = [str(label(features, row[0])) for row in table.rows]
+    # an m/z is not torn from its number
+    names = [str(label(features, row[0])).replace("m/z ", "m/z\N{NO-BREAK SPACE}") for row in table.rows]
     rows = [[name, *row[1:]] for name, row in zip(names, table.rows, strict=True)]
     if features is None or Key.var.TIER not in features:
         return replace(table, rows=rows, sortable=True)
