@@ -137,8 +137,7 @@ def test_an_evaluation(scored):
     assert page.caution[0] == "SIMULATED."
     sections, metabolites = page.tables
     assert [row[0] for row in sections.rows] == [
-        *(f"{name} (trained on)" for name in ("P1S1", "P2S1", "P3S1")),
-        "all sections (with training spots)",
+        *(f"{name} (trained on)" for name in ("P1S1", "P2S1", "P3S1", "all sections")),
         "a prediction without skill",
     ]
     assert page.caution[1].endswith("The model was trained on P1S1, P2S1, P3S1: no evidence there.")

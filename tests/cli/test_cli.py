@@ -327,12 +327,12 @@ def test_the_kind_of_the_output_is_checked_first(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["st.h5ad", "s.zarr"])
 def test_a_write_that_fails_leaves_nothing(folder, tmp_path, monkeypatch, name):
-    def broken(self, path, *args, **kwargs):
+    def broken(content, path, *args, **kwargs):
         Path(path).mkdir() if Path(path).suffix == ".zarr" else Path(path).write_text("half")
         msg = "disk full"
         raise OSError(msg)
 
-    monkeypatch.setattr(ad.AnnData, "write_h5ad", broken)
+    monkeypatch.setattr("stmsi.cli._files.write_h5ad", broken)
     monkeypatch.setattr(spatialdata.SpatialData, "write", broken)
     assert "disk full" in predict_fails(folder, tmp_path, folder / name, out=f"p{Path(name).suffix}")
 

@@ -236,13 +236,12 @@ def _marked(section: str, trained: Mapping[str, str]) -> str:
 
 
 def _all_sections(trained: Mapping[str, str]) -> str:
-    """Name of the row of all sections, with what holds of some of them."""
-    seen = {SAID_OF[TRAINED_ON], SAID_OF[PARTLY]} & set(trained.values())
-    return (
-        f"all sections ({'with training spots' if seen else SAID_OF[UNKNOWN]})"
-        if any(trained.values())
-        else "all sections"
-    )
+    """Name of the row of all sections, with what holds of all or of some of them."""
+    said = set(trained.values())
+    if len(said) == 1:
+        return _marked("all sections", {"all sections": said.pop()})
+    seen = said & {SAID_OF[TRAINED_ON], SAID_OF[PARTLY]}
+    return f"all sections ({'with training spots' if seen else SAID_OF[UNKNOWN]})"
 
 
 def _by_metabolite(scores: pd.DataFrame, features: pd.DataFrame | None = None) -> Table:

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stmsi._data.h5ad_files import write_h5ad
 from stmsi._data.unfinished import unfinished
 
 if TYPE_CHECKING:
@@ -68,7 +69,10 @@ def check_new(out: Path, source: Path) -> None:
 def write_data(content: Any, out: Path) -> None:
     """Write a SpatialData or AnnData, whole or not at all."""
     with _whole(out) as scratch:
-        (content.write_h5ad if out.suffix == ".h5ad" else content.write)(scratch)
+        if out.suffix == ".h5ad":
+            write_h5ad(content, scratch)
+        else:
+            content.write(scratch)
 
 
 def write_csv(table: pd.DataFrame, out: Path) -> None:
