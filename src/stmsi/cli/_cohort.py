@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
@@ -65,6 +66,7 @@ def cohort(
         done = _Progress(_planned(steps, step, section))
         for outcome in done.shown(_selected(steps, step, section, again=not resume)):
             done.tell(outcome)
+        steps.settle()
         found = steps.found()
         if step in (None, "report"):
             result["report"] = str(steps.report().output)
@@ -145,7 +147,8 @@ def _each(steps: CohortSteps, which: str, names: list[str], *, again: bool) -> I
     """Outcomes of the steps of many sections, several sections at a time."""
     import joblib
 
-    work = (joblib.delayed(_of_one)(steps, which, name, again=again) for name in names)
+    of_one = _of_one if steps.n_jobs == 1 else _in_a_worker
+    work = (joblib.delayed(of_one)(steps, which, name, again=again) for name in names)
     for outcomes in joblib.Parallel(n_jobs=steps.n_jobs, return_as="generator_unordered")(work):
         yield from outcomes
 
@@ -153,6 +156,13 @@ def _each(steps: CohortSteps, which: str, names: list[str], *, again: bool) -> I
 def _of_one(steps: CohortSteps, which: str, name: str, *, again: bool) -> list[Outcome]:
     """Steps of a section, each after the one before."""
     return [_do(steps, one, again=again) for one in getattr(steps, which)(name)]
+
+
+def _in_a_worker(*args: Any, **kwargs: Any) -> list[Outcome]:
+    """The same in another process, without what other packages warn of there; stmsi's own warnings come home in the records."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _of_one(*args, **kwargs)
 
 
 def _do(steps: CohortSteps, one: Step, *, again: bool, needed: bool = False) -> Outcome:
