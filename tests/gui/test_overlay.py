@@ -205,7 +205,7 @@ def test_the_widget_opens_from_the_menu(window, widget):
     manager.discover()
     assert "stmsi" in manager
     own = manager.get_manifest("stmsi")
-    assert "Metabolites" in [w.display_name for w in own.contributions.widgets]
+    assert [w.display_name for w in own.contributions.widgets] == ["Metabolites", "Landmarks"]
     _, opened_widget = window.window.add_plugin_dock_widget("stmsi", "Metabolites")
     assert opened_widget.view.source.sections == widget.view.source.sections
     opened_widget.view.close()
@@ -232,3 +232,38 @@ def test_the_widget_opens_a_store(napari, one_window, tmp_path):
     assert widget.view.section.name == "s"
     assert widget.controls.isVisibleTo(widget)
     assert not widget.notice.isVisibleTo(widget)
+
+
+def test_landmarks_without_python(napari, one_window, sections, tmp_path):
+    from stmsi.napari._landmark_widget import LandmarkWidget
+
+    viewer = napari.components.ViewerModel()
+    empty = LandmarkWidget(viewer)
+    assert "No SpatialData in this viewer" in empty.notice.text()
+    assert not empty.controls.isVisibleTo(empty)
+    empty.use(sections)  # as its button to open a store does
+    widget, pairs = empty, empty.pairs
+    assert widget.section.currentText() == SAMPLE
+    n = pairs.counts[0]  # the simulation brings landmarks along
+    widget.undo.click()
+    assert pairs.counts == (n, n - 1)
+    assert f"{n - 1} pairs. Next: click the same place in the ST section" in widget.report.text()
+    widget.next.click()
+    assert pairs.clicks["st"].mode == "add"
+    pairs.clicks["st"].add(pairs.clicks["st"].data[:1])
+    assert pairs.clicks["msi"].mode == "add"
+    before = widget.report.text()
+    widget.model.setCurrentIndex(widget.model.findData("affine"))
+    assert widget.report.text() != before  # errors are those of the model
+    widget.ion.setCurrentIndex(2)
+    assert widget.pairs.counts == (n, n)  # another ion keeps the clicks
+    widget.undo.click()
+    widget.undo.click()
+    widget.align.click()
+    assert widget.outcome.text() == f"Aligned {SAMPLE}; shown as it lies now."
+    assert widget.shown.currentText() == "after"
+    widget.section.setCurrentText("P2S1")
+    for _ in range(2 * n):
+        widget.undo.click()
+    widget.align.click()
+    assert "at least three are needed" in widget.outcome.text()

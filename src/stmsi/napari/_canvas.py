@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -26,6 +26,12 @@ def canvas_overlay(viewer: Any, name: str) -> Any:
     return {"text": lambda: viewer.text_overlay, "scale_bar": lambda: viewer.scale_bar}[name]()
 
 
+def write_title(viewer: Any, text: str) -> None:
+    """Text above the sections; none hides it."""
+    title = canvas_overlay(viewer, "text")
+    title.text, title.position, title.visible = text, "top_left", bool(text)
+
+
 def show_scale_bar(viewer: Any) -> None:
     """A scale bar in micrometres."""
     bar = canvas_overlay(viewer, "scale_bar")
@@ -35,9 +41,13 @@ def show_scale_bar(viewer: Any) -> None:
 
 
 def colour_bar(layer: Any, *, visible: bool) -> None:
-    """Show or hide the colour bar of a layer; those of points came with napari 0.9."""
+    """Show or hide the colour bar of a layer; those of points came with napari 0.9.
+
+    Hiding a bar whose layer is hidden is neither needed (napari does it) nor wise: shown before its layer has its box
+    again, it would raise.
+    """
     bar = getattr(layer, "face_colorbar", None) or getattr(layer, "colorbar", None)
-    if bar is None or not hasattr(bar, "tick_length"):
+    if bar is None or not hasattr(bar, "tick_length") or bar.visible == visible:
         return
     bar.position, bar.size, bar.font_size, bar.visible = _CORNER, BAR_SIZE, 9, visible
 
@@ -45,14 +55,19 @@ def colour_bar(layer: Any, *, visible: bool) -> None:
 def name_on_canvas(layer: Any, *, visible: bool) -> None:
     """Write the name of a layer beside its colour bar, from napari 0.9."""
     name = getattr(layer, "name_overlay", None)
-    if name is not None:
-        name.position, name.font_size, name.visible = _CORNER, 10, visible
+    if name is not None and name.visible != visible:
+        name.position, name.font_size, name.visible = _CORNER, 9, visible
 
 
 def canvas_grid(viewer: Any) -> Any:
     """The boxes of a canvas."""
     canvas = getattr(viewer, "canvas", None)
     return getattr(canvas, "grid", None) or viewer.grid
+
+
+def at_once(viewer: Any) -> AbstractContextManager[None]:
+    """Many layers come and go: the scene is put together once, at the end; from napari 0.9. Does not nest."""
+    return getattr(viewer.layers, "batched_update", nullcontext)()
 
 
 def arrange(viewer: Any, boxes: Sequence[Sequence[Any]], *, beside: bool) -> None:
@@ -78,5 +93,3 @@ def arrange(viewer: Any, boxes: Sequence[Sequence[Any]], *, beside: bool) -> Non
 def fit_view(viewer: Any) -> None:
     """The whole section in every box, with room for title and colour bars."""
     viewer.reset_view(margin=MARGIN)
-    if canvas_grid(viewer).enabled:
-        viewer.camera.zoom *= 1 - MARGIN  # napari leaves a margin around all boxes, not around each

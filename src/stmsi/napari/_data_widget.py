@@ -34,7 +34,7 @@ class DataWidget(QWidget):
         self.setMinimumWidth(WIDTH)
 
     def use(self, sdata: SpatialData) -> None:
-        """Take a SpatialData; raises KeyError or ValueError where it lacks what the widget shows."""
+        """Take a SpatialData and show the controls; raises KeyError or ValueError where it lacks what the widget shows."""
         raise NotImplementedError
 
     def find_data(self) -> None:
@@ -74,7 +74,6 @@ class DataWidget(QWidget):
         except (KeyError, ValueError) as error:  # the tables may lack metabolites, or sections
             self.say(str(error.args[0]))
             return False
-        self.show_controls(True)
         return True
 
     def _on_open(self) -> None:

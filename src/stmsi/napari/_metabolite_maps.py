@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
-from itertools import accumulate
-from operator import and_, eq
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -190,7 +189,7 @@ class MetaboliteMaps:
         text = text.strip().lower()
         close = get_close_matches(text, list(names), n=2 * n, cutoff=_ALIKE)
         # of names that are as much alike, those that begin like the text
-        close.sort(key=lambda name: sum(accumulate(map(eq, text, name), and_)), reverse=True)
+        close.sort(key=lambda name: -_common(text, name))
         return list(dict.fromkeys(str(i) for c in close for i in self.features.index[names == c]))[:n]
 
     @property
@@ -239,6 +238,11 @@ def blend(measured: NDArray[np.float64], predicted: NDArray[np.float64], share: 
 def _any_value(frame: pd.DataFrame, rows: NDArray[np.int64]) -> bool:
     """Whether a layer knows any spot of a section; spots that MSI did not cover are NaN in all metabolites."""
     return any(frame.iloc[:, j].iloc[rows].notna().any() for j in range(frame.shape[1]))
+
+
+def _common(one: str, other: str) -> int:
+    """Characters with which both begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _number(text: str) -> float | None:

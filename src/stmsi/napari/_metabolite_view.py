@@ -14,7 +14,7 @@ from scipy.spatial import cKDTree
 from stmsi._data.checks import check_choice, check_share, listing
 from stmsi._data.training_marks import SAID_OF
 from stmsi.napari._add_layers import add_layers
-from stmsi.napari._canvas import arrange, canvas_grid, canvas_overlay, colour_bar, name_on_canvas
+from stmsi.napari._canvas import arrange, at_once, canvas_grid, colour_bar, name_on_canvas, write_title
 from stmsi.napari._histology import HISTOLOGY, histology_layer
 from stmsi.napari._metabolite_layers import INTENSITIES, OWN, Look, build_layer, build_layers, limits_of
 from stmsi.napari._metabolite_maps import BLEND, MEASURED, MODES, PREDICTED, blend
@@ -86,20 +86,21 @@ class MetaboliteView:
         there = {options["name"] for _, options, _ in data}
         if not there & set(MODES[self.mode]):
             self.mode = "compare"
-        self._remove()
-        self.section, self._tree, self._drawn = section, cKDTree(section.xy), look
-        pair = set(_PAIR) <= there
-        if under is not None:
-            image, options, kind = under
-            copies = [HISTOLOGY, HISTOLOGY + _OF_PREDICTED][: 1 + pair]
-            self._under = add_layers(self.viewer, [(image, {**options, "name": name}, kind) for name in copies])
-        added = add_layers(self.viewer, [(d, o | {"name": self.source.label(o["name"])}, kind) for d, o, kind in data])
-        self.layers = {layer.metadata[OWN]["role"]: layer for layer in added}
-        for layer in added:
+        named = [(d, o | {"name": self.source.label(o["name"])}, kind) for d, o, kind in data]
+        copies = [HISTOLOGY, HISTOLOGY + _OF_PREDICTED][: 1 + (set(_PAIR) <= there)] if under is not None else []
+        with at_once(self.viewer):
+            self._remove()
+            self.section, self._tree, self._drawn = section, cKDTree(section.xy), look
+            if under is not None:
+                image, options, kind = under
+                self._under = add_layers(self.viewer, [(image, {**options, "name": name}, kind) for name in copies])
+            self.layers = {layer.metadata[OWN]["role"]: layer for layer in add_layers(self.viewer, named)}
+            self._update_maps()
+            self._stale: set[str] = set()
+            self._arrange()
+        for layer in self.layers.values():
             layer.events.visible.connect(lambda event: self._refresh(event.source))
-        self._update_maps()
-        self._stale: set[str] = set()
-        self._compose()
+        self._caption()
 
     def show_metabolite(self, metabolite: str) -> None:
         """Colour the spots by another metabolite."""
@@ -219,15 +220,20 @@ class MetaboliteView:
 
     def close(self) -> None:
         """Remove the layers and stop listening to clicks."""
-        self._remove()
-        arrange(self.viewer, [], beside=False)
+        with at_once(self.viewer):
+            self._remove()
+        write_title(self.viewer, "")
         with suppress(ValueError):
             self.viewer.mouse_drag_callbacks.remove(self._on_drag)
 
     # -- Layers ---------------------------------------------------------------
 
     def _compose(self) -> None:
-        """Show and arrange the layers that the state asks for."""
+        """Show, arrange and name the layers that the state asks for."""
+        self._arrange()
+        self._caption()
+
+    def _arrange(self) -> None:
         if self.style == BLENDED and BLEND not in self.layers:
             self._add_blend()
         seen = self._seen
@@ -240,7 +246,6 @@ class MetaboliteView:
         self._place()
         top = [layer for layer in self.layers.values() if layer.visible]
         self.viewer.layers.selection.active = top[-1] if top else None
-        self._caption()
 
     def _place(self) -> None:
         """Side by side, every second box of the grid holds what lies over and under one of the two."""
@@ -355,14 +360,13 @@ class MetaboliteView:
         (self._divider,) = add_layers(self.viewer, [(lines, options, "shapes")])
 
     def _caption(self) -> None:
-        text = canvas_overlay(self.viewer, "text")
-        text.text, text.position, text.visible = self.title, "top_left", True
+        write_title(self.viewer, self.title)
         swiping = self.style == SWIPE
         for role, layer in self.layers.items():
-            # napari draws those of visible layers alone, and fails where one is shown before its layer has its box.
-            # The name first: what comes first lies lowest, and under the section is room for it
-            name_on_canvas(layer, visible=not swiping)
-            colour_bar(layer, visible=not (swiping and role == PREDICTED))
+            if layer.visible:
+                # the name first: what comes first lies lowest, and under the section is room for it
+                name_on_canvas(layer, visible=not swiping)
+                colour_bar(layer, visible=not (swiping and role == PREDICTED))
 
     def _mark(self, number: int) -> None:
         """Ring a spot, in both boxes where there are two."""

@@ -156,6 +156,7 @@ class MetaboliteWidget(DataWidget):
         show_scale_bar(self.viewer)
         fit_view(self.viewer)
         self._fill()
+        self.show_controls(True)
 
     # -- What the user does ---------------------------------------------------
 
