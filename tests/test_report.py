@@ -149,7 +149,10 @@ def test_an_evaluation(scored):
     assert sections.rows[1][column] == f"{wanted:.3f}"
     best = scores.groupby("metabolite")["pearson"].mean().idxmax()
     features = st.uns["msi_pred"]["features"]
-    assert metabolites.rows[0][0] == f"{features.loc[best, 'name']} [M+H]+ (m/z\N{NO-BREAK SPACE}{features.loc[best, 'mz']:.4f})"
+    assert (
+        metabolites.rows[0][0]
+        == f"{features.loc[best, 'name']} [M+H]+ (m/z\N{NO-BREAK SPACE}{features.loc[best, 'mz']:.4f})"
+    )
     assert metabolites.columns[:2] == ["metabolite", "trust"]
     assert metabolites.sortable
     assert {row[1] for row in metabolites.rows} <= {"medium", "low", "none"}, "without scores of cross-validation"

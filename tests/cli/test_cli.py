@@ -464,7 +464,9 @@ def test_the_demo_writes_its_folder(demo):
     assert "reach a mean Pearson correlation of 0." in page
     assert "stmsi demo --seed 0 --small --out" in page
     assert '<td class="name">HurdleLinear</td>' in page, "the model card"
-    assert re.search(r"simPC\([0-9:]+\) \[M\+H\]\+ \(m/z\s[0-9.]+\)</th><td class=\"name\">(medium|low|none)</td>", page)
+    assert re.search(
+        r"simPC\([0-9:]+\) \[M\+H\]\+ \(m/z\s[0-9.]+\)</th><td class=\"name\">(medium|low|none)</td>", page
+    )
 
 
 @pytest.mark.slow
