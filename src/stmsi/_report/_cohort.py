@@ -12,6 +12,7 @@ import pandas as pd
 
 from stmsi._report._page import Figure, Page
 from stmsi._report._parts import COLUMNS, MAX_ROWS, READING, SIMULATED, links, number
+from stmsi._report._program import program
 from stmsi._report._table import Table
 from stmsi.tl._reliability import TIERS
 
@@ -107,7 +108,7 @@ def cohort_report(found: Found, *, figures: bool = True) -> Page:
         facts=facts,
         tables=[table for table in tables if table is not None and table.rows],
         figures=_figures(found) if figures else [],
-        commands=[("Go on", f"stmsi cohort {shlex.quote(str(found.source))}")],
+        commands=[("Go on", f"{shlex.quote(program())} cohort {shlex.quote(str(found.source))}")],
         links=links("cohort", "alignment", "evaluation", "limits"),
     )
 
@@ -221,7 +222,7 @@ def _tiers(tiers: pd.DataFrame) -> Table:
     ]  # fmt: skip
     note = "" if len(best) <= MAX_ROWS else f"The first {MAX_ROWS} of {len(best)}; validation/tiers.csv has all."
     columns = ["metabolite", "tier", "why", "Pearson", "AUROC", "prevalence"]
-    return Table("Metabolites", columns, rows, labels=3, note=note, folded=True)
+    return Table("Metabolites", columns, rows, labels=3, note=note, folded=True, sortable=True)
 
 
 def _sections(sections: Sequence[Mapping[str, Any]]) -> Table:
