@@ -82,7 +82,14 @@ def test_leave_one_out_error_follows_every_click(pairs):
     assert len(told) >= 10
     assert "it takes three pairs" in told[0][-1]
     assert "Leave-one-out error: 0 um" in told[-1][1]
-    moved = pairs.clicks["st"].data.copy()
+    twice = pairs.clicks["st"].data.copy()
+    twice[3] = twice[2]
+    pairs.clicks["st"].data = twice
+    assert told[-1][1].startswith("No alignment yet: ")
+    assert "three pairs" not in told[-1][1]  # the reason is another one
+    click_again = in_st(pairs, PLACES)[:, ::-1]
+    pairs.clicks["st"].data = click_again
+    moved = click_again.copy()
     moved[3] += 400  # a slip of the hand
     pairs.clicks["st"].data = moved
     assert "at pair 4" in told[-1][1]

@@ -27,7 +27,7 @@ SHOWN = ("landmarks", "before", "after")
 """Both sides beside each other for clicking, or MSI laid over ST: as it was, and as the landmarks place it."""
 LAID_OVER = "MSI over ST"
 _HANDED = 3
-"""Pairs from which on landmarks tell whether a section is mirrored; two fit either way."""
+"""Pairs that an alignment takes: two would fit a section and its mirror image alike."""
 
 
 class LandmarkPairs:
@@ -116,12 +116,18 @@ class LandmarkPairs:
         return msi, st
 
     def fit(self) -> Fit | None:
-        """The alignment by the pairs so far, with their leave-one-out errors; `None` where they are too few or on a line."""
+        """The alignment by the pairs so far, with their leave-one-out errors; `None` where they do not tell one."""
+        return self._fit()[0]
+
+    def _fit(self) -> tuple[Fit | None, str]:
+        """The fit, or why there is none."""
         msi, st = self.pairs
+        if len(msi) < _HANDED:
+            return None, "No alignment yet: it takes three pairs that are not on a line, and six are better."
         try:
-            return fit_landmarks(msi, st, self.model)
-        except ValueError:
-            return None
+            return fit_landmarks(msi, st, self.model), ""
+        except ValueError as error:
+            return None, f"No alignment yet: {error}"
 
     def report(self) -> list[str]:
         """What to tell about the landmarks: the next step, errors of the pairs left out of the fit, and warnings."""
@@ -131,9 +137,9 @@ class LandmarkPairs:
         out = [f"{n} pairs. Next: click {where[self.turn]}."]
         if abs(n_msi - n_st) > 1:
             out.append(f"{n_msi} landmarks in MSI, {n_st} in ST: take back what has no partner.")
-        fit = self.fit()
+        fit, why = self._fit()
         if fit is None:
-            return [*out, "No alignment yet: it takes three pairs that are not on a line, and six are better."]
+            return [*out, why]
         if np.isfinite(fit.tre).any():
             worst = int(np.nanargmax(fit.tre))
             out.append(
@@ -142,7 +148,7 @@ class LandmarkPairs:
             )
         else:
             out.append("One more pair, and leave-one-out errors can be told.")
-        if fit.mirrored and n >= _HANDED:
+        if fit.mirrored:
             out.append(
                 "Warning: these landmarks say that MSI and ST are mirror images. If no section was turned over, places "
                 "were read mirrored, left for right: undo, and look again."
