@@ -215,6 +215,25 @@ def test_train_passes_the_setup_on(folder, tmp_path):
     )
 
 
+def test_train_on_several_stores(folder, tmp_path):
+    st = read(folder / "st.h5ad")
+    paths = []
+    for name in ("P1S1", "P2S1"):
+        paths.append(tmp_path / f"{name}.h5ad")
+        st[(st.obs["sample"] == name).to_numpy()].write_h5ad(paths[-1])
+    options = ["--model", "linear", "--cache-dir", tmp_path / "sums"]
+    run("train", *paths, "--out", tmp_path / "m", *options)
+    assert stmsi.model.load(tmp_path / "m").state.training["samples"] == ["P1S1", "P2S1"]
+    assert stmsi.model.load(tmp_path / "m").state.setup.presence_key == "msi_presence"
+    (tmp_path / "bad.h5ad").write_bytes(b"nothing")
+    text = fails("train", *paths, tmp_path / "bad.h5ad", "--out", tmp_path / "n", *options)
+    assert "1 of 3 stores cannot be used" in text
+    assert not (tmp_path / "n").exists()
+    text = run("train", *paths, tmp_path / "bad.h5ad", "--out", tmp_path / "n", "--skip-bad", *options, code=1)
+    assert "bad.h5ad is left out" in text
+    assert stmsi.model.load(tmp_path / "n").state.training["samples"] == ["P1S1", "P2S1"]
+
+
 def test_train_says_what_is_wrong(folder, tmp_path):
     assert "model='rigde' is not known" in fails(
         "train", folder / "st.h5ad", "--out", tmp_path / "m", "--model", "rigde"

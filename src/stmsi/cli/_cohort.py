@@ -24,6 +24,9 @@ _ONE_STEP = (
 )
 _STEP_NAMES = ("combine", "align", "map", "section_report", "train", "validate", "predict", "report")
 _RESUME = "Skip what was done from the same files and options; --no-resume does everything again."
+_SCHEDULER = (
+    "Address of a dask scheduler, such as tcp://10.0.0.1:8786: the folds of the cross-validation run on its workers."
+)
 _MARK = ".stmsi-cohort"
 """Marks the folder of a cohort, in which outputs may be replaced."""
 
@@ -39,6 +42,7 @@ def cohort(
     step: Annotated[str | None, one_of(_ONE_STEP, *_STEP_NAMES)] = None,
     section: Annotated[str | None, typer.Option(help="With --step: of this section alone.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes: sections and folds at a time.", min=1)] = 1,
+    scheduler: Annotated[str | None, typer.Option(help=_SCHEDULER)] = None,
     as_json: Json = False,
 ) -> None:
     """Run a cohort: combine, align and map each section, train, cross-validate, predict, and report."""
@@ -54,7 +58,7 @@ def cohort(
         from stmsi._report import flags
         from stmsi.cli._cohort_steps import CohortSteps
 
-        steps = CohortSteps(_read(config), jobs)
+        steps = CohortSteps(_read(config), jobs, scheduler)
         result |= {"config": str(config), "out": str(steps.cohort.out), "report": None}
         if check:
             say(

@@ -38,10 +38,12 @@ class CohortSteps:
         Its configuration.
     n_jobs
         Processes of the cross-validation.
+    scheduler
+        Address of a dask scheduler whose workers do it instead.
     """
 
-    def __init__(self, cohort: Cohort, n_jobs: int = 1) -> None:
-        self.cohort, self.n_jobs = cohort, n_jobs
+    def __init__(self, cohort: Cohort, n_jobs: int = 1, scheduler: str | None = None) -> None:
+        self.cohort, self.n_jobs, self.scheduler = cohort, n_jobs, scheduler
         self.records = Records(cohort.out / "records")
         self._versions = version("stmsi")
         self._files: dict[Path, str] = {}
@@ -160,7 +162,8 @@ class CohortSteps:
             if splitter is not None:
                 scores = stmsi.tl.cross_validate(
                     spots, list(named), splitter=splitter, setup=_setup(spots, self.cohort.options["train"]),
-                    cache_dir=self.cohort.out / _FOLDS, n_jobs=self.n_jobs,
+                    cache_dir=self.cohort.out / _FOLDS, client=self.scheduler,
+                    n_jobs=self.n_jobs if self.scheduler is None else None,
                 )  # fmt: skip
                 scores["patient"] = scores["sample"].map(self._patients(scores["sample"]))
                 write_csv(scores, out / "scores.csv")

@@ -7,13 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from stmsi.cli._app import Json, command, say, step
+from stmsi.cli._app import SOME_FAILED, Json, command, say, step
 from stmsi.cli._files import check_new, read_data
 from stmsi.cli._next_step import new_path, say_next
 
 DEFAULT_MODEL = "auto"
 """Family that is trained where none is named; the name, since models take seconds to import."""
-_DATA = "Section(s) with ST and mapped MSI: SpatialData (.zarr) or AnnData (.h5ad)."
+_DATA = (
+    "Section(s) with ST and mapped MSI: SpatialData (.zarr) or AnnData (.h5ad). Several are never in memory together."
+)
+_SKIP = "Of several: name those that cannot be used and go on without them (exit code 1)."
+_SUMS = "Of several: folder that keeps the sums over each section for another run."
 _LAYER = "Layer that holds the expression; default: X."
 INPUT = "What the expression is: counts or log; default: told from the numbers, in each section."
 _PRESENCE = "Presence in obsm; default: msi_presence where it is there, else an intensity above 0."
@@ -28,7 +32,7 @@ def _families(incomplete: str) -> list[str]:
 
 def train(
     *,
-    data: Annotated[Path, typer.Argument(help=_DATA)],
+    data: Annotated[list[Path], typer.Argument(help=_DATA)],
     out: Annotated[Path, typer.Option(help="Folder to write the model to.")],
     model: Annotated[str, typer.Option(help="Family to train.", autocompletion=_families)] = DEFAULT_MODEL,
     layer: Annotated[str | None, typer.Option(help=_LAYER)] = None,
@@ -43,6 +47,8 @@ def train(
     feature_key: Annotated[list[str] | None, typer.Option(help="Further features in obsm (may be repeated).")] = None,
     prior_key: Annotated[str | None, typer.Option(help="Genes known of each metabolite, in varm.")] = None,
     table_key: Annotated[str, typer.Option(help="ST table of a SpatialData.")] = "st",
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help=_SKIP)] = False,
+    cache_dir: Annotated[Path | None, typer.Option(help=_SUMS)] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on sections with mapped MSI, and save it."""
@@ -52,19 +58,30 @@ def train(
         from stmsi.model._families import FAMILIES
         from stmsi.model.shared._setup import default_setup
         from stmsi.tl._models import train_model
+        from stmsi.tl._stored_models import fields_of_stores
+        from stmsi.tl._train import train_on_stores
 
         check_choice(model, FAMILIES, "model")
-        check_new(out, data)
-        with step(f"Reading {data}"):
-            st = get_table(read_data(data), table_key)  # type: ignore[arg-type]
+        for path in data:
+            check_new(out, path)
         asked: dict[str, Any] = {
             "layer": layer, "input": input, "metabolite_key": metabolite_key, "presence_key": presence_key,
             "sample_key": sample_key, "graph_key": graph_key, "covariate_keys": covariate_key, "feature_key": feature_key,
             "prior_key": prior_key,
         }  # fmt: skip
-        setup = default_setup(st) | {key: value for key, value in asked.items() if value is not None}
-        with step(f"Training {model}"):
-            fitted = train_model(st, model, setup, show_progress_bar=None)
+        named = {key: value for key, value in asked.items() if value is not None}
+        if len(data) > 1:
+            with step(f"Training {model} on {len(data)} stores"):
+                fitted, left_out = train_on_stores(
+                    data, model, fields_of_stores(named, None, None), table_key=table_key, genes="same",
+                    on_error="warn" if skip_bad else "raise", cache_dir=cache_dir, show_progress_bar=None,
+                )  # fmt: skip
+            result[SOME_FAILED] = [{"store": path, "error": why} for path, why in left_out.items()]
+        else:
+            with step(f"Reading {data[0]}"):
+                st = get_table(read_data(data[0]), table_key)  # type: ignore[arg-type]
+            with step(f"Training {model}"):
+                fitted = train_model(st, model, default_setup(st) | named, show_progress_bar=None)
         with step(f"Writing {out}"):
             fitted.save(out)
         card = fitted.card
@@ -76,6 +93,6 @@ def train(
             f"{result['metabolites']} metabolites -> {out}"
         )
         say_next(
-            "predict", data, "--model", out, "--out", new_path(data, "predicted", data.suffix),
+            "predict", data[0], "--model", out, "--out", new_path(data[0], "predicted", data[0].suffix),
             also="Other ST sections go in the same way, as .zarr or .h5ad: they need no MSI.",
         )  # fmt: skip

@@ -111,11 +111,28 @@ def train(
         adata = get_table(data, table_key)  # type: ignore[arg-type]
         spec: Any = model if isinstance(model, str | Mapping) else {"model": model}
         return obtain_model(spec, adata, setup_on(adata, setup, layer, input), show_progress_bar)
-    fields = fields_of_stores(setup, layer, input)
+    return train_on_stores(
+        paths_of(data), model, fields_of_stores(setup, layer, input), table_key=table_key, genes=genes, on_error=on_error,
+        cache_dir=cache_dir, show_progress_bar=show_progress_bar,
+    )[0]  # fmt: skip
+
+
+def train_on_stores(
+    paths: Sequence[str | Path],
+    model: ModelSpec,
+    fields: Mapping[str, Any],
+    *,
+    table_key: str,
+    genes: Genes,
+    on_error: OnError,
+    cache_dir: str | Path | None,
+    show_progress_bar: bool | None,
+) -> tuple[HurdleModel, Mapping[str, str]]:
+    """As :func:`train`; also the stores that were left out, and why."""
     check_stored_model(model, fields)
     directory = None if cache_dir is None else Path(cache_dir).expanduser()
     sections = StoredSections.open(
-        paths_of(data), fields, table_key=table_key, genes=genes, on_error=on_error, directory=directory
+        paths, fields, table_key=table_key, genes=genes, on_error=on_error, directory=directory
     )
     every = np.arange(len(sections.names))
     shared = StoredFolds(sections, [every], directory)
@@ -126,4 +143,4 @@ def train(
     told = sections.fields(fields)
     fitted, _ = train_on(sections.adata, model, told, show_progress_bar=show_progress_bar, read=read)
     fitted.adata = None  # its expression is empty
-    return fitted
+    return fitted, sections.left_out

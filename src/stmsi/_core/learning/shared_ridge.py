@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import cho_factor, cho_solve, eigh
 
 from stmsi._core.arrays import AnyFloats, Bools, Floats, Floats32, Ints
+from stmsi._core.metrics.columns import in_pieces
 
 PENALTIES = np.logspace(-3, 3, 13)
 """In units of the mean squared length of a spot's features."""
@@ -285,25 +287,9 @@ class HeldOutTruth:
     @classmethod
     def of(cls, Y: Floats, groups: Ints, units: Ints) -> HeldOutTruth:
         """Arguments as for :func:`fit_shared_ridge`."""
-        known = ~np.isnan(Y)
-        filled = np.where(known, Y, 0)
-        of_group = _membership(groups)
-        total, count = of_group @ filled, of_group @ known.astype(np.float64)
-        rest = count.sum(axis=0) - count
-        base = np.where(
-            rest > 0,
-            (total.sum(axis=0) - total) / np.maximum(rest, 1),
-            total.sum(axis=0) / np.maximum(count.sum(axis=0), 1),
-        )
-        y = np.where(known, filled - base[groups], 0)
-        # of a constant, the mean is off by rounding, which is no pattern
-        y = np.where(np.abs(y) > 1e-9 * np.abs(filled), y, 0)
-        size, level = (np.abs(v).max(axis=0, initial=0) for v in (y, filled))
-        size = np.where(size > 0, size, np.where(level > 0, level, 1))
-        of_unit = _membership(np.unique(units, return_inverse=True)[1])
-        return cls(
-            (y / size).astype(np.float32), size.astype(np.float32), known, base.astype(np.float32), groups, of_unit
-        )
+        of_group, of_unit = _membership(groups), _membership(np.unique(units, return_inverse=True)[1])
+        y, size, known, base = in_pieces(partial(_deviations, groups=groups, of_group=of_group), Y)
+        return cls(y, size, known, base, groups, of_unit)
 
     def of_columns(self, columns: Ints) -> HeldOutTruth:
         """Of some targets."""
@@ -383,6 +369,25 @@ class HeldOutTruth:
         """Held-out predictions with so much of their deviation from what their fold knows of the mean."""
         base = self.base[self.groups]
         return np.asarray(base + slope * (held_out - base), dtype=np.float64)
+
+
+def _deviations(Y: Floats, groups: Ints, of_group: sp.csr_matrix) -> tuple[Floats32, Floats32, Bools, Floats32]:
+    """The first four fields of :class:`HeldOutTruth`."""
+    known = ~np.isnan(Y)
+    filled = np.where(known, Y, 0)
+    total, count = of_group @ filled, of_group @ known.astype(np.float64)
+    rest = count.sum(axis=0) - count
+    base = np.where(
+        rest > 0,
+        (total.sum(axis=0) - total) / np.maximum(rest, 1),
+        total.sum(axis=0) / np.maximum(count.sum(axis=0), 1),
+    )
+    y = np.where(known, filled - base[groups], 0)
+    # of a constant, the mean is off by rounding, which is no pattern
+    y = np.where(np.abs(y) > 1e-9 * np.abs(filled), y, 0)
+    size, level = (np.abs(v).max(axis=0, initial=0) for v in (y, filled))
+    size = np.where(size > 0, size, np.where(level > 0, level, 1))
+    return (y / size).astype(np.float32), size.astype(np.float32), known, base.astype(np.float32)
 
 
 def _membership(label: Ints) -> sp.csr_matrix:

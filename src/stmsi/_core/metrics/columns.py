@@ -2,10 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from stmsi._core.arrays import Bools, Floats, Ints
+
+_AT_ONCE = 2**21
+"""Numbers that are worked on together, where each column is by itself: 16 MB an array."""
+
+
+def column_pieces(n_rows: int, n_columns: int) -> list[slice]:
+    """Columns that are worked on together, so that memory does not grow with the rows; one piece at least."""
+    size = max(_AT_ONCE // max(n_rows, 1), 1)
+    return [slice(start, min(start + size, n_columns)) for start in range(0, max(n_columns, 1), size)]
+
+
+def in_pieces(function: Callable[..., Any], *arrays: NDArray[Any]) -> Any:
+    """What a function gives of columns, some of them at a time: an array, or several, whose last axis are the columns.
+
+    `arrays` are of shape (rows, columns), the first one at least, or (columns,).
+    """
+    pieces = column_pieces(*arrays[0].shape)
+    done = [function(*(a[..., piece] for a in arrays)) for piece in pieces]
+    if len(done) == 1:
+        return done[0]
+    if isinstance(done[0], tuple):
+        return tuple(np.concatenate(parts, axis=-1) for parts in zip(*done, strict=True))
+    return np.concatenate(done, axis=-1)
 
 
 def paired(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:

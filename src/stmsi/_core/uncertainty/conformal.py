@@ -9,7 +9,7 @@ import numpy as np
 from scipy.optimize import nnls
 
 from stmsi._core.arrays import AnyFloats, Bools, Floats, Floats32, Ints
-from stmsi._core.metrics.columns import number
+from stmsi._core.metrics.columns import column_pieces, number
 from stmsi._core.spatial.sections import rows_of_each
 
 if TYPE_CHECKING:
@@ -109,33 +109,31 @@ class GroupConformal:
     ) -> GroupConformal:
         """Calibrate on held-out predictions (spots, metabolites), 0 where called absent; pairs with NaN are left out.
 
+        Intensities below 0 count as 0.
+
         `doubt` is that of each spot (:func:`doubt_of`), for its distance from the spots of the other groups; `None`: 0.
         """
-        spread, signal = spread_coefficients(truth, presence, intensity, prediction), _signal(probability * intensity)
-        added = 0.0 if doubt is None else doubt[:, None] * signal
-        score = (truth - prediction) / hurdle_spread(probability, intensity, spread, added)
         group = np.unique(groups, return_inverse=True)[1]
-        size = np.stack([number(score[own]) for own in rows_of_each(group)])
-        weight = 1 / np.maximum(size, 1)[group]
         coverages = np.linspace(0, 1, _LEVELS)
-        absent, present = (np.where(s, score, np.nan) for s in (prediction == 0, prediction > 0))
-        of_absent = left_out_levels(absent, weight, group, two_sided=False)
-        level = raised_levels(of_absent, weight, group, coverages)
-        # from this level on, the spot may be absent by more than a tail: its lower bound is 0
-        to_zero = np.maximum(1 - 2 * (1 - probability), 0)
-        above = _shares_above(present, weight, to_zero, coverages)
-        of_present = left_out_levels(present, weight, group, two_sided=True)
-        of_present = _levels_of_tails(of_present, present > 0, above, to_zero, coverages)
-        level_present = raised_levels(of_present, weight, group, coverages)
-        tail = (1 + level_present) / 2
-        upper = np.column_stack([np.interp(level_present, coverages, share) for share in above.T])
-        tails = ((absent, score, level), (-present, -score, tail), (present, score, upper))
-        values = np.stack([_tail_quantiles(own, both, weight, at) for own, both, at in tails])
-        at = round(_JUDGED * (_LEVELS - 1))
-        covered = np.where(np.isnan(of_absent), of_present < level_present[at], of_absent < level[at])
-        judged = ~np.isnan(of_absent) | ~np.isnan(of_present)
-        held_out = _held_out_coverage(covered, judged, group)
-        return cls(coverages, values, np.stack([number(absent), number(present)]), spread, signal, held_out)
+        arrays = truth, presence, probability, intensity, prediction
+        pieces = column_pieces(*truth.shape)
+
+        def judged(columns: slice) -> _Judged:
+            return _Judged.of(*(a[:, columns] for a in arrays), group, doubt, coverages)
+
+        # some metabolites at a time, so that what is computed on the way takes as much memory for few spots as for many
+        parts = [judged(columns) for columns in pieces[:1]] if len(pieces) == 1 else (judged(c) for c in pieces)
+        missed = np.sum([part.missed(coverages) for part in parts], axis=0)
+        n_groups = int(group.max(initial=-1)) + 1
+        level, level_present = (_raised(own, n_groups, coverages) for own in missed)
+        done = [
+            part.calibrated(level, level_present, coverages, group)
+            for part in (parts if isinstance(parts, list) else (judged(c) for c in pieces))
+        ]
+        own, both, enough, count, held_out, spread, signal = (
+            np.concatenate(of, axis=-1) for of in zip(*done, strict=True)
+        )
+        return cls(coverages, _of_thin_strata(own, both, enough, count.any(axis=0)), count, spread, signal, held_out)
 
     def interval(
         self,
@@ -231,13 +229,21 @@ def raised_levels(needed: Floats, weight: Floats, group: Ints, coverages: Floats
     Levels needed (:func:`left_out_levels`) and weights are of shape (spots, metabolites), groups numbers from 0. Levels do not
     fall, are at least `coverages`, which rise from 0 to 1, and equal them with a single group.
     """
-    n_groups = int(group.max(initial=-1)) + 1
+    return _raised(_missed_weights(needed, weight, coverages), int(group.max(initial=-1)) + 1, coverages)
+
+
+def _missed_weights(needed: Floats, weight: Floats, coverages: Floats) -> Floats:
+    """Weight of the scores that each level, and none, is the first to cover, every metabolite having the weight 1; shape (levels + 1,)."""
     share = np.where(np.isnan(needed), 0, weight)
     share /= np.maximum(share.sum(axis=0), 1e-300)
     kept = share > 0
     # covered by the levels above the one needed
     at = np.searchsorted(coverages, needed[kept], side="right")
-    missed = np.bincount(at, share[kept], minlength=len(coverages) + 1)
+    return np.bincount(at, share[kept], minlength=len(coverages) + 1)
+
+
+def _raised(missed: Floats, n_groups: int, coverages: Floats) -> Floats:
+    """:func:`raised_levels` from the sums of :func:`_missed_weights`."""
     if not missed.any():
         return coverages.copy()
     covered = np.cumsum(missed[:-1]) / missed.sum()
@@ -357,19 +363,94 @@ def _held_out_coverage(covered: Bools, judged: Bools, group: Ints) -> Floats:
     return np.where(some, np.stack([mean, np.where(n > 0, share, 2).min(axis=0)]), np.nan)
 
 
-def _tail_quantiles(own: Floats, both: Floats, weight: Floats, levels: Floats) -> Floats:
-    """Upper quantiles of each metabolite, shape (levels, metabolites); 0 where a metabolite has no score at all.
+def _tail_quantiles(own: Floats, both: Floats, weight: Floats, levels: Floats) -> tuple[Floats, Floats, Bools]:
+    """Upper quantiles of each metabolite in its stratum, those of both strata together where that is thin, and where it is not.
 
-    Levels are of shape (levels,), or (levels, metabolites). Scores have one scale, so a thin stratum takes the mean quantiles of the other metabolites. Where none has enough, it
-    takes the metabolite's own of both strata.
+    Levels are of shape (levels,), or (levels, metabolites); quantiles are of shape (levels, metabolites), 0 where there is no score.
     """
     enough = number(own) >= _MIN_COUNT
     some = ~np.isnan(both).all(axis=0)
-    values = np.zeros((len(levels), own.shape[1]))
-    levels = np.broadcast_to(levels.reshape(len(levels), -1), values.shape)
+    of_own, of_both = np.zeros((2, len(levels), own.shape[1]))
+    levels = np.broadcast_to(levels.reshape(len(levels), -1), of_own.shape)
     for m in np.flatnonzero(some):
-        if enough[m] or not enough.any():
-            values[:, m] = upper_quantiles((own if enough[m] else both)[:, m], weight[:, m], levels[:, m])
-    if enough.any():
-        values[:, some & ~enough] = values[:, enough].mean(axis=1)[:, None]
+        into, scores = (of_own, own) if enough[m] else (of_both, both)
+        into[:, m] = upper_quantiles(scores[:, m], weight[:, m], levels[:, m])
+    return of_own, of_both, enough
+
+
+def _of_thin_strata(own: Floats, both: Floats, enough: Bools, some: Bools) -> Floats:
+    """Quantiles of all strata from those of :func:`_tail_quantiles`, shape (strata, levels, metabolites).
+
+    `some` are the metabolites with any score. Scores have one scale, so a thin stratum takes the mean quantiles of the other metabolites. Where none has enough, it takes the
+    metabolite's own of both strata.
+    """
+    values = own.copy()
+    for k, there in enumerate(enough):
+        thin = some & ~there
+        values[k][:, thin] = values[k][:, there].mean(axis=1)[:, None] if there.any() else both[k][:, thin]
     return values
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """Scores of some metabolites, and the levels that quantiles of the other groups would need to cover them; (spots, metabolites)."""
+
+    score: Floats
+    weight: Floats
+    absent: Floats  # scores of spots called absent, NaN elsewhere
+    present: Floats
+    of_absent: Floats  # levels needed
+    of_present: Floats
+    above: Floats  # shares that upper bounds must hold, (levels, metabolites)
+    spread: Floats
+    signal: Floats
+
+    @classmethod
+    def of(
+        cls,
+        truth: Floats,
+        presence: Floats,
+        probability: Floats,
+        intensity: Floats,
+        prediction: Floats,
+        group: Ints,
+        doubt: Floats | None,
+        coverages: Floats,
+    ) -> _Judged:
+        """Arguments as for :meth:`GroupConformal.fit`."""
+        intensity = np.maximum(intensity, 0)
+        spread, signal = spread_coefficients(truth, presence, intensity, prediction), _signal(probability * intensity)
+        added = 0.0 if doubt is None else doubt[:, None] * signal
+        score = (truth - prediction) / hurdle_spread(probability, intensity, spread, added)
+        size = np.stack([number(score[own]) for own in rows_of_each(group)])
+        weight = 1 / np.maximum(size, 1)[group]
+        absent, present = (np.where(s, score, np.nan) for s in (prediction == 0, prediction > 0))
+        of_absent = left_out_levels(absent, weight, group, two_sided=False)
+        # from this level on, the spot may be absent by more than a tail: its lower bound is 0
+        to_zero = np.maximum(1 - 2 * (1 - probability), 0)
+        above = _shares_above(present, weight, to_zero, coverages)
+        of_present = left_out_levels(present, weight, group, two_sided=True)
+        of_present = _levels_of_tails(of_present, present > 0, above, to_zero, coverages)
+        return cls(score, weight, absent, present, of_absent, of_present, above, spread, signal)
+
+    def missed(self, coverages: Floats) -> Floats:
+        """:func:`_missed_weights` of spots called absent and present, shape (2, levels + 1)."""
+        return np.stack([_missed_weights(own, self.weight, coverages) for own in (self.of_absent, self.of_present)])
+
+    def calibrated(
+        self, level: Floats, level_present: Floats, coverages: Floats, group: Ints
+    ) -> tuple[Floats, Floats, Bools, Ints, Floats, Floats, Floats]:
+        """Quantiles of three tails (:func:`_tail_quantiles`), numbers of scores, coverage of left-out groups, spread and signal."""
+        tail = (1 + level_present) / 2
+        upper = np.column_stack([np.interp(level_present, coverages, share) for share in self.above.T])
+        score, absent, present = self.score, self.absent, self.present
+        tails = ((absent, score, level), (-present, -score, tail), (present, score, upper))
+        own, both, enough = (
+            np.stack(of) for of in zip(*(_tail_quantiles(o, b, self.weight, at) for o, b, at in tails), strict=True)
+        )
+        at = round(_JUDGED * (_LEVELS - 1))
+        covered = np.where(np.isnan(self.of_absent), self.of_present < level_present[at], self.of_absent < level[at])
+        judged = ~np.isnan(self.of_absent) | ~np.isnan(self.of_present)
+        count = np.stack([number(absent), number(present)])
+        held_out = _held_out_coverage(covered, judged, group)
+        return own, both, enough, count, held_out, self.spread, self.signal

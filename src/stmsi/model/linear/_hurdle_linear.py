@@ -228,7 +228,6 @@ class HurdleLinear(SpotModel):
         shared = NeighbourMap.fit(for_intensity, features.widths) if self.intensity == "knn" else None
         folds = _Folds.of_inner(inner, len(targets.metabolites), sample)
         inputs = [for_intensity if shared is None else shared.held_out(for_intensity, own) for own, _ in folds.kinds]
-        present = targets.where_present()
         prior, values = None, []
         if setup.prior_key is not None:
             known = read_prior(data.adata, setup.prior_key, data.all_targets.metabolites)
@@ -241,7 +240,13 @@ class HurdleLinear(SpotModel):
             prior is None and family == shared_family
             for family, shared_family in ((self.presence, "logistic"), (self.intensity, "ridge"))
         )
+        # what is solved together is solved in single precision
+        if first_together:
+            for_presence = for_presence.astype(np.float32)
+        if second_together:
+            for_intensity, inputs = for_intensity.astype(np.float32), []
         parts = [] if first_together else folds.parts(1)
+        present = None if second_together else targets.where_present()
         jobs = [
             joblib.delayed(_fit_presence)(
                 for_presence, targets.presence[:, own], folds.kinds[k][0], self.presence, self.rng, columns[own[0]]
@@ -252,7 +257,7 @@ class HurdleLinear(SpotModel):
                 inputs[k], present[:, m], *folds.kinds[k], self.intensity, self.rng, columns[m]
             )
             for m, k in enumerate(folds.of)
-            if not second_together
+            if present is not None
         ]
         fitted = joblib.Parallel(n_jobs=n_jobs, return_as="generator")(jobs)
         description = f"{self.presence} + {self.intensity}"
@@ -278,9 +283,7 @@ class HurdleLinear(SpotModel):
                 *((prior.strength[stage] > 0).sum() for stage in STAGES), len(columns),
             )  # fmt: skip
         self.state_ = state
-        probability = np.column_stack([c.held_out for c in self.classifiers_])
-        intensity = np.column_stack([r.held_out for r in self.regressions_])
-        self.held_out_ = np.stack([probability, intensity])
+        probability, intensity = self.held_out_ = _gathered(self.classifiers_, self.regressions_)
         self._calibrate_after(data, probability, intensity, inner.units, self.rng, groups=inner.groups)
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -373,6 +376,16 @@ class _Folds:
         kind = np.array(self.of)
         own = [(k, np.flatnonzero(kind == k)) for k in np.unique(kind)]
         return [(int(k), part) for k, of in own for part in np.split(of, range(size, len(of), size))]
+
+
+def _gathered(classifiers: list[Classifier], regressions: list[Regression]) -> NDArray[np.float64]:
+    """Held-out values of both stages, shape (2, spots, metabolites), into which those of the estimators become views."""
+    out = np.empty((2, len(classifiers[0].held_out), len(classifiers)))
+    for values, stage in zip(out, (classifiers, regressions), strict=True):
+        for m, one in enumerate(stage):
+            values[:, m] = one.held_out
+            stage[m] = replace(one, held_out=values[:, m])  # type: ignore[call-overload]
+    return out
 
 
 def _fit_presence(

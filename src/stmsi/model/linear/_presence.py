@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -13,6 +13,7 @@ from scipy.special import expit
 
 from stmsi._core.learning.logistic import ROUGH, Logistic, balanced_logistic
 from stmsi._core.learning.shared_ridge import GroupMoments, HeldOutTruth, choose_penalty
+from stmsi._core.metrics.columns import column_pieces
 from stmsi._core.metrics.presence import auroc
 
 if TYPE_CHECKING:
@@ -160,17 +161,17 @@ def fit_shared_classifiers(F: AnyFloats, present: NDArray[np.float64], folds: In
         for f in some:
             own = [next(found) for _ in f.columns]
             if f.test is None:
-                lines = own
+                lines += own
                 continue
             weights, offsets = np.column_stack([line.weights for line in own]), np.array([line.offset for line in own])
             score[np.ix_(f.test, f.columns)] = F[f.test] @ weights + offsets
     score[np.isnan(y)] = np.nan
     for groups, columns in _by_groups(folds.groups, single, len(usable)):
-        own = [lines[i] for i in columns]
-        for i, classifier in zip(
-            columns, _calibrated(own, y[:, columns], score[:, columns], groups, C[columns]), strict=True
-        ):
-            classifiers[usable[i]] = classifier
+        for part in (columns[piece] for piece in column_pieces(len(F), len(columns))):
+            own = [lines[i] for i in part]
+            calibrated = _calibrated(own, y[:, part], score[:, part], groups, C[part])
+            for i, classifier in zip(part, calibrated, strict=True):
+                classifiers[usable[i]] = classifier
     return classifiers
 
 
@@ -186,8 +187,10 @@ class _Fit:
 
 def _batches(fits: Sequence[_Fit], n_spots: int) -> Iterator[list[_Fit]]:
     """Fits that are solved together: products of many columns are cheaper than many products of few."""
+    most = max(_ENTRIES // max(n_spots, 1), 1)
+    parts = [replace(f, columns=f.columns[i : i + most]) for f in fits for i in range(0, len(f.columns), most)]
     batch: list[_Fit] = []
-    for fit in fits:
+    for fit in parts:
         if batch and n_spots * (sum(len(f.columns) for f in batch) + len(fit.columns)) > _ENTRIES:
             yield batch
             batch = []

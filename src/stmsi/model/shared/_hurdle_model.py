@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeAlias, get_args, overload
 
@@ -15,6 +16,7 @@ from scipy.special import ndtr, ndtri
 
 from stmsi._core.learning.folds import sections_or_blocks
 from stmsi._core.learning.hurdle import affordable_threshold, best_f1_threshold, hurdle_mean
+from stmsi._core.metrics.columns import in_pieces, number
 from stmsi._core.metrics.presence import prevalence
 from stmsi._core.metrics.reliability import auroc_inside, pearson_inside
 from stmsi._core.uncertainty.conformal import GroupConformal, doubt_of
@@ -685,31 +687,24 @@ class HurdleModel:
                 listing(state.metabolites[unseen]),
             )
         undecided = unseen if few is None else unseen | few
-        threshold = best_f1_threshold(targets.presence, probability, _F1_TOLERANCE)
-        threshold = affordable_threshold(
-            targets.intensity, probability * np.maximum(intensity, 0), probability, threshold
-        )
+        presence, truth = targets.presence, targets.intensity
+        # some metabolites at a time: what is computed on the way would take several times what is kept of the spots
+        threshold = in_pieces(partial(best_f1_threshold, tolerance=_F1_TOLERANCE), presence, probability)
+        threshold = in_pieces(_lowered_threshold, truth, intensity, probability, threshold)
         state.threshold = np.where(undecided, 0.5, threshold)
-        known = ~np.isnan(probability) & ~np.isnan(intensity)
-        expected = np.where(
-            known, hurdle_mean(np.nan_to_num(intensity), np.nan_to_num(probability), state.threshold), np.nan
-        )
+        expected = in_pieces(_expected, intensity, probability, state.threshold)
         state.residuals = GroupConformal.fit(
-            targets.intensity, targets.presence, probability, np.maximum(intensity, 0), expected, groups,
-            doubt_of(distance),
-        )  # fmt: skip
-        residual = targets.where_present() - intensity
-        count = np.maximum((~np.isnan(residual)).sum(axis=0), 1)
-        state.spread = np.sqrt(np.nansum(residual**2, axis=0) / count)
+            truth, presence, probability, intensity, expected, groups, doubt_of(distance)
+        )
+        state.spread = in_pieces(_residual_spread, truth, presence, intensity)
         evidence = {
-            "prevalence": prevalence(targets.presence),
-            "training_mean": np.nansum(targets.intensity, axis=0)
-            / np.maximum((~np.isnan(targets.intensity)).sum(axis=0), 1),
-            "n_spots": (~np.isnan(targets.intensity)).sum(axis=0),
+            "prevalence": in_pieces(prevalence, presence),
+            "training_mean": in_pieces(_mean, truth),
+            "n_spots": in_pieces(number, truth),
         }
         unit = np.unique(groups, return_inverse=True)[1]
-        r, r_lower, n_units = pearson_inside(targets.intensity, expected, unit)
-        area, area_lower = auroc_inside(targets.presence, probability, unit)
+        r, r_lower, n_units = in_pieces(partial(pearson_inside, units=unit), truth, expected)
+        area, area_lower = in_pieces(partial(auroc_inside, units=unit), presence, probability)
         evidence |= {
             "held_out_pearson": r, "held_out_pearson_lower": r_lower, "held_out_auroc": area, "held_out_auroc_lower": area_lower,
             "held_out_units": n_units,
@@ -757,3 +752,32 @@ class HurdleModel:
     @abstractmethod
     def _params(self) -> dict[str, Any]:
         """Hyper-parameters as plain values."""
+
+
+def _lowered_threshold(
+    truth: NDArray[np.float64],
+    intensity: NDArray[np.float64],
+    probability: NDArray[np.float64],
+    threshold: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    return affordable_threshold(truth, probability * np.maximum(intensity, 0), probability, threshold)
+
+
+def _expected(
+    intensity: NDArray[np.float64], probability: NDArray[np.float64], threshold: NDArray[np.float64]
+) -> NDArray[np.floating[Any]]:
+    """The two stages as one number, NaN where one of them is not known."""
+    known = ~np.isnan(probability) & ~np.isnan(intensity)
+    return np.where(known, hurdle_mean(np.nan_to_num(intensity), np.nan_to_num(probability), threshold), np.nan)
+
+
+def _residual_spread(
+    truth: NDArray[np.float64], presence: NDArray[np.float64], intensity: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Root mean square of the residuals where a metabolite is present."""
+    residual = np.where(presence > 0, truth, np.nan) - intensity
+    return np.sqrt(np.nansum(residual**2, axis=0) / np.maximum(number(residual), 1))
+
+
+def _mean(truth: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.nansum(truth, axis=0) / np.maximum(number(truth), 1)

@@ -56,14 +56,17 @@ def read_targets(adata: AnnData, setup: Setup) -> Targets:
 
 def drop_unmeasured(targets: Targets, rows: NDArray[np.int64]) -> Targets:
     """The targets of some spots, without metabolites that none of them has measured."""
-    Y, P = targets.intensity[rows], targets.presence[rows]
+    Y, P = targets.intensity, targets.presence
+    if not np.array_equal(rows, np.arange(len(Y))):
+        Y, P = Y[rows], P[rows]
     measured = np.asarray((~np.isnan(Y) & ~np.isnan(P)).any(axis=0))
     if not measured.any():
         msg = "No metabolite was measured in any training spot: all intensities are NaN. Check alignment and mapping."
         raise ValueError(msg)
-    if not measured.all():
-        left_out = targets.metabolites[~measured]
-        logger.warning("Metabolites never measured in the training spots are left out: %s", listing(left_out))
+    if measured.all():
+        return Targets(Y, P, targets.metabolites)
+    left_out = targets.metabolites[~measured]
+    logger.warning("Metabolites never measured in the training spots are left out: %s", listing(left_out))
     return Targets(Y[:, measured], P[:, measured], targets.metabolites[measured])
 
 
