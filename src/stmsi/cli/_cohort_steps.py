@@ -49,12 +49,17 @@ class CohortSteps:
         self._files: dict[Path, str] = {}
         self._scale: float | None = None
         self._ready: list[str] = []
+        self._train: Step | None = None
         self.settle()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_train": None}  # holds all sections; workers make it anew
 
     def settle(self) -> None:
         """Look which sections are combined and mapped now: what is made from all of them hangs on that, and must not change meanwhile."""
         self._scale = self._common_level()
         self._ready = [name for name in self.cohort.measured if self.map(name).fresh(self.records)]
+        self._train = None
 
     def predictions(self, name: str) -> list[Step]:
         """Steps of a section after training."""
@@ -132,7 +137,11 @@ class CohortSteps:
         return self._step("section_report", name, "report.html", work, options, needs=(before,))
 
     def train(self) -> Step:
-        """Train the model on all sections that are mapped."""
+        """Train the model on all sections that are mapped; made once, as every prediction asks for it."""
+        self._train = self._train or self._training()
+        return self._train
+
+    def _training(self) -> Step:
         options, ready = dict(self.cohort.options["train"]), self.ready()
         keys = {step.section: step.key for step in ready}
 
