@@ -206,11 +206,12 @@ def write_accuracy_tables() -> None:
         columns["R²"] = rows["r2"].map("{:.3f}".format)
         # none where the machine had other work
         columns["seconds"] = ["–" if pd.isna(s) else f"{s:.0f}" for s in rows["seconds"]]
+        columns["measured"] = rows["date"]
         lines = [list(columns), ["---" if name in ("model", "kind") else "---:" for name in columns]]
         lines += map(list, zip(*columns.values(), strict=True))
-        made = {c: " / ".join(map(str, rows[c].unique())) for c in ("folds", "machine", "python", "stmsi", "date")}
-        note = f"Means over targets; *seconds*: training and prediction, {made['folds']} folds. {made['machine']}, "
-        note += f"Python {made['python']}, stmsi {made['stmsi']}, {made['date']}."
+        made = {c: " / ".join(map(str, rows[c].unique())) for c in ("folds", "machine", "python", "stmsi")}
+        note = f"Means over targets; *seconds*: training and prediction, {made['folds']} folds; *measured*: with the code of that day. "
+        note += f"{made['machine']}, Python {made['python']}, stmsi {made['stmsi']}."
         table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
         (target / f"accuracy_{task}.md").write_text(f"{table}\n\n{note}\n", encoding="utf-8")
 
@@ -280,6 +281,7 @@ def write_predictor_table() -> None:
         "within sections": results["within"], "pooled": results["pooled"], "unpredictable": results["unpredictable"],
         "AUROC": results["auroc"], "90 % interval": results["coverage_90"],
         "CPU s": results["cpu_s"].map("{:.0f}".format), "GiB": results["peak_gb"].map("{:.1f}".format),
+        "measured": results["date"],
     }  # fmt: skip
     columns = {
         name: values if values.dtype == object else ["–" if pd.isna(v) else f"{v:.3f}" for v in values]

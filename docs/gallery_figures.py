@@ -132,6 +132,11 @@ ax = stmsi.pl.attention_heatmap(sdata, key="attribution", n_genes=36)
 # [end]
 save(ax.figure, "attribution")
 
+# [attribution_bars]
+ax = stmsi.pl.attention_heatmap(sdata, key="attribution", metabolites="simPC(28:0)", n_genes=16)
+# [end]
+save(ax.figure, "attribution_bars")
+
 # [attention_heatmap]
 stmsi.tl.attention(sdata, nets["transformer"], groupby="domain", per_spot="simPC(28:0)")
 ax = stmsi.pl.attention_heatmap(sdata, n_genes=36)

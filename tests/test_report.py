@@ -1,8 +1,8 @@
 """The reports: what they say, and that nothing in the data can change the page."""
 
-import html
 import json
 import re
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,7 +11,8 @@ import pytest
 from typer.testing import CliRunner
 
 import stmsi
-from stmsi._report import Figure, Page, Table, evaluation_report, versions
+from stmsi._report import Figure, Page, Table, evaluation_report, program, versions
+from stmsi._report._card import card_tables
 from stmsi.cli import app
 
 PIXEL = bytes.fromhex(
@@ -56,11 +57,43 @@ def test_names_are_escaped(nasty):
     page = nasty.html()
     read = Reader(page)
     assert read.open == [], "every tag is closed"
-    assert "script" not in read.tags
-    assert read.text.count(NASTY) == 18
-    assert json.loads(html.unescape(re.search(r"Model card.*?<pre[^>]*>(.*?)</pre>", page, re.DOTALL)[1])) == {
-        NASTY: [NASTY]
-    }
+    assert read.tags.count("script") == 1, "the page's own, which sorts tables"
+    assert read.text.count(NASTY) == 20
+    assert "alert" not in re.search(r"<script>.*?</script>", page, re.DOTALL)[0]
+
+
+def test_a_card_is_tables():
+    rows = [{"id": f"m{i}", "held_out_pearson": i / 3} for i in range(2)]
+    card = {"class": "HurdleLinear", "training": {"samples": list("abcdefgh"), "software": {"python": "3"}, "ok": True}}
+    facts, metabolites = card_tables(card | {"metabolites": rows, "note": ""})
+    assert facts.rows == [
+        ["class", "", "HurdleLinear"],
+        ["training", "samples", "a, b, c, d, e, f and 2 more"],
+        ["", "software, python", "3"],
+        ["", "ok", "yes"],
+        ["note", "", "–"],
+    ]
+    assert metabolites.columns == ["id", "held out pearson"]
+    assert metabolites.rows == [["m0", "0"], ["m1", "0.3333"]]
+    assert metabolites.sortable
+    assert card_tables({}) == []
+
+
+def test_the_program_is_named_as_a_shell_finds_it(tmp_path, monkeypatch):
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    for name in ("stmsi", "python"):
+        (folder / name).write_text("#!/bin/sh")
+        (folder / name).chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))
+    monkeypatch.setenv("PATH", str(folder))
+    assert program() == "stmsi"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert program() == str(folder / "stmsi")
+    monkeypatch.chdir(tmp_path)
+    assert program() == str(Path(".venv") / "bin" / "stmsi")
+    (folder / "stmsi").unlink()
+    assert program() == "stmsi"
 
 
 def test_the_page_needs_nothing_else(nasty):
@@ -100,12 +133,11 @@ def report(st, scores, **options):
 def test_an_evaluation(scored):
     st, scores = scored
     page = report(st, scores)
-    assert len(page.figures) == 5
+    assert len(page.figures) == 5, "an AnnData has no alignment to draw"
     assert page.caution[0] == "SIMULATED."
     sections, metabolites = page.tables
     assert [row[0] for row in sections.rows] == [
-        *(f"{name} (trained on)" for name in ("P1S1", "P2S1", "P3S1")),
-        "all sections (with training spots)",
+        *(f"{name} (trained on)" for name in ("P1S1", "P2S1", "P3S1", "all sections")),
         "a prediction without skill",
     ]
     assert page.caution[1].endswith("The model was trained on P1S1, P2S1, P3S1: no evidence there.")
@@ -116,7 +148,15 @@ def test_an_evaluation(scored):
     wanted = scores[scores["sample"] == "P2S1"]["pearson"].median()
     assert sections.rows[1][column] == f"{wanted:.3f}"
     best = scores.groupby("metabolite")["pearson"].mean().idxmax()
-    assert metabolites.rows[0][0] == best
+    features = st.uns["msi_pred"]["features"]
+    assert (
+        metabolites.rows[0][0]
+        == f"{features.loc[best, 'name']} [M+H]+ (m/z\N{NO-BREAK SPACE}{features.loc[best, 'mz']:.4f})"
+    )
+    assert metabolites.columns[:2] == ["metabolite", "trust"]
+    assert metabolites.sortable
+    assert {row[1] for row in metabolites.rows} <= {"medium", "low", "none"}, "without scores of cross-validation"
+    assert "tier" not in features, "the data are left alone"
     assert len(metabolites.rows) == 12
     assert page.card["model"]["class"] == "HurdleLinear"
     assert "stmsi evaluate 'my data.h5ad'" in page.commands[0][1]

@@ -89,6 +89,16 @@ def test_the_code_runs_as_printed(page, folder):
         assert space["sdata"].tables["st"].obsm["msi_pred"].notna().all(axis=None)
 
 
+@pytest.mark.once
+def test_the_readme_runs_as_printed(tmp_path):
+    space = run(FOLDER.parents[1] / "README.md", tmp_path)
+    assert "msi_pred" in space["sdata"].tables["st"].obsm
+    jobs = re.findall(r"^\./run (\w+)", (FOLDER.parents[1] / "README.md").read_text(encoding="utf-8"), re.MULTILINE)
+    script = (FOLDER.parents[1] / "run").read_text(encoding="utf-8")
+    assert jobs
+    assert [job for job in jobs if f"\n  {job})\n" not in script] == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_is_short_and_says_what_it_needs(page):
     text = page.read_text(encoding="utf-8")

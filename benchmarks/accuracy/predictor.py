@@ -18,6 +18,7 @@ import resource
 import subprocess
 import sys
 import warnings
+from datetime import date
 from pathlib import Path
 from time import process_time
 
@@ -59,7 +60,7 @@ def measure(task_name: str, model: str, folds: int | None) -> dict[str, object]:
         "unpredictable": mean("pearson", ~known) if (~known).any() else float("nan"),
         "auroc": float(presence.groupby("metabolite")["auroc"].mean().mean()),
         "coverage_90": mean("coverage", known), "cpu_s": cpu,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "date": date.today().isoformat(),
     }  # fmt: skip
 
 

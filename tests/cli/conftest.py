@@ -1,5 +1,8 @@
 """What the tests of the commands share."""
 
+import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import anndata as ad
@@ -8,6 +11,14 @@ import spatialdata
 
 import stmsi
 from stmsi.model import HurdleLinear
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _on_the_path() -> Iterator[None]:
+    """A shell finds the stmsi of this Python, so that the commands that are printed begin with its name."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", str(Path(sys.executable).parent), prepend=os.pathsep)
+        yield
 
 
 @pytest.fixture(scope="session")

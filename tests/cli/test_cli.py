@@ -1,11 +1,15 @@
 """The command line, in this process."""
 
+import html
 import logging
 import re
+import shlex
+import shutil
 import warnings
 from pathlib import Path
 
 import anndata as ad
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -14,6 +18,8 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import stmsi
+from stmsi._data.constant_predictions import constant_counts_as_zero
+from stmsi._report import Figure
 from stmsi.cli import _app, app
 
 
@@ -105,7 +111,8 @@ def test_predict_then_evaluate(folder, tmp_path, name):
     assert len(scores) == len(wanted) == 3 * 12 * 2
     np.testing.assert_allclose(scores["pearson"], wanted["pearson"], rtol=1e-6)
     assert [p.name for p in table.parent.iterdir()] == ["scores.csv"]
-    # what is printed are the medians
+    # what is printed are the medians, in which a constant prediction counts as 0
+    wanted = constant_counts_as_zero(wanted)
     median = wanted[wanted["sample"] == "P3S1"]["pearson"].median()
     assert re.search(rf"P3S1 .*{median:.3f}", text)
     between = wanted.drop_duplicates(["stage", "metabolite"])["pearson_between"].median()
@@ -341,12 +348,12 @@ def test_the_kind_of_the_output_is_checked_first(folder, tmp_path):
 
 @pytest.mark.parametrize("name", ["st.h5ad", "s.zarr"])
 def test_a_write_that_fails_leaves_nothing(folder, tmp_path, monkeypatch, name):
-    def broken(self, path, *args, **kwargs):
+    def broken(content, path, *args, **kwargs):
         Path(path).mkdir() if Path(path).suffix == ".zarr" else Path(path).write_text("half")
         msg = "disk full"
         raise OSError(msg)
 
-    monkeypatch.setattr(ad.AnnData, "write_h5ad", broken)
+    monkeypatch.setattr("stmsi.cli._files.write_h5ad", broken)
     monkeypatch.setattr(spatialdata.SpatialData, "write", broken)
     assert "disk full" in predict_fails(folder, tmp_path, folder / name, out=f"p{Path(name).suffix}")
 
@@ -466,18 +473,21 @@ def test_the_demo_writes_its_folder(demo):
     assert [p.name for p in folder.parent.iterdir()] == ["out"], "no scratch folder is left"
     names = {p.name for p in folder.iterdir()}
     assert {"report.html", "demo.zarr", "model", "scores.csv", "alignment.csv"} <= names
-    for name in ("compare", "presence", "coverage", "performance", "performance_presence"):
+    for name in ("compare", "presence", "alignment", "coverage", "performance", "performance_presence"):
         assert (folder / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
     assert "ridge" in result.output
     assert f"in a browser:      {folder}/report.html" in result.output
     page = (folder / "report.html").read_text()
     assert "SIMULATED." in page
-    assert page.count("data:image/png;base64,") == 5
+    assert page.count("data:image/png;base64,") == 6
     assert "mean (baseline)" in page
     assert "Scores on the held-out section P3S1" in page
     assert "reach a mean Pearson correlation of 0." in page
     assert "stmsi demo --seed 0 --small --out" in page
-    assert "&#34;class&#34;: &#34;HurdleLinear&#34;" in page, "the model card"
+    assert '<td class="name">HurdleLinear</td>' in page, "the model card"
+    assert re.search(
+        r"simPC\([0-9:]+\) \[M\+H\]\+ \(m/z\s[0-9.]+\)</th><td class=\"name\">(medium|low|none)</td>", page
+    )
 
 
 @pytest.mark.slow
@@ -508,6 +518,37 @@ def test_what_the_demo_wrote_can_be_used(demo, tmp_path):
     text = run("evaluate", demo[0] / "demo.zarr")
     assert re.search(r"P1S1\* \d+ .*P3S1 \d+ ", re.sub(r"\s+", " ", text))
     assert "Held out: P3S1." in text
+
+
+@pytest.mark.slow
+def test_all_that_the_demo_says_can_be_typed(demo, monkeypatch):
+    """Lines of its report and of its last words, from the folder where it ran."""
+    folder, result = demo
+    monkeypatch.chdir(folder.parent)
+    page = (folder / "report.html").read_text()
+    again, python, shell = (
+        html.unescape(lines) for lines in re.findall(r"<pre[^>]*><code>(.*?)</code>", page, re.DOTALL)
+    )
+    assert again == f"stmsi demo --seed 0 --small --out {folder}"
+    space: dict = {}
+    exec(compile(python, "report.html", "exec"), space)
+    assert space["model"].state.training["samples"] == ["P1S1", "P2S1"]
+    plt.close("all")
+    printed = [line.partition(":")[2].strip() for line in result.output.splitlines() if line.startswith("  the ")]
+    assert Path(printed[0]).is_file()
+    exec(printed[1], space)
+    lines = shell.splitlines()
+    assert printed[2] == lines[0]
+    for line in lines:
+        assert line.startswith("stmsi ")
+        run(*shlex.split(line)[1:])
+    scores = (folder.parent / "out_scores.html").read_text()
+    assert "<strong>Alignment.</strong>" in scores
+    (line,) = (html.unescape(lines) for lines in re.findall(r"<pre[^>]*><code>(.*?)</code>", scores, re.DOTALL))
+    monkeypatch.setattr(Figure, "drawn", lambda *args: None)  # drawing again takes most of the time
+    run(*shlex.split(line)[1:])
+    for path in folder.parent.glob("out_*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @pytest.mark.slow

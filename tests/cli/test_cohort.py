@@ -2,6 +2,7 @@
 
 import errno
 import json
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -17,7 +18,7 @@ import stmsi
 import stmsi.cli._cohort_steps as steps_of
 from stmsi._cohort import Record
 from stmsi.cli import app
-from stmsi.cli._cohort import _read
+from stmsi.cli._cohort import _claim, _read
 from stmsi.cli._cohort_example import EXAMPLE, simulate_files, write_files
 from stmsi.cli._cohort_steps import CohortSteps
 
@@ -61,6 +62,24 @@ def config(files):
     imzml = files / "cohort_data" / "P2S1.imzML"
     imzml.write_bytes(imzml.read_bytes()[:400])
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _quick_stores():
+    """What is combined and aligned is kept as bytes: stores of their own take most of the time, and others test them."""
+
+    def write(content, out):
+        out.write_bytes(pickle.dumps(content))
+
+    def read(path):
+        return pickle.loads(path.read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        for module in ("_combine", "_align"):
+            patch.setattr(f"stmsi.cli.{module}.write_data", write)
+        for module in ("_align", "_map"):
+            patch.setattr(f"stmsi.cli.{module}.read_data", read)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +164,7 @@ def test_a_section_that_was_mended_joins_the_training(config, first):
     before, step = steps.train().key, steps.map("P2S1")
     step.output.mkdir(parents=True)
     steps.records.write(Record(step.key), "map", "P2S1")
+    steps.settle()
     assert [s.section for s in steps.ready()] == ["P1S1", "P2S1", "P3S1"]
     assert steps.train().key != before
     steps.records.forget("map", "P2S1")
@@ -196,6 +216,10 @@ def test_a_folder_of_something_else_is_left_alone(config, tmp_path):
     other.write_text(config.read_text().replace("out: cohort ", f"out: {tmp_path / 'mine'} #"))
     assert "not written by stmsi cohort" in failure(other)
     assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+    (tmp_path / "mine" / "thesis.txt").unlink()
+    (tmp_path / "mine" / "records").mkdir()  # as Snakemake does
+    _claim(tmp_path / "mine")
+    assert (tmp_path / "mine" / ".stmsi-cohort").exists()
 
 
 def test_a_full_disk_ends_the_run(config, first, monkeypatch):

@@ -7,13 +7,13 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from anndata import AnnData
-from spatialdata import read_zarr
+from spatialdata import SpatialData, read_zarr
 from spatialdata.models import TableModel
 from spatialdata.transformations import get_transformation
 
 import stmsi
 from stmsi._data.sections import msi_section, st_section
-from stmsi._data.tables import layer_names
+from stmsi._data.tables import as_csr, layer_names
 
 XY = np.array([[0.0, 0.0], [100.0, 0.0], [50.0, 86.6]])
 CONTAINERS = {
@@ -559,3 +559,32 @@ def test_sections_that_were_mapped_already_are_combined_again(mapped, tmp_path):
     stmsi.tl.noise_ceiling(st)
     st.write_h5ad(tmp_path / "a.h5ad")
     pd.testing.assert_frame_equal(ad.read_h5ad(tmp_path / "a.h5ad").obsm["msi"], st.obsm["msi"])
+
+
+def test_msi_on_disk_stays_there():
+    """Of stores that are read lazily, no block is computed until it is asked for."""
+    read = []
+
+    def block(values):
+        read.append(len(values))
+        return sp.csr_matrix(values, dtype=np.float32)
+
+    sections, whole = [], []
+    for name, ions in (("A", ("i1", "i2")), ("B", ("i2", "i3"))):
+        st, mz = _st(), [100.0 * int(i[1]) for i in ions]
+        section = stmsi.pp.combine({name: st}, {name: _msi(ions, mz)}, pixel_size=50)
+        whole.append(section)
+        table = section.tables["msi"].copy()
+        meta = sp.csr_matrix((0, 0), dtype=np.float32)
+        table.X = da.from_array(table.X.toarray(), chunks=(2, -1)).map_blocks(block, dtype=np.float32, meta=meta)
+        sections.append(SpatialData(shapes=section.shapes, tables={"st": section.tables["st"], "msi": table}))
+    lazy, expected = stmsi.pp.combine(sections), stmsi.pp.combine(whole)
+    assert read == []
+    assert hasattr(lazy.tables["msi"].X, "dask")
+    pd.testing.assert_frame_equal(lazy.tables["msi"].varm["measured"], expected.tables["msi"].varm["measured"])
+    found = lazy.tables["msi"].X.compute()
+    assert max(read) <= 2
+    np.testing.assert_array_equal(as_csr(found).toarray(), expected.tables["msi"].X.toarray())
+    mixed = stmsi.pp.combine([sections[0], whole[1]])
+    assert sp.issparse(mixed.tables["msi"].X)
+    np.testing.assert_array_equal(mixed.tables["msi"].X.toarray(), expected.tables["msi"].X.toarray())

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from stmsi.napari._metabolite_maps import MetaboliteMaps
+from stmsi.napari._metabolite_maps import MetaboliteMaps, blend
 
 
 @pytest.fixture
@@ -41,9 +41,41 @@ def test_a_number_may_be_part_of_a_name(source):
     assert found
 
 
-def test_a_misspelt_name_finds_its_neighbours(source):
-    assert "simPC_28_0" in source.search("simPC(28_0)")
-    assert source.search("zzzzzzzzzzzz") == []
+def test_a_misspelt_name_is_not_found_and_finds_its_neighbours(source):
+    assert source.search("simPC(28_0)") == []
+    assert source.nearest("simPC(28_0)")[0] == "simPC_28_0"
+    assert len(source.nearest("simPC(28_0)")) == 5
+    assert source.nearest("simPC(28_0)", 2)[:1] == ["simPC_28_0"]
+    assert source.nearest("zzzzzzzzzzzz") == []
+
+
+def test_an_mz_that_is_not_found_has_the_nearest_ones(source):
+    mz = source.features["mz"]
+    text = f"{mz.iloc[3] + 0.01:.4f}"
+    assert source.search(text) == []
+    assert source.nearest(text, 2) == list((mz - float(text)).abs().sort_values().index[:2])
+
+
+def test_a_section_knows_what_it_has(predicted):
+    st = predicted.tables["st"]
+    here = (st.obs["sample"] == "P2S1").to_numpy()
+    st.obsm["msi"].loc[here] = np.nan
+    source = MetaboliteMaps(predicted)
+    assert source.roles(np.flatnonzero(here)) == {"predicted", "interval width", "P(present)"}
+    assert source.roles(np.flatnonzero(~here)) == {
+        "measured",
+        "predicted",
+        "predicted - measured",
+        "interval width",
+        "P(present)",
+    }
+
+
+def test_a_blend_is_of_values():
+    measured, predicted = np.array([0.0, 2, np.nan]), np.array([4.0, 4, 4])
+    np.testing.assert_array_equal(blend(measured, predicted, 0.25), [1.0, 2.5, np.nan])
+    np.testing.assert_array_equal(blend(measured, predicted, 1.0), predicted)  # no NaN from a share of 0
+    np.testing.assert_array_equal(blend(measured, predicted, 0.0), measured)
 
 
 def test_trust(source, mapped):

@@ -9,6 +9,7 @@ import pytest
 import shapely
 from spatialdata.models import ShapesModel
 from spatialdata.transformations import Identity
+from tests.napari.conftest import lattice
 
 import stmsi
 
@@ -101,6 +102,50 @@ def test_other_outlines_are_shapes(predicted):
     assert kind == "shapes"
     extent = np.ptp(np.asarray(data[0]), axis=0)
     np.testing.assert_allclose(extent, (20, 40))  # (y, x)
+
+
+def test_many_bins_are_an_image():
+    sdata = lattice()
+    pixels, options, kind = stmsi.napari.metabolite_layers(sdata, "a", percentiles=(0, 100))[0]
+    assert kind == "image"
+    assert pixels.shape == (71, 71)
+    st = sdata.tables["st"]
+    # the centre of every bin is that of its pixel
+    row, col = np.indices(pixels.shape)
+    y, x, _ = np.tensordot(options["affine"], np.stack([row, col, np.ones_like(row)]), axes=1)
+    places = {(u, v): w for u, v, w in zip(x.ravel(), y.ravel(), pixels.ravel(), strict=True)}
+    drawn = np.array([places[tuple(xy)] for xy in st.obsm["spatial"]])
+    measured = st.obsm["msi"]["a"].to_numpy()
+    low, high = options["contrast_limits"]
+    # what lies at the lower limit is lifted by a trifle: at and below it, an image is transparent
+    np.testing.assert_allclose(drawn, np.where(measured == 0, 1e-6 * high, measured), rtol=1e-6)
+    assert (drawn[measured == 0] > low).all()
+    assert (pixels < low).sum() == 3
+    assert options["colormap"]["low_color"][3] == 0
+    assert options["colormap"]["nan_color"][3] == 1  # not measured is grey
+    clear = stmsi.napari.metabolite_layers(sdata, "a", percentiles=(0, 100), transparent_zeros=True)[0][0]
+    assert (clear == 0).sum() == 1
+
+
+def test_zeros_can_be_transparent(predicted):
+    st = predicted.tables["st"]
+    st.obsm["msi"].loc[:, ID] = np.where(rows(predicted), 1.0, 3.0) + np.arange(st.n_obs)
+    st.obsm["msi"].iloc[0, st.obsm["msi"].columns.get_loc(ID)] = 0.0
+    plain = by_name(stmsi.napari.metabolite_layers(predicted, NAME, sample=SAMPLE))
+    clear = by_name(stmsi.napari.metabolite_layers(predicted, NAME, sample=SAMPLE, transparent_zeros=True))
+    for name in ("measured", "predicted"):
+        assert "low_color" not in plain[name][1]["face_colormap"]
+        assert clear[name][1]["face_colormap"]["low_color"][3] == 0
+        # else values above zero would vanish as well
+        assert clear[name][1]["face_contrast_limits"][0] == 0 < plain[name][1]["face_contrast_limits"][0]
+    assert "low_color" not in clear["predicted - measured"][1]["face_colormap"]
+    assert "low_color" not in clear["P(present)"][1]["face_colormap"]
+
+
+def test_a_section_without_msi_has_predictions_alone(predicted):
+    predicted.tables["st"].obsm["msi"].loc[rows(predicted)] = np.nan
+    layers = stmsi.napari.metabolite_layers(predicted, NAME, sample=SAMPLE)
+    assert [options["name"] for _, options, _ in layers] == ["predicted", "interval width", "P(present)"]
 
 
 def test_measured_only(mapped):

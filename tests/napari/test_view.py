@@ -7,11 +7,12 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-from tests.napari.conftest import napari_or_skip
+from tests.napari.conftest import lattice, napari_or_skip
 
 import stmsi
-from stmsi.napari._metabolite_maps import MetaboliteMaps
-from stmsi.napari._metabolite_view import PICKED, MetaboliteView
+from stmsi.napari._canvas import canvas_grid
+from stmsi.napari._metabolite_maps import BLEND, ROLES, MetaboliteMaps
+from stmsi.napari._metabolite_view import BESIDE, DIVIDER, PICKED, STYLES, MetaboliteView
 
 napari = napari_or_skip()
 # napari's own: pydantic's deprecations, and those of its next release
@@ -110,13 +111,62 @@ def test_threshold(view):
         view.show_threshold(1.5)
 
 
-def test_blend(view):
-    measured, predicted = view.layers["measured"], view.layers["predicted"]
-    for mix in (0.0, 0.25, 1.0):
-        view.show_mix(mix, "blend")
-        assert (measured.opacity, predicted.opacity) == (1.0, mix)
-        assert measured.shown.all()
-        assert predicted.shown.all()
+def box_of(view):
+    """Box of the grid that each visible layer is drawn in."""
+    layers = view.viewer.layers
+    grid = canvas_grid(view.viewer)
+    return {layer.name.split(",")[0]: grid.position(i, layers) for i, layer in enumerate(layers) if layer.visible}
+
+
+def test_opens_side_by_side(view):
+    assert view.style == BESIDE
+    assert canvas_grid(view.viewer).enabled
+    assert box_of(view) == {"measured": (0, 0), "predicted": (0, 1)}
+    view.show_mode("residual")
+    assert not canvas_grid(view.viewer).enabled
+    view.show_mode("compare")
+    assert box_of(view) == {"measured": (0, 0), "predicted": (0, 1)}
+    view.pick(*view.section.xy[3])
+    assert box_of(view) == {
+        "measured": (0, 0),
+        "selected spot": (0, 0),
+        "predicted": (0, 1),
+        "selected spot (predicted)": (0, 1),
+    }
+
+
+def test_no_two_maps_are_ever_drawn_over_each_other(view):
+    maps = (*ROLES, BLEND)
+    for mode in view.modes:
+        view.show_mode(mode)
+        for style in STYLES:
+            view.show_mix(0.4, style)
+            seen = [layer for role, layer in view.layers.items() if role in maps and layer.visible]
+            if canvas_grid(view.viewer).enabled:
+                boxes = [
+                    canvas_grid(view.viewer).position(view.viewer.layers.index(x), view.viewer.layers) for x in seen
+                ]
+                assert len(set(boxes)) == len(seen) == 2
+            else:
+                assert sum(layer.shown.astype(int) for layer in seen).max() == 1
+            assert all(layer.opacity == 1 for layer in seen)
+
+
+def test_blend_mixes_values(view):
+    view.show_mix(0.25, "blend")
+    assert [role for role, layer in view.layers.items() if layer.visible] == [BLEND]
+    measured, predicted = column(view, "msi"), column(view, "msi_pred")
+    np.testing.assert_allclose(values(view, BLEND), 0.75 * measured + 0.25 * predicted)
+    assert view.limits[BLEND] == view.source.limits(view.source.maps(view.metabolite, view.section.rows))["measured"]
+    assert "75% measured, 25% predicted" in view.title
+    view.show_mix(1.0)
+    np.testing.assert_array_equal(values(view, BLEND), predicted)
+    other = view.source.features.index[4]
+    view.show_metabolite(other)
+    np.testing.assert_array_equal(values(view, BLEND), column(view, "msi_pred", other))
+    view.show_mix(1.0, BESIDE)
+    np.testing.assert_array_equal(values(view, "measured"), column(view, "msi", other))
+    assert not view.layers[BLEND].visible
 
 
 def test_swipe(view):
@@ -125,15 +175,103 @@ def test_swipe(view):
     middle = np.mean([view.section.bounds[0], view.section.bounds[2]])
     np.testing.assert_array_equal(predicted.shown, view.section.xy[:, 0] >= middle)
     np.testing.assert_array_equal(measured.shown, ~predicted.shown)
-    assert predicted.opacity == 1
+    divider = view.viewer.layers[DIVIDER]
+    assert divider.visible
+    np.testing.assert_allclose(divider.data[0][:, -1], middle)
+    assert divider.features["sides"].iloc[1] == "measured  |  predicted"
     view.show_mix(0.0)
     assert measured.shown.all()
+    np.testing.assert_allclose(divider.data[0][:, -1], view.section.bounds[2])
     view.show_mix(1.0)
     assert predicted.shown.all()
-    view.show_mix(0.3, "blend")
+    view.show_mix(0.3, BESIDE)
     assert measured.shown.all()
+    assert predicted.shown.all()
+    assert not divider.visible
     with pytest.raises(ValueError, match="style='other' is not known"):
         view.show_mix(0.5, "other")
+
+
+def test_a_section_without_msi_opens_on_its_prediction(predicted):
+    st = predicted.tables["st"]
+    st.obsm["msi"].loc[(st.obs["sample"] == "P2S1").to_numpy()] = np.nan
+    view = MetaboliteView(napari.components.ViewerModel(), MetaboliteMaps(predicted), mode="residual", sample=SAMPLE)
+    view.show_section("P2S1")
+    assert [role for role, layer in view.layers.items() if layer.visible] == ["predicted"]
+    assert view.style == ""
+    assert view.modes == ["compare", "uncertainty", "presence"]
+    assert not canvas_grid(view.viewer).enabled
+    with pytest.raises(KeyError, match="no data in section 'P2S1'; available: 'compare'"):
+        view.show_mode("residual")
+    view.show_section(SAMPLE)
+    assert view.style == BESIDE
+
+
+def test_over_histology_absence_is_transparent(predicted):
+    from spatialdata.models import Image2DModel
+    from spatialdata.transformations import Scale
+
+    predicted.images[f"{SAMPLE}_he"] = Image2DModel.parse(
+        np.full((3, 15, 16), 200, np.uint8),
+        dims=("c", "y", "x"),
+        transformations={SAMPLE: Scale([100, 100], axes=("x", "y"))},
+    )
+    view = MetaboliteView(
+        napari.components.ViewerModel(), MetaboliteMaps(predicted), "simPC(28:0)", sample=SAMPLE, histology=True
+    )
+    assert box_of(view) == {
+        "histology": (0, 0),
+        "measured": (0, 0),
+        "histology (predicted)": (0, 1),
+        "predicted": (0, 1),
+    }
+    # pixels of 100 um whose corners, and not centres, lie at multiples of 100 um
+    np.testing.assert_allclose(view.viewer.layers["histology"].affine.affine_matrix[:2], [[100, 0, 50], [0, 100, 50]])
+    for _ in range(2):
+        alpha, measured = view.layers["measured"].face_color[:, 3], column(view, "msi")
+        assert (measured == 0).any()
+        np.testing.assert_array_equal(alpha == 0, measured == 0)
+        view.show_metabolite(view.source.features.index[3])
+    view.show_section("P2S1")  # which has no image
+    assert "histology" not in view.viewer.layers
+    assert (view.layers["measured"].face_color[:, 3] == 1).all()
+
+
+def test_bins_switch_and_swipe_as_pixels():
+    sdata = lattice()
+    view = MetaboliteView(napari.components.ViewerModel(), MetaboliteMaps(sdata), "a")
+    measured, predicted = view.layers["measured"], view.layers["predicted"]
+    st = sdata.tables["st"]
+    view.show_metabolite("b")
+    view.show_metabolite("a")
+    pixels = measured.data[view.section.lattice.row, view.section.lattice.col]
+    np.testing.assert_allclose(
+        pixels[8:], st.obsm["msi"]["a"].to_numpy()[8:].clip(view.limits["measured"][0]), rtol=1e-4
+    )
+    assert np.isnan(pixels[7])
+    measured.contrast_limits = (10, 20)
+    assert tuple(predicted.contrast_limits) == (10, 20)
+    view.show_mix(0.5, "swipe")
+    at = view.section.lattice.row, view.section.lattice.col
+    drawn = [np.isnan(x.data[at]) | (x.data[at] > -1e29) for x in (measured, predicted)]
+    np.testing.assert_array_equal(drawn[1], view.section.xy[:, 0] >= np.mean(view.section.bounds[::2]))
+    np.testing.assert_array_equal(drawn[0], ~drawn[1])
+    view.show_mix(0.5, "blend")
+    blended = view.layers[BLEND].data[view.section.lattice.row, view.section.lattice.col]
+    np.testing.assert_allclose(blended[100], (st.obsm["msi"]["a"].iloc[100] + st.obsm["msi_pred"]["a"].iloc[100]) / 2)
+    view.show_mix(0.5, BESIDE)
+    assert (measured.data > -1e29).sum() + 1 == st.n_obs
+
+
+def test_one_redraw_for_a_switch(view):
+    told = {role: [] for role in ("measured", "predicted")}
+    for role, calls in told.items():
+        layer = view.layers[role]
+        layer.events.face_color.connect(lambda event, calls=calls: calls.append(event))
+        for emitter in (layer._face.events.colors, layer._face.events.color_properties):
+            emitter.connect(lambda event, calls=calls: calls.append(event))
+    view.show_metabolite(view.source.features.index[5])
+    assert {role: len(calls) for role, calls in told.items()} == {"measured": 1, "predicted": 1}
 
 
 def test_another_section(view):
@@ -177,7 +315,7 @@ def test_pick_a_spot(view):
     ring = view.viewer.layers[PICKED]
     np.testing.assert_array_equal(ring.data, [[y, x]])
     assert view.pick(-1e4, 0) is None
-    assert PICKED not in view.viewer.layers
+    assert not ring.visible
 
 
 def test_genes_of_a_spot_are_those_furthest_above_the_mean(view):
@@ -217,7 +355,7 @@ def test_lines_of_a_spot_that_was_not_measured(view):
 def press(view, *positions, mode="pan_zoom"):
     """Press at the first of screen positions, move along, release at the last."""
     x, y = view.section.xy[12]
-    view.viewer.layers["predicted"].mode = mode
+    view.layers["predicted"].mode = mode
     event = SimpleNamespace(type="mouse_press", pos=positions[0], position=(y, x))
     drag = view._on_drag(view.viewer, event)
     steps = [("mouse_move", p) for p in positions[1:]] + [("mouse_release", positions[-1])]
@@ -248,7 +386,7 @@ def test_a_click_that_sets_a_point_does_not_pick(view):
     ("marks", "title", "line"),
     [
         (["yes"], "section P1S1 (trained on)", "yes: this shows how well the model fits, not how well it predicts"),
-        (["no"], "section P1S1\n", None),
+        (["no"], "section P1S1", None),
         (["yes", "no"], "section P1S1 (partly trained on)", None),
         (["unknown"], "section P1S1 (trained on?)", "not known"),
     ],
@@ -261,6 +399,7 @@ def test_training_spots_are_told(predicted, marks, title, line):
     st.obs.loc[measured, "msi_pred_trained_on"] = np.resize(marks, measured.sum())
     own = MetaboliteView(napari.components.ViewerModel(), MetaboliteMaps(predicted), "simPC(28:0)", sample=SAMPLE)
     assert title in own.title
+    assert ("trained on" in own.title) == ("trained on" in title)
     last = np.flatnonzero(
         measured[own.section.rows] & (st.obs["msi_pred_trained_on"] == marks[-1]).to_numpy()[own.section.rows]
     )[0]
@@ -289,19 +428,22 @@ def test_measured_only(mapped):
     assert view.source.modes == ["compare"]
     assert not view.can_mix
     view.show_mix(0.2)
-    assert view.layers["measured"].opacity == 1
+    assert view.style == ""
     with pytest.raises(KeyError, match=r"stmsi\.tl\.predict_metabolites"):
         view.show_mode("presence")
 
 
-def test_outlines_blend_and_do_not_swipe(predicted):
+def test_outlines_do_not_swipe(predicted):
     from tests.napari.test_metabolite_layers import outlines
 
     outlines(predicted, 40, 20)
     view = MetaboliteView(napari.components.ViewerModel(), MetaboliteMaps(predicted), sample=SAMPLE)
     assert not view.can_swipe
     view.show_mix(0.3, "swipe")
-    assert view.layers["predicted"].opacity == pytest.approx(0.3)
+    assert view.style == BESIDE
+    view.show_mix(0.3, "blend")
+    np.testing.assert_allclose(values(view, BLEND), 0.7 * column(view, "msi") + 0.3 * column(view, "msi_pred"))
+    view.show_mix(0.3, BESIDE)
     x, y = view.section.xy[5]
     assert view.spot_at(x + 19, y + 9) == 5
     assert view.spot_at(x, y + 11) is None

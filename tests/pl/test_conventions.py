@@ -147,7 +147,7 @@ def test_every_colour_bar_has_a_label(mapped, predicted) -> None:
     assert labels == ["log1p intensity (a.u.)", "share of the spot", "score", "value", "counts"]
 
 
-def test_one_metabolite_is_drawn_as_bars(st, attended) -> None:
+def test_one_metabolite_is_drawn_as_bars(st, attended, same_picture) -> None:
     attended(st)
     stmsi.pp.knowledge_prior(st, {"simPC(29:1)": [st.var_names[4]]})
     axes = stmsi.pl.attention_heatmap(st, metabolites="simPC(29:1)", n_genes=6, group=["cortex", "white matter"])
@@ -159,6 +159,7 @@ def test_one_metabolite_is_drawn_as_bars(st, attended) -> None:
     stored = st.varm["msi_attention_effects_cortex"].loc[genes, "simPC_29_1"]
     np.testing.assert_allclose([bar.get_width() for bar in axes[0].patches], stored, rtol=1e-5)
     assert axes[0].get_xlim() == axes[1].get_xlim()
+    same_picture(axes[0].figure, "attention_heatmap_bars")
     ax = stmsi.pl.attention_heatmap(st, metabolites="simPC(29:1)", genes=list(st.var_names[:6]))
     assert [t.get_text() for t in ax.get_yticklabels()] == list(st.var_names[:6])
     assert ax.lines[0].get_xydata()[:, 1].tolist() == [4.0]
@@ -173,6 +174,11 @@ def test_models_stand_in_one_order_with_the_baseline(scores) -> None:
         if metric == "pearson":
             assert ax.texts[-1].get_text() == "no score"
     assert found == [["HurdleNet", "HurdleLinear", "baseline"]] * 3
+    scores.loc[scores["model"] == "HurdleNet", "pearson"] = np.nan
+    ax = stmsi.pl.performance(scores, metric="r2")
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["HurdleLinear", "HurdleNet", "baseline"], (
+        "scored before not"
+    )
     order = ["baseline", "HurdleNet", "HurdleLinear"]
     ax = stmsi.pl.performance(scores.assign(model=pd.Categorical(scores["model"], order)))
     assert [t.get_text() for t in ax.get_yticklabels()] == order

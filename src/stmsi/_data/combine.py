@@ -78,7 +78,7 @@ def combine(
     Returns
     -------
     SpatialData with the tables ``st`` and ``msi``, shapes ``<sample>_spots`` and ``<sample>_pixels``, and the images
-    and points of the inputs, which are not changed. What only some sections have is missing (NaN) in the others: columns
+    and points of the inputs, which are not changed. MSI that is all on disk (``read_imzml(out=)``) stays there. What only some sections have is missing (NaN) in the others: columns
     of ``obs`` and ``var``, arrays in ``obsm``. What cannot be put together (layers and graphs of some sections only, notes
     that contradict each other) is left out and named in a warning. Where positions were converted, ``st.uns["st_units"]`` keeps
     for each section ``um_per_unit`` and ``source``. Columns ``sample``, ``region`` and ``instance_id`` of

@@ -17,7 +17,7 @@ from stmsi._data.keys import Key
 from stmsi._data.merge_fields import concat_tables
 from stmsi._data.merge_layers import join_layers
 from stmsi._data.sections import feature_frame, filled_text, link_table
-from stmsi._data.tables import as_csr, instances, require_sample, sample_names
+from stmsi._data.tables import as_csr, instances, is_dask, require_sample, sample_names
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -71,9 +71,10 @@ def _check_genes(tables: list[AnnData], join: str) -> None:
 def concat_msi(tables: list[AnnData], mz_tolerance: float | None) -> tuple[AnnData, set[str]]:
     """Pixels x ions of all sections, and the names of those whose ions have other ids now.
 
-    `mz_tolerance` in ppm; `None`: ions are matched by name.
+    `mz_tolerance` in ppm; `None`: ions are matched by name. Where all tables are lazy, so is the whole: nothing is read.
     """
-    tables = [_with_own_keys(t) for t in tables]
+    lazy = all(is_dask(t.X) for t in tables)
+    tables = [_with_own_keys(t, lazy=lazy) for t in tables]
     _check_normalised_alike(tables)
     before = [t.var_names for t in tables]
     _match_ions(tables, mz_tolerance)
@@ -102,11 +103,11 @@ def concat_msi(tables: list[AnnData], mz_tolerance: float | None) -> tuple[AnnDa
     merged.varm[Key.varm.MEASURED] = pd.DataFrame(measured)
     merged.varm[Key.varm.SECTION_MZ] = pd.DataFrame(section_mz).where(merged.varm[Key.varm.MEASURED])
     merged.uns[Key.uns.MSI] = {"attrs": attrs}
-    return _relinked(merged), renamed
+    return _relinked(merged, lazy=lazy), renamed
 
 
-def _with_own_keys(table: AnnData) -> AnnData:
-    """A copy whose annotated element and instance stand in the columns of the data model, and with sparse X."""
+def _with_own_keys(table: AnnData, *, lazy: bool = False) -> AnnData:
+    """A copy whose annotated element and instance stand in the columns of the data model, and with sparse X in memory unless `lazy`."""
     from spatialdata.models import TableModel
 
     table = table.copy()
@@ -114,13 +115,15 @@ def _with_own_keys(table: AnnData) -> AnnData:
     attrs = table.uns.pop(TableModel.ATTRS_KEY)  # written anew for the whole
     table.obs[Key.obs.REGION] = table.obs[attrs[TableModel.REGION_KEY_KEY]].astype(str)
     table.obs[Key.obs.INSTANCE] = instance
-    table.X = as_csr(table.X)
+    if not lazy:
+        table.X = as_csr(table.X)
     return table
 
 
-def _relinked(table: AnnData) -> AnnData:
+def _relinked(table: AnnData, *, lazy: bool = False) -> AnnData:
     """A concatenated table that annotates the elements of all sections."""
-    table.X = sp.csr_matrix(table.X)
+    if not lazy:
+        table.X = sp.csr_matrix(table.X)
     for key in (Key.obs.REGION, Key.obs.SAMPLE):
         table.obs[key] = table.obs[key].astype("category")
     link_table(table)

@@ -155,6 +155,11 @@ def as_csr(values: Any, dtype: Any = None) -> sp.csr_matrix:
     return sp.csr_matrix(values if sp.issparse(values) else np.asarray(values), dtype=dtype)
 
 
+def is_dask(values: Any) -> bool:
+    """Whether a matrix is a dask array, which is read when it is needed; told without importing dask."""
+    return hasattr(values, "dask")
+
+
 def some_rows(values: Any, rows: NDArray[np.int64]) -> Any:
     """Rows (ascending) of a matrix of an AnnData, of one on disk no more than these and small gaps between them."""
     if isinstance(values, np.ndarray) or sp.issparse(values):

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from stmsi._report._page import Figure, Page, Table
+from stmsi._report._page import Figure, Page
 from stmsi._report._parts import COLUMNS, MAX_ROWS, READING, SIMULATED, links, number
+from stmsi._report._program import program
+from stmsi._report._table import Table
 from stmsi.tl._reliability import TIERS
 
 if TYPE_CHECKING:
@@ -26,7 +28,6 @@ _NO_SCORES = ("No scores.", "Nothing could be held out, so nothing is known of h
 _SECTION = ("One section.", "Look whether tissue lies on tissue before you believe anything that is made from it.")
 _TIERS = (*TIERS, "none")
 _LEAST_OVERLAP, _LEAST_COVERED = 0.5, 0.3
-_OUT = {"show": False, "return_fig": True}
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def cohort_report(found: Found, *, figures: bool = True) -> Page:
         facts=facts,
         tables=[table for table in tables if table is not None and table.rows],
         figures=_figures(found) if figures else [],
-        commands=[("Go on", f"stmsi cohort {shlex.quote(str(found.source))}")],
+        commands=[("Go on", f"{shlex.quote(program())} cohort {shlex.quote(str(found.source))}")],
         links=links("cohort", "alignment", "evaluation", "limits"),
     )
 
@@ -126,8 +127,8 @@ def section_report(
 
     st, msi = sdata.tables[Key.table.ST], sdata.tables[Key.table.MSI]
     plots = [
-        ("Alignment", "Pixels upon spots: dark spots are covered, red ones are not.", lambda: stmsi.pl.alignment(sdata, sample=name, **_OUT)),
-        ("Coverage by MSI", "Share of each spot's area that MSI has measured.", lambda: stmsi.pl.spatial(sdata, Key.obs.COVERAGE, **_OUT)),
+        ("Alignment", "Pixels upon spots: dark spots are covered, red ones are not.", lambda: stmsi.pl.alignment(sdata, sample=name, show=False, return_fig=True)),
+        ("Coverage by MSI", "Share of each spot's area that MSI has measured.", lambda: stmsi.pl.spatial(sdata, Key.obs.COVERAGE, show=False, return_fig=True)),
     ]  # fmt: skip
     drawn = [Figure.drawn(*plot) for plot in plots] if figures else []
     covered = int(st.obsm[Key.obsm.MSI].notna().any(axis=1).sum())
@@ -155,8 +156,8 @@ def _figures(found: Found) -> list[Figure]:
         return []
     scores = found.scores
     plots = [
-        ("Models", "Pearson correlation of each metabolite, held out.", lambda: stmsi.pl.performance(scores, metric="pearson", **_OUT)),
-        ("Presence", "AUROC of each metabolite, held out.", lambda: stmsi.pl.performance(scores, stage="presence", **_OUT)),
+        ("Models", "Pearson correlation of each metabolite, held out.", lambda: stmsi.pl.performance(scores, metric="pearson", show=False, return_fig=True)),
+        ("Presence", "AUROC of each metabolite, held out.", lambda: stmsi.pl.performance(scores, stage="presence", show=False, return_fig=True)),
     ]  # fmt: skip
     return [figure for figure in (Figure.drawn(*plot) for plot in plots) if figure is not None]
 
@@ -197,7 +198,7 @@ def _by_group(scores: pd.DataFrame, model: str, by: str) -> list[Table]:
         if key not in own or own[key].isna().all():
             continue
         groups = own.groupby(key, sort=False)
-        medians, counted = groups[list(COLUMNS)].median(numeric_only=True), groups["metabolite"].nunique()
+        medians, counted = groups[list(COLUMNS)].median(numeric_only=True), groups["metabolite"].nunique().to_dict()
         rows = [[str(n), str(counted[n]), *(number(row[c]) for c in COLUMNS)] for n, row in medians.iterrows()]
         rows.sort(key=lambda row: row[0])
         note = f"Medians over metabolites of {model!r}. Whole {'sections' if by == 'sample' else 'patients'} were held out."
@@ -221,7 +222,7 @@ def _tiers(tiers: pd.DataFrame) -> Table:
     ]  # fmt: skip
     note = "" if len(best) <= MAX_ROWS else f"The first {MAX_ROWS} of {len(best)}; validation/tiers.csv has all."
     columns = ["metabolite", "tier", "why", "Pearson", "AUROC", "prevalence"]
-    return Table("Metabolites", columns, rows, labels=3, note=note, folded=True)
+    return Table("Metabolites", columns, rows, labels=3, note=note, folded=True, sortable=True)
 
 
 def _sections(sections: Sequence[Mapping[str, Any]]) -> Table:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -15,8 +15,11 @@ from stmsi._data.constant_predictions import constant_counts_as_zero
 from stmsi._data.keys import ACROSS_SCORES, Key
 from stmsi._data.tables import get_table
 from stmsi._data.training_marks import PARTLY, SAID_OF, TRAINED_ON, UNKNOWN, of_scores
-from stmsi._report._page import Figure, Page, Table
+from stmsi._report._metabolites import features_with_tiers, with_labels
+from stmsi._report._page import Figure, Page
 from stmsi._report._parts import COLUMNS, MAX_ROWS, READING, SIMULATED, links, number
+from stmsi._report._program import program
+from stmsi._report._table import Table
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -32,6 +35,7 @@ _FIGURES = {
     "presence": ("Probability of presence", "Stage 1 for the same metabolites: is it there?"),
     "performance": ("Intensity, metabolite by metabolite", "Pearson correlation on the held-out section; metabolites that follow genes, and those that follow none (predictable: False)."),
     "performance_presence": ("Presence, metabolite by metabolite", "AUROC on the held-out section."),
+    "alignment": ("Alignment", "Pixels of MSI on the spots of the held-out section, after alignment. Dark rings lie on a pixel, red ones on none."),
     "coverage": ("Coverage by MSI", "Share of each spot's area that MSI has measured, after alignment."),
 }  # fmt: skip
 _ACROSS = {"pearson": "Pearson within", "pearson_between": "between", "pearson_pooled": "pooled"}
@@ -42,24 +46,22 @@ _CONTROL = (
     "Metabolites driven by no gene are the control: single ones scatter around chance, and if all were predictable, "
     "something leaked."
 )
-_NEXT = (
-    (
-        "Go on in Python",
-        "import spatialdata, stmsi\n\n"
-        'sdata = spatialdata.read_zarr("demo.zarr")           # beside this file\n'
-        'model = stmsi.model.load("model")\n'
-        'stmsi.pl.compare(sdata, sdata.tables["st"].obsm["msi_pred"].columns[0])',
-    ),
-    (
-        "Your own sections",
-        "stmsi predict new.h5ad --model lipids --out predicted.h5ad\n"
-        "stmsi evaluate predicted.h5ad --report scores.html",
-    ),
-)
+_HERE = ", in the folder where this was made"
 
 
-def demo_report(folder: Path, means: pd.DataFrame, facts: Mapping[str, str], command: str) -> Page:
-    """The report of ``stmsi demo``, from its folder; `means` over metabolites have the index model and predictable."""
+def demo_report(
+    folder: Path,
+    means: pd.DataFrame,
+    facts: Mapping[str, str],
+    commands: Sequence[tuple[str, str]],
+    scores: pd.DataFrame,
+    features: pd.DataFrame,
+) -> Page:
+    """The report of ``stmsi demo``, from its folder.
+
+    `means` over metabolites have the index model and predictable; `commands` are headings with lines that run where the demo ran;
+    `scores` are those of the model that is shown, `features` its metabolites with their tiers.
+    """
     rows = []
     for key, row in means.iterrows():
         name, predictable = cast("tuple[str, bool]", key)
@@ -86,10 +88,11 @@ def demo_report(folder: Path, means: pd.DataFrame, facts: Mapping[str, str], com
         tables=[
             Table(f"Scores on the held-out section {held_out}", columns, rows, labels=2, note=note),
             _alignment(pd.read_csv(folder / "alignment.csv")),
+            _by_metabolite(scores, features),
         ],
         figures=figures,
         card=json.loads((folder / "model" / "stmsi.json").read_text(encoding="utf-8")),
-        commands=[("Make it again", command), *_NEXT],
+        commands=[(f"{heading}{_HERE}", lines) for heading, lines in commands],
         links=links("reading_msi", "two_stages", "choosing_a_model", "evaluation", "limits"),
     )
 
@@ -138,6 +141,14 @@ def evaluation_report(
             lambda: stmsi.pl.calibration(data, **keys),
         ),
     ]
+    if is_spatialdata(data) and sample in _aligned(data):
+        plots.append(
+            (
+                "Alignment",
+                f"Pixels of MSI on the spots of section {sample}. Dark rings lie on a pixel, red ones on none.",
+                lambda: stmsi.pl.alignment(data, sample=sample, table_key=table_key, **out),  # type: ignore[arg-type]
+            )
+        )
     across = [c for c in _ACROSS if scores[c].notna().any()]
     if len(sections) > 1 and across:
         level = "Pearson correlation within sections, between the means of the sections, and of all spots pooled."
@@ -155,18 +166,28 @@ def evaluation_report(
         caution += f" The model was trained on {', '.join(seen)}: no evidence there."
     if unknown := [s for s in sections if trained[s] == SAID_OF[UNKNOWN]]:
         caution += f" Whether it was trained on {', '.join(unknown)} is not known."
+    features = features_with_tiers(get_table(data, table_key), pred_key)
     names = f"{shlex.quote(str(source))} --pred-key {shlex.quote(pred_key)}"
+    names += "" if table_key == Key.table.ST else f" --table-key {shlex.quote(table_key)}"
+    stem = shlex.quote(f"{source.stem}_again")
+    again = f"{shlex.quote(program())} evaluate {names} --report {stem}.html --out {stem}.csv"
     return Page(
         title=f"Scores of predicted metabolites: {source.name}",
         lead="Predicted against measured metabolites, per section and metabolite.",
         caution=(mark, caution),
         facts=facts,
-        tables=[_by_section(scores, trained), _by_metabolite(scores)],
+        tables=[_by_section(scores, trained), _by_metabolite(scores, features)],
         figures=[f for f in (Figure.drawn(*plot) for plot in plots) if f is not None],
         card=card or _short_card(record),
-        commands=[("Make it again", f"stmsi evaluate {names} --report report.html --out scores.csv")],
+        commands=[(f"Make it again{_HERE}", again)],
         links=links("evaluation", "limits"),
     )
+
+
+def _aligned(data: SpatialData | AnnData) -> list[str]:
+    """Sections whose pixels were aligned."""
+    tables = data.tables  # type: ignore[union-attr]
+    return list(tables[Key.table.MSI].uns.get(Key.uns.ALIGNMENT, {})) if Key.table.MSI in tables else []
 
 
 def is_simulated(data: SpatialData | AnnData, table_key: str = Key.table.ST) -> bool:
@@ -215,16 +236,15 @@ def _marked(section: str, trained: Mapping[str, str]) -> str:
 
 
 def _all_sections(trained: Mapping[str, str]) -> str:
-    """Name of the row of all sections, with what holds of some of them."""
-    seen = {SAID_OF[TRAINED_ON], SAID_OF[PARTLY]} & set(trained.values())
-    return (
-        f"all sections ({'with training spots' if seen else SAID_OF[UNKNOWN]})"
-        if any(trained.values())
-        else "all sections"
-    )
+    """Name of the row of all sections, with what holds of all or of some of them."""
+    said = set(trained.values())
+    if len(said) == 1:
+        return _marked("all sections", {"all sections": said.pop()})
+    seen = said & {SAID_OF[TRAINED_ON], SAID_OF[PARTLY]}
+    return f"all sections ({'with training spots' if seen else SAID_OF[UNKNOWN]})"
 
 
-def _by_metabolite(scores: pd.DataFrame) -> Table:
+def _by_metabolite(scores: pd.DataFrame, features: pd.DataFrame | None = None) -> Table:
     columns = _with_level()
     means = scores.groupby("metabolite", sort=False)[list(columns)].mean(numeric_only=True)
     means = means.sort_values(["pearson", "auroc"], ascending=False, na_position="last")
@@ -232,7 +252,8 @@ def _by_metabolite(scores: pd.DataFrame) -> Table:
     note = f"Means over sections, best correlation first; – where a score does not exist. {_LEVEL} {_CONSTANT}"
     if len(means) > len(rows):
         note += f" The first {len(rows)} of {len(means)}; stmsi evaluate --out scores.csv writes all."
-    return Table("Scores by metabolite", ["metabolite", *columns.values()], rows, note=note, folded=True)
+    table = Table("Scores by metabolite", ["metabolite", *columns.values()], rows, note=note, folded=True)
+    return with_labels(table, features)
 
 
 def _with_level() -> dict[str, str]:

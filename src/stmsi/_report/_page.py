@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
 from typing import Any
 
+from stmsi._report._card import card_tables
+from stmsi._report._table import Table
 from stmsi._settings import logger
 
 _DATA = ("anndata", "spatialdata", "scanpy", "squidpy", "numpy", "pandas")
@@ -20,19 +21,6 @@ _PACKAGES = ("stmsi", *_DATA, "scikit-learn", "scvi-tools", "torch")
 _DPI = 110
 _WIDE = 700
 """Pixels of a picture that is still readable at the width of a phone."""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table: the first `labels` columns are names, the others numbers."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    labels: int = 1
-    note: str = ""
-    folded: bool = False
-    """Shown only when it is asked for."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +80,7 @@ class Page:
         blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
         loader = PackageLoader("stmsi._report", ".")
         environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
-        card = json.dumps(self.card, indent=2, ensure_ascii=False, default=str)
+        card = card_tables(self.card)
         date = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         return environment.get_template("page.html").render(page=self, card=card, versions=versions(), date=date)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import re
 import sys
 import traceback
 import warnings
@@ -15,7 +16,6 @@ from time import perf_counter
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import (
@@ -32,6 +32,7 @@ from rich.text import Text
 
 from stmsi._messages import once_per_cause
 from stmsi._progress import current_display, shared_display
+from stmsi.cli._console import SafeConsole
 from stmsi.cli._signals import Stopped, termination_as_interrupt
 
 ISSUES = "https://github.com/stmsi/stmsi/issues"
@@ -39,10 +40,14 @@ FAILED, INTERRUPTED, TERMINATED = 1, 130, 143
 SOME_FAILED = "failed"
 """Entry of a result that names what failed, where the rest went on."""
 _A_DAY = 86_400.0
+_ESCAPED = re.compile("[\x7f-\x9f\ud800-\udfff]")
+"""What JSON may hold and a terminal or a strict encoding may not."""
 _KNOWN = (ValueError, KeyError, TypeError, RuntimeError, OSError, ImportError, MemoryError)
 """Errors of the input or of the machine. Whatever else is raised is a fault of stmsi, and the message says so."""
 _REMEDIES = {
     errno.ENOSPC: "The disk is full: free some space, or name an output elsewhere.",
+    errno.EDQUOT: "Your share of the disk is full: free some space, or name an output elsewhere.",
+    errno.EFBIG: "Files may not be that large there: name an output elsewhere, or raise the limit (ulimit -f).",
     errno.EACCES: "You may not write or read there: name another path, or ask its owner.",
     errno.EROFS: "The disk cannot be written to: name an output elsewhere.",
 }
@@ -56,7 +61,7 @@ app = typer.Typer(
     epilog="**Exit codes**: 0 done; 1 failed, with one line that says why; 2 wrong usage; 130 interrupted; 143 terminated. "
     "**Tab completion**: `stmsi --install-completion`.",
 )
-console = Console(stderr=True, highlight=False, emoji=False)
+console = SafeConsole(stderr=True, highlight=False, emoji=False)
 
 _DEBUG = "Log details; show the traceback of an error."
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON to stdout; all else goes to stderr.")]
@@ -200,7 +205,9 @@ def _fail(name: str, kind: str, text: str, said: list[str], *, as_json: bool) ->
 
 
 def _write_json(content: Mapping[str, Any]) -> None:
-    typer.echo(json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False))
+    narrow = "utf" not in (getattr(sys.stdout, "encoding", None) or "utf-8").lower()
+    text = json.dumps(plain(content), indent=2, ensure_ascii=narrow, allow_nan=False)
+    typer.echo(_ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text))
 
 
 def plain(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
@@ -54,6 +55,7 @@ def cohort(
         msg = "Name a configuration, or ask for an example with --example."
         raise typer.BadParameter(msg)
     with command("cohort", as_json=as_json) as result:
+        from stmsi._report import flags
         from stmsi.cli._cohort_steps import CohortSteps
 
         steps = CohortSteps(_read(config), jobs, scheduler)
@@ -68,11 +70,12 @@ def cohort(
         done = _Progress(_planned(steps, step, section))
         for outcome in done.shown(_selected(steps, step, section, again=not resume)):
             done.tell(outcome)
+        steps.settle()
         found = steps.found()
         if step in (None, "report"):
             result["report"] = str(steps.report().output)
         result |= {"steps": dict(done.count), "sections": [dict(row) for row in found.sections]}
-        result |= {"alignment": [dict(row) for row in found.alignment], **_scores(found)}
+        result |= {"alignment": [{**row, "flags": flags(row)} for row in found.alignment], **_scores(found)}
         failed = found.failed if step is None else done.failed
         result[SOME_FAILED] = [dict(one) for one in failed]
         _say_end(result, failed)
@@ -106,13 +109,14 @@ def _check_step(steps: CohortSteps, step: str | None, section: str | None) -> No
 
 
 def _claim(out: Path) -> None:
-    """Make the folder, or raise where it holds something else."""
-    if out.exists() and not (out / _MARK).exists() and (not out.is_dir() or any(out.iterdir())):
+    """Make the folder, or raise where it holds something else; empty folders may be those of a workflow manager."""
+    mark = out / _MARK
+    if out.exists() and not mark.exists() and (not out.is_dir() or any(not path.is_dir() for path in out.rglob("*"))):
         msg = f"{out} exists and was not written by stmsi cohort; name another folder as out: in the configuration."
         raise FileExistsError(msg)
     out.mkdir(parents=True, exist_ok=True)
-    if not (out / _MARK).exists():
-        (out / _MARK).touch()
+    if not mark.exists():
+        mark.touch()
 
 
 def _planned(steps: CohortSteps, step: str | None, section: str | None) -> int:
@@ -134,11 +138,12 @@ def _selected(steps: CohortSteps, step: str | None, section: str | None, *, agai
 
 def _all(steps: CohortSteps, *, again: bool) -> Iterator[Outcome]:
     yield from _each(steps, "alone", list(steps.cohort.sections), again=again)
+    steps.settle()
     yield from _each(steps, "together", steps.cohort.measured, again=again)
-    if steps.ready() or again:
-        for make in (steps.train, steps.validate):
-            yield _do(steps, make(), again=again)
-        yield from _each(steps, "predictions", list(steps.cohort.sections), again=again)
+    steps.settle()
+    for make in (steps.train, steps.validate):
+        yield _do(steps, make(), again=again)
+    yield from _each(steps, "predictions", list(steps.cohort.sections), again=again)
     yield _do(steps, steps.report(), again=again)
 
 
@@ -146,7 +151,8 @@ def _each(steps: CohortSteps, which: str, names: list[str], *, again: bool) -> I
     """Outcomes of the steps of many sections, several sections at a time."""
     import joblib
 
-    work = (joblib.delayed(_of_one)(steps, which, name, again=again) for name in names)
+    of_one = _of_one if steps.n_jobs == 1 else _in_a_worker
+    work = (joblib.delayed(of_one)(steps, which, name, again=again) for name in names)
     for outcomes in joblib.Parallel(n_jobs=steps.n_jobs, return_as="generator_unordered")(work):
         yield from outcomes
 
@@ -154,6 +160,13 @@ def _each(steps: CohortSteps, which: str, names: list[str], *, again: bool) -> I
 def _of_one(steps: CohortSteps, which: str, name: str, *, again: bool) -> list[Outcome]:
     """Steps of a section, each after the one before."""
     return [_do(steps, one, again=again) for one in getattr(steps, which)(name)]
+
+
+def _in_a_worker(*args: Any, **kwargs: Any) -> list[Outcome]:
+    """The same in another process, without what other packages warn of there; stmsi's own warnings come home in the records."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _of_one(*args, **kwargs)
 
 
 def _do(steps: CohortSteps, one: Step, *, again: bool, needed: bool = False) -> Outcome:

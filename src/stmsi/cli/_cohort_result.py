@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     Known = dict[tuple[str, str | None], Record]
 
 
+_OF_SECTION = {
+    "combine": "combined",
+    "align": "aligned",
+    "map": "mapped",
+    "section_report": "mapped",
+    "predict": "predicted",
+}
+"""Steps of a section in their order, and how one is called that has come so far."""
+
+
+_NAMES = dict.fromkeys(("patient", "sample", "metabolite", "model"), str)
+"""Columns that hold names, whatever they look like."""
+
+
 def gather(cohort: Cohort, steps: Iterable[Step], kept: Records) -> Found:
     """Sections, alignments, failures, warnings, scores and tiers; of steps whose inputs have changed since, nothing.
 
@@ -58,30 +72,21 @@ def _good(record: Record | None) -> dict[str, Any]:
 
 
 def _section(cohort: Cohort, name: str, records: Known) -> dict[str, Any]:
-    own = [
-        (step, records[step, name])
-        for step in ("combine", "align", "map", "section_report", "predict")
-        if (step, name) in records
-    ]
-    error = next((f"{step}: {record.error}" for step, record in own if record.error), "")
-    reached = [step for step, record in own if not record.error]
-    combined, mapped = (_good(records.get((step, name))) for step in ("combine", "map"))
-    counts = combined.get("sections", [{}])[0]
+    own = {step: records[step, name] for step in _OF_SECTION if (step, name) in records}
+    error = next((f"{step}: {record.error}" for step, record in own.items() if record.error), "")
+    state = (
+        "failed" if error else next((said for step, said in reversed(_OF_SECTION.items()) if step in own), "not begun")
+    )
+    counts = _good(own.get("combine")).get("sections", [{}])[0]
     return {
         "sample": name,
         "patient": cohort.sections[name].patient,
-        "state": "failed"
-        if error
-        else "predicted"
-        if "predict" in reached
-        else reached[-1]
-        if reached
-        else "not begun",
+        "state": state,
         "spots": counts.get("spots"),
-        "covered": mapped["sections"][0]["covered"] if mapped else None,
+        "covered": _good(own.get("map")).get("sections", [{}])[0].get("covered"),
         "message": error,
     }
 
 
 def _table(folder: Path | None, name: str) -> pd.DataFrame | None:
-    return None if folder is None or not (folder / name).exists() else pd.read_csv(folder / name)
+    return None if folder is None or not (folder / name).exists() else pd.read_csv(folder / name, dtype=_NAMES)

@@ -46,7 +46,15 @@ class CohortSteps:
         self.cohort, self.n_jobs, self.scheduler = cohort, n_jobs, scheduler
         self.records = Records(cohort.out / "records")
         self._versions = version("stmsi")
-        self._files: dict[Path, list[tuple[str, int, int]]] = {}
+        self._files: dict[Path, str] = {}
+        self._scale: float | None = None
+        self._ready: list[str] = []
+        self.settle()
+
+    def settle(self) -> None:
+        """Look which sections are combined and mapped now: what is made from all of them hangs on that, and must not change meanwhile."""
+        self._scale = self._common_level()
+        self._ready = [name for name in self.cohort.measured if self.map(name).fresh(self.records)]
 
     def predictions(self, name: str) -> list[Step]:
         """Steps of a section after training."""
@@ -99,7 +107,7 @@ class CohortSteps:
     def map(self, name: str) -> Step:
         """Map the pixels of a section to its spots, on the scale of all sections."""
         options, before = dict(self.cohort.options["map"]), self.align(name)
-        options["target"] = self._target()
+        options["target"] = self._scale
 
         def work(out: Path) -> dict[str, Any]:
             found = map_file(before.output, out=out, **options)
@@ -218,7 +226,7 @@ class CohortSteps:
 
     def ready(self) -> list[Step]:
         """Mappings that are done, of the sections to train on."""
-        return [step for step in map(self.map, self.cohort.measured) if step.fresh(self.records)]
+        return [self.map(name) for name in self._ready]
 
     def _step(
         self,
@@ -246,13 +254,17 @@ class CohortSteps:
     def _record(self, step: Step) -> Record:
         return self.records.read(step.name, step.section) or Record("")
 
-    def _stat(self, path: Path | None) -> list[tuple[str, int, int]]:
-        """Files with sizes and times, looked up once a run."""
-        if path is not None and path not in self._files:
-            self._files[path] = files_of(path)
-        return [] if path is None else self._files[path]
+    def _stat(self, path: Path | None) -> str:
+        """Hash of names, sizes and times of files, which are looked up once a run."""
+        from stmsi.tl._fold_cache import fingerprint
 
-    def _target(self) -> float | None:
+        if path is None:
+            return ""
+        if path not in self._files:
+            self._files[path] = fingerprint(files_of(path))
+        return self._files[path]
+
+    def _common_level(self) -> float | None:
         """What pixels are scaled to: one number for all sections, or they could not be trained on together.
 
         The mean over sections of their median level, to one digit, so that another section hardly ever changes it.
@@ -261,11 +273,8 @@ class CohortSteps:
         if options["target"] is not None:
             return float(options["target"])
         records = [self._record(self.combine(name)) for name in self.cohort.measured]
-        levels = [
-            r.result["levels"][options["normalize"]]
-            for r in records
-            if options["normalize"] in r.result.get("levels", {})
-        ]
+        found = [record.result.get("levels", {}).get(options["normalize"]) for record in records]
+        levels = [level for level in found if level is not None]
         return float(f"{np.mean(levels):.0e}") if levels else None
 
     def _patients(self, names: Iterable[Any]) -> dict[str, str]:

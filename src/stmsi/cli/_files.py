@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stmsi._data.h5ad_files import write_h5ad
 from stmsi._data.unfinished import unfinished
 
 if TYPE_CHECKING:
@@ -14,7 +15,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
-_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
+"""The last four: the same in full width, which spreadsheets in East Asian languages take for them."""
 
 
 def read_data(path: Path) -> SpatialData | AnnData:
@@ -67,17 +69,20 @@ def check_new(out: Path, source: Path) -> None:
 def write_data(content: Any, out: Path) -> None:
     """Write a SpatialData or AnnData, whole or not at all."""
     with _whole(out) as scratch:
-        (content.write_h5ad if out.suffix == ".h5ad" else content.write)(scratch)
+        if out.suffix == ".h5ad":
+            write_h5ad(content, scratch)
+        else:
+            content.write(scratch)
 
 
 def write_csv(table: pd.DataFrame, out: Path) -> None:
     """Write a csv, whole or not at all, that is safe to open in a spreadsheet.
 
-    Text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a carriage return would run as a formula there: it gets a ``'`` in
+    Text that begins with ``=``, ``+``, ``-``, ``@``, a tab or a line break would run as a formula there: it gets a ``'`` in
     front. Numbers stay as they are.
     """
     with _whole(out) as scratch:
-        safe_cells(table).to_csv(scratch, index=False)
+        safe_cells(table).to_csv(scratch, index=False, errors="backslashreplace")
 
 
 def safe_cells(table: pd.DataFrame) -> pd.DataFrame:
@@ -97,7 +102,8 @@ def _safe_cell(value: Any) -> Any:
 def write_text(text: str, out: Path) -> None:
     """Write a text, whole or not at all."""
     with _whole(out) as scratch:
-        scratch.write_text(text, encoding="utf-8")
+        # names in damaged files may hold halves of characters
+        scratch.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 @contextmanager

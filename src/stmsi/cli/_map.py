@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
@@ -16,7 +16,8 @@ if TYPE_CHECKING:
 
 _NORMALIZE = "none, or a method of stmsi.pp.normalize_msi; data that are normalised already stay as they are."
 _TARGET = "What normalised pixels are scaled to; default: their median. Name one where sections are mapped one by one."
-_NO_CHANGE, _METHODS = "none", ("tic", "rms", "median")
+_NO_CHANGE: Final = "none"
+_METHODS: Final = ("tic", "rms", "median")
 _PREVALENCE = "Leave out ions in fewer than this share of the pixels; 0: keep all."
 _COVERAGE = "Share of its area from which a spot counts as covered by MSI."
 

@@ -6,6 +6,7 @@ import re
 import shlex
 from pathlib import Path
 
+from stmsi._report._program import program
 from stmsi.cli._app import say
 
 _STEPS = re.compile(r"(_(combined|aligned|mapped|model|predicted|scores)(_\d+)?)+$")
@@ -19,9 +20,9 @@ def say_next(*words: str | Path, also: str = "") -> None:
         say(also)
 
 
-def command_line(*words: str | Path) -> str:
-    """A command of stmsi with its words quoted where the shell needs it."""
-    return shlex.join(["stmsi", *map(str, words)])
+def command_line(*words: str | int | Path) -> str:
+    """A command of stmsi as it runs in this folder, with its words quoted where the shell needs it."""
+    return shlex.join([program(), *map(str, words)])
 
 
 def new_path(path: Path, step: str, suffix: str = "") -> Path:

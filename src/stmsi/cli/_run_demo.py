@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,11 +41,11 @@ def run_demo(out: Path, *, seed: int, small: bool) -> pd.DataFrame:
     clear_leftovers(out.absolute().parent, out.name)
     _refuse_foreign_files(out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    command = f"stmsi demo --seed {seed}{' --small' if small else ''} --out {shlex.quote(str(out))}"
+    command = command_line("demo", "--seed", seed, *(["--small"] if small else []), "--out", out)
     with unfinished(out) as scratch:
         new = scratch / "new"
         new.mkdir()
-        scores = _run(new, seed, small, command)
+        scores = _run(new, seed, small, command, out)
         (new / _MARK).write_text(json.dumps(_checksums(new)), encoding="utf-8")
         _refuse_foreign_files(out)  # again: the run took its time
         take_place(new, out, scratch)
@@ -91,7 +90,7 @@ def _checksums(folder: Path) -> dict[str, str]:
     return found
 
 
-def _run(folder: Path, seed: int, small: bool, command: str) -> pd.DataFrame:
+def _run(folder: Path, seed: int, small: bool, command: str, out: Path) -> pd.DataFrame:
     with step("1/9 Simulating paired sections (ST + MSI, known truth)"):
         sdata = stmsi.datasets.toy(rng=seed) if small else stmsi.datasets.simulate(rng=seed)
     st, msi = sdata.tables[Key.table.ST], sdata.tables[Key.table.MSI]
@@ -119,6 +118,7 @@ def _run(folder: Path, seed: int, small: bool, command: str) -> pd.DataFrame:
             predicted = stmsi.tl.predict_metabolites(test, models[name], copy=True)
             tables.append(stmsi.tl.evaluate(predicted).assign(model=name))
     stmsi.tl.predict_metabolites(sdata, models[SHOWN])
+    stmsi.tl.reliability(sdata)
     scores = pd.concat(tables, ignore_index=True)
     scores["kind"] = scores["metabolite"].map(msi.var["kind"].astype(str))
     scores["predictable"] = scores["metabolite"].map(msi.var["predictable"])
@@ -137,8 +137,30 @@ def _run(folder: Path, seed: int, small: bool, command: str) -> pd.DataFrame:
             "Models": f"{', '.join(MODELS)}; figures and demo.zarr are of {SHOWN!r}",
             "Seed": str(seed),
         }
-        write_text(demo_report(folder, summary(scores), facts, command).html(), folder / "report.html")
+        shown = scores[scores["model"] == SHOWN]
+        commands = [("Make it again", command), *_further(out, held_out)]
+        page = demo_report(folder, summary(scores), facts, commands, shown, st.uns[Key.obsm.PRED]["features"])
+        write_text(page.html(), folder / "report.html")
     return scores
+
+
+def _further(out: Path, held_out: str) -> list[tuple[str, str]]:
+    """What to do next with the folder of the demo, as it runs where the demo ran: headings and lines."""
+    data, model = out / "demo.zarr", out / "model"
+    predicted = new_path(out, "predicted", ".zarr")
+    python = [
+        "import spatialdata, stmsi",
+        "",
+        f"sdata = spatialdata.read_zarr({str(data)!r})",
+        f"model = stmsi.model.load({str(model)!r})",
+        'metabolite = sdata.tables["st"].obsm["msi_pred"].columns[0]',
+        f"stmsi.pl.compare(sdata, metabolite, sample={held_out!r})  # the section that was held out",
+    ]
+    shell = [
+        command_line("predict", data, "--model", model, "--out", predicted),
+        command_line("evaluate", predicted, "--model", model, "--report", new_path(out, "scores", ".html")),
+    ]
+    return [("Go on in Python", "\n".join(python)), ("Predict and score on the command line", "\n".join(shell))]
 
 
 def cluster_spots(adata: AnnData, seed: int) -> None:
@@ -183,6 +205,7 @@ def draw(sdata: SpatialData, scores: pd.DataFrame, held_out: str, folder: Path) 
     figures: dict[str, Callable[[], Any]] = {
         "compare": lambda: stmsi.pl.compare(sdata, chosen, sample=held_out, **out),
         "presence": lambda: stmsi.pl.spatial(sdata, chosen, metabolite_key=there, sample=held_out, **out),
+        "alignment": lambda: stmsi.pl.alignment(sdata, sample=held_out, **out),
         "coverage": lambda: stmsi.pl.spatial(sdata, Key.obs.COVERAGE, **out),
         "performance": lambda: stmsi.pl.performance(scores, hue="predictable", **out),
         "performance_presence": lambda: stmsi.pl.performance(scores, stage="presence", hue="predictable", **out),
@@ -211,7 +234,7 @@ def say_next(out: Path) -> None:
     say("Where to look next")
     for what, where in {
         "the report, in a browser": out / "report.html",
-        "the data, in Python": f'spatialdata.read_zarr("{out}/demo.zarr")',
+        "the data, in Python": f'import spatialdata; spatialdata.read_zarr("{out}/demo.zarr")',
         "the model, here or elsewhere": command_line(
             "predict", out / "demo.zarr", "--model", out / "model", "--out", new_path(out, "predicted", ".zarr")
         ),

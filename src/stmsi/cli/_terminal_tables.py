@@ -5,13 +5,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from stmsi._data.constant_predictions import constant_counts_as_zero
 from stmsi._data.keys import ACROSS_SCORES
 from stmsi._data.training_marks import HELD_OUT, PARTLY, TRAINED_ON, UNKNOWN, of_scores
+from stmsi.cli._console import SafeConsole
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -39,9 +39,9 @@ def print_table(title: str, labels: Sequence[str], columns: Sequence[str], rows:
     _literal().print(table)
 
 
-def _literal() -> Console:
+def _literal() -> SafeConsole:
     """The standard output, where names stand as they are: brackets are no styles, ``:smile:`` is no picture."""
-    return Console(markup=False, emoji=False)
+    return SafeConsole(markup=False, emoji=False)
 
 
 def number(value: float, form: str = ".3f") -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import MaxNLocator
 
 from stmsi._data.checks import listing
 from stmsi.pl._panels import get_axes, hand_back, label_plot
@@ -144,7 +145,7 @@ def _ks(place: Axes, rows: pd.DataFrame) -> None:
     place.hist(found, bins=20, range=(0, max(0.3, float(found.max()))), color=tone(0))
     middle = float(found.median())
     place.axvline(middle, color=ink(0.8), linestyle="--", linewidth=1, label=f"median {middle:.2f}")
-    place.yaxis.get_major_locator().set_params(integer=True)
+    place.yaxis.set_major_locator(MaxNLocator(integer=True))
     place.legend(**_INSIDE)
 
 
@@ -157,7 +158,7 @@ def _auc(place: Axes, rows: pd.DataFrame) -> None:
         place.set_xticks(range(len(rows)), rows["draw"].astype(str))
         place.set_xlim(-1, max(len(rows), 3))
         for k, equal in enumerate(rows["measured"]):
-            said = "between two draws" if k == 0 else None
+            said = "between two draws" if k == 0 else "_nolegend_"
             place.hlines(equal, k - 0.45, k + 0.45, color=tone(1), linewidth=1.8, label=said)
         place.bar_label(bars, [f"{v:.2f}" for v in rows["synthetic"]], fontsize=STYLE.tick_size)
     place.axhline(0.5, color=ink(0.6), linestyle="--", linewidth=0.8, label="a guess")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from stmsi.napari._metabolite_layers import LayerData
 
-_LINKED = ("blending", "antialiasing", "shading", "canvas_size_limits")
+_LINKED = ("blending", "antialiasing", "shading", "canvas_size_limits", "contrast_limits", "colormap", "gamma")
 
 
 def add_layers(viewer: Any, layers: Sequence[LayerData]) -> list[Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -32,6 +33,8 @@ PREDICTED: Final = "predicted"
 RESIDUAL: Final = "predicted - measured"
 WIDTH: Final = "interval width"
 CHANCE: Final = "P(present)"
+BLEND: Final = "blend"
+"""Values between measured and predicted; shown in their place, never with them."""
 ROLES: Final = (MEASURED, PREDICTED, RESIDUAL, WIDTH, CHANCE)
 MODES: Final = {
     "compare": (MEASURED, PREDICTED),
@@ -42,6 +45,8 @@ MODES: Final = {
 """Layers that are visible in each mode."""
 PPM: Final = 10.0
 """How far an ion may lie from the m/z that is searched for."""
+_ALIKE = 0.4
+"""Similarity of two names (difflib's ratio) from which one is offered for the other."""
 
 
 class MetaboliteMaps:
@@ -97,6 +102,18 @@ class MetaboliteMaps:
         needs = {"residual": {MEASURED, PREDICTED}, "uncertainty": {"lower", "upper"}, "presence": {CHANCE}}
         return [mode for mode in MODES if needs.get(mode, set()) <= set(self.frames)]
 
+    def roles(self, rows: NDArray[np.int64]) -> set[str]:
+        """Layers that have a value in some spot: a section without MSI has predictions alone."""
+        sides: set[str] = {r for r in (MEASURED, PREDICTED) if r in self.frames and _any_value(self.frames[r], rows)}
+        # where nothing is known at all, what there would be is shown as not covered
+        sides = sides or {r for r in (MEASURED, PREDICTED) if r in self.frames}
+        out = set(sides)
+        if {MEASURED, PREDICTED} <= sides:
+            out.add(RESIDUAL)
+        if PREDICTED in sides:
+            out |= {role for mode, role in (("uncertainty", WIDTH), ("presence", CHANCE)) if mode in self.modes}
+        return out
+
     def check_mode(self, mode: str) -> None:
         """Raise where a mode does not exist, or has no data."""
         check_choice(mode, MODES, "mode")
@@ -150,22 +167,34 @@ class MetaboliteMaps:
         return {role: (float(n.vmin or 0.0), float(n.vmax or 0.0)) for role, n in norms.items()} | {CHANCE: (0.0, 1.0)}
 
     def search(self, text: str, *, ppm: float = PPM) -> list[str]:
-        """Ids of metabolites by part of their name or id, by m/z within `ppm`, or by the nearest name; all for no text."""
+        """Ids of metabolites by part of their name or id, or by m/z within `ppm`, the nearest first; all for no text."""
         text = text.strip().lower()
-        ids, names = self.features.index, self.features[Key.var.NAME].astype(str)
+        ids = self.features.index
         if not text:
             return list(ids)
-        lower = names.str.lower()
-        found = list(ids[lower.str.contains(text, regex=False) | ids.str.lower().str.contains(text, regex=False)])
+        names = self._lower_names
+        found = list(ids[names.str.contains(text, regex=False) | ids.str.lower().str.contains(text, regex=False)])
         mass = _number(text)
+        if mass is None:
+            return found
+        error = self.ppm_errors(mass)
+        return list(dict.fromkeys([*error[error <= ppm].sort_values(kind="stable").index, *found]))
+
+    def nearest(self, text: str, n: int = 5) -> list[str]:
+        """Ids of the metabolites nearest to a text that :meth:`search` does not find: in m/z where it is one, else in name."""
+        mass = _number(text.lower())
         if mass is not None:
-            error = self.ppm_errors(mass)
-            near = error[error <= ppm].sort_values(kind="stable")
-            found = list(dict.fromkeys([*near.index, *found]))
-        elif not found:
-            close = get_close_matches(text, list(lower), n=10, cutoff=0.6)
-            found = list(dict.fromkeys(i for c in close for i in ids[lower == c]))
-        return found
+            return list(self.ppm_errors(mass).dropna().sort_values(kind="stable").index[:n])
+        names = self._lower_names
+        text = text.strip().lower()
+        close = get_close_matches(text, list(names), n=2 * n, cutoff=_ALIKE)
+        # of names that are as much alike, those that begin like the text
+        close.sort(key=lambda name: -_common(text, name))
+        return list(dict.fromkeys(str(i) for c in close for i in self.features.index[names == c]))[:n]
+
+    @property
+    def _lower_names(self) -> pd.Series:
+        return self.features[Key.var.NAME].astype(str).str.lower()
 
     def ppm_errors(self, mz: float) -> pd.Series:
         """Distance of each metabolite from an m/z, in ppm."""
@@ -184,14 +213,36 @@ class MetaboliteMaps:
         return mark(self.adata, self.pred_key, scored if len(scored) else rows)
 
     def label(self, role: str) -> str:
-        """What the colours of a layer mean."""
+        """What a layer shows, with the unit of its colours."""
         if role == CHANCE:
             return CHANCE
+        return f"{role}, {self.unit}"
+
+    @property
+    def unit(self) -> str:
+        """Unit of measured and predicted, their difference and the width of the interval."""
         return intensity_label(self.adata, self.pred_key if PREDICTED in self.frames else self.metabolite_key)
 
     def describe(self, metabolite: str) -> str:
         """Name of a metabolite with its adduct and its m/z where known."""
         return str(label(self.features, metabolite))
+
+
+def blend(measured: NDArray[np.float64], predicted: NDArray[np.float64], share: float) -> NDArray[np.float64]:
+    """Values between measured (0) and predicted (1); NaN where one that has a share is missing."""
+    if share in (0.0, 1.0):
+        return predicted if share else measured
+    return (1 - share) * measured + share * predicted
+
+
+def _any_value(frame: pd.DataFrame, rows: NDArray[np.int64]) -> bool:
+    """Whether a layer knows any spot of a section; spots that MSI did not cover are NaN in all metabolites."""
+    return any(frame.iloc[:, j].iloc[rows].notna().any() for j in range(frame.shape[1]))
+
+
+def _common(one: str, other: str) -> int:
+    """Characters with which both begin."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
 
 
 def _number(text: str) -> float | None:

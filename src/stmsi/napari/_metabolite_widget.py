@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,88 +14,99 @@ from qtpy.QtWidgets import (
     QDoubleSpinBox,
     QFileDialog,
     QFormLayout,
-    QHBoxLayout,
     QLabel,
     QLineEdit,
     QListView,
     QPushButton,
     QSlider,
     QVBoxLayout,
-    QWidget,
 )
 
+from stmsi.napari._canvas import fit_view, show_scale_bar
+from stmsi.napari._data_widget import DataWidget, in_row, silent, text_label
+from stmsi.napari._elements import show_elements
 from stmsi.napari._metabolite_maps import MODES, PPM, MetaboliteMaps
-from stmsi.napari._metabolite_view import STYLES, MetaboliteView, show_scale_bar
+from stmsi.napari._metabolite_view import BESIDE, STYLES, MetaboliteView
 
 if TYPE_CHECKING:
+    from qtpy.QtWidgets import QWidget
+    from spatialdata import SpatialData
+
     from stmsi.napari._spot_description import Spot
 
 _STEPS = 100
 _COLOUR_OF_TIER = {"high": "#4dac26", "medium": "#b8a100", "low": "#e08214", "none": "#d7301f"}
+_MODE_NAMES = {
+    "compare": "measured, predicted",
+    "residual": "predicted - measured",
+    "uncertainty": "interval width",
+    "presence": "P(present)",
+}
 
 
-class MetaboliteWidget(QWidget):
+class MetaboliteWidget(DataWidget):
     """Choose section and metabolite, compare, and ask spots.
 
     napari fills in `napari_viewer` when the widget is opened from its menu; without a `view` the widget looks for a
-    SpatialData in the layers of napari-spatialdata. `on_section` is called with the section that was chosen.
+    SpatialData in the viewer.
     """
 
-    def __init__(
-        self, napari_viewer: Any, *, view: MetaboliteView | None = None, on_section: Callable[[str], None] | None = None
-    ) -> None:
-        super().__init__()
-        self.viewer, self.view, self.on_section = napari_viewer, view, on_section
-        self.elements: Any = None  # what napari-spatialdata docked beside it
+    def __init__(self, napari_viewer: Any, *, view: MetaboliteView | None = None) -> None:
+        super().__init__(napari_viewer)
+        self.view = view
         self._build()
         if view is None:
             self.find_data()
         else:
             self._fill()
+            self.show_controls(True)
 
     # -- Layout ---------------------------------------------------------------
 
     def _build(self) -> None:
-        self.notice = _text("")
-        self.retry = QPushButton("Look for data again")
-        self.retry.clicked.connect(self.find_data)
         self.section, self.mode, self.style_of_mix = QComboBox(), QComboBox(), QComboBox()
         self.search = QLineEdit(placeholderText="name or m/z")
-        self.ppm = QDoubleSpinBox(minimum=0.1, maximum=1000.0, value=PPM, decimals=1, suffix=" ppm")
+        self.search.setClearButtonEnabled(True)
+        self.ppm = QDoubleSpinBox(minimum=0.1, maximum=1000.0, value=PPM, decimals=0, suffix=" ppm")
+        self.ppm.setFixedWidth(110)
         self.ppm.setToolTip("How far an ion may lie from the m/z that is searched for")
         self.list = QListView(editTriggers=QAbstractItemView.EditTrigger.NoEditTriggers)
         self.list.setUniformItemSizes(True)  # thousands of rows
         self.list.setMinimumHeight(90)
         self.names = QStringListModel()
         self.list.setModel(self.names)
-        self.trust = _text("")
+        self.answer = text_label("")
+        self.trust = text_label("")
         self.mix, self.threshold = _slider(), _slider()
         self.mix.setToolTip("Left: measured. Right: predicted.")
         self.threshold.setToolTip("Spots whose P(present) is lower count as absent: they are predicted as 0.")
         self.threshold_label = QLabel("0.00")
-        self.spot = _text("Click a spot for its values.")
+        self.spot = text_label("Click a spot for its values.")
         self.spot.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
-        self.save = QPushButton("Save view as PNG ...")
+        self.save, self.elements = QPushButton("Save PNG ..."), QPushButton("Genes, elements ...")
+        self.elements.setToolTip("Dock the widgets of napari-spatialdata: elements of the SpatialData, spots by genes")
+        self.mix_row = in_row(QLabel("measured"), self.mix, QLabel("predicted"))
 
-        above, below, self.controls = QFormLayout(), QFormLayout(), QWidget()
+        above, self.form = QFormLayout(), QFormLayout()
         above.addRow("Section", self.section)
-        above.addRow("Search", _row(self.search, self.ppm))
-        below.addRow("Trust", self.trust)
-        below.addRow("Show", self.mode)
-        below.addRow("Compare by", self.style_of_mix)
-        below.addRow(_row(QLabel("measured"), self.mix, QLabel("predicted")))
-        below.addRow("P(present) from", _row(self.threshold, self.threshold_label))
+        above.addRow("Search", in_row(self.search, self.ppm))
+        for label, part in (
+            ("Trust", self.trust),
+            ("Show", self.mode),
+            ("Compare", self.style_of_mix),
+            (None, self.mix_row),
+            ("P(present) \u2265", in_row(self.threshold, self.threshold_label)),
+        ):
+            self.form.addRow(*([part] if label is None else [label, part]))
         inside = QVBoxLayout(self.controls)
         inside.setContentsMargins(0, 0, 0, 0)
+        inside.setSpacing(4)
         inside.addLayout(above)
+        inside.addWidget(self.answer)
         inside.addWidget(self.list, stretch=1)
-        inside.addLayout(below)
+        inside.addLayout(self.form)
         inside.addWidget(self.spot)
-        inside.addWidget(self.save)
-        layout = QVBoxLayout(self)
-        for part in (self.notice, self.retry, self.controls):
-            layout.addWidget(part)
-        self.setMinimumWidth(330)
+        inside.addWidget(in_row(self.save, self.elements))
 
         self.style_of_mix.addItems(STYLES)
         self.section.currentTextChanged.connect(self._on_section)
@@ -105,71 +114,79 @@ class MetaboliteWidget(QWidget):
         self.ppm.valueChanged.connect(self._on_search)
         self.list.selectionModel().currentChanged.connect(self._on_metabolite)
         self.mode.currentIndexChanged.connect(self._on_mode)
-        self.style_of_mix.currentTextChanged.connect(self._on_mix)
+        self.style_of_mix.currentTextChanged.connect(self._on_style)
         self.mix.valueChanged.connect(self._on_mix)
         self.threshold.valueChanged.connect(self._on_threshold)
         self.save.clicked.connect(self._on_save)
+        self.elements.clicked.connect(self.open_elements)
 
     def _fill(self) -> None:
         """Put the state of the view into the controls."""
         view = self.view
-        self.controls.setVisible(view is not None)
-        self.retry.setVisible(view is None)
-        self.notice.setVisible(view is None)
-        if view is None:
-            return
+        assert view is not None
         view.on_pick.append(self._on_pick)
-        with _silent(self.section, self.mode, self.mix, self.threshold, self.style_of_mix):
+        with silent(self.section, self.mix, self.threshold, self.style_of_mix):
             self.section.clear()
             self.section.addItems(view.source.sections)
             self.section.setCurrentText(view.section.name)
-            self.mode.clear()
-            for mode in view.source.modes:
-                self.mode.addItem(", ".join(MODES[mode]), mode)
-            self.mode.setCurrentIndex(view.source.modes.index(view.mode))
             self.mix.setValue(round(view.mix * _STEPS))
             self.threshold.setValue(round(view.threshold * _STEPS))
+        self._fill_modes()
         self._on_search()
         self._refresh()
 
-    def find_data(self) -> None:
-        """Take the SpatialData that layers of the viewer belong to."""
-        found = next((layer.metadata["sdata"] for layer in self.viewer.layers if "sdata" in layer.metadata), None)
-        if found is None:
-            self.notice.setText(
-                "No SpatialData in this viewer. Open one with stmsi.napari.overlay(sdata), or show one of its elements with "
-                "napari-spatialdata, and look again."
-            )
-        else:
-            try:
-                self.view = MetaboliteView(self.viewer, MetaboliteMaps(found))
-                show_scale_bar(self.viewer)
-            except (KeyError, ValueError) as error:  # the table may lack metabolites, or sections
-                self.notice.setText(str(error.args[0]))
+    def _fill_modes(self) -> None:
+        view = self.view
+        assert view is not None
+        with silent(self.mode):
+            self.mode.clear()
+            for mode in view.modes:
+                both = mode != "compare" or set(MODES[mode]) <= set(view.layers)
+                self.mode.addItem(_MODE_NAMES[mode] if both else next(r for r in MODES[mode] if r in view.layers), mode)
+            self.mode.setCurrentIndex(view.modes.index(view.mode))
+
+    @property
+    def _sdata(self) -> Any:
+        """What other widgets may take as well."""
+        return None if self.view is None else self.view.source.data
+
+    def use(self, sdata: SpatialData) -> None:
+        """Show a SpatialData in the viewer."""
+        self.view = MetaboliteView(self.viewer, MetaboliteMaps(sdata), histology=True)
+        show_scale_bar(self.viewer)
+        fit_view(self.viewer)
         self._fill()
+        self.show_controls(True)
 
     # -- What the user does ---------------------------------------------------
 
     def _on_section(self, name: str) -> None:
-        self.view.show_section(name)  # type: ignore[union-attr]
-        if self.on_section is not None:
-            self.on_section(name)
-        self.viewer.reset_view()
+        view = self.view
+        assert view is not None
+        view.show_section(name)
+        self._fill_modes()
+        fit_view(self.viewer)
         self._refresh()
 
     def _on_search(self) -> None:
         source = self.view.source  # type: ignore[union-attr]
         text = self.search.text()
         self.found = source.search(text, ppm=self.ppm.value())
-        self.list.setToolTip("" if self.found else f"Nothing matches {text!r}")
-        with _silent(self.list.selectionModel()):
+        answer = ""
+        if not self.found:
+            self.found = source.nearest(text)
+            near = ", ".join(source.describe(i) for i in self.found[:3])
+            answer = f"Nothing found for {text!r}." + (f" Nearest: {near}" if near else "")
+        self.answer.setText(answer)
+        self.answer.setVisible(bool(answer))
+        with silent(self.list.selectionModel()):
             self.names.setStringList([source.describe(i) for i in self.found])
         self._select(self.view.metabolite)  # type: ignore[union-attr]
 
     def _select(self, metabolite: str) -> None:
         """Mark a metabolite in the list without choosing it again."""
         if metabolite in self.found:
-            with _silent(self.list.selectionModel()):
+            with silent(self.list.selectionModel()):
                 self.list.setCurrentIndex(self.names.index(self.found.index(metabolite), 0))
             self.list.viewport().update()
 
@@ -181,6 +198,13 @@ class MetaboliteWidget(QWidget):
 
     def _on_mode(self) -> None:
         self.view.show_mode(self.mode.currentData())  # type: ignore[union-attr]
+        self._refresh()
+
+    def _on_style(self) -> None:
+        was = self.view.style  # type: ignore[union-attr]
+        self._on_mix()
+        if BESIDE in (was, self.view.style):  # type: ignore[union-attr]
+            fit_view(self.viewer)  # two boxes are narrower than one
         self._refresh()
 
     def _on_mix(self) -> None:
@@ -204,6 +228,12 @@ class MetaboliteWidget(QWidget):
         QApplication.processEvents()  # a canvas that was not drawn yet has no picture
         self.viewer.screenshot(str(Path(path).with_suffix(".png")), canvas_only=True, flash=False)
 
+    def open_elements(self) -> None:
+        """Dock the widgets of napari-spatialdata."""
+        view = self.view
+        assert view is not None
+        show_elements(self.viewer, view.source.data, view.section.name)
+
     def _refresh(self) -> None:
         """What follows from the state of the view."""
         view = self.view
@@ -211,39 +241,21 @@ class MetaboliteWidget(QWidget):
         tier, reason = view.source.trust(view.metabolite)
         judged = f'<b style="color:{_COLOUR_OF_TIER.get(tier, "")}">{escape(tier)}</b> {escape(reason)}'
         self.trust.setText(judged if tier else "not judged (stmsi.tl.reliability)")
-        for part in (self.mix, self.style_of_mix):
-            part.setEnabled(view.can_mix)
-        self.style_of_mix.setToolTip("" if view.can_swipe else "Outlines cannot be swiped, only blended")
-        self.threshold.setEnabled("presence" in view.source.modes)
+        self._show_row(self.style_of_mix, view.can_mix)
+        self._show_row(self.mix_row, view.style not in ("", BESIDE))
+        self.style_of_mix.setToolTip("" if view.can_swipe else "Outlines cannot be swiped: they are shown side by side")
+        self.threshold.setEnabled("presence" in view.modes)
         if view.picked is not None:
             self._on_pick(view.describe(view.picked))
         else:
             self.spot.setText("Click a spot for its values.")
 
-
-@contextmanager
-def _silent(*widgets: Any) -> Iterator[None]:
-    """Block the signals of widgets while their values are set."""
-    before = [w.blockSignals(True) for w in widgets]
-    yield
-    for widget, was in zip(widgets, before, strict=True):
-        widget.blockSignals(was)
-
-
-def _text(text: str) -> QLabel:
-    label = QLabel(text)
-    label.setWordWrap(True)
-    return label
+    def _show_row(self, part: QWidget, there: bool) -> None:
+        part.setVisible(there)
+        label = self.form.labelForField(part)
+        if label is not None:
+            label.setVisible(there)
 
 
 def _slider() -> QSlider:
     return QSlider(Qt.Orientation.Horizontal, minimum=0, maximum=_STEPS)
-
-
-def _row(*parts: QWidget) -> QWidget:
-    row = QWidget()
-    layout = QHBoxLayout(row)
-    layout.setContentsMargins(0, 0, 0, 0)
-    for part in parts:
-        layout.addWidget(part)
-    return row

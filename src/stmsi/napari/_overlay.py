@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING, Any
 
 from stmsi._data.checks import require_spatialdata
 from stmsi._data.keys import Key
+from stmsi.napari._canvas import fit_view, show_scale_bar
 from stmsi.napari._metabolite_layers import Look
 from stmsi.napari._metabolite_maps import MetaboliteMaps
-from stmsi.napari._metabolite_view import MetaboliteView, show_scale_bar
+from stmsi.napari._metabolite_view import MetaboliteView
 from stmsi.napari._requirements import require_window
 from stmsi.pl._metabolite_layers import one_section
 from stmsi.pl._style import PERCENTILES
@@ -45,8 +46,9 @@ def overlay(
 ) -> Any:
     """Open measured and predicted metabolites in napari, with a widget to choose and compare.
 
-    The window is napari-spatialdata's ``Interactive``, whose widgets work as well: the list of elements, and *View*, which
-    colours the spots by genes and annotations. See the page on napari in the user guide.
+    Measured and predicted lie side by side under one camera, or as the widget says; a section without MSI shows its
+    prediction. The widgets of napari-spatialdata, which add elements and colour the spots by genes, are docked when the
+    widget is asked for them. See the page on napari in the user guide.
 
     Parameters
     ----------
@@ -59,7 +61,8 @@ def overlay(
     threshold
         Spots whose predicted probability of presence is lower count as absent.
     image
-        Whether to show the histology ``images["<sample>_he"]`` where there is one.
+        Whether to show the histology ``images["<sample>_he"]`` where there is one. Over it, spots without the metabolite are
+        transparent.
     pred_key, metabolite_key
         Predicted and measured intensities in ``obsm``.
     table_key, sample_key
@@ -106,70 +109,25 @@ def overlay(
     require_window()
 
     import napari
+    from qtpy.QtWidgets import QApplication
 
     from stmsi.napari._metabolite_widget import MetaboliteWidget
 
     if viewer is None:
         viewer = napari.Viewer(title=DOCK)
-        # in napari's own size, four docked widgets would leave the canvas no room
         *_, width, height = viewer.window.geometry()
         viewer.window.resize(max(width, WINDOW[0]), max(height, WINDOW[1]))
-    elements = _elements(viewer, sdata)
+    earlier = dict(viewer.window.dock_widgets).get(DOCK)
+    if earlier is not None:
+        earlier.view.close()
+        viewer.window.remove_dock_widget(earlier)
     look = Look(vmin, vmax, percentiles, cmap, None, opacity)
     at = {"sample": sample, "mode": mode, "threshold": threshold, "spot_diameter": spot_diameter}
-    view = MetaboliteView(viewer, source, metabolite, look=look, **at)  # type: ignore[arg-type]
+    view = MetaboliteView(viewer, source, metabolite, look=look, histology=image, **at)  # type: ignore[arg-type]
     show_scale_bar(viewer)
-    background = Background(viewer, elements, sdata) if image else None
-    widget = MetaboliteWidget(viewer, view=view, on_section=background.show if background else None)
-    widget.elements = elements
-    dock = viewer.window.add_dock_widget(widget, name=DOCK, area="right", tabify=True)
-    dock.raise_()
-    if background:
-        background.show(sample)
-    viewer.reset_view()
+    viewer.window.add_dock_widget(MetaboliteWidget(viewer, view=view), name=DOCK, area="right", tabify=True)
+    QApplication.processEvents()  # the dock makes the canvas narrower, which is known when it is drawn
+    fit_view(viewer)
     if run:
         napari.run()
     return viewer
-
-
-def _elements(viewer: Any, sdata: SpatialData) -> Any:
-    """napari-spatialdata's widgets in a viewer: those that an earlier overlay of the same data brought, or new ones."""
-    from napari_spatialdata import Interactive
-
-    earlier = dict(viewer.window.dock_widgets).get(DOCK)
-    if earlier is None:
-        return Interactive(sdata, headless=True)  # takes the current viewer
-    earlier.view.close()
-    viewer.window.remove_dock_widget(earlier)
-    return earlier.elements if earlier.view.source.data is sdata else Interactive(sdata, headless=True)
-
-
-class Background:
-    """The histology of the section that is shown, as a layer of napari-spatialdata below the spots."""
-
-    def __init__(self, viewer: Any, elements: Any, sdata: SpatialData) -> None:
-        self.viewer, self.elements, self.sdata = viewer, elements, sdata
-        viewer.layers.events.inserted.connect(self._in_micrometres)
-
-    def show(self, sample: str) -> None:
-        """Bring the coordinate system and the histology of a section."""
-        if sample in self.sdata.coordinate_systems:
-            self.elements.switch_coordinate_system(sample)
-        name = Key.image(sample)
-        own = [layer for layer in self.viewer.layers if layer.metadata.get("sdata") is self.sdata]
-        images = [layer for layer in own if layer.name in self.sdata.images]
-        for layer in images:
-            layer.visible = layer.name == name
-        if name in self.sdata.images and name not in [layer.name for layer in images]:
-            model = dict(self.viewer.window.dock_widgets)["SpatialData"].viewer_model
-            # synchronously: it must not come after what is drawn on it
-            layer = model.get_sdata_image(self.sdata, name, sample, False)
-            layer.units = "um"
-            active = self.viewer.layers.selection.active
-            self.viewer.layers.insert(0, layer)
-            self.viewer.layers.selection.active = active
-
-    def _in_micrometres(self, event: Any) -> None:
-        """Coordinate systems of the data model are in micrometres, whatever element comes into the viewer."""
-        if event.value.metadata.get("sdata") is self.sdata:
-            event.value.units = "um"

@@ -103,7 +103,7 @@ def calibration(
             k + 0.6 * jitter(len(share)), share, s=10, color=tone(0), alpha=0.65, linewidths=0,
             label="a metabolite" if first else None,
         )  # fmt: skip
-        mean = "mean of a section" if first else None
+        mean = "mean of a section" if first else "_nolegend_"
         place.hlines(share.mean(), k - 0.35, k + 0.35, color=ink(0.9), linewidth=1.8, label=mean)
         means.append(share.mean())
     asked = st.uns.get(pred_key, {}).get("params", {}).get("coverage")

@@ -211,7 +211,8 @@ def _order(scores: pd.DataFrame, rows: pd.DataFrame, by: str, metric: str) -> li
         medians = means.groupby(level=0, observed=True).median().dropna()
         if len(medians):
             sign = 1.0 if decisive in LOWER_IS_BETTER else -1.0
-            rank = {g: sign * float(medians.get(g, -sign * np.inf)) for g in names}
+            # a group without that score comes after those that have it
+            rank = {g: sign * float(medians[g]) if g in medians.index else np.inf for g in names}
             return sorted(names, key=lambda g: (_is_baseline(g), rank[g]))
     return sorted(names, key=_is_baseline)
 

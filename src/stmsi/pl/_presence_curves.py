@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from stmsi._data.checks import Data
 
 _SIZE = (3.4, 3.5)
+_INSIDE: dict[str, Any] = {"frameon": False, "fontsize": STYLE.tick_size}
 _GRID = np.linspace(0, 1, 101)
 _SHOWN, _NAME = 6, 22
 """Metabolites in one panel, and letters of a name in the legend."""
@@ -134,8 +135,8 @@ def presence_curves(
     said = f"({mark})" if mark else ""
     label_plot(axes[0], "false positive rate", "true positive rate", wrap("receiver operating characteristic", said))
     label_plot(axes[1], "recall", "precision", wrap("precision and recall", said))
-    for place, corner in zip(axes, ("lower right", "lower left"), strict=True):
-        place.legend(frameon=False, fontsize=STYLE.tick_size, loc=corner)
+    axes[0].legend(loc="lower right", **_INSIDE)
+    axes[1].legend(loc="lower left", **_INSIDE)
     return hand_back(figure, axes, ax=ax, show=show, return_fig=return_fig, title=title)
 
 

@@ -131,6 +131,7 @@ def load_section(
         pitch = pitch_of(xy)
         diameter *= pitch / VISIUM_PITCH if np.isfinite(pitch) and pitch > 0 else 1.0
     radius = np.full(len(rows), diameter / 2)
+    outlines: NDArray[np.float64] | tuple[NDArray[np.float64], ...] | None
     outlines = None if spot_diameter is not None else _squares(adata, rows, xy)
     histology = None
     if is_spatialdata(data):
@@ -222,7 +223,7 @@ def _histology(sdata: SpatialData, sample: str) -> Histology:
         msg = f"No image {name!r} to draw behind section {sample!r}; images: {listing(sdata.images)}. Use image=False."
         raise KeyError(msg)
     element = sdata.images[name]
-    scales = [element] if hasattr(element, "dims") and "c" in element.dims else _scales(element)
+    scales = image_scales(element)
     full = scales[0].transpose("c", "y", "x")
     height, width = full.shape[1:]
     # the coarsest scale that is still fine enough
@@ -238,6 +239,8 @@ def _histology(sdata: SpatialData, sample: str) -> Histology:
     return Histology(pixels, (0.0, float(width), float(height), 0.0), _to_frame(element, sample))
 
 
-def _scales(pyramid: Any) -> list[Any]:
-    """Images of a multiscale element, finest first."""
-    return [next(iter(pyramid[level].ds.data_vars.values())) for level in pyramid.children]
+def image_scales(element: Any) -> list[Any]:
+    """Images of an element, finest first: one, or those of a pyramid."""
+    if hasattr(element, "dims") and "c" in element.dims:
+        return [element]
+    return [next(iter(element[level].ds.data_vars.values())) for level in element.children]

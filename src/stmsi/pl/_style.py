@@ -43,7 +43,8 @@ def paper() -> str:
 def ink(strength: float = 1.0) -> str:
     """The colour of text in the current style, or that share of it upon the background: grey lines that can be seen in every style."""
     text, back = to_rgb(rcParams["text.color"]), to_rgb(paper())
-    return to_hex([strength * t + (1 - strength) * b for t, b in zip(text, back, strict=True)])
+    red, green, blue = (strength * t + (1 - strength) * b for t, b in zip(text, back, strict=True))
+    return to_hex((red, green, blue))
 
 
 def no_value() -> str:
@@ -59,4 +60,5 @@ def tone(number: int) -> str:
     """The colour of a model, group or label by its number, in the current style: lighter on a dark background."""
     colour = PALETTE[number % len(PALETTE)]
     dark = sum(to_rgb(paper())) < 1.5
-    return to_hex([0.65 * c + 0.35 for c in to_rgb(colour)]) if dark else colour
+    red, green, blue = (0.65 * c + 0.35 for c in to_rgb(colour))
+    return to_hex((red, green, blue)) if dark else colour

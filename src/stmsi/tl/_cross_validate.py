@@ -196,8 +196,8 @@ def cross_validate(
         for f, (train, _) in enumerate(folds):
             within = enumerate(_folds(inner, adata[train].copy()))
             fits += [_Fit(f, n, spec, train[a], train[b], k) for k, (a, b) in within for n, spec in named.items()]
-    train = [fit.train for fit in fits]
-    shared = SharedFolds(adata, train) if stored is None else StoredFolds(stored, train, directory)
+    trained = [fit.train for fit in fits]
+    shared = SharedFolds(adata, trained) if stored is None else StoredFolds(stored, trained, directory)
     task = _Task(adata, fields, sample_key, maps, shared)
     content = None if stored is None else [one.key for one in stored.stores]
     tables = _score_all(fits, task, content, cache, client, n_jobs, show_progress_bar)

@@ -77,7 +77,7 @@ def write_prediction(
             )
             for name, frame in zip(names, frames, strict=True):
                 _put(arrays[name], rows, frame.to_numpy(np.float32))
-            ood[rows], found[rows] = part.ood, part.found
+            ood[rows], found[rows] = part.ood, part.found  # type: ignore[assignment]  # asked for by marked=True
         table = AnnData(obs=obs.assign(**{Key.ood_of(key): ood}), var=features, uns={key: record})
         marks = marks_of(found, reader.spots.sample)
         write_marks(table, key, marks)

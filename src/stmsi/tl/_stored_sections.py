@@ -152,8 +152,8 @@ class StoredSections:
             remedy = "" if not found else " Repair them, leave them out, or pass on_error='warn' to go on without them."
             msg = f"{len(bad)} of {len(bad) + len(found)} stores cannot be used. {told}{more}.{remedy}"
             raise ValueError(msg)
-        for path, why in bad.items():
-            logger.warning("%s is left out: %s", path, why)
+        for name, why in bad.items():
+            logger.warning("%s is left out: %s", name, why)
         return cls._of(found, names, fields, table_key, bad)
 
     @classmethod
@@ -301,7 +301,9 @@ def _looked_up(
     if kept is not None and kept.exists():
         found = json.loads(kept.read_text(encoding="utf-8"))
         kinds = tuple(StoredKind(**kind) for kind in found.pop("kinds"))
-        plain = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
+        plain: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
+        }
         return StoredExpression(matrix=None, number=number.astype(np.int64), kinds=kinds, **plain)
     matrix = stored_matrix(group, path, layer)
     if matrix.shape != table.shape:

@@ -35,3 +35,13 @@ def test_recalibration_is_a_line_inside_the_calibrants_only():
     np.testing.assert_allclose(recalibrated(measured, exact, error), [100, 250, 700, 1400], rtol=1e-10)
     np.testing.assert_allclose(recalibrated([500.0], [100.0, 900.0], [np.nan, 4.0]), 500 / (1 + 4e-6), rtol=1e-12)
     assert recalibrated([500.0], [100.0], [np.nan]).tolist() == [500]
+
+
+def test_a_few_bright_spectra_do_not_decide_alone():
+    rng = np.random.default_rng(0)
+    off = []
+    for _ in range(20):
+        errors, height = rng.normal(3, 0.7, (1000, 1)), rng.lognormal(5, 2, (1000, 1))
+        found = mass_errors(errors, rng.permutation(1000) / 999, height)
+        off.append((found.median[0] - 3, found.drift[0], found.spread[0] - 0.7))
+    np.testing.assert_array_less(np.sqrt(np.mean(np.square(off), axis=0)), (0.12, 0.4, 0.12))

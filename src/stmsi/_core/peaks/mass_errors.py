@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 _TO_SIGMA = 1.4826  # a normal distribution's standard deviation over its median absolute deviation
 _PPM = 1e6
+_BRIGHTEST = 0.97  # quantile at which weights are cut: a few bright spectra are no more exact than others, and would decide alone
 
 
 class MassErrors(NamedTuple):
@@ -26,7 +27,8 @@ def mass_errors(errors: ArrayLike, time: ArrayLike, weight: ArrayLike | None = N
     """Summary of the errors (ppm; spectra x calibrants, NaN: not found) of calibrants over the time (0 to 1).
 
     The drift is twice the difference of the medians of the last and the first half. With `weight` (as `errors`), medians
-    are weighted: in spectra that lack the calibrant, noise is found in its place, and it is low.
+    are weighted: in spectra that lack the calibrant, noise is found in its place, and it is low. No weight is larger than the
+    0.97 quantile.
     """
     errors, time = np.asarray(errors, np.float64), np.asarray(time, np.float64)
     weight = np.ones(errors.shape) if weight is None else np.asarray(weight, np.float64)
@@ -35,6 +37,7 @@ def mass_errors(errors: ArrayLike, time: ArrayLike, weight: ArrayLike | None = N
     for j in np.flatnonzero(found):
         seen = np.isfinite(errors[:, j])
         values, at, worth = errors[seen, j], time[seen], weight[seen, j]
+        worth = np.minimum(worth, np.quantile(worth, _BRIGHTEST))
         median[j] = _weighted_median(values, worth)
         spread[j] = _TO_SIGMA * _weighted_median(np.abs(values - median[j]), worth)
         late = at > np.median(at)

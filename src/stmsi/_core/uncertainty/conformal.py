@@ -119,7 +119,8 @@ class GroupConformal:
         pieces = column_pieces(*truth.shape)
 
         def judged(columns: slice) -> _Judged:
-            return _Judged.of(*(a[:, columns] for a in arrays), group, doubt, coverages)
+            t, present, chance, value, predicted = (a[:, columns] for a in arrays)
+            return _Judged.of(t, present, chance, value, predicted, group, doubt, coverages)
 
         # some metabolites at a time, so that what is computed on the way takes as much memory for few spots as for many
         parts = [judged(columns) for columns in pieces[:1]] if len(pieces) == 1 else (judged(c) for c in pieces)
@@ -133,7 +134,7 @@ class GroupConformal:
         own, both, enough, count, held_out, spread, signal = (
             np.concatenate(of, axis=-1) for of in zip(*done, strict=True)
         )
-        return cls(coverages, _of_thin_strata(own, both, enough, count.any(axis=0)), count, spread, signal, held_out)
+        return cls(coverages, _of_thin_strata(own, both, enough, np.asarray(count.any(axis=0))), count, spread, signal, held_out)
 
     def interval(
         self,
@@ -239,7 +240,7 @@ def _missed_weights(needed: Floats, weight: Floats, coverages: Floats) -> Floats
     kept = share > 0
     # covered by the levels above the one needed
     at = np.searchsorted(coverages, needed[kept], side="right")
-    return np.bincount(at, share[kept], minlength=len(coverages) + 1)
+    return np.asarray(np.bincount(at, share[kept], minlength=len(coverages) + 1), np.float64)
 
 
 def _raised(missed: Floats, n_groups: int, coverages: Floats) -> Floats:

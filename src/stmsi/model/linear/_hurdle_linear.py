@@ -381,10 +381,10 @@ class _Folds:
 def _gathered(classifiers: list[Classifier], regressions: list[Regression]) -> NDArray[np.float64]:
     """Held-out values of both stages, shape (2, spots, metabolites), into which those of the estimators become views."""
     out = np.empty((2, len(classifiers[0].held_out), len(classifiers)))
-    for values, stage in zip(out, (classifiers, regressions), strict=True):
-        for m, one in enumerate(stage):
-            values[:, m] = one.held_out
-            stage[m] = replace(one, held_out=values[:, m])  # type: ignore[call-overload]
+    for m, (classifier, regression) in enumerate(zip(classifiers, regressions, strict=True)):
+        out[0, :, m], out[1, :, m] = classifier.held_out, regression.held_out
+        classifiers[m] = replace(classifier, held_out=out[0, :, m])
+        regressions[m] = replace(regression, held_out=out[1, :, m])
     return out
 
 

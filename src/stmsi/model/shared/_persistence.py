@@ -16,6 +16,7 @@ import pandas as pd
 
 from stmsi._data.checks import listing
 from stmsi._data.containers import check_file, open_h5ad
+from stmsi._data.h5ad_files import write_h5ad
 from stmsi._data.keys import Key
 from stmsi._data.small_files import read_json
 from stmsi._data.unfinished import clear_leftovers, kept_by_killed_run, take_place, unfinished
@@ -120,7 +121,7 @@ def save_model(
         model._write(new)
         if save_anndata and model.adata is not None:
             # to write a backed AnnData elsewhere would move its file there
-            (model.adata.to_memory() if model.adata.isbacked else model.adata).write_h5ad(new / DATA)
+            write_h5ad(model.adata.to_memory() if model.adata.isbacked else model.adata, new / DATA)
             content["contains_training_profiles"] = True
         files = [p for p in sorted(new.rglob("*")) if p.is_file()]  # members of an ensemble are folders inside
         content["files"] = {p.relative_to(new).as_posix(): p.stat().st_size for p in files}

@@ -33,8 +33,13 @@ _MOMENTS = 5
 class Rows(Protocol):
     """Expression on disk, spots x genes."""
 
-    shape: tuple[int, int]
-    n_entries: int
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Spots and genes."""
+
+    @property
+    def n_entries(self) -> int:
+        """Values that are stored."""
 
     def blocks(self, rows: Ints) -> Iterator[Ints]:
         """Ascending rows in pieces that are read together."""
@@ -46,7 +51,9 @@ class Rows(Protocol):
 class KeptArrays(Protocol):
     """Arrays on disk that are found again."""
 
-    directory: Path
+    @property
+    def directory(self) -> Path:
+        """Folder for what is not kept."""
 
     def array(self, name: str, part: int, make: Callable[[], AnyFloats]) -> AnyFloats:
         """What is kept under a name for a part, or is made now; mapped into memory, not to be changed."""

@@ -1,9 +1,9 @@
 """Do intervals and draws cover what they say: every family, new patients, noise, shifted sections, missing genes, regions.
 
-    python benchmarks/trust/coverage.py --part families                        # new patients and noise
-    python benchmarks/trust/coverage.py --part families --models mlp transformer
-    python benchmarks/trust/coverage.py --part shift                           # missing genes, another kit, shallow sections
-    python benchmarks/trust/coverage.py --part regions                         # draws: means of regions, two-sample AUC
+    python benchmarks/trust/interval_coverage.py --part families                        # new patients and noise
+    python benchmarks/trust/interval_coverage.py --part families --models mlp transformer
+    python benchmarks/trust/interval_coverage.py --part shift                           # missing genes, another kit, shallow sections
+    python benchmarks/trust/interval_coverage.py --part regions                         # draws: means of regions, two-sample AUC
 
 Four simulated patients with two small sections each (300 genes, 24 metabolites, about 1,350 spots); each patient is predicted by models of the
 others. In *noise* all intensities are drawn at random, present in 10 to 100 % of the spots. Results go to

@@ -1,0 +1,42 @@
+"""h5ad files as anndata writes them; a full disk is an error, and the process goes on."""
+
+import subprocess
+import sys
+
+import anndata as ad
+import anndata.tests.helpers
+import numpy as np
+import pytest
+
+from stmsi._data.h5ad_files import write_h5ad
+
+
+def test_the_file_is_that_of_anndata(mapped, tmp_path):
+    st = mapped.tables["st"]
+    st.obs["text"] = np.resize(["a", "b", "a"], st.n_obs).astype(object)
+    st.raw = st
+    write_h5ad(st.copy(), tmp_path / "own.h5ad")
+    st.copy().write_h5ad(tmp_path / "theirs.h5ad")
+    ad.tests.helpers.assert_equal(ad.read_h5ad(tmp_path / "own.h5ad"), ad.read_h5ad(tmp_path / "theirs.h5ad"))
+
+
+LIMITED = """
+import resource, sys, errno
+from pathlib import Path
+import numpy as np
+from anndata import AnnData
+from stmsi._data.h5ad_files import write_h5ad
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+try:
+    write_h5ad(AnnData(np.ones((300, 200), np.float32)), Path(sys.argv[1]))
+except OSError as error:
+    print(errno.errorcode[error.errno])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such limit")
+def test_a_full_disk_is_one_error(tmp_path):
+    """In a process of its own: HDF5 by itself would end it."""
+    args = [sys.executable, "-W", "ignore", "-c", LIMITED, str(tmp_path / "x.h5ad"), "60000"]
+    done = subprocess.run(args, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout.strip(), done.stderr) == (0, "EFBIG", "")
