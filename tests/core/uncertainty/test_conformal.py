@@ -3,6 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from stmsi._core.metrics import columns
 from stmsi._core.uncertainty.conformal import (
     ABSENT,
     LOWER,
@@ -168,6 +169,17 @@ def test_intervals_hold_their_prediction_and_are_nested(seed, coverage):
     assert (wide_lower <= lower).all()
     assert (wide_upper >= upper).all()
     assert np.isfinite(upper).all()
+
+
+def test_metabolites_may_be_calibrated_some_at_a_time(monkeypatch):
+    truth, presence, probability, intensity, prediction, group = draw(np.random.default_rng(3), n_groups=3, n=40, m=7)
+    truth[:, 3], truth[5:, 4] = np.nan, np.nan
+    data = truth, presence, probability, intensity, prediction, group, np.full(120, 0.1)
+    whole = GroupConformal.fit(*data)
+    monkeypatch.setattr(columns, "_AT_ONCE", 300)
+    parts = GroupConformal.fit(*data)
+    for name in ("values", "count", "spread", "signal", "held_out"):
+        np.testing.assert_allclose(getattr(parts, name), getattr(whole, name), rtol=1e-12)
 
 
 def test_a_thin_stratum_borrows_from_other_metabolites_and_an_unmeasured_one_has_no_width():

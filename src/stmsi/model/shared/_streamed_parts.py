@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -183,7 +184,8 @@ class StreamedParts(ExpressionParts):
                 self.kept.directory / f"components {next(self._files)}.npy",
             )
             out = np.lib.format.open_memmap(path, "w+", np.float32, shape)
-            path.unlink()  # the space is free as soon as nobody maps it
+            with suppress(OSError):  # Windows removes it with its folder
+                path.unlink()  # the space is free as soon as nobody maps it
             for some, log in self._log_blocks(np.arange(shape[0])):
                 out[some] = space.transform(log)
             return space, out
