@@ -31,6 +31,8 @@ STYLES = (BESIDE, SWIPE, BLENDED)
 """How measured and predicted are compared; in none of them is one drawn over the other."""
 PICKED = "selected spot"
 DIVIDER = "divider"
+_DIVIDING = "#ff4fd8"
+"""Seen on the black of the canvas, the white around histology, and in no colour map of intensities."""
 _PAIR = (MEASURED, PREDICTED)
 _OF_PREDICTED = " (predicted)"
 _CLICK = 5.0
@@ -337,11 +339,11 @@ class MetaboliteView:
     def _move_divider(self) -> None:
         left, top, right, bottom = self.section.bounds
         width, x = 0.004 * (right - left), self._divided_at
-        above = top - 12 * width
-        # the second line is short, and has the words above the first in its middle
-        words = above - 6 * width
+        above, below = top - 6 * width, bottom + 6 * width
+        # the second line is short, and has the words below the first in its middle: above is the title
+        words = below + 6 * width
         lines = [
-            np.array([[above, x], [bottom + 6 * width, x]]),
+            np.array([[above, x], [below, x]]),
             np.array([[words, x - width / 2], [words, x + width / 2]]),
         ]
         if self._divider is not None:
@@ -350,11 +352,11 @@ class MetaboliteView:
         options = {
             "name": DIVIDER,
             "shape_type": "line",
-            "edge_color": "white",
+            "edge_color": _DIVIDING,
             "edge_width": width,
             "opacity": 1.0,
             "features": {"sides": ["", "measured  |  predicted"]},
-            "text": {"string": "{sides}", "anchor": "center", "size": 12, "color": "white"},
+            "text": {"string": "{sides}", "anchor": "center", "size": 12, "color": _DIVIDING},
             "metadata": {OWN: {"role": DIVIDER}},
         }
         (self._divider,) = add_layers(self.viewer, [(lines, options, "shapes")])
