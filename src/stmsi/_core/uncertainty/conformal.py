@@ -134,7 +134,14 @@ class GroupConformal:
         own, both, enough, count, held_out, spread, signal = (
             np.concatenate(of, axis=-1) for of in zip(*done, strict=True)
         )
-        return cls(coverages, _of_thin_strata(own, both, enough, np.asarray(count.any(axis=0))), count, spread, signal, held_out)
+        return cls(
+            coverages,
+            _of_thin_strata(own, both, enough, np.asarray(count.any(axis=0))),
+            count,
+            spread,
+            signal,
+            held_out,
+        )
 
     def interval(
         self,
