@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 from graphlib import CycleError, TopologicalSorter
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,19 @@ def test_rooms_of_the_core_stay_small():
 def test_every_file_says_what_it_is_for():
     silent = [name for name, path in MODULES.items() if not ast.get_docstring(ast.parse(path.read_text("utf-8")))]
     assert silent == []
+
+
+def test_what_benchmarks_import_of_the_package_exists():
+    lost = []
+    for path in sorted((Path(__file__).parents[1] / "benchmarks").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "stmsi":
+                room = import_module(node.module)
+                names = [
+                    n.name for n in node.names if not hasattr(room, n.name) and not find_spec(f"{node.module}.{n.name}")
+                ]
+                lost += [f"{path.name}: {node.module}.{name}" for name in names]
+    assert not lost
 
 
 def test_the_checks_find_what_they_look_for():

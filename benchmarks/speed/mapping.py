@@ -27,7 +27,6 @@ from spatialdata.models import ShapesModel
 from spatialdata.transformations import Identity
 
 import stmsi
-from stmsi.io._read_visium import array_positions
 
 ANGLE = 0.4
 
@@ -50,7 +49,7 @@ def paired_section(side: int, pixel: float, n_ions: int, spots: np.ndarray, dens
 
 def hexagons(n_row: int, n_col: int) -> np.ndarray:
     row, col = (v.ravel() for v in np.indices((n_row, n_col)))
-    return array_positions(row, 2 * col + row % 2)
+    return np.column_stack([100.0 * col + 50 * (row % 2), 50 * np.sqrt(3) * row])  # neighbours 100 um apart, as on Visium
 
 
 def by_aggregate(sdata) -> np.ndarray:
