@@ -36,6 +36,7 @@ from stmsi.tl._cluster import connected, results
 from stmsi.tl._compare_models import NO_SKILL, best_model
 from stmsi.tl._evaluate import map_positions
 from stmsi.tl._fold_cache import FoldCache, UnhashedError, data_fingerprint, fingerprint, software
+from stmsi.tl._kept_arrays import usable_folder
 from stmsi.tl._models import setup_on, train_on
 from stmsi.tl._section_scores import Comparison, score_sections
 from stmsi.tl._shared_folds import SharedFolds, StoredFolds
@@ -179,7 +180,7 @@ def cross_validate(
         asked = {"sample_key": sample_key} | fields_of_stores(setup, layer, input)
         for spec in named.values():
             check_stored_model(spec, asked)
-        directory = None if cache_dir is None else Path(cache_dir).expanduser()
+        directory = usable_folder(cache_dir)
         stored = StoredSections.open(
             paths_of(data), asked, table_key=table_key, genes=genes, on_error=on_error, directory=directory
         )
@@ -349,7 +350,8 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
     start = perf_counter()
     # what was told of the layer of all models does not hold of another one
     own = resolve(fit.spec)[2]
-    fields = {k: v for k, v in task.fields.items() if k != "input" or "layer" not in own}
+    same = own.get("layer", task.fields.get("layer")) == task.fields.get("layer")
+    fields = {k: v for k, v in task.fields.items() if k != "input" or same}
     shared = (
         task.shared
         if task.shared.serves(fit.spec, fields | own) and not _refits_signature(task.adata, fields)
