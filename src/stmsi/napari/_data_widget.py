@@ -96,9 +96,11 @@ def find_spatialdata(viewer: Any) -> list[SpatialData]:
 def silent(*widgets: Any) -> Iterator[None]:
     """Block the signals of widgets while their values are set."""
     before = [w.blockSignals(True) for w in widgets]
-    yield
-    for widget, was in zip(widgets, before, strict=True):
-        widget.blockSignals(was)
+    try:
+        yield
+    finally:
+        for widget, was in zip(widgets, before, strict=True):
+            widget.blockSignals(was)
 
 
 def text_label(text: str) -> QLabel:

@@ -152,7 +152,10 @@ class MetaboliteWidget(DataWidget):
 
     def use(self, sdata: SpatialData) -> None:
         """Show a SpatialData in the viewer."""
-        self.view = MetaboliteView(self.viewer, MetaboliteMaps(sdata), histology=True)
+        source = MetaboliteMaps(sdata)
+        if self.view is not None:
+            self.view.close()
+        self.view = MetaboliteView(self.viewer, source, histology=True)
         show_scale_bar(self.viewer)
         fit_view(self.viewer)
         self._fill()
