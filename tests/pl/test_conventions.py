@@ -96,6 +96,11 @@ def test_wrong_titles_and_sizes(st) -> None:
     assert plt.get_fignums() == []
 
 
+def test_an_empty_title_takes_all_away(st) -> None:
+    axes = stmsi.pl.spatial(st, ["simPC_28_0", "simPC_29_1"], sample="P1S1", title="")
+    assert [ax.get_title() for ax in axes] == ["", ""]
+
+
 def test_spots_without_a_value_follow_the_style(st) -> None:
     with plt.style.context("dark_background"):
         ax = stmsi.pl.spatial(st, "simPC_28_0", sample="P1S1")
@@ -182,3 +187,13 @@ def test_models_stand_in_one_order_with_the_baseline(scores) -> None:
     order = ["baseline", "HurdleNet", "HurdleLinear"]
     ax = stmsi.pl.performance(scores.assign(model=pd.Categorical(scores["model"], order)))
     assert [t.get_text() for t in ax.get_yticklabels()] == order
+
+
+def test_constant_predictions_count_in_the_order_of_models() -> None:
+    rows = [(model, f"m{i}", value) for model, value in (("tries", 0.5), ("gives up", 0.6)) for i in range(3)]
+    scores = pd.DataFrame(rows, columns=["model", "metabolite", "pearson"]).assign(
+        sample="s", stage="intensity", reason=""
+    )
+    scores.loc[[3, 4], ["pearson", "reason"]] = np.nan, "constant prediction"
+    ax = stmsi.pl.performance(scores)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["tries", "gives up"]
