@@ -114,7 +114,7 @@ def performance(
     every metric and stage: the highest median Pearson correlation on top, else the highest AUROC, and the baseline (``"mean"``)
     at the bottom; categories keep their own order. A baseline without a score is named as well. Dashed lines mark a prediction
     without skill: 0 for correlations and R2, 0.5 for AUROC, and the median prevalence of the metabolites for AUPRC. Correlations
-    of constant predictions count as 0. Other missing scores (NaN) are left out and counted under the axis, where also stands
+    of constant predictions count as 0. Other missing scores (NaN) are left out and counted under the axis. The axis also says
     whether scores are of spots that a model was trained on.
 
     Parameters

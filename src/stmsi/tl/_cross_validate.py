@@ -89,7 +89,7 @@ def cross_validate(
     ----------
     data
         SpatialData or its ST table, with mapped MSI; or paths of stores (``.h5ad``, ``.zarr``) that are never in memory together, see
-        :func:`stmsi.tl.train`. Models are then those that read components alone, and leakage is looked for in all but the expression.
+        :func:`stmsi.tl.train`. Only models that read components alone can be trained on stores, and the leakage check leaves the expression out.
     models
         Families by name (see :func:`stmsi.tl.predict_metabolites`), or a mapping from the name to show to a family, a
         model class, or ``{"model": family or class, "setup": {...}, "train": {...}, **hyper-parameters}``.
@@ -123,8 +123,8 @@ def cross_validate(
         Processes for folds x models, and a progress bar. `None` follows ``stmsi.settings``, and :func:`joblib.parallel_config`
         if ``stmsi.settings.n_jobs`` is 1. Each fit uses one thread, so results do not depend on the processes.
     client
-        A ``dask.distributed.Client``, or the address of a scheduler: folds x models are its tasks. A fold whose worker dies is done
-        again by another one. Results are those of one process. Stores, and `cache_dir`, must be at the same paths on all machines.
+        A ``dask.distributed.Client``, or the address of a scheduler: its tasks are folds x models. A fold whose worker dies is
+        computed again by another worker. Results are those of one process. Stores, and `cache_dir`, must be at the same paths on all machines.
 
     Returns
     -------
