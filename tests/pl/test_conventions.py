@@ -133,6 +133,14 @@ def test_scale_bars_are_in_micrometres_or_not_there(told: str) -> None:
     np.testing.assert_allclose(2 * spots._widths, 55 * pitch / 100, rtol=1e-6)  # true to their distance in any unit
 
 
+def test_a_plot_asks_for_no_argument_that_it_lacks(caplog) -> None:
+    table = array(250.0, places=False)
+    table.uns["spatial"] = {name: {"scalefactors": {"spot_diameter_fullres": 160}} for name in ("one", "two")}
+    ax = stmsi.pl.spatial(table, "x")
+    assert caplog.messages == []  # um_per_unit= is of stmsi.pp.combine
+    assert not any(isinstance(a, ScaleBar) for a in ax.artists)
+
+
 def test_pixels_of_a_table_alone_are_squares(mapped) -> None:
     msi = mapped.tables["msi"].copy()
     ax = stmsi.pl.spatial(msi, "simPC_28_0", sample="P1S1")

@@ -103,6 +103,12 @@ def silent(*widgets: Any) -> Iterator[None]:
             widget.blockSignals(was)
 
 
+def with_ending(path: str | Path, ending: str) -> Path:
+    """A path as it was typed, with an ending where it lacks it: the m/z in ``104.107`` is none."""
+    path = Path(path)
+    return path if path.suffix == ending else path.with_name(path.name + ending)
+
+
 def text_label(text: str) -> QLabel:
     """Text that breaks its lines."""
     label = QLabel(text)

@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QComboBox, QCompleter, QFileDialog, QFormLayout, QPus
 from stmsi._core.registration.landmarks import MODELS
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table
-from stmsi.napari._data_widget import DataWidget, in_row, silent, text_label
+from stmsi.napari._data_widget import DataWidget, in_row, silent, text_label, with_ending
 from stmsi.napari._landmark_pairs import SHOWN, LandmarkPairs
 from stmsi.pl._metabolite_layers import table_samples
 
@@ -155,7 +155,7 @@ class LandmarkWidget(DataWidget):
 
     def write(self, path: str | Path) -> None:
         """Write the SpatialData with its alignment to a new store."""
-        path = Path(path).with_suffix(".zarr")
+        path = with_ending(path, ".zarr")
         try:
             self._sdata.write(path)  # type: ignore[union-attr]
         except (OSError, ValueError) as error:  # there is a store of this name, or the disk is full
