@@ -267,10 +267,14 @@ def test_landmarks_without_python(napari, qapp, sections):
     widget.ion.setCurrentIndex(2)
     assert widget.pairs.counts == (n, n)  # another ion keeps the clicks
     widget.align.click()
-    assert widget.outcome.text() == f"Aligned {SAMPLE}; shown as it lies now."
+    assert widget.outcome.text().startswith(f"Aligned {SAMPLE}; MSI is shown where it lies now.")
+    assert "call stmsi.pp.map_to_spots" in widget.outcome.text()
     assert widget.shown.currentText() == "after"
     widget.section.setCurrentText("P2S1")
     for _ in range(2 * n):
         widget.undo.click()
     widget.align.click()
     assert "at least three are needed" in widget.outcome.text()
+    widget.section.setCurrentText(SAMPLE)
+    widget.section.setCurrentText("P2S1")
+    assert widget.pairs.counts == (0, 0)  # clicks are kept for each section

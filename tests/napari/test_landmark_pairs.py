@@ -75,6 +75,30 @@ def test_undo_takes_back_the_last_click(pairs):
     assert pairs.counts == (0, 0)
 
 
+def test_a_point_that_is_moved_by_hand_changes_no_turn(pairs):
+    click_all(pairs, PLACES[:2])
+    layer = pairs.clicks["st"]
+    pairs.viewer.layers.selection.active = layer
+    layer.mode = "select"
+    layer.data = layer.data + 5
+    assert pairs.viewer.layers.selection.active is layer
+    assert layer.mode == "select"
+
+
+def test_undo_of_landmarks_that_were_there_asks_for_their_partner(toy):
+    pairs = LandmarkPairs(napari.components.ViewerModel(), toy, SAMPLE)
+    pairs.next_pair()
+    pairs.undo()
+    assert pairs.turn == "st"
+    assert pairs.viewer.layers.selection.active is pairs.clicks["st"]
+    pairs.pause()
+    pairs.show("after")
+    for _ in range(2 * len(PLACES) + 20):
+        pairs.undo()
+    assert pairs.shown == "landmarks"  # there is no alignment to show any more
+    assert pairs.clicks["st"].mode == "pan_zoom"
+
+
 def test_leave_one_out_error_follows_every_click(pairs):
     told = []
     pairs.on_change.append(lambda: told.append(pairs.report()))
@@ -110,7 +134,7 @@ def test_a_mirrored_reading_is_told(pairs):
 
 def test_before_and_after(pairs):
     over = pairs.viewer.layers[LAID_OVER]
-    with pytest.raises(ValueError, match="three are needed"):
+    with pytest.raises(ValueError, match="'P1S1': No alignment yet: it takes three pairs"):
         pairs.show("after")
     click_all(pairs)
     assert not over.visible

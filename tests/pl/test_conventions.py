@@ -96,6 +96,11 @@ def test_wrong_titles_and_sizes(st) -> None:
     assert plt.get_fignums() == []
 
 
+def test_an_empty_title_takes_all_away(st) -> None:
+    axes = stmsi.pl.spatial(st, ["simPC_28_0", "simPC_29_1"], sample="P1S1", title="")
+    assert [ax.get_title() for ax in axes] == ["", ""]
+
+
 def test_spots_without_a_value_follow_the_style(st) -> None:
     with plt.style.context("dark_background"):
         ax = stmsi.pl.spatial(st, "simPC_28_0", sample="P1S1")
@@ -126,6 +131,14 @@ def test_scale_bars_are_in_micrometres_or_not_there(told: str) -> None:
     assert bars == ([] if told == "nothing" else pytest.approx([100 / pitch]))
     (spots,) = [c for c in ax.collections if isinstance(c, EllipseCollection)]
     np.testing.assert_allclose(2 * spots._widths, 55 * pitch / 100, rtol=1e-6)  # true to their distance in any unit
+
+
+def test_a_plot_asks_for_no_argument_that_it_lacks(caplog) -> None:
+    table = array(250.0, places=False)
+    table.uns["spatial"] = {name: {"scalefactors": {"spot_diameter_fullres": 160}} for name in ("one", "two")}
+    ax = stmsi.pl.spatial(table, "x")
+    assert caplog.messages == []  # um_per_unit= is of stmsi.pp.combine
+    assert not any(isinstance(a, ScaleBar) for a in ax.artists)
 
 
 def test_pixels_of_a_table_alone_are_squares(mapped) -> None:
@@ -182,3 +195,13 @@ def test_models_stand_in_one_order_with_the_baseline(scores) -> None:
     order = ["baseline", "HurdleNet", "HurdleLinear"]
     ax = stmsi.pl.performance(scores.assign(model=pd.Categorical(scores["model"], order)))
     assert [t.get_text() for t in ax.get_yticklabels()] == order
+
+
+def test_constant_predictions_count_in_the_order_of_models() -> None:
+    rows = [(model, f"m{i}", value) for model, value in (("tries", 0.5), ("gives up", 0.6)) for i in range(3)]
+    scores = pd.DataFrame(rows, columns=["model", "metabolite", "pearson"]).assign(
+        sample="s", stage="intensity", reason=""
+    )
+    scores.loc[[3, 4], ["pearson", "reason"]] = np.nan, "constant prediction"
+    ax = stmsi.pl.performance(scores)
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["tries", "gives up"]

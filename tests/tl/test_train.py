@@ -3,7 +3,9 @@
 import os
 
 import anndata as ad
+import h5py
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
 
@@ -11,6 +13,8 @@ import stmsi
 from stmsi._core.learning.expression_space import log_normalize
 from stmsi.model.shared import _streamed_parts
 from stmsi.model.shared._streamed_parts import StreamedParts
+from stmsi.tl import _cross_validate, _stored_sections
+from stmsi.tl._stored_models import fields_of_stores
 
 FEW = {"model": "ridge", "n_top_genes": 40, "n_components": 8}
 GRAPH = {"presence_key": "msi_presence", "graph_key": "spatial_connectivities"}
@@ -80,7 +84,7 @@ def test_the_model_is_that_of_one_table_in_memory(table, stores, fields, monkeyp
         model.predict()
 
 
-def test_logarithms_and_layers(sections, table, tmp_path):
+def test_logarithms_and_layers(sections, table, tmp_path, monkeypatch):
     paths = []
     for k, one in enumerate(sections):
         one = one.copy()
@@ -93,6 +97,21 @@ def test_logarithms_and_layers(sections, table, tmp_path):
     alone = train(whole, layer="log", setup={"presence_key": "msi_presence"})
     assert model.state.panel.target_sum == pytest.approx(alone.state.panel.target_sum, rel=1e-6)
     assert_same(model, alone, whole)
+
+    # a model that names the layer of all is served from the stores, too
+    reads = []
+
+    def stop(*_, read, **__):
+        reads.append(read)
+        raise RuntimeError("enough")
+
+    monkeypatch.setattr(_cross_validate, "train_on", stop)
+    with pytest.raises(RuntimeError, match="enough"):
+        stmsi.tl.cross_validate(
+            paths, {"m": {"model": "mean", "setup": {"layer": "log"}}}, layer="log", on_leakage="ignore",
+            show_progress_bar=False,
+        )  # fmt: skip
+    assert reads[0] is not None
 
 
 def test_few_spots_are_read_as_a_whole(table, sections, tmp_path):
@@ -119,6 +138,7 @@ def test_sums_of_a_section_are_taken_up(table, stores, sections, tmp_path, monke
     assert len(made) == 4
     # a run that was killed while it wrote, or a damaged file
     next(p for p in (tmp_path / "kept").glob("*.npy") if p.stat().st_size > 5000).write_bytes(b"")
+    next((tmp_path / "kept").glob("*.json")).write_bytes(b"")
     assert_same(train(stores, cache_dir=tmp_path / "kept"), first, table, 0)
 
 
@@ -154,12 +174,16 @@ def test_bad_stores_are_all_named(sections, stores, tmp_path, caplog):
         train(bad[:2], on_error="warn")
 
 
-def test_genes_and_metabolites_that_some_stores_lack(sections, stores, tmp_path):
+def test_genes_and_metabolites_that_some_stores_lack(sections, stores, tmp_path, caplog):
     other = sections[0][:, 20:].copy()
     other.obsm["msi"] = other.obsm["msi"].iloc[:, :2]
     other.obsm["msi_presence"] = other.obsm["msi_presence"].iloc[:, :2]
+    del other.obsp["spatial_connectivities"]
+    other.uns["msi"] = other.uns["msi"] | {"params": {"how": "otherwise"}}
     path = write(other, tmp_path / "other.h5ad")
     model = train([path, *stores[1:]], genes="shared")
+    assert "obsp['spatial_connectivities'] is in 2 of 3 stores only" in caplog.text
+    assert "obsm['msi'] of the stores may not go together: it was made with different parameters" in caplog.text
     assert model.card["training"]["n_genes"] == 100
     assert len(model.metabolites) == 3
     n = model.state.feature_table["n_spots"]
@@ -192,11 +216,47 @@ def test_what_cannot_be_trained_on_stores(stores, tmp_path, monkeypatch):
         train([*stores, copy])
     with pytest.raises(TypeError, match="ControlLinear reads the table itself"):
         train(stores, "shuffled_genes")
+    for own in ({"feature_key": "uni"}, {"input": "log"}, {"metabolite_key": "other"}):
+        with pytest.raises(ValueError, match=f"Stores are read once.*name {next(iter(own))}="):
+            train(stores, FEW | {"setup": own})
+    with pytest.raises(ValueError, match=r"it lacks obsm\['uni'\], which the setup names"):
+        train(stores, setup={"feature_key": "uni"})
     with pytest.raises(ValueError, match="Signatures are not read from several stores"):
         train(stores, setup={"signature_key": "signature", "cluster_key": "domain"})
     monkeypatch.setattr(_streamed_parts, "MOST_BYTES", 1000)
     with pytest.raises(ValueError, match=r"reads the whole expression of 3.. spots"):
         train(stores, "gene_ridge")
+
+
+def test_indices_of_a_damaged_matrix_are_not_followed(stores, tmp_path):
+    path = tmp_path / "S0.h5ad"
+    path.write_bytes(stores[0].read_bytes())
+    with h5py.File(path, "r+") as file:
+        file["X/indices"][int(file["X/indptr"][1]) - 1] = 10**6
+    with pytest.raises(ValueError, match=r"S0.h5ad cannot be read as an h5ad file"):
+        train([path, *stores[1:]])
+
+
+def test_a_setup_without_presence_is_one_without():
+    assert fields_of_stores(None, None, None) == {}
+    assert fields_of_stores({"graph_key": "g"}, None, None) == {"presence_key": None, "graph_key": "g"}
+    assert fields_of_stores({"presence_key": "p"}, "X", "log") == {"presence_key": "p", "input": "log"}
+
+
+def test_stores_know_the_genes_of_their_own_metabolites():
+    def one(name, known):
+        spots, genes = [f"{name}{i}" for i in range(2)], ["a", "b", "c"]
+        adata = ad.AnnData(obs=pd.DataFrame({"sample": name}, spots), var=pd.DataFrame(index=genes))
+        adata.obsm["msi"] = pd.DataFrame(1.0, spots, [name])
+        adata.varm["msi_prior"] = pd.DataFrame({name: known}, genes)
+        return adata
+
+    together = _stored_sections._together(
+        [one("S", [True, False, False]), one("T", [False, True, True])], pd.Index(["a", "b", "c"]), {}, None
+    )
+    assert together.varm["msi_prior"].to_dict("list") == {"S": [True, False, False], "T": [False, True, True]}
+    with pytest.raises(ValueError, match=r"obsm\['uni'\] has '2', '3' columns in different stores"):
+        _stored_sections._stacked("uni", [np.ones((1, 3)), np.ones((1, 2))], pd.Index(["a", "b"]), any_column=False)
 
 
 def test_one_path_or_a_table_in_memory(table, stores):

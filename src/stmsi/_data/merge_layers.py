@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -30,8 +30,8 @@ def join_layers(tables: list[AnnData], renamed: Collection[str]) -> None:
 
     `tables` are changed. `renamed` names sections whose ions have new ids: what was mapped from them has the old ones.
     """
-    for base in dict.fromkeys(key for t in tables for key, note in t.uns.items() if _is_record(note)):
-        owners = [t for t in tables if _is_record(t.uns.get(base))]
+    for base in dict.fromkeys(key for t in tables for key, note in t.uns.items() if is_record(note)):
+        owners = [t for t in tables if is_record(t.uns.get(base))]
         records = [t.uns[base] for t in owners]
         stale = base == Key.obsm.MSI and any(set(sample_names(t)) & set(renamed) for t in owners)
         joined, reason = (None, "the ions have other ids now") if stale else _join_records(records)
@@ -51,7 +51,7 @@ def join_layers(tables: list[AnnData], renamed: Collection[str]) -> None:
             t.uns[base] = joined
 
 
-def _is_record(note: Any) -> bool:
+def is_record(note: Any) -> bool:
     """Whether an entry of ``uns`` describes a layer of metabolites."""
     return isinstance(note, Mapping) and isinstance(note.get("features"), pd.DataFrame)
 
@@ -60,17 +60,13 @@ def _join_records(records: list[Mapping[str, Any]]) -> tuple[dict[str, Any] | No
     """One record of a layer for all sections, or `None` and why there is none."""
     if len(records) == 1:
         return dict(records[0]), ""
+    if reason := why_apart(records):
+        return None, reason
     params = [dict(r.get("params", {})) for r in records]
     distances = [p.pop(_BY_SECTION, {}) for p in params]
-    if not all(same(params[0], p) for p in params):
-        keys = sorted({k for p in params for k in p})
-        return None, f"it was made with different parameters ({listing(k for k in keys if _differs(params, k))})"
     features = records[0]["features"]
     for record in records[1:]:
         other = record["features"]
-        both = features.index.intersection(other.index)
-        if len(apart := both[~_agree(features.loc[both], other.loc[both])]):
-            return None, f"its ids mean different metabolites: {listing(apart)}"
         features = features.combine_first(other).loc[features.index.union(other.index, sort=False)]
     if any(d for d in distances):
         params[0][_BY_SECTION] = {k: v for d in distances for k, v in d.items()}
@@ -85,17 +81,36 @@ def _join_records(records: list[Mapping[str, Any]]) -> tuple[dict[str, Any] | No
         own = [r[key] for r in records if key in r]
         if own:
             out[key] = pd.concat(own, axis=1).reindex(features.index)
-    if any(STALE in r for r in records):
-        marks = [r.get(STALE, {}) for r in records]
-        out[STALE] = {
-            c: ", ".join(str(m[c]) for m in marks if c in m) for c in dict.fromkeys(c for m in marks for c in m)
-        }
+    if marks := stale_marks(records):
+        out[STALE] = marks
     skip = {"features", "params", "presence", "detection_limit", Key.varm.SECTION_MZ, STALE}
     for key in dict.fromkeys(k for r in records for k in r if k not in skip):
         if not all(key in r and same(records[0].get(key), r[key]) for r in records):
             return None, f"its {key!r} differs"
         out[key] = records[0][key]
     return out, ""
+
+
+def why_apart(records: Sequence[Mapping[str, Any]]) -> str:
+    """Why records of a layer are not of one thing: other parameters, or ids that mean other metabolites; empty where they are."""
+    params = [{k: v for k, v in r.get("params", {}).items() if k != _BY_SECTION} for r in records]
+    if not all(same(params[0], p) for p in params):
+        keys = sorted({k for p in params for k in p})
+        return f"it was made with different parameters ({listing(k for k in keys if _differs(params, k))})"
+    features = records[0]["features"]
+    for record in records[1:]:
+        other = record["features"]
+        both = features.index.intersection(other.index)
+        if len(apart := both[~_agree(features.loc[both], other.loc[both])]):
+            return f"its ids mean different metabolites: {listing(apart)}"
+        features = pd.concat([features, other[~other.index.isin(features.index)]])
+    return ""
+
+
+def stale_marks(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """What has changed since each layer was mapped, and where; empty where nothing has."""
+    marks = [r.get(STALE, {}) for r in records]
+    return {c: ", ".join(str(m[c]) for m in marks if c in m) for c in dict.fromkeys(c for m in marks for c in m)}
 
 
 def _differs(params: list[dict[str, Any]], key: str) -> bool:

@@ -131,9 +131,8 @@ def told_scale(adata: AnnData, sample: str) -> float | None:
     if Key.obs.COVERAGE in adata.obs or own & set(regions) or sample in adata.uns.get(Key.uns.UNITS, {}):
         return 1.0
     xy = np.asarray(adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2]
-    spatial = adata.uns.get(Key.obsm.SPATIAL)
-    library = _library(adata, sample) if isinstance(spatial, Mapping) else None
-    factors: Mapping[str, Any] = {} if library is None else spatial[library].get("scalefactors", {})  # type: ignore[index]
+    library = _library(adata, sample, warn=False)  # its remedy is for who converts the positions
+    factors: Mapping[str, Any] = {} if library is None else adata.uns[Key.obsm.SPATIAL][library].get("scalefactors", {})
     scale = None if _number(factors, "bin_size_um") else array_scale(adata, xy)
     if scale is None:
         stated, pitch = factor_scale(factors), pitch_of(xy)
@@ -200,7 +199,7 @@ def factor_scale(factors: Mapping[str, Any]) -> float | None:
     return None if spot is None else (_number(factors, "bin_size_um") or _SPOT_OF_SCALE_FACTORS) / spot
 
 
-def _library(adata: AnnData, sample: str) -> str | None:
+def _library(adata: AnnData, sample: str, *, warn: bool = True) -> str | None:
     """The entry of ``uns["spatial"]`` that belongs to a section."""
     spatial = adata.uns.get(Key.obsm.SPATIAL)
     if not isinstance(spatial, Mapping):
@@ -212,10 +211,11 @@ def _library(adata: AnnData, sample: str) -> str | None:
     fits = [name for name in known if name == sample or (len(named) == 1 and name == named[0])]
     if len(fits) == 1:
         return fits[0]
-    logger.warning(
-        "Section %r: uns['spatial'] has several libraries (%s) and none is called like the section; their scale factors are "
-        "not used. Name it in obs['library_id'], or pass um_per_unit=.", sample, listing(known),
-    )  # fmt: skip
+    if warn:
+        logger.warning(
+            "Section %r: uns['spatial'] has several libraries (%s) and none is called like the section; their scale factors are "
+            "not used. Name it in obs['library_id'], or pass um_per_unit=.", sample, listing(known),
+        )  # fmt: skip
     return None
 
 

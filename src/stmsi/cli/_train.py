@@ -58,7 +58,6 @@ def train(
         from stmsi.model._families import FAMILIES
         from stmsi.model.shared._setup import default_setup
         from stmsi.tl._models import train_model
-        from stmsi.tl._stored_models import fields_of_stores
         from stmsi.tl._train import train_on_stores
 
         check_choice(model, FAMILIES, "model")
@@ -73,7 +72,7 @@ def train(
         if len(data) > 1:
             with step(f"Training {model} on {len(data)} stores"):
                 fitted, left_out = train_on_stores(
-                    data, model, fields_of_stores(named, None, None), table_key=table_key, genes="same",
+                    data, model, named, table_key=table_key, genes="same",
                     on_error="warn" if skip_bad else "raise", cache_dir=cache_dir, show_progress_bar=None,
                 )  # fmt: skip
             result[SOME_FAILED] = [{"store": path, "error": why} for path, why in left_out.items()]

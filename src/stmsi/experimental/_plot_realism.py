@@ -47,7 +47,7 @@ def plot_realism(
     """Draw all that :func:`stmsi.experimental.realism` compares.
 
     Scatter plots show synthetic against measured, a point per metabolite (or pair, or quantile) and section. Then standard
-    deviation against mean, the variogram (median and quartiles over metabolites), the distances of Kolmogorov and Smirnov (0: the
+    deviation against mean, the variogram (median and quartiles over metabolites), Kolmogorov-Smirnov distances (0: the
     same distribution), and the AUROC of a classifier that tells synthetic from measured spots, one bar per draw. The orange line is
     the AUROC between two draws; below the dotted line the classifier hardly tells synthetic from measured.
 

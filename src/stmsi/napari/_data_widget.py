@@ -96,9 +96,17 @@ def find_spatialdata(viewer: Any) -> list[SpatialData]:
 def silent(*widgets: Any) -> Iterator[None]:
     """Block the signals of widgets while their values are set."""
     before = [w.blockSignals(True) for w in widgets]
-    yield
-    for widget, was in zip(widgets, before, strict=True):
-        widget.blockSignals(was)
+    try:
+        yield
+    finally:
+        for widget, was in zip(widgets, before, strict=True):
+            widget.blockSignals(was)
+
+
+def with_ending(path: str | Path, ending: str) -> Path:
+    """A path as it was typed, with an ending where it lacks it: the m/z in ``104.107`` is none."""
+    path = Path(path)
+    return path if path.suffix == ending else path.with_name(path.name + ending)
 
 
 def text_label(text: str) -> QLabel:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -103,8 +104,11 @@ class LandmarkPairs:
         """Take the last click back."""
         n_msi, n_st = self.counts
         layer = self.clicks["msi" if n_msi > n_st else "st"]
+        clicking = any(side.mode == "add" for side in self.clicks.values())
         if len(layer.data):
             layer.data = layer.data[:-1]
+        if clicking:
+            self.next_pair()
 
     # -- What they say --------------------------------------------------------
 
@@ -134,7 +138,7 @@ class LandmarkPairs:
         n_msi, n_st = self.counts
         n = min(n_msi, n_st)
         where = {"msi": "the MSI section, on the left", "st": "the same place in the ST section, on the right"}
-        out = [f"{n} pairs. Next: click {where[self.turn]}."]
+        out = [f"{n} {'pair' if n == 1 else 'pairs'}. Next: click {where[self.turn]}."]
         if abs(n_msi - n_st) > 1:
             out.append(f"{n_msi} landmarks in MSI, {n_st} in ST: take back what has no partner.")
         fit, why = self._fit()
@@ -147,11 +151,11 @@ class LandmarkPairs:
                 f"largest {fit.tre[worst]:.0f} um at pair {worst + 1}."
             )
         else:
-            out.append("One more pair, and leave-one-out errors can be told.")
+            out.append("Leave-one-out errors need one more pair.")
         if fit.mirrored:
             out.append(
-                "Warning: these landmarks say that MSI and ST are mirror images. If no section was turned over, places "
-                "were read mirrored, left for right: undo, and look again."
+                "Warning: these landmarks say that MSI and ST are mirror images. If no section was turned over, left and "
+                "right were confused: take the pairs back, and click them again."
             )
         return out
 
@@ -160,16 +164,16 @@ class LandmarkPairs:
     def show(self, what: str) -> None:
         """Show the sides beside each other, or MSI over ST before or after the alignment by the pairs so far."""
         check_choice(what, SHOWN, "what")
-        fit = self.fit()
-        if what == "after" and fit is None:
-            msg = f"Section {self.sample!r} has no alignment to show yet: {min(self.counts)} pairs, three are needed."
+        fit, why = self._fit() if what == "after" else (None, "")
+        if why:
+            msg = f"Section {self.sample!r}: {why}"
             raise ValueError(msg)
         self.shown = what
         self._over.visible = what != "landmarks"
         self.pixels.visible = self.clicks["msi"].visible = what == "landmarks"
         if what != "landmarks":
             xy = np.asarray(self.pixels.data)[:, ::-1]
-            moved = fit.map(xy) if what == "after" and fit is not None else self._before(xy)
+            moved = self._before(xy) if fit is None else fit.map(xy)
             self._over.data = (moved + self._offset)[:, ::-1]
 
     def align(self) -> None:
@@ -180,7 +184,7 @@ class LandmarkPairs:
             self.sdata,
             sample=self.sample,
             model=self.model,
-            landmarks=landmarks(self.viewer, sample=self.sample),
+            landmarks=landmarks(SimpleNamespace(layers=list(self.clicks.values())), sample=self.sample),
             show_progress_bar=False,
         )
         self.show("after")
@@ -206,11 +210,10 @@ class LandmarkPairs:
         return lambda xy: xy + shift
 
     def _on_data(self, event: Any) -> None:
-        clicking = any(layer.mode == "add" for layer in self.clicks.values())
-        # napari tells of a change when it begins ("adding") and when it is done ("added")
-        if clicking and str(getattr(event, "action", "added")).lower().endswith("ed"):
+        # napari tells of a change when it begins ("adding") and when it is done ("added"); points may also be moved
+        if event.source.mode == "add" and str(getattr(event, "action", "added")).lower().endswith("ed"):
             self.next_pair()
-        if self.shown != "landmarks" and self.fit() is not None:
-            self.show(self.shown)
+        if self.shown == "after":
+            self.show("landmarks" if self.fit() is None else "after")
         for tell in self.on_change:
             tell()

@@ -11,7 +11,7 @@ from qtpy.QtWidgets import QComboBox, QCompleter, QFileDialog, QFormLayout, QPus
 from stmsi._core.registration.landmarks import MODELS
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table
-from stmsi.napari._data_widget import DataWidget, in_row, silent, text_label
+from stmsi.napari._data_widget import DataWidget, in_row, silent, text_label, with_ending
 from stmsi.napari._landmark_pairs import SHOWN, LandmarkPairs
 from stmsi.pl._metabolite_layers import table_samples
 
@@ -29,6 +29,7 @@ class LandmarkWidget(DataWidget):
         super().__init__(napari_viewer)
         self._sdata: SpatialData | None = None
         self.pairs: LandmarkPairs | None = None
+        self._clicked: dict[str, dict[str, Any]] = {}
         self._build()
         self.find_data()
 
@@ -81,7 +82,9 @@ class LandmarkWidget(DataWidget):
         if not sections:
             msg = "No section of this SpatialData has MSI pixels to click landmarks on."
             raise KeyError(msg)
-        self._sdata = sdata
+        if self.pairs is not None:
+            self.pairs.close()
+        self._sdata, self.pairs, self._clicked = sdata, None, {}
         with silent(self.section, self.ion, self.gene):
             for box, names in ((self.section, sections), (self.ion, msi.var_names), (self.gene, st.var_names)):
                 box.clear()
@@ -90,22 +93,19 @@ class LandmarkWidget(DataWidget):
         self.show_controls(True)
 
     def _start(self) -> None:
-        """Layers of the section, ion and gene that are chosen; landmarks of the same section are kept."""
+        """Layers of the section, ion and gene that are chosen; the clicks of every section are kept."""
         if self._sdata is None:
             return
-        clicked = None
         sample = self.section.currentText()
         if self.pairs is not None:
-            if self.pairs.sample == sample:
-                clicked = {side: layer.data.copy() for side, layer in self.pairs.clicks.items()}
+            self._clicked[self.pairs.sample] = {side: layer.data.copy() for side, layer in self.pairs.clicks.items()}
             self.pairs.close()
         ion, gene = (None if b.currentIndex() <= 0 else b.itemText(b.currentIndex()) for b in (self.ion, self.gene))
         self.pairs = LandmarkPairs(
             self.viewer, self._sdata, sample, ion=ion, gene=gene, model=self.model.currentData()
         )  # fmt: skip
-        if clicked is not None:
-            for side, places in clicked.items():
-                self.pairs.clicks[side].data = places
+        for side, places in self._clicked.get(sample, {}).items():
+            self.pairs.clicks[side].data = places
         self.pairs.on_change.append(self._tell)
         with silent(self.shown):
             self.shown.setCurrentText("landmarks")
@@ -134,7 +134,10 @@ class LandmarkWidget(DataWidget):
 
     def _on_align(self) -> None:
         self.pairs.pause()  # type: ignore[union-attr]
-        done = f"Aligned {self.pairs.sample}; shown as it lies now."  # type: ignore[union-attr]
+        done = (
+            f"Aligned {self.pairs.sample}; MSI is shown where it lies now. "  # type: ignore[union-attr]
+            "Metabolites on the spots do not change: call stmsi.pp.map_to_spots (again)."
+        )
         self._attempt(self.pairs.align, done)  # type: ignore[union-attr]
 
     def _attempt(self, do: Any, done: str = "") -> None:
@@ -152,7 +155,7 @@ class LandmarkWidget(DataWidget):
 
     def write(self, path: str | Path) -> None:
         """Write the SpatialData with its alignment to a new store."""
-        path = Path(path).with_suffix(".zarr")
+        path = with_ending(path, ".zarr")
         try:
             self._sdata.write(path)  # type: ignore[union-attr]
         except (OSError, ValueError) as error:  # there is a store of this name, or the disk is full

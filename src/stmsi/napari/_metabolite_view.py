@@ -93,6 +93,7 @@ class MetaboliteView:
         with at_once(self.viewer):
             self._remove()
             self.section, self._tree, self._drawn = section, cKDTree(section.xy), look
+            self._said = SAID_OF.get(self.source.trained_on(section.rows), "")
             if under is not None:
                 image, options, kind = under
                 self._under = add_layers(self.viewer, [(image, {**options, "name": name}, kind) for name in copies])
@@ -173,8 +174,7 @@ class MetaboliteView:
     def title(self) -> str:
         """What is shown, for the canvas."""
         tier, _ = self.source.trust(self.metabolite)
-        said = SAID_OF.get(self.source.trained_on(self.section.rows), "")
-        section = f"section {self.section.name}" + (f" ({said})" if said else "")
+        section = f"section {self.section.name}" + (f" ({self._said})" if self._said else "")
         rest = [section, *([f"trust: {tier}"] if tier else [])]
         if self.style == BLENDED:
             rest.append(f"{1 - self.mix:.0%} measured, {self.mix:.0%} predicted")

@@ -23,7 +23,7 @@ from qtpy.QtWidgets import (
 )
 
 from stmsi.napari._canvas import fit_view, show_scale_bar
-from stmsi.napari._data_widget import DataWidget, in_row, silent, text_label
+from stmsi.napari._data_widget import DataWidget, in_row, silent, text_label, with_ending
 from stmsi.napari._elements import show_elements
 from stmsi.napari._metabolite_maps import MODES, PPM, MetaboliteMaps
 from stmsi.napari._metabolite_view import BESIDE, STYLES, MetaboliteView
@@ -152,7 +152,10 @@ class MetaboliteWidget(DataWidget):
 
     def use(self, sdata: SpatialData) -> None:
         """Show a SpatialData in the viewer."""
-        self.view = MetaboliteView(self.viewer, MetaboliteMaps(sdata), histology=True)
+        source = MetaboliteMaps(sdata)
+        if self.view is not None:
+            self.view.close()
+        self.view = MetaboliteView(self.viewer, source, histology=True)
         show_scale_bar(self.viewer)
         fit_view(self.viewer)
         self._fill()
@@ -226,7 +229,7 @@ class MetaboliteWidget(DataWidget):
     def export(self, path: str | Path) -> None:
         """Write what the canvas shows as PNG, with title, colour bar and scale bar."""
         QApplication.processEvents()  # a canvas that was not drawn yet has no picture
-        self.viewer.screenshot(str(Path(path).with_suffix(".png")), canvas_only=True, flash=False)
+        self.viewer.screenshot(str(with_ending(path, ".png")), canvas_only=True, flash=False)
 
     def open_elements(self) -> None:
         """Dock the widgets of napari-spatialdata."""

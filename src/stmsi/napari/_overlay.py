@@ -46,7 +46,7 @@ def overlay(
 ) -> Any:
     """Open measured and predicted metabolites in napari, with a widget to choose and compare.
 
-    Measured and predicted lie side by side under one camera, or as the widget says; a section without MSI shows its
+    Measured and predicted lie side by side under one camera, or as chosen in the widget; a section without MSI shows its
     prediction. The widgets of napari-spatialdata, which add elements and colour the spots by genes, are docked when the
     widget is asked for them. See the page on napari in the user guide.
 

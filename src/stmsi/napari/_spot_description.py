@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pandas as pd
@@ -91,7 +91,7 @@ def _genes(source: MetaboliteMaps, row: int, section_rows: NDArray[np.int64]) ->
     own = as_csr(source.adata.X[[row]], np.float64)
     if own.nnz == 0 or own.data.min() < 0:
         return ()
-    mean = _section_mean(source, section_rows.tobytes())
+    mean = _section_mean(source, section_rows)
     scaled = np.log1p(own.data / own.data.sum() * 1e4)
     above = scaled - mean[own.indices]
     order = np.argsort(-above, kind="stable")[:N_GENES]
@@ -99,13 +99,20 @@ def _genes(source: MetaboliteMaps, row: int, section_rows: NDArray[np.int64]) ->
     return tuple((str(names[own.indices[i]]), float(own.data[i])) for i in order if above[i] > 0)
 
 
-@lru_cache(maxsize=4)
-def _section_mean(source: MetaboliteMaps, rows: bytes) -> NDArray[np.float64]:
+_MEANS: WeakKeyDictionary[MetaboliteMaps, dict[bytes, NDArray[np.float64]]] = WeakKeyDictionary()
+"""Means of the sections that were clicked, kept as long as the data are shown."""
+
+
+def _section_mean(source: MetaboliteMaps, rows: NDArray[np.int64]) -> NDArray[np.float64]:
     """Mean of every gene in a section, on the scale log1p(counts per 10,000); computed at the first click."""
-    X = as_csr(source.adata.X[np.frombuffer(rows, dtype=np.int64)], np.float64).copy()
+    known, key = _MEANS.setdefault(source, {}), rows.tobytes()
+    if key in known:
+        return known[key]
+    X = as_csr(source.adata.X[rows], np.float64).copy()
     total = np.asarray(X.sum(axis=1)).ravel()
     X.data = np.log1p(X.data * np.repeat(1e4 / np.where(total > 0, total, 1), np.diff(X.indptr)))
-    return np.asarray(X.mean(axis=0)).ravel()
+    known[key] = np.asarray(X.mean(axis=0)).ravel()
+    return known[key]
 
 
 def _drivers(source: MetaboliteMaps, metabolite: str, row: int) -> tuple[tuple[tuple[str, float], ...], str]:

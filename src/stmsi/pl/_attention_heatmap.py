@@ -83,8 +83,8 @@ def attention_heatmap(
     contribution there; or weights, as multiples of an even share (1: all genes got the same). Of attribution it is the
     standardised effect. The title says whether the attention passed its control: held-out sections must be predicted better than
     with attention made uniform. Rows and columns are clustered (average linkage on correlation). White dots mark genes
-    that are known to make, use or carry the metabolite; a strip at the right shows its class. A single metabolite is drawn as bars, a gene
-    each: blue adds, orange takes away.
+    that are known to make, use or carry the metabolite; a strip at the right shows its class. A single metabolite is drawn as bars, one for
+    each gene: blue adds, orange subtracts.
 
     Parameters
     ----------

@@ -277,6 +277,8 @@ def hand_back(
     """What a plot returns: its axes, or its figure; under the user's own titles where there are any."""
     if title is not None:
         titles = [title] if isinstance(title, str) else [str(t) for t in title]
+        if title == "":
+            titles = [""] * len(axes)
         if len(titles) != len(axes):
             if ax is None:
                 plt.close(figure)  # type: ignore[arg-type]

@@ -114,7 +114,7 @@ def performance(
     every metric and stage: the highest median Pearson correlation on top, else the highest AUROC, and the baseline (``"mean"``)
     at the bottom; categories keep their own order. A baseline without a score is named as well. Dashed lines mark a prediction
     without skill: 0 for correlations and R2, 0.5 for AUROC, and the median prevalence of the metabolites for AUPRC. Correlations
-    of constant predictions count as 0. Other missing scores (NaN) are left out and counted under the axis, where also stands
+    of constant predictions count as 0. Other missing scores (NaN) are left out and counted under the axis. The axis also says
     whether scores are of spots that a model was trained on.
 
     Parameters
@@ -169,7 +169,8 @@ def performance(
     metrics = _default(rows, stage, {by, hue}, ax) if metric is None else as_list(metric, "metric")
     for m in metrics:
         _check_metric(rows, m, stage)
-    groups = _order(scores.assign(**{by: rows[by]}) if by not in scores else scores, rows, by, metrics[0])
+    known = scores if by in scores else scores.assign(**{by: rows[by]})
+    groups = _order(constant_counts_as_zero(known), rows, by, metrics[0])
     levels = [None] if hue is None else list(dict.fromkeys(rows[hue].dropna()))
     n_rows = rows[by].nunique() * max(1.0, 0.7 * len(levels))
     wide = 4.2 + 0.055 * max(len(str(v)) for v in rows[by].unique())

@@ -53,8 +53,8 @@ def presence_curves(
 ) -> Axes | list[Axes] | Figure | SubFigure:
     """Draw how well the probability of presence ranks spots: ROC at the left, precision against recall at the right.
 
-    Dotted lines are a ranking without skill. Its precision is the prevalence: a metabolite that is nearly everywhere has a high
-    one.
+    Dotted lines are a ranking without skill. Its precision is the prevalence, which is high for a metabolite that is nearly
+    everywhere.
 
     Parameters
     ----------

@@ -47,7 +47,7 @@ presence_key
     above 0 (what :func:`stmsi.pp.impute_dropout` filled in counts as absent).""",
     "figure": """
 title
-    Titles instead of those that the plot makes: one for each panel; ``""`` for none.
+    Titles instead of those that the plot makes, one for each panel; ``""``: no titles.
 figsize
     Width and height of a new figure in inches; `None`: what the panels need.
 ax

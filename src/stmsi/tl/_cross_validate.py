@@ -36,6 +36,7 @@ from stmsi.tl._cluster import connected, results
 from stmsi.tl._compare_models import NO_SKILL, best_model
 from stmsi.tl._evaluate import map_positions
 from stmsi.tl._fold_cache import FoldCache, UnhashedError, data_fingerprint, fingerprint, software
+from stmsi.tl._kept_arrays import usable_folder
 from stmsi.tl._models import setup_on, train_on
 from stmsi.tl._section_scores import Comparison, score_sections
 from stmsi.tl._shared_folds import SharedFolds, StoredFolds
@@ -89,7 +90,7 @@ def cross_validate(
     ----------
     data
         SpatialData or its ST table, with mapped MSI; or paths of stores (``.h5ad``, ``.zarr``) that are never in memory together, see
-        :func:`stmsi.tl.train`. Models are then those that read components alone, and leakage is looked for in all but the expression.
+        :func:`stmsi.tl.train`. Only models that read components alone can be trained on stores, and the leakage check leaves the expression out.
     models
         Families by name (see :func:`stmsi.tl.predict_metabolites`), or a mapping from the name to show to a family, a
         model class, or ``{"model": family or class, "setup": {...}, "train": {...}, **hyper-parameters}``.
@@ -123,8 +124,8 @@ def cross_validate(
         Processes for folds x models, and a progress bar. `None` follows ``stmsi.settings``, and :func:`joblib.parallel_config`
         if ``stmsi.settings.n_jobs`` is 1. Each fit uses one thread, so results do not depend on the processes.
     client
-        A ``dask.distributed.Client``, or the address of a scheduler: folds x models are its tasks. A fold whose worker dies is done
-        again by another one. Results are those of one process. Stores, and `cache_dir`, must be at the same paths on all machines.
+        A ``dask.distributed.Client``, or the address of a scheduler: its tasks are folds x models. A fold whose worker dies is
+        computed again by another worker. Results are those of one process. Stores, and `cache_dir`, must be at the same paths on all machines.
 
     Returns
     -------
@@ -179,7 +180,7 @@ def cross_validate(
         asked = {"sample_key": sample_key} | fields_of_stores(setup, layer, input)
         for spec in named.values():
             check_stored_model(spec, asked)
-        directory = None if cache_dir is None else Path(cache_dir).expanduser()
+        directory = usable_folder(cache_dir)
         stored = StoredSections.open(
             paths_of(data), asked, table_key=table_key, genes=genes, on_error=on_error, directory=directory
         )
@@ -349,7 +350,8 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
     start = perf_counter()
     # what was told of the layer of all models does not hold of another one
     own = resolve(fit.spec)[2]
-    fields = {k: v for k, v in task.fields.items() if k != "input" or "layer" not in own}
+    same = own.get("layer", task.fields.get("layer")) == task.fields.get("layer")
+    fields = {k: v for k, v in task.fields.items() if k != "input" or same}
     shared = (
         task.shared
         if task.shared.serves(fit.spec, fields | own) and not _refits_signature(task.adata, fields)

@@ -46,6 +46,11 @@ def software() -> dict[str, str]:
     return {"format": str(FORMAT)} | {name: version(name) for name in (*PACKAGES, "anndata", "lightning")}
 
 
+def is_a_file(directory: str | Path) -> str:
+    """Message about a folder whose name a file has."""
+    return f"cache_dir={str(directory)!r} is a file; name a folder."
+
+
 class FoldCache:
     """Tables in a folder, one file each, which appears whole or not at all.
 
@@ -68,8 +73,7 @@ class FoldCache:
             self._warn(error)
             return
         if is_file:
-            msg = f"cache_dir={str(directory)!r} is a file; name a folder."
-            raise NotADirectoryError(msg)
+            raise NotADirectoryError(is_a_file(directory))
         clear_leftovers(self.directory)
 
     def _warn(self, error: Exception) -> None:

@@ -12,9 +12,37 @@ from weakref import finalize
 import numpy as np
 
 from stmsi._core.arrays import AnyFloats
-from stmsi._data.unfinished import unfinished
+from stmsi._data.unfinished import clear_leftovers, unfinished
 from stmsi._settings import logger
-from stmsi.tl._fold_cache import fingerprint
+from stmsi.tl._fold_cache import fingerprint, is_a_file
+
+
+def usable_folder(directory: str | Path | None) -> Path | None:
+    """The folder, made where it is not there; `None`, told in the log, where nothing can be written into it.
+
+    Raises
+    ------
+    NotADirectoryError
+        A file has the name of the folder.
+    """
+    if directory is None:
+        return None
+    path = Path(directory).expanduser()
+    try:
+        is_file = path.exists() and not path.is_dir()
+        if not is_file:
+            path.mkdir(parents=True, exist_ok=True)
+            clear_leftovers(path)
+            with tempfile.TemporaryFile(dir=path):
+                pass
+    except OSError as error:
+        logger.warning(
+            "Sums over sections cannot be kept in %s (%s): they go to a temporary folder, and another run will make them again.", path, error
+        )  # fmt: skip
+        return None
+    if is_file:
+        raise NotADirectoryError(is_a_file(directory))
+    return path
 
 
 class KeptOnDisk:

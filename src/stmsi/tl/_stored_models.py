@@ -6,8 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stmsi._data.keys import Key
 from stmsi.model._families import ModelSpec, resolve
 from stmsi.model.shared._spot_model import SpotModel
+from stmsi.tl._stored_sections import as_keys, wanted_of_stores
 
 if TYPE_CHECKING:
     from stmsi.model.shared._stored_input import Input
@@ -29,14 +31,14 @@ def paths_of(data: Any) -> list[str | Path]:
 
 
 def fields_of_stores(setup: Mapping[str, Any] | None, layer: str | None, input: Input | None) -> dict[str, Any]:
-    """Fields for ``setup_anndata`` of stores, as far as they were named.
+    """Fields for ``setup_anndata`` of stores, as far as they were named; a setup without presence is one without.
 
     Raises
     ------
     ValueError
         A signature, which belongs to the clusters of one table.
     """
-    fields = dict(setup or {})
+    fields: dict[str, Any] = {} if setup is None else {"presence_key": None} | dict(setup)
     named = (("layer", None if layer == "X" else layer), ("input", input))
     fields |= {key: value for key, value in named if value is not None}
     if fields.get("signature_key") is not None:
@@ -59,4 +61,13 @@ def check_stored_model(spec: ModelSpec, fields: Mapping[str, Any]) -> None:
         raise TypeError(msg)
     if own.get("layer", fields.get("layer")) != fields.get("layer"):
         msg = f"The expression of all stores is read from one place; name the layer {own['layer']!r} for all models (layer=)."
+        raise ValueError(msg)
+    usual = {"input": None, "sample_key": Key.obs.SAMPLE, "metabolite_key": Key.obsm.MSI} | dict(fields)
+    apart = {key for key in ("input", "sample_key", "metabolite_key") if own.get(key, usual[key]) != usual[key]}
+    read = wanted_of_stores(fields)
+    places = {"presence_key": "obsm", "feature_key": "obsm", "graph_key": "obsp", "prior_key": "varm"}
+    apart |= {key for key, place in places.items() if not set(as_keys(own.get(key))) <= set(read[place])}
+    if apart:
+        told = ", ".join(f"{key}={own[key]!r}" for key in sorted(apart))
+        msg = f"Stores are read once, as all models need them; name {told} for all (setup=)."
         raise ValueError(msg)

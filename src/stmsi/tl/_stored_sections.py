@@ -18,9 +18,11 @@ from anndata import AnnData
 from stmsi._core.learning.stored_expression import StoredKind
 from stmsi._data.checks import check_choice, listing, require_rows, require_unique
 from stmsi._data.keys import Key
+from stmsi._data.merge_layers import is_record, stale_marks, why_apart
+from stmsi._data.stale import STALE
 from stmsi._data.stores import content_of, opened_table, stored_matrix, table_without_matrix
-from stmsi._data.tables import require_frame, some_rows
-from stmsi._data.unfinished import clear_leftovers, unfinished
+from stmsi._data.tables import as_csr, require_frame, some_rows
+from stmsi._data.unfinished import unfinished
 from stmsi._settings import logger
 from stmsi.model.shared._stored_input import Input, StoredExpression
 from stmsi.tl._fold_cache import fingerprint, software
@@ -119,7 +121,7 @@ class StoredSections:
         on_error
             What to do about stores that cannot be used: ``"raise"`` one error that names them all, or ``"warn"`` and go on.
         directory
-            Folder that keeps what was found in the expression.
+            Folder that keeps what was found in the expression; it is there.
 
         Raises
         ------
@@ -130,9 +132,6 @@ class StoredSections:
         check_choice(genes, ("same", "shared"), "genes")
         check_choice(on_error, ("raise", "warn"), "on_error")
         found, bad = [], {}
-        if directory is not None:
-            directory.mkdir(parents=True, exist_ok=True)
-            clear_leftovers(directory)
         for path in _distinct(paths):
             try:
                 found.append(_read(path, fields, table_key, directory))
@@ -205,8 +204,8 @@ class StoredSections:
 
     @property
     def n_entries(self) -> int:
-        """Numbers other than 0 in the expression, of spots without MSI as well."""
-        return sum(s.stored.n_entries for s in self.stores)
+        """About how many numbers other than 0 there are in the expression: those of a store by its share of spots with MSI."""
+        return sum(s.stored.n_entries * len(s.rows) // len(s.stored.number) for s in self.stores)
 
     def blocks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Ascending rows in pieces that are read together, each in one store."""
@@ -222,7 +221,8 @@ class StoredSections:
         one = self.stores[k]
         order = np.argsort(rows, kind="stable")
         with opened_table(one.path, self.table_key) as group:
-            matrix = some_rows(stored_matrix(group, one.path, self.layer), rows[order])
+            matrix = as_csr(some_rows(stored_matrix(group, one.path, self.layer), rows[order]))
+            matrix.check_format(full_check=True)  # scipy follows the indices of a damaged file without looking
         stored = replace(one.stored, matrix=matrix, number=one.stored.number[rows[order]])
         values = stored.as_counts("counts") if self.input == "counts" else stored.as_logs("log", self.target_sum)
         genes = self.columns[k]
@@ -253,7 +253,7 @@ def _read(path: Path, fields: Mapping[str, Any], table_key: str, directory: Path
     sample_key, layer = fields.get("sample_key", Key.obs.SAMPLE), fields.get("layer")
     metabolite_key = fields.get("metabolite_key", Key.obsm.MSI)
     with opened_table(path, table_key) as group:
-        table = table_without_matrix(group, path, _wanted(fields))
+        table = table_without_matrix(group, path, wanted_of_stores(fields))
         require_rows(table)
         require_unique(table.var_names, "Gene names")
         measured = require_frame(table, metabolite_key, "stmsi.pp.map_to_spots writes it.")
@@ -261,6 +261,7 @@ def _read(path: Path, fields: Mapping[str, Any], table_key: str, directory: Path
         if len(rows) == 0:
             msg = f"no spot has MSI (all of obsm[{metabolite_key!r}] is NaN); align and map the MSI first"
             raise ValueError(msg)
+        _require_named(table, fields)
         if sample_key not in table.obs:
             table.obs[sample_key] = path.name.removesuffix(path.suffix)
         key = fingerprint(content_of(path), layer, sample_key, table_key, _versions())
@@ -276,13 +277,32 @@ def _versions() -> dict[str, str]:
     return software()
 
 
-def _wanted(fields: Mapping[str, Any]) -> dict[str, list[str]]:
+def wanted_of_stores(fields: Mapping[str, Any]) -> dict[str, list[str]]:
     """What is read of a store beside ``obs`` and ``var``: what the setup names, and what belongs to it."""
-    metabolite_key, features = fields.get("metabolite_key", Key.obsm.MSI), fields.get("feature_key") or ()
-    obsm = [Key.obsm.SPATIAL, *_of_metabolites(fields), *((features,) if isinstance(features, str) else features)]
+    metabolite_key = fields.get("metabolite_key", Key.obsm.MSI)
+    obsm = [Key.obsm.SPATIAL, *_of_metabolites(fields), *as_keys(fields.get("feature_key"))]
     obsp = dict.fromkeys([Key.obsp.CONNECTIVITIES, fields.get("graph_key") or Key.obsp.CONNECTIVITIES])
     prior = fields.get("prior_key") or Key.varm.PRIOR
     return {"obsm": obsm, "obsp": list(obsp), "varm": [prior], "uns": [metabolite_key, prior]}
+
+
+def as_keys(named: str | Sequence[str] | None) -> list[str]:
+    """Keys of a field that takes one or several."""
+    return [named] if isinstance(named, str) else list(named or ())
+
+
+def _require_named(table: AnnData, fields: Mapping[str, Any]) -> None:
+    """Refuse a store that lacks what the setup names: all would do without it."""
+    named = {
+        "obs": as_keys(fields.get("covariate_keys")),
+        "obsm": [*as_keys(fields.get("presence_key")), *as_keys(fields.get("feature_key"))],
+        "obsp": as_keys(fields.get("graph_key")),
+        "varm": as_keys(fields.get("prior_key")),
+    }
+    lacking = [f"{name}[{key!r}]" for name, keys in named.items() for key in keys if key not in getattr(table, name)]
+    if lacking:
+        msg = f"it lacks {', '.join(lacking)}, which the setup names"
+        raise ValueError(msg)
 
 
 def _of_metabolites(fields: Mapping[str, Any]) -> list[str]:
@@ -299,12 +319,15 @@ def _looked_up(
     label = table.obs[sample_key]
     number, _ = pd.factorize(label.astype(object).where(label.notna(), "without a section").astype(str))
     if kept is not None and kept.exists():
-        found = json.loads(kept.read_text(encoding="utf-8"))
-        kinds = tuple(StoredKind(**kind) for kind in found.pop("kinds"))
-        plain: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
-        }
-        return StoredExpression(matrix=None, number=number.astype(np.int64), kinds=kinds, **plain)
+        try:
+            found = json.loads(kept.read_text(encoding="utf-8"))
+            kinds = tuple(StoredKind(**kind) for kind in found.pop("kinds"))
+            plain: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in found.items()
+            }
+            return StoredExpression(matrix=None, number=number.astype(np.int64), kinds=kinds, **plain)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:  # not the fault of the store
+            logger.warning("%s cannot be read (%s); it is made again.", kept, error)
     matrix = stored_matrix(group, path, layer)
     if matrix.shape != table.shape:
         msg = f"the expression is of shape {matrix.shape}, the table of {table.shape}; write the store again"
@@ -316,9 +339,12 @@ def _looked_up(
     if kept is not None:
         plain = {name: getattr(stored, name) for name in ("where", "layers", "names", "extremes", "n_entries")}
         text = json.dumps(plain | {"kinds": [asdict(kind) for kind in stored.kinds]})
-        with unfinished(kept) as folder:
-            (folder / kept.name).write_text(text, encoding="utf-8")
-            (folder / kept.name).replace(kept)
+        try:
+            with unfinished(kept) as folder:
+                (folder / kept.name).write_text(text, encoding="utf-8")
+                (folder / kept.name).replace(kept)
+        except OSError as error:  # nor is this
+            logger.warning("%s cannot be written (%s); another run will read %s again.", kept, error, path)
     return stored
 
 
@@ -365,8 +391,8 @@ def _together(tables: Sequence[AnnData], genes: pd.Index, fields: Mapping[str, A
     n, metabolite_key = len(obs), fields.get("metabolite_key", Key.obsm.MSI)
     union = _of_metabolites(fields)
     obsm = {}
-    for key in [key for key in first.obsm if all(key in t.obsm for t in tables)]:
-        obsm[key] = _stacked([t.obsm[key] for t in tables], obs.index, any_column=key in union)
+    for key in _of_all(tables, "obsm"):
+        obsm[key] = _stacked(key, [t.obsm[key] for t in tables], obs.index, any_column=key in union)
     frame = obsm[metabolite_key]
     if lacking := [t for t in tables if len(require_frame(t, metabolite_key).columns) < len(frame.columns)]:
         logger.info(
@@ -376,23 +402,48 @@ def _together(tables: Sequence[AnnData], genes: pd.Index, fields: Mapping[str, A
             len(frame.columns),
         )
     obsp = {}
-    for key in [key for key in first.obsp if all(key in t.obsp for t in tables)]:
+    for key in _of_all(tables, "obsp"):
         obsp[key] = sp.block_diag([sp.csr_matrix(t.obsp[key]) for t in tables], format="csr")
     uns = dict(first.uns)
     features = [t.uns.get(metabolite_key, {}).get("features") for t in tables]
     if isinstance(uns.get(metabolite_key), Mapping) and all(isinstance(f, pd.DataFrame) for f in features):
         every = pd.concat(features)
         uns[metabolite_key] = {**uns[metabolite_key], "features": every[~every.index.duplicated()]}
-    varm = {key: first.varm[key].loc[genes] for key in first.varm if isinstance(first.varm[key], pd.DataFrame)}
+    records = [record for t in tables if is_record(record := t.uns.get(metabolite_key))]
+    if records and (why := why_apart(records)):
+        logger.warning("obsm[%r] of the stores may not go together: %s. Map all of them alike.", metabolite_key, why)
+    if stale := stale_marks(records):
+        uns[metabolite_key] = {**uns.get(metabolite_key, {}), STALE: stale}
+    varm = {}
+    for key in _of_all(tables, "varm"):
+        priors = [t.varm[key].loc[genes] for t in tables if isinstance(t.varm[key], pd.DataFrame)]
+        # a store knows the genes of its own metabolites
+        named = dict.fromkeys(m for prior in priors for m in prior)
+        known = [prior.reindex(columns=list(named), fill_value=False).to_numpy(bool) for prior in priors]
+        if priors:
+            varm[key] = pd.DataFrame(np.logical_or.reduce(known), genes, list(named))
     empty = sp.csr_matrix((n, len(genes)), dtype=np.float32)
     layers = {} if layer is None else {layer: empty}
     var = first.var.loc[genes].copy()
     return AnnData(empty, obs, var, uns=uns, obsm=obsm, varm=varm, layers=layers, obsp=obsp)
 
 
-def _stacked(parts: Sequence[Any], index: pd.Index, *, any_column: bool) -> Any:
+def _of_all(tables: Sequence[AnnData], name: str) -> list[str]:
+    """Keys that all tables have in ``obsm``, ``obsp`` or ``varm``; those that only some have are told."""
+    count = Counter(key for t in tables for key in getattr(t, name))
+    for key, n in count.items():
+        if n < len(tables):
+            logger.warning("%s[%r] is in %d of %d stores only, and not used.", name, key, n, len(tables))
+    return [key for key, n in count.items() if n == len(tables)]
+
+
+def _stacked(key: str, parts: Sequence[Any], index: pd.Index, *, any_column: bool) -> Any:
     """Entries of ``obsm`` below each other; of frames the columns that all have, or that any has."""
     if all(isinstance(part, pd.DataFrame) for part in parts):
         return pd.concat(parts, join="outer" if any_column else "inner").set_axis(index)
-    width = min(part.shape[1] for part in parts)
+    widths = {part.shape[1] for part in parts}
+    if len(widths) > 1 and key != Key.obsm.SPATIAL:  # of which a third column is not read
+        msg = f"obsm[{key!r}] has {listing(sorted(widths))} columns in different stores; features must be the same in all."
+        raise ValueError(msg)
+    width = min(widths)
     return np.vstack([np.asarray(part.toarray() if sp.issparse(part) else part)[:, :width] for part in parts])

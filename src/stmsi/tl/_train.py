@@ -16,6 +16,7 @@ from stmsi._messages import warns_once
 from stmsi.model._families import AUTO, ModelSpec
 from stmsi.model.shared._setup import Setup
 from stmsi.model.shared._spot_input import Spots
+from stmsi.tl._kept_arrays import usable_folder
 from stmsi.tl._models import obtain_model, setup_on, train_on
 from stmsi.tl._shared_folds import StoredFolds
 from stmsi.tl._stored_models import check_stored_model, fields_of_stores, paths_of
@@ -69,7 +70,7 @@ def train(
         ST table of a SpatialData.
     setup
         Fields for ``setup_anndata``; `None`: presence from ``obsm["msi_presence"]`` where all data have it, and (in memory) the
-        signature from ``varm["signature"]``.
+        signature from ``varm["signature"]``. What it names must be in all stores.
     genes
         Of stores: ``"same"`` refuses those that lack genes that most of them have; ``"shared"`` uses the genes that all have.
         Metabolites may differ: each is trained on the sections that measured it.
@@ -79,7 +80,7 @@ def train(
     cache_dir
         Of stores: folder that keeps what was summed up for each section (16 MB for 2,000 genes), so that another run, or one that was
         interrupted, takes it up. A section is read again when its path, size or time of change differs, or the versions of stmsi or
-        of packages that matter. `None`: a temporary folder.
+        of packages that matter. `None`, or one that cannot be written: a temporary folder.
     show_progress_bar
         `None` follows ``stmsi.settings.progress_bar``.
 
@@ -89,11 +90,11 @@ def train(
 
     Raises
     ------
-    FileNotFoundError
-        A store is not there.
     ValueError
-        No spot has MSI, stores that cannot be used (all are named), two sections of one name, or a model that reads the whole expression
-        of more spots than fit into the memory.
+        No spot has MSI, stores that are missing or cannot be used (they are named), two sections of one name, features of different width, or
+        a model that reads the whole expression of more spots than fit into the memory.
+    NotADirectoryError
+        `cache_dir` is a file.
     TypeError
         A network, or another model that reads the table itself, with stores.
 
@@ -130,7 +131,7 @@ def train_on_stores(
 ) -> tuple[HurdleModel, Mapping[str, str]]:
     """As :func:`train`; also the stores that were left out, and why."""
     check_stored_model(model, fields)
-    directory = None if cache_dir is None else Path(cache_dir).expanduser()
+    directory = usable_folder(cache_dir)
     sections = StoredSections.open(
         paths, fields, table_key=table_key, genes=genes, on_error=on_error, directory=directory
     )

@@ -69,9 +69,8 @@ def test_metabolites_may_be_fitted_one_at_a_time(problem, monkeypatch):
     monkeypatch.setattr(columns, "_AT_ONCE", N)
     for a, b in zip(whole, fit_shared_classifiers(F, present, folds_of(np.arange(N) % 4)), strict=True):
         assert a.strength == pytest.approx(b.strength)
-        # where the rough solver stops hangs on the targets that it solves together
-        np.testing.assert_allclose(a.held_out, b.held_out, atol=0.03)
-        np.testing.assert_allclose(a.predict(F), b.predict(F), atol=0.03)
+        np.testing.assert_allclose(a.held_out, b.held_out, atol=1e-5)
+        np.testing.assert_allclose(a.predict(F), b.predict(F), atol=1e-5)
 
 
 def test_without_features_all_have_their_share(problem):

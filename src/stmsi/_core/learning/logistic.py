@@ -44,11 +44,15 @@ def balanced_logistic(
     with :math:`y_i = \pm 1` and the weight :math:`s_i` of a spot half the number of spots over the number in its class.
     Together, all targets take two matrix products for each step of the solver (L-BFGS, each target with its own), instead of one
     Hessian for each target and step. The basis of the features' principal axes, scaled by the curvature that all targets have in common,
-    needs few steps. Targets do not depend on each other: each ends where it would alone. `X` is of shape (spots, features), `Y` (spots, targets), and `C` (targets,). Every target needs both
+    needs few steps. Targets do not depend on each other: but for rounding, each ends where it would alone. `X` is of shape (spots, features), `Y` (spots, targets), and `C` (targets,). Every target needs both
     classes. `start` are weights to begin with, shape (features, targets), and `gradient` is the largest one left. Features in
     single precision are multiplied in it.
     """
-    measured = ~np.isnan(Y).all(axis=1)
+    centre = X.mean(axis=0)
+    X = X - centre
+    # of all spots, also those that no target measured: where a target stops must not hang on those that are solved with it
+    values, axes = np.linalg.eigh(np.asarray(X.T @ X, np.float64))
+    n_spots, measured = len(X), ~np.isnan(Y).all(axis=1)
     if not measured.all():
         X, Y = X[measured], Y[measured]
     known = ~np.isnan(Y)
@@ -60,11 +64,8 @@ def balanced_logistic(
     weight = (known * np.where(positive, n / (2 * n1), n / (2 * (n - n1)))).astype(X.dtype)
     truth = positive.astype(X.dtype)
 
-    centre = X.mean(axis=0)
-    X = X - centre
-    values, axes = np.linalg.eigh(np.asarray(X.T @ X, np.float64))
     # weights sum to the number of spots, and a probability of one half has the curvature one quarter
-    scale = np.sqrt(C / (np.maximum(values, 0)[:, None] / 4 * (n / len(X)) * C + 1))
+    scale = np.sqrt(C / (np.maximum(values, 0)[:, None] / 4 * (n / n_spots) * C + 1))
     step = 2 / np.sqrt(n)
     penalty = scale**2 / C
     # products with many spots are faster along rows

@@ -96,12 +96,12 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
     intensity_weight
         Weight of the intensity loss beside the presence loss.
     presence_loss
-        ``"bce"`` (cross-entropy) or ``"focal"`` (the same with less weight on what is right for sure, exponent 2). Both
+        ``"bce"`` (cross-entropy) or ``"focal"`` (focal loss with exponent 2, which gives less weight to easy examples). Both
         balance the classes.
     intensity_loss
         Over the spots that have the metabolite: ``"mse"``, ``"huber"``, or one less the ``"pearson"`` correlation or
-        ``"cosine"`` of each metabolite within a batch. The last two know no level, and have a tenth of the squared error
-        added.
+        ``"cosine"`` of each metabolite within a batch. The last two ignore the level of the intensities, so a tenth of the
+        squared error is added to them.
     standardise
         Intensities are learnt as differences to the training mean over its standard deviation: of each ``"metabolite"``,
         or of each metabolite in each section (``"sample"``). With the latter the differences between sections are not

@@ -14,7 +14,7 @@ PRESENCE_LOSSES, INTENSITY_LOSSES = get_args(PresenceLoss), get_args(IntensityLo
 _FOCUS = 2.0
 """Exponent of the focal loss (Lin et al., 2017)."""
 _LEVEL = 0.1
-"""Weight of the squared error beside a loss that knows no level."""
+"""Weight of the squared error that is added to a loss which ignores the level."""
 _MIN_ENTRIES = 3
 """Spots with the metabolite that a correlation over a batch needs; of two it is 1 or -1."""
 _MIN_VARIANCE = 1e-6
@@ -36,7 +36,7 @@ def presence_loss(
         Absent over present training entries of each metabolite.
     kind
         ``"bce"``: the cross-entropy; ``"focal"``: each entry times :math:`(1 - p)^2`, where :math:`p` is the probability
-        given to what was measured, so that entries that are right for sure hardly count.
+        given to what was measured, so that easy entries hardly count.
     """
     covered = ~torch.isnan(present)
     target = torch.where(covered, present, torch.zeros_like(present))
@@ -64,7 +64,7 @@ def intensity_loss(
     kind
         ``"mse"``; ``"huber"`` (linear beyond one standard deviation); ``"pearson"`` or ``"cosine"``: one less the
         correlation, or cosine, of each metabolite over the spots of the batch that have it, averaged over metabolites
-        with three of them or more that differ, plus a tenth of the squared error, since neither knows the level.
+        with three of them or more that differ, plus a tenth of the squared error, since both ignore the level.
     """
     counts = (present > 0) & ~torch.isnan(target)
     target = torch.where(counts, target, torch.zeros_like(target))
