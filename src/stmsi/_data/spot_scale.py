@@ -111,7 +111,7 @@ def known_scale(adata: AnnData, sample: str, given: float | None, spot_diameter:
 
 
 def told_scale(adata: AnnData, sample: str) -> float | None:
-    """Micrometres per unit of a section's positions, for who only draws them; `None` where nothing tells it.
+    """Micrometres per unit of a section's positions, for plots; `None` where it is not known.
 
     Parameters
     ----------
@@ -131,7 +131,7 @@ def told_scale(adata: AnnData, sample: str) -> float | None:
     if Key.obs.COVERAGE in adata.obs or own & set(regions) or sample in adata.uns.get(Key.uns.UNITS, {}):
         return 1.0
     xy = np.asarray(adata.obsm[Key.obsm.SPATIAL], dtype=np.float64)[:, :2]
-    library = _library(adata, sample, warn=False)  # its remedy is for who converts the positions
+    library = _library(adata, sample, warn=False)  # plots have no um_per_unit= to pass
     factors: Mapping[str, Any] = {} if library is None else adata.uns[Key.obsm.SPATIAL][library].get("scalefactors", {})
     scale = None if _number(factors, "bin_size_um") else array_scale(adata, xy)
     if scale is None:

@@ -56,7 +56,7 @@ class CohortSteps:
         return self.__dict__ | {"_train": None}  # holds all sections; workers make it anew
 
     def settle(self) -> None:
-        """Look which sections are combined and mapped now: what is made from all of them hangs on that, and must not change meanwhile."""
+        """Look which sections are combined and mapped now: what is made from all of them depends on that, and must not change meanwhile."""
         self._scale = self._common_level()
         self._ready = [name for name in self.cohort.measured if self.map(name).fresh(self.records)]
         self._train = None

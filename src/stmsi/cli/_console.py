@@ -14,7 +14,7 @@ _UNPRINTABLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u206
 
 
 def printable(text: str) -> str:
-    """Text in which characters that a terminal would obey are seen and not obeyed."""
+    """Text with its control characters made visible, so that the terminal does not obey them."""
     return _UNPRINTABLE.sub(_shown, text)
 
 
@@ -25,7 +25,7 @@ def _shown(match: re.Match[str]) -> str:
 
 
 class SafeConsole(Console):
-    """A console whose own colours are all that reaches the terminal beside text: names in files of others may hold commands to it."""
+    """A console that sends only text and its own colours to the terminal: names in files may contain control characters."""
 
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """Segments of text as they are printed."""

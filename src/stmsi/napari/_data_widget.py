@@ -104,13 +104,13 @@ def silent(*widgets: Any) -> Iterator[None]:
 
 
 def with_ending(path: str | Path, ending: str) -> Path:
-    """A path as it was typed, with an ending where it lacks it: the m/z in ``104.107`` is none."""
+    """A path as it was typed, with an ending added where it is missing; ``.107`` in ``104.107`` is no ending."""
     path = Path(path)
     return path if path.suffix == ending else path.with_name(path.name + ending)
 
 
 def text_label(text: str) -> QLabel:
-    """Text that breaks its lines."""
+    """A label with line breaks."""
     label = QLabel(text)
     label.setWordWrap(True)
     return label

@@ -1,4 +1,4 @@
-"""Landmarks clicked pair by pair in a viewer, with what they say about the alignment; without Qt."""
+"""Landmarks clicked pair by pair in a viewer, and the alignment that they give; without Qt."""
 
 from __future__ import annotations
 
@@ -110,7 +110,7 @@ class LandmarkPairs:
         if clicking:
             self.next_pair()
 
-    # -- What they say --------------------------------------------------------
+    # -- Fit and report -------------------------------------------------------
 
     @property
     def pairs(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -120,7 +120,7 @@ class LandmarkPairs:
         return msi, st
 
     def fit(self) -> Fit | None:
-        """The alignment by the pairs so far, with their leave-one-out errors; `None` where they do not tell one."""
+        """The alignment by the pairs so far, with their leave-one-out errors; `None` where there is none yet."""
         return self._fit()[0]
 
     def _fit(self) -> tuple[Fit | None, str]:
@@ -134,7 +134,7 @@ class LandmarkPairs:
             return None, f"No alignment yet: {error}"
 
     def report(self) -> list[str]:
-        """What to tell about the landmarks: the next step, errors of the pairs left out of the fit, and warnings."""
+        """Lines for the user: the next step, the leave-one-out errors, and warnings."""
         n_msi, n_st = self.counts
         n = min(n_msi, n_st)
         where = {"msi": "the MSI section, on the left", "st": "the same place in the ST section, on the right"}
@@ -198,7 +198,7 @@ class LandmarkPairs:
                     self.viewer.layers.remove(layer)
 
     def _known_map(self, data: list[Any]) -> Callable[[Any], Any]:
-        """From MSI to ST as it is: the alignment that the SpatialData holds, else one middle on the other."""
+        """From MSI to ST as it is: the alignment that the SpatialData holds, else centre on centre."""
         element = self.sdata.shapes[Key.pixels(self.sample)]
         to_msi = matrix_to(element, Key.msi_frame(self.sample))
         to_st = matrix_to(element, Key.st_frame(self.sample))

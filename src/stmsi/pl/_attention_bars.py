@@ -1,4 +1,4 @@
-"""What the genes make of a single metabolite, as bars."""
+"""Contributions of genes to a single metabolite, as bars."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _WIDE, _BAR, _AROUND = 3.6, 0.17, 1.1
-"""Inches: width of a panel, height of a bar, and of what stands above and below all of them."""
+"""Inches: width of a panel, height of a bar, and height of title and axis together."""
 _MORE, _LESS = 0, 8
 """Numbers of the colours above and below zero."""
 

@@ -255,7 +255,7 @@ def _in_units(part: DriverMap, scale: Scale | None) -> NDArray[np.float64]:
 
 
 def _features(adata: AnnData, part: DriverMap) -> pd.DataFrame:
-    """What the labels of the rows are made of."""
+    """Feature table for the labels of the rows."""
     known = labelled_features(adata, Key.obsm.PRED)
     names = part.names.rename(Key.var.NAME).to_frame()
     if known is None:

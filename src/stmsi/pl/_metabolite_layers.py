@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 UNIT, LOG_UNIT = "intensity (a.u.)", "log1p intensity (a.u.)"
-"""Of intensities, which have no unit of nature."""
+"""Of intensities, which are in arbitrary units."""
 _OBS_UNITS = {
     Key.obs.COVERAGE: "share of the spot",
     Key.ood_of(Key.obsm.PRED): "score",
@@ -93,7 +93,7 @@ def readable_names(adata: AnnData, key: str, columns: pd.Index) -> pd.Series:
 
 
 def labelled_features(adata: AnnData, key: str) -> pd.DataFrame | None:
-    """What labels are made of: the feature table of a layer, with what only that of the measurement knows."""
+    """Feature table for labels: that of a layer, with the columns that only the table of the measurement has."""
     own, measured = find_features(adata, key), find_features(adata, Key.obsm.MSI)
     if own is None or measured is None:
         return measured if own is None else own

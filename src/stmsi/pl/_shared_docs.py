@@ -35,7 +35,7 @@ image
 alpha
     Opacity of the spots.
 scalebar
-    Whether to draw a scale bar. There is none where nothing tells the unit of the positions.""",
+    Whether to draw a scale bar. There is none where the unit of the positions is not known.""",
     "measured": """
 pred_key
     Predictions in ``obsm``; presence and bounds are looked up beside it (``"msi_pred_presence"``, ``"msi_pred_lower"``,

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 _SIZE = (7.0, 2.4)
 _ROOM = 1.6
-"""Height of the axes over that of the highest peak, which bears a name."""
+"""Height of the axes over that of the highest peak: its name needs room."""
 _WORTH = 0.02
 """Share of the highest peak below which a peak is not labelled."""
 _FAR = 0.02
@@ -138,7 +138,7 @@ def _masses(msi: AnnData, mz_range: tuple[float, float] | None) -> tuple[NDArray
 
 
 def _peak_label(msi: AnnData, ion: int) -> str:
-    """Name of an ion, which stands at its m/z; the m/z where it has no name."""
+    """Name of an ion, or its m/z where it has none."""
     one = label(msi.var, str(msi.var_names[ion]))
     return cut(one.name, STYLE.title_width // 2) if one.named else f"{one.mz:.3f}"
 

@@ -41,7 +41,7 @@ def paper() -> str:
 
 
 def ink(strength: float = 1.0) -> str:
-    """The colour of text in the current style, or that share of it upon the background: grey lines that can be seen in every style."""
+    """The colour of text in the current style, mixed with the background below a strength of 1: grey that is visible in every style."""
     text, back = to_rgb(rcParams["text.color"]), to_rgb(paper())
     red, green, blue = (strength * t + (1 - strength) * b for t, b in zip(text, back, strict=True))
     return to_hex((red, green, blue))
