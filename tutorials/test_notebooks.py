@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 NOTEBOOKS = sorted(Path(__file__).parent.glob("*.ipynb"))
-REAL_DATA = Path(os.environ.get("STMSI_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
+REAL_DATA = Path(
+    os.environ.get("STMSI_DATA", Path(__file__).resolve().parents[2] / "shared" / "data")
+)
 
 # Cells one after the other in one scope, as a kernel would; the value of a last line is shown, since that may fail as well.
 RUNNER = """
@@ -36,7 +38,11 @@ for number, cell in enumerate(json.loads(open(sys.argv[1], encoding="utf-8").rea
 def test_it_runs(path: Path, tmp_path: Path) -> None:
     if path.stem == "napari":
         pytest.importorskip("napari")
-        if not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY") or sys.platform in ("win32", "darwin")):
+        if not (
+            os.environ.get("DISPLAY")
+            or os.environ.get("WAYLAND_DISPLAY")
+            or sys.platform in ("win32", "darwin")
+        ):
             pytest.skip("napari needs a display")
     if path.stem.startswith("real_") and not REAL_DATA.is_dir():
         pytest.skip(f"real data not found at {REAL_DATA}; set STMSI_DATA")
