@@ -144,7 +144,7 @@ def cross_validate(
     ConnectionError
         No scheduler answers at the address `client` within ten seconds.
     ImportError
-        A worker has no stmsi.
+        dask.distributed is not installed, or a worker has no stmsi.
 
     Examples
     --------
