@@ -5,17 +5,18 @@ from __future__ import annotations
 import re
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.main import get_command
 
 from stmsi.cli import app
-from stmsi.cli._cohort_steps import STEPS
+from stmsi.cli._cohort import STEPS
 
 SNAKEFILE = Path(__file__).parents[1] / "workflows" / "Snakefile"
 pytestmark = pytest.mark.skipif(not SNAKEFILE.is_file(), reason="workflows are not part of the source distribution")
 _SHELL = re.compile(r"^rule (\w+):.*?^    shell: \"([^\"\n]+)\"$", re.MULTILINE | re.DOTALL)
-_FILLED_IN = {"{COHORT}": "cohort.yaml", "{wildcards.section}": "P1S1", "{threads}": "2"}
+_FILLED_IN = {"{COHORT:q}": "cohort.yaml", "{wildcards.section}": "P1S1", "{threads}": "2"}
 
 
 def lines():
@@ -49,6 +50,19 @@ def test_the_line_of_a_rule_is_a_call_of_its_step(rule):
     assert params["section"] == (None if alone else "P1S1")
     output = re.search(rf"^rule {rule}:.*?^    output: f\"(.+?)\"$", SNAKEFILE.read_text(), re.MULTILINE | re.DOTALL)[1]
     assert output == f"{{RECORDS}}/{rule}.json" if alone else f"{{RECORDS}}/{rule}/{{{{section}}}}.json"
+
+
+def test_files_that_jobs_wait_for(tmp_path):
+    """The functions of the pipeline, which are plain Python, on a table as a spreadsheet writes it."""
+    (tmp_path / "s.csv").write_text("name;st;msi;via\nP1S1;a.h5ad;a.imzML;v.csv\nP2S1;b.h5ad;;\n", encoding="utf-8-sig")
+    (tmp_path / "c.yaml").write_text("out: o\nsections: s.csv\ncombine: {mz: ions.csv}\nalign: {landmarks: l.csv}\n")
+    names = {"config": {"cohort": str(tmp_path / "c.yaml")}}
+    exec(SNAKEFILE.read_text(encoding="utf-8").split("localrules")[0], names)
+    section = SimpleNamespace(section="P1S1")
+    assert [p.name for p in names["files_of"](section)] == ["a.h5ad", "a.imzML", "ions.csv"]
+    assert [p.name for p in names["landmarks_of"](section)] == ["l.csv", "v.csv"]
+    assert names["MEASURED"] == ["P1S1"]
+    assert names["RECORDS"] == f"{tmp_path / 'o'}/records"
 
 
 def test_a_wrong_line_is_found():

@@ -15,11 +15,14 @@ import yaml
 from typer.testing import CliRunner
 
 import stmsi
+import stmsi.cli._cohort as command
 import stmsi.cli._cohort_steps as steps_of
 from stmsi._cohort import Record
+from stmsi._data.constant_predictions import constant_counts_as_zero
 from stmsi.cli import app
 from stmsi.cli._cohort import _claim, _read
 from stmsi.cli._cohort_example import EXAMPLE, simulate_files, write_files
+from stmsi.cli._cohort_result import _table
 from stmsi.cli._cohort_steps import CohortSteps
 
 GENES, IONS = 40, 4
@@ -113,7 +116,7 @@ def test_scores_and_tiers_are_those_of_the_functions(config, first):
     scores = pd.read_csv(out / "validation" / "scores.csv")
     assert set(scores["model"]) == {"ridge", "mean"}
     assert set(scores["trained_on"]) == {"no"}
-    own = scores[scores["model"] == "ridge"].groupby("patient")["pearson"].median()
+    own = constant_counts_as_zero(scores[scores["model"] == "ridge"]).groupby("patient")["pearson"].median()
     np.testing.assert_allclose([row["pearson"] for row in found["scores"]], own.to_numpy())
     assert sum(found["tiers"].values()) == IONS
     tables = [ad.read_zarr(out / "sections" / name / "mapped.zarr" / "tables" / "st") for name in ("P1S1", "P3S1")]
@@ -188,6 +191,7 @@ def test_a_killed_run_goes_on(config, first, monkeypatch, tmp_path):
     monkeypatch.setattr(steps_of, "map_file", killed)
     result = CliRunner().invoke(app, ["cohort", str(config)])
     assert result.exit_code == 130
+    assert "Interrupted; what was finished stays." in result.stderr
     assert not [p for p in out.rglob("*") if p.name == "half" or p.name.endswith(".part")], "nothing half-written"
     monkeypatch.setattr(steps_of, "map_file", kept)
     # the mapping has the same hash as before, so that nothing after it is done again
@@ -198,7 +202,9 @@ def test_one_step_alone(config, first):
     found, _ = run(config, "--step", "align", "--section", "P1S1")
     assert found["steps"] == {"done": 0, "kept": 1, "failed": 0, "blocked": 0}
     assert found["report"] is None
-    assert "needs P2S1: map first" in failure(config, "--step", "section_report", "--section", "P2S1")
+    for more in ([], ["--section", "P2S1"]):
+        assert "needs P2S1: map first" in failure(config, "--step", "section_report", *more)
+    assert "--step train is of the whole cohort" in failure(config, "--step", "train", "--section", "P1S1")
     assert "P4S1" in failure(config, "--step", "map", "--section", "P4S1")
     assert "--section goes with --step" in failure(config, "--section", "P1S1")
     assert "step='alling' is not known" in failure(config, "--step", "alling")
@@ -220,6 +226,88 @@ def test_a_folder_of_something_else_is_left_alone(config, tmp_path):
     (tmp_path / "mine" / "records").mkdir()  # as Snakemake does
     _claim(tmp_path / "mine")
     assert (tmp_path / "mine" / ".stmsi-cohort").exists()
+
+
+def test_two_jobs_may_claim_a_folder_at_once(tmp_path, monkeypatch):
+    def meanwhile(folder, _):
+        (folder / ".stmsi-cohort").touch()
+        return iter([folder / ".stmsi-cohort"])
+
+    monkeypatch.setattr(Path, "rglob", meanwhile)
+    _claim(tmp_path)
+
+
+def test_from_another_folder_all_is_as_it_was(config, first, monkeypatch):
+    keys = [step.key for step in CohortSteps(_read(config)).all_but_report()]
+    monkeypatch.chdir(config.parent)
+    assert [step.key for step in CohortSteps(_read(Path(config.name))).all_but_report()] == keys
+
+
+def test_a_report_that_fails_is_a_failure(config, first, monkeypatch):
+    def broken(*args, **kwargs):
+        raise ValueError("no picture")
+
+    record = config.parent / "cohort" / "records" / "report.json"
+    kept = record.read_text()
+    record.unlink()
+    monkeypatch.setattr("stmsi._report.cohort_report", broken)
+    found, _ = run(config, code=1)
+    record.write_text(kept)
+    assert [(one["section"], one["step"]) for one in found["failed"]] == [("P2S1", "combine"), (None, "report")]
+    assert found["report"] is None
+
+
+def test_stores_that_were_removed_come_back_on_another_scale(config, first, monkeypatch):
+    """The scale is known once all sections are combined, and only then whether a section must be mapped again."""
+    steps = CohortSteps(_read(config))
+    other, record = steps.combine("P3S1"), steps.records.read("combine", "P3S1")
+    for step in steps.alone("P1S1"):
+        step.output.rename(step.output.with_suffix(".away"))
+    done = []
+
+    def each(steps, which, names, *, again):
+        if which == "alone" and not done:  # as a new section would
+            levels = {name: 100 * level for name, level in record.result["levels"].items()}
+            steps.records.write(Record(other.key, result=record.result | {"levels": levels}), "combine", "P3S1")
+        done.append((which, names))
+        return iter(())
+
+    monkeypatch.setattr(command, "_each", each)
+    monkeypatch.setattr(command, "_do", lambda *_, **__: None)
+    assert steps.removed() == []
+    list(command._all(steps, again=False))
+    steps.records.write(record, "combine", "P3S1")
+    for step in steps.alone("P1S1"):
+        step.output.with_suffix(".away").rename(step.output)
+    assert done[1] == ("alone", ["P1S1"])
+
+
+def test_patients_may_stand_in_the_data(config):
+    steps = CohortSteps(_read(config))
+    obs = pd.DataFrame({"sample": list("aabbc"), "patient": [1, 1, 2, 2, 2]}, index=list("vwxyz"))
+    spots = ad.AnnData(obs=obs)
+    assert steps_of._patient_of(spots) == {"a": "1", "b": "2", "c": "2"}
+    assert steps._splitter(spots, 3).key == "patient"
+    spots.obs["patient"] = spots.obs["patient"].where(spots.obs["sample"] != "c")
+    assert steps._splitter(spots, 3).key == "sample", "the patient of a section is not known"
+
+
+def test_no_resume_repeats_the_folds_as_well(config, monkeypatch, tmp_path):
+    def seen(*args, cache_dir, **kwargs):
+        raise ValueError(cache_dir)
+
+    spots = ad.AnnData(obs=pd.DataFrame({"sample": ["a", "b"]}, index=["x", "y"]))
+    monkeypatch.setattr(CohortSteps, "_joined", lambda *_: spots)
+    monkeypatch.setattr("stmsi.tl.cross_validate", seen)
+    for resume in (True, False):
+        with pytest.raises(ValueError, match="folds" if resume else "None"):
+            CohortSteps(_read(config), resume=resume).validate().work(tmp_path / str(resume))
+
+
+def test_a_section_may_be_called_na(tmp_path):
+    table = pd.DataFrame({"sample": ["NA", "null"], "patient": ["nan", np.nan], "pearson": [0.5, np.nan]})
+    table.to_csv(tmp_path / "scores.csv", index=False)
+    pd.testing.assert_frame_equal(_table(tmp_path, "scores.csv"), table, check_dtype=False)
 
 
 def test_a_full_disk_ends_the_run(config, first, monkeypatch):

@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+from pathlib import Path
 
 import pytest
 
@@ -130,3 +131,16 @@ def test_files_are_told_by_size_and_time(tmp_path):
     assert files_of(tmp_path / "s1.imzML") != before
     assert len(files_of(tmp_path)) == 2
     assert files_of(None) == []
+
+
+def test_a_file_is_the_same_from_another_folder(tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name in ("s1.imzML.gz", "s1.Ibd"):
+        (folder / name).write_text("a")
+    before = files_of(folder / "s1.imzML.gz"), files_of(folder)
+    assert [name for name, _, _ in before[0]] == ["s1.imzML.gz", "s1.Ibd"]
+    monkeypatch.chdir(folder)
+    assert (files_of(Path("s1.imzML.gz")), files_of(Path())) == before
+    (tmp_path / "link.imzML.gz").symlink_to(folder / "s1.imzML.gz")
+    assert [name for name, _, _ in files_of(tmp_path / "link.imzML.gz")] == ["link.imzML.gz", "s1.Ibd"]

@@ -1,5 +1,6 @@
 """h5ad files as anndata writes them; a full disk is an error, and the process goes on."""
 
+import errno
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import anndata.tests.helpers
 import numpy as np
 import pytest
 
+from stmsi._data import h5ad_files
 from stmsi._data.h5ad_files import write_h5ad
 
 
@@ -18,6 +20,26 @@ def test_the_file_is_that_of_anndata(mapped, tmp_path):
     write_h5ad(st.copy(), tmp_path / "own.h5ad")
     st.copy().write_h5ad(tmp_path / "theirs.h5ad")
     ad.tests.helpers.assert_equal(ad.read_h5ad(tmp_path / "own.h5ad"), ad.read_h5ad(tmp_path / "theirs.h5ad"))
+
+
+@pytest.mark.parametrize(("full", "wanted"), [(True, "No space left"), (False, "cannot read it back")])
+def test_what_was_not_written_cannot_be_read_back(tmp_path, monkeypatch, full, wanted):
+    """HDF5 reads parts again before it closes a file: the first error is the one that tells why."""
+
+    class Full(h5ad_files._TakesEverything):
+        def write(self, data):
+            self.error = OSError(errno.ENOSPC, "No space left on device") if full else None
+            return super().write(data)
+
+    def broken(target, *_):
+        target.create_group("X")
+        target.flush()
+        raise RuntimeError("cannot read it back")
+
+    monkeypatch.setattr(h5ad_files, "_TakesEverything", Full)
+    monkeypatch.setattr("anndata.io.write_elem", broken)
+    with pytest.raises((OSError, RuntimeError), match=wanted):
+        write_h5ad(ad.AnnData(np.ones((2, 2))), tmp_path / "x.h5ad")
 
 
 LIMITED = """

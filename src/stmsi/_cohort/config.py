@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -97,9 +99,10 @@ def read_cohort(path: Path, options: Options, of_section: tuple[str, ...]) -> Co
         if not check.mapping(entry, where):
             continue
         check.keys(entry, (*_FILES, "patient", *_OF_ALIGNMENT, *of_section), where)
-        own = {step: entry.get(step) or {} for step in of_section}
+        own = {step: {} if entry.get(step) is None else entry[step] for step in of_section}
         moved = {key: entry[key] for key in _OF_ALIGNMENT if entry.get(key) is not None}
         if moved and isinstance(own["align"], Mapping):
+            check.once(moved, own["align"], where)
             own["align"] = {**own["align"], **moved}
         sections[name] = Section(
             name=name,
@@ -144,6 +147,14 @@ def _beside(path: Path) -> list[str]:
     return [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
 
 
+def _as_number(value: Any, kind: type) -> str:
+    """How to write a number that YAML reads as text, such as ``1e4``."""
+    if kind is float and isinstance(value, str):
+        with suppress(ValueError):
+            return f"; write {float(value)!r}" if isfinite(float(value)) else ""
+    return ""
+
+
 class _Check:
     """Collects what is wrong, so that one run tells all of it."""
 
@@ -169,6 +180,11 @@ class _Check:
             if key not in known:
                 near = suggest(key, known).strip().rstrip("?").replace("Did you mean", "did you mean")
                 self.problems.append(f"{where}unknown key {key!r}, {near or f'known are {listing(known)}'}")
+
+    def once(self, moved: Mapping[str, Any], align: Mapping[str, Any], where: str) -> None:
+        """A file of the alignment stands among those of the section, or in its ``align``."""
+        for key in (key for key in moved if key in align):
+            self.problems.append(f"{where}{key} stands there and in align; remove one")
 
     def text(self, value: Any, where: str, *, needed: bool = False) -> str:
         """A path or name; an empty one, and a problem, where it is none."""
@@ -221,7 +237,7 @@ class _Check:
         if given is None or not self.mapping(given, where):
             return out
         self.keys(given, tuple(known), where)
-        for key in given.keys() & known.keys():
+        for key in (key for key in known if key in given):
             out[key] = self._value(given[key], known[key], f"{where}{key}")
         return out
 
@@ -239,7 +255,7 @@ class _Check:
         fits = isinstance(value, option.kind) or (option.kind is float and isinstance(value, int))
         if not fits or (isinstance(value, bool) and option.kind is not bool):
             word = {str: "text", float: "a number", int: "an integer", bool: "true or false"}[option.kind]
-            self.problems.append(f"{where} must be {word}, found {value!r}")
+            self.problems.append(f"{where} must be {word}, found {value!r}{_as_number(value, option.kind)}")
         elif option.choices and value not in option.choices:
             near = suggest(str(value), option.choices)
             self.problems.append(f"{where}: {value!r} is not known; there are {', '.join(option.choices)}{near}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +13,7 @@ from stmsi._data.unfinished import unfinished
 if TYPE_CHECKING:
     from pathlib import Path
 
-_COMPANIONS = (".ibd", ".IBD")
-"""Intensities of an imzML file lie in a file of their own."""
+_IMZML = (".imzml", ".imzml.gz")
 
 
 @dataclass(frozen=True)
@@ -61,15 +61,28 @@ class Records:
 
 
 def files_of(path: Path | None) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of change of a file with its companion, or of all files of a folder, in a fixed order."""
+    """Names, sizes and times of change of a file with its companion, or of all files of a folder, in a fixed order.
+
+    Names begin at the file or folder itself: from another working directory, or in another place, they are the same.
+    """
     if path is None:
         return []
     if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.is_file())
+        found = [(p.relative_to(path).as_posix(), p) for p in sorted(path.rglob("*")) if p.is_file()]
     else:
-        found = [path, *(p for s in _COMPANIONS if (p := path.with_suffix(s)).is_file() and p != path)]
-    stats = [(p, p.stat()) for p in found]
-    return [(str(p), s.st_size, s.st_mtime_ns) for p, s in stats]
+        found = [(p.name, p) for p in (path, *_companions(path))]
+    stats = [(name, p.stat()) for name, p in found]
+    return [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
+
+
+def _companions(path: Path) -> list[Path]:
+    """Where the intensities of an imzML file lie, if they are there; the reader tells what is wrong with them."""
+    from stmsi._imzml.file import find_ibd
+
+    if path.name.lower().endswith(_IMZML):
+        with suppress(OSError, ValueError):
+            return [find_ibd(path)]
+    return []
 
 
 def _plain(value: Any) -> Any:

@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class _Strict(yaml.SafeLoader):
-    """Refuses keys that repeat, of which YAML takes the last, and keys that are no text, such as ``1`` and ``no``."""
+    """Refuses keys that repeat or are no text, and integers that are read as another number.
+
+    YAML takes the last of repeated keys, ``no`` as false, ``010`` as 8 and ``1:30`` as 90.
+    """
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Hashable, Any]:
         found: set[str] = set()
@@ -32,6 +35,16 @@ class _Strict(yaml.SafeLoader):
             found.add(key.value)
         return super().construct_mapping(node, deep=deep)
 
+    def construct_plain_int(self, node: Any) -> int:
+        value: int = self.construct_yaml_int(node)
+        if str(value) != node.value:
+            msg = f"line {node.start_mark.line + 1}: YAML reads {node.value!r} as the number {value}; put it in quotes, or write that number"
+            raise ValueError(msg)
+        return value
+
+
+_Strict.add_constructor("tag:yaml.org,2002:int", _Strict.construct_plain_int)
+
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """The entries of a YAML file.
@@ -41,7 +54,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     FileNotFoundError
         There is no file.
     ValueError
-        It is no YAML, holds no entries, a name repeats, or a name is no text; the message says in which line.
+        It is no YAML, holds no entries, a name repeats or is no text, or an integer is not read as it is written; the message says in which line.
     """
     try:
         content = yaml.load(check_file(path).read_text(encoding="utf-8-sig"), _Strict)

@@ -29,8 +29,12 @@ def write_h5ad(adata: AnnData, path: Path) -> None:
     adata.strings_to_categoricals()
     with path.open("w+b", buffering=0) as handle:
         file = _TakesEverything(handle)
-        with h5py.File(file, "w") as target:
-            write_elem(target, "/", adata)
+        try:
+            with h5py.File(file, "w") as target:
+                write_elem(target, "/", adata)
+        except Exception:
+            if file.error is None:  # else it has missed what could not be written
+                raise
         if file.error is not None:
             raise file.error
 

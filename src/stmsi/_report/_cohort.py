@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stmsi._report._page import Figure, Page
-from stmsi._report._parts import COLUMNS, MAX_ROWS, READING, SIMULATED, links, number
+from stmsi._report._parts import COLUMNS, CONSTANT, MAX_ROWS, READING, SIMULATED, links, number
 from stmsi._report._program import program
 from stmsi._report._table import Table
 from stmsi.tl._reliability import TIERS
@@ -49,6 +49,7 @@ class Found:
     """What was held out: patient or sample."""
     trained: Mapping[str, Any] = field(default_factory=dict)
     scores: pd.DataFrame | None = None
+    """Where a correlation lacks as the prediction is constant, it is 0."""
     tiers: pd.DataFrame | None = None
 
 
@@ -186,7 +187,7 @@ def _models(scores: pd.DataFrame) -> Table:
     columns = dict(COLUMNS) | {"pearson_between": "between sections"}
     medians = scores.groupby("model", sort=False)[list(columns)].median(numeric_only=True)
     rows = [[str(name), *(number(row[c]) for c in columns)] for name, row in medians.iterrows()]
-    note = f"Medians over metabolites and sections. {READING} Pearson is the pattern within sections."
+    note = f"Medians over metabolites and sections. {READING} Pearson is the pattern within sections. {CONSTANT}"
     return Table("Models, held out", ["model", *columns.values()], rows, note=note)
 
 

@@ -17,7 +17,7 @@ from stmsi._data.tables import get_table
 from stmsi._data.training_marks import PARTLY, SAID_OF, TRAINED_ON, UNKNOWN, of_scores
 from stmsi._report._metabolites import features_with_tiers, with_labels
 from stmsi._report._page import Figure, Page
-from stmsi._report._parts import COLUMNS, MAX_ROWS, READING, SIMULATED, links, number
+from stmsi._report._parts import COLUMNS, CONSTANT, MAX_ROWS, READING, SIMULATED, links, number
 from stmsi._report._program import program
 from stmsi._report._table import Table
 
@@ -41,7 +41,6 @@ _FIGURES = {
 _ACROSS = {"pearson": "Pearson within", "pearson_between": "between", "pearson_pooled": "pooled"}
 """Columns of an evaluation in place of the correlation alone: pattern within sections, and level."""
 _LEVEL = "Pearson: within sections (pattern), between the means of three sections or more (level), and over all their spots pooled."
-_CONSTANT = "The correlation of a prediction that is constant counts as 0."
 _CONTROL = (
     "Metabolites driven by no gene are the control: single ones scatter around chance, and if all were predictable, "
     "something leaked."
@@ -75,7 +74,7 @@ def demo_report(
             f" There, metabolites that follow genes reach a mean Pearson correlation of {of_genes.max():.2f} with "
             f"{of_genes.idxmax()!r}. Sections of the training are marked wherever they are scored."
         )
-    note = f"Means over metabolites; the baseline knows no gene. {READING} {_CONSTANT} {_CONTROL}"
+    note = f"Means over metabolites; the baseline knows no gene. {READING} {CONSTANT} {_CONTROL}"
     figures = [
         Figure(title, caption, (folder / f"{name}.png").read_bytes()) for name, (title, caption) in _FIGURES.items()
     ]
@@ -88,7 +87,7 @@ def demo_report(
         tables=[
             Table(f"Scores on the held-out section {held_out}", columns, rows, labels=2, note=note),
             _alignment(pd.read_csv(folder / "alignment.csv")),
-            _by_metabolite(scores, features),
+            _by_metabolite(constant_counts_as_zero(scores), features),
         ],
         figures=figures,
         card=json.loads((folder / "model" / "stmsi.json").read_text(encoding="utf-8")),
@@ -226,7 +225,7 @@ def _by_section(scores: pd.DataFrame, trained: Mapping[str, str]) -> Table:
     without = {"auroc": "0.500", "auprc": "the base", **dict.fromkeys(_ACROSS, "0"), "r2": "0 or less"}
     blind = ["a prediction without skill", "", *(without.get(c, "") for c in columns)]
     titles = ["section", "metabolites", *columns.values()]
-    note = f"Medians over metabolites. {READING} {_LEVEL} {_CONSTANT}"
+    note = f"Medians over metabolites. {READING} {_LEVEL} {CONSTANT}"
     return Table("Scores by section", titles, [*held_out, *rows, whole, blind], note=note)
 
 
@@ -249,7 +248,7 @@ def _by_metabolite(scores: pd.DataFrame, features: pd.DataFrame | None = None) -
     means = scores.groupby("metabolite", sort=False)[list(columns)].mean(numeric_only=True)
     means = means.sort_values(["pearson", "auroc"], ascending=False, na_position="last")
     rows = [[str(name), *(number(row[c]) for c in columns)] for name, row in means.head(MAX_ROWS).iterrows()]
-    note = f"Means over sections, best correlation first; – where a score does not exist. {_LEVEL} {_CONSTANT}"
+    note = f"Means over sections, best correlation first; – where a score does not exist. {_LEVEL} {CONSTANT}"
     if len(means) > len(rows):
         note += f" The first {len(rows)} of {len(means)}; stmsi evaluate --out scores.csv writes all."
     table = Table("Scores by metabolite", ["metabolite", *columns.values()], rows, note=note, folded=True)

@@ -14,6 +14,7 @@ READING = (
     "Without skill AUROC is 0.5, AUPRC the prevalence (base), Pearson 0. R² is 0 for the mean of the training spots, and "
     "below 0 for what is worse."
 )
+CONSTANT = "The correlation of a prediction that is constant counts as 0."
 MAX_ROWS = 500
 _GUIDE = "https://stmsi.readthedocs.io/en/latest/user_guide"
 _PAGES = {

@@ -149,12 +149,13 @@ def version(*, as_json: Json = False) -> None:
 
 
 @contextmanager
-def command(name: str, *, as_json: bool) -> Iterator[dict[str, Any]]:
+def command(name: str, *, as_json: bool, interrupted: str = "no output was written") -> Iterator[dict[str, Any]]:
     """Run a command: fill the dictionary with its result.
 
     An error becomes one line on stderr and exit code 1. With `as_json` exactly one JSON object is written to the
     standard output, also in this case, with the warnings of the run; what other packages print there is led to stderr.
-    A result with something in its entry ``"failed"`` was written in part: the exit code is 1, too.
+    A result with something in its entry ``"failed"`` was written in part: the exit code is 1, too. `interrupted` says what became of
+    the output where the run is stopped.
     """
     result: dict[str, Any] = {}
     said: list[str] = []
@@ -168,7 +169,7 @@ def command(name: str, *, as_json: bool) -> Iterator[dict[str, Any]]:
         raise
     except KeyboardInterrupt:
         how = "Terminated" if stopped.terminated else "Interrupted"
-        _fail(name, "KeyboardInterrupt", f"{how}; no output was written.", said, as_json=as_json)
+        _fail(name, "KeyboardInterrupt", f"{how}; {interrupted}.", said, as_json=as_json)
         raise typer.Exit(TERMINATED if stopped.terminated else INTERRUPTED) from None
     except Exception as error:
         _fail(name, type(error).__name__, explain(error), said, as_json=as_json)

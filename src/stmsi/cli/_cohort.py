@@ -22,7 +22,10 @@ _ONE_STEP = (
     "Do one step alone: combine, align, map, section_report, train, validate, predict or report. For workflow managers, "
     "which run many at a time."
 )
-_STEP_NAMES = ("combine", "align", "map", "section_report", "train", "validate", "predict", "report")
+STEPS = ("combine", "align", "map", "section_report", "train", "validate", "predict", "report")
+"""All steps, in their order."""
+_OF_ALL = ("train", "validate", "report")
+"""Steps of the whole cohort."""
 _RESUME = "Skip what was done from the same files and options; --no-resume does everything again."
 _SCHEDULER = (
     "Address of a dask scheduler, such as tcp://10.0.0.1:8786: the folds of the cross-validation run on its workers."
@@ -39,7 +42,7 @@ def cohort(
     ] = False,
     check: Annotated[bool, typer.Option("--check", help="Check the configuration and its files, and stop.")] = False,
     resume: Annotated[bool, typer.Option(help=_RESUME)] = True,
-    step: Annotated[str | None, one_of(_ONE_STEP, *_STEP_NAMES)] = None,
+    step: Annotated[str | None, one_of(_ONE_STEP, *STEPS)] = None,
     section: Annotated[str | None, typer.Option(help="With --step: of this section alone.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes: sections and folds at a time.", min=1)] = 1,
     scheduler: Annotated[str | None, typer.Option(help=_SCHEDULER)] = None,
@@ -54,11 +57,11 @@ def cohort(
     if config is None:
         msg = "Name a configuration, or ask for an example with --example."
         raise typer.BadParameter(msg)
-    with command("cohort", as_json=as_json) as result:
+    with command("cohort", as_json=as_json, interrupted="what was finished stays") as result:
         from stmsi._report import flags
         from stmsi.cli._cohort_steps import CohortSteps
 
-        steps = CohortSteps(_read(config), jobs, scheduler)
+        steps = CohortSteps(_read(config), jobs, scheduler, resume=resume)
         result |= {"config": str(config), "out": str(steps.cohort.out), "report": None}
         if check:
             say(
@@ -72,11 +75,13 @@ def cohort(
             done.tell(outcome)
         steps.settle()
         found = steps.found()
-        if step in (None, "report"):
+        failed = (
+            done.failed if step is not None else [*found.failed, *(f for f in done.failed if f["step"] == "report")]
+        )
+        if step in (None, "report") and not any(one["step"] == "report" for one in failed):
             result["report"] = str(steps.report().output)
         result |= {"steps": dict(done.count), "sections": [dict(row) for row in found.sections]}
         result |= {"alignment": [{**row, "flags": flags(row)} for row in found.alignment], **_scores(found)}
-        failed = found.failed if step is None else done.failed
         result[SOME_FAILED] = [dict(one) for one in failed]
         _say_end(result, failed)
 
@@ -101,7 +106,10 @@ def _check_step(steps: CohortSteps, step: str | None, section: str | None) -> No
     from stmsi._data.checks import check_choice, chosen
 
     if step is not None:
-        check_choice(step, _STEP_NAMES, "step")
+        check_choice(step, STEPS, "step")
+        if section is not None and step in _OF_ALL:
+            msg = f"--step {step} is of the whole cohort; leave out --section."
+            raise ValueError(msg)
     elif section is not None:
         msg = f"--section goes with --step, which names what to do with {section!r}."
         raise ValueError(msg)
@@ -111,7 +119,8 @@ def _check_step(steps: CohortSteps, step: str | None, section: str | None) -> No
 def _claim(out: Path) -> None:
     """Make the folder, or raise where it holds something else; empty folders may be those of a workflow manager."""
     mark = out / _MARK
-    if out.exists() and not mark.exists() and (not out.is_dir() or any(not path.is_dir() for path in out.rglob("*"))):
+    taken = out.exists() and not mark.exists() and (not out.is_dir() or any(not p.is_dir() for p in out.rglob("*")))
+    if taken and not mark.exists():  # which another job may have made meanwhile
         msg = f"{out} exists and was not written by stmsi cohort; name another folder as out: in the configuration."
         raise FileExistsError(msg)
     out.mkdir(parents=True, exist_ok=True)
@@ -132,13 +141,20 @@ def _selected(steps: CohortSteps, step: str | None, section: str | None, *, agai
     if step is None:
         yield from _all(steps, again=again)
         return
+    blocked = []
     for one in steps.named(step, section):
-        yield _do(steps, one, again=again, needed=True)
+        outcome = _do(steps, one, again=again)
+        blocked += [f"{one.title} {outcome.record.error}"] if outcome.state == "blocked" else []
+        yield outcome
+    if blocked:
+        msg = f"{'; '.join(blocked)} first; stmsi cohort {steps.cohort.source} does all in order."
+        raise ValueError(msg)
 
 
 def _all(steps: CohortSteps, *, again: bool) -> Iterator[Outcome]:
     yield from _each(steps, "alone", list(steps.cohort.sections), again=again)
     steps.settle()
+    yield from _each(steps, "alone", steps.removed(), again=False)
     yield from _each(steps, "together", steps.cohort.measured, again=again)
     steps.settle()
     for make in (steps.train, steps.validate):
@@ -169,15 +185,11 @@ def _in_a_worker(*args: Any, **kwargs: Any) -> list[Outcome]:
         return _of_one(*args, **kwargs)
 
 
-def _do(steps: CohortSteps, one: Step, *, again: bool, needed: bool = False) -> Outcome:
+def _do(steps: CohortSteps, one: Step, *, again: bool) -> Outcome:
     from stmsi._cohort import carry_out
 
     with quietly():
-        outcome = carry_out(one, steps.records, explain, again=again)
-    if needed and outcome.state == "blocked":
-        msg = f"{one.title} {outcome.record.error} first; stmsi cohort {steps.cohort.source} does all in order."
-        raise ValueError(msg)
-    return outcome
+        return carry_out(one, steps.records, explain, again=again)
 
 
 class _Progress:
@@ -200,6 +212,7 @@ class _Progress:
         from stmsi._settings import logger
 
         self.seen += 1
+        self.total = max(self.total, self.seen)  # stores that were removed are made again
         self.count[outcome.state] += 1
         if outcome.state in ("kept", "blocked"):
             return

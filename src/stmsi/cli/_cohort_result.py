@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from stmsi._data.constant_predictions import constant_counts_as_zero
 from stmsi._report import Found
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def gather(cohort: Cohort, steps: Iterable[Step], kept: Records) -> Found:
         simulated=any(_good(records.get(("combine", name))).get("simulated") for name in cohort.sections),
         by=validated.get("by"),
         trained=trained,
-        scores=_table(folder, "scores.csv"),
+        scores=None if (scores := _table(folder, "scores.csv")) is None else constant_counts_as_zero(scores),
         tiers=_table(folder, "tiers.csv"),
     )
 
@@ -89,4 +90,7 @@ def _section(cohort: Cohort, name: str, records: Known) -> dict[str, Any]:
 
 
 def _table(folder: Path | None, name: str) -> pd.DataFrame | None:
-    return None if folder is None or not (folder / name).exists() else pd.read_csv(folder / name, dtype=_NAMES)
+    if folder is None or not (folder / name).exists():
+        return None
+    # a section may be called NA
+    return pd.read_csv(folder / name, dtype=_NAMES, keep_default_na=False, na_values=[""])

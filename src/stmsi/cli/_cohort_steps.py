@@ -22,8 +22,6 @@ if TYPE_CHECKING:
     from stmsi.model_selection._group_folds import GroupFolds
 
 PER_SECTION = ("combine", "align", "map", "section_report")
-STEPS = (*PER_SECTION, "train", "validate", "predict", "report")
-"""All steps, in their order."""
 _FOLDS = "folds"
 _TRAINED_WITH = ("layer", "input", "presence_key", "graph_key", "covariate_key", "feature_key", "prior_key")
 _SETUP_NAMES = {"covariate_key": "covariate_keys"}
@@ -40,10 +38,12 @@ class CohortSteps:
         Processes of the cross-validation.
     scheduler
         Address of a dask scheduler whose workers do it instead.
+    resume
+        Whether the cross-validation takes up folds that an earlier run has finished.
     """
 
-    def __init__(self, cohort: Cohort, n_jobs: int = 1, scheduler: str | None = None) -> None:
-        self.cohort, self.n_jobs, self.scheduler = cohort, n_jobs, scheduler
+    def __init__(self, cohort: Cohort, n_jobs: int = 1, scheduler: str | None = None, *, resume: bool = True) -> None:
+        self.cohort, self.n_jobs, self.scheduler, self.resume = cohort, n_jobs, scheduler, resume
         self.records = Records(cohort.out / "records")
         self._versions = version("stmsi")
         self._files: dict[Path, str] = {}
@@ -60,6 +60,14 @@ class CohortSteps:
         self._scale = self._common_level()
         self._ready = [name for name in self.cohort.measured if self.map(name).fresh(self.records)]
         self._train = None
+
+    def removed(self) -> list[str]:
+        """Sections whose stores were removed once they were mapped, and that must be mapped again, as on another scale."""
+        return [name for name in self.cohort.measured if any(map(self._was_removed, self.alone(name)))]
+
+    def _was_removed(self, step: Step) -> bool:
+        record = self._record(step)
+        return record.key == step.key and not record.error and step.fresh(self.records) is None
 
     def predictions(self, name: str) -> list[Step]:
         """Steps of a section after training."""
@@ -95,7 +103,7 @@ class CohortSteps:
             found["levels"] = {} if msi is None else levels_of(msi)
             return found | {"simulated": self.cohort.simulate is not None or is_simulated(content)}
 
-        return self._step("combine", name, "combined.zarr", work, options, files, spent=spent)
+        return self._step("combine", name, "combined.zarr", work, _without_files(options), files, spent=spent)
 
     def align(self, name: str) -> Step:
         """Align the MSI of a section."""
@@ -106,7 +114,14 @@ class CohortSteps:
             return {"sections": align_file(before.output, out=out, **options)["sections"]}
 
         return self._step(
-            "align", name, "aligned.zarr", work, options, files, needs=(before,), spent=self._mapped(name)
+            "align",
+            name,
+            "aligned.zarr",
+            work,
+            _without_files(options),
+            files,
+            needs=(before,),
+            spent=self._mapped(name),
         )
 
     def map(self, name: str) -> Step:
@@ -128,7 +143,7 @@ class CohortSteps:
             from stmsi._data.containers import open_store
             from stmsi._report import section_report
 
-            rows = self._record(aligned).result["sections"]
+            rows = self._record(aligned).result.get("sections", [])
             warned = [text for one in (self.combine(name), aligned, before) for text in self._record(one).warnings]
             content = open_store(before.output)
             write_text(section_report(content, name, rows, warned, figures=options["figures"]).html(), out)
@@ -171,10 +186,10 @@ class CohortSteps:
             if splitter is not None:
                 scores = stmsi.tl.cross_validate(
                     spots, list(named), splitter=splitter, setup=_setup(spots, self.cohort.options["train"]),
-                    cache_dir=self.cohort.out / _FOLDS, client=self.scheduler,
+                    cache_dir=self.cohort.out / _FOLDS if self.resume else None, client=self.scheduler,
                     n_jobs=self.n_jobs if self.scheduler is None else None,
                 )  # fmt: skip
-                scores["patient"] = scores["sample"].map(self._patients(scores["sample"]))
+                scores["patient"] = scores["sample"].astype(str).map(_patient_of(spots))
                 write_csv(scores, out / "scores.csv")
             stmsi.tl.predict_metabolites(spots, str(before.output))
             tiers = stmsi.tl.reliability(spots, scores, model=None if scores is None else next(iter(named)))
@@ -201,8 +216,8 @@ class CohortSteps:
 
     def report(self) -> Step:
         """The page of the cohort, from the records of all steps."""
-        found = {step.title: self.records.read(step.name, step.section) for step in self.all_but_report()}
-        made_from = {title: None if r is None else (r.key, r.error, r.warnings) for title, r in found.items()}
+        found = [(step, self._record(step)) for step in self.all_but_report()]
+        made_from = {step.title: (step.key, r.key, r.error, r.warnings) for step, r in found}
 
         def work(out: Path) -> dict[str, Any]:
             from stmsi._report import cohort_report
@@ -287,7 +302,8 @@ class CohortSteps:
         return float(f"{np.mean(levels):.0e}") if levels else None
 
     def _patients(self, names: Iterable[Any]) -> dict[str, str]:
-        return {str(n): p for n in names if (p := self.cohort.patients.get(str(n))) is not None}
+        known = self.cohort.patients
+        return {str(n): known[str(n)] for n in names if str(n) in known}
 
     def _splitter(self, spots: AnnData, folds: int) -> GroupFolds | None:
         """By patient where there are two, else by section where there are two, else none."""
@@ -295,7 +311,7 @@ class CohortSteps:
         from stmsi.model_selection._group_folds import GroupFolds
 
         for key in (Key.obs.PATIENT, Key.obs.SAMPLE):
-            if key in spots.obs and spots.obs[key].nunique() > 1:
+            if key in spots.obs and spots.obs[key].notna().all() and spots.obs[key].nunique() > 1:
                 return GroupFolds(key, folds)
         return None
 
@@ -332,6 +348,21 @@ def _spots(store: Path) -> AnnData:
 
     with reading(store, "a SpatialData store"):
         return ad.read_zarr(store / "tables" / Key.table.ST)
+
+
+def _patient_of(spots: AnnData) -> dict[str, str]:
+    """Patient of each section, as the configuration or the data name them."""
+    from stmsi._data.keys import Key
+
+    if Key.obs.PATIENT not in spots.obs:
+        return {}
+    pairs = spots.obs[[Key.obs.SAMPLE, Key.obs.PATIENT]].dropna().astype(str).drop_duplicates()
+    return dict(pairs.itertuples(index=False, name=None))
+
+
+def _without_files(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of a step but its files: those are told by their content, wherever they lie."""
+    return {key: value for key, value in options.items() if not isinstance(value, Path)}
 
 
 def _setup(spots: AnnData, options: Mapping[str, Any]) -> dict[str, Any]:
