@@ -49,7 +49,9 @@ def paired_section(side: int, pixel: float, n_ions: int, spots: np.ndarray, dens
 
 def hexagons(n_row: int, n_col: int) -> np.ndarray:
     row, col = (v.ravel() for v in np.indices((n_row, n_col)))
-    return np.column_stack([100.0 * col + 50 * (row % 2), 50 * np.sqrt(3) * row])  # neighbours 100 um apart, as on Visium
+    return np.column_stack(
+        [100.0 * col + 50 * (row % 2), 50 * np.sqrt(3) * row]
+    )  # neighbours 100 um apart, as on Visium
 
 
 def by_aggregate(sdata) -> np.ndarray:
