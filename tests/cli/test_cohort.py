@@ -215,6 +215,14 @@ def failure(*args):
     return run(*args, code=1)[0]["error"]["message"]
 
 
+def test_a_job_of_one_section_looks_at_its_own_files(config, first, monkeypatch):
+    """Hundreds of jobs that look at the files of hundreds of sections would take the file system down."""
+    seen = []
+    monkeypatch.setattr(steps_of, "files_of", lambda path: seen.append(path.name) or [])
+    run(config, "--step", "combine", "--section", "P2S1", code=1)
+    assert set(seen) == {"P2S1.h5ad", "P2S1.imzML", "ions.csv"}
+
+
 def test_a_folder_of_something_else_is_left_alone(config, tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")

@@ -73,15 +73,16 @@ def cohort(
         done = _Progress(_planned(steps, step, section))
         for outcome in done.shown(_selected(steps, step, section, again=not resume)):
             done.tell(outcome)
-        steps.settle()
-        found = steps.found()
-        failed = (
-            done.failed if step is not None else [*found.failed, *(f for f in done.failed if f["step"] == "report")]
-        )
+        failed, result["steps"] = done.failed, dict(done.count)
+        if step in (None, *_OF_ALL):  # a job of one section does not look at all
+            steps.settle()
+            found = steps.found()
+            if step is None:
+                failed = [*found.failed, *(one for one in failed if one["step"] == "report")]
+            result["sections"] = [dict(row) for row in found.sections]
+            result |= {"alignment": [{**row, "flags": flags(row)} for row in found.alignment], **_scores(found)}
         if step in (None, "report") and not any(one["step"] == "report" for one in failed):
             result["report"] = str(steps.report().output)
-        result |= {"steps": dict(done.count), "sections": [dict(row) for row in found.sections]}
-        result |= {"alignment": [{**row, "flags": flags(row)} for row in found.alignment], **_scores(found)}
         result[SOME_FAILED] = [dict(one) for one in failed]
         _say_end(result, failed)
 

@@ -48,7 +48,7 @@ class CohortSteps:
         self._versions = version("stmsi")
         self._files: dict[Path, str] = {}
         self._scale: float | None = None
-        self._ready: list[str] = []
+        self._ready: list[str] | None = None  # looked up when asked for: a job of one section need not look at all
         self._train: Step | None = None
         self.settle()
 
@@ -58,8 +58,7 @@ class CohortSteps:
     def settle(self) -> None:
         """Look which sections are combined and mapped now: what is made from all of them depends on that, and must not change meanwhile."""
         self._scale = self._common_level()
-        self._ready = [name for name in self.cohort.measured if self.map(name).fresh(self.records)]
-        self._train = None
+        self._ready = self._train = None
 
     def removed(self) -> list[str]:
         """Sections whose stores were removed once they were mapped, and that must be mapped again, as on another scale."""
@@ -250,6 +249,8 @@ class CohortSteps:
 
     def ready(self) -> list[Step]:
         """Mappings that are done, of the sections to train on."""
+        if self._ready is None:
+            self._ready = [name for name in self.cohort.measured if self.map(name).fresh(self.records)]
         return [self.map(name) for name in self._ready]
 
     def _step(
@@ -296,7 +297,7 @@ class CohortSteps:
         options = self.cohort.options["map"]
         if options["target"] is not None:
             return float(options["target"])
-        records = [self._record(self.combine(name)) for name in self.cohort.measured]
+        records = [self.records.read("combine", name) or Record("") for name in self.cohort.measured]
         found = [record.result.get("levels", {}).get(options["normalize"]) for record in records]
         levels = [level for level in found if level is not None]
         return float(f"{np.mean(levels):.0e}") if levels else None
