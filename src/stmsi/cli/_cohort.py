@@ -78,7 +78,7 @@ def cohort(
             steps.settle()
             found = steps.found()
             if step is None:
-                failed = [*found.failed, *(one for one in failed if one["step"] == "report")]
+                failed = [*map(dict, found.failed), *(one for one in failed if one["step"] == "report")]
             result["sections"] = [dict(row) for row in found.sections]
             result |= {"alignment": [{**row, "flags": flags(row)} for row in found.alignment], **_scores(found)}
         if step in (None, "report") and not any(one["step"] == "report" for one in failed):
