@@ -295,9 +295,10 @@ def _fit_columns(
     seed: int,
 ) -> list[Any]:
     """One estimator for each column of `present`, on the spots where it is not NaN."""
-    if family == "logistic":
-        return list(balanced_logistic(X, present, strengths))
     known = ~np.isnan(present)
+    if family == "logistic":
+        measured = known.any(axis=1)  # the others must not count for where the solver stops
+        return list(balanced_logistic(X[measured], present[measured], strengths))
     return [
         _fit(X[k], y[k] > 0, family, float(strength), seed)
         for k, y, strength in zip(known.T, present.T, strengths, strict=True)
