@@ -520,6 +520,7 @@ def test_what_the_demo_wrote_can_be_used(demo, tmp_path):
     assert "Held out: P3S1." in text
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_all_that_the_demo_says_can_be_typed(demo, monkeypatch):
     """Lines of its report and of its last words, from the folder where it ran."""

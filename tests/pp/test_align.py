@@ -354,6 +354,7 @@ def test_perturbations_are_about_the_error_of_the_alignment(toy):
     assert np.sqrt((moved**2).mean()) == pytest.approx(80, rel=0.1)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("n_jobs", [2, -1])
 def test_the_number_of_jobs_and_the_company_change_nothing(toy, n_jobs):
     options = {"robust": "ransac", "n_perturb": 3, "rng": 7}

@@ -213,6 +213,7 @@ def test_intervals_rest_on_every_section(data):
     np.testing.assert_array_equal(model.state.feature_table["n_spots"], measured)
 
 
+@pytest.mark.once
 def test_results_do_not_depend_on_the_number_of_processes(trained, data):
     HurdleEnsemble.setup_anndata(data, presence_key="msi_presence")
     model = HurdleEnsemble(data, members=CHEAP, n_folds=3, n_jobs=2)
