@@ -65,7 +65,7 @@ def test_an_output_that_knows_few_characters(monkeypatch):
 
 def test_halves_of_characters_do_not_stop_a_write(tmp_path):
     """As they stand in names in damaged files."""
-    write_csv(pd.DataFrame({"a": ["x\udcff"]}), tmp_path / "t.csv")
+    write_csv(pd.DataFrame({"a": pd.Series(["x\udcff"], dtype=object)}), tmp_path / "t.csv")
     write_text("x\udcff", tmp_path / "t.html")
     assert (tmp_path / "t.csv").read_text(encoding="utf-8") == "a\nx\\udcff\n"
     assert (tmp_path / "t.html").read_text(encoding="utf-8") == "x\\udcff"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
 
 import numpy as np
 import scipy.sparse as sp
@@ -79,7 +79,6 @@ class StreamedParts(ExpressionParts):
     values: Rows  # type: ignore[assignment]
     apart: Ints | None = None
     kept: KeptArrays = None  # type: ignore[assignment]
-    _files: Iterator[int] = field(default_factory=itertools.count, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.part = parts_of_folds(self.values.shape[0], self.folds)
@@ -181,7 +180,7 @@ class StreamedParts(ExpressionParts):
         def make() -> tuple[ExpressionSpace, Floats32]:
             shape, path = (
                 (self.values.shape[0], len(space.components)),
-                self.kept.directory / f"components {next(self._files)}.npy",
+                self.kept.directory / f"components {uuid4().hex}.npy",
             )
             out = np.lib.format.open_memmap(path, "w+", np.float32, shape)
             with suppress(OSError):  # Windows removes it with its folder
@@ -238,9 +237,6 @@ class StreamedParts(ExpressionParts):
                 own = group_of[some] == g
                 out[some[own]] = profile_distance(log[own], (total - sums[g]) / (len(rows) - size[g]))
         return out[rows]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**super().__getstate__(), "_files": itertools.count()}
 
 
 def _centred_products(X: sp.csr_matrix, centre: Floats) -> Floats:
