@@ -87,11 +87,14 @@ def write_csv(table: pd.DataFrame, out: Path) -> None:
 
 def safe_cells(table: pd.DataFrame) -> pd.DataFrame:
     """A copy of a table in which no text, and no column name, is a formula to a spreadsheet."""
+    import pandas as pd
+
     out = table.rename(columns=_safe_cell)
     for place, dtype in enumerate(table.dtypes):
         if dtype.kind not in "biufcmM":
             values = table.iloc[:, place]
-            out.isetitem(place, [_safe_cell(value) for value in values])
+            # as objects: strings of pandas 3 cannot hold halves of characters
+            out.isetitem(place, pd.Series([_safe_cell(value) for value in values], index=out.index, dtype=object))
     return out
 
 
