@@ -94,7 +94,8 @@ def safe_cells(table: pd.DataFrame) -> pd.DataFrame:
         if dtype.kind not in "biufcmM":
             values = table.iloc[:, place]
             # as objects: strings of pandas 3 cannot hold halves of characters
-            out.isetitem(place, pd.array([_safe_cell(value) for value in values], dtype=object))
+            cells = pd.Series([_safe_cell(value) for value in values], index=out.index, dtype=object)
+            out.isetitem(place, cells)  # type: ignore[arg-type]  # pandas-stubs forget Series
     return out
 
 
