@@ -98,6 +98,7 @@ def test_predict_then_evaluate(folder, tmp_path, name):
     out = tmp_path / "new" / f"pred{Path(name).suffix}"
     text = run("predict", folder / name, "--model", folder / "model", "--out", out)
     assert "Predicted 12 metabolites in 344 spots" in text
+    exec(re.search(r"in Python: (import .*?\)) (?:Next|$)", text)[1], {})
     st = read(out)
     expected = stmsi.model.load(folder / "model").predict(read(folder / name))
     np.testing.assert_allclose(st.obsm["msi_pred"], expected, rtol=1e-5)

@@ -151,6 +151,13 @@ def test_pixels_of_a_table_alone_are_squares(mapped) -> None:
     assert [a.dx for a in ax.artists if isinstance(a, ScaleBar)] == [1]
 
 
+def test_pixels_without_a_place_on_the_raster_are_drawn(mapped) -> None:
+    msi = mapped.tables["msi"].copy()
+    msi.obs["row"] = msi.obs["row"].astype(float).mask(np.arange(msi.n_obs) == 0)
+    ax = stmsi.pl.spatial(msi, "simPC_28_0", sample="P1S1")
+    assert not any(isinstance(c, PolyCollection) for c in ax.collections)
+
+
 def test_every_colour_bar_has_a_label(mapped, predicted) -> None:
     st = mapped.tables["st"]
     predicted(st, bounds=True)

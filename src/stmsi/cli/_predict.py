@@ -77,8 +77,18 @@ def predict(
         said = [(row["sample"], SAID_OF[row[TRAINED_ON]]) for row in result["training_spots"]]
         if marked := [f"{name} ({text})" for name, text in said if text]:
             say(f"No evidence of skill comes from {', '.join(marked)}.")
-        say(f"stmsi.pl.spatial(data, {str(frame.columns[0])!r}, metabolite_key={key_added!r}) draws one in Python.")
+        say(f"To draw one, in Python: {_drawing(out, str(frame.columns[0]), key_added, table_key)}")
         if Key.obsm.MSI in st.obsm:
             keys = [("--pred-key", key_added, "msi_pred"), ("--table-key", table_key, "st")]
             other = [word for flag, value, usual in keys if value != usual for word in (flag, value)]
             say_next("evaluate", out, *other, "--report", new_path(out, "scores", ".html"))
+
+
+def _drawing(out: Path, metabolite: str, key: str, table_key: str) -> str:
+    """A line of Python that draws a predicted metabolite out of the file that was written."""
+    from stmsi._data.keys import Key
+
+    package, reader = ("anndata", "read_h5ad") if out.suffix == ".h5ad" else ("spatialdata", "read_zarr")
+    table = "" if table_key == Key.table.ST else f", table_key={table_key!r}"
+    call = f"stmsi.pl.spatial({package}.{reader}({str(out)!r}), {metabolite!r}, metabolite_key={key!r}{table})"
+    return f"import {package}, stmsi; {call}"

@@ -162,6 +162,8 @@ def _squares(adata: AnnData, rows: NDArray[np.int64], xy: NDArray[np.float64]) -
     if Key.var.MZ not in adata.var or Key.obs.ROW not in adata.obs or Key.obs.COL not in adata.obs or len(rows) < 3:
         return None
     place = adata.obs[[Key.obs.COL, Key.obs.ROW]].iloc[rows].to_numpy(dtype=np.float64)
+    if not np.isfinite(place).all() or not np.isfinite(xy).all():
+        return None
     design = np.column_stack([place, np.ones(len(place))])
     fit, _, rank, _ = np.linalg.lstsq(design, xy, rcond=None)
     side = float(np.sqrt(abs(np.linalg.det(fit[:2]))))
