@@ -40,7 +40,7 @@ from stmsi.tl._kept_arrays import usable_folder
 from stmsi.tl._models import setup_on, train_on
 from stmsi.tl._section_scores import Comparison, score_sections
 from stmsi.tl._shared_folds import SharedFolds, StoredFolds
-from stmsi.tl._stored_models import check_stored_model, fields_of_stores, paths_of
+from stmsi.tl._stored_models import check_stored_model, fields_of_stores, is_network, paths_of
 from stmsi.tl._stored_sections import Genes, OnError, StoredSections
 
 if TYPE_CHECKING:
@@ -365,7 +365,8 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
     try:
         inside = _refit_signature(inside, fields)
         read = None if shared is None else partial(shared.spots, rows=fit.train)
-        model, spots = train_on(inside, fit.spec, fields, show_progress_bar=False, read=read)
+        stored = shared.stored_input(fit.train) if shared is not None and is_network(resolve(fit.spec)[0]) else None
+        model, spots = train_on(inside, fit.spec, fields, show_progress_bar=False, read=read, stored=stored)
         prediction = (
             model._predict_all(outside, input=model.state.setup.input)
             if shared is None

@@ -205,7 +205,13 @@ class StoredSections:
     @property
     def n_entries(self) -> int:
         """About how many numbers other than 0 there are in the expression: those of a store by its share of spots with MSI."""
-        return sum(s.stored.n_entries * len(s.rows) // len(s.stored.number) for s in self.stores)
+        used = np.bincount(self.store, minlength=len(self.stores))
+        return sum(s.stored.n_entries * int(n) // len(s.stored.number) for s, n in zip(self.stores, used, strict=True))
+
+    def some(self, rows: NDArray[np.int64]) -> StoredSections:
+        """Some of the spots, ascending, as all there are; edges to others are cut."""
+        own = {"names": self.names[rows], "store": self.store[rows], "row": self.row[rows]}
+        return replace(self, adata=self.adata[rows].copy(), **own)
 
     def blocks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Ascending rows in pieces that are read together, each in one store."""

@@ -13,13 +13,13 @@ from stmsi._data.checks import is_spatialdata
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table
 from stmsi._messages import warns_once
-from stmsi.model._families import AUTO, ModelSpec
+from stmsi.model._families import AUTO, ModelSpec, resolve
 from stmsi.model.shared._setup import Setup
 from stmsi.model.shared._spot_input import Spots
 from stmsi.tl._kept_arrays import usable_folder
 from stmsi.tl._models import obtain_model, setup_on, train_on
 from stmsi.tl._shared_folds import StoredFolds
-from stmsi.tl._stored_models import check_stored_model, fields_of_stores, paths_of
+from stmsi.tl._stored_models import check_stored_model, fields_of_stores, is_network, paths_of
 from stmsi.tl._stored_sections import Genes, OnError, StoredSections
 
 if TYPE_CHECKING:
@@ -142,6 +142,7 @@ def train_on_stores(
         return shared.spots(own, every)
 
     told = sections.fields(fields)
-    fitted, _ = train_on(sections.adata, model, told, show_progress_bar=show_progress_bar, read=read)
-    fitted.adata = None  # its expression is empty
+    stored = shared.stored_input(every) if is_network(resolve(model)[0]) else None
+    fitted, _ = train_on(sections.adata, model, told, show_progress_bar=show_progress_bar, read=read, stored=stored)
+    fitted._forget_data()  # its expression is empty
     return fitted, sections.left_out
