@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,6 +53,12 @@ def is_a_file(directory: str | Path) -> str:
     return f"cache_dir={str(directory)!r} is a file; name a folder."
 
 
+def mark_used(path: Path) -> None:
+    """Note that a run has used a file, where its folder may be changed."""
+    with suppress(OSError):
+        os.utime(path)
+
+
 class FoldCache:
     """Tables in a folder, one file each, which appears whole or not at all.
 
@@ -91,7 +99,10 @@ class FoldCache:
         """The table, or `None` where there is none that can be read."""
         path = self._path(key)
         try:
-            return pd.read_parquet(path) if path.exists() else None
+            if not path.exists():
+                return None
+            mark_used(path)
+            return pd.read_parquet(path)
         except Exception as error:  # noqa: BLE001 pyarrow raises what it likes on damaged files
             logger.warning("%s cannot be read (%s); its fold is computed again.", path, error)
             return None
