@@ -16,7 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stmsi._data.tables import layer_names
-from stmsi._data.unfinished import clear_leftovers, unfinished
+from stmsi._data.whole_file import clear_old, whole_file
 from stmsi._settings import logger
 from stmsi.model.shared._persistence import FORMAT, PACKAGES
 
@@ -77,12 +77,12 @@ class FoldCache:
             is_file = self.directory.exists() and not self.directory.is_dir()
             if not is_file:
                 self.directory.mkdir(parents=True, exist_ok=True)
+                clear_old(self.directory)
         except OSError as error:
             self._warn(error)
             return
         if is_file:
             raise NotADirectoryError(is_a_file(directory))
-        clear_leftovers(self.directory)
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
@@ -111,9 +111,8 @@ class FoldCache:
         """Write a table; one that is interrupted leaves no trace, and one that cannot be written is told and left out."""
         path = self._path(key)
         try:
-            with unfinished(path) as folder:
-                table.to_parquet(folder / path.name, index=False)
-                (folder / path.name).replace(path)
+            with whole_file(path) as new:
+                table.to_parquet(new, index=False)
         except OSError as error:  # pyarrow's, too
             self._warn(error)
 

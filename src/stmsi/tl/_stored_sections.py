@@ -20,7 +20,7 @@ from stmsi._data.checks import check_choice, listing, require_rows, require_uniq
 from stmsi._data.keys import Key
 from stmsi._data.stores import content_of, opened_table, stored_matrix, table_without_matrix
 from stmsi._data.tables import as_csr, require_frame, some_rows
-from stmsi._data.unfinished import unfinished
+from stmsi._data.whole_file import whole_file
 from stmsi._settings import logger
 from stmsi.model.shared._stored_input import Input, StoredExpression
 from stmsi.tl._fold_cache import fingerprint, mark_used, software
@@ -343,9 +343,8 @@ def _looked_up(
         plain = {name: getattr(stored, name) for name in ("where", "layers", "names", "extremes", "n_entries")}
         text = json.dumps(plain | {"kinds": [asdict(kind) for kind in stored.kinds]})
         try:
-            with unfinished(kept) as folder:
-                (folder / kept.name).write_text(text, encoding="utf-8")
-                (folder / kept.name).replace(kept)
+            with whole_file(kept) as new:
+                new.write_text(text, encoding="utf-8")
         except OSError as error:  # nor is this
             logger.warning("%s cannot be written (%s); another run will read %s again.", kept, error, path)
     return stored
