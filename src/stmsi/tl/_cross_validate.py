@@ -33,7 +33,7 @@ from stmsi.model_selection import LeaveOneSampleOut
 from stmsi.model_selection._check_leakage import find_leaks, msi_table, report
 from stmsi.tl._across_sections import score_across
 from stmsi.tl._cluster import connected, results
-from stmsi.tl._compare_models import NO_SKILL, best_model
+from stmsi.tl._compare_models import TO_CHOOSE_BY, best_model
 from stmsi.tl._evaluate import map_positions
 from stmsi.tl._fold_cache import FoldCache, UnhashedError, data_fingerprint, fingerprint, software
 from stmsi.tl._kept_arrays import usable_folder
@@ -168,7 +168,7 @@ def cross_validate(
         resolve(spec)
     _check_splitter(splitter, "splitter")
     _check_splitter(inner, "inner")
-    check_choice(inner_metric, NO_SKILL, "inner_metric")
+    check_choice(inner_metric, TO_CHOOSE_BY, "inner_metric")
     check_choice(on_leakage, ("raise", "warn", "ignore"), "on_leakage")
     if inner is not None and CHOSEN in named:
         msg = f"With inner= the name {CHOSEN!r} is that of the model chosen; call yours something else."

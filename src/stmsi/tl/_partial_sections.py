@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.spatial.partial_sections import correct_section
-from stmsi._core.uncertainty.conformal import doubt_of, widening
+from stmsi._core.uncertainty.conformal import doubt_of
+from stmsi._core.uncertainty.weighted_quantiles import widening
 from stmsi._data.checks import check_nonnegative
 from stmsi._data.keys import Key
 from stmsi._data.tables import imputed, require_frame, require_positions, sections_of
