@@ -92,7 +92,7 @@ def cross_validate(
     ----------
     data
         SpatialData or its ST table, with mapped MSI; or paths of stores (``.h5ad``, ``.zarr``) that are never in memory together, see
-        :func:`stmsi.tl.train`. Only models that read components alone can be trained on stores, and the leakage check leaves the expression out.
+        :func:`stmsi.tl.train`. The leakage check leaves the expression out.
     models
         Families by name (see :func:`stmsi.tl.predict_metabolites`), or a mapping from the name to show to a family, a
         model class, or ``{"model": family or class, "setup": {...}, "train": {...}, **hyper-parameters}``.

@@ -56,7 +56,7 @@ def train(
     3. sums of products of the variable genes, of which the components follow;
     4. components of all spots, and how far each spot lies from the others.
 
-    The rest is fitted to the components. Memory holds them (in a file that is mapped into memory) and what belongs to spots and metabolites:
+    Networks read their batches from the stores, in windows of shuffled blocks. The rest is fitted to the components. Memory holds them (in a file that is mapped into memory) and what belongs to spots and metabolites:
     see :doc:`/user_guide/large_sections`.
 
     Parameters
@@ -102,7 +102,7 @@ def train(
     NotADirectoryError
         `cache_dir` is a file.
     TypeError
-        A network, or another model that reads the table itself, with stores.
+        A model that reads the table itself (a negative control), with stores; or `obs` that is no table.
 
     Examples
     --------
