@@ -94,6 +94,11 @@ class ExpressionParts:
         return self._once("log", None, lambda: self.values if self.logs else log_normalize(self.values))
 
     @property
+    def is_streamed(self) -> bool:
+        """Whether the expression is on disk, and read a block at a time."""
+        return False
+
+    @property
     def _pays(self) -> bool:
         """Whether sums over parts take less than the spots themselves, and fit into the memory."""
         return 2 * len(self.size) <= len(self.part) and 32 * len(self.size) * self.values.shape[1] <= MOST_BYTES
@@ -141,6 +146,11 @@ class ExpressionParts:
                 chunks = [rows[i : i + _CHUNK] for i in range(0, len(rows), _CHUNK)]
                 kept[part] = sum(sum_of_products(_dense(log[own]) - centre) for own in chunks)  # type: ignore[assignment]
             return kept[part]
+
+    def products_of(self, part: int, genes: Ints) -> AnyFloats | None:
+        """Sums of products of any genes over a part, centred there; `None` where the spots themselves are at hand."""
+        del part, genes
+        return None
 
     def components(self, space: ExpressionSpace) -> Floats32 | None:
         """Components of all spots in a space, shape (spots, components); `None` where it was not made from parts."""
@@ -247,21 +257,27 @@ class SomeExpression:
         sums = [self.whole.share_sums(int(p)) for p in self.parts]
         return np.asarray(sum(total for total, _ in sums)) / max(sum(n for _, n in sums), 1)
 
-    def space(self, moments: GeneMoments, *, n_top_genes: int, n_components: int, seed: int) -> ExpressionSpace | None:
-        """Components of the most variable genes from the products of the parts; `None` where these are not kept."""
+    def space(
+        self, moments: GeneMoments, *, n_top_genes: int, n_components: int, seed: int, genes: Ints | None = None
+    ) -> ExpressionSpace | None:
+        """Components of the most variable genes, or of some others, from the products of the parts; `None` where these are not kept."""
         if self.parts is None or not (moments.variance > 1e-12).any():
             return None
-        selected = variable_genes(moments.variance, n_top_genes)
-        whole = self.whole
-        if len(selected) > len(self.rows):
+        whole, given = self.whole, genes is not None
+        selected = variable_genes(moments.variance, n_top_genes) if genes is None else genes
+        if len(selected) > len(self.rows) or (given and not whole.is_streamed):
             return None
-        genes = whole.candidates(n_top_genes)[0]
-        place = _places(genes, selected)
-        if place is None or not whole.admits(n_top_genes):
+        place = np.arange(len(selected)) if given else _places(whole.candidates(n_top_genes)[0], selected)
+        if place is None or not (given or whole.admits(n_top_genes)):
             return None
-        total = whole.products(int(self.parts[0]), n_top_genes).copy()
+
+        def products(part: int) -> AnyFloats:
+            of_given = whole.products_of(part, selected) if given else None
+            return whole.products(part, n_top_genes) if of_given is None else of_given
+
+        total = products(int(self.parts[0])).copy()
         for p in self.parts[1:]:
-            total += whole.products(int(p), n_top_genes)
+            total += products(int(p))
         total, shift = total[np.ix_(place, place)].astype(np.float64), np.empty((len(self.parts), len(selected)))
         for i, p in enumerate(self.parts):
             n = whole.size[p]
@@ -272,7 +288,8 @@ class SomeExpression:
             np.asarray(total, np.float64), len(self.rows), selected, moments.mean, moments.variance,
             n_components=n_components, seed=seed,
         )  # fmt: skip
-        whole._top_of[id(space)] = n_top_genes
+        if not given:
+            whole._top_of[id(space)] = n_top_genes
         return space
 
     def components(self, space: ExpressionSpace) -> Floats32:

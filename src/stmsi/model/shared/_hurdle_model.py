@@ -541,6 +541,10 @@ class HurdleModel:
         path = Path(dir_path)
         return load_as(cls, path, read_card(path), adata)
 
+    def _forget_data(self) -> None:
+        """Be as one that was loaded without data."""
+        self.adata = None
+
     def _predict_all(
         self,
         adata: AnnData | None,
