@@ -365,7 +365,7 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
     try:
         inside = _refit_signature(inside, fields)
         read = None if shared is None else partial(shared.spots, rows=fit.train)
-        model, spots = train_on(inside, fit.spec, fields, show_progress_bar=False, read=read)
+        model, spots = train_on(inside, fit.spec, fields, show_progress_bar=False, read=read, marks=False)
         prediction = (
             model._predict_all(outside, input=model.state.setup.input)
             if shared is None
