@@ -46,7 +46,7 @@ def section_products(X: AnyFloats, Y: Floats) -> tuple[Floats32, Floats32]:
     return inside.T @ inside, inside.T @ filled
 
 
-def scores_of_products(P: Floats32, r: Floats32, n_spots: int, shrinkage: float = 0.3) -> Floats32:
+def scores_of_products(P: AnyFloats, r: AnyFloats, n_spots: int, shrinkage: float = 0.3) -> Floats32:
     """:func:`decorrelated_scores` from the sums of :func:`section_products` over all sections.
 
     Parameters
