@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -38,6 +38,7 @@ def predict_stores(
     model: HurdleModel | str | Path | Mapping[str, Any],
     out: str | Path | None,
     options: Mapping[str, Any],
+    predict: Callable[..., Any],
     *,
     table_key: str,
     on_error: Literal["raise", "warn"],
@@ -56,6 +57,8 @@ def predict_stores(
         Folder of the predictions; `None`: each lies beside its store.
     options
         Further options of :func:`stmsi.tl.predict_metabolites`.
+    predict
+        That function, which predicts one of them.
     table_key, on_error, client, show_progress_bar
         As there.
 
@@ -80,8 +83,11 @@ def predict_stores(
     if not isinstance(model, str | Path):
         fitted = copy(fitted)
         fitted._forget_data()  # which workers need not have
-    shared = {"model": str(Path(model).resolve()) if isinstance(model, str | Path) else fitted, "table_key": table_key}
-    shared["options"] = dict(options)
+    shared: dict[str, Any] = {
+        "model": str(Path(model).resolve()) if isinstance(model, str | Path) else fitted,
+        "table_key": table_key,
+    }
+    shared |= {"options": dict(options), "predict": predict}
     calls = list(zip(range(len(paths)), paths, targets, strict=True))
     rows: dict[int, tuple[int, str]] = {}
     for number, n_spots, error in track(
@@ -141,14 +147,12 @@ def _done(
 
 def _predict(number: int, path: Path, out: Path, shared: dict[str, Any]) -> tuple[int, int, str]:
     """Predict one store: its number, its spots, and why it could not be."""
-    from stmsi.tl._predict_metabolites import predict_metabolites
-
     options = shared["options"]
     try:
         check_new(out, "store")  # before anything is read
         fitted = trained_model(shared["model"])
         with _opened(path, fitted.state.setup, shared["table_key"], options.get("layer")) as adata:
-            predict_metabolites(adata, fitted, out=out, show_progress_bar=False, **options)
+            shared["predict"](adata, fitted, out=out, show_progress_bar=False, **options)
             return number, adata.n_obs, ""
     except OSError as error:
         if error.errno in _NO_DISK:
