@@ -114,7 +114,6 @@ def pick_peaks(
     -----
     Summits, prominences and widths: scipy.signal. Centres: Guo 2011, https://doi.org/10.1109/MSP.2011.941846.
     Noise by the median absolute deviation: Rousseeuw & Croux 1993, https://doi.org/10.1080/01621459.1993.10476408.
-    Skyline: Hoefsloot et al. 2008, https://doi.org/10.1186/1471-2105-9-S5-S1.
 
     Examples
     --------

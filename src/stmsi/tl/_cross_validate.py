@@ -371,7 +371,9 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
         inside = _refit_signature(inside, fields)
         read = None if shared is None else partial(shared.spots, rows=fit.train)
         stored = shared.stored_input(fit.train) if shared is not None and is_network(resolve(fit.spec)[0]) else None
-        model, spots = train_on(inside, fit.spec, fields, show_progress_bar=False, read=read, stored=stored)
+        model, spots = train_on(
+            inside, fit.spec, fields, show_progress_bar=False, read=read, stored=stored, marks=False
+        )
         prediction = (
             model._predict_all(outside, input=model.state.setup.input)
             if shared is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -73,11 +74,12 @@ def train_on(
     show_progress_bar: bool | None,
     read: Callable[[Setup], Spots] | None = None,
     stored: StoredInput | None = None,
+    marks: bool = True,
 ) -> tuple[HurdleModel, Spots | None]:
     """As :func:`train_model`; also what the model has read of all spots, where that can be told.
 
     `read` gives the spots of `adata` where these have been read before; then the AnnData need not hold the expression. A network finds
-    it in `stored`.
+    it in `stored`. `marks` tells whether the model must know its training spots again.
     """
     cls, params, own_setup, train = resolve(spec)
     fields = {**(default_setup(adata) if setup is None else setup), **own_setup}
@@ -93,7 +95,7 @@ def train_on(
         fitted.train(show_progress_bar=show_progress_bar, **train)
         return fitted, None
     data = TrainingData.read(adata, fitted._setup, None, None, None if read is None else read(fitted._setup))
-    fitted._fit(data, show_progress_bar)
+    fitted._fit(replace(data, marks=marks), show_progress_bar)
     return fitted, data.spots
 
 

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from stmsi.model.shared._hurdle_model import HurdleModel, Prediction
+    from stmsi.model.shared._hurdle_model import HurdleModel
+    from stmsi.model.shared._prediction import Prediction
 
     Floats = NDArray[np.float64]
 

@@ -18,8 +18,10 @@ from stmsi._messages import warns_once
 from stmsi._settings import logger
 from stmsi.io._files import check_new
 from stmsi.model._families import AUTO
+from stmsi.model.shared._block_prediction import MIN_GENES
 from stmsi.model.shared._blocks import BLOCK_SIZE
-from stmsi.model.shared._hurdle_model import MIN_GENES, How, HurdleModel, check_how
+from stmsi.model.shared._hurdle_model import HurdleModel
+from stmsi.model.shared._prediction import How, check_how
 from stmsi.model.shared._training_spots import marks_of
 from stmsi.tl._models import is_named, model_record, name_of, obtain_model, setup_on
 from stmsi.tl._partial_sections import correct_by_measured
@@ -185,7 +187,7 @@ def predict_metabolites(
         options = {"how": how, "layer": layer, "input": input, "key_added": key_added, "coverage": coverage}
         options |= {"min_genes": min_genes, "block_size": block_size}
         return predict_stores(
-            data, model, out, options, predict_metabolites, table_key=table_key, on_error=on_error, client=client, show_progress_bar=show_progress_bar
+            predict_metabolites, data, model, out, options, table_key=table_key, on_error=on_error, client=client, show_progress_bar=show_progress_bar
         )  # fmt: skip
     if client is not None:
         msg = "client= shares out stores; pass their paths. Data in memory are predicted here."

@@ -34,11 +34,11 @@ _NO_DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 
 
 def predict_stores(
+    predict: Callable[..., object],
     data: Any,
     model: HurdleModel | str | Path | Mapping[str, Any],
     out: str | Path | None,
     options: Mapping[str, Any],
-    predict: Callable[..., Any],
     *,
     table_key: str,
     on_error: Literal["raise", "warn"],
@@ -49,6 +49,8 @@ def predict_stores(
 
     Parameters
     ----------
+    predict
+        What predicts one table: :func:`stmsi.tl.predict_metabolites`.
     data
         Paths of stores.
     model
@@ -56,9 +58,7 @@ def predict_stores(
     out
         Folder of the predictions; `None`: each lies beside its store.
     options
-        Further options of :func:`stmsi.tl.predict_metabolites`.
-    predict
-        That function, which predicts one of them.
+        Further options of `predict`.
     table_key, on_error, client, show_progress_bar
         As there.
 
@@ -79,6 +79,7 @@ def predict_stores(
         raise ValueError(msg)
     paths = _distinct(paths_of(data))
     targets = _targets(paths, out)
+    assert not isinstance(model, Mapping)
     fitted = trained_model(model)
     if not isinstance(model, str | Path):
         fitted = copy(fitted)
@@ -87,7 +88,7 @@ def predict_stores(
         "model": str(Path(model).resolve()) if isinstance(model, str | Path) else fitted,
         "table_key": table_key,
     }
-    shared |= {"options": dict(options), "predict": predict}
+    shared |= {"predict": predict, "options": dict(options)}
     calls = list(zip(range(len(paths)), paths, targets, strict=True))
     rows: dict[int, tuple[int, str]] = {}
     for number, n_spots, error in track(

@@ -40,7 +40,7 @@ def decorrelated_scores(X: AnyFloats, Y: Floats, section: Ints, shrinkage: float
     return scores_of_products(X.T @ X, X.T @ filled, len(X), shrinkage)
 
 
-def section_products(X: AnyFloats, Y: Floats) -> tuple[Floats32, Floats32]:
+def section_products(X: AnyFloats, Y: Floats) -> tuple[AnyFloats, AnyFloats]:
     """What a section adds to the sums of :func:`scores_of_products`: products of its features, and with its targets."""
     inside, filled = _standardised(X), _standardised(Y)
     return inside.T @ inside, inside.T @ filled

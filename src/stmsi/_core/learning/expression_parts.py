@@ -15,9 +15,11 @@ from stmsi._core.learning.expression_space import (
     ExpressionSpace,
     GeneMoments,
     column_sums,
+    distance_by_products,
     held_out_distance,
     log_normalize,
     mean_shares,
+    products_with,
     profile_distance,
     row_sums,
     share_sums,
@@ -30,6 +32,8 @@ MOST_BYTES = 2**30
 """Memory that sums over parts may take; where they would take more, each fit makes its own."""
 _MOST_DENSE = 2**28
 """Memory that the expression of the genes chosen may take as a dense matrix."""
+_MOST_PRODUCTS = 2**28
+"""Memory that products of all spots with the mean of each part may take."""
 _CHUNK = 4096
 
 T = TypeVar("T")
@@ -177,8 +181,7 @@ class ExpressionParts:
         """:func:`stmsi._core.learning.expression_space.profile_distance` of all spots."""
 
         def make() -> tuple[Floats, Floats]:
-            sums = self._once("row sums", None, lambda: row_sums(self.log()))
-            return profile, profile_distance(self.log(), profile, sums=sums)
+            return profile, profile_distance(self.log(), profile, sums=self._row_sums())
 
         return self._once("distance", id(profile), make)[1]
 
@@ -187,8 +190,38 @@ class ExpressionParts:
         return profile_hashes(self.some_values(rows), genes)
 
     def held_out_distance(self, rows: Ints, groups: Ints) -> Floats:
-        """:func:`stmsi._core.learning.expression_space.held_out_distance` of some spots."""
-        return held_out_distance(self.some_log(rows), groups)
+        """:func:`stmsi._core.learning.expression_space.held_out_distance` of some spots.
+
+        Where groups are made of parts, the mean of the other groups is a weighted mean of those of parts, and so are
+        its products with the spots, which are the same in every fold.
+        """
+        parts = self.some(rows).parts
+        owner = None if parts is None else self._groups_of_parts(parts, rows, groups)
+        if parts is None or owner is None or 8 * len(self.part) * len(self.size) > _MOST_PRODUCTS:
+            return held_out_distance(self.some_log(rows), groups)
+        mean = self._once("part means", None, self._part_means)
+        products = self._once("part means of spots", None, lambda: products_with(self.log(), mean))
+        sums, out = self._row_sums(), np.empty(len(rows))
+        for g in np.unique(groups):
+            own, weight = groups == g, np.zeros(len(self.size))
+            others = parts[owner != g]
+            weight[others] = self.size[others] / self.size[others].sum()
+            out[own] = distance_by_products(products[rows[own]], weight, mean @ weight, sums[:, rows[own]])
+        return out
+
+    def _groups_of_parts(self, parts: Ints, rows: Ints, groups: Ints) -> Ints | None:
+        """Group of each part; `None` where one is in several."""
+        lowest, highest = np.full(len(self.size), np.iinfo(np.int64).max), np.full(len(self.size), -1)
+        np.minimum.at(lowest, self.part[rows], groups)
+        np.maximum.at(highest, self.part[rows], groups)
+        return lowest[parts] if (lowest[parts] == highest[parts]).all() else None
+
+    def _part_means(self) -> Floats:
+        """Mean log expression of each part, shape (genes, parts)."""
+        return np.column_stack([self.gene_sums(p)[0] / n for p, n in enumerate(self.size)])
+
+    def _row_sums(self) -> Floats:
+        return self._once("row sums", None, lambda: row_sums(self.log()))
 
     def _of_part(self, name: str, part: int, make: Callable[[Bools], T]) -> T:
         kept: dict[int, T] = self._once(name, None, dict)

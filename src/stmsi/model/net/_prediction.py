@@ -24,8 +24,9 @@ from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
 from stmsi.model.net.modules import HurdleModule
 from stmsi.model.net.modules._hurdle import METABOLITES_KEY, PRESENCE_KEY
 from stmsi.model.shared._blocks import read_in_blocks
-from stmsi.model.shared._hurdle_model import CONTEXT_RINGS, HurdleModel
+from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._spot_features import STAGES
+from stmsi.model.shared._trained_model import CONTEXT_RINGS
 
 if TYPE_CHECKING:
     from anndata import AnnData
