@@ -54,7 +54,7 @@ from stmsi.model.net._training_inputs import (
     some_metabolites,
 )
 from stmsi.model.net.encoders import ENCODERS, LocalFirstEncoder, MetaboliteEncoder
-from stmsi.model.net.modules._hurdle import Stage
+from stmsi.model.net.modules._spot_rows import Stage
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._persistence import save_model
 from stmsi.model.shared._setup import read_prior
