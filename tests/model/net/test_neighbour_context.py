@@ -8,7 +8,7 @@ import torch
 from stmsi._core.spatial.neighbourhoods import neighbour_rings
 from stmsi.model import HurdleNet
 from stmsi.model.net import _neighbour_context
-from stmsi.model.net._neighbour_context import set_gene_rings
+from stmsi.model.net._context_genes import set_gene_rings
 from stmsi.model.net.encoders import ENCODERS, Context, MLPEncoder
 from stmsi.model.net.modules import HurdleModule
 from stmsi.model.net.modules._spot_rows import CLIP

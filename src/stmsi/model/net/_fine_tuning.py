@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import pandas as pd
@@ -20,14 +20,13 @@ from stmsi._settings import logger
 from stmsi.model.net._module_start import ModuleStart
 from stmsi.model.net._surroundings import quiet
 from stmsi.model.net._training_inputs import measured_data, panel_data, setup_arguments
-from stmsi.model.shared._hurdle_model import MIN_GENES
+from stmsi.model.shared._block_prediction import MIN_GENES
 from stmsi.model.shared._spot_reader import SpotReader
 from stmsi.model.shared._targets import read_targets
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike
 
-    from stmsi.model.net._hurdle_net import HurdleNet
     from stmsi.model.shared._stored_input import Input
 
 
@@ -48,7 +47,7 @@ class FineTuning(ModuleStart):
         input: Input | None = None,
         min_genes: float = MIN_GENES,
         **train_kwargs: Any,
-    ) -> HurdleNet:
+    ) -> Self:
         """Go on training on new sections that have MSI, as a new model; this one stays as it is.
 
         The new model has the genes, scaling and metabolites of this one, and begins with its weights. It is trained and

@@ -14,8 +14,9 @@ from scvi.data import AnnDataManager
 from scvi.dataloaders import AnnDataLoader
 
 from stmsi._data.checks import listing
+from stmsi.model.net._context_genes import set_gene_rings
 from stmsi.model.net._metabolite_descriptors import Described
-from stmsi.model.net._neighbour_context import set_context, set_gene_rings
+from stmsi.model.net._neighbour_context import set_context
 from stmsi.model.net._run import Net
 from stmsi.model.net._scvi_fields import ROW_KEY, scvi_fields
 from stmsi.model.net._surroundings import quiet, seeded
@@ -24,8 +25,10 @@ from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
 from stmsi.model.net.modules import HurdleModule
 from stmsi.model.net.modules._expression import SharedExpression
 from stmsi.model.net.modules._hurdle import METABOLITES_KEY, PRESENCE_KEY
-from stmsi.model.shared._hurdle_model import CONTEXT_RINGS, HurdleModel
+from stmsi.model.shared._blocks import read_in_blocks
+from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._spot_features import STAGES
+from stmsi.model.shared._trained_model import CONTEXT_RINGS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -52,6 +55,9 @@ class NetPrediction(HurdleModel):
     _setup: Setup
     _hyper: dict[str, Any]
     _batch_size: int | None = None  # spots that are predicted at once, where the user said so
+
+    def _forget_data(self) -> None:
+        self._adata, self._adata_manager = None, None  # scvi-tools takes no other data away than by new ones
 
     @contextmanager
     def _in_batches(self, batch_size: int | None) -> Iterator[None]:
@@ -121,6 +127,17 @@ class NetPrediction(HurdleModel):
 
     def _forward(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Log-odds and intensity given presence of the metabolites that the model predicts; means over its networks."""
+        if not spots.is_streamed:
+            return self._forward_together(spots)
+        logit, intensity = np.empty((2, len(spots), len(self.state.metabolites)))
+        for block, some in read_in_blocks(spots, self._reach, PREDICT_BATCH):
+            said = self._forward_together(some)
+            for out, values in zip((logit, intensity), said, strict=True):
+                out[block.rows] = values[block.at]
+        return logit, intensity
+
+    def _forward_together(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The same of spots in memory."""
         nets, metabolites = self._nets, self._registered_metabolites()
         parts: list[list[torch.Tensor]] = [[] for _ in STAGES]
         known = torch.stack([torch.as_tensor(metabolites.isin(net.metabolites)) for net in nets])
@@ -130,7 +147,7 @@ class NetPrediction(HurdleModel):
             for net in nets:
                 net.module.eval()
                 stack.enter_context(net.module.sections_summed_up())
-            shared = SharedExpression([net.module for net in nets])
+            shared = SharedExpression([net.module.gene_index for net in nets], logged=nets[0].module.logged)
             for tensors in batches:
                 of_nets = [
                     self._read_out(net.module, tensors, log) for net, log in zip(nets, shared.of(tensors), strict=True)

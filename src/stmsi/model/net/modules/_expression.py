@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from scvi import REGISTRY_KEYS
 
 from stmsi._core.learning.expression_space import TARGET_SUM
-
-if TYPE_CHECKING:
-    from stmsi.model.net.modules._hurdle import HurdleModule
 
 
 def log_expression(x: torch.Tensor, genes: torch.Tensor, *, logged: bool) -> torch.Tensor:
@@ -27,15 +23,17 @@ class SharedExpression:
 
     Parameters
     ----------
-    modules
-        The networks.
+    index
+        Genes that each network uses, as positions in the panel.
+    logged
+        Whether the expression comes as logarithms and not as counts.
     """
 
-    def __init__(self, modules: Sequence[HurdleModule]) -> None:
-        index = [module.gene_index.cpu() for module in modules]
+    def __init__(self, index: Sequence[torch.Tensor], *, logged: bool) -> None:
+        index = [own.cpu() for own in index]
         self.genes, place = torch.cat(index).unique(return_inverse=True)
         self.places = place.split([len(own) for own in index])
-        self.logged = modules[0].logged
+        self.logged = logged
 
     def of(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """For each network, log expression of the genes that it uses, shape (spots, genes used)."""
