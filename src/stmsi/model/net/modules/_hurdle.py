@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from scvi.module.base import LossOutput, auto_move_data
 from torch import nn
 from torch.nn.functional import one_hot
 
@@ -47,7 +47,7 @@ _AT_ONCE = 4096
 _SIGNATURE_WIDTH = 32
 
 
-class HurdleModule(SpotRows, BaseModuleClass):
+class HurdleModule(SpotRows):
     """An encoder and two heads: presence and intensity, where asked for with the signature mask as an input of its own.
 
     What is fitted to the training spots before the gradient steps (genes used, their scaling, target statistics,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 import torch
+from scvi.module.base import BaseModuleClass
 from torch import nn
 
 from stmsi.model.net.encoders import Context, Encoder, GeneContext, LocalFirstEncoder, SectionContext
@@ -44,7 +45,7 @@ _OF_ROWS = (
 """Buffers about the spots at hand."""
 
 
-class SpotRows(nn.Module):
+class SpotRows(BaseModuleClass):
     """The part of :class:`stmsi.model.net.modules.HurdleModule` that knows the spots at hand.
 
     All of it is set anew for each data set and not saved.
