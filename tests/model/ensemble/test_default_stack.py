@@ -115,6 +115,7 @@ def test_the_map_is_the_weighted_mean_of_the_maps(trained, data):
 # ------------------------------------------------------------------------------------------------------------ in words
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("worth", [True, False])
 def test_gene_attention_is_trained_where_a_first_group_gains_by_it(data, monkeypatch, worth):
     HurdleEnsemble.setup_anndata(data, **GRAPH)
@@ -187,6 +188,7 @@ def test_it_says_when_patients_or_blocks_were_held_out(make_sections):
 # -------------------------------------------------------------------------------------------------------------- failing
 
 
+@pytest.mark.once
 def test_a_default_member_that_fails_is_left_out_and_told(data, monkeypatch, caplog, tmp_path):
     break_down(monkeypatch, HurdleScreened)
     with caplog.at_level(logging.WARNING, "stmsi"):
@@ -243,6 +245,7 @@ def test_a_loaded_stack_can_be_trained_again(trained, data, tmp_path):
     assert_frame_equal(loaded.predict(), trained.predict(data), check_exact=True)
 
 
+@pytest.mark.once
 def test_training_again_tries_a_failed_member_again(data, monkeypatch):
     with monkeypatch.context() as m:
         break_down(m, HurdleScreened)

@@ -81,6 +81,7 @@ def test_an_encoder_on_genes_is_one_file(st, monkeypatch):
     assert not {"spot_genes", "neighbours"} & set(model.module.state_dict())
 
 
+@pytest.mark.once
 def test_networks_share_the_neighbourhoods_of_spots_to_predict(st, monkeypatch):
     found = []
 

@@ -54,6 +54,7 @@ def batch():
 OPTIONS = [{}, {"n_layers": 1}, {"temperature": 0.5, "n_layers": 2}, {"attention": "entmax"}]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_matrix_products_are_the_softmax(options, batch):
     """Every logit written out, one spot, metabolite and head at a time."""
@@ -98,6 +99,7 @@ def test_contributions_add_up(options, batch):
     assert (attention >= 0).all()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("options", OPTIONS[:2])
 def test_metabolites_and_spots_do_not_see_one_another(options, batch):
     encoder = make(**options)
@@ -109,6 +111,7 @@ def test_metabolites_and_spots_do_not_see_one_another(options, batch):
     assert not torch.equal(encoder(x, covariates, GeneContext(context.rings + 1)), full), "the rings count"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("options", OPTIONS)
 def test_nothing_but_attended_genes_reaches_the_output(options, batch):
     encoder = make(**options)
@@ -117,6 +120,7 @@ def test_nothing_but_attended_genes_reaches_the_output(options, batch):
     assert (nothing == 0).all()
 
 
+@pytest.mark.once
 def test_programmes_direct_the_attention_of_spots(batch):
     """Training begins as without them; afterwards they, and their attention to each other, change what a spot attends to."""
     x = batch[0]
@@ -368,6 +372,7 @@ def test_maps_of_metabolites_differ_and_find_the_drivers(trained):
     assert all(d <= t for d, t in zip(drivers, top, strict=True))
 
 
+@pytest.mark.once
 def test_labels_permuted_inside_sections_give_no_score(sections):
     train, test = (part.copy() for part in sections)
     rng = np.random.default_rng(0)
@@ -407,6 +412,7 @@ def test_one_network_for_each_section(sections, trained, tmp_path):
     assert 0.8 < inside.mean(axis=None) <= 1
 
 
+@pytest.mark.once
 def test_several_networks_of_another_encoder(sections):
     train, test = sections
     HurdleNet.setup_anndata(train)
@@ -431,6 +437,7 @@ def test_networks_that_see_components_keep_their_own(sections, tmp_path):
     np.testing.assert_array_equal(load_model(tmp_path / "model").predict(test), found)
 
 
+@pytest.mark.once
 def test_the_same_seed_gives_the_same_bits_and_batches_do_not_count(sections, trained, monkeypatch):
     train, test = sections
     one, two = (fit(train.copy(), max_epochs=2).predict(test) for _ in range(2))
@@ -474,6 +481,7 @@ def test_missing_genes_and_other_order(sections, trained):
     assert np.isfinite(trained.predict(part)).all(axis=None)
 
 
+@pytest.mark.once
 def test_covariates_add_a_linear_term(sections):
     train = sections[0].copy()
     train.obs["batch"] = pd.Categorical(np.arange(train.n_obs) % 2)
@@ -520,6 +528,7 @@ def test_a_metabolite_that_training_did_not_have(sections):
         HurdleNet(train, encoder="transformer", encoder_kwargs={"descriptors": ["logp"]})
 
 
+@pytest.mark.once
 def test_prior_genes_reach_the_attention(sections, tmp_path):
     train = sections[0].copy()
     genes = pd.DataFrame(False, train.var_names, ["second", "not_measured"])
@@ -544,6 +553,7 @@ def test_warm_starts_of_several_networks_are_refused(sections):
         model.train(warm_start=True)
 
 
+@pytest.mark.once
 def test_an_interrupt_leaves_the_networks_that_were_done(sections):
     from lightning.pytorch.callbacks import Callback
 
