@@ -88,8 +88,8 @@ def open_cohort(
         paths, fields, table_key=Key.table.ST, genes="shared", directory=usable_folder(sums), obs=obs
     )
     records = [record for s in found.stores if is_record(record := s.table.uns.get(Key.obsm.MSI))]
-    if len(records) > 1 and (why := why_apart(records)):
-        msg = f"{_APART}: {why}."
+    if len(records) > 1 and (apart := why_apart(records)):
+        msg = f"{_APART}: {apart}."
         raise ValueError(msg)
     sections = found.adata.obs[Key.obs.SAMPLE].astype(str).to_numpy()
     measured = found.adata.obsm[Key.obsm.MSI].notna().groupby(sections).any().sum()

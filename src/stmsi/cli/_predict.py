@@ -74,6 +74,7 @@ def _predict_several(
         table = stmsi.tl.predict_metabolites(
             data, model, out=out, table_key=table_key, on_error="warn", client=scheduler, **options
         )
+    assert table is not None  # of several files
     bad = table["error"] != ""
     result |= {"out": str(out), "predicted": table.loc[~bad, ["store", "out", "n_spots"]].to_dict("records")}
     result[SOME_FAILED] = table.loc[bad, ["store", "error"]].to_dict("records")

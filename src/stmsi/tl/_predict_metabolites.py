@@ -187,7 +187,7 @@ def predict_metabolites(
         options = {"how": how, "layer": layer, "input": input, "key_added": key_added, "coverage": coverage}
         options |= {"min_genes": min_genes, "block_size": block_size}
         return predict_stores(
-            data, model, out, options, table_key=table_key, on_error=on_error, client=client, show_progress_bar=show_progress_bar
+            predict_metabolites, data, model, out, options, table_key=table_key, on_error=on_error, client=client, show_progress_bar=show_progress_bar
         )  # fmt: skip
     if client is not None:
         msg = "client= shares out stores; pass their paths. Data in memory are predicted here."

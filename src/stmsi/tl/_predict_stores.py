@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from pathlib import Path
@@ -34,6 +34,7 @@ _NO_DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 
 
 def predict_stores(
+    predict: Callable[..., object],
     data: Any,
     model: HurdleModel | str | Path | Mapping[str, Any],
     out: str | Path | None,
@@ -48,6 +49,8 @@ def predict_stores(
 
     Parameters
     ----------
+    predict
+        What predicts one table: :func:`stmsi.tl.predict_metabolites`.
     data
         Paths of stores.
     model
@@ -55,7 +58,7 @@ def predict_stores(
     out
         Folder of the predictions; `None`: each lies beside its store.
     options
-        Further options of :func:`stmsi.tl.predict_metabolites`.
+        Further options of `predict`.
     table_key, on_error, client, show_progress_bar
         As there.
 
@@ -76,12 +79,16 @@ def predict_stores(
         raise ValueError(msg)
     paths = _distinct(paths_of(data))
     targets = _targets(paths, out)
+    assert not isinstance(model, Mapping)
     fitted = trained_model(model)
     if not isinstance(model, str | Path):
         fitted = copy(fitted)
         fitted._forget_data()  # which workers need not have
-    shared = {"model": str(Path(model).resolve()) if isinstance(model, str | Path) else fitted, "table_key": table_key}
-    shared["options"] = dict(options)
+    shared: dict[str, Any] = {
+        "model": str(Path(model).resolve()) if isinstance(model, str | Path) else fitted,
+        "table_key": table_key,
+    }
+    shared |= {"predict": predict, "options": dict(options)}
     calls = list(zip(range(len(paths)), paths, targets, strict=True))
     rows: dict[int, tuple[int, str]] = {}
     for number, n_spots, error in track(
@@ -141,14 +148,12 @@ def _done(
 
 def _predict(number: int, path: Path, out: Path, shared: dict[str, Any]) -> tuple[int, int, str]:
     """Predict one store: its number, its spots, and why it could not be."""
-    from stmsi.tl._predict_metabolites import predict_metabolites
-
     options = shared["options"]
     try:
         check_new(out, "store")  # before anything is read
         fitted = trained_model(shared["model"])
         with _opened(path, fitted.state.setup, shared["table_key"], options.get("layer")) as adata:
-            predict_metabolites(adata, fitted, out=out, show_progress_bar=False, **options)
+            shared["predict"](adata, fitted, out=out, show_progress_bar=False, **options)
             return number, adata.n_obs, ""
     except OSError as error:
         if error.errno in _NO_DISK:

@@ -215,8 +215,8 @@ class StoredSections:
 
     def some(self, rows: NDArray[np.int64]) -> StoredSections:
         """Some of the spots, ascending, as all there are; edges to others are cut."""
-        own = {"names": self.names[rows], "store": self.store[rows], "row": self.row[rows]}
-        return replace(self, adata=self.adata[rows].copy(), **own)
+        adata = self.adata[rows].copy()
+        return replace(self, adata=adata, names=self.names[rows], store=self.store[rows], row=self.row[rows])
 
     def blocks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Ascending rows in pieces that are read together, each in one store."""

@@ -66,11 +66,17 @@ def test_default_members(data):
     assert list(HurdleEnsemble(data).members) == [*NAMES, *PRIOR_MEMBER] == [*NAMES, "prior ridge"]
 
 
-def test_every_member_has_the_graph_and_those_that_read_it_the_prior(data):
+def test_every_member_has_the_graph_and_one_the_prior(data):
     model = fit(with_prior(data), {**GRAPH, "prior_key": "msi_prior"})
     assert [type(m) for m in model.models_] == [HurdleLinear, *[HurdleKernel] * 3, *[HurdleScreened] * 2]
     assert {m.state.setup.graph_key for m in model.models_} == {"spatial_connectivities"}
-    assert [m.state.setup.prior_key for m in model.models_] == ["msi_prior", *[None] * 4, "msi_prior"]
+    assert [m.state.setup.prior_key for m in model.models_] == [*[None] * 5, "msi_prior"]
+    ridge, with_prior_in_it = model.models_[0], HurdleLinear(model.adata)
+    assert len({r.strength for r in ridge.regressions_}) == 1, "one penalty for all metabolites"
+    assert len({c.strength for c in ridge.classifiers_ if c.estimator is not None}) == 1
+    with_prior_in_it.train(show_progress_bar=False)
+    # with the prior in it, the choices are many, and made on the folds that weigh the members
+    assert len({r.strength for r in with_prior_in_it.regressions_}) > 1
     assert model.models_[-1].metabolites == ["first", "second"]
     assert model.metabolites == ["first", "second", "third", "always"]
     prior = model.weights.query("member == 'prior ridge'").set_index(["metabolite", "stage"])["weight"]

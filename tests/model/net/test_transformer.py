@@ -17,6 +17,7 @@ from stmsi.model.net._gene_screen import screened_genes
 from stmsi.model.net.encoders import Evidence, GeneContext, Sizes, TransformerEncoder
 from stmsi.model.net.encoders._sparse_softmax import entmax15
 from stmsi.model.net.encoders._transformer import WAVELENGTHS, encode_mz
+from stmsi.model.net.modules._expression import SharedExpression
 from stmsi.model.net.modules._heads import AttentionReadOut
 from stmsi.model.shared._setup import Setup
 from stmsi.model.shared._spot_reader import SpotReader
@@ -317,6 +318,26 @@ def test_it_predicts_and_uniform_attention_does_not(sections, trained):
     assert flat.mean() < real.mean() - 0.3
     table = trained.state.feature_table
     assert (table["held_out_attention"] - table["held_out_uniform"]).mean() > 0.3
+
+
+def test_training_moves_the_attention(sections):
+    """With the epsilon of scvi-tools, steps of weights whose gradients are small all but vanish, and the screen stays as it is."""
+
+    def moved(**train):
+        model = fit(sections[0].copy(), fields=GRAPH, params={"n_nets": 2}, max_epochs=6, **train)
+        of_nets = [net.module.encoder.sharpness.detach().std() for net in model._nets]
+        return float(torch.stack(of_nets).mean())
+
+    assert moved() > 3 * moved(plan_kwargs={"eps": 0.01})
+
+
+def test_networks_share_log_expression(sections, trained):
+    data = trained._query_spots(sections[1], 0.5)
+    (tensors,) = trained._batches(data, len(data))
+    modules = [net.module for net in trained._nets]
+    shared = SharedExpression([module.gene_index for module in modules], logged=False)
+    for module, log in zip(modules, shared.of(tensors), strict=True):
+        torch.testing.assert_close(module.standardise(log), module.expression(tensors["X"]))
 
 
 def test_the_genes_of_another_metabolite_predict_it_worse(sections, trained):

@@ -40,13 +40,13 @@ def decorrelated_scores(X: AnyFloats, Y: Floats, section: Ints, shrinkage: float
     return scores_of_products(X.T @ X, X.T @ filled, len(X), shrinkage)
 
 
-def section_products(X: AnyFloats, Y: Floats) -> tuple[Floats32, Floats32]:
+def section_products(X: AnyFloats, Y: Floats) -> tuple[AnyFloats, AnyFloats]:
     """What a section adds to the sums of :func:`scores_of_products`: products of its features, and with its targets."""
     inside, filled = _standardised(X), _standardised(Y)
     return inside.T @ inside, inside.T @ filled
 
 
-def scores_of_products(P: Floats32, r: Floats32, n_spots: int, shrinkage: float = 0.3) -> Floats32:
+def scores_of_products(P: AnyFloats, r: AnyFloats, n_spots: int, shrinkage: float = 0.3) -> Floats32:
     """:func:`decorrelated_scores` from the sums of :func:`section_products` over all sections.
 
     Parameters

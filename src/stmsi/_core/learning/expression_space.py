@@ -140,7 +140,7 @@ def distance_by_products(products: Floats, weight: Floats, profile: Floats, sums
 def products_with(log: sp.csr_matrix, profiles: Floats) -> Floats:
     """Products of log expression with profiles (genes, profiles) in double precision, in pieces; shape (spots, profiles)."""
     pieces = range(0, log.shape[0], _CHUNK)
-    return np.vstack([_piece(log, i).astype(np.float64) @ profiles for i in pieces])
+    return np.vstack([_sparse_piece(log, i).astype(np.float64) @ profiles for i in pieces])
 
 
 def held_out_distance(log: sp.csr_matrix, groups: Ints) -> Floats:
@@ -322,9 +322,12 @@ class ExpressionSpace:
 
 
 def _piece(log: LogExpression, start: int) -> LogExpression:
-    """Some spots; of a sparse matrix without a copy of its entries."""
-    if not isinstance(log, sp.csr_matrix):
-        return log[start : start + _CHUNK]
+    """Some spots."""
+    return _sparse_piece(log, start) if isinstance(log, sp.csr_matrix) else log[start : start + _CHUNK]
+
+
+def _sparse_piece(log: sp.csr_matrix, start: int) -> sp.csr_matrix:
+    """Some spots of a sparse matrix, without a copy of its entries."""
     pointer = log.indptr[start : start + _CHUNK + 1]
     own = slice(pointer[0], pointer[-1])
     shape = len(pointer) - 1, log.shape[1]

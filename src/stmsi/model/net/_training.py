@@ -236,8 +236,8 @@ class NetTraining(SeveralNets):
         learning = {"max_epochs": max_epochs, "stopping": stopping if early_stopping else None, **options}
         groups = None if given or start is not None else self._groups(run, n_nets)
         if self._stored is not None:
-            every, of_group = np.union1d(rows, validation), [] if groups is None else np.unique(groups.groups)
-            parts = [rows[groups.groups == g] for g in of_group] if groups is not None else [validation]
+            every = np.union1d(rows, validation)
+            parts = [validation] if groups is None else [rows[groups.groups == g] for g in np.unique(groups.groups)]
             folds = [every, rows, *(np.setdiff1d(every, part) for part in parts)]
             run = replace(run, spots=self._stored.spots(setup, folds))
         if groups is not None:
