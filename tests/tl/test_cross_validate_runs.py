@@ -12,7 +12,6 @@ from pandas.testing import assert_frame_equal
 from sklearn.model_selection import KFold
 
 import stmsi
-from stmsi._data import unfinished as _unfinished
 from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES
 from stmsi.model import HurdleLinear
 from stmsi.model_selection import LeaveOneSampleOut, SpatialBlockKFold
@@ -28,25 +27,6 @@ def data(st):
     for key in ("msi", "msi_presence"):
         st.obsm[key] = st.obsm[key][["simPC_28_0", "simPC_31_3"]]
     return st
-
-
-@pytest.fixture
-def fits(monkeypatch):
-    """What was trained on and predicted, fit by fit."""
-    done = []
-    train_on, score_sections = _cross_validate.train_on, _cross_validate.score_sections
-
-    def train(adata, spec, *args, **kwargs):
-        done.append({"train": adata.copy(), "spec": spec})
-        return train_on(adata, spec, *args, **kwargs)
-
-    def score(found):
-        done[-1]["predicted"] = found.predicted
-        return score_sections(found)
-
-    monkeypatch.setattr(_cross_validate, "train_on", train)
-    monkeypatch.setattr(_cross_validate, "score_sections", score)
-    return done
 
 
 def run(data, models=("mean", "linear"), **options):
@@ -69,6 +49,7 @@ def test_edges_are_cut_at_the_border_of_a_fold(data, fits):
         assert lost > 0  # without a buffer there are edges to cut
 
 
+@pytest.mark.once
 def test_neighbour_features_are_computed_on_each_side_by_itself(data, fits):
     """A fold's predictions are those of a model that was handed the test spots alone."""
     fields = {"graph_key": "spatial_connectivities"}
@@ -88,6 +69,7 @@ def test_neighbour_features_are_computed_on_each_side_by_itself(data, fits):
     assert not np.allclose(fits[0]["predicted"], whole)
 
 
+@pytest.mark.once
 def test_the_choice_is_made_inside_the_training_spots(data, fits):
     models = {"mean": "mean", "ridge": {"model": "ridge", "n_components": 5}}
     scores = run(data, models, inner=LeaveOneSampleOut())
@@ -134,6 +116,7 @@ def test_finished_folds_are_read_again(data, fits, tmp_path):
     assert set(named["model"]) == {"average"}
 
 
+@pytest.mark.once
 def test_an_interrupted_run_goes_on(data, fits, tmp_path, monkeypatch):
     whole = run(data)
     fits.clear()
@@ -156,6 +139,7 @@ def test_an_interrupted_run_goes_on(data, fits, tmp_path, monkeypatch):
     assert_frame_equal(found.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True)
 
 
+@pytest.mark.once
 def test_what_has_changed_is_computed_again(data, fits, tmp_path, monkeypatch):
     def count(adata, models="mean", **options):
         fits.clear()
@@ -241,9 +225,9 @@ def test_data_without_a_value_is_not_kept(data, tmp_path, caplog):
 
 
 def test_what_a_killed_run_left_goes(tmp_path):
-    left = tmp_path / ".0123.parquet.0123abcd.part"
-    left.mkdir()
-    (left / _unfinished._LOCK).write_bytes(b"")
+    left = tmp_path / f".{'0' * 32}.0123.parquet"
+    left.write_bytes(b"")
+    os.utime(left, (0, 0))
     FoldCache(tmp_path)
     assert not list(tmp_path.iterdir())
 
@@ -284,6 +268,7 @@ def test_fingerprints_are_of_values(data):
     assert fingerprint(pd.DataFrame({"a": [1.0, np.nan]})) == fingerprint(pd.DataFrame({"a": [1.0, np.nan]}))
 
 
+@pytest.mark.once
 def test_results_do_not_depend_on_processes_with_nesting_and_cache(data, tmp_path):
     one = run(data, inner=LeaveOneSampleOut()).drop(columns="seconds")
     two = run(data, inner=LeaveOneSampleOut(), cache_dir=tmp_path, n_jobs=2).drop(columns="seconds")

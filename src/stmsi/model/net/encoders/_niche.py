@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, leaky_relu
 
-from stmsi.model.net.encoders._encoder import Context, Encoder, Sizes, Usual
+from stmsi.model.net.encoders._contexts import Context
+from stmsi.model.net.encoders._encoder import Encoder, Sizes, Usual
 
 _N_KINDS = 3
 """Kinds of token: centre, ring 1, ring 2."""
@@ -46,7 +47,8 @@ class NicheEncoder(Encoder):
 
     References
     ----------
-    NicheTrans (2026), without its selection of features on the test slides. Layer norm stands in the place of batch norm.
+    "NicheTrans: Spatial-aware Cross-omics Translation", without its selection of features on the test slides. Layer norm stands
+    in the place of batch norm.
     """
 
     uses_graph = True
