@@ -17,10 +17,12 @@ from stmsi.model.shared._gene_panel import GenePanel
 from stmsi.model.shared._persistence import training_record
 from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._spot_reader import SpotReader
-from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, training_rows
+from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, stored_targets, training_rows
 from stmsi.model.shared._training_spots import TrainingSpots
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
@@ -45,6 +47,8 @@ class TrainingData:
     train, targets, sample
         The training spots, what was measured there (without metabolites that were measured nowhere there), and their
         sections.
+    folder
+        Where to keep on disk what grows with the spots; `None`: in memory.
     """
 
     adata: AnnData
@@ -56,6 +60,7 @@ class TrainingData:
     train: Spots
     targets: Targets
     sample: NDArray[Any]
+    folder: Path | None = None
 
     @classmethod
     def read(
@@ -65,17 +70,22 @@ class TrainingData:
         train_idx: ArrayLike | None,
         validation_idx: ArrayLike | None,
         spots: Spots | None = None,
+        *,
+        from_disk: bool = False,
     ) -> TrainingData:
-        """Read and check; errors as for ``train``. `spots` are those of `adata` where they have been read before."""
+        """Read and check; errors as for ``train``.
+
+        `spots` are those of `adata` where they have been read before. A model that fits `from_disk` gets a folder, and targets
+        that it can read a piece of at a time, where the expression of the spots is on disk too.
+        """
         adata = require_data(adata)
-        spots, all_targets = (
-            SpotReader.open(adata, setup).read() if spots is None else spots,
-            read_targets(adata, setup),
-        )
+        spots = SpotReader.open(adata, setup).read() if spots is None else spots
+        folder = spots.folder if from_disk else None
+        all_targets = read_targets(adata, setup) if folder is None else stored_targets(adata, setup)
         rows, validation = training_rows(all_targets, train_idx, validation_idx)
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
         sample = sections_of(adata, setup.sample_key)[rows]
-        return cls(adata, setup, spots, all_targets, rows, validation, train, targets, sample)
+        return cls(adata, setup, spots, all_targets, rows, validation, train, targets, sample, folder)
 
     def alone(self, adata: AnnData) -> TrainingData:
         """The training spots as all there is, `adata` holding them and nothing else."""
