@@ -308,8 +308,8 @@ class HurdleLinear(SpotModel):
                 for_intensity, targets.intensity, targets.presence, inner, folder
             )
         self.map_, self.prior_, self.held_out_, self.state_ = None, None, None, state
-        held_out: Any = probability, intensity
-        self._calibrate_after(data, *held_out, inner.units, self.rng, groups=inner.groups)
+        held_out: list[Any] = [probability, intensity]
+        self._calibrate_after(data, held_out[0], held_out[1], inner.units, self.rng, groups=inner.groups)
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         for_intensity, for_presence = self.state.features.transform(spots)

@@ -718,10 +718,10 @@ class HurdleModel:
         if state.copula is None and held_out is not None:
             state.copula = HurdleCopula.fit(
                 held_out.targets.metabolites.to_numpy(dtype=object),
-                *map(
-                    np.asarray,
-                    (held_out.targets.intensity, held_out.targets.presence, held_out.probability, held_out.intensity),
-                ),
+                np.asarray(held_out.targets.intensity),
+                np.asarray(held_out.targets.presence),
+                np.asarray(held_out.probability),
+                np.asarray(held_out.intensity),
                 np.unique(held_out.sample.astype(str), return_inverse=True)[1],
                 held_out.xy,
             )
