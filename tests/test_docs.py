@@ -160,3 +160,40 @@ def test_no_badge_of_a_package_that_is_not_there():
     text = (ROOT / "README.md").read_text()
     assert "img.shields.io/pypi" not in text
     assert "pip install stmsi" not in text
+
+
+FIGURE = re.compile(r"```\{figure\} (\S+)\n:alt: (.+)\n(?::width: .+\n)?\n(.+)\n```")
+WITHOUT_PICTURE = {
+    "cluster", "cohort", "coming_from", "damaged_files", "index", "large_sections", "model_input", "only_anndata",
+    "published_layouts", "saved_models", "spot_embeddings",
+}  # fmt: skip
+"""Pages of the guide about files, formats and commands, where a picture would say nothing."""
+
+
+def test_every_page_of_the_guide_has_a_picture():
+    found = {
+        p.stem: "{figure}" in p.read_text() or "{image}" in p.read_text() for p in (DOCS / "user_guide").glob("*.md")
+    }
+    assert {name for name, there in found.items() if not there} == WITHOUT_PICTURE
+
+
+def test_pictures_of_the_guide_are_small_described_used_and_made_by_the_script():
+    shown = set()
+    for page in [*(DOCS / "user_guide").glob("*.md"), *(DOCS / "tasks").glob("*.md")]:
+        text = page.read_text(encoding="utf-8")
+        figures = FIGURE.findall(text)
+        assert len(figures) == text.count("{figure}"), f"{page.name}: a figure lacks its alt text or its caption"
+        for path, alt, caption in figures:
+            file = (page.parent / path).resolve()
+            assert file.stat().st_size < 80 * 1024, path
+            assert len(alt.split()) >= 4
+            assert caption.endswith("."), caption
+            shown.add(file.stem)
+    assert shown == {p.stem for p in (DOCS / "_static" / "guide").glob("*.png")}
+    made = set(re.findall(r"^def (\w+)\(\) -> Figure:", (DOCS / "guide_figures.py").read_text(), re.MULTILINE))
+    assert shown == made
+
+
+def test_every_plot_has_a_picture_on_its_api_page():
+    names = import_module("stmsi.pl").__all__
+    assert {n for n in names if not (DOCS / "_static" / "gallery" / f"{n}.png").is_file()} == set()

@@ -9,8 +9,8 @@ from stmsi._lazy import lazy_attributes, missing_extra
 HEAVY = ("torch", "scvi", "squidpy", "scanpy", "napari", "matplotlib", "lightning", "spatialdata", "sklearn")
 
 
-def _loaded_after(code):
-    program = f"{code}\nimport sys\nprint(*[m for m in {HEAVY!r} if m in sys.modules])"
+def _loaded_after(code, asked=HEAVY):
+    program = f"{code}\nimport sys\nprint(*[m for m in {asked!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     return done.stdout.split()
 
@@ -22,6 +22,12 @@ def test_import_loads_nothing_heavy():
 def test_pp_loads_no_deep_learning_and_no_plotting():
     loaded = _loaded_after("import stmsi; stmsi.pp.normalize_msi; stmsi.pp.map_to_spots; stmsi.pp.gene_signatures")
     assert not set(loaded) & {"torch", "scvi", "squidpy", "napari", "matplotlib", "lightning"}
+
+
+def test_the_help_of_the_command_line_loads_no_data_packages():
+    code = "import stmsi.cli, contextlib, io\nwith contextlib.redirect_stdout(io.StringIO()) as said:\n"
+    code += "    stmsi.cli.app(['--help'], standalone_mode=False)\nassert 'evaluate' in said.getvalue()"
+    assert _loaded_after(code, (*HEAVY, "pandas", "anndata", "scipy", "h5py")) == []
 
 
 def test_the_check_sees_a_loaded_module():

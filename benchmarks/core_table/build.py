@@ -5,8 +5,14 @@
 ``molecules.tsv`` holds the molecules one by one, ``lipids.py`` makes the lipid species. Where ``molecules.tsv`` names no
 genes, they are those that Human-GEM and MEBOCOST agree on, or else of either, the most specific first; ``-`` stands for none. Every other pair of a row and a gene is looked up, in
 this order: Human-GEM (CC BY 4.0) and MEBOCOST (BSD-3-Clause) by metabolite; Reactome (CC BY 4.0) by a pathway of the row's
-class; ``evidence.tsv`` (an article, or the reaction in the enzyme nomenclature). Pairs that none of them supports are left
-out, and told. The column ``source`` names what supports the genes of the row. The databases' files are not part of the repository.
+class; ``evidence.tsv`` (an article, a reaction of Reactome, or the reaction in the enzyme nomenclature). Pairs that none of
+them supports are left out, and told. So are pairs of ``evidence.tsv`` that support no row: they are not evidence of this table.
+The column ``source`` names what supports the genes of the row. The databases' files are not part of the repository.
+
+Every line of ``evidence.tsv`` was looked up. ``checked`` names where, and when. For an article it is a page that shows the
+identifier with a title or abstract that names gene and metabolite. For an EC number it is a source that gives the gene this
+number (mostly HGNC) and, where the name of the enzyme does not say it, a page with the reaction. Where the page of the article
+was found without its DOI, the source is the PubMed or PubMed Central number. A pair that could not be confirmed goes.
 """
 
 from __future__ import annotations
@@ -88,11 +94,11 @@ def derived(known: dict[str, set[str]], spread: dict[str, int]) -> tuple[list[st
     return enzymes[:MOST_DERIVED], carriers[: MOST_DERIVED // 2]
 
 
-def build(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """The table, and the pairs that are left out."""
+def build(folder: Path) -> tuple[list[dict[str, str]], list[str], list[str]]:
+    """The table, the pairs that are left out, and the pairs of ``evidence.tsv`` that support no row."""
     databases, reactome, evidence = Databases(folder), read_reactome(folder / "scMetab_REACT.gmt"), read_evidence()
     chains = {gene: databases.genes({}, (), CHAIN_PRODUCTS[gene]).get(gene, set()) for gene in CHAIN_PRODUCTS}
-    table, left_out = [], []
+    table, left_out, idle = [], [], dict.fromkeys(evidence)
     for row in rows():
         names = [row["name"], *row["synonyms"].split(";")]
         known = databases.genes(row, names, filter(None, row["bigg"].split(";")))
@@ -115,10 +121,11 @@ def build(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
                         if gene in reactome[path]
                     ][:1]
                 )
-                supported = (
-                    supported
-                    or [evidence[key] for key in ((row["name"], gene), (row["class"], gene)) if key in evidence][:1]
-                )
+                if not supported:
+                    keys = [key for key in ((row["name"], gene), (row["class"], gene)) if key in evidence][:1]
+                    supported = [evidence[key] for key in keys]
+                    for key in keys:
+                        idle.pop(key, None)
                 if supported:
                     kept[column].append(gene)
                     sources += supported
@@ -127,7 +134,7 @@ def build(folder: Path) -> tuple[list[dict[str, str]], list[str]]:
         cells = {c: ";".join(kept[c]) for c in ("genes", "transporters")}
         order = sorted(set(sources), key=lambda s: (s != HUMAN_GEM, s != MEBOCOST, not s.startswith("Reactome"), s))
         table.append({**{c: row.get(c, "") for c in COLUMNS}, **cells, "source": "; ".join(order)})
-    return table, left_out
+    return table, left_out, ["\t".join(pair) for pair in idle]
 
 
 CHAIN_PRODUCTS = {
@@ -155,12 +162,14 @@ def main() -> None:
     )
     parser.add_argument("--out", type=Path, default=TARGET)
     arguments = parser.parse_args()
-    table, left_out = build(arguments.folder)
+    table, left_out, idle = build(arguments.folder)
     with arguments.out.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, delimiter="\t", lineterminator="\n")
         writer.writeheader()
         writer.writerows(table)
     print(f"{len(table)} rows; left out, for want of a source:", *left_out, sep="\n")
+    if idle:
+        print("evidence that supports no row:", *idle, sep="\n")
 
 
 if __name__ == "__main__":

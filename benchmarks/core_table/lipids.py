@@ -96,7 +96,7 @@ def chain_genes(chains: int, carbon: int, double: int) -> list[str]:
 
 
 def _ceramide_synthases(acyl: int) -> list[str]:
-    """Ceramide synthases by the length of the acyl (Levy and Futerman 2010, doi:10.1002/iub.319)."""
+    """Ceramide synthases by the length of the acyl (Kihara, Prog. Lipid Res. 2016)."""
     if acyl <= 16:
         return ["CERS5", "CERS6"]
     if acyl <= 18:
@@ -128,7 +128,7 @@ CLASSES: dict[str, tuple[LipidClass, ...]] = {
     "PE": (
         LipidClass(
             "phosphatidylethanolamine", (5, 10, 1, 8, 1, 0), 2,
-            "PCYT2 SELENOI CEPT1 PISD PEMT LPCAT3 MBOAT1 MBOAT2 NAPEPLD PLA2G4A",
+            "PCYT2 SELENOI CEPT1 PISD PEMT LPCAT3 MBOAT1 MBOAT2 PLA2G4A",
             "32:1 34:1 34:2 34:3 36:1 36:2 36:3 36:4 36:5 38:1 38:2 38:3 38:4 38:5 38:6 38:7 40:4 40:5 40:6 40:7 40:8",
             "ATP8A1", ("pe_hs",),
         ),
@@ -153,7 +153,7 @@ CLASSES: dict[str, tuple[LipidClass, ...]] = {
     ),
     "PG": (
         LipidClass(
-            "phosphatidylglycerol", (6, 11, 0, 10, 1, 0), 2, "PGS1 PTPMT1 CRLS1 LPGAT1 CLN5",
+            "phosphatidylglycerol", (6, 11, 0, 10, 1, 0), 2, "PGS1 PTPMT1 CRLS1 LPGAT1",
             "32:0 34:1 34:2 36:1 36:2 36:4 38:4 38:5 38:6 40:6 40:7 40:8 44:12",
             "", ("pglyc_hs", "pgp_hs"), ("BMP {}",),
         ),
@@ -226,7 +226,7 @@ CLASSES: dict[str, tuple[LipidClass, ...]] = {
     "LPE": (
         LipidClass(
             "lysophosphatidylethanolamine", (5, 12, 1, 7, 1, 0), 1,
-            "MBOAT1 MBOAT2 LPCAT3 PLA2G4A PLA2G6 LYPLA1 ENPP2",
+            "MBOAT1 MBOAT2 LPCAT3 PLA2G4A PLA2G6 LYPLA1",
             "16:0 16:1 18:0 18:1 18:2 20:3 20:4 20:5 22:4 22:5 22:6", "MFSD2A SPNS1", ("pe_hs", "peole_hs", "pepalm_hs"), ("LysoPE {}",),
         ),
         LipidClass(

@@ -113,7 +113,7 @@ def shift(seeds: list[int], models: list[str]) -> Iterator[dict[str, Any]]:
                     row = {"what": what, "model": name, "seed": seed, "fold": fold}
                     row["ood"] = float(np.median(model._predict_all(data).ood))
                     row["widened"] = covered(model, data)
-                    plain = "stmsi.model.shared._hurdle_model.doubt_of"
+                    plain = "stmsi.model.shared._block_prediction.doubt_of"
                     with mock.patch(plain, lambda distance, *_: np.zeros(len(distance))):
                         row["plain"] = covered(model, data)
                     yield row

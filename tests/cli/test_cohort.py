@@ -301,12 +301,10 @@ def test_patients_may_stand_in_the_data(config):
 
 
 def test_no_resume_repeats_the_folds_as_well(config, monkeypatch, tmp_path):
-    def seen(*args, cache_dir, **kwargs):
-        raise ValueError(cache_dir)
+    def seen(*args):
+        raise ValueError(args[-1])
 
-    spots = ad.AnnData(obs=pd.DataFrame({"sample": ["a", "b"]}, index=["x", "y"]))
-    monkeypatch.setattr(CohortSteps, "_joined", lambda *_: spots)
-    monkeypatch.setattr("stmsi.tl.cross_validate", seen)
+    monkeypatch.setattr("stmsi.cli._cohort_steps.open_cohort", seen)
     for resume in (True, False):
         with pytest.raises(ValueError, match="folds" if resume else "None"):
             CohortSteps(_read(config), resume=resume).validate().work(tmp_path / str(resume))

@@ -177,6 +177,9 @@ def test_click_on_a_spot(window, widget, settle):
     assert spot.genes[0][0] in text
     settle()
     assert np.asarray(window.layers["selected spot"].data).shape == (1, 2)
+    view.pick(-1e4, -1e4)
+    assert widget.spot.text() == "Click a spot for its values."
+    assert not window.layers["selected spot"].visible
 
 
 def test_the_view_widget_of_napari_spatialdata_colours_our_spots(window, widget, sections, settle):
@@ -197,6 +200,41 @@ def test_the_view_widget_of_napari_spatialdata_colours_our_spots(window, widget,
     choose(widget, view.source.features.index[1])
     choose(widget, view.source.features.index[0])
     np.testing.assert_allclose(view.layers["measured"].face_color, before)
+
+
+def test_docks_of_napari_spatialdata_list_the_data_that_are_shown(window, widget, sections, settle):
+    widget.elements.click()
+    settle()
+    other = lattice(5)
+    stmsi.napari.overlay(other, viewer=window, run=False)
+    settle()
+    assert "SpatialData" not in dict(window.window.dock_widgets)
+    dict(window.window.dock_widgets)["stmsi"].elements.click()
+    settle()
+    listed = dict(window.window.dock_widgets)["SpatialData"].coordinate_system_widget
+    assert [listed.item(i).text() for i in range(listed.count())] == ["s"]
+    stmsi.napari.overlay(sections, "simPC(28:0)", sample=SAMPLE, viewer=window, run=False)
+    settle()
+    assert "SpatialData" not in dict(window.window.dock_widgets)
+
+
+def test_the_view_comes_back_when_the_landmark_dock_is_closed(window, widget, settle):
+    shown = [layer.name for layer in window.layers if layer.visible]
+    dock, landmarks = window.window.add_plugin_dock_widget("stmsi", "Landmarks")
+    settle()
+    assert not widget.view.layers["measured"].visible
+    landmarks.undo.click()
+    left = landmarks.pairs.counts
+    dock.destroyOnClose()  # its x
+    settle()
+    assert [layer.name for layer in window.layers if layer.visible] == shown
+    assert not any("landmarks" in layer.name for layer in window.layers)
+    assert colours_of(window.screenshot(canvas_only=True, flash=False)) > 100
+    # and no click is lost
+    dock, landmarks = window.window.add_plugin_dock_widget("stmsi", "Landmarks")
+    assert landmarks.pairs.counts == left
+    dock.destroyOnClose()
+    settle()
 
 
 def test_a_second_overlay_takes_the_place_of_the_first(window, widget, sections):

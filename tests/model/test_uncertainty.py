@@ -156,7 +156,7 @@ def test_intervals_widen_with_imputed_genes_and_distance(driven, monkeypatch, ch
     assert covered(test, model, 0.9).mean().mean() == pytest.approx(0.9, abs=0.03)
     other = change(test, np.random.default_rng(0))
     widened = covered(other, model, 0.9).mean().mean()
-    monkeypatch.setattr("stmsi.model.shared._hurdle_model.doubt_of", lambda distance, *_: np.zeros(len(distance)))
+    monkeypatch.setattr("stmsi.model.shared._block_prediction.doubt_of", lambda distance, *_: np.zeros(len(distance)))
     alone = covered(other, model, 0.9).mean().mean()
     assert alone < 0.87
     assert abs(widened - 0.9) < abs(alone - 0.9) - 0.03

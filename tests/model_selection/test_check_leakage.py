@@ -57,6 +57,20 @@ def test_spots_on_both_sides(clean):
     assert own["share"] == pytest.approx(2 / (2 + (~section).sum()))
 
 
+@pytest.mark.parametrize("at_once", [1, 7])
+def test_copies_are_found_however_many_spots_are_summed_up_together(clean, at_once, monkeypatch):
+    monkeypatch.setattr("stmsi.model_selection._leakage_rules._AT_ONCE", at_once)
+    section = clean.obs["sample"].to_numpy()
+    one, other = np.flatnonzero(section == "P1S1")[:9], np.flatnonzero(section == "P2S1")[:9]
+    assert "duplicates" not in found(clean)
+    X = clean.X.toarray()
+    X[other] = X[one]
+    clean.X = sp.csr_matrix(X)
+    table = check_leakage(clean, SECTIONS, setup=PLAIN, on_error="ignore").set_index("check")
+    size = max((section == name).sum() for name in ("P1S1", "P2S1"))
+    assert table.loc["duplicates", "share"] >= 9 / size
+
+
 def test_a_random_split(clean):
     assert found(clean, RANDOM)["neighbours"] == "error"
     without = found(clean, SpatialBlockKFold(2, 550, 0))

@@ -8,7 +8,10 @@ from spatialdata.models import Image2DModel
 from spatialdata.transformations import Identity
 from tests.napari.conftest import napari_or_skip
 
+from stmsi.napari._canvas import canvas_grid, canvas_overlay
 from stmsi.napari._landmark_pairs import LAID_OVER, LandmarkPairs
+from stmsi.napari._metabolite_maps import MetaboliteMaps
+from stmsi.napari._metabolite_view import MetaboliteView
 
 napari = napari_or_skip()
 pytestmark = pytest.mark.filterwarnings("default")  # napari's own
@@ -177,3 +180,21 @@ def test_histology_lies_under_the_spots(toy):
     assert not other.layers["mine"].visible
     pairs.close()
     assert [layer.name for layer in other.layers] == ["mine"]
+
+
+def test_what_lay_in_the_window_comes_back(predicted):
+    viewer = napari.components.ViewerModel()
+    view = MetaboliteView(viewer, MetaboliteMaps(predicted), sample=SAMPLE)
+    before = {layer.name: layer.visible for layer in viewer.layers}
+    title, order = canvas_overlay(viewer, "text").text, list(viewer.layers)
+    assert sum(before.values()) == 2
+    assert canvas_grid(viewer).enabled
+    pairs = LandmarkPairs(viewer, predicted, SAMPLE)
+    assert not any(layer.visible for layer in order)
+    assert not canvas_grid(viewer).enabled
+    viewer.layers.remove(view.layers["P(present)"])  # a layer that the user removes stays away
+    pairs.close()
+    assert list(viewer.layers) == [layer for layer in order if layer is not view.layers["P(present)"]]
+    assert {layer.name: layer.visible for layer in viewer.layers}.items() <= before.items()
+    assert canvas_grid(viewer).enabled
+    assert canvas_overlay(viewer, "text").text == title

@@ -10,7 +10,7 @@ import pytest
 from tests.napari.conftest import lattice, napari_or_skip
 
 import stmsi
-from stmsi.napari._canvas import canvas_grid
+from stmsi.napari._canvas import canvas_grid, canvas_overlay
 from stmsi.napari._metabolite_maps import BLEND, ROLES, MetaboliteMaps
 from stmsi.napari._metabolite_view import BESIDE, DIVIDER, PICKED, STYLES, MetaboliteView
 
@@ -315,6 +315,7 @@ def test_pick_a_spot(view):
     ring = view.viewer.layers[PICKED]
     np.testing.assert_array_equal(ring.data, [[y, x]])
     assert view.pick(-1e4, 0) is None
+    assert told[-1] is None  # beside all spots: what was told of the last one holds no longer
     assert not ring.visible
 
 
@@ -364,6 +365,21 @@ def press(view, *positions, mode="pan_zoom"):
             event.type, event.pos = step
         if next(drag, "done") == "done":
             break
+
+
+def test_text_has_a_ground_over_histology_alone(view, monkeypatch):
+    def ground():
+        bars = [view.layers[role].face_colorbar for role in ("measured", "predicted")]
+        return {overlay.box for overlay in (canvas_overlay(view.viewer, "text"), *bars)}
+
+    if not hasattr(canvas_overlay(view.viewer, "text"), "box"):
+        pytest.skip("napari before 0.9")
+    assert ground() == {False}
+    view.histology = True
+    image = (np.zeros((9, 9, 3), np.uint8), {"name": "histology", "rgb": True}, "image")
+    monkeypatch.setattr("stmsi.napari._metabolite_view.histology_layer", lambda *_: image)
+    view.show_section(SAMPLE)
+    assert ground() == {True}
 
 
 def test_a_click_picks_and_a_drag_does_not(view):

@@ -167,6 +167,19 @@ def test_every_colour_bar_has_a_label(mapped, predicted) -> None:
     assert labels == ["log1p intensity (a.u.)", "share of the spot", "score", "value", "counts"]
 
 
+def test_predictions_and_draws_under_other_keys_have_the_unit_of_the_measurement(mapped) -> None:
+    st = mapped.tables["st"]
+    stmsi.tl.predict_metabolites(mapped, "ridge", key_added="mine")
+    stmsi.tl.sample_metabolites(mapped, "ridge", n_samples=1, rng=0)
+    st.obsm["stranger"] = st.obsm["mine"].copy()
+    units = {}
+    for key in ("mine", "msi_sample_0", "stranger"):
+        ax = stmsi.pl.spatial(mapped, "simPC_28_0", metabolite_key=key, sample="P1S1")
+        units[key] = ax.child_axes[0].get_ylabel()
+    logged = "log1p intensity (a.u.)"
+    assert units == {"mine": logged, "msi_sample_0": logged, "stranger": "intensity (a.u.)"}
+
+
 def test_one_metabolite_is_drawn_as_bars(st, attended, same_picture) -> None:
     attended(st)
     stmsi.pp.knowledge_prior(st, {"simPC(29:1)": [st.var_names[4]]})

@@ -131,6 +131,10 @@ def test_scores_across_sections_are_one_per_metabolite():
     row = compare_models(scores, metric="pearson_between", unit="metabolite", reference="old").iloc[0]
     assert (row["n_units"], row["n_pairs"]) == (5, 5)
     assert row["difference"] == pytest.approx(compare_models(scores, reference="old")["difference"].iloc[0])
+    lost = (scores["model"] == "old") & (scores["metabolite"] == "m0")
+    gone = scores.assign(pearson_between=scores["pearson_between"].mask(lost))
+    row = compare_models(gone, metric="pearson_between", unit="metabolite", reference="old").iloc[0]
+    assert (row["n_units"], row["n_without_skill"], row["n_left_out"]) == (5, 1, 0)
     with pytest.raises(ValueError, match=r"one number for all sections.*pass unit='metabolite'"):
         compare_models(scores, metric="pearson_between")
 

@@ -12,7 +12,6 @@ from pandas.testing import assert_frame_equal
 from sklearn.model_selection import KFold
 
 import stmsi
-from stmsi._data import unfinished as _unfinished
 from stmsi._data.keys import INTENSITY_SCORES, MAP_SCORES, PRESENCE_SCORES
 from stmsi.model import HurdleLinear
 from stmsi.model_selection import LeaveOneSampleOut, SpatialBlockKFold
@@ -241,9 +240,9 @@ def test_data_without_a_value_is_not_kept(data, tmp_path, caplog):
 
 
 def test_what_a_killed_run_left_goes(tmp_path):
-    left = tmp_path / ".0123.parquet.0123abcd.part"
-    left.mkdir()
-    (left / _unfinished._LOCK).write_bytes(b"")
+    left = tmp_path / f".{'0' * 32}.0123.parquet"
+    left.write_bytes(b"")
+    os.utime(left, (0, 0))
     FoldCache(tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from stmsi.tl._kept_arrays import KeptOnDisk, usable_folder
+from stmsi.tl._kept_arrays import KeptOnDisk, UsedFiles, usable_folder
 
 
 def test_folders_that_can_be_written_and_others(tmp_path, monkeypatch, caplog):
@@ -38,3 +38,19 @@ def test_arrays_are_made_once(tmp_path):
         for _ in range(2):
             np.testing.assert_array_equal(kept.array("sums", 0, make), np.arange(3.0))
         assert len(made) == times
+
+
+def test_files_that_a_run_does_not_use_are_removed(tmp_path):
+    for name in ("old", "used"):
+        KeptOnDisk([name], tmp_path).array("sums", 0, lambda: np.arange(3.0))
+    (tmp_path / "notes.txt").write_text("of somebody else")
+    for path in tmp_path.iterdir():
+        os.utime(path, (0, 0))
+    used = UsedFiles(tmp_path)
+    KeptOnDisk(["used"], tmp_path).array("sums", 0, lambda: pytest.fail("it is kept"))
+    KeptOnDisk(["new"], tmp_path).array("sums", 0, lambda: np.arange(3.0))
+    used.remove_others()
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+    assert (tmp_path / "notes.txt").exists()
+    KeptOnDisk(["used"], tmp_path).array("sums", 0, lambda: pytest.fail("it is kept"))
+    UsedFiles(None).remove_others()

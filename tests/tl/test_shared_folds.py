@@ -9,6 +9,7 @@ import stmsi
 from stmsi.model import HurdleLinear
 from stmsi.model_selection import LeaveOneSampleOut
 from stmsi.tl import _cross_validate, _shared_folds
+from stmsi.tl._models import train_on
 from stmsi.tl._shared_folds import SharedFolds
 
 GRAPH = {"graph_key": "spatial_connectivities"}
@@ -69,6 +70,17 @@ def test_folds_are_those_of_models_trained_by_hand(data, fits, fields, params, e
         np.testing.assert_allclose(a.threshold, b.threshold, rtol=1e-5)
         np.testing.assert_allclose(a.panel.mean_log, b.panel.mean_log, rtol=1e-12)
         assert a.training["n_genes"] == b.training["n_genes"]
+
+
+@pytest.mark.parametrize("model", ["ridge", "shuffled_genes"])
+def test_models_of_folds_do_not_learn_to_know_their_spots_again(data, fits, model, monkeypatch):
+    spots = "stmsi.model.shared._training_data.TrainingSpots.of"
+    with monkeypatch.context() as patch:
+        patch.setattr(spots, lambda *_: pytest.fail("nobody sees the models of folds"))
+        stmsi.tl.cross_validate(data, {"m": {"model": model, **FEW}}, setup={}, on_leakage="ignore")
+    assert len(fits) == data.obs["sample"].nunique()
+    kept, _ = train_on(data.copy(), {"model": model, **FEW}, {}, show_progress_bar=False)
+    assert kept.state.seen is not None
 
 
 def test_nothing_of_the_test_section_reaches_its_fold(data, fits):

@@ -18,7 +18,7 @@ from stmsi._core.metrics import columns
 from stmsi.model import HurdleLinear
 from stmsi.model.shared import _streamed_parts
 from stmsi.model.shared._streamed_parts import StreamedParts
-from stmsi.tl import _cross_validate, _stored_sections
+from stmsi.tl import _cross_validate, _joined_stores, _stored_sections
 from stmsi.tl._stored_models import fields_of_stores
 
 FEW = {"model": "ridge", "n_top_genes": 40, "n_components": 8}
@@ -256,12 +256,12 @@ def test_stores_know_the_genes_of_their_own_metabolites():
         adata.varm["msi_prior"] = pd.DataFrame({name: known}, genes)
         return adata
 
-    together = _stored_sections._together(
+    together = _joined_stores.joined_tables(
         [one("S", [True, False, False]), one("T", [False, True, True])], pd.Index(["a", "b", "c"]), {}, None
     )
     assert together.varm["msi_prior"].to_dict("list") == {"S": [True, False, False], "T": [False, True, True]}
     with pytest.raises(ValueError, match=r"obsm\['uni'\] has '2', '3' columns in different stores"):
-        _stored_sections._stacked("uni", [np.ones((1, 3)), np.ones((1, 2))], pd.Index(["a", "b"]), any_column=False)
+        _joined_stores._stacked("uni", [np.ones((1, 3)), np.ones((1, 2))], pd.Index(["a", "b"]), any_column=False)
 
 
 def test_one_path_or_a_table_in_memory(table, stores):
@@ -310,3 +310,21 @@ def test_memory_hardly_grows_with_the_spots(tmp_path, monkeypatch, from_disk):
     per_spot = (peak(1000) - peak(500)) / 1500
     # the measured intensities of 60 metabolites are 240 bytes; names, places and hashes are a few hundred
     assert (per_spot < 1500) == from_disk
+
+
+def test_patients_may_be_given_by_section(table, sections, stores, tmp_path):
+    names = [str(s.obs["sample"].iloc[0]) for s in sections]
+    given = {"patient": dict(zip(names, ["A", "B", "A"], strict=True)) | {"elsewhere": "C"}}
+    with pytest.raises(ValueError, match=rf"obs= has no row for section {names[2]}"):
+        train(stores, obs={"patient": dict.fromkeys(names[:2], "A")})
+    with pytest.raises(TypeError, match="obs= takes a DataFrame"):
+        train(stores, obs={"patient": "A"})
+    with pytest.raises(ValueError, match="obs= is for stores"):
+        train(table, obs=given)
+    assert train(stores, obs=given).card["training"]["n_patients"] == 2
+    splitter = stmsi.model_selection.LeaveOnePatientOut()
+    frame = pd.DataFrame(given).rename_axis("section")
+    scores = stmsi.tl.cross_validate(
+        stores, "mean", obs=frame, splitter=splitter, on_leakage="ignore", show_progress_bar=False
+    )
+    assert scores.groupby("fold")["sample"].unique().map(sorted).tolist() == [[names[0], names[2]], [names[1]]]

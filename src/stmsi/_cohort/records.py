@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stmsi._data.small_files import read_json
-from stmsi._data.unfinished import unfinished
+from stmsi._data.whole_file import whole_file
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,10 +50,8 @@ class Records:
         """Write a record, whole or not at all."""
         path = self.path(step, section)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished(path) as scratch:
-            new = scratch / path.name
+        with whole_file(path) as new:
             new.write_text(json.dumps(asdict(record), ensure_ascii=False, default=_plain), encoding="utf-8")
-            new.replace(path)
 
     def forget(self, step: str, section: str | None = None) -> None:
         """Remove a record, before its output changes."""

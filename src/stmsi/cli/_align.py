@@ -10,7 +10,6 @@ import typer
 from stmsi.cli._app import Json, command, one_of, say, step
 from stmsi.cli._files import check_output, read_data, write_csv, write_data
 from stmsi.cli._next_step import new_path, say_next
-from stmsi.cli._terminal_tables import show_alignment
 
 _LANDMARKS = (
     "csv with x_msi,y_msi,x_st,y_st (um) and, for several sections, sample; or MAGPIE's landmarks. Without: the points "
@@ -52,6 +51,8 @@ def align(
         )  # fmt: skip
         if not as_json:
             import pandas as pd
+
+            from stmsi.cli._terminal_tables import show_alignment
 
             show_alignment(pd.DataFrame(result["sections"]).set_index("sample"))
         say(f"Written to {out}; stmsi.pl.alignment(data) shows it in Python.")

@@ -11,6 +11,7 @@ import numpy as np
 
 from stmsi._cohort import Cohort, Record, Records, Step, files_of
 from stmsi.cli._align import align_file
+from stmsi.cli._cohort_data import CohortData, open_cohort, table_of
 from stmsi.cli._combine import combine_files, counts_of
 from stmsi.cli._files import write_csv, write_text
 from stmsi.cli._map import levels_of, map_file
@@ -23,8 +24,6 @@ if TYPE_CHECKING:
 
 PER_SECTION = ("combine", "align", "map", "section_report")
 _FOLDS = "folds"
-_TRAINED_WITH = ("layer", "input", "presence_key", "graph_key", "covariate_key", "feature_key", "prior_key")
-_SETUP_NAMES = {"covariate_key": "covariate_keys"}
 
 
 class CohortSteps:
@@ -160,12 +159,10 @@ class CohortSteps:
         keys = {step.section: step.key for step in ready}
 
         def work(out: Path) -> dict[str, Any]:
-            from stmsi.tl._models import train_model
-
-            spots = self._joined(ready)
-            fitted = train_model(spots, options["model"], _setup(spots, options), show_progress_bar=None)
+            data = self._data(ready, [options["model"]])
+            fitted = data.train(options["model"])
             fitted.save(out)
-            return {"model": options["model"], "spots": spots.n_obs, "genes": spots.n_vars,
+            return {"model": options["model"], "spots": data.n_spots, "genes": data.spots.n_vars,
                     "metabolites": len(fitted.metabolites), "sections": list(keys)}  # fmt: skip
 
         return self._step("train", None, "model", work, options, keys, self._patients(keys))
@@ -176,22 +173,26 @@ class CohortSteps:
         named = dict.fromkeys([self.cohort.options["train"]["model"], *options["models"]])
 
         def work(out: Path) -> dict[str, Any]:
-            import stmsi
+            from stmsi.model import load
+            from stmsi.tl._kept_arrays import UsedFiles
+            from stmsi.tl._reliability import verdicts
 
-            spots = self._joined(ready)
+            used = UsedFiles(self._sums)
+            data = self._data(ready, list(named))
+            spots = data.spots
             splitter = self._splitter(spots, options["folds"])
             out.mkdir()
             scores = None
             if splitter is not None:
-                scores = stmsi.tl.cross_validate(
-                    spots, list(named), splitter=splitter, setup=_setup(spots, self.cohort.options["train"]),
-                    cache_dir=self.cohort.out / _FOLDS if self.resume else None, client=self.scheduler,
+                scores = data.cross_validate(
+                    list(named), splitter=splitter, client=self.scheduler,
                     n_jobs=self.n_jobs if self.scheduler is None else None,
                 )  # fmt: skip
                 scores["patient"] = scores["sample"].astype(str).map(_patient_of(spots))
                 write_csv(scores, out / "scores.csv")
-            stmsi.tl.predict_metabolites(spots, str(before.output))
-            tiers = stmsi.tl.reliability(spots, scores, model=None if scores is None else next(iter(named)))
+                used.remove_others()
+            features = load(before.output).state.feature_table
+            tiers = verdicts(spots, features, scores, model=None if scores is None else next(iter(named)))
             write_csv(tiers.rename_axis("metabolite").reset_index(), out / "tiers.csv")
             by = None if splitter is None else splitter.key
             return {"by": by, "tiers": tiers["tier"].value_counts().to_dict()}
@@ -206,7 +207,7 @@ class CohortSteps:
         def work(out: Path) -> dict[str, Any]:
             import stmsi
 
-            spots = _spots(before.output)
+            spots = table_of(before.output)
             how = options["how"] or "expected"
             stmsi.tl.predict_metabolites(spots, str(trained.output), out=out, **options | {"how": how})
             return {"spots": spots.n_obs}
@@ -306,6 +307,16 @@ class CohortSteps:
         known = self.cohort.patients
         return {str(n): known[str(n)] for n in names if str(n) in known}
 
+    @property
+    def _sums(self) -> Path | None:
+        """Folder that keeps folds and sums over sections."""
+        return self.cohort.out / _FOLDS if self.resume else None
+
+    def _data(self, ready: Iterable[Step], models: list[str]) -> CohortData:
+        """Spots of all mapped sections, for some models."""
+        stores = {str(step.section): step.output for step in ready}
+        return open_cohort(stores, self._patients(stores), self.cohort.options["train"], models, self._sums)
+
     def _splitter(self, spots: AnnData, folds: int) -> GroupFolds | None:
         """By patient where there are two, else by section where there are two, else none."""
         from stmsi._data.keys import Key
@@ -315,40 +326,6 @@ class CohortSteps:
             if key in spots.obs and spots.obs[key].notna().all() and spots.obs[key].nunique() > 1:
                 return GroupFolds(key, folds)
         return None
-
-    def _joined(self, ready: Iterable[Step]) -> AnnData:
-        """Spots of all mapped sections in one table, with their patients."""
-        from stmsi._data.concatenate import concat_st
-        from stmsi._data.keys import Key
-
-        stores = {str(step.section): step.output for step in ready}
-        if not stores:
-            msg = "No section is mapped, so there is nothing to train on."
-            raise ValueError(msg)
-        spots = concat_st([_spots(path) for path in stores.values()], self.cohort.options["train"]["join"])
-        names = spots.obs[Key.obs.SAMPLE].astype(str)
-        if Key.obsm.MSI not in spots.obsm:
-            msg = "The sections were mapped on different scales or with ions of one name and different m/z; see the warnings."
-            raise ValueError(msg)
-        measured = spots.obsm[Key.obsm.MSI].notna().groupby(names.to_numpy()).any().sum()
-        if len(stores) > 1 and not (measured > 1).any():
-            msg = "The sections share no ion. Name one list for all, as combine: mz: ions.csv; stmsi.pp.pick_peaks makes one."
-            raise ValueError(msg)
-        patients = self._patients(stores)
-        if len(patients) == len(stores):
-            spots.obs[Key.obs.PATIENT] = names.map(patients).astype("category")
-        return spots
-
-
-def _spots(store: Path) -> AnnData:
-    """The ST table of a store, without reading the pixels."""
-    import anndata as ad
-
-    from stmsi._data.containers import reading
-    from stmsi._data.keys import Key
-
-    with reading(store, "a SpatialData store"):
-        return ad.read_zarr(store / "tables" / Key.table.ST)
 
 
 def _patient_of(spots: AnnData) -> dict[str, str]:
@@ -364,14 +341,6 @@ def _patient_of(spots: AnnData) -> dict[str, str]:
 def _without_files(options: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a step but its files: those are told by their content, wherever they lie."""
     return {key: value for key, value in options.items() if not isinstance(value, Path)}
-
-
-def _setup(spots: AnnData, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields for the set-up of models."""
-    from stmsi.model.shared._setup import default_setup
-
-    given = {_SETUP_NAMES.get(k, k): options[k] for k in _TRAINED_WITH if options[k] is not None}
-    return default_setup(spots) | given
 
 
 def _named(name: str, path: Path | None) -> list[str]:

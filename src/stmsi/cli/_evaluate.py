@@ -9,7 +9,6 @@ import typer
 
 from stmsi.cli._app import Json, command, say, step
 from stmsi.cli._files import check_output, read_card, read_data, write_csv, write_text
-from stmsi.cli._terminal_tables import all_sections, medians, show_scores
 
 _MODEL = "Folder of the saved model: its card goes into the report, which then names trained sections."
 
@@ -29,6 +28,7 @@ def evaluate(
         import stmsi
         from stmsi._data.keys import TRAINED_ON
         from stmsi._data.training_marks import HELD_OUT, of_scores, together
+        from stmsi.cli._terminal_tables import all_sections, medians, show_scores
 
         for path, suffix in ((out, ".csv"), (report, ".html")):
             if path is not None:

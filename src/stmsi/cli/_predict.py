@@ -7,13 +7,16 @@ from typing import Annotated, Any
 
 import typer
 
-from stmsi.cli._app import Json, command, say, step
+from stmsi.cli._app import SOME_FAILED, Json, command, say, step
 from stmsi.cli._files import check_output, read_data, write_data
 from stmsi.cli._next_step import new_path, say_next
 from stmsi.cli._train import INPUT
 
 _LAYER = "Layer that holds the expression; default: that of the training where it is there, else X."
 _HOW = "expected, probability_weighted or mask (may be repeated): how presence and intensity become one number."
+_DATA = "ST section(s): SpatialData (.zarr) or AnnData (.h5ad). Several files are predicted one after the other and never whole in memory."
+_OUT = "Where to write the same with predictions (.zarr or .h5ad); of several files, the folder of the predictions (<name>.zarr)."
+_SCHEDULER = "Of several files: address of a dask scheduler, such as tcp://10.0.0.1:8786, whose workers predict them."
 _MODEL = "Folder of a saved model, or a family to train on spots with MSI."
 
 
@@ -29,9 +32,9 @@ def _models(incomplete: str) -> list[str]:
 
 def predict(
     *,
-    data: Annotated[Path, typer.Argument(help="ST section(s): SpatialData (.zarr) or AnnData (.h5ad).")],
+    data: Annotated[list[Path], typer.Argument(help=_DATA)],
     model: Annotated[str, typer.Option(help=_MODEL, autocompletion=_models)],
-    out: Annotated[Path, typer.Option(help="Where to write the same with predictions (.zarr or .h5ad).")],
+    out: Annotated[Path, typer.Option(help=_OUT)],
     layer: Annotated[str | None, typer.Option(help=_LAYER)] = None,
     input: Annotated[str | None, typer.Option(help=INPUT)] = None,
     how: Annotated[list[str] | None, typer.Option(help=_HOW)] = None,
@@ -42,46 +45,82 @@ def predict(
     use_measured: Annotated[
         bool, typer.Option(help="Correct spots without MSI by measured spots of their section.")
     ] = False,
+    scheduler: Annotated[str | None, typer.Option(help=_SCHEDULER)] = None,
     as_json: Json = False,
 ) -> None:
-    """Predict metabolites for every spot of an ST file."""
+    """Predict metabolites for every spot of an ST file, or of several."""
     with command("predict", as_json=as_json) as result:
-        import stmsi
-        from stmsi._data.keys import TRAINED_ON, Key
-        from stmsi._data.training_marks import RECORD, SAID_OF
+        options: dict[str, Any] = {"key_added": key_added, "coverage": coverage, "min_genes": min_genes}
+        options |= {"layer": layer, "input": input, "how": how or "expected", "use_measured": use_measured}
+        if len(data) > 1:
+            _predict_several(result, data, model, out, table_key, scheduler, options)
+            return
+        _predict_one(result, data[0], model, out, table_key, options)
 
-        check_output(out, data)
-        with step(f"Reading {data}"):
-            content = read_data(data)
-        with step(f"Predicting with {model}"):
-            options: dict[str, Any] = {"key_added": key_added, "coverage": coverage, "min_genes": min_genes}
-            options |= {"layer": layer, "input": input, "how": how or "expected"}
-            options["use_measured"] = use_measured
-            stmsi.tl.predict_metabolites(content, model, table_key=table_key, **options)
-        st = content if data.suffix == ".h5ad" else content.tables[table_key]  # type: ignore[union-attr]
-        frame, record = st.obsm[key_added], st.uns[key_added]
-        result |= {
-            "out": str(out),
-            "key": key_added,
-            "how": [str(one) for one in record["params"]["how"]],
-            "spots": frame.shape[0],
-            "metabolites": frame.shape[1],
-            "model": record["model"]["class"],
-            "missing_genes": record["missing_genes"],  # their share of the training genes
-            "training_spots": record[RECORD].to_dict("records"),
-            "share_unusual": float((st.obs[Key.ood_of(key_added)] > 1).mean()),
-        }
-        with step(f"Writing {out}"):
-            write_data(content, out)
-        say(f"Predicted {frame.shape[1]} metabolites in {frame.shape[0]} spots -> {out}")
-        said = [(row["sample"], SAID_OF[row[TRAINED_ON]]) for row in result["training_spots"]]
-        if marked := [f"{name} ({text})" for name, text in said if text]:
-            say(f"No evidence of skill comes from {', '.join(marked)}.")
-        say(f"To draw one, in Python: {_drawing(out, str(frame.columns[0]), key_added, table_key)}")
-        if Key.obsm.MSI in st.obsm:
-            keys = [("--pred-key", key_added, "msi_pred"), ("--table-key", table_key, "st")]
-            other = [word for flag, value, usual in keys if value != usual for word in (flag, value)]
-            say_next("evaluate", out, *other, "--report", new_path(out, "scores", ".html"))
+
+def _predict_several(
+    result: dict[str, Any],
+    data: list[Path],
+    model: str,
+    out: Path,
+    table_key: str,
+    scheduler: str | None,
+    options: dict[str, Any],
+) -> None:
+    """Predict each of several files into a store of its own; those that fail are named."""
+    import stmsi
+
+    with step(f"Predicting {len(data)} files with {model}"):
+        table = stmsi.tl.predict_metabolites(
+            data, model, out=out, table_key=table_key, on_error="warn", client=scheduler, **options
+        )
+    assert table is not None  # of several files
+    bad = table["error"] != ""
+    result |= {"out": str(out), "predicted": table.loc[~bad, ["store", "out", "n_spots"]].to_dict("records")}
+    result[SOME_FAILED] = table.loc[bad, ["store", "error"]].to_dict("records")
+    say(f"Predicted {table['n_spots'].sum()} spots of {(~bad).sum()} of {len(table)} files -> {out}")
+    for one in result[SOME_FAILED]:
+        say(f"Failed: {one['store']}: {one['error']}")
+
+
+def _predict_one(
+    result: dict[str, Any], data: Path, model: str, out: Path, table_key: str, options: dict[str, Any]
+) -> None:
+    """Predict one file and write it again with the prediction."""
+    import stmsi
+    from stmsi._data.keys import TRAINED_ON, Key
+    from stmsi._data.training_marks import RECORD, SAID_OF
+
+    key_added = str(options["key_added"])
+    check_output(out, data)
+    with step(f"Reading {data}"):
+        content = read_data(data)
+    with step(f"Predicting with {model}"):
+        stmsi.tl.predict_metabolites(content, model, table_key=table_key, **options)
+    st = content if data.suffix == ".h5ad" else content.tables[table_key]  # type: ignore[union-attr]
+    frame, record = st.obsm[key_added], st.uns[key_added]
+    result |= {
+        "out": str(out),
+        "key": key_added,
+        "how": [str(one) for one in record["params"]["how"]],
+        "spots": frame.shape[0],
+        "metabolites": frame.shape[1],
+        "model": record["model"]["class"],
+        "missing_genes": record["missing_genes"],  # their share of the training genes
+        "training_spots": record[RECORD].to_dict("records"),
+        "share_unusual": float((st.obs[Key.ood_of(key_added)] > 1).mean()),
+    }
+    with step(f"Writing {out}"):
+        write_data(content, out)
+    say(f"Predicted {frame.shape[1]} metabolites in {frame.shape[0]} spots -> {out}")
+    said = [(row["sample"], SAID_OF[row[TRAINED_ON]]) for row in result["training_spots"]]
+    if marked := [f"{name} ({text})" for name, text in said if text]:
+        say(f"No evidence of skill comes from {', '.join(marked)}.")
+    say(f"To draw one, in Python: {_drawing(out, str(frame.columns[0]), key_added, table_key)}")
+    if Key.obsm.MSI in st.obsm:
+        keys = [("--pred-key", key_added, "msi_pred"), ("--table-key", table_key, "st")]
+        other = [word for flag, value, usual in keys if value != usual for word in (flag, value)]
+        say_next("evaluate", out, *other, "--report", new_path(out, "scores", ".html"))
 
 
 def _drawing(out: Path, metabolite: str, key: str, table_key: str) -> str:

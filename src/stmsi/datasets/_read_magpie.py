@@ -92,7 +92,7 @@ def read_magpie(
 
     Notes
     -----
-    Williams et al. 2025, https://doi.org/10.1038/s41467-025-68003-w; layout: https://core-bioinformatics.github.io/magpie.
+    Williams et al. 2026, https://doi.org/10.1038/s41467-025-68003-w; layout: https://core-bioinformatics.github.io/magpie.
     Landmarks of MSI are in the ``x`` and ``y`` of its metadata (the centres of pixels), those of Visium in pixels of
     ``tissue_hires_image.png``.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stmsi.model.shared._hurdle_model import MIN_GENES
+from stmsi.model.shared._block_prediction import MIN_GENES
 from stmsi.tl._models import trained_model
 
 if TYPE_CHECKING:

@@ -28,6 +28,8 @@ _MANY = 0.75  # share of test spots beside a training spot from which a split is
 _LEAST_GENES = 10  # spots with fewer genes than this can be equal by chance
 _MOSTLY = 0.75  # share of highly variable genes from which others were dropped, but for some markers
 _COUNTS = ("counts", "raw")
+_AT_ONCE = 4096
+"""Spots whose counts are summed up together."""
 _OWN_LIMITS = ("threshold", "detected")
 """Ways to call presence that fit nothing."""
 
@@ -48,12 +50,15 @@ def duplicates(split: Split) -> Iterator[Finding]:
     X.sort_indices()
     # exact sums modulo 2^64 of the bits of each value times a random number of its gene
     weight = np.random.default_rng(0).integers(1, 2**63, (2, X.shape[1]), dtype=np.uint64) | np.uint64(1)
-    bits = X.data.astype(np.float64).view(np.uint64)
-    sums = [
-        np.diff(np.concatenate([np.zeros(1, np.uint64), np.cumsum(bits * w[X.indices], dtype=np.uint64)])[X.indptr])
-        for w in weight
-    ]
-    code = pd.factorize(pd.MultiIndex.from_arrays(sums))[0].astype(np.int64)
+    sums = np.zeros((2, X.shape[0]), np.uint64)
+    for start in range(0, X.shape[0], _AT_ONCE):
+        pointer = X.indptr[start : start + _AT_ONCE + 1]
+        own = slice(pointer[0], pointer[-1])
+        bits, gene = X.data[own].astype(np.float64).view(np.uint64), X.indices[own]
+        for total, w in zip(sums, weight, strict=True):
+            below = np.concatenate([np.zeros(1, np.uint64), np.cumsum(bits * w[gene], dtype=np.uint64)])
+            total[start : start + _AT_ONCE] = np.diff(below[pointer - pointer[0]])
+    code = pd.factorize(pd.MultiIndex.from_arrays(list(sums)))[0].astype(np.int64)
     code = np.where(np.diff(X.indptr) >= _LEAST_GENES, code, -1)
     exact = list(split.leaks("copies", split.where, split.shared(code)))
     yield from exact

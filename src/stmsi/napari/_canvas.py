@@ -26,9 +26,10 @@ def canvas_overlay(viewer: Any, name: str) -> Any:
     return {"text": lambda: viewer.text_overlay, "scale_bar": lambda: viewer.scale_bar}[name]()
 
 
-def write_title(viewer: Any, text: str) -> None:
-    """Text above the sections; none hides it."""
+def write_title(viewer: Any, text: str, *, box: bool = True) -> None:
+    """Text above the sections; none hides it. `box`: on a ground of the canvas' colour, which napari draws slowly."""
     title = canvas_overlay(viewer, "text")
+    _set_box(title, box)
     title.text, title.position, title.visible = text, "top_left", bool(text)
 
 
@@ -40,16 +41,25 @@ def show_scale_bar(viewer: Any) -> None:
         bar.unit = "um"
 
 
-def colour_bar(layer: Any, *, visible: bool) -> None:
-    """Show or hide the colour bar of a layer; those of points came with napari 0.9.
+def colour_bar(layer: Any, *, visible: bool, box: bool = True) -> None:
+    """Show or hide the colour bar of a layer; those of points came with napari 0.9. `box`: as for :func:`write_title`.
 
     Hiding a bar whose layer is hidden is neither needed (napari does it) nor wise: shown before its layer has its box
     again, it would raise.
     """
     bar = getattr(layer, "face_colorbar", None) or getattr(layer, "colorbar", None)
-    if bar is None or not hasattr(bar, "tick_length") or bar.visible == visible:
+    if bar is None or not hasattr(bar, "tick_length"):
+        return
+    _set_box(bar, box)
+    if bar.visible == visible:
         return
     bar.position, bar.size, bar.font_size, bar.visible = _CORNER, BAR_SIZE, 9, visible
+
+
+def _set_box(overlay: Any, box: bool) -> None:
+    """The ground under an overlay, from napari 0.9. Every change of its size makes a new shader."""
+    if hasattr(overlay, "box") and overlay.box != box:
+        overlay.box = box
 
 
 def name_on_canvas(layer: Any, *, visible: bool) -> None:

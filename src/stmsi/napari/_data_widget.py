@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from qtpy.QtCore import QEvent
 from qtpy.QtWidgets import QFileDialog, QHBoxLayout, QLabel, QPushButton, QVBoxLayout, QWidget
 
 if TYPE_CHECKING:
@@ -36,6 +37,16 @@ class DataWidget(QWidget):
     def use(self, sdata: SpatialData) -> None:
         """Take a SpatialData and show the controls; raises KeyError or ValueError where it lacks what the widget shows."""
         raise NotImplementedError
+
+    def event(self, event: QEvent) -> bool:
+        """Qt's own; napari takes a widget out of its dock when the dock is closed."""
+        out = bool(super().event(event))
+        if event.type() == QEvent.Type.ParentChange and self.parent() is None:
+            self.closed()
+        return out
+
+    def closed(self) -> None:
+        """What follows when the dock is closed."""
 
     def find_data(self) -> None:
         """Take the first SpatialData in the viewer that has what the widget shows."""

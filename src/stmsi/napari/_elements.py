@@ -10,8 +10,18 @@ if TYPE_CHECKING:
 DOCKS = ("SpatialData", "View (napari-spatialdata)")
 
 
+def close_stale(viewer: Any, sdata: SpatialData) -> None:
+    """Remove these docks where they list the elements of another SpatialData."""
+    docks = dict(getattr(getattr(viewer, "window", None), "dock_widgets", {}))
+    if DOCKS[0] in docks and not any(held is sdata for held in getattr(docks[DOCKS[0]], "_sdata", ())):
+        for name in DOCKS:
+            if name in docks:
+                viewer.window.remove_dock_widget(docks[name])
+
+
 def show_elements(viewer: Any, sdata: SpatialData, sample: str) -> None:
     """Dock the list of elements, and *View*, which colours spots by genes and annotations; in the frame of a section."""
+    close_stale(viewer, sdata)
     docks = dict(viewer.window.dock_widgets)
     if DOCKS[0] not in docks:
         from napari_spatialdata import Interactive

@@ -13,7 +13,7 @@ from stmsi._data.checks import check_choice, require_spatialdata
 from stmsi._data.elements import matrix_to
 from stmsi._data.keys import Key
 from stmsi.napari._add_layers import add_layers
-from stmsi.napari._canvas import at_once, canvas_grid, fit_view, show_scale_bar, write_title
+from stmsi.napari._canvas import at_once, canvas_grid, canvas_overlay, fit_view, show_scale_bar, write_title
 from stmsi.napari._histology import histology_layer
 from stmsi.napari._landmarks import landmark_layers, landmarks
 
@@ -60,8 +60,10 @@ class LandmarkPairs:
             moved[:2, 2] = offset
             data.insert(1, (image, {**options, "affine": moved @ options["affine"]}, kind))
             data[2] = (data[2][0], data[2][1] | {"opacity": 0.4}, data[2][2])
+        self._hidden = [layer for layer in viewer.layers if layer.visible]
+        self._earlier = (canvas_grid(viewer).enabled, canvas_overlay(viewer, "text").text)
         canvas_grid(viewer).enabled = False
-        for layer in viewer.layers:
+        for layer in self._hidden:
             layer.visible = False
         with at_once(viewer):
             self.layers = add_layers(viewer, data)
@@ -190,12 +192,20 @@ class LandmarkPairs:
         self.show("after")
 
     def close(self) -> None:
-        """Remove the layers."""
-        write_title(self.viewer, "")
+        """Remove the layers, and show again what lay in the window before."""
+        beside, title = self._earlier
+        write_title(self.viewer, title)
         with at_once(self.viewer):
             for layer in (*self.layers, self._over):
                 if layer in self.viewer.layers:
                     self.viewer.layers.remove(layer)
+        canvas_grid(self.viewer).enabled = beside
+        back = [layer for layer in self._hidden if layer in self.viewer.layers]
+        for layer in back:
+            layer.visible = True
+        if back:
+            self.viewer.layers.selection.active = back[-1]
+            fit_view(self.viewer)
 
     def _known_map(self, data: list[Any]) -> Callable[[Any], Any]:
         """From MSI to ST as it is: the alignment that the SpatialData holds, else centre on centre."""

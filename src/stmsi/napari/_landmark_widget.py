@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 from qtpy.QtCore import Qt
 from qtpy.QtWidgets import QComboBox, QCompleter, QFileDialog, QFormLayout, QPushButton, QVBoxLayout
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
 _TOTAL = "all (sum)"
+_CLICKED: WeakKeyDictionary[SpatialData, dict[str, dict[str, Any]]] = WeakKeyDictionary()
+"""Clicks of every section, kept as long as the data are: no click is lost when the dock is closed."""
 _MODEL_NAMES = {model: model.replace("_", "-") for model in MODELS}
 
 
@@ -82,9 +85,8 @@ class LandmarkWidget(DataWidget):
         if not sections:
             msg = "No section of this SpatialData has MSI pixels to click landmarks on."
             raise KeyError(msg)
-        if self.pairs is not None:
-            self.pairs.close()
-        self._sdata, self.pairs, self._clicked = sdata, None, {}
+        self._put_away()
+        self._sdata, self.pairs, self._clicked = sdata, None, _CLICKED.setdefault(sdata, {})
         with silent(self.section, self.ion, self.gene):
             for box, names in ((self.section, sections), (self.ion, msi.var_names), (self.gene, st.var_names)):
                 box.clear()
@@ -97,9 +99,7 @@ class LandmarkWidget(DataWidget):
         if self._sdata is None:
             return
         sample = self.section.currentText()
-        if self.pairs is not None:
-            self._clicked[self.pairs.sample] = {side: layer.data.copy() for side, layer in self.pairs.clicks.items()}
-            self.pairs.close()
+        self._put_away()
         ion, gene = (None if b.currentIndex() <= 0 else b.itemText(b.currentIndex()) for b in (self.ion, self.gene))
         self.pairs = LandmarkPairs(
             self.viewer, self._sdata, sample, ion=ion, gene=gene, model=self.model.currentData()
@@ -110,6 +110,17 @@ class LandmarkWidget(DataWidget):
         with silent(self.shown):
             self.shown.setCurrentText("landmarks")
         self._tell()
+
+    def _put_away(self) -> None:
+        """Remove the layers, and keep their clicks."""
+        if self.pairs is not None:
+            self._clicked[self.pairs.sample] = {side: layer.data.copy() for side, layer in self.pairs.clicks.items()}
+            self.pairs.close()
+            self.pairs = None
+
+    def closed(self) -> None:
+        """Show again what the window showed before; a new widget finds the clicks."""
+        self._put_away()
 
     def _tell(self) -> None:
         self.report.setText("\n".join(self.pairs.report()))  # type: ignore[union-attr]

@@ -67,7 +67,7 @@ class MetaboliteView:
         self.mode, self.threshold = mode, float(threshold)
         self._style, self.mix = BESIDE, 0.5
         self.picked: int | None = None
-        self.on_pick: list[Callable[[Spot], None]] = []
+        self.on_pick: list[Callable[[Spot | None], None]] = []
         self._spot_diameter = spot_diameter
         self.layers: dict[str, Any] = {}
         self._under: list[Any] = []
@@ -207,11 +207,11 @@ class MetaboliteView:
     def pick(self, x: float, y: float) -> Spot | None:
         """The spot at a place (um), marked in the viewer; `None` and no mark beside all spots."""
         self.picked = self.spot_at(x, y)
+        spot = None if self.picked is None else self.describe(self.picked)
         if self.picked is None:
             self._show_rings()
-            return None
-        spot = self.describe(self.picked)
-        self._mark(self.picked)
+        else:
+            self._mark(self.picked)
         for tell in self.on_pick:
             tell(spot)
         return spot
@@ -362,13 +362,15 @@ class MetaboliteView:
         (self._divider,) = add_layers(self.viewer, [(lines, options, "shapes")])
 
     def _caption(self) -> None:
-        write_title(self.viewer, self.title)
+        # text on the black canvas needs no ground, text over histology does
+        box = bool(self._under)
+        write_title(self.viewer, self.title, box=box)
         swiping = self.style == SWIPE
         for role, layer in self.layers.items():
             if layer.visible:
                 # the name first: what comes first lies lowest, and under the section is room for it
                 name_on_canvas(layer, visible=not swiping)
-                colour_bar(layer, visible=not (swiping and role == PREDICTED))
+                colour_bar(layer, visible=not (swiping and role == PREDICTED), box=box)
 
     def _mark(self, number: int) -> None:
         """Ring a spot, in both boxes where there are two."""

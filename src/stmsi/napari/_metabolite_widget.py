@@ -24,7 +24,7 @@ from qtpy.QtWidgets import (
 
 from stmsi.napari._canvas import fit_view, show_scale_bar
 from stmsi.napari._data_widget import DataWidget, in_row, silent, text_label, with_ending
-from stmsi.napari._elements import show_elements
+from stmsi.napari._elements import close_stale, show_elements
 from stmsi.napari._metabolite_maps import MODES, PPM, MetaboliteMaps
 from stmsi.napari._metabolite_view import BESIDE, STYLES, MetaboliteView
 
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from stmsi.napari._spot_description import Spot
 
 _STEPS = 100
+_NO_SPOT = "Click a spot for its values."
 _COLOUR_OF_TIER = {"high": "#4dac26", "medium": "#b8a100", "low": "#e08214", "none": "#d7301f"}
 _MODE_NAMES = {
     "compare": "measured, predicted",
@@ -81,7 +82,7 @@ class MetaboliteWidget(DataWidget):
         self.mix.setToolTip("Left: measured. Right: predicted.")
         self.threshold.setToolTip("Spots whose P(present) is lower count as absent: they are predicted as 0.")
         self.threshold_label = QLabel("0.00")
-        self.spot = text_label("Click a spot for its values.")
+        self.spot = text_label(_NO_SPOT)
         self.spot.setTextInteractionFlags(Qt.TextInteractionFlag.TextSelectableByMouse)
         self.save, self.elements = QPushButton("Save PNG ..."), QPushButton("Genes, elements ...")
         self.elements.setToolTip("Dock the widgets of napari-spatialdata: elements of the SpatialData, spots by genes")
@@ -155,6 +156,7 @@ class MetaboliteWidget(DataWidget):
         source = MetaboliteMaps(sdata)
         if self.view is not None:
             self.view.close()
+        close_stale(self.viewer, sdata)
         self.view = MetaboliteView(self.viewer, source, histology=True)
         show_scale_bar(self.viewer)
         fit_view(self.viewer)
@@ -217,7 +219,10 @@ class MetaboliteWidget(DataWidget):
         self.threshold_label.setText(f"{value / _STEPS:.2f}")
         self.view.show_threshold(value / _STEPS)  # type: ignore[union-attr]
 
-    def _on_pick(self, spot: Spot) -> None:
+    def _on_pick(self, spot: Spot | None) -> None:
+        if spot is None:  # beside all spots
+            self.spot.setText(_NO_SPOT)
+            return
         rows = (f"<tr><td><i>{escape(k)}</i>&nbsp;</td><td>{escape(v)}</td></tr>" for k, v in spot.lines())
         self.spot.setText(f"<table>{''.join(rows)}</table>")
 
@@ -248,10 +253,7 @@ class MetaboliteWidget(DataWidget):
         self._show_row(self.mix_row, view.style not in ("", BESIDE))
         self.style_of_mix.setToolTip("" if view.can_swipe else "Outlines cannot be swiped: they are shown side by side")
         self.threshold.setEnabled("presence" in view.modes)
-        if view.picked is not None:
-            self._on_pick(view.describe(view.picked))
-        else:
-            self.spot.setText("Click a spot for its values.")
+        self._on_pick(None if view.picked is None else view.describe(view.picked))
 
     def _show_row(self, part: QWidget, there: bool) -> None:
         part.setVisible(there)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from stmsi._data.checks import require_spatialdata
 from stmsi._data.keys import Key
 from stmsi.napari._canvas import fit_view, show_scale_bar
+from stmsi.napari._elements import close_stale
 from stmsi.napari._metabolite_layers import Look
 from stmsi.napari._metabolite_maps import MetaboliteMaps
 from stmsi.napari._metabolite_view import MetaboliteView
@@ -121,6 +122,7 @@ def overlay(
     if earlier is not None:
         earlier.view.close()
         viewer.window.remove_dock_widget(earlier)
+    close_stale(viewer, sdata)
     look = Look(vmin, vmax, percentiles, cmap, None, opacity)
     at = {"sample": sample, "mode": mode, "threshold": threshold, "spot_diameter": spot_diameter}
     view = MetaboliteView(viewer, source, metabolite, look=look, histology=image, **at)  # type: ignore[arg-type]

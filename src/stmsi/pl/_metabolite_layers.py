@@ -149,9 +149,16 @@ def intensity_label(adata: AnnData, key: str) -> str:
     params: Any = adata.uns.get(Key.uns.MSI, {})
     for name in ("params", "normalize_msi", "log1p"):
         params = params.get(name, {}) if isinstance(params, dict) else {}
-    logged = base_key(key) in (Key.obsm.MSI, Key.obsm.PRED) and params not in ({}, False)
+    logged = _on_scale_of_msi(adata, base_key(key)) and params not in ({}, False)
     unit = LOG_UNIT if logged else UNIT
     return f"{interval_name(adata, key)} width\n{unit}" if is_width(adata, key) else unit
+
+
+def _on_scale_of_msi(adata: AnnData, key: str) -> bool:
+    """Whether a layer has the scale of the mapped MSI: measured, denoised, or predicted or drawn under any key."""
+    record = adata.uns.get(key, adata.uns.get(key.rstrip("0123456789").removesuffix("_")))
+    made = isinstance(record, dict) and "model" in record
+    return made or key in (Key.obsm.MSI, Key.obsm.PRED, Key.obsm.DENOISED)
 
 
 def interval_name(adata: AnnData, key: str) -> str:

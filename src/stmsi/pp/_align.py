@@ -4,43 +4,46 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from stmsi._core.registration.landmark_consensus import METHODS, RobustMethod
-from stmsi._core.registration.landmarks import MODELS, TransformModel, apply_affine
+from stmsi._core.registration.landmarks import MODELS, TransformModel
 from stmsi._data.checks import check_choice, check_positive, for_section, listing, require_spatialdata
-from stmsi._data.elements import matrix_to, place
 from stmsi._data.keys import Key
 from stmsi._data.position_units import noted_unit
-from stmsi._data.stale import mark_stale
 from stmsi._data.tables import copy_of, get_table, sample_names
 from stmsi._messages import warns_once
 from stmsi._progress import track
-from stmsi._settings import logger, settings
+from stmsi._settings import settings
 from stmsi.pp._alignment.automatic import automatic_input, fit_automatically
-from stmsi.pp._alignment.earlier_unit import PIXELS, in_micrometres, known_unit
+from stmsi.pp._alignment.choices import (
+    AlignMethod,
+    automatic_model,
+    chosen_method,
+    chosen_sections,
+    landmark_legs,
+)
+from stmsi.pp._alignment.earlier_unit import PIXELS
 from stmsi.pp._alignment.histology import histology_method
-from stmsi.pp._alignment.landmark_input import has_landmarks, is_file, landmark_pair, read_landmarks
+from stmsi.pp._alignment.landmark_input import has_landmarks, is_file, read_landmarks
 from stmsi.pp._alignment.other_readings import witness
-from stmsi.pp._alignment.section_fit import Method, Result, Task, check_landmarks_place, fit_given, fit_legs, run
-from stmsi.pp._alignment.section_geometry import Geometry, msi_components, section_geometry, st_components
+from stmsi.pp._alignment.section_fit import Method, Result, Task, fit_given, fit_legs, run
+from stmsi.pp._alignment.section_geometry import msi_components, section_geometry, st_components
+from stmsi.pp._alignment.written import write_alignments
 
 if TYPE_CHECKING:
-    from geopandas import GeoDataFrame
     from numpy.typing import ArrayLike
     from spatialdata import SpatialData
     from spatialdata.transformations import BaseTransformation
 
     from stmsi.pp._alignment.landmark_input import Landmarks, Unit
 
-AlignMethod = Literal["landmarks", "given", "auto", "histology"]
 _AUTO = ("scale", "serial", "frame", "intensities", "layer", "msi_layer")
 """Options of an alignment without landmarks."""
 _N_REFITS = 12
 """Refits from which the resolution of an automatic alignment is told."""
-_USUAL_SCALE = 1.1
 _MAX_SCALE = {"landmarks": 1.2}
 """Largest scale by method; positions in pixels of an image are often off by little more."""
 _MAX_SCALE_ELSE = 3.0
@@ -225,7 +228,7 @@ def align(
     """
     require_spatialdata(sdata)
     available = sample_names(sdata, msi_table_key, sample_key)
-    method = _method(method, landmarks, transformation, via)
+    method = chosen_method(method, landmarks, transformation, via)
     options = dict(auto or {})
     if unknown := [k for k in options if k not in _AUTO]:
         msg = f"auto= has unknown options {listing(unknown)}; known: {listing(_AUTO)}."
@@ -259,7 +262,7 @@ def align(
     keys: dict[str, Any] = {"table_key": table_key, "msi_table_key": msi_table_key, "sample_key": sample_key}
 
     tasks = []
-    for name in _samples(sample, given, available):
+    for name in chosen_sections(sample, given, available):
         try:
             geometry = section_geometry(sdata, name, table_key=table_key, sample_key=sample_key)
             fit: Method
@@ -272,13 +275,13 @@ def align(
                     sdata, name, pair or (None, None), table_key=msi_table_key, sample_key=sample_key
                 )
             elif own_method == "auto":
-                section = automatic_input(sdata, name, model=_auto_model(model), **options, **keys)
+                section = automatic_input(sdata, name, model=automatic_model(model), **options, **keys)
                 fit = partial(fit_automatically, section, max(_N_REFITS, int(n_perturb)))
             else:
                 own = (for_section(given, name, "landmarks"), for_section(second, name, "via"))
                 earlier = noted_unit(get_table(sdata, table_key), name) if table_key in sdata.tables else None
                 limit = _limit("landmarks", options, max_scale)
-                legs = _legs(sdata, name, *own, landmark_units, geometry, earlier, limit)
+                legs = landmark_legs(sdata, name, *own, landmark_units, geometry, earlier, limit)
                 fit = partial(fit_legs, legs, model or "similarity", robust, max_error, smoothing)
         except ValueError as error:
             msg = f"Section {name!r}: {error}"
@@ -297,7 +300,7 @@ def align(
         )  # fmt: skip
     results = _run_all(tasks, available, rng, n_jobs, show_progress_bar)
     out = copy_of(sdata) if copy else sdata
-    _write(out, tasks, results, msi_table_key)  # whatever could fail was done before
+    write_alignments(out, tasks, results, msi_table_key)  # whatever could fail was done before
     return out if copy else None
 
 
@@ -325,144 +328,3 @@ def _run_all(
     jobs = (joblib.delayed(run)(task, streams[task.name]) for task in tasks)
     done = joblib.Parallel(n_jobs=min(n_jobs, len(tasks)) if tasks else 1, return_as="generator")(jobs)
     return list(track(done, "align", total=len(tasks), show=show_progress_bar))
-
-
-def _write(sdata: SpatialData, tasks: list[Task], results: list[Result], table_key: str) -> None:
-    table = get_table(sdata, table_key)
-    record = dict(table.uns.get(Key.uns.ALIGNMENT, {}))
-    pairs = [(task, result, _warped(sdata, task, result)) for task, result in zip(tasks, results, strict=True)]
-    moved = [task.name for task, result in zip(tasks, results, strict=True) if _moves(sdata, task, result)]
-    for task, result, warped in pairs:
-        name, fit = task.name, result.fit
-        place(sdata.shapes[Key.pixels(name)], fit.matrix @ task.geometry.to_msi, Key.st_frame(name))
-        if Key.tic_image(name) in sdata.images:  # it follows the pixels, affinely
-            image = sdata.images[Key.tic_image(name)]
-            to_msi = matrix_to(image, Key.msi_frame(name))
-            if to_msi is not None:
-                place(image, fit.matrix @ to_msi, Key.st_frame(name))
-        if Key.warped_pixels(name) in sdata.shapes:
-            del sdata.shapes[Key.warped_pixels(name)]
-        record[name] = result.record
-        if warped is not None:
-            sdata.shapes[Key.warped_pixels(name)] = warped
-            record[name]["element"] = Key.warped_pixels(name)
-        if not 1 / _USUAL_SCALE < fit.scale < _USUAL_SCALE:
-            size = task.geometry.pixel_size
-            sizes = f"pixels stated as {size:.4g} um are {size * fit.scale:.4g} um wide in the ST frame"
-            if np.isinf(task.max_scale):
-                logger.info("Section %r: the size was free; %s.", name, sizes)
-            else:
-                logger.warning(
-                    "Section %r: the alignment scales by %.3g; is its pixel size right? As it is, %s: the pixel size, the "
-                    "unit of the spots or landmark_units= may be wrong.", name, fit.scale, sizes,
-                )  # fmt: skip
-        for note in result.notes:
-            logger.warning("Section %r: %s", name, note)
-    table.uns[Key.uns.ALIGNMENT] = record
-    mark_stale(sdata, "alignment", moved, table)
-
-
-def _moves(sdata: SpatialData, task: Task, result: Result) -> bool:
-    """Whether pixels that had a place already get another one."""
-    before = matrix_to(sdata.shapes[Key.pixels(task.name)], Key.st_frame(task.name))
-    if before is None:
-        return False
-    warped = bool(result.fit.steps) or Key.warped_pixels(task.name) in sdata.shapes
-    return warped or not np.allclose(before, result.fit.matrix @ task.geometry.to_msi)
-
-
-def _warped(sdata: SpatialData, task: Task, result: Result) -> GeoDataFrame | None:
-    """The pixels of a section with every corner where an alignment that is more than affine puts it."""
-    import geopandas as gpd
-    import shapely
-    from spatialdata.models import ShapesModel
-    from spatialdata.transformations import Identity
-
-    if not result.fit.steps:
-        return None
-    pixels, to_msi = sdata.shapes[Key.pixels(task.name)], task.geometry.to_msi
-    geometry = shapely.transform(pixels.geometry.to_numpy(), lambda xy: result.fit(apply_affine(to_msi, xy)))
-    frame = gpd.GeoDataFrame(geometry=geometry, index=pixels.index)
-    return ShapesModel.parse(frame, transformations={Key.st_frame(task.name): Identity()})
-
-
-def _method(method: str | None, landmarks: Any, transformation: Any, via: Any) -> AlignMethod | None:
-    """The method for all sections; `None`: landmarks where a section has some, otherwise none are needed."""
-    if method is not None:
-        check_choice(method, get_args(AlignMethod), "method")
-    msg = ""
-    if landmarks is not None and transformation is not None:
-        msg = "Pass landmarks or transformation, not both."
-    elif method == "given" and (transformation is None or via is not None):
-        msg = 'method="given" takes transformation=, and neither landmarks= nor via=.'
-    elif method == "landmarks" and transformation is not None:
-        msg = 'method="landmarks" takes no transformation=; leave method out.'
-    elif method in ("auto", "histology") and not (landmarks is None and transformation is None and via is None):
-        msg = f'method="{method}" takes no landmarks=, transformation= or via=; leave method out to use them.'
-    elif via is not None and landmarks is None:
-        msg = "via= holds the landmarks of the second stage; pass landmarks= with those of the first."
-    if msg:
-        raise ValueError(msg)
-    return "given" if transformation is not None else method  # type: ignore[return-value]
-
-
-def _auto_model(model: TransformModel | None) -> Literal["similarity", "affine"]:
-    if model is None:
-        return "affine"
-    if model in ("similarity", "affine"):
-        return model
-    hint = ", and refine='intensity' goes on from there" if model in ("thin_plate", "projective") else ""
-    msg = f"model={model!r} needs landmarks; without them an alignment is a 'similarity' or 'affine'{hint}."
-    raise ValueError(msg)
-
-
-def _legs(
-    sdata: SpatialData,
-    name: str,
-    first: Any,
-    second: Any,
-    units: tuple[Unit, Unit],
-    geometry: Geometry,
-    um_per_unit: float | None,
-    max_scale: float,
-) -> tuple[Any, ...]:
-    """Landmarks of each stage as arrays; `um_per_unit` is the unit that the spots had before, if another."""
-    msi_frame, st_frame = Key.msi_frame(name), Key.st_frame(name)
-    units = units[0], known_unit(units[1], um_per_unit)
-    if second is None:
-        pair = landmark_pair(sdata, name, first, frames=(msi_frame, st_frame), units=units)
-        if um_per_unit is not None and units[1] == 1 and _has_no_frame(first):
-            pair = pair[0], in_micrometres(*pair, geometry, um_per_unit, max_scale, name)
-        check_landmarks_place(pair, geometry)
-        return (pair,)
-    what = "(in the MSI frame, in its histology)", "(in the MSI histology, in the ST frame)"
-    start = landmark_pair(sdata, name, first, frames=(msi_frame, None), units=(units[0], 1.0), what=what[0])
-    end = landmark_pair(sdata, name, second, frames=(None, st_frame), units=(1.0, units[1]), what=what[1])
-    if um_per_unit is not None and units[1] == 1 and _has_no_frame(second):
-        end = end[0], in_micrometres(None, end[1], geometry, um_per_unit, max_scale, name)
-    check_landmarks_place((start[0], end[1]), geometry)
-    return start, end
-
-
-def _has_no_frame(landmarks: Any) -> bool:
-    """Whether landmarks of the ST side are plain numbers; elements know where they lie."""
-    return landmarks is not None and (is_file(landmarks) or not isinstance(landmarks[1], str))
-
-
-def _samples(sample: str | Sequence[str] | None, given: Any, available: list[str]) -> list[str]:
-    if isinstance(sample, str):
-        sample = [sample]
-    if sample is None:
-        if isinstance(given, Mapping):
-            sample = list(given)
-        elif given is not None and len(available) > 1:
-            msg = f"There are several sections ({listing(available)}): pass a mapping from section, or sample=."
-            raise ValueError(msg)
-        else:
-            sample = available
-    unknown = [s for s in sample if s not in available or (isinstance(given, Mapping) and s not in given)]
-    if unknown:
-        known = [s for s in available if not isinstance(given, Mapping) or s in given]
-        msg = f"Sections {listing(unknown)} have no MSI or nothing to align them with; known: {listing(known)}."
-        raise KeyError(msg)
-    return list(sample)

@@ -13,7 +13,8 @@ from stmsi._data.checks import check_choice, listing, own_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table, sections_of
 from stmsi._settings import logger
-from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
+from stmsi.model.shared._block_prediction import MIN_GENES
+from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.tl._gene_maps import read_groups, write_gene_maps
 from stmsi.tl._models import trained_model, wanted_metabolites
 

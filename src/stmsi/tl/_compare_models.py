@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from stmsi._data.checks import check_choice, check_share, listing, suggest
+from stmsi._data.constant_predictions import missing_counts_as_no_skill
 from stmsi._data.keys import ACROSS_SCORES, LOWER_IS_BETTER
 
 if TYPE_CHECKING:
@@ -16,11 +17,10 @@ if TYPE_CHECKING:
 
 _FEWEST = 6
 """Units from which the signed-rank test can go below 0.05 at all."""
-NO_SKILL: dict[str, float | None] = {
-    "pearson": 0.0, "spearman": 0.0, "pearson_present": 0.0, "mcc": 0.0, "f1": 0.0, "auroc": 0.5, "auprc": None,
-    "r2": None, "mse": None, "mae": None, "brier": None,
-}  # fmt: skip
-"""Scores to choose by, with what a prediction without skill reaches: it counts where a model has none."""
+TO_CHOOSE_BY = (
+    "pearson", "spearman", "pearson_present", "mcc", "f1", "auroc", "auprc", "r2", "mse", "mae", "brier",
+)  # fmt: skip
+"""Scores to choose a model by."""
 _COLUMNS = ("mean", "se", "other_mean", "other_se", "difference", "difference_se", "lower", "upper", "p_value")
 
 
@@ -107,7 +107,7 @@ def compare_models(
         msg = f"No model has a {metric!r}; compare another metric."
         raise ValueError(msg)
     scored = table.notna()
-    table = _without_skill(table, metric)
+    table = missing_counts_as_no_skill(table, metric)
     if reference is not None and reference not in models:
         msg = f"reference={reference!r} is not among the models {listing(models)}.{suggest(reference, models)}"
         raise ValueError(msg)
@@ -173,27 +173,19 @@ def best_model(scores: pd.DataFrame, *, metric: str = "pearson") -> str:
     Without a score there, as a constant prediction has no correlation, a model counts as one without skill, or else the place
     counts for no model: nobody is chosen for leaving out what is hard.
     """
-    check_choice(metric, NO_SKILL, "metric")
+    check_choice(metric, TO_CHOOSE_BY, "metric")
     table = paired_scores(scores, metric)
     table = table[table.notna().any(axis=1)]
     if table.empty:
         msg = f"No model has a {metric}; choose by another metric, or on more spots."
         raise ValueError(msg)
-    table = _without_skill(table, metric).dropna()
+    table = missing_counts_as_no_skill(table, metric).dropna()
     if table.empty:
         msg = f"The models share no fold, section and metabolite with a {metric}; choose by another metric."
         raise ValueError(msg)
     mean = table.mean().to_numpy()
     best = np.argmin(mean) if metric in LOWER_IS_BETTER else np.argmax(mean)
     return str(table.columns[int(best)])
-
-
-def _without_skill(table: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Scores in which a model without one, where another has it, counts as one without skill, if the metric has such a value."""
-    floor = NO_SKILL.get(metric)
-    return (
-        table if floor is None else table.where(table.notna() | ~table.notna().any(axis=1).to_numpy()[:, None], floor)
-    )
 
 
 def paired_scores(scores: pd.DataFrame, metric: str) -> pd.DataFrame:

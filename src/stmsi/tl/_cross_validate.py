@@ -33,14 +33,15 @@ from stmsi.model_selection import LeaveOneSampleOut
 from stmsi.model_selection._check_leakage import find_leaks, msi_table, report
 from stmsi.tl._across_sections import score_across
 from stmsi.tl._cluster import connected, results
-from stmsi.tl._compare_models import NO_SKILL, best_model
+from stmsi.tl._compare_models import TO_CHOOSE_BY, best_model
 from stmsi.tl._evaluate import map_positions
 from stmsi.tl._fold_cache import FoldCache, UnhashedError, data_fingerprint, fingerprint, software
 from stmsi.tl._kept_arrays import usable_folder
 from stmsi.tl._models import setup_on, train_on
+from stmsi.tl._obs_by_section import ObsBySection, refuse_obs
 from stmsi.tl._section_scores import Comparison, score_sections
 from stmsi.tl._shared_folds import SharedFolds, StoredFolds
-from stmsi.tl._stored_models import check_stored_model, fields_of_stores, paths_of
+from stmsi.tl._stored_models import check_stored_model, fields_of_stores, is_network, paths_of
 from stmsi.tl._stored_sections import Genes, OnError, StoredSections
 
 if TYPE_CHECKING:
@@ -75,6 +76,7 @@ def cross_validate(
     table_key: str = Key.table.ST,
     genes: Genes = "same",
     on_error: OnError = "raise",
+    obs: ObsBySection | None = None,
     n_jobs: int | None = None,
     client: Client | str | None = None,
     show_progress_bar: bool | None = None,
@@ -90,7 +92,7 @@ def cross_validate(
     ----------
     data
         SpatialData or its ST table, with mapped MSI; or paths of stores (``.h5ad``, ``.zarr``) that are never in memory together, see
-        :func:`stmsi.tl.train`. Only models that read components alone can be trained on stores, and the leakage check leaves the expression out.
+        :func:`stmsi.tl.train`. The leakage check leaves the expression out.
     models
         Families by name (see :func:`stmsi.tl.predict_metabolites`), or a mapping from the name to show to a family, a
         model class, or ``{"model": family or class, "setup": {...}, "train": {...}, **hyper-parameters}``.
@@ -120,6 +122,8 @@ def cross_validate(
         Column of ``obs`` with the section name, and the ST table.
     genes, on_error
         Of stores, as for :func:`stmsi.tl.train`. `cache_dir` then also keeps sums over their sections.
+    obs
+        Of stores: columns of ``obs`` by section, such as the patient, as for :func:`stmsi.tl.train`.
     n_jobs, show_progress_bar
         Processes for folds x models, and a progress bar. `None` follows ``stmsi.settings``, and :func:`joblib.parallel_config`
         if ``stmsi.settings.n_jobs`` is 1. Each fit uses one thread, so results do not depend on the processes.
@@ -164,7 +168,7 @@ def cross_validate(
         resolve(spec)
     _check_splitter(splitter, "splitter")
     _check_splitter(inner, "inner")
-    check_choice(inner_metric, NO_SKILL, "inner_metric")
+    check_choice(inner_metric, TO_CHOOSE_BY, "inner_metric")
     check_choice(on_leakage, ("raise", "warn", "ignore"), "on_leakage")
     if inner is not None and CHOSEN in named:
         msg = f"With inner= the name {CHOSEN!r} is that of the model chosen; call yours something else."
@@ -174,6 +178,7 @@ def cross_validate(
         raise ValueError(msg)
     stored, st, msi = None, None, None
     if isinstance(data, AnnData) or is_spatialdata(data):
+        refuse_obs(obs)
         st, msi = get_table(data, table_key), msi_table(data)  # type: ignore[arg-type]
         adata, fields = _in_memory(st, setup_on(st, setup, layer, input), sample_key)
     else:
@@ -182,7 +187,7 @@ def cross_validate(
             check_stored_model(spec, asked)
         directory = usable_folder(cache_dir)
         stored = StoredSections.open(
-            paths_of(data), asked, table_key=table_key, genes=genes, on_error=on_error, directory=directory
+            paths_of(data), asked, table_key=table_key, genes=genes, on_error=on_error, directory=directory, obs=obs
         )
         adata, fields = stored.adata, stored.fields(asked)
     if maps:
@@ -365,7 +370,10 @@ def _train_and_score(fit: _Fit, task: _Task) -> pd.DataFrame:
     try:
         inside = _refit_signature(inside, fields)
         read = None if shared is None else partial(shared.spots, rows=fit.train)
-        model, spots = train_on(inside, fit.spec, fields, show_progress_bar=False, read=read)
+        stored = shared.stored_input(fit.train) if shared is not None and is_network(resolve(fit.spec)[0]) else None
+        model, spots = train_on(
+            inside, fit.spec, fields, show_progress_bar=False, read=read, stored=stored, marks=False
+        )
         prediction = (
             model._predict_all(outside, input=model.state.setup.input)
             if shared is None

@@ -22,7 +22,7 @@ from stmsi._data.tables import (
     table_to_change,
 )
 from stmsi._messages import warns_once
-from stmsi.model.shared._hurdle_model import MIN_GENES
+from stmsi.model.shared._block_prediction import MIN_GENES
 from stmsi.tl._held_out import unseen_stages
 from stmsi.tl._models import name_of, trained_model
 

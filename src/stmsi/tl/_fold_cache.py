@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from stmsi._data.tables import layer_names
-from stmsi._data.unfinished import clear_leftovers, unfinished
+from stmsi._data.whole_file import clear_old, whole_file
 from stmsi._settings import logger
 from stmsi.model.shared._persistence import FORMAT, PACKAGES
 
@@ -51,6 +53,12 @@ def is_a_file(directory: str | Path) -> str:
     return f"cache_dir={str(directory)!r} is a file; name a folder."
 
 
+def mark_used(path: Path) -> None:
+    """Note that a run has used a file, where its folder may be changed."""
+    with suppress(OSError):
+        os.utime(path)
+
+
 class FoldCache:
     """Tables in a folder, one file each, which appears whole or not at all.
 
@@ -69,12 +77,12 @@ class FoldCache:
             is_file = self.directory.exists() and not self.directory.is_dir()
             if not is_file:
                 self.directory.mkdir(parents=True, exist_ok=True)
+                clear_old(self.directory)
         except OSError as error:
             self._warn(error)
             return
         if is_file:
             raise NotADirectoryError(is_a_file(directory))
-        clear_leftovers(self.directory)
 
     def _warn(self, error: Exception) -> None:
         if not self._warned:
@@ -91,7 +99,10 @@ class FoldCache:
         """The table, or `None` where there is none that can be read."""
         path = self._path(key)
         try:
-            return pd.read_parquet(path) if path.exists() else None
+            if not path.exists():
+                return None
+            mark_used(path)
+            return pd.read_parquet(path)
         except Exception as error:  # noqa: BLE001 pyarrow raises what it likes on damaged files
             logger.warning("%s cannot be read (%s); its fold is computed again.", path, error)
             return None
@@ -100,9 +111,8 @@ class FoldCache:
         """Write a table; one that is interrupted leaves no trace, and one that cannot be written is told and left out."""
         path = self._path(key)
         try:
-            with unfinished(path) as folder:
-                table.to_parquet(folder / path.name, index=False)
-                (folder / path.name).replace(path)
+            with whole_file(path) as new:
+                table.to_parquet(new, index=False)
         except OSError as error:  # pyarrow's, too
             self._warn(error)
 

@@ -12,7 +12,8 @@ from stmsi._settings import logger
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stmsi.model.shared._hurdle_model import HeldOut, HurdleModel
+    from stmsi.model.shared._held_out_calibration import HeldOut
+    from stmsi.model.shared._hurdle_model import HurdleModel
 
 
 def unseen_stages(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from weakref import finalize
@@ -12,9 +13,12 @@ from weakref import finalize
 import numpy as np
 
 from stmsi._core.arrays import AnyFloats
-from stmsi._data.unfinished import clear_leftovers, unfinished
+from stmsi._data.whole_file import SCRATCH, clear_old, whole_file
 from stmsi._settings import logger
-from stmsi.tl._fold_cache import fingerprint, is_a_file
+from stmsi.tl._fold_cache import fingerprint, is_a_file, mark_used
+
+_KEPT = (".npy", ".json", ".parquet")
+"""What a folder of folds and sums holds."""
 
 
 def usable_folder(directory: str | Path | None) -> Path | None:
@@ -32,9 +36,7 @@ def usable_folder(directory: str | Path | None) -> Path | None:
         is_file = path.exists() and not path.is_dir()
         if not is_file:
             path.mkdir(parents=True, exist_ok=True)
-            clear_leftovers(path)
-            with tempfile.TemporaryFile(dir=path):
-                pass
+            clear_old(path)
     except OSError as error:
         logger.warning(
             "Sums over sections cannot be kept in %s (%s): they go to a temporary folder, and another run will make them again.", path, error
@@ -43,6 +45,33 @@ def usable_folder(directory: str | Path | None) -> Path | None:
     if is_file:
         raise NotADirectoryError(is_a_file(directory))
     return path
+
+
+class UsedFiles:
+    """Which files of a folder of finished folds and sums a run uses; the others are of data that have changed since.
+
+    Parameters
+    ----------
+    folder
+        The folder; `None`: there is none.
+    """
+
+    def __init__(self, folder: Path | None) -> None:
+        self._folder = usable_folder(folder)
+        self._begin = 0
+        if self._folder is not None:
+            with tempfile.NamedTemporaryFile(dir=self._folder) as mark:  # by the clock of that file system
+                self._begin = Path(mark.name).stat().st_mtime_ns
+
+    def remove_others(self) -> None:
+        """Remove what was neither read nor written since."""
+        if self._folder is None:
+            return
+        for path in self._folder.iterdir():
+            if path.suffix in _KEPT and not path.name.startswith("."):
+                with suppress(OSError):  # another run may have removed it
+                    if path.stat().st_mtime_ns < self._begin:
+                        path.unlink()
 
 
 class KeptOnDisk:
@@ -63,8 +92,8 @@ class KeptOnDisk:
     @property
     def directory(self) -> Path:
         """The temporary folder."""
-        if self._scratch is None:
-            self._scratch = Path(tempfile.mkdtemp(prefix=".stmsi-", dir=self._kept))
+        if self._scratch is None or not self._scratch.exists():  # another run may have taken it for left over
+            self._scratch = Path(tempfile.mkdtemp(prefix=SCRATCH, dir=self._kept))
             finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         return self._scratch
 
@@ -76,12 +105,13 @@ class KeptOnDisk:
             path = self._kept / f"{fingerprint(name, self._keys[part])}.npy"
         if path.exists():
             try:
+                mark_used(path)
                 return np.load(path, mmap_mode="r")
             except (OSError, ValueError, EOFError) as error:
                 logger.warning("%s cannot be read (%s); it is made again.", path, error)
-        with unfinished(path) as folder:
-            np.save(folder / path.name, make())
-            (folder / path.name).replace(path)
+        made = make()
+        with whole_file(path) as new:
+            np.save(new, made)
         return np.load(path, mmap_mode="r")
 
     def __getstate__(self) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,10 +19,12 @@ from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._setup import default_setup
 from stmsi.model.shared._spot_model import SpotModel
 from stmsi.model.shared._training_data import TrainingData
+from stmsi.tl._stored_models import is_network
 
 if TYPE_CHECKING:
     from anndata import AnnData
 
+    from stmsi.model.net._stored_batches import StoredInput
     from stmsi.model.shared._setup import Setup
     from stmsi.model.shared._spot_input import Spots
     from stmsi.model.shared._stored_input import Input
@@ -70,10 +73,13 @@ def train_on(
     *,
     show_progress_bar: bool | None,
     read: Callable[[Setup], Spots] | None = None,
+    stored: StoredInput | None = None,
+    marks: bool = True,
 ) -> tuple[HurdleModel, Spots | None]:
     """As :func:`train_model`; also what the model has read of all spots, where that can be told.
 
-    `read` gives the spots of `adata` where these have been read before; then the AnnData need not hold the expression.
+    `read` gives the spots of `adata` where these have been read before; then the AnnData need not hold the expression. A network finds
+    it in `stored`. `marks` tells whether the model must know its training spots again.
     """
     cls, params, own_setup, train = resolve(spec)
     fields = {**(default_setup(adata) if setup is None else setup), **own_setup}
@@ -82,12 +88,15 @@ def train_on(
     fields = {**cls._default_fields(adata, params), **fields}
     cls.setup_anndata(adata, **fields)
     fitted = cls(adata, **params)
+    if stored is not None and is_network(cls):
+        fitted._train_on_stored(stored, show_progress_bar=show_progress_bar, **train)
+        return fitted, None if read is None else read(fitted._setup)
     if train or not isinstance(fitted, SpotModel):
         fitted.train(show_progress_bar=show_progress_bar, **train)
         return fitted, None
     spots = None if read is None else read(fitted._setup)
     data = TrainingData.read(adata, fitted._setup, None, None, spots, from_disk=fitted._fits_from_disk)
-    fitted._fit(data, show_progress_bar)
+    fitted._fit(replace(data, marks=marks), show_progress_bar)
     return fitted, data.spots
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from stmsi._core.spatial.partial_sections import correct_section
-from stmsi._core.uncertainty.conformal import doubt_of, widening
+from stmsi._core.uncertainty.conformal import doubt_of
+from stmsi._core.uncertainty.weighted_quantiles import widening
 from stmsi._data.checks import check_nonnegative
 from stmsi._data.keys import Key
 from stmsi._data.tables import imputed, require_frame, require_positions, sections_of
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
-    from stmsi.model.shared._hurdle_model import HurdleModel, Prediction
+    from stmsi.model.shared._hurdle_model import HurdleModel
+    from stmsi.model.shared._prediction import Prediction
 
     Floats = NDArray[np.float64]
 

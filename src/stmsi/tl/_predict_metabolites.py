@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
+from anndata import AnnData
 
-from stmsi._data.checks import check_count, check_coverage, check_key, check_share, listing, own_view
+from stmsi._data.checks import check_count, check_coverage, check_key, check_share, is_spatialdata, listing, own_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import ONE_SECTION, copy_of, get_table, in_frames
 from stmsi._data.training_marks import RECORD, by_section, write_marks
@@ -17,17 +18,20 @@ from stmsi._messages import warns_once
 from stmsi._settings import logger
 from stmsi.io._files import check_new
 from stmsi.model._families import AUTO
+from stmsi.model.shared._block_prediction import MIN_GENES
 from stmsi.model.shared._blocks import BLOCK_SIZE
-from stmsi.model.shared._hurdle_model import MIN_GENES, How, HurdleModel, check_how
+from stmsi.model.shared._hurdle_model import HurdleModel
+from stmsi.model.shared._prediction import How, check_how
 from stmsi.model.shared._training_spots import marks_of
 from stmsi.tl._models import is_named, model_record, name_of, obtain_model, setup_on
 from stmsi.tl._partial_sections import correct_by_measured
+from stmsi.tl._predict_stores import predict_stores
 from stmsi.tl._predicted_store import write_prediction
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from anndata import AnnData
+    from distributed import Client
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -39,7 +43,7 @@ _MANY_UNUSUAL = 0.5
 
 @warns_once
 def predict_metabolites(
-    data: SpatialData | AnnData,
+    data: SpatialData | AnnData | Sequence[str | Path],
     model: HurdleModel | str | Path | Mapping[str, Any] = AUTO,
     *,
     how: How | Sequence[How] = "expected",
@@ -53,15 +57,19 @@ def predict_metabolites(
     use_measured: bool = False,
     out: str | Path | None = None,
     block_size: int = BLOCK_SIZE,
+    on_error: Literal["raise", "warn"] = "raise",
+    client: Client | str | None = None,
     show_progress_bar: bool | None = None,
     copy: bool = False,
-) -> SpatialData | AnnData | None:
+) -> SpatialData | AnnData | pd.DataFrame | None:
     """Predict presence and intensity of metabolites for every spot.
 
     Parameters
     ----------
     data
-        ST section(s), with or without MSI. SpatialData, or AnnData of spots x genes with counts or log expression.
+        ST section(s), with or without MSI. SpatialData, or AnnData of spots x genes with counts or log expression. Or paths of stores
+        (``.h5ad``, ``.zarr`` of AnnData or SpatialData), which are predicted one after the other by a trained model: `out` is then the
+        folder of the predictions. Without it, that of ``S1.h5ad`` is ``S1_predicted.zarr`` beside it.
     model
         A trained model, the folder of a saved one, the name of a family or a mapping with its hyper-parameters. Families:
         ``"auto"`` (a stack of ridge regressions, weighted by held-out patients or sections, see
@@ -107,12 +115,18 @@ def predict_metabolites(
     block_size
         Spots that are predicted together. Those around them that the model sees are read with them; a model that sees whole sections
         takes these together. Numbers do not depend on it, memory does.
+    on_error
+        Of stores that cannot be predicted (damaged, genes missing, an output that is there): the others go on, and at the end ``"raise"``
+        one error that names them all, or ``"warn"`` and return the table.
+    client
+        Of stores: a ``dask.distributed.Client``, or the address of a scheduler, whose tasks are stores. See :doc:`/user_guide/cluster`.
     show_progress_bar, copy
         `None` follows ``stmsi.settings.progress_bar``; return a changed copy instead of working in place.
 
     Returns
     -------
-    `None`, or with ``copy=True`` the changed copy. Writes into the ST table (for ``key_added="msi_pred"``):
+    `None`, or with ``copy=True`` the changed copy; of stores a table with a row for each: ``store``, ``out``, ``n_spots``, and ``error``,
+    empty where it was predicted. Writes into the ST table (for ``key_added="msi_pred"``):
 
     - ``obsm["msi_pred"]``: predicted intensity, DataFrame spots x metabolites, float32, exactly 0 where absent (but for
       ``how="probability_weighted"``);
@@ -166,6 +180,18 @@ def predict_metabolites(
     (344, 12)
     """
     check_count(block_size, "block_size")
+    if not isinstance(data, AnnData) and not is_spatialdata(data):
+        if copy or use_measured or setup is not None:
+            msg = "Of stores, copy=, use_measured= and setup= have no meaning: they are not changed, and the model is trained; leave them out."
+            raise ValueError(msg)
+        options = {"how": how, "layer": layer, "input": input, "key_added": key_added, "coverage": coverage}
+        options |= {"min_genes": min_genes, "block_size": block_size}
+        return predict_stores(
+            predict_metabolites, data, model, out, options, table_key=table_key, on_error=on_error, client=client, show_progress_bar=show_progress_bar
+        )  # fmt: skip
+    if client is not None:
+        msg = "client= shares out stores; pass their paths. Data in memory are predicted here."
+        raise ValueError(msg)
     if out is not None:
         _check_out(out, copy=copy, use_measured=use_measured)
     changed = copy_of(data) if copy else data

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from stmsi.model.shared._hurdle_model import How, HurdleModel
+    from stmsi.model.shared._hurdle_model import HurdleModel
+    from stmsi.model.shared._prediction import How
     from stmsi.model.shared._spot_reader import SpotReader
 
 _CHUNK_VALUES = 2**20

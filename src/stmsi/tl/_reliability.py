@@ -136,6 +136,26 @@ def reliability(
     if ceiling is not None and (missing := [c for c in ("sample", "metabolite", "ceiling") if c not in ceiling]):
         msg = f"The table of ceilings lacks {listing(missing)}; stmsi.tl.noise_ceiling makes it."
         raise KeyError(msg)
+    out = verdicts(
+        st, features, scores, model=model, ceiling=ceiling, controls=controls, metabolite_key=metabolite_key, sample_key=sample_key
+    )  # fmt: skip
+    record["reliability"] = out.copy()
+    record["features"] = features.assign(**{Key.var.TIER: out[Key.var.TIER].to_numpy()})
+    return changed if copy else out
+
+
+def verdicts(
+    st: AnnData,
+    features: pd.DataFrame,
+    scores: pd.DataFrame | None,
+    *,
+    model: str | None = None,
+    ceiling: pd.DataFrame | None = None,
+    controls: Sequence[str] = CONTROLS,
+    metabolite_key: str = Key.obsm.MSI,
+    sample_key: str = Key.obs.SAMPLE,
+) -> pd.DataFrame:
+    """The table of :func:`reliability`, from the measured spots (of which no expression is read) and the feature table of a model."""
     ids = features.index.astype(str)
     others = pd.DataFrame(index=ids)
     if scores is None:
@@ -157,13 +177,11 @@ def reliability(
         out["ceiling"] = ceiling.groupby("metabolite")["ceiling"].mean().reindex(ids).to_numpy()
         out["share_of_ceiling"] = out["pearson"] / out["ceiling"].where(out["ceiling"] >= LEAST_CEILING)
     out = pd.concat([out, _limits(st, metabolite_key, sample_key, ids), others], axis=1)
-    verdicts = [_tier(row, held=scores is not None) for row in out.to_dict("records")]
-    tiers, reasons = zip(*verdicts, strict=True)
+    found = [_tier(row, held=scores is not None) for row in out.to_dict("records")]
+    tiers, reasons = zip(*found, strict=True)
     out.insert(0, Key.var.TIER, tiers)
     out.insert(1, "reason", reasons)
-    record["reliability"] = out.copy()
-    record["features"] = features.assign(**{Key.var.TIER: out[Key.var.TIER].to_numpy()})
-    return changed if copy else out
+    return out
 
 
 def _of_training(features: pd.DataFrame) -> pd.DataFrame:

@@ -12,7 +12,8 @@ from stmsi._data.checks import check_key, check_share, is_spatialdata, own_view
 from stmsi._data.keys import Key
 from stmsi._data.tables import copy_of, get_table
 from stmsi._messages import warns_once
-from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
+from stmsi.model.shared._block_prediction import MIN_GENES
+from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.tl._models import is_named, model_record, obtain_model, setup_on, wanted_metabolites
 from stmsi.tl._raster_draws import Places, on_raster, write_pixels
 

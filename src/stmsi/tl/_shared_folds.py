@@ -20,11 +20,13 @@ from stmsi.model.shared._spot_reader import SpotReader
 from stmsi.model.shared._streamed_parts import StreamedParts
 from stmsi.tl._fold_cache import fingerprint
 from stmsi.tl._kept_arrays import KeptOnDisk
+from stmsi.tl._stored_models import is_network
 from stmsi.tl._stored_sections import StoredSections
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from stmsi.model.net._stored_batches import StoredInput
     from stmsi.model.shared._setup import Setup
 
 _OF_PROCESS: dict[str, SharedFolds] = {}
@@ -57,12 +59,18 @@ class SharedFolds:
         cls, _, _, train = resolve(spec)
         return issubclass(cls, SpotModel) and not cls._reads_matrix and not train and fields.get("input") is not None
 
+    def stored_input(self, rows: NDArray[Any]) -> StoredInput | None:
+        """Where a network finds some spots that are on disk; `None`: they are in memory."""
+        del rows
+        return None
+
     def without_expression(self, rows: NDArray[Any], layer: str | None) -> AnnData:
         """Some spots, with all but the expression; the layer that a setup names is there and empty."""
         whole = self.adata
         named = {} if layer is None else {layer: sp.csr_matrix(whole.shape, dtype="float32")}
         parts = {name: dict(getattr(whole, name)) for name in ("obsm", "obsp", "varm")}
-        return AnnData(obs=whole.obs, var=whole.var, uns=whole.uns, layers=named, **parts)[rows].copy()
+        empty = sp.csr_matrix(whole.shape, dtype="float32")
+        return AnnData(empty, whole.obs, whole.var, uns=whole.uns, layers=named, **parts)[rows].copy()
 
     def spots(self, setup: Setup, rows: NDArray[Any]) -> Spots:
         """Some spots as a model with this setup reads them for training."""
@@ -125,6 +133,22 @@ class StoredFolds(SharedFolds):
             keys.append(fingerprint(sections.stores[sections.store[own[0]]].key, sections.row[own], genes, logs))
         parts.kept = KeptOnDisk(keys, self._directory)
         return parts
+
+    def serves(self, spec: ModelSpec, fields: Mapping[str, Any]) -> bool:
+        """As of the base class; networks read their batches from the stores."""
+        return is_network(resolve(spec)[0]) or super().serves(spec, fields)
+
+    def stored_input(self, rows: NDArray[Any]) -> StoredInput:
+        """As of the base class."""
+        from stmsi.model.net._stored_batches import StoredInput
+
+        own = self.sections.some(rows)
+        every = np.arange(len(rows))
+
+        def read(setup: Setup, folds: Sequence[NDArray[Any]]) -> Spots:
+            return StoredFolds(own, [every, *folds], self._directory).spots(setup, every)
+
+        return StoredInput(own, read)
 
     def _given(self) -> tuple[Any, ...]:
         return self.sections, self._folds, self._directory

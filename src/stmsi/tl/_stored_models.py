@@ -9,10 +9,17 @@ from typing import TYPE_CHECKING, Any
 from stmsi._data.keys import Key
 from stmsi.model._families import ModelSpec, resolve
 from stmsi.model.shared._spot_model import SpotModel
-from stmsi.tl._stored_sections import as_keys, wanted_of_stores
+from stmsi.tl._joined_stores import as_keys
+from stmsi.tl._stored_sections import wanted_of_stores
 
 if TYPE_CHECKING:
+    from stmsi.model.shared._hurdle_model import HurdleModel
     from stmsi.model.shared._stored_input import Input
+
+
+def is_network(cls: type[HurdleModel]) -> bool:
+    """Whether a model is trained in batches, which can be read from stores."""
+    return hasattr(cls, "_train_on_stored")
 
 
 def paths_of(data: Any) -> list[str | Path]:
@@ -53,10 +60,10 @@ def fields_of_stores(setup: Mapping[str, Any] | None, layer: str | None, input: 
 def check_stored_model(spec: ModelSpec, fields: Mapping[str, Any]) -> None:
     """Refuse a model that is not trained by what was read of the spots alone."""
     cls, _, own, train_args = resolve(spec)
-    if not issubclass(cls, SpotModel) or cls._reads_matrix or train_args:
+    if not is_network(cls) and (not issubclass(cls, SpotModel) or cls._reads_matrix or train_args):
         msg = (
-            f"{cls.__name__} reads the table itself and cannot be trained on stores. Take a linear family (such as 'ridge'), or read the "
-            "sections into one table (anndata.concat)."
+            f"{cls.__name__} reads the table itself and cannot be trained on stores. Take a linear family (such as 'ridge'), a network "
+            "(such as 'mlp'), or read the sections into one table (anndata.concat)."
         )
         raise TypeError(msg)
     if own.get("layer", fields.get("layer")) != fields.get("layer"):

@@ -18,14 +18,14 @@ from anndata import AnnData
 from stmsi._core.learning.stored_expression import StoredKind
 from stmsi._data.checks import check_choice, listing, require_rows, require_unique
 from stmsi._data.keys import Key
-from stmsi._data.merge_layers import is_record, stale_marks, why_apart
-from stmsi._data.stale import STALE
 from stmsi._data.stores import content_of, opened_table, stored_matrix, table_without_matrix
 from stmsi._data.tables import as_csr, require_frame, some_rows
-from stmsi._data.unfinished import unfinished
+from stmsi._data.whole_file import whole_file
 from stmsi._settings import logger
 from stmsi.model.shared._stored_input import Input, StoredExpression
-from stmsi.tl._fold_cache import fingerprint, software
+from stmsi.tl._fold_cache import fingerprint, mark_used, software
+from stmsi.tl._joined_stores import as_keys, joined_tables, of_metabolites
+from stmsi.tl._obs_by_section import ObsBySection, add_obs, obs_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,6 +34,8 @@ OnError = Literal["raise", "warn"]
 Genes = Literal["same", "shared"]
 _AT_ONCE = 4096
 """Spots that are read together."""
+_FEW_GENES = 0.5
+"""Share of the smallest gene list below which the shared genes are told."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ class StoredSections:
         genes: Genes = "same",
         on_error: OnError = "raise",
         directory: Path | None = None,
+        obs: ObsBySection | None = None,
     ) -> StoredSections:
         """Look through stores, one at a time.
 
@@ -122,6 +125,8 @@ class StoredSections:
             What to do about stores that cannot be used: ``"raise"`` one error that names them all, or ``"warn"`` and go on.
         directory
             Folder that keeps what was found in the expression; it is there.
+        obs
+            Columns of ``obs`` by section, in the place of those in the stores.
 
         Raises
         ------
@@ -131,10 +136,10 @@ class StoredSections:
         """
         check_choice(genes, ("same", "shared"), "genes")
         check_choice(on_error, ("raise", "warn"), "on_error")
-        found, bad = [], {}
+        found, bad, known = [], {}, obs_table(obs)
         for path in _distinct(paths):
             try:
-                found.append(_read(path, fields, table_key, directory))
+                found.append(_read(path, fields, table_key, directory, known))
             except (ValueError, KeyError, TypeError, OSError) as error:
                 bad[str(path)] = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         names = _genes(found, genes)
@@ -183,7 +188,7 @@ class StoredSections:
         target_sum = together.target_sum if kind == "log" else None
         together.tell(kind, kind, target_sum)
         return cls(
-            _together([s.table for s in found], genes, fields, layer),
+            joined_tables([s.table for s in found], genes, fields, layer),
             pd.Index(np.concatenate([s.table.obs_names for s in found]), dtype=object),
             [replace(s, table=s.table[:0].copy()) for s in found],
             np.repeat(np.arange(len(found)), size),
@@ -205,7 +210,13 @@ class StoredSections:
     @property
     def n_entries(self) -> int:
         """About how many numbers other than 0 there are in the expression: those of a store by its share of spots with MSI."""
-        return sum(s.stored.n_entries * len(s.rows) // len(s.stored.number) for s in self.stores)
+        used = np.bincount(self.store, minlength=len(self.stores))
+        return sum(s.stored.n_entries * int(n) // len(s.stored.number) for s, n in zip(self.stores, used, strict=True))
+
+    def some(self, rows: NDArray[np.int64]) -> StoredSections:
+        """Some of the spots, ascending, as all there are; edges to others are cut."""
+        adata = self.adata[rows].copy()
+        return replace(self, adata=adata, names=self.names[rows], store=self.store[rows], row=self.row[rows])
 
     def blocks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Ascending rows in pieces that are read together, each in one store."""
@@ -248,7 +259,9 @@ def _distinct(paths: Iterable[str | Path]) -> list[Path]:
     return given
 
 
-def _read(path: Path, fields: Mapping[str, Any], table_key: str, directory: Path | None) -> StoredSection:
+def _read(
+    path: Path, fields: Mapping[str, Any], table_key: str, directory: Path | None, obs: pd.DataFrame | None
+) -> StoredSection:
     """Everything but the expression, and what that is; the expression is read through where this is not known."""
     sample_key, layer = fields.get("sample_key", Key.obs.SAMPLE), fields.get("layer")
     metabolite_key = fields.get("metabolite_key", Key.obsm.MSI)
@@ -261,9 +274,10 @@ def _read(path: Path, fields: Mapping[str, Any], table_key: str, directory: Path
         if len(rows) == 0:
             msg = f"no spot has MSI (all of obsm[{metabolite_key!r}] is NaN); align and map the MSI first"
             raise ValueError(msg)
-        _require_named(table, fields)
         if sample_key not in table.obs:
             table.obs[sample_key] = path.name.removesuffix(path.suffix)
+        add_obs(table, obs, sample_key)
+        _require_named(table, fields)
         key = fingerprint(content_of(path), layer, sample_key, table_key, _versions())
         stored = _looked_up(
             path, group, table, layer, sample_key, None if directory is None else directory / f"{key}.json"
@@ -280,15 +294,10 @@ def _versions() -> dict[str, str]:
 def wanted_of_stores(fields: Mapping[str, Any]) -> dict[str, list[str]]:
     """What is read of a store beside ``obs`` and ``var``: what the setup names, and what belongs to it."""
     metabolite_key = fields.get("metabolite_key", Key.obsm.MSI)
-    obsm = [Key.obsm.SPATIAL, *_of_metabolites(fields), *as_keys(fields.get("feature_key"))]
+    obsm = [Key.obsm.SPATIAL, *of_metabolites(fields), *as_keys(fields.get("feature_key"))]
     obsp = dict.fromkeys([Key.obsp.CONNECTIVITIES, fields.get("graph_key") or Key.obsp.CONNECTIVITIES])
     prior = fields.get("prior_key") or Key.varm.PRIOR
     return {"obsm": obsm, "obsp": list(obsp), "varm": [prior], "uns": [metabolite_key, prior]}
-
-
-def as_keys(named: str | Sequence[str] | None) -> list[str]:
-    """Keys of a field that takes one or several."""
-    return [named] if isinstance(named, str) else list(named or ())
 
 
 def _require_named(table: AnnData, fields: Mapping[str, Any]) -> None:
@@ -305,13 +314,6 @@ def _require_named(table: AnnData, fields: Mapping[str, Any]) -> None:
         raise ValueError(msg)
 
 
-def _of_metabolites(fields: Mapping[str, Any]) -> list[str]:
-    """Frames of ``obsm`` with a column for each metabolite."""
-    key = fields.get("metabolite_key", Key.obsm.MSI)
-    named = [key, fields.get("presence_key"), Key.presence_of(key), Key.obsm.PRESENCE, Key.observed_of(key)]
-    return list(dict.fromkeys(name for name in named if name is not None))
-
-
 def _looked_up(
     path: Path, group: Any, table: AnnData, layer: str | None, sample_key: str, kept: Path | None
 ) -> StoredExpression:
@@ -320,6 +322,7 @@ def _looked_up(
     number, _ = pd.factorize(label.astype(object).where(label.notna(), "without a section").astype(str))
     if kept is not None and kept.exists():
         try:
+            mark_used(kept)
             found = json.loads(kept.read_text(encoding="utf-8"))
             kinds = tuple(StoredKind(**kind) for kind in found.pop("kinds"))
             plain: dict[str, Any] = {
@@ -340,9 +343,8 @@ def _looked_up(
         plain = {name: getattr(stored, name) for name in ("where", "layers", "names", "extremes", "n_entries")}
         text = json.dumps(plain | {"kinds": [asdict(kind) for kind in stored.kinds]})
         try:
-            with unfinished(kept) as folder:
-                (folder / kept.name).write_text(text, encoding="utf-8")
-                (folder / kept.name).replace(kept)
+            with whole_file(kept) as new:
+                new.write_text(text, encoding="utf-8")
         except OSError as error:  # nor is this
             logger.warning("%s cannot be written (%s); another run will read %s again.", kept, error, path)
     return stored
@@ -359,6 +361,12 @@ def _genes(found: Sequence[StoredSection], genes: Genes) -> pd.Index:
         if not len(names):
             msg = f"The {len(found)} stores share no gene; are their genes named alike (symbols or Ensembl ids)?"
             raise ValueError(msg)
+        fewest = min(s.table.n_vars for s in found)
+        if len(names) < _FEW_GENES * fewest:
+            logger.warning(
+                "The stores share %d genes, %.0f %% of the smallest list; only these are used. Are they one species, with one kind of id?",
+                len(names), 100 * len(names) / fewest,
+            )  # fmt: skip
         return names
     kinds = Counter(frozenset(s.table.var_names) for s in found)
     usual, _ = kinds.most_common(1)[0]
@@ -375,75 +383,3 @@ def _refuse_same_names(found: Sequence[StoredSection], sample_key: str) -> None:
         if len(paths) > 1:
             msg = f"Section {name!r} is in several stores ({listing(paths)}); give each section a name of its own in obs[{sample_key!r}]."
             raise ValueError(msg)
-
-
-def _together(tables: Sequence[AnnData], genes: pd.Index, fields: Mapping[str, Any], layer: str | None) -> AnnData:
-    """All that tables hold but the expression, which is empty: what all of them have, and the metabolites that any has."""
-    first = tables[0]
-    columns = [c for c in first.obs if all(c in t.obs for t in tables)]
-    obs = pd.concat(
-        [t.obs[columns].astype({c: object for c in columns if t.obs[c].dtype == "category"}) for t in tables]
-    )
-    obs = obs.astype({c: "category" for c in columns if obs[c].dtype == object})
-    if not obs.index.is_unique:  # barcodes
-        sections = obs[fields.get("sample_key", Key.obs.SAMPLE)].astype(str)
-        obs.index = obs.index.astype(str) + "-" + sections
-    n, metabolite_key = len(obs), fields.get("metabolite_key", Key.obsm.MSI)
-    union = _of_metabolites(fields)
-    obsm = {}
-    for key in _of_all(tables, "obsm"):
-        obsm[key] = _stacked(key, [t.obsm[key] for t in tables], obs.index, any_column=key in union)
-    frame = obsm[metabolite_key]
-    if lacking := [t for t in tables if len(require_frame(t, metabolite_key).columns) < len(frame.columns)]:
-        logger.info(
-            "%d of %d stores lack some of the %d metabolites, which are not measured there.",
-            len(lacking),
-            len(tables),
-            len(frame.columns),
-        )
-    obsp = {}
-    for key in _of_all(tables, "obsp"):
-        obsp[key] = sp.block_diag([sp.csr_matrix(t.obsp[key]) for t in tables], format="csr")
-    uns = dict(first.uns)
-    features = [t.uns.get(metabolite_key, {}).get("features") for t in tables]
-    if isinstance(uns.get(metabolite_key), Mapping) and all(isinstance(f, pd.DataFrame) for f in features):
-        every = pd.concat(features)
-        uns[metabolite_key] = {**uns[metabolite_key], "features": every[~every.index.duplicated()]}
-    records = [record for t in tables if is_record(record := t.uns.get(metabolite_key))]
-    if records and (why := why_apart(records)):
-        logger.warning("obsm[%r] of the stores may not go together: %s. Map all of them alike.", metabolite_key, why)
-    if stale := stale_marks(records):
-        uns[metabolite_key] = {**uns.get(metabolite_key, {}), STALE: stale}
-    varm = {}
-    for key in _of_all(tables, "varm"):
-        priors = [t.varm[key].loc[genes] for t in tables if isinstance(t.varm[key], pd.DataFrame)]
-        # a store knows the genes of its own metabolites
-        named = dict.fromkeys(m for prior in priors for m in prior)
-        known = [prior.reindex(columns=list(named), fill_value=False).to_numpy(bool) for prior in priors]
-        if priors:
-            varm[key] = pd.DataFrame(np.logical_or.reduce(known), genes, list(named))
-    empty = sp.csr_matrix((n, len(genes)), dtype=np.float32)
-    layers = {} if layer is None else {layer: empty}
-    var = first.var.loc[genes].copy()
-    return AnnData(empty, obs, var, uns=uns, obsm=obsm, varm=varm, layers=layers, obsp=obsp)
-
-
-def _of_all(tables: Sequence[AnnData], name: str) -> list[str]:
-    """Keys that all tables have in ``obsm``, ``obsp`` or ``varm``; those that only some have are told."""
-    count = Counter(key for t in tables for key in getattr(t, name))
-    for key, n in count.items():
-        if n < len(tables):
-            logger.warning("%s[%r] is in %d of %d stores only, and not used.", name, key, n, len(tables))
-    return [key for key, n in count.items() if n == len(tables)]
-
-
-def _stacked(key: str, parts: Sequence[Any], index: pd.Index, *, any_column: bool) -> Any:
-    """Entries of ``obsm`` below each other; of frames the columns that all have, or that any has."""
-    if all(isinstance(part, pd.DataFrame) for part in parts):
-        return pd.concat(parts, join="outer" if any_column else "inner").set_axis(index)
-    widths = {part.shape[1] for part in parts}
-    if len(widths) > 1 and key != Key.obsm.SPATIAL:  # of which a third column is not read
-        msg = f"obsm[{key!r}] has {listing(sorted(widths))} columns in different stores; features must be the same in all."
-        raise ValueError(msg)
-    width = min(widths)
-    return np.vstack([np.asarray(part.toarray() if sp.issparse(part) else part)[:, :width] for part in parts])

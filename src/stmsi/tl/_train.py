@@ -13,13 +13,14 @@ from stmsi._data.checks import is_spatialdata
 from stmsi._data.keys import Key
 from stmsi._data.tables import get_table
 from stmsi._messages import warns_once
-from stmsi.model._families import AUTO, ModelSpec
+from stmsi.model._families import AUTO, ModelSpec, resolve
 from stmsi.model.shared._setup import Setup
 from stmsi.model.shared._spot_input import Spots
 from stmsi.tl._kept_arrays import usable_folder
 from stmsi.tl._models import obtain_model, setup_on, train_on
+from stmsi.tl._obs_by_section import ObsBySection, refuse_obs
 from stmsi.tl._shared_folds import StoredFolds
-from stmsi.tl._stored_models import check_stored_model, fields_of_stores, paths_of
+from stmsi.tl._stored_models import check_stored_model, fields_of_stores, is_network, paths_of
 from stmsi.tl._stored_sections import Genes, OnError, StoredSections
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def train(
     genes: Genes = "same",
     on_error: OnError = "raise",
     cache_dir: str | Path | None = None,
+    obs: ObsBySection | None = None,
     show_progress_bar: bool | None = None,
 ) -> HurdleModel:
     """Train a model on all spots that have MSI.
@@ -54,8 +56,9 @@ def train(
     3. sums of products of the variable genes, of which the components follow;
     4. components of all spots, and how far each spot lies from the others.
 
-    The rest is fitted to the components. For `"ridge"` they, the features and the held-out predictions are in temporary files, and memory
-    holds what was measured; other families hold all that belongs to spots and metabolites: see :doc:`/user_guide/large_sections`.
+    Networks read their batches from the stores, in windows of shuffled blocks. The rest is fitted to the components. For `"ridge"` they, the
+    features and the held-out predictions are in temporary files, and memory holds what was measured; other families hold all that
+    belongs to spots and metabolites: see :doc:`/user_guide/large_sections`.
 
     Parameters
     ----------
@@ -81,6 +84,10 @@ def train(
         Of stores: folder that keeps what was summed up for each section (16 MB for 2,000 genes), so that another run, or one that was
         interrupted, takes it up. A section is read again when its path, size or time of change differs, or the versions of stmsi or
         of packages that matter. `None`, or one that cannot be written: a temporary folder. What goes with the run is there, too.
+    obs
+        Of stores: columns of ``obs`` by section, such as the patient: a DataFrame whose index names the sections, or a mapping such as
+        ``{"patient": {"S1": "P1", "S2": "P2"}}``. They stand in the place of columns that stores have under these names; rows of other
+        sections are passed over.
     show_progress_bar
         `None` follows ``stmsi.settings.progress_bar``.
 
@@ -96,7 +103,7 @@ def train(
     NotADirectoryError
         `cache_dir` is a file.
     TypeError
-        A network, or another model that reads the table itself, with stores.
+        A model that reads the table itself (a negative control), with stores; or `obs` that is no table.
 
     Examples
     --------
@@ -110,11 +117,12 @@ def train(
     """
     if isinstance(data, AnnData) or is_spatialdata(data):
         adata = get_table(data, table_key)  # type: ignore[arg-type]
+        refuse_obs(obs)
         spec: Any = model if isinstance(model, str | Mapping) else {"model": model}
         return obtain_model(spec, adata, setup_on(adata, setup, layer, input), show_progress_bar)
     return train_on_stores(
         paths_of(data), model, fields_of_stores(setup, layer, input), table_key=table_key, genes=genes, on_error=on_error,
-        cache_dir=cache_dir, show_progress_bar=show_progress_bar,
+        cache_dir=cache_dir, obs=obs, show_progress_bar=show_progress_bar,
     )[0]  # fmt: skip
 
 
@@ -127,13 +135,14 @@ def train_on_stores(
     genes: Genes,
     on_error: OnError,
     cache_dir: str | Path | None,
+    obs: ObsBySection | None = None,
     show_progress_bar: bool | None,
 ) -> tuple[HurdleModel, Mapping[str, str]]:
     """As :func:`train`; also the stores that were left out, and why."""
     check_stored_model(model, fields)
     directory = usable_folder(cache_dir)
     sections = StoredSections.open(
-        paths, fields, table_key=table_key, genes=genes, on_error=on_error, directory=directory
+        paths, fields, table_key=table_key, genes=genes, on_error=on_error, directory=directory, obs=obs
     )
     every = np.arange(len(sections.names))
     shared = StoredFolds(sections, [every], directory)
@@ -142,6 +151,7 @@ def train_on_stores(
         return shared.spots(own, every)
 
     told = sections.fields(fields)
-    fitted, _ = train_on(sections.adata, model, told, show_progress_bar=show_progress_bar, read=read)
-    fitted.adata = None  # its expression is empty
+    stored = shared.stored_input(every) if is_network(resolve(model)[0]) else None
+    fitted, _ = train_on(sections.adata, model, told, show_progress_bar=show_progress_bar, read=read, stored=stored)
+    fitted._forget_data()  # its expression is empty
     return fitted, sections.left_out

@@ -11,6 +11,7 @@ from stmsi._core.learning.expression_parts import ExpressionParts, parts_of_fold
 from stmsi._core.learning.expression_space import (
     ExpressionSpace,
     GeneMoments,
+    held_out_distance,
     log_normalize,
     mean_shares,
     profile_distance,
@@ -87,6 +88,33 @@ def test_what_is_shared_is_made_once_and_only_the_last_of_it_kept(parts, monkeyp
         some.profile_distance(some.gene_moments().mean)
     assert made == [160]
     assert parts._made["components"][0] == id(space)
+
+
+@pytest.mark.parametrize("fold", [0, 2])
+@pytest.mark.parametrize("own", [[0, 1, 2], [0, 1, 1]], ids=["a part each", "two parts together"])
+def test_held_out_distances_follow_from_products_with_the_means_of_parts(counts, parts, fold, own, monkeypatch):
+    rows = FOLDS[fold]
+    groups = np.repeat(own, 40)
+    expected = held_out_distance(log_normalize(counts[rows]), groups)
+    np.testing.assert_allclose(parts.held_out_distance(rows, groups), expected, atol=1e-6)
+    assert expected.std() > 0.01
+    monkeypatch.setattr(expression_parts, "held_out_distance", lambda *_: pytest.fail("the spots are read again"))
+    monkeypatch.setattr(expression_parts, "products_with", lambda *_: pytest.fail("products are made again"))
+    for other in (0, 1, 2, 3):
+        parts.held_out_distance(FOLDS[other], groups)
+    some = parts.some(rows)
+    assert some.space(some.gene_moments(), **SIZES) is not None
+
+
+def test_held_out_distances_of_groups_that_cut_a_part_are_computed_alone(counts, parts, monkeypatch):
+    rows, groups = FOLDS[1], np.arange(120) % 3
+    expected = held_out_distance(log_normalize(counts[rows]), groups)
+    np.testing.assert_array_equal(parts.held_out_distance(rows, groups), expected)
+    monkeypatch.setattr(expression_parts, "_MOST_PRODUCTS", 0)
+    whole = np.repeat([0, 1, 2], 40)
+    np.testing.assert_array_equal(
+        parts.held_out_distance(rows, whole), held_out_distance(log_normalize(counts[rows]), whole)
+    )
 
 
 def test_spots_that_are_no_parts_are_computed_alone(counts, parts):

@@ -4,19 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stmsi._core.metrics import columns
-from stmsi._core.uncertainty.conformal import (
-    ABSENT,
-    LOWER,
-    UPPER,
-    GroupConformal,
-    doubt_of,
-    hurdle_spread,
-    left_out_levels,
-    raised_levels,
-    spread_coefficients,
-    upper_quantiles,
-    widening,
-)
+from stmsi._core.uncertainty.conformal import ABSENT, LOWER, UPPER, GroupConformal, doubt_of
+from stmsi._core.uncertainty.hurdle_spread import hurdle_spread, spread_coefficients
+from stmsi._core.uncertainty.left_out_groups import left_out_levels, raised_levels
+from stmsi._core.uncertainty.weighted_quantiles import upper_quantiles, widening
 
 
 def draw(rng, n_groups=8, n=200, m=6, between=0.0):

@@ -16,7 +16,8 @@ def core_metabolites() -> pd.DataFrame:
 
     Each pair of a metabolite and a gene has a source. Human-GEM (CC BY 4.0) and MEBOCOST (BSD-3-Clause) name reactions of the
     metabolite, or of the pool of its lipid class. A pathway of Reactome (CC BY 4.0) is weaker: it holds the gene, and the pair
-    was chosen by hand. The rest has an article or the EC number of the reaction. Formulas and HMDB ids of part of the molecules are those of METASPACE's
+    was chosen by hand. The rest has an article, a reaction of Reactome or the EC number of the reaction. Each of these was looked up;
+    ``benchmarks/core_table/evidence.tsv`` in the repository says where. Formulas and HMDB ids of part of the molecules are those of METASPACE's
     CoreMetabolome (Apache-2.0). ``benchmarks/core_table/build.py`` in the repository makes the table from these files.
 
     Returns

@@ -58,7 +58,7 @@ class StoredMoments(GroupMoments):
         for block in self.blocks():
             known = ~np.isnan(block.Y)
             filled = np.where(known, block.Y, 0).astype(np.float32)
-            length += float((block.F[:, :-1].astype(np.float64) ** 2).sum())
+            length += float(np.einsum("ij,ij->", block.F[:, :-1], block.F[:, :-1], dtype=np.float64))
             for g in np.unique(block.groups):
                 own = block.groups == g
                 part = block.F[own]

@@ -37,9 +37,29 @@ def decorrelated_scores(X: AnyFloats, Y: Floats, section: Ints, shrinkage: float
     for own in rows_of_each(section):
         X[own] = _standardised(X[own])
         filled[own] = _standardised(Y[own])
-    n = max(len(X), 1)
-    P = X.T @ X / n
-    r = X.T @ filled / n
+    return scores_of_products(X.T @ X, X.T @ filled, len(X), shrinkage)
+
+
+def section_products(X: AnyFloats, Y: Floats) -> tuple[AnyFloats, AnyFloats]:
+    """What a section adds to the sums of :func:`scores_of_products`: products of its features, and with its targets."""
+    inside, filled = _standardised(X), _standardised(Y)
+    return inside.T @ inside, inside.T @ filled
+
+
+def scores_of_products(P: AnyFloats, r: AnyFloats, n_spots: int, shrinkage: float = 0.3) -> Floats32:
+    """:func:`decorrelated_scores` from the sums of :func:`section_products` over all sections.
+
+    Parameters
+    ----------
+    P, r
+        Shapes (features, features) and (features, targets).
+    n_spots
+        Of all sections.
+    shrinkage
+        As there.
+    """
+    n = max(n_spots, 1)
+    P, r = P / n, r / n
     P *= 1 - shrinkage
     # a feature that is constant everywhere has a row of zeros
     P[np.diag_indices_from(P)] = 1

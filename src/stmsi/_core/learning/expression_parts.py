@@ -17,9 +17,11 @@ from stmsi._core.learning.expression_space import (
     ExpressionSpace,
     GeneMoments,
     column_sums,
+    distance_by_products,
     held_out_distance,
     log_normalize,
     mean_shares,
+    products_with,
     profile_distance,
     row_sums,
     share_sums,
@@ -32,6 +34,8 @@ MOST_BYTES = 2**30
 """Memory that sums over parts may take; where they would take more, each fit makes its own."""
 _MOST_DENSE = 2**28
 """Memory that the expression of the genes chosen may take as a dense matrix."""
+_MOST_PRODUCTS = 2**28
+"""Memory that products of all spots with the mean of each part may take."""
 _CHUNK = 4096
 
 T = TypeVar("T")
@@ -101,6 +105,11 @@ class ExpressionParts:
         return self._once("log", None, lambda: self.values if self.logs else log_normalize(self.values))
 
     @property
+    def is_streamed(self) -> bool:
+        """Whether the expression is on disk, and read a block at a time."""
+        return False
+
+    @property
     def _pays(self) -> bool:
         """Whether sums over parts take less than the spots themselves, and fit into the memory."""
         return 2 * len(self.size) <= len(self.part) and 32 * len(self.size) * self.values.shape[1] <= MOST_BYTES
@@ -149,6 +158,11 @@ class ExpressionParts:
                 kept[part] = sum(sum_of_products(_dense(log[own]) - centre) for own in chunks)  # type: ignore[assignment]
             return kept[part]
 
+    def products_of(self, part: int, genes: Ints) -> AnyFloats | None:
+        """Sums of products of any genes over a part, centred there; `None` where the spots themselves are at hand."""
+        del part, genes
+        return None
+
     def components(self, space: ExpressionSpace) -> Matrix | None:
         """Components of all spots in a space, shape (spots, components); `None` where it was not made from parts."""
 
@@ -174,8 +188,7 @@ class ExpressionParts:
         """:func:`stmsi._core.learning.expression_space.profile_distance` of all spots."""
 
         def make() -> tuple[Floats, Floats]:
-            sums = self._once("row sums", None, lambda: row_sums(self.log()))
-            return profile, profile_distance(self.log(), profile, sums=sums)
+            return profile, profile_distance(self.log(), profile, sums=self._row_sums())
 
         return self._once("distance", id(profile), make)[1]
 
@@ -184,8 +197,38 @@ class ExpressionParts:
         return profile_hashes(self.some_values(rows), genes)
 
     def held_out_distance(self, rows: Ints, groups: Ints) -> Floats:
-        """:func:`stmsi._core.learning.expression_space.held_out_distance` of some spots."""
-        return held_out_distance(self.some_log(rows), groups)
+        """:func:`stmsi._core.learning.expression_space.held_out_distance` of some spots.
+
+        Where groups are made of parts, the mean of the other groups is a weighted mean of those of parts, and so are
+        its products with the spots, which are the same in every fold.
+        """
+        parts = self.some(rows).parts
+        owner = None if parts is None else self._groups_of_parts(parts, rows, groups)
+        if parts is None or owner is None or 8 * len(self.part) * len(self.size) > _MOST_PRODUCTS:
+            return held_out_distance(self.some_log(rows), groups)
+        mean = self._once("part means", None, self._part_means)
+        products = self._once("part means of spots", None, lambda: products_with(self.log(), mean))
+        sums, out = self._row_sums(), np.empty(len(rows))
+        for g in np.unique(groups):
+            own, weight = groups == g, np.zeros(len(self.size))
+            others = parts[owner != g]
+            weight[others] = self.size[others] / self.size[others].sum()
+            out[own] = distance_by_products(products[rows[own]], weight, mean @ weight, sums[:, rows[own]])
+        return out
+
+    def _groups_of_parts(self, parts: Ints, rows: Ints, groups: Ints) -> Ints | None:
+        """Group of each part; `None` where one is in several."""
+        lowest, highest = np.full(len(self.size), np.iinfo(np.int64).max), np.full(len(self.size), -1)
+        np.minimum.at(lowest, self.part[rows], groups)
+        np.maximum.at(highest, self.part[rows], groups)
+        return lowest[parts] if (lowest[parts] == highest[parts]).all() else None
+
+    def _part_means(self) -> Floats:
+        """Mean log expression of each part, shape (genes, parts)."""
+        return np.column_stack([self.gene_sums(p)[0] / n for p, n in enumerate(self.size)])
+
+    def _row_sums(self) -> Floats:
+        return self._once("row sums", None, lambda: row_sums(self.log()))
 
     def _of_part(self, name: str, part: int, make: Callable[[Bools], T]) -> T:
         kept: dict[int, T] = self._once(name, None, dict)
@@ -254,21 +297,27 @@ class SomeExpression:
         sums = [self.whole.share_sums(int(p)) for p in self.parts]
         return np.asarray(sum(total for total, _ in sums)) / max(sum(n for _, n in sums), 1)
 
-    def space(self, moments: GeneMoments, *, n_top_genes: int, n_components: int, seed: int) -> ExpressionSpace | None:
-        """Components of the most variable genes from the products of the parts; `None` where these are not kept."""
+    def space(
+        self, moments: GeneMoments, *, n_top_genes: int, n_components: int, seed: int, genes: Ints | None = None
+    ) -> ExpressionSpace | None:
+        """Components of the most variable genes, or of some others, from the products of the parts; `None` where these are not kept."""
         if self.parts is None or not (moments.variance > 1e-12).any():
             return None
-        selected = variable_genes(moments.variance, n_top_genes)
-        whole = self.whole
-        if len(selected) > len(self.rows):
+        whole, given = self.whole, genes is not None
+        selected = variable_genes(moments.variance, n_top_genes) if genes is None else genes
+        if len(selected) > len(self.rows) or (given and not whole.is_streamed):
             return None
-        genes = whole.candidates(n_top_genes)[0]
-        place = _places(genes, selected)
-        if place is None or not whole.admits(n_top_genes):
+        place = np.arange(len(selected)) if given else _places(whole.candidates(n_top_genes)[0], selected)
+        if place is None or not (given or whole.admits(n_top_genes)):
             return None
-        total = whole.products(int(self.parts[0]), n_top_genes).copy()
+
+        def products(part: int) -> AnyFloats:
+            of_given = whole.products_of(part, selected) if given else None
+            return whole.products(part, n_top_genes) if of_given is None else of_given
+
+        total = products(int(self.parts[0])).copy()
         for p in self.parts[1:]:
-            total += whole.products(int(p), n_top_genes)
+            total += products(int(p))
         total, shift = total[np.ix_(place, place)].astype(np.float64), np.empty((len(self.parts), len(selected)))
         for i, p in enumerate(self.parts):
             n = whole.size[p]
@@ -279,7 +328,8 @@ class SomeExpression:
             np.asarray(total, np.float64), len(self.rows), selected, moments.mean, moments.variance,
             n_components=n_components, seed=seed,
         )  # fmt: skip
-        whole._top_of[id(space)] = n_top_genes
+        if not given:
+            whole._top_of[id(space)] = n_top_genes
         return space
 
     @property

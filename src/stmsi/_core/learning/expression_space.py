@@ -105,10 +105,42 @@ def profile_distance(
     centred = np.where(counted, profile - profile.sum() / n, 0)
     # in the precision of `log`: a product with doubles would make doubles of the whole matrix first
     along = (log @ centred.astype(log.dtype)).astype(np.float64)
-    total, square = row_sums(log) if sums is None else sums
-    size = np.sqrt(np.maximum(square - total**2 / n, 0) * (centred**2).sum())
-    varies = size > 1e-9 * np.sqrt(np.maximum(square, 1e-300) * max(float((profile**2).sum()), 1e-300))
+    sums = row_sums(log) if sums is None else sums
+    return _one_less_correlation(along, sums, n, float((centred**2).sum()), float((profile**2).sum()))
+
+
+def _one_less_correlation(along: Floats, sums: Floats, n: int, centred: float, length: float) -> Floats:
+    """From the products of spots with a centred profile, :func:`row_sums`, and the squared lengths of the profile, centred and not."""
+    total, square = sums
+    size = np.sqrt(np.maximum(square - total**2 / n, 0) * centred)
+    varies = size > 1e-9 * np.sqrt(np.maximum(square, 1e-300) * max(length, 1e-300))
     return np.asarray(1 - np.where(varies, along / np.where(varies, size, 1), 0))
+
+
+def distance_by_products(products: Floats, weight: Floats, profile: Floats, sums: Floats) -> Floats:
+    """:func:`profile_distance` from a profile that is a weighted sum of others whose products with the spots are known.
+
+    Parameters
+    ----------
+    products
+        Of the log expression with the other profiles, shape (spots, profiles).
+    weight
+        Of each of them, shape (profiles,).
+    profile
+        The weighted sum, shape (genes,).
+    sums
+        :func:`row_sums` of the log expression.
+    """
+    n = max(len(profile), 1)
+    mean = profile.sum() / n
+    centred = float(((profile - mean) ** 2).sum())
+    return _one_less_correlation(products @ weight - mean * sums[0], sums, n, centred, float((profile**2).sum()))
+
+
+def products_with(log: sp.csr_matrix, profiles: Floats) -> Floats:
+    """Products of log expression with profiles (genes, profiles) in double precision, in pieces; shape (spots, profiles)."""
+    pieces = range(0, log.shape[0], _CHUNK)
+    return np.vstack([_sparse_piece(log, i).astype(np.float64) @ profiles for i in pieces])
 
 
 def held_out_distance(log: sp.csr_matrix, groups: Ints) -> Floats:
@@ -290,9 +322,12 @@ class ExpressionSpace:
 
 
 def _piece(log: LogExpression, start: int) -> LogExpression:
-    """Some spots; of a sparse matrix without a copy of its entries."""
-    if not isinstance(log, sp.csr_matrix):
-        return log[start : start + _CHUNK]
+    """Some spots."""
+    return _sparse_piece(log, start) if isinstance(log, sp.csr_matrix) else log[start : start + _CHUNK]
+
+
+def _sparse_piece(log: sp.csr_matrix, start: int) -> sp.csr_matrix:
+    """Some spots of a sparse matrix, without a copy of its entries."""
     pointer = log.indptr[start : start + _CHUNK + 1]
     own = slice(pointer[0], pointer[-1])
     shape = len(pointer) - 1, log.shape[1]

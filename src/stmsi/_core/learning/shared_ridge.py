@@ -143,7 +143,8 @@ class GroupMoments:
     def of(cls, F: Floats32, Y: Floats, groups: Ints, unit: float | None = None) -> GroupMoments:
         """Sum them up; arguments as for :func:`fit_shared_ridge`."""
         known = ~np.isnan(Y)
-        F1 = np.hstack([F, np.ones((len(F), 1))]).astype(np.float32)
+        F1 = np.ones((len(F), F.shape[1] + 1), np.float32)
+        F1[:, :-1] = F
         filled = np.where(known, Y, 0).astype(np.float32)
         n, p = int(groups.max()) + 1, F1.shape[1]
         gram, cross = np.empty((n, p, p), np.float32), np.empty((n, p, Y.shape[1]), np.float32)
@@ -152,7 +153,7 @@ class GroupMoments:
             part = F1[own]
             gram[g], cross[g] = part.T @ part, part.T @ filled[own]
         if unit is None:
-            unit = max(float((F1[:, :-1].astype(np.float64) ** 2).sum(axis=1).mean()), 1e-12)
+            unit = max(float(np.einsum("ij,ij->", F1[:, :-1], F1[:, :-1], dtype=np.float64)) / max(len(F1), 1), 1e-12)
         return cls(F1, filled, known, groups, gram, cross, unit, _number(known, groups, n))
 
     def some(self, rows: Ints, columns: Ints, groups: Ints) -> GroupMoments:

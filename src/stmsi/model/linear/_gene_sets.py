@@ -88,13 +88,19 @@ class GeneSetRidge:
 class GeneBlocks:
     """Columns of genes, own and of the first ring, as they are asked for: all at once would not fit into memory.
 
-    `further` are columns that every regression has beside its genes, shape (spots, columns).
+    `further` are columns that every regression has beside its genes, shape (spots, columns); `seen` what :func:`genes_seen` said of
+    more spots than these.
     """
 
-    def __init__(self, spots: Spots, further: NDArray[np.float32] | None = None) -> None:
+    def __init__(
+        self,
+        spots: Spots,
+        further: NDArray[np.float32] | None = None,
+        seen: tuple[NDArray[np.int64], NDArray[np.float64], NDArray[np.float64]] | None = None,
+    ) -> None:
         self.further = np.empty((len(spots), 0), np.float32) if further is None else further
-        self.genes, self.mean, self.scale = genes_seen(spots.gene_moments())
-        self.rows = log_of_genes_seen(spots)
+        self.genes, self.mean, self.scale = genes_seen(spots.gene_moments()) if seen is None else seen
+        self.rows = log_of_genes_seen(spots) if seen is None else spots.measured_log_expression()[:, self.genes]
         self.log = sp.csc_matrix(self.rows)
         self.ring = None if spots.graph is None else mean_over_neighbours(spots.graph)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
@@ -54,7 +55,7 @@ class ControlLinear(HurdleLinear):
     def _fit(self, data: TrainingData, show_progress_bar: bool | None) -> None:
         """Fit both stages to the broken data; the AnnData itself is not changed."""
         broken = TrainingData.read(self._broken(data.adata), self._setup, data.rows, data.validation)
-        super()._fit(broken, show_progress_bar)
+        super()._fit(replace(broken, marks=data.marks), show_progress_bar)
 
     def _broken(self, adata: AnnData) -> AnnData:
         setup, rng = self._setup, np.random.default_rng(self.rng)

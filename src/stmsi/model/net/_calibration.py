@@ -78,7 +78,7 @@ class NetCalibration(NetPrediction):
         trained
             Training spots with, and without, each metabolite.
         units, places, distance
-            As for :meth:`stmsi.model.shared._hurdle_model.HurdleModel._calibrate`.
+            As for :meth:`stmsi.model.shared._held_out_calibration.HeldOutCalibration._calibrate`.
 
         Returns
         -------

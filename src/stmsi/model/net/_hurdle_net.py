@@ -44,7 +44,8 @@ from stmsi.model.net.encoders import ENCODERS, Evidence, MetaboliteEncoder
 from stmsi.model.net.modules import HurdleModule
 from stmsi.model.net.modules._hurdle import CLUSTER_KEY, FEATURES_KEY, METABOLITES_KEY
 from stmsi.model.net.modules._losses import INTENSITY_LOSSES, PRESENCE_LOSSES, IntensityLoss, PresenceLoss
-from stmsi.model.shared._hurdle_model import MIN_GENES, HurdleModel
+from stmsi.model.shared._block_prediction import MIN_GENES
+from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup, graph_where_there, prior_where_there, read_prior
 from stmsi.model.shared._spot_features import SignatureStage, SpotFeatures, check_stages

@@ -17,11 +17,11 @@ from stmsi._core.spatial.neighbourhoods import (
 )
 from stmsi._data.keys import Key
 from stmsi._settings import logger
+from stmsi.model.net._context_genes import gene_rings, spot_genes
 from stmsi.model.net.encoders import ENCODERS
-from stmsi.model.net.modules._hurdle import CLIP
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from stmsi.model.shared._spot_features import SpotFeatures
     from stmsi.model.shared._spot_input import Spots
 
-_GENES_AT_ONCE = 256
 CONTEXT_COMPONENTS = 128
 """Components in which encoders see a spot's neighbourhood, and from which a linear path predicts."""
 
@@ -112,51 +111,6 @@ def _components(spots: Spots, features: SpotFeatures) -> NDArray[np.float32]:
     padded = np.zeros((len(spots), CONTEXT_COMPONENTS), np.float32)  # few training spots have fewer components
     padded[:, : components.shape[1]] = components
     return padded
-
-
-def _genes(module: HurdleModule, spots: Spots) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Standardised expression of the genes used as an encoder sees it, some genes at a time; shape (spots, some)."""
-    index, mean, deviation = (getattr(module, name).cpu().numpy() for name in ("gene_index", "gene_mean", "gene_scale"))
-    log = spots.log_expression()
-    if isinstance(log, sp.csr_matrix):  # turned once for all networks that predict the spots
-        log = spots.once("log by gene", log.tocsc)
-    for start in range(0, len(index), _GENES_AT_ONCE):
-        some = slice(start, start + _GENES_AT_ONCE)
-        yield some, np.clip((log[:, index[some]].toarray() - mean[some]) / deviation[some], -CLIP, CLIP)
-
-
-def spot_genes(module: HurdleModule, spots: Spots) -> NDArray[np.float16]:
-    """Genes of every spot as an encoder sees them: standardised expression, shape (spots, genes)."""
-    out = np.empty((len(spots), len(module.gene_index)), np.float16)
-    for some, value in _genes(module, spots):
-        out[:, some] = value
-    return out
-
-
-def gene_rings(module: HurdleModule, spots: Spots, graph: sp.csr_matrix) -> NDArray[np.float16]:
-    """Genes of the neighbourhood of every spot as an encoder sees them.
-
-    Parameters
-    ----------
-    module
-        Its genes, their mean and scale, and the scale of each ring.
-    spots, graph
-        All spots, and the edges between those that may see each other.
-
-    Returns
-    -------
-    Shape (spots, rings, genes): the mean of standardised expression over a spot and its neighbours, and the mean of that. A spot
-    without neighbours is its own ring.
-    """
-    scale = module.ring_scale.cpu().numpy()
-    edges = sp.csr_matrix(graph != 0, dtype=np.float32) + sp.identity(len(spots), dtype=np.float32, format="csr")
-    average = sp.csr_matrix(sp.diags(1 / np.asarray(edges.sum(axis=1)).ravel()) @ edges)
-    out = np.empty((len(spots), *scale.shape), np.float16)
-    for some, value in _genes(module, spots):
-        for ring, of_ring in enumerate(scale):
-            value = average @ value
-            out[:, ring, some] = np.clip(value / of_ring[some], -CLIP, CLIP)
-    return out
 
 
 def _cut(spots: Spots, part: NDArray[np.int64]) -> sp.csr_matrix:

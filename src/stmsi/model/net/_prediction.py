@@ -23,8 +23,10 @@ from stmsi.model.net._training_inputs import panel_data
 from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
 from stmsi.model.net.modules import HurdleModule
 from stmsi.model.net.modules._hurdle import METABOLITES_KEY, PRESENCE_KEY
-from stmsi.model.shared._hurdle_model import CONTEXT_RINGS, HurdleModel
+from stmsi.model.shared._blocks import read_in_blocks
+from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._spot_features import STAGES
+from stmsi.model.shared._trained_model import CONTEXT_RINGS
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -51,6 +53,9 @@ class NetPrediction(HurdleModel):
     _setup: Setup
     _hyper: dict[str, Any]
     _batch_size: int | None = None  # spots that are predicted at once, where the user said so
+
+    def _forget_data(self) -> None:
+        self._adata, self._adata_manager = None, None  # scvi-tools takes no other data away than by new ones
 
     @contextmanager
     def _in_batches(self, batch_size: int | None) -> Iterator[None]:
@@ -120,6 +125,17 @@ class NetPrediction(HurdleModel):
 
     def _forward(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Log-odds and intensity given presence of the metabolites that the model predicts; means over its networks."""
+        if not spots.is_streamed:
+            return self._forward_together(spots)
+        logit, intensity = np.empty((2, len(spots), len(self.state.metabolites)))
+        for block, some in read_in_blocks(spots, self._reach, PREDICT_BATCH):
+            said = self._forward_together(some)
+            for out, values in zip((logit, intensity), said, strict=True):
+                out[block.rows] = values[block.at]
+        return logit, intensity
+
+    def _forward_together(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The same of spots in memory."""
         nets, metabolites = self._nets, self._registered_metabolites()
         parts: list[list[torch.Tensor]] = [[] for _ in STAGES]
         known = torch.stack([torch.as_tensor(metabolites.isin(net.metabolites)) for net in nets])

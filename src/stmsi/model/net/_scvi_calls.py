@@ -11,7 +11,7 @@ import torch
 from stmsi._data.checks import check_count
 from stmsi.model.net._prediction import NetPrediction
 from stmsi.model.net._surroundings import quiet, seeded
-from stmsi.model.shared._hurdle_model import MIN_GENES
+from stmsi.model.shared._block_prediction import MIN_GENES
 
 if TYPE_CHECKING:
     from anndata import AnnData

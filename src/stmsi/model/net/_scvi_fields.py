@@ -23,6 +23,8 @@ from stmsi.model.net.modules._hurdle import CLUSTER_KEY, FEATURES_KEY, METABOLIT
 from stmsi.model.shared._stored_input import StoredExpression
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from anndata import AnnData
 
     from stmsi.model.shared._setup import Setup
@@ -51,11 +53,15 @@ class OrderedRows(AnnTorchDataset):
 class NetDataManager(AnnDataManager):
     """The manager of scvi-tools, whose batches have the same order from a file as from memory."""
 
+    stored_rows: Callable[..., OrderedRows] | None = None
+    """Makes the data set where the expression is in stores, and not in the AnnData."""
+
     def create_torch_dataset(
         self, indices: Any = None, data_and_attributes: Any = None, load_sparse_tensor: bool = False
     ) -> Any:
         """Spots as torch reads them; arguments as in scvi-tools."""
-        dataset = OrderedRows(self, getitem_tensors=data_and_attributes, load_sparse_tensor=load_sparse_tensor)
+        make = OrderedRows if self.stored_rows is None else self.stored_rows
+        dataset = make(self, getitem_tensors=data_and_attributes, load_sparse_tensor=load_sparse_tensor)
         return dataset if indices is None else Subset(dataset, indices)
 
 

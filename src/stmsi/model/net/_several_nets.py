@@ -12,8 +12,8 @@ import pandas as pd
 from stmsi._data.tables import sections_of
 from stmsi._progress import track
 from stmsi._settings import logger
-from stmsi.model.net._calibration import NetCalibration
 from stmsi.model.net._run import Net, Run
+from stmsi.model.net._steps import NetSteps
 from stmsi.model.net._training_inputs import presence_counts
 from stmsi.model.net.encoders import MetaboliteEncoder
 from stmsi.model.shared._persistence import save_model
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stmsi.model.shared._inner_folds import InnerFolds
-    from stmsi.model.shared._spot_features import SpotFeatures
-    from stmsi.model.shared._spot_input import Spots
-    from stmsi.model.shared._targets import Targets
 
 
 @dataclass
@@ -50,14 +47,10 @@ def check_n_nets(n_nets: int | str) -> None:
     raise ValueError(msg)
 
 
-class SeveralNets(NetCalibration):
+class SeveralNets(NetSteps):
     """Training of one network for each held-out group, for :class:`stmsi.model.HurdleNet`."""
 
-    history_: dict[str, Any] | None
-    is_trained_: bool
     _whole: bool = False  # whether weights, state and calibration belong together; of this training
-    _made_held_out: NDArray[np.float64] | None = None
-    """Both stages of the training spots, each by the network without its group."""
 
     @abstractmethod
     def _learn(self, run: Run, *, settle: bool = True, rescue: bool = True, **options: Any) -> list[int]:
@@ -69,12 +62,6 @@ class SeveralNets(NetCalibration):
     @abstractmethod
     def _settle(self, run: Run, epochs: int) -> None:
         """Calibrate by the validation spots of a run."""
-
-    @abstractmethod
-    def _fit_features(
-        self, train: Spots, targets: Targets, sample: NDArray[Any], *, screen: bool = True
-    ) -> tuple[SpotFeatures, NDArray[np.float32] | None]:
-        """Feature space of training spots, and how metabolites go with the genes in it."""
 
     def _learn_nets(self, run: Run, folds: InnerFolds, **options: Any) -> None:
         """Train a network without each group, and calibrate by their predictions of the groups.

@@ -7,66 +7,44 @@ from copy import deepcopy
 from dataclasses import replace
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
-from scvi.model.base import UnsupervisedTrainingMixin
-from scvi.train._logger import SimpleLogger
 
-from stmsi._core.learning.folds import held_out_group, inner_groups, sections_or_blocks
-from stmsi._core.learning.shared_ridge import HeldOutTruth
+from stmsi._core.learning.folds import held_out_group
 from stmsi._data.checks import check_count, check_positive, check_weight
 from stmsi._data.tables import sections_of
 from stmsi._messages import warns_once
-from stmsi._progress import current_display
 from stmsi._settings import logger, settings
 from stmsi.model.net._callbacks import (
     HELD_OUT_DISTANCE,
-    AverageWeights,
-    EpochBar,
-    FillBank,
     KeepBestWeights,
-    KeepMostCorrelated,
 )
-from stmsi.model.net._gene_screen import screened_genes
-from stmsi.model.net._loss_plan import LossPlan
-from stmsi.model.net._neighbour_context import CONTEXT_COMPONENTS
-from stmsi.model.net._prediction import PREDICT_BATCH
 from stmsi.model.net._run import Run, Start
 from stmsi.model.net._several_nets import SeveralNets
-from stmsi.model.net._surroundings import plain_interrupts, quiet, seeded, threads
 from stmsi.model.net._train_options import (
     check_callbacks,
     check_loader_options,
     check_loggers,
     check_plan_options,
     check_trainer_options,
-    in_this_pass,
     probe_trainer,
 )
 from stmsi.model.net._training_inputs import (
     check_checkpoint,
-    linear_path,
     merge_calibration,
-    section_moments,
     some_metabolites,
 )
-from stmsi.model.net.encoders import ENCODERS, LocalFirstEncoder, MetaboliteEncoder
-from stmsi.model.net.modules._hurdle import Stage
+from stmsi.model.net.encoders import ENCODERS
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._persistence import save_model
-from stmsi.model.shared._setup import read_prior
-from stmsi.model.shared._spot_features import SpotFeatures
-from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._spot_reader import SpotReader
-from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, training_rows
+from stmsi.model.shared._targets import drop_unmeasured, read_targets, training_rows
 from stmsi.model.shared._training_data import (
     TrainingData,
     require_data,
-    signature_of,
-    start_state,
     summarise_training,
 )
 from stmsi.model.shared._whole_training import whole_or_as_before
@@ -75,22 +53,12 @@ if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
     from numpy.typing import ArrayLike, NDArray
 
-_COMPONENTS = 50
-"""Components of the space in which clusters are assigned and out-of-distribution spots found."""
 _DECAY = 0.98
 """Of averaged weights: they reach back some 50 steps."""
 
 
-class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
+class NetTraining(SeveralNets):
     """Training of :class:`stmsi.model.HurdleNet`, which says what module and data there are."""
-
-    _training_plan_cls = LossPlan
-    history_: dict[str, Any] | None
-    is_trained_: bool
-    _whole: bool = False  # whether weights, state and calibration belong together; of this training
-    _made_held_out: NDArray[np.float64] | None = (
-        None  # both stages of the training spots, by networks without their group
-    )
 
     def _replaces(self, before: Mapping[str, Any]) -> bool:
         # a training that ended before a first better epoch is no reason to give a trained model up
@@ -250,7 +218,8 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
             )
             raise ValueError(msg)
         setup = self._setup
-        spots, targets = SpotReader.open(adata, setup).read(), read_targets(adata, setup)
+        spots = SpotReader.open(adata, setup).read() if self._stored is None else self._stored.spots(setup, [])
+        targets = read_targets(adata, setup)
         rows, validation = training_rows(targets, train_idx, validation_idx)
         given = validation is not None
         n_nets = self._n_nets(refit=refit)
@@ -266,6 +235,11 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         self._whole = False
         learning = {"max_epochs": max_epochs, "stopping": stopping if early_stopping else None, **options}
         groups = None if given or start is not None else self._groups(run, n_nets)
+        if self._stored is not None:
+            every = np.union1d(rows, validation)
+            parts = [validation] if groups is None else [rows[groups.groups == g] for g in np.unique(groups.groups)]
+            folds = [every, rows, *(np.setdiff1d(every, part) for part in parts)]
+            run = replace(run, spots=self._stored.spots(setup, folds))
         if groups is not None:
             self._learn_nets(run, groups, **learning)
             return
@@ -351,38 +325,6 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
     def _held_out_stages(self) -> NDArray[np.float64] | None:
         return self._made_held_out
 
-    def _held_out_map(self, run: Run) -> Callable[[], NDArray[np.float64]]:
-        """Function that predicts the map of the validation spots by the weights as they are, shape (spots, outputs)."""
-
-        def predict() -> NDArray[np.float64]:
-            module, parts = self.module, []
-            self._remember(run.rows)
-            with torch.no_grad(), quiet(), seeded(self._hyper["rng"]):
-                loader = self._make_data_loader(adata=self.adata, indices=run.validation, batch_size=PREDICT_BATCH)
-                for tensors in loader:
-                    given = {k: v.to(module.device) for k, v in tensors.items()}
-                    heads = module.read_out(**module.inference(**module._get_inference_input(given)))
-                    there = (heads["logit"] - module.positive_weight.log()).sigmoid()
-                    mean = heads["mean"] * module.target_scale + module.target_mean
-                    parts.append((there * mean.clamp(min=0)).double().cpu())
-            return torch.cat(parts).numpy()
-
-        return predict
-
-    def _judge(self, run: Run, stopping: dict[str, Any] | None) -> KeepMostCorrelated | None:
-        """Keeper of the weights that follow the patterns inside held-out sections best, where the encoder wants that."""
-        assert self.adata is not None
-        if not (self.module.encoder.correlation_weight or self.module.encoder.retrieves):
-            return None
-        sample = sections_of(self.adata, self._setup.sample_key)[run.validation]
-        truth = HeldOutTruth.of(
-            run.targets.intensity[run.validation],
-            np.zeros(len(run.validation), np.int64),
-            np.unique(sample.astype(str), return_inverse=True)[1],
-        )
-        keeper = KeepMostCorrelated(self._held_out_map(run), truth, stopping)
-        return keeper if keeper.can_judge else None
-
     def _refit(self, run: Run, epochs: list[int], **options: Any) -> None:
         """Train once more on all spots, from the start; calibration stays."""
         module, state, platt, history = self.module, self.state, self.platt_, self.history
@@ -408,14 +350,6 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         finally:
             self.history_, self.is_trained_ = history, True
             self.module.eval()
-
-    def _passes(self, run: Run) -> tuple[Stage, ...]:
-        """What is trained, one after the other."""
-        if isinstance(self.module.encoder, LocalFirstEncoder):
-            return ("local", "correction")
-        # trained once, the two encoders no longer depend on each other
-        two = self._hyper["training"] == "two_stage" and run.start is None
-        return ("presence", "intensity") if two else ("joint",)
 
     def _checkpointer(self, run: Run, epochs: int) -> Callable[[int], None] | None:
         """Function that writes the model as it is."""
@@ -455,143 +389,3 @@ class NetTraining(SeveralNets, UnsupervisedTrainingMixin):
         self.state.training = summary | {"epochs": epochs, "refit": False} | earlier
         self.state.seen = run.seen()
         self.is_trained_ = self._whole = True
-
-    def _prepare(self, run: Run, rows: NDArray[np.int64], validation: NDArray[np.int64]) -> None:
-        """Module and state before the first step: fitted to the training spots, or those that training starts from."""
-        assert self.adata is not None
-        setup, start, all_targets = self._setup, run.start, run.targets
-        sample = sections_of(self.adata, setup.sample_key)
-        if start is None:
-            targets, train = drop_unmeasured(all_targets, rows), run.spots.take(rows)
-            keep = all_targets.metabolites.isin(targets.metabolites)
-            features, screened = self._fit_features(train, targets, sample[rows])
-            self.module = self._new_module(None if screened is None else screened.shape[1])
-            self._set_buffers(features, targets, keep, screened)
-            self.state_ = start_state(self.adata, setup, targets, features, train)
-        else:
-            (net,) = start.nets
-            self.module = self._new_module(len(net.module.gene_index))
-            self.module.load_state_dict(net.module.state_dict())
-            self.state_ = replace(start.state, features=net.features) if self._sees_components else start.state
-        present = all_targets.where_present()
-        if self._hyper["standardise"] == "sample":
-            code, mean, scale, trained = section_moments(present, sample, rows, validation)
-            self.module.set_sections(code, mean, scale)
-            self._set_target_moments(mean[trained], scale[trained], present[rows], fresh=start is None)
-        else:
-            code = np.zeros(len(present), np.int64)
-            mean, scale = (b.numpy()[None] for b in (self.module.target_mean, self.module.target_scale))
-        held_out = None
-        if self._hyper["residual"] is not None and start is None:
-            standardised = ((present - mean[code]) / scale[code])[rows]
-            make_groups = sections_or_blocks if train.xy is None else inner_groups
-            groups = make_groups(sample[rows], train.xy, seed=self._hyper["rng"])
-            units = np.unique(sample[rows], return_inverse=True)[1]
-            weight, bias, held_out = linear_path(
-                self.state.features,
-                train,
-                all_targets.presence[rows],
-                standardised,
-                groups,
-                units,
-                len(self.module.gene_index),
-            )
-            self.module.set_linear_path(weight, bias)
-        if self.module.encoder.has_exemplars:
-            section = np.unique(sample.astype(str), return_inverse=True)[1]
-            several = len(np.unique(section[rows])) > 1
-            # of a single section, a spot is no exemplar of itself
-            self.module.set_own_sections(section if several else np.arange(len(section)))
-        if self._uses_context:
-            rest = np.setdiff1d(np.arange(self.adata.n_obs), np.concatenate([rows, validation]))
-            self._set_context(self.module, run.spots, self.state.features, [rows, validation, rest])
-            if start is None:
-                self.module.scale_rings(rows)
-                if held_out is not None and isinstance(self.module.encoder, LocalFirstEncoder):
-                    self.module.set_held_out(rows, held_out)
-        self._several, self._made_held_out = [], None
-        self.is_trained_, self.history_ = False, None
-
-    def _fit_features(
-        self, train: Spots, targets: Targets, sample: NDArray[Any], *, screen: bool = True
-    ) -> tuple[SpotFeatures, NDArray[np.float32] | None]:
-        """Feature space of training spots, and, where metabolites attend to genes, how they go with the genes in it."""
-        assert self.adata is not None
-        many = self._uses_context or self._hyper["residual"] is not None
-        n_components = CONTEXT_COMPONENTS if many else _COMPONENTS
-        features, genes, screened = (
-            SpotFeatures(self._hyper["n_top_genes"], n_components, self._hyper["rng"]),
-            None,
-            None,
-        )
-        if screen and issubclass(ENCODERS[self._hyper["encoder"]], MetaboliteEncoder):
-            known = None
-            if self._setup.prior_key is not None:
-                known = np.asarray(read_prior(self.adata, self._setup.prior_key, targets.metabolites).any(axis=1))
-            genes, screened = screened_genes(
-                train, targets.intensity, sample, n_each=cast("MetaboliteEncoder", self.module.encoder).genes_per_metabolite,
-                most=self._hyper["n_top_genes"], always=known,
-            )  # fmt: skip
-        return features.fit(replace(train, graph=None), *signature_of(self.adata, self._setup), genes=genes), screened
-
-    def _set_target_moments(
-        self, mean: NDArray[np.float64], scale: NDArray[np.float64], present: NDArray[np.float64], *, fresh: bool
-    ) -> None:
-        """The scale of predictions: the mean over the training sections, where these have the metabolite."""
-        module, known = self.module, ~np.isnan(present).all(axis=0)
-        if fresh:
-            module.set_buffers(target_mean=mean.mean(axis=0), target_scale=scale.mean(axis=0))
-            return
-        module.set_buffers(
-            target_mean=np.where(known, mean.mean(axis=0), module.target_mean.numpy()),
-            target_scale=np.where(known, scale.mean(axis=0), module.target_scale.numpy()),
-        )
-
-    def _fit(
-        self,
-        stage: Stage,
-        rows: NDArray[np.int64],
-        validation: NDArray[np.int64],
-        best: KeepBestWeights,
-        *,
-        batch_size: int,
-        n_threads: int,
-        decay: float | None,
-        loader: Mapping[str, Any],
-        loggers: Sequence[Logger],
-        callbacks: Sequence[Callback],
-        **options: Any,
-    ) -> None:
-        """Gradient steps on the module as it is."""
-        assert self.adata is not None
-        rest = np.setdiff1d(np.arange(self.adata.n_obs), np.concatenate([rows, validation]))
-        # one or two spots left over for the last step would make its gradient noise
-        while 0 < len(rows) % batch_size < 3 and len(rows) > batch_size:
-            batch_size += 1
-        validated = len(validation) > 0
-        callbacks = in_this_pass(callbacks, validated=validated)
-        if validated and loggers:
-            options["logger"] = [SimpleLogger(), *loggers]  # the first becomes the history
-        # the average must still be in place when the best weights are looked for
-        average: list[Callback] = [] if decay is None else [AverageWeights(decay)]
-        if self.module.encoder.has_exemplars:
-            average.append(FillBank(lambda: self._remember(rows)))
-        display = current_display()
-        if display is not None and options.get("enable_progress_bar"):
-            options["enable_progress_bar"] = False
-            callbacks = [*callbacks, EpochBar(display)]
-        self.module.begin(stage)
-        try:
-            with seeded(self._hyper["rng"]), quiet(), threads(n_threads), plain_interrupts():
-                UnsupervisedTrainingMixin.train(
-                    self,
-                    batch_size=batch_size,
-                    datasplitter_kwargs={**loader, "external_indexing": [rows, validation, rest]},
-                    callbacks=[best, *average, *callbacks],
-                    **options,
-                )
-            if best.exception is not None:  # some versions of Lightning keep an interrupt to themselves
-                raise best.exception
-        finally:
-            self.module.begin("joint")
-            self.module.eval()

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import scipy.sparse as sp
     from numpy.typing import NDArray
 
+    from stmsi.model.shared._spot_input import Spots
     from stmsi.model.shared._spot_reader import SpotReader
 
 BLOCK_SIZE = 20_000
@@ -60,6 +61,22 @@ def blocks_of(reader: SpotReader, reach: int | None, size: int) -> Iterator[Bloc
         yield Block(rows, read, np.searchsorted(read, rows))
 
 
+def read_in_blocks(spots: Spots, reach: int | None, size: int) -> Iterator[tuple[Block, Spots]]:
+    """Spots whose expression is on disk, some at a time with those around them, read into memory.
+
+    Parameters
+    ----------
+    spots
+        The spots.
+    reach, size
+        As for :func:`blocks_of`.
+    """
+    n, graph = len(spots), spots.graph
+    for rows in _in_order(n, size) if reach is not None else _sections_of(spots):
+        read = rows if not reach or graph is None else _with_rings(rows, graph, reach)
+        yield Block(rows, read, np.searchsorted(read, rows)), spots.take(read).in_memory()
+
+
 def n_blocks(reader: SpotReader, reach: int | None, size: int) -> int:
     """How many :func:`blocks_of` makes."""
     n = len(reader)
@@ -76,6 +93,14 @@ def _whole_sections(reader: SpotReader, size: int) -> list[NDArray[np.int64]]:
     before = np.cumsum(count) - count
     block = before // size  # a section belongs to the block in which it begins
     return [np.flatnonzero(block[number] == one) for one in np.unique(block)]
+
+
+def _sections_of(spots: Spots) -> list[NDArray[np.int64]]:
+    """Rows of each section."""
+    if spots.sample is None:
+        return [np.arange(len(spots))]
+    number = np.unique(spots.sample.astype(str), return_inverse=True)[1]
+    return [np.flatnonzero(number == one) for one in range(number.max(initial=-1) + 1)]
 
 
 def _with_rings(rows: NDArray[np.int64], graph: sp.csr_matrix, reach: int) -> NDArray[np.int64]:

@@ -105,6 +105,15 @@ class Spots:
         """Folder for what grows with the spots, where their expression is on disk."""
         return self.expression.folder if isinstance(self.expression, SomeExpression) else None
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the expression is on disk, and should be read some spots at a time."""
+        return isinstance(self.expression, SomeExpression) and self.expression.whole.is_streamed
+
+    def in_memory(self) -> Spots:
+        """The same spots with their expression read: for some at a time."""
+        return self.with_counts(self.counts) if self.is_streamed else self
+
     def with_counts(self, counts: sp.csr_matrix | SomeExpression) -> Spots:
         """The same spots with other expression, of which nothing is made yet."""
         return replace(self, expression=counts, made={})
@@ -165,8 +174,10 @@ class Spots:
 
         def make() -> ExpressionSpace:
             moments, shared = self.gene_moments(), self.expression
-            if isinstance(shared, SomeExpression) and genes is None:
-                of_parts = shared.space(moments, n_top_genes=n_top_genes, n_components=n_components, seed=seed)
+            if isinstance(shared, SomeExpression):
+                of_parts = shared.space(
+                    moments, n_top_genes=n_top_genes, n_components=n_components, seed=seed, genes=genes
+                )
                 if of_parts is not None:
                     return of_parts
             space, components = ExpressionSpace.fit_transform(

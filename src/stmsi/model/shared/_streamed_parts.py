@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import mmap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
+from uuid import uuid4
+from weakref import ref
 
 import numpy as np
 import scipy.sparse as sp
@@ -47,6 +51,14 @@ class Rows(Protocol):
         """Counts or logarithms of ascending rows, in canonical format."""
 
 
+def read_rows(values: Rows, rows: Ints) -> sp.csr_matrix:
+    """Some rows in any order, read a block at a time."""
+    order = np.argsort(rows, kind="stable")
+    read = [values[some] for some in values.blocks(rows[order])]
+    whole = sp.csr_matrix(sp.vstack(read, format="csr") if read else sp.csr_matrix((0, values.shape[1])))
+    return whole if np.array_equal(order, np.arange(len(rows))) else whole[np.argsort(order, kind="stable")]
+
+
 class KeptArrays(Protocol):
     """Arrays on disk that are found again."""
 
@@ -78,6 +90,7 @@ class StreamedParts(ExpressionParts):
     values: Rows  # type: ignore[assignment]
     apart: Ints | None = None
     kept: KeptArrays = None  # type: ignore[assignment]
+    _mapped: list[Any] = field(default_factory=list, init=False, repr=False)  # references to what is mapped into memory
 
     def __post_init__(self) -> None:
         self.part = parts_of_folds(self.values.shape[0], self.folds)
@@ -87,8 +100,30 @@ class StreamedParts(ExpressionParts):
         self.size = np.bincount(self.part)
 
     @property
+    def is_streamed(self) -> bool:
+        """As of the base class: yes."""
+        return True
+
+    @property
     def _pays(self) -> bool:
         return True
+
+    def scratch(self, shape: tuple[int, ...], dtype: Any) -> Any:
+        """An array in a file that is mapped into memory; the file goes when nobody uses the array any more."""
+        path = self.kept.directory / f"{uuid4().hex}.npy"
+        out = np.lib.format.open_memmap(path, "w+", dtype, shape)
+        with suppress(OSError):  # Windows removes it with its folder
+            path.unlink()  # the space is free as soon as nobody maps it
+        self._mapped = [one for one in self._mapped if one() is not None] + [ref(out)]
+        return out
+
+    def forget_pages(self) -> None:
+        """Let the system have the memory of what was read of mapped arrays; what is in them stays."""
+        if not hasattr(mmap, "MADV_DONTNEED"):  # Windows takes it back by itself
+            return
+        for array in [one() for one in self._mapped]:
+            if array is not None:
+                array._mmap.madvise(mmap.MADV_DONTNEED)
 
     def some_values(self, rows: Ints) -> sp.csr_matrix:
         """As of the base class, where they fit into the memory.
@@ -105,10 +140,7 @@ class StreamedParts(ExpressionParts):
                 "stores, models are trained that read components alone, such as 'ridge' (with a graph: context='diffused')."
             )
             raise ValueError(msg)
-        order = np.argsort(rows, kind="stable")
-        read = [self.values[some] for some in self.values.blocks(rows[order])]
-        whole = sp.csr_matrix(sp.vstack(read, format="csr") if read else sp.csr_matrix((0, self.values.shape[1])))
-        return whole if np.array_equal(order, np.arange(len(rows))) else whole[np.argsort(order, kind="stable")]
+        return read_rows(self.values, rows)
 
     def some_log(self, rows: Ints) -> sp.csr_matrix:
         """As of the base class; errors as for :meth:`some_values`."""
@@ -117,6 +149,9 @@ class StreamedParts(ExpressionParts):
     def log(self) -> sp.csr_matrix:
         """As of the base class; errors as for :meth:`some_values`."""
         return self.some_log(np.arange(self.values.shape[0]))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_mapped": []}
 
     def _log_of(self, values: sp.csr_matrix) -> sp.csr_matrix:
         return values if self.logs else log_normalize(values)
@@ -158,7 +193,10 @@ class StreamedParts(ExpressionParts):
 
     def products(self, part: int, n_top_genes: int) -> AnyFloats:
         """As of the base class."""
-        genes, _ = self.candidates(n_top_genes)
+        return self.products_of(part, self.candidates(n_top_genes)[0])
+
+    def products_of(self, part: int, genes: Ints) -> AnyFloats:
+        """As of the base class, kept on disk."""
         return self.kept.array(f"products {_digest(genes)}", part, lambda: self._products(part, genes))
 
     def _products(self, part: int, genes: Ints) -> AnyFloats:

@@ -47,6 +47,8 @@ class TrainingData:
     train, targets, sample
         The training spots, what was measured there (without metabolites that were measured nowhere there), and their
         sections.
+    marks
+        Whether the model is to know its spots again. A fold of a cross-validation, whose model nobody sees, does without.
     folder
         Where to keep on disk what grows with the spots; `None`: in memory.
     """
@@ -60,6 +62,7 @@ class TrainingData:
     train: Spots
     targets: Targets
     sample: NDArray[Any]
+    marks: bool = True
     folder: Path | None = None
 
     @classmethod
@@ -85,13 +88,15 @@ class TrainingData:
         rows, validation = training_rows(all_targets, train_idx, validation_idx)
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
         sample = sections_of(adata, setup.sample_key)[rows]
-        return cls(adata, setup, spots, all_targets, rows, validation, train, targets, sample, folder)
+        return cls(adata, setup, spots, all_targets, rows, validation, train, targets, sample, folder=folder)
 
     def alone(self, adata: AnnData) -> TrainingData:
         """The training spots as all there is, `adata` holding them and nothing else."""
         rows = np.arange(len(self.rows))
         measured = self.all_targets.some(self.rows, self.all_targets.metabolites)
-        return TrainingData(adata, self.setup, self.train, measured, rows, None, self.train, self.targets, self.sample)
+        return TrainingData(
+            adata, self.setup, self.train, measured, rows, None, self.train, self.targets, self.sample, marks=self.marks
+        )
 
     def of_setup(self, setup: Setup) -> TrainingData | None:
         """The same for a model with fewer inputs; `None` where it differs in more than that."""
@@ -111,7 +116,7 @@ class TrainingData:
         """State of a model whose features are fitted, with the summary of the training spots."""
         state = start_state(self.adata, setup, self.targets, features, self.train)
         state.training = summarise_training(self.adata, setup, self.rows)
-        state.seen = self._seen()
+        state.seen = self._seen() if self.marks else None
         return state
 
     def _seen(self) -> TrainingSpots:

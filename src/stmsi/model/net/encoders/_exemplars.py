@@ -27,7 +27,8 @@ class ExemplarBridge(nn.Module):
 
     References
     ----------
-    Yang et al., Exemplar Guided Deep Neural Network for Spatial Transcriptomics (EGN, 2023); EGGN (2024).
+    Yang et al., Exemplar Guided Deep Neural Network for Spatial Transcriptomics Analysis of Gene Expression Prediction (EGN,
+    WACV 2023); EGGN (Pattern Recognition 145, 2024).
     """
 
     def __init__(self, width: int, n_profile: int, n_heads: int = 4, dropout: float = 0.1) -> None:

@@ -46,7 +46,8 @@ class NicheEncoder(Encoder):
 
     References
     ----------
-    NicheTrans (2026), without its selection of features on the test slides. Layer norm stands in the place of batch norm.
+    "NicheTrans: Spatial-aware Cross-omics Translation", without its selection of features on the test slides. Layer norm stands
+    in the place of batch norm.
     """
 
     uses_graph = True

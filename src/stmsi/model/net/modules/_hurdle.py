@@ -339,6 +339,10 @@ class HurdleModule(BaseModuleClass):
             section_start=count.cumsum(0) - count, section_count=count,
         )  # fmt: skip
 
+    def forget_spots(self) -> None:
+        """Forget what is known of the spots at hand."""
+        self._set_rows(**{name: getattr(self, name)[:0].clone() for name in _OF_ROWS})
+
     @contextmanager
     def kept_rows(self) -> Iterator[None]:
         """What is known of the spots by row, as it was afterwards, whatever other spots are embedded inside."""
