@@ -56,7 +56,9 @@ def test_it_runs(path: Path, tmp_path: Path) -> None:
     environment = os.environ | {
         "MPLBACKEND": "agg",
         "OMP_NUM_THREADS": "1",
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")]),
+        "PATH": os.pathsep.join(
+            [str(Path(sys.executable).parent), os.environ.get("PATH", "")]
+        ),
         "STMSI_CACHE": str(tmp_path / "cache"),
         "STMSI_DATA": str(REAL_DATA),
     }
