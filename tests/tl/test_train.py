@@ -315,7 +315,7 @@ def test_memory_hardly_grows_with_the_spots(tmp_path, monkeypatch, from_disk):
 def test_patients_may_be_given_by_section(table, sections, stores, tmp_path):
     names = [str(s.obs["sample"].iloc[0]) for s in sections]
     given = {"patient": dict(zip(names, ["A", "B", "A"], strict=True)) | {"elsewhere": "C"}}
-    with pytest.raises(ValueError, match=rf"obs= has no row for section {names[2]}"):
+    with pytest.raises(ValueError, match=rf"S2.zarr: obs= has no row for section .{names[2]}"):
         train(stores, obs={"patient": dict.fromkeys(names[:2], "A")})
     with pytest.raises(TypeError, match="obs= takes a DataFrame"):
         train(stores, obs={"patient": "A"})

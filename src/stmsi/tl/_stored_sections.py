@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -139,7 +139,9 @@ class StoredSections:
         found, bad, known = [], {}, obs_table(obs)
         for path in _distinct(paths):
             try:
-                found.append(_read(path, fields, table_key, directory, known))
+                one = _read(path, fields, table_key, directory, () if known is None else known.columns)
+                add_obs(one.table, known, fields.get("sample_key", Key.obs.SAMPLE))
+                found.append(one)
             except (ValueError, KeyError, TypeError, OSError) as error:
                 bad[str(path)] = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
         names = _genes(found, genes)
@@ -260,7 +262,7 @@ def _distinct(paths: Iterable[str | Path]) -> list[Path]:
 
 
 def _read(
-    path: Path, fields: Mapping[str, Any], table_key: str, directory: Path | None, obs: pd.DataFrame | None
+    path: Path, fields: Mapping[str, Any], table_key: str, directory: Path | None, given: Collection[str]
 ) -> StoredSection:
     """Everything but the expression, and what that is; the expression is read through where this is not known."""
     sample_key, layer = fields.get("sample_key", Key.obs.SAMPLE), fields.get("layer")
@@ -276,8 +278,7 @@ def _read(
             raise ValueError(msg)
         if sample_key not in table.obs:
             table.obs[sample_key] = path.name.removesuffix(path.suffix)
-        add_obs(table, obs, sample_key)
-        _require_named(table, fields)
+        _require_named(table, fields, given)
         key = fingerprint(content_of(path), layer, sample_key, table_key, _versions())
         stored = _looked_up(
             path, group, table, layer, sample_key, None if directory is None else directory / f"{key}.json"
@@ -300,10 +301,10 @@ def wanted_of_stores(fields: Mapping[str, Any]) -> dict[str, list[str]]:
     return {"obsm": obsm, "obsp": list(obsp), "varm": [prior], "uns": [metabolite_key, prior]}
 
 
-def _require_named(table: AnnData, fields: Mapping[str, Any]) -> None:
-    """Refuse a store that lacks what the setup names: all would do without it."""
+def _require_named(table: AnnData, fields: Mapping[str, Any], given: Collection[str]) -> None:
+    """Refuse a store that lacks what the setup names: all would do without it. Columns of ``obs`` may be `given` beside it."""
     named = {
-        "obs": as_keys(fields.get("covariate_keys")),
+        "obs": [key for key in as_keys(fields.get("covariate_keys")) if key not in given],
         "obsm": [*as_keys(fields.get("presence_key")), *as_keys(fields.get("feature_key"))],
         "obsp": as_keys(fields.get("graph_key")),
         "varm": as_keys(fields.get("prior_key")),
