@@ -165,7 +165,7 @@ def test_no_badge_of_a_package_that_is_not_there():
 FIGURE = re.compile(r"```\{figure\} (\S+)\n:alt: (.+)\n(?::width: .+\n)?\n(.+)\n```")
 WITHOUT_PICTURE = {
     "cluster", "cohort", "coming_from", "damaged_files", "index", "large_sections", "model_input", "only_anndata",
-    "published_layouts", "saved_models", "spot_embeddings",
+    "published_layouts", "reading_in_r", "saved_models", "spot_embeddings",
 }  # fmt: skip
 """Pages of the guide about files, formats and commands, where a picture would say nothing."""
 

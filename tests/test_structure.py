@@ -34,7 +34,9 @@ NEIGHBOURS = {("model_selection", "model"), ("get", "tl")}
 STAIRS_OF_MODEL = [{"shared"}, {"linear"}, {"net"}, {"_families", "_load", "explain"}, {"ensemble"}]
 STAIRS_OF_CORE = [
     {"arrays", "compiled", "ids", "parallel"},
+    {"arrays_on_disk"},
     {"spectra", "peaks", "chemistry", "mapping", "metrics", "learning", "registration", "spatial", "uncertainty"},
+    {"from_disk"},
 ]
 MOST_FILES_OF_A_CORE_ROOM = 12
 

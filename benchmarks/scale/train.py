@@ -78,6 +78,12 @@ def exponents(table: pd.DataFrame) -> dict[str, float]:
     return {name: round(float(np.polyfit(x, np.log(rest[name]), 1)[0]), 2) for name in ("seconds", "cpu_s", "peak_gib")}
 
 
+def bytes_a_spot(table: pd.DataFrame) -> int:
+    """How much more the largest number of spots takes than the smallest, by the spots between them."""
+    first, last = table.loc[table["spots"].idxmin()], table.loc[table["spots"].idxmax()]
+    return round(2**30 * (last["peak_gib"] - first["peak_gib"]) / (last["spots"] - first["spots"]))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ridge")
@@ -111,6 +117,7 @@ def main() -> None:
             print(pd.DataFrame(rows).round(2).to_string(index=False), flush=True)
     if len(set(args.n_sections)) > 1:
         print("grows with the number of sections to the power:", exponents(pd.DataFrame(rows)))
+        print("bytes a spot beyond the fewest:", bytes_a_spot(pd.DataFrame(rows)))
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def _bytes(sdata):
     return out
 
 
+@pytest.mark.once
 def test_the_same_seed_gives_the_same_bytes():
     first = _bytes(stmsi.datasets.simulate(**SMALL, rng=3))
     np.random.seed(5)  # noqa: NPY002  the global generator must not matter
@@ -60,6 +61,7 @@ def test_the_same_seed_gives_the_same_bytes():
     )
 
 
+@pytest.mark.once
 def test_without_dense_metabolites_nothing_is_drawn_for_them():
     """Values of the version before the option."""
     sdata = stmsi.datasets.simulate(**SMALL, rng=3)
@@ -73,6 +75,7 @@ def test_without_dense_metabolites_nothing_is_drawn_for_them():
     assert not msi.var["dense"].any()
 
 
+@pytest.mark.once
 def test_dense_metabolites_follow_many_genes():
     options = {"n_patients": 1, "sections_per_patient": 1, "size": 1800, "n_genes": 200, "n_metabolites": 15}
     sdata = stmsi.datasets.simulate(**options, dense=2 / 3)
@@ -238,6 +241,7 @@ def _gene_correlations(sdata):
     return pd.DataFrame(np.mean(out, axis=0), index=st.obsm["truth_intensity"].columns, columns=st.var_names)
 
 
+@pytest.mark.once
 def test_no_gene_knows_of_unpredictable_metabolites(simulated):
     correlation, var = _gene_correlations(simulated), simulated.tables["msi"].var
     predictable = var["predictable"].to_numpy()
@@ -249,6 +253,7 @@ def test_no_gene_knows_of_unpredictable_metabolites(simulated):
     assert best[predictable].mean() > best[~predictable].mean() + 0.2
 
 
+@pytest.mark.once
 def test_drivers_exist_and_drive(simulated):
     st, var = simulated.tables["st"], simulated.tables["msi"].var
     drivers = st.uns["truth"]["drivers"]
@@ -270,6 +275,7 @@ def test_drivers_exist_and_drive(simulated):
     assert not (var["diffused"] & ~var["predictable"]).any()
 
 
+@pytest.mark.once
 def test_diffused_metabolites_are_smooth(simulated):
     st, var = simulated.tables["st"], simulated.tables["msi"].var
     own = (st.obs["sample"] == "P1S1").to_numpy()
@@ -281,6 +287,7 @@ def test_diffused_metabolites_are_smooth(simulated):
     assert rough[linear & diffused].mean() < 0.8 * rough[linear & ~diffused].mean()
 
 
+@pytest.mark.once
 def test_coverage_and_pixel_size_and_noise():
     whole = stmsi.datasets.simulate(**SMALL, coverage=1)
     half = stmsi.datasets.simulate(**SMALL, coverage=0.5)
@@ -295,6 +302,7 @@ def test_coverage_and_pixel_size_and_noise():
     assert np.nanmin(correlation[prevalence > 0.7]) > 0.95
 
 
+@pytest.mark.once
 @settings(deadline=None, max_examples=6)
 @given(
     st.integers(1, 2), st.integers(1, 2), st.integers(60, 90), st.integers(5, 9), st.floats(600, 900), st.floats(40, 120),
@@ -353,6 +361,7 @@ def test_parameters_out_of_range(kwargs, message):
         stmsi.datasets.simulate(**kwargs)
 
 
+@pytest.mark.once
 def test_a_serial_section_is_deformed_as_told():
     sdata = stmsi.datasets.simulate(**SMALL, deformation=150, n_landmarks=20)
     msi = sdata.tables["msi"]

@@ -52,6 +52,7 @@ def test_errors_by_hand(predicted):
         np.testing.assert_allclose(own["relative_mae"], [kept.mean() / error.mean(), 1])
 
 
+@pytest.mark.once
 def test_a_good_uncertainty_lowers_the_error_a_useless_one_does_not_and_none_beats_the_oracle(predicted):
     curve = stmsi.experimental.abstention(predicted, ["interval", "ood", "oracle"], shares=[0.5, 1])
     half = curve[curve["share"] == 0.5].groupby("by")["relative_mae"].mean()

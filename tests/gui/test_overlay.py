@@ -39,6 +39,7 @@ def window(one_window):
     widget.style_of_mix.setCurrentText("side by side")
     widget.mix.setValue(50)
     widget.threshold.setValue(0)
+    widget.view.show_mode("compare")  # a test may have changed it without the widget
     widget.view.show_metabolite("simPC_28_0")
 
 
@@ -223,6 +224,8 @@ def test_the_view_comes_back_when_the_landmark_dock_is_closed(window, widget, se
     dock, landmarks = window.window.add_plugin_dock_widget("stmsi", "Landmarks")
     settle()
     assert not widget.view.layers["measured"].visible
+    assert landmarks.section.currentText() == SAMPLE  # the section that was shown
+    whole = landmarks.pairs.clicks["st"].data.copy()
     landmarks.undo.click()
     left = landmarks.pairs.counts
     dock.destroyOnClose()  # its x
@@ -233,6 +236,7 @@ def test_the_view_comes_back_when_the_landmark_dock_is_closed(window, widget, se
     # and no click is lost
     dock, landmarks = window.window.add_plugin_dock_widget("stmsi", "Landmarks")
     assert landmarks.pairs.counts == left
+    landmarks.pairs.clicks["st"].data = whole
     dock.destroyOnClose()
     settle()
 

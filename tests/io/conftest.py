@@ -95,7 +95,7 @@ def handmade():
     return _handmade
 
 
-@pytest.fixture(params=["compiled", "numpy"])
+@pytest.fixture(params=["compiled", pytest.param("numpy", marks=pytest.mark.once)])
 def engine(request, monkeypatch):
     """With numba and without."""
     monkeypatch.setenv("STMSI_COMPILED", "1" if request.param == "compiled" else "0")

@@ -116,6 +116,7 @@ def hardened(request, _mapped):
     return fit(request.param, shaken(difficult(some(_mapped.tables["st"]))))
 
 
+@pytest.mark.once
 def test_metabolites_that_teach_little(hardened):
     assert_finite(hardened)
     prediction = hardened._predict_all(None)
@@ -126,6 +127,7 @@ def test_metabolites_that_teach_little(hardened):
         np.testing.assert_allclose(prediction.intensity["constant"], 2, rtol=1e-5)
 
 
+@pytest.mark.once
 def test_spots_that_are_hard_to_predict(hardened, data):
     """Without counts, without neighbours, alone, with 5 % of the genes."""
     rows = np.flatnonzero(data.obs["sample"] == "P2S1")[:12]
@@ -141,6 +143,7 @@ def test_spots_that_are_hard_to_predict(hardened, data):
     assert_finite(hardened, few, min_genes=0)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", [n for n in MODELS if MODELS[n].get("setup", {}).get("graph_key")])
 def test_a_graph_without_edges(data, name):
     data.obsp[GRAPH] = sp.csr_matrix((data.n_obs, data.n_obs))
@@ -167,6 +170,7 @@ def test_a_handful_of_spots(data, name):
         assert_finite(model, data)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", FAST)
 def test_a_fold_without_positives(data, name):
     """Each metabolite is present in one section only: whatever is held out, the others know no present or no absent."""

@@ -66,6 +66,11 @@ CASES = {
 }
 
 
+READ_ALIKE = ("kernel", "screened")
+"""Families that read and write data by the code of the linear one: on one of the two stacks they are enough."""
+PARAMS = [pytest.param(name, marks=pytest.mark.once) if name in READ_ALIKE else name for name in CASES]
+
+
 def case_of(model: Any) -> Case:
     """The case that a trained model is of."""
     return next(case for case in CASES.values() if type(model) is case.cls)
@@ -84,12 +89,12 @@ def data(st) -> AnnData:
     return few(st)
 
 
-@pytest.fixture(params=CASES)
+@pytest.fixture(params=PARAMS)
 def case(request) -> Case:
     return CASES[request.param]
 
 
-@pytest.fixture(scope="module", params=CASES)
+@pytest.fixture(scope="module", params=PARAMS)
 def trained(request, _mapped):
     """A model trained on the three sections: not to be trained again."""
     return CASES[request.param].fit(few(_mapped.tables["st"]))
@@ -534,6 +539,7 @@ for name in sys.argv[2:]:
     return here, there
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", CASES)
 def test_another_process_predicts_the_same(fresh, name):
     here, there = fresh
@@ -589,6 +595,7 @@ def test_a_saved_folder_has_the_usual_permissions(trained, tmp_path):
 # ---------------------------------------------------------------------------------------------------------- training
 
 
+@pytest.mark.once
 def test_same_seed_same_bits(trained, data):
     case = case_of(trained)
     np.random.default_rng().random()
@@ -598,6 +605,7 @@ def test_same_seed_same_bits(trained, data):
     assert_same(list(again.predict_interval()), list(trained.predict_interval()), exact=True)
 
 
+@pytest.mark.once
 def test_training_twice_is_training_once(case, data):
     model = case.fit(data)
     first = both(model)
@@ -619,6 +627,7 @@ def test_train_idx_as_positions_or_mask(case, data):
     assert_same(both(by_mask), both(by_position), exact=True)
 
 
+@pytest.mark.once
 def test_spots_outside_train_idx_have_no_say(case, data):
     """Other values of the measured intensities there change nothing."""
     mask = (data.obs["sample"] != "P3S1").to_numpy()
@@ -632,6 +641,7 @@ def test_spots_outside_train_idx_have_no_say(case, data):
     assert_frame_equal(a.predict(), b.predict(), check_exact=True)
 
 
+@pytest.mark.once
 def test_genes_outside_train_idx_have_no_say(case, data):
     mask = (data.obs["sample"] != "P3S1").to_numpy()
     other = data.copy()

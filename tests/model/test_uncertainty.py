@@ -12,6 +12,8 @@ import stmsi
 from stmsi._core.uncertainty.conformal import GroupConformal
 from stmsi.model import HurdleEnsemble, HurdleLinear, HurdleNet
 
+pytestmark = pytest.mark.once  # coverage over many sections
+
 LEFT_OUT = "P5S1"
 
 

@@ -60,6 +60,7 @@ def turned(st):
     return (y / y.std(axis=0)) @ turn
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("seed", [5, 6, 7])
 def test_no_alarm_on_clean_data(seed):
     st = simulated(seed).copy()
@@ -75,6 +76,7 @@ def test_no_alarm_on_clean_data(seed):
     assert not found(st, SpatialBlockKFold(3, 350, 150), **setup)
 
 
+@pytest.mark.once
 def test_spots_with_more_cells_have_more_of_everything(mapped_st):
     """What genes and metabolites share from spot to spot in real tissue is not made of each other, unless other genes do not share it."""
     rng = np.random.default_rng(0)

@@ -10,7 +10,7 @@ import pytest
 from tests.napari.conftest import lattice, napari_or_skip
 
 import stmsi
-from stmsi.napari._canvas import canvas_grid, canvas_overlay
+from stmsi.napari._canvas import BAR_SIZE, canvas_grid, canvas_overlay, fit_view
 from stmsi.napari._metabolite_maps import BLEND, ROLES, MetaboliteMaps
 from stmsi.napari._metabolite_view import BESIDE, DIVIDER, PICKED, STYLES, MetaboliteView
 
@@ -365,6 +365,27 @@ def press(view, *positions, mode="pan_zoom"):
             event.type, event.pos = step
         if next(drag, "done") == "done":
             break
+
+
+def test_nothing_covers_anything_side_by_side(view):
+    viewer = view.viewer
+    if not hasattr(viewer, "canvas"):
+        pytest.skip("napari before 0.9")
+    bar = canvas_overlay(viewer, "scale_bar")
+    assert bar.position == "top_right"  # names of layers take the whole width below
+    viewer.canvas.size = (700, 700)
+    fit_view(viewer, bars=False)
+    centre, zoom = np.array(viewer.scene.camera.center), viewer.scene.camera.zoom
+    fit_view(viewer)
+    up = (np.array(viewer.scene.camera.center) - centre) * zoom
+    assert up[-2] > 0
+    assert up[-1] == 0
+    height = np.ptp(viewer.layers.extent.world[:, -2]) * zoom
+    above, below = (700 - height) / 2 - up[-2], (700 - height) / 2 + up[-2]
+    assert above >= 80  # the title
+    assert below >= BAR_SIZE[1] + 50 or above == pytest.approx(80)
+    view.show_mode("presence")
+    assert bar.position == "bottom_left"
 
 
 def test_text_has_a_ground_over_histology_alone(view, monkeypatch):

@@ -253,6 +253,7 @@ def _errors(sdata, sample):
     return np.hypot(*(at - msi.obsm["truth_spatial"][own]).T)
 
 
+@pytest.mark.once
 def test_a_deformation_of_200_um_is_undone_from_twelve_landmarks(serial):
     stmsi.pp.align(serial, model="affine")
     stiff = [np.median(_errors(serial, s)) for s in ("P1S1", "P1S2")]
@@ -262,6 +263,7 @@ def test_a_deformation_of_200_um_is_undone_from_twelve_landmarks(serial):
     assert np.mean(found) < 0.6 * np.mean(stiff)
 
 
+@pytest.mark.once
 def test_intensities_undo_it_without_more_landmarks(serial):
     stmsi.pp.align(serial, model="affine")
     stiff = [np.median(_errors(serial, s)) for s in ("P1S1", "P1S2")]
@@ -321,6 +323,7 @@ def test_the_record_survives_a_store(toy, tmp_path):
     pd.testing.assert_frame_equal(stmsi.pp.alignment_report(again), stmsi.pp.alignment_report(toy))
 
 
+@pytest.mark.once
 def test_a_spline_through_a_wrong_click_folds_and_is_refused(toy):
     # two landmarks in the middle, 60 um apart in the MSI, and on the wrong sides of each other in the ST
     side = np.array([60.0, 0])
@@ -335,6 +338,7 @@ def test_a_spline_through_a_wrong_click_folds_and_is_refused(toy):
 # ------------------------------------------------------------------------------------------------- uncertainty, sections
 
 
+@pytest.mark.once
 def test_perturbations_are_about_the_error_of_the_alignment(toy):
     stmsi.pp.align(toy, n_perturb=200, rng=3)
     record = toy.tables["msi"].uns["alignment"]["P1S1"]

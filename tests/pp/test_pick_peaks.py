@@ -13,7 +13,7 @@ AXIS = np.linspace(100, 110, 2001)
 SUMMITS = np.array([101.003, 104.107, 104.157, 108.5])
 
 
-@pytest.fixture(autouse=True, params=["compiled", "numpy"])
+@pytest.fixture(autouse=True, params=["compiled", pytest.param("numpy", marks=pytest.mark.once)])
 def engine(request, monkeypatch):
     monkeypatch.setenv("STMSI_COMPILED", "1" if request.param == "compiled" else "0")
 

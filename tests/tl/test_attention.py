@@ -64,6 +64,7 @@ def test_weights_sum_to_one(st, models, name):
         np.testing.assert_allclose(st.varm[f"msi_attention_effects_{s}"].loc[used, "simPC_28_0"], mean, atol=2e-4)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", KINDS)
 def test_contributions_add_up_to_the_prediction(st, models, name):
     """Without the bend, the intensity is the intercept and the contributions of all genes."""
@@ -86,6 +87,7 @@ def test_contributions_add_up_to_the_prediction(st, models, name):
         np.testing.assert_allclose(total, found, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.once
 def test_the_effect_of_a_gene_is_that_of_one_standard_deviation(st, models):
     model = models("one")
     attention(st, model, per_spot="simPC_28_0")
@@ -98,6 +100,7 @@ def test_the_effect_of_a_gene_is_that_of_one_standard_deviation(st, models):
     np.testing.assert_allclose(found, expected, rtol=1e-2, atol=1e-4)
 
 
+@pytest.mark.once
 def test_the_control(st, models):
     attention(st, models("several"))
     record = st.uns["msi_attention"]

@@ -100,6 +100,7 @@ INTENSITY = [
 ]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("name", "method"), INTENSITY)
 def test_planted_drivers_of_intensity(planted, models, name, method):
     adata = _attributed(planted, models(name), n_spots=100, n_repeats=1)
@@ -113,6 +114,7 @@ def test_planted_drivers_of_intensity(planted, models, name, method):
         assert effect["g0"] > 0 > effect["g1"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("name", "method"),
     [("logistic+mean", "coefficients"), ("svm+mean", "coefficients"), ("mlp+mean", "permutation"), ("net", "integrated_gradients")],
@@ -145,6 +147,7 @@ def test_three_methods_speak_one_unit(planted, models):
         assert (exact @ shuffled) / (exact @ exact) == pytest.approx(1, abs=0.1)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["prior+ridge", "net"])
 def test_contributions_of_groups_add_up_to_the_prediction(planted, models, name):
     model = models(name)
@@ -159,6 +162,7 @@ def test_contributions_of_groups_add_up_to_the_prediction(planted, models, name)
     assert difference[A] > 1
 
 
+@pytest.mark.once
 def test_effects_around_the_spot_count(st):
     stmsi.model.HurdleLinear.setup_anndata(st, graph_key="spatial_connectivities")
     model = stmsi.model.HurdleLinear(st, presence="prior", intensity="linear", n_components=10)
@@ -176,6 +180,7 @@ def _spots(model, adata):
     return attribution_spots(model, adata, 0.5)
 
 
+@pytest.mark.once
 def test_gradients_add_up(planted, models):
     adata = _attributed(planted, models("net"), n_spots=60, n_steps=32)
     assert adata.uns["attribution"]["metabolites"]["integration_error"].max() < 0.02
@@ -339,6 +344,7 @@ def _check(adata, model, name, **kwargs):
     return table[table["metabolite"] == A]
 
 
+@pytest.mark.once
 def test_deletion_hurts_where_the_attribution_is_right(explained, models):
     own = _check(explained, models("prior+ridge"), "deletion", n_top=[2, 5])
     assert (own["value"] < own["baseline"] - 0.3).all()
@@ -346,6 +352,7 @@ def test_deletion_hurts_where_the_attribution_is_right(explained, models):
     assert (own["p_value"] < 0.1).all()
 
 
+@pytest.mark.once
 def test_deletion_does_not_hurt_where_it_is_wrong(explained, models):
     effects = explained.varm["attribution"]
     explained.varm["attribution"] = (1 / effects.abs().clip(lower=1e-6)).astype(np.float32)
@@ -354,6 +361,7 @@ def test_deletion_does_not_hurt_where_it_is_wrong(explained, models):
     assert (own["p_value"] > 0.3).all()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", ["net", "kernel_ridge"])
 def test_deletion_works_for_any_model(planted, models, name):
     adata = _attributed(planted, models(name), metabolites=A, n_spots=60, n_repeats=1, n_steps=8)
@@ -361,6 +369,7 @@ def test_deletion_works_for_any_model(planted, models, name):
     assert own["value"].item() < own["baseline"].item() - 0.2
 
 
+@pytest.mark.once
 def test_random_labels_leave_nothing(explained, models, monkeypatch):
     own = _check(explained, models("prior+ridge"), "random_labels")
     assert own["value"].item() < 0.5
@@ -370,6 +379,7 @@ def test_random_labels_leave_nothing(explained, models, monkeypatch):
     assert own["value"].item() > 0.99
 
 
+@pytest.mark.once
 def test_random_labels_retrain_networks(planted, models):
     adata = _attributed(planted, models("net"), n_spots=40, n_steps=4)
     short = stmsi.model.HurdleNet
@@ -386,6 +396,7 @@ def test_random_labels_retrain_networks(planted, models):
     assert 0 <= own["value"].item() < 0.9
 
 
+@pytest.mark.once
 def test_true_drivers_rank_first(explained, models):
     drivers = pd.DataFrame({"metabolite": [A, A], "gene": ["g1", "g0"]})
     own = _check(explained, models("prior+ridge"), "drivers", drivers=drivers)
@@ -395,6 +406,7 @@ def test_true_drivers_rank_first(explained, models):
     assert _check(explained, models("prior+ridge"), "drivers", drivers=wrong)["p_value"].item() > 0.05
 
 
+@pytest.mark.once
 def test_space_knows_chance(explained, models):
     own = _check(explained, models("prior+ridge"), "spatial", n_shifts=49)
     assert own["gene"].tolist()[:2] == ["g0", "g1"]
@@ -438,6 +450,7 @@ def test_bad_arguments_of_checks(explained, models, kwargs, error, match):
         stmsi.experimental.attribution_checks(explained, models("prior+ridge"), **kwargs)
 
 
+@pytest.mark.once
 def test_a_network_with_neighbours_is_permuted(st):
     for key in ("msi", "msi_presence"):
         st.obsm[key] = st.obsm[key].iloc[:, :2]

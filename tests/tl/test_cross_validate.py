@@ -6,7 +6,6 @@ from pandas.testing import assert_frame_equal
 import stmsi
 from stmsi._data.keys import INTENSITY_SCORES, PRESENCE_SCORES, SECTION_MOMENTS
 from stmsi.model import HurdleLinear
-from stmsi.tl import _cross_validate
 
 METABOLITES = ["simPC_28_0", "simPC_31_3", "simPC_36_0"]
 PRESENCE = {"presence_key": "msi_presence"}
@@ -18,26 +17,6 @@ def data(st) -> AnnData:
     for key in ("msi", "msi_presence"):
         st.obsm[key] = st.obsm[key][METABOLITES]
     return st
-
-
-@pytest.fixture
-def spy(monkeypatch):
-    """What each fold trained on and predicted."""
-    folds = []
-    train_on, score_sections = _cross_validate.train_on, _cross_validate.score_sections
-
-    def train(adata, *args, **kwargs):
-        model, spots = train_on(adata, *args, **kwargs)
-        folds.append({"train": adata.copy(), "model": model})
-        return model, spots
-
-    def score(found):
-        folds[-1] |= {"test": found.sample, "predicted": found.predicted, "training_mean": found.training_mean}
-        return score_sections(found)
-
-    monkeypatch.setattr(_cross_validate, "train_on", train)
-    monkeypatch.setattr(_cross_validate, "score_sections", score)
-    return folds
 
 
 def test_the_table_is_tidy(data):
@@ -59,18 +38,18 @@ def test_the_table_is_tidy(data):
     assert presence["ece"].between(0, 1).all()
 
 
-def test_no_test_section_is_ever_trained_on(data, spy):
+def test_no_test_section_is_ever_trained_on(data, fits):
     stmsi.tl.cross_validate(data, RIDGE, setup=PRESENCE)
-    assert len(spy) == 3
-    for fold in spy:
+    assert len(fits) == 3
+    for fold in fits:
         assert len(set(fold["test"])) == 1
         assert not set(fold["train"].obs["sample"]) & set(fold["test"])
         assert fold["train"].obs["sample"].nunique() == 2
         assert fold["model"].state.training["samples"] == sorted(set(fold["train"].obs["sample"]))
-    assert {fold["test"][0] for fold in spy} == {"P1S1", "P2S1", "P3S1"}
+    assert {fold["test"][0] for fold in fits} == {"P1S1", "P2S1", "P3S1"}
 
 
-def test_the_measurements_of_the_test_section_have_no_say(data, spy):
+def test_the_measurements_of_the_test_section_have_no_say(data, fits):
     """Turned around, they change its scores but not one bit of its predictions."""
     base = stmsi.tl.cross_validate(data, RIDGE, setup=PRESENCE)
     rows = (data.obs["sample"] == "P3S1").to_numpy()
@@ -80,42 +59,42 @@ def test_the_measurements_of_the_test_section_have_no_say(data, spy):
         frame.loc[known] = frame.loc[known].to_numpy()[::-1]
         data.obsm[key] = frame
     other = stmsi.tl.cross_validate(data, RIDGE, setup=PRESENCE)
-    assert spy[2]["test"][0] == spy[5]["test"][0] == "P3S1"
-    np.testing.assert_array_equal(spy[2]["predicted"], spy[5]["predicted"])
-    np.testing.assert_array_equal(spy[2]["training_mean"], spy[5]["training_mean"])
+    assert fits[2]["test"][0] == fits[5]["test"][0] == "P3S1"
+    np.testing.assert_array_equal(fits[2]["predicted"], fits[5]["predicted"])
+    np.testing.assert_array_equal(fits[2]["training_mean"], fits[5]["training_mean"])
     own = base["sample"] == "P3S1"
     assert (base.loc[own, "pearson"].dropna() != other.loc[own, "pearson"].dropna()).all()
 
 
-def test_the_genes_of_the_test_section_have_no_say_in_training(data, spy):
+def test_the_genes_of_the_test_section_have_no_say_in_training(data, fits):
     stmsi.tl.cross_validate(data, RIDGE, setup=PRESENCE)
     X = data.X.toarray()
     rows = (data.obs["sample"] == "P3S1").to_numpy()
     X[rows] = X[rows][:, ::-1]
     data.X = X
     stmsi.tl.cross_validate(data, RIDGE, setup=PRESENCE)
-    a, b = spy[2]["model"].state, spy[5]["model"].state
+    a, b = fits[2]["model"].state, fits[5]["model"].state
     np.testing.assert_array_equal(a.panel.mean_log, b.panel.mean_log)
     np.testing.assert_array_equal(a.features.own.components, b.features.own.components)
     np.testing.assert_array_equal(a.threshold, b.threshold)
 
 
-def test_signatures_are_found_again_in_each_fold(data, spy):
+def test_signatures_are_found_again_in_each_fold(data, fits):
     stmsi.tl.cross_validate(data, RIDGE)
     whole = np.asarray(data.varm["signature"])
-    for fold in spy:
+    for fold in fits:
         part = data[data.obs_names.isin(fold["train"].obs_names)].copy()
         stmsi.pp.gene_signatures(part, cluster_key="domain", n_genes=10)
         np.testing.assert_array_equal(np.asarray(fold["train"].varm["signature"]), np.asarray(part.varm["signature"]))
         assert fold["model"].state.features.clusters is not None
-    assert any((np.asarray(fold["train"].varm["signature"]) != whole).any() for fold in spy)
+    assert any((np.asarray(fold["train"].varm["signature"]) != whole).any() for fold in fits)
 
 
-def test_signatures_from_gene_sets_stay(data, spy):
+def test_signatures_from_gene_sets_stay(data, fits):
     sets = {str(c): list(data.var_names[i * 5 : i * 5 + 5]) for i, c in enumerate(data.obs["domain"].cat.categories)}
     stmsi.pp.gene_signatures(data, gene_sets=sets, cluster_key="domain")
     stmsi.tl.cross_validate(data, RIDGE)
-    for fold in spy:
+    for fold in fits:
         np.testing.assert_array_equal(np.asarray(fold["train"].varm["signature"]), np.asarray(data.varm["signature"]))
 
 
@@ -142,23 +121,24 @@ def test_scores_are_those_of_a_model_trained_by_hand(data):
     np.testing.assert_allclose(own, said[own.index], rtol=1e-5)
 
 
-def test_leave_one_patient_out(data, spy):
+def test_leave_one_patient_out(data, fits):
     data.obs["patient"] = data.obs["sample"].astype(str).map({"P1S1": "A", "P2S1": "A", "P3S1": "B"})
     splitter = stmsi.model_selection.LeaveOnePatientOut()
     table = stmsi.tl.cross_validate(data, "mean", splitter=splitter)
     assert table.groupby("fold")["sample"].unique().map(sorted).to_dict() == {0: ["P1S1", "P2S1"], 1: ["P3S1"]}
-    assert [set(f["train"].obs["patient"]) for f in spy] == [{"B"}, {"A"}]
+    assert [set(f["train"].obs["patient"]) for f in fits] == [{"B"}, {"A"}]
 
 
-def test_spots_without_msi_are_neither_trained_on_nor_scored(data, spy):
+def test_spots_without_msi_are_neither_trained_on_nor_scored(data, fits):
     frame = data.obsm["msi"].copy()
     frame.loc[(data.obs["sample"] == "P2S1").to_numpy()] = np.nan
     data.obsm["msi"] = frame
     table = stmsi.tl.cross_validate(data, "mean")
     assert set(table["sample"]) == {"P1S1", "P3S1"}
-    assert all(set(f["train"].obs["sample"]) <= {"P1S1", "P3S1"} for f in spy)
+    assert all(set(f["train"].obs["sample"]) <= {"P1S1", "P3S1"} for f in fits)
 
 
+@pytest.mark.once
 def test_results_do_not_depend_on_the_number_of_processes(data):
     one, two = (stmsi.tl.cross_validate(data, RIDGE, setup={}, n_jobs=n).drop(columns="seconds") for n in (1, 2))
     assert_frame_equal(one, two, check_exact=True)
@@ -187,6 +167,7 @@ def test_models_by_mapping_have_the_names_shown(data):
     assert_frame_equal(same[0], same[1])
 
 
+@pytest.mark.once
 def test_the_net_answers_too(data):
     spec = {"model": "mlp", "train": {"max_epochs": 1, "refit": False}, "encoder_kwargs": {"n_hidden": 8}}
     table = stmsi.tl.cross_validate(data, {"net": spec})
@@ -206,10 +187,10 @@ def test_a_failure_while_predicting_names_model_and_fold(data):
         stmsi.tl.cross_validate(data, "mean", setup={"covariate_keys": ["batch"]})
 
 
-def test_unknown_models_are_refused_before_any_is_trained(data, spy):
+def test_unknown_models_are_refused_before_any_is_trained(data, fits):
     with pytest.raises(ValueError, match=r"model='rigde' is not known; choose one of .*Did you mean 'ridge'"):
         stmsi.tl.cross_validate(data, ["mean", "rigde"])
-    assert not spy
+    assert not fits
 
 
 def test_one_section_is_refused(data):
@@ -238,6 +219,7 @@ def test_another_sample_key(data):
     assert set(table["sample"]) == {"P1S1", "P2S1", "P3S1"}
 
 
+@pytest.mark.once
 def test_scores_show_what_was_learnt(data):
     table = stmsi.tl.cross_validate(data, {"mean": "mean", **RIDGE}, setup=PRESENCE)
     presence = table[table["stage"] == "presence"].groupby("model")["auroc"].mean()

@@ -29,25 +29,6 @@ def data(st):
     return st
 
 
-@pytest.fixture
-def fits(monkeypatch):
-    """What was trained on and predicted, fit by fit."""
-    done = []
-    train_on, score_sections = _cross_validate.train_on, _cross_validate.score_sections
-
-    def train(adata, spec, *args, **kwargs):
-        done.append({"train": adata.copy(), "spec": spec})
-        return train_on(adata, spec, *args, **kwargs)
-
-    def score(found):
-        done[-1]["predicted"] = found.predicted
-        return score_sections(found)
-
-    monkeypatch.setattr(_cross_validate, "train_on", train)
-    monkeypatch.setattr(_cross_validate, "score_sections", score)
-    return done
-
-
 def run(data, models=("mean", "linear"), **options):
     return stmsi.tl.cross_validate(data, models, **({"setup": SETUP, "on_leakage": "ignore"} | options))
 
@@ -68,6 +49,7 @@ def test_edges_are_cut_at_the_border_of_a_fold(data, fits):
         assert lost > 0  # without a buffer there are edges to cut
 
 
+@pytest.mark.once
 def test_neighbour_features_are_computed_on_each_side_by_itself(data, fits):
     """A fold's predictions are those of a model that was handed the test spots alone."""
     fields = {"graph_key": "spatial_connectivities"}
@@ -87,6 +69,7 @@ def test_neighbour_features_are_computed_on_each_side_by_itself(data, fits):
     assert not np.allclose(fits[0]["predicted"], whole)
 
 
+@pytest.mark.once
 def test_the_choice_is_made_inside_the_training_spots(data, fits):
     models = {"mean": "mean", "ridge": {"model": "ridge", "n_components": 5}}
     scores = run(data, models, inner=LeaveOneSampleOut())
@@ -133,6 +116,7 @@ def test_finished_folds_are_read_again(data, fits, tmp_path):
     assert set(named["model"]) == {"average"}
 
 
+@pytest.mark.once
 def test_an_interrupted_run_goes_on(data, fits, tmp_path, monkeypatch):
     whole = run(data)
     fits.clear()
@@ -155,6 +139,7 @@ def test_an_interrupted_run_goes_on(data, fits, tmp_path, monkeypatch):
     assert_frame_equal(found.drop(columns="seconds"), whole.drop(columns="seconds"), check_exact=True)
 
 
+@pytest.mark.once
 def test_what_has_changed_is_computed_again(data, fits, tmp_path, monkeypatch):
     def count(adata, models="mean", **options):
         fits.clear()
@@ -283,6 +268,7 @@ def test_fingerprints_are_of_values(data):
     assert fingerprint(pd.DataFrame({"a": [1.0, np.nan]})) == fingerprint(pd.DataFrame({"a": [1.0, np.nan]}))
 
 
+@pytest.mark.once
 def test_results_do_not_depend_on_processes_with_nesting_and_cache(data, tmp_path):
     one = run(data, inner=LeaveOneSampleOut()).drop(columns="seconds")
     two = run(data, inner=LeaveOneSampleOut(), cache_dir=tmp_path, n_jobs=2).drop(columns="seconds")

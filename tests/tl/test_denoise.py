@@ -11,15 +11,8 @@ from stmsi.model import HurdleLinear
 
 
 @pytest.fixture(scope="module")
-def sections():
-    sdata = stmsi.datasets.simulate(
-        n_patients=3, sections_per_patient=1, n_genes=200, n_metabolites=12, size=2200, rng=3
-    )
-    stmsi.pp.normalize_msi(sdata)
-    stmsi.pp.align(sdata)
-    stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
-    stmsi.pp.spatial_graph(sdata)
-    return sdata.tables["st"].copy()
+def sections(three_patients):
+    return three_patients.copy()
 
 
 @pytest.fixture(scope="module")
@@ -41,6 +34,7 @@ def _unexplained(st, found):
     return np.mean([(1 - found[sample == s].corrwith(truth[sample == s]) ** 2).mean() for s in sample.unique()])
 
 
+@pytest.mark.once
 def test_closer_to_the_truth_than_the_mean_of_the_ring(st, model):
     before = st.obsm["msi"].copy()
     assert stmsi.tl.denoise(st, model) is None

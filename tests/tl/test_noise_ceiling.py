@@ -19,6 +19,7 @@ def halves(st):
     return st
 
 
+@pytest.mark.once
 def test_the_ceiling_is_what_the_truth_reaches(halves) -> None:
     table = stmsi.tl.noise_ceiling(halves)
     assert len(table) == 9

@@ -23,17 +23,9 @@ def _trained(st, **options):
 
 
 @pytest.fixture(scope="module")
-def sections():
+def sections(three_patients):
     """Two sections to train on, and one of another patient; none with called presence, so that zeros are few."""
-    sdata = stmsi.datasets.simulate(
-        n_patients=3, sections_per_patient=1, n_genes=200, n_metabolites=12, size=2200, rng=3
-    )
-    stmsi.pp.normalize_msi(sdata)
-    stmsi.pp.align(sdata)
-    stmsi.pp.map_to_spots(sdata, min_coverage=0.5)
-    stmsi.pp.spatial_graph(sdata)
-    st = sdata.tables["st"]
-    return st[st.obsm["msi"].notna().all(axis=1).to_numpy()].copy()
+    return three_patients[three_patients.obsm["msi"].notna().all(axis=1).to_numpy()].copy()
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +50,7 @@ def _half(st):
     return (rng.random(st.n_obs) < 0.5)[:, None]
 
 
+@pytest.mark.once
 def test_neighbours_help_where_they_were_measured(query, model):
     known = _half(query)
     truth = _hide(query, known)
@@ -76,6 +69,7 @@ def test_neighbours_help_where_they_were_measured(query, model):
     assert 0.83 < float(((truth >= lower) & (truth <= upper))[new].to_numpy().mean()) < 0.96
 
 
+@pytest.mark.once
 def test_far_from_what_was_measured_it_does_not_hurt(query, model):
     x = query.obsm["spatial"][:, 0]
     truth = _hide(query, (x < np.quantile(x, 0.4))[:, None])
@@ -176,6 +170,7 @@ def test_metabolites_measured_in_other_spots_or_nowhere(query, model):
     np.testing.assert_array_equal(made[half, 1], plain[half, 1])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("n", [1, 3])
 def test_few_measured_spots_move_the_level_a_little(query, model, n):
     known = np.zeros((query.n_obs, 1), bool)

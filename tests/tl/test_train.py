@@ -1,19 +1,24 @@
 """A model trained on stores is the one trained on all of them in memory, and bad stores are told."""
 
 import os
+import tracemalloc
 
 import anndata as ad
 import h5py
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.sparse as sp
 import zarr
 
 import stmsi
+from stmsi._core import arrays_on_disk
 from stmsi._core.learning.expression_space import log_normalize
+from stmsi._core.metrics import columns
+from stmsi.model import HurdleLinear
 from stmsi.model.shared import _streamed_parts
 from stmsi.model.shared._streamed_parts import StreamedParts
-from stmsi.tl import _cross_validate, _joined_stores
+from stmsi.tl import _cross_validate, _joined_stores, _stored_sections
 from stmsi.tl._stored_models import fields_of_stores
 
 FEW = {"model": "ridge", "n_top_genes": 40, "n_components": 8}
@@ -266,6 +271,45 @@ def test_one_path_or_a_table_in_memory(table, stores):
     whole = train(table)
     assert whole.adata is not None
     assert set(table.uns) == set(before.uns), "the data keep no trace of it"
+
+
+def written(folder, n_spots, n_metabolites=60, n_sections=3):
+    """Sections on disk whose genes and metabolites share programmes."""
+    shared, paths = np.random.default_rng(0), []
+    genes, metabolites = shared.gamma(0.5, size=(4, 50)), shared.gamma(0.5, size=(4, n_metabolites))
+    for k in range(n_sections):
+        rng, names = np.random.default_rng(k + 1), [f"spot{i}" for i in range(n_spots)]
+        activity = rng.gamma(1, size=(n_spots, 4))
+        counts = sp.csr_matrix(rng.poisson(activity @ genes).astype(np.float32))
+        level = np.maximum(activity @ metabolites - rng.gamma(4, 0.2, (n_spots, n_metabolites)), 0)
+        adata = ad.AnnData(counts, obs=pd.DataFrame({"sample": f"S{k}"}, names))
+        adata.obsm["msi"] = pd.DataFrame(level.astype(np.float32), names, [f"m{m}" for m in range(n_metabolites)])
+        adata.obsm["spatial"] = np.column_stack([np.arange(n_spots) % 25, np.arange(n_spots) // 25]).astype(float)
+        paths.append(write(adata, folder / f"S{k}_{n_spots}.h5ad"))
+    return paths
+
+
+@pytest.mark.parametrize("from_disk", [True, False])
+def test_memory_hardly_grows_with_the_spots(tmp_path, monkeypatch, from_disk):
+    if not from_disk:  # what the targets and held-out predictions take when they are in memory
+        monkeypatch.setattr(HurdleLinear, "_fits_from_disk", False)
+    for module in (arrays_on_disk, columns):
+        monkeypatch.setattr(module, "_AT_ONCE", 2**14)
+    monkeypatch.setattr(_stored_sections, "_AT_ONCE", 256)
+
+    def peak(n_spots):
+        paths = written(tmp_path, n_spots)
+        tracemalloc.start()
+        try:
+            train(paths, FEW)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak(150)  # what is imported once
+    per_spot = (peak(1000) - peak(500)) / 1500
+    # the measured intensities of 60 metabolites are 240 bytes; names, places and hashes are a few hundred
+    assert (per_spot < 1500) == from_disk
 
 
 def test_patients_may_be_given_by_section(table, sections, stores, tmp_path):

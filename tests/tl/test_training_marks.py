@@ -116,6 +116,7 @@ def test_a_stack_keeps_them_once(inside, data, tmp_path):
     assert [member.state.seen for member in loaded.models_] == [None, None]
 
 
+@pytest.mark.once
 def test_a_network_and_one_that_is_fine_tuned(inside, data, tmp_path):
     first, second = (inside[inside.obs["sample"] == name].copy() for name in TRAINED)
     HurdleNet.setup_anndata(first)

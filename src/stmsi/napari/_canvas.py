@@ -14,6 +14,8 @@ _CORNER = "bottom_right"
 """Of colour bars, so that the title has the whole width above."""
 MARGIN = 0.12
 """Free border around a section, as a share of the canvas, for title and colour bars."""
+_UNDER_BARS, _TITLE_HEIGHT = 50, 80
+"""Pixels for the names under the colour bars, and for the title."""
 _SPACING = 6
 """Pixels between two boxes."""
 
@@ -36,9 +38,14 @@ def write_title(viewer: Any, text: str, *, box: bool = True) -> None:
 def show_scale_bar(viewer: Any) -> None:
     """A scale bar in micrometres."""
     bar = canvas_overlay(viewer, "scale_bar")
-    bar.visible, bar.position = True, "bottom_left"
+    bar.visible = True
     if not hasattr(getattr(viewer, "canvas", None), "overlays"):  # later, the units of the layers decide
         bar.unit = "um"
+
+
+def place_scale_bar(viewer: Any, *, beside: bool) -> None:
+    """In a corner of its own: the names of layers side by side take the whole width below."""
+    canvas_overlay(viewer, "scale_bar").position = "top_right" if beside else "bottom_left"
 
 
 def colour_bar(layer: Any, *, visible: bool, box: bool = True) -> None:
@@ -100,6 +107,15 @@ def arrange(viewer: Any, boxes: Sequence[Sequence[Any]], *, beside: bool) -> Non
     grid.stride, grid.shape, grid.enabled = len(boxes[0]), (1, -1), True
 
 
-def fit_view(viewer: Any) -> None:
-    """The whole section in every box, with room for title and colour bars."""
+def fit_view(viewer: Any, *, bars: bool = True) -> None:
+    """The whole section in every box, with room for the title; in a box taller than wide also for the colour bars, from napari 0.9."""
     viewer.reset_view(margin=MARGIN)
+    size = getattr(getattr(viewer, "canvas", None), "size", None)
+    if size is None or not bars or not len(viewer.layers):
+        return
+    camera = getattr(viewer, "scene", viewer).camera
+    low, high = viewer.layers.extent.world
+    free = (size[0] - (high - low)[-2] * camera.zoom) / 2
+    up = min(max(BAR_SIZE[1] + _UNDER_BARS - free, 0), max(free - _TITLE_HEIGHT, 0))
+    *rest, y, x = camera.center
+    camera.center = (*rest, y + up / camera.zoom, x)

@@ -13,7 +13,15 @@ from stmsi._data.checks import check_choice, require_spatialdata
 from stmsi._data.elements import matrix_to
 from stmsi._data.keys import Key
 from stmsi.napari._add_layers import add_layers
-from stmsi.napari._canvas import at_once, canvas_grid, canvas_overlay, fit_view, show_scale_bar, write_title
+from stmsi.napari._canvas import (
+    at_once,
+    canvas_grid,
+    canvas_overlay,
+    fit_view,
+    place_scale_bar,
+    show_scale_bar,
+    write_title,
+)
 from stmsi.napari._histology import histology_layer
 from stmsi.napari._landmarks import landmark_layers, landmarks
 
@@ -61,7 +69,11 @@ class LandmarkPairs:
             data.insert(1, (image, {**options, "affine": moved @ options["affine"]}, kind))
             data[2] = (data[2][0], data[2][1] | {"opacity": 0.4}, data[2][2])
         self._hidden = [layer for layer in viewer.layers if layer.visible]
-        self._earlier = (canvas_grid(viewer).enabled, canvas_overlay(viewer, "text").text)
+        self._earlier = (
+            canvas_grid(viewer).enabled,
+            canvas_overlay(viewer, "text").text,
+            viewer.layers.selection.active,
+        )
         canvas_grid(viewer).enabled = False
         for layer in self._hidden:
             layer.visible = False
@@ -75,7 +87,8 @@ class LandmarkPairs:
             layer.events.data.connect(self._on_data)
         write_title(viewer, f"section {self.sample}: MSI on the left, ST on the right")
         show_scale_bar(viewer)
-        fit_view(viewer)
+        place_scale_bar(viewer, beside=False)
+        fit_view(viewer, bars=False)
 
     # -- Clicking -------------------------------------------------------------
 
@@ -193,7 +206,7 @@ class LandmarkPairs:
 
     def close(self) -> None:
         """Remove the layers, and show again what lay in the window before."""
-        beside, title = self._earlier
+        beside, title, active = self._earlier
         write_title(self.viewer, title)
         with at_once(self.viewer):
             for layer in (*self.layers, self._over):
@@ -204,7 +217,8 @@ class LandmarkPairs:
         for layer in back:
             layer.visible = True
         if back:
-            self.viewer.layers.selection.active = back[-1]
+            self.viewer.layers.selection.active = active if active in back else back[-1]
+            place_scale_bar(self.viewer, beside=beside)
             fit_view(self.viewer)
 
     def _known_map(self, data: list[Any]) -> Callable[[Any], Any]:

@@ -14,6 +14,7 @@ from stmsi._data.keys import Key
 from stmsi._data.tables import get_table
 from stmsi.napari._data_widget import DataWidget, in_row, silent, text_label, with_ending
 from stmsi.napari._landmark_pairs import SHOWN, LandmarkPairs
+from stmsi.napari._metabolite_layers import OWN
 from stmsi.pl._metabolite_layers import table_samples
 
 if TYPE_CHECKING:
@@ -86,11 +87,13 @@ class LandmarkWidget(DataWidget):
             msg = "No section of this SpatialData has MSI pixels to click landmarks on."
             raise KeyError(msg)
         self._put_away()
+        shown = [layer.metadata.get(OWN, {}).get("sample") for layer in self.viewer.layers if layer.visible]
         self._sdata, self.pairs, self._clicked = sdata, None, _CLICKED.setdefault(sdata, {})
         with silent(self.section, self.ion, self.gene):
             for box, names in ((self.section, sections), (self.ion, msi.var_names), (self.gene, st.var_names)):
                 box.clear()
                 box.addItems([*([] if box is self.section else [_TOTAL]), *map(str, names)])
+            self.section.setCurrentText(next((s for s in shown if s in sections), sections[0]))
         self._start()
         self.show_controls(True)
 

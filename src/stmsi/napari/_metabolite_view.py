@@ -14,7 +14,15 @@ from scipy.spatial import cKDTree
 from stmsi._data.checks import check_choice, check_share, listing
 from stmsi._data.training_marks import SAID_OF
 from stmsi.napari._add_layers import add_layers
-from stmsi.napari._canvas import arrange, at_once, canvas_grid, colour_bar, name_on_canvas, write_title
+from stmsi.napari._canvas import (
+    arrange,
+    at_once,
+    canvas_grid,
+    colour_bar,
+    name_on_canvas,
+    place_scale_bar,
+    write_title,
+)
 from stmsi.napari._histology import HISTOLOGY, histology_layer
 from stmsi.napari._metabolite_layers import INTENSITIES, OWN, Look, build_layer, build_layers, limits_of
 from stmsi.napari._metabolite_maps import BLEND, MEASURED, MODES, PREDICTED, blend
@@ -176,15 +184,12 @@ class MetaboliteView:
         tier, _ = self.source.trust(self.metabolite)
         section = f"section {self.section.name}" + (f" ({self._said})" if self._said else "")
         rest = [section, *([f"trust: {tier}"] if tier else [])]
+        lines = [self.source.describe(self.metabolite), ", ".join(rest)]
         if self.style == BLENDED:
-            rest.append(f"{1 - self.mix:.0%} measured, {self.mix:.0%} predicted")
-        return "\n".join(shorten(line, _TITLE, placeholder=" ...") for line in (self._name, ", ".join(rest)))
-
-    @property
-    def _name(self) -> str:
-        # a swipe has one colour bar for two layers, and so no name beside it
-        unit = f", {self.source.unit}" if self.style == SWIPE else ""
-        return self.source.describe(self.metabolite) + unit
+            lines.append(f"{1 - self.mix:.0%} measured, {self.mix:.0%} predicted")
+        elif self.style == SWIPE:  # one colour bar for two layers, and so no name beside it
+            lines.append(self.source.unit)
+        return "\n".join(shorten(line, _TITLE, placeholder=" ...") for line in lines)
 
     @property
     def _seen(self) -> set[str]:
@@ -252,6 +257,7 @@ class MetaboliteView:
     def _place(self) -> None:
         """Side by side, every second box of the grid holds what lies over and under one of the two."""
         beside = self.style == BESIDE
+        place_scale_bar(self.viewer, beside=beside)
         for under in self._under[1:]:
             under.visible = beside
         self._show_rings()

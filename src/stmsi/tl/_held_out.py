@@ -36,14 +36,15 @@ def unseen_stages(
     if held_out is not None and len(rows):
         columns = held_out.targets.metabolites.get_indexer(model.state.metabolites)
         there = columns >= 0
-        before = np.where(there, held_out.targets.intensity[np.ix_(at, columns)], np.nan).astype(np.float32)
+        before = np.where(there, held_out.targets.intensity[at][:, columns], np.nan).astype(np.float32)
         now = measured[rows].astype(np.float32)
         same = ((before == now) | np.isnan(before) | np.isnan(now)).all(axis=1) & covered[rows]
         rows, at = rows[same], at[same]
         known[rows] = True
         # held-out intensities are as the regression made them; predictions are at least 0
-        for stage, values in zip(unseen, (held_out.probability, np.maximum(held_out.intensity, 0)), strict=True):
-            own = values[np.ix_(at, columns)]
+        predicted = held_out.probability[at], np.maximum(held_out.intensity[at], 0)
+        for stage, values in zip(unseen, predicted, strict=True):
+            own = values[:, columns]
             stage[rows] = np.where(np.isnan(own) | ~there, stage[rows], own)
     seen = np.unique(sample[covered & ~known].astype(str))
     trained = [name for name in seen if name in set(model.state.training.get("samples", ()))]

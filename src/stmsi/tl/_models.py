@@ -94,7 +94,8 @@ def train_on(
     if train or not isinstance(fitted, SpotModel):
         fitted.train(show_progress_bar=show_progress_bar, **train)
         return fitted, None
-    data = TrainingData.read(adata, fitted._setup, None, None, None if read is None else read(fitted._setup))
+    spots = None if read is None else read(fitted._setup)
+    data = TrainingData.read(adata, fitted._setup, None, None, spots, from_disk=fitted._fits_from_disk)
     fitted._fit(replace(data, marks=marks), show_progress_bar)
     return fitted, data.spots
 

@@ -56,8 +56,9 @@ def train(
     3. sums of products of the variable genes, of which the components follow;
     4. components of all spots, and how far each spot lies from the others.
 
-    Networks read their batches from the stores, in windows of shuffled blocks. The rest is fitted to the components. Memory holds them (in a file that is mapped into memory) and what belongs to spots and metabolites:
-    see :doc:`/user_guide/large_sections`.
+    Networks read their batches from the stores, in windows of shuffled blocks. The rest is fitted to the components. For `"ridge"` they, the
+    features and the held-out predictions are in temporary files, and memory holds what was measured; other families hold all that
+    belongs to spots and metabolites: see :doc:`/user_guide/large_sections`.
 
     Parameters
     ----------
@@ -82,7 +83,7 @@ def train(
     cache_dir
         Of stores: folder that keeps what was summed up for each section (16 MB for 2,000 genes), so that another run, or one that was
         interrupted, takes it up. A section is read again when its path, size or time of change differs, or the versions of stmsi or
-        of packages that matter. `None`, or one that cannot be written: a temporary folder.
+        of packages that matter. `None`, or one that cannot be written: a temporary folder. What goes with the run is there, too.
     obs
         Of stores: columns of ``obs`` by section, such as the patient: a DataFrame whose index names the sections, or a mapping such as
         ``{"patient": {"S1": "P1", "S2": "P2"}}``. They stand in the place of columns that stores have under these names; rows of other

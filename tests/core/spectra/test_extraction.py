@@ -18,7 +18,7 @@ from stmsi._core.spectra.extraction import (
 REDUCERS = {"sum": np.sum, "max": np.max, "mean": np.mean}
 
 
-@pytest.fixture(autouse=True, params=["compiled", "numpy"])
+@pytest.fixture(autouse=True, params=["compiled", pytest.param("numpy", marks=pytest.mark.once)])
 def engine(request, monkeypatch):
     monkeypatch.setenv("STMSI_COMPILED", "1" if request.param == "compiled" else "0")
 

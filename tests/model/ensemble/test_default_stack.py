@@ -66,11 +66,17 @@ def test_default_members(data):
     assert list(HurdleEnsemble(data).members) == [*NAMES, *PRIOR_MEMBER] == [*NAMES, "prior ridge"]
 
 
-def test_every_member_has_the_graph_and_those_that_read_it_the_prior(data):
+def test_every_member_has_the_graph_and_one_the_prior(data):
     model = fit(with_prior(data), {**GRAPH, "prior_key": "msi_prior"})
     assert [type(m) for m in model.models_] == [HurdleLinear, *[HurdleKernel] * 3, *[HurdleScreened] * 2]
     assert {m.state.setup.graph_key for m in model.models_} == {"spatial_connectivities"}
-    assert [m.state.setup.prior_key for m in model.models_] == ["msi_prior", *[None] * 4, "msi_prior"]
+    assert [m.state.setup.prior_key for m in model.models_] == [*[None] * 5, "msi_prior"]
+    ridge, with_prior_in_it = model.models_[0], HurdleLinear(model.adata)
+    assert len({r.strength for r in ridge.regressions_}) == 1, "one penalty for all metabolites"
+    assert len({c.strength for c in ridge.classifiers_ if c.estimator is not None}) == 1
+    with_prior_in_it.train(show_progress_bar=False)
+    # with the prior in it, the choices are many, and made on the folds that weigh the members
+    assert len({r.strength for r in with_prior_in_it.regressions_}) > 1
     assert model.models_[-1].metabolites == ["first", "second"]
     assert model.metabolites == ["first", "second", "third", "always"]
     prior = model.weights.query("member == 'prior ridge'").set_index(["metabolite", "stage"])["weight"]
@@ -109,6 +115,7 @@ def test_the_map_is_the_weighted_mean_of_the_maps(trained, data):
 # ------------------------------------------------------------------------------------------------------------ in words
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("worth", [True, False])
 def test_gene_attention_is_trained_where_a_first_group_gains_by_it(data, monkeypatch, worth):
     HurdleEnsemble.setup_anndata(data, **GRAPH)
@@ -181,6 +188,7 @@ def test_it_says_when_patients_or_blocks_were_held_out(make_sections):
 # -------------------------------------------------------------------------------------------------------------- failing
 
 
+@pytest.mark.once
 def test_a_default_member_that_fails_is_left_out_and_told(data, monkeypatch, caplog, tmp_path):
     break_down(monkeypatch, HurdleScreened)
     with caplog.at_level(logging.WARNING, "stmsi"):
@@ -237,6 +245,7 @@ def test_a_loaded_stack_can_be_trained_again(trained, data, tmp_path):
     assert_frame_equal(loaded.predict(), trained.predict(data), check_exact=True)
 
 
+@pytest.mark.once
 def test_training_again_tries_a_failed_member_again(data, monkeypatch):
     with monkeypatch.context() as m:
         break_down(m, HurdleScreened)

@@ -181,6 +181,7 @@ def test_linear_members_stack_on_the_predictions_of_their_own_folds(data, spy):
     assert len(set(zip(units.row, sections[units.col], strict=True))) == 3
 
 
+@pytest.mark.once
 def test_members_that_trained_on_part_of_the_spots_are_predicted_group_by_group(data, spy):
     part = {**RIDGE, "train": {"train_idx": list(range(200))}}
     fit(data, {"ridge": RIDGE, "part": part})
@@ -189,6 +190,7 @@ def test_members_that_trained_on_part_of_the_spots_are_predicted_group_by_group(
     assert np.isfinite(made).all()
 
 
+@pytest.mark.once
 def test_labels_of_a_held_out_group_have_no_say_in_its_nested_predictions(data, spy):
     fit(data.copy(), nested=True)
     rows = (data.obs["sample"] == "P3S1").to_numpy()
@@ -397,19 +399,21 @@ class OddError(Exception):
         super().__init__(a, b)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
-    ("error", "kind"),
+    ("where", "error", "kind"),
     [
-        (MemoryError("full"), MemoryError),
-        (TypeError("what"), TypeError),
-        (AssertionError(), AssertionError),
-        (OSError(28, "disk"), OSError),
-        (OddError(1, 2), RuntimeError),
-        (np.linalg.LinAlgError("singular"), np.linalg.LinAlgError),
+        ("_fit", MemoryError("full"), MemoryError),
+        ("_fit", TypeError("what"), TypeError),
+        ("_fit", AssertionError(), AssertionError),
+        ("_fit", OSError(28, "disk"), OSError),
+        ("_fit", OddError(1, 2), RuntimeError),
+        ("_fit", np.linalg.LinAlgError("singular"), np.linalg.LinAlgError),
+        ("_stages", TypeError("what"), TypeError),  # the same handler
+        ("_stages", OddError(1, 2), RuntimeError),
     ],
-    ids=lambda e: type(e).__name__ if isinstance(e, Exception) else "",
+    ids=lambda e: type(e).__name__ if isinstance(e, Exception) else e if isinstance(e, str) else "",
 )
-@pytest.mark.parametrize("where", ["_fit", "_stages"])
 def test_a_member_that_fails_is_named_whatever_the_error(ready, monkeypatch, error, kind, where):
     """While it is trained, while held-out spots are predicted, and later in any prediction."""
 

@@ -63,6 +63,7 @@ def mask_of(genes, n=60):
 # ---------------------------------------------------------------------------------------------------------- estimators
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("use", ["penalty", "features"])
 @pytest.mark.parametrize("family", ["ridge", "lasso"])
 def test_true_genes_are_used_and_help(toy_problem, use, family):
@@ -168,6 +169,7 @@ def test_a_model_with_a_prior(data, use, tmp_path):
     assert f"prior={use!r}" in repr(model)
 
 
+@pytest.mark.once
 def test_nothing_but_training_spots_is_looked_at(data):
     """Spots that are held out may hold anything: the fit is the same."""
     train = np.flatnonzero((data.obs["sample"] != "P3S1").to_numpy())
@@ -229,6 +231,7 @@ def test_coefficients_hold_what_the_prior_does(data, use):
         assert np.abs(effect[drivers]).mean() > 2 * np.abs(effect[~drivers]).mean()
 
 
+@pytest.mark.once
 def test_an_ensemble_passes_the_prior_to_those_that_read_it(data):
     data = data.copy()
     HurdleEnsemble.setup_anndata(data, **SETUP)
@@ -290,6 +293,7 @@ def test_the_mask_reaches_families_on_similarities(data):
     assert not np.allclose(one.predict_intensity(), both.predict_intensity())
 
 
+@pytest.mark.once
 def test_heads_of_the_network_that_see_the_mask(data, tmp_path):
     HurdleNet.setup_anndata(data, **SIGNATURE)
     for stages in ((), ("presence",), ("intensity",), ("presence", "intensity")):

@@ -62,6 +62,7 @@ def baseline(split):
     return scores(fit(split[0], presence="prior", intensity="mean"), split[1])
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("presence", ["logistic", "svm", "mlp"])
 def test_presence_families_rank_and_calibrate_on_a_held_out_section(split, baseline, presence):
     got = scores(fit(split[0], presence=presence, intensity="mean"), split[1])
@@ -70,6 +71,7 @@ def test_presence_families_rank_and_calibrate_on_a_held_out_section(split, basel
     assert got["brier"].mean() < 0.97 * baseline["brier"].mean(), "better than the prevalence: ranked and calibrated"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("intensity", [f for f in get_args(IntensityFamily) if f != "mean"])
 def test_intensity_families_beat_the_mean_on_a_held_out_section(split, baseline, intensity):
     got = scores(fit(split[0], presence="logistic", intensity=intensity), split[1])
@@ -101,6 +103,7 @@ def test_no_family_finds_what_is_not_there(mapped):
     assert abs(np.nanmean(got["pearson"])) < 0.3
 
 
+@pytest.mark.once
 def test_labels_without_meaning_are_not_learnt(split):
     """Shuffled inside the training sections, the held-out one is predicted no better than by chance."""
     train, held = split

@@ -90,6 +90,7 @@ def test_held_out_predictions_are_left_behind_and_not_saved(trained, tmp_path):
     assert stmsi.model.load(tmp_path / "model")._held_out_stages() is None
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", MODELS)
 def test_spots_outside_train_idx_have_no_say(data, name):
     rows = np.flatnonzero(data.obs["sample"] != "s2")
@@ -103,6 +104,7 @@ def test_spots_outside_train_idx_have_no_say(data, name):
     assert a.state.training["samples"] == ["s0", "s1"]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", MODELS)
 def test_validation_spots_set_thresholds_and_intervals(data, name):
     inside = (data.obs["sample"] == "s2").to_numpy()
@@ -125,6 +127,7 @@ def test_the_training_data_keep_no_trace(trained, data):
     assert set(data.obs) == set(before.obs)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", MODELS)
 def test_presence_can_be_the_share_of_the_training_spots(data, name):
     model = fit(name, data, presence="prior")

@@ -91,6 +91,7 @@ def test_exemplars_are_the_nearest_of_other_sections():
     assert not bank.exemplars(embedding[:2], torch.zeros(2, dtype=torch.long)).there.any()
 
 
+@pytest.mark.once
 def test_what_exemplars_hold_carries_the_answer():
     """Trained to tell what was measured at like spots, the bridge is lost when their profiles are shuffled."""
     torch.manual_seed(0)

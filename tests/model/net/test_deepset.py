@@ -99,6 +99,7 @@ def test_sets_that_do_not_fit(n_features, options, match):
         make(n_features, **options)
 
 
+@pytest.mark.once
 def test_bins_inside_spots_tell_what_their_mean_does_not():
     """The metabolite is the spread of four bins, about which the genes and the mean of the bins say nothing."""
     rng = np.random.default_rng(0)

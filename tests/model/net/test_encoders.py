@@ -217,6 +217,7 @@ def test_linear_attention_is_what_the_full_matrix_gives():
     torch.testing.assert_close(attend(encoder, components, position), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("n_layers", [1, 2])
 def test_a_shift_of_the_section_and_the_order_of_its_spots_do_not_count(n_layers):
     encoder, components, position = one_section(n_layers=n_layers)
@@ -401,6 +402,7 @@ def test_a_net_with_neighbours(name, data, query, tmp_path):
         model.predict(query)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", WITH_GRAPH)
 def test_the_saved_weights_hold_no_spot(name, data):
     model = fit(data, name, max_epochs=1)
@@ -409,6 +411,7 @@ def test_the_saved_weights_hold_no_spot(name, data):
     assert not {"components", "spot_genes", "neighbours", "ring", "offset"} & set(model.module.state_dict())
 
 
+@pytest.mark.once
 def test_spots_across_the_border_have_no_say(data, query):
     """Edges from training spots to others are cut: what stands there does not change the model."""
     data.obsp["spatial_connectivities"] = sp.csr_matrix(np.ones((data.n_obs, data.n_obs)) - np.eye(data.n_obs))
@@ -436,6 +439,7 @@ def test_positions_are_needed_where_they_are_read(data):
     fit(data, "niche", max_epochs=1, train_idx=np.arange(200), validation_idx=np.arange(200, data.n_obs))
 
 
+@pytest.mark.once
 def test_the_same_seed_gives_the_same_bits(data):
     a, b = (fit(data.copy(), "niche") for _ in range(2))
     np.testing.assert_array_equal(a.predict(), b.predict())
@@ -502,6 +506,7 @@ def test_batches_do_not_count_for_sections(of_sections, monkeypatch):
     np.testing.assert_allclose(of_sections.predict(), own, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.once
 def test_validation_spots_have_no_say_in_a_section(data):
     """Training spots see those of their own section that are trained on, as edges to others are cut elsewhere."""
     rows = np.flatnonzero(data.obsm["msi"].notna().any(axis=1))
@@ -534,6 +539,7 @@ def test_sections_need_positions_and_no_graph(data):
         fit(data, "section", train_idx=np.arange(200), validation_idx=np.arange(200, data.n_obs))
 
 
+@pytest.mark.once
 def test_copies_of_spots_are_sections_of_their_own(of_sections, query):
     copies = [SpotReader.open(query, of_sections.state.setup, of_sections.state.panel).read()] * 2
     both = of_sections._stages(stack(copies))[1]
@@ -544,6 +550,7 @@ def test_copies_of_spots_are_sections_of_their_own(of_sections, query):
 # ------------------------------------------------------------------------- inside the net: genes and metabolites
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("options", [{}, {"reconstruction_weight": 0, "hard_labels": True}])
 def test_a_net_that_decodes(options, data, query):
     model = fit(data, "crossmodal", options)
@@ -552,6 +559,7 @@ def test_a_net_that_decodes(options, data, query):
     assert not model._contains_training_profiles()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("weighting", ["uniform", "softmax"])
 def test_a_net_that_retrieves(weighting, data, query, tmp_path):
     model = fit(data, "crossmodal", {"output": "retrieval", "n_neighbours": 7, "weighting": weighting})
@@ -581,6 +589,7 @@ def test_retrieval_is_what_is_calibrated(data, query):
     np.testing.assert_array_equal(model.predict(query), base)
 
 
+@pytest.mark.once
 def test_genes_of_context_and_retrieval_are_attributed_by_permutation(of_sections, data):
     from stmsi.tl._attribute import choose_method
 

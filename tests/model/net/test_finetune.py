@@ -126,6 +126,7 @@ def test_metabolites_are_matched_by_id(parts, caplog):
         model.fine_tune(new)
 
 
+@pytest.mark.once
 def test_steps_that_make_it_worse_are_not_kept(parts):
     old, new = parts
     model = fit(old)
@@ -179,6 +180,7 @@ def test_what_fine_tuning_refuses(parts):
 # -------------------------------------------------------------------------------------------------------- interrupts
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), ValueError("from a callback")], ids=["interrupt", "error"])
 def test_a_training_that_ends_early_leaves_a_usable_model(data, tmp_path, error, caplog):
     handler = signal.getsignal(signal.SIGINT)
@@ -206,6 +208,7 @@ def test_a_training_that_ends_early_leaves_a_usable_model(data, tmp_path, error,
     pd.testing.assert_frame_equal(again.predict(), model.predict(), check_exact=True)
 
 
+@pytest.mark.once
 def test_interrupted_in_the_first_of_several_networks(data, tmp_path):
     model = make(data, n_nets="auto")
     with pytest.raises(KeyboardInterrupt):
@@ -217,6 +220,7 @@ def test_interrupted_in_the_first_of_several_networks(data, tmp_path):
     assert model.state.training["n_nets"] == 3
 
 
+@pytest.mark.once
 def test_interrupted_before_the_first_epoch(data, tmp_path):
     model = make(data)
     with pytest.raises(KeyboardInterrupt):
@@ -229,6 +233,7 @@ def test_interrupted_before_the_first_epoch(data, tmp_path):
     assert finite(model)
 
 
+@pytest.mark.once
 def test_terminated_as_interrupted(data):
     """SIGTERM inside a command, which Lightning takes note of and passes on."""
 
@@ -246,6 +251,7 @@ def test_terminated_as_interrupted(data):
     assert not model.state.training["refit"]
 
 
+@pytest.mark.once
 def test_interrupted_while_it_is_refitted(data):
     expected = fit(data.copy())
     model = make(data)
@@ -256,6 +262,7 @@ def test_interrupted_while_it_is_refitted(data):
     assert len(losses(model)) == 2
 
 
+@pytest.mark.once
 def test_interrupted_in_the_second_stage(data):
     with pytest.raises(KeyboardInterrupt):
         make(data.copy(), training="two_stage").train(max_epochs=2, callbacks=[Raise(KeyboardInterrupt(), 2)])
@@ -265,6 +272,7 @@ def test_interrupted_in_the_second_stage(data):
     assert finite(model)
 
 
+@pytest.mark.once
 def test_the_checkpoint_is_the_best_so_far_and_changes_nothing(data, tmp_path):
     plain = fit(data.copy())
     model = fit(data, checkpoint_dir=tmp_path / "best")
@@ -273,6 +281,7 @@ def test_the_checkpoint_is_the_best_so_far_and_changes_nothing(data, tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["best"]
 
 
+@pytest.mark.once
 def test_checkpoints_with_neighbours(data, tmp_path):
     """Calibration looks at other spots in between; the neighbourhoods of the training spots come back."""
     HurdleNet.setup_anndata(data, graph_key="spatial_connectivities")
@@ -314,6 +323,7 @@ def _explode(params):
 # -------------------------------------------------------------------------------------- other ways to train, averages
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     "params",
     [
@@ -338,12 +348,14 @@ def test_odd_metabolites_never_leave_weights_that_are_no_number(data, params, tm
     assert again._params() == model._params()
 
 
+@pytest.mark.once
 def test_the_same_seed_gives_the_same_bits(data):
     params = {"residual": "ridge", "training": "two_stage", "standardise": "sample", "intensity_loss": "pearson"}
     a, b = (fit(data.copy(), FIELDS, params, weight_averaging=True, refit=True) for _ in range(2))
     pd.testing.assert_frame_equal(a.predict(), b.predict(), check_exact=True)
 
 
+@pytest.mark.once
 def test_two_stages_train_one_after_the_other(data):
     class Look(Callback):
         states: list[dict[str, torch.Tensor]] = []  # noqa: RUF012
@@ -364,6 +376,7 @@ def test_two_stages_train_one_after_the_other(data):
     assert all(p.requires_grad for p in model.module.parameters())
 
 
+@pytest.mark.once
 def test_a_correction_begins_at_the_ridge(data):
     rows = np.flatnonzero(data.obs["sample"] == "P2S1")
     model = fit(data, FIELDS, {"residual": "ridge"}, lr=1e3, max_epochs=1, validation_idx=rows)
@@ -378,6 +391,7 @@ def test_a_correction_begins_at_the_ridge(data):
     assert model.predict_presence().iloc[rows].corrwith(ridge.predict_presence().iloc[rows]).median() > 0.8
 
 
+@pytest.mark.once
 def test_averaged_weights_are_what_is_validated_and_kept(data):
     from stmsi.model.net._callbacks import AverageWeights
 
@@ -411,6 +425,7 @@ def test_averaged_weights_are_what_is_validated_and_kept(data):
         assert float(next(model.module(t)[2].loss for t in loader)) == pytest.approx(losses(model).min(), rel=1e-3)
 
 
+@pytest.mark.once
 def test_targets_standardised_in_each_section(data):
     """Levels of sections that genes know nothing of are not learnt; predictions stand on the mean level."""
     section = data.obs["sample"].to_numpy()
@@ -448,6 +463,7 @@ def test_unknown_options(data, option, value):
         make(data, **{option: value})
 
 
+@pytest.mark.once
 @pytest.mark.slow
 def test_half_precision_and_a_compiled_module(data):
     exact = fit(data.copy())
@@ -525,6 +541,7 @@ def test_features_are_z_scored_on_training_spots(with_histology):
 # --------------------------------------------------------------------------------------- one network per metabolite
 
 
+@pytest.mark.once
 def test_networks_of_their_own_share_nothing(data):
     model = make(data)  # its registry
     from stmsi.model.net.encoders import MLPEncoder, Sizes
@@ -552,6 +569,7 @@ def test_networks_of_their_own_share_nothing(data):
     assert (gradient > 0).tolist() == [False, False, True, False, False]
 
 
+@pytest.mark.once
 def test_networks_of_their_own_see_the_signature(data):
     fields = {"signature_key": "signature", "cluster_key": "domain", **FIELDS}
     HurdleNet.setup_anndata(data, **fields)

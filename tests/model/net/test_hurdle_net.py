@@ -60,6 +60,7 @@ def test_the_history_holds_both_losses(trained):
     assert losses[-2:].mean() < losses[:2].mean()
 
 
+@pytest.mark.once
 def test_the_intensity_weight_weighs(st):
     model = fit(st, params={**SMALL, "intensity_weight": 0.25}, max_epochs=1)
     h = {k: float(np.asarray(v)[0, 0]) for k, v in model.history.items()}
@@ -67,6 +68,7 @@ def test_the_intensity_weight_weighs(st):
     assert h["validation_loss"] == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.once
 def test_early_stopping_stops(st):
     # steps this large only make it worse after the first epochs
     model = fit(st, max_epochs=40, patience=2, lr=1.0, refit=False)
@@ -75,6 +77,7 @@ def test_early_stopping_stops(st):
     assert len(losses) == losses.argmin() + 1 + 2
 
 
+@pytest.mark.once
 def test_without_early_stopping_all_epochs_are_run(st):
     model = fit(st, max_epochs=6, patience=1, lr=1.0, early_stopping=False, refit=False)
     assert len(model.history["validation_loss"]) == 6
@@ -88,6 +91,7 @@ def validation_loss(model, rows):
         return float(next(model.module(t)[2].loss for t in loader))
 
 
+@pytest.mark.once
 def test_the_best_weights_are_kept(st):
     rows = np.flatnonzero((st.obs["sample"] == "P1S1") & st.obsm["msi"].notna().all(axis=1))
 
@@ -128,6 +132,7 @@ def test_the_callback_restores_however_training_ends():
     assert (keep.best, keep.best_epoch) == (1.0, 1)
 
 
+@pytest.mark.once
 def test_refit_uses_all_spots(st):
     covered = int(st.obsm["msi"].notna().any(axis=1).sum())
     refitted, held = fit(st.copy(), refit=True), fit(st.copy(), refit=False)
@@ -143,6 +148,7 @@ def test_refit_uses_all_spots(st):
     assert len(refitted.history["validation_loss"]) == len(held.history["validation_loss"])
 
 
+@pytest.mark.once
 def test_validation_spots_that_are_given_are_never_trained_on(st):
     rows = np.flatnonzero(st.obs["sample"] == "P3S1")
     other = st.copy()
@@ -202,6 +208,7 @@ def test_global_random_states_are_as_before(st):
     np.testing.assert_array_equal(np.random.get_state()[1], numpy_before)  # noqa: NPY002
 
 
+@pytest.mark.once
 def test_the_global_seed_has_no_say(st):
     torch.manual_seed(1)
     a = fit(st.copy()).predict_intensity()
@@ -209,6 +216,7 @@ def test_the_global_seed_has_no_say(st):
     pd.testing.assert_frame_equal(fit(st.copy()).predict_intensity(), a, check_exact=True)
 
 
+@pytest.mark.once
 def test_another_seed_gives_other_weights(st):
     a, b = (fit(st.copy(), params={**SMALL, "rng": seed}).predict_intensity() for seed in (0, 1))
     assert (a != b).to_numpy().any()
@@ -250,6 +258,7 @@ def test_nothing_is_printed(st, capfd):
     assert out.err == ""
 
 
+@pytest.mark.once
 def test_odd_batches_do_not_break_training(st):
     """One spot left over for the last step, batches larger than the data, batches of one size."""
     rows = np.flatnonzero(st.obsm["msi"].notna().any(axis=1))[:129]

@@ -99,6 +99,7 @@ def neighbours_matter():
     return st[~last].copy(), st[last].copy()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(
     ("encoder", "options", "least"),
     [

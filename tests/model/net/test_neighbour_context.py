@@ -8,8 +8,10 @@ import torch
 from stmsi._core.spatial.neighbourhoods import neighbour_rings
 from stmsi.model import HurdleNet
 from stmsi.model.net import _neighbour_context
+from stmsi.model.net._context_genes import set_gene_rings
 from stmsi.model.net.encoders import ENCODERS, Context, MLPEncoder
 from stmsi.model.net.modules import HurdleModule
+from stmsi.model.net.modules._spot_rows import CLIP
 
 
 class GenesAround(MLPEncoder):
@@ -79,6 +81,7 @@ def test_an_encoder_on_genes_is_one_file(st, monkeypatch):
     assert not {"spot_genes", "neighbours"} & set(model.module.state_dict())
 
 
+@pytest.mark.once
 def test_networks_share_the_neighbourhoods_of_spots_to_predict(st, monkeypatch):
     found = []
 
@@ -95,3 +98,32 @@ def test_networks_share_the_neighbourhoods_of_spots_to_predict(st, monkeypatch):
     assert len(found) == 1
     for net in model._nets:
         np.testing.assert_array_equal(net.module.ring, found[0][1])
+
+
+def test_networks_share_the_means_of_rings(st):
+    """Each is told what it would have made itself, also of genes with a spot beyond the limit of standardised expression."""
+    HurdleNet.setup_anndata(st, presence_key="msi_presence", graph_key="spatial_connectivities")
+    model = HurdleNet(st, encoder="transformer", encoder_kwargs={"n_hidden": 8, "genes_per_metabolite": 2}, n_nets=2)
+    model.train(max_epochs=1)
+    for net in model._nets:  # so that spots lie beyond
+        net.module.gene_scale[:3] /= 20
+    spots = model._query_spots(st, 0.5)
+    set_gene_rings([net.module for net in model._nets], spots, spots.graph)
+    first, second = (net.module for net in model._nets)
+    assert first.ring_means.data_ptr() == second.ring_means.data_ptr()
+    assert not np.array_equal(first.gene_index, second.gene_index)
+    edges = (spots.graph != 0).toarray() + np.eye(len(spots))
+    average = edges / edges.sum(axis=1, keepdims=True)
+    for module in (first, second):
+        index, mean, scale = (getattr(module, name).numpy() for name in ("gene_index", "gene_mean", "gene_scale"))
+        value = np.clip((spots.log_expression()[:, index].toarray() - mean) / scale.astype(float), -CLIP, CLIP)
+        beyond = module.ring_beyond.numpy()
+        assert (np.abs(value).max(axis=0) == CLIP)[beyond].all()
+        assert 0 < len(beyond) < len(index)
+        rest = np.setdiff1d(np.arange(len(index)), beyond)
+        found = module.gene_context(torch.arange(len(spots))).rings.numpy()
+        for number, of_ring in enumerate(module.ring_scale.numpy()):
+            value = average @ value
+            expected = np.clip(value / of_ring, -CLIP, CLIP)
+            np.testing.assert_allclose(found[:, number, rest], expected[:, rest], atol=1e-5)
+            np.testing.assert_allclose(found[:, number, beyond], expected[:, beyond], atol=5e-3)  # half precision

@@ -17,6 +17,7 @@ from stmsi.model.net._gene_screen import screened_genes
 from stmsi.model.net.encoders import Evidence, GeneContext, Sizes, TransformerEncoder
 from stmsi.model.net.encoders._sparse_softmax import entmax15
 from stmsi.model.net.encoders._transformer import WAVELENGTHS, encode_mz
+from stmsi.model.net.modules._expression import SharedExpression
 from stmsi.model.net.modules._heads import AttentionReadOut
 from stmsi.model.shared._setup import Setup
 from stmsi.model.shared._spot_reader import SpotReader
@@ -53,6 +54,7 @@ def batch():
 OPTIONS = [{}, {"n_layers": 1}, {"temperature": 0.5, "n_layers": 2}, {"attention": "entmax"}]
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("options", OPTIONS)
 def test_the_matrix_products_are_the_softmax(options, batch):
     """Every logit written out, one spot, metabolite and head at a time."""
@@ -97,6 +99,7 @@ def test_contributions_add_up(options, batch):
     assert (attention >= 0).all()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("options", OPTIONS[:2])
 def test_metabolites_and_spots_do_not_see_one_another(options, batch):
     encoder = make(**options)
@@ -108,6 +111,7 @@ def test_metabolites_and_spots_do_not_see_one_another(options, batch):
     assert not torch.equal(encoder(x, covariates, GeneContext(context.rings + 1)), full), "the rings count"
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("options", OPTIONS)
 def test_nothing_but_attended_genes_reaches_the_output(options, batch):
     encoder = make(**options)
@@ -116,6 +120,7 @@ def test_nothing_but_attended_genes_reaches_the_output(options, batch):
     assert (nothing == 0).all()
 
 
+@pytest.mark.once
 def test_programmes_direct_the_attention_of_spots(batch):
     """Training begins as without them; afterwards they, and their attention to each other, change what a spot attends to."""
     x = batch[0]
@@ -315,6 +320,26 @@ def test_it_predicts_and_uniform_attention_does_not(sections, trained):
     assert (table["held_out_attention"] - table["held_out_uniform"]).mean() > 0.3
 
 
+def test_training_moves_the_attention(sections):
+    """With the epsilon of scvi-tools, steps of weights whose gradients are small all but vanish, and the screen stays as it is."""
+
+    def moved(**train):
+        model = fit(sections[0].copy(), fields=GRAPH, params={"n_nets": 2}, max_epochs=6, **train)
+        of_nets = [net.module.encoder.sharpness.detach().std() for net in model._nets]
+        return float(torch.stack(of_nets).mean())
+
+    assert moved() > 3 * moved(plan_kwargs={"eps": 0.01})
+
+
+def test_networks_share_log_expression(sections, trained):
+    data = trained._query_spots(sections[1], 0.5)
+    (tensors,) = trained._batches(data, len(data))
+    modules = [net.module for net in trained._nets]
+    shared = SharedExpression([module.gene_index for module in modules], logged=False)
+    for module, log in zip(modules, shared.of(tensors), strict=True):
+        torch.testing.assert_close(module.standardise(log), module.expression(tensors["X"]))
+
+
 def test_the_genes_of_another_metabolite_predict_it_worse(sections, trained):
     _, test = sections
     real = within(test, trained.predict(test)).mean()
@@ -347,6 +372,7 @@ def test_maps_of_metabolites_differ_and_find_the_drivers(trained):
     assert all(d <= t for d, t in zip(drivers, top, strict=True))
 
 
+@pytest.mark.once
 def test_labels_permuted_inside_sections_give_no_score(sections):
     train, test = (part.copy() for part in sections)
     rng = np.random.default_rng(0)
@@ -386,6 +412,7 @@ def test_one_network_for_each_section(sections, trained, tmp_path):
     assert 0.8 < inside.mean(axis=None) <= 1
 
 
+@pytest.mark.once
 def test_several_networks_of_another_encoder(sections):
     train, test = sections
     HurdleNet.setup_anndata(train)
@@ -410,6 +437,7 @@ def test_networks_that_see_components_keep_their_own(sections, tmp_path):
     np.testing.assert_array_equal(load_model(tmp_path / "model").predict(test), found)
 
 
+@pytest.mark.once
 def test_the_same_seed_gives_the_same_bits_and_batches_do_not_count(sections, trained, monkeypatch):
     train, test = sections
     one, two = (fit(train.copy(), max_epochs=2).predict(test) for _ in range(2))
@@ -453,6 +481,7 @@ def test_missing_genes_and_other_order(sections, trained):
     assert np.isfinite(trained.predict(part)).all(axis=None)
 
 
+@pytest.mark.once
 def test_covariates_add_a_linear_term(sections):
     train = sections[0].copy()
     train.obs["batch"] = pd.Categorical(np.arange(train.n_obs) % 2)
@@ -499,6 +528,7 @@ def test_a_metabolite_that_training_did_not_have(sections):
         HurdleNet(train, encoder="transformer", encoder_kwargs={"descriptors": ["logp"]})
 
 
+@pytest.mark.once
 def test_prior_genes_reach_the_attention(sections, tmp_path):
     train = sections[0].copy()
     genes = pd.DataFrame(False, train.var_names, ["second", "not_measured"])
@@ -523,6 +553,7 @@ def test_warm_starts_of_several_networks_are_refused(sections):
         model.train(warm_start=True)
 
 
+@pytest.mark.once
 def test_an_interrupt_leaves_the_networks_that_were_done(sections):
     from lightning.pytorch.callbacks import Callback
 

@@ -93,6 +93,7 @@ def test_the_share_is_that_of_the_weights(model, query, caplog):
     model.predict(without(query, heavy), min_genes=1 - share - 0.01)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("part", ["even", "odd", "strong", "weak", "random"])
 def test_the_score_rises_with_what_is_imputed(model, query, part):
     strength = np.argsort(-model._gene_weights())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 import stmsi
+from stmsi._data.metabolite_labels import label
 from stmsi._data.unfinished import _LOCK
 from stmsi.model import HurdleKernel, HurdleLinear, HurdleNet, HurdleScreened
 
@@ -70,6 +71,22 @@ def test_the_card_says_what_is_inside(folder):
     assert not card["contains_training_profiles"]
     assert card["license"] == "CC-BY-4.0"
     assert card["about"] == {"tissue": "simulated", "pixels": 50}
+
+
+def test_the_names_of_isomers_come_back(st, tmp_path):
+    features = st.uns["msi"]["features"]
+    names = [f"PC({n}:0), PE({n + 3}:0)" for n in range(len(features))]
+    st.uns["msi"]["features"] = features.assign(name="", molecule_names=names, n_isomers=2)
+    HurdleLinear.setup_anndata(st)
+    model = HurdleLinear(st, presence="prior", intensity="mean", n_components=5)
+    model.train()
+    model.save(tmp_path / "model")
+    query = st[:20].copy()
+    del query.uns["msi"], query.obsm["msi"]
+    stmsi.tl.predict_metabolites(query, str(tmp_path / "model"))
+    found = stmsi.get.feature_table(query, metabolite_key="msi_pred")
+    assert found["molecule_names"].tolist() == names
+    assert label(found, found.index[1]).name == "PC(1:0) +1"
 
 
 def test_what_the_user_says_of_a_model_stays_with_it(folder, tmp_path):

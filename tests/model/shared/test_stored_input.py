@@ -193,6 +193,7 @@ def test_spots_without_a_section_are_named(data):
 # ------------------------------------------------------------------------------------------------------- one scale
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", MODELS)
 def test_a_log_normalised_section_trains_as_its_counts_do(data, name, caplog):
     expected = fit(name, data.copy())
@@ -277,6 +278,7 @@ def test_logs_and_counts_of_the_same_data_make_the_same_model(data, query):
     close(a.predict(query), b.predict(query), 0.01)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("name", MODELS)
 def test_log_ratios_train_and_predict(data, query, name, tmp_path):
     centre = logs(data).X.toarray().mean(axis=0)
@@ -374,6 +376,7 @@ def test_without_a_column_of_sections_all_spots_are_one(data, name):
         MODELS[name][0].setup_anndata(data, sample_key="slide", **FIELDS)
 
 
+@pytest.mark.once
 def test_the_explanations_of_a_model_of_logs(data):
     log = logs(data, shift=-1.0)
     model = fit("linear", log)

@@ -13,6 +13,8 @@ from stmsi._data.tables import as_csr
 from stmsi.pp._alignment.automatic import AutomaticFit, _fixed, automatic_input
 from stmsi.pp._alignment.section_geometry import pixels_on_tissue
 
+pytestmark = pytest.mark.once  # searches of masks, on arrays; every other test aligns without landmarks as well
+
 PITCH = 100.0
 
 

@@ -10,6 +10,8 @@ from stmsi._core.registration.landmarks import apply_affine, fit_landmarks
 from stmsi.pp._alignment.other_readings import witness
 from stmsi.pp._alignment.section_geometry import section_geometry
 
+pytestmark = pytest.mark.once  # scores of placements, on arrays
+
 KEYS = {"table_key": "st", "msi_table_key": "msi", "sample_key": "sample"}
 SECTIONS = ["P1S1", "P2S1", "P3S1"]
 FLIPS = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from threading import RLock
 from typing import Any, TypeVar
 
@@ -11,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from stmsi._core.arrays import AnyFloats, Bools, Floats, Floats32, Ints
+from stmsi._core.arrays_on_disk import Matrix
 from stmsi._core.learning.expression_space import (
     ExpressionSpace,
     GeneMoments,
@@ -78,6 +80,11 @@ class ExpressionParts:
     def __post_init__(self) -> None:
         self.part = parts_of_folds(self.values.shape[0], self.folds)
         self.size = np.bincount(self.part)
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder for what grows with the spots; `None`: they are in memory."""
+        return None
 
     def some(self, rows: Ints) -> SomeExpression:
         """That of some spots."""
@@ -156,7 +163,7 @@ class ExpressionParts:
         del part, genes
         return None
 
-    def components(self, space: ExpressionSpace) -> Floats32 | None:
+    def components(self, space: ExpressionSpace) -> Matrix | None:
         """Components of all spots in a space, shape (spots, components); `None` where it was not made from parts."""
 
         def make() -> tuple[ExpressionSpace, Floats32 | None]:
@@ -325,10 +332,15 @@ class SomeExpression:
             whole._top_of[id(space)] = n_top_genes
         return space
 
-    def components(self, space: ExpressionSpace) -> Floats32:
-        """Components in a space, shape (spots, components)."""
+    @property
+    def folder(self) -> Path | None:
+        """As of the whole."""
+        return self.whole.folder
+
+    def components(self, space: ExpressionSpace, some: slice = slice(None)) -> Floats32:
+        """Components of all or some of the spots in a space, shape (spots, components)."""
         of_all = self.whole.components(space)
-        return space.transform(self.log()) if of_all is None else of_all[self.rows]
+        return space.transform(self.log())[some] if of_all is None else of_all[self.rows[some]]
 
     def profile_distance(self, profile: Floats) -> Floats:
         """As :func:`stmsi._core.learning.expression_space.profile_distance`."""

@@ -51,66 +51,134 @@ def balanced_logistic(
     centre = X.mean(axis=0)
     X = X - centre
     # of all spots, also those that no target measured: where a target stops must not hang on those that are solved with it
-    values, axes = np.linalg.eigh(np.asarray(X.T @ X, np.float64))
-    n_spots, measured = len(X), ~np.isnan(Y).all(axis=1)
+    gram, n_spots, measured = X.T @ X, len(X), ~np.isnan(Y).all(axis=1)
     if not measured.all():
         X, Y = X[measured], Y[measured]
     known = ~np.isnan(Y)
     positive = known & (np.nan_to_num(Y) > 0)
     n, n1 = known.sum(axis=0), positive.sum(axis=0)
-    if not ((n1 > 0) & (n1 < n)).all():
-        msg = "Logistic regression needs positive and negative spots of every target."
-        raise ValueError(msg)
-    weight = (known * np.where(positive, n / (2 * n1), n / (2 * (n - n1)))).astype(X.dtype)
+    balanced = Balanced.of(gram, n_spots, n, n1, C)
+    weight = (known * np.where(positive, balanced.positive, balanced.negative)).astype(X.dtype)
     truth = positive.astype(X.dtype)
-
-    # weights sum to the number of spots, and a probability of one half has the curvature one quarter
-    scale = np.sqrt(C / (np.maximum(values, 0)[:, None] / 4 * (n / n_spots) * C + 1))
-    step = 2 / np.sqrt(n)
-    penalty = scale**2 / C
     # products with many spots are faster along rows
     X_T = np.ascontiguousarray(X.T)
-    first = np.zeros((len(values) + 1, Y.shape[1]))
-    if start is not None:
-        first[:-1] = (axes.T @ start) / np.maximum(scale, 1e-300)
-    spots = max(_PIECE // Y.shape[1], 1)
+    spots = pieces_of(Y.shape[1])
     own = truth, weight  # of the targets asked for last
 
-    def slopes(v: Floats, of: Ints) -> Floats:
-        """Gradients of some targets, fewer at each change."""
+    def slopes(weights: Floats, offsets: Floats, of: Ints) -> tuple[Floats, Floats]:
         nonlocal own
         if len(of) != own[0].shape[1]:
             own = truth[:, of], weight[:, of]
-        weights, offsets = (axes @ (scale[:, of] * v[:-1])).astype(X.dtype), (step[of] * v[-1]).astype(X.dtype)
+        weights, offsets = weights.astype(X.dtype), offsets.astype(X.dtype)
         by_axis, by_offset = np.zeros(weights.shape), np.zeros(len(of))
         # in pieces that stay in the cache
         for a in range(0, len(X), spots):
             rows = slice(a, a + spots)
-            margin = X[rows] @ weights
-            margin += offsets
-            # no overflow: beyond, the chance is 0 in any precision
-            np.maximum(margin, -80, out=margin)
-            np.negative(margin, out=margin)
-            np.exp(margin, out=margin)
-            margin += 1
-            np.reciprocal(margin, out=margin)
-            margin -= own[0][rows]
-            margin *= own[1][rows]
-            by_axis += X_T[:, rows] @ margin
-            by_offset += margin.sum(axis=0, dtype=np.float64)
-        return np.vstack([penalty[:, of] * v[:-1] + scale[:, of] * (axes.T @ by_axis), step[of] * by_offset])
+            chance = chances(X[rows] @ weights, offsets)
+            chance -= own[0][rows]
+            chance *= own[1][rows]
+            by_axis += X_T[:, rows] @ chance
+            by_offset += chance.sum(axis=0, dtype=np.float64)
+        return by_axis, by_offset
 
-    v, left = _descend(slopes, first, gradient)
-    if left:
-        logger.warning(
-            "%d of %d logistic regressions of presence have not converged in %d steps.",
-            left,
-            Y.shape[1],
-            _MAX_ITERATIONS,
-        )
-    weights = (axes @ (scale * v[:-1])).T
-    offsets = step * v[-1] - weights @ centre
-    return [Logistic(w, float(b)) for w, b in zip(weights, offsets, strict=True)]
+    return balanced.solve(slopes, centre, start, gradient)
+
+
+def pieces_of(n_targets: int) -> int:
+    """How many spots are worked on together, so that they stay in the cache."""
+    return max(_PIECE // n_targets, 1)
+
+
+def chances(margin: AnyFloats, offsets: AnyFloats) -> AnyFloats:
+    """Probabilities of log-odds less their offsets, which they take the place of."""
+    margin += offsets
+    # no overflow: beyond, the chance is 0 in any precision
+    np.maximum(margin, -80, out=margin)
+    np.negative(margin, out=margin)
+    np.exp(margin, out=margin)
+    margin += 1
+    return np.reciprocal(margin, out=margin)
+
+
+@dataclass(frozen=True)
+class Balanced:
+    """What :func:`balanced_logistic` knows of its targets beside the spots themselves.
+
+    Attributes
+    ----------
+    axes
+        Principal axes of the features, shape (features, axes).
+    scale, step
+        Of the coordinates in which all curvatures are about 1, shapes (axes, targets) and (targets,).
+    penalty
+        In these coordinates, shape (axes, targets).
+    positive, negative
+        Weight of a spot with and without the target, shape (targets,).
+    """
+
+    axes: Floats
+    scale: Floats
+    step: Floats
+    penalty: Floats
+    positive: Floats
+    negative: Floats
+
+    @classmethod
+    def of(cls, gram: AnyFloats, n_spots: int, n: Ints, n1: Ints, C: Floats) -> Balanced:
+        """From products of the centred features of all spots, and how many spots measured each target and have it.
+
+        Raises
+        ------
+        ValueError
+            A target without spots of both classes.
+        """
+        if not ((n1 > 0) & (n1 < n)).all():
+            msg = "Logistic regression needs positive and negative spots of every target."
+            raise ValueError(msg)
+        values, axes = np.linalg.eigh(np.asarray(gram, np.float64))
+        # weights sum to the number of spots, and a probability of one half has the curvature one quarter
+        scale = np.sqrt(C / (np.maximum(values, 0)[:, None] / 4 * (n / n_spots) * C + 1))
+        return cls(axes, scale, 2 / np.sqrt(n), scale**2 / C, n / (2 * n1), n / (2 * (n - n1)))
+
+    def solve(
+        self,
+        slopes: Callable[[Floats, Floats, Ints], tuple[Floats, Floats]],
+        centre: AnyFloats,
+        start: AnyFloats | None,
+        gradient: float,
+    ) -> list[Logistic]:
+        """The regressions.
+
+        Parameters
+        ----------
+        slopes
+            Sums over the spots of weighted errors times centred features (features, some targets), and of these errors alone, for
+            weights, offsets and numbers of these targets, which are fewer at each change.
+        centre
+            Of the features.
+        start, gradient
+            As for :func:`balanced_logistic`.
+        """
+        axes, scale, step = self.axes, self.scale, self.step
+        first = np.zeros((len(axes) + 1, len(step)))
+        if start is not None:
+            first[:-1] = (axes.T @ start) / np.maximum(scale, 1e-300)
+
+        def of_coordinates(v: Floats, of: Ints) -> Floats:
+            by_axis, by_offset = slopes(axes @ (scale[:, of] * v[:-1]), step[of] * v[-1], of)
+            return np.vstack([self.penalty[:, of] * v[:-1] + scale[:, of] * (axes.T @ by_axis), step[of] * by_offset])
+
+        v, left = _descend(of_coordinates, first, gradient)
+        if left:
+            logger.warning(
+                "%d of %d logistic regressions of presence have not converged in %d steps.",
+                left,
+                len(step),
+                _MAX_ITERATIONS,
+            )
+        weights = (axes @ (scale * v[:-1])).T
+        offsets = step * v[-1] - weights @ centre
+        return [Logistic(w, float(b)) for w, b in zip(weights, offsets, strict=True)]
 
 
 def _descend(slopes: Callable[[Floats, Ints], Floats], first: Floats, tolerance: float) -> tuple[Floats, int]:

@@ -6,16 +6,17 @@ group of spots, so that every fold is the total less the group left out, and one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Protocol
 
 import numpy as np
 import scipy.sparse as sp
 from scipy.linalg import cho_factor, cho_solve, eigh
 
 from stmsi._core.arrays import AnyFloats, Bools, Floats, Floats32, Ints
-from stmsi._core.metrics.columns import in_pieces
+from stmsi._core.metrics.columns import correlation_of_sums, in_pieces
 
 PENALTIES = np.logspace(-3, 3, 13)
 """In units of the mean squared length of a spot's features."""
@@ -93,25 +94,36 @@ def fit_at(
 
 def choose_penalty(moments: GroupMoments, truth: HeldOutTruth) -> tuple[float, Floats32]:
     """The penalty whose held-out predictions score best, and these predictions."""
-    tried: dict[int, float] = {}
-    best: dict[int, Floats32] = {}
+    best: tuple[float, Floats32 | None] = -np.inf, None
 
-    def score(i: int) -> float:
+    def score(penalty: float) -> float:
+        nonlocal best
+        held_out = moments.held_out(penalty)
+        found = truth.score(held_out)
+        # of the predictions, which may be large, only the best are kept
+        if found >= best[0]:
+            best = found, held_out
+        return found
+
+    penalty, held_out = climb(score), best[1]
+    assert held_out is not None
+    return penalty, held_out
+
+
+def climb(score: Callable[[float], float]) -> float:
+    """The penalty of the best score; of equal ones, the last that was tried."""
+    tried: dict[int, float] = {}
+
+    def of(i: int) -> float:
         if i not in tried:
-            held_out = moments.held_out(float(PENALTIES[i]))
-            tried[i] = truth.score(held_out)
-            # of the predictions, which may be large, only the best are kept
-            if all(tried[i] >= tried[j] for j in best):
-                best.clear()
-                best[i] = held_out
+            tried[i] = score(float(PENALTIES[i]))
         return tried[i]
 
     # the score has one maximum over the penalty but for noise: climb from the middle
-    at, step = _START, 1 if score(_START + 1) >= score(_START) else -1
-    while 0 <= at + step < len(PENALTIES) and score(at + step) >= score(at):
+    at, step = _START, 1 if of(_START + 1) >= of(_START) else -1
+    while 0 <= at + step < len(PENALTIES) and of(at + step) >= of(at):
         at += step
-    ((chosen, held_out),) = best.items()
-    return float(PENALTIES[chosen]), held_out
+    return float(PENALTIES[at])
 
 
 @dataclass(frozen=True)
@@ -125,6 +137,7 @@ class GroupMoments:
     gram: Floats32  # of each group, shape (groups, features + 1, features + 1)
     cross: Floats32  # features x targets of each group
     unit: float  # of the penalty: mean squared length of a spot's features
+    number: Ints  # spots of each group where a target is measured, shape (groups, targets)
 
     @classmethod
     def of(cls, F: Floats32, Y: Floats, groups: Ints, unit: float | None = None) -> GroupMoments:
@@ -141,7 +154,7 @@ class GroupMoments:
             gram[g], cross[g] = part.T @ part, part.T @ filled[own]
         if unit is None:
             unit = max(float(np.einsum("ij,ij->", F1[:, :-1], F1[:, :-1], dtype=np.float64)) / max(len(F1), 1), 1e-12)
-        return cls(F1, filled, known, groups, gram, cross, unit)
+        return cls(F1, filled, known, groups, gram, cross, unit, _number(known, groups, n))
 
     def some(self, rows: Ints, columns: Ints, groups: Ints) -> GroupMoments:
         """The moments of some spots and targets in other groups."""
@@ -154,7 +167,7 @@ class GroupMoments:
         known = ~np.isnan(Y)
         filled = np.where(known, Y, 0).astype(np.float32)
         cross = np.stack([self.F[self.groups == g].T @ filled[self.groups == g] for g in range(len(self.gram))])
-        return replace(self, Y=filled, known=known, cross=cross)
+        return replace(self, Y=filled, known=known, cross=cross, number=_number(known, self.groups, len(self.gram)))
 
     def fit(self, penalty: float, without: int | None = None) -> Floats:
         """Weights, the constant's last, of all groups or of all but one; shape (features + 1, targets)."""
@@ -166,24 +179,23 @@ class GroupMoments:
         # the constant is not shrunk, but for what keeps the matrix regular
         shrink[-1] = 1e-6
         fitted, unsolved = [], []
-        whole_in = np.stack([self.known[self.groups == g].all(axis=0) for g in range(len(self.gram))])
+        whole_in = self.number == np.bincount(self.groups, minlength=len(self.gram))[:, None]
         for left_out in without:
             used = np.arange(len(self.gram)) != (-1 if left_out is None else left_out)
             gram = self.gram[used].sum(axis=0, dtype=np.float64)
             cross = self.cross[used].sum(axis=0, dtype=np.float64)
-            spots = used[self.groups]
             whole = whole_in[used].all(axis=0)
             weights = np.empty(cross.shape)
             fitted.append(weights)
             if not whole.all():
                 part = np.flatnonzero(~whole)
-                unsolved.append((weights, _Partial(part, spots, cross[:, part], *_axes(gram, shrink))))
+                unsolved.append((weights, Partial(part, used, cross[:, part], *_axes(gram, shrink))))
             if whole.any():
                 gram[np.diag_indices_from(gram)] += shrink
                 factor = cho_factor(gram, overwrite_a=True, check_finite=False)
                 weights[:, whole] = cho_solve(factor, cross[:, whole], check_finite=False)
         # together, as long as what the iteration holds stays small
-        many = max(_ENTRIES // max(self.known.size, 1), 1)
+        many = self._at_once(len(unsolved))
         for start in range(0, len(unsolved), many):
             some = unsolved[start : start + many]
             solved = self._where_known([problem for _, problem in some], shrink)
@@ -191,22 +203,25 @@ class GroupMoments:
                 weights[:, problem.columns] = B
         return fitted
 
-    def _where_known(self, problems: Sequence[_Partial], shrink: Floats) -> list[Floats]:
+    def _at_once(self, n_problems: int) -> int:  # noqa: ARG002
+        """How many fits are solved together."""
+        return max(_ENTRIES // max(self.known.size, 1), 1)
+
+    def _known_spots(self, problems: Sequence[Partial]) -> KnownSpots:
+        """The spots where the targets of some fits are known."""
+        return _InMemory(self, problems)
+
+    def _where_known(self, problems: Sequence[Partial], shrink: Floats) -> list[Floats]:
         """Targets that some spots lack: conjugate gradients, all together, with the matrix of all spots by their share as preconditioner."""
-        spots = np.logical_or.reduce([p.spots for p in problems])
-        F = self.F if spots.all() else self.F[spots]
-        # products with many spots are faster along rows
-        F_T = np.ascontiguousarray(F.T)
-        known = np.hstack([(self.known[:, p.columns] & p.spots[:, None])[spots] for p in problems]).astype(np.float32)
+        spots, size = self._known_spots(problems), np.bincount(self.groups, minlength=len(self.gram))
         inverse = shrink[:, None]
         of = np.repeat(np.arange(len(problems)), [len(p.columns) for p in problems])
-        share = np.maximum(known.sum(axis=0, dtype=np.float64) / np.array([p.spots.sum() for p in problems])[of], 1e-3)
+        known = np.concatenate([self.number[p.groups][:, p.columns].sum(axis=0) for p in problems])
+        share = np.maximum(known / np.array([size[p.groups].sum() for p in problems])[of], 1e-3)
         damp = np.hstack([1 / (p.values[:, None] * share[of == k] + 1) for k, p in enumerate(problems)])
 
         def times(B: Floats) -> Floats:
-            predicted = F @ B.astype(np.float32)
-            predicted *= known
-            return np.asarray(F_T @ predicted, dtype=np.float64) + inverse * B
+            return spots.times(B) + inverse * B
 
         def solve(R: Floats) -> Floats:
             out = np.empty_like(R)
@@ -227,7 +242,8 @@ class GroupMoments:
             if not going.any():
                 break
             if not going.all():
-                left, known, size, of = left[going], known[:, going], size[going], of[going]
+                spots.keep(going)
+                left, size, of = left[going], size[going], of[going]
                 R, D, damp = R[:, going], D[:, going], damp[:, going]
             AD = times(D)
             step = size / np.maximum((D * AD).sum(axis=0), 1e-30)
@@ -243,24 +259,59 @@ class GroupMoments:
         """Predictions of every spot by the fit without its group (`fits`, one for each); NaN where a target is not measured in the others."""
         out = np.empty(self.Y.shape, np.float32)
         fits = self.fits(penalty, range(len(self.gram))) if fits is None else fits
-        measured = np.stack([self.known[self.groups == g].any(axis=0) for g in range(len(self.gram))])
         for g, weights in enumerate(fits):
             own = np.flatnonzero(self.groups == g)
             predicted = self.F[own] @ weights.astype(np.float32)
-            predicted[:, ~np.delete(measured, g, axis=0).any(axis=0)] = np.nan
+            predicted[:, self.only_in(g)] = np.nan
             out[own] = predicted
         return out
 
+    def only_in(self, group: int) -> Bools:
+        """Targets that no other group has measured, shape (targets,)."""
+        return np.asarray(~np.delete(self.number, group, axis=0).any(axis=0))
+
 
 @dataclass(frozen=True)
-class _Partial:
+class Partial:
     """A fit of the targets that some of its spots lack."""
 
     columns: Ints
-    spots: Bools  # that are fitted to
+    groups: Bools  # that are fitted to
     cross: Floats
     values: Floats  # of the Gram matrix of these spots, in units of the penalty
     axes: Floats
+
+
+class KnownSpots(Protocol):
+    """The spots where the targets of several fits are known, side by side."""
+
+    def times(self, B: Floats) -> Floats:
+        """The Gram matrix of the spots of each column of weights, times this column."""
+
+    def keep(self, going: Bools) -> None:
+        """Leave out columns that are solved."""
+
+
+class _InMemory:
+    def __init__(self, moments: GroupMoments, problems: Sequence[Partial]) -> None:
+        used = np.logical_or.reduce([p.groups for p in problems])[moments.groups]
+        self.F = moments.F if used.all() else moments.F[used]
+        # products with many spots are faster along rows
+        self.F_T = np.ascontiguousarray(self.F.T)
+        known = [(moments.known[:, p.columns] & p.groups[moments.groups][:, None])[used] for p in problems]
+        self.known = np.hstack(known).astype(np.float32)
+
+    def times(self, B: Floats) -> Floats:
+        predicted = self.F @ B.astype(np.float32)
+        predicted *= self.known
+        return np.asarray(self.F_T @ predicted, dtype=np.float64)
+
+    def keep(self, going: Bools) -> None:
+        self.known = self.known[:, going]
+
+
+def _number(known: Bools, groups: Ints, n_groups: int) -> Ints:
+    return np.stack([known[groups == g].sum(axis=0) for g in range(n_groups)])
 
 
 def _axes(gram: Floats, shrink: Floats) -> tuple[Floats, Floats]:
@@ -294,13 +345,8 @@ class HeldOutTruth:
 
     def of_columns(self, columns: Ints) -> HeldOutTruth:
         """Of some targets."""
-        return replace(
-            self,
-            y=self.y[:, columns],
-            size=self.size[columns],
-            known=self.known[:, columns],
-            base=self.base[:, columns],
-        )
+        of_spots = {name: getattr(self, name)[:, columns] for name in ("y", "known", "base")}
+        return replace(self, size=self.size[columns], **of_spots)
 
     def deviation(self, held_out: AnyFloats) -> tuple[AnyFloats, Bools]:
         """Predictions less the mean of the other groups, in units of `size`, 0 where one side is not known; whether both are."""
@@ -320,13 +366,7 @@ class HeldOutTruth:
         sums = [
             np.asarray(self.of_unit @ v, dtype=np.float64) for v in (both.astype(np.float32), y, h, y * y, h * h, y * h)
         ]
-        n, *rest = sums
-        each = _correlation(n, *rest)
-        each[n < _MIN_UNIT] = np.nan
-        enough = np.isfinite(each)
-        inside = np.where(enough.any(axis=0), np.nansum(each, axis=0) / np.maximum(enough.sum(axis=0), 1), np.nan)
-        pooled = _correlation(*(s.sum(axis=0) for s in sums))
-        return inside, pooled
+        return scores_of_sums(np.stack(sums))
 
     def products(self, maps: Floats) -> tuple[Floats, Floats, Floats, Floats]:
         """What the scores of every weighted mean of several maps follow from.
@@ -358,13 +398,7 @@ class HeldOutTruth:
         h, both = self.deviation(held_out)
         y = np.where(both, self.y, 0)
         along, size = (h * y).sum(axis=0, dtype=np.float64), (h * h).sum(axis=0, dtype=np.float64)
-        scale = (y * y).sum(axis=0, dtype=np.float64)
-        # a constant says nothing of the slope of the others
-        varies, scale = scale > 0, np.maximum(scale, 1e-30)
-        everywhere = float((along / scale).sum() / max(float((size / scale)[varies].sum()), 1e-30))
-        # the slope of all targets counts as so many spots
-        prior = scale * _SLOPE_SPOTS / np.maximum(both.sum(axis=0), 1)
-        return np.clip((along + prior * everywhere) / (size + prior), LEAST_SLOPE, MOST_SLOPE)
+        return slopes_of_sums(along, size, (y * y).sum(axis=0, dtype=np.float64), both.sum(axis=0))
 
     def scaled(self, held_out: AnyFloats, slope: Floats) -> Floats:
         """Held-out predictions with so much of their deviation from what their fold knows of the mean."""
@@ -391,15 +425,25 @@ def _deviations(Y: Floats, groups: Ints, of_group: sp.csr_matrix) -> tuple[Float
     return (y / size).astype(np.float32), size.astype(np.float32), known, base.astype(np.float32)
 
 
+def scores_of_sums(sums: Floats) -> tuple[Floats, Floats]:
+    """:meth:`HeldOutTruth.scores` from the sums of each unit, shape (6, units, targets)."""
+    n, *rest = sums
+    each = correlation_of_sums(n, *rest)
+    each[n < _MIN_UNIT] = np.nan
+    enough = np.isfinite(each)
+    inside = np.where(enough.any(axis=0), np.nansum(each, axis=0) / np.maximum(enough.sum(axis=0), 1), np.nan)
+    return inside, correlation_of_sums(*(s.sum(axis=0) for s in sums))
+
+
+def slopes_of_sums(along: Floats, size: Floats, scale: Floats, number: AnyFloats | Ints) -> Floats:
+    """:meth:`HeldOutTruth.slopes` from sums of products over the spots, each of shape (targets,)."""
+    # a constant says nothing of the slope of the others
+    varies, scale = scale > 0, np.maximum(scale, 1e-30)
+    everywhere = float((along / scale).sum() / max(float((size / scale)[varies].sum()), 1e-30))
+    # the slope of all targets counts as so many spots
+    prior = scale * _SLOPE_SPOTS / np.maximum(number, 1)
+    return np.clip((along + prior * everywhere) / (size + prior), LEAST_SLOPE, MOST_SLOPE)
+
+
 def _membership(label: Ints) -> sp.csr_matrix:
     return sp.csr_matrix((np.ones(len(label), np.float32), (label, np.arange(len(label)))))
-
-
-def _correlation(n: Floats, y: Floats, h: Floats, yy: Floats, hh: Floats, yh: Floats) -> Floats:
-    """Pearson correlation from sums; NaN where the truth is constant, 0 where only the prediction is."""
-    n = np.maximum(n, 1)
-    vy, vh, c = yy - y * y / n, hh - h * h / n, yh - y * h / n
-    flat = vy <= 1e-7 * np.maximum(yy, 1e-30)
-    still = vh <= 1e-7 * np.maximum(hh, 1e-30)
-    r = np.where(still, 0.0, c / np.sqrt(np.where(flat | still, 1.0, vy * vh)))
-    return np.where(flat, np.nan, r)

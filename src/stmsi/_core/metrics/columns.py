@@ -34,6 +34,13 @@ def in_pieces(function: Callable[..., Any], *arrays: NDArray[Any]) -> Any:
     return np.concatenate(done, axis=-1)
 
 
+def pieces_into(out: Any, function: Callable[..., Any], *arrays: Any) -> Any:
+    """As :func:`in_pieces`, of a function that gives one array; it is written into `out`, which may be on disk, and returned."""
+    for piece in column_pieces(*out.shape):
+        out[..., piece] = function(*(a[..., piece] for a in arrays))
+    return out
+
+
 def paired(truth: ArrayLike, prediction: ArrayLike) -> tuple[Floats, Floats]:
     """Both as (n, m) floats with NaN in the same places."""
     y, p = (np.asarray(v, dtype=np.float64) for v in (truth, prediction))
@@ -90,3 +97,13 @@ def ordered_quantiles(ordered: Floats, levels: ArrayLike) -> Floats:
     column = np.arange(ordered.shape[1])
     low, high = ordered[below, column], ordered[np.minimum(below + 1, last), column]
     return low + (position - below) * (high - low)
+
+
+def correlation_of_sums(n: Floats, y: Floats, h: Floats, yy: Floats, hh: Floats, yh: Floats) -> Floats:
+    """Pearson correlation from sums; NaN where the truth is constant, 0 where only the prediction is."""
+    n = np.maximum(n, 1)
+    vy, vh, c = yy - y * y / n, hh - h * h / n, yh - y * h / n
+    flat = vy <= 1e-7 * np.maximum(yy, 1e-30)
+    still = vh <= 1e-7 * np.maximum(hh, 1e-30)
+    r = np.where(still, 0.0, c / np.sqrt(np.where(flat | still, 1.0, vy * vh)))
+    return np.where(flat, np.nan, r)

@@ -50,7 +50,8 @@ if TYPE_CHECKING:
 
 MEMBERS = "members"
 AUTO_MEMBERS: dict[str, ModelSpec] = {
-    "two-stage ridge": "ridge",
+    # known genes have a member of their own: here, each metabolite would choose a penalty on the folds that weigh the members
+    "two-stage ridge": {"model": "ridge", "setup": {"prior_key": None}},
     "gene ridge": {"model": "gene_ridge", "presence": "prior"},
     "gene ridge, z-scored": {"model": "gene_ridge", "unit_variance": True, "presence": "prior"},
     "kernel ridge": {"model": "kernel_ridge", "presence": "prior"},
@@ -89,7 +90,7 @@ class HurdleEnsemble(SpotModel):
         Families by name, or mappings ``{"model": family or class, "train": {...}, **hyper-parameters}``, as a sequence
         or as a mapping from the name to show. The entry ``"setup"`` of a member can switch inputs of the ensemble off:
         ``{"model": "ridge", "setup": {"graph_key": None}}``. Members that cannot read a graph are given none. `None`, the
-        model ``"auto"``: two-stage ridge, gene ridge, gene ridge z-scored, kernel ridge, screened ridge, where a
+        model ``"auto"``: two-stage ridge (without a prior), gene ridge, gene ridge z-scored, kernel ridge, screened ridge, where a
         knowledge prior is set up prior ridge, and with 1,000 spots gene attention (``"transformer"``), if a first group of
         spots gains by it. One of these that fails is left out, with a warning; one that you named raises its error.
     nested

@@ -15,6 +15,7 @@ from stmsi._data.checks import check_choice, check_count, check_jobs, check_seed
 from stmsi._data.keys import Key
 from stmsi._progress import track
 from stmsi._settings import logger, settings
+from stmsi.model.linear._fits_from_disk import fit_classifiers_from_disk, fit_ridges_from_disk
 from stmsi.model.linear._gene_prior import GenePrior, PriorUse, fit_classifier_with, fit_regression_with
 from stmsi.model.linear._intensity import IntensityFamily, Regression, fit_regression, fit_ridges, predict_intensity
 from stmsi.model.linear._presence import (
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from numpy.typing import NDArray
 
+    from stmsi.model.shared._fitted_state import FittedState
     from stmsi.model.shared._stored_input import Input
 
 
@@ -224,6 +226,9 @@ class HurdleLinear(SpotModel):
         )
         state = data.start(setup, features)
         inner = InnerFolds.of(data, n_folds=self.n_folds, seed=self.rng)
+        if data.folder is not None:
+            self._fit_from_disk(data, state, inner)
+            return
         for_intensity, for_presence = features.transform(train)
         shared = NeighbourMap.fit(for_intensity, features.widths) if self.intensity == "knn" else None
         folds = _Folds.of_inner(inner, len(targets.metabolites), sample)
@@ -285,6 +290,26 @@ class HurdleLinear(SpotModel):
         self.state_ = state
         probability, intensity = self.held_out_ = _gathered(self.classifiers_, self.regressions_)
         self._calibrate_after(data, probability, intensity, inner.units, self.rng, groups=inner.groups)
+
+    @property
+    def _fits_from_disk(self) -> bool:
+        setup = self._setup
+        together = self.presence == "logistic" and self.intensity == "ridge" and setup.prior_key is None
+        return together and setup.signature_key is None and (setup.graph_key is None or self.context == "diffused")
+
+    def _fit_from_disk(self, data: TrainingData, state: FittedState, inner: InnerFolds) -> None:
+        """The rest of the fit, where what grows with the spots stays on disk."""
+        targets, folder = data.targets, data.folder
+        assert folder is not None
+        for_intensity, for_presence = state.features.transform_to_disk(data.train, folder)
+        with threadpool_limits(1):
+            self.classifiers_, probability = fit_classifiers_from_disk(for_presence, targets.presence, inner, folder)
+            self.regressions_, intensity = fit_ridges_from_disk(
+                for_intensity, targets.intensity, targets.presence, inner, folder
+            )
+        self.map_, self.prior_, self.held_out_, self.state_ = None, None, None, state
+        held_out: list[Any] = [probability, intensity]
+        self._calibrate_after(data, held_out[0], held_out[1], inner.units, self.rng, groups=inner.groups)
 
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         for_intensity, for_presence = self.state.features.transform(spots)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
@@ -16,7 +16,7 @@ from stmsi.model.linear._count_regression import CountRegression
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from stmsi._core.arrays import AnyFloats, Floats
+    from stmsi._core.arrays import AnyFloats, Bools, Floats
     from stmsi.model.shared._inner_folds import InnerFolds
 
 IntensityFamily: TypeAlias = Literal[
@@ -35,7 +35,7 @@ _GRID: dict[str, tuple[float, ...]] = {
 _BOOSTING_ROUNDS = (10, 25, 50, 100)
 _MIN_UNIT = 5
 """Spots below which a correlation says nothing."""
-_FEWEST = 5
+FEWEST = 5
 """Spots with a metabolite below which its mean is all that can be said."""
 _LEAST_SLOPE = 0.05
 """What is left of a prediction that held-out spots do not bear out: little, yet the order of the spots stays."""
@@ -210,19 +210,33 @@ def fit_ridges(F: AnyFloats, intensity: Floats, presence: Floats, folds: InnerFo
     held_out = fitted.held_out.astype(np.float64)
     truth = HeldOutTruth.of(y, folds.groups, folds.units)
     slope = truth.slopes(held_out)
-    constant = (n < _FEWEST) | (
+    constant = (n < FEWEST) | (
         np.nanmax(np.where(np.isnan(y), -np.inf, y), axis=0) <= np.nanmin(np.where(np.isnan(y), np.inf, y), axis=0)
     )
     # what a fold does not know of the mean must not be in its predictions, or a mean would seem to have skill
     base = truth.base[folds.groups]
     held_out = np.where(constant | np.isnan(held_out), base, truth.scaled(held_out, slope))
+    regressions = affine_regressions(fitted.weights, fitted.offset, mean, slope, constant, penalty)
+    return [replace(r, held_out=own) for r, own in zip(regressions, held_out.T, strict=True)]
+
+
+def affine_regressions(
+    weights: AnyFloats, offset: AnyFloats, mean: Floats, slope: Floats, constant: Bools, penalty: float
+) -> list[Regression]:
+    """Regressions without their held-out predictions, of weights (features, metabolites) and what each metabolite has, shape (metabolites,)."""
+    nothing = np.empty(0)
     return [
-        Regression(
-            None if constant[m] else _Affine(fitted.weights[:, m].astype(np.float64), float(fitted.offset[m])),
-            float(mean[m]), np.nan if constant[m] else penalty, held_out[:, m], 1.0 if constant[m] else float(slope[m]),
+        Regression(None, float(mean[m]), np.nan, nothing)
+        if flat
+        else Regression(
+            _Affine(weights[:, m].astype(np.float64), float(offset[m])),
+            float(mean[m]),
+            penalty,
+            nothing,
+            float(slope[m]),
         )
-        for m in range(y.shape[1])
-    ]  # fmt: skip
+        for m, flat in enumerate(constant)
+    ]
 
 
 def _slope(y: NDArray[np.float64], predicted: NDArray[np.float64], units: NDArray[np.int64]) -> float:

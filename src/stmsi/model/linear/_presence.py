@@ -108,7 +108,7 @@ def fit_classifiers(
     if family != "prior":
         usable = _varies(present) & np.logical_or.reduce([fit for *_, fit in _folds(present, groups)])
     fitted = iter(_fit_usable(F, present[:, usable], groups, family, seed) if usable.any() else ())
-    constants = _constants(present, groups)
+    constants = constant_classifiers(present, groups)
     return [next(fitted) if use else constant for use, constant in zip(usable, constants, strict=True)]
 
 
@@ -128,15 +128,14 @@ def fit_shared_classifiers(F: AnyFloats, present: NDArray[np.float64], folds: In
     folds
         Groups of the inner folds.
     """
-    classifiers = _constants(present, folds.groups)
+    classifiers = constant_classifiers(present, folds.groups)
     usable = np.flatnonzero(_varies(present)) if F.shape[1] else np.empty(0, np.int64)
     if len(usable) == 0:
         return classifiers
     F, y = F.astype(np.float32), present[:, usable]
     moments = GroupMoments.of(F, y, folds.groups)
     penalty, _ = choose_penalty(moments, HeldOutTruth.of(y, folds.groups, folds.units))
-    # log-odds have four times the slope of a probability around one half, and a quarter of its curvature
-    C = np.full(len(usable), 4 / (penalty * moments.unit))
+    C = strength_of(penalty * moments.unit, len(usable))
 
     score = np.full(y.shape, np.nan)
     place = {m: i for i, m in enumerate(usable)}
@@ -144,7 +143,7 @@ def fit_shared_classifiers(F: AnyFloats, present: NDArray[np.float64], folds: In
     n_groups = len(moments.gram)
     *without, of_all = moments.fits(penalty, [*range(n_groups), None])
     fits = [_Fit(np.ones(len(F), bool), np.arange(len(usable)), of_all, None)]
-    for groups, columns in _by_groups(folds.groups, single, len(usable)):
+    for groups, columns in by_groups(folds.groups, single, len(usable)):
         for g in np.unique(groups[groups >= 0]):
             rows = (groups != g) & (groups >= 0)
             possible = columns[_varies(y[np.ix_(rows, columns)])]
@@ -166,13 +165,19 @@ def fit_shared_classifiers(F: AnyFloats, present: NDArray[np.float64], folds: In
             weights, offsets = np.column_stack([line.weights for line in own]), np.array([line.offset for line in own])
             score[np.ix_(f.test, f.columns)] = F[f.test] @ weights + offsets
     score[np.isnan(y)] = np.nan
-    for groups, columns in _by_groups(folds.groups, single, len(usable)):
+    for groups, columns in by_groups(folds.groups, single, len(usable)):
         for part in (columns[piece] for piece in column_pieces(len(F), len(columns))):
             own = [lines[i] for i in part]
-            calibrated = _calibrated(own, y[:, part], score[:, part], groups, C[part])
-            for i, classifier in zip(part, calibrated, strict=True):
+            done = calibrated(own, y[:, part], score[:, part], groups, C[part])
+            for i, classifier in zip(part, done, strict=True):
                 classifiers[usable[i]] = classifier
     return classifiers
+
+
+def strength_of(penalty: float, n: int) -> NDArray[np.float64]:
+    """C of n logistic regressions where this is the penalty of the ridge regression."""
+    # log-odds have four times the slope of a probability around one half, and a quarter of its curvature
+    return np.full(n, 4 / penalty)
 
 
 @dataclass(frozen=True)
@@ -198,7 +203,7 @@ def _batches(fits: Sequence[_Fit], n_spots: int) -> Iterator[list[_Fit]]:
     yield batch
 
 
-def _by_groups(
+def by_groups(
     groups: NDArray[np.int64], single: dict[int, NDArray[np.int64]], n: int
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     """Groups, and the metabolites that have them: those of all, and of each metabolite measured in one group only."""
@@ -221,7 +226,7 @@ def _folds(
         yield train, test, _varies(present[train]) & ~np.isnan(present[test]).all(axis=0)
 
 
-def _constants(present: NDArray[np.float64], groups: NDArray[np.int64]) -> list[Classifier]:
+def constant_classifiers(present: NDArray[np.float64], groups: NDArray[np.int64]) -> list[Classifier]:
     """Of each metabolite, the share of spots with it, everywhere; of held-out spots, that of the other groups."""
     known, there = ~np.isnan(present), present > 0
     code = np.unique(groups, return_inverse=True)[1]
@@ -259,10 +264,10 @@ def _fit_usable(
         best = np.where(quality[i] >= least if family == "mlp" else quality[i] > least, i, best)
     score = scores[best, :, column].T
     estimators = _fit_columns(F, present, family, strengths[best], seed)
-    return _calibrated(estimators, present, score, groups, strengths[best])
+    return calibrated(estimators, present, score, groups, strengths[best])
 
 
-def _calibrated(
+def calibrated(
     estimators: Sequence[Any],
     present: NDArray[np.float64],
     score: NDArray[np.float64],
@@ -278,7 +283,7 @@ def _calibrated(
         own = groups == g
         a, b = platts(score[np.ix_(~own, few)], present[np.ix_(~own, few)])
         held_out[np.ix_(own, few)] = expit(a * np.nan_to_num(score[np.ix_(own, few)]) + b)
-    without = _constants(present, groups)
+    without = constant_classifiers(present, groups)
     # where the other groups are all of one class, their share is what can be said
     held_out = np.where(np.isnan(score), np.column_stack([c.held_out for c in without]), held_out)
     return [

@@ -9,11 +9,11 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 
-from stmsi.model.net.modules._hurdle import CLIP
+from stmsi.model.net.modules._spot_rows import CLIP
 from stmsi.model.shared._blocks import read_in_blocks
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
@@ -27,15 +27,20 @@ _AT_ONCE = 4096
 _FLAT = 1e-3
 
 
-def _genes(module: HurdleModule, spots: Spots) -> Iterator[tuple[slice, NDArray[np.float64]]]:
-    """Standardised expression of the genes used as an encoder sees it, some genes at a time; shape (spots, some)."""
-    index, mean, deviation = (getattr(module, name).cpu().numpy() for name in ("gene_index", "gene_mean", "gene_scale"))
-    log = spots.log_expression()
-    if isinstance(log, sp.csr_matrix):  # turned once for all networks that predict the spots
-        log = spots.once("log by gene", log.tocsc)
+def _genes(module: HurdleModule, spots: Spots, genes: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+    """Standardised expression of genes of a module as its encoder sees it, some at a time; shape (spots, some)."""
+    names = ("gene_index", "gene_mean", "gene_scale")
+    index, mean, deviation = (getattr(module, name).cpu().numpy()[genes] for name in names)
+    log = _log_by_gene(spots)
     for start in range(0, len(index), _GENES_AT_ONCE):
         some = slice(start, start + _GENES_AT_ONCE)
         yield some, np.clip((log[:, index[some]].toarray() - mean[some]) / deviation[some], -CLIP, CLIP)
+
+
+def _log_by_gene(spots: Spots) -> Any:
+    """Log expression from which some genes are taken; turned once for all networks that predict the spots."""
+    log = spots.log_expression()
+    return spots.once("log by gene", log.tocsc) if isinstance(log, sp.csr_matrix) else log
 
 
 def spot_genes(module: HurdleModule, spots: Spots) -> NDArray[np.float16]:
@@ -43,12 +48,14 @@ def spot_genes(module: HurdleModule, spots: Spots) -> NDArray[np.float16]:
     if spots.is_streamed:
         return _stored_genes(module, spots)
     out = np.empty((len(spots), len(module.gene_index)), np.float16)
-    for some, value in _genes(module, spots):
+    for some, value in _genes(module, spots, np.arange(len(module.gene_index))):
         out[:, some] = value
     return out
 
 
-def gene_rings(module: HurdleModule, spots: Spots, graph: sp.csr_matrix) -> NDArray[np.float16]:
+def gene_rings(
+    module: HurdleModule, spots: Spots, graph: sp.csr_matrix, genes: NDArray[np.int64] | None = None
+) -> NDArray[np.float16]:
     """Genes of the neighbourhood of every spot as an encoder sees them.
 
     Parameters
@@ -57,6 +64,8 @@ def gene_rings(module: HurdleModule, spots: Spots, graph: sp.csr_matrix) -> NDAr
         Its genes, their mean and scale, and the scale of each ring.
     spots, graph
         All spots, and the edges between those that may see each other.
+    genes
+        Some of the genes of the module by position, of spots in memory; `None`: all.
 
     Returns
     -------
@@ -65,15 +74,53 @@ def gene_rings(module: HurdleModule, spots: Spots, graph: sp.csr_matrix) -> NDAr
     """
     if spots.is_streamed:
         return _stored_rings(module, spots, graph)
-    scale = module.ring_scale.cpu().numpy()
-    edges = sp.csr_matrix(graph != 0, dtype=np.float32) + sp.identity(len(spots), dtype=np.float32, format="csr")
-    average = sp.csr_matrix(sp.diags(1 / np.asarray(edges.sum(axis=1)).ravel()) @ edges)
+    genes = np.arange(len(module.gene_index)) if genes is None else genes
+    scale, average = module.ring_scale.cpu().numpy()[:, genes], _average(graph)
     out = np.empty((len(spots), *scale.shape), np.float16)
-    for some, value in _genes(module, spots):
+    for some, value in _genes(module, spots, genes):
         for ring, of_ring in enumerate(scale):
             value = average @ value
             out[:, ring, some] = np.clip(value / of_ring[some], -CLIP, CLIP)
     return out
+
+
+def set_gene_rings(modules: Sequence[HurdleModule], spots: Spots, graph: sp.csr_matrix) -> None:
+    """Put the neighbourhood of spots that are predicted into modules: as :func:`gene_rings`, averaged once for all of them.
+
+    Log expression is averaged over neighbours in the place of standardised expression. Each module standardises the means, which is the
+    same but for genes with a spot beyond the limit of standardised expression: their rings it is told as they are.
+
+    Parameters
+    ----------
+    modules
+        Changed in place; all keep the same array.
+    spots, graph
+        All spots, and the edges between those that may see each other.
+    """
+    average = _average(graph)
+    index = [module.gene_index.cpu().numpy() for module in modules]
+    used, log = np.unique(np.concatenate(index)), _log_by_gene(spots)
+    means = np.empty((len(spots), modules[0].ring_scale.shape[0], len(used)), np.float32)
+    low, high = np.zeros(len(used)), np.zeros(len(used))
+    for start in range(0, len(used), _GENES_AT_ONCE):
+        some = slice(start, start + _GENES_AT_ONCE)
+        value = log[:, used[some]].toarray().astype(np.float32, copy=False)
+        low[some], high[some] = value.min(axis=0), value.max(axis=0)
+        for ring in range(means.shape[1]):
+            value = average @ value
+            means[:, ring, some] = value
+    for module, own in zip(modules, index, strict=True):
+        place = np.searchsorted(used, own)
+        mean, deviation = (getattr(module, name).cpu().numpy() for name in ("gene_mean", "gene_scale"))
+        farthest = np.maximum(high[place] - mean, mean - low[place])
+        beyond = np.flatnonzero(farthest > CLIP * deviation)
+        module.set_ring_means(means, place, beyond, gene_rings(module, spots, graph, beyond))
+
+
+def _average(graph: sp.csr_matrix) -> sp.csr_matrix:
+    """What turns values of spots into their mean over each spot and its neighbours."""
+    edges = sp.csr_matrix(graph != 0, dtype=np.float32) + sp.identity(graph.shape[0], dtype=np.float32, format="csr")
+    return sp.csr_matrix(sp.diags((1 / np.asarray(edges.sum(axis=1)).ravel()).astype(np.float32)) @ edges)
 
 
 def _stored_rings(module: HurdleModule, spots: Spots, graph: sp.csr_matrix) -> NDArray[np.float16]:

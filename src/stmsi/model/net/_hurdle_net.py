@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
-from dataclasses import replace
 from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import pandas as pd
 import scipy.sparse as sp
 import torch
 from anndata import AnnData
-from scvi import REGISTRY_KEYS
 from scvi.model.base import BaseModelClass
 
 from stmsi._data.checks import (
@@ -23,40 +19,28 @@ from stmsi._data.checks import (
     check_weight,
     listing,
     require_anndata,
-    require_unique,
     suggest,
 )
 from stmsi._data.keys import Key
-from stmsi._data.tables import sections_of
-from stmsi._messages import warns_once
-from stmsi._settings import logger
 from stmsi.model.net._encoder_options import check_encoder_options
+from stmsi.model.net._fine_tuning import FineTuning
 from stmsi.model.net._metabolite_descriptors import training_metabolites
-from stmsi.model.net._neighbour_context import CONTEXT_COMPONENTS
 from stmsi.model.net._run import Net
 from stmsi.model.net._scvi_calls import ScviCalls
 from stmsi.model.net._scvi_fields import ROW_KEY, NetDataManager, keep_counts, scvi_fields
 from stmsi.model.net._several_nets import check_n_nets
-from stmsi.model.net._surroundings import quiet, seeded
-from stmsi.model.net._training import NetTraining
-from stmsi.model.net._training_inputs import measured_data, panel_data, presence_counts, setup_arguments, target_moments
-from stmsi.model.net.encoders import ENCODERS, Evidence, MetaboliteEncoder
-from stmsi.model.net.modules import HurdleModule
-from stmsi.model.net.modules._hurdle import CLUSTER_KEY, FEATURES_KEY, METABOLITES_KEY
+from stmsi.model.net._surroundings import quiet
+from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
 from stmsi.model.net.modules._losses import INTENSITY_LOSSES, PRESENCE_LOSSES, IntensityLoss, PresenceLoss
-from stmsi.model.shared._block_prediction import MIN_GENES
 from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._plain_files import read_payload, write_payload
-from stmsi.model.shared._setup import Setup, graph_where_there, prior_where_there, read_prior
-from stmsi.model.shared._spot_features import SignatureStage, SpotFeatures, check_stages
-from stmsi.model.shared._spot_reader import SpotReader
-from stmsi.model.shared._targets import Targets, read_targets
-from stmsi.model.shared._training_data import signature_of
+from stmsi.model.shared._setup import Setup, graph_where_there, prior_where_there
+from stmsi.model.shared._spot_features import SignatureStage, check_stages
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from numpy.typing import ArrayLike, NDArray
+    from numpy.typing import NDArray
 
     from stmsi.model.shared._stored_input import Input
 
@@ -65,7 +49,7 @@ _REPLAYED = ("source_registry", "extend_categories", "allow_missing_labels")
 """Arguments with which scvi-tools transfers a setup."""
 
 
-class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
+class HurdleNet(ScviCalls, FineTuning, BaseModelClass):
     """Presence and intensity of all metabolites from one network.
 
     An encoder embeds the spot; one head gives the log-odds of presence (it also sees the signature mask of the spot's
@@ -159,8 +143,6 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
     (344, 12)
     """
 
-    _module_cls = HurdleModule
-
     def __init__(
         self,
         adata: AnnData | None = None,
@@ -241,37 +223,6 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
         self.module = self._new_module()
         self.platt_: NDArray[np.float64] | None = None
         self.init_params_ = self._get_init_params(locals())
-
-    def _new_module(self, n_selected: int | None = None) -> HurdleModule:
-        """A module of so many genes with fresh weights, the same for the same seed."""
-        stats = self.summary_stats
-        covariates = self.registry_["field_registries"].get(REGISTRY_KEYS.CAT_COVS_KEY, {}).get("state_registry", {})
-        with seeded(self._hyper["rng"]):
-            return self._module_cls(
-                n_selected=min(self._hyper["n_top_genes"], stats.n_vars) if n_selected is None else n_selected,
-                n_metabolites=stats[f"n_{METABOLITES_KEY}"],
-                n_clusters=int(stats.get(f"n_{CLUSTER_KEY}", 0)),
-                n_cats_per_cov=tuple(int(n) for n in covariates.get("n_cats_per_key", ())),
-                n_continuous=int(stats.get("n_extra_continuous_covs", 0)),
-                n_components=CONTEXT_COMPONENTS if self._sees_components else 0,
-                encoder=self._hyper["encoder"],
-                intensity_weight=self._hyper["intensity_weight"],
-                encoder_kwargs=self._hyper["encoder_kwargs"],
-                n_features=self._feature_widths(),
-                presence_loss=self._hyper["presence_loss"],
-                intensity_loss=self._hyper["intensity_loss"],
-                two_stage=self._hyper["training"] == "two_stage",
-                linear_path=self._hyper["residual"] is not None,
-                signature_stages=self._hyper["signature_stages"],
-                has_prior=self.registry_["setup_args"].get("prior_key") is not None,
-                has_graph=self.registry_["setup_args"].get("graph_key") is not None,
-                logged=self.registry_["setup_args"].get("input") == "log",
-            )
-
-    def _feature_widths(self) -> tuple[int, ...]:
-        """Columns of each further set of features."""
-        names = (f"n_{FEATURES_KEY}_{i}" for i in range(len(self.registry_["field_registries"])))
-        return tuple(int(self.summary_stats[n]) for n in names if n in self.summary_stats)
 
     @classmethod
     def setup_anndata(
@@ -366,200 +317,6 @@ class HurdleNet(ScviCalls, NetTraining, BaseModelClass):
             manager = NetDataManager(fields=scvi_fields(adata, setup), setup_method_args=setup_method_args)
             manager.register_fields(adata, **kwargs)
         cls.register_manager(manager)
-
-    @warns_once
-    def fine_tune(
-        self,
-        adata: AnnData,
-        train_idx: ArrayLike | None = None,
-        validation_idx: ArrayLike | None = None,
-        *,
-        lr: float = 3e-4,
-        max_epochs: int = 50,
-        patience: int = 10,
-        layer: str | None = None,
-        input: Input | None = None,
-        min_genes: float = MIN_GENES,
-        **train_kwargs: Any,
-    ) -> HurdleNet:
-        """Go on training on new sections that have MSI, as a new model; this one stays as it is.
-
-        The new model has the genes, scaling and metabolites of this one, and begins with its weights. It is trained and
-        calibrated on the new spots alone: early stopping, thresholds and intervals come from held-out sections or blocks of
-        them. If no step makes the held-out loss lower, the weights stay. Metabolites that the new sections lack are
-        still predicted, with the calibration that they had; those that this model does not know are left out.
-
-        Parameters
-        ----------
-        adata
-            Spots x genes with the fields that the model was set up with (signatures and clusters are those of this model).
-            Genes and metabolites are found by name; missing genes are imputed, missing metabolites do not count. It is
-            not changed, and the new model keeps a copy of what it needs.
-        train_idx, validation_idx
-            As for :meth:`train`.
-        lr, max_epochs, patience
-            As for :meth:`train`, with smaller steps and fewer of them.
-        layer, input
-            Where the expression of the new sections is, and what it is; as for :meth:`predict`.
-        min_genes
-            Share of the training genes that must be there.
-        **train_kwargs
-            Further arguments of :meth:`train`.
-
-        Returns
-        -------
-        The new model. Its model card says from how many spots and which sections it started (``fine_tuned_from``).
-
-        Raises
-        ------
-        RuntimeError
-            This model is not trained.
-        ValueError
-            No metabolite or too few genes in common, repeated spot names, or no spot with MSI.
-        KeyError
-            A field of the setup is not there.
-
-        Examples
-        --------
-        >>> import stmsi
-        >>> sdata = stmsi.datasets.toy()
-        >>> stmsi.pp.align(sdata)
-        >>> stmsi.pp.map_to_spots(sdata)
-        >>> st = sdata.tables["st"]
-        >>> old, new = st[st.obs["sample"] != "P3S1"].copy(), st[st.obs["sample"] == "P3S1"].copy()
-        >>> stmsi.model.HurdleNet.setup_anndata(old)
-        >>> model = stmsi.model.HurdleNet(old)
-        >>> model.train(max_epochs=2, show_progress_bar=False)
-        >>> tuned = model.fine_tune(new, max_epochs=2, show_progress_bar=False)
-        >>> tuned.state.training["fine_tuned_from"]["samples"]
-        ['P1S1', 'P2S1']
-        """
-        state, setup = self.state, self._setup
-        spots = SpotReader.open(
-            adata, setup, state.panel, weights=self._gene_weights(),
-            min_genes=min_genes, with_cluster=False, layer=layer, input=input,
-        ).read()  # fmt: skip
-        require_unique(spots.names, "Names of spots", "Call adata.obs_names_make_unique().")
-        # signatures and prior are those of the model
-        replace(setup, layer=None, signature_key=None, cluster_key=None, prior_key=None)._check(adata)
-        targets = read_targets(adata, setup)
-        known = targets.metabolites.isin(state.metabolites)
-        if not known.any():
-            msg = (
-                f"The data share no metabolite with the model. It predicts {listing(state.metabolites)}; "
-                f"obsm[{setup.metabolite_key!r}] has {listing(targets.metabolites)}. Ids must be the same."
-            )
-            raise ValueError(msg)
-        if not known.all():
-            logger.warning(
-                "Metabolites that the model does not know are left out: %s", listing(targets.metabolites[~known])
-            )
-        columns = self._registered_metabolites()
-        at = targets.metabolites.get_indexer(columns)
-        at[~columns.isin(state.metabolites)] = -1
-        intensity, presence = (
-            pd.DataFrame(np.where(at >= 0, values[:, at], np.nan).astype(np.float32), columns=columns)
-            for values in (targets.intensity, targets.presence)
-        )
-        data = panel_data(spots, setup, state, spots.names)
-        measured_data(
-            data,
-            spots,
-            setup,
-            state,
-            sample=sections_of(adata, setup.sample_key),
-            intensity=intensity,
-            presence=presence,
-        )
-        if setup.prior_key is not None:
-            data.varm[setup.prior_key] = self._known_genes(data.var_names)
-        type(self).setup_anndata(data, **setup_arguments(setup), source_registry=self.registry_)
-        with quiet():
-            model = type(self)(data, **self._hyper)
-        model._adopt([replace(net, module=deepcopy(net.module)) for net in self._nets])
-        origin = {k: state.training[k] for k in ("n_spots", "samples")}
-        model.state_ = replace(state, training={**state.training, "refit": False, "fine_tuned_from": origin})
-        model.platt_ = self.platt_
-        model.train(
-            train_idx, validation_idx, lr=lr, max_epochs=max_epochs, patience=patience, warm_start=True, **train_kwargs
-        )
-        return model
-
-    def _set_buffers(
-        self,
-        features: SpotFeatures,
-        targets: Targets,
-        keep: NDArray[np.bool_],
-        screened: NDArray[np.float32] | None = None,
-    ) -> None:
-        """Statistics of the training spots that the module normalises with.
-
-        `keep` are the outputs that `targets` have values for; `screened` says how these go with genes.
-        """
-        assert self.adata is not None
-        module = self.module
-        labels, signature = signature_of(self.adata, self._setup)
-        mean, scale = target_moments(targets.where_present())
-        n1, n0 = presence_counts(targets.presence)
-        full = {name: np.full(len(keep), fill) for name, fill in (("mean", 0.0), ("scale", 1.0), ("weight", 1.0))}
-        full["mean"][keep], full["scale"][keep] = mean, scale
-        full["weight"][keep] = np.where((n1 > 0) & (n0 > 0), np.clip(n0 / np.maximum(n1, 1), 0.05, 20), 1.0)
-        index = np.zeros(len(module.gene_index), np.int64)
-        gene_mean, gene_scale = np.zeros(len(index)), np.full(len(index), 1e6)  # slots left over stay near 0
-        n = len(features.own.selected)
-        index[:n], gene_mean[:n], gene_scale[:n] = features.own.selected, features.own.mean, features.own.scale
-        values = {
-            "gene_index": index, "gene_mean": gene_mean, "gene_scale": gene_scale,
-            "target_mean": full["mean"], "target_scale": full["scale"], "positive_weight": full["weight"],
-        }  # fmt: skip
-        numbers = [v for v in features.categories.values() if isinstance(v, tuple)]
-        if numbers:
-            values |= {"covariate_mean": np.array([v[0] for v in numbers])}
-            values |= {"covariate_scale": np.array([v[1] for v in numbers])}
-        if features.extra:
-            values |= {"feature_mean": np.concatenate([e.mean for e in features.extra.values()])}
-            values |= {"feature_scale": np.concatenate([e.scale for e in features.extra.values()])}
-        if labels is not None and signature is not None:
-            order = [list(labels).index(str(c)) for c in self._cluster_categories()]
-            mask = signature[order][:, index].astype(np.float32)
-            mask[:, n:] = 0
-            values["signature"] = mask
-        module.set_buffers(**values)
-        if isinstance(module.encoder, MetaboliteEncoder):
-            assert screened is not None
-            full_screen = np.zeros((len(keep), screened.shape[1]), np.float32)
-            full_screen[keep] = screened
-            module.encoder.describe(self._evidence_of(features, full_screen), self._hyper["rng"])
-
-    def _evidence_of(self, features: SpotFeatures, screened: NDArray[np.float32]) -> Evidence:
-        """What an encoder that attends to genes starts from."""
-        assert self.adata is not None
-        known = training_metabolites(self.adata, self._setup, self._descriptors)
-        prior = None
-        if self._setup.prior_key is not None:
-            metabolites = self.adata.obsm[self._setup.metabolite_key].columns
-            prior = torch.tensor(read_prior(self.adata, self._setup.prior_key, metabolites)[features.own.selected].T)
-        space = features.own
-        loadings = space.components * space.deviation[:, None] / space.scale
-        # copies: columns of pandas 3 are read-only
-        return Evidence(
-            torch.tensor(known.mz),
-            torch.tensor(known.descriptors),
-            torch.tensor(screened),
-            torch.tensor(loadings),
-            prior,
-        )
-
-    def _known_genes(self, genes: pd.Index) -> pd.DataFrame:
-        """The prior as the encoder keeps it, over the genes of the panel."""
-        known = np.zeros((len(genes), len(self._registered_metabolites())), bool)
-        for net in self._nets:
-            known[net.module.gene_index.cpu().numpy()] |= net.module.encoder.prior.cpu().numpy().T > 0  # type: ignore[union-attr, operator]
-        return pd.DataFrame(known, index=genes, columns=self._registered_metabolites())
-
-    def _cluster_categories(self) -> list[str]:
-        state = self.registry_["field_registries"][CLUSTER_KEY]["state_registry"]
-        return [str(c) for c in state["categorical_mapping"]]
 
     def _write(self, directory: Path) -> None:
         # the attributes that scvi-tools saves, but without its pickle

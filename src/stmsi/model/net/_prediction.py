@@ -14,6 +14,7 @@ from scvi.data import AnnDataManager
 from scvi.dataloaders import AnnDataLoader
 
 from stmsi._data.checks import listing
+from stmsi.model.net._context_genes import set_gene_rings
 from stmsi.model.net._metabolite_descriptors import Described
 from stmsi.model.net._neighbour_context import set_context
 from stmsi.model.net._run import Net
@@ -22,6 +23,7 @@ from stmsi.model.net._surroundings import quiet, seeded
 from stmsi.model.net._training_inputs import panel_data
 from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
 from stmsi.model.net.modules import HurdleModule
+from stmsi.model.net.modules._expression import SharedExpression
 from stmsi.model.net.modules._hurdle import METABOLITES_KEY, PRESENCE_KEY
 from stmsi.model.shared._blocks import read_in_blocks
 from stmsi.model.shared._hurdle_model import HurdleModel
@@ -145,8 +147,11 @@ class NetPrediction(HurdleModel):
             for net in nets:
                 net.module.eval()
                 stack.enter_context(net.module.sections_summed_up())
+            shared = SharedExpression([net.module.gene_index for net in nets], logged=nets[0].module.logged)
             for tensors in batches:
-                of_nets = [self._read_out(net.module, tensors) for net in nets]
+                of_nets = [
+                    self._read_out(net.module, tensors, log) for net, log in zip(nets, shared.of(tensors), strict=True)
+                ]
                 for part, values in zip(parts, zip(*of_nets, strict=True), strict=True):
                     # a network that was not trained on a metabolite has no say
                     share = known / known.sum(dim=0).clamp(min=1)
@@ -155,9 +160,13 @@ class NetPrediction(HurdleModel):
         return tuple(torch.cat(v).numpy().astype(np.float64)[:, take] for v in parts)  # type: ignore[return-value]
 
     @staticmethod
-    def _read_out(module: HurdleModule, tensors: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-odds and intensity of a batch."""
-        outputs = module.inference(**module._get_inference_input(tensors))
+    def _read_out(
+        module: HurdleModule, tensors: dict[str, torch.Tensor], log: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-odds and intensity of a batch, of which the log expression of the genes used is there."""
+        given = module._get_inference_input(tensors) | {"x": None}
+        inputs = {name: value.to(module.device) for name, value in given.items() if value is not None}
+        outputs = module.embed(module.standardise(log.to(module.device)), **inputs)
         heads = module.read_out(**outputs)
         return heads["logit"].cpu(), (heads["mean"] * module.target_scale + module.target_mean).cpu()
 
@@ -204,7 +213,11 @@ class NetPrediction(HurdleModel):
         names = pd.RangeIndex(len(spots)).astype(str)  # names of query spots may repeat
         query = panel_data(spots, setup, state, names, state.features.own.selected)
         query.obs[ROW_KEY] = np.arange(len(spots))
-        if self._uses_context:
+        modules = [net.module for net in self._nets]
+        if self._uses_context and modules[0].encoder.n_rings:
+            assert spots.graph is not None
+            set_gene_rings(modules, spots, spots.graph)
+        elif self._uses_context:
             for net in self._nets:
                 self._set_context(net.module, spots, net.features, [np.arange(len(spots))])
         with quiet():

@@ -23,7 +23,7 @@ from stmsi.model.net._stored_batches import StoredInput, StoredRows, StoredSplit
 from stmsi.model.net._surroundings import plain_interrupts, quiet, seeded, threads
 from stmsi.model.net._train_options import in_this_pass
 from stmsi.model.net.encoders import LocalFirstEncoder
-from stmsi.model.net.modules._hurdle import Stage
+from stmsi.model.net.modules._spot_rows import Stage
 
 if TYPE_CHECKING:
     from lightning.pytorch.callbacks import Callback

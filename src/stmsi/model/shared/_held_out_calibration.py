@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from stmsi._core.arrays_on_disk import array_like
 from stmsi._core.learning.folds import sections_or_blocks
 from stmsi._core.learning.hurdle import affordable_threshold, best_f1_threshold, hurdle_mean
-from stmsi._core.metrics.columns import in_pieces, number
+from stmsi._core.metrics.columns import in_pieces, number, pieces_into
 from stmsi._core.metrics.presence import prevalence
 from stmsi._core.metrics.reliability import auroc_inside, pearson_inside
 from stmsi._core.uncertainty.conformal import GroupConformal, doubt_of
@@ -95,7 +96,7 @@ class HeldOutCalibration(TrainedModel):
         """
         state = self.state
         self._evidence, state.copula = HeldOut(targets, probability, intensity, *places), None
-        unseen = np.asarray(np.isnan(targets.presence).all(axis=0))
+        unseen = in_pieces(lambda p: np.isnan(p).all(axis=0), targets.presence)
         if unseen.any():
             logger.warning(
                 "Metabolites not measured in the spots held out for calibration get the threshold 0.5 and no interval: %s",
@@ -107,7 +108,7 @@ class HeldOutCalibration(TrainedModel):
         threshold = in_pieces(partial(best_f1_threshold, tolerance=_F1_TOLERANCE), presence, probability)
         threshold = in_pieces(_lowered_threshold, truth, intensity, probability, threshold)
         state.threshold = np.where(undecided, 0.5, threshold)
-        expected = in_pieces(_expected, intensity, probability, state.threshold)
+        expected = pieces_into(array_like(intensity, np.float32), _expected, intensity, probability, state.threshold)
         state.residuals = GroupConformal.fit(
             truth, presence, probability, intensity, expected, groups, doubt_of(distance)
         )
@@ -132,10 +133,10 @@ class HeldOutCalibration(TrainedModel):
         if state.copula is None and held_out is not None:
             state.copula = HurdleCopula.fit(
                 held_out.targets.metabolites.to_numpy(dtype=object),
-                held_out.targets.intensity,
-                held_out.targets.presence,
-                held_out.probability,
-                held_out.intensity,
+                np.asarray(held_out.targets.intensity),
+                np.asarray(held_out.targets.presence),
+                np.asarray(held_out.probability),
+                np.asarray(held_out.intensity),
                 np.unique(held_out.sample.astype(str), return_inverse=True)[1],
                 held_out.xy,
             )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from stmsi._core.learning.folds import groups_where_measured, held_out_units, inner_groups, random_groups
+from stmsi._core.metrics.columns import in_pieces
 from stmsi._data.checks import listing
 from stmsi._data.keys import Key
 from stmsi._settings import logger
@@ -57,11 +59,11 @@ class InnerFolds:
             logger.info(
                 "Without positions and sections, inner folds are random: they tell of spots like those trained on."
             )
-        measured = ~np.isnan(data.targets.intensity)
+        intensity = data.targets.intensity
         apart: dict[bytes, tuple[list[int], NDArray[np.int64] | None]] = {}
-        single = np.array([len(np.unique(groups[known])) < 2 for known in measured.T], dtype=bool)
+        single = in_pieces(partial(_in_one_group, groups=groups), intensity)
         for m in np.flatnonzero(single):
-            known = measured[:, m]
+            known = ~np.isnan(intensity[:, m])
             if known.tobytes() not in apart:
                 own = groups_where_measured(sample, xy, groups, known, n_groups=n_folds, seed=seed)
                 apart[known.tobytes()] = [], own
@@ -75,3 +77,9 @@ class InnerFolds:
             )
         split = [(np.array(of), own) for of, own in apart.values() if own is not None]
         return cls(groups, held_out_units(sample, groups), kind, split)
+
+
+def _in_one_group(intensity: NDArray[np.float64], groups: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Metabolites that were measured in fewer than two groups, shape (metabolites,)."""
+    known = ~np.isnan(intensity)
+    return np.array([np.count_nonzero(np.bincount(groups[own])) < 2 for own in known.T], dtype=bool)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import pandas as pd
 
+from stmsi._core.arrays_on_disk import DiskArray, row_pieces
 from stmsi._core.learning.expression_space import ExpressionSpace, neighbour_mean
 from stmsi._data.checks import check_choice, listing
 from stmsi.model.shared._spot_input import NO_GRAPH
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from numpy.typing import NDArray
 
     from stmsi.model.shared._spot_input import Spots
@@ -179,8 +182,13 @@ class SpotFeatures:
         return np.sqrt(weight) / _positive(np.sqrt(weight).sum())
 
     def _distances(self, spots: Spots) -> NDArray[np.float64]:
-        within = np.sqrt((self._white(spots.components(self.own)) ** 2).mean(axis=1))
+        within = np.concatenate([np.sqrt((white**2).mean(axis=1)) for _, white in self._some_white(spots)])
         return np.column_stack([within, spots.profile_distance(self.profile)])
+
+    def _some_white(self, spots: Spots) -> Iterator[tuple[slice, NDArray[np.float64]]]:
+        """Components of some spots at a time."""
+        for rows in row_pieces(len(spots), len(self.own.components)):
+            yield rows, self._white(spots.some_components(self.own, rows))
 
     def ood(self, spots: Spots) -> NDArray[np.float64]:
         """Out-of-distribution score: how far a spot is from the training spots, in units of their 95 % quantile.
@@ -211,14 +219,21 @@ class SpotFeatures:
         group = np.unique(groups, return_inverse=True)[1]
         if group.max(initial=0) == 0:
             return self.ood(spots)
-        white = self._white(spots.components(self.own)).astype(np.float64)
+        n = np.bincount(group).astype(np.float64)[:, None]
+        sums, squares = np.zeros((2, len(n), min(_OOD_COMPONENTS, len(self.own.components))))
+        for rows, white in self._some_white(spots):
+            for g in np.unique(group[rows]):
+                own = white[group[rows] == g].astype(np.float64)
+                sums[g] += own.sum(axis=0)
+                squares[g] += (own**2).sum(axis=0)
+        # of the other groups; the components of all spots have the mean 0, so that no digits are lost
+        mean, square = ((v.sum(axis=0) - v) / (n.sum() - n) for v in (sums, squares))
+        deviation = _positive(np.sqrt(np.maximum(square - mean**2, 0)))
         parts = np.empty((len(group), 2))
         parts[:, 1] = spots.held_out_distance(group)
-        for g in range(group.max() + 1):
-            own = group == g
-            others = white[~own]
-            z = (white[own] - others.mean(axis=0)) / _positive(others.std(axis=0))
-            parts[own, 0] = np.sqrt((z**2).mean(axis=1))
+        for rows, white in self._some_white(spots):
+            z = (white - mean[group[rows]]) / deviation[group[rows]]
+            parts[rows, 0] = np.sqrt((z**2).mean(axis=1))
         *usual, overall = self.usual_distances
         return (parts / usual).max(axis=1) / overall
 
@@ -305,6 +320,29 @@ class SpotFeatures:
             for stage, F in (("intensity", intensity), ("presence", presence))
         ]
         return with_mask[0], with_mask[1]
+
+    def transform_to_disk(self, spots: Spots, folder: Path) -> tuple[DiskArray, DiskArray]:
+        """As :meth:`transform`, in single precision; for spots without signatures, whose neighbourhood is that of components."""
+        further, k = self.further(spots), len(self.own.components)
+        n_blocks = 1 + _DIFFUSION_STEPS * self.uses_graph
+        F = DiskArray(folder, (len(spots), n_blocks * k + further.shape[1]), np.float32)
+        kept = [b * k + np.arange(min(k, PRESENCE_COMPONENTS)) for b in range(n_blocks)]
+        columns = np.concatenate([*kept, np.arange(n_blocks * k, F.shape[1])])
+        presence = DiskArray(folder, (len(spots), len(columns)), np.float32)
+        pieces = row_pieces(*F.shape)
+        for rows in pieces:
+            F[rows, :k] = spots.some_components(self.own, rows) / np.float32(root_mean_square(self.own))
+            F[rows, n_blocks * k :] = further[rows]
+        for b in range(1, n_blocks):
+            if spots.graph is None:
+                raise ValueError(NO_GRAPH)
+            for rows in pieces:
+                edges = spots.graph[rows]
+                near = slice(int(edges.indices.min(initial=rows.start)), int(edges.indices.max(initial=rows.start)) + 1)
+                F[rows, b * k : (b + 1) * k] = neighbour_mean(F[near, (b - 1) * k : b * k], edges[:, near])
+        for rows in pieces:
+            presence[rows] = F[rows][:, columns]
+        return F, presence
 
     @property
     def widths(self) -> list[int]:

@@ -26,6 +26,8 @@ from stmsi._core.learning.profile_hashes import Hashes, profile_hashes
 from stmsi.model.shared._stored_input import Input, StoredExpression
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
     from numpy.typing import NDArray
 
@@ -97,6 +99,11 @@ class Spots:
         """Counts over the panel, or logarithms, shape (n, genes). Not to be changed."""
         shared = self.expression
         return self.once("counts", shared.values) if isinstance(shared, SomeExpression) else shared
+
+    @property
+    def folder(self) -> Path | None:
+        """Folder for what grows with the spots, where their expression is on disk."""
+        return self.expression.folder if isinstance(self.expression, SomeExpression) else None
 
     @property
     def is_streamed(self) -> bool:
@@ -193,6 +200,13 @@ class Spots:
 
         # the space is kept beside them: its number is taken by another one when it is gone
         return self.once(("components", id(space)), lambda: (space, make()))[1]
+
+    def some_components(self, space: ExpressionSpace, rows: slice) -> NDArray[np.float32]:
+        """:meth:`components` of some of the spots; those of spots on disk stay there."""
+        shared = self.expression
+        if isinstance(shared, SomeExpression) and ("components", id(space)) not in self.made:
+            return shared.components(space, rows)
+        return self.components(space)[rows]
 
     def profile_distance(self, profile: NDArray[np.float64]) -> NDArray[np.float64]:
         """How far the profile of each spot is from another over the genes that are there, shape (n,). Made once; not to be changed."""

@@ -24,6 +24,11 @@ class SpotModel(HurdleModel):
     """Whether fitting reads the expression in the AnnData, and not what was read of it alone."""
 
     @property
+    def _fits_from_disk(self) -> bool:
+        """Whether fitting can leave on disk what grows with the spots."""
+        return False
+
+    @property
     def is_trained(self) -> bool:
         """Whether ``train`` has been called."""
         return self.state_ is not None

@@ -14,7 +14,8 @@ from weakref import ref
 import numpy as np
 import scipy.sparse as sp
 
-from stmsi._core.arrays import AnyFloats, Bools, Floats, Floats32, Ints
+from stmsi._core.arrays import AnyFloats, Bools, Floats, Ints
+from stmsi._core.arrays_on_disk import DiskArray
 from stmsi._core.learning.expression_parts import MOST_BYTES, ExpressionParts, parts_of_folds
 from stmsi._core.learning.expression_space import (
     ExpressionSpace,
@@ -73,7 +74,7 @@ class KeptArrays(Protocol):
 class StreamedParts(ExpressionParts):
     """As :class:`ExpressionParts`, of expression that is never in memory as a whole.
 
-    Sums over a part are made in blocks and kept on disk. Components of all spots go to a file that is mapped into memory. Every fit is
+    Sums over a part are made in blocks and kept on disk. Components of all spots go to a file. Every fit is
     made of whole parts.
 
     Attributes
@@ -210,12 +211,18 @@ class StreamedParts(ExpressionParts):
                 total += sum_of_products(chosen.toarray() - centre)
         return total.astype(np.float32)
 
-    def components(self, space: ExpressionSpace) -> Floats32 | None:
-        """As of the base class, of any space, in a file that is mapped into memory."""
+    @property
+    def folder(self) -> Path:
+        """As of the base class."""
+        return self.kept.directory
 
-        def make() -> tuple[ExpressionSpace, Floats32]:
-            out = self.scratch((self.values.shape[0], len(space.components)), np.float32)
-            for some, log in self._log_blocks(np.arange(len(out))):
+    def components(self, space: ExpressionSpace) -> DiskArray:
+        """As of the base class, of any space, on disk."""
+
+        def make() -> tuple[ExpressionSpace, DiskArray]:
+            shape = self.values.shape[0], len(space.components)
+            out = DiskArray(self.folder, shape, np.float32)
+            for some, log in self._log_blocks(np.arange(shape[0])):
                 out[some] = space.transform(log)
             return space, out
 

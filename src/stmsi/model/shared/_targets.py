@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
+from stmsi._core.arrays_on_disk import Derived, row_pieces
+from stmsi._core.metrics.columns import in_pieces
 from stmsi._data.checks import listing
 from stmsi._data.tables import require_frame
 from stmsi._settings import logger
@@ -30,7 +32,8 @@ class Targets:
     @property
     def covered(self) -> NDArray[np.bool_]:
         """Spots with any measured metabolite."""
-        return np.asarray(~np.isnan(self.intensity).all(axis=1))
+        known = [~np.isnan(self.intensity[rows]).all(axis=1) for rows in row_pieces(*self.intensity.shape)]
+        return np.concatenate([np.empty(0, bool), *known])
 
     def some(self, rows: NDArray[np.int64], metabolites: pd.Index) -> Targets:
         """Of some spots, the metabolites that are among those given."""
@@ -54,12 +57,28 @@ def read_targets(adata: AnnData, setup: Setup) -> Targets:
     return Targets(Y, P, pd.Index(frame.columns.astype(str)))
 
 
+def stored_targets(adata: AnnData, setup: Setup) -> Targets:
+    """As :func:`read_targets`; numbers in double precision are made of those of the table when they are read."""
+    frame = require_frame(adata, setup.metabolite_key, "stmsi.pp.map_to_spots writes it.")
+    Y, P = frame.to_numpy(), None if setup.presence_key is None else require_frame(adata, setup.presence_key).to_numpy()
+
+    def intensity(rows: Any, columns: Any) -> NDArray[np.float64]:
+        return np.asarray(Y[rows, columns], dtype=np.float64)
+
+    def presence(rows: Any, columns: Any) -> NDArray[np.float64]:
+        own = Y[rows, columns]
+        return np.where(np.isnan(own), np.nan, own > 0 if P is None else P[rows, columns]).astype(np.float64)
+
+    made: list[Any] = [Derived(Y.shape, intensity), Derived(Y.shape, presence)]
+    return Targets(made[0], made[1], pd.Index(frame.columns.astype(str)))
+
+
 def drop_unmeasured(targets: Targets, rows: NDArray[np.int64]) -> Targets:
     """The targets of some spots, without metabolites that none of them has measured."""
     Y, P = targets.intensity, targets.presence
     if not np.array_equal(rows, np.arange(len(Y))):
         Y, P = Y[rows], P[rows]
-    measured = np.asarray((~np.isnan(Y) & ~np.isnan(P)).any(axis=0))
+    measured = in_pieces(lambda y, p: (~np.isnan(y) & ~np.isnan(p)).any(axis=0), Y, P)
     if not measured.any():
         msg = "No metabolite was measured in any training spot: all intensities are NaN. Check alignment and mapping."
         raise ValueError(msg)
@@ -67,7 +86,16 @@ def drop_unmeasured(targets: Targets, rows: NDArray[np.int64]) -> Targets:
         return Targets(Y, P, targets.metabolites)
     left_out = targets.metabolites[~measured]
     logger.warning("Metabolites never measured in the training spots are left out: %s", listing(left_out))
-    return Targets(Y[:, measured], P[:, measured], targets.metabolites[measured])
+    return _of_columns(targets, Y, P, np.flatnonzero(measured))
+
+
+def _of_columns(targets: Targets, Y: Any, P: Any, kept: NDArray[np.int64]) -> Targets:
+    def some(of: Any) -> Any:
+        if not isinstance(of, Derived):
+            return of[:, kept]
+        return Derived((len(of), len(kept)), lambda rows, columns: of[rows, kept[columns]])
+
+    return Targets(some(Y), some(P), targets.metabolites[kept])
 
 
 def resolve_rows(index: ArrayLike | None, n: int, name: str) -> NDArray[np.int64] | None:

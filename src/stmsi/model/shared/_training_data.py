@@ -17,10 +17,12 @@ from stmsi.model.shared._gene_panel import GenePanel
 from stmsi.model.shared._persistence import training_record
 from stmsi.model.shared._spot_input import Spots
 from stmsi.model.shared._spot_reader import SpotReader
-from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, training_rows
+from stmsi.model.shared._targets import Targets, drop_unmeasured, read_targets, stored_targets, training_rows
 from stmsi.model.shared._training_spots import TrainingSpots
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
     from numpy.typing import ArrayLike, NDArray
 
@@ -47,6 +49,8 @@ class TrainingData:
         sections.
     marks
         Whether the model is to know its spots again. A fold of a cross-validation, whose model nobody sees, does without.
+    folder
+        Where to keep on disk what grows with the spots; `None`: in memory.
     """
 
     adata: AnnData
@@ -59,6 +63,7 @@ class TrainingData:
     targets: Targets
     sample: NDArray[Any]
     marks: bool = True
+    folder: Path | None = None
 
     @classmethod
     def read(
@@ -68,24 +73,29 @@ class TrainingData:
         train_idx: ArrayLike | None,
         validation_idx: ArrayLike | None,
         spots: Spots | None = None,
+        *,
+        from_disk: bool = False,
     ) -> TrainingData:
-        """Read and check; errors as for ``train``. `spots` are those of `adata` where they have been read before."""
+        """Read and check; errors as for ``train``.
+
+        `spots` are those of `adata` where they have been read before. A model that fits `from_disk` gets a folder, and targets
+        that it can read a piece of at a time, where the expression of the spots is on disk too.
+        """
         adata = require_data(adata)
-        spots, all_targets = (
-            SpotReader.open(adata, setup).read() if spots is None else spots,
-            read_targets(adata, setup),
-        )
+        spots = SpotReader.open(adata, setup).read() if spots is None else spots
+        folder = spots.folder if from_disk else None
+        all_targets = read_targets(adata, setup) if folder is None else stored_targets(adata, setup)
         rows, validation = training_rows(all_targets, train_idx, validation_idx)
         targets, train = drop_unmeasured(all_targets, rows), spots.take(rows)
         sample = sections_of(adata, setup.sample_key)[rows]
-        return cls(adata, setup, spots, all_targets, rows, validation, train, targets, sample)
+        return cls(adata, setup, spots, all_targets, rows, validation, train, targets, sample, folder=folder)
 
     def alone(self, adata: AnnData) -> TrainingData:
         """The training spots as all there is, `adata` holding them and nothing else."""
         rows = np.arange(len(self.rows))
         measured = self.all_targets.some(self.rows, self.all_targets.metabolites)
         return TrainingData(
-            adata, self.setup, self.train, measured, rows, None, self.train, self.targets, self.sample, self.marks
+            adata, self.setup, self.train, measured, rows, None, self.train, self.targets, self.sample, marks=self.marks
         )
 
     def of_setup(self, setup: Setup) -> TrainingData | None:

@@ -9,7 +9,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy, gelu, mse_loss
 
 from stmsi._data.checks import check_choice
-from stmsi.model.net.encoders._encoder import Context, Encoder, Sizes, Usual
+from stmsi.model.net.encoders._contexts import Context
+from stmsi.model.net.encoders._encoder import Encoder, Sizes, Usual
 from stmsi.model.net.encoders._exemplars import ExemplarBridge
 from stmsi.model.net.encoders._reconstruction import Reconstruction
 from stmsi.model.net.encoders._training_profiles import ProfileBank, Weighting

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from stmsi.model.net.encoders._encoder import Context, Encoder, Sizes
+from stmsi.model.net.encoders._contexts import Context
+from stmsi.model.net.encoders._encoder import Encoder, Sizes
 
 
 class DeepSetEncoder(Encoder):

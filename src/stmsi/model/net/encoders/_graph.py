@@ -11,7 +11,9 @@ from torch.nn.functional import elu, leaky_relu
 
 from stmsi._core.spatial.neighbourhoods import MOST_IN_RING
 from stmsi._data.checks import check_choice
-from stmsi.model.net.encoders._encoder import Context, LocalFirstEncoder, Sizes, Usual
+from stmsi.model.net.encoders._contexts import Context
+from stmsi.model.net.encoders._encoder import Sizes, Usual
+from stmsi.model.net.encoders._local_first import LocalFirstEncoder
 from stmsi.model.net.encoders._mlp import MLPEncoder
 
 Convolution: TypeAlias = Literal["gcn", "sage", "attention"]

@@ -7,7 +7,8 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from stmsi.model.net.encoders._encoder import Context, Encoder, Sizes
+from stmsi.model.net.encoders._contexts import Context
+from stmsi.model.net.encoders._encoder import Encoder, Sizes
 
 _SHARED, _OWN = (256, 2), (16, 1)
 """Width and layers of the one network, and of the network of each metabolite."""

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, leaky_relu
 
-from stmsi.model.net.encoders._encoder import Context, Encoder, Sizes, Usual
+from stmsi.model.net.encoders._contexts import Context
+from stmsi.model.net.encoders._encoder import Encoder, Sizes, Usual
 
 _N_KINDS = 3
 """Kinds of token: centre, ring 1, ring 2."""

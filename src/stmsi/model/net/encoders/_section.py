@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.nn.functional import elu
 
-from stmsi.model.net.encoders._encoder import Encoder, SectionContext, SectionKeys, Sizes, Summary
+from stmsi.model.net.encoders._contexts import SectionContext, SectionKeys, Summary
+from stmsi.model.net.encoders._encoder import Encoder, Sizes
 from stmsi.model.net.encoders._mlp import MLPEncoder
 
 _GOLDEN_ANGLE = math.pi * (3 - math.sqrt(5))

@@ -11,7 +11,9 @@ import torch
 from torch import nn
 
 from stmsi._data.checks import check_choice
-from stmsi.model.net.encoders._encoder import Evidence, GeneContext, MetaboliteEncoder, Queries, Sizes, Usual
+from stmsi.model.net.encoders._contexts import GeneContext
+from stmsi.model.net.encoders._encoder import Sizes, Usual
+from stmsi.model.net.encoders._metabolite_encoder import Evidence, MetaboliteEncoder, Queries
 from stmsi.model.net.encoders._programmes import ProgrammeLayers
 from stmsi.model.net.encoders._sparse_softmax import entmax15
 
@@ -21,7 +23,7 @@ _MASS_WIDTH = 32
 """Sines and cosines of m/z."""
 _ELEMENTS = 2**20
 """Spots times genes of a batch in prediction: larger arrays leave the processor's cache."""
-_SHARPNESS, _LIFT, _KEY = 3.0, 0.1, 0.1
+_SHARPNESS, _LIFT, _KEY = 1.5, 0.1, 0.1
 """Where training begins: factor on the screened correlation, on the expression of a spot, size of queries and keys."""
 _OWN = 0.7
 """Weight of own expression beside that of the rings, where training begins."""
@@ -86,7 +88,7 @@ class TransformerEncoder(MetaboliteEncoder):
     uses_graph = True
     n_rings = 2
     most_nets = nets_without_refit = 6
-    usual = Usual(max_epochs=100, patience=8, batch_size=256, lr=1e-2)
+    usual = Usual(max_epochs=100, patience=8, batch_size=256, lr=1e-2, eps=1e-8)
     correlation_weight = 0.5
     mass: torch.Tensor
     descriptors: torch.Tensor
@@ -251,10 +253,8 @@ class TransformerEncoder(MetaboliteEncoder):
         weights, values, heads = self.weights(queries), self.values(x, context), []
         for h, lift in enumerate(self.lifts(x, mask)):
             own = weights[:, h].T
-            # the rings side by side: one product for all of them
-            lifted = torch.cat([lift * value for value in values], dim=1)
-            mixed = torch.cat([own * queries.mix[:, h, j] for j in range(len(values))])
-            heads.append((lifted @ mixed) / (lift @ own))
+            attended = sum(lift * value @ (own * queries.mix[:, h, j]) for j, value in enumerate(values))
+            heads.append(attended / (lift @ own))
         return torch.stack(heads, dim=-1) * self.scale(weights)
 
     def contributions(

@@ -170,8 +170,12 @@ class AttentionReadOut(nn.Module):
             Position of each metabolite; `None`: all in their order.
         """
         at = slice(None) if metabolites is None else metabolites
-        embedding = (self.embedding[at] * known.unsqueeze(-1)).expand(len(activity), -1, -1)
-        bent = self.bend(torch.cat([torch.tanh(_SATURATION * activity), embedding], dim=-1)).squeeze(-1)
+        first, bending, last = self.bend
+        assert isinstance(first, nn.Linear)
+        # the embedding is the same in every spot: its part of the first layer is computed once
+        of_heads, of_embedding = first.weight.split([activity.shape[-1], _EMBEDDING], dim=1)
+        constant = linear(self.embedding[at] * known.unsqueeze(-1), of_embedding, first.bias)
+        bent = last(bending(linear(torch.tanh(_SATURATION * activity), of_heads) + constant)).squeeze(-1)
         value = (activity * self.slopes(known, metabolites)).sum(dim=-1) + bent + self.level[at] * known
         if self.covariates is not None:
             value = value + self.covariates(covariates)[:, at] * known

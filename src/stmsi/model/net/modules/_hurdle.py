@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
 from scvi import REGISTRY_KEYS
-from scvi.module.base import BaseModuleClass, LossOutput, auto_move_data
+from scvi.module.base import LossOutput, auto_move_data
 from torch import nn
 from torch.nn.functional import one_hot
 
-from stmsi._core.learning.expression_space import TARGET_SUM
 from stmsi.model.net.encoders import (
     ENCODERS,
     Context,
@@ -23,7 +21,7 @@ from stmsi.model.net.encoders import (
     SectionContext,
     Sizes,
 )
-from stmsi.model.net.encoders._section import section_keys
+from stmsi.model.net.modules._expression import log_expression
 from stmsi.model.net.modules._heads import AttentionReadOut, CorrectedHead, GroupedHead, LinearPath
 from stmsi.model.net.modules._losses import (
     IntensityLoss,
@@ -32,43 +30,24 @@ from stmsi.model.net.modules._losses import (
     intensity_loss,
     presence_loss,
 )
+from stmsi.model.net.modules._spot_rows import CLIP, SpotRows, Stage
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from numpy.typing import NDArray
 
-    from stmsi.model.net.encoders import SectionEncoder
-    from stmsi.model.net.encoders._encoder import Summary
 
 METABOLITES_KEY = "metabolites"
 PRESENCE_KEY = "presence"
 CLUSTER_KEY = "cluster"
 FEATURES_KEY = "features"
-Stage: TypeAlias = Literal["joint", "presence", "intensity", "local", "correction"]
 _AT_ONCE = 4096
 """Spots that are embedded at once."""
-_FLAT = 1e-3
-CLIP = 10.0
-"""Standard deviations that expression may lie from its training mean."""
 _SIGNATURE_WIDTH = 32
-_OF_SECTIONS = ("in_section", "section_rows", "section_start", "section_count")
-_OF_ROWS = (
-    "components",
-    "neighbours",
-    "ring",
-    "offset",
-    "position",
-    "spot_genes",
-    "embedded",
-    "held_out",
-    "ring_genes",
-    *_OF_SECTIONS,
-)
-"""Buffers about the spots at hand."""
 
 
-class HurdleModule(BaseModuleClass):
+class HurdleModule(SpotRows):
     """An encoder and two heads: presence and intensity, where asked for with the signature mask as an input of its own.
 
     What is fitted to the training spots before the gradient steps (genes used, their scaling, target statistics,
@@ -112,11 +91,6 @@ class HurdleModule(BaseModuleClass):
         Whether the expression comes as logarithms and not as counts.
     """
 
-    ring_genes: torch.Tensor
-    spot_genes: torch.Tensor
-    embedded: torch.Tensor
-    held_out: torch.Tensor
-
     def __init__(
         self,
         n_selected: int,
@@ -159,24 +133,7 @@ class HurdleModule(BaseModuleClass):
         self.register_buffer("positive_weight", torch.ones(n_metabolites))
         rings = ENCODERS[encoder].n_rings if has_graph else 0
         self.register_buffer("ring_scale", torch.ones(rings, n_selected if rings else 0))
-        # of the spots at hand, whoever they are: set anew for each data set and not saved
-        self.register_buffer("components", torch.empty(0, n_components), persistent=False)
-        self.register_buffer("neighbours", torch.empty(0, 0, dtype=torch.long), persistent=False)
-        self.register_buffer("ring", torch.empty(0, 0, dtype=torch.long), persistent=False)
-        self.register_buffer("offset", torch.empty(0, 0, 2), persistent=False)
-        self.register_buffer("position", torch.empty(0, 2), persistent=False)
-        # half precision: of many spots these are the largest arrays
-        self.register_buffer("spot_genes", torch.empty(0, n_selected, dtype=torch.float16), persistent=False)
-        self.register_buffer("embedded", torch.empty(0, 0), persistent=False)
-        self.register_buffer("held_out", torch.empty(0, 2 * n_metabolites), persistent=False)
-        self.register_buffer("ring_genes", torch.empty(0, 0, n_selected, dtype=torch.float16), persistent=False)
-        for name in _OF_SECTIONS:
-            self.register_buffer(name, torch.empty(0, dtype=torch.long), persistent=False)
-        self._summary: list[Summary] | None = None
-        # of the training sections, where targets are standardised in each
-        self.register_buffer("section", torch.empty(0, dtype=torch.long), persistent=False)
-        self.register_buffer("section_mean", torch.empty(0, n_metabolites), persistent=False)
-        self.register_buffer("section_scale", torch.empty(0, n_metabolites), persistent=False)
+        self._register_rows(n_selected, n_metabolites, n_components)
         n_covariates = sum(n_cats_per_cov) + n_continuous + sum(n_features)
         sizes = Sizes(
             n_selected, n_covariates, n_components, n_metabolites, has_prior, has_graph, n_clusters > 0, sum(n_features)
@@ -219,18 +176,6 @@ class HurdleModule(BaseModuleClass):
             buffer = getattr(self, name)
             buffer.copy_(torch.as_tensor(value, dtype=buffer.dtype))
 
-    def set_sections(self, code: NDArray[np.int64], mean: NDArray[np.float64], scale: NDArray[np.float64]) -> None:
-        """Section of all spots that batches will name by their row, and statistics by which targets are standardised there.
-
-        Parameters
-        ----------
-        code
-            Shape (spots,).
-        mean, scale
-            Shape (sections, metabolites).
-        """
-        self._set_rows(section=code, section_mean=mean, section_scale=scale)
-
     def set_linear_path(self, weight: NDArray[np.float64], bias: NDArray[np.float64]) -> None:
         """Weights on genes and features, shape (inputs, 2 x metabolites), and offsets of the prediction that the heads correct."""
         assert self.linear_path is not None
@@ -272,158 +217,6 @@ class HurdleModule(BaseModuleClass):
             with torch.no_grad():
                 self._set_rows(embedded=torch.cat([self._nodes(some) for some in rows]))
 
-    def set_context(
-        self,
-        values: NDArray[np.float32] | NDArray[np.float16],
-        neighbours: NDArray[np.int64],
-        ring: NDArray[np.int64],
-        offset: NDArray[np.float32],
-    ) -> None:
-        """The neighbourhoods of all spots that batches will name by their row.
-
-        Parameters
-        ----------
-        values
-            Components, or the standardised genes used where the encoder sees genes; shape (spots, width).
-        neighbours, ring, offset
-            Row, ring and relative position of each spot's neighbours; shapes (spots, K), (spots, K), (spots, K, 2).
-        """
-        seen = "spot_genes" if self.encoder.sees_genes else "components"
-        made = {"embedded": self.embedded[:0], "held_out": self.held_out[:0]}
-        self._set_rows(**{seen: values}, neighbours=neighbours, ring=ring, offset=offset, **made)
-
-    def set_held_out(self, rows: NDArray[np.int64], held_out: NDArray[np.float64]) -> None:
-        """What linear predictions without their group say of some spots; a correction is learned beside these.
-
-        Beside the linear path, which was fitted to the same spots and is too good there, neighbours would seem to add little.
-        """
-        values = np.full((len(self.neighbours), held_out.shape[1]), np.nan, np.float32)
-        values[rows] = held_out
-        self._set_rows(held_out=values)
-
-    def set_gene_context(self, rings: NDArray[np.float16]) -> None:
-        """Genes of the neighbourhoods of all spots that batches will name by their row, shape (spots, rings, genes used)."""
-        self._set_rows(ring_genes=rings)
-
-    def scale_rings(self, rows: NDArray[np.int64]) -> None:
-        """Bring the genes of each ring to unit variance over some spots, whose context was set."""
-        if not len(self.ring_scale):
-            return
-        rings = self.ring_genes
-        deviation = rings[torch.as_tensor(rows)].float().std(dim=0, correction=0)
-        self.ring_scale.copy_(torch.where(deviation > _FLAT, deviation, torch.ones_like(deviation)))
-        self.ring_genes = (rings / self.ring_scale).clamp(-CLIP, CLIP).half()
-
-    def set_own_sections(self, section: NDArray[np.int64]) -> None:
-        """Number of the section of all spots that batches will name by their row, for encoders with exemplars."""
-        self._set_rows(in_section=section)
-
-    def set_section_context(
-        self, components: NDArray[np.float32], position: NDArray[np.float32], section: NDArray[np.int64]
-    ) -> None:
-        """The sections of all spots that batches will name by their row.
-
-        Parameters
-        ----------
-        components
-            Shape (spots, components).
-        position
-            In steps between spots, shape (spots, 2).
-        section
-            Number of each spot's section from 0, none left out; spots see those of the same number.
-        """
-        code = torch.as_tensor(section)
-        count = code.bincount()
-        self._set_rows(
-            components=components, position=position, in_section=code, section_rows=code.argsort(stable=True),
-            section_start=count.cumsum(0) - count, section_count=count,
-        )  # fmt: skip
-
-    def forget_spots(self) -> None:
-        """Forget what is known of the spots at hand."""
-        self._set_rows(**{name: getattr(self, name)[:0].clone() for name in _OF_ROWS})
-
-    @contextmanager
-    def kept_rows(self) -> Iterator[None]:
-        """What is known of the spots by row, as it was afterwards, whatever other spots are embedded inside."""
-        kept = {name: getattr(self, name) for name in _OF_ROWS}
-        try:
-            yield
-        finally:
-            for name, value in kept.items():
-                setattr(self, name, value)
-
-    def _set_rows(self, **values: Any) -> None:
-        for name, value in values.items():
-            old = getattr(self, name)
-            setattr(self, name, torch.as_tensor(value, dtype=old.dtype, device=old.device))
-
-    @contextmanager
-    def sections_summed_up(self) -> Iterator[None]:
-        """Sum up all sections once for all batches inside, in which neither weights nor spots may change."""
-        if self.encoder.uses_section:
-            self._summary = self._summarise(torch.arange(len(self.section_count), device=self.section_count.device))
-        try:
-            yield
-        finally:
-            self._summary = None
-
-    def _summarise(self, sections: torch.Tensor) -> list[Summary]:
-        encoder = cast("SectionEncoder", self.encoder)
-        start, count = self.section_start[sections], self.section_count[sections]
-        return encoder.summarise(
-            section_keys(
-                self.components, self.position, self.section_rows, start, count, encoder.n_keys, draw=self.training
-            )
-        )
-
-    def _section_context(self, row: torch.Tensor) -> SectionContext:
-        row = row.reshape(-1).long()
-        section, summary = self.in_section[row], self._summary
-        if summary is None:
-            sections, section = section.unique(return_inverse=True)
-            summary = self._summarise(sections)
-        return SectionContext(self.components[row], self.position[row], section, summary)
-
-    def _context(self, row: torch.Tensor) -> Context:
-        row = row.reshape(-1).long()
-        neighbours, ring = self.neighbours[row], self.ring[row]
-        nodes = torch.cat([row.unsqueeze(1), torch.where(ring > 0, neighbours, row.unsqueeze(1))], dim=1)
-        each, place = nodes.unique(return_inverse=True)
-        edges = self._edges(nodes, ring) if self.encoder.uses_edges else None
-        return Context(self._nodes(each), place[:, 0], place[:, 1:], ring, self.offset[row], edges)
-
-    def _nodes(self, rows: torch.Tensor) -> torch.Tensor:
-        """What the encoder is told of single spots, shape (rows, width)."""
-        if len(self.embedded):
-            return self.embedded[rows]
-        values = (self.spot_genes if self.encoder.sees_genes else self.components)[rows].float()
-        if not isinstance(self.encoder, LocalFirstEncoder):
-            return values
-        units = self.encoder.embed_locally(values)
-        heads = (cast("CorrectedHead", head) for head in (self.presence_head, self.intensity_head))
-        predicted = torch.cat([head.read_locally(units) for head in heads], dim=1)
-        if self.linear_path is not None:
-            predicted = predicted + self._as_if_held_out(rows, self.linear_path.of_genes(values))
-        return torch.cat([units, predicted], dim=1)
-
-    def _as_if_held_out(self, rows: torch.Tensor, linear: torch.Tensor) -> torch.Tensor:
-        """Linear predictions of spots; while a correction is learned, those without their group where there are any."""
-        if self.stage != "correction" or not len(self.held_out):
-            return linear
-        apart = self.held_out[rows.reshape(-1).long()]
-        return torch.where(apart.isnan(), linear, apart)
-
-    def _edges(self, nodes: torch.Tensor, ring: torch.Tensor) -> torch.Tensor:
-        """Whether two of the spots in each row of `nodes`, shape (spots, 1 + K), share an edge; never where one is missing."""
-        there = torch.cat([ring.new_ones(len(ring), 1), ring], dim=1) > 0
-        near = torch.where(self.ring[nodes] == 1, self.neighbours[nodes], -1)
-        found = torch.zeros(*nodes.shape, nodes.shape[1], dtype=torch.bool, device=nodes.device)
-        for column in near.unbind(dim=2):
-            found |= column.unsqueeze(2) == nodes.unsqueeze(1)
-        # of a spot with many neighbours some are kept, so that it may be named by one side only
-        return (found | found.transpose(1, 2)) & there.unsqueeze(1) & there.unsqueeze(2)
-
     def _get_inference_input(self, tensors: dict[str, torch.Tensor], **kwargs: Any) -> dict[str, Any]:
         return {
             "x": tensors[REGISTRY_KEYS.X_KEY],
@@ -458,21 +251,15 @@ class HurdleModule(BaseModuleClass):
 
     def expression(self, x: torch.Tensor) -> torch.Tensor:
         """Log expression of the genes used, standardised by the training spots: 0 is their mean."""
-        if self.logged:
-            return ((x[:, self.gene_index] - self.gene_mean) / self.gene_scale).clamp(-CLIP, CLIP)
-        library = x.sum(dim=1, keepdim=True)
-        scaled = x[:, self.gene_index] * (TARGET_SUM / torch.where(library > 0, library, torch.ones_like(library)))
-        return ((torch.log1p(scaled) - self.gene_mean) / self.gene_scale).clamp(-CLIP, CLIP)
+        return self.standardise(log_expression(x, self.gene_index, logged=self.logged))
+
+    def standardise(self, log: torch.Tensor) -> torch.Tensor:
+        """Log expression of the genes used on the scale of the training spots, shape (spots, genes used)."""
+        return ((log - self.gene_mean) / self.gene_scale).clamp(-CLIP, CLIP)
 
     def signature_of(self, cluster: torch.Tensor) -> torch.Tensor | None:
         """Signature mask of each spot's cluster, shape (spots, genes used); `None` where the model has none."""
         return self.signature[cluster.reshape(-1).long()] if self.n_clusters else None
-
-    def gene_context(self, row: torch.Tensor | None) -> GeneContext | None:
-        """Genes of the rings of spots; `None` where the model has no graph."""
-        if row is None or not len(self.ring_scale):
-            return None
-        return GeneContext(self.ring_genes[row.reshape(-1).long().to(self.ring_genes.device)].float())
 
     def embed(
         self,
