@@ -44,6 +44,24 @@ def test_it_begins_with_a_question_and_ends_with_the_answer(path):
     assert re.search(r"\*\*The data are (simulated|real)\b", pages[0]), "the first cell says what the data are"
 
 
+def test_printed_commands_are_the_next_cells():
+    """Each `Next: stmsi ...` that a cell of the shell prints stands in a later cell, options may be added to it.
+
+    But for the last: it predicts the training sections, and the notebook says why it predicts a new one instead.
+    """
+    path = next(path for path in NOTEBOOKS if path.stem == "command_line")
+    cells = ["".join(cell["source"]) for cell in _cells(path, "code")]
+    printed = [
+        (number, match[1])
+        for number, cell in enumerate(_cells(path, "code"))
+        for output in cell["outputs"]
+        for match in re.finditer(r"^Next: stmsi (.+)$", _text(output), re.MULTILINE)
+    ]
+    assert len(printed) == 4
+    later = [(command, "\n".join(cells[number + 1 :])) for number, command in printed[:-1]]
+    assert [command for command, cells in later if f"stmsi --quiet {command}" not in cells] == []
+
+
 def test_every_notebook_has_a_card():
     index = ROOT / "docs" / "tutorials" / "index.md"
     if not index.exists():
