@@ -93,6 +93,20 @@ def test_align_says_what_is_wrong(unaligned, folder, tmp_path):
 # ------------------------------------------------------------------------------------------------- predict, evaluate
 
 
+def test_predict_several_files_of_which_one_is_bad(folder, tmp_path):
+    st, paths = read(folder / "st.h5ad"), []
+    for name in ("P1S1", "P2S1"):
+        paths.append(tmp_path / f"{name}.h5ad")
+        alone(st[(st.obs["sample"] == name).to_numpy()]).write_h5ad(paths[-1])
+    paths.append(tmp_path / "bad.h5ad")
+    paths[-1].write_bytes(b"nothing")
+    text = run("predict", *paths, "--model", folder / "model", "--out", tmp_path / "out", code=1)
+    assert re.search(r"Predicted \d+ spots of 2 of 3 files", text)
+    assert re.search(r"Failed: \S*bad\.h5ad: ", text)
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["P1S1.zarr", "P2S1.zarr"]
+    run("predict", *paths[:2], "--model", folder / "model", "--out", tmp_path / "again")
+
+
 @pytest.mark.parametrize("name", ["st.h5ad", "s.zarr"])
 def test_predict_then_evaluate(folder, tmp_path, name):
     out = tmp_path / "new" / f"pred{Path(name).suffix}"
