@@ -96,6 +96,20 @@ def warns_once(function: Callable[P, T]) -> Callable[P, T]:
 
 
 @contextmanager
+def only(level: int, *names: str) -> Iterator[None]:
+    """Of the loggers named, let only messages of this level and worse ones pass."""
+    logs = [logging.getLogger(name) for name in names]
+    before = [log.level for log in logs]
+    for log in logs:
+        log.setLevel(max(log.level, level))
+    try:
+        yield
+    finally:
+        for log, was in zip(logs, before, strict=True):
+            log.setLevel(was)
+
+
+@contextmanager
 def held_back() -> Iterator[list[logging.LogRecord]]:
     """Collect warnings of this thread instead of saying them; as plain values, which another process can send home."""
     found: list[logging.LogRecord] = []

@@ -1,3 +1,5 @@
+import logging
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -146,3 +148,20 @@ def test_fewer_neighbours_are_told(caplog):
     table.obs["sample"] = ["A"] * 10 + ["B"] * 3
     stmsi.pp.spatial_graph(table, coord_type="generic", n_neighs=6)
     assert "n_neighs=6 is lowered to 2 in all sections, as 'B' have no more spots" in caplog.text
+
+
+def test_what_squidpy_notes_is_not_said(toy):
+    records, log = [], logging.getLogger("spatialdata")
+    handler = logging.Handler()
+    handler.emit = records.append
+    log.addHandler(handler)
+    level = log.level
+    try:
+        stmsi.pp.spatial_graph(toy)
+        stmsi.pp.spatial_graph(toy, coord_type="generic")
+        assert records == []
+        log.info("said again")
+        assert len(records) == log.isEnabledFor(logging.INFO)
+    finally:
+        log.removeHandler(handler)
+    assert log.level == level

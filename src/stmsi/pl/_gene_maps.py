@@ -14,6 +14,7 @@ from stmsi._data.checks import listing, suggest
 from stmsi._data.feature_table import find_features
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_metabolites
+from stmsi._messages import only
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -132,12 +133,9 @@ def _match_core(adata: AnnData, features: pd.DataFrame) -> tuple[pd.DataFrame, p
     probe = AnnData(np.zeros((1, adata.n_vars), np.float32), obs=obs, var=var)
     probe.obsm[Key.obsm.MSI] = pd.DataFrame(0.0, index=obs.index, columns=ids)
     probe.uns[Key.uns.MSI] = {"features": features}
-    level = logger.level
-    logger.setLevel(logging.ERROR)
     try:
-        knowledge_prior(probe)
+        with only(logging.ERROR, logger.name):
+            knowledge_prior(probe)
     except ValueError:  # none of the metabolites or none of their genes: nothing to mark
         return pd.DataFrame(False, index=adata.var_names, columns=ids), None
-    finally:
-        logger.setLevel(level)
     return probe.varm[Key.varm.PRIOR], probe.uns[Key.uns.PRIOR]["matches"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -10,6 +11,7 @@ import pandas as pd
 from stmsi._data.checks import check_choice, listing
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_positions, sections_of, table_to_change
+from stmsi._messages import only
 from stmsi._settings import logger
 
 if TYPE_CHECKING:
@@ -84,7 +86,8 @@ def spatial_graph(
         st.obs[sample_key] = st.obs[sample_key].cat.remove_unused_categories()
         keys["library_key"] = sample_key
     if coord_type == "grid":
-        sq.gr.spatial_neighbors_grid(st, n_neighs=n_neighs, n_rings=n_rings, **keys)
+        with only(logging.WARNING, "spatialdata"):  # squidpy's logger: what it notes asks nothing of a user
+            sq.gr.spatial_neighbors_grid(st, n_neighs=n_neighs, n_rings=n_rings, **keys)
     else:
         if count.min() <= n_neighs:
             logger.warning(
@@ -92,5 +95,6 @@ def spatial_graph(
                 n_neighs, count.min() - 1, listing(names[count <= n_neighs]),
             )  # fmt: skip
             n_neighs = int(count.min()) - 1
-        sq.gr.spatial_neighbors_knn(st, n_neighs=n_neighs, **keys)
+        with only(logging.WARNING, "spatialdata"):
+            sq.gr.spatial_neighbors_knn(st, n_neighs=n_neighs, **keys)
     return changed

@@ -15,6 +15,7 @@ import pandas as pd
 from anndata import AnnData
 
 from stmsi._data.keys import Key
+from stmsi._messages import only
 from stmsi._settings import logger
 from stmsi.model._families import ModelSpec, named_models, resolve
 from stmsi.model.shared._spot_features import STAGES
@@ -71,7 +72,7 @@ class Member:
         adata = data if isinstance(data, AnnData) else data.adata if shares else data.adata.copy()
         takes_jobs = "n_jobs" in inspect.signature(self.cls).parameters
         params = ({"n_jobs": n_jobs} if takes_jobs else {}) | self.params
-        with named(f"Member {self.name!r} failed on {adata.n_obs} training spots"), _only_errors():
+        with named(f"Member {self.name!r} failed on {adata.n_obs} training spots"), only(logging.ERROR, logger.name):
             self.cls.setup_anndata(adata, **self.fields)
             model: Any = self.cls(adata, **params)
             shared = data.of_setup(model._setup) if shares else None  # type: ignore[union-attr]
@@ -85,7 +86,10 @@ class Member:
     def once(self, data: TrainingData, group: NDArray[np.bool_]) -> NDArray[np.float64]:
         """Both stages of a group of spots by one network that is trained without it, shape (2, spots, metabolites)."""
         adata, rows = data.adata.copy(), np.flatnonzero(group)
-        with named(f"Member {self.name!r} failed on a first group of {len(rows)} spots"), _only_errors():
+        with (
+            named(f"Member {self.name!r} failed on a first group of {len(rows)} spots"),
+            only(logging.ERROR, logger.name),
+        ):
             self.cls.setup_anndata(adata, **self.fields)
             model = self.cls(adata, **(self.params | {"n_nets": 1}))
             model.train(~group, rows, show_progress_bar=False, **self.train)
@@ -177,7 +181,10 @@ def predict_group(
                 covariates[name] = values.where(values.isin(known), usual)
     # clusters are assigned, as they are in new data
     held_out = replace(held_out, covariates=covariates, cluster=None)
-    with named(f"Member {member.name!r} failed to predict {len(held_out)} held-out spots"), _only_errors():
+    with (
+        named(f"Member {member.name!r} failed to predict {len(held_out)} held-out spots"),
+        only(logging.ERROR, logger.name),
+    ):
         return stages_of(model, held_out, metabolites)
 
 
@@ -197,14 +204,3 @@ def place(into: NDArray[np.float64], stages: NDArray[np.float64], own: pd.Index,
     """Put the columns of a member's metabolites where they belong among all."""
     at = own.get_indexer(metabolites)
     into[:, :, at >= 0] = stages[:, :, at[at >= 0]]
-
-
-@contextmanager
-def _only_errors() -> Iterator[None]:
-    """Without what members note about their part of the data, which the ensemble says once for all of it."""
-    before = logger.level
-    logger.setLevel(max(before, logging.ERROR))
-    try:
-        yield
-    finally:
-        logger.setLevel(before)

@@ -11,28 +11,22 @@ from contextlib import contextmanager
 
 import torch
 
+from stmsi._messages import only
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without scvi-tools' and Lightning's notes on columns, workers and accelerators, which ask nothing of a user."""
-    logs = [logging.getLogger(name) for name in ("scvi", "lightning.pytorch")]
-    levels = [log.level for log in logs]
-    for log in logs:
-        log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            warnings.filterwarnings("ignore", message="Category .* has fewer than")
-            # said of every query that holds few spots of a cluster, which does no harm
-            warnings.filterwarnings("ignore", message=".*has fewer than 3 cells")
-            # of a handful of training spots
-            warnings.filterwarnings("ignore", message="Last batch will have a small size")
-            # pandas 3 hands out read-only arrays; nothing here writes into a batch
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.setLevel(level)
+    with only(logging.ERROR, "scvi", "lightning.pytorch"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        warnings.filterwarnings("ignore", message="Category .* has fewer than")
+        # said of every query that holds few spots of a cluster, which does no harm
+        warnings.filterwarnings("ignore", message=".*has fewer than 3 cells")
+        # of a handful of training spots
+        warnings.filterwarnings("ignore", message="Last batch will have a small size")
+        # pandas 3 hands out read-only arrays; nothing here writes into a batch
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        yield
 
 
 @contextmanager
