@@ -198,7 +198,7 @@ def test_a_view_is_copied_with_a_notice(st, model, caplog):
 
 
 def test_something_else_is_refused(st, model):
-    with pytest.raises(TypeError, match="Expected an AnnData or a SpatialData, found DataFrame"):
+    with pytest.raises(TypeError, match="Expected an AnnData, a SpatialData or paths of stores, found DataFrame"):
         stmsi.tl.predict_metabolites(st.obs, model)
 
 
