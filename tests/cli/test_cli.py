@@ -25,7 +25,8 @@ from stmsi.cli import _app, app
 
 def run(*args, code=0):
     """Run a command; its whole output, whitespace collapsed and colours gone."""
-    result = CliRunner().invoke(app, ["--quiet", *map(str, args)])
+    # no line is long enough to be broken inside a path
+    result = CliRunner().invoke(app, ["--quiet", *map(str, args)], env={"COLUMNS": "1000"})
     text = re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;]*m", "", result.output))
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
     assert result.exit_code == code, text
