@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from anndata import AnnData
     from spatialdata import SpatialData
 
+_LOGGER = "spatialdata._logging"
+"""That of squidpy, which notes each graph; this asks nothing of a user."""
+
 
 def spatial_graph(
     data: SpatialData | AnnData,
@@ -86,7 +89,7 @@ def spatial_graph(
         st.obs[sample_key] = st.obs[sample_key].cat.remove_unused_categories()
         keys["library_key"] = sample_key
     if coord_type == "grid":
-        with only(logging.WARNING, "spatialdata"):  # squidpy's logger: what it notes asks nothing of a user
+        with only(logging.WARNING, _LOGGER):
             sq.gr.spatial_neighbors_grid(st, n_neighs=n_neighs, n_rings=n_rings, **keys)
     else:
         if count.min() <= n_neighs:
@@ -95,6 +98,6 @@ def spatial_graph(
                 n_neighs, count.min() - 1, listing(names[count <= n_neighs]),
             )  # fmt: skip
             n_neighs = int(count.min()) - 1
-        with only(logging.WARNING, "spatialdata"):
+        with only(logging.WARNING, _LOGGER):
             sq.gr.spatial_neighbors_knn(st, n_neighs=n_neighs, **keys)
     return changed
