@@ -259,12 +259,16 @@ def several_panels() -> Figure:
 # -- Models --------------------------------------------------------------------
 
 
-def two_stages() -> Figure:
+def three_maps(ion: str, titles: dict[str, str]) -> Figure:
     figure, axes = row(3, THREE)
-    titles = {"msi": "measured", "msi_pred_presence": "stage 1: P(present)", "msi_pred": "both stages: prediction"}
     for ax, (key, title) in zip(axes, titles.items(), strict=True):
-        stmsi.pl.spatial(predicted(), RARE, metabolite_key=key, sample=HELD_OUT, title=title, ax=ax)
+        stmsi.pl.spatial(predicted(), ion, metabolite_key=key, sample=HELD_OUT, title=title, ax=ax)
     return figure
+
+
+def two_stages() -> Figure:
+    titles = {"msi": "measured", "msi_pred_presence": "stage 1: P(present)", "msi_pred": "both stages: prediction"}
+    return three_maps(RARE, titles)
 
 
 def models_compared() -> Figure:
@@ -432,11 +436,8 @@ def clusters() -> Figure:
 
 
 def new_section() -> Figure:
-    figure, axes = row(3, THREE)
-    keys = {"msi_pred": "predicted", "msi_pred_presence": "P(present)", "msi_pred_width": "width of the interval"}
-    for ax, (key, title) in zip(axes, keys.items(), strict=True):
-        stmsi.pl.spatial(predicted(), LIPID, metabolite_key=key, sample=HELD_OUT, title=title, ax=ax)
-    return figure
+    titles = {"msi_pred": "predicted", "msi_pred_presence": "P(present)", "msi_pred_width": "width of the interval"}
+    return three_maps(LIPID, titles)
 
 
 FIGURES: list[Callable[[], Figure]] = [

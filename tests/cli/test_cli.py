@@ -106,6 +106,11 @@ def test_predict_several_files_of_which_one_is_bad(folder, tmp_path):
     assert re.search(r"Failed: \S*bad\.h5ad: ", text)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["P1S1.zarr", "P2S1.zarr"]
     run("predict", *paths[:2], "--model", folder / "model", "--out", tmp_path / "again")
+    text = fails(
+        "predict", paths[0], "--model", folder / "model", "--out", tmp_path / "p.h5ad", "--scheduler", "tcp://x:1"
+    )
+    assert "is the only one" in text
+    assert not (tmp_path / "p.h5ad").exists()
 
 
 @pytest.mark.parametrize("name", ["st.h5ad", "s.zarr"])

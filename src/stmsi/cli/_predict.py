@@ -55,6 +55,9 @@ def predict(
         if len(data) > 1:
             _predict_several(result, data, model, out, table_key, scheduler, options)
             return
+        if scheduler is not None:
+            msg = f"--scheduler shares several files out among workers; {data[0]} is the only one. Leave it out, or name more files."
+            raise ValueError(msg)
         _predict_one(result, data[0], model, out, table_key, options)
 
 
