@@ -25,7 +25,7 @@ from stmsi.cli import _app, app
 
 def run(*args, code=0):
     """Run a command; its whole output, whitespace collapsed and colours gone."""
-    # no line is long enough to be broken inside a path
+    # no table is broken; lines of text are whole in any terminal
     result = CliRunner().invoke(app, ["--quiet", *map(str, args)], env={"COLUMNS": "1000"})
     text = re.sub(r"\s+", " ", re.sub(r"\x1b\[[0-9;]*m", "", result.output))
     assert result.exception is None or isinstance(result.exception, SystemExit), repr(result.exception)
@@ -253,6 +253,18 @@ def test_train_on_several_stores(folder, tmp_path):
     text = run("train", *paths, tmp_path / "bad.h5ad", "--out", tmp_path / "n", "--skip-bad", *options, code=1)
     assert "bad.h5ad is left out" in text
     assert stmsi.model.load(tmp_path / "n").state.training["samples"] == ["P1S1", "P2S1"]
+
+
+def test_a_narrow_terminal_leaves_paths_of_warnings_whole(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(_app.console, "width", 20)
+    path = tmp_path / "a_long_name_of_a_store_that_cannot_be_read.h5ad"
+    handler = _app.WholeLines(console=_app.console)
+    handler.handle(
+        logging.makeLogRecord(
+            {"levelno": 30, "levelname": "WARNING", "msg": "%s is left out: [a] :x:", "args": (path,)}
+        )
+    )
+    assert capsys.readouterr().err == f"WARNING  {path} is left out: [a] :x:\n"
 
 
 def test_train_says_what_is_wrong(folder, tmp_path):

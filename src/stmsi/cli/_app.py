@@ -16,7 +16,6 @@ from time import perf_counter
 from typing import Annotated, Any
 
 import typer
-from rich.logging import RichHandler
 from rich.markup import escape
 from rich.progress import (
     BarColumn,
@@ -32,7 +31,7 @@ from rich.text import Text
 
 from stmsi._messages import once_per_cause
 from stmsi._progress import current_display, shared_display
-from stmsi.cli._console import SafeConsole
+from stmsi.cli._console import SafeConsole, WholeLines
 from stmsi.cli._signals import Stopped, termination_as_interrupt
 
 ISSUES = "https://github.com/stmsi/stmsi/issues"
@@ -129,7 +128,7 @@ def main(
         msg = "--quiet and --debug exclude each other."
         raise typer.BadParameter(msg)
     options.quiet, options.debug = quiet, debug
-    logging.getLogger("stmsi").handlers = [RichHandler(console=console, show_time=False, show_path=False)]
+    logging.getLogger("stmsi").handlers = [WholeLines(console=console)]
     # bars in a log file or a pipe are noise, and some packages write theirs to the standard output
     stmsi.settings.progress_bar = not quiet and console.is_terminal
     stmsi.settings.verbosity = "WARNING" if quiet else "DEBUG" if debug else "INFO"
