@@ -3,6 +3,7 @@
 asv run --config benchmarks/asv.conf.json --python=same --quick      # small files
 python benchmarks/speed/imzml.py                                     # 100,000 and 40,000 pixels; needs 4 GB of disk
 python benchmarks/speed/imzml.py --imzy PYTHON --thyra PYTHON        # with environments that have these packages
+python benchmarks/speed/imzml.py --only scale --processed 100000 20 --scale 10000 100000 1000000    # memory against pixels
 
 Wall time; processor time of all threads in brackets, which other programs on the machine disturb less.
 """
@@ -328,6 +329,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--processed", type=int, nargs=2, default=(100_000, 700), metavar=("PIXELS", "PEAKS"))
     parser.add_argument("--continuous", type=int, nargs=2, default=(40_000, 5000), metavar=("PIXELS", "BINS"))
+    parser.add_argument(
+        "--scale", type=int, nargs="+", metavar="PIXELS", help="sizes for `--only scale`; peaks as for --processed"
+    )
     parser.add_argument("--folder", type=Path, help="where the files are kept for another run")
     parser.add_argument("--imzy", help="a Python that has imzy")
     parser.add_argument("--thyra", help="a thyra program")
@@ -345,6 +349,9 @@ def run(options, folder: Path, scratch: Path) -> None:
     folder.mkdir(exist_ok=True)
     np.save(scratch / "mz.npy", targets())
     mz, cache = str(scratch / "mz.npy"), str(scratch / "cache")
+    if options.only == ["scale"]:
+        scale(options, folder, scratch, mz, cache)
+        return
     for mode, (pixels, peaks) in (("processed", options.processed), ("continuous", options.continuous)):
         path = folder / f"{mode}_{pixels}_{peaks}.imzML"
         if not path.exists():
@@ -431,12 +438,28 @@ def run(options, folder: Path, scratch: Path) -> None:
                 if done.returncode:
                     print(done.stdout[-2000:], done.stderr[-2000:])
     if "scale" in options.only:
-        for pixels in (options.processed[0] // 10, options.processed[0]):
-            path = folder / f"processed_{pixels}_{options.processed[1]}.imzML"
-            if not path.exists():
-                write_file(path, pixels, options.processed[1], continuous=False)
-            time, before, top, _ = child("section", str(path), mz, cache, str(scratch / f"scale_{pixels}.zarr"))
-            show(f"{pixels} pixels into a store", f"{time[0]:.2f} s ({time[1]:.2f}); {before:.0f} -> {top:.0f} MB")
+        scale(options, folder, scratch, mz, cache)
+
+
+def scale(options, folder: Path, scratch: Path, mz: str, cache: str) -> None:
+    """Memory of `read_imzml(out=)` against the number of pixels: of the first call, which reads the XML, and of the second."""
+    pixel_numbers = options.scale or (options.processed[0] // 10, options.processed[0])
+    peaks = options.processed[1]
+    last: dict[str, tuple[int, float]] = {}
+    for pixels in pixel_numbers:
+        path = folder / f"processed_{pixels}_{peaks}.imzML"
+        if not path.exists():
+            write_file(path, pixels, peaks, continuous=False)
+        for call in ("first", "second"):
+            out = scratch / f"scale_{pixels}_{call}.zarr"
+            time, before, top, _ = child("section", str(path), mz, f"{cache}_{pixels}", str(out))
+            files = sum(len(names) for _, _, names in os.walk(out))
+            told = f"{time[0]:.2f} s ({time[1]:.2f}); {before:.0f} -> {top:.0f} MB; {files} files"
+            if call in last:
+                fewer, less = last[call]
+                told += f"; {top / less - 1:+.0%}, {(top - less) * 1024 / (pixels - fewer):.2f} kB a pixel"
+            last[call] = pixels, top
+            show(f"{pixels} pixels x {peaks} into a store, {call} call", told)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,21 @@
 """``read_imzml(out=)``: the same as in memory, whole or not there."""
 
+import copy
 import os
+import tracemalloc
 
 import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 import spatialdata
+import zarr
+from spatialdata.config import settings as spatialdata_settings
+from spatialdata.transformations import get_transformation
 
+from stmsi._data.sections import msi_section, pixel_squares
 from stmsi._imzml import extract as _imzml_extract
-from stmsi.io import _msi_store, read_imzml
+from stmsi.io import _msi_store, _stored_pixels, read_imzml
 from stmsi.pp import normalize_msi
 
 RNG = np.random.default_rng(0)
@@ -34,6 +42,8 @@ def small(monkeypatch):
     monkeypatch.setattr(_msi_store, "_SMALLEST_CHUNK", 100)
     monkeypatch.setattr(_msi_store, "_LARGEST_CHUNK", 100)
     monkeypatch.setattr(_msi_store, "_LAZY_VALUES", 500)
+    monkeypatch.setattr(_stored_pixels, "_BLOCK", 25)
+    monkeypatch.setattr(_stored_pixels, "_OUTLINES", 15)
 
 
 @pytest.mark.usefixtures("small", "engine")
@@ -51,11 +61,18 @@ def test_store_equals_memory(path, tmp_path, mz):
         assert found.has_sorted_indices
         np.testing.assert_array_equal(found.toarray(), here.tables["msi"].X.toarray())
     for other in (table, again.tables["msi"]):
-        assert other.obs.equals(here.tables["msi"].obs)
+        pd.testing.assert_frame_equal(other.obs, here.tables["msi"].obs)
+        np.testing.assert_array_equal(other.obsm["spatial"], here.tables["msi"].obsm["spatial"])
         np.testing.assert_array_equal(other.var["mz"], here.tables["msi"].var["mz"])
     for sdata in (lazy, again):
         assert set(sdata.images) == {"a_tic"}
-        assert sdata.shapes["a_pixels"].geometry.equals(here.shapes["a_pixels"].geometry)
+        np.testing.assert_array_equal(sdata.images["a_tic"], here.images["a_tic"])
+        found, expected = sdata.shapes["a_pixels"], here.shapes["a_pixels"]
+        pd.testing.assert_index_equal(found.index, expected.index, exact=True)
+        assert found.geometry.geom_equals_exact(expected.geometry, 0).all()
+        assert get_transformation(found, get_all=True) == get_transformation(expected, get_all=True)
+        matched = spatialdata.match_table_to_element(sdata, "a_pixels", table_name="msi")
+        assert list(matched.obs_names) == list(here.tables["msi"].obs_names)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ibd", "a.imzML", "a.zarr"]
     normalize_msi(lazy, tic_key="tic")
     normalize_msi(here, tic_key="tic")
@@ -65,8 +82,6 @@ def test_store_equals_memory(path, tmp_path, mz):
 def test_store_has_few_files_and_large_chunks(path, tmp_path):
     read_imzml(path, mz=AXIS[::4], tolerance=500, out=tmp_path / "a.zarr")
     assert sum(len(files) for _, _, files in os.walk(tmp_path / "a.zarr")) < 120
-    import zarr
-
     group = zarr.open_group(tmp_path / "a.zarr" / "tables" / "msi" / "X", mode="r")
     for name in ("data", "indices"):
         assert np.prod(group[name].chunks) * group[name].dtype.itemsize >= 1_000_000
@@ -83,12 +98,19 @@ def test_a_store_that_exists_is_kept(path, tmp_path):
 
 
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-@pytest.mark.parametrize("where", ["append", "finish"])
-def test_a_failure_leaves_nothing(path, tmp_path, monkeypatch, error, where):
+@pytest.mark.parametrize(
+    ("of", "where"),
+    [
+        (_msi_store.StoredRows, "append"), (_stored_pixels, "_as_table"), (_stored_pixels, "_arrays_of"),
+        (_msi_store.StoredRows, "finish"),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("small")
+def test_a_failure_leaves_nothing(path, tmp_path, monkeypatch, error, of, where):
     def fails(*_):
         raise error
 
-    monkeypatch.setattr(_msi_store.StoredRows, where, fails)
+    monkeypatch.setattr(of, where, fails)
     with pytest.raises(error):
         read_imzml(path, mz=[500.0], out=tmp_path / "a.zarr")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ibd", "a.imzML"]
@@ -100,3 +122,106 @@ def test_a_bad_spectrum_leaves_nothing(tmp_path, handmade):
     with pytest.raises(ValueError, match=r"x=40, y=40 has 1 intensities that are negative"):
         read_imzml(path, mz=[500.0], out=tmp_path / "a.zarr")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.ibd", "a.imzML"]
+
+
+@pytest.mark.parametrize("encoding", ["WKB", "geoarrow"])
+@pytest.mark.usefixtures("small")
+def test_outlines_are_the_file_that_geopandas_writes(path, tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(spatialdata_settings, "shapes_geometry_encoding", encoding)
+    read_imzml(path, mz=[500.0], out=tmp_path / "a.zarr")
+    read_imzml(path, mz=[500.0]).write(tmp_path / "b.zarr")
+    ours, theirs = (
+        pq.ParquetFile(tmp_path / store / "shapes/a_pixels/shapes.parquet") for store in ("a.zarr", "b.zarr")
+    )
+    assert ours.num_row_groups > 1
+    assert ours.schema_arrow.equals(theirs.schema_arrow, check_metadata=True)
+    assert ours.read().equals(theirs.read())
+
+
+@pytest.mark.usefixtures("small")
+def test_arrays_are_those_that_anndata_writes(path, tmp_path):
+    read_imzml(path, mz=[500.0], out=tmp_path / "a.zarr")
+    read_imzml(path, mz=[500.0]).write(tmp_path / "b.zarr")
+    ours, theirs = (
+        dict(zarr.open_group(tmp_path / store / "tables/msi", mode="r").members(None)) for store in ("a.zarr", "b.zarr")
+    )
+    assert set(ours) == set(theirs)
+    for name, expected in theirs.items():
+        assert dict(ours[name].attrs) == dict(expected.attrs), name
+        if isinstance(expected, zarr.Array):
+            assert ours[name].dtype == expected.dtype, name
+            np.testing.assert_array_equal(ours[name][...], expected[...], err_msg=name)
+
+
+def test_outlines_are_read_when_asked_for(path, tmp_path, monkeypatch):
+    read = []
+    original = spatialdata.SpatialData.read
+    monkeypatch.setattr(
+        spatialdata.SpatialData, "read", lambda *a, **k: read.append(k["selection"]) or original(*a, **k)
+    )
+    monkeypatch.chdir(tmp_path)
+    sdata = read_imzml(path, mz=[500.0], out="a.zarr")
+    monkeypatch.chdir(tmp_path.parent)
+    assert list(sdata.shapes) == ["a_pixels"]
+    assert "a_pixels" in sdata.shapes
+    assert read == [("images",)]
+    outlines = sdata["a_pixels"]
+    assert read == [("images",), ("shapes",)]
+    assert outlines is sdata.shapes["a_pixels"]
+    assert len(outlines) == sdata.tables["msi"].n_obs
+    assert len(read) == 2
+    with pytest.raises(KeyError):
+        sdata.shapes["b_pixels"]
+    with pytest.raises(KeyError, match="A_pixels"):
+        sdata.images["A_pixels"] = sdata.images["a_tic"]
+
+
+@pytest.mark.parametrize(
+    ("use", "said"),
+    [
+        (repr, "GeoDataFrame shape: ({}, 1)"),
+        (lambda sdata: repr(sdata.shapes), "POLYGON"),
+        (lambda sdata: str([len(outlines) for outlines in sdata.shapes.values()]), "[{}]"),
+        (lambda sdata: str({name: len(outlines) for name, outlines in sdata.shapes.items()}), "{{'a_pixels': {}}}"),
+    ],
+)
+def test_outlines_come_by_every_way(path, tmp_path, use, said):
+    sdata = read_imzml(path, mz=[500.0], out=tmp_path / "a.zarr")
+    assert said.format(sdata.tables["msi"].n_obs) in use(sdata)
+    copy.deepcopy(sdata).write(tmp_path / "b.zarr")
+    assert len(spatialdata.read_zarr(tmp_path / "b.zarr").shapes["a_pixels"]) == sdata.tables["msi"].n_obs
+    sdata.shapes["more"] = sdata.shapes["a_pixels"].copy()
+    del sdata.shapes["a_pixels"]
+    assert list(sdata.shapes) == ["more"]
+
+
+def test_a_single_pixel(tmp_path, handmade):
+    path = handmade(tmp_path / "a.imzML", {(3, 5): ([500.0], [2.0])})
+    sdata = read_imzml(path, mz=[500.0], out=tmp_path / "a.zarr")
+    assert sdata.shapes["a_pixels"].geometry.equals(read_imzml(path, mz=[500.0]).shapes["a_pixels"].geometry)
+
+
+def test_blocks_save_memory(tmp_path, monkeypatch):
+    """Names, places and outlines of all pixels at once take several times as much."""
+    row, col = (axis.ravel() for axis in np.indices((100, 100)))
+    pixels = _stored_pixels.StoredPixels("a", row, col, (50.0, 50.0), np.ones(row.size))
+
+    def peak(block, store):
+        monkeypatch.setattr(_stored_pixels, "_BLOCK", block)
+        monkeypatch.setattr(_stored_pixels, "_OUTLINES", block)
+        some, blocks = pixels.first, []
+        monkeypatch.setattr(_stored_pixels, "pixel_squares", lambda *a: blocks.append(len(a[0])) or pixel_squares(*a))
+        tracemalloc.start()
+        msi_section(
+            np.ones((row[some].size, 1), np.float32), pd.DataFrame({"mz": [500.0]}, index=["ion"]), row[some], col[some],
+            sample="a", pixel_size=50, squares=pixels.corners(), obs=pd.DataFrame({"tic": pixels.tic[some]}),
+        ).write(store)  # fmt: skip
+        pixels.write(store)
+        top = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert max(blocks) == min(block, row.size)
+        return top
+
+    peak(2500, tmp_path / "imports.zarr")
+    small, large = peak(500, tmp_path / "a.zarr"), peak(row.size, tmp_path / "b.zarr")
+    assert small < large / 2

@@ -99,13 +99,15 @@ def msi_section(
     obs: pd.DataFrame | None = None,
     attrs: dict[str, Any] | None = None,
     checked: bool = False,
+    squares: GeoDataFrame | None = None,
 ) -> SpatialData:
     """A SpatialData with the ions of one section: table ``msi`` and shapes ``<sample>_pixels``.
 
     `X` pixels x ions, stored as float32 CSR; `var` with readable names as index and ``mz`` in Da where known; `row` and `col`
     of each pixel, integers; `pixel_size` in micrometres; `obs` more columns of the pixels; `attrs` plain values for
     ``uns["msi"]["attrs"][sample]``. `checked`: `X` is known to hold no impossible value, and to look takes memory; the
-    extent of the raster is known to be right.
+    extent of the raster is known to be right, and that no two pixels share a position. `squares` are the shapes where they are
+    not made here, because the caller writes those of all pixels by itself.
     """
     sample = check_sample_name(sample)
     row, col = _raster_index(row, sample), _raster_index(col, sample)
@@ -115,6 +117,36 @@ def msi_section(
         raise ValueError(msg)
     if not checked:
         check_extent(row, col, f"Section {sample!r}")
+        _check_positions(row, col, sample)
+    X = as_csr(X, np.float32)
+    if not checked:
+        check_nonnegative(X, f"MSI intensities of section {sample!r}")
+    obs, centres = pixel_columns(row, col, sample=sample, size=size, obs=obs)
+    table = AnnData(X, obs=obs, var=feature_frame(var))
+    table.uns[Key.uns.MSI] = {"attrs": {sample: {"pixel_size": np.array(size), **(attrs or {})}}}
+    table.obsm[Key.obsm.SPATIAL] = centres
+    if squares is None:
+        squares = pixel_squares(row, col, size)
+    return _linked(table, Key.table.MSI, squares, Key.pixels(sample), Key.msi_frame(sample))
+
+
+def pixel_columns(
+    row: NDArray[np.int64],
+    col: NDArray[np.int64],
+    *,
+    sample: str,
+    size: tuple[float, float],
+    obs: pd.DataFrame | None = None,
+) -> tuple[pd.DataFrame, NDArray[np.float64]]:
+    """What the table says of pixels: the columns of ``obs`` with names as index, and the centres in micrometres, (n, 2)."""
+    obs = pd.DataFrame(index=pd.RangeIndex(len(row))) if obs is None else obs.copy()
+    obs.index = pd.Index([f"{sample}_{r}_{c}" for r, c in zip(row, col, strict=True)])
+    obs[Key.obs.SAMPLE] = pd.Categorical([sample] * len(row))
+    obs[Key.obs.ROW], obs[Key.obs.COL] = row, col
+    return obs, np.column_stack([(col + 0.5) * size[0], (row + 0.5) * size[1]])
+
+
+def _check_positions(row: NDArray[np.int64], col: NDArray[np.int64], sample: str) -> None:
     position = pd.MultiIndex.from_arrays([row, col])
     if not position.is_unique:
         msg = (
@@ -123,17 +155,6 @@ def msi_section(
             "are combined, aligned and mapped one by one (stmsi.pp.add_metabolites brings them together)."
         )
         raise ValueError(msg)
-    X = as_csr(X, np.float32)
-    if not checked:
-        check_nonnegative(X, f"MSI intensities of section {sample!r}")
-    obs = pd.DataFrame(index=pd.RangeIndex(len(row))) if obs is None else obs.copy()
-    obs.index = pd.Index([f"{sample}_{r}_{c}" for r, c in zip(row, col, strict=True)])
-    obs[Key.obs.SAMPLE] = pd.Categorical([sample] * len(row))
-    obs[Key.obs.ROW], obs[Key.obs.COL] = row, col
-    table = AnnData(X, obs=obs, var=feature_frame(var))
-    table.uns[Key.uns.MSI] = {"attrs": {sample: {"pixel_size": np.array(size), **(attrs or {})}}}
-    table.obsm[Key.obsm.SPATIAL] = np.column_stack([(col + 0.5) * size[0], (row + 0.5) * size[1]])
-    return _linked(table, Key.table.MSI, pixel_squares(row, col, size), Key.pixels(sample), Key.msi_frame(sample))
 
 
 def check_extent(row: NDArray[np.integer], col: NDArray[np.integer], what: str) -> None:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stmsi._core.spectra.extraction import Rows
+    from stmsi.io._stored_pixels import StoredPixels
 
 _SMALLEST_CHUNK, _LARGEST_CHUNK = 2**19, 2**22
 """Values in a chunk: 2 to 16 MB of 32-bit numbers."""
@@ -25,10 +26,14 @@ _CHUNKS = 64
 _LAZY_VALUES = 2**22
 
 
-def write_with(rows: StoredRows, sdata: SpatialData, folder: Path, target: Path) -> None:
-    """Write a section whose table is empty, put the rows into it, and move the store from `folder` to its place."""
+def write_with(rows: StoredRows, pixels: StoredPixels, sdata: SpatialData, folder: Path, target: Path) -> None:
+    """Write a section of the first pixels without ions and of the corners; put in the rows and all pixels.
+
+    The store moves from `folder` to its place when it is whole.
+    """
     store = folder / "store"
     sdata.write(store)
+    pixels.write(store)
     rows.finish(store / "tables" / Key.table.MSI / "X")
     sdata.write_consolidated_metadata()
     store.rename(check_new(target, "store"))
@@ -107,8 +112,11 @@ def _sorted_rows(rows: Rows) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     return rows.data[order], rows.indices[order]
 
 
-def read_lazily(path: Path) -> SpatialData:
-    """A store with its MSI table left on disk: ``X`` is a dask array of CSR blocks, the rest is in memory."""
+def read_lazily(path: Path, pixels: StoredPixels) -> SpatialData:
+    """A store with its MSI table left on disk: ``X`` is a dask array of CSR blocks, ``obs`` and ``var`` are in memory.
+
+    The outlines are read when they are asked for.
+    """
     import zarr
     from anndata import AnnData
     from anndata import experimental as lazy
@@ -116,7 +124,7 @@ def read_lazily(path: Path) -> SpatialData:
     from spatialdata import SpatialData
     from spatialdata.models import TableModel
 
-    sdata = SpatialData.read(path, selection=("images", "shapes"))
+    sdata = SpatialData.read(path, selection=("images",))
     group: Any = zarr.open_group(str(path / "tables" / Key.table.MSI), mode="r")
     n_rows, n_columns = (int(n) for n in group["X"].attrs["shape"])
     per_row = group["X/data"].shape[0] / max(n_rows, 1)
@@ -126,4 +134,5 @@ def read_lazily(path: Path) -> SpatialData:
     annotated = parts["uns"][TableModel.ATTRS_KEY]
     annotated[TableModel.REGION_KEY] = list(np.atleast_1d(annotated[TableModel.REGION_KEY]))
     sdata.tables[Key.table.MSI] = AnnData(as_dask(group["X"], chunks=(rows, n_columns)), **parts)
+    pixels.read_on_demand(sdata, path)
     return sdata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
@@ -33,10 +34,12 @@ from stmsi._imzml.traits import Kinds, check_kinds, choose_spectra, mixtures, wa
 from stmsi._settings import logger
 from stmsi.io._files import check_new
 from stmsi.io._msi_store import StoredRows, read_lazily, write_with
+from stmsi.io._stored_pixels import StoredPixels
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from geopandas import GeoDataFrame
     from numpy.typing import NDArray
     from spatialdata import SpatialData
 
@@ -108,8 +111,8 @@ def read_imzml(
     check_checksum
         Whether to compare the binary file with the checksum in the imzML, which takes as long as reading it.
     out
-        A new SpatialData store (zarr) to write to while reading, so that the intensities are never in memory at once. It
-        appears when it is whole; an error leaves nothing behind.
+        A new SpatialData store (zarr) to write to while reading, so that neither the intensities nor the outlines of the pixels
+        are in memory at once. It appears when it is whole; an error leaves nothing behind.
     show_progress_bar
         Whether to show progress; `None` follows ``stmsi.settings.progress_bar``.
 
@@ -122,7 +125,7 @@ def read_imzml(
     ``uns["msi"]["attrs"][<sample>]`` holds ``pixel_size``, ``origin`` (the smallest x and y), ``file``, ``uuid``,
     ``mode``, ``spectrum_type``, ``polarity``, ``ms_level`` (the last three ``"mixed"`` where spectra differ), ``instrument``
     and how the ions were taken; of files that stmsi wrote also ``provenance``. With `out`, the object belongs to
-    the store and ``X`` is a dask array that is read when needed. Where ions of `mz` lie outside the m/z of the file,
+    the store, ``X`` is a dask array that is read when needed, and the squares are read when they are first asked for. Where ions of `mz` lie outside the m/z of the file,
     ``varm["measured"]`` is False for them, and :func:`stmsi.pp.map_to_spots` gives them NaN.
 
     Raises
@@ -171,48 +174,59 @@ def read_imzml(
     path = Path(path)
     check_imzml(path)
     sample = safe_ids([plain_stem(path)])[0] if sample is None else check_sample_name(sample)
-    with ImzmlFile(path) as file:
-        size = stated_pixel_size(file) if pixel_size is None else check_pixel_size(pixel_size)
-        chosen, row, col, origin = _raster(file, z, kinds, path)
-        identifier = file.check_uuid(check=check_uuid)
-        if check_checksum:
-            file.check_checksum()
-        plan, var, how = _plan(file, chosen, targets, options)
-        if targets is not None:
-            _tell_overlaps(plan, var.index, options, path)
-        attrs: dict[str, Any] = {
-            "format": "imzML", "file": path.name, "uuid": identifier, "mode": file.header.mode,
-            **file.index.traits.names(chosen), "instrument": file.header.instrument, "origin": origin,
-            "ions": how, "tolerance": options.tolerance, "unit": unit, "reduce": reduce,
-        }  # fmt: skip
-        if file.header.origin:
-            attrs["provenance"] = dict(file.header.origin)
-            if file.header.origin.get("values") == "predicted":
-                logger.warning("%s holds predicted intensities, not measured ones.", path.name)
-
-        def section(X: sp.csr_matrix, tic: NDArray[np.float64]) -> SpatialData:
-            obs = pd.DataFrame({Key.obs.TIC: tic})
-            sdata = msi_section(X, var, row, col, sample=sample, pixel_size=size, obs=obs, attrs=attrs, checked=True)
-            sdata.images[Key.tic_image(sample)] = raster_image(row, col, tic, size, sample)
-            if targets is not None and not (measured := _measured(file, chosen, plan, found, options)).all():
+    with nullcontext() if store is None else unfinished(store) as folder:
+        with ImzmlFile(path) as file:
+            size = stated_pixel_size(file) if pixel_size is None else check_pixel_size(pixel_size)
+            chosen, row, col, origin = _raster(file, z, kinds, path)
+            identifier = file.check_uuid(check=check_uuid)
+            if check_checksum:
+                file.check_checksum()
+            plan, var, how = _plan(file, chosen, targets, options)
+            if targets is not None:
+                _tell_overlaps(plan, var.index, options, path)
+            attrs: dict[str, Any] = {
+                "format": "imzML", "file": path.name, "uuid": identifier, "mode": file.header.mode,
+                **file.index.traits.names(chosen), "instrument": file.header.instrument, "origin": origin,
+                "ions": how, "tolerance": options.tolerance, "unit": unit, "reduce": reduce,
+            }  # fmt: skip
+            if file.header.origin:
+                attrs["provenance"] = dict(file.header.origin)
+                if file.header.origin.get("values") == "predicted":
+                    logger.warning("%s holds predicted intensities, not measured ones.", path.name)
+            shape = (len(chosen), plan.n_columns)
+            logger.info("%s: %d pixels x %d ions (%s)", path.name, *shape, how)
+            rows: SparseRows | StoredRows
+            if folder is None:
+                rows = SparseRows(*shape)
+            else:
+                most = int(np.minimum(file.lengths(chosen), plan.n_columns).sum())
+                rows = StoredRows(folder / "rows", *shape, most)
+            found = FoundColumns(rows, plan.n_columns)
+            tic = extract(file, chosen, plan, options, found)
+            measured = None if targets is None else _measured(file, chosen, plan, found, options)
+            if measured is not None and not measured.all():
                 _tell_unmeasured(var, measured, path)
+        del file, chosen  # 0.1 kB a spectrum
+
+        def section(X: sp.csr_matrix, part: slice, squares: GeoDataFrame | None = None) -> SpatialData:
+            sdata = msi_section(
+                X, var, row[part], col[part], sample=sample, pixel_size=size, obs=pd.DataFrame({Key.obs.TIC: tic[part]}),
+                attrs=attrs, checked=True, squares=squares,
+            )  # fmt: skip
+            sdata.images[Key.tic_image(sample)] = raster_image(row, col, tic, size, sample)
+            if measured is not None and not measured.all():
                 table = sdata.tables[Key.table.MSI]
                 table.varm[Key.varm.MEASURED] = pd.DataFrame({sample: measured}, index=table.var_names)
             return sdata
 
-        shape = (len(chosen), plan.n_columns)
-        logger.info("%s: %d pixels x %d ions (%s)", path.name, *shape, how)
-        if store is None:
-            rows = SparseRows(*shape)
-            found = FoundColumns(rows, plan.n_columns)
-            tic = extract(file, chosen, plan, options, found)
-            return section(rows.matrix(), tic)
-        with unfinished(store) as folder:
-            stored = StoredRows(folder / "rows", *shape, int(np.minimum(file.lengths(chosen), plan.n_columns).sum()))
-            found = FoundColumns(stored, plan.n_columns)
-            tic = extract(file, chosen, plan, options, found)
-            write_with(stored, section(sp.csr_matrix(shape, dtype=np.float32), tic), folder, store)
-    return read_lazily(store)
+        if isinstance(rows, SparseRows):
+            return section(rows.matrix(), slice(None))
+        assert folder is not None
+        assert store is not None
+        pixels = StoredPixels(sample, row, col, size, tic)
+        empty = sp.csr_matrix((len(tic[pixels.first]), shape[1]), dtype=np.float32)
+        write_with(rows, pixels, section(empty, pixels.first, pixels.corners()), folder, store)
+    return read_lazily(store, pixels)
 
 
 def _raster(
