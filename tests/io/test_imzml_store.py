@@ -2,7 +2,6 @@
 
 import copy
 import os
-import tracemalloc
 
 import numpy as np
 import pandas as pd
@@ -13,7 +12,7 @@ import zarr
 from spatialdata.config import settings as spatialdata_settings
 from spatialdata.transformations import get_transformation
 
-from stmsi._data.sections import msi_section, pixel_squares
+from stmsi._data import sections
 from stmsi._imzml import extract as _imzml_extract
 from stmsi.io import _msi_store, _stored_pixels, read_imzml
 from stmsi.pp import normalize_msi
@@ -201,27 +200,20 @@ def test_a_single_pixel(tmp_path, handmade):
     assert sdata.shapes["a_pixels"].geometry.equals(read_imzml(path, mz=[500.0]).shapes["a_pixels"].geometry)
 
 
-def test_blocks_save_memory(tmp_path, monkeypatch):
-    """Names, places and outlines of all pixels at once take several times as much."""
-    row, col = (axis.ravel() for axis in np.indices((100, 100)))
-    pixels = _stored_pixels.StoredPixels("a", row, col, (50.0, 50.0), np.ones(row.size))
+@pytest.mark.usefixtures("small")
+def test_pixels_are_never_all_in_memory(path, tmp_path, monkeypatch):
+    """The outlines and the names that exist at once are those of one block, and together they are those of all pixels."""
+    made = {"pixel_squares": [], "pixel_columns": []}
+    for module in (_stored_pixels, sections):
+        for name, sizes in made.items():
 
-    def peak(block, store):
-        monkeypatch.setattr(_stored_pixels, "_BLOCK", block)
-        monkeypatch.setattr(_stored_pixels, "_OUTLINES", block)
-        some, blocks = pixels.first, []
-        monkeypatch.setattr(_stored_pixels, "pixel_squares", lambda *a: blocks.append(len(a[0])) or pixel_squares(*a))
-        tracemalloc.start()
-        msi_section(
-            np.ones((row[some].size, 1), np.float32), pd.DataFrame({"mz": [500.0]}, index=["ion"]), row[some], col[some],
-            sample="a", pixel_size=50, squares=pixels.corners(), obs=pd.DataFrame({"tic": pixels.tic[some]}),
-        ).write(store)  # fmt: skip
-        pixels.write(store)
-        top = tracemalloc.get_traced_memory()[1]
-        tracemalloc.stop()
-        assert max(blocks) == min(block, row.size)
-        return top
+            def counted(row, *args, _original=getattr(sections, name), _sizes=sizes, **options):
+                _sizes.append(len(row))
+                return _original(row, *args, **options)
 
-    peak(2500, tmp_path / "imports.zarr")
-    small, large = peak(500, tmp_path / "a.zarr"), peak(row.size, tmp_path / "b.zarr")
-    assert small < large / 2
+            monkeypatch.setattr(module, name, counted)
+    n = read_imzml(path, mz=[500.0], out=tmp_path / "a.zarr").tables["msi"].n_obs
+    assert max(made["pixel_squares"]) <= 15 < n
+    assert max(made["pixel_columns"]) <= 25 < n
+    assert sum(made["pixel_columns"]) == n
+    assert sum(made["pixel_squares"]) - n in (2, 4)  # the corners, once for the store and once for the result
