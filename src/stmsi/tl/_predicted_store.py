@@ -55,6 +55,7 @@ def write_prediction(
     Out-of-distribution score of each spot.
     """
     import zarr
+    from zarr.codecs import BloscCodec
 
     target = check_new(Path(out), "store")
     features: pd.DataFrame = record["features"]
@@ -63,8 +64,13 @@ def write_prediction(
     in_a_block = max(-(-block_size * m // _CHUNK_VALUES), 1)  # whole chunks, so that none is read and written again
     chunk = min(n, -(-block_size // in_a_block))
     with unfinished(target) as folder:
+        fast = BloscCodec(
+            cname="lz4", shuffle="shuffle"
+        )  # of numbers with a fraction, smaller than zarr's default, too
         arrays = {
-            name: zarr.create_array(str(folder / name), shape=(n, m), chunks=(chunk, m), dtype="float32", zarr_format=3)
+            name: zarr.create_array(
+                str(folder / name), shape=(n, m), chunks=(chunk, m), dtype="float32", zarr_format=3, compressors=fast
+            )
             for name in names
         }
         blocks = model._predict_blocks(reader, coverage, block_size, marked=True)
