@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stmsi.model.shared._spot_reader import SpotReader
 
 _CHUNK_VALUES = 2**20
-"""Values in a chunk of the store: 4 MB of 32-bit numbers."""
+"""Values in a chunk of the store at most: 4 MB of 32-bit numbers."""
 
 
 def write_prediction(
@@ -55,15 +55,22 @@ def write_prediction(
     Out-of-distribution score of each spot.
     """
     import zarr
+    from zarr.codecs import BloscCodec
 
     target = check_new(Path(out), "store")
     features: pd.DataFrame = record["features"]
     n, m, names = len(reader), len(features), ("X", "presence", "lower", "upper", *how[1:])
     ood, found = np.empty(n, np.float32), np.empty(n, np.int8)
-    chunk = max(min(n, _CHUNK_VALUES // max(m, 1)), 1)
+    in_a_block = max(-(-block_size * m // _CHUNK_VALUES), 1)  # whole chunks, so that none is read and written again
+    chunk = min(n, -(-block_size // in_a_block))
     with unfinished(target) as folder:
+        fast = BloscCodec(
+            cname="lz4", shuffle="shuffle"
+        )  # of numbers with a fraction, smaller than zarr's default, too
         arrays = {
-            name: zarr.create_array(str(folder / name), shape=(n, m), chunks=(chunk, m), dtype="float32", zarr_format=3)
+            name: zarr.create_array(
+                str(folder / name), shape=(n, m), chunks=(chunk, m), dtype="float32", zarr_format=3, compressors=fast
+            )
             for name in names
         }
         blocks = model._predict_blocks(reader, coverage, block_size, marked=True)
