@@ -76,16 +76,11 @@ def write_prediction(
         blocks = model._predict_blocks(reader, coverage, block_size, marked=True)
         total = n_blocks(reader, model._reach, block_size)
         for rows, part in track(blocks, "predict", total=total, show=show_progress_bar):
-            frames = (
-                part.output(how[0]),
-                part.presence,
-                part.lower,
-                part.upper,
-                *(part.output(one) for one in how[1:]),
-            )
-            for name, frame in zip(names, frames, strict=True):
-                _put(arrays[name], rows, frame.to_numpy(np.float32))
+            layers = (part.output(how[0]), part.presence, part.lower, part.upper, *map(part.output, how[1:]))
+            for name, layer in zip(names, layers, strict=True):
+                _put(arrays[name], rows, layer.to_numpy(np.float32))
             ood[rows], found[rows] = part.ood, part.found  # type: ignore[assignment]  # asked for by marked=True
+            del part, layers, layer  # before the next are made
         table = AnnData(obs=obs.assign(**{Key.ood_of(key): ood}), var=features, uns={key: record})
         marks = marks_of(found, reader.spots.sample)
         write_marks(table, key, marks)
