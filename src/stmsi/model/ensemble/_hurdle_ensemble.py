@@ -91,7 +91,7 @@ class HurdleEnsemble(SpotModel):
         ``{"model": "ridge", "setup": {"graph_key": None}}``. Members that cannot read a graph are given none. `None`, the
         model ``"auto"``: two-stage ridge (without a prior), gene ridge, gene ridge z-scored, kernel ridge, screened ridge, where a
         knowledge prior is set up prior ridge, and with 1,000 spots gene attention (``"transformer"``), if a first group of
-        spots gains by it. One of these that fails is left out, with a warning; one that you named raises its error.
+        spots gains by it and then all groups do. One of these that fails is left out, with a warning; one that you named raises its error.
     nested
         Train every member once more for each group. The inner folds of members have chosen penalties and calibrated with
         the spots that they then predict, and components and landmarks have seen their genes; nested predictions are free of
