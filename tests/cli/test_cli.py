@@ -105,7 +105,13 @@ def test_predict_several_files_of_which_one_is_bad(folder, tmp_path):
     assert re.search(r"Predicted \d+ spots of 2 of 3 files", text)
     assert re.search(r"Failed: \S*bad\.h5ad: ", text)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["P1S1.zarr", "P2S1.zarr"]
-    run("predict", *paths[:2], "--model", folder / "model", "--out", tmp_path / "again")
+    text = run("predict", *paths[:2], "--model", folder / "model", "--out", tmp_path / "out")
+    assert re.search(r"spots of 2 of 2 files, 2 of them by an earlier run \(--overwrite: again\)", text)
+    other = ["--model", folder / "model", "--out", tmp_path / "out", "--coverage", "0.8"]
+    assert "was made from other options" in run("predict", *paths[:2], *other, code=1)
+    assert "earlier run" not in run("predict", *paths[:2], *other, "--overwrite")
+    text = fails("predict", paths[0], "--model", folder / "model", "--out", tmp_path / "p.h5ad", "--overwrite")
+    assert "--overwrite is for predictions of several files" in text
     text = fails(
         "predict", paths[0], "--model", folder / "model", "--out", tmp_path / "p.h5ad", "--scheduler", "tcp://x:1"
     )

@@ -284,7 +284,7 @@ def _read(
             path, group, table, layer, sample_key, None if directory is None else directory / f"{key}.json"
         )
     own = table[rows].copy() if len(rows) < table.n_obs else table
-    return StoredSection(path, key, own, rows, stored)
+    return StoredSection(path.absolute(), key, own, rows, stored)  # workers on a cluster have other working directories
 
 
 @cache
