@@ -256,6 +256,13 @@ def test_train_on_several_stores(folder, tmp_path):
     text = fails("train", *paths, tmp_path / "bad.h5ad", "--out", tmp_path / "n", *options)
     assert "1 of 3 stores cannot be used" in text
     assert not (tmp_path / "n").exists()
+    st[:, :50][(st.obs["sample"] == "P3S1").to_numpy()].copy().write_h5ad(tmp_path / "few.h5ad")
+    text = fails("train", *paths, tmp_path / "few.h5ad", "--out", tmp_path / "n", *options)
+    assert "it lacks 70 of the 120 genes" in text
+    assert "(--genes shared)" in text
+    run("train", *paths, tmp_path / "few.h5ad", "--out", tmp_path / "few", "--genes", "shared", *options)
+    assert stmsi.model.load(tmp_path / "few").card["training"]["n_genes"] == 50
+    assert "--genes='all' is not known" in fails("train", *paths, "--out", tmp_path / "n", "--genes", "all")
     text = run("train", *paths, tmp_path / "bad.h5ad", "--out", tmp_path / "n", "--skip-bad", *options, code=1)
     assert "bad.h5ad is left out" in text
     assert stmsi.model.load(tmp_path / "n").state.training["samples"] == ["P1S1", "P2S1"]

@@ -1,5 +1,6 @@
 """Many stores are predicted by one call; those that cannot be are named, and the others go on."""
 
+import errno
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ import pytest
 import zarr
 
 import stmsi
+from stmsi.tl import _predicted_store
 
 FEW = {"model": "ridge", "n_top_genes": 40, "n_components": 8}
 
@@ -148,6 +150,41 @@ def test_no_prediction_is_replaced_by_none(stores, model, table, tmp_path):
     predict(paths[:1], model, out=out, overwrite=True)
     with pytest.raises(ValueError, match="overwrite= is of stores"):
         predict(table.copy(), model, overwrite=True)
+
+
+def test_what_is_wrong_with_a_store_is_told_as_it_is(stores, model, table, tmp_path):
+    paths, sections = stores
+    other = sections[0].copy()
+    other.var_names, other.var = [f"x{name}" for name in other.var_names], other.var[[]]
+    other.write_h5ad(tmp_path / "genes.h5ad")
+    sections[1][:1].copy().write_h5ad(tmp_path / "spot.h5ad")
+    asked = [tmp_path / f"{name}.h5ad" for name in ("genes", "none", "spot")]
+    found = predict([*asked, paths[1]], model, out=tmp_path / "out", on_error="warn")
+    genes, none, spot, broken = found["error"]
+    assert genes.startswith("The data share no gene with the training panel")
+    assert none.startswith(f"There is no file {asked[1]}")
+    assert "cannot be read as an h5ad file" in broken
+    assert spot == ""
+    expected = predict(sections[1][:1].copy(), model, copy=True).obsm["msi_pred"]
+    np.testing.assert_allclose(ad.read_zarr(tmp_path / "out" / "spot.zarr").to_df(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_ends_the_run_which_is_taken_up(stores, model, tmp_path, monkeypatch, code):
+    paths, _ = stores
+    good, out, finished = [paths[0], paths[2]], tmp_path / "out", _predicted_store._finished
+
+    def full(folder, *args):
+        if folder.name.startswith(".S1.zarr"):
+            raise OSError(code, os.strerror(code))
+        return finished(folder, *args)
+
+    monkeypatch.setattr(_predicted_store, "_finished", full)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        predict(good, model, out=out)
+    assert [path.name for path in out.iterdir()] == ["S0.zarr"]
+    monkeypatch.undo()
+    assert list(predict(good, model, out=out)["kept"]) == [True, False]
 
 
 KILLED = """

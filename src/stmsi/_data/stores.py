@@ -26,19 +26,19 @@ def opened_table(path: Path, table_key: str) -> Iterator[Any]:
     KeyError
         A SpatialData without this table.
     ValueError
-        It is damaged, or something else; also where what is read of it inside the context cannot be.
+        It is damaged, or something else; also where what is read of it inside the context cannot be. Other errors of stmsi pass.
     """
     import h5py
     import zarr
 
     if path.is_dir():
-        with reading(path, "a zarr store", "copy or convert it again"):
+        with reading(path, "a zarr store", "copy or convert it again", own=True):
             if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
                 msg = f"{path} is not a zarr store: it has no zarr.json; found {inside(path)}."
                 raise ValueError(msg)
             yield _table_group(zarr.open_group(str(path), mode="r", use_consolidated=False), path, table_key)
         return
-    with reading(check_file(path), "an h5ad file"), h5py.File(path) as file:
+    with reading(check_file(path), "an h5ad file", own=True), h5py.File(path) as file:
         yield _table_group(file, path, table_key)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from stmsi.cli._app import SOME_FAILED, Json, command, say, step
+from stmsi.cli._app import SOME_FAILED, Json, command, one_of, say, step
 from stmsi.cli._files import check_new, read_data
 from stmsi.cli._next_step import new_path, say_next
 from stmsi.cli._obs_file import OBS, read_obs, tell_others
@@ -17,6 +17,7 @@ DEFAULT_MODEL = "auto"
 _DATA = (
     "Section(s) with ST and mapped MSI: SpatialData (.zarr) or AnnData (.h5ad). Several are never in memory together."
 )
+_GENES = "Of several: same refuses files that lack genes which most of them have; shared uses the genes that all have."
 _SKIP = "Of several: name those that cannot be used and go on without them (exit code 1)."
 _SUMS = "Of several: folder that keeps the sums over each section for another run."
 _LAYER = "Layer that holds the expression; default: X."
@@ -49,6 +50,7 @@ def train(
     prior_key: Annotated[str | None, typer.Option(help="Genes known of each metabolite, in varm.")] = None,
     obs: Annotated[Path | None, typer.Option(help=OBS)] = None,
     table_key: Annotated[str, typer.Option(help="ST table of a SpatialData.")] = "st",
+    genes: Annotated[str, one_of(_GENES, "same", "shared")] = "same",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help=_SKIP)] = False,
     cache_dir: Annotated[Path | None, typer.Option(help=_SUMS)] = None,
     as_json: Json = False,
@@ -64,6 +66,7 @@ def train(
         from stmsi.tl._train import train_on_stores
 
         check_choice(model, FAMILIES, "model")
+        check_choice(genes, ("same", "shared"), "--genes")
         for path in data:
             check_new(out, path)
         asked: dict[str, Any] = {
@@ -76,7 +79,7 @@ def train(
         if len(data) > 1:
             with step(f"Training {model} on {len(data)} stores"):
                 fitted, left_out = train_on_stores(
-                    data, model, named, table_key=table_key, genes="same",
+                    data, model, named, table_key=table_key, genes=genes,  # type: ignore[arg-type]
                     on_error="warn" if skip_bad else "raise", cache_dir=cache_dir, obs=by_section, show_progress_bar=None,
                 )  # fmt: skip
             result[SOME_FAILED] = [{"store": path, "error": why} for path, why in left_out.items()]

@@ -11,6 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+from stmsi._data.containers import check_file
 from stmsi._data.stores import file_times
 from stmsi._settings import logger
 from stmsi.model.shared._persistence import CARD, DATA
@@ -42,7 +43,15 @@ class MadeFrom:
 
     @classmethod
     def of(cls, model: str, path: Path, options: Mapping[str, Any]) -> MadeFrom:
-        """What the prediction of a store by a model with this hash is made from."""
+        """What the prediction of a store by a model with this hash is made from.
+
+        Raises
+        ------
+        FileNotFoundError, ValueError
+            There is no store.
+        """
+        if not path.is_dir():
+            check_file(path)
         return cls(model, fingerprint(file_times(path)), fingerprint(dict(options)), version("stmsi"))
 
     def entry(self, store: Path) -> dict[str, Any]:
@@ -117,7 +126,7 @@ def _record(out: Path) -> dict[str, Any] | None:
 
     with suppress(Exception):  # zarr raises what it likes on damaged files
         group = zarr.open_group(str(out), mode="r", use_consolidated=False)
-        for record in group["uns"].group_values():
+        for record in zarr.open_group(str(out / "uns"), mode="r", use_consolidated=False).group_values():
             if {"model", "params", "features"} <= set(record) and "X" in group and "layers" in group:
                 return {key: dict(read_elem(record[key])) for key in (MADE_FROM,) if key in record}
     return None

@@ -141,7 +141,7 @@ def predict_stores(
     bad = table[table["error"] != ""]
     if len(bad) and on_error == "raise":
         told = "; ".join(
-            f"{store}: {error}" for store, error in bad[["store", "error"]].head(10).itertuples(index=False)
+            f"{store}: {error.rstrip('.')}" for store, error in bad[["store", "error"]].head(10).itertuples(index=False)
         )
         msg = (
             f"{len(bad)} of {len(table)} stores cannot be predicted; the others are. {told}. Repair them and predict them alone; "
