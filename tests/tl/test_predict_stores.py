@@ -155,7 +155,7 @@ def test_no_prediction_is_replaced_by_none(stores, model, table, tmp_path):
 def test_what_is_wrong_with_a_store_is_told_as_it_is(stores, model, table, tmp_path):
     paths, sections = stores
     other = sections[0].copy()
-    other.var_names, other.var = [f"x{name}" for name in other.var_names], other.var[[]]
+    other.var = other.var[[]].set_axis("x" + other.var_names)
     other.write_h5ad(tmp_path / "genes.h5ad")
     sections[1][:1].copy().write_h5ad(tmp_path / "spot.h5ad")
     asked = [tmp_path / f"{name}.h5ad" for name in ("genes", "none", "spot")]
