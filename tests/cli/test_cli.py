@@ -105,7 +105,13 @@ def test_predict_several_files_of_which_one_is_bad(folder, tmp_path):
     assert re.search(r"Predicted \d+ spots of 2 of 3 files", text)
     assert re.search(r"Failed: \S*bad\.h5ad: ", text)
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["P1S1.zarr", "P2S1.zarr"]
-    run("predict", *paths[:2], "--model", folder / "model", "--out", tmp_path / "again")
+    text = run("predict", *paths[:2], "--model", folder / "model", "--out", tmp_path / "out")
+    assert re.search(r"spots of 2 of 2 files, 2 of them by an earlier run \(--overwrite: again\)", text)
+    other = ["--model", folder / "model", "--out", tmp_path / "out", "--coverage", "0.8"]
+    assert "was made from other options" in run("predict", *paths[:2], *other, code=1)
+    assert "earlier run" not in run("predict", *paths[:2], *other, "--overwrite")
+    text = fails("predict", paths[0], "--model", folder / "model", "--out", tmp_path / "p.h5ad", "--overwrite")
+    assert "--overwrite is for predictions of several files" in text
     text = fails(
         "predict", paths[0], "--model", folder / "model", "--out", tmp_path / "p.h5ad", "--scheduler", "tcp://x:1"
     )
@@ -250,6 +256,13 @@ def test_train_on_several_stores(folder, tmp_path):
     text = fails("train", *paths, tmp_path / "bad.h5ad", "--out", tmp_path / "n", *options)
     assert "1 of 3 stores cannot be used" in text
     assert not (tmp_path / "n").exists()
+    st[:, :50][(st.obs["sample"] == "P3S1").to_numpy()].copy().write_h5ad(tmp_path / "few.h5ad")
+    text = fails("train", *paths, tmp_path / "few.h5ad", "--out", tmp_path / "n", *options)
+    assert "it lacks 70 of the 120 genes" in text
+    assert "(--genes shared)" in text
+    run("train", *paths, tmp_path / "few.h5ad", "--out", tmp_path / "few", "--genes", "shared", *options)
+    assert stmsi.model.load(tmp_path / "few").card["training"]["n_genes"] == 50
+    assert "--genes='all' is not known" in fails("train", *paths, "--out", tmp_path / "n", "--genes", "all")
     text = run("train", *paths, tmp_path / "bad.h5ad", "--out", tmp_path / "n", "--skip-bad", *options, code=1)
     assert "bad.h5ad is left out" in text
     assert stmsi.model.load(tmp_path / "n").state.training["samples"] == ["P1S1", "P2S1"]

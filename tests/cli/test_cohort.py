@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pickle
 import re
 import shutil
@@ -339,3 +340,115 @@ def test_the_example_names_the_files_that_are_simulated(_toy, tmp_path, monkeypa
     assert not (tmp_path / "cohort").exists()
     entries = yaml.safe_load(EXAMPLE)
     assert Path(entries["sections"]["P1S1"]["st"]).parent.name == entries["simulate"]
+
+
+# --------------------------------------------------------------------------------------------- on a cluster
+
+_VERSION = """
+import importlib.metadata as package
+package.own = getattr(package, "own", package.version)
+told = {told!r}
+
+def version(name):
+    if name != "stmsi" or told == "own":
+        return package.own(name)
+    if told is None:
+        raise package.PackageNotFoundError(name)
+    return told
+
+package.version = version
+"""
+"""What a worker does where it is to tell another version of stmsi, or none."""
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    distributed = pytest.importorskip("distributed")
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+        yield cluster
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_folds_on_a_cluster_are_those_of_one_process(config, first, cluster, monkeypatch):
+    out = config.parent / "cohort"
+    alone = pd.read_csv(out / "validation" / "scores.csv")
+    shutil.rmtree(out / "folds")
+    (out / "records" / "validate.json").unlink()
+    monkeypatch.chdir(config.parent)
+    monkeypatch.setattr("stmsi.tl._cross_validate._train_and_score", None)  # here, and not on the workers
+    with cluster.get_client() as client:
+        client.run(os.chdir, "/")  # as on other machines
+    found, _ = run(config.name, "--step", "validate", "--scheduler", cluster.scheduler_address)
+    assert found["steps"] == {"done": 1, "kept": 0, "failed": 0, "blocked": 0}
+    scores = pd.read_csv(out / "validation" / "scores.csv")
+    assert len(scores) > 0
+    pd.testing.assert_frame_equal(scores.drop(columns="seconds"), alone.drop(columns="seconds"), check_exact=True)
+    assert not list(Path("/folds").glob("*")), "nothing is written where the workers are"
+    monkeypatch.undo()
+    assert {p.suffix for p in (out / "folds").iterdir()} >= {".parquet"}
+    assert run(config, code=1)[0]["steps"]["done"] == 0, "a run without the cluster takes it up"
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize(
+    ("told", "error"),
+    [(None, "have no stmsi. Install the same version there"), ("0.0.1", "have stmsi '0.0.1', here it is")],
+)
+def test_workers_that_cannot_do_it_are_told_before_anything_is_done(config, cluster, tmp_path, told, error):
+    other = _elsewhere(config, tmp_path)
+    with cluster.get_client() as client:
+        client.run(exec, _VERSION.format(told=told), {})
+        said = failure(other, "--scheduler", cluster.scheduler_address)
+        client.run(exec, _VERSION.format(told="own"), {})
+    assert error in said
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_scheduler_that_is_not_there_is_told_before_anything_is_done(config, tmp_path, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setattr("stmsi.tl._cluster._TIMEOUT", 0.3)
+    other = _elsewhere(config, tmp_path)
+    for more in ([], ["--check"], ["--step", "validate"]):
+        assert "No dask scheduler answers at 'tcp://127.0.0.1:1'" in failure(
+            other, "--scheduler", "tcp://127.0.0.1:1", *more
+        )
+    said = failure(other, "--scheduler", "tcp://127.0.0.1:1", "--step", "align")
+    assert "--scheduler is for the cross-validation" in said
+    assert not (tmp_path / "new").exists()
+
+
+def _elsewhere(config, tmp_path):
+    """The same cohort with another folder for its results."""
+    other = config.parent / f"{tmp_path.name}.yaml"
+    other.write_text(config.read_text().replace("out: cohort ", f"out: {tmp_path / 'new'} #"))
+    return other
+
+
+# ------------------------------------------------------------------------------------ columns of obs by section
+
+
+def test_columns_by_section_join_the_training(config, first, tmp_path):
+    table = tmp_path / "sections.csv"
+    text = re.sub(r" +patient: .*", "", config.read_text())
+    other = config.parent / "with_obs.yaml"
+    other.write_text(text.replace("model: ridge ", f"obs: {table}\n  covariate_key: [batch]\n  model: ridge "))
+    assert f"train: {table}" in failure(other)
+    table.write_text("section,patient,batch\nP1S1,007,a\nP3S1,8,b\n")
+    assert f"{table} has no row for section 'P2S1'; its rows are 'P1S1', 'P3S1'" in failure(other, "--check")
+    table.write_text("section,patient,batch\nP1S1,007,a\nP2S1,x,b\nP3S1,8,b\n")
+    before = {name: CohortSteps(_read(path)).train().key for name, path in (("own", config), ("obs", other))}
+    assert before["own"] != before["obs"]
+    steps = CohortSteps(_read(other))
+    data = steps._data(steps.ready(), ["ridge"])
+    assert steps_of._patient_of(data.spots) == {"P1S1": "007", "P3S1": "8"}
+    assert data.setup["covariate_keys"] == ["batch"]
+    model = data.train("ridge")
+    model.save(tmp_path / "model")
+    assert "batch" in str(model.card["setup"])
+    steps.train = lambda: steps_of.Step("train", tmp_path / "model", "k", None)
+    steps.predict("P3S1").work(tmp_path / "p.zarr")
+    assert set(ad.read_zarr(tmp_path / "p.zarr").obs["batch"]) == {"b"}
+    table.write_text("section,patient,batch\nP1S1,007,a\nP2S1,x,b\nP3S1,8,c\n")
+    assert CohortSteps(_read(other)).train().key != before["obs"]
+    other.write_text(config.read_text().replace("model: ridge ", f"obs: {table}\n  model: ridge "))
+    assert "has a column 'patient', and so have the sections" in failure(other, "--check")

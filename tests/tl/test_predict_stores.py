@@ -1,11 +1,19 @@
 """Many stores are predicted by one call; those that cannot be are named, and the others go on."""
 
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+
 import anndata as ad
 import numpy as np
 import pytest
 import zarr
 
 import stmsi
+from stmsi.tl import _predicted_store
 
 FEW = {"model": "ridge", "n_top_genes": 40, "n_components": 8}
 
@@ -58,8 +66,161 @@ def test_the_others_go_on_and_the_bad_one_is_named(stores, model, tmp_path, capl
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["S0.zarr", "S1.zarr"]
     for name, section in zip(("S0", "S1"), sections, strict=True):
         same(tmp_path / "out" / f"{name}.zarr", section, model)
-    with pytest.raises(ValueError, match=r"3 of 3 stores cannot be predicted.*S0.zarr"):
-        predict(paths, model, out=tmp_path / "out")  # what is there is not replaced
+
+
+def written(folder):
+    """When each file was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_second_run_does_what_is_missing(stores, model, tmp_path, caplog):
+    paths, sections = stores
+    good, out = [paths[0], paths[2]], tmp_path / "out"
+    assert not predict(good, model, out=out)["kept"].any()
+    shutil.rmtree(out / "S1.zarr")
+    before = written(out)
+    caplog.set_level("INFO")
+    model.save(tmp_path / "model")  # the folder counts as the same model
+    table = predict(good, tmp_path / "model", out=out, block_size=7)
+    assert list(table["kept"]) == [True, False]
+    assert list(table["n_spots"]) == [section.n_obs for section in sections]
+    assert "1 of 2 stores were predicted before" in caplog.text
+    assert {path: written(out)[path] for path in before} == before, "what was done is not touched"
+    same(out / "S1.zarr", sections[1], model)
+
+
+def _chunk(array):
+    return next(path for path in sorted((array / "c").rglob("*")) if path.is_file())
+
+
+@pytest.mark.parametrize("damage", ["cut", "gone"])
+def test_what_is_not_whole_is_made_again(stores, model, tmp_path, caplog, damage):
+    paths, sections = stores
+    predict(paths[:1], model, out=tmp_path / "out")
+    chunk = _chunk(tmp_path / "out" / "S0.zarr" / "layers" / "lower")
+    if damage == "cut":
+        chunk.write_bytes(chunk.read_bytes()[:-1])
+    else:
+        shutil.rmtree(tmp_path / "out" / "S0.zarr" / "obs" / "sample")
+    assert list(predict(paths[:1], model, out=tmp_path / "out")["kept"]) == [False]
+    assert "S0.zarr is not whole any more" in caplog.text
+    same(tmp_path / "out" / "S0.zarr", sections[0], model)
+
+
+def test_what_was_made_from_something_else_is_an_error(stores, model, table, tmp_path):
+    paths, sections = stores
+    one, out = paths[:1], tmp_path / "out"
+    predict(one, model, out=out)
+    before = written(out)
+    other = stmsi.tl.train(table, FEW | {"n_components": 7}, show_progress_bar=False)
+
+    def why(*args, **options):
+        return predict(*args, out=out, on_error="warn", **options)["error"].item()
+
+    assert "was made from another model; pass overwrite=True" in why(one, other)
+    assert "was made from other options;" in why(one, model, coverage=0.8)
+    sections[0][::2].copy().write_h5ad(paths[0])
+    assert "was made from another input (its size or time of change differs);" in why(one, model)
+    assert "another model, another input" in why(one, other, coverage=0.9)
+    assert written(out) == before
+    assert not predict(one, other, out=out, overwrite=True)["kept"].any()
+    same_other = ad.read_zarr(out / "S0.zarr")
+    np.testing.assert_allclose(
+        same_other.to_df(), predict(sections[0][::2].copy(), other, copy=True).obsm["msi_pred"], rtol=1e-6
+    )
+    assert predict(one, other, out=out)["kept"].all()
+    assert [path.name for path in out.iterdir()] == ["S0.zarr"], "nothing is left beside it"
+
+
+def test_no_prediction_is_replaced_by_none(stores, model, table, tmp_path):
+    paths, sections = stores
+    out = tmp_path / "out"
+    shutil.copytree(paths[2] / "tables" / "st", out / "S0.zarr")  # a section, as an AnnData
+    before = written(out)
+    for overwrite in (False, True):
+        with pytest.raises(ValueError, match=r"S0\.zarr exists and is no prediction that can be read"):
+            predict(paths[:1], model, out=out, overwrite=overwrite)
+    assert written(out) == before
+    shutil.rmtree(out / "S0.zarr")
+    predict(sections[0], model, out=out / "S0.zarr")  # of data in memory: nobody knows what became of them
+    with pytest.raises(
+        ValueError, match=r"S0\.zarr exists and does not say what it was made from; pass overwrite=True"
+    ):
+        predict(paths[:1], model, out=out)
+    predict(paths[:1], model, out=out, overwrite=True)
+    with pytest.raises(ValueError, match="overwrite= is of stores"):
+        predict(table.copy(), model, overwrite=True)
+
+
+def test_what_is_wrong_with_a_store_is_told_as_it_is(stores, model, table, tmp_path):
+    paths, sections = stores
+    other = sections[0].copy()
+    other.var = other.var[[]].set_axis("x" + other.var_names)
+    other.write_h5ad(tmp_path / "genes.h5ad")
+    sections[1][:1].copy().write_h5ad(tmp_path / "spot.h5ad")
+    asked = [tmp_path / f"{name}.h5ad" for name in ("genes", "none", "spot")]
+    found = predict([*asked, paths[1]], model, out=tmp_path / "out", on_error="warn")
+    genes, none, spot, broken = found["error"]
+    assert genes.startswith("The data share no gene with the training panel")
+    assert none.startswith(f"There is no file {asked[1]}")
+    assert "cannot be read as an h5ad file" in broken
+    assert spot == ""
+    expected = predict(sections[1][:1].copy(), model, copy=True).obsm["msi_pred"]
+    np.testing.assert_allclose(ad.read_zarr(tmp_path / "out" / "spot.zarr").to_df(), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_full_disk_ends_the_run_which_is_taken_up(stores, model, tmp_path, monkeypatch, code):
+    paths, _ = stores
+    good, out, finished = [paths[0], paths[2]], tmp_path / "out", _predicted_store._finished
+
+    def full(folder, *args):
+        if folder.name.startswith(".S1.zarr"):
+            raise OSError(code, os.strerror(code))
+        return finished(folder, *args)
+
+    monkeypatch.setattr(_predicted_store, "_finished", full)
+    with pytest.raises(OSError, match=os.strerror(code)):
+        predict(good, model, out=out)
+    assert [path.name for path in out.iterdir()] == ["S0.zarr"]
+    monkeypatch.undo()
+    assert list(predict(good, model, out=out)["kept"]) == [True, False]
+
+
+KILLED = """
+import os, signal, sys
+import stmsi
+from stmsi.tl import _predicted_store
+
+finished, calls = _predicted_store._finished, []
+
+def killed(*args):
+    calls.append(args)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return finished(*args)
+
+_predicted_store._finished = killed
+stmsi.tl.predict_metabolites(sys.argv[3:], sys.argv[1], out=sys.argv[2], show_progress_bar=False)
+"""
+
+
+def test_a_killed_run_is_taken_up(stores, model, tmp_path):
+    paths, sections = stores
+    good, out = [paths[0], paths[2]], tmp_path / "out"
+    model.save(tmp_path / "model")
+    ended = subprocess.run([sys.executable, "-c", KILLED, tmp_path / "model", out, *good], check=False, timeout=300)
+    assert ended.returncode == -signal.SIGKILL
+    assert (out / "S0.zarr").exists()
+    assert [path.name for path in out.iterdir() if path.name.startswith(".S1.zarr")], (
+        "it was killed while it wrote the second"
+    )
+    before = written(out / "S0.zarr")
+    table = predict(good, tmp_path / "model", out=out)
+    assert list(table["kept"]) == [True, False]
+    assert written(out / "S0.zarr") == before
+    assert sorted(path.name for path in out.iterdir()) == ["S0.zarr", "S1.zarr"]
+    same(out / "S1.zarr", sections[1], model)
 
 
 def test_without_a_folder_each_lies_beside_its_store(stores, model, tmp_path):
@@ -89,10 +250,18 @@ def test_what_makes_no_sense_is_refused(stores, model, table, tmp_path):
 
 @pytest.mark.once
 @pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
-def test_workers_predict_the_same(stores, model, tmp_path):
+def test_workers_predict_the_same(stores, model, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     paths, sections = stores
+    monkeypatch.chdir(tmp_path)
+    names = [path.name for path in paths]
     with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
-        table = predict(paths, model, out=tmp_path / "out", on_error="warn", client=cluster.scheduler_address)
+        with cluster.get_client() as client:
+            client.run(os.chdir, "/")  # as workers on other machines
+        first = predict(names[:1], model, out="out", client=cluster.scheduler_address)
+        table = predict(names, model, out="out", on_error="warn", client=cluster.scheduler_address)
+    assert not first["kept"].any()
     assert list(table["error"] == "") == [True, False, True]
+    assert list(table["kept"]) == [True, False, False]
+    assert list(table["store"]) == names
     same(tmp_path / "out" / "S0.zarr", sections[0], model)

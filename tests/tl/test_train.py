@@ -195,6 +195,20 @@ def test_genes_and_metabolites_that_some_stores_lack(sections, stores, tmp_path,
     assert n.iloc[2] < n.iloc[0]
 
 
+def test_panels_that_share_little_are_told(sections, stores, tmp_path, caplog):
+    few = sections[0][:, :50].copy()
+    path = write(few, tmp_path / "few.h5ad")
+    assert train([path, *stores[1:]], "mean", genes="shared").card["training"]["n_genes"] == 50
+    assert f"The stores share 50 genes, and {stores[1]} has 120: {path} has only 50." in caplog.text
+    assert "share no metabolite" not in caplog.text
+    other = sections[0].copy()
+    for key in ("msi", "msi_presence"):
+        other.obsm[key] = other.obsm[key].add_suffix("_other")
+    model = train([write(other, tmp_path / "other.h5ad"), stores[1]], "mean")
+    assert len(model.metabolites) == 2 * sections[0].obsm["msi"].shape[1]
+    assert "The 2 stores share no metabolite: each is trained on one store." in caplog.text
+
+
 def test_one_store_without_a_section_name_and_a_section_of_one_spot(sections, stores, tmp_path):
     nameless, single = (
         sections[0].copy(),

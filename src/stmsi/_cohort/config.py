@@ -126,7 +126,14 @@ def read_cohort(path: Path, options: Options, of_section: tuple[str, ...]) -> Co
 
 def check_files(cohort: Cohort) -> None:
     """Raise a `FileNotFoundError` that names all files which are not there."""
-    missing = []
+    own_steps = {step for section in cohort.sections.values() for step in section.options}
+    common = {step: own for step, own in cohort.options.items() if step not in own_steps}
+    missing = [
+        f"{step}: {p}{suggest(p.name, _beside(p))}"
+        for step, own in common.items()
+        for p in own.values()
+        if isinstance(p, Path) and not p.exists()
+    ]
     for section in cohort.sections.values():
         paths: list[Any] = [section.st, section.msi, *(v for own in section.options.values() for v in own.values())]
         missing += [

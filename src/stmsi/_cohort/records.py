@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from stmsi._data.small_files import read_json
+from stmsi._data.stores import file_times
 from stmsi._data.whole_file import whole_file
 
 if TYPE_CHECKING:
@@ -59,18 +60,10 @@ class Records:
 
 
 def files_of(path: Path | None) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of change of a file with its companion, or of all files of a folder, in a fixed order.
-
-    Names begin at the file or folder itself: from another working directory, or in another place, they are the same.
-    """
+    """Names, sizes and times of change of a file with its companion, or of all files of a folder, in a fixed order."""
     if path is None:
         return []
-    if path.is_dir():
-        found = [(p.relative_to(path).as_posix(), p) for p in sorted(path.rglob("*")) if p.is_file()]
-    else:
-        found = [(p.name, p) for p in (path, *_companions(path))]
-    stats = [(name, p.stat()) for name, p in found]
-    return [(name, s.st_size, s.st_mtime_ns) for name, s in stats]
+    return [one for file in (path, *_companions(path)) for one in file_times(file)]
 
 
 def _companions(path: Path) -> list[Path]:

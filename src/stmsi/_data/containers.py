@@ -35,8 +35,12 @@ _LAZY_PARTS = ("images", "labels")
 """Elements of a store that are read when they are drawn."""
 
 
+_NOT_OF_THE_FILE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EMFILE)
+"""Errors of a disk that is written to, and of too many open files."""
+
+
 @contextmanager
-def reading(path: Path, what: str, remedy: str = AGAIN) -> Iterator[None]:
+def reading(path: Path, what: str, remedy: str = AGAIN, *, own: bool = False) -> Iterator[None]:
     """Turn what a library raises while it reads a file into one error that names the file.
 
     Parameters
@@ -47,21 +51,23 @@ def reading(path: Path, what: str, remedy: str = AGAIN) -> Iterator[None]:
         What it should be: ``"a parquet file"``.
     remedy
         What to do, where the error itself does not tell.
+    own
+        Errors of stmsi pass as they are: more than reading is done while the file is open.
 
     Raises
     ------
     ValueError
-        Anything was raised but an `ImportError` (a package is missing), a `PermissionError`, a full disk, or an error of stmsi that
-        names `path` already. Libraries raise what they like on damaged files, `MemoryError` and `RecursionError` among them.
+        Anything was raised but an `ImportError` (a package is missing), a `PermissionError`, a disk that cannot be written to, or an error of
+        stmsi that names `path` already. Libraries raise what they like on damaged files, `MemoryError` and `RecursionError` among them.
     """
     try:
         yield
     except (ImportError, PermissionError):
         raise
     except Exception as error:
-        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EMFILE):
+        if isinstance(error, OSError) and error.errno in _NOT_OF_THE_FILE:
             raise
-        if _is_own(error) and str(path) in str(error):
+        if _is_own(error) and (own or str(path) in str(error)):
             raise
         msg = f"{path} cannot be read as {what} ({_cause(error)}); {_newer(error) or remedy}."
         raise ValueError(msg) from error

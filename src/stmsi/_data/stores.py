@@ -26,19 +26,19 @@ def opened_table(path: Path, table_key: str) -> Iterator[Any]:
     KeyError
         A SpatialData without this table.
     ValueError
-        It is damaged, or something else; also where what is read of it inside the context cannot be.
+        It is damaged, or something else; also where what is read of it inside the context cannot be. Other errors of stmsi pass.
     """
     import h5py
     import zarr
 
     if path.is_dir():
-        with reading(path, "a zarr store", "copy or convert it again"):
+        with reading(path, "a zarr store", "copy or convert it again", own=True):
             if not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
                 msg = f"{path} is not a zarr store: it has no zarr.json; found {inside(path)}."
                 raise ValueError(msg)
             yield _table_group(zarr.open_group(str(path), mode="r", use_consolidated=False), path, table_key)
         return
-    with reading(check_file(path), "an h5ad file"), h5py.File(path) as file:
+    with reading(check_file(path), "an h5ad file", own=True), h5py.File(path) as file:
         yield _table_group(file, path, table_key)
 
 
@@ -97,3 +97,16 @@ def content_of(path: Path) -> tuple[str, int, int]:
     files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
     stats = [file.stat() for file in files]
     return str(path.resolve()), sum(s.st_size for s in stats), max((s.st_mtime_ns for s in stats), default=0)
+
+
+def file_times(path: Path) -> list[tuple[str, int, int]]:
+    """Names, sizes and times of change (ns) of a file, or of all files of a folder, in a fixed order.
+
+    Names begin at the file or folder itself: from another working directory, or in another place, they are the same.
+    """
+    if path.is_dir():
+        found = [(p.relative_to(path).as_posix(), p) for p in sorted(path.rglob("*")) if p.is_file()]
+    else:
+        found = [(path.name, path)]
+    stats = [(name, p.stat()) for name, p in found]
+    return [(name, s.st_size, s.st_mtime_ns) for name, s in stats]

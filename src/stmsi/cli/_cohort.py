@@ -62,13 +62,15 @@ def cohort(
         from stmsi.cli._cohort_steps import CohortSteps
 
         steps = CohortSteps(_read(config), jobs, scheduler, resume=resume)
+        steps.check_obs()
         result |= {"config": str(config), "out": str(steps.cohort.out), "report": None}
+        _check_step(steps, step, section)
+        _check_scheduler(scheduler, step)
         if check:
             say(
                 f"{config} is fine: {len(steps.cohort.sections)} sections, {len(steps.cohort.measured)} of them with MSI."
             )
             return
-        _check_step(steps, step, section)
         _claim(steps.cohort.out)
         done = _Progress(_planned(steps, step, section))
         for outcome in done.shown(_selected(steps, step, section, again=not resume)):
@@ -115,6 +117,18 @@ def _check_step(steps: CohortSteps, step: str | None, section: str | None) -> No
         msg = f"--section goes with --step, which names what to do with {section!r}."
         raise ValueError(msg)
     chosen(list(steps.cohort.sections), section, f"the sections of {steps.cohort.source}")
+
+
+def _check_scheduler(scheduler: str | None, step: str | None) -> None:
+    """Raise where the scheduler cannot be used: hours of other steps may come before its own."""
+    if scheduler is None:
+        return
+    if step not in (None, "validate"):
+        msg = f"--scheduler is for the cross-validation; leave it out with --step {step}."
+        raise ValueError(msg)
+    from stmsi.tl._cluster import check_scheduler
+
+    check_scheduler(scheduler)
 
 
 def _claim(out: Path) -> None:

@@ -44,7 +44,7 @@ class CohortData(ABC):
 
 def open_cohort(
     stores: Mapping[str, Path],
-    patients: Mapping[str, str],
+    obs: pd.DataFrame | None,
     options: Mapping[str, Any],
     models: Sequence[str],
     sums: Path | None,
@@ -55,8 +55,8 @@ def open_cohort(
     ----------
     stores
         Mapped SpatialData of each section.
-    patients
-        Patient of each section, where the configuration names them.
+    obs
+        What the configuration says of sections, such as the patient: a table whose index names them.
     options
         Of the step ``train``.
     models
@@ -78,7 +78,6 @@ def open_cohort(
     if not stores:
         msg = "No section is mapped, so there is nothing to train on."
         raise ValueError(msg)
-    obs = {Key.obs.PATIENT: dict(patients)} if len(patients) == len(stores) else None
     given = {_SETUP_NAMES.get(k, k): options[k] for k in _TRAINED_WITH if options[k] is not None}
     fields = fields_of_stores(given or None, None, None)
     if "presence_key" not in given:
@@ -103,7 +102,7 @@ def open_cohort(
     if why is None:
         return _OnDisk(found, paths, setup, obs, sums)
     logger.warning("All spots are held in memory, because %s.", why)
-    return _InMemory(paths, patients, setup, str(options["join"]), sums)
+    return _InMemory(paths, obs, setup, str(options["join"]), sums)
 
 
 def _why_in_memory(found: StoredSections, models: Sequence[str], fields: Mapping[str, Any], join: str) -> str | None:
@@ -132,7 +131,7 @@ class _OnDisk(CohortData):
     found: StoredSections
     paths: list[Path]
     setup: dict[str, Any]
-    obs: Mapping[str, Mapping[str, Any]] | None
+    obs: pd.DataFrame | None
     sums: Path | None
 
     def __post_init__(self) -> None:
@@ -161,19 +160,18 @@ class _InMemory(CohortData):
     """One table of all sections."""
 
     def __init__(
-        self, paths: Sequence[Path], patients: Mapping[str, str], setup: dict[str, Any], join: str, sums: Path | None
+        self, paths: Sequence[Path], obs: pd.DataFrame | None, setup: dict[str, Any], join: str, sums: Path | None
     ) -> None:
         from stmsi._data.concatenate import concat_st
         from stmsi._data.keys import Key
+        from stmsi.tl._obs_by_section import add_obs
 
         self.setup, self.sums = setup, sums
         self._spots = concat_st([table_of(path) for path in paths], join)  # type: ignore[arg-type]
         if Key.obsm.MSI not in self._spots.obsm:
             msg = f"{_APART}; see the warnings."
             raise ValueError(msg)
-        names = self._spots.obs[Key.obs.SAMPLE].astype(str)
-        if len(patients) == len(paths):
-            self._spots.obs[Key.obs.PATIENT] = names.map(dict(patients)).astype("category")
+        add_obs(self._spots, obs, Key.obs.SAMPLE)
         self.n_spots = self._spots.n_obs
 
     @property

@@ -25,7 +25,7 @@ _FROM_COMMANDS: dict[str, tuple[Callable[..., None], tuple[str, ...]]] = {
     "map": (map_, ("normalize", "target", "min_prevalence", "min_coverage", "replicates")),
     "train": (
         train,
-        ("model", "layer", "input", "presence_key", "graph_key", "covariate_key", "feature_key", "prior_key"),
+        ("model", "layer", "input", "presence_key", "graph_key", "covariate_key", "feature_key", "prior_key", "obs"),
     ),
     "predict": (predict, ("layer", "input", "how", "coverage", "min_genes")),
 }

@@ -17,6 +17,7 @@ from stmsi.cli._files import write_csv, write_text
 from stmsi.cli._map import levels_of, map_file
 
 if TYPE_CHECKING:
+    import pandas as pd
     from anndata import AnnData
 
     from stmsi._report import Found
@@ -165,7 +166,8 @@ class CohortSteps:
             return {"model": options["model"], "spots": data.n_spots, "genes": data.spots.n_vars,
                     "metabolites": len(fitted.metabolites), "sections": list(keys)}  # fmt: skip
 
-        return self._step("train", None, "model", work, options, keys, self._patients(keys))
+        known = self._patients(keys), self._stat(options["obs"])
+        return self._step("train", None, "model", work, _without_files(options), keys, *known)
 
     def validate(self) -> Step:
         """Cross-validate by patient, or by section where none are named, and tell how far each metabolite can be trusted."""
@@ -202,12 +204,17 @@ class CohortSteps:
     def predict(self, name: str) -> Step:
         """Predict the metabolites of a section into a store of their own."""
         options, trained = dict(self.cohort.options["predict"]), self.train()
+        trained_with = self.cohort.options["train"]
         before = self.map(name) if self._measured(name) else self.combine(name)
 
         def work(out: Path) -> dict[str, Any]:
             import stmsi
+            from stmsi._data.keys import Key
+            from stmsi.tl._obs_by_section import add_obs
 
             spots = table_of(before.output)
+            if trained_with["obs"] is not None and name in (known := self._obs([name])).index:  # type: ignore[union-attr]
+                add_obs(spots, known, Key.obs.SAMPLE)
             how = options["how"] or "expected"
             stmsi.tl.predict_metabolites(spots, str(trained.output), out=out, **options | {"how": how})
             return {"spots": spots.n_obs}
@@ -315,7 +322,43 @@ class CohortSteps:
     def _data(self, ready: Iterable[Step], models: list[str]) -> CohortData:
         """Spots of all mapped sections, for some models."""
         stores = {str(step.section): step.output for step in ready}
-        return open_cohort(stores, self._patients(stores), self.cohort.options["train"], models, self._sums)
+        return open_cohort(stores, self._obs(stores), self.cohort.options["train"], models, self._sums)
+
+    def _obs(self, names: Iterable[Any]) -> pd.DataFrame | None:
+        """What the configuration says of sections, in the place of columns that their files have under these names.
+
+        Raises
+        ------
+        ValueError
+            The table of ``train: obs:`` is none, or names patients beside ``patient:`` of the sections.
+        """
+        import pandas as pd
+
+        from stmsi._data.keys import Key
+        from stmsi.cli._obs_file import read_obs
+
+        wanted, options = [str(name) for name in names], self.cohort.options["train"]
+        patients, path = self._patients(wanted), options["obs"]
+        named = pd.DataFrame({Key.obs.PATIENT: patients}) if len(patients) == len(wanted) > 0 else None
+        if path is None:
+            return named
+        table = read_obs(path, Key.obs.SAMPLE, options["covariate_key"] or ())
+        if self.cohort.patients and Key.obs.PATIENT in table:
+            msg = f"{path} has a column {Key.obs.PATIENT!r}, and so have the sections of {self.cohort.source}; name patients in one of them."
+            raise ValueError(msg)
+        return table if named is None else table.join(named)
+
+    def check_obs(self) -> None:
+        """Raise where the table of ``train: obs:`` cannot be used: hours of other steps come before it is read."""
+        from stmsi._data.checks import listing
+
+        table = self._obs(self.cohort.measured)
+        if table is not None and (lacking := [name for name in self.cohort.measured if name not in table.index]):
+            found = f"its rows are {listing(table.index)}"
+            msg = (
+                f"train: obs: {self.cohort.options['train']['obs']} has no row for section {listing(lacking)}; {found}."
+            )
+            raise ValueError(msg)
 
     def _splitter(self, spots: AnnData, folds: int) -> GroupFolds | None:
         """By patient where there are two, else by section where there are two, else none."""

@@ -17,6 +17,7 @@ _HOW = "expected, probability_weighted or mask (may be repeated): how presence a
 _DATA = "ST section(s): SpatialData (.zarr) or AnnData (.h5ad). Several files are predicted one after the other and never whole in memory."
 _OUT = "Where to write the same with predictions (.zarr or .h5ad); of several files, the folder of the predictions (<name>.zarr)."
 _SCHEDULER = "Of several files: address of a dask scheduler, such as tcp://10.0.0.1:8786, whose workers predict them."
+_OVERWRITE = "Of several files: predict all again, and replace predictions that are there."
 _MODEL = "Folder of a saved model, or a family to train on spots with MSI."
 
 
@@ -46,17 +47,22 @@ def predict(
         bool, typer.Option(help="Correct spots without MSI by measured spots of their section.")
     ] = False,
     scheduler: Annotated[str | None, typer.Option(help=_SCHEDULER)] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help=_OVERWRITE)] = False,
     as_json: Json = False,
 ) -> None:
     """Predict metabolites for every spot of an ST file, or of several."""
-    with command("predict", as_json=as_json) as result:
+    left = "no output was written" if len(data) == 1 else "what was predicted stays, and the same command does the rest"
+    with command("predict", as_json=as_json, interrupted=left) as result:
         options: dict[str, Any] = {"key_added": key_added, "coverage": coverage, "min_genes": min_genes}
         options |= {"layer": layer, "input": input, "how": how or "expected", "use_measured": use_measured}
         if len(data) > 1:
-            _predict_several(result, data, model, out, table_key, scheduler, options)
+            _predict_several(result, data, model, out, table_key, scheduler, options | {"overwrite": overwrite})
             return
         if scheduler is not None:
             msg = f"--scheduler shares several files out among workers; {data[0]} is the only one. Leave it out, or name more files."
+            raise ValueError(msg)
+        if overwrite:
+            msg = f"--overwrite is for predictions of several files; {data[0]} is the only one. Leave it out, and name an output that is not there."
             raise ValueError(msg)
         _predict_one(result, data[0], model, out, table_key, options)
 
@@ -79,9 +85,10 @@ def _predict_several(
         )
     assert table is not None  # of several files
     bad = table["error"] != ""
-    result |= {"out": str(out), "predicted": table.loc[~bad, ["store", "out", "n_spots"]].to_dict("records")}
+    result |= {"out": str(out), "predicted": table.loc[~bad, ["store", "out", "n_spots", "kept"]].to_dict("records")}
     result[SOME_FAILED] = table.loc[bad, ["store", "error"]].to_dict("records")
-    say(f"Predicted {table['n_spots'].sum()} spots of {(~bad).sum()} of {len(table)} files -> {out}")
+    kept = f", {n} of them by an earlier run (--overwrite: again)" if (n := table["kept"].sum()) else ""
+    say(f"Predicted {table['n_spots'].sum()} spots of {(~bad).sum()} of {len(table)} files{kept} -> {out}")
     for one in result[SOME_FAILED]:
         say(f"Failed: {one['store']}: {one['error']}")
 

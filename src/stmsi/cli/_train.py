@@ -7,15 +7,17 @@ from typing import Annotated, Any
 
 import typer
 
-from stmsi.cli._app import SOME_FAILED, Json, command, say, step
+from stmsi.cli._app import SOME_FAILED, Json, command, one_of, say, step
 from stmsi.cli._files import check_new, read_data
 from stmsi.cli._next_step import new_path, say_next
+from stmsi.cli._obs_file import OBS, read_obs, tell_others
 
 DEFAULT_MODEL = "auto"
 """Family that is trained where none is named; the name, since models take seconds to import."""
 _DATA = (
     "Section(s) with ST and mapped MSI: SpatialData (.zarr) or AnnData (.h5ad). Several are never in memory together."
 )
+_GENES = "Of several: same refuses files that lack genes which most of them have; shared uses the genes that all have."
 _SKIP = "Of several: name those that cannot be used and go on without them (exit code 1)."
 _SUMS = "Of several: folder that keeps the sums over each section for another run."
 _LAYER = "Layer that holds the expression; default: X."
@@ -46,7 +48,9 @@ def train(
     covariate_key: Annotated[list[str] | None, typer.Option(help="Covariate in obs (may be repeated).")] = None,
     feature_key: Annotated[list[str] | None, typer.Option(help="Further features in obsm (may be repeated).")] = None,
     prior_key: Annotated[str | None, typer.Option(help="Genes known of each metabolite, in varm.")] = None,
+    obs: Annotated[Path | None, typer.Option(help=OBS)] = None,
     table_key: Annotated[str, typer.Option(help="ST table of a SpatialData.")] = "st",
+    genes: Annotated[str, one_of(_GENES, "same", "shared")] = "same",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help=_SKIP)] = False,
     cache_dir: Annotated[Path | None, typer.Option(help=_SUMS)] = None,
     as_json: Json = False,
@@ -58,9 +62,11 @@ def train(
         from stmsi.model._families import FAMILIES
         from stmsi.model.shared._setup import default_setup
         from stmsi.tl._models import train_model
+        from stmsi.tl._obs_by_section import add_obs
         from stmsi.tl._train import train_on_stores
 
         check_choice(model, FAMILIES, "model")
+        check_choice(genes, ("same", "shared"), "--genes")
         for path in data:
             check_new(out, path)
         asked: dict[str, Any] = {
@@ -69,21 +75,27 @@ def train(
             "prior_key": prior_key,
         }  # fmt: skip
         named = {key: value for key, value in asked.items() if value is not None}
+        by_section = None if obs is None else read_obs(obs, sample_key, covariate_key or ())
         if len(data) > 1:
             with step(f"Training {model} on {len(data)} stores"):
                 fitted, left_out = train_on_stores(
-                    data, model, named, table_key=table_key, genes="same",
-                    on_error="warn" if skip_bad else "raise", cache_dir=cache_dir, show_progress_bar=None,
+                    data, model, named, table_key=table_key, genes=genes,  # type: ignore[arg-type]
+                    on_error="warn" if skip_bad else "raise", cache_dir=cache_dir, obs=by_section, show_progress_bar=None,
                 )  # fmt: skip
             result[SOME_FAILED] = [{"store": path, "error": why} for path, why in left_out.items()]
         else:
             with step(f"Reading {data[0]}"):
                 st = get_table(read_data(data[0]), table_key)  # type: ignore[arg-type]
+                if by_section is not None and sample_key not in st.obs:  # as of several
+                    st.obs[sample_key] = data[0].name.removesuffix(data[0].suffix)
+                add_obs(st, by_section, sample_key)
             with step(f"Training {model}"):
                 fitted = train_model(st, model, default_setup(st) | named, show_progress_bar=None)
         with step(f"Writing {out}"):
             fitted.save(out)
         card = fitted.card
+        if by_section is not None and obs is not None:
+            tell_others(by_section, obs, card["training"]["samples"])
         result |= {"out": str(out), "model": card["class"], "input": card["setup"]["input"]}
         result |= {"spots": card["training"]["n_spots"], "samples": card["training"]["samples"]}
         result |= {"metabolites": len(fitted.metabolites), "held_out": card["held_out"]}

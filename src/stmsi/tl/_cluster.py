@@ -24,8 +24,10 @@ _TIMEOUT = 10
 
 
 @contextmanager
-def connected(client: Client | str) -> Iterator[Client]:
+def connected(client: Client | str, *, wait: bool = True) -> Iterator[Client]:
     """The client of a cluster whose workers have what is needed; one made of an address is closed at the end.
+
+    A scheduler without workers is waited for until it has one, unless `wait` is false.
 
     Raises
     ------
@@ -44,7 +46,7 @@ def connected(client: Client | str) -> Iterator[Client]:
         msg = 'A cluster needs dask.distributed, which is not installed; run: pip install "stmsi[cluster]".'
         raise ImportError(msg) from error
     if isinstance(client, Client):
-        _check_workers(client)
+        _check_workers(client, wait=wait)
         yield client
         return
     if not isinstance(client, str):
@@ -62,15 +64,26 @@ def connected(client: Client | str) -> Iterator[Client]:
         )
         raise ConnectionError(msg) from error
     try:
-        _check_workers(own)
+        _check_workers(own, wait=wait)
         yield own
     finally:
         own.close()
 
 
-def _check_workers(client: Client) -> None:
+def check_scheduler(address: str) -> None:
+    """Refuse a scheduler that does not answer, or whose workers cannot do the work, before a long run that needs it at its end.
+
+    Workers may still be missing: they are waited for when there is work. Raises as :func:`connected`.
+    """
+    with connected(address, wait=False):
+        pass
+
+
+def _check_workers(client: Client, *, wait: bool = True) -> None:
     """Refuse workers without stmsi, or with another version of it, before they get work."""
     if not client.scheduler_info()["workers"]:
+        if not wait:
+            return
         logger.warning("The scheduler has no workers yet; waiting for the first one.")
         client.wait_for_workers(1)
     for package in PACKAGES:

@@ -48,6 +48,12 @@ def joined_tables(tables: Sequence[AnnData], genes: pd.Index, fields: Mapping[st
     for key in _of_all(tables, "obsm"):
         obsm[key] = _stacked(key, [t.obsm[key] for t in tables], obs.index, any_column=key in union)
     frame = obsm[metabolite_key]
+    n_stores = Counter(name for t in tables for name in require_frame(t, metabolite_key).columns)
+    if len(tables) > 1 and max(n_stores.values(), default=0) == 1:
+        logger.warning(
+            "The %d stores share no metabolite: each is trained on one store. Are their metabolites named alike? %s has %s, %s has %s.",
+            len(tables), *_named(tables[0], fields), *_named(tables[1], fields),
+        )  # fmt: skip
     if lacking := [t for t in tables if len(require_frame(t, metabolite_key).columns) < len(frame.columns)]:
         logger.info(
             "%d of %d stores lack some of the %d metabolites, which are not measured there.",
@@ -101,3 +107,9 @@ def _stacked(key: str, parts: Sequence[Any], index: pd.Index, *, any_column: boo
         raise ValueError(msg)
     width = min(widths)
     return np.vstack([np.asarray(part.toarray() if sp.issparse(part) else part)[:, :width] for part in parts])
+
+
+def _named(table: AnnData, fields: Mapping[str, Any]) -> tuple[str, str]:
+    """The first section of a store, and a few of its metabolites, as a message names them."""
+    section = str(table.obs[fields.get("sample_key", Key.obs.SAMPLE)].iloc[0])
+    return repr(section), listing(require_frame(table, fields.get("metabolite_key", Key.obsm.MSI)).columns[:3])

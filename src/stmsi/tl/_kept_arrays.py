@@ -24,6 +24,8 @@ _KEPT = (".npy", ".json", ".parquet")
 def usable_folder(directory: str | Path | None) -> Path | None:
     """The folder, made where it is not there; `None`, told in the log, where nothing can be written into it.
 
+    It is absolute, as workers on a cluster have other working directories.
+
     Raises
     ------
     NotADirectoryError
@@ -31,7 +33,7 @@ def usable_folder(directory: str | Path | None) -> Path | None:
     """
     if directory is None:
         return None
-    path = Path(directory).expanduser()
+    path = Path(directory).expanduser().absolute()
     try:
         is_file = path.exists() and not path.is_dir()
         if not is_file:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from spatialdata import SpatialData
 
     from stmsi.model.shared._stored_input import Input
+    from stmsi.tl._made_from import MadeFrom
 
 _MANY_UNUSUAL = 0.5
 """Share of the spots of a section above which it is called unlike the training data, of which 5 % are."""
@@ -58,6 +59,7 @@ def predict_metabolites(
     out: str | Path | None = None,
     block_size: int = BLOCK_SIZE,
     on_error: Literal["raise", "warn"] = "raise",
+    overwrite: bool = False,
     client: Client | str | None = None,
     show_progress_bar: bool | None = None,
     copy: bool = False,
@@ -69,7 +71,8 @@ def predict_metabolites(
     data
         ST section(s), with or without MSI. SpatialData, or AnnData of spots x genes with counts or log expression. Or paths of stores
         (``.h5ad``, ``.zarr`` of AnnData or SpatialData), which are predicted one after the other by a trained model: `out` is then the
-        folder of the predictions. Without it, that of ``S1.h5ad`` is ``S1_predicted.zarr`` beside it.
+        folder of the predictions. Without it, that of ``S1.h5ad`` is ``S1_predicted.zarr`` beside it. A prediction that is there, whole,
+        and made from the same model, store and options is kept.
     model
         A trained model, the folder of a saved one, the name of a family or a mapping with its hyper-parameters. Families:
         ``"auto"`` (a stack of ridge regressions, weighted by held-out patients or sections, see
@@ -118,6 +121,9 @@ def predict_metabolites(
     on_error
         Of stores that cannot be predicted (damaged, genes missing, an output that is there): the others go on, and at the end ``"raise"``
         one error that names them all, or ``"warn"`` and return the table.
+    overwrite
+        Of stores: make all predictions again, also those that are kept otherwise, and those of another model. Nothing but predictions is
+        replaced.
     client
         Of stores: a ``dask.distributed.Client``, or the address of a scheduler, whose tasks are stores. See :doc:`/user_guide/cluster`.
     show_progress_bar, copy
@@ -125,8 +131,8 @@ def predict_metabolites(
 
     Returns
     -------
-    `None`, or with ``copy=True`` the changed copy; of stores a table with a row for each: ``store``, ``out``, ``n_spots``, and ``error``,
-    empty where it was predicted. Writes into the ST table (for ``key_added="msi_pred"``):
+    `None`, or with ``copy=True`` the changed copy; of stores a table with a row for each: ``store``, ``out``, ``n_spots``, ``kept`` (whether
+    it was predicted before) and ``error``, empty where it is predicted. Writes into the ST table (for ``key_added="msi_pred"``):
 
     - ``obsm["msi_pred"]``: predicted intensity, DataFrame spots x metabolites, float32, exactly 0 where absent (but for
       ``how="probability_weighted"``);
@@ -147,6 +153,7 @@ def predict_metabolites(
     With `out` nothing is written into `data`. The store is an AnnData of spots x metabolites, for ``anndata.read_zarr`` and
     ``read_lazy``: ``X`` holds the prediction, ``layers`` hold ``presence``, ``lower``, ``upper`` and the further `how`, all dense, float32;
     ``var`` the feature table, ``obs`` that of `data` and ``msi_pred_ood``, ``obsm["spatial"]`` positions, ``uns["msi_pred"]`` the record.
+    Of stores, its entry ``made_from`` has hashes of the model, of the files of the store (names, sizes, times of change) and of the options.
 
     Notes
     -----
@@ -184,19 +191,48 @@ def predict_metabolites(
         if copy or use_measured or setup is not None:
             msg = "Of stores, copy=, use_measured= and setup= have no meaning: they are not changed, and the model is trained; leave them out."
             raise ValueError(msg)
-        options = {"how": how, "layer": layer, "input": input, "key_added": key_added, "coverage": coverage}
-        options |= {"min_genes": min_genes, "block_size": block_size}
+        options = {"how": check_how(how), "layer": layer, "input": input, "key_added": key_added, "coverage": coverage}
+        options |= {"min_genes": min_genes}
         return predict_stores(
-            predict_metabolites, data, model, out, options, table_key=table_key, on_error=on_error, client=client, show_progress_bar=show_progress_bar
+            _predict_table, data, model, out, options, block_size=block_size, table_key=table_key, on_error=on_error, overwrite=overwrite,
+            client=client, show_progress_bar=show_progress_bar,
         )  # fmt: skip
+    if overwrite:
+        msg = "overwrite= is of stores, whose predictions are stores; pass their paths. A prediction in memory is replaced anyway."
+        raise ValueError(msg)
     if client is not None:
         msg = "client= shares out stores; pass their paths. Data in memory are predicted here."
         raise ValueError(msg)
     if out is not None:
         _check_out(out, copy=copy, use_measured=use_measured)
     changed = copy_of(data) if copy else data
-    adata = get_table(changed, table_key)
-    asked = check_how(how)
+    _predict_table(
+        get_table(changed, table_key), model, how=check_how(how), layer=layer, input=input, key_added=key_added, coverage=coverage,
+        min_genes=min_genes, setup=setup, use_measured=use_measured, out=out, block_size=block_size, show_progress_bar=show_progress_bar,
+    )  # fmt: skip
+    return changed if copy else None
+
+
+def _predict_table(
+    adata: AnnData,
+    model: HurdleModel | str | Path | Mapping[str, Any],
+    *,
+    how: Sequence[How],
+    layer: str | None,
+    input: Input | None,
+    key_added: str,
+    coverage: float,
+    min_genes: float,
+    block_size: int,
+    show_progress_bar: bool | None,
+    setup: Mapping[str, Any] | None = None,
+    use_measured: bool = False,
+    out: str | Path | None = None,
+    made_from: MadeFrom | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Predict one table in memory, or into a store that says what it was `made_from` and may be there."""
+    asked = how
     if out is None:
         own_view(adata)
         _check_target(adata, key_added, asked[1:])
@@ -225,10 +261,10 @@ def predict_metabolites(
     if out is not None:
         score = write_prediction(
             out, fitted, reader, obs=obs, sections=sections, record=record, key=key_added, how=asked, coverage=coverage,
-            block_size=block_size, show_progress_bar=show_progress_bar,
+            block_size=block_size, show_progress_bar=show_progress_bar, made_from=made_from, overwrite=overwrite,
         )  # fmt: skip
         _tell_unusual(sections, score, Key.ood_of(key_added))
-        return None
+        return
     prediction = fitted._predict_from(reader, coverage, block_size, marked=True, show_progress_bar=show_progress_bar)
     if use_measured:
         prediction, done = correct_by_measured(adata, fitted, prediction, coverage)
@@ -249,7 +285,6 @@ def predict_metabolites(
     write_marks(adata, key_added, marks)
     record[RECORD] = by_section(marks, sections)
     adata.uns[key_added] = record
-    return changed if copy else None
 
 
 def _check_out(out: str | Path, *, copy: bool, use_measured: bool) -> None:

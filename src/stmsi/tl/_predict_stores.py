@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,10 +17,11 @@ from anndata import AnnData
 from stmsi._data.checks import check_choice, listing
 from stmsi._data.keys import Key
 from stmsi._data.stores import opened_table, stored_matrix, table_without_matrix
+from stmsi._data.unfinished import clear_leftovers
 from stmsi._progress import track
 from stmsi._settings import logger
-from stmsi.io._files import check_new
 from stmsi.tl._cluster import connected, results
+from stmsi.tl._made_from import MadeFrom, model_fingerprint, n_spots_of
 from stmsi.tl._models import is_named, trained_model
 from stmsi.tl._stored_models import paths_of
 from stmsi.tl._stored_sections import _distinct
@@ -30,27 +32,55 @@ if TYPE_CHECKING:
     from stmsi.model.shared._hurdle_model import HurdleModel
     from stmsi.model.shared._setup import Setup
 
+
+@dataclass(frozen=True)
+class _Shared:
+    """What the predictions of all stores share; the model may be the folder of one."""
+
+    predict: Callable[..., None]
+    model: HurdleModel | Path
+    fingerprint: str
+    table_key: str
+    options: dict[str, Any]
+    block_size: int
+    overwrite: bool
+
+
+@dataclass(frozen=True)
+class _Done:
+    """What became of a store: its spots, whether it was predicted before, and why it could not be."""
+
+    number: int
+    n_spots: int = 0
+    kept: bool = False
+    error: str = ""
+
+
 _NO_DISK = (errno.ENOSPC, errno.EROFS, errno.EDQUOT)
 
 
 def predict_stores(
-    predict: Callable[..., object],
+    predict: Callable[..., None],
     data: Any,
     model: HurdleModel | str | Path | Mapping[str, Any],
     out: str | Path | None,
     options: Mapping[str, Any],
     *,
+    block_size: int,
     table_key: str,
     on_error: Literal["raise", "warn"],
+    overwrite: bool,
     client: Client | str | None,
     show_progress_bar: bool | None,
 ) -> pd.DataFrame:
     """Predict store after store, or on a cluster; those that cannot be predicted are named, and the others go on.
 
+    What an earlier run predicted from the same is kept.
+
     Parameters
     ----------
     predict
-        What predicts one table: :func:`stmsi.tl.predict_metabolites`.
+        What predicts one table.
     data
         Paths of stores.
     model
@@ -58,13 +88,13 @@ def predict_stores(
     out
         Folder of the predictions; `None`: each lies beside its store.
     options
-        Further options of `predict`.
-    table_key, on_error, client, show_progress_bar
-        As there.
+        Options of `predict` on which the prediction depends.
+    block_size, table_key, on_error, overwrite, client, show_progress_bar
+        As of :func:`stmsi.tl.predict_metabolites`.
 
     Returns
     -------
-    A row for each store, in order: ``store``, ``out``, ``n_spots`` and ``error``, empty where it was predicted.
+    A row for each store, in order: ``store``, ``out``, ``n_spots``, ``kept`` and ``error``, empty where it is predicted.
 
     Raises
     ------
@@ -84,31 +114,34 @@ def predict_stores(
     if not isinstance(model, str | Path):
         fitted = copy(fitted)
         fitted._forget_data()  # which workers need not have
-    shared: dict[str, Any] = {
-        "model": str(Path(model).resolve()) if isinstance(model, str | Path) else fitted,
-        "table_key": table_key,
-    }
-    shared |= {"predict": predict, "options": dict(options)}
-    calls = list(zip(range(len(paths)), paths, targets, strict=True))
-    rows: dict[int, tuple[int, str]] = {}
-    for number, n_spots, error in track(
-        _done(calls, shared, client), "predict", total=len(calls), show=show_progress_bar
-    ):
-        rows[number] = n_spots, error
-        if error:
-            logger.warning("%s is not predicted: %s", paths[number], error)
+    shared = _Shared(
+        predict, Path(model).resolve() if isinstance(model, str | Path) else fitted,
+        model_fingerprint(Path(model) if isinstance(model, str | Path) else fitted), table_key, dict(options), block_size, overwrite,
+    )  # fmt: skip
+    # workers have other working directories
+    calls = [(k, path.absolute(), out.absolute()) for k, (path, out) in enumerate(zip(paths, targets, strict=True))]
+    rows: dict[int, _Done] = {}
+    for one in track(_done(calls, shared, client), "predict", total=len(calls), show=show_progress_bar):
+        rows[one.number] = one
+        if one.error:
+            logger.warning("%s is not predicted: %s", paths[one.number], one.error)
+    if n_kept := sum(one.kept for one in rows.values()):
+        logger.info(
+            "%d of %d stores were predicted before, from the same; overwrite=True makes all again.", n_kept, len(rows)
+        )
     table = pd.DataFrame(
         {
             "store": [str(path) for path in paths],
             "out": [str(path) for path in targets],
-            "n_spots": [rows[k][0] for k in range(len(paths))],
-            "error": [rows[k][1] for k in range(len(paths))],
+            "n_spots": [rows[k].n_spots for k in range(len(paths))],
+            "kept": [rows[k].kept for k in range(len(paths))],
+            "error": [rows[k].error for k in range(len(paths))],
         }
     )
     bad = table[table["error"] != ""]
     if len(bad) and on_error == "raise":
         told = "; ".join(
-            f"{store}: {error}" for store, error in bad[["store", "error"]].head(10).itertuples(index=False)
+            f"{store}: {error.rstrip('.')}" for store, error in bad[["store", "error"]].head(10).itertuples(index=False)
         )
         msg = (
             f"{len(bad)} of {len(table)} stores cannot be predicted; the others are. {told}. Repair them and predict them alone; "
@@ -135,32 +168,36 @@ def _targets(paths: Sequence[Path], out: str | Path | None) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _done(
-    calls: Sequence[tuple[int, Path, Path]], shared: dict[str, Any], client: Client | str | None
-) -> Iterator[tuple[int, int, str]]:
+def _done(calls: Sequence[tuple[int, Path, Path]], shared: _Shared, client: Client | str | None) -> Iterator[_Done]:
     if client is None:
-        shared = shared | {"model": trained_model(shared["model"])}
+        shared = replace(shared, model=trained_model(shared.model))
         yield from (_predict(*call, shared) for call in calls)
         return
     with connected(client) as cluster:
         yield from results(cluster, _predict, calls, shared)
 
 
-def _predict(number: int, path: Path, out: Path, shared: dict[str, Any]) -> tuple[int, int, str]:
-    """Predict one store: its number, its spots, and why it could not be."""
-    options = shared["options"]
+def _predict(number: int, path: Path, out: Path, shared: _Shared) -> _Done:
+    """Predict one store, unless that was done before."""
+    options = shared.options
     try:
-        check_new(out, "store")  # before anything is read
-        fitted = trained_model(shared["model"])
-        with _opened(path, fitted.state.setup, shared["table_key"], options.get("layer")) as adata:
-            shared["predict"](adata, fitted, out=out, show_progress_bar=False, **options)
-            return number, adata.n_obs, ""
+        clear_leftovers(out.parent, out.name)  # which may put an earlier prediction back
+        made_from = MadeFrom.of(shared.fingerprint, path, options | {"table_key": shared.table_key})
+        if made_from.is_there(out, overwrite=shared.overwrite):  # before anything is read
+            return _Done(number, n_spots_of(out), kept=True)
+        fitted = trained_model(shared.model)
+        with _opened(path, fitted.state.setup, shared.table_key, options.get("layer")) as adata:
+            shared.predict(
+                adata, fitted, out=out, block_size=shared.block_size, made_from=made_from, overwrite=shared.overwrite,
+                show_progress_bar=False, **options,
+            )  # fmt: skip
+            return _Done(number, adata.n_obs)
     except OSError as error:
         if error.errno in _NO_DISK:
             raise
-        return number, 0, str(error)
+        return _Done(number, error=str(error))
     except (ValueError, KeyError, TypeError) as error:
-        return number, 0, str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+        return _Done(number, error=str(error.args[0] if isinstance(error, KeyError) and error.args else error))
 
 
 @contextmanager

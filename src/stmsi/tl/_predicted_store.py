@@ -12,11 +12,12 @@ from anndata import AnnData
 
 from stmsi._data.keys import Key
 from stmsi._data.training_marks import RECORD, by_section, write_marks
-from stmsi._data.unfinished import unfinished
+from stmsi._data.unfinished import take_place, unfinished
 from stmsi._progress import track
 from stmsi.io._files import check_new
 from stmsi.model.shared._blocks import n_blocks
 from stmsi.model.shared._training_spots import marks_of
+from stmsi.tl._made_from import MADE_FROM
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from stmsi.model.shared._hurdle_model import HurdleModel
     from stmsi.model.shared._prediction import How
     from stmsi.model.shared._spot_reader import SpotReader
+    from stmsi.tl._made_from import MadeFrom
 
 _CHUNK_VALUES = 2**20
 """Values in a chunk of the store at most: 4 MB of 32-bit numbers."""
@@ -45,19 +47,23 @@ def write_prediction(
     coverage: float,
     block_size: int,
     show_progress_bar: bool | None,
+    made_from: MadeFrom | None = None,
+    overwrite: bool = False,
 ) -> NDArray[np.float32]:
-    """Predict some spots at a time into a new store of spots x metabolites, which is whole or not there.
+    """Predict some spots at a time into a store of spots x metabolites, which is whole or not there.
 
-    `record` goes into ``uns[key]``; its feature table becomes ``var``.
+    `record` goes into ``uns[key]``, with `made_from` where that is known; its feature table becomes ``var``. With `made_from`, a
+    prediction that is there is kept if it was made from the same and is whole; with `overwrite`, it is replaced in any case.
 
     Returns
     -------
     Out-of-distribution score of each spot.
     """
     import zarr
+    from anndata.io import write_elem
     from zarr.codecs import BloscCodec
 
-    target = check_new(Path(out), "store")
+    target = check_new(Path(out), "store") if made_from is None else Path(out)
     features: pd.DataFrame = record["features"]
     n, m, names = len(reader), len(features), ("X", "presence", "lower", "upper", *how[1:])
     ood, found = np.empty(n, np.float32), np.empty(n, np.int8)
@@ -87,8 +93,17 @@ def write_prediction(
         table.uns[key][RECORD] = by_section(marks, sections)
         if reader.spots.xy is not None:
             table.obsm[Key.obsm.SPATIAL] = reader.spots.xy
-        _finish(folder, table, names)
-        (folder / "store").rename(check_new(target, "store"))
+        store = _finished(folder, table, names)
+        if made_from is None:
+            _consolidate(store)
+            store.rename(check_new(target, "store"))
+            return ood
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Consolidated metadata|zarr v3 autosharding")  # of anndata
+            write_elem(zarr.open_group(str(store / "uns" / key), mode="a"), MADE_FROM, made_from.entry(store))
+        _consolidate(store)
+        if not made_from.is_there(target, overwrite=overwrite):  # another run may have made it meanwhile
+            take_place(store, target, folder)
     return ood
 
 
@@ -99,8 +114,8 @@ def _put(array: Any, rows: NDArray[np.int64], values: NDArray[np.float32]) -> No
         array.oindex[rows] = values
 
 
-def _finish(folder: Path, table: AnnData, names: Sequence[str]) -> None:
-    """Write the table without its matrices, and move the matrices in."""
+def _finished(folder: Path, table: AnnData, names: Sequence[str]) -> Path:
+    """Write the table without its matrices, and move the matrices in; where it is."""
     import zarr
     from anndata.io import write_elem
 
@@ -115,4 +130,12 @@ def _finish(folder: Path, table: AnnData, names: Sequence[str]) -> None:
                 shutil.rmtree(place)
             shutil.move(folder / name, place)
             zarr.open_array(str(place)).attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    return store
+
+
+def _consolidate(store: Path) -> None:
+    import zarr
+
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Consolidated metadata")  # of anndata
         zarr.consolidate_metadata(str(store))

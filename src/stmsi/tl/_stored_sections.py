@@ -149,13 +149,17 @@ class StoredSections:
             lacking = names[~names.isin(one.table.var_names)]
             bad[str(one.path)] = (
                 f"it lacks {len(lacking)} of the {len(names)} genes that most stores have ({listing(lacking)}); leave it out, or pass "
-                "genes='shared' to use the genes that all stores have"
+                "genes='shared' (--genes shared) to use the genes that all stores have"
             )
             found = [s for s in found if s is not one]
         if bad and (on_error == "raise" or not found):
-            told = "; ".join(f"{path}: {why}" for path, why in list(bad.items())[:_SHOWN])
+            told = "; ".join(f"{path}: {why.rstrip('.')}" for path, why in list(bad.items())[:_SHOWN])
             more = f"; and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
-            remedy = "" if not found else " Repair them, leave them out, or pass on_error='warn' to go on without them."
+            remedy = (
+                ""
+                if not found
+                else " Repair them, leave them out, or pass on_error='warn' (--skip-bad) to go on without them."
+            )
             msg = f"{len(bad)} of {len(bad) + len(found)} stores cannot be used. {told}{more}.{remedy}"
             raise ValueError(msg)
         for name, why in bad.items():
@@ -284,7 +288,7 @@ def _read(
             path, group, table, layer, sample_key, None if directory is None else directory / f"{key}.json"
         )
     own = table[rows].copy() if len(rows) < table.n_obs else table
-    return StoredSection(path, key, own, rows, stored)
+    return StoredSection(path.absolute(), key, own, rows, stored)  # workers on a cluster have other working directories
 
 
 @cache
@@ -367,6 +371,12 @@ def _genes(found: Sequence[StoredSection], genes: Genes) -> pd.Index:
             logger.warning(
                 "The stores share %d genes, %.0f %% of the smallest list; only these are used. Are they one species, with one kind of id?",
                 len(names), 100 * len(names) / fewest,
+            )  # fmt: skip
+        least, most = (choose(found, key=lambda s: s.table.n_vars) for choose in (min, max))
+        if len(names) < _FEW_GENES * most.table.n_vars and len(names) >= _FEW_GENES * fewest:
+            logger.warning(
+                "The stores share %d genes, and %s has %d: %s has only %d. All are trained on the shared genes; leave it out to use more.",
+                len(names), most.path, most.table.n_vars, least.path, fewest,
             )  # fmt: skip
         return names
     kinds = Counter(frozenset(s.table.var_names) for s in found)
