@@ -111,7 +111,9 @@ def _arrays_of(table: AnnData) -> dict[str, NDArray[Any]]:
     write_elem(group, "obsm", dict(table.obsm))
     members = group.members(max_depth=None)
     return {
-        name: part[...] for name, part in members if isinstance(part, zarr.Array) and not name.endswith("/categories")
+        name: np.asarray(part[...])
+        for name, part in members
+        if isinstance(part, zarr.Array) and not name.endswith("/categories")
     }
 
 
