@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 _LEFT_OVER = 1e5
 PREDICT_BATCH = 4096
 """Spots that are predicted at once."""
+_STREAMED_BATCH = 1024
+"""The same where memory is to stay small: the genes of so many are dense together."""
 
 
 class NetPrediction(HurdleModel):
@@ -136,10 +138,11 @@ class NetPrediction(HurdleModel):
             return self._forward_together(spots)
         shape = len(spots), len(self.state.metabolites)
         logit, intensity = (new_array(spots.folder, shape, np.float64) for _ in STAGES)
-        for block, some in read_in_blocks(spots, self._reach, PREDICT_BATCH):
-            said = self._forward_together(some)
-            for out, values in zip((logit, intensity), said, strict=True):
-                out[block.rows] = values[block.at]
+        with self._in_batches(min(self._predict_batch, _STREAMED_BATCH)):
+            for block, some in read_in_blocks(spots, self._reach, PREDICT_BATCH):
+                said = self._forward_together(some)
+                for out, values in zip((logit, intensity), said, strict=True):
+                    out[block.rows] = values[block.at]
         return logit, intensity
 
     def _forward_together(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
