@@ -24,6 +24,10 @@ import stmsi
 
 mpl.use("Agg")
 
+# whoever runs the tests: what is printed does not hang on the terminal
+for _variable in ("COLUMNS", "LINES", "FORCE_COLOR", "NO_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE"):
+    os.environ.pop(_variable, None)
+
 # The same examples in every run; HYPOTHESIS_PROFILE=explore draws new ones.
 settings.register_profile("stmsi", derandomize=True, deadline=None)
 settings.register_profile("explore", deadline=None, max_examples=500)

@@ -23,13 +23,14 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from benchmarks.accuracy.tasks import simulated_sections
+from scipy.optimize import brentq
 
 import stmsi
 from stmsi.tl._models import train_model
 
 GRAPH_KEY = "spatial_connectivities"
-_KEPT = 0.3
-"""Share of the counts of a spot that a bin keeps."""
+_ENTRIES = 0.04
+"""Share of the genes of a bin that have counts."""
 _AT_ONCE = 50_000
 
 
@@ -46,8 +47,12 @@ def square_graph(n: int, width: int) -> sp.csr_matrix:
 def write_section(path: Path, spots: ad.AnnData, n: int) -> None:
     """A section of `n` bins on disk; its counts are written some bins at a time."""
     rng, width = np.random.default_rng(0), int(np.sqrt(n))
-    counts = sp.csr_matrix(spots.X, dtype=np.float32)
-    counts.data = rng.binomial(counts.data.astype(int), _KEPT).astype(np.float32)
+    counts = sp.csr_matrix(spots.X, dtype=np.float32, copy=True)
+    whole = counts.data.astype(int)
+    wanted = _ENTRIES * counts.shape[0] * counts.shape[1]
+    # a bin keeps each count of a spot with the chance that leaves as many genes
+    kept = brentq(lambda chance: (1 - (1 - chance) ** whole).sum() - wanted, 0, 1)
+    counts.data = rng.binomial(whole, kept).astype(np.float32)
     counts.eliminate_zeros()
     at = np.arange(n)
     obs = pd.DataFrame({"sample": pd.Categorical(["bins"] * n)}, index=at.astype(str))

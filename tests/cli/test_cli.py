@@ -493,7 +493,7 @@ def demo(tmp_path_factory):
     folder = tmp_path_factory.mktemp("demo") / "out"
     log = logging.getLogger("stmsi")
     handlers, level, bar = log.handlers, log.level, stmsi.settings.progress_bar
-    result = CliRunner().invoke(app, ["--quiet", "demo", "--small", "--out", str(folder)])
+    result = CliRunner().invoke(app, ["--quiet", "demo", "--small", "--out", str(folder)], env={"COLUMNS": "1000"})
     log.handlers, stmsi.settings.progress_bar = handlers, bar
     log.setLevel(level)
     assert result.exit_code == 0, (result.output, result.exception)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from stmsi.model.shared._spot_reader import SpotReader
 
 _CHUNK_VALUES = 2**20
-"""Values in a chunk of the store: 4 MB of 32-bit numbers."""
+"""Values in a chunk of the store at most: 4 MB of 32-bit numbers."""
 
 
 def write_prediction(
@@ -55,30 +55,32 @@ def write_prediction(
     Out-of-distribution score of each spot.
     """
     import zarr
+    from zarr.codecs import BloscCodec
 
     target = check_new(Path(out), "store")
     features: pd.DataFrame = record["features"]
     n, m, names = len(reader), len(features), ("X", "presence", "lower", "upper", *how[1:])
     ood, found = np.empty(n, np.float32), np.empty(n, np.int8)
-    chunk = max(min(n, _CHUNK_VALUES // max(m, 1)), 1)
+    in_a_block = max(-(-block_size * m // _CHUNK_VALUES), 1)  # whole chunks, so that none is read and written again
+    chunk = min(n, -(-block_size // in_a_block))
     with unfinished(target) as folder:
+        fast = BloscCodec(
+            cname="lz4", shuffle="shuffle"
+        )  # of numbers with a fraction, smaller than zarr's default, too
         arrays = {
-            name: zarr.create_array(str(folder / name), shape=(n, m), chunks=(chunk, m), dtype="float32", zarr_format=3)
+            name: zarr.create_array(
+                str(folder / name), shape=(n, m), chunks=(chunk, m), dtype="float32", zarr_format=3, compressors=fast
+            )
             for name in names
         }
         blocks = model._predict_blocks(reader, coverage, block_size, marked=True)
         total = n_blocks(reader, model._reach, block_size)
         for rows, part in track(blocks, "predict", total=total, show=show_progress_bar):
-            frames = (
-                part.output(how[0]),
-                part.presence,
-                part.lower,
-                part.upper,
-                *(part.output(one) for one in how[1:]),
-            )
-            for name, frame in zip(names, frames, strict=True):
-                _put(arrays[name], rows, frame.to_numpy(np.float32))
+            layers = (part.output(how[0]), part.presence, part.lower, part.upper, *map(part.output, how[1:]))
+            for name, layer in zip(names, layers, strict=True):
+                _put(arrays[name], rows, layer.to_numpy(np.float32))
             ood[rows], found[rows] = part.ood, part.found  # type: ignore[assignment]  # asked for by marked=True
+            del part, layers, layer  # before the next are made
         table = AnnData(obs=obs.assign(**{Key.ood_of(key): ood}), var=features, uns={key: record})
         marks = marks_of(found, reader.spots.sample)
         write_marks(table, key, marks)

@@ -133,6 +133,18 @@ def test_components_are_capped_by_spots_and_genes(log):
     assert ExpressionSpace.fit(log, n_top_genes=6, n_components=50).components.shape == (6, 6)
 
 
+def test_few_entries_are_transformed_as_they_are(monkeypatch):
+    rng = np.random.default_rng(0)
+    log = sp.csr_matrix((rng.gamma(2, 1, (300, 50)) * (rng.random((300, 50)) < 0.05)).astype(np.float32))
+    space = ExpressionSpace.fit(log, n_top_genes=20, n_components=5)
+    assert len(space.selected) == 20
+    in_full = space.centred(log) @ space.components.T
+    dense = []
+    monkeypatch.setattr(ExpressionSpace, "centred", lambda self, some: dense.append(some))
+    np.testing.assert_allclose(space.transform(log), in_full, atol=1e-5)
+    assert not dense, "spots x genes"
+
+
 def test_transform_in_pieces_is_the_same_as_at_once(log, monkeypatch):
     space = ExpressionSpace.fit(log, n_top_genes=20, n_components=5)
     whole = space.transform(log)

@@ -144,6 +144,32 @@ def test_gene_attention_is_trained_where_a_first_group_gains_by_it(data, monkeyp
         assert model.models_[-1]._held_out_stages().shape == (2, data.n_obs, 4)
 
 
+def test_gene_attention_is_left_out_where_all_groups_gain_too_little_by_it(data, monkeypatch):
+    HurdleEnsemble.setup_anndata(data, **GRAPH)
+    model = HurdleEnsemble(data, n_folds=3)
+    monkeypatch.setattr(_hurdle_ensemble, "_FEWEST_FOR_NETS", data.n_obs)
+    gains = iter([0.1, 0.001])  # of the first group, of all
+    monkeypatch.setattr(_hurdle_ensemble, "gain", lambda *_: next(gains))
+    noise = np.random.default_rng(0)
+    monkeypatch.setattr(Member, "once", lambda _, known, group: noise.normal(size=(2, group.sum(), 4)))
+    fit = Member.fit
+
+    def brief(self, known, *, n_jobs=1):
+        if self.name == "gene attention":
+            self.train.update(max_epochs=1)
+        return fit(self, known, n_jobs=n_jobs)
+
+    monkeypatch.setattr(Member, "fit", brief)
+    model.train(show_progress_bar=False)
+    without = HurdleEnsemble(data, n_folds=3)
+    monkeypatch.setattr(_hurdle_ensemble, "_FEWEST_FOR_NETS", data.n_obs + 1)
+    without.train(show_progress_bar=False)
+    assert list(model.members) == list(without.members)
+    assert len(model.models_) == len(model.members)
+    assert "did not gain by them: gene attention." in str(model)
+    np.testing.assert_array_equal(model.predict(), without.predict())
+
+
 def test_gene_attention_is_tried_with_spots_enough(data):
     HurdleEnsemble.setup_anndata(data, **GRAPH)
     model = HurdleEnsemble(data)

@@ -162,9 +162,9 @@ def seen_batches(monkeypatch) -> list[int]:
 
     seen, real = [], NetPrediction._batches
 
-    def batches(self, spots, batch_size):
+    def batches(self, spots, batch_size, *rows):
         seen.append(batch_size)
-        return real(self, spots, batch_size)
+        return real(self, spots, batch_size, *rows)
 
     monkeypatch.setattr(NetPrediction, "_batches", batches)
     return seen
@@ -185,6 +185,28 @@ def test_predictions_do_not_depend_on_the_batch_size(of_encoder, monkeypatch):
         assert_frame_equal(a, b, rtol=1e-3, atol=1e-4)
     of_encoder.predict_intensity()
     assert seen[-1] > 40, "of one call only"
+
+
+@pytest.mark.once
+def test_predictions_do_not_depend_on_how_many_rings_are_in_memory(make_sections, monkeypatch):
+    from stmsi.model.net import _prediction
+
+    adata = make_sections()
+    HurdleNet.setup_anndata(adata, graph_key="spatial_connectivities")
+    model = HurdleNet(adata, encoder="transformer", n_nets=1)
+    model.train(max_epochs=2)
+    usual = model.predict()
+    monkeypatch.setattr(_prediction, "_RINGS_AT_ONCE", 25)
+    seen, real = [], _prediction.set_gene_rings
+
+    def rings(modules, spots, graph):
+        seen.append(len(spots))
+        real(modules, spots, graph)
+
+    monkeypatch.setattr(_prediction, "set_gene_rings", rings)
+    assert_frame_equal(model.predict(), usual, rtol=1e-4, atol=1e-5)
+    assert len(seen) == -(-adata.n_obs // 25)
+    assert max(seen) < adata.n_obs
 
 
 @pytest.mark.once

@@ -14,6 +14,8 @@ from stmsi._core.learning.principal_axes import leading_axes, sum_of_products
 TARGET_SUM = 1e4  # counts that every spot is scaled to before the logarithm
 _CHUNK = 4096
 _ENTRIES = 2**22
+_FEW_ENTRIES = 0.08
+"""Share of entries other than 0 below which a sparse product takes less time than a dense one."""
 
 
 def log_normalize(counts: sp.csr_matrix, target_sum: float = TARGET_SUM) -> sp.csr_matrix:
@@ -316,7 +318,11 @@ class ExpressionSpace:
         return X
 
     def transform(self, log: LogExpression) -> Floats32:
-        """Components of spots from their log expression, shape (spots, components), in pieces."""
+        """Components of spots from their log expression, shape (spots, components); with few entries as they are, else in pieces."""
+        if isinstance(log, sp.csr_matrix) and log.nnz < _FEW_ENTRIES * log.shape[0] * log.shape[1]:
+            weights = np.zeros((log.shape[1], len(self.components)), np.float32)
+            weights[self.selected] = self.components.T
+            return np.asarray(log @ weights - self.mean @ self.components.T, np.float32)
         parts = [self.centred(_piece(log, i)) @ self.components.T for i in range(0, log.shape[0], _CHUNK)]
         return np.vstack(parts) if parts else np.empty((0, len(self.components)), np.float32)
 

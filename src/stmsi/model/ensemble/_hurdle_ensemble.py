@@ -29,6 +29,7 @@ from stmsi.model.ensemble._members import (
     reduced_adata,
     stages_of,
 )
+from stmsi.model.ensemble._weighted_maps import WORTH, WeightedMean, gain, weighted_mean
 from stmsi.model.linear._hurdle_linear import HurdleLinear
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._map_scale import MapScale
@@ -63,8 +64,6 @@ PRIOR_MEMBER: dict[str, ModelSpec] = {"prior ridge": {"model": "prior_ridge", "p
 NET_MEMBER: dict[str, ModelSpec] = {"gene attention": "transformer"}
 """The same with spots enough, if it is worth its cost."""
 _FEWEST_FOR_NETS = 1000
-_WORTH = 0.002
-"""What a costly member must add to the held-out correlation on the first group of spots to be trained for all."""
 
 
 class HurdleEnsemble(SpotModel):
@@ -92,7 +91,7 @@ class HurdleEnsemble(SpotModel):
         ``{"model": "ridge", "setup": {"graph_key": None}}``. Members that cannot read a graph are given none. `None`, the
         model ``"auto"``: two-stage ridge (without a prior), gene ridge, gene ridge z-scored, kernel ridge, screened ridge, where a
         knowledge prior is set up prior ridge, and with 1,000 spots gene attention (``"transformer"``), if a first group of
-        spots gains by it. One of these that fails is left out, with a warning; one that you named raises its error.
+        spots gains by it and then all groups do. One of these that fails is left out, with a warning; one that you named raises its error.
     nested
         Train every member once more for each group. The inner folds of members have chosen penalties and calibrated with
         the spots that they then predict, and components and landmarks have seen their genes; nested predictions are free of
@@ -220,14 +219,17 @@ class HurdleEnsemble(SpotModel):
             state.metabolites, state.feature_table = targets.metabolites, state.feature_table.loc[kept]
         maps = held_out[0] * held_out[1]
         truth = HeldOutTruth.of(targets.intensity, groups, units)
+        kept = self._worth_their_cost(truth, maps, predicted)
+        models = [model for model, own in zip(models, kept, strict=True) if own]
+        held_out, maps, predicted = held_out[:, kept], maps[kept], predicted[kept]
         self.models_, self.state_ = models, state
         self.stack_ = {
             "presence": stacking_weights(targets.presence, held_out[0], groups, predicted),
             "intensity": selected_weights(truth, maps, predicted),
         }
         probability, expected = (
-            _weighted(held_out[0], self.stack_["presence"]),
-            _weighted(maps, self.stack_["intensity"]),
+            weighted_mean(held_out[0], self.stack_["presence"]),
+            weighted_mean(maps, self.stack_["intensity"]),
         )
         self.scale_ = MapScale.fit(targets.intensity, expected, truth)
         intensity = self.scale_.given_presence(expected, probability, truth)
@@ -257,7 +259,7 @@ class HurdleEnsemble(SpotModel):
             try:
                 if self.automatic and member.name in NET_MEMBER:
                     added = self._adds(member, models, data, folds)
-                    if added < _WORTH:
+                    if added < WORTH:
                         self.dropped_[member.name] = added
                         continue
                 models.append(member.fit(data, n_jobs=n_jobs))
@@ -288,13 +290,20 @@ class HurdleEnsemble(SpotModel):
         own[group] = member.once(data, group).prod(axis=0)
         # only the first group is judged: what is known of the level is its own mean
         truth = HeldOutTruth.of(np.where(group[:, None], data.targets.intensity, np.nan), folds.groups, folds.units)
+        stacked = np.stack([*maps, own])
+        return gain(truth, stacked, np.isfinite(stacked).any(axis=1), len(maps))
 
-        def best(maps: Sequence[NDArray[np.float64]]) -> float:
-            stacked = np.stack(maps)
-            weights = selected_weights(truth, stacked, np.asarray(np.isfinite(stacked).any(axis=1)))
-            return truth.score(_weighted(stacked, weights))
-
-        return best([*maps, own]) - best(maps) if maps else np.inf
+    def _worth_their_cost(
+        self, truth: HeldOutTruth, maps: NDArray[np.float64], predicted: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Which members are kept: costly ones of the default must add as much on all groups as they had to on the first."""
+        kept = np.ones(len(maps), bool)
+        for k, name in enumerate(list(self.members)):
+            if self.automatic and name in NET_MEMBER and (added := gain(truth, maps, predicted, k)) < WORTH:
+                self.dropped_[name] = added
+                kept[k] = False
+                del self.members[name]
+        return kept
 
     def _in_words(
         self, maps: NDArray[np.float64], expected: NDArray[np.float64], truth: HeldOutTruth, folds: InnerFolds
@@ -311,7 +320,7 @@ class HurdleEnsemble(SpotModel):
             f"{truth.score(expected):.3f}, of the best member alone ({best}) {scores[best]:.3f}."
         )
         if self.dropped_:
-            text += f" Left out because a first group of spots did not gain by them: {', '.join(self.dropped_)}."
+            text += f" Left out because held-out spots did not gain by them: {', '.join(self.dropped_)}."
         if self.failed_:
             text += f" Left out because they failed: {', '.join(self.failed_)}."
         return text
@@ -382,13 +391,14 @@ class HurdleEnsemble(SpotModel):
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         assert self.scale_ is not None
         used = np.flatnonzero(sum(weights.any(axis=1) for weights in self.stack_.values()))
-        names, each = list(self.members), []
+        names, shape = list(self.members), (len(spots), len(self.state.metabolites))
+        presence, maps = WeightedMean(shape), WeightedMean(shape)  # as arrays of all members would fill the memory
         for k in used:
             with named(f"Member {names[k]!r} failed to predict"):
-                each.append(stages_of(self.models_[k], spots, self.state.metabolites))
-        parts = np.stack(each, axis=1)
-        probability = np.clip(_weighted(parts[0], self.stack_["presence"][used]), 0, 1)
-        expected = _weighted(parts[0] * parts[1], self.stack_["intensity"][used])
+                probability, intensity = stages_of(self.models_[k], spots, self.state.metabolites)
+            presence.add(probability, self.stack_["presence"][k])
+            maps.add(probability * intensity, self.stack_["intensity"][k])
+        probability, expected = np.clip(presence.value(), 0, 1), maps.value()
         return probability, self.scale_.given_presence(expected, probability)
 
     def _write(self, directory: Path) -> None:
@@ -419,10 +429,3 @@ class HurdleEnsemble(SpotModel):
 
     def _params(self) -> dict[str, Any]:
         return {"members": self.members, "nested": self.nested, "n_folds": self.n_folds, "rng": self.rng}
-
-
-def _weighted(predictions: NDArray[np.float64], weights: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Weighted mean over the members that made a prediction, NaN where none with weight did; (spots, metabolites)."""
-    share = np.where(np.isnan(predictions), 0, weights[:, None])
-    total = share.sum(axis=0)
-    return np.where(total > 0, (share * np.nan_to_num(predictions)).sum(axis=0) / np.where(total > 0, total, 1), np.nan)

@@ -219,7 +219,11 @@ class ComponentKernel:
 
     def predict(self, spots: Spots) -> NDArray[np.float32]:
         """Weighted similarities to the landmarks, shape (spots, metabolites)."""
-        return self._similarity(self._rows(spots)) @ self.weights + self.offset
+        Z = self._rows(spots)
+        out = np.empty((len(Z), self.weights.shape[1]), np.float32)
+        for start in range(0, len(Z), _CHUNK):  # of all spots they would fill the memory
+            out[start : start + _CHUNK] = self._similarity(Z[start : start + _CHUNK]) @ self.weights
+        return out + self.offset
 
     def _rows(self, spots: Spots) -> NDArray[np.float32]:
         own = self.space.transform(spots.log_expression()) / np.float32(root_mean_square(self.space))

@@ -90,9 +90,10 @@ def predict_intensity(regressions: Sequence[Regression], F: NDArray[np.float64])
         out[:, m] = regressions[m].predict(F)
     own = [r for r, is_affine in zip(regressions, affine, strict=True) if is_affine]
     if own:
-        predicted = F @ np.column_stack([r.estimator.weights for r in own]) + [r.estimator.offset for r in own]
-        mean, slope = np.array([[r.mean, r.slope] for r in own]).T
-        out[:, affine] = mean + slope * (predicted - mean)
+        mean, slope, offset = np.array([[r.mean, r.slope, r.estimator.offset] for r in own]).T
+        predicted = F @ (np.column_stack([r.estimator.weights for r in own]) * slope)
+        predicted += mean + slope * (offset - mean)
+        out[:, affine] = predicted
     return out
 
 

@@ -74,8 +74,10 @@ def predict_presence(classifiers: Sequence[Classifier], F: NDArray[np.float64]) 
         out[:, m] = classifiers[m].predict(F)
     own = [c for c, is_logistic in zip(classifiers, logistic, strict=True) if is_logistic]
     if own:
-        score = F @ np.column_stack([c.estimator.weights for c in own]) + [c.estimator.offset for c in own]
-        out[:, logistic] = expit([c.slope for c in own] * score + [c.offset for c in own])
+        slope, offset, own_offset = np.array([[c.slope, c.offset, c.estimator.offset] for c in own]).T
+        score = F @ (np.column_stack([c.estimator.weights for c in own]) * slope)
+        score += slope * own_offset + offset
+        out[:, logistic] = expit(score, out=score)
     return out
 
 

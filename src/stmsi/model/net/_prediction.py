@@ -24,6 +24,7 @@ from stmsi.model.net._scvi_fields import ROW_KEY, scvi_fields
 from stmsi.model.net._surroundings import quiet, seeded
 from stmsi.model.net._training_inputs import panel_data
 from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
+from stmsi.model.net.encoders._metabolite_encoder import Queries
 from stmsi.model.net.modules import HurdleModule
 from stmsi.model.net.modules._expression import SharedExpression
 from stmsi.model.net.modules._hurdle import METABOLITES_KEY, PRESENCE_KEY
@@ -46,6 +47,8 @@ PREDICT_BATCH = 4096
 """Spots that are predicted at once."""
 _STREAMED_BATCH = 1024
 """The same where memory is to stay small: the genes of so many are dense together."""
+_RINGS_AT_ONCE = 4096
+"""Spots whose rings are in memory at once."""
 
 
 class NetPrediction(HurdleModel):
@@ -134,32 +137,36 @@ class NetPrediction(HurdleModel):
 
         Of shape (spots, metabolites), on disk where the expression of the spots is.
         """
-        if not spots.is_streamed:
+        size = PREDICT_BATCH if spots.is_streamed else _RINGS_AT_ONCE if self._sees_gene_rings else len(spots)
+        if not spots.is_streamed and len(spots) <= size:
             return self._forward_together(spots)
-        shape = len(spots), len(self.state.metabolites)
-        logit, intensity = (new_array(spots.folder, shape, np.float64) for _ in STAGES)
-        with self._in_batches(min(self._predict_batch, _STREAMED_BATCH)):
-            for block, some in read_in_blocks(spots, self._reach, PREDICT_BATCH):
-                said = self._forward_together(some)
-                for out, values in zip((logit, intensity), said, strict=True):
-                    out[block.rows] = values[block.at]
+        folder, shape = spots.folder if spots.is_streamed else None, (len(spots), len(self.state.metabolites))
+        logit, intensity = (new_array(folder, shape, np.float64) for _ in STAGES)
+        batch = min(self._predict_batch, _STREAMED_BATCH) if spots.is_streamed else self._batch_size
+        with self._in_batches(batch):
+            for block, some in read_in_blocks(spots, self._reach, size):
+                logit[block.rows], intensity[block.rows] = self._forward_together(some, block.at)
         return logit, intensity
 
-    def _forward_together(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """The same of spots in memory."""
+    def _forward_together(
+        self, spots: Spots, rows: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """The same of spots in memory, or of some of them that are surrounded by the others."""
         nets, metabolites = self._nets, self._registered_metabolites()
         parts: list[list[torch.Tensor]] = [[] for _ in STAGES]
         known = torch.stack([torch.as_tensor(metabolites.isin(net.metabolites)) for net in nets])
         # loaders draw from torch's global generator
         with torch.inference_mode(), quiet(), seeded(self._hyper["rng"]), ExitStack() as stack:
-            batches = self._batches(spots, self._predict_batch)
+            batches = self._batches(spots, self._predict_batch, rows)
             for net in nets:
                 net.module.eval()
                 stack.enter_context(net.module.sections_summed_up())
             shared = SharedExpression([net.module.gene_index for net in nets], logged=nets[0].module.logged)
+            asked = [net.module.queries() for net in nets]
             for tensors in batches:
                 of_nets = [
-                    self._read_out(net.module, tensors, log) for net, log in zip(nets, shared.of(tensors), strict=True)
+                    self._read_out(net.module, tensors, log, queries)
+                    for net, log, queries in zip(nets, shared.of(tensors), asked, strict=True)
                 ]
                 for part, values in zip(parts, zip(*of_nets, strict=True), strict=True):
                     # a network that was not trained on a metabolite has no say
@@ -170,12 +177,12 @@ class NetPrediction(HurdleModel):
 
     @staticmethod
     def _read_out(
-        module: HurdleModule, tensors: dict[str, torch.Tensor], log: torch.Tensor
+        module: HurdleModule, tensors: dict[str, torch.Tensor], log: torch.Tensor, queries: Queries | None
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-odds and intensity of a batch, of which the log expression of the genes used is there."""
         given = module._get_inference_input(tensors) | {"x": None}
         inputs = {name: value.to(module.device) for name, value in given.items() if value is not None}
-        outputs = module.embed(module.standardise(log.to(module.device)), **inputs)
+        outputs = module.embed(module.standardise(log.to(module.device)), **inputs, queries=queries)
         heads = module.read_out(**outputs)
         return heads["logit"].cpu(), (heads["mean"] * module.target_scale + module.target_mean).cpu()
 
@@ -219,14 +226,15 @@ class NetPrediction(HurdleModel):
         encoders = [net.module.encoder for net in self._nets]
         return min([PREDICT_BATCH, *(e.largest_batch for e in encoders if isinstance(e, MetaboliteEncoder))])
 
-    def _batches(self, spots: Spots, batch_size: int) -> AnnDataLoader:
-        """The spots in batches of tensors, without what is measured."""
+    def _batches(self, spots: Spots, batch_size: int, rows: NDArray[np.int64] | None = None) -> AnnDataLoader:
+        """The spots in batches of tensors, without what is measured; `rows`: some of them, which see all others."""
         setup, state = self._setup, self.state
         names = pd.RangeIndex(len(spots)).astype(str)  # names of query spots may repeat
         query = panel_data(spots, setup, state, names, state.features.own.selected)
         query.obs[ROW_KEY] = np.arange(len(spots))
+        query = query if rows is None else query[rows].copy()
         modules = [net.module for net in self._nets]
-        if self._uses_context and modules[0].encoder.n_rings:
+        if self._sees_gene_rings:
             assert spots.graph is not None
             set_gene_rings(modules, spots, spots.graph)
         elif self._uses_context:
@@ -259,6 +267,11 @@ class NetPrediction(HurdleModel):
         encoder = ENCODERS[self._hyper["encoder"]]
         with_graph = self.registry_["setup_args"].get("graph_key") is not None
         return (encoder.uses_graph and with_graph) or encoder.uses_section
+
+    @property
+    def _sees_gene_rings(self) -> bool:
+        """Whether the encoder sees the genes of the rings around a spot."""
+        return self._uses_context and bool(self.module.encoder.n_rings)
 
     @property
     def _reach(self) -> int | None:

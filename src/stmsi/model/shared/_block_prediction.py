@@ -13,7 +13,7 @@ from stmsi._core.learning.hurdle import hurdle_mean
 from stmsi._core.uncertainty.conformal import doubt_of
 from stmsi._data.checks import check_count, check_coverage, check_share
 from stmsi._progress import track
-from stmsi.model.shared._blocks import BLOCK_SIZE, blocks_of, n_blocks
+from stmsi.model.shared._blocks import BLOCK_SIZE, Block, blocks_of, n_blocks
 from stmsi.model.shared._prediction import Prediction
 from stmsi.model.shared._spot_reader import SpotReader
 from stmsi.model.shared._trained_model import TrainedModel
@@ -72,11 +72,15 @@ class BlockPrediction(TrainedModel):
     ) -> Iterator[tuple[NDArray[np.int64], Prediction]]:
         """Rows of some spots at a time and their prediction, which does not depend on `size`; compared to training spots if asked for."""
         for block in blocks_of(reader, self._reach, size):
-            spots = reader.read(block.read)
-            prediction = self._predict_spots(spots, coverage)
-            if marked:
-                prediction = replace(prediction, found=self._found(spots))
-            yield block.rows, prediction if block.read is None else prediction.take(block.at)
+            yield block.rows, self._predict_block(reader, block, coverage, marked=marked)
+
+    def _predict_block(self, reader: SpotReader, block: Block, coverage: float, *, marked: bool) -> Prediction:
+        """Read and predict one block; nothing else of it is in memory when the next one is read."""
+        spots = reader.read(block.read)
+        prediction = self._predict_spots(spots, coverage)
+        if marked:
+            prediction = replace(prediction, found=self._found(spots))
+        return prediction if block.read is None else prediction.take(block.at)
 
     def _found(self, spots: Spots) -> NDArray[np.int8]:
         """Each spot beside those that the model was trained on, as :meth:`TrainingSpots.compare` says it."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -29,12 +29,15 @@ class Queries:
         Weight of the values of each ring, shape (metabolites, heads, rings).
     known
         1 for metabolites of the training data, 0 for others, which have nothing of their own; shape (metabolites,).
+    made
+        What the encoder makes of them for every batch that they are asked with.
     """
 
     embedding: torch.Tensor
     bias: torch.Tensor
     mix: torch.Tensor
     known: torch.Tensor
+    made: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def some(self, at: torch.Tensor) -> Queries:
         """Some of the metabolites, by position."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import pi
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -250,12 +250,20 @@ class TransformerEncoder(MetaboliteEncoder):
     ) -> torch.Tensor:
         """Attend; see :class:`MetaboliteEncoder`."""
         queries = queries or self.ask()
-        weights, values, heads = self.weights(queries), self.values(x, context), []
-        for h, lift in enumerate(self.lifts(x, mask)):
-            own = weights[:, h].T
-            attended = sum(lift * value @ (own * queries.mix[:, h, j]) for j, value in enumerate(values))
+        if not queries.made:
+            queries.made.update(self._factors(queries))
+        values, heads = self.values(x, context), []
+        for own, mixed, lift in zip(queries.made["own"], queries.made["mixed"], self.lifts(x, mask), strict=True):
+            attended = sum(lift * value @ by_metabolite for value, by_metabolite in zip(values, mixed, strict=False))
             heads.append(attended / (lift @ own))
-        return torch.stack(heads, dim=-1) * self.scale(weights)
+        return torch.stack(heads, dim=-1) * queries.made["scale"]
+
+    def _factors(self, queries: Queries) -> dict[str, Any]:
+        """What all spots are multiplied with: for each head the attention to genes, and that times the weight of each ring."""
+        weights = self.weights(queries)
+        own = [head.T for head in weights.unbind(dim=1)]
+        mixed = [[w * mix for mix in queries.mix[:, h].unbind(dim=1)] for h, w in enumerate(own)]
+        return {"own": own, "mixed": mixed, "scale": self.scale(weights)}
 
     def contributions(
         self,

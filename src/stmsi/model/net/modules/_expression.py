@@ -13,7 +13,7 @@ from stmsi._core.learning.expression_space import TARGET_SUM
 def log_expression(x: torch.Tensor, genes: torch.Tensor, *, logged: bool) -> torch.Tensor:
     """Log-normalised expression of some genes, from the counts of all genes or, with `logged`, from logarithms."""
     if logged:
-        return x[:, genes]
+        return x.index_select(1, genes)
     library = x.sum(dim=1, keepdim=True)
     return torch.log1p(x[:, genes] * (TARGET_SUM / torch.where(library > 0, library, torch.ones_like(library))))
 
@@ -38,4 +38,4 @@ class SharedExpression:
     def of(self, tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
         """For each network, log expression of the genes that it uses, shape (spots, genes used)."""
         log = log_expression(tensors[REGISTRY_KEYS.X_KEY], self.genes, logged=self.logged)
-        return [log[:, place] for place in self.places]
+        return [log.index_select(1, place) for place in self.places]

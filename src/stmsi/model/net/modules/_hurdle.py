@@ -261,6 +261,10 @@ class HurdleModule(SpotRows):
         """Signature mask of each spot's cluster, shape (spots, genes used); `None` where the model has none."""
         return self.signature[cluster.reshape(-1).long()] if self.n_clusters else None
 
+    def queries(self) -> Queries | None:
+        """What all metabolites ask, once for many batches in which weights do not change; `None`: the encoder has no queries."""
+        return self.encoder.ask() if isinstance(self.encoder, MetaboliteEncoder) else None
+
     def embed(
         self,
         expression: torch.Tensor,

@@ -302,7 +302,9 @@ class SpotRows(BaseModuleClass):
         row = row.reshape(-1).long().to(self.ring_genes.device)
         if not len(self.ring_means):
             return GeneContext(self.ring_genes[row].float())
-        means = self.ring_means[row][..., self.ring_place]
+        of_rows = self.ring_means.index_select(0, row)
+        # of two dimensions: of three, torch takes several times as long
+        means = of_rows.flatten(0, 1).index_select(1, self.ring_place).unflatten(0, of_rows.shape[:2])
         rings = means.sub_(self.gene_mean).div_(self.gene_scale * self.ring_scale).clamp_(-CLIP, CLIP)
         rings[..., self.ring_beyond] = self.ring_genes[row].float()
         return GeneContext(rings)
