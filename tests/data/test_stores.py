@@ -1,6 +1,7 @@
 """Tables in stores are opened without their matrices, whatever the kind of store."""
 
 import os
+import pickle
 
 import anndata as ad
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import scipy.sparse as sp
 import zarr
 
-from stmsi._data.stores import content_of, opened_table, stored_matrix, table_without_matrix
+from stmsi._data import stores
+from stmsi._data.stores import OpenMatrices, content_of, opened_table, stored_matrix, table_without_matrix
 
 WANTED = {"obsm": ["msi", "other"], "uns": ["msi"]}
 
@@ -78,3 +80,35 @@ def test_content_changes_with_the_file(store):
     file = store if store.is_file() else next(p for p in store.rglob("*") if p.is_file())
     os.utime(file, ns=(before[2] + 10**9, before[2] + 10**9))
     assert content_of(store) != before
+
+
+def test_matrices_stay_open_the_last_ones(store, table, tmp_path, monkeypatch):
+    monkeypatch.setattr(stores, "MOST_OPEN", 2)
+    opened, paths = [], [store]
+    for k in range(2):
+        paths.append(tmp_path / f"{k}.h5ad")
+        table.write_h5ad(paths[-1])
+    real = stores.opened_table
+    monkeypatch.setattr(stores, "opened_table", lambda path, key: opened.append(path) or real(path, key))
+    matrices = OpenMatrices("st", None)
+    for path in (*paths[:2], *paths[:2], paths[2], paths[1], paths[0]):
+        with matrices.matrix(path) as matrix:
+            np.testing.assert_array_equal(matrix[3:9].toarray(), table.X[3:9].toarray())
+        assert len(matrices) <= 2
+    assert opened == [*paths, paths[0]], "the one that was read longest ago is closed"
+    assert len(pickle.loads(pickle.dumps(matrices))) == 0
+    matrices.close()
+    assert len(matrices) == 0
+    table.write_h5ad(paths[1])  # which HDF5 refuses while the file is open
+
+
+def test_an_error_closes_a_store_and_names_it(store, table):
+    matrices = OpenMatrices("st", None)
+    with pytest.raises(ValueError, match=rf"{store.name} cannot be read"), matrices.matrix(store) as matrix:
+        matrix["no rows"]
+    assert len(matrices) == 0
+    with matrices.matrix(store) as matrix:
+        np.testing.assert_array_equal(matrix[:4].toarray(), table.X[:4].toarray())
+    with pytest.raises(KeyError, match="has no layer 'raw'"), OpenMatrices("st", "raw").matrix(store):
+        pass
+    matrices.close()

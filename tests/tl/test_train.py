@@ -89,6 +89,19 @@ def test_the_model_is_that_of_one_table_in_memory(table, stores, fields, monkeyp
         model.predict()
 
 
+@pytest.mark.parametrize(
+    "model",
+    [{"model": "linear"}, {"model": "mean"}, {"model": "pls", "presence": "svm"}],
+    ids=["linear", "mean", "svm"],
+)
+def test_families_fitted_metabolite_by_metabolite_are_those_in_memory(table, stores, model, monkeypatch):
+    monkeypatch.setattr(StreamedParts, "some_values", None)  # nothing is read as a whole
+    model = model | {"n_components": 6}
+    found = train(stores, model)
+    assert found.held_out_ is None, "it stays on disk"
+    assert_same(found, train(table, model, setup={"presence_key": "msi_presence"}), table, 3e-6)
+
+
 def test_logarithms_and_layers(sections, table, tmp_path, monkeypatch):
     paths = []
     for k, one in enumerate(sections):

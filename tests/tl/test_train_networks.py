@@ -1,14 +1,26 @@
 """Networks trained on stores see every spot, in windows of shuffled blocks, and score as those trained in memory."""
 
+import gc
+import tracemalloc
+
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse as sp
 import torch
 
 import stmsi
-from stmsi.model.net import _context_genes, _stored_batches
+from stmsi._core import arrays_on_disk
+from stmsi._core.metrics import columns
+from stmsi._data import stores as _stores
+from stmsi.model.net import _context_genes, _prediction, _stored_batches, _training
 from stmsi.model.net._stored_batches import Windows
 from stmsi.model.shared import _blocks
 from stmsi.model.shared._streamed_parts import StreamedParts
+from stmsi.model.shared._targets import read_targets
+from stmsi.tl import _stored_sections
+from stmsi.tl._stored_sections import StoredSections
 
 GRAPH = {"presence_key": "msi_presence", "graph_key": "spatial_connectivities"}
 KEPT = ["simPC_28_0", "simPC_31_3", "simPC_36_0"]
@@ -163,3 +175,66 @@ def test_folds_of_networks_are_read_from_the_stores(table, stores, small):
     assert list(found["sample"]) == list(alone["sample"])
     a, b = (t.groupby("stage", observed=True)[["pearson", "auroc"]].mean() for t in (found, alone))
     np.testing.assert_allclose(a, b, atol=0.03)
+
+
+def written(folder, n_spots, n_metabolites=100, n_sections=3):
+    """Sections on disk whose genes and metabolites share programmes."""
+    shared, paths = np.random.default_rng(0), []
+    genes, metabolites = shared.gamma(0.5, size=(4, 30)), shared.gamma(0.5, size=(4, n_metabolites))
+    for k in range(n_sections):
+        rng, names = np.random.default_rng(k + 1), [f"spot{i}" for i in range(n_spots)]
+        activity = rng.gamma(1, size=(n_spots, 4))
+        level = np.maximum(activity @ metabolites - rng.gamma(4, 0.2, (n_spots, n_metabolites)), 0)
+        counts = sp.csr_matrix(rng.poisson(activity @ genes).astype(np.float32))
+        adata = ad.AnnData(counts, obs=pd.DataFrame({"sample": f"S{k}"}, names))
+        adata.obsm["msi"] = pd.DataFrame(level.astype(np.float32), names, [f"m{m}" for m in range(n_metabolites)])
+        paths.append(folder / f"S{k}_{n_spots}.h5ad")
+        adata.write_h5ad(paths[-1])
+    return paths
+
+
+@pytest.mark.parametrize("kept", ["on disk", "targets in memory"])
+def test_memory_hardly_grows_with_the_spots(tmp_path, monkeypatch, kept):
+    """The ablation: what spots and metabolites take where targets, and all that is made of them, are in memory."""
+    if kept == "targets in memory":
+        monkeypatch.setattr(_training, "stored_targets", read_targets)
+    for module in (arrays_on_disk, columns):
+        monkeypatch.setattr(module, "_AT_ONCE", 2**14)
+    monkeypatch.setattr(_stored_batches, "WINDOW", 256)
+    monkeypatch.setattr(_stored_sections, "_AT_ONCE", 256)
+    monkeypatch.setattr(_prediction, "PREDICT_BATCH", 128)
+
+    def peak(n_spots):
+        paths = written(tmp_path, n_spots)
+        gc.collect()
+        tracemalloc.start()
+        try:
+            train(paths, "mlp", 1, None, n_nets=1)
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    train(written(tmp_path, 100), "mlp", 1, None, n_nets=1)  # what is imported once
+    few, many = peak(300), peak(800)
+    # the measured intensities are 400 bytes; names, places and hashes are a few hundred, and some garbage is collected late
+    assert ((many - few) / 1500 < 2500) == (kept == "on disk")
+
+
+def test_stores_stay_open_between_windows_and_are_closed_after(table, stores, small, monkeypatch):
+    def opened():
+        paths = []
+        with monkeypatch.context() as patch:
+            for module in (_stores, _stored_sections):
+                real = module.opened_table
+                patch.setattr(
+                    module, "opened_table", lambda path, key, real=real: paths.append(path) or real(path, key)
+                )
+            model = train(stores, "mlp", 2, None, n_nets=1)
+        return len(paths), model.predict(table.copy())
+
+    n, predicted = opened()
+    monkeypatch.setattr(StoredSections, "kept_open", lambda self: self)
+    n_without, same = opened()
+    np.testing.assert_array_equal(predicted, same)
+    assert n == 2 * len(stores), "to look at them, and to train"
+    assert n_without > 5 * n

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+import sys
+from collections import OrderedDict
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,10 @@ from stmsi._data.containers import arrays_of, check_file, check_unpacked, inside
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
+
+
+MOST_OPEN = 16
+"""Stores that stay open together. Each may hold 2 MB of what was read of it."""
 
 
 @contextmanager
@@ -76,6 +82,51 @@ def stored_matrix(group: Any, path: Path, layer: str | None) -> Any:
         raise ValueError(msg)
     element = group["X"] if layer is None else group["layers"][layer]
     return sparse_dataset(element) if hasattr(element, "keys") else element
+
+
+class OpenMatrices:
+    """Matrices in stores that stay open while they are read again and again: the last :data:`MOST_OPEN` of them.
+
+    To open a store takes a third of the time in which a few hundred spots are read. Pickled, none is open. One thread at a time may read.
+
+    Parameters
+    ----------
+    table_key, layer
+        Where the matrix is.
+    """
+
+    def __init__(self, table_key: str, layer: str | None) -> None:
+        self._where = table_key, layer
+        self._open: OrderedDict[Path, tuple[ExitStack, Any]] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return OpenMatrices, self._where
+
+    @contextmanager
+    def matrix(self, path: Path) -> Iterator[Any]:
+        """As :func:`stored_matrix`; errors as for :func:`opened_table`, after which the store is closed."""
+        if path not in self._open:
+            while len(self._open) >= MOST_OPEN:
+                self._open.popitem(last=False)[1][0].close()
+            table_key, layer = self._where
+            with ExitStack() as stack:
+                matrix = stored_matrix(stack.enter_context(opened_table(path, table_key)), path, layer)
+                self._open[path] = stack.pop_all(), matrix
+        self._open.move_to_end(path)
+        try:
+            yield self._open[path][1]
+        except BaseException:
+            # the context of the store turns the error into one that names it
+            if not self._open.pop(path)[0].__exit__(*sys.exc_info()):
+                raise
+
+    def close(self) -> None:
+        """Close all of them; they are opened again when they are read."""
+        while self._open:
+            self._open.popitem()[1][0].close()
 
 
 def _table_group(group: Any, path: Path, table_key: str) -> Any:

@@ -142,13 +142,13 @@ class StoredFolds(SharedFolds):
         """As of the base class."""
         from stmsi.model.net._stored_batches import StoredInput
 
-        own = self.sections.some(rows)
+        own = self.sections.some(rows).kept_open()
         every = np.arange(len(rows))
 
         def read(setup: Setup, folds: Sequence[NDArray[Any]]) -> Spots:
             return StoredFolds(own, [every, *folds], self._directory).spots(setup, every)
 
-        return StoredInput(own, read)
+        return StoredInput(own, read, own.close)
 
     def _given(self) -> tuple[Any, ...]:
         return self.sections, self._folds, self._directory

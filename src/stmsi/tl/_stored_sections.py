@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from anndata import AnnData
 from stmsi._core.learning.stored_expression import StoredKind
 from stmsi._data.checks import check_choice, listing, require_rows, require_unique
 from stmsi._data.keys import Key
-from stmsi._data.stores import content_of, opened_table, stored_matrix, table_without_matrix
+from stmsi._data.stores import OpenMatrices, content_of, opened_table, stored_matrix, table_without_matrix
 from stmsi._data.tables import as_csr, require_frame, some_rows
 from stmsi._data.whole_file import whole_file
 from stmsi._settings import logger
@@ -83,6 +84,8 @@ class StoredSections:
         What all of it is, and what a spot adds up to before the logarithm, where that is known.
     left_out
         Stores that cannot be used, and why.
+    opened
+        Keeps stores open between reads; `None`: each read opens its store.
     """
 
     adata: AnnData
@@ -96,6 +99,7 @@ class StoredSections:
     input: Input
     target_sum: float | None
     left_out: Mapping[str, str]
+    opened: OpenMatrices | None = None
 
     @classmethod
     def open(
@@ -221,8 +225,19 @@ class StoredSections:
 
     def some(self, rows: NDArray[np.int64]) -> StoredSections:
         """Some of the spots, ascending, as all there are; edges to others are cut."""
+        if np.array_equal(rows, np.arange(len(self.names))):
+            return self
         adata = self.adata[rows].copy()
         return replace(self, adata=adata, names=self.names[rows], store=self.store[rows], row=self.row[rows])
+
+    def kept_open(self) -> StoredSections:
+        """The same, whose stores stay open until :meth:`close`."""
+        return replace(self, opened=OpenMatrices(self.table_key, self.layer))
+
+    def close(self) -> None:
+        """Close stores that are kept open."""
+        if self.opened is not None:
+            self.opened.close()
 
     def blocks(self, rows: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
         """Ascending rows in pieces that are read together, each in one store."""
@@ -234,11 +249,21 @@ class StoredSections:
         parts = [self._read(int(k), self.row[rows[self.store[rows] == k]]) for k in np.unique(self.store[rows])]
         return parts[0] if len(parts) == 1 else sp.vstack(parts, format="csr")
 
+    @contextmanager
+    def _matrix(self, path: Path) -> Iterator[Any]:
+        """The matrix of a store, on disk."""
+        if self.opened is not None:
+            with self.opened.matrix(path) as matrix:
+                yield matrix
+            return
+        with opened_table(path, self.table_key) as group:
+            yield stored_matrix(group, path, self.layer)
+
     def _read(self, k: int, rows: NDArray[np.int64]) -> sp.csr_matrix:
         one = self.stores[k]
         order = np.argsort(rows, kind="stable")
-        with opened_table(one.path, self.table_key) as group:
-            matrix = as_csr(some_rows(stored_matrix(group, one.path, self.layer), rows[order]))
+        with self._matrix(one.path) as on_disk:
+            matrix = as_csr(some_rows(on_disk, rows[order]))
             matrix.check_format(full_check=True)  # scipy follows the indices of a damaged file without looking
         stored = replace(one.stored, matrix=matrix, number=one.stored.number[rows[order]])
         values = stored.as_counts("counts") if self.input == "counts" else stored.as_logs("log", self.target_sum)

@@ -56,9 +56,9 @@ def train(
     3. sums of products of the variable genes, of which the components follow;
     4. components of all spots, and how far each spot lies from the others.
 
-    Networks read their batches from the stores, in windows of shuffled blocks. The rest is fitted to the components. For `"ridge"` they, the
-    features and the held-out predictions are in temporary files, and memory holds what was measured; other families hold all that
-    belongs to spots and metabolites: see :doc:`/user_guide/large_sections`.
+    Networks read their batches from the stores, in windows of shuffled blocks. The rest is fitted to the components. Features and held-out
+    predictions are in temporary files, and memory holds what was measured. Families that are fitted to one metabolite after the other hold
+    the features, too, and those that read all genes hold the expression: see :doc:`/user_guide/large_sections`.
 
     Parameters
     ----------

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stmsi._core import arrays_on_disk
-from stmsi._core.arrays_on_disk import Derived, DiskArray
+from stmsi._core.arrays_on_disk import Derived, DiskArray, array_like, derived, new_array, some_of, write_into
 from stmsi._core.learning.folds import inner_groups
 from stmsi._core.metrics import columns
 from stmsi.model.linear import _fits_from_disk as from_disk
@@ -136,3 +136,32 @@ def test_a_derived_array_is_read_in_pieces():
     np.testing.assert_array_equal(made[1:3], 2 * values[1:3])
     np.testing.assert_array_equal(made[..., 1:], 2 * values[:, 1:])
     np.testing.assert_array_equal(np.asarray(made), 2 * values)
+
+
+def test_some_of_what_is_not_in_memory_is_read_when_asked(tmp_path):
+    values = np.arange(30.0).reshape(6, 5)
+    stored = on_disk(values, tmp_path)
+    rows, columns = np.array([4, 1, 3, 0]), np.array([0, 2, 3])
+    twice = derived(lambda a, b: a + b, stored, values)
+    assert isinstance(twice, Derived)
+    for of, expected in ((stored, values), (twice, 2 * values), (values, values)):
+        some, expected = some_of(some_of(of, rows), columns=columns), expected[np.ix_(rows, columns)]
+        assert some.shape == expected.shape
+        np.testing.assert_array_equal(np.asarray(some), expected)
+        for at in (np.s_[1:3], np.s_[..., 1:], np.s_[:, 2], np.s_[1:, np.array([2, 0])], np.s_[np.array([3, 0])]):
+            np.testing.assert_array_equal(some[at], expected[at])
+        np.testing.assert_array_equal(some[np.ix_([2, 0], [1, 2])], expected[np.ix_([2, 0], [1, 2])])
+    assert some_of(stored, np.arange(6), np.arange(5)) is stored
+    assert some_of(stored, rows).folder == tmp_path
+    assert isinstance(array_like(some_of(stored, rows), np.float32), DiskArray)
+    np.testing.assert_array_equal(derived(lambda a: -a, values), -values)
+
+
+def test_numbers_are_written_into_part_of_an_array(tmp_path):
+    for folder in (None, tmp_path):
+        out = new_array(folder, (5, 4), float, np.nan)
+        assert isinstance(out, np.ndarray if folder is None else DiskArray)
+        assert np.isnan(out[:, :]).all()
+        write_into(out, (np.array([3, 1]), np.array([0, 2])), np.array([[1.0, 2], [3, 4]]))
+        np.testing.assert_array_equal(out[np.ix_([3, 1], [0, 2])], [[1, 2], [3, 4]])
+        assert np.isnan(out[:, :]).sum() == 16

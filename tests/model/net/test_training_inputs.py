@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
+from stmsi._core.arrays_on_disk import Derived, DiskArray, derived
 from stmsi._core.learning.expression_space import log_normalize
 from stmsi._core.learning.shared_ridge import HeldOutTruth, fit_shared_ridge
-from stmsi.model.net._training_inputs import linear_path
+from stmsi.model.net import _linear_path
+from stmsi.model.net._linear_path import linear_path
 from stmsi.model.shared._spot_features import SpotFeatures
 from stmsi.model.shared._spot_input import Spots
 
@@ -40,3 +42,28 @@ def test_the_linear_path_is_the_ridge_regression_with_its_slope():
     expected = np.hstack(expected)
     expected[:, :2] = 4 * (expected[:, :2] - np.nanmean(presence, axis=0))
     np.testing.assert_allclose(inputs @ weight + bias, expected, atol=1e-4)
+
+
+def test_the_ridge_regressions_of_the_path_are_the_same_from_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr("stmsi._core.arrays_on_disk._AT_ONCE", 500)
+    monkeypatch.setattr("stmsi._core.arrays_on_disk._FEWEST_ROWS", 7)
+    rng = np.random.default_rng(0)
+    F = rng.normal(size=(240, 6)).astype(np.float32)
+    y = F[:, :5].astype(float) * [1, 2, 0.3, 1, 1] + rng.normal(size=(240, 5))
+    y[:60, 1] = np.nan
+    y[:, 3] = 4.0  # does not vary
+    y[4:, 4] = np.nan  # known in too few
+    groups = np.repeat(np.arange(4), 60)
+    units = np.repeat(np.arange(8), 30)
+    stored = DiskArray(tmp_path, F.shape, np.float32)
+    stored[:, :] = F
+    there = Derived(y.shape, lambda rows, columns: y[rows, columns])
+    targets = derived(lambda values: 2 * values, there)
+
+    found = _linear_path._shared_ridge(stored, targets, groups, units, tmp_path)
+    expected = _linear_path._shared_ridge(F, 2 * y, groups, units, None)
+
+    assert isinstance(found[-1], DiskArray)
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(a), b, rtol=0, atol=5e-6 * np.nanmax(np.abs(b)))
+    assert not expected[0][:, 3:].any()

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.sparse as sp
 
 from stmsi._core.arrays import AnyFloats, Bools, Floats, Floats32, Ints
-from stmsi._core.arrays_on_disk import DiskArray, Matrix, row_pieces
+from stmsi._core.arrays_on_disk import DiskArray, Matrix, new_array, row_pieces
 from stmsi._core.learning.shared_ridge import (
     GroupMoments,
     KnownSpots,
@@ -22,7 +22,7 @@ from stmsi._core.learning.shared_ridge import (
 
 
 class _Block(NamedTuple):
-    """Some spots: which they are, their groups, features with the constant, and targets (`None`: not read)."""
+    """Some spots: which they are, their groups, features with the constant, and targets."""
 
     rows: slice
     groups: Ints
@@ -47,6 +47,7 @@ class StoredMoments(GroupMoments):
 
     features: Matrix
     targets: Matrix
+    there: Any  # where targets are known, which conjugate gradients read again and again
 
     def __init__(self, F: Matrix, Y: Matrix, groups: Ints, unit: float | None = None) -> None:
         set_ = object.__setattr__  # the fields of a frozen dataclass
@@ -54,9 +55,10 @@ class StoredMoments(GroupMoments):
         set_(self, "targets", Y)
         set_(self, "groups", groups)
         n, p, m = int(groups.max()) + 1, F.shape[1] + 1, Y.shape[1]
+        set_(self, "there", new_array(getattr(F, "folder", None), Y.shape, bool, by_column=False))
         gram, cross, number, length = np.zeros((n, p, p)), np.zeros((n, p, m)), np.zeros((n, m), np.int64), 0.0
         for block in self.blocks():
-            known = ~np.isnan(block.Y)
+            self.there[block.rows] = known = ~np.isnan(block.Y)
             filled = np.where(known, block.Y, 0).astype(np.float32)
             length += float(np.einsum("ij,ij->", block.F[:, :-1], block.F[:, :-1], dtype=np.float64))
             for g in np.unique(block.groups):
@@ -70,13 +72,19 @@ class StoredMoments(GroupMoments):
         set_(self, "number", number)
         set_(self, "unit", max(length / len(groups), 1e-12) if unit is None else unit)
 
+    def pieces(self) -> list[slice]:
+        """Spots that are read together."""
+        return row_pieces(self.features.shape[0], max(self.features.shape[1], self.targets.shape[1]))
+
+    def with_constant(self, rows: slice) -> Floats32:
+        """Features of some spots, with the constant."""
+        F = self.features[rows]
+        return np.hstack([F, np.ones((len(F), 1), np.float32)], dtype=np.float32)
+
     def blocks(self) -> Iterator[_Block]:
         """All spots, some at a time."""
-        shape = self.features.shape[0], max(self.features.shape[1], self.targets.shape[1])
-        for rows in row_pieces(*shape):
-            F = self.features[rows]
-            ones = np.ones((len(F), 1), np.float32)
-            yield _Block(rows, self.groups[rows], np.hstack([F, ones], dtype=np.float32), self.targets[rows])
+        for rows in self.pieces():
+            yield _Block(rows, self.groups[rows], self.with_constant(rows), self.targets[rows])
 
     def with_targets(self, Y: Matrix) -> StoredMoments:  # type: ignore[override]
         """The same features and groups with other targets (spots, targets)."""
@@ -113,12 +121,15 @@ class _Blocks:
 
     def times(self, B: Floats) -> Floats:
         total, weights = np.zeros(B.shape), B.astype(np.float32)
-        for block in self.moments.blocks():
-            there = (~np.isnan(block.Y)).astype(np.float32)
-            known = np.hstack([there[:, columns] * groups[block.groups][:, None] for columns, groups in self.parts])
-            predicted = block.F @ weights
-            predicted *= known
-            total += np.ascontiguousarray(block.F.T) @ predicted
+        ends = np.cumsum([0, *(len(columns) for columns, _ in self.parts)])
+        for rows in self.moments.pieces():
+            F, there = self.moments.with_constant(rows), self.moments.there[rows]
+            predicted = F @ weights
+            for first, last, (columns, groups) in zip(ends[:-1], ends[1:], self.parts, strict=True):
+                own = predicted[:, first:last]
+                own *= there[:, columns]
+                own[~groups[self.moments.groups[rows]]] = 0
+            total += np.ascontiguousarray(F.T) @ predicted
         return total
 
     def keep(self, going: Bools) -> None:

@@ -20,10 +20,10 @@ def column_pieces(n_rows: int, n_columns: int) -> list[slice]:
     return [slice(start, min(start + size, n_columns)) for start in range(0, max(n_columns, 1), size)]
 
 
-def in_pieces(function: Callable[..., Any], *arrays: NDArray[Any]) -> Any:
+def in_pieces(function: Callable[..., Any], *arrays: Any) -> Any:
     """What a function gives of columns, some of them at a time: an array, or several, whose last axis are the columns.
 
-    `arrays` are of shape (rows, columns), the first one at least, or (columns,).
+    `arrays` are of shape (rows, columns), the first one at least, or (columns,); in memory or not.
     """
     pieces = column_pieces(*arrays[0].shape)
     done = [function(*(a[..., piece] for a in arrays)) for piece in pieces]

@@ -3,29 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 import joblib
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from stmsi._core.learning.folds import held_out_units
 from stmsi._data.checks import check_choice, check_count, check_jobs, check_seed
 from stmsi._data.keys import Key
 from stmsi._progress import track
 from stmsi._settings import logger, settings
 from stmsi.model.linear._fits_from_disk import fit_classifiers_from_disk, fit_ridges_from_disk
-from stmsi.model.linear._gene_prior import GenePrior, PriorUse, fit_classifier_with, fit_regression_with
-from stmsi.model.linear._intensity import IntensityFamily, Regression, fit_regression, fit_ridges, predict_intensity
+from stmsi.model.linear._gene_prior import GenePrior, PriorUse
+from stmsi.model.linear._intensity import IntensityFamily, Regression, fit_ridges, predict_intensity
 from stmsi.model.linear._presence import (
     Classifier,
     PresenceFamily,
-    fit_classifiers,
     fit_shared_classifiers,
     predict_presence,
 )
 from stmsi.model.linear._similarity import NeighbourMap
+from stmsi.model.linear._single_fits import (
+    Folds,
+    fit_intensity,
+    fit_intensity_to_disk,
+    fit_presence,
+    fit_presence_to_disk,
+    gathered,
+)
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup, read_prior
@@ -227,11 +233,11 @@ class HurdleLinear(SpotModel):
         state = data.start(setup, features)
         inner = InnerFolds.of(data, n_folds=self.n_folds, seed=self.rng)
         if data.folder is not None:
-            self._fit_from_disk(data, state, inner)
+            self._fit_from_disk(data, state, inner, show_progress_bar)
             return
         for_intensity, for_presence = features.transform(train)
         shared = NeighbourMap.fit(for_intensity, features.widths) if self.intensity == "knn" else None
-        folds = _Folds.of_inner(inner, len(targets.metabolites), sample)
+        folds = Folds.of_inner(inner, len(targets.metabolites), sample)
         inputs = [for_intensity if shared is None else shared.held_out(for_intensity, own) for own, _ in folds.kinds]
         prior, values = None, []
         if setup.prior_key is not None:
@@ -253,12 +259,12 @@ class HurdleLinear(SpotModel):
         parts = [] if first_together else folds.parts(1)
         present = None if second_together else targets.where_present()
         jobs = [
-            joblib.delayed(_fit_presence)(
+            joblib.delayed(fit_presence)(
                 for_presence, targets.presence[:, own], folds.kinds[k][0], self.presence, self.rng, columns[own[0]]
             )
             for k, own in parts
         ] + [
-            joblib.delayed(_fit_intensity)(
+            joblib.delayed(fit_intensity)(
                 inputs[k], present[:, m], *folds.kinds[k], self.intensity, self.rng, columns[m]
             )
             for m, k in enumerate(folds.of)
@@ -288,25 +294,42 @@ class HurdleLinear(SpotModel):
                 *((prior.strength[stage] > 0).sum() for stage in STAGES), len(columns),
             )  # fmt: skip
         self.state_ = state
-        probability, intensity = self.held_out_ = _gathered(self.classifiers_, self.regressions_)
+        probability, intensity = self.held_out_ = gathered(self.classifiers_, self.regressions_)
         self._calibrate_after(data, probability, intensity, inner.units, self.rng, groups=inner.groups)
 
     @property
     def _fits_from_disk(self) -> bool:
         setup = self._setup
-        together = self.presence == "logistic" and self.intensity == "ridge" and setup.prior_key is None
-        return together and setup.signature_key is None and (setup.graph_key is None or self.context == "diffused")
+        # retrieval keeps its training spots
+        alike = setup.prior_key is None and setup.signature_key is None and self.intensity != "knn"
+        return alike and (setup.graph_key is None or self.context == "diffused")
 
-    def _fit_from_disk(self, data: TrainingData, state: FittedState, inner: InnerFolds) -> None:
-        """The rest of the fit, where what grows with the spots stays on disk."""
+    def _fit_from_disk(
+        self, data: TrainingData, state: FittedState, inner: InnerFolds, show_progress_bar: bool | None
+    ) -> None:
+        """The rest of the fit, where what grows with the spots stays on disk.
+
+        Estimators that are fitted to one metabolite after the other have the features in memory.
+        """
         targets, folder = data.targets, data.folder
         assert folder is not None
         for_intensity, for_presence = state.features.transform_to_disk(data.train, folder)
+        folds = Folds.of_inner(inner, len(targets.metabolites), data.sample)
+        options: dict[str, Any] = {
+            "folder": folder, "n_jobs": settings.n_jobs if self.n_jobs is None else self.n_jobs, "show": show_progress_bar
+        }  # fmt: skip
         with threadpool_limits(1):
-            self.classifiers_, probability = fit_classifiers_from_disk(for_presence, targets.presence, inner, folder)
-            self.regressions_, intensity = fit_ridges_from_disk(
-                for_intensity, targets.intensity, targets.presence, inner, folder
-            )
+            if self.presence == "logistic":
+                fitted = fit_classifiers_from_disk(for_presence, targets.presence, inner, folder)
+            else:
+                fitted = fit_presence_to_disk(for_presence, targets.presence, folds, self.presence, self.rng, **options)
+            self.classifiers_, probability = fitted
+            if self.intensity == "ridge":
+                found = fit_ridges_from_disk(for_intensity, targets.intensity, targets.presence, inner, folder)
+            else:
+                present = targets.where_present()
+                found = fit_intensity_to_disk(for_intensity, present, folds, self.intensity, self.rng, **options)
+            self.regressions_, intensity = found
         self.map_, self.prior_, self.held_out_, self.state_ = None, None, None, state
         held_out: list[Any] = [probability, intensity]
         self._calibrate_after(data, held_out[0], held_out[1], inner.units, self.rng, groups=inner.groups)
@@ -378,68 +401,3 @@ class HurdleLinear(SpotModel):
             "presence", "intensity", "n_top_genes", "n_components", "context", "signature_stages", "prior", "n_folds", "rng"
         )  # fmt: skip
         return {name: getattr(self, name) for name in names}
-
-
-@dataclass(frozen=True)
-class _Folds:
-    """Kinds of inner folds, each the groups and the units within which predictions are compared; that of each metabolite."""
-
-    kinds: list[tuple[NDArray[np.int64], NDArray[np.int64]]]
-    of: list[int]
-
-    @classmethod
-    def of_inner(cls, inner: InnerFolds, n: int, sample: NDArray[Any]) -> _Folds:
-        """Those of all n metabolites, but for the ones that were measured in one group only."""
-        of = np.zeros(n, np.int64)
-        for k, (columns, _) in enumerate(inner.apart, start=1):
-            of[columns] = k
-        own = [(groups, held_out_units(sample, groups + 1)) for _, groups in inner.apart]
-        return cls([(inner.groups, inner.units), *own], of.tolist())
-
-    def parts(self, size: int) -> list[tuple[int, NDArray[np.int64]]]:
-        """Metabolites whose presence is fitted in one job, `size` at most: a kind of folds, and which of those that have it."""
-        kind = np.array(self.of)
-        own = [(k, np.flatnonzero(kind == k)) for k in np.unique(kind)]
-        return [(int(k), part) for k, of in own for part in np.split(of, range(size, len(of), size))]
-
-
-def _gathered(classifiers: list[Classifier], regressions: list[Regression]) -> NDArray[np.float64]:
-    """Held-out values of both stages, shape (2, spots, metabolites), into which those of the estimators become views."""
-    out = np.empty((2, len(classifiers[0].held_out), len(classifiers)))
-    for m, (classifier, regression) in enumerate(zip(classifiers, regressions, strict=True)):
-        out[0, :, m], out[1, :, m] = classifier.held_out, regression.held_out
-        classifiers[m] = replace(classifier, held_out=out[0, :, m])
-        regressions[m] = replace(regression, held_out=out[1, :, m])
-    return out
-
-
-def _fit_presence(
-    F: NDArray[np.float64],
-    presence: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    family: PresenceFamily,
-    seed: int,
-    columns: NDArray[np.float64] | None,
-) -> list[tuple[Classifier, float]]:
-    """Classifiers of some metabolites, or of one with the `columns` of its prior; and the strength of these."""
-    # the fits are small: threads would cost more than they bring, and sums would depend on their number
-    with threadpool_limits(1):
-        if columns is None:
-            return [(c, 0.0) for c in fit_classifiers(F, presence, groups, family, seed)]
-        return [fit_classifier_with(F, columns, presence[:, 0], groups, family, seed)]
-
-
-def _fit_intensity(
-    F: NDArray[np.float64],
-    intensity: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    units: NDArray[np.int64],
-    family: IntensityFamily,
-    seed: int,
-    columns: NDArray[np.float64] | None,
-) -> tuple[Regression, float]:
-    """Regression of a metabolite, and the strength of the `columns` of its prior."""
-    with threadpool_limits(1):
-        if columns is None:
-            return fit_regression(F, intensity, groups, family, seed, units), 0.0
-        return fit_regression_with(F, columns, intensity, groups, family, seed, units)

@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from scipy.special import expit
 
+from stmsi._core.arrays_on_disk import array_like, derived
 from stmsi._core.learning.folds import sections_or_blocks
 from stmsi._core.learning.shared_ridge import HeldOutTruth
+from stmsi._core.metrics.columns import in_pieces, pieces_into
 from stmsi._data.checks import listing
 from stmsi._data.tables import sections_of
 from stmsi._settings import logger
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from stmsi._core.arrays_on_disk import Matrix
     from stmsi.model.shared._fitted_state import FittedState
     from stmsi.model.shared._spot_input import Spots
     from stmsi.model.shared._targets import Targets
@@ -59,14 +62,14 @@ class NetCalibration(NetPrediction):
     def _calibrate_by(
         self,
         targets: Targets,
-        logit: NDArray[np.float64],
-        intensity: NDArray[np.float64],
+        logit: Matrix,
+        intensity: Matrix,
         trained: tuple[NDArray[np.int64], NDArray[np.int64]],
         units: NDArray[Any],
         *,
         places: tuple[NDArray[Any], NDArray[np.float64] | None],
         distance: NDArray[np.float64],
-    ) -> NDArray[np.float64]:
+    ) -> Any:
         """Calibrate by predictions of held-out spots.
 
         Parameters
@@ -74,7 +77,7 @@ class NetCalibration(NetPrediction):
         targets
             Of these spots, with the metabolites of the model.
         logit, intensity
-            Log-odds and intensity given presence, likewise; NaN where there was no prediction.
+            Log-odds and intensity given presence, likewise; NaN where there was no prediction. In memory or on disk.
         trained
             Training spots with, and without, each metabolite.
         units, places, distance
@@ -82,10 +85,11 @@ class NetCalibration(NetPrediction):
 
         Returns
         -------
-        The calibrated probability of presence, shape (spots, metabolites).
+        The calibrated probability of presence, shape (spots, metabolites); on disk where the log-odds are.
         """
-        presence = np.where(np.isnan(logit), np.nan, targets.presence)
-        self.platt_ = np.column_stack(platts(logit.astype(np.float64), presence))
+        presence = derived(lambda o, p: np.where(np.isnan(o), np.nan, p), logit, targets.presence)
+        # some metabolites at a time, each of which is by itself
+        self.platt_ = np.column_stack(in_pieces(platts, logit, presence))
         # A sigmoid and a threshold fitted to a handful of spots are noise. The logits of a class-balanced loss, shifted
         # by the base rate of the training spots, are the better guess; where training has one class only, so is that.
         n1, n0 = presence_counts(presence)
@@ -97,13 +101,13 @@ class NetCalibration(NetPrediction):
         self.platt_[shift] = np.column_stack([np.ones(len(weight)), -np.log(weight)])[shift]
         odds = np.log((trained1 + n1 + 1) / (trained0 + n0 + 1))
         self.platt_[one_class] = np.column_stack([np.full(len(odds), 1e-6), odds])[one_class]
-        probability = np.asarray(expit(logit * self.platt_[:, 0] + self.platt_[:, 1]))
+        probability = pieces_into(
+            array_like(logit, np.float64), lambda o, slope, offset: expit(o * slope + offset), logit, *self.platt_.T
+        )
         self._calibrate(targets, probability, intensity, units, shift, places=places, distance=distance)
         return probability
 
-    def _note_control(
-        self, targets: Targets, attended: NDArray[np.float64], uniform: NDArray[np.float64], units: NDArray[Any]
-    ) -> None:
+    def _note_control(self, targets: Targets, attended: Matrix, uniform: Matrix, units: NDArray[Any]) -> None:
         """Write into the feature table how well held-out spots are predicted, and how well with attention made uniform.
 
         Mean correlation inside held-out sections of each metabolite: ``held_out_attention`` and ``held_out_uniform``.
@@ -117,12 +121,16 @@ class NetCalibration(NetPrediction):
         units
             Section of each spot.
         """
-        truth = HeldOutTruth.of(targets.intensity, np.zeros(len(units), np.int64), units)
-        table = self.state.feature_table
-        scores = {"held_out_attention": truth.scores(attended)[0], "held_out_uniform": truth.scores(uniform)[0]}
-        self.state.feature_table = table.assign(**scores)
 
-    def _uniform_map(self, spots: Spots) -> NDArray[np.float64] | None:
+        def scores(intensity: NDArray[np.float64], *maps: NDArray[np.float64]) -> tuple[NDArray[np.float64], ...]:
+            truth = HeldOutTruth.of(intensity, np.zeros(len(units), np.int64), units)
+            return tuple(truth.scores(m)[0] for m in maps)
+
+        found = in_pieces(scores, targets.intensity, attended, uniform)
+        names = "held_out_attention", "held_out_uniform"
+        self.state.feature_table = self.state.feature_table.assign(**dict(zip(names, found, strict=True)))
+
+    def _uniform_map(self, spots: Spots) -> Any:
         """The map before calibration with attention made uniform; `None` where metabolites do not attend to genes."""
         if not isinstance(self.module.encoder, MetaboliteEncoder):
             return None

@@ -13,6 +13,8 @@ from scipy.special import expit
 from scvi.data import AnnDataManager
 from scvi.dataloaders import AnnDataLoader
 
+from stmsi._core.arrays_on_disk import array_like, new_array
+from stmsi._core.metrics.columns import pieces_into
 from stmsi._data.checks import listing
 from stmsi.model.net._context_genes import set_gene_rings
 from stmsi.model.net._metabolite_descriptors import Described
@@ -43,6 +45,8 @@ if TYPE_CHECKING:
 _LEFT_OVER = 1e5
 PREDICT_BATCH = 4096
 """Spots that are predicted at once."""
+_STREAMED_BATCH = 1024
+"""The same where memory is to stay small: the genes of so many are dense together."""
 _RINGS_AT_ONCE = 4096
 """Spots whose rings are in memory at once."""
 
@@ -124,18 +128,24 @@ class NetPrediction(HurdleModel):
     def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if spots.covariates is not None:
             self.state.features.covariates(spots)  # refuses categories that training did not have
-        logit, intensity = self._forward(spots)
+        logit, intensity = (np.asarray(of_stage) for of_stage in self._forward(spots))
         assert self.platt_ is not None
         return expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity
 
-    def _forward(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Log-odds and intensity given presence of the metabolites that the model predicts; means over its networks."""
+    def _forward(self, spots: Spots) -> tuple[Any, Any]:
+        """Log-odds and intensity given presence of the metabolites that the model predicts; means over its networks.
+
+        Of shape (spots, metabolites), on disk where the expression of the spots is.
+        """
         size = PREDICT_BATCH if spots.is_streamed else _RINGS_AT_ONCE if self._sees_gene_rings else len(spots)
         if not spots.is_streamed and len(spots) <= size:
             return self._forward_together(spots)
-        logit, intensity = np.empty((2, len(spots), len(self.state.metabolites)))
-        for block, some in read_in_blocks(spots, self._reach, size):
-            logit[block.rows], intensity[block.rows] = self._forward_together(some, block.at)
+        folder, shape = spots.folder if spots.is_streamed else None, (len(spots), len(self.state.metabolites))
+        logit, intensity = (new_array(folder, shape, np.float64) for _ in STAGES)
+        batch = min(self._predict_batch, _STREAMED_BATCH) if spots.is_streamed else self._batch_size
+        with self._in_batches(batch):
+            for block, some in read_in_blocks(spots, self._reach, size):
+                logit[block.rows], intensity[block.rows] = self._forward_together(some, block.at)
         return logit, intensity
 
     def _forward_together(
@@ -176,10 +186,13 @@ class NetPrediction(HurdleModel):
         heads = module.read_out(**outputs)
         return heads["logit"].cpu(), (heads["mean"] * module.target_scale + module.target_mean).cpu()
 
-    def _rough_map(self, logit: NDArray[np.float64], intensity: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Both stages as one number before they are calibrated, shape (spots, metabolites)."""
+    def _rough_map(self, logit: Any, intensity: Any) -> Any:
+        """Both stages as one number before they are calibrated, shape (spots, metabolites); on disk where they are."""
         # a class-balanced loss puts log-odds of 0 at the prevalence
-        return np.asarray(expit(logit - np.log(self._positive_weight())) * np.maximum(intensity, 0))
+        shift = np.log(self._positive_weight())
+        return pieces_into(
+            array_like(logit, np.float64), lambda o, i, s: expit(o - s) * np.maximum(i, 0), logit, intensity, shift
+        )
 
     def _positive_weight(self) -> NDArray[np.float64]:
         """Weight of spots with each metabolite in the loss of presence, mean over the networks that know it."""

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from stmsi._core.arrays_on_disk import Derived, some_of
 from stmsi._core.learning.folds import inner_groups, sections_or_blocks
+from stmsi._core.metrics.columns import in_pieces
 from stmsi._data.tables import sections_of
 from stmsi.model.net._calibration import NetCalibration
 from stmsi.model.net._context_genes import scale_stored_rings
 from stmsi.model.net._gene_screen import screened_genes
+from stmsi.model.net._linear_path import linear_path
 from stmsi.model.net._neighbour_context import CONTEXT_COMPONENTS
-from stmsi.model.net._training_inputs import linear_path, section_moments
+from stmsi.model.net._training_inputs import section_moments
 from stmsi.model.net.encoders import ENCODERS, LocalFirstEncoder, MetaboliteEncoder
 from stmsi.model.shared._setup import read_prior
 from stmsi.model.shared._spot_features import SpotFeatures
@@ -24,6 +27,7 @@ from stmsi.model.shared._training_data import signature_of, start_state
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from stmsi._core.arrays_on_disk import Matrix
     from stmsi.model.net._run import Run
     from stmsi.model.net.modules import HurdleModule
     from stmsi.model.shared._spot_input import Spots
@@ -64,20 +68,20 @@ class NetPreparation(NetCalibration):
         if self._hyper["standardise"] == "sample":
             code, mean, scale, trained = section_moments(present, sample, rows, validation)
             self.module.set_sections(code, mean, scale)
-            self._set_target_moments(mean[trained], scale[trained], present[rows], fresh=start is None)
+            self._set_target_moments(mean[trained], scale[trained], present, rows, fresh=start is None)
         else:
             code = np.zeros(len(present), np.int64)
             mean, scale = (b.numpy()[None] for b in (self.module.target_mean, self.module.target_scale))
         held_out = None
         if self._hyper["residual"] is not None and start is None:
-            standardised = ((present - mean[code]) / scale[code])[rows]
+            standardised = _standardised(some_of(present, rows), code[rows], mean, scale)
             make_groups = sections_or_blocks if train.xy is None else inner_groups
             groups = make_groups(sample[rows], train.xy, seed=self._hyper["rng"])
             units = np.unique(sample[rows], return_inverse=True)[1]
             weight, bias, held_out = linear_path(
                 self.state.features,
                 train,
-                all_targets.presence[rows],
+                some_of(all_targets.presence, rows),
                 standardised,
                 groups,
                 units,
@@ -98,9 +102,18 @@ class NetPreparation(NetCalibration):
                 else:
                     self.module.scale_rings(rows)
                 if held_out is not None and isinstance(self.module.encoder, LocalFirstEncoder):
-                    self.module.set_held_out(rows, held_out)
+                    width = sum(of.shape[1] for of in held_out)
+                    self.module.set_held_out(rows, held_out, self._for_rows(run.spots, width))
         self._several, self._made_held_out = [], None
         self.is_trained_, self.history_ = False, None
+
+    @staticmethod
+    def _for_rows(spots: Spots, width: int) -> NDArray[np.float32]:
+        """An array for numbers of all spots, mapped into memory where their expression is on disk."""
+        shape = len(spots), width
+        out = spots.expression.whole.scratch(shape, np.float32) if spots.is_streamed else np.empty(shape, np.float32)  # type: ignore[union-attr]
+        out[:] = np.nan
+        return cast("NDArray[np.float32]", out)
 
     def _fit_features(
         self, train: Spots, targets: Targets, sample: NDArray[Any], *, screen: bool = True
@@ -125,10 +138,16 @@ class NetPreparation(NetCalibration):
         return features.fit(replace(train, graph=None), *signature_of(self.adata, self._setup), genes=genes), screened
 
     def _set_target_moments(
-        self, mean: NDArray[np.float64], scale: NDArray[np.float64], present: NDArray[np.float64], *, fresh: bool
+        self,
+        mean: NDArray[np.float64],
+        scale: NDArray[np.float64],
+        present: Matrix,
+        rows: NDArray[np.int64],
+        *,
+        fresh: bool,
     ) -> None:
         """The scale of predictions: the mean over the training sections, where these have the metabolite."""
-        module, known = self.module, ~np.isnan(present).all(axis=0)
+        module, known = self.module, in_pieces(lambda p: ~np.isnan(p).all(axis=0), some_of(present, rows))
         if fresh:
             module.set_buffers(target_mean=mean.mean(axis=0), target_scale=scale.mean(axis=0))
             return
@@ -136,3 +155,18 @@ class NetPreparation(NetCalibration):
             target_mean=np.where(known, mean.mean(axis=0), module.target_mean.numpy()),
             target_scale=np.where(known, scale.mean(axis=0), module.target_scale.numpy()),
         )
+
+
+def _standardised(
+    present: Matrix, code: NDArray[np.int64], mean: NDArray[np.float64], scale: NDArray[np.float64]
+) -> Matrix:
+    """Intensity by the statistics of each spot's section (its number in `code`), as it is in memory or not."""
+
+    def make(rows: Any, columns: Any) -> NDArray[np.float64]:
+        of = code[rows]
+        at = (
+            (of, columns) if of.ndim > 1 else (of[:, None], np.arange(mean.shape[1])[columns])
+        )  # rows and columns may be crossed
+        return (present[rows, columns] - mean[at]) / scale[at]
+
+    return make(slice(None), slice(None)) if isinstance(present, np.ndarray) else Derived(present.shape, make)

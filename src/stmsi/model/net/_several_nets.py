@@ -9,34 +9,49 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from stmsi._core.arrays_on_disk import new_array, some_of, write_into
 from stmsi._data.tables import sections_of
 from stmsi._progress import track
 from stmsi._settings import logger
 from stmsi.model.net._run import Net, Run
 from stmsi.model.net._steps import NetSteps
 from stmsi.model.net._training_inputs import presence_counts
-from stmsi.model.net.encoders import MetaboliteEncoder
+from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
 from stmsi.model.shared._persistence import save_model
 from stmsi.model.shared._targets import drop_unmeasured
 from stmsi.model.shared._training_data import start_state, summarise_training
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from stmsi.model.shared._inner_folds import InnerFolds
 
 
 @dataclass
 class _Made:
-    """What networks said of the group that each was trained without, shape (spots, metabolites), NaN before; the networks."""
+    """What networks said of the group that each was trained without, shape (spots, metabolites), NaN before; the networks.
 
-    logit: NDArray[np.float64]
-    intensity: NDArray[np.float64]
-    attended: NDArray[np.float64]  # maps before calibration
-    uniform: NDArray[np.float64]  # the same with attention made uniform
+    The arrays are on disk where the expression is. Without attention, the last two have no columns.
+    """
+
+    logit: Any
+    intensity: Any
+    attended: Any  # maps before calibration
+    uniform: Any  # the same with attention made uniform
     nets: list[Net] = field(default_factory=list)
     histories: list[dict[str, pd.DataFrame]] = field(default_factory=list)
     epochs: list[int] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, run: Run, *, attends: bool) -> _Made:
+        """Of the training spots of a run."""
+        shape, folder = (
+            (len(run.rows), len(run.targets.metabolites)),
+            run.spots.folder if run.spots.is_streamed else None,
+        )
+        logit, intensity = (new_array(folder, shape, np.float64, np.nan) for _ in range(2))
+        attended, uniform = (
+            new_array(folder, shape if attends else (len(run.rows), 0), np.float64, np.nan) for _ in range(2)
+        )
+        return cls(logit, intensity, attended, uniform)
 
 
 def check_n_nets(n_nets: int | str) -> None:
@@ -77,8 +92,7 @@ class SeveralNets(NetSteps):
         **options
             As for the training of one network.
         """
-        logit, intensity, attended, uniform = np.full((4, len(run.rows), len(run.targets.metabolites)), np.nan)
-        made = _Made(logit, intensity, attended, uniform)
+        made = _Made.of(run, attends=issubclass(ENCODERS[self._hyper["encoder"]], MetaboliteEncoder))
         n_nets = int(folds.groups.max()) + 1
         for group in track(range(n_nets), "networks", total=n_nets, show=options.get("enable_progress_bar", False)):
             inside = folds.groups == group
@@ -88,13 +102,15 @@ class SeveralNets(NetSteps):
             try:
                 n_epochs = sum(self._learn(part, settle=False, rescue=first, **options))
                 at = run.targets.metabolites.get_indexer(self.state.metabolites)
-                spots, place = run.spots.take(part.validation), np.ix_(inside, at)
+                spots, place = run.spots.take(part.validation), (np.flatnonzero(inside), at)
                 self._remember(part.rows)
                 said = self._forward(spots)
-                made.logit[place], made.intensity[place] = said
+                write_into(made.logit, place, said[0])
+                write_into(made.intensity, place, said[1])
                 flat = self._uniform_map(spots)
                 if flat is not None:
-                    made.attended[place], made.uniform[place] = self._rough_map(*said), flat
+                    write_into(made.attended, place, self._rough_map(*said))
+                    write_into(made.uniform, place, flat)
             except BaseException:
                 if made.nets:
                     self._settle_nets(run, folds, made)
@@ -138,18 +154,18 @@ class SeveralNets(NetSteps):
         features, _ = self._fit_features(train, targets, sample, screen=False)
         self.state_ = start_state(self.adata, self._setup, targets, features, train)
         self._adopt(made.nets)
-        columns = run.targets.metabolites.isin(targets.metabolites)
-        logit, intensity, attended, uniform = (
-            values[:, columns] for values in (made.logit, made.intensity, made.attended, made.uniform)
-        )
+        columns = np.flatnonzero(run.targets.metabolites.isin(targets.metabolites))
+        logit, intensity = (some_of(values, columns=columns) for values in (made.logit, made.intensity))
         trained = presence_counts(targets.presence)
         distance = features.held_out_ood(train, folds.groups)
         places = (sample, train.xy)
         probability = self._calibrate_by(
             targets, logit, intensity, trained, folds.units, places=places, distance=distance
         )
-        self._made_held_out = np.stack([probability, intensity])
+        # a stack reads them, which is not trained with its members on disk
+        self._made_held_out = None if run.spots.is_streamed else np.stack([probability, intensity])
         if isinstance(self.module.encoder, MetaboliteEncoder):
+            attended, uniform = (some_of(values, columns=columns) for values in (made.attended, made.uniform))
             self._note_control(targets, attended, uniform, folds.units)
         summary = summarise_training(self.adata, self._setup, run.rows)
         self.state.training = summary | {"epochs": made.epochs, "refit": False, "n_nets": len(made.nets)}

@@ -11,6 +11,7 @@ import torch
 from scvi.model.base import UnsupervisedTrainingMixin
 from scvi.train._logger import SimpleLogger
 
+from stmsi._core.arrays_on_disk import some_of
 from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._data.tables import sections_of
 from stmsi._progress import current_display
@@ -52,6 +53,7 @@ class NetSteps(NetPreparation, UnsupervisedTrainingMixin):
             for module in {id(m): m for m in (self.module, *(net.module for net in self._several))}.values():
                 module.forget_spots()
         finally:
+            stored.close()
             del manager.stored_rows
             for name in ("_stored", "_data_splitter_cls"):
                 self.__dict__.pop(name, None)
@@ -89,7 +91,7 @@ class NetSteps(NetPreparation, UnsupervisedTrainingMixin):
             return None
         sample = sections_of(self.adata, self._setup.sample_key)[run.validation]
         truth = HeldOutTruth.of(
-            run.targets.intensity[run.validation],
+            np.asarray(some_of(run.targets.intensity, run.validation)),
             np.zeros(len(run.validation), np.int64),
             np.unique(sample.astype(str), return_inverse=True)[1],
         )

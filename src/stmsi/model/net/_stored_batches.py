@@ -38,10 +38,13 @@ class StoredInput:
         The expression of the spots of the AnnData, on disk.
     read
         Gives these spots for a setup, when told the rows that will be summed up together.
+    close
+        Closes the stores, which stay open between windows; they are opened again when they are read.
     """
 
     expression: Rows
     read: Callable[[Setup, Sequence[NDArray[np.int64]]], Spots]
+    close: Callable[[], None]
     _forget: Callable[[], None] | None = None
 
     def spots(self, setup: Setup, folds: Sequence[NDArray[np.int64]]) -> Spots:

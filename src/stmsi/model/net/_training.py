@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping
 
+from stmsi._core.arrays_on_disk import row_pieces, some_of
 from stmsi._core.learning.folds import held_out_group
+from stmsi._core.metrics.columns import in_pieces
 from stmsi._data.checks import check_count, check_positive, check_weight
 from stmsi._data.tables import sections_of
 from stmsi._messages import warns_once
@@ -41,7 +43,7 @@ from stmsi.model.net.encoders import ENCODERS
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._persistence import save_model
 from stmsi.model.shared._spot_reader import SpotReader
-from stmsi.model.shared._targets import drop_unmeasured, read_targets, training_rows
+from stmsi.model.shared._targets import drop_unmeasured, read_targets, stored_targets, training_rows
 from stmsi.model.shared._training_data import (
     TrainingData,
     require_data,
@@ -219,14 +221,16 @@ class NetTraining(SeveralNets):
             raise ValueError(msg)
         setup = self._setup
         spots = SpotReader.open(adata, setup).read() if self._stored is None else self._stored.spots(setup, [])
-        targets = read_targets(adata, setup)
+        targets = (read_targets if self._stored is None else stored_targets)(adata, setup)
         rows, validation = training_rows(targets, train_idx, validation_idx)
         given = validation is not None
         n_nets = self._n_nets(refit=refit)
         if validation is None and (warm_start or n_nets == 1):
             sample = sections_of(adata, setup.sample_key)[rows]
             xy = None if spots.xy is None else spots.xy[rows]
-            measured = ~np.isnan(targets.intensity[rows])
+            measured = np.vstack(
+                [~np.isnan(targets.intensity[rows[some]]) for some in row_pieces(len(rows), len(targets.metabolites))]
+            )
             held_out = held_out_group(sample, xy, measured, seed=self._hyper["rng"])
             rows, validation = rows[~held_out], rows[held_out]
         validation = rows[:0] if validation is None else validation
@@ -379,7 +383,8 @@ class NetTraining(SeveralNets):
             old, platt = run.start.state, run.start.platt
             assert platt is not None
             columns = run.targets.metabolites.get_indexer(old.metabolites)
-            at = np.asarray(~np.isnan(run.targets.presence[run.validation][:, columns]).all(axis=0))
+            judged = some_of(run.targets.presence, run.validation, columns)
+            at = np.asarray(in_pieces(lambda p: ~np.isnan(p).all(axis=0), judged))
             self.state_ = some_metabolites(old, at)
             self._fit_calibration(validation, run.targets, run.rows, run.validation)
             self.state_, fitted, self.platt_ = merge_calibration(old, self.state, at), self.platt_, platt.copy()

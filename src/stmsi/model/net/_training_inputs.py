@@ -1,4 +1,4 @@
-"""What the network needs around its gradient steps: statistics of targets, the linear path, data over the panel."""
+"""What the network needs around its gradient steps: statistics of targets, data over the panel."""
 
 from __future__ import annotations
 
@@ -10,26 +10,22 @@ import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from stmsi._core.learning.shared_ridge import HeldOutTruth, fit_shared_ridge
+from stmsi._core.arrays_on_disk import some_of
+from stmsi._core.metrics.columns import in_pieces
 from stmsi._data.keys import Key
 from stmsi.model.shared._persistence import CARD
-from stmsi.model.shared._spot_features import root_mean_square
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from stmsi.model.shared._fitted_state import FittedState
     from stmsi.model.shared._setup import Setup
-    from stmsi.model.shared._spot_features import SpotFeatures
     from stmsi.model.shared._spot_input import Spots
 
-_MIN_SCALE = 1e-6
+MIN_SCALE = 1e-6
+"""Standard deviation from which a metabolite varies."""
 _MIN_IN_SECTION = 3
 """Spots with a metabolite that its statistics in a section need."""
-_FEWEST = 5
-"""Spots with a metabolite that a regression needs."""
-_LOGIT_SLOPE = 4.0
-"""Log-odds over probability where this is one half."""
 
 
 def target_moments(present: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -38,12 +34,17 @@ def target_moments(present: NDArray[np.float64]) -> tuple[NDArray[np.float64], N
     Parameters
     ----------
     present
-        Intensity where present, NaN elsewhere, shape (spots, metabolites).
+        Intensity where present, NaN elsewhere, shape (spots, metabolites), in memory or not.
     """
-    count = np.maximum((~np.isnan(present)).sum(axis=0), 1)
-    mean = np.nansum(present, axis=0) / count
-    scale = np.sqrt(np.nansum((present - mean) ** 2, axis=0) / count)
-    return mean, np.where(scale > _MIN_SCALE, scale, 1.0)
+    mean, scale = in_pieces(known_moments, present)
+    return mean, np.where(scale > MIN_SCALE, scale, 1.0)
+
+
+def known_moments(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Mean and standard deviation of each column without NaN; 0 where there is nothing else."""
+    count = np.maximum((~np.isnan(values)).sum(axis=0), 1)
+    mean = np.nansum(values, axis=0) / count
+    return mean, np.sqrt(np.nansum((values - mean) ** 2, axis=0) / count)
 
 
 def section_moments(
@@ -72,7 +73,7 @@ def section_moments(
     Section number of all spots (0 for those of no section at hand); means and standard deviations, shape (sections,
     metabolites); whether a section has training spots.
     """
-    everywhere = target_moments(present[rows])
+    everywhere = target_moments(some_of(present, rows))
     used = np.concatenate([rows, validation])
     names, number = np.unique(sample[used], return_inverse=True)
     code = np.zeros(len(present), np.int64)
@@ -85,81 +86,6 @@ def section_moments(
         enough = ((~np.isnan(present[own])).sum(axis=0) >= _MIN_IN_SECTION) & (np.nan_to_num(own_scale) != 1.0)
         mean[s, enough], scale[s, enough] = own_mean[enough], own_scale[enough]
     return code, mean, scale, trained
-
-
-def linear_path(
-    features: SpotFeatures,
-    train: Spots,
-    presence: NDArray[np.float64],
-    intensity: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    units: NDArray[np.int64],
-    n_slots: int,
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Ridge regressions of both stages as weights on standardised genes and further features.
-
-    Parameters
-    ----------
-    features
-        Fitted to the training spots.
-    train
-        The training spots.
-    presence
-        1, 0 or NaN, shape (spots, metabolites).
-    intensity
-        Standardised intensity where present, NaN elsewhere, likewise.
-    groups, units
-        Groups of the inner folds and sections, as for :func:`stmsi._core.learning.shared_ridge.fit_shared_ridge`.
-    n_slots
-        Genes of the module; those beyond the genes used have the weight 0.
-
-    Returns
-    -------
-    Weights, shape (slots + features, 2 x metabolites), and offsets, shape (2 x metabolites,): log-odds of presence, intensity. And what
-    regressions without their group say of the spots, shape (spots, 2 x metabolites); NaN where there was none.
-    """
-    Z = features.components(train).astype(np.float64)
-    further = [e.transform(train.features, key) for key, e in features.extra.items()]
-    Z = np.hstack([Z, *further])
-    n, n_components = len(features.own.selected), len(features.own.components)
-    to_genes = (
-        features.own.components.T.astype(np.float64) / root_mean_square(features.own) * features.own.scale[:, None]
-    )
-    weight, bias, held_out = [], [], []
-    # a regression of 0 and 1 rises as the probability does; class balance puts log-odds of 0 at the prevalence
-    for y, rise in ((presence, _LOGIT_SLOPE), (intensity, 1.0)):
-        weights, offset, mean, apart = _shared_ridge(Z.astype(np.float32), y, groups, units)
-        own = np.zeros((n_slots + Z.shape[1] - n_components, y.shape[1]))
-        own[:n] = rise * (to_genes @ weights[:n_components])
-        own[n_slots:] = rise * weights[n_components:]
-        weight.append(own)
-        zero = mean if rise == _LOGIT_SLOPE else 0.0
-        bias.append(rise * (offset - zero))
-        held_out.append(rise * (apart - zero))
-    return np.hstack(weight), np.concatenate(bias), np.hstack(held_out)
-
-
-def _shared_ridge(
-    F: NDArray[np.float32], y: NDArray[np.float64], groups: NDArray[np.int64], units: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Ridge regressions with one penalty, drawn in as held-out spots bear out: weights (features, targets), offsets, means, held-out values.
-
-    Weights of targets that do not vary, or are known in few spots, are 0, and so is their offset less their mean.
-    """
-    n = (~np.isnan(y)).sum(axis=0)
-    mean = np.nansum(y, axis=0) / np.maximum(n, 1)
-    spread = np.sqrt(np.nansum((y - mean) ** 2, axis=0) / np.maximum(n, 1))
-    varies = np.flatnonzero((n >= _FEWEST) & (spread > _MIN_SCALE))
-    weights, offset = np.zeros((F.shape[1], y.shape[1])), mean.copy()
-    held_out = np.tile(mean, (len(y), 1))
-    if len(varies):
-        truth = HeldOutTruth.of(y[:, varies], groups, units)
-        fitted = fit_shared_ridge(F, y[:, varies], groups, units)
-        slope = truth.slopes(fitted.held_out)
-        weights[:, varies] = slope * fitted.weights
-        offset[varies] = mean[varies] + slope * (fitted.offset - mean[varies])
-        held_out[:, varies] = truth.scaled(fitted.held_out, slope)
-    return weights, offset, mean, held_out
 
 
 def panel_data(
@@ -257,5 +183,6 @@ def check_checkpoint(directory: str | Path | None) -> Path | None:
 
 
 def presence_counts(presence: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Spots with, and without, each metabolite; NaN counts as neither."""
-    return (presence > 0).sum(axis=0), (presence == 0).sum(axis=0)
+    """Spots with, and without, each metabolite; NaN counts as neither. `presence` is in memory or not."""
+    n1, n0 = in_pieces(lambda p: ((p > 0).sum(axis=0), (p == 0).sum(axis=0)), presence)
+    return n1, n0

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from stmsi._core.arrays_on_disk import Derived, row_pieces
+from stmsi._core.arrays_on_disk import Derived, derived, row_pieces, some_of
 from stmsi._core.metrics.columns import in_pieces
 from stmsi._data.checks import listing
 from stmsi._data.tables import require_frame
@@ -37,12 +37,13 @@ class Targets:
 
     def some(self, rows: NDArray[np.int64], metabolites: pd.Index) -> Targets:
         """Of some spots, the metabolites that are among those given."""
-        kept = self.metabolites.isin(metabolites)
-        return Targets(self.intensity[rows][:, kept], self.presence[rows][:, kept], self.metabolites[kept])
+        kept = np.flatnonzero(self.metabolites.isin(metabolites))
+        intensity, presence = (some_of(of, rows, kept) for of in (self.intensity, self.presence))
+        return Targets(intensity, presence, self.metabolites[kept])
 
     def where_present(self) -> NDArray[np.float64]:
         """Intensity where present, NaN elsewhere."""
-        return np.where(self.presence > 0, self.intensity, np.nan)
+        return derived(lambda p, y: np.where(p > 0, y, np.nan), self.presence, self.intensity)
 
 
 def read_targets(adata: AnnData, setup: Setup) -> Targets:
@@ -75,9 +76,7 @@ def stored_targets(adata: AnnData, setup: Setup) -> Targets:
 
 def drop_unmeasured(targets: Targets, rows: NDArray[np.int64]) -> Targets:
     """The targets of some spots, without metabolites that none of them has measured."""
-    Y, P = targets.intensity, targets.presence
-    if not np.array_equal(rows, np.arange(len(Y))):
-        Y, P = Y[rows], P[rows]
+    Y, P = (some_of(of, rows) for of in (targets.intensity, targets.presence))
     measured = in_pieces(lambda y, p: (~np.isnan(y) & ~np.isnan(p)).any(axis=0), Y, P)
     if not measured.any():
         msg = "No metabolite was measured in any training spot: all intensities are NaN. Check alignment and mapping."
@@ -86,16 +85,8 @@ def drop_unmeasured(targets: Targets, rows: NDArray[np.int64]) -> Targets:
         return Targets(Y, P, targets.metabolites)
     left_out = targets.metabolites[~measured]
     logger.warning("Metabolites never measured in the training spots are left out: %s", listing(left_out))
-    return _of_columns(targets, Y, P, np.flatnonzero(measured))
-
-
-def _of_columns(targets: Targets, Y: Any, P: Any, kept: NDArray[np.int64]) -> Targets:
-    def some(of: Any) -> Any:
-        if not isinstance(of, Derived):
-            return of[:, kept]
-        return Derived((len(of), len(kept)), lambda rows, columns: of[rows, kept[columns]])
-
-    return Targets(some(Y), some(P), targets.metabolites[kept])
+    kept = np.flatnonzero(measured)
+    return Targets(some_of(Y, columns=kept), some_of(P, columns=kept), targets.metabolites[kept])
 
 
 def resolve_rows(index: ArrayLike | None, n: int, name: str) -> NDArray[np.int64] | None:

@@ -10,14 +10,16 @@ import torch
 from scvi.module.base import BaseModuleClass
 from torch import nn
 
+from stmsi._core.arrays_on_disk import row_pieces
 from stmsi.model.net.encoders import Context, Encoder, GeneContext, LocalFirstEncoder, SectionContext
 from stmsi.model.net.encoders._section import section_keys
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from numpy.typing import NDArray
 
+    from stmsi._core.arrays_on_disk import Matrix
     from stmsi.model.net.encoders import SectionEncoder
     from stmsi.model.net.encoders._contexts import Summary
     from stmsi.model.net.modules._heads import CorrectedHead, LinearPath
@@ -130,13 +132,24 @@ class SpotRows(BaseModuleClass):
         made = {"embedded": self.embedded[:0], "held_out": self.held_out[:0]}
         self._set_rows(**{seen: values}, neighbours=neighbours, ring=ring, offset=offset, **made)
 
-    def set_held_out(self, rows: NDArray[np.int64], held_out: NDArray[np.float64]) -> None:
+    def set_held_out(self, rows: NDArray[np.int64], held_out: Sequence[Matrix], values: NDArray[np.float32]) -> None:
         """What linear predictions without their group say of some spots; a correction is learned beside these.
 
         Beside the linear path, which was fitted to the same spots and is too good there, neighbours would seem to add little.
+
+        Parameters
+        ----------
+        rows
+            The spots.
+        held_out
+            Of either stage, shape (rows, metabolites).
+        values
+            What is filled and kept: NaN, shape (spots, 2 x metabolites).
         """
-        values = np.full((len(self.neighbours), held_out.shape[1]), np.nan, np.float32)
-        values[rows] = held_out
+        width = held_out[0].shape[1]
+        for k, of_stage in enumerate(held_out):
+            for some in row_pieces(*of_stage.shape):
+                values[rows[some], k * width : (k + 1) * width] = of_stage[some]
         self._set_rows(held_out=values)
 
     def set_gene_context(self, rings: NDArray[np.float16]) -> None:
