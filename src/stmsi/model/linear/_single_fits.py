@@ -130,8 +130,15 @@ def fit_intensity_to_disk(
     return _each_to_disk(jobs, range(len(folds.of)), present.shape, family, **options)
 
 
-def _fit_regressions(*given: Any) -> list[tuple[Regression, float]]:
-    return [fit_intensity(*given, None)]
+def _fit_regressions(
+    F: NDArray[np.float64],
+    intensity: NDArray[np.float64],
+    groups: NDArray[np.int64],
+    units: NDArray[np.int64],
+    family: IntensityFamily,
+    seed: int,
+) -> list[tuple[Regression, float]]:
+    return [fit_intensity(F, intensity, groups, units, family, seed, None)]
 
 
 def _each_to_disk(

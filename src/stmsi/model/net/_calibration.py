@@ -104,7 +104,8 @@ class NetCalibration(NetPrediction):
         probability = pieces_into(
             array_like(logit, np.float64), lambda o, slope, offset: expit(o * slope + offset), logit, *self.platt_.T
         )
-        self._calibrate(targets, probability, intensity, units, shift, places=places, distance=distance)
+        held_out: list[Any] = [probability, intensity]  # on disk or in memory
+        self._calibrate(targets, *held_out, units, shift, places=places, distance=distance)
         return probability
 
     def _note_control(self, targets: Targets, attended: Matrix, uniform: Matrix, units: NDArray[Any]) -> None:
