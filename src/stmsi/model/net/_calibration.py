@@ -105,7 +105,7 @@ class NetCalibration(NetPrediction):
             array_like(logit, np.float64), lambda o, slope, offset: expit(o * slope + offset), logit, *self.platt_.T
         )
         held_out: list[Any] = [probability, intensity]  # on disk or in memory
-        self._calibrate(targets, *held_out, units, shift, places=places, distance=distance)
+        self._calibrate(targets, held_out[0], held_out[1], units, shift, places=places, distance=distance)
         return probability
 
     def _note_control(self, targets: Targets, attended: Matrix, uniform: Matrix, units: NDArray[Any]) -> None:
