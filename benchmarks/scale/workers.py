@@ -3,8 +3,8 @@
     python benchmarks/scale/workers.py
     python benchmarks/scale/workers.py --model auto --n-targets 5
 
-The 36 sections of ``her2st_panel`` (data as for ``benchmarks/accuracy``), each in a store of its own, leave-one-patient-out. Workers have one
-thread each. The clock counts from the call to the scores, with all workers up and the package loaded. Run it on a machine at rest.
+The 36 sections of ``her2st_panel`` (data as for ``benchmarks/accuracy``), each in a store of its own; 8 patients or, with ``--leave-out section``,
+36 sections are left out one by one. Workers have one thread each. The clock counts from the call to the scores, with all workers up and the package loaded. Run it on a machine at rest.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def write_stores(folder: Path, n_targets: int) -> list[Path]:
 
 
 def scores_on(
-    n_workers: int, paths: list[Path], model: str, *, kill_after: float | None = None
+    n_workers: int, paths: list[Path], args: argparse.Namespace, *, kill_after: float | None = None
 ) -> tuple[pd.DataFrame, float]:
     """Scores, and seconds that they took."""
     with (
@@ -49,17 +49,18 @@ def scores_on(
         if kill_after is not None:
             victim = next(iter(client.run(os.getpid).values()))
             Timer(kill_after, os.kill, (victim, signal.SIGKILL)).start()
+        splitter = stmsi.model_selection.LeaveOnePatientOut() if args.leave_out == "patient" else None
         start = perf_counter()
         scores = stmsi.tl.cross_validate(
-            paths, model, splitter=stmsi.model_selection.LeaveOnePatientOut(), client=client, on_leakage="ignore",
-            show_progress_bar=False,
-        )  # fmt: skip
+            paths, args.model, splitter=splitter, client=client, on_leakage="ignore", show_progress_bar=False
+        )
         return scores.drop(columns="seconds"), perf_counter() - start
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="ridge")
+    parser.add_argument("--leave-out", choices=["patient", "section"], default="patient")
     parser.add_argument("--n-targets", type=int, default=20)
     parser.add_argument("--times", type=int, default=2, help="Runs of each; the quickest counts.")
     args = parser.parse_args()
@@ -69,10 +70,10 @@ def main() -> None:
         found = []
         for _ in range(args.times):
             for n, times in seconds.items():
-                scores, took = scores_on(n, paths, args.model)
+                scores, took = scores_on(n, paths, args)
                 found.append(scores)
                 times.append(took)
-        killed, _ = scores_on(2, paths, args.model, kill_after=min(seconds[2]) / 2)
+        killed, _ = scores_on(2, paths, args, kill_after=min(seconds[2]) / 2)
     for other in [*found[1:], killed]:
         assert_frame_equal(other, found[0])
     one, two = min(seconds[1]), min(seconds[2])
