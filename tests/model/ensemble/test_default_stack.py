@@ -115,6 +115,18 @@ def test_the_map_is_the_weighted_mean_of_the_maps(trained, data):
 # ------------------------------------------------------------------------------------------------------------ in words
 
 
+def train_briefly(monkeypatch):
+    """One epoch of gene attention."""
+    fit = Member.fit
+
+    def brief(self, known, *, n_jobs=1):
+        if self.name == "gene attention":
+            self.train.update(max_epochs=1)
+        return fit(self, known, n_jobs=n_jobs)
+
+    monkeypatch.setattr(Member, "fit", brief)
+
+
 @pytest.mark.once
 @pytest.mark.parametrize("worth", [True, False])
 def test_gene_attention_is_trained_where_a_first_group_gains_by_it(data, monkeypatch, worth):
@@ -129,14 +141,7 @@ def test_gene_attention_is_trained_where_a_first_group_gains_by_it(data, monkeyp
         return np.stack([np.ones(measured.shape), np.nan_to_num(measured) if worth else noise])
 
     monkeypatch.setattr(Member, "once", once)
-    fit = Member.fit
-
-    def brief(self, known, *, n_jobs=1):
-        if self.name == "gene attention":
-            self.train.update(max_epochs=1)
-        return fit(self, known, n_jobs=n_jobs)
-
-    monkeypatch.setattr(Member, "fit", brief)
+    train_briefly(monkeypatch)
     model.train(show_progress_bar=False)
     assert ("gene attention" in model.members) == worth
     assert ("did not gain by them: gene attention." in str(model)) != worth
@@ -152,14 +157,7 @@ def test_gene_attention_is_left_out_where_all_groups_gain_too_little_by_it(data,
     monkeypatch.setattr(_hurdle_ensemble, "gain", lambda *_: next(gains))
     noise = np.random.default_rng(0)
     monkeypatch.setattr(Member, "once", lambda _, known, group: noise.normal(size=(2, group.sum(), 4)))
-    fit = Member.fit
-
-    def brief(self, known, *, n_jobs=1):
-        if self.name == "gene attention":
-            self.train.update(max_epochs=1)
-        return fit(self, known, n_jobs=n_jobs)
-
-    monkeypatch.setattr(Member, "fit", brief)
+    train_briefly(monkeypatch)
     model.train(show_progress_bar=False)
     without = HurdleEnsemble(data, n_folds=3)
     monkeypatch.setattr(_hurdle_ensemble, "_FEWEST_FOR_NETS", data.n_obs + 1)
