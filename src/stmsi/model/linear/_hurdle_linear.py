@@ -274,8 +274,10 @@ class HurdleLinear(SpotModel):
         description = f"{self.presence} + {self.intensity}"
         done = list(track(fitted, description, total=len(jobs), show=show_progress_bar))
         place = np.argsort(np.concatenate([own for _, own in parts])) if parts else ()
-        classifiers = [one for part in done[: len(parts)] for one in part]
-        stages = [classifiers[i] for i in place], done[len(parts) :]
+        classifiers, regressions = (
+            [one for part in some for one in part] for some in (done[: len(parts)], done[len(parts) :])
+        )
+        stages = [classifiers[i] for i in place], regressions
         # the fits are small: threads would cost more than they bring, and sums would depend on their number
         with threadpool_limits(1):
             if first_together:

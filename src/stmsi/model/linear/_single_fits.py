@@ -86,12 +86,12 @@ def fit_intensity(
     family: IntensityFamily,
     seed: int,
     columns: NDArray[np.float64] | None,
-) -> tuple[Regression, float]:
-    """Regression of a metabolite, and the strength of the `columns` of its prior."""
+) -> list[tuple[Regression, float]]:
+    """Regression of a metabolite, as the only one of a list, and the strength of the `columns` of its prior."""
     with threadpool_limits(1):
         if columns is None:
-            return fit_regression(F, intensity, groups, family, seed, units), 0.0
-        return fit_regression_with(F, columns, intensity, groups, family, seed, units)
+            return [(fit_regression(F, intensity, groups, family, seed, units), 0.0)]
+        return [fit_regression_with(F, columns, intensity, groups, family, seed, units)]
 
 
 def fit_presence_to_disk(
@@ -124,21 +124,10 @@ def fit_intensity_to_disk(
     """As :func:`fit_presence_to_disk`; `present` is the intensity where present, NaN elsewhere."""
     X = np.asarray(F, dtype=np.float64)
     jobs = (
-        joblib.delayed(_fit_regressions)(X, present[:, m], *folds.kinds[k], family, seed)
+        joblib.delayed(fit_intensity)(X, present[:, m], *folds.kinds[k], family, seed, None)
         for m, k in enumerate(folds.of)
     )
     return _each_to_disk(jobs, range(len(folds.of)), present.shape, family, **options)
-
-
-def _fit_regressions(
-    F: NDArray[np.float64],
-    intensity: NDArray[np.float64],
-    groups: NDArray[np.int64],
-    units: NDArray[np.int64],
-    family: IntensityFamily,
-    seed: int,
-) -> list[tuple[Regression, float]]:
-    return [fit_intensity(F, intensity, groups, units, family, seed, None)]
 
 
 def _each_to_disk(
