@@ -413,7 +413,7 @@ def test_a_scheduler_that_is_not_there_is_told_before_anything_is_done(config, t
             other, "--scheduler", "tcp://127.0.0.1:1", *more
         )
     said = failure(other, "--scheduler", "tcp://127.0.0.1:1", "--step", "align")
-    assert "--scheduler is for the cross-validation" in said
+    assert "--scheduler is for training and cross-validation" in said
     assert not (tmp_path / "new").exists()
 
 

@@ -20,6 +20,9 @@ _DATA = (
 _GENES = "Of several: same refuses files that lack genes which most of them have; shared uses the genes that all have."
 _SKIP = "Of several: name those that cannot be used and go on without them (exit code 1)."
 _SUMS = "Of several: folder that keeps the sums over each section for another run."
+_SCHEDULER = (
+    "Of several: address of a dask scheduler, such as tcp://10.0.0.1:8786, whose workers sum up a section at a time."
+)
 _LAYER = "Layer that holds the expression; default: X."
 INPUT = "What the expression is: counts or log; default: told from the numbers, in each section."
 _PRESENCE = "Presence in obsm; default: msi_presence where it is there, else an intensity above 0."
@@ -53,6 +56,7 @@ def train(
     genes: Annotated[str, one_of(_GENES, "same", "shared")] = "same",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help=_SKIP)] = False,
     cache_dir: Annotated[Path | None, typer.Option(help=_SUMS)] = None,
+    scheduler: Annotated[str | None, typer.Option(help=_SCHEDULER)] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on sections with mapped MSI, and save it."""
@@ -67,6 +71,9 @@ def train(
 
         check_choice(model, FAMILIES, "model")
         check_choice(genes, ("same", "shared"), "--genes")
+        if scheduler is not None and len(data) == 1:
+            msg = f"--scheduler shares several files out among workers; {data[0]} is the only one. Leave it out, or name more files."
+            raise ValueError(msg)
         for path in data:
             check_new(out, path)
         asked: dict[str, Any] = {
@@ -80,7 +87,8 @@ def train(
             with step(f"Training {model} on {len(data)} stores"):
                 fitted, left_out = train_on_stores(
                     data, model, named, table_key=table_key, genes=genes,  # type: ignore[arg-type]
-                    on_error="warn" if skip_bad else "raise", cache_dir=cache_dir, obs=by_section, show_progress_bar=None,
+                    on_error="warn" if skip_bad else "raise", cache_dir=cache_dir, obs=by_section, client=scheduler,
+                    show_progress_bar=None,
                 )  # fmt: skip
             result[SOME_FAILED] = [{"store": path, "error": why} for path, why in left_out.items()]
         else:
