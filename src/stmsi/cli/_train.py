@@ -10,7 +10,7 @@ import typer
 from stmsi.cli._app import SOME_FAILED, Json, command, one_of, say, step
 from stmsi.cli._files import check_new, read_data
 from stmsi.cli._next_step import new_path, say_next
-from stmsi.cli._obs_file import OBS, read_obs, tell_others
+from stmsi.cli._obs_file import OBS, add_known, read_obs, tell_others
 
 DEFAULT_MODEL = "auto"
 """Family that is trained where none is named; the name, since models take seconds to import."""
@@ -66,7 +66,6 @@ def train(
         from stmsi.model._families import FAMILIES
         from stmsi.model.shared._setup import default_setup
         from stmsi.tl._models import train_model
-        from stmsi.tl._obs_by_section import add_obs
         from stmsi.tl._train import train_on_stores
 
         check_choice(model, FAMILIES, "model")
@@ -91,19 +90,18 @@ def train(
                     show_progress_bar=None,
                 )  # fmt: skip
             result[SOME_FAILED] = [{"store": path, "error": why} for path, why in left_out.items()]
+            if by_section is not None and obs is not None:
+                tell_others(by_section, obs, fitted.card["training"]["samples"])
         else:
             with step(f"Reading {data[0]}"):
                 st = get_table(read_data(data[0]), table_key)  # type: ignore[arg-type]
-                if by_section is not None and sample_key not in st.obs:  # as of several
-                    st.obs[sample_key] = data[0].name.removesuffix(data[0].suffix)
-                add_obs(st, by_section, sample_key)
+                if by_section is not None and obs is not None:
+                    add_known(st, data[0], obs, by_section, sample_key)
             with step(f"Training {model}"):
                 fitted = train_model(st, model, default_setup(st) | named, show_progress_bar=None)
         with step(f"Writing {out}"):
             fitted.save(out)
         card = fitted.card
-        if by_section is not None and obs is not None:
-            tell_others(by_section, obs, card["training"]["samples"])
         result |= {"out": str(out), "model": card["class"], "input": card["setup"]["input"]}
         result |= {"spots": card["training"]["n_spots"], "samples": card["training"]["samples"]}
         result |= {"metabolites": len(fitted.metabolites), "held_out": card["held_out"]}
