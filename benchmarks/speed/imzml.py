@@ -25,7 +25,7 @@ from time import perf_counter, process_time
 
 import numpy as np
 
-N_WINDOWS, PPM = 1000, 5.0
+N_WINDOWS, PPM = 1000, float(os.environ.get("PPM", "5"))  # the environment reaches the processes of tasks, too
 
 _HEAD = """<?xml version="1.0" encoding="ISO-8859-1"?>
 <mzML xmlns="http://psi.hupo.org/ms/mzml" xmlns:xsi="http://www.w3.org/2001/XMLSchema-instance" version="1.1">
@@ -252,9 +252,11 @@ def child(task: str, *args: str, env: dict[str, str] | None = None):
 def task(name: str, *args: str) -> None:
     """What runs in a process of its own; prints JSON."""
     path = Path(args[0])
+    # what is imported in front of `timed` is not counted
     if name == "matrix":  # fresh: the first call in this process; warm: the second
         mz = np.load(args[1])
         import stmsi
+        from stmsi.io import read_imzml
 
         stmsi.settings.cache_dir = Path(args[2])
         with AnonymousPeak() as first:
@@ -272,9 +274,13 @@ def task(name: str, *args: str) -> None:
         warnings.simplefilter("ignore")
         import spatialdata
 
+        from stmsi.io import read_imzml  # noqa: F401
+
         with AnonymousPeak() as peak:
             *time, sdata = timed(stmsi_windows, path, mz, **out)
-        print(json.dumps([time, peak.before, peak.peak, sdata.tables["msi"].shape[0]]))
+        del sdata
+        warm = timed(stmsi_windows, path, mz)[:2] if not out else None
+        print(json.dumps([time, peak.before, peak.peak, warm]))
     elif name == "all":  # every bin of a continuous file, or every target, into a store
         import stmsi
 
@@ -379,7 +385,7 @@ def run(options, folder: Path, scratch: Path) -> None:
             theirs = timed(pyimzml_windows, path, targets())
             show(
                 "  pyimzML; ratio of the first, the second call",
-                f"{theirs[0]:.1f} s ({theirs[1]:.1f})  {theirs[0] / fresh[0]:.0f}x  {theirs[0] / warm[0]:.0f}x (cpu {theirs[1] / warm[1]:.0f}x)",
+                f"{theirs[0]:.1f} s ({theirs[1]:.1f})  {theirs[0] / fresh[0]:.1f}x (cpu {theirs[1] / fresh[1]:.1f}x)  {theirs[0] / warm[0]:.1f}x (cpu {theirs[1] / warm[1]:.1f}x)",
             )
             show("  sums agree to", f"{abs(theirs[2].sum(dtype=float) / total - 1):.1e}")
             pyimzml_time = theirs[:2]
@@ -397,10 +403,14 @@ def run(options, folder: Path, scratch: Path) -> None:
                 )
                 show("  sums agree to", f"{abs(their_total / total - 1):.1e}")
                 path.with_suffix(".icache").unlink(missing_ok=True)
-            time, before, top, _ = child("section", str(path), mz, cache)
+            fresh, before, top, warm = child("section", str(path), mz, str(scratch / f"cache_section_{mode}"))
             show(
-                "  read_imzml, a whole SpatialData",
-                f"{time[0]:.2f} s ({time[1]:.2f}); {before:.0f} -> {top:.0f} MB; {pyimzml_time[0] / time[0]:.0f}x pyimzML",
+                "  read_imzml, a whole SpatialData: first, second call",
+                f"{fresh[0]:.2f} s ({fresh[1]:.2f})  {warm[0]:.2f} s ({warm[1]:.2f}); {before:.0f} -> {top:.0f} MB",
+            )
+            show(
+                "  ratios to pyimzML",
+                f"{pyimzml_time[0] / fresh[0]:.1f}x (cpu {pyimzml_time[1] / fresh[1]:.1f}x)  {pyimzml_time[0] / warm[0]:.1f}x (cpu {pyimzml_time[1] / warm[1]:.1f}x)",
             )
             if "numpy" in options.only:
                 fresh, warm, *_ = child("matrix", str(path), mz, str(scratch / "cache2"), env={"STMSI_COMPILED": "0"})

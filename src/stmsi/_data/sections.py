@@ -140,7 +140,7 @@ def pixel_columns(
 ) -> tuple[pd.DataFrame, NDArray[np.float64]]:
     """What the table says of pixels: the columns of ``obs`` with names as index, and the centres in micrometres, (n, 2)."""
     obs = pd.DataFrame(index=pd.RangeIndex(len(row))) if obs is None else obs.copy()
-    obs.index = pd.Index([f"{sample}_{r}_{c}" for r, c in zip(row, col, strict=True)])
+    obs.index = pd.Index([f"{sample}_{r}_{c}" for r, c in zip(row.tolist(), col.tolist(), strict=True)])
     obs[Key.obs.SAMPLE] = pd.Categorical([sample] * len(row))
     obs[Key.obs.ROW], obs[Key.obs.COL] = row, col
     return obs, np.column_stack([(col + 0.5) * size[0], (row + 0.5) * size[1]])

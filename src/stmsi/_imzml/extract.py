@@ -310,7 +310,8 @@ class FoundColumns:
 
     def append(self, rows: Rows) -> None:
         """Add the rows of the next chunk."""
-        self.any[rows.indices] = True
+        if not self.any.all():
+            self.any |= np.bincount(rows.indices, minlength=len(self.any)) > 0
         self._sink.append(rows)
 
 

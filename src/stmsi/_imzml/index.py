@@ -239,7 +239,6 @@ def _complete(places: dict[int, Arrays], fields: NDArray[np.int64], base: int, w
 
 def _inside(mz: Arrays, intensity: Arrays, size: int, name: str) -> tuple[Arrays, Arrays]:
     """Raise where an array does not lie inside the binary file; the bytes of zlib streams are completed."""
-    starts = np.unique(np.concatenate([mz.offset, intensity.offset, [size]]))
     out = []
     for arrays in (mz, intensity):
         filled = arrays.length != 0
@@ -257,8 +256,11 @@ def _inside(mz: Arrays, intensity: Arrays, size: int, name: str) -> tuple[Arrays
             msg = f"{name} is truncated: {size} bytes, at least {end} expected. Copy the file again."
             raise ValueError(msg)
         # a compressed array ends before the next one begins, where its encoded length is not told
-        following = starts[np.minimum(np.searchsorted(starts, arrays.offset, side="right"), len(starts) - 1)]
-        n_bytes = np.where(arrays.zlib & (arrays.n_bytes == 0), following - arrays.offset, arrays.n_bytes)
+        n_bytes = arrays.n_bytes
+        if (untold := arrays.zlib & (n_bytes == 0)).any():
+            starts = np.sort(np.concatenate([mz.offset, intensity.offset, [size]]))
+            following = starts[np.minimum(np.searchsorted(starts, arrays.offset, side="right"), len(starts) - 1)]
+            n_bytes = np.where(untold, following - arrays.offset, n_bytes)
         n_bytes = np.clip(n_bytes, 0, np.maximum(size - arrays.offset, 0))
         most = np.minimum(n_bytes * DEFLATE_RATIO, LARGEST_STREAM) // _ITEMSIZE[arrays.dtype]
         if (wrong := arrays.zlib & (arrays.length > most)).any():

@@ -245,9 +245,11 @@ def _raster(
     chosen = choose_spectra(traits, kinds, chosen, path.name)
     xy = xyz[chosen, :2]
     check_extent(xy[:, 1], xy[:, 0], path.name)
-    unique, count = np.unique(xy, axis=0, return_counts=True)
-    if (count > 1).any():
-        repeated = listing([tuple(place) for place in unique[count > 1].tolist()])
+    origin = xy.min(axis=0)
+    col, row = (xy - origin).T
+    _, first, count = np.unique(col * (int(row.max()) + 1) + row, return_index=True, return_counts=True)
+    if len(first) < len(xy):
+        repeated = listing([tuple(place) for place in xy[first[count > 1]].tolist()])
         mixed = mixtures(traits, chosen)
         remedy = (
             f"Read one kind at a time: pass {' and '.join(f'{trait}=' for trait in mixed)}."
@@ -257,8 +259,7 @@ def _raster(
         msg = f"{path.name}: several spectra share a position (x, y): {repeated}. {remedy}"
         raise ValueError(msg)
     warn_of_mixtures(traits, chosen, path.name)
-    origin = xy.min(axis=0)
-    return chosen, xy[:, 1] - origin[1], xy[:, 0] - origin[0], origin
+    return chosen, row, col, origin
 
 
 def _tell_overlaps(plan: Plan, names: pd.Index, options: Options, path: Path) -> None:

@@ -1,3 +1,5 @@
+from time import thread_time
+
 import numpy as np
 import pytest
 
@@ -21,6 +23,7 @@ REDUCERS = {"sum": np.sum, "max": np.max, "mean": np.mean}
 @pytest.fixture(autouse=True, params=["compiled", pytest.param("numpy", marks=pytest.mark.once)])
 def engine(request, monkeypatch):
     monkeypatch.setenv("STMSI_COMPILED", "1" if request.param == "compiled" else "0")
+    return request.param
 
 
 def _chunk(spectra, mz_type="<f8", intensity_type="<f4"):
@@ -108,6 +111,48 @@ def test_number_types_and_bins(mz_type, intensity_type):
         values = values[:, order] if order.size else values
         expected = [[v[a:b].sum() for a, b in zip(start, stop, strict=True)] for v in values]
         np.testing.assert_array_equal(_dense(rows, 4), expected)
+
+
+@pytest.mark.parametrize("reduce", ["sum", "max", "mean"])
+def test_bins_equal_those_of_one_spectrum(reduce):
+    rng = np.random.default_rng(1)
+    start = np.sort(rng.integers(0, 300, 70))
+    stop = start + rng.integers(0, 9, 70)  # overlapping ones, and some without a bin
+    column, spectra = rng.permutation(70).astype(np.int32), rng.integers(0, 5, (20, 310))
+    chunk, work = _chunk([(np.arange(1.0, 311), values) for values in spectra]), Workspace(310, 20 * 70)
+    rows = sum_bins_of(chunk, np.empty(0, np.intp), start, stop, column, reduce, work)
+    expected = np.zeros((20, 70))
+    for c, a, b in zip(column, start, stop, strict=True):
+        expected[:, c] = REDUCERS[reduce](spectra[:, a:b], axis=1) if b > a else 0.0
+    np.testing.assert_allclose(_dense(rows, 70), expected, rtol=1e-6)
+    np.testing.assert_array_equal(rows.tic, spectra.sum(axis=1))
+
+
+@pytest.mark.once
+def test_a_loop_moves_bytes_faster_than_a_slice(engine):
+    if engine == "numpy":
+        pytest.skip("nothing is compiled")
+    numba = pytest.importorskip("numba")
+    from stmsi._core.spectra import spectra_kernel
+
+    @numba.njit(nogil=True)
+    def by_slice(out, values):
+        out[: values.size] = values
+
+    source, out = np.random.default_rng(0).integers(0, 255, 2**22).astype(np.uint8), np.empty(2**22, np.uint8)
+    source.flags.writeable = False  # as the mapped file
+    seconds = {}
+    for name, move in (("loop", spectra_kernel._copy), ("slice", by_slice)):
+        move(out, source)
+        taken = []
+        for _ in range(7):
+            start = thread_time()
+            move(out, source)
+            taken.append(thread_time() - start)
+        seconds[name] = min(taken)
+        np.testing.assert_array_equal(out, source)
+        out[:] = 0
+    assert seconds["loop"] < 0.5 * seconds["slice"]
 
 
 @pytest.mark.parametrize(

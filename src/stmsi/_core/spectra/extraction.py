@@ -75,15 +75,13 @@ class Workspace:
         self.longest = longest
         self.mz, self.intensity = np.empty(longest), np.empty(longest)
         raw = np.empty(longest, np.int64).view(np.uint8)
-        views = [raw, *(raw.view(kind) for kind in (np.float32, np.int32, np.int64))]
-        self._mz_room = (*views, self.mz.view(np.uint8))
-        self._intensity_room = (*views, self.intensity.view(np.uint8))
+        self._room = (raw, *(raw.view(kind) for kind in (np.float32, np.float64, np.int32, np.int64)))
         self._marks = (np.empty(longest + 1, np.int32), np.empty(longest + 1, np.int32))
         self.data, self.indices = np.empty(n_values, np.float32), np.empty(n_values, np.int32)
 
     def arrays(self) -> tuple[Any, ...]:
         """What the kernels take."""
-        return self.mz, self._mz_room, self.intensity, self._intensity_room, self._marks
+        return self.mz, self.intensity, self._room, self._marks
 
 
 class _Layer:
@@ -171,6 +169,8 @@ def sum_bins_of(
 
     `order` sorts the axis (empty: it is sorted); a window has the bins `start` to `stop` of the sorted axis.
     """
+    filled = stop > start
+    start, stop, column = start[filled], stop[filled], column[filled]
     if not use_compiled():
         return _sum_bins_numpy(chunk, order, start, stop, column, reduce)
     from stmsi._core.spectra import spectra_kernel as kernel
@@ -268,13 +268,12 @@ def _sum_bins_numpy(
     tic = intensity.sum(axis=1, dtype=np.float64)
     if order.size:
         intensity = intensity[:, order]
-    hit = np.flatnonzero(stop > start)
-    width = (stop - start)[hit]
-    result = np.zeros((len(intensity), hit.size))
+    width = stop - start
+    result = np.zeros((len(intensity), width.size))
     # windows of one bin and of several take turns: one slice of columns for each step into the windows
     for step in range(int(width.max(initial=0))):
         wide = np.flatnonzero(width > step)
-        values = intensity[:, start[hit][wide] + step]
+        values = intensity[:, start[wide] + step]
         if reduce == "max":
             result[:, wide] = np.maximum(result[:, wide], values)
         else:
@@ -284,7 +283,7 @@ def _sum_bins_numpy(
     single = result.astype(np.float32)
     row, window = np.nonzero(single)
     counts = np.bincount(row, minlength=len(intensity)).astype(np.int64)
-    return Rows(single[row, window], column[hit[window]], counts, tic)
+    return Rows(single[row, window], column[window], counts, tic)
 
 
 def check_finite(rows: Rows) -> None:

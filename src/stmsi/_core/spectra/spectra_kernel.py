@@ -22,31 +22,35 @@ def _reassociated(function):
 
 
 @_reassociated
-def _total(values, n):
-    total = 0.0
-    for i in range(n):
-        total += values[i]
-    return total
+def _take(out, values):
+    """Copy numbers of any type into 64-bit floats; returns their sum, and whether one of them is no possible intensity."""
+    total, bad = 0.0, False
+    for i in range(values.size):
+        value = np.float64(values[i])
+        out[i] = value
+        total += value
+        bad |= not ((value >= 0) & (value < np.inf))  # not "and", so that the loop runs in vectors
+    return total, bad
+
+
+@compiled
+def _copy(out, values):
+    for i in range(values.size):  # a loop runs in vectors; numba copies a slice byte by byte
+        out[i] = values[i]
 
 
 @compiled
 def _fill(out, source, start, n, kind, room):
-    """Copy `n` numbers of a type from anywhere in `source` into 64-bit floats; one compiled function serves all types."""
-    raw, single, short, long, out_raw = room
+    """Take `n` numbers of a type from anywhere in `source`, also from odd addresses; one compiled function serves all types."""
+    raw, single, double, short, long = room
+    _copy(raw, source[start : start + (4 if kind in (_F4, _I4) else 8) * n])
     if kind == _F8:
-        out_raw[: 8 * n] = source[start : start + 8 * n]
-    elif kind == _F4:
-        raw[: 4 * n] = source[start : start + 4 * n]
-        for i in range(n):
-            out[i] = single[i]
-    elif kind == _I4:
-        raw[: 4 * n] = source[start : start + 4 * n]
-        for i in range(n):
-            out[i] = short[i]
-    else:
-        raw[: 8 * n] = source[start : start + 8 * n]
-        for i in range(n):
-            out[i] = long[i]
+        return _take(out, double[:n])
+    if kind == _F4:
+        return _take(out, single[:n])
+    if kind == _I4:
+        return _take(out, short[:n])
+    return _take(out, long[:n])
 
 
 @compiled
@@ -70,14 +74,6 @@ def _without_padding(mz, intensity, n):
 
 
 @compiled
-def _impossible_intensity(intensity, n):
-    bad = False
-    for i in range(n):
-        bad |= not ((intensity[i] >= 0) & (intensity[i] < np.inf))
-    return bad
-
-
-@compiled
 def _unsorted(mz, n):
     back = False
     for i in range(1, n):
@@ -87,23 +83,23 @@ def _unsorted(mz, n):
 
 @compiled
 def _load(chunk, i, work):
-    """Copy a spectrum into the work space, sort it where it must be, and check it; returns its length and its fault."""
+    """Copy a spectrum into the work space, sort it where it must be, and check it; returns its length, sum and fault."""
     mz_bytes, mz_at, mz_kind, intensity_bytes, intensity_at, intensity_kind, length = chunk
-    mz, mz_room, intensity, intensity_room = work[0], work[1], work[2], work[3]
+    mz, intensity, room = work[0], work[1], work[2]
     n = length[i]
-    _fill(mz, mz_bytes, mz_at[i], n, mz_kind, mz_room)
-    _fill(intensity, intensity_bytes, intensity_at[i], n, intensity_kind, intensity_room)
+    _fill(mz, mz_bytes, mz_at[i], n, mz_kind, room)
+    total, bad = _fill(intensity, intensity_bytes, intensity_at[i], n, intensity_kind, room)
     if _impossible_mz(mz, n):
         n = _without_padding(mz, intensity, n)
         if _impossible_mz(mz, n):
-            return n, _BAD_MZ
-    if _impossible_intensity(intensity, n):
-        return n, _BAD_INTENSITY
+            return n, total, _BAD_MZ
+    if bad:
+        return n, total, _BAD_INTENSITY
     if _unsorted(mz, n):
         order = np.argsort(mz[:n], kind="mergesort")
         mz[:n] = mz[:n][order]
         intensity[:n] = intensity[:n][order]
-    return n, 0
+    return n, total, 0
 
 
 @compiled
@@ -214,16 +210,15 @@ def sum_windows(chunk, work, low, high, column, first, ends, table, base, scale,
     `first` is the first window of each group of overlapping ones, `ends` holds where groups begin and end, `table` a
     group that begins before each cell of a grid of m/z.
     """
-    mz, intensity = work[0], work[2]
+    mz, intensity = work[0], work[1]
     used = 0
     for i in range(counts.size):
-        n, fault = _load(chunk, i, work)
+        n, tic[i], fault = _load(chunk, i, work)
         if fault != 0:
             return i, fault
-        tic[i] = _total(intensity, n)
         before = used
         if table.size > 0 and n < 8 * low.size:
-            used = _by_table(mz, intensity, n, low, high, column, first, ends, table, base, scale, reduce, data, indices, used, work[4])  # fmt: skip
+            used = _by_table(mz, intensity, n, low, high, column, first, ends, table, base, scale, reduce, data, indices, used, work[3])  # fmt: skip
         else:
             used = _by_merging(mz, intensity, n, low, high, column, reduce, data, indices, used)
         counts[i] = used - before
@@ -232,16 +227,15 @@ def sum_windows(chunk, work, low, high, column, first, ends, table, base, scale,
 
 @compiled
 def sum_bins(chunk, length, work, order, start, stop, column, reduce, data, indices, counts, tic):
-    """The same where all spectra share one axis: `start` to `stop` are bins of the sorted axis, `order` sorts it."""
+    """The same where all spectra share one axis: `start` to `stop` are bins of the sorted axis, at least one, `order` sorts it."""
     source, at, kind = chunk[3], chunk[4], chunk[5]
-    intensity, room = work[2], work[3]
+    intensity, room = work[1], work[2]
     used, n = 0, length
     scratch = np.empty(order.size)
     for i in range(counts.size):
-        _fill(intensity, source, at[i], n, kind, room)
-        if _impossible_intensity(intensity, n):
+        tic[i], bad = _fill(intensity, source, at[i], n, kind, room)
+        if bad:
             return i, _BAD_INTENSITY
-        tic[i] = _total(intensity, n)
         for k in range(order.size):
             scratch[k] = intensity[order[k]]
         for k in range(order.size):
@@ -249,8 +243,6 @@ def sum_bins(chunk, length, work, order, start, stop, column, reduce, data, indi
         before = used
         for w in range(start.size):
             first, last = start[w], stop[w]
-            if first >= last:
-                continue
             result = intensity[first]
             for k in range(first + 1, last):
                 if reduce == _MAX:
@@ -265,9 +257,9 @@ def sum_bins(chunk, length, work, order, start, stop, column, reduce, data, indi
 @compiled
 def fill_cells(chunk, work, log_scale, width, first, count, low, high, total, top):
     """Number, extreme m/z, summed and largest intensity of the peaks in each cell of a grid of m/z."""
-    mz, intensity = work[0], work[2]
+    mz, intensity = work[0], work[1]
     for i in range(chunk[6].size):
-        n, fault = _load(chunk, i, work)
+        n, _, fault = _load(chunk, i, work)
         if fault != 0:
             return i, fault
         for p in range(n):
@@ -290,7 +282,7 @@ def range_of_mz(chunk, work, limits):
     """Widen `limits` to the smallest and the largest m/z of a peak; it also checks all spectra."""
     mz = work[0]
     for i in range(chunk[6].size):
-        n, fault = _load(chunk, i, work)
+        n, _, fault = _load(chunk, i, work)
         if fault != 0:
             return i, fault
         if n > 0:
@@ -304,9 +296,9 @@ def describe_ions(
     chunk, work, log_scale, run_low, run_high, run_first, parts, spectra, peaks, total, low, high, summed, top
 ):
     """Peaks of each ion, the spectra that hold it, its m/z and intensity; an ion is a part of a run of close peaks."""
-    mz, intensity = work[0], work[2]
+    mz, intensity = work[0], work[1]
     for i in range(chunk[6].size):
-        n, fault = _load(chunk, i, work)
+        n, _, fault = _load(chunk, i, work)
         if fault != 0:
             return i, fault
         run, last = 0, -1
