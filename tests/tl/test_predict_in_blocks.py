@@ -10,6 +10,7 @@ from anndata.experimental import read_lazy
 from pandas.testing import assert_frame_equal
 
 import stmsi
+from stmsi.model.net._prediction import NetPrediction
 from stmsi.model.shared._blocks import blocks_of
 from stmsi.model.shared._spot_reader import SpotReader
 from stmsi.tl._models import train_model
@@ -68,6 +69,23 @@ def test_numbers_do_not_depend_on_the_block(with_graph, trained, name):
     order[:200] = np.random.default_rng(0).permutation(200)  # sections and neighbours lie apart
     mixed = with_graph[order].copy()
     assert_frame_equal(predicted(mixed, model, block_size=60), predicted(mixed, model), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", [*LINEAR, *NETS])
+def test_spots_around_those_that_are_wanted_are_read_and_not_predicted(with_graph, trained, name, monkeypatch):
+    model, at = trained(name), np.flatnonzero(np.random.default_rng(0).random(with_graph.n_obs) < 0.3)
+    spots = model._query_spots(with_graph, 0)
+    whole = model._stages(spots)
+    embedded, read_out = [], NetPrediction._read_out
+
+    def counted(module, tensors, log, queries):
+        embedded.append(len(log))
+        return read_out(module, tensors, log, queries)
+
+    monkeypatch.setattr(NetPrediction, "_read_out", staticmethod(counted))
+    for some, every in zip(model._stages(spots, at), whole, strict=True):
+        np.testing.assert_allclose(some, every[at], rtol=2e-4, atol=2e-4)
+    assert sum(embedded) == (len(at) if name in NETS else 0)
 
 
 @pytest.mark.parametrize("size", [1, 50, 200])
@@ -176,11 +194,11 @@ def test_an_error_leaves_no_store(with_graph, trained, tmp_path, monkeypatch):
     model = trained("mean")
     seen = []
 
-    def fails(spots):
+    def fails(spots, at):
         seen.append(len(spots))
         if len(seen) > 2:
             raise OSError("disk full")
-        return np.zeros((2, len(spots), len(model.metabolites)))
+        return np.zeros((2, len(spots if at is None else at), len(model.metabolites)))
 
     monkeypatch.setattr(model, "_stages", fails)
     with pytest.raises(OSError, match="disk full"):

@@ -188,9 +188,11 @@ def predict_group(
         return stages_of(model, held_out, metabolites)
 
 
-def stages_of(model: HurdleModel, spots: Spots, metabolites: pd.Index) -> NDArray[np.float64]:
-    """Both stages of a member, shape (2, spots, metabolites), NaN for metabolites that it leaves out."""
-    return of_metabolites(np.stack(model._stages(spots)), model.state.metabolites, metabolites)
+def stages_of(
+    model: HurdleModel, spots: Spots, metabolites: pd.Index, at: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """Both stages of a member, shape (2, spots, metabolites), NaN for metabolites that it leaves out; `at`: of some spots."""
+    return of_metabolites(np.stack(model._stages(spots, at)), model.state.metabolites, metabolites)
 
 
 def of_metabolites(made: NDArray[np.float64], own: pd.Index, metabolites: pd.Index) -> NDArray[np.float64]:

@@ -125,27 +125,31 @@ class NetPrediction(HurdleModel):
         x = module.expression(inputs.pop("x"))  # type: ignore[arg-type]
         return module.generative(**module.embed(x, **inputs, metabolites=at, queries=queries))["mean"]
 
-    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _stages(
+        self, spots: Spots, at: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if spots.covariates is not None:
             self.state.features.covariates(spots)  # refuses categories that training did not have
-        logit, intensity = (np.asarray(of_stage) for of_stage in self._forward(spots))
+        logit, intensity = (np.asarray(of_stage) for of_stage in self._forward(spots, at))
         assert self.platt_ is not None
         return expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity
 
-    def _forward(self, spots: Spots) -> tuple[Any, Any]:
+    def _forward(self, spots: Spots, at: NDArray[np.int64] | None = None) -> tuple[Any, Any]:
         """Log-odds and intensity given presence of the metabolites that the model predicts; means over its networks.
 
-        Of shape (spots, metabolites), on disk where the expression of the spots is.
+        Of shape (spots, metabolites), on disk where the expression of the spots is; `at` as for :meth:`_stages`.
         """
         size = PREDICT_BATCH if spots.is_streamed else _RINGS_AT_ONCE if self._sees_gene_rings else len(spots)
         if not spots.is_streamed and len(spots) <= size:
-            return self._forward_together(spots)
-        folder, shape = spots.folder if spots.is_streamed else None, (len(spots), len(self.state.metabolites))
+            return self._forward_together(spots, at)
+        wanted = np.arange(len(spots)) if at is None else at
+        folder, shape = spots.folder if spots.is_streamed else None, (len(wanted), len(self.state.metabolites))
         logit, intensity = (new_array(folder, shape, np.float64) for _ in STAGES)
         batch = min(self._predict_batch, _STREAMED_BATCH) if spots.is_streamed else self._batch_size
         with self._in_batches(batch):
-            for block, some in read_in_blocks(spots, self._reach, size):
-                logit[block.rows], intensity[block.rows] = self._forward_together(some, block.at)
+            for block, some in read_in_blocks(spots, self._reach, size, at):
+                place = np.searchsorted(wanted, block.rows)
+                logit[place], intensity[place] = self._forward_together(some, block.at)
         return logit, intensity
 
     def _forward_together(
@@ -233,10 +237,12 @@ class NetPrediction(HurdleModel):
         query = panel_data(spots, setup, state, names, state.features.own.selected)
         query.obs[ROW_KEY] = np.arange(len(spots))
         query = query if rows is None else query[rows].copy()
+        if self._sees_gene_rings:  # which are made of these spots alone
+            query.obs[ROW_KEY] = np.arange(query.n_obs)
         modules = [net.module for net in self._nets]
         if self._sees_gene_rings:
             assert spots.graph is not None
-            set_gene_rings(modules, spots, spots.graph)
+            set_gene_rings(modules, spots, spots.graph, rows)
         elif self._uses_context:
             for net in self._nets:
                 self._set_context(net.module, spots, net.features, [np.arange(len(spots))])
