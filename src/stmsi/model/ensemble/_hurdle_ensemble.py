@@ -28,6 +28,7 @@ from stmsi.model.ensemble._members import (
     predict_group,
     reduced_adata,
     stages_of,
+    take_together,
 )
 from stmsi.model.ensemble._weighted_maps import WORTH, WeightedMean, gain, weighted_mean
 from stmsi.model.linear._hurdle_linear import HurdleLinear
@@ -396,11 +397,17 @@ class HurdleEnsemble(SpotModel):
         n = len(spots) if at is None else len(at)
         names, shape = list(self.members), (n, len(self.state.metabolites))
         presence, maps = WeightedMean(shape), WeightedMean(shape)  # as arrays of all members would fill the memory
-        for k in used:
+
+        def made_by(k: int) -> NDArray[np.float64]:
             with named(f"Member {names[k]!r} failed to predict"):
-                probability, intensity = stages_of(self.models_[k], spots, self.state.metabolites, at)
+                return stages_of(self.models_[k], spots, self.state.metabolites, at)
+
+        def add(k: int, stages: NDArray[np.float64]) -> None:
+            probability, intensity = stages
             presence.add(probability, self.stack_["presence"][k])
             maps.add(probability * intensity, self.stack_["intensity"][k])
+
+        take_together(used.tolist(), [self.models_[k]._n_threads for k in used], made_by, add)
         probability, expected = np.clip(presence.value(), 0, 1), maps.value()
         return probability, self.scale_.given_presence(expected, probability)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from stmsi._core.freed_memory import release_freed
 from stmsi._core.learning.hurdle import hurdle_mean
 from stmsi._core.uncertainty.conformal import doubt_of
 from stmsi._data.checks import check_count, check_coverage, check_share
@@ -73,6 +74,7 @@ class BlockPrediction(TrainedModel):
         """Rows of some spots at a time and their prediction, which does not depend on `size`; compared to training spots if asked for."""
         for block in blocks_of(reader, self._reach, size):
             yield block.rows, self._predict_block(reader, block, coverage, marked=marked)
+            release_freed()
 
     def _predict_block(self, reader: SpotReader, block: Block, coverage: float, *, marked: bool) -> Prediction:
         """Read and predict one block; nothing else of it is in memory when the next one is read."""

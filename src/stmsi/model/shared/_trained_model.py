@@ -68,6 +68,11 @@ class TrainedModel:
         """The model that :meth:`_write` wrote."""
 
     @property
+    def _n_threads(self) -> int:
+        """Threads that a prediction can use, 0 where it is made by one call after the other."""
+        return 0
+
+    @property
     def _reach(self) -> int | None:
         """Rings of neighbours that the prediction of a spot depends on; `None`: all of its section."""
         return 0 if self.state.setup.graph_key is None else CONTEXT_RINGS
