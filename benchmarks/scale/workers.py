@@ -42,7 +42,7 @@ def scores_on(
 ) -> tuple[pd.DataFrame, float]:
     """Scores, and seconds that they took."""
     with (
-        LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=None, memory_limit=0) as cluster,
+        LocalCluster(n_workers=n_workers, threads_per_worker=1, dashboard_address=":0", memory_limit=0) as cluster,
         cluster.get_client() as client,
     ):
         client.run(__import__, "stmsi.tl")

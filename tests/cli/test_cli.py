@@ -268,6 +268,27 @@ def test_train_on_several_stores(folder, tmp_path):
     assert stmsi.model.load(tmp_path / "n").state.training["samples"] == ["P1S1", "P2S1"]
 
 
+def test_columns_by_section_in_training_and_prediction(folder, tmp_path):
+    st = read(folder / "st.h5ad")
+    names = list(st.obs["sample"].unique())
+    paths = []
+    for name in names[:2]:
+        paths.append(tmp_path / f"{name}.h5ad")
+        st[(st.obs["sample"] == name).to_numpy()].write_h5ad(paths[-1])
+    table = tmp_path / "sections.csv"
+    table.write_text("section,age\n" + "".join(f"{name},{50 + k}\n" for k, name in enumerate(names)))
+    options = ["--covariate-key", "age", "--obs", table]
+    run("train", *paths, "--out", tmp_path / "m", "--model", "mean", *options)
+    run("predict", *paths, "--model", tmp_path / "m", "--out", tmp_path / "out", "--obs", table)
+    assert set(ad.read_zarr(tmp_path / "out" / f"{names[1]}.zarr").obs["age"]) == {51}
+    run("predict", paths[0], "--model", tmp_path / "m", "--out", tmp_path / "one.h5ad", "--obs", table)
+    assert set(read(tmp_path / "one.h5ad").obs["age"]) == {50}
+    assert "age" in fails("predict", paths[0], "--model", tmp_path / "m", "--out", tmp_path / "none.h5ad")
+    assert "is the only one" in fails(
+        "train", paths[0], "--out", tmp_path / "n", "--model", "mean", "--scheduler", "tcp://127.0.0.1:1"
+    )
+
+
 def test_a_narrow_terminal_leaves_paths_of_warnings_whole(capsys, monkeypatch, tmp_path):
     monkeypatch.setattr(_app.console, "width", 20)
     path = tmp_path / "a_long_name_of_a_store_that_cannot_be_read.h5ad"

@@ -364,7 +364,7 @@ package.version = version
 @pytest.fixture(scope="module")
 def cluster():
     distributed = pytest.importorskip("distributed")
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         yield cluster
 
 
@@ -413,7 +413,7 @@ def test_a_scheduler_that_is_not_there_is_told_before_anything_is_done(config, t
             other, "--scheduler", "tcp://127.0.0.1:1", *more
         )
     said = failure(other, "--scheduler", "tcp://127.0.0.1:1", "--step", "align")
-    assert "--scheduler is for the cross-validation" in said
+    assert "--scheduler is for training and cross-validation" in said
     assert not (tmp_path / "new").exists()
 
 

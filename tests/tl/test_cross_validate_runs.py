@@ -283,7 +283,7 @@ def test_on_a_dask_cluster(data):
     distributed = pytest.importorskip("dask.distributed")
     here = run(data).drop(columns="seconds")
     with (
-        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=":0") as cluster,
         distributed.Client(cluster),
         joblib.parallel_config("dask"),
     ):

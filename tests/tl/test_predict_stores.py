@@ -13,7 +13,8 @@ import pytest
 import zarr
 
 import stmsi
-from stmsi.tl import _predicted_store
+from stmsi.tl import _predict_stores, _predicted_store
+from stmsi.tl._models import trained_model
 
 FEW = {"model": "ridge", "n_top_genes": 40, "n_components": 8}
 
@@ -190,7 +191,8 @@ def test_a_full_disk_ends_the_run_which_is_taken_up(stores, model, tmp_path, mon
 KILLED = """
 import os, signal, sys
 import stmsi
-from stmsi.tl import _predicted_store
+from stmsi.tl import _predict_stores, _predicted_store
+from stmsi.tl._models import trained_model
 
 finished, calls = _predicted_store._finished, []
 
@@ -255,7 +257,7 @@ def test_workers_predict_the_same(stores, model, tmp_path, monkeypatch):
     paths, sections = stores
     monkeypatch.chdir(tmp_path)
     names = [path.name for path in paths]
-    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster:
+    with distributed.LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster:
         with cluster.get_client() as client:
             client.run(os.chdir, "/")  # as workers on other machines
         first = predict(names[:1], model, out="out", client=cluster.scheduler_address)
@@ -265,3 +267,47 @@ def test_workers_predict_the_same(stores, model, tmp_path, monkeypatch):
     assert list(table["kept"]) == [True, False, False]
     assert list(table["store"]) == names
     same(tmp_path / "out" / "S0.zarr", sections[0], model)
+
+
+def test_columns_by_section_beside_the_stores(stores, table, tmp_path):
+    paths, sections = stores
+    good, out = [paths[0], paths[2]], tmp_path / "out"
+    age = {name: 50.0 + 10 * k for k, name in enumerate(table.obs["sample"].unique())}
+    old = table.copy()
+    old.obs["age"] = old.obs["sample"].map(age).astype(float)
+    model = stmsi.tl.train(old, FEW | {"setup": {"covariate_keys": ["age"]}}, show_progress_bar=False)
+    with pytest.raises(ValueError, match="age"):
+        predict(good, model, out=out)
+    known = {name: age[name] for name in (sections[0].obs["sample"].iloc[0], sections[1].obs["sample"].iloc[0])}
+    predict(good, model, out=out, obs={"age": known})
+    for name, section in zip(("S0", "S1"), sections, strict=True):
+        own = section.copy()
+        own.obs["age"] = own.obs["sample"].map(age).astype(float)
+        expected = predict(own, model, copy=True).obsm["msi_pred"]
+        np.testing.assert_allclose(ad.read_zarr(out / f"{name}.zarr").to_df(), expected, rtol=1e-6)
+    kept = predict(good, model, out=out, obs={"age": known | {"another section": 3.0}})
+    assert kept["kept"].all(), "rows of other sections do not matter"
+    first = next(iter(known))
+    again = predict(good, model, out=out, obs={"age": known | {first: 1.0}}, on_error="warn")
+    assert "was made" in again["error"].iloc[0] or "other options" in again["error"].iloc[0]
+    assert list(again["kept"]) == [False, True]
+    lacking = predict(good, model, out=tmp_path / "new", obs={"age": {first: 1.0}}, on_error="warn")
+    assert list(lacking["error"] == "") == [True, False]
+    assert "has no row for section" in lacking["error"].iloc[1]
+    with pytest.raises(ValueError, match="obs= is for stores"):
+        predict(sections[0], model, obs={"age": known})
+
+
+def test_a_worker_loads_the_model_once(stores, model, tmp_path, monkeypatch):
+    model.save(tmp_path / "m")
+    loads = []
+    monkeypatch.setattr(_predict_stores, "trained_model", lambda of: loads.append(of) or trained_model(of))
+    paths, _ = stores
+    shared = _predict_stores._Shared(
+        predict=lambda *_, **__: None, model=tmp_path / "m", fingerprint="f", table_key="st", options={}, block_size=100,
+        overwrite=False, sample_key="sample", obs=None,
+    )  # fmt: skip
+    for k in (0, 2):
+        assert _predict_stores._predict(k, paths[k], tmp_path / f"o{k}.zarr", shared).error == ""
+    assert len(loads) == 1
+    _predict_stores._loaded.cache_clear()

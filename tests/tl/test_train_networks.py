@@ -19,7 +19,7 @@ from stmsi.model.net._stored_batches import Windows
 from stmsi.model.shared import _blocks
 from stmsi.model.shared._streamed_parts import StreamedParts
 from stmsi.model.shared._targets import read_targets
-from stmsi.tl import _stored_sections
+from stmsi.tl import _stored_section, _stored_sections
 from stmsi.tl._stored_sections import StoredSections
 
 GRAPH = {"presence_key": "msi_presence", "graph_key": "spatial_connectivities"}
@@ -224,7 +224,7 @@ def test_stores_stay_open_between_windows_and_are_closed_after(table, stores, sm
     def opened():
         paths = []
         with monkeypatch.context() as patch:
-            for module in (_stores, _stored_sections):
+            for module in (_stores, _stored_section, _stored_sections):
                 real = module.opened_table
                 patch.setattr(
                     module, "opened_table", lambda path, key, real=real: paths.append(path) or real(path, key)

@@ -28,7 +28,8 @@ _OF_ALL = ("train", "validate", "report")
 """Steps of the whole cohort."""
 _RESUME = "Skip what was done from the same files and options; --no-resume does everything again."
 _SCHEDULER = (
-    "Address of a dask scheduler, such as tcp://10.0.0.1:8786: the folds of the cross-validation run on its workers."
+    "Address of a dask scheduler, such as tcp://10.0.0.1:8786: its workers sum up the sections for training, and fit the folds of the "
+    "cross-validation."
 )
 _MARK = ".stmsi-cohort"
 """Marks the folder of a cohort, in which outputs may be replaced."""
@@ -123,8 +124,8 @@ def _check_scheduler(scheduler: str | None, step: str | None) -> None:
     """Raise where the scheduler cannot be used: hours of other steps may come before its own."""
     if scheduler is None:
         return
-    if step not in (None, "validate"):
-        msg = f"--scheduler is for the cross-validation; leave it out with --step {step}."
+    if step not in (None, "train", "validate"):
+        msg = f"--scheduler is for training and cross-validation; leave it out with --step {step}."
         raise ValueError(msg)
     from stmsi.tl._cluster import check_scheduler
 

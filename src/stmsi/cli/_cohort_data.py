@@ -34,8 +34,8 @@ class CohortData(ABC):
         """The spots with what is measured there; the expression may be empty."""
 
     @abstractmethod
-    def train(self, model: str) -> HurdleModel:
-        """Train a family."""
+    def train(self, model: str, *, client: str | None = None) -> HurdleModel:
+        """Train a family; of data on disk, the workers of a scheduler may sum up the sections."""
 
     @abstractmethod
     def cross_validate(self, models: Sequence[str], **options: Any) -> pd.DataFrame:
@@ -141,11 +141,11 @@ class _OnDisk(CohortData):
     def spots(self) -> AnnData:
         return self.found.adata
 
-    def train(self, model: str) -> HurdleModel:
+    def train(self, model: str, *, client: str | None = None) -> HurdleModel:
         import stmsi
 
         return stmsi.tl.train(
-            self.paths, model, setup=self.setup, genes="shared", cache_dir=self.sums, obs=self.obs
+            self.paths, model, setup=self.setup, genes="shared", cache_dir=self.sums, obs=self.obs, client=client
         )  # fmt: skip
 
     def cross_validate(self, models: Sequence[str], **options: Any) -> pd.DataFrame:
@@ -178,7 +178,7 @@ class _InMemory(CohortData):
     def spots(self) -> AnnData:
         return self._spots
 
-    def train(self, model: str) -> HurdleModel:
+    def train(self, model: str, *, client: str | None = None) -> HurdleModel:  # noqa: ARG002  there is nothing to share
         from stmsi.tl._models import train_model
 
         return train_model(self._spots, model, self.setup, show_progress_bar=None)

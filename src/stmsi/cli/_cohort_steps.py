@@ -161,7 +161,7 @@ class CohortSteps:
 
         def work(out: Path) -> dict[str, Any]:
             data = self._data(ready, [options["model"]])
-            fitted = data.train(options["model"])
+            fitted = data.train(options["model"], client=self.scheduler)
             fitted.save(out)
             return {"model": options["model"], "spots": data.n_spots, "genes": data.spots.n_vars,
                     "metabolites": len(fitted.metabolites), "sections": list(keys)}  # fmt: skip

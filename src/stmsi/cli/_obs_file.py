@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import pandas as pd
+    from anndata import AnnData
 
 OBS = (
     "Columns of obs by section, such as patient or batch (.csv or .tsv): the first column names the section, one row each. They stand in "
@@ -64,6 +65,16 @@ def read_obs(path: Path, sample_key: str, covariates: Sequence[str] = ()) -> pd.
         read = read_list(path, what, usecols=numbers, **cells)
         table = table.assign(**{name: read[name] for name in numbers})
     return table.set_index(first)
+
+
+def add_known(st: AnnData, source: Path, path: Path, table: pd.DataFrame, sample_key: str) -> None:
+    """Write the columns of a table into ``obs`` of the spots of one file; without section names, it is one section with the name of the file."""
+    from stmsi.tl._obs_by_section import add_obs
+
+    if sample_key not in st.obs:
+        st.obs[sample_key] = source.name.removesuffix(source.suffix)
+    add_obs(st, table, sample_key)
+    tell_others(table, path, st.obs[sample_key].unique())
 
 
 def tell_others(table: pd.DataFrame, path: Path, used: Sequence[Any]) -> None:

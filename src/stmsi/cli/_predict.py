@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from stmsi.cli._app import SOME_FAILED, Json, command, say, step
 from stmsi.cli._files import check_output, read_data, write_data
 from stmsi.cli._next_step import new_path, say_next
+from stmsi.cli._obs_file import OBS, add_known, read_obs
 from stmsi.cli._train import INPUT
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 _LAYER = "Layer that holds the expression; default: that of the training where it is there, else X."
 _HOW = "expected, probability_weighted or mask (may be repeated): how presence and intensity become one number."
@@ -46,6 +50,7 @@ def predict(
     use_measured: Annotated[
         bool, typer.Option(help="Correct spots without MSI by measured spots of their section.")
     ] = False,
+    obs: Annotated[Path | None, typer.Option(help=OBS)] = None,
     scheduler: Annotated[str | None, typer.Option(help=_SCHEDULER)] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help=_OVERWRITE)] = False,
     as_json: Json = False,
@@ -55,7 +60,9 @@ def predict(
     with command("predict", as_json=as_json, interrupted=left) as result:
         options: dict[str, Any] = {"key_added": key_added, "coverage": coverage, "min_genes": min_genes}
         options |= {"layer": layer, "input": input, "how": how or "expected", "use_measured": use_measured}
+        known = None if obs is None else _known(obs, model)
         if len(data) > 1:
+            options["obs"] = None if known is None else known[0]
             _predict_several(result, data, model, out, table_key, scheduler, options | {"overwrite": overwrite})
             return
         if scheduler is not None:
@@ -64,7 +71,16 @@ def predict(
         if overwrite:
             msg = f"--overwrite is for predictions of several files; {data[0]} is the only one. Leave it out, and name an output that is not there."
             raise ValueError(msg)
-        _predict_one(result, data[0], model, out, table_key, options)
+        _predict_one(result, data[0], model, out, table_key, options, known, obs)
+
+
+def _known(obs: Path, model: str) -> tuple[pd.DataFrame, str]:
+    """The columns by section, with numbers where the model reads numbers, and the column of the sections."""
+    from stmsi.model import load
+
+    setup = load(model).state.setup if Path(model).exists() else None  # a family reads no covariate
+    sample_key = "sample" if setup is None else setup.sample_key
+    return read_obs(obs, sample_key, () if setup is None else setup.covariate_keys), sample_key
 
 
 def _predict_several(
@@ -94,17 +110,27 @@ def _predict_several(
 
 
 def _predict_one(
-    result: dict[str, Any], data: Path, model: str, out: Path, table_key: str, options: dict[str, Any]
+    result: dict[str, Any],
+    data: Path,
+    model: str,
+    out: Path,
+    table_key: str,
+    options: dict[str, Any],
+    known: tuple[pd.DataFrame, str] | None,
+    obs: Path | None,
 ) -> None:
     """Predict one file and write it again with the prediction."""
     import stmsi
     from stmsi._data.keys import TRAINED_ON, Key
+    from stmsi._data.tables import get_table
     from stmsi._data.training_marks import RECORD, SAID_OF
 
     key_added = str(options["key_added"])
     check_output(out, data)
     with step(f"Reading {data}"):
         content = read_data(data)
+        if known is not None and obs is not None:
+            add_known(get_table(content, table_key), data, obs, *known)  # type: ignore[arg-type]
     with step(f"Predicting with {model}"):
         stmsi.tl.predict_metabolites(content, model, table_key=table_key, **options)
     st = content if data.suffix == ".h5ad" else content.tables[table_key]  # type: ignore[union-attr]

@@ -10,7 +10,7 @@ import typer
 from stmsi.cli._app import SOME_FAILED, Json, command, one_of, say, step
 from stmsi.cli._files import check_new, read_data
 from stmsi.cli._next_step import new_path, say_next
-from stmsi.cli._obs_file import OBS, read_obs, tell_others
+from stmsi.cli._obs_file import OBS, add_known, read_obs, tell_others
 
 DEFAULT_MODEL = "auto"
 """Family that is trained where none is named; the name, since models take seconds to import."""
@@ -20,6 +20,9 @@ _DATA = (
 _GENES = "Of several: same refuses files that lack genes which most of them have; shared uses the genes that all have."
 _SKIP = "Of several: name those that cannot be used and go on without them (exit code 1)."
 _SUMS = "Of several: folder that keeps the sums over each section for another run."
+_SCHEDULER = (
+    "Of several: address of a dask scheduler, such as tcp://10.0.0.1:8786, whose workers sum up a section at a time."
+)
 _LAYER = "Layer that holds the expression; default: X."
 INPUT = "What the expression is: counts or log; default: told from the numbers, in each section."
 _PRESENCE = "Presence in obsm; default: msi_presence where it is there, else an intensity above 0."
@@ -53,6 +56,7 @@ def train(
     genes: Annotated[str, one_of(_GENES, "same", "shared")] = "same",
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help=_SKIP)] = False,
     cache_dir: Annotated[Path | None, typer.Option(help=_SUMS)] = None,
+    scheduler: Annotated[str | None, typer.Option(help=_SCHEDULER)] = None,
     as_json: Json = False,
 ) -> None:
     """Train a model on sections with mapped MSI, and save it."""
@@ -62,11 +66,13 @@ def train(
         from stmsi.model._families import FAMILIES
         from stmsi.model.shared._setup import default_setup
         from stmsi.tl._models import train_model
-        from stmsi.tl._obs_by_section import add_obs
         from stmsi.tl._train import train_on_stores
 
         check_choice(model, FAMILIES, "model")
         check_choice(genes, ("same", "shared"), "--genes")
+        if scheduler is not None and len(data) == 1:
+            msg = f"--scheduler shares several files out among workers; {data[0]} is the only one. Leave it out, or name more files."
+            raise ValueError(msg)
         for path in data:
             check_new(out, path)
         asked: dict[str, Any] = {
@@ -80,22 +86,22 @@ def train(
             with step(f"Training {model} on {len(data)} stores"):
                 fitted, left_out = train_on_stores(
                     data, model, named, table_key=table_key, genes=genes,  # type: ignore[arg-type]
-                    on_error="warn" if skip_bad else "raise", cache_dir=cache_dir, obs=by_section, show_progress_bar=None,
+                    on_error="warn" if skip_bad else "raise", cache_dir=cache_dir, obs=by_section, client=scheduler,
+                    show_progress_bar=None,
                 )  # fmt: skip
             result[SOME_FAILED] = [{"store": path, "error": why} for path, why in left_out.items()]
+            if by_section is not None and obs is not None:
+                tell_others(by_section, obs, fitted.card["training"]["samples"])
         else:
             with step(f"Reading {data[0]}"):
                 st = get_table(read_data(data[0]), table_key)  # type: ignore[arg-type]
-                if by_section is not None and sample_key not in st.obs:  # as of several
-                    st.obs[sample_key] = data[0].name.removesuffix(data[0].suffix)
-                add_obs(st, by_section, sample_key)
+                if by_section is not None and obs is not None:
+                    add_known(st, data[0], obs, by_section, sample_key)
             with step(f"Training {model}"):
                 fitted = train_model(st, model, default_setup(st) | named, show_progress_bar=None)
         with step(f"Writing {out}"):
             fitted.save(out)
         card = fitted.card
-        if by_section is not None and obs is not None:
-            tell_others(by_section, obs, card["training"]["samples"])
         result |= {"out": str(out), "model": card["class"], "input": card["setup"]["input"]}
         result |= {"spots": card["training"]["n_spots"], "samples": card["training"]["samples"]}
         result |= {"metabolites": len(fitted.metabolites), "held_out": card["held_out"]}

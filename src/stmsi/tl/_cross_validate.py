@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from logging import LogRecord
@@ -11,7 +11,6 @@ from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
-import joblib
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -25,14 +24,13 @@ from stmsi._data.training_marks import HELD_OUT
 from stmsi._data.training_marks import TRAINED_ON as SEEN
 from stmsi._messages import held_back, say_again, warns_once
 from stmsi._progress import track
-from stmsi._settings import logger, settings
+from stmsi._settings import logger
 from stmsi.model._families import ModelSpec, named_models, resolve
 from stmsi.model.shared._setup import default_setup
 from stmsi.model.shared._stored_input import Input, StoredExpression
 from stmsi.model_selection import LeaveOneSampleOut
 from stmsi.model_selection._check_leakage import find_leaks, msi_table, report
 from stmsi.tl._across_sections import score_across
-from stmsi.tl._cluster import connected, results
 from stmsi.tl._compare_models import TO_CHOOSE_BY, best_model
 from stmsi.tl._evaluate import map_positions
 from stmsi.tl._fold_cache import FoldCache, UnhashedError, data_fingerprint, fingerprint, software
@@ -43,6 +41,7 @@ from stmsi.tl._section_scores import Comparison, score_sections
 from stmsi.tl._shared_folds import SharedFolds, StoredFolds
 from stmsi.tl._stored_models import check_stored_model, fields_of_stores, is_network, paths_of
 from stmsi.tl._stored_sections import Genes, OnError, StoredSections
+from stmsi.tl._workers import Workers
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -176,37 +175,41 @@ def cross_validate(
     if client is not None and n_jobs is not None:
         msg = "client= and n_jobs= are two ways to share the work; name one of them."
         raise ValueError(msg)
-    stored, st, msi = None, None, None
-    if isinstance(data, AnnData) or is_spatialdata(data):
-        refuse_obs(obs)
-        st, msi = get_table(data, table_key), msi_table(data)  # type: ignore[arg-type]
-        adata, fields = _in_memory(st, setup_on(st, setup, layer, input), sample_key)
-    else:
-        asked = {"sample_key": sample_key} | fields_of_stores(setup, layer, input)
-        for spec in named.values():
-            check_stored_model(spec, asked)
-        directory = usable_folder(cache_dir)
-        stored = StoredSections.open(
-            paths_of(data), asked, table_key=table_key, genes=genes, on_error=on_error, directory=directory, obs=obs
-        )
-        adata, fields = stored.adata, stored.fields(asked)
-    if maps:
-        map_positions(adata)
-    folds = _folds(LeaveOneSampleOut(sample_key) if splitter is None else splitter, adata)
-    if on_leakage != "ignore":
-        setups = [fields | resolve(spec)[2] for spec in named.values()]
-        report(find_leaks(adata, folds, setups, msi, sample_key, st), on_leakage)
-    cache = None if cache_dir is None else FoldCache(cache_dir)
-    fits = [_Fit(f, name, spec, *fold) for f, fold in enumerate(folds) for name, spec in named.items()]
-    if inner is not None:
-        for f, (train, _) in enumerate(folds):
-            within = enumerate(_folds(inner, adata[train].copy()))
-            fits += [_Fit(f, n, spec, train[a], train[b], k) for k, (a, b) in within for n, spec in named.items()]
-    trained = [fit.train for fit in fits]
-    shared = SharedFolds(adata, trained) if stored is None else StoredFolds(stored, trained, directory)
-    task = _Task(adata, fields, sample_key, maps, shared)
-    content = None if stored is None else [one.key for one in stored.stores]
-    tables = _score_all(fits, task, content, cache, client, n_jobs, show_progress_bar)
+    with ExitStack() as until_scored:
+        workers = until_scored.enter_context(Workers.found(client, n_jobs))
+        stored, st, msi = None, None, None
+        if isinstance(data, AnnData) or is_spatialdata(data):
+            refuse_obs(obs)
+            st, msi = get_table(data, table_key), msi_table(data)  # type: ignore[arg-type]
+            adata, fields = _in_memory(st, setup_on(st, setup, layer, input), sample_key)
+        else:
+            asked = {"sample_key": sample_key} | fields_of_stores(setup, layer, input)
+            for spec in named.values():
+                check_stored_model(spec, asked)
+            directory = until_scored.enter_context(workers.folder(usable_folder(cache_dir)))
+            stored = StoredSections.open(
+                paths_of(data), asked, table_key=table_key, genes=genes, on_error=on_error, directory=directory, obs=obs, workers=workers
+            )  # fmt: skip
+            adata, fields = stored.adata, stored.fields(asked)
+        if maps:
+            map_positions(adata)
+        folds = _folds(LeaveOneSampleOut(sample_key) if splitter is None else splitter, adata)
+        if on_leakage != "ignore":
+            setups = [fields | resolve(spec)[2] for spec in named.values()]
+            report(find_leaks(adata, folds, setups, msi, sample_key, st), on_leakage)
+        cache = None if cache_dir is None else FoldCache(cache_dir)
+        fits = [_Fit(f, name, spec, *fold) for f, fold in enumerate(folds) for name, spec in named.items()]
+        if inner is not None:
+            for f, (train, _) in enumerate(folds):
+                within = enumerate(_folds(inner, adata[train].copy()))
+                fits += [_Fit(f, n, spec, train[a], train[b], k) for k, (a, b) in within for n, spec in named.items()]
+        trained = [fit.train for fit in fits]
+        shared = SharedFolds(adata, trained)
+        if stored is not None:
+            shared = StoredFolds(stored, trained, directory, by_section=cache_dir is not None)
+        task = _Task(adata, fields, sample_key, maps, shared)
+        content = None if stored is None else [one.key for one in stored.stores]
+        tables = _score_all(fits, task, content, cache, workers, show_progress_bar)
     scores = pd.concat([t for fit, t in zip(fits, tables, strict=True) if fit.inner is None], ignore_index=True)
     if inner is None:
         return score_across(scores)
@@ -291,8 +294,7 @@ def _score_all(
     task: _Task,
     stores: Sequence[str] | None,
     cache: FoldCache | None,
-    client: Client | str | None,
-    n_jobs: int | None,
+    workers: Workers,
     show_progress_bar: bool | None,
 ) -> list[pd.DataFrame]:
     """Score tables of all fits in their order: from the cache, or computed and put there one by one.
@@ -314,28 +316,14 @@ def _score_all(
         tables = {i: fits[i].label(table) for i, table in found.items() if table is not None}
         logger.info("%d of %d model fits are read from %s.", len(tables), len(fits), cache.directory)
     calls = [(i, fit) for i, fit in enumerate(fits) if i not in tables]
-    with _done(calls, task, client, n_jobs) as done:
-        for i, table, said in track(done, "cross-validation", total=len(calls), show=show_progress_bar):
-            say_again(said)
-            if cache is not None:
-                cache.put(keys[i], table)
-            tables[i] = fits[i].label(table)
+    task.shared.prepare([fit.spec for _, fit in calls], workers, show_progress_bar)
+    done = workers.results(_run, calls, task)
+    for i, table, said in track(done, "cross-validation", total=len(calls), show=show_progress_bar):
+        say_again(said)
+        if cache is not None:
+            cache.put(keys[i], table)
+        tables[i] = fits[i].label(table)
     return [tables[i] for i in range(len(fits))]
-
-
-@contextmanager
-def _done(
-    calls: Sequence[tuple[int, _Fit]], task: _Task, client: Client | str | None, n_jobs: int | None
-) -> Iterator[Iterable[tuple[int, pd.DataFrame, list[LogRecord]]]]:
-    """What :func:`_run` returns for each call, as it is done: here, in processes beside this one, or on a cluster."""
-    if client is not None and calls:
-        with connected(client) as cluster:
-            yield results(cluster, _run, calls, task)
-        return
-    n_jobs = settings.n_jobs if n_jobs is None else n_jobs
-    # None lets joblib.parallel_config say which backend to use, and how much of it
-    parallel = joblib.Parallel(n_jobs=None if n_jobs == 1 else n_jobs, return_as="generator_unordered")
-    yield parallel(joblib.delayed(_run)(*call, task) for call in calls)
 
 
 def _run(number: int, fit: _Fit, task: _Task) -> tuple[int, pd.DataFrame, list[LogRecord]]:

@@ -85,10 +85,12 @@ class KeptOnDisk:
         What each part is made of; `None`: they are of no use to another run, and go to the temporary folder.
     directory
         Folder that keeps them. What is not kept is in a temporary folder (inside of it, where there is one) that goes with this object.
+    once
+        Whether each part is read once, so that only a folder would keep what is made of it.
     """
 
-    def __init__(self, keys: Sequence[str] | None, directory: Path | None) -> None:
-        self._keys, self._kept = keys, directory
+    def __init__(self, keys: Sequence[str] | None, directory: Path | None, *, once: bool = False) -> None:
+        self._keys, self._kept, self._read_once = keys, directory, once
         self._scratch: Path | None = None
 
     @property
@@ -99,12 +101,27 @@ class KeptOnDisk:
             finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         return self._scratch
 
+    @property
+    def of_parts(self) -> bool:
+        """Whether what is made of a part is read again, and worth its place on disk."""
+        return self._kept is not None or not self._read_once
+
+    def has(self, name: str, part: int) -> bool:
+        """Whether something is kept under a name for a part; then it is in use."""
+        path = self._path(name, part)
+        there = path.exists()
+        if there:
+            mark_used(path)
+        return there
+
+    def _path(self, name: str, part: int) -> Path:
+        if self._keys is None or self._kept is None:
+            return self.directory / f"{fingerprint(name, part)}.npy"
+        return self._kept / f"{fingerprint(name, self._keys[part])}.npy"
+
     def array(self, name: str, part: int, make: Callable[[], AnyFloats]) -> AnyFloats:
         """What is kept under a name for a part, or is made now; mapped into memory, not to be changed."""
-        if self._keys is None or self._kept is None:
-            path = self.directory / f"{fingerprint(name, part)}.npy"
-        else:
-            path = self._kept / f"{fingerprint(name, self._keys[part])}.npy"
+        path = self._path(name, part)
         if path.exists():
             try:
                 mark_used(path)

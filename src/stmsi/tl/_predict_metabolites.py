@@ -24,6 +24,7 @@ from stmsi.model.shared._hurdle_model import HurdleModel
 from stmsi.model.shared._prediction import How, check_how
 from stmsi.model.shared._training_spots import marks_of
 from stmsi.tl._models import is_named, model_record, name_of, obtain_model, setup_on
+from stmsi.tl._obs_by_section import ObsBySection, refuse_obs
 from stmsi.tl._partial_sections import correct_by_measured
 from stmsi.tl._predict_stores import predict_stores
 from stmsi.tl._predicted_store import write_prediction
@@ -60,6 +61,7 @@ def predict_metabolites(
     block_size: int = BLOCK_SIZE,
     on_error: Literal["raise", "warn"] = "raise",
     overwrite: bool = False,
+    obs: ObsBySection | None = None,
     client: Client | str | None = None,
     show_progress_bar: bool | None = None,
     copy: bool = False,
@@ -124,6 +126,8 @@ def predict_metabolites(
     overwrite
         Of stores: make all predictions again, also those that are kept otherwise, and those of another model. Nothing but predictions is
         replaced.
+    obs
+        Of stores: columns of ``obs`` by section, such as covariates that the model reads; as for :func:`stmsi.tl.train`.
     client
         Of stores: a ``dask.distributed.Client``, or the address of a scheduler, whose tasks are stores. See :doc:`/user_guide/cluster`.
     show_progress_bar, copy
@@ -195,8 +199,9 @@ def predict_metabolites(
         options |= {"min_genes": min_genes}
         return predict_stores(
             _predict_table, data, model, out, options, block_size=block_size, table_key=table_key, on_error=on_error, overwrite=overwrite,
-            client=client, show_progress_bar=show_progress_bar,
+            obs=obs, client=client, show_progress_bar=show_progress_bar,
         )  # fmt: skip
+    refuse_obs(obs)
     if overwrite:
         msg = "overwrite= is of stores, whose predictions are stores; pass their paths. A prediction in memory is replaced anyway."
         raise ValueError(msg)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -23,6 +24,7 @@ from stmsi._settings import logger
 from stmsi.tl._cluster import connected, results
 from stmsi.tl._made_from import MadeFrom, model_fingerprint, n_spots_of
 from stmsi.tl._models import is_named, trained_model
+from stmsi.tl._obs_by_section import ObsBySection, add_obs, obs_table
 from stmsi.tl._stored_models import paths_of
 from stmsi.tl._stored_sections import _distinct
 
@@ -44,6 +46,8 @@ class _Shared:
     options: dict[str, Any]
     block_size: int
     overwrite: bool
+    sample_key: str
+    obs: pd.DataFrame | None
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ def predict_stores(
     table_key: str,
     on_error: Literal["raise", "warn"],
     overwrite: bool,
+    obs: ObsBySection | None,
     client: Client | str | None,
     show_progress_bar: bool | None,
 ) -> pd.DataFrame:
@@ -89,7 +94,7 @@ def predict_stores(
         Folder of the predictions; `None`: each lies beside its store.
     options
         Options of `predict` on which the prediction depends.
-    block_size, table_key, on_error, overwrite, client, show_progress_bar
+    block_size, table_key, on_error, overwrite, obs, client, show_progress_bar
         As of :func:`stmsi.tl.predict_metabolites`.
 
     Returns
@@ -117,6 +122,7 @@ def predict_stores(
     shared = _Shared(
         predict, Path(model).resolve() if isinstance(model, str | Path) else fitted,
         model_fingerprint(Path(model) if isinstance(model, str | Path) else fitted), table_key, dict(options), block_size, overwrite,
+        fitted.state.setup.sample_key, obs_table(obs),
     )  # fmt: skip
     # workers have other working directories
     calls = [(k, path.absolute(), out.absolute()) for k, (path, out) in enumerate(zip(paths, targets, strict=True))]
@@ -177,16 +183,27 @@ def _done(calls: Sequence[tuple[int, Path, Path]], shared: _Shared, client: Clie
         yield from results(cluster, _predict, calls, shared)
 
 
+@lru_cache(maxsize=1)
+def _loaded(folder: Path, fingerprint: str) -> HurdleModel:
+    """The model in a folder; a worker that predicts many stores loads it once."""
+    del fingerprint
+    return trained_model(folder)
+
+
 def _predict(number: int, path: Path, out: Path, shared: _Shared) -> _Done:
     """Predict one store, unless that was done before."""
     options = shared.options
     try:
         clear_leftovers(out.parent, out.name)  # which may put an earlier prediction back
-        made_from = MadeFrom.of(shared.fingerprint, path, options | {"table_key": shared.table_key})
+        known = None if shared.obs is None else _known_of(path, shared.obs, shared.table_key, shared.sample_key)
+        made_from = MadeFrom.of(
+            shared.fingerprint, path, options | {"table_key": shared.table_key} | ({} if known is None else {"obs": known})
+        )  # fmt: skip
         if made_from.is_there(out, overwrite=shared.overwrite):  # before anything is read
             return _Done(number, n_spots_of(out), kept=True)
-        fitted = trained_model(shared.model)
+        fitted = _loaded(shared.model, shared.fingerprint) if isinstance(shared.model, Path) else shared.model
         with _opened(path, fitted.state.setup, shared.table_key, options.get("layer")) as adata:
+            add_obs(adata, known, shared.sample_key)
             shared.predict(
                 adata, fitted, out=out, block_size=shared.block_size, made_from=made_from, overwrite=shared.overwrite,
                 show_progress_bar=False, **options,
@@ -198,6 +215,20 @@ def _predict(number: int, path: Path, out: Path, shared: _Shared) -> _Done:
         return _Done(number, error=str(error))
     except (ValueError, KeyError, TypeError) as error:
         return _Done(number, error=str(error.args[0] if isinstance(error, KeyError) and error.args else error))
+
+
+def _known_of(path: Path, obs: pd.DataFrame, table_key: str, sample_key: str) -> pd.DataFrame:
+    """The rows of the sections of a store: those of others do not matter for its prediction."""
+    with opened_table(path, table_key) as group:
+        table = table_without_matrix(group, path, {})
+    _name_section(table, path, sample_key)
+    return obs[obs.index.isin(table.obs[sample_key].astype(str))]
+
+
+def _name_section(table: AnnData, path: Path, sample_key: str) -> None:
+    """A store without section names is one section, with the name of its file."""
+    if sample_key not in table.obs:
+        table.obs[sample_key] = path.name.removesuffix(path.suffix)
 
 
 @contextmanager
@@ -216,8 +247,7 @@ def _opened(path: Path, setup: Setup, table_key: str, layer: str | None) -> Iter
         if matrix.shape != table.shape:
             msg = f"the expression is of shape {matrix.shape}, the table of {table.shape}; write the store again"
             raise ValueError(msg)
-        if setup.sample_key not in table.obs:
-            table.obs[setup.sample_key] = path.name.removesuffix(path.suffix)
+        _name_section(table, path, setup.sample_key)
         parts: dict[str, Any] = {"obsm": dict(table.obsm), "obsp": dict(table.obsp)}
         parts["layers"] = {} if asked is None else {asked: matrix}
         yield AnnData(matrix if asked is None else None, table.obs, table.var, **parts)

@@ -10,7 +10,7 @@ from stmsi._data.keys import Key
 from stmsi.model._families import ModelSpec, resolve
 from stmsi.model.shared._spot_model import SpotModel
 from stmsi.tl._joined_stores import as_keys
-from stmsi.tl._stored_sections import wanted_of_stores
+from stmsi.tl._stored_section import wanted_of_stores
 
 if TYPE_CHECKING:
     from stmsi.model.shared._hurdle_model import HurdleModel

@@ -19,11 +19,14 @@ from stmsi.model.shared._spot_input import Spots
 from stmsi.tl._kept_arrays import usable_folder
 from stmsi.tl._models import obtain_model, setup_on, train_on
 from stmsi.tl._obs_by_section import ObsBySection, refuse_obs
+from stmsi.tl._section_sums import spread_components
 from stmsi.tl._shared_folds import StoredFolds
 from stmsi.tl._stored_models import check_stored_model, fields_of_stores, is_network, paths_of
 from stmsi.tl._stored_sections import Genes, OnError, StoredSections
+from stmsi.tl._workers import Workers
 
 if TYPE_CHECKING:
+    from distributed import Client
     from spatialdata import SpatialData
 
     from stmsi.model.shared._hurdle_model import HurdleModel
@@ -43,6 +46,7 @@ def train(
     on_error: OnError = "raise",
     cache_dir: str | Path | None = None,
     obs: ObsBySection | None = None,
+    client: Client | str | None = None,
     show_progress_bar: bool | None = None,
 ) -> HurdleModel:
     """Train a model on all spots that have MSI.
@@ -88,6 +92,10 @@ def train(
         Of stores: columns of ``obs`` by section, such as the patient: a DataFrame whose index names the sections, or a mapping such as
         ``{"patient": {"S1": "P1", "S2": "P2"}}``. They stand in the place of columns that stores have under these names; rows of other
         sections are passed over.
+    client
+        Of stores: a ``dask.distributed`` client, or the address of a scheduler, whose workers look through the stores and, for the families
+        on components, do passes 1 to 4, a section at a time. What follows is done here. The model is the same to the last bit. See
+        :doc:`/user_guide/cluster`.
     show_progress_bar
         `None` follows ``stmsi.settings.progress_bar``.
 
@@ -103,7 +111,11 @@ def train(
     NotADirectoryError
         `cache_dir` is a file.
     TypeError
-        A model that reads the table itself (a negative control), with stores; or `obs` that is no table.
+        A model that reads the table itself (a negative control), with stores; `obs` that is no table; or a `client` with data in memory.
+    ConnectionError
+        No scheduler answers at the address `client` within ten seconds.
+    ImportError
+        dask.distributed is not installed, or a worker has no stmsi.
 
     Examples
     --------
@@ -118,11 +130,14 @@ def train(
     if isinstance(data, AnnData) or is_spatialdata(data):
         adata = get_table(data, table_key)  # type: ignore[arg-type]
         refuse_obs(obs)
+        if client is not None:
+            msg = "client= shares stores among workers; data in memory are trained on here. Leave it out, or pass the paths of stores."
+            raise TypeError(msg)
         spec: Any = model if isinstance(model, str | Mapping) else {"model": model}
         return obtain_model(spec, adata, setup_on(adata, setup, layer, input), show_progress_bar)
     return train_on_stores(
         paths_of(data), model, fields_of_stores(setup, layer, input), table_key=table_key, genes=genes, on_error=on_error,
-        cache_dir=cache_dir, obs=obs, show_progress_bar=show_progress_bar,
+        cache_dir=cache_dir, obs=obs, client=client, show_progress_bar=show_progress_bar,
     )[0]  # fmt: skip
 
 
@@ -136,22 +151,27 @@ def train_on_stores(
     on_error: OnError,
     cache_dir: str | Path | None,
     obs: ObsBySection | None = None,
+    client: Client | str | None = None,
     show_progress_bar: bool | None,
 ) -> tuple[HurdleModel, Mapping[str, str]]:
     """As :func:`train`; also the stores that were left out, and why."""
     check_stored_model(model, fields)
-    directory = usable_folder(cache_dir)
-    sections = StoredSections.open(
-        paths, fields, table_key=table_key, genes=genes, on_error=on_error, directory=directory, obs=obs
-    )
-    every = np.arange(len(sections.names))
-    shared = StoredFolds(sections, [every], directory)
+    with Workers.found(client, n_jobs=1) as workers, workers.folder(usable_folder(cache_dir)) as directory:
+        sections = StoredSections.open(
+            paths, fields, table_key=table_key, genes=genes, on_error=on_error, directory=directory, obs=obs, workers=workers
+        )  # fmt: skip
+        every = np.arange(len(sections.names))
+        shared = StoredFolds(sections, [every], directory, by_section=True)
+        shared.prepare([model], workers, show_progress_bar)
+        network = is_network(resolve(model)[0])
+        if workers.several and not network:
+            spread_components(shared, workers)
 
-    def read(own: Setup) -> Spots:
-        return shared.spots(own, every)
+        def read(own: Setup) -> Spots:
+            return shared.spots(own, every)
 
-    told = sections.fields(fields)
-    stored = shared.stored_input(every) if is_network(resolve(model)[0]) else None
-    fitted, _ = train_on(sections.adata, model, told, show_progress_bar=show_progress_bar, read=read, stored=stored)
+        told = sections.fields(fields)
+        stored = shared.stored_input(every) if network else None
+        fitted, _ = train_on(sections.adata, model, told, show_progress_bar=show_progress_bar, read=read, stored=stored)
     fitted._forget_data()  # its expression is empty
     return fitted, sections.left_out

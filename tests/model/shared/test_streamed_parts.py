@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 
 from stmsi._core.learning.expression_parts import ExpressionParts
-from stmsi._core.learning.expression_space import held_out_distance, log_normalize
+from stmsi._core.learning.expression_space import held_out_distance, log_normalize, profile_distance
 from stmsi._core.learning.profile_hashes import profile_hashes
 from stmsi.model.shared import _streamed_parts
 from stmsi.model.shared._streamed_parts import StreamedParts
@@ -36,8 +36,11 @@ class Blocks:
 class Kept:
     """Arrays in a folder."""
 
-    def __init__(self, directory: Path):
-        self.directory, self.made = directory, []
+    def __init__(self, directory: Path, *, of_parts: bool = True):
+        self.directory, self.of_parts, self.made = directory, of_parts, []
+
+    def has(self, name, part):
+        return (self.directory / f"{name}-{part}.npy").exists()
 
     def array(self, name, part, make):
         path = self.directory / f"{name}-{part}.npy"
@@ -74,6 +77,42 @@ def test_folds_are_those_in_memory(counts, tmp_path, monkeypatch, dense, apart):
     assert blocks.most == 30
     assert kept.made.count("products") == 4
     assert not list(tmp_path.glob("components*")), "what is mapped has no name"
+
+
+def test_the_expression_is_not_read_again_for_means_of_parts(counts, tmp_path, monkeypatch):
+    streamed = StreamedParts(Blocks(counts), False, FOLDS, SECTION, Kept(tmp_path))
+    log, rows = log_normalize(counts), FOLDS[1]
+    for p in range(4):
+        streamed.with_means(p)
+    monkeypatch.setattr(Blocks, "__getitem__", lambda *_: pytest.fail("it is read again"))
+    some = streamed.some(rows)
+    mean = some.gene_moments().mean
+    for other in FOLDS:  # however many means were made since
+        streamed.some(other).gene_moments()
+    np.testing.assert_allclose(some.profile_distance(mean.copy()), profile_distance(log[rows], mean), rtol=1e-6)
+    groups = SECTION[rows]
+    expected = held_out_distance(log[rows], np.unique(groups, return_inverse=True)[1])
+    np.testing.assert_allclose(some.held_out_distance(groups), expected, rtol=1e-6)
+    monkeypatch.undo()
+    other = np.random.default_rng(0).random(50)
+    np.testing.assert_allclose(some.profile_distance(other), profile_distance(log[rows], other), rtol=1e-6)
+    monkeypatch.setattr(_streamed_parts, "_MOST_PARTS", 3)
+    again = StreamedParts(Blocks(counts), False, FOLDS, SECTION, kept := Kept(tmp_path / "few")).some(rows)
+    kept.directory.mkdir()
+    np.testing.assert_allclose(again.held_out_distance(groups), expected, rtol=1e-6)
+    assert "with" not in kept.made
+
+
+def test_of_parts_that_are_read_once_only_the_sum_is_kept(counts, tmp_path):
+    spaces, every = [], np.arange(160)
+    for of_parts in (True, False):
+        folder = tmp_path / str(of_parts)
+        folder.mkdir()
+        kept = Kept(folder, of_parts=of_parts)
+        some = StreamedParts(Blocks(counts), False, [every], SECTION, kept).some(every)
+        spaces.append(some.space(some.gene_moments(), **SIZES))
+        assert kept.made.count("products") == (4 if of_parts else 1)
+    np.testing.assert_array_equal(spaces[0].components, spaces[1].components)
 
 
 @pytest.mark.parametrize("groups", [SECTION[40:] - 1, np.arange(120) % 2], ids=["sections", "across sections"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import RLock
@@ -118,6 +118,10 @@ class ExpressionParts:
         """:func:`stmsi._core.learning.expression_space.column_sums` of the log expression of a part."""
         return self._of_part("sums", part, lambda own: column_sums(self.log()[own]))
 
+    def moments_of(self, parts: Ints, n_spots: int) -> GeneMoments:
+        """Of the log expression of each gene over some parts, which have `n_spots` together."""
+        return GeneMoments.of_sums(np.sum([self.gene_sums(int(p)) for p in parts], axis=0), n_spots)
+
     def share_sums(self, part: int) -> tuple[Floats, int]:
         """:func:`stmsi._core.learning.expression_space.share_sums` of a part."""
         return self._of_part("shares", part, lambda own: share_sums(self.values[own]))
@@ -162,6 +166,15 @@ class ExpressionParts:
         """Sums of products of any genes over a part, centred there; `None` where the spots themselves are at hand."""
         del part, genes
         return None
+
+    def products_over(self, parts: Ints, n_top_genes: int, genes: Ints | None) -> Floats:
+        """Sums of products over some parts, centred in each of them; of the candidates, or of some `genes`. A new array."""
+
+        def products(part: int) -> AnyFloats:
+            of_given = None if genes is None else self.products_of(part, genes)
+            return self.products(part, n_top_genes) if of_given is None else of_given
+
+        return sum_of_parts(products(int(p)) for p in parts)
 
     def components(self, space: ExpressionSpace) -> Matrix | None:
         """Components of all spots in a space, shape (spots, components); `None` where it was not made from parts."""
@@ -210,9 +223,7 @@ class ExpressionParts:
         products = self._once("part means of spots", None, lambda: products_with(self.log(), mean))
         sums, out = self._row_sums(), np.empty(len(rows))
         for g in np.unique(groups):
-            own, weight = groups == g, np.zeros(len(self.size))
-            others = parts[owner != g]
-            weight[others] = self.size[others] / self.size[others].sum()
+            own, weight = groups == g, self._shares(parts[owner != g])
             out[own] = distance_by_products(products[rows[own]], weight, mean @ weight, sums[:, rows[own]])
         return out
 
@@ -222,6 +233,12 @@ class ExpressionParts:
         np.minimum.at(lowest, self.part[rows], groups)
         np.maximum.at(highest, self.part[rows], groups)
         return lowest[parts] if (lowest[parts] == highest[parts]).all() else None
+
+    def _shares(self, parts: Ints) -> Floats:
+        """Share of each part in the spots of some parts together, shape (parts,)."""
+        share = np.zeros(len(self.size))
+        share[parts] = self.size[parts] / self.size[parts].sum()
+        return share
 
     def _part_means(self) -> Floats:
         """Mean log expression of each part, shape (genes, parts)."""
@@ -287,8 +304,7 @@ class SomeExpression:
         """Of the log expression of each gene."""
         if self.parts is None:
             return GeneMoments.of(self.log())
-        sums = np.sum([self.whole.gene_sums(int(p)) for p in self.parts], axis=0)
-        return GeneMoments.of_sums(sums, len(self.rows))
+        return self.whole.moments_of(self.parts, len(self.rows))
 
     def mean_shares(self) -> Floats:
         """As :func:`stmsi._core.learning.expression_space.mean_shares`, of counts."""
@@ -311,21 +327,15 @@ class SomeExpression:
         if place is None or not (given or whole.admits(n_top_genes)):
             return None
 
-        def products(part: int) -> AnyFloats:
-            of_given = whole.products_of(part, selected) if given else None
-            return whole.products(part, n_top_genes) if of_given is None else of_given
-
-        total = products(int(self.parts[0])).copy()
-        for p in self.parts[1:]:
-            total += products(int(p))
-        total, shift = total[np.ix_(place, place)].astype(np.float64), np.empty((len(self.parts), len(selected)))
+        total = whole.products_over(self.parts, n_top_genes, selected if given else None)
+        total, shift = total[np.ix_(place, place)], np.empty((len(self.parts), len(selected)))
         for i, p in enumerate(self.parts):
             n = whole.size[p]
             shift[i] = np.sqrt(n) * (whole.gene_sums(int(p))[0, selected] / n - moments.mean[selected])
         # parts are centred at their own means
         total += shift.T @ shift
         space = ExpressionSpace.of_products(
-            np.asarray(total, np.float64), len(self.rows), selected, moments.mean, moments.variance,
+            total, len(self.rows), selected, moments.mean, moments.variance,
             n_components=n_components, seed=seed,
         )  # fmt: skip
         if not given:
@@ -353,6 +363,15 @@ class SomeExpression:
     def held_out_distance(self, groups: Ints) -> Floats:
         """As :func:`stmsi._core.learning.expression_space.held_out_distance`."""
         return self.whole.held_out_distance(self.rows, groups)
+
+
+def sum_of_parts(arrays: Iterable[AnyFloats]) -> Floats:
+    """Sum of arrays in double precision, one after the other; a new array."""
+    several = iter(arrays)
+    total = next(several).astype(np.float64)
+    for one in several:
+        total += one
+    return total
 
 
 def _places(among: Ints, wanted: Ints) -> Ints | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import mmap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,14 +14,18 @@ from weakref import ref
 import numpy as np
 import scipy.sparse as sp
 
-from stmsi._core.arrays import AnyFloats, Bools, Floats, Ints
+from stmsi._core.arrays import AnyFloats, Bools, Floats, Floats32, Ints
 from stmsi._core.arrays_on_disk import DiskArray
-from stmsi._core.learning.expression_parts import MOST_BYTES, ExpressionParts, parts_of_folds
+from stmsi._core.learning.expression_parts import MOST_BYTES, ExpressionParts, parts_of_folds, sum_of_parts
 from stmsi._core.learning.expression_space import (
     ExpressionSpace,
+    GeneMoments,
     column_sums,
+    distance_by_products,
     log_normalize,
+    products_with,
     profile_distance,
+    row_sums,
     share_sums,
 )
 from stmsi._core.learning.principal_axes import sum_of_products
@@ -31,6 +35,11 @@ _DENSE = 0.06
 """Share of entries from which products of dense matrices are cheaper than those of sparse ones."""
 _MOMENTS = 5
 """Rows that are kept of each part: three of :func:`column_sums`, the sums of shares, and (in its first number) the spots they are over."""
+_MOST_PARTS = 256
+"""Parts up to which products of all spots with the mean of each part are kept on disk: 8 bytes a spot and part."""
+
+_OF_MOMENTS = "moments"
+"""Under which sums over parts are kept."""
 
 
 class Rows(Protocol):
@@ -66,6 +75,13 @@ class KeptArrays(Protocol):
     def directory(self) -> Path:
         """Folder for what is not kept."""
 
+    @property
+    def of_parts(self) -> bool:
+        """Whether what is made of a part is read again, and worth its place on disk."""
+
+    def has(self, name: str, part: int) -> bool:
+        """Whether something is kept under a name for a part."""
+
     def array(self, name: str, part: int, make: Callable[[], AnyFloats]) -> AnyFloats:
         """What is kept under a name for a part, or is made now; mapped into memory, not to be changed."""
 
@@ -85,12 +101,18 @@ class StreamedParts(ExpressionParts):
         Number of what each spot must share a part with; `None`: nothing but the folds divides the spots.
     kept
         Where sums are kept.
+    components_by_others
+        Gives the number of each part, and the components of its spots, as others make them; `None`: they are made here.
     """
 
     values: Rows  # type: ignore[assignment]
     apart: Ints | None = None
     kept: KeptArrays = None  # type: ignore[assignment]
+    components_by_others: Callable[[ExpressionSpace], Iterable[tuple[int, Floats32]]] | None = None
     _mapped: list[Any] = field(default_factory=list, init=False, repr=False)  # references to what is mapped into memory
+    _mean_of: dict[str, Any] = field(
+        default_factory=dict, init=False, repr=False
+    )  # of which parts (a bit each) a mean is
 
     def __post_init__(self) -> None:
         self.part = parts_of_folds(self.values.shape[0], self.folds)
@@ -151,7 +173,7 @@ class StreamedParts(ExpressionParts):
         return self.some_log(np.arange(self.values.shape[0]))
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_mapped": []}
+        return super().__getstate__() | {"_mapped": [], "_mean_of": {}, "components_by_others": None}
 
     def _log_of(self, values: sp.csr_matrix) -> sp.csr_matrix:
         return values if self.logs else log_normalize(values)
@@ -160,7 +182,9 @@ class StreamedParts(ExpressionParts):
         for some in self.values.blocks(rows):
             yield some, self._log_of(self.values[some])
 
-    def _moments(self, part: int) -> Floats:
+    def moments(self, part: int) -> Floats:
+        """Sums over a part, of :data:`_MOMENTS` rows."""
+
         def make() -> Floats:
             sums = np.zeros((_MOMENTS, self.values.shape[1]))
             for some in self.values.blocks(np.flatnonzero(self.part == part)):
@@ -172,15 +196,24 @@ class StreamedParts(ExpressionParts):
                     sums[4, 0] += n
             return sums
 
-        return self._of_part("moments", part, lambda _: np.array(self.kept.array("moments", part, make)))
+        return self._of_part("moments", part, lambda _: np.array(self.kept.array(_OF_MOMENTS, part, make)))
+
+    def has_moments(self, part: int) -> bool:
+        """Whether the sums over a part are kept from before."""
+        return self.kept.has(_OF_MOMENTS, part)
+
+    def has_products(self, part: int, genes: Sequence[Ints]) -> bool:
+        """Whether the products of a part are kept from before: of some genes with each other, and of its spots with means."""
+        known = not self.knows_means or self.kept.has(self._of_means(), part)
+        return known and all(self.kept.has(_of_products(some), part) for some in genes)
 
     def gene_sums(self, part: int) -> Floats:
         """As of the base class."""
-        return self._moments(part)[:3]
+        return self.moments(part)[:3]
 
     def share_sums(self, part: int) -> tuple[Floats, int]:
         """As of the base class."""
-        *_, shares, n = self._moments(part)
+        *_, shares, n = self.moments(part)
         return shares, int(n[0])
 
     def candidates(self, n_top_genes: int) -> tuple[Ints, Any]:
@@ -197,7 +230,18 @@ class StreamedParts(ExpressionParts):
 
     def products_of(self, part: int, genes: Ints) -> AnyFloats:
         """As of the base class, kept on disk."""
-        return self.kept.array(f"products {_digest(genes)}", part, lambda: self._products(part, genes))
+        return self.kept.array(_of_products(genes), part, lambda: self._products(part, genes))
+
+    def products_over(self, parts: Ints, n_top_genes: int, genes: Ints | None) -> Floats:
+        """As of the base class; of parts that are read once, only the sum is kept."""
+        if self.kept.of_parts:
+            return super().products_over(parts, n_top_genes, genes)
+        chosen = self.candidates(n_top_genes)[0] if genes is None else genes
+
+        def make() -> Floats:
+            return sum_of_parts(self._products(int(p), chosen) for p in parts)
+
+        return np.array(self.kept.array(f"{_of_products(chosen)} {_digest(parts)}", 0, make), np.float64)
 
     def _products(self, part: int, genes: Ints) -> AnyFloats:
         mean = self.gene_sums(part)[0, genes] / self.size[part]
@@ -222,22 +266,68 @@ class StreamedParts(ExpressionParts):
         def make() -> tuple[ExpressionSpace, DiskArray]:
             shape = self.values.shape[0], len(space.components)
             out = DiskArray(self.folder, shape, np.float32)
-            for some, log in self._log_blocks(np.arange(shape[0])):
-                out[some] = space.transform(log)
+            if self.components_by_others is None:
+                for some, log in self._log_blocks(np.arange(shape[0])):
+                    out[some] = space.transform(log)
+            else:
+                for part, components in self.components_by_others(space):
+                    out[self.part == part] = components
             return space, out
 
         return self._once("components", id(space), make)[1]
 
+    def moments_of(self, parts: Ints, n_spots: int) -> GeneMoments:
+        """As of the base class; the mean is known again by :meth:`profile_distance`."""
+        moments = super().moments_of(parts, n_spots)
+        self._mean_of[_digest(moments.mean)] = np.packbits(np.isin(np.arange(len(self.size)), parts))
+        return moments
+
+    def components_of(self, part: int, space: ExpressionSpace) -> Floats32:
+        """Components of the spots of a part."""
+        blocks = self._log_blocks(np.flatnonzero(self.part == part))
+        return np.vstack([space.transform(log) for _, log in blocks])
+
     def profile_distance(self, profile: Floats) -> Floats:
-        """As of the base class."""
+        """As of the base class; the expression is not read again for the mean of some parts."""
 
         def make() -> tuple[Floats, Floats]:
+            bits = self._mean_of.get(_digest(profile))
             out = np.empty(self.values.shape[0])
-            for some, log in self._log_blocks(np.arange(len(out))):
-                out[some] = profile_distance(log, profile)
+            if bits is not None and self.knows_means:
+                share = self._shares(np.flatnonzero(np.unpackbits(bits, count=len(self.size))))
+                for p in range(len(self.size)):
+                    out[self.part == p] = self._distance_to_mean(p, share, profile)
+            else:
+                for some, log in self._log_blocks(np.arange(len(out))):
+                    out[some] = profile_distance(log, profile)
             return profile, out
 
         return self._once("distance", id(profile), make)[1]
+
+    @property
+    def knows_means(self) -> bool:
+        """Whether products of spots with the mean of each part are worth their place on disk."""
+        return len(self.size) <= _MOST_PARTS
+
+    def with_means(self, part: int) -> AnyFloats:
+        """Products of the spots of a part with the mean of each part, and the two :func:`row_sums`; shape (spots, parts + 2), kept on disk."""
+
+        def make() -> Floats:
+            mean = self._once("part means", None, self._part_means)
+            blocks = self._log_blocks(np.flatnonzero(self.part == part))
+            return np.vstack([np.hstack([products_with(log, mean), row_sums(log).T]) for _, log in blocks])
+
+        return self.kept.array(self._of_means(), part, make)
+
+    def _of_means(self) -> str:
+        return self._once(
+            "name of means", None, lambda: f"with means {_digest(self._once('part means', None, self._part_means))}"
+        )
+
+    def _distance_to_mean(self, part: int, share: Floats, profile: Floats) -> Floats:
+        """:func:`profile_distance` of the spots of a part from a mean of parts with these shares."""
+        products = np.asarray(self.with_means(part), np.float64)
+        return distance_by_products(products[:, :-2], share, profile, products[:, -2:].T)
 
     def profile_hashes(self, rows: Ints, genes: Sequence[Ints]) -> list[Hashes]:
         """As of the base class."""
@@ -254,6 +344,20 @@ class StreamedParts(ExpressionParts):
 
     def held_out_distance(self, rows: Ints, groups: Ints) -> Floats:
         """As of the base class."""
+        parts = self.some(rows).parts
+        owner = None if parts is None else self._groups_of_parts(parts, rows, groups)
+        if parts is None or owner is None or not self.knows_means:
+            return self._distance_by_reading(rows, groups)
+        mean, out = self._once("part means", None, self._part_means), np.empty(self.values.shape[0])
+        for g in np.unique(groups):
+            share = self._shares(parts[owner != g])
+            profile = mean @ share
+            for p in parts[owner == g]:
+                out[self.part == p] = self._distance_to_mean(int(p), share, profile)
+        return out[rows]
+
+    def _distance_by_reading(self, rows: Ints, groups: Ints) -> Floats:
+        """As :meth:`held_out_distance`, of any groups."""
         n_groups, group_of = int(groups.max()) + 1, np.full(self.values.shape[0], -1)
         group_of[rows] = groups
         order = np.sort(rows)
@@ -282,7 +386,11 @@ def _centred_products(X: sp.csr_matrix, centre: Floats) -> Floats:
     return np.asarray((X.T @ X).toarray()) - level - level.T + X.shape[0] * np.outer(centre, centre)
 
 
-def _digest(genes: Ints) -> str:
+def _of_products(genes: Ints) -> str:
+    return f"products {_digest(np.asarray(genes, np.int64))}"
+
+
+def _digest(array: Any) -> str:
     import hashlib
 
-    return hashlib.blake2b(np.ascontiguousarray(genes, np.int64).tobytes(), digest_size=8).hexdigest()
+    return hashlib.blake2b(np.ascontiguousarray(array).tobytes(), digest_size=8).hexdigest()
