@@ -1,15 +1,19 @@
 """Predictions some spots at a time: the same numbers, whatever the block, and a store on disk."""
 
+import threading
 import warnings
 
 import anndata as ad
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata.experimental import read_lazy
 from pandas.testing import assert_frame_equal
 
 import stmsi
+from stmsi.model.net._prediction import NetPrediction
+from stmsi.model.net._surroundings import threads
 from stmsi.model.shared._blocks import blocks_of
 from stmsi.model.shared._spot_reader import SpotReader
 from stmsi.tl._models import train_model
@@ -68,6 +72,48 @@ def test_numbers_do_not_depend_on_the_block(with_graph, trained, name):
     order[:200] = np.random.default_rng(0).permutation(200)  # sections and neighbours lie apart
     mixed = with_graph[order].copy()
     assert_frame_equal(predicted(mixed, model, block_size=60), predicted(mixed, model), rtol=2e-4, atol=2e-4)
+
+
+@pytest.mark.parametrize("name", [*LINEAR, *NETS])
+def test_spots_around_those_that_are_wanted_are_read_and_not_predicted(with_graph, trained, name, monkeypatch):
+    model, at = trained(name), np.flatnonzero(np.random.default_rng(0).random(with_graph.n_obs) < 0.3)
+    spots = model._query_spots(with_graph, 0)
+    whole = model._stages(spots)
+    embedded, read_out = [], NetPrediction._read_out
+
+    def counted(module, tensors, log, queries):
+        embedded.append(len(log))
+        return read_out(module, tensors, log, queries)
+
+    monkeypatch.setattr(NetPrediction, "_read_out", staticmethod(counted))
+    for some, every in zip(model._stages(spots, at), whole, strict=True):
+        np.testing.assert_allclose(some, every[at], rtol=2e-4, atol=2e-4)
+    assert sum(embedded) == (len(at) if name in NETS else 0)
+
+
+def test_batches_go_to_threads_and_numbers_do_not_depend_on_them(with_graph, trained, monkeypatch):
+    members = {"model": "ensemble", "members": ["transformer", "gene_ridge"], "n_folds": 2}
+    members["members"][0] = {"model": "transformer", "n_nets": 2, "train": {"max_epochs": 1}}
+    model = train_model(with_graph.copy(), members, {"graph_key": "spatial_connectivities"}, show_progress_bar=False)
+    spots, seen, read_out = model._query_spots(with_graph, 0), {}, NetPrediction._read_out
+    for stage in model.stack_.values():
+        stage[:] = 0.5  # both have a say
+
+    def watched(module, *args):
+        seen.setdefault(torch.get_num_threads(), set()).add(threading.current_thread().name)
+        return read_out(module, *args)
+
+    monkeypatch.setattr(NetPrediction, "_read_out", staticmethod(watched))
+    made = {}
+    for n in (1, 2):
+        seen.clear()
+        with threads(n), model._in_batches(40):
+            made[n] = model._stages(spots)
+            assert torch.get_num_threads() == n
+        assert set(seen) == {1}, "no thread waits for others inside a product"
+        assert (threading.current_thread().name in seen[1]) == (n == 1)
+    for one, two in zip(made[1], made[2], strict=True):
+        np.testing.assert_array_equal(one, two)
 
 
 @pytest.mark.parametrize("size", [1, 50, 200])
@@ -176,11 +222,11 @@ def test_an_error_leaves_no_store(with_graph, trained, tmp_path, monkeypatch):
     model = trained("mean")
     seen = []
 
-    def fails(spots):
+    def fails(spots, at):
         seen.append(len(spots))
         if len(seen) > 2:
             raise OSError("disk full")
-        return np.zeros((2, len(spots), len(model.metabolites)))
+        return np.zeros((2, len(spots if at is None else at), len(model.metabolites)))
 
     monkeypatch.setattr(model, "_stages", fails)
     with pytest.raises(OSError, match="disk full"):

@@ -107,9 +107,9 @@ def test_the_ensemble_is_no_worse_than_its_best_member_on_a_held_out_section(tra
 class _Noise(HurdleLinear):
     """Predictions that have nothing to do with the data."""
 
-    def _stages(self, spots):
+    def _stages(self, spots, at=None):
         rng = np.random.default_rng(len(spots))
-        shape = (len(spots), len(self.state.metabolites))
+        shape = (len(spots if at is None else at), len(self.state.metabolites))
         return rng.random(shape), np.abs(rng.normal(100, 50, shape))
 
 

@@ -17,6 +17,7 @@ from stmsi.model.net._gene_screen import screened_genes
 from stmsi.model.net.encoders import Evidence, GeneContext, Sizes, TransformerEncoder
 from stmsi.model.net.encoders._sparse_softmax import entmax15
 from stmsi.model.net.encoders._transformer import WAVELENGTHS, encode_mz
+from stmsi.model.net.modules import _heads
 from stmsi.model.net.modules._expression import SharedExpression
 from stmsi.model.net.modules._heads import AttentionReadOut
 from stmsi.model.shared._setup import Setup
@@ -643,3 +644,15 @@ def test_the_family_by_name_and_as_a_member(make_sections):
     assert np.isfinite(model.predict()).all(axis=None)
     assert len(model.models_[1]._nets) == 3
     assert len(model.models_[1].module.ring_scale) == 2
+
+
+def test_spots_are_read_out_a_few_at_a_time(monkeypatch):
+    head = AttentionReadOut(torch.tensor([1.0, -1.0]), 5, 2)
+    torch.nn.init.normal_(head.bend[2].weight)
+    inputs = torch.randn(30, 5, 2), torch.ones(5), torch.randn(30, 2)
+    whole, calls = head(*inputs), []  # as in training
+    monkeypatch.setattr(_heads, "_IN_CACHE", 20)
+    head.bend[1].register_forward_hook(lambda module, given, out: calls.append(len(out)))
+    with torch.no_grad():
+        torch.testing.assert_close(head(*inputs), whole)
+    assert calls == [4] * 7 + [2]

@@ -28,6 +28,7 @@ from stmsi.model.ensemble._members import (
     predict_group,
     reduced_adata,
     stages_of,
+    take_together,
 )
 from stmsi.model.ensemble._weighted_maps import WORTH, WeightedMean, gain, weighted_mean
 from stmsi.model.linear._hurdle_linear import HurdleLinear
@@ -388,16 +389,25 @@ class HurdleEnsemble(SpotModel):
                 stack.enter_context(model._in_batches(batch_size))
             yield
 
-    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _stages(
+        self, spots: Spots, at: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         assert self.scale_ is not None
         used = np.flatnonzero(sum(weights.any(axis=1) for weights in self.stack_.values()))
-        names, shape = list(self.members), (len(spots), len(self.state.metabolites))
+        n = len(spots) if at is None else len(at)
+        names, shape = list(self.members), (n, len(self.state.metabolites))
         presence, maps = WeightedMean(shape), WeightedMean(shape)  # as arrays of all members would fill the memory
-        for k in used:
+
+        def made_by(k: int) -> NDArray[np.float64]:
             with named(f"Member {names[k]!r} failed to predict"):
-                probability, intensity = stages_of(self.models_[k], spots, self.state.metabolites)
+                return stages_of(self.models_[k], spots, self.state.metabolites, at)
+
+        def add(k: int, stages: NDArray[np.float64]) -> None:
+            probability, intensity = stages
             presence.add(probability, self.stack_["presence"][k])
             maps.add(probability * intensity, self.stack_["intensity"][k])
+
+        take_together(used.tolist(), [self.models_[k]._n_threads for k in used], made_by, add)
         probability, expected = np.clip(presence.value(), 0, 1), maps.value()
         return probability, self.scale_.given_presence(expected, probability)
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 from anndata import AnnData
+from threadpoolctl import threadpool_limits
 
+from stmsi._core.freed_memory import release_freed
 from stmsi._data.keys import Key
 from stmsi._messages import only
 from stmsi._settings import logger
@@ -188,9 +191,54 @@ def predict_group(
         return stages_of(model, held_out, metabolites)
 
 
-def stages_of(model: HurdleModel, spots: Spots, metabolites: pd.Index) -> NDArray[np.float64]:
-    """Both stages of a member, shape (2, spots, metabolites), NaN for metabolites that it leaves out."""
-    return of_metabolites(np.stack(model._stages(spots)), model.state.metabolites, metabolites)
+def stages_of(
+    model: HurdleModel, spots: Spots, metabolites: pd.Index, at: NDArray[np.int64] | None = None
+) -> NDArray[np.float64]:
+    """Both stages of a member, shape (2, spots, metabolites), NaN for metabolites that it leaves out; `at`: of some spots."""
+    made = np.stack(model._stages(spots, at))
+    if model.state.metabolites.equals(metabolites):
+        return made.astype(np.float64, copy=False)
+    return of_metabolites(made, model.state.metabolites, metabolites)
+
+
+def take_together(
+    members: Sequence[int],
+    n_threads: Sequence[int],
+    make: Callable[[int], NDArray[np.float64]],
+    add: Callable[[int, NDArray[np.float64]], None],
+) -> None:
+    """Make the stages of each member and add them up: members without threads first, whatever the threads, as sums depend on the order.
+
+    Where a member uses several threads, the others are made on one beside it; it leaves cores idle while it prepares its batches.
+
+    Parameters
+    ----------
+    members
+        Their numbers.
+    n_threads
+        Threads that each can use, 0 for those that use none.
+    make, add
+        Predict one, and take what it predicts.
+    """
+    last = [k for k, n in zip(members, n_threads, strict=True) if n]
+    first = [k for k in members if k not in last]
+
+    def one_by_one() -> None:
+        for k in first:
+            add(k, make(k))
+            release_freed()
+
+    if max(n_threads, default=0) < 2 or not first:
+        one_by_one()
+        for k in last:
+            add(k, make(k))
+        return
+    with threadpool_limits(1, "blas"), ThreadPoolExecutor(1) as pool:
+        done = pool.submit(one_by_one)
+        made = [make(k) for k in last]
+        done.result()
+    for k, stages in zip(last, made, strict=True):
+        add(k, stages)
 
 
 def of_metabolites(made: NDArray[np.float64], own: pd.Index, metabolites: pd.Index) -> NDArray[np.float64]:

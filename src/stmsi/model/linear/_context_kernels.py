@@ -15,6 +15,7 @@ from scipy.linalg import cholesky, solve_triangular
 
 from stmsi._core.learning.expression_space import ExpressionSpace, GeneMoments, neighbour_mean
 from stmsi.model.linear._similarity import unit_rows
+from stmsi.model.shared._blocks import some_rows
 from stmsi.model.shared._spot_features import root_mean_square
 
 if TYPE_CHECKING:
@@ -125,8 +126,8 @@ class GeneKernel:
         self.offset = offset
         del self._landmarks, self._turn
 
-    def predict(self, spots: Spots) -> NDArray[np.float32]:
-        """Weighted sums of the genes of spots and rings, shape (spots, metabolites)."""
+    def predict(self, spots: Spots, at: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Weighted sums of the genes of spots and rings, shape (spots, metabolites); `at`: of some of the spots."""
         log = spots.log_expression()
         n_blocks, _, n_metabolites = self.weights.shape
         # one product with all genes takes less than to cut out those that count
@@ -134,7 +135,7 @@ class GeneKernel:
         full[self.genes] = self.weights.transpose(1, 0, 2)
         shifted = np.einsum("g,bgm->bm", self.mean, self.weights).astype(np.float32)
         parts = np.asarray(log @ full.reshape(len(full), -1), dtype=np.float32) - shifted.ravel()
-        return _ringed(parts, spots.graph, n_blocks) + self.offset
+        return some_rows(_ringed(parts, spots.graph, n_blocks), at) + self.offset
 
     def _product(self, log: sp.csr_matrix, right: NDArray[np.float32]) -> NDArray[np.float32]:
         """Centred and scaled expression times a matrix, in pieces."""
@@ -217,17 +218,17 @@ class ComponentKernel:
         self.weights, self.offset = self._turn @ weights, offset
         del self._turn
 
-    def predict(self, spots: Spots) -> NDArray[np.float32]:
-        """Weighted similarities to the landmarks, shape (spots, metabolites)."""
-        Z = self._rows(spots)
+    def predict(self, spots: Spots, at: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """Weighted similarities to the landmarks, shape (spots, metabolites); `at`: of some of the spots."""
+        Z = self._rows(spots, at)
         out = np.empty((len(Z), self.weights.shape[1]), np.float32)
         for start in range(0, len(Z), _CHUNK):  # of all spots they would fill the memory
             out[start : start + _CHUNK] = self._similarity(Z[start : start + _CHUNK]) @ self.weights
         return out + self.offset
 
-    def _rows(self, spots: Spots) -> NDArray[np.float32]:
+    def _rows(self, spots: Spots, at: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         own = self.space.transform(spots.log_expression()) / np.float32(root_mean_square(self.space))
-        blocks = rings(own, spots.graph)
+        blocks = [some_rows(block, at) for block in rings(own, spots.graph)]
         if not self.by_row:
             return np.hstack(blocks)
         return unit_rows(np.hstack(blocks), [own.shape[1]] * len(blocks)) if own.shape[1] > 1 else np.hstack(blocks)

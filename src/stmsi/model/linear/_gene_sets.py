@@ -13,6 +13,7 @@ from scipy.linalg import cho_factor, cho_solve
 from stmsi._core.learning.shared_ridge import HeldOutTruth
 from stmsi._core.spatial.sections import rows_of_each
 from stmsi.model.linear._context_kernels import genes_seen, log_of_genes_seen, mean_over_neighbours
+from stmsi.model.shared._blocks import some_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -59,18 +60,22 @@ class GeneSetRidge:
     beside: NDArray[np.float64]
 
     def predict(
-        self, log: LogExpression, graph: sp.csr_matrix | None, further: NDArray[np.float32] | None = None
+        self,
+        log: LogExpression,
+        graph: sp.csr_matrix | None,
+        further: NDArray[np.float32] | None = None,
+        at: NDArray[np.int64] | None = None,
     ) -> NDArray[np.float32]:
-        """Predictions from log expression and what stands beside it (spots, columns), shape (spots, metabolites)."""
+        """Predictions from log expression and what stands beside it (spots, columns), shape (spots, metabolites); `at`: of some spots."""
         own, shape = log[:, self.genes], (len(self.genes), len(self.offset))
         products = [own @ sp.csc_matrix((w, (self.gene, self.metabolite)), shape=shape) for w in self.weights]
         parts = [p.toarray() if sp.issparse(p) else p for p in products]
-        total = parts[0]
+        total = some_rows(parts[0], at)
         if len(parts) > 1:
             assert graph is not None
-            total = total + mean_over_neighbours(graph) @ parts[1]
+            total = total + some_rows(mean_over_neighbours(graph), at) @ parts[1]  # type: ignore[arg-type]
         if further is not None:
-            total = total + further @ self.beside
+            total = total + some_rows(further, at) @ self.beside
         return np.asarray(total + self.offset, dtype=np.float32)
 
     def with_columns(self, columns: NDArray[np.int64], other: GeneSetRidge) -> GeneSetRidge:

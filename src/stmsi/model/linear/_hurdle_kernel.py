@@ -12,6 +12,7 @@ from stmsi._data.checks import check_choice, check_count
 from stmsi.model.linear._context_kernels import ComponentKernel, GeneKernel
 from stmsi.model.linear._hurdle_linear import HurdleLinear
 from stmsi.model.linear._one_stage import MapPresence, OneStage
+from stmsi.model.shared._blocks import some_rows
 
 if TYPE_CHECKING:
     from anndata import AnnData
@@ -110,10 +111,13 @@ class HurdleKernel(OneStage):
         self.kernel_, self.beside_ = kernel, fitted.weights[F.shape[1] :]
         return fitted.held_out
 
-    def _map(self, spots: Spots) -> NDArray[np.float32]:
+    def _map(self, spots: Spots, at: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         assert self.kernel_ is not None
-        genes = self.kernel_.predict(spots)
-        return genes + self.state.features.further(spots) @ self.beside_ if len(self.beside_) else genes
+        genes = self.kernel_.predict(spots, at)
+        if not len(self.beside_):
+            return genes
+        beside = some_rows(self.state.features.further(spots), at) @ self.beside_
+        return np.asarray(genes + beside, dtype=np.float32)
 
     def _map_weights(self) -> NDArray[np.float64]:
         kernel = self.kernel_

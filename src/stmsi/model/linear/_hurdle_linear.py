@@ -32,6 +32,7 @@ from stmsi.model.linear._single_fits import (
     fit_presence_to_disk,
     gathered,
 )
+from stmsi.model.shared._blocks import some_rows
 from stmsi.model.shared._inner_folds import InnerFolds
 from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._setup import Setup, read_prior
@@ -336,15 +337,17 @@ class HurdleLinear(SpotModel):
         held_out: list[Any] = [probability, intensity]
         self._calibrate_after(data, held_out[0], held_out[1], inner.units, self.rng, groups=inner.groups)
 
-    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        for_intensity, for_presence = self.state.features.transform(spots)
+    def _stages(
+        self, spots: Spots, at: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        for_intensity, for_presence = self.state.features.transform(spots, at)
         if self.map_ is not None:
             for_intensity = self.map_.transform(for_intensity)
         prior = self.prior_
         if prior is None:
             probability = predict_presence(self.classifiers_, for_presence)
             return probability, predict_intensity(self.regressions_, for_intensity)
-        values = prior.values(spots)
+        values = [some_rows(value, at) for value in prior.values(spots)]
         classifiers, regressions = enumerate(self.classifiers_), enumerate(self.regressions_)
         return (
             np.column_stack([c.predict(prior.extend(for_presence, values, STAGES[0], m)) for m, c in classifiers]),

@@ -131,9 +131,9 @@ class HurdleScreened(OneStage):
                 held_out[:, columns] = np.where((own >= 0)[:, None], predicted, np.nan)
         return held_out
 
-    def _map(self, spots: Spots) -> NDArray[np.float32]:
+    def _map(self, spots: Spots, at: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
         assert self.ridge_ is not None
-        return self.ridge_.predict(spots.log_expression(), spots.graph, self.state.features.further(spots))
+        return self.ridge_.predict(spots.log_expression(), spots.graph, self.state.features.further(spots), at)
 
     def _map_weights(self) -> NDArray[np.float64]:
         assert self.ridge_ is not None

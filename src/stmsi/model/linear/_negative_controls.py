@@ -15,6 +15,7 @@ from stmsi._data.checks import check_choice
 from stmsi._data.keys import Key
 from stmsi._data.tables import require_frame, require_sample
 from stmsi.model.linear._hurdle_linear import HurdleLinear
+from stmsi.model.shared._blocks import some_rows
 from stmsi.model.shared._plain_files import read_payload, write_payload
 from stmsi.model.shared._spot_features import STAGES, SpotFeatures
 from stmsi.model.shared._spot_input import Spots
@@ -159,12 +160,14 @@ class CoordinatesOnly(HurdleLinear):
     def _reach(self) -> None:
         """Where a spot lies in its section, all of the section tells."""
 
-    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _stages(
+        self, spots: Spots, at: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         n = len(spots)
         sample = np.full(n, "", dtype=object) if spots.sample is None else spots.sample.astype(str).astype(object)
         everything = np.ones(len(self.training_["xy"]), dtype=bool)
         probability, intensity = self._smooth(_positions(spots.xy), sample, everything)
-        return probability, intensity
+        return some_rows(probability, at), some_rows(intensity, at)
 
     def _write(self, directory: Path) -> None:
         write_payload(directory, {"params": self._params(), "state": self.state, "training": self.training_})

@@ -85,8 +85,8 @@ class OneStage(SpotModel):
         """Fit the map on the training spots; held-out predictions of it, shape (spots, metabolites)."""
 
     @abstractmethod
-    def _map(self, spots: Spots) -> NDArray[np.float32]:
-        """The map of spots as the regression gives it, shape (spots, metabolites)."""
+    def _map(self, spots: Spots, at: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """The map of spots as the regression gives it, shape (spots, metabolites); `at` as for :meth:`_stages`."""
 
     @abstractmethod
     def _map_weights(self) -> NDArray[np.float64]:
@@ -104,11 +104,14 @@ class OneStage(SpotModel):
         effect = np.sqrt(effect * variance if len(variance) else effect)
         return effect / max(float(effect.sum()), 1e-300)
 
-    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        F = self.state.features.transform(spots)[1] if self.presence == "ridge" else np.empty((len(spots), 0))
+    def _stages(
+        self, spots: Spots, at: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        n = len(spots) if at is None else len(at)
+        F = self.state.features.transform(spots, at)[1] if self.presence == "ridge" else np.empty((n, 0))
         probability = np.column_stack([c.predict(F) for c in self.classifiers_])
         assert self.scale_ is not None
-        return probability, self.scale_.given_presence(self._map(spots), probability)
+        return probability, self.scale_.given_presence(self._map(spots, at), probability)
 
     def _held_out_stages(self) -> NDArray[np.float64] | None:
         return self.held_out_

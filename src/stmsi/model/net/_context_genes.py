@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,7 +10,7 @@ import scipy.sparse as sp
 import torch
 
 from stmsi.model.net.modules._spot_rows import CLIP
-from stmsi.model.shared._blocks import read_in_blocks
+from stmsi.model.shared._blocks import read_in_blocks, some_rows
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -54,7 +54,11 @@ def spot_genes(module: HurdleModule, spots: Spots) -> NDArray[np.float16]:
 
 
 def gene_rings(
-    module: HurdleModule, spots: Spots, graph: sp.csr_matrix, genes: NDArray[np.int64] | None = None
+    module: HurdleModule,
+    spots: Spots,
+    graph: sp.csr_matrix,
+    genes: NDArray[np.int64] | None = None,
+    steps: Sequence[_Step] | None = None,
 ) -> NDArray[np.float16]:
     """Genes of the neighbourhood of every spot as an encoder sees them.
 
@@ -66,25 +70,30 @@ def gene_rings(
         All spots, and the edges between those that may see each other.
     genes
         Some of the genes of the module by position, of spots in memory; `None`: all.
+    steps
+        From ring to ring, where not all spots are wanted.
 
     Returns
     -------
-    Shape (spots, rings, genes): the mean of standardised expression over a spot and its neighbours, and the mean of that. A spot
+    Shape (spots wanted, rings, genes): the mean of standardised expression over a spot and its neighbours, and the mean of that. A spot
     without neighbours is its own ring.
     """
     if spots.is_streamed:
         return _stored_rings(module, spots, graph)
     genes = np.arange(len(module.gene_index)) if genes is None else genes
-    scale, average = module.ring_scale.cpu().numpy()[:, genes], _average(graph)
-    out = np.empty((len(spots), *scale.shape), np.float16)
+    scale = module.ring_scale.cpu().numpy()[:, genes]
+    steps = _steps(graph, len(scale), None) if steps is None else steps
+    out = np.empty((steps[0].n_wanted, *scale.shape), np.float16)
     for some, value in _genes(module, spots, genes):
-        for ring, of_ring in enumerate(scale):
-            value = average @ value
-            out[:, ring, some] = np.clip(value / of_ring[some], -CLIP, CLIP)
+        for ring, (of_ring, step) in enumerate(zip(scale, steps, strict=True)):
+            value = step.average @ value
+            out[:, ring, some] = np.clip(step.of_wanted(value) / of_ring[some], -CLIP, CLIP)
     return out
 
 
-def set_gene_rings(modules: Sequence[HurdleModule], spots: Spots, graph: sp.csr_matrix) -> None:
+def set_gene_rings(
+    modules: Sequence[HurdleModule], spots: Spots, graph: sp.csr_matrix, rows: NDArray[np.int64] | None = None
+) -> None:
     """Put the neighbourhood of spots that are predicted into modules: as :func:`gene_rings`, averaged once for all of them.
 
     Log expression is averaged over neighbours in the place of standardised expression. Each module standardises the means, which is the
@@ -96,25 +105,65 @@ def set_gene_rings(modules: Sequence[HurdleModule], spots: Spots, graph: sp.csr_
         Changed in place; all keep the same array.
     spots, graph
         All spots, and the edges between those that may see each other.
+    rows
+        The spots that are predicted, ascending, which batches name by their place among these; `None`: all.
     """
-    average = _average(graph)
+    steps = _steps(graph, len(modules[0].ring_scale), rows)
     index = [module.gene_index.cpu().numpy() for module in modules]
     used, log = np.unique(np.concatenate(index)), _log_by_gene(spots)
-    means = np.empty((len(spots), modules[0].ring_scale.shape[0], len(used)), np.float32)
+    means = np.empty((steps[0].n_wanted, len(steps), len(used)), np.float32)
     low, high = np.zeros(len(used)), np.zeros(len(used))
     for start in range(0, len(used), _GENES_AT_ONCE):
         some = slice(start, start + _GENES_AT_ONCE)
         value = log[:, used[some]].toarray().astype(np.float32, copy=False)
         low[some], high[some] = value.min(axis=0), value.max(axis=0)
-        for ring in range(means.shape[1]):
-            value = average @ value
-            means[:, ring, some] = value
+        for ring, step in enumerate(steps):
+            value = step.average @ value
+            means[:, ring, some] = step.of_wanted(value)
     for module, own in zip(modules, index, strict=True):
         place = np.searchsorted(used, own)
         mean, deviation = (getattr(module, name).cpu().numpy() for name in ("gene_mean", "gene_scale"))
         farthest = np.maximum(high[place] - mean, mean - low[place])
         beyond = np.flatnonzero(farthest > CLIP * deviation)
-        module.set_ring_means(means, place, beyond, gene_rings(module, spots, graph, beyond))
+        module.set_ring_means(means, place, beyond, gene_rings(module, spots, graph, beyond, steps))
+
+
+@dataclass(frozen=True)
+class _Step:
+    """From one ring to the next.
+
+    Attributes
+    ----------
+    average
+        Mean over each spot and its neighbours: of the spots that the next step reads, from those that the step before made.
+    wanted
+        Where the spots that are wanted are among them; `None`: all, in their order.
+    """
+
+    average: sp.csr_matrix
+    wanted: NDArray[np.int64] | None
+
+    @property
+    def n_wanted(self) -> int:
+        return self.average.shape[0] if self.wanted is None else len(self.wanted)
+
+    def of_wanted(self, values: NDArray[Any]) -> NDArray[Any]:
+        """What the step made of the spots that are wanted."""
+        return some_rows(values, self.wanted)
+
+
+def _steps(graph: sp.csr_matrix, n_rings: int, rows: NDArray[np.int64] | None) -> list[_Step]:
+    """From spots to their first ring, and on; rings of spots around those that are wanted are made where the next one reads them."""
+    average = _average(graph)
+    if rows is None:
+        return [_Step(average, None)] * n_rings
+    made, steps = rows, []
+    for ring in range(n_rings):
+        own = average[made]
+        read = np.unique(own.indices).astype(np.int64) if ring < n_rings - 1 else np.arange(graph.shape[0])
+        steps.append(_Step(own[:, read], np.searchsorted(made, rows)))
+        made = read
+    return steps[::-1]
 
 
 def _average(graph: sp.csr_matrix) -> sp.csr_matrix:

@@ -14,14 +14,16 @@ from scvi.data import AnnDataManager
 from scvi.dataloaders import AnnDataLoader
 
 from stmsi._core.arrays_on_disk import array_like, new_array
+from stmsi._core.freed_memory import release_freed
 from stmsi._core.metrics.columns import pieces_into
+from stmsi._core.parallel import ordered_map
 from stmsi._data.checks import listing
 from stmsi.model.net._context_genes import set_gene_rings
 from stmsi.model.net._metabolite_descriptors import Described
 from stmsi.model.net._neighbour_context import set_context
 from stmsi.model.net._run import Net
 from stmsi.model.net._scvi_fields import ROW_KEY, scvi_fields
-from stmsi.model.net._surroundings import quiet, seeded
+from stmsi.model.net._surroundings import quiet, seeded, threads
 from stmsi.model.net._training_inputs import panel_data
 from stmsi.model.net.encoders import ENCODERS, MetaboliteEncoder
 from stmsi.model.net.encoders._metabolite_encoder import Queries
@@ -125,27 +127,32 @@ class NetPrediction(HurdleModel):
         x = module.expression(inputs.pop("x"))  # type: ignore[arg-type]
         return module.generative(**module.embed(x, **inputs, metabolites=at, queries=queries))["mean"]
 
-    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    def _stages(
+        self, spots: Spots, at: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         if spots.covariates is not None:
             self.state.features.covariates(spots)  # refuses categories that training did not have
-        logit, intensity = (np.asarray(of_stage) for of_stage in self._forward(spots))
+        logit, intensity = (np.asarray(of_stage) for of_stage in self._forward(spots, at))
         assert self.platt_ is not None
         return expit(logit * self.platt_[:, 0] + self.platt_[:, 1]), intensity
 
-    def _forward(self, spots: Spots) -> tuple[Any, Any]:
+    def _forward(self, spots: Spots, at: NDArray[np.int64] | None = None) -> tuple[Any, Any]:
         """Log-odds and intensity given presence of the metabolites that the model predicts; means over its networks.
 
-        Of shape (spots, metabolites), on disk where the expression of the spots is.
+        Of shape (spots, metabolites), on disk where the expression of the spots is; `at` as for :meth:`_stages`.
         """
         size = PREDICT_BATCH if spots.is_streamed else _RINGS_AT_ONCE if self._sees_gene_rings else len(spots)
         if not spots.is_streamed and len(spots) <= size:
-            return self._forward_together(spots)
-        folder, shape = spots.folder if spots.is_streamed else None, (len(spots), len(self.state.metabolites))
+            return self._forward_together(spots, at)
+        wanted = np.arange(len(spots)) if at is None else at
+        folder, shape = spots.folder if spots.is_streamed else None, (len(wanted), len(self.state.metabolites))
         logit, intensity = (new_array(folder, shape, np.float64) for _ in STAGES)
         batch = min(self._predict_batch, _STREAMED_BATCH) if spots.is_streamed else self._batch_size
         with self._in_batches(batch):
-            for block, some in read_in_blocks(spots, self._reach, size):
-                logit[block.rows], intensity[block.rows] = self._forward_together(some, block.at)
+            for block, some in read_in_blocks(spots, self._reach, size, at):
+                place = np.searchsorted(wanted, block.rows)
+                logit[place], intensity[place] = self._forward_together(some, block.at)
+                release_freed()
         return logit, intensity
 
     def _forward_together(
@@ -163,15 +170,26 @@ class NetPrediction(HurdleModel):
                 stack.enter_context(net.module.sections_summed_up())
             shared = SharedExpression([net.module.gene_index for net in nets], logged=nets[0].module.logged)
             asked = [net.module.queries() for net in nets]
-            for tensors in batches:
-                of_nets = [
-                    self._read_out(net.module, tensors, log, queries)
-                    for net, log, queries in zip(nets, shared.of(tensors), asked, strict=True)
-                ]
-                for part, values in zip(parts, zip(*of_nets, strict=True), strict=True):
-                    # a network that was not trained on a metabolite has no say
-                    share = known / known.sum(dim=0).clamp(min=1)
-                    part.append(sum(value * own for value, own in zip(values, share, strict=True)))  # type: ignore[arg-type]
+            # a network that was not trained on a metabolite has no say
+            share = known / known.sum(dim=0).clamp(min=1)
+
+            def of_batch(tensors: dict[str, torch.Tensor]) -> list[torch.Tensor]:
+                with torch.inference_mode():  # which each thread is told
+                    of_nets = [
+                        self._read_out(net.module, tensors, log, queries)
+                        for net, log, queries in zip(nets, shared.of(tensors), asked, strict=True)
+                    ]
+                    return [
+                        torch.stack([value * own for value, own in zip(values, share, strict=True)]).sum(dim=0)
+                        for values in zip(*of_nets, strict=True)
+                    ]
+
+            # a batch a thread: threads that share each product would wait for one another
+            n_threads = min(self._n_threads, max(len(batches), 1))
+            stack.enter_context(threads(max(self._n_threads // n_threads, 1)))
+            for made in ordered_map(of_batch, batches, n_threads):
+                for part, values in zip(parts, made, strict=True):
+                    part.append(values)
         take = self._outputs()
         return tuple(torch.cat(v).numpy().astype(np.float64)[:, take] for v in parts)  # type: ignore[return-value]
 
@@ -233,10 +251,12 @@ class NetPrediction(HurdleModel):
         query = panel_data(spots, setup, state, names, state.features.own.selected)
         query.obs[ROW_KEY] = np.arange(len(spots))
         query = query if rows is None else query[rows].copy()
+        if self._sees_gene_rings:  # which are made of these spots alone
+            query.obs[ROW_KEY] = np.arange(query.n_obs)
         modules = [net.module for net in self._nets]
         if self._sees_gene_rings:
             assert spots.graph is not None
-            set_gene_rings(modules, spots, spots.graph)
+            set_gene_rings(modules, spots, spots.graph, rows)
         elif self._uses_context:
             for net in self._nets:
                 self._set_context(net.module, spots, net.features, [np.arange(len(spots))])
@@ -272,6 +292,10 @@ class NetPrediction(HurdleModel):
     def _sees_gene_rings(self) -> bool:
         """Whether the encoder sees the genes of the rings around a spot."""
         return self._uses_context and bool(self.module.encoder.n_rings)
+
+    @property
+    def _n_threads(self) -> int:
+        return torch.get_num_threads() if self.module.device.type == "cpu" else 1
 
     @property
     def _reach(self) -> int | None:

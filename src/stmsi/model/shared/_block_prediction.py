@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from stmsi._core.freed_memory import release_freed
 from stmsi._core.learning.hurdle import hurdle_mean
 from stmsi._core.uncertainty.conformal import doubt_of
 from stmsi._data.checks import check_count, check_coverage, check_share
 from stmsi._progress import track
-from stmsi.model.shared._blocks import BLOCK_SIZE, Block, blocks_of, n_blocks
+from stmsi.model.shared._blocks import BLOCK_SIZE, Block, blocks_of, n_blocks, some_rows
 from stmsi.model.shared._prediction import Prediction
 from stmsi.model.shared._spot_reader import SpotReader
 from stmsi.model.shared._trained_model import TrainedModel
@@ -73,33 +74,33 @@ class BlockPrediction(TrainedModel):
         """Rows of some spots at a time and their prediction, which does not depend on `size`; compared to training spots if asked for."""
         for block in blocks_of(reader, self._reach, size):
             yield block.rows, self._predict_block(reader, block, coverage, marked=marked)
+            release_freed()
 
     def _predict_block(self, reader: SpotReader, block: Block, coverage: float, *, marked: bool) -> Prediction:
         """Read and predict one block; nothing else of it is in memory when the next one is read."""
         spots = reader.read(block.read)
-        prediction = self._predict_spots(spots, coverage)
-        if marked:
-            prediction = replace(prediction, found=self._found(spots))
-        return prediction if block.read is None else prediction.take(block.at)
+        at = None if len(block.at) == len(spots) else block.at
+        prediction = self._predict_spots(spots, coverage, at)
+        return replace(prediction, found=some_rows(self._found(spots), at)) if marked else prediction
 
     def _found(self, spots: Spots) -> NDArray[np.int8]:
         """Each spot beside those that the model was trained on, as :meth:`TrainingSpots.compare` says it."""
         seen = self.state.seen
         return np.full(len(spots), NOTHING, np.int8) if seen is None else seen.compare(spots)
 
-    def _predict_spots(self, spots: Spots, coverage: float = 0.9) -> Prediction:
-        """Both stages and what follows from them, from spots over the genes of the model."""
-        state = self.state
-        probability, intensity = (np.asarray(v, dtype=np.float32) for v in self._stages(spots))
+    def _predict_spots(self, spots: Spots, coverage: float = 0.9, at: NDArray[np.int64] | None = None) -> Prediction:
+        """Both stages and what follows from them, from spots over the genes of the model; `at`: of some, which the others surround."""
+        state, names = self.state, spots.names if at is None else spots.names[at]
+        probability, intensity = (np.asarray(v, dtype=np.float32) for v in self._stages(spots, at))
         intensity = np.maximum(intensity, 0)
         expected = hurdle_mean(intensity, probability, state.threshold)
         assert state.residuals is not None
-        ood = state.features.ood(spots)
+        ood = some_rows(state.features.ood(spots), at)
         doubt = doubt_of(ood, spots.missing)
         lower, upper = state.residuals.interval(expected, probability, intensity, coverage, doubt)
 
         def frame(values: NDArray[np.float32]) -> pd.DataFrame:
-            return pd.DataFrame(values, index=spots.names, columns=state.metabolites)
+            return pd.DataFrame(values, index=names, columns=state.metabolites)
 
         return Prediction(
             frame(probability), frame(intensity), frame(expected), frame(lower), frame(upper),

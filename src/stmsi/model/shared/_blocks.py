@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     import scipy.sparse as sp
     from numpy.typing import NDArray
@@ -39,6 +39,11 @@ class Block:
     at: NDArray[np.int64]
 
 
+def some_rows(values: NDArray[Any], at: NDArray[np.int64] | None) -> NDArray[Any]:
+    """Values of the spots that are predicted; `None`: of all that were read."""
+    return values if at is None else values[at]
+
+
 def blocks_of(reader: SpotReader, reach: int | None, size: int) -> Iterator[Block]:
     """All spots in blocks.
 
@@ -61,8 +66,10 @@ def blocks_of(reader: SpotReader, reach: int | None, size: int) -> Iterator[Bloc
         yield Block(rows, read, np.searchsorted(read, rows))
 
 
-def read_in_blocks(spots: Spots, reach: int | None, size: int) -> Iterator[tuple[Block, Spots]]:
-    """Spots whose expression is on disk, some at a time with those around them, read into memory.
+def read_in_blocks(
+    spots: Spots, reach: int | None, size: int, at: NDArray[np.int64] | None = None
+) -> Iterator[tuple[Block, Spots]]:
+    """Spots some at a time with those around them, whose expression is read into memory where it is on disk.
 
     Parameters
     ----------
@@ -70,10 +77,17 @@ def read_in_blocks(spots: Spots, reach: int | None, size: int) -> Iterator[tuple
         The spots.
     reach, size
         As for :func:`blocks_of`.
+    at
+        Which of them blocks are made of, ascending; `None`: all.
     """
-    n, graph = len(spots), spots.graph
-    for rows in _in_order(n, size) if reach is not None else _sections_of(spots):
-        read = rows if not reach or graph is None else _with_rings(rows, graph, reach)
+    graph, wanted = spots.graph, np.arange(len(spots)) if at is None else at
+    parts: Iterable[tuple[NDArray[np.int64], NDArray[np.int64]]]
+    if reach is None:
+        parts = ((np.intersect1d(rows, wanted), rows) for rows in _sections_of(spots))
+    else:
+        blocks = (wanted[some] for some in _in_order(len(wanted), size))
+        parts = ((rows, rows if not reach or graph is None else _with_rings(rows, graph, reach)) for rows in blocks)
+    for rows, read in parts:
         yield Block(rows, read, np.searchsorted(read, rows)), spots.take(read).in_memory()
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 from stmsi._core.arrays_on_disk import DiskArray, row_pieces
 from stmsi._core.learning.expression_space import ExpressionSpace, neighbour_mean
 from stmsi._data.checks import check_choice, listing
+from stmsi.model.shared._blocks import some_rows
 from stmsi.model.shared._spot_input import NO_GRAPH
 
 if TYPE_CHECKING:
@@ -296,15 +297,18 @@ class SpotFeatures:
         """Components of the spots' own expression, scaled by one number to a mean square of 1."""
         return spots.components(self.own) / np.float32(root_mean_square(self.own))
 
-    def transform(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Features of both stages.
+    def transform(
+        self, spots: Spots, at: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Features of both stages; `at`: of some of the spots, which the others surround.
 
         Returns
         -------
         For the intensity stage, shape (spots, features), and for the presence stage; the signature mask behind them in
         those that see it. Both scaled by one number, so that the components keep their relative weight under a penalty.
         """
-        blocks, further = self._component_blocks(spots), self.further(spots)
+        blocks = [some_rows(block, at) for block in self._component_blocks(spots)]
+        further = some_rows(self.further(spots), at)
         intensity = np.hstack([*blocks, further]).astype(np.float64)
         # the cost of a classifier grows with the square of its features, and presence needs fewer
         presence = np.hstack([*(b[:, :PRESENCE_COMPONENTS] for b in blocks), further]).astype(np.float64)
@@ -313,7 +317,7 @@ class SpotFeatures:
         # A mask takes one value per cluster, so its columns span at most as many dimensions: their SVD holds all of it
         mask = self.clusters.signature[:, self.own.selected].astype(np.float64)
         u, s, _ = np.linalg.svd(mask - mask.mean(axis=0), full_matrices=False)
-        embedded = (u * s)[self.cluster_codes(spots)]
+        embedded = (u * s)[some_rows(self.cluster_codes(spots), at)]
         embedded /= max(float(np.sqrt(((u * s) ** 2).mean())), 1e-12)
         with_mask = [
             np.hstack([F, embedded]) if stage in self.signature_stages else F

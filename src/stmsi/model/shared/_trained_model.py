@@ -34,8 +34,18 @@ class TrainedModel:
     _about: Mapping[str, Any] = {}  # what the user says of the model: licence, notes
 
     @abstractmethod
-    def _stages(self, spots: Spots) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Probability of presence and intensity given presence, each of shape (spots, metabolites)."""
+    def _stages(
+        self, spots: Spots, at: NDArray[np.int64] | None = None
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Probability of presence and intensity given presence, each of shape (spots, metabolites).
+
+        Parameters
+        ----------
+        spots
+            What is read: the spots to predict, and those around them.
+        at
+            Where the spots to predict are among these, ascending; `None`: all are predicted.
+        """
 
     def _held_out_stages(self) -> NDArray[np.float64] | None:
         """Both stages for every training spot, predicted without it, where training has left them behind.
@@ -56,6 +66,11 @@ class TrainedModel:
     @abstractmethod
     def _read(cls, directory: Path, adata: AnnData | None) -> Self:
         """The model that :meth:`_write` wrote."""
+
+    @property
+    def _n_threads(self) -> int:
+        """Threads that a prediction can use, 0 where it is made by one call after the other."""
+        return 0
 
     @property
     def _reach(self) -> int | None:

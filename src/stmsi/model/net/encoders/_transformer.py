@@ -21,7 +21,7 @@ WAVELENGTHS = (1e-3, 1e4)
 """Shortest and longest wavelength of the encoding of m/z, in Da, as in Casanovo."""
 _MASS_WIDTH = 32
 """Sines and cosines of m/z."""
-_ELEMENTS = 2**20
+_ELEMENTS = 2**19
 """Spots times genes of a batch in prediction: larger arrays leave the processor's cache."""
 _SHARPNESS, _LIFT, _KEY = 1.5, 0.1, 0.1
 """Where training begins: factor on the screened correlation, on the expression of a spot, size of queries and keys."""
@@ -228,6 +228,8 @@ class TransformerEncoder(MetaboliteEncoder):
         if mask is not None and self.signature_strength is not None:
             logits = [logit + strength * mask for logit, strength in zip(logits, self.signature_strength, strict=True)]
         # not beyond what a quotient of sums can hold in single precision
+        if not torch.is_grad_enabled():  # in place: new arrays of this size take longer than what fills them
+            return [logit.div_(self.temperature).clamp_(-_LARGEST_LIFT, _LARGEST_LIFT).exp_() for logit in logits]
         return [(logit / self.temperature).clamp(-_LARGEST_LIFT, _LARGEST_LIFT).exp() for logit in logits]
 
     def scale(self, weights: torch.Tensor) -> torch.Tensor:
@@ -253,8 +255,12 @@ class TransformerEncoder(MetaboliteEncoder):
         if not queries.made:
             queries.made.update(self._factors(queries))
         values, heads = self.values(x, context), []
+        lifted = None if torch.is_grad_enabled() else torch.empty_like(x)
         for own, mixed, lift in zip(queries.made["own"], queries.made["mixed"], self.lifts(x, mask), strict=True):
-            attended = sum(lift * value @ by_metabolite for value, by_metabolite in zip(values, mixed, strict=False))
+            attended = sum(
+                torch.mul(lift, value, out=lifted) @ by_metabolite
+                for value, by_metabolite in zip(values, mixed, strict=False)
+            )
             heads.append(attended / (lift @ own))
         return torch.stack(heads, dim=-1) * queries.made["scale"]
 

@@ -11,6 +11,8 @@ _SLOPE = 0.3
 _EMBEDDING, _BEND, _SMALL = 8, 32, 0.1
 """Width of the embedding of a metabolite, units of the network that all share, and the size with which embeddings begin."""
 _SATURATION = 0.7
+_IN_CACHE = 2**13
+"""Spots times metabolites that are read out together in a prediction: the units of more leave the processor's cache."""
 _PULL = 10.0
 """Shares of a pull over its weights, which so learn them in some 50 steps."""
 
@@ -169,6 +171,15 @@ class AttentionReadOut(nn.Module):
         metabolites
             Position of each metabolite; `None`: all in their order.
         """
+        if not torch.is_grad_enabled() and len(activity) > (n := max(1, _IN_CACHE // max(activity.shape[1], 1))):
+            few = zip(activity.split(n), covariates.split(n), strict=True)
+            return torch.cat([self._values(some, known, beside, metabolites) for some, beside in few])
+        return self._values(activity, known, covariates, metabolites)
+
+    def _values(
+        self, activity: torch.Tensor, known: torch.Tensor, covariates: torch.Tensor, metabolites: torch.Tensor | None
+    ) -> torch.Tensor:
+        """As :meth:`forward`, all spots at once."""
         at = slice(None) if metabolites is None else metabolites
         first, bending, last = self.bend
         assert isinstance(first, nn.Linear)
