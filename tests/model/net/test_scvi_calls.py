@@ -199,9 +199,9 @@ def test_predictions_do_not_depend_on_how_many_rings_are_in_memory(make_sections
     monkeypatch.setattr(_prediction, "_RINGS_AT_ONCE", 25)
     seen, real = [], _prediction.set_gene_rings
 
-    def rings(modules, spots, graph):
+    def rings(modules, spots, graph, rows):
         seen.append(len(spots))
-        real(modules, spots, graph)
+        real(modules, spots, graph, rows)
 
     monkeypatch.setattr(_prediction, "set_gene_rings", rings)
     assert_frame_equal(model.predict(), usual, rtol=1e-4, atol=1e-5)
