@@ -1,5 +1,3 @@
-from time import thread_time
-
 import numpy as np
 import pytest
 
@@ -126,33 +124,6 @@ def test_bins_equal_those_of_one_spectrum(reduce):
         expected[:, c] = REDUCERS[reduce](spectra[:, a:b], axis=1) if b > a else 0.0
     np.testing.assert_allclose(_dense(rows, 70), expected, rtol=1e-6)
     np.testing.assert_array_equal(rows.tic, spectra.sum(axis=1))
-
-
-@pytest.mark.once
-def test_a_loop_moves_bytes_faster_than_a_slice(engine):
-    if engine == "numpy":
-        pytest.skip("nothing is compiled")
-    numba = pytest.importorskip("numba")
-    from stmsi._core.spectra import spectra_kernel
-
-    @numba.njit(nogil=True)
-    def by_slice(out, values):
-        out[: values.size] = values
-
-    source, out = np.random.default_rng(0).integers(0, 255, 2**22).astype(np.uint8), np.empty(2**22, np.uint8)
-    source.flags.writeable = False  # as the mapped file
-    seconds = {}
-    for name, move in (("loop", spectra_kernel._copy), ("slice", by_slice)):
-        move(out, source)
-        taken = []
-        for _ in range(7):
-            start = thread_time()
-            move(out, source)
-            taken.append(thread_time() - start)
-        seconds[name] = min(taken)
-        np.testing.assert_array_equal(out, source)
-        out[:] = 0
-    assert seconds["loop"] < 0.5 * seconds["slice"]
 
 
 @pytest.mark.parametrize(
