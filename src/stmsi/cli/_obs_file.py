@@ -69,10 +69,9 @@ def read_obs(path: Path, sample_key: str, covariates: Sequence[str] = ()) -> pd.
 
 def add_known(st: AnnData, source: Path, path: Path, table: pd.DataFrame, sample_key: str) -> None:
     """Write the columns of a table into ``obs`` of the spots of one file; without section names, it is one section with the name of the file."""
-    from stmsi.tl._obs_by_section import add_obs
+    from stmsi.tl._obs_by_section import add_obs, name_section
 
-    if sample_key not in st.obs:
-        st.obs[sample_key] = source.name.removesuffix(source.suffix)
+    name_section(st, source, sample_key)
     add_obs(st, table, sample_key)
     tell_others(table, path, st.obs[sample_key].unique())
 

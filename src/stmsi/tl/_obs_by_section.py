@@ -10,6 +10,8 @@ import pandas as pd
 from stmsi._data.checks import listing
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from anndata import AnnData
 
 ObsBySection: TypeAlias = pd.DataFrame | Mapping[str, Mapping[str, Any]]
@@ -63,6 +65,12 @@ def add_obs(adata: AnnData, table: pd.DataFrame | None, sample_key: str) -> None
         raise ValueError(msg)
     for name, column in table.items():
         adata.obs[str(name)] = column.reindex(sections).set_axis(adata.obs_names)
+
+
+def name_section(adata: AnnData, path: Path, sample_key: str) -> None:
+    """A store without section names is one section, with the name of its file: written into ``obs``."""
+    if sample_key not in adata.obs:
+        adata.obs[sample_key] = path.name.removesuffix(path.suffix)
 
 
 def refuse_obs(given: ObsBySection | None) -> None:

@@ -24,7 +24,7 @@ from stmsi._settings import logger
 from stmsi.tl._cluster import connected, results
 from stmsi.tl._made_from import MadeFrom, model_fingerprint, n_spots_of
 from stmsi.tl._models import is_named, trained_model
-from stmsi.tl._obs_by_section import ObsBySection, add_obs, obs_table
+from stmsi.tl._obs_by_section import ObsBySection, add_obs, name_section, obs_table
 from stmsi.tl._stored_models import paths_of
 from stmsi.tl._stored_sections import _distinct
 
@@ -221,14 +221,8 @@ def _known_of(path: Path, obs: pd.DataFrame, table_key: str, sample_key: str) ->
     """The rows of the sections of a store: those of others do not matter for its prediction."""
     with opened_table(path, table_key) as group:
         table = table_without_matrix(group, path, {})
-    _name_section(table, path, sample_key)
+    name_section(table, path, sample_key)
     return obs[obs.index.isin(table.obs[sample_key].astype(str))]
-
-
-def _name_section(table: AnnData, path: Path, sample_key: str) -> None:
-    """A store without section names is one section, with the name of its file."""
-    if sample_key not in table.obs:
-        table.obs[sample_key] = path.name.removesuffix(path.suffix)
 
 
 @contextmanager
@@ -247,7 +241,7 @@ def _opened(path: Path, setup: Setup, table_key: str, layer: str | None) -> Iter
         if matrix.shape != table.shape:
             msg = f"the expression is of shape {matrix.shape}, the table of {table.shape}; write the store again"
             raise ValueError(msg)
-        _name_section(table, path, setup.sample_key)
+        name_section(table, path, setup.sample_key)
         parts: dict[str, Any] = {"obsm": dict(table.obsm), "obsp": dict(table.obsp)}
         parts["layers"] = {} if asked is None else {asked: matrix}
         yield AnnData(matrix if asked is None else None, table.obs, table.var, **parts)

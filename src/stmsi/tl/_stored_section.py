@@ -25,7 +25,7 @@ from stmsi._settings import logger
 from stmsi.model.shared._stored_input import StoredExpression
 from stmsi.tl._fold_cache import fingerprint, mark_used, software
 from stmsi.tl._joined_stores import as_keys, of_metabolites
-from stmsi.tl._obs_by_section import add_obs
+from stmsi.tl._obs_by_section import add_obs, name_section
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,8 +91,7 @@ def _read(
         if len(rows) == 0:
             msg = f"no spot has MSI (all of obsm[{metabolite_key!r}] is NaN); align and map the MSI first"
             raise ValueError(msg)
-        if sample_key not in table.obs:
-            table.obs[sample_key] = path.name.removesuffix(path.suffix)
+        name_section(table, path, sample_key)
         _require_named(table, fields, given)
         key = fingerprint(content_of(path), layer, sample_key, table_key, _versions())
         stored = _looked_up(

@@ -96,11 +96,13 @@ def test_the_expression_is_not_read_again_for_means_of_parts(counts, tmp_path, m
     monkeypatch.undo()
     other = np.random.default_rng(0).random(50)
     np.testing.assert_allclose(some.profile_distance(other), profile_distance(log[rows], other), rtol=1e-6)
-    monkeypatch.setattr(_streamed_parts, "_MOST_PARTS", 3)
-    again = StreamedParts(Blocks(counts), False, FOLDS, SECTION, kept := Kept(tmp_path / "few")).some(rows)
-    kept.directory.mkdir()
-    np.testing.assert_allclose(again.held_out_distance(groups), expected, rtol=1e-6)
-    assert "with" not in kept.made
+    for limit, most in (("_MOST_PARTS", 3), ("_MOST_PRODUCTS", 8 * 40 * (4 + 2) - 1)):
+        with monkeypatch.context() as patch:
+            patch.setattr(_streamed_parts, limit, most)
+            again = StreamedParts(Blocks(counts), False, FOLDS, SECTION, kept := Kept(tmp_path / limit)).some(rows)
+            kept.directory.mkdir()
+            np.testing.assert_allclose(again.held_out_distance(groups), expected, rtol=1e-6)
+            assert "with" not in kept.made
 
 
 def test_of_parts_that_are_read_once_only_the_sum_is_kept(counts, tmp_path):

@@ -219,7 +219,7 @@ class ExpressionParts:
         owner = None if parts is None else self._groups_of_parts(parts, rows, groups)
         if parts is None or owner is None or 8 * len(self.part) * len(self.size) > _MOST_PRODUCTS:
             return held_out_distance(self.some_log(rows), groups)
-        mean = self._once("part means", None, self._part_means)
+        mean = self._part_means()
         products = self._once("part means of spots", None, lambda: products_with(self.log(), mean))
         sums, out = self._row_sums(), np.empty(len(rows))
         for g in np.unique(groups):
@@ -241,8 +241,9 @@ class ExpressionParts:
         return share
 
     def _part_means(self) -> Floats:
-        """Mean log expression of each part, shape (genes, parts)."""
-        return np.column_stack([self.gene_sums(p)[0] / n for p, n in enumerate(self.size)])
+        """Mean log expression of each part, shape (genes, parts). Made once."""
+        means = (self.gene_sums(p)[0] / n for p, n in enumerate(self.size))
+        return self._once("part means", None, lambda: np.column_stack(list(means)))
 
     def _row_sums(self) -> Floats:
         return self._once("row sums", None, lambda: row_sums(self.log()))

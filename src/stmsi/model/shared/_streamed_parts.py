@@ -37,6 +37,8 @@ _MOMENTS = 5
 """Rows that are kept of each part: three of :func:`column_sums`, the sums of shares, and (in its first number) the spots they are over."""
 _MOST_PARTS = 256
 """Parts up to which products of all spots with the mean of each part are kept on disk: 8 bytes a spot and part."""
+_MOST_PRODUCTS = 2**27
+"""Bytes up to which the products of the spots of a part are made: they are in memory meanwhile."""
 
 _OF_MOMENTS = "moments"
 """Under which sums over parts are kept."""
@@ -307,22 +309,21 @@ class StreamedParts(ExpressionParts):
     @property
     def knows_means(self) -> bool:
         """Whether products of spots with the mean of each part are worth their place on disk."""
-        return len(self.size) <= _MOST_PARTS
+        n = len(self.size)
+        return n <= _MOST_PARTS and 8 * int(self.size.max()) * (n + 2) <= _MOST_PRODUCTS
 
     def with_means(self, part: int) -> AnyFloats:
         """Products of the spots of a part with the mean of each part, and the two :func:`row_sums`; shape (spots, parts + 2), kept on disk."""
 
         def make() -> Floats:
-            mean = self._once("part means", None, self._part_means)
+            mean = self._part_means()
             blocks = self._log_blocks(np.flatnonzero(self.part == part))
             return np.vstack([np.hstack([products_with(log, mean), row_sums(log).T]) for _, log in blocks])
 
         return self.kept.array(self._of_means(), part, make)
 
     def _of_means(self) -> str:
-        return self._once(
-            "name of means", None, lambda: f"with means {_digest(self._once('part means', None, self._part_means))}"
-        )
+        return self._once("name of means", None, lambda: f"with means {_digest(self._part_means())}")
 
     def _distance_to_mean(self, part: int, share: Floats, profile: Floats) -> Floats:
         """:func:`profile_distance` of the spots of a part from a mean of parts with these shares."""
@@ -348,7 +349,7 @@ class StreamedParts(ExpressionParts):
         owner = None if parts is None else self._groups_of_parts(parts, rows, groups)
         if parts is None or owner is None or not self.knows_means:
             return self._distance_by_reading(rows, groups)
-        mean, out = self._once("part means", None, self._part_means), np.empty(self.values.shape[0])
+        mean, out = self._part_means(), np.empty(self.values.shape[0])
         for g in np.unique(groups):
             share = self._shares(parts[owner != g])
             profile = mean @ share
